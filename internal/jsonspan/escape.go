@@ -1,0 +1,127 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package jsonspan
+
+import (
+	"bytes"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// Unescape undoes the escapes of a valid JSON string's inside (the part between the quotes) and returns the result, which
+// is never longer than s. It writes over dst from its first byte on, not behind its length, and allocates only where dst's
+// capacity is less than len(s). dst may begin where s begins, or earlier in the same memory: then it works in place.
+//
+// A surrogate without its other half becomes U+FFFD. What is no valid escape stays as it is.
+func Unescape(dst, s []byte) []byte {
+	if cap(dst) < len(s) {
+		dst = make([]byte, 0, len(s))
+	}
+	dst = dst[:0]
+	for {
+		i := bytes.IndexByte(s, '\\')
+		if i < 0 {
+			return append(dst, s...)
+		}
+		r, n := escape(s[i:])
+		if n == 0 {
+			dst, s = append(dst, s[:i+1]...), s[i+1:]
+			continue
+		}
+		dst = append(dst, s[:i]...)
+		dst, s = utf8.AppendRune(dst, r), s[i+n:]
+	}
+}
+
+// Equal reports whether a valid JSON string's inside (the part between the quotes) stands for s.
+func Equal(inside []byte, s string) bool {
+	if bytes.IndexByte(inside, '\\') < 0 {
+		return string(inside) == s
+	}
+	for len(inside) > 0 {
+		if c := inside[0]; c != '\\' {
+			if s == "" || s[0] != c {
+				return false
+			}
+			inside, s = inside[1:], s[1:]
+			continue
+		}
+		r, n := escape(inside)
+		have, size := utf8.DecodeRuneInString(s)
+		if n == 0 || r != have || size != utf8.RuneLen(r) {
+			return false
+		}
+		inside, s = inside[n:], s[size:]
+	}
+	return s == ""
+}
+
+// escape decodes the escape that s, which begins with a backslash, begins with. It returns how many bytes of s that took:
+// 0 if there is none. Two escapes that make up a surrogate pair count as one.
+func escape(s []byte) (r rune, n int) {
+	n = escapeLen(s)
+	if n == 0 {
+		return 0, 0
+	}
+	switch s[1] {
+	case 'b':
+		return '\b', n
+	case 'f':
+		return '\f', n
+	case 'n':
+		return '\n', n
+	case 'r':
+		return '\r', n
+	case 't':
+		return '\t', n
+	case 'u':
+	default: // quote, backslash, slash
+		return rune(s[1]), n
+	}
+	r = hex4(s[2:])
+	if !utf16.IsSurrogate(r) {
+		return r, n
+	}
+	if rest := s[n:]; escapeLen(rest) == n {
+		if pair := utf16.DecodeRune(r, hex4(rest[2:])); pair != utf8.RuneError {
+			return pair, 2 * n
+		}
+	}
+	return utf8.RuneError, n
+}
+
+// escapeLen is the length of the one escape that s begins with: 2, 6, or 0 for none.
+func escapeLen(s []byte) int {
+	if len(s) < 2 || s[0] != '\\' {
+		return 0
+	}
+	switch s[1] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		return 2
+	case 'u':
+		if len(s) >= 6 && hex4(s[2:]) >= 0 {
+			return 6
+		}
+	}
+	return 0
+}
+
+// hex4 reads four hexadecimal digits; -1 if one of them is none.
+func hex4(s []byte) rune {
+	var r rune
+	for _, c := range s[:4] {
+		switch {
+		case '0' <= c && c <= '9':
+			c -= '0'
+		case 'a' <= c && c <= 'f':
+			c -= 'a' - 10
+		case 'A' <= c && c <= 'F':
+			c -= 'A' - 10
+		default:
+			return -1
+		}
+		r = r<<4 | rune(c)
+	}
+	return r
+}
