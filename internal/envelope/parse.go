@@ -1,0 +1,254 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package envelope
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"strconv"
+
+	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+)
+
+// Members are matched by their exact names: `Version` is an unknown member.
+const (
+	version = iota
+	algorithm
+	payload
+	wrappedKey
+	keyAlgorithm
+	payloadAlgorithm
+	processedAt
+)
+
+var topNames = [...]string{"version", "algorithm", "encrypted_payload", "encrypted_aes_key", "key_algorithm",
+	"payload_algorithm", "processed_at"}
+
+const (
+	ciphertext = iota
+	nonce
+	tag
+)
+
+var payloadNames = [...]string{"ciphertext", "nonce", "tag"}
+
+// maxNumber is the longest processed_at that is read, in bytes; a longer one is ignored. It fits every float64 exactly.
+const maxNumber = 1100
+
+// Parse decodes an envelope in place. It takes data over and overwrites it, also when it fails; Envelope.Sealed lies at
+// data's beginning, and its capacity ends where data's does, so the payload can be opened in place and the owner of data
+// wipes all of it. WrappedKey is memory of its own.
+//
+// A payload whose plaintext would be longer than maxPayload bytes is ErrTooLarge; every other error is a *FormatError.
+func Parse(data []byte, maxPayload int) (Envelope, error) {
+	if err := jsonspan.Valid(data, MaxDepth); err != nil {
+		return Envelope{}, textError(err)
+	}
+	if jsonspan.KindOf(data) != jsonspan.Object {
+		return Envelope{}, &FormatError{"", "not an object"}
+	}
+	var top [len(topNames)][]byte
+	for m := range jsonspan.MembersOf(data) {
+		if err := keep(m, top[:], topNames[:], ""); err != nil {
+			return Envelope{}, err
+		}
+	}
+	if err := checkLabels(&top); err != nil {
+		return Envelope{}, err
+	}
+
+	const prefix = "encrypted_payload."
+	if top[payload] == nil {
+		return Envelope{}, &FormatError{topNames[payload], missing}
+	}
+	if jsonspan.KindOf(top[payload]) != jsonspan.Object {
+		return Envelope{}, &FormatError{topNames[payload], "not an object"}
+	}
+	var inner [len(payloadNames)][]byte
+	for m := range jsonspan.MembersOf(top[payload]) {
+		if err := keep(m, inner[:], payloadNames[:], prefix); err != nil {
+			return Envelope{}, err
+		}
+	}
+
+	// The small ones come first, into memory of their own: the payload overwrites their text.
+	var e Envelope
+	e.ProcessedAt, e.HasProcessedAt = number(top[processedAt])
+	var nonceBytes [NonceSize]byte
+	var tagBytes [TagSize]byte
+	if err := decodeExactly(nonceBytes[:], inner[nonce], prefix+"nonce"); err != nil {
+		return Envelope{}, err
+	}
+	minimum := 1 // an empty plaintext is no chat
+	if inner[tag] == nil {
+		e.TagForm = Appended
+		minimum += TagSize
+	} else if err := decodeExactly(tagBytes[:], inner[tag], prefix+"tag"); err != nil {
+		return Envelope{}, err
+	}
+	text, n, err := encoded(inner[ciphertext], prefix+"ciphertext")
+	if err != nil {
+		return Envelope{}, err
+	}
+	if n < minimum {
+		return Envelope{}, &FormatError{prefix + "ciphertext", "too short"}
+	}
+	if n-(minimum-1) > maxPayload {
+		return Envelope{}, ErrTooLarge
+	}
+	if e.WrappedKey, err = decodeKey(top[wrappedKey]); err != nil {
+		return Envelope{}, err
+	}
+
+	// nonce ‖ ciphertext ‖ tag fits, since the wrapped key's text alone is longer than nonce and tag; and what is written
+	// stays behind what is read, since the ciphertext's text begins after `"ciphertext":"`, which is longer than the nonce.
+	if err := decode(data[NonceSize:][:n], text, prefix+"ciphertext"); err != nil {
+		return Envelope{}, err
+	}
+	copy(data, nonceBytes[:])
+	end := NonceSize + n
+	if e.TagForm == Separate {
+		end += copy(data[end:], tagBytes[:])
+	}
+	e.Sealed = data[:end]
+	return e, nil
+}
+
+const missing = "missing"
+
+// textError translates jsonspan's errors.
+func textError(err error) error {
+	if errors.Is(err, jsonspan.ErrDepth) {
+		return &FormatError{"", "nested too deep"}
+	}
+	return &FormatError{"", "not valid JSON"}
+}
+
+// keep puts the member's value into its slot, if the member is one of those named. A name that comes twice is refused,
+// since readers differ on which of the two counts.
+func keep(m jsonspan.Member, slots [][]byte, names []string, prefix string) error {
+	for i, name := range names {
+		if !m.Is(name) {
+			continue
+		}
+		if slots[i] != nil {
+			return &FormatError{prefix + name, "repeated"}
+		}
+		slots[i] = m.Value
+	}
+	return nil
+}
+
+func checkLabels(top *[len(topNames)][]byte) error {
+	for _, label := range [...]struct {
+		member   int
+		want     string
+		required bool
+	}{
+		{version, Version, true},
+		{algorithm, Algorithm, true},
+		{keyAlgorithm, KeyAlgorithm, false},
+		{payloadAlgorithm, PayloadAlgorithm, false},
+	} {
+		value := top[label.member]
+		if value == nil {
+			if label.required {
+				return &FormatError{topNames[label.member], missing}
+			}
+			continue
+		}
+		if jsonspan.KindOf(value) != jsonspan.String || !jsonspan.Equal(value[1:len(value)-1], label.want) {
+			return &FormatError{topNames[label.member], "not " + strconv.Quote(label.want)}
+		}
+	}
+	return nil
+}
+
+// number reads a number that a float64 can hold. Every other value is ignored: the member only informs.
+func number(value []byte) (float64, bool) {
+	if value == nil || len(value) > maxNumber || jsonspan.KindOf(value) != jsonspan.Number {
+		return 0, false
+	}
+	f, err := strconv.ParseFloat(string(value), 64)
+	if err != nil { // out of range: f is infinite
+		return 0, false
+	}
+	return f, true
+}
+
+// encoded returns the base64 text that a string value holds, its JSON escapes undone in place, and the number of bytes
+// that it stands for. The text may still hold characters that are not base64's.
+func encoded(value []byte, field string) (text []byte, n int, err error) {
+	if value == nil {
+		return nil, 0, &FormatError{field, missing}
+	}
+	if jsonspan.KindOf(value) != jsonspan.String {
+		return nil, 0, &FormatError{field, "not a string"}
+	}
+	text = value[1 : len(value)-1]
+	if bytes.IndexByte(text, '\\') >= 0 {
+		text = jsonspan.Unescape(text[:0], text)
+	}
+	if len(text)%4 != 0 {
+		return nil, 0, &FormatError{field, notBase64}
+	}
+	n = len(text) / 4 * 3
+	switch {
+	case bytes.HasSuffix(text, []byte("==")):
+		n -= 2
+	case bytes.HasSuffix(text, []byte("=")):
+		n--
+	}
+	return text, n, nil
+}
+
+func decodeExactly(dst, value []byte, field string) error {
+	text, n, err := encoded(value, field)
+	if err != nil {
+		return err
+	}
+	if n != len(dst) {
+		return &FormatError{field, "not " + strconv.Itoa(len(dst)) + " bytes"}
+	}
+	return decode(dst, text, field)
+}
+
+func decodeKey(value []byte) ([]byte, error) {
+	field := topNames[wrappedKey]
+	text, n, err := encoded(value, field)
+	if err != nil {
+		return nil, err
+	}
+	if n < MinWrappedKey || n > MaxWrappedKey {
+		return nil, &FormatError{field, "no RSA ciphertext by its length"}
+	}
+	key := make([]byte, n)
+	return key, decode(key, text, field)
+}
+
+const notBase64 = "not standard padded base64"
+
+// strict refuses trailing bits that are not zero. It is never written to.
+var strict = base64.StdEncoding.Strict()
+
+// decode decodes text, whose decoded length is len(dst). dst may lie in the same memory, if it begins before text does: the
+// pieces go through a buffer, since base64 does not promise to decode in place. What passes through it is ciphertext.
+func decode(dst, text []byte, field string) error {
+	const piece = 4096 // text bytes
+	var buf [piece/4*3 + 8]byte
+	// Decode skips CR and LF, even when strict. (The count below would come out short, but this is the rule.)
+	ok := bytes.IndexByte(text, '\n') < 0 && bytes.IndexByte(text, '\r') < 0
+	for ok && len(text) > 0 {
+		part := text[:min(piece, len(text))]
+		n, err := strict.Decode(buf[:], part)
+		// Padding may come at the end alone: a piece before that is full.
+		ok = err == nil && n == min(len(dst), piece/4*3)
+		text, dst = text[len(part):], dst[copy(dst, buf[:n]):]
+	}
+	if !ok {
+		return &FormatError{field, notBase64}
+	}
+	return nil
+}
