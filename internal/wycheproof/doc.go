@@ -1,0 +1,12 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package wycheproof runs project Wycheproof's vectors against the primitives that the envelope is made of, used with the
+// envelope's own parameters. It holds only tests, in a module of its own: the vectors are a download of 109 MB, which users
+// of sealedchat must never make. From this folder:
+//
+//	go test ./...
+//
+// oaep_test.go and gcm_test.go drive the standard library's functions as sealedchat calls them. What drives sealedchat's
+// exported API with the same cases belongs beside them, in client_test.go; go.mod's replace points to the checkout.
+package wycheproof
