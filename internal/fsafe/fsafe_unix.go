@@ -1,0 +1,155 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build unix
+
+package fsafe
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockFlag is what flock opens lock files with. It makes none, follows no link and waits for no pipe.
+const lockFlag = os.O_RDWR | unix.O_NOFOLLOW | unix.O_NONBLOCK
+
+// openRoot ends the path in a slash so that the system refuses a pipe there instead of waiting for it.
+func openRoot(path string) (*os.Root, error) {
+	root, err := os.OpenRoot(path + "/")
+	switch {
+	case errors.Is(err, unix.ENOTDIR):
+		return nil, &fs.PathError{Op: "open", Path: path, Err: ErrFileType}
+	case errors.Is(err, fs.ErrPermission):
+		return nil, explain(err, path, func() (fs.FileInfo, error) { return os.Lstat(path) })
+	}
+	return root, err
+}
+
+func mkdirPrivate(path string) error { return os.Mkdir(path, dirMode) }
+
+func rmdir(path string) error { return unix.Rmdir(path) }
+
+func baseDir() (string, error) { return os.UserConfigDir() }
+
+// openRegular opens a regular file in the folder. It bypasses os.Root, which follows links inside the
+// folder: a checked name of one element, relative to the folder's handle, needs no more confinement.
+func (d *Dir) openRegular(name string, flag int) (*os.File, error) {
+	conn, err := d.handle.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	cerr := conn.Control(func(dir uintptr) {
+		for {
+			fd, err = unix.Openat(int(dir), name, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, uint32(fileMode))
+			if err != unix.EINTR {
+				return
+			}
+		}
+	})
+	switch {
+	case cerr != nil:
+		return nil, cerr
+	case err == unix.ELOOP, err == unix.EMLINK, err == unix.EISDIR, err == unix.ENXIO: // link, link (BSD), folder, socket
+		return nil, ErrFileType
+	case err == unix.EACCES, err == unix.EPERM:
+		return nil, explain(err, d.join(name), func() (fs.FileInfo, error) { return d.root.Lstat(name) })
+	case err != nil:
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = ErrFileType
+	}
+	if err == nil {
+		err = unix.SetNonblock(fd, false) // or os.NewFile would take it for something to poll
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), d.join(name)), nil
+}
+
+// checkPrivate checks the owner and the mode of an open file or folder.
+func checkPrivate(f *os.File, path string) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return checkInfo(fi, path)
+}
+
+// explain says of something that the system would not open whether its owner or its mode is the reason.
+// It looks by name, which is good enough for the words of a refusal.
+func explain(denied error, path string, stat func() (fs.FileInfo, error)) error {
+	if fi, err := stat(); err == nil && (fi.Mode().IsRegular() || fi.IsDir()) {
+		if err := checkInfo(fi, path); err != nil {
+			return err
+		}
+	}
+	return denied
+}
+
+func checkInfo(fi fs.FileInfo, path string) error {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return &fs.PathError{Op: "stat", Path: path, Err: errors.ErrUnsupported}
+	}
+	if uid := os.Geteuid(); int64(st.Uid) != int64(uid) {
+		return &PermissionError{
+			Path:   path,
+			Reason: fmt.Sprintf("belongs to user %d, want %d", st.Uid, uid),
+			Mend:   "sudo chown " + strconv.Itoa(uid) + " " + shellQuote(path),
+		}
+	}
+	want := fileMode
+	if fi.IsDir() {
+		want = dirMode
+	}
+	if mode := fi.Mode().Perm(); mode&0o077 != 0 {
+		return &PermissionError{
+			Path:   path,
+			Reason: fmt.Sprintf("mode is %04o, want %04o", mode, want),
+			Mend:   fmt.Sprintf("chmod %o %s", want, shellQuote(path)),
+		}
+	}
+	return nil
+}
+
+// checkCreated notices a umask that takes rights from the owner; chmod afterwards would paper over it.
+func checkCreated(f *os.File, want fs.FileMode) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if mode := fi.Mode().Perm(); mode != want {
+		return fmt.Errorf("fsafe: made with mode %04o instead of %04o: the umask takes rights from the owner", mode, want)
+	}
+	return nil
+}
+
+// syncDir makes renames in the folder durable. Some file systems have nothing to sync and say so.
+func syncDir(dir *os.File) error {
+	err := dir.Sync()
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	return err
+}
+
+// shellQuote makes s one word of a POSIX shell.
+func shellQuote(s string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,:@%="
+	if strings.Trim(s, plain) == "" && s != "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
