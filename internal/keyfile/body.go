@@ -1,0 +1,321 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package keyfile
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+)
+
+// The most that a Body holds.
+const (
+	MaxKeys       = 1_000
+	MaxPins       = 10_000
+	MaxDataKeys   = 1_000
+	MaxOriginSize = 512 // bytes
+)
+
+const (
+	bodyVersion = 1
+	dataKeySize = 32
+)
+
+// State says what a private key is for.
+type State uint8
+
+// The states of a private key; values are those in the file.
+const (
+	Primary State = 1 // in use; at most one
+	Next    State = 2 // made ahead of time; at most one
+	Retired State = 3 // opens what was sealed before it was replaced
+)
+
+func (s State) String() string {
+	switch s {
+	case Primary:
+		return "primary"
+	case Next:
+		return "next"
+	case Retired:
+		return "retired"
+	}
+	return fmt.Sprintf("State(%d)", uint8(s))
+}
+
+// Entry is a private key and its life so far. Times are UTC in nanoseconds, from 1970 to
+// 2262; the zero Time is "not yet".
+type Entry struct {
+	State                       State
+	Created, Activated, Retired time.Time
+	Key                         *RSAKey
+}
+
+// Pin is a server key that was trusted on first use, or accepted later.
+type Pin struct {
+	Origin      string   // printable ASCII without spaces; unique among the pins
+	Fingerprint [32]byte // SHA-256 of the SubjectPublicKeyInfo
+	FirstSeen   time.Time
+	Accepted    time.Time // when the user accepted it in place of another; zero if never
+}
+
+// DataKey seals data at rest. The one with the highest generation is in use.
+type DataKey struct {
+	Generation uint32 // ascending
+	Key        []byte // 32 bytes
+	Created    time.Time
+}
+
+// Body is the secret part of a keystore. After Open its secrets are spans of one buffer
+// that the Body owns; keys that the caller adds keep their own. Not safe for concurrent use.
+type Body struct {
+	Generation uint64    // of the file: one more with each save
+	Rotations  uint64    // how often the primary key was replaced
+	Rotated    time.Time // when that happened last
+	Keys       []Entry
+	Pins       []Pin
+	DataKeys   []DataKey
+
+	buf []byte
+}
+
+// Wipe clears every private key and data key, also those that were added, and empties the Body.
+func (b *Body) Wipe() {
+	clear(b.buf)
+	for _, e := range b.Keys {
+		if e.Key != nil {
+			e.Key.Wipe()
+		}
+	}
+	for _, d := range b.DataKeys {
+		clear(d.Key)
+	}
+	*b = Body{}
+}
+
+// The body's form, all numbers big-endian:
+//
+//	version uint8, generation uint64, rotations uint64, rotated time
+//	keys     uint16 count, each: state uint8, three times, eight integers (uint16 length, bytes)
+//	pins     uint16 count, each: origin (uint16 length, bytes), fingerprint [32], two times
+//	dataKeys uint16 count, each: generation uint32, key [32], time
+//
+// A time is an int64 of nanoseconds since 1970, 0 for none.
+
+// The sizes of the elements without what varies.
+const (
+	keyEntrySize     = 1 + 3*8 + 8*2
+	pinEntrySize     = 2 + 32 + 2*8
+	dataKeyEntrySize = 4 + dataKeySize + 8
+)
+
+// size is exact, so that marshal never outgrows a buffer with secrets in it.
+func (b *Body) size() int {
+	n := 1 + 8 + 8 + 8 + 3*2
+	for _, e := range b.Keys {
+		n += keyEntrySize
+		for _, field := range e.Key.fields() {
+			n += len(*field)
+		}
+	}
+	for _, p := range b.Pins {
+		n += pinEntrySize + len(p.Origin)
+	}
+	return n + len(b.DataKeys)*dataKeyEntrySize
+}
+
+// marshal encodes the body. The caller clears the bytes.
+func (b *Body) marshal() ([]byte, error) {
+	if err := b.validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	out := make([]byte, 0, b.size())
+	u16 := func(n int) { out = binary.BigEndian.AppendUint16(out, uint16(n)) }
+	u64 := func(n uint64) { out = binary.BigEndian.AppendUint64(out, n) }
+	at := func(t time.Time) {
+		if t.IsZero() {
+			u64(0)
+		} else {
+			u64(uint64(t.UnixNano()))
+		}
+	}
+	out = append(out, bodyVersion)
+	u64(b.Generation)
+	u64(b.Rotations)
+	at(b.Rotated)
+	u16(len(b.Keys))
+	for _, e := range b.Keys {
+		out = append(out, byte(e.State))
+		at(e.Created)
+		at(e.Activated)
+		at(e.Retired)
+		for _, field := range e.Key.fields() {
+			u16(len(*field))
+			out = append(out, *field...)
+		}
+	}
+	u16(len(b.Pins))
+	for _, p := range b.Pins {
+		u16(len(p.Origin))
+		out = append(out, p.Origin...)
+		out = append(out, p.Fingerprint[:]...)
+		at(p.FirstSeen)
+		at(p.Accepted)
+	}
+	u16(len(b.DataKeys))
+	for _, d := range b.DataKeys {
+		out = binary.BigEndian.AppendUint32(out, d.Generation)
+		out = append(out, d.Key...)
+		at(d.Created)
+	}
+	return out, nil
+}
+
+// parseBody takes ownership of buf, and clears it if it fails.
+func parseBody(buf []byte) (*Body, error) {
+	b := &Body{buf: buf}
+	r := reader{s: buf}
+	if version := r.u8(); version != bodyVersion {
+		b.Wipe()
+		return nil, fmt.Errorf("%w: body version %d", ErrVersion, version)
+	}
+	b.Generation = r.u64()
+	b.Rotations = r.u64()
+	b.Rotated = r.time()
+	for range r.count(MaxKeys, keyEntrySize) {
+		e := Entry{State: State(r.u8()), Created: r.time(), Activated: r.time(), Retired: r.time(), Key: new(RSAKey)}
+		for _, field := range e.Key.fields() {
+			*field = r.bytes(int(r.u16()))
+		}
+		b.Keys = append(b.Keys, e)
+	}
+	for range r.count(MaxPins, pinEntrySize) {
+		p := Pin{Origin: string(r.bytes(int(r.u16())))}
+		copy(p.Fingerprint[:], r.bytes(len(p.Fingerprint)))
+		p.FirstSeen, p.Accepted = r.time(), r.time()
+		b.Pins = append(b.Pins, p)
+	}
+	for range r.count(MaxDataKeys, dataKeyEntrySize) {
+		b.DataKeys = append(b.DataKeys, DataKey{r.u32(), r.bytes(dataKeySize), r.time()})
+	}
+	if r.failed || !r.s.Empty() {
+		b.Wipe()
+		return nil, fmt.Errorf("%w: the body is cut or too long", ErrDamaged)
+	}
+	if err := b.validate(); err != nil {
+		b.Wipe()
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return b, nil
+}
+
+// reader reads the body; after a failure everything is zero.
+type reader struct {
+	s      cryptobyte.String
+	failed bool
+}
+
+// bytes returns a span of the body.
+func (r *reader) bytes(n int) []byte {
+	var out []byte
+	if r.failed || !r.s.ReadBytes(&out, n) {
+		r.failed = true
+		return make([]byte, n)
+	}
+	return out
+}
+
+func (r *reader) u8() uint8   { return r.bytes(1)[0] }
+func (r *reader) u16() uint16 { return binary.BigEndian.Uint16(r.bytes(2)) }
+func (r *reader) u32() uint32 { return binary.BigEndian.Uint32(r.bytes(4)) }
+func (r *reader) u64() uint64 { return binary.BigEndian.Uint64(r.bytes(8)) }
+
+// count reads a number of elements of at least size bytes, none if it is beyond most or
+// beyond what the rest of the body can hold.
+func (r *reader) count(most, size int) int {
+	n := int(r.u16())
+	if n > most || n > len(r.s)/size {
+		r.failed = true
+		return 0
+	}
+	return n
+}
+
+func (r *reader) time() time.Time {
+	n := int64(r.u64())
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n).UTC()
+}
+
+var (
+	minTime = time.Unix(0, 1)
+	maxTime = time.Unix(0, math.MaxInt64)
+)
+
+// validate checks what both a file and a caller may get wrong. Whether the integers of a
+// key belong together, RSAKey.PrivateKey checks.
+func (b *Body) validate() error {
+	if len(b.Keys) > MaxKeys || len(b.Pins) > MaxPins || len(b.DataKeys) > MaxDataKeys {
+		return errors.New("too many keys, pins or data keys")
+	}
+	times := []time.Time{b.Rotated}
+	seen := make(map[string]bool)
+	states := make(map[State]int)
+	for _, e := range b.Keys {
+		if e.Key == nil {
+			return errors.New("an entry without a key")
+		}
+		if err := e.Key.checkPublic(); err != nil {
+			return err
+		}
+		for _, field := range e.Key.fields() {
+			if (*field)[0] == 0 {
+				return errors.New("an integer with leading zeros")
+			}
+		}
+		modulus := string(e.Key.N)
+		if seen[modulus] {
+			return errors.New("a private key occurs twice")
+		}
+		seen[modulus] = true
+		states[e.State]++
+		times = append(times, e.Created, e.Activated, e.Retired)
+	}
+	if states[Primary]+states[Next]+states[Retired] != len(b.Keys) || states[Primary] > 1 || states[Next] > 1 {
+		return errors.New("an unknown state of a key, or more than one primary or next key")
+	}
+	clear(seen)
+	for _, p := range b.Pins {
+		if p.Origin == "" || len(p.Origin) > MaxOriginSize || strings.ContainsFunc(p.Origin, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return errors.New("an origin that is none")
+		}
+		if seen[p.Origin] {
+			return errors.New("an origin is pinned twice")
+		}
+		seen[p.Origin] = true
+		times = append(times, p.FirstSeen, p.Accepted)
+	}
+	for i, d := range b.DataKeys {
+		if len(d.Key) != dataKeySize {
+			return errors.New("the length of a data key")
+		}
+		if i > 0 && d.Generation <= b.DataKeys[i-1].Generation {
+			return errors.New("data key generations do not ascend")
+		}
+		times = append(times, d.Created)
+	}
+	for _, t := range times {
+		if !t.IsZero() && (t.Before(minTime) || t.After(maxTime)) {
+			return errors.New("a time before 1970 or after 2262")
+		}
+	}
+	return nil
+}

@@ -1,0 +1,95 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package keyfile
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+)
+
+// Limits of sealed data.
+const (
+	MaxDataSize  = 100 << 20 // bytes of plaintext
+	MaxLabelSize = 1 << 10   // bytes
+)
+
+const (
+	dataMagic      = "SCDR\x01" // sealedchat data at rest, version 1
+	dataHeaderSize = len(dataMagic) + 4 + saltSize
+	dataPurpose    = "sealedchat data at rest v1"
+
+	// DataOverhead is how much longer sealed data is than its plaintext.
+	DataOverhead = dataHeaderSize + gcmOverhead
+)
+
+// SealData encrypts data under a label that OpenData must be given again. Each call derives
+// a key of its own from dataKey (32 bytes, of the given generation) by HKDF-SHA256 with a
+// fresh salt, so that no number of calls wears dataKey out. The result is
+//
+//	magic and version [5] ‖ generation uint32 ‖ salt [32] ‖ nonce [12] ‖ AES-256-GCM ciphertext ‖ tag [16]
+//
+// with everything before the nonce as additional data. Plaintext over MaxDataSize is ErrTooLarge.
+func SealData(dataKey []byte, generation uint32, label string, plaintext []byte) ([]byte, error) {
+	if len(plaintext) > MaxDataSize {
+		return nil, fmt.Errorf("%w: more than %d bytes to seal", ErrTooLarge, MaxDataSize)
+	}
+	if len(dataKey) != dataKeySize || len(label) > MaxLabelSize {
+		return nil, fmt.Errorf("%w: data keys have %d bytes, labels at most %d", ErrInvalid, dataKeySize, MaxLabelSize)
+	}
+	out := make([]byte, 0, len(plaintext)+DataOverhead)
+	out = append(out, dataMagic...)
+	out = binary.BigEndian.AppendUint32(out, generation)
+	out = out[:dataHeaderSize]
+	salt := out[dataHeaderSize-saltSize:]
+	rand.Read(salt)
+	aead, wipe, err := deriveGCM(dataKey, salt, dataInfo(label))
+	if err != nil {
+		return nil, err
+	}
+	defer wipe()
+	return aead.Seal(out, nil, plaintext, out), nil
+}
+
+// OpenData decrypts what SealData returned. lookup finds the data key of a generation; the
+// key stays lookup's, and its error is returned wrapped. The caller wipes the plaintext. All
+// that does not open is ErrDecryption; more than MaxDataSize of plaintext is ErrTooLarge.
+func OpenData(lookup func(generation uint32) ([]byte, error), label string, sealed []byte) ([]byte, error) {
+	if len(sealed) > MaxDataSize+DataOverhead {
+		return nil, fmt.Errorf("%w: more than %d bytes to open", ErrTooLarge, MaxDataSize+DataOverhead)
+	}
+	if len(label) > MaxLabelSize || len(sealed) < DataOverhead || string(sealed[:len(dataMagic)]) != dataMagic {
+		return nil, ErrDecryption
+	}
+	generation := binary.BigEndian.Uint32(sealed[len(dataMagic):])
+	dataKey, err := lookup(generation)
+	if err != nil {
+		return nil, fmt.Errorf("data key of generation %d: %w", generation, err)
+	}
+	if len(dataKey) != dataKeySize {
+		return nil, fmt.Errorf("%w: data keys have %d bytes", ErrInvalid, dataKeySize)
+	}
+	header := sealed[:dataHeaderSize]
+	aead, wipe, err := deriveGCM(dataKey, header[dataHeaderSize-saltSize:], dataInfo(label))
+	if err != nil {
+		return nil, err
+	}
+	defer wipe()
+	plaintext, err := aead.Open(nil, nil, sealed[dataHeaderSize:], header)
+	if err != nil {
+		return nil, ErrDecryption
+	}
+	return plaintext, nil
+}
+
+// dataInfo separates purposes and labels: each is preceded by its length, so that no two
+// pairs give the same bytes.
+func dataInfo(label string) string {
+	var info []byte
+	for _, part := range []string{dataPurpose, label} {
+		info = binary.BigEndian.AppendUint16(info, uint16(len(part)))
+		info = append(info, part...)
+	}
+	return string(info)
+}

@@ -1,0 +1,190 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package keyfile
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	encodingasn1 "encoding/asn1"
+	"encoding/base64"
+	"encoding/pem"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
+)
+
+// Option loosens a rule.
+type Option int
+
+// AllowWeak lets tests use fewer than MinIterations.
+const AllowWeak Option = 1
+
+// checkIterations turns 0 into MinIterations.
+func checkIterations(iterations int, options []Option) (int, error) {
+	switch {
+	case iterations == 0:
+		return MinIterations, nil
+	case iterations < 0 || iterations > MaxIterations:
+		return 0, ErrKDFCost
+	case iterations < MinIterations && !slices.Contains(options, AllowWeak):
+		return 0, ErrWeakKDF
+	}
+	return iterations, nil
+}
+
+// MarshalPBES2 encrypts a key as PKCS#8 in PBES2 (RFC 8018): PBKDF2-HMAC-SHA256 over a
+// fresh 16-byte salt, AES-256-CBC; PEM in lines of 64. 0 iterations stand for
+// MinIterations, fewer are ErrWeakKDF. CBC carries no authentication: whoever can write the file can
+// damage the key unnoticed until it is loaded.
+func MarshalPBES2(k *RSAKey, passphrase []byte, iterations int, options ...Option) ([]byte, error) {
+	iterations, err := checkIterations(iterations, options)
+	if err != nil {
+		return nil, err
+	}
+	if len(passphrase) == 0 {
+		return nil, ErrPassphraseNeeded
+	}
+	data, err := marshalPKCS8(k)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { clear(data) }()
+	padding := aes.BlockSize - len(data)%aes.BlockSize
+	for range padding { // marshalPKCS8 leaves room
+		data = append(data, byte(padding))
+	}
+	var random [16 + aes.BlockSize]byte
+	rand.Read(random[:])
+	d := kdf{prfs[oidHMACSHA256], random[:16], iterations, 32, random[16:]}
+	key, err := d.key(passphrase)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(key[:cap(key)])
+	if err := cbc(key, d.iv, data, cipher.NewCBCEncrypter); err != nil {
+		return nil, err
+	}
+	der, err := d.marshal(data)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: labelEncrypted, Bytes: der}), nil
+}
+
+// marshal writes an EncryptedPrivateKeyInfo.
+func (d *kdf) marshal(ciphertext []byte) ([]byte, error) {
+	var b cryptobyte.Builder
+	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		addAlgorithm(b, oidPBES2, func(b *cryptobyte.Builder) {
+			b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				addAlgorithm(b, oidPBKDF2, func(b *cryptobyte.Builder) {
+					b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+						b.AddASN1OctetString(d.salt)
+						b.AddASN1Uint64(uint64(d.iterations))
+						addAlgorithm(b, oidHMACSHA256, addNull)
+					})
+				})
+				addAlgorithm(b, oidAES256CBC, func(b *cryptobyte.Builder) { b.AddASN1OctetString(d.iv) })
+			})
+		})
+		b.AddASN1OctetString(ciphertext)
+	})
+	return b.Bytes()
+}
+
+// MarshalPKCS8 writes a key unencrypted, as PKCS#8 in PEM in lines of 64. The caller
+// clears the bytes.
+func MarshalPKCS8(k *RSAKey) ([]byte, error) {
+	der, err := marshalPKCS8(k)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(der)
+	const begin, end, perLine = "-----BEGIN PRIVATE KEY-----\n", "-----END PRIVATE KEY-----\n", 48
+	lines := (len(der) + perLine - 1) / perLine
+	// Sized at once: encoding/pem would leave copies that nobody can clear.
+	out := make([]byte, 0, len(begin)+base64.StdEncoding.EncodedLen(len(der))+lines+len(end))
+	out = append(out, begin...)
+	for rest := der; len(rest) > 0; {
+		n := min(perLine, len(rest))
+		out = append(base64.StdEncoding.AppendEncode(out, rest[:n]), '\n')
+		rest = rest[n:]
+	}
+	return append(out, end...), nil
+}
+
+// marshalPKCS8 writes a PrivateKeyInfo with room for one block of padding behind it. The
+// caller clears it.
+func marshalPKCS8(k *RSAKey) ([]byte, error) {
+	if err := k.check(); err != nil {
+		return nil, err
+	}
+	size := 64 // what stands around the integers
+	for _, field := range k.fields() {
+		size += len(*field) + 6
+	}
+	// A builder that cannot grow leaves no outgrown buffer behind.
+	buf := make([]byte, 0, size+aes.BlockSize)
+	b := cryptobyte.NewFixedBuilder(buf)
+	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1Uint64(0)
+		addRSAAlgorithm(b)
+		b.AddASN1(asn1.OCTET_STRING, func(b *cryptobyte.Builder) {
+			b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				b.AddASN1Uint64(0)
+				for _, field := range k.fields() {
+					addInteger(b, *field)
+				}
+			})
+		})
+	})
+	der, err := b.Bytes()
+	if err != nil {
+		clear(buf[:cap(buf)])
+		return nil, err
+	}
+	return der, nil
+}
+
+// addInteger writes a positive integer from its canonical big-endian bytes.
+func addInteger(b *cryptobyte.Builder, x []byte) {
+	b.AddASN1(asn1.INTEGER, func(b *cryptobyte.Builder) {
+		if len(x) == 0 || x[0] >= 0x80 {
+			b.AddUint8(0)
+		}
+		b.AddBytes(x)
+	})
+}
+
+func addNull(b *cryptobyte.Builder) { b.AddASN1NULL() }
+
+func addRSAAlgorithm(b *cryptobyte.Builder) { addAlgorithm(b, oidRSA, addNull) }
+
+func addAlgorithm(b *cryptobyte.Builder, oid string, parameters cryptobyte.BuilderContinuation) {
+	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		id, err := parseOID(oid)
+		if err != nil {
+			b.SetError(err)
+			return
+		}
+		b.AddASN1ObjectIdentifier(id)
+		parameters(b)
+	})
+}
+
+func parseOID(dotted string) (encodingasn1.ObjectIdentifier, error) {
+	var id encodingasn1.ObjectIdentifier
+	for arc := range strings.SplitSeq(dotted, ".") {
+		n, err := strconv.Atoi(arc)
+		if err != nil {
+			return nil, err
+		}
+		id = append(id, n)
+	}
+	return id, nil
+}

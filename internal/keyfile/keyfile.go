@@ -1,0 +1,226 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package keyfile reads and writes the files that hold private keys: PEM key
+// files of other programs, the keystore file, and sealed data at rest. It takes
+// bytes and returns bytes; files, locks and permissions are the caller's.
+//
+// Every secret lies in a buffer with one owner. What a function derives or
+// decrypts on its way it clears itself; what it returns has a Wipe method, or
+// its comment says that the caller clears it. Sizes, counts and key derivation
+// costs that a file states are capped before anything is allocated or computed.
+//
+// Values of this package are not safe for concurrent use, except that any number
+// of goroutines may call Open, Seal, SealData and OpenData with the same
+// *MasterKey or data key as long as nobody wipes or moves it.
+package keyfile
+
+import (
+	"crypto/rsa"
+	"crypto/sha256"
+	"fmt"
+	"math/big"
+	"math/bits"
+
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
+)
+
+const (
+	minKeyBits = 2048
+	maxKeyBits = 8192
+)
+
+// RSAKey holds the integers of a two-prime RSA private key (RFC 8017 section 3.2),
+// big-endian without leading zeros. The slices are spans of one buffer that the
+// key owns, or that the Body it came from owns.
+type RSAKey struct {
+	N, E, D, P, Q, Dp, Dq, Qinv []byte
+
+	buf []byte // nil when a Body owns the bytes
+}
+
+// NewRSAKey copies the integers of a key into a buffer of its own. The source stays
+// the caller's to wipe. It fails as ParsePrivateKey would.
+func NewRSAKey(priv *rsa.PrivateKey) (*RSAKey, error) {
+	if len(priv.Primes) > 2 {
+		return nil, ErrMultiPrime
+	}
+	pre := &priv.Precomputed
+	if len(priv.Primes) < 2 || pre.Dp == nil || pre.Dq == nil || pre.Qinv == nil {
+		return nil, fmt.Errorf("%w: key without precomputed values", ErrInvalid)
+	}
+	k := new(RSAKey)
+	ints := []*big.Int{priv.N, big.NewInt(int64(priv.E)), priv.D, priv.Primes[0], priv.Primes[1], pre.Dp, pre.Dq, pre.Qinv}
+	size := 0
+	for _, x := range ints {
+		size += byteLen(x)
+	}
+	k.buf = make([]byte, size)
+	rest := k.buf
+	for i, field := range k.fields() {
+		n := byteLen(ints[i])
+		*field = ints[i].FillBytes(rest[:n:n])
+		rest = rest[n:]
+	}
+	if err := k.check(); err != nil {
+		k.Wipe()
+		return nil, err
+	}
+	return k, nil
+}
+
+func byteLen(x *big.Int) int { return (x.BitLen() + 7) / 8 }
+
+// fields lists the integers in the order of RFC 8017, appendix A.1.2.
+func (k *RSAKey) fields() []*[]byte {
+	return []*[]byte{&k.N, &k.E, &k.D, &k.P, &k.Q, &k.Dp, &k.Dq, &k.Qinv}
+}
+
+// Wipe clears the key's own buffer and forgets the integers. It may be called twice.
+func (k *RSAKey) Wipe() {
+	clear(k.buf)
+	*k = RSAKey{}
+}
+
+// Bits is the length of the modulus.
+func (k *RSAKey) Bits() int { return bitLen(k.N) }
+
+func bitLen(b []byte) int {
+	if len(b) == 0 {
+		return 0
+	}
+	return (len(b)-1)*8 + bits.Len8(b[0])
+}
+
+// PrivateKey builds the key that crypto/rsa works with, precomputed and validated.
+// Its numbers are copies that the caller owns. It returns ErrInconsistent if
+// crypto/rsa refuses them.
+func (k *RSAKey) PrivateKey() (*rsa.PrivateKey, error) {
+	if err := k.checkPublic(); err != nil {
+		return nil, err
+	}
+	set := func(b []byte) *big.Int { return new(big.Int).SetBytes(b) }
+	priv := &rsa.PrivateKey{
+		PublicKey: rsa.PublicKey{N: set(k.N), E: k.exponent()},
+		D:         set(k.D),
+		Primes:    []*big.Int{set(k.P), set(k.Q)},
+	}
+	// Given these, crypto/rsa checks them and computes nothing anew.
+	priv.Precomputed.Dp, priv.Precomputed.Dq, priv.Precomputed.Qinv = set(k.Dp), set(k.Dq), set(k.Qinv)
+	priv.Precompute()
+	if err := priv.Validate(); err != nil {
+		wipeInts(priv.D, priv.Primes[0], priv.Primes[1], priv.Precomputed.Dp, priv.Precomputed.Dq, priv.Precomputed.Qinv)
+		return nil, fmt.Errorf("%w: %w", ErrInconsistent, err)
+	}
+	return priv, nil
+}
+
+// SPKI is the public half as a DER SubjectPublicKeyInfo (RFC 5280, section 4.1).
+func (k *RSAKey) SPKI() []byte {
+	var b cryptobyte.Builder
+	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		addRSAAlgorithm(b)
+		b.AddASN1(asn1.BIT_STRING, func(b *cryptobyte.Builder) {
+			b.AddUint8(0) // no unused bits
+			b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				addInteger(b, k.N)
+				addInteger(b, k.E)
+			})
+		})
+	})
+	return b.BytesOrPanic() // fails only beyond 4 GB
+}
+
+// Fingerprint is the SHA-256 of SPKI.
+func (k *RSAKey) Fingerprint() [sha256.Size]byte { return sha256.Sum256(k.SPKI()) }
+
+// exponent is the public exponent, or 0 if it has more than 31 bits.
+func (k *RSAKey) exponent() int {
+	if bitLen(k.E) > 31 {
+		return 0
+	}
+	e := 0
+	for _, c := range k.E {
+		e = e<<8 | int(c)
+	}
+	return e
+}
+
+// checkPublic checks sizes alone: enough to keep what follows cheap.
+func (k *RSAKey) checkPublic() error {
+	if n := k.Bits(); n < minKeyBits || n > maxKeyBits {
+		return ErrKeySize
+	}
+	if e := k.exponent(); e < 65537 || e%2 == 0 {
+		return ErrExponent
+	}
+	for _, field := range k.fields() {
+		if len(*field) == 0 || len(*field) > len(k.N) {
+			return ErrInconsistent
+		}
+	}
+	return nil
+}
+
+// check also proves that the integers belong together, so that whatever it lets
+// pass is accepted by crypto/rsa. That P and Q are prime it does not prove.
+func (k *RSAKey) check() error {
+	if err := k.checkPublic(); err != nil {
+		return err
+	}
+	var x [8]big.Int
+	for i, field := range k.fields() {
+		x[i].SetBytes(*field)
+	}
+	n, e, d, p, q, dp, dq, qinv := &x[0], &x[1], &x[2], &x[3], &x[4], &x[5], &x[6], &x[7]
+	var t, quo, rem, m big.Int
+	defer wipeInts(d, p, q, dp, dq, qinv, &t, &quo, &rem, &m)
+
+	one := big.NewInt(1)
+	// QuoRem with a quotient of our own, since Mod leaves one that cannot be wiped.
+	mod := func(a, b *big.Int) *big.Int {
+		quo.QuoRem(a, b, &rem)
+		return &rem
+	}
+	crt := func(prime, exp *big.Int) bool { // d = exp and e*d = 1 modulo prime-1
+		if prime.Bit(0) == 0 || prime.Cmp(one) <= 0 {
+			return false
+		}
+		m.Sub(prime, one)
+		return mod(d, &m).Cmp(exp) == 0 && mod(t.Mul(exp, e), &m).Cmp(one) == 0
+	}
+	half := n.BitLen() / 2
+	// math/big divides in pooled memory that nobody can wipe. Dividing public numbers of the
+	// same lengths grows that memory beforehand, and overwrites the secrets in it afterwards.
+	scrub := func() {
+		m.Rsh(n, uint(half))
+		mod(n, &m)
+	}
+	scrub()
+	defer scrub()
+	ok := t.Mul(p, q).Cmp(n) == 0 &&
+		crt(p, dp) && crt(q, dq) &&
+		qinv.Cmp(p) < 0 && mod(t.Mul(qinv, q), p).Cmp(one) == 0 &&
+		d.Cmp(n) < 0 && d.BitLen() > half && // Wiener
+		t.Sub(p, q).BitLen() > half-100 // Fermat; FIPS 186-5, appendix A.1.3
+	if !ok {
+		return ErrInconsistent
+	}
+	return nil
+}
+
+func wipeInts(ints ...*big.Int) {
+	for _, x := range ints {
+		words := x.Bits()
+		clear(words[:cap(words)])
+		x.SetInt64(0)
+	}
+}
+
+// wipeOnError clears the key when the function that defers it fails.
+func wipeOnError(k *RSAKey, err *error) {
+	if *err != nil {
+		k.Wipe()
+	}
+}

@@ -1,0 +1,217 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package keyfile
+
+import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
+)
+
+// MaxPEMSize is the largest key file that is read, in bytes. An 8192-bit key takes 6,400.
+const MaxPEMSize = 64 << 10
+
+// Container names the form of a private key file.
+type Container string
+
+// The forms that are read.
+const (
+	PKCS8      Container = "PKCS#8"     // RFC 5208, unencrypted
+	PKCS1      Container = "PKCS#1"     // RFC 8017, unencrypted
+	PBES2      Container = "PBES2"      // PKCS#8 encrypted after RFC 8018
+	JavaScript Container = "JavaScript" // the NOMYO JavaScript client's own encryption
+)
+
+// Report says how a private key lay in its file.
+type Report struct {
+	Container  Container
+	KDF        string // "PBKDF2-HMAC-SHA256" and the like; "" if unencrypted
+	Iterations int    // of the KDF; 0 if unencrypted
+	Weak       bool   // encrypted with fewer than MinIterations
+	Public     bool   // a public key block stood beside it, and belongs to it
+}
+
+// limits bounds the work that a file may ask for. Fuzzing lowers it.
+type limits struct{ maxIterations int }
+
+// ParsePrivateKey reads the one RSA private key in a PEM file: PKCS#8, PKCS#1, PBES2
+// with PBKDF2 and AES-CBC, or the JavaScript client's encrypted form, with text and
+// public key blocks around it. An empty passphrase means none; otherwise it is taken
+// byte for byte. Neither argument is changed or kept: both stay the caller's to wipe.
+//
+// The key is checked: 2048 to 8192 bits, an odd exponent from 65537 to 31 bits, two
+// primes, consistent numbers. The caller wipes it. The errors are the sentinels of
+// this package, *KeyTypeError and *UnsupportedError.
+func ParsePrivateKey(pemBytes, passphrase []byte) (*RSAKey, *Report, error) {
+	return parsePrivateKey(pemBytes, passphrase, limits{MaxIterations})
+}
+
+func parsePrivateKey(pemBytes, passphrase []byte, lim limits) (_ *RSAKey, _ *Report, err error) {
+	private, public, err := splitBlocks(pemBytes)
+	if err != nil {
+		return nil, nil, err
+	}
+	if private == nil {
+		return nil, nil, ErrPublicOnly
+	}
+	der, err := private.decode()
+	if err != nil {
+		return nil, nil, err
+	}
+	k, report, err := parseLabelled(private.label, der, passphrase, lim)
+	if err != nil {
+		clear(der)
+		return nil, nil, err
+	}
+	k.buf = der
+	defer wipeOnError(k, &err)
+	if report.KDF == "" && len(passphrase) > 0 {
+		return nil, nil, ErrPassphraseSuperfluous
+	}
+	if err := k.check(); err != nil {
+		return nil, nil, err
+	}
+	for _, b := range public {
+		if err := k.checkPublicBlock(b); err != nil {
+			return nil, nil, err
+		}
+	}
+	report.Public = len(public) > 0
+	report.Weak = report.KDF != "" && report.Iterations < MinIterations
+	return k, report, nil
+}
+
+// CheckPublicPEM returns ErrPublicMismatch unless every public key block in a PEM file
+// is this key's public half. A file without one is ErrNotPEM.
+func (k *RSAKey) CheckPublicPEM(pemBytes []byte) error {
+	private, public, err := splitBlocks(pemBytes)
+	if err != nil {
+		return err
+	}
+	if private != nil {
+		return fmt.Errorf("%w: a private key, where a public one is expected", ErrLabel)
+	}
+	for _, b := range public {
+		if err := k.checkPublicBlock(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const (
+	labelPKCS8     = "PRIVATE KEY"
+	labelEncrypted = "ENCRYPTED PRIVATE KEY"
+	labelPKCS1     = "RSA PRIVATE KEY"
+	labelSPKI      = "PUBLIC KEY"
+	labelPKCS1Pub  = "RSA PUBLIC KEY"
+)
+
+// block is a PEM block whose body is still base64, within the file's bytes.
+type block struct {
+	label string
+	body  []byte
+}
+
+// splitBlocks finds the private key block, if any, and the public ones; there is at
+// least one block.
+func splitBlocks(file []byte) (private *block, public []block, err error) {
+	if len(file) > MaxPEMSize {
+		return nil, nil, fmt.Errorf("%w: a key file of more than %d bytes", ErrTooLarge, MaxPEMSize)
+	}
+	blocks, err := scanPEM(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	for i, b := range blocks {
+		switch b.label {
+		case labelSPKI, labelPKCS1Pub:
+			public = append(public, b)
+		case labelPKCS8, labelEncrypted, labelPKCS1:
+			if private != nil {
+				return nil, nil, ErrMultipleKeys
+			}
+			private = &blocks[i]
+		case "EC PRIVATE KEY", "EC PARAMETERS":
+			return nil, nil, &KeyTypeError{"EC"}
+		case "DSA PRIVATE KEY", "DSA PARAMETERS":
+			return nil, nil, &KeyTypeError{"DSA"}
+		case "OPENSSH PRIVATE KEY":
+			return nil, nil, &UnsupportedError{"OpenSSH's key format", "ssh-keygen -p -m PKCS8 -f key.pem (a copy: it is changed in place)"}
+		default:
+			return nil, nil, fmt.Errorf("%w: neither a private nor a public key block", ErrLabel)
+		}
+	}
+	return private, public, nil
+}
+
+// scanPEM finds the blocks of a PEM file (RFC 7468) and skips the text around them. It
+// copies nothing but labels. White space at line ends and a byte order mark are ignored.
+func scanPEM(file []byte) ([]block, error) {
+	var blocks []block
+	rest := bytes.TrimPrefix(file, []byte("\xef\xbb\xbf"))
+	for len(rest) > 0 {
+		var line []byte
+		line, rest = cutLine(rest)
+		label, ok := boundary(line, "-----BEGIN ")
+		if !ok {
+			continue
+		}
+		body := rest
+		for {
+			if len(rest) == 0 {
+				return nil, fmt.Errorf("%w: the END line is missing", ErrMalformed)
+			}
+			before := len(rest)
+			line, rest = cutLine(rest)
+			if !bytes.HasPrefix(line, []byte("-----")) {
+				continue
+			}
+			if end, ok := boundary(line, "-----END "); !ok || !bytes.Equal(end, label) {
+				return nil, fmt.Errorf("%w: the END line does not fit", ErrMalformed)
+			}
+			body = body[:len(body)-before]
+			break
+		}
+		blocks = append(blocks, block{string(label), body})
+	}
+	if len(blocks) == 0 {
+		return nil, ErrNotPEM
+	}
+	return blocks, nil
+}
+
+func cutLine(b []byte) (line, rest []byte) {
+	line, rest, _ = bytes.Cut(b, []byte("\n"))
+	return bytes.TrimRight(line, " \t\r"), rest
+}
+
+func boundary(line []byte, prefix string) (label []byte, ok bool) {
+	label, ok = bytes.CutPrefix(line, []byte(prefix))
+	if !ok {
+		return nil, false
+	}
+	return bytes.CutSuffix(label, []byte("-----"))
+}
+
+// decode undoes the base64 into a new buffer, which the caller clears.
+func (b block) decode() ([]byte, error) {
+	if bytes.HasPrefix(bytes.TrimLeft(b.body, " \t\r\n"), []byte("Proc-Type:")) {
+		return nil, &UnsupportedError{"legacy PEM encryption (Proc-Type, DEK-Info)", convertCommand}
+	}
+	buf := make([]byte, 0, len(b.body))
+	for _, c := range b.body {
+		if c != ' ' && c != '\t' && c != '\r' && c != '\n' {
+			buf = append(buf, c)
+		}
+	}
+	// In place, so that no second buffer holds the key: three bytes never overtake four.
+	n, err := base64.StdEncoding.Strict().Decode(buf, buf)
+	if err != nil {
+		clear(buf)
+		return nil, fmt.Errorf("%w: invalid base64", ErrMalformed)
+	}
+	clear(buf[n:])
+	return buf[:n], nil
+}

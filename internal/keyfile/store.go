@@ -1,0 +1,247 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package keyfile
+
+import (
+	"bytes"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+)
+
+// MaxStoreSize is the largest keystore file that is read or written, in bytes.
+const MaxStoreSize = 16 << 20
+
+const (
+	saltSize      = 32
+	masterKeySize = 32
+
+	storeFormat  = "sealedchat-keystore"
+	storeVersion = 1
+	storeKDF     = "PBKDF2-HMAC-SHA256"
+	storeCipher  = "AES-256-GCM"
+	storeInfo    = "sealedchat keystore v1 body"
+
+	// The body is the last member, so that all before it can be authenticated as it stands.
+	bodyMember = "\n  \"body\": \""
+	storeTail  = "\"\n}\n"
+	maxHead    = 1 << 10
+)
+
+// Header is what a keystore file tells without the passphrase. The body's
+// encryption authenticates it.
+type Header struct {
+	Iterations int            // of PBKDF2-HMAC-SHA256
+	KDFSalt    [saltSize]byte // for PBKDF2; changes with the passphrase
+	BodySalt   [saltSize]byte // for HKDF; changes with each write
+}
+
+// File is a keystore file whose body is still sealed.
+type File struct {
+	Header
+	head   []byte // the bytes before the body
+	sealed []byte // nonce ‖ ciphertext ‖ tag
+}
+
+// jsonHeader is the header's JSON form.
+type jsonHeader struct {
+	Format  string `json:"format"`
+	Version int    `json:"version"`
+	KDF     struct {
+		Name       string `json:"name"`
+		Iterations int    `json:"iterations"`
+		Salt       []byte `json:"salt"`
+	} `json:"kdf"`
+	Cipher string `json:"cipher"`
+	Salt   []byte `json:"salt"`
+}
+
+// encode writes all of a keystore file that stands before the body's base64.
+func (h *Header) encode() []byte {
+	return fmt.Appendf(nil, `{
+  "format": %q,
+  "version": %d,
+  "kdf": {"name": %q, "iterations": %d, "salt": %q},
+  "cipher": %q,
+  "salt": %q,%s`, storeFormat, storeVersion, storeKDF, h.Iterations, base64.StdEncoding.EncodeToString(h.KDFSalt[:]),
+		storeCipher, base64.StdEncoding.EncodeToString(h.BodySalt[:]), bodyMember)
+}
+
+// ParseHeader reads a keystore file up to its sealed body, of which it keeps a copy. A
+// file has one form only, the one that Seal writes, to the byte: no other spacing, order
+// or spelling of the same JSON is accepted. The errors are ErrDamaged, ErrVersion,
+// ErrKDFCost and ErrTooLarge.
+func ParseHeader(file []byte) (*File, error) {
+	if len(file) > MaxStoreSize {
+		return nil, fmt.Errorf("%w: a keystore file of more than %d bytes", ErrTooLarge, MaxStoreSize)
+	}
+	i := bytes.Index(file[:min(len(file), maxHead)], []byte(bodyMember))
+	if i < 0 {
+		return nil, fmt.Errorf("%w: no header", ErrDamaged)
+	}
+	head := file[:i+len(bodyMember)]
+	h, err := parseHead(head)
+	if err != nil {
+		return nil, err
+	}
+	encoded, ok := bytes.CutSuffix(file[len(head):], []byte(storeTail))
+	// The decoder would skip line ends.
+	if !ok || bytes.ContainsAny(encoded, "\r\n") {
+		return nil, fmt.Errorf("%w: the end is missing", ErrDamaged)
+	}
+	sealed, err := base64.StdEncoding.Strict().AppendDecode(nil, encoded)
+	if err != nil || len(sealed) < gcmOverhead {
+		return nil, fmt.Errorf("%w: the body is not base64, or too short", ErrDamaged)
+	}
+	return &File{*h, bytes.Clone(head), sealed}, nil
+}
+
+// parseHead reads leniently and then compares with the one way to write what it read.
+func parseHead(head []byte) (*Header, error) {
+	var j jsonHeader
+	document := bytes.TrimSuffix(head, []byte(","+bodyMember))
+	document = append(bytes.Clone(document), '}')
+	if err := json.Unmarshal(document, &j); err != nil || j.Format != storeFormat {
+		return nil, fmt.Errorf("%w: the header does not parse", ErrDamaged)
+	}
+	if j.Version != storeVersion {
+		return nil, fmt.Errorf("%w: version %d, where %d is known", ErrVersion, j.Version, storeVersion)
+	}
+	h := &Header{Iterations: j.KDF.Iterations}
+	if len(j.KDF.Salt) != saltSize || len(j.Salt) != saltSize {
+		return nil, fmt.Errorf("%w: length of a salt", ErrDamaged)
+	}
+	copy(h.KDFSalt[:], j.KDF.Salt)
+	copy(h.BodySalt[:], j.Salt)
+	if !bytes.Equal(h.encode(), head) {
+		return nil, fmt.Errorf("%w: the header is not as it was written", ErrDamaged)
+	}
+	if h.Iterations < 1 || h.Iterations > MaxIterations {
+		return nil, ErrKDFCost
+	}
+	return h, nil
+}
+
+// MasterKey is what PBKDF2 makes of a passphrase; every body under that passphrase is
+// sealed with keys derived from it.
+type MasterKey struct {
+	key        []byte
+	salt       [saltSize]byte
+	iterations int
+	allowWeak  bool
+}
+
+// NewMasterKey derives a key with a fresh salt, for a new keystore or a new passphrase.
+// 0 iterations stand for MinIterations; fewer are ErrWeakKDF unless AllowWeak is given. It
+// takes about 130 ms. The passphrase stays the caller's to wipe; the caller wipes the key.
+func NewMasterKey(passphrase []byte, iterations int, options ...Option) (*MasterKey, error) {
+	iterations, err := checkIterations(iterations, options)
+	if err != nil {
+		return nil, err
+	}
+	var salt [saltSize]byte
+	rand.Read(salt[:])
+	return deriveMasterKey(passphrase, salt, iterations, options)
+}
+
+// Unlock derives the key of a keystore file; whether the passphrase is right, Open finds
+// out. A key of fewer iterations than MinIterations opens, but does not seal, unless
+// AllowWeak is given: a rewrite takes a NewMasterKey.
+func (f *File) Unlock(passphrase []byte, options ...Option) (*MasterKey, error) {
+	return deriveMasterKey(passphrase, f.KDFSalt, f.Iterations, options)
+}
+
+func deriveMasterKey(passphrase []byte, salt [saltSize]byte, iterations int, options []Option) (*MasterKey, error) {
+	if len(passphrase) == 0 {
+		return nil, ErrPassphraseNeeded
+	}
+	key, err := pbkdf2.Key(sha256.New, borrowString(passphrase), salt[:], iterations, masterKeySize)
+	if err != nil {
+		return nil, err
+	}
+	_, err = checkIterations(max(iterations, 1), options)
+	return &MasterKey{key, salt, iterations, err == nil}, nil
+}
+
+// Iterations is the cost that the key was derived with.
+func (k *MasterKey) Iterations() int { return k.iterations }
+
+// Fits says whether the key was derived with the file's salt and iterations. If not, the
+// passphrase has been changed since, and Open returns ErrPassphrase.
+func (k *MasterKey) Fits(f *File) bool {
+	return k.salt == f.KDFSalt && k.iterations == f.Iterations
+}
+
+// MoveTo moves the secret into 32 bytes of the caller's, such as locked memory, and
+// clears the place it was in. The caller keeps dst alive as long as the key.
+func (k *MasterKey) MoveTo(dst []byte) error {
+	if len(dst) != len(k.key) {
+		return fmt.Errorf("%w: a master key has %d bytes", ErrInvalid, masterKeySize)
+	}
+	copy(dst, k.key)
+	clear(k.key)
+	k.key = dst
+	return nil
+}
+
+// Wipe clears the secret. The key opens and seals nothing after that.
+func (k *MasterKey) Wipe() {
+	clear(k.key)
+	k.key = nil
+}
+
+// Open decrypts and parses the body. The caller wipes it. ErrPassphrase means that it does
+// not open, ErrDamaged that it opens and breaks the format.
+func Open(f *File, k *MasterKey) (*Body, error) {
+	if !k.Fits(f) || len(k.key) != masterKeySize {
+		return nil, ErrPassphrase
+	}
+	aead, wipe, err := deriveGCM(k.key, f.BodySalt[:], storeInfo)
+	if err != nil {
+		return nil, err
+	}
+	defer wipe()
+	buf := make([]byte, 0, len(f.sealed)-gcmOverhead)
+	plaintext, err := aead.Open(buf, nil, f.sealed, f.head)
+	if err != nil {
+		return nil, ErrPassphrase
+	}
+	return parseBody(plaintext)
+}
+
+// Seal encodes and encrypts a body under a fresh salt and nonce, and returns the whole file.
+// The body stays the caller's to wipe. ErrInvalid names what the body must not hold.
+func Seal(b *Body, k *MasterKey) ([]byte, error) {
+	if !k.allowWeak {
+		return nil, ErrWeakKDF
+	}
+	if len(k.key) != masterKeySize {
+		return nil, fmt.Errorf("%w: a wiped master key", ErrInvalid)
+	}
+	plaintext, err := b.marshal()
+	if err != nil {
+		return nil, err
+	}
+	defer clear(plaintext)
+	h := Header{Iterations: k.iterations, KDFSalt: k.salt}
+	rand.Read(h.BodySalt[:])
+	head := h.encode()
+	size := len(head) + base64.StdEncoding.EncodedLen(len(plaintext)+gcmOverhead) + len(storeTail)
+	if size > MaxStoreSize {
+		return nil, fmt.Errorf("%w: a keystore file of more than %d bytes", ErrTooLarge, MaxStoreSize)
+	}
+	aead, wipe, err := deriveGCM(k.key, h.BodySalt[:], storeInfo)
+	if err != nil {
+		return nil, err
+	}
+	defer wipe()
+	sealed := aead.Seal(nil, nil, plaintext, head)
+	file := make([]byte, 0, size)
+	file = append(file, head...)
+	file = base64.StdEncoding.AppendEncode(file, sealed)
+	return append(file, storeTail...), nil
+}
