@@ -1,0 +1,68 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"fmt"
+
+	"github.com/seed-017344ad/sealedchat/internal/keyfile"
+)
+
+// MaxSealedData is the most that [KeyStore.Seal] takes, in bytes.
+const MaxSealedData = keyfile.MaxDataSize
+
+// Seal encrypts data to be kept outside the process: AES-256-GCM under a key derived by HKDF-SHA256 from the store's
+// data key, a fresh salt, and label. The label, up to 1,024 bytes, says what the data is, and [KeyStore.Open] must be
+// given the same one, so that one blob cannot take another's place. The result is 69 bytes longer than plaintext, which
+// stays as it is.
+//
+// Errors: [ErrTooLarge] over 100 MiB, and [ErrInvalidRequest] for an ephemeral store, which could never open it again.
+func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
+	if len(label) > keyfile.MaxLabelSize {
+		return nil, fmt.Errorf("%w: label of %d bytes, limit %d", ErrInvalidRequest, len(label), keyfile.MaxLabelSize)
+	}
+	key, generation, err := s.dataKey(0)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(key)
+	sealed, err := keyfile.SealData(key, generation, label, plaintext)
+	if err != nil {
+		return nil, keyStoreError(err)
+	}
+	return sealed, nil
+}
+
+// Open decrypts what [KeyStore.Seal] returned under the same label, also after a change of the passphrase and after
+// rotations. The caller wipes the result. Whatever does not open is [ErrDecryption].
+func (s *KeyStore) Open(label string, sealed []byte) ([]byte, error) {
+	var key []byte
+	defer func() { clear(key) }()
+	plaintext, err := keyfile.OpenData(func(generation uint32) (_ []byte, err error) {
+		key, _, err = s.dataKey(generation)
+		return key, err
+	}, label, sealed)
+	if err != nil {
+		return nil, keyStoreError(err)
+	}
+	return plaintext, nil
+}
+
+// dataKey copies the data key of a generation, or the newest for 0. The caller wipes it.
+func (s *KeyStore) dataKey(generation uint32) ([]byte, uint32, error) {
+	if s.dir == nil {
+		return nil, 0, fmt.Errorf("%w: an ephemeral key store keeps no data keys", ErrInvalidRequest)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, 0, s.errClosed()
+	}
+	for i := len(s.dataKeys) - 1; i >= 0; i-- {
+		if k := s.dataKeys[i]; generation == 0 || k.generation == generation {
+			return append([]byte(nil), k.at.Bytes()...), k.generation, nil
+		}
+	}
+	return nil, 0, ErrDecryption
+}

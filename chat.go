@@ -1,0 +1,455 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// ChatRequest is an OpenAI chat completion request. Zero fields are left out, except Model and Messages, which are
+// required. Parameters without a field go through Extra. Strings are UTF-8; encoding/json replaces what is not.
+type ChatRequest struct {
+	Model    string    `json:"model"`
+	Messages []Message `json:"messages"`
+
+	Tools             []Tool          `json:"tools,omitempty"`
+	ToolChoice        any             `json:"tool_choice,omitempty"` // "auto", "none", "required", or ToolChoiceFunction(name)
+	ParallelToolCalls *bool           `json:"parallel_tool_calls,omitempty"`
+	ResponseFormat    *ResponseFormat `json:"response_format,omitempty"`
+
+	Temperature         *float64 `json:"temperature,omitempty"`
+	TopP                *float64 `json:"top_p,omitempty"`
+	MaxTokens           int      `json:"max_tokens,omitempty"`
+	MaxCompletionTokens int      `json:"max_completion_tokens,omitempty"`
+	N                   int      `json:"n,omitempty"`
+	Seed                *int64   `json:"seed,omitempty"`
+	Stop                []string `json:"stop,omitempty"`
+
+	// Extra holds every other parameter by its name: {"top_k": 40, "reasoning_effort": "low"}. Values are anything
+	// that encoding/json marshals. A name with a field of its own, or one that is not part of a request (api_key,
+	// base_url, security_tier), is ErrInvalidRequest. Servers of protocol v1 ignore stream.
+	Extra map[string]any `json:"-"`
+}
+
+// MarshalJSON writes the fields and Extra as one object.
+func (r ChatRequest) MarshalJSON() ([]byte, error) {
+	type plain ChatRequest
+	return encodeObject(plain(r), r.Extra)
+}
+
+// Message is one message of a conversation, in requests and in answers. An answer's message can be appended to the
+// next request as it is; its Extra goes along, so clear it for servers that refuse members they do not know.
+type Message struct {
+	Role       string     // "system", "user", "assistant", "tool", "developer"
+	Content    string     // the text, if there are no Parts
+	Parts      []Part     // multimodal content, in place of Content
+	Name       string     // of the participant; optional
+	ToolCalls  []ToolCall // what the assistant wants called
+	ToolCallID string     // in a "tool" message: the call that it answers
+	Refusal    string     // why the assistant declined
+
+	Extra map[string]json.RawMessage // members that this package does not know
+}
+
+// SystemMessage is a message with the role "system".
+func SystemMessage(text string) Message { return Message{Role: "system", Content: text} }
+
+// UserMessage is a message with the role "user".
+func UserMessage(text string) Message { return Message{Role: "user", Content: text} }
+
+// UserParts is a multimodal message with the role "user".
+func UserParts(parts ...Part) Message { return Message{Role: "user", Parts: parts} }
+
+// AssistantMessage is a message with the role "assistant".
+func AssistantMessage(text string) Message { return Message{Role: "assistant", Content: text} }
+
+// ToolMessage is the result of the tool call with this id.
+func ToolMessage(callID, result string) Message {
+	return Message{Role: "tool", ToolCallID: callID, Content: result}
+}
+
+// Text is Content, or the text parts one after the other.
+func (m Message) Text() string {
+	if m.Parts == nil {
+		return m.Content
+	}
+	var b strings.Builder
+	for _, p := range m.Parts {
+		b.WriteString(p.Text)
+	}
+	return b.String()
+}
+
+// wireMessage is how a Message stands in JSON.
+type wireMessage struct {
+	Role       string          `json:"role"`
+	Content    json.RawMessage `json:"content"`
+	Name       string          `json:"name,omitempty"`
+	ToolCalls  []ToolCall      `json:"tool_calls,omitempty"`
+	ToolCallID string          `json:"tool_call_id,omitempty"`
+	Refusal    string          `json:"refusal,omitempty"`
+}
+
+// MarshalJSON writes content as a string, as parts, or as null when an assistant's message has only tool calls or a
+// refusal.
+func (m Message) MarshalJSON() ([]byte, error) {
+	w := wireMessage{Role: m.Role, Name: m.Name, ToolCalls: m.ToolCalls, ToolCallID: m.ToolCallID, Refusal: m.Refusal}
+	var content any
+	switch {
+	case m.Role == "":
+		return nil, fmt.Errorf("%w: a message has no role", ErrInvalidRequest)
+	case m.Parts != nil && m.Content != "":
+		return nil, fmt.Errorf("%w: a message has both Content and Parts", ErrInvalidRequest)
+	case m.Parts != nil:
+		content = m.Parts
+	case m.Content != "" || (len(m.ToolCalls) == 0 && m.Refusal == ""):
+		content = m.Content
+	}
+	var err error
+	if w.Content, err = marshal(content); err != nil {
+		return nil, err
+	}
+	return encodeObject(w, m.Extra)
+}
+
+// UnmarshalJSON reads a message by exact names and keeps what it does not know in Extra. Extra aliases data.
+func (m *Message) UnmarshalJSON(data []byte) error {
+	var w wireMessage
+	extra, err := decodeObject(data, &w)
+	if err != nil {
+		return err
+	}
+	*m = Message{
+		Role: w.Role, Name: w.Name, ToolCalls: w.ToolCalls, ToolCallID: w.ToolCallID, Refusal: w.Refusal, Extra: extra,
+	}
+	into := any(&m.Content)
+	if len(w.Content) > 0 && w.Content[0] == '[' {
+		into = &m.Parts
+	}
+	if w.Content != nil {
+		if err := json.Unmarshal(w.Content, into); err != nil {
+			return prefixPath("content", err)
+		}
+	}
+	return nil
+}
+
+// Part is one piece of multimodal content. Kinds without a field of their own go through Extra.
+type Part struct {
+	Type     string                     `json:"type"` // "text", "image_url", "input_audio", "file", …
+	Text     string                     `json:"text,omitempty"`
+	ImageURL *ImageURL                  `json:"image_url,omitempty"`
+	Audio    *InputAudio                `json:"input_audio,omitempty"`
+	Extra    map[string]json.RawMessage `json:"-"`
+}
+
+// ImageURL is an image by its URL, which may be a data: URL. Only a data: URL keeps the image inside the envelope.
+type ImageURL struct {
+	URL    string `json:"url"`
+	Detail string `json:"detail,omitempty"` // "auto", "low", "high"
+}
+
+// InputAudio is sound in base64.
+type InputAudio struct {
+	Data   string `json:"data"`
+	Format string `json:"format"` // "wav", "mp3"
+}
+
+// UnmarshalJSON reads the members by their exact names.
+func (u *ImageURL) UnmarshalJSON(data []byte) error {
+	type plain ImageURL
+	var v plain
+	_, err := decodeObject(data, &v)
+	*u = ImageURL(v)
+	return err
+}
+
+// UnmarshalJSON reads the members by their exact names.
+func (a *InputAudio) UnmarshalJSON(data []byte) error {
+	type plain InputAudio
+	var v plain
+	_, err := decodeObject(data, &v)
+	*a = InputAudio(v)
+	return err
+}
+
+// TextPart is a part with text.
+func TextPart(text string) Part { return Part{Type: "text", Text: text} }
+
+// ImagePart is a part with an image.
+func ImagePart(url string) Part { return Part{Type: "image_url", ImageURL: &ImageURL{URL: url}} }
+
+// MarshalJSON writes the fields and Extra as one object.
+func (p Part) MarshalJSON() ([]byte, error) {
+	type plain Part
+	if p.Type == "text" && p.Text == "" { // the text of a text part is required
+		return encodeObject(struct {
+			Type string `json:"type"`
+			Text string `json:"text"`
+		}{Type: p.Type}, p.Extra)
+	}
+	return encodeObject(plain(p), p.Extra)
+}
+
+// UnmarshalJSON reads a part by exact names and keeps what it does not know in Extra. Extra aliases data.
+func (p *Part) UnmarshalJSON(data []byte) (err error) {
+	type plain Part
+	var v plain
+	v.Extra, err = decodeObject(data, &v)
+	*p = Part(v)
+	return err
+}
+
+// Tool is something that the model may ask to have called.
+type Tool struct {
+	Type     string                     `json:"type"` // "function"
+	Function *Function                  `json:"function,omitempty"`
+	Extra    map[string]json.RawMessage `json:"-"`
+}
+
+// Function describes a function that the model may call.
+type Function struct {
+	Name        string `json:"name"`
+	Description string `json:"description,omitempty"`
+	Parameters  any    `json:"parameters,omitempty"` // a JSON Schema: json.RawMessage, a map, or a struct
+	Strict      *bool  `json:"strict,omitempty"`
+}
+
+// FunctionTool is a tool that is a function. parameters is its JSON Schema.
+func FunctionTool(name, description string, parameters any) Tool {
+	return Tool{Type: "function", Function: &Function{Name: name, Description: description, Parameters: parameters}}
+}
+
+// MarshalJSON writes the fields and Extra as one object.
+func (t Tool) MarshalJSON() ([]byte, error) {
+	type plain Tool
+	return encodeObject(plain(t), t.Extra)
+}
+
+// ToolChoiceFunction is a ToolChoice that makes the model call this function.
+func ToolChoiceFunction(name string) any {
+	return map[string]any{"type": "function", "function": map[string]string{"name": name}}
+}
+
+// ToolCall is a call that the assistant asks for. Answer it with ToolMessage(call.ID, …).
+type ToolCall struct {
+	ID       string                     `json:"id"`
+	Type     string                     `json:"type"` // "function"
+	Function FunctionCall               `json:"function,omitzero"`
+	Extra    map[string]json.RawMessage `json:"-"`
+}
+
+// FunctionCall names a function and its arguments: JSON text that the model wrote, not checked by anyone.
+type FunctionCall struct {
+	Name      string `json:"name"`
+	Arguments string `json:"arguments"`
+}
+
+// UnmarshalJSON reads the two members by their exact names.
+func (f *FunctionCall) UnmarshalJSON(data []byte) error {
+	type plain FunctionCall
+	var v plain
+	_, err := decodeObject(data, &v)
+	*f = FunctionCall(v)
+	return err
+}
+
+// MarshalJSON writes the fields and Extra as one object.
+func (c ToolCall) MarshalJSON() ([]byte, error) {
+	type plain ToolCall
+	return encodeObject(plain(c), c.Extra)
+}
+
+// UnmarshalJSON reads a call by exact names and keeps what it does not know in Extra. Extra aliases data.
+func (c *ToolCall) UnmarshalJSON(data []byte) (err error) {
+	type plain ToolCall
+	var v plain
+	v.Extra, err = decodeObject(data, &v)
+	*c = ToolCall(v)
+	return err
+}
+
+// ResponseFormat asks for text, for any JSON object, or for JSON after a schema.
+type ResponseFormat struct {
+	Type       string      `json:"type"` // "text", "json_object", "json_schema"
+	JSONSchema *JSONSchema `json:"json_schema,omitempty"`
+}
+
+// JSONSchema is what an answer has to look like.
+type JSONSchema struct {
+	Name        string `json:"name"`
+	Description string `json:"description,omitempty"`
+	Schema      any    `json:"schema,omitempty"` // json.RawMessage, a map, or a struct
+	Strict      *bool  `json:"strict,omitempty"`
+}
+
+// ChatResponse is an OpenAI chat.completion object. Its required fields were checked before it was returned.
+type ChatResponse struct {
+	ID                string   `json:"id"` // "" when the server sent null
+	Object            string   `json:"object"`
+	Created           int64    `json:"created"` // Unix seconds; a fraction is cut off
+	Model             string   `json:"model"`
+	Choices           []Choice `json:"choices"` // may be empty
+	Usage             *Usage   `json:"usage"`   // nil when the server sent none
+	SystemFingerprint string   `json:"system_fingerprint"`
+	ServiceTier       string   `json:"service_tier"`
+
+	// Metadata is what the server sealed beside the answer (_metadata), by name; nil when it is not an object.
+	Metadata map[string]json.RawMessage `json:"-"`
+	// Extra holds the members that this package does not know.
+	Extra map[string]json.RawMessage `json:"-"`
+	// Raw is the answer as it was sealed. Extra and Metadata are slices of it.
+	Raw json.RawMessage `json:"-"`
+	// PayloadID is the request's id, the same on both ends and in their logs.
+	PayloadID string `json:"-"`
+}
+
+// Choice is one of the answers that were asked for with N.
+type Choice struct {
+	Index        int64                      `json:"index"`
+	Message      Message                    `json:"message"`
+	FinishReason string                     `json:"finish_reason"` // "stop", "length", "tool_calls", "content_filter"; "" for null
+	Extra        map[string]json.RawMessage `json:"-"`
+}
+
+// Usage counts tokens.
+type Usage struct {
+	PromptTokens     int64                      `json:"prompt_tokens"`
+	CompletionTokens int64                      `json:"completion_tokens"`
+	TotalTokens      int64                      `json:"total_tokens"`
+	Extra            map[string]json.RawMessage `json:"-"`
+}
+
+// Text is the text of the first choice, "" when there is none.
+func (r *ChatResponse) Text() string {
+	if len(r.Choices) == 0 {
+		return ""
+	}
+	return r.Choices[0].Message.Text()
+}
+
+// UnmarshalJSON reads a response by exact names. Raw becomes a copy of data.
+func (r *ChatResponse) UnmarshalJSON(data []byte) error {
+	return r.decode(append([]byte(nil), data...))
+}
+
+func (r *ChatResponse) decode(data []byte) (err error) {
+	type plain ChatResponse
+	var v plain
+	if v.Extra, err = decodeObject(data, &v); err != nil {
+		return err
+	}
+	const metadata = "_metadata"
+	var none struct{}
+	if inner, err := decodeObject(v.Extra[metadata], &none); err == nil {
+		v.Metadata = inner
+	}
+	delete(v.Extra, metadata)
+	v.Raw = data
+	*r = ChatResponse(v)
+	return nil
+}
+
+// UnmarshalJSON reads a choice by exact names and keeps what it does not know in Extra. Extra aliases data.
+func (c *Choice) UnmarshalJSON(data []byte) (err error) {
+	type plain Choice
+	var v plain
+	v.Extra, err = decodeObject(data, &v)
+	*c = Choice(v)
+	return err
+}
+
+// UnmarshalJSON reads counts by exact names and keeps what it does not know in Extra. Extra aliases data.
+func (u *Usage) UnmarshalJSON(data []byte) (err error) {
+	type plain Usage
+	var v plain
+	v.Extra, err = decodeObject(data, &v)
+	*u = Usage(v)
+	return err
+}
+
+// Chat seals r, sends it, and returns the opened and checked answer.
+//
+// Errors: [*ServerKeyError] when the server's key is not trusted (nothing was sent), [*APIError] when the server
+// refused, and the sentinels ErrInvalidRequest, ErrTooLarge, ErrConnection, ErrEnvelope, ErrDecryption,
+// ErrResponseSchema, ErrReplay, ErrTierDowngrade, ErrInsecureURL and ErrClosed; the cause of ctx when that ended the call.
+//
+// Prompt and answer are Go strings here: the garbage collector may copy them, nothing wipes them, and they can be
+// swapped out. [SecureCompletionClient.Complete] keeps both in protected memory.
+func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest, opts ...CallOption) (*ChatResponse, error) {
+	body, err := r.encode()
+	if err != nil {
+		return nil, err
+	}
+	defer clear(body)
+	result, err := c.do(ctx, body, opts)
+	if err != nil {
+		return nil, err
+	}
+	resp := &ChatResponse{}
+	if err := resp.decode(result.plaintext); err != nil {
+		clear(result.plaintext)
+		if bad, ok := errors.AsType[*memberError](err); ok {
+			return nil, schemaError(bad.path, "unexpected type or out of range")
+		}
+		return nil, fmt.Errorf("%w: %w", ErrResponseSchema, err)
+	}
+	resp.PayloadID = result.payloadID
+	return resp, nil
+}
+
+func (r *ChatRequest) encode() ([]byte, error) {
+	switch {
+	case r == nil:
+		return nil, fmt.Errorf("%w: no ChatRequest", ErrInvalidRequest)
+	case r.Model == "":
+		return nil, fmt.Errorf("%w: ChatRequest.Model is empty", ErrInvalidRequest)
+	case len(r.Messages) == 0:
+		return nil, fmt.Errorf("%w: ChatRequest.Messages is empty", ErrInvalidRequest)
+	}
+	return r.MarshalJSON()
+}
+
+// Request is a chat completion request as raw JSON.
+type Request struct {
+	// Body is the JSON object. It stays the caller's and is left as it is.
+	Body *Secret
+}
+
+// Response is a chat.completion object as raw JSON. Close it to wipe the answer.
+type Response struct {
+	Body      *Secret // the bytes exactly as they were sealed
+	PayloadID string  // the request's id, the same on both ends and in their logs
+}
+
+// Close wipes the answer. It is idempotent, and its error is always nil.
+func (r *Response) Close() error {
+	r.Body.Destroy()
+	return nil
+}
+
+// Complete is Chat for raw JSON: the answer is checked the same way and handed out byte for byte. Errors are those of
+// Chat. The caller closes the response.
+func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request, opts ...CallOption) (*Response, error) {
+	if r == nil || r.Body.Len() == 0 {
+		return nil, fmt.Errorf("%w: no Request.Body", ErrInvalidRequest)
+	}
+	var result *completion
+	err := r.Body.Use(func(body []byte) (err error) {
+		result, err = c.do(ctx, body, opts)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	body, err := NewSecret(result.plaintext) // wipes it
+	if err != nil {
+		return nil, err
+	}
+	return &Response{Body: body, PayloadID: result.payloadID}, nil
+}

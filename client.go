@@ -1,0 +1,475 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sealedchat sends OpenAI chat completions that nobody between a service and the model's server can read: not
+// the CDN, not the proxy where TLS ends, not whoever ships logs. Each request is sealed with AES-256-GCM under a key of
+// its own, which is wrapped with RSA-OAEP for the server's key; the answer comes back sealed the same way for the
+// client's. The format is NOMYO's protocol v1 (SPEC.md), so its servers and clients are understood.
+//
+// # What it protects
+//
+// Whoever only reads along learns who talks to whom, when, and how much. Whoever also rewrites traffic where TLS ends
+// can offer a server key of his own: [Pin] the real one, and prompts stay closed to him. Answers do not: the protocol
+// does not bind them to the request, and he can have them sealed to himself. SECURITY.md has the whole table.
+//
+// # Use
+//
+//	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
+//		BaseURL: "https://inference.example.com",
+//		APIKey:  key,                         // a *Secret
+//		Trust:   sealedchat.Pin("cb27375f…"), // or TrustHTTPS()
+//	})
+//	…
+//	defer client.Close()
+//	answer, err := client.Chat(ctx, &sealedchat.ChatRequest{
+//		Model:    "Qwen/Qwen3-0.6B",
+//		Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+//	})
+//	fmt.Println(answer.Text())
+//
+// [SecureCompletionClient.HTTPClient] gives an OpenAI SDK the same; [SecureCompletionClient.Complete] takes and returns
+// raw JSON in protected memory. [Gateway] is the other end, in front of any OpenAI-compatible server.
+//
+// # Keys
+//
+// A client has an RSA key of its own, to which answers are sealed, in a [KeyStore]; without one it makes an ephemeral
+// key when it is first used. The server's key is fetched once an hour, judged by [Trust], and shared by all calls.
+// Every request and every answer has an AES key and a nonce of its own. That is not forward secrecy: whoever gets an
+// RSA key opens what was recorded for it.
+//
+// # Compatibility
+//
+// Until version 1.0 the API may change between minor versions; CHANGELOG.md says how. What SPEC.md says of the wire does
+// not change within a protocol version.
+package sealedchat
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+)
+
+// DefaultBaseURL is where a [Config] without a BaseURL sends.
+const DefaultBaseURL = "https://api.nomyo.ai"
+
+const (
+	defaultTimeout     = 10 * time.Minute
+	defaultMaxRequest  = 10 << 20 // what the protocol documents
+	defaultMaxResponse = 64 << 20
+	maxInt             = math.MaxInt32 // largest size limit that is taken, on every platform
+)
+
+// SecurityTier names how well the server has to protect a request while it works on it.
+type SecurityTier string
+
+// The tiers of the protocol, lowest first. The empty tier leaves the choice to the server.
+const (
+	TierStandard SecurityTier = "standard"
+	TierHigh     SecurityTier = "high"
+	TierMaximum  SecurityTier = "maximum"
+)
+
+// rank orders the tiers; 0 is the empty tier, -1 an unknown one.
+func (t SecurityTier) rank() int {
+	switch t {
+	case "":
+		return 0
+	case TierStandard:
+		return 1
+	case TierHigh:
+		return 2
+	case TierMaximum:
+		return 3
+	}
+	return -1
+}
+
+// Config is what [NewSecureCompletionClient] needs. Trust is required; every other zero value is a default.
+type Config struct {
+	// BaseURL is where the server is: https, with an optional path prefix, without user info, query or fragment.
+	// "" = DefaultBaseURL.
+	BaseURL string
+	// APIKey is sent as a bearer token. Visible ASCII only. It stays the caller's, who destroys it after Close.
+	// nil = none.
+	APIKey *Secret
+	// Keys holds the RSA keys that answers are sealed to. It stays the caller's.
+	// nil = an ephemeral store of the client's own, whose 4096-bit key is generated on first use.
+	Keys *KeyStore
+	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…") or FirstUse(store).
+	// Required.
+	Trust Trust
+	// OnServerKey, if set, is called before a server key is used that is not the one used before; old is nil at first.
+	// An error refuses the key. It must not call the client. One call at a time.
+	OnServerKey func(old, new *PublicKey) error
+	// Tier is asked for where a call does not say otherwise. "" lets the server choose.
+	Tier SecurityTier
+	// Transport carries the requests. It stays the caller's. nil = DefaultTransport(), closed with the client.
+	Transport http.RoundTripper
+	// Timeout bounds one attempt from connecting to the last byte of the answer. 0 = 10 minutes.
+	Timeout time.Duration
+	// MaxRetries is how often a failed attempt is repeated: after 429, 500, 502 and 504, after 503 if it comes with
+	// Retry-After, and when the connection failed before there was an answer. The waits are random, up to 1 s, 2 s, 4 s
+	// and so on, at least what Retry-After says; one of more than a minute, or beyond the context's deadline, is not
+	// waited for. Every attempt is sealed afresh. 0 = 2; negative = none.
+	MaxRetries int
+	// Limiter, if set, is waited on before every attempt. It fits *rate.Limiter of golang.org/x/time.
+	Limiter interface{ Wait(context.Context) error }
+	// MaxRequestBytes bounds a request's JSON, MaxResponseBytes an answer as it comes over the wire, before and after
+	// decompression. More is ErrTooLarge. 0 = 10 MiB and 64 MiB; at most 2 GiB.
+	MaxRequestBytes, MaxResponseBytes int64
+	// Logger gets ids, sizes, durations and key changes, never content. nil = silent.
+	Logger *slog.Logger
+	// InsecureAllowHTTP allows a BaseURL with http where the address that is dialled is loopback, for tests.
+	InsecureAllowHTTP bool
+}
+
+// SecureCompletionClient seals chat completions. Make one with [NewSecureCompletionClient] and share it: its methods
+// may be called from any number of goroutines, and connections, keys and the server's key are shared between them.
+type SecureCompletionClient struct {
+	cfg     Config
+	base    *url.URL
+	http    *http.Client
+	server  *serverKey
+	wire    protocol
+	retry   retryPolicy
+	log     *slog.Logger
+	ownKeys bool
+	ownHTTP bool
+
+	life context.Context // ends with Close, with ErrClosed as its cause
+	end  context.CancelCauseFunc
+
+	mu      sync.Mutex
+	closed  bool
+	calls   sync.WaitGroup // running calls; Add only under mu while not closed
+	cleanup sync.Once
+}
+
+// NewSecureCompletionClient checks c and makes a client. It touches no network, file or environment.
+// Errors are [*ConfigError]. The client is closed with [SecureCompletionClient.Close].
+func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
+	if err := c.setDefaults(); err != nil {
+		return nil, err
+	}
+	base, err := parseBaseURL(c.BaseURL, c.InsecureAllowHTTP)
+	if err != nil {
+		return nil, &ConfigError{Field: "Config.BaseURL", Err: err}
+	}
+	client := &SecureCompletionClient{cfg: c, base: base, log: c.Logger, retry: retryPolicy{most: c.MaxRetries, base: retryBase}}
+	if client.http, client.ownHTTP, err = newHTTPClient(c.Transport, base, "Config.Transport"); err != nil {
+		return nil, err
+	}
+	if c.Keys == nil {
+		if client.cfg.Keys, err = NewEphemeralKeyStore(nil); err != nil {
+			return nil, err
+		}
+		client.ownKeys = true
+	}
+	if base.Scheme == "http" {
+		client.log.Warn("plain http to loopback is allowed", "host", base.Host)
+	}
+	client.life, client.end = context.WithCancelCause(context.Background())
+	client.server = &serverKey{
+		fetch: client.fetchServerKey, trust: c.Trust, origin: base.String(), notify: c.OnServerKey, log: client.log, life: client.life,
+	}
+	client.wire = &envelopeV1{
+		completionURL: base.String() + pathCompletion, keys: client.cfg.Keys, server: client.server, maxAnswer: c.MaxResponseBytes,
+	}
+	return client, nil
+}
+
+func (c *Config) setDefaults() error {
+	if c.BaseURL == "" {
+		c.BaseURL = DefaultBaseURL
+	}
+	if c.Timeout == 0 {
+		c.Timeout = defaultTimeout
+	}
+	if c.MaxRetries == 0 {
+		c.MaxRetries = defaultRetries
+	}
+	if c.MaxRequestBytes == 0 {
+		c.MaxRequestBytes = defaultMaxRequest
+	}
+	if c.MaxResponseBytes == 0 {
+		c.MaxResponseBytes = defaultMaxResponse
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c.validate()
+}
+
+func (c *Config) validate() error {
+	if c.Trust == nil {
+		return configError("Config.Trust", "choose whose key prompts are sealed to: TrustHTTPS() takes what the server "+
+			"presents over HTTPS, Pin(\"sha256 hex\") takes only that key, FirstUse(store) remembers the first one")
+	}
+	if err := c.Trust.validate(); err != nil {
+		return &ConfigError{Field: "Config.Trust", Err: err}
+	}
+	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) && c.Trust == TrustHTTPS() {
+		return configError("Config.Transport", "InsecureSkipVerify leaves nothing of TrustHTTPS; pin the server's key instead")
+	}
+	if c.APIKey != nil {
+		if err := c.APIKey.Use(validAPIKey); err != nil {
+			return &ConfigError{Field: "Config.APIKey", Err: err}
+		}
+	}
+	if c.Tier.rank() < 0 {
+		return configError("Config.Tier", "want \"\", standard, high or maximum")
+	}
+	if c.Timeout < 0 {
+		return configError("Config.Timeout", "negative")
+	}
+	if c.MaxRequestBytes < 0 || c.MaxRequestBytes > maxInt {
+		return configError("Config.MaxRequestBytes", "want 0 to %d", maxInt)
+	}
+	if c.MaxResponseBytes < 0 || c.MaxResponseBytes > maxInt {
+		return configError("Config.MaxResponseBytes", "want 0 to %d", maxInt)
+	}
+	return nil
+}
+
+func skipsVerification(c *tls.Config) bool {
+	return c != nil && c.InsecureSkipVerify && c.VerifyConnection == nil && c.VerifyPeerCertificate == nil
+}
+
+// CallOption changes one call.
+type CallOption func(*callOptions)
+
+type callOptions struct {
+	apiKey *Secret
+	tier   SecurityTier
+}
+
+// WithAPIKey uses key instead of Config.APIKey for this call. It stays the caller's.
+func WithAPIKey(key *Secret) CallOption { return func(o *callOptions) { o.apiKey = key } }
+
+// WithTier asks for tier instead of Config.Tier in this call.
+func WithTier(tier SecurityTier) CallOption { return func(o *callOptions) { o.tier = tier } }
+
+func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error) {
+	o := &callOptions{apiKey: c.cfg.APIKey, tier: c.cfg.Tier}
+	for _, f := range opts {
+		f(o)
+	}
+	if o.tier.rank() < 0 {
+		return nil, fmt.Errorf("%w: security tier, want standard, high or maximum", ErrInvalidRequest)
+	}
+	if o.apiKey != nil {
+		if err := o.apiKey.Use(validAPIKey); err != nil {
+			return nil, err
+		}
+	}
+	return o, nil
+}
+
+// Warm generates the client's key if there is none, fetches the server's key and has it judged, and leaves a
+// connection open: all that the first call would wait for.
+func (c *SecureCompletionClient) Warm(ctx context.Context) error {
+	ctx, done, err := c.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return c.wire.warm(ctx)
+}
+
+// ServerKey returns the server's key as it is trusted now; it is fetched when none is known or an hour has passed.
+func (c *SecureCompletionClient) ServerKey(ctx context.Context) (*PublicKey, error) {
+	ctx, done, err := c.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return c.server.get(ctx)
+}
+
+// AcceptServerKey trusts the key with this fingerprint from now on, whatever Config.Trust says: the answer to a
+// [*ServerKeyError] whose change turned out to be legitimate. With [FirstUse] it is remembered in the key store in place
+// of the one before; otherwise by this client alone. The next call fetches the server's key again.
+func (c *SecureCompletionClient) AcceptServerKey(fingerprint string) error {
+	return c.server.accept(c.life, fingerprint)
+}
+
+// Close ends running calls with [ErrClosed], waits for them, closes idle connections and wipes the keys that are the
+// client's own. When its first key is being generated, Close waits for that too, some seconds at most. It must not be
+// called from within a callback. Idempotent; its error is always nil.
+func (c *SecureCompletionClient) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.end(fmt.Errorf("%w: client", ErrClosed))
+	c.calls.Wait()
+	c.server.fetching.Wait()
+	c.cleanup.Do(func() {
+		if c.ownHTTP {
+			c.http.CloseIdleConnections()
+		}
+		if c.ownKeys {
+			_ = c.cfg.Keys.Close()
+		}
+	})
+	return nil
+}
+
+// begin enters a call: its context also ends with the client. done leaves it.
+func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, done func(), err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, nil, fmt.Errorf("%w: client", ErrClosed)
+	}
+	c.calls.Add(1)
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(c.life, func() { cancel(context.Cause(c.life)) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+		c.calls.Done()
+	}, nil
+}
+
+func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) (*PublicKey, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, errAttemptTimeout)
+	defer cancel()
+	key, err := fetchServerKey(ctx, c.http, c.base)
+	if err != nil && context.Cause(c.life) != nil {
+		return nil, context.Cause(c.life)
+	}
+	return key, err
+}
+
+// do carries one request to the server and back. plaintext is left as it is; the answer's is the caller's.
+func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts []CallOption) (*completion, error) {
+	o, err := c.options(opts)
+	if err != nil {
+		return nil, err
+	}
+	if n := int64(len(plaintext)); n > c.cfg.MaxRequestBytes {
+		return nil, fmt.Errorf("%w of %d bytes, limit %d", errRequestTooLarge, n, c.cfg.MaxRequestBytes)
+	}
+	if err := checkRequest(plaintext); err != nil {
+		return nil, err
+	}
+	ctx, done, err := c.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+
+	renewed := false
+	for failures := 0; ; {
+		if c.cfg.Limiter != nil {
+			if err := c.cfg.Limiter.Wait(ctx); err != nil {
+				return nil, limiterError(ctx, err)
+			}
+		}
+		answer, again, err := c.attempt(ctx, plaintext, o)
+		if err == nil {
+			return answer, nil
+		}
+		if again && !renewed { // the key has changed: no fault of the request, and no reason to wait
+			renewed = true
+			continue
+		}
+		wait, ok := c.retry.next(failures, err)
+		if !ok {
+			return nil, err
+		}
+		failures++
+		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait, "error", logText(err))
+		if !pause(ctx, wait) {
+			if ctx.Err() != nil {
+				return nil, endedError(ctx)
+			}
+			return nil, err // there is not time enough to wait
+		}
+	}
+}
+
+var errRequestTooLarge = fmt.Errorf("%w: request", ErrTooLarge)
+
+func limiterError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return endedError(ctx)
+	}
+	return fmt.Errorf("sealedchat: limiter: %w", err)
+}
+
+// attempt seals, sends and opens once. again reports that the server refused the request because its key has changed,
+// and that the new one is trusted.
+func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, o *callOptions) (_ *completion, again bool, err error) {
+	start := time.Now()
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, errAttemptTimeout)
+	defer cancel()
+	r, err := c.wire.seal(ctx, plaintext, o)
+	if err != nil {
+		return nil, false, waitError(ctx, err)
+	}
+	defer r.release()
+	log := c.log.With("payload_id", r.payloadID)
+	log.DebugContext(ctx, "request sealed", "bytes", len(plaintext), "server_key", r.server.fingerprint)
+
+	a, err := exchange(c.http, r.http, c.cfg.MaxResponseBytes)
+	if err == nil && a.status != http.StatusOK {
+		err = apiErrorFrom(a)
+	}
+	var result *completion
+	if err == nil {
+		result, err = c.open(r, a, o)
+	}
+	if err != nil {
+		log.DebugContext(ctx, "request failed", "duration", time.Since(start), "error", logText(err))
+		if refusal, ok := errors.AsType[*APIError](err); ok {
+			renewed, refreshErr := c.wire.refused(ctx, r, refusal)
+			if _, distrust := errors.AsType[*ServerKeyError](refreshErr); distrust {
+				return nil, false, refreshErr
+			}
+			return nil, renewed, err
+		}
+		return nil, false, err
+	}
+	log.DebugContext(ctx, "answer opened", "duration", time.Since(start), "bytes", len(result.plaintext))
+	return result, false, nil
+}
+
+// open decrypts and checks an answer. Nothing of it leaves here unless all of it is right.
+func (c *SecureCompletionClient) open(r *sealedRequest, a *answer, o *callOptions) (*completion, error) {
+	plain, err := c.wire.open(r, a)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkCompletion(plain.plaintext, r.payloadID, o.tier); err != nil {
+		clear(plain.plaintext)
+		return nil, err
+	}
+	return &completion{opened: *plain, payloadID: r.payloadID}, nil
+}
+
+// completion is a checked answer.
+type completion struct {
+	opened
+	payloadID string
+}
+
+// waitError gives an error of something that was waited for under ctx the shape of a call's error.
+func waitError(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
+		if errors.Is(cause, errAttemptTimeout) {
+			return &connectionError{what: "before anything was sent", err: cause}
+		}
+		return endedError(ctx)
+	}
+	return err
+}
+
+func apiErrorFrom(a *answer) *APIError { return newAPIError(a.status, a.header, a.body, time.Now()) }

@@ -1,0 +1,62 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// ConfigFromEnv makes a [Config] from the environment:
+//
+//	NOMYO_SERVER_URL    BaseURL; unset = DefaultBaseURL
+//	NOMYO_API_KEY       APIKey
+//	NOMYO_KEY_DIR       folder of the key store that is opened for Keys; it must exist
+//	NOMYO_KEY_PASSWORD  its passphrase
+//	NOMYO_SERVER_PIN    fingerprints for Trust, separated by commas; without it Trust stays unset, and is to be chosen
+//
+// The caller closes Config.Keys and destroys Config.APIKey after closing the client; either may be nil. Environment
+// variables are strings that nothing wipes, and that other processes of the same user can read.
+func ConfigFromEnv(ctx context.Context) (c Config, err error) {
+	c.BaseURL = os.Getenv("NOMYO_SERVER_URL")
+	if pin := os.Getenv("NOMYO_SERVER_PIN"); pin != "" {
+		c.Trust = Pin(strings.Split(pin, ",")...)
+		if err := c.Trust.validate(); err != nil {
+			return Config{}, &ConfigError{Field: "NOMYO_SERVER_PIN", Err: err}
+		}
+	}
+	if dir := os.Getenv("NOMYO_KEY_DIR"); dir != "" {
+		if c.Keys, err = keysFromEnv(ctx, dir); err != nil {
+			return Config{}, &ConfigError{Field: "NOMYO_KEY_DIR", Err: err}
+		}
+	}
+	if key := os.Getenv("NOMYO_API_KEY"); key != "" {
+		if c.APIKey, err = NewSecret([]byte(key)); err == nil {
+			err = c.APIKey.Use(validAPIKey)
+		}
+		if err != nil {
+			c.APIKey.Destroy()
+			if c.Keys != nil {
+				_ = c.Keys.Close()
+			}
+			return Config{}, &ConfigError{Field: "NOMYO_API_KEY", Err: err}
+		}
+	}
+	return c, nil
+}
+
+func keysFromEnv(ctx context.Context, dir string) (*KeyStore, error) {
+	password := os.Getenv("NOMYO_KEY_PASSWORD")
+	if password == "" {
+		return nil, fmt.Errorf("%w: NOMYO_KEY_PASSWORD is not set", ErrPassphrase)
+	}
+	passphrase, err := NewSecret([]byte(password))
+	if err != nil {
+		return nil, err
+	}
+	defer passphrase.Destroy()
+	return OpenKeyStore(ctx, dir, passphrase, nil)
+}

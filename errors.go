@@ -1,0 +1,346 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Sentinels to decide on with [errors.Is]. The first group classifies an [*APIError] by its status.
+var (
+	// ErrInvalidRequest: the request is not acceptable. Either the server said so (400, and every other 4xx that has
+	// no sentinel of its own), or this package refused it before anything was sealed.
+	ErrInvalidRequest = errors.New("sealedchat: invalid request")
+	// ErrAuthentication: the API key is missing or wrong (401).
+	ErrAuthentication = errors.New("sealedchat: authentication failed")
+	// ErrPermission: the key is good but not for this model or tier (403).
+	ErrPermission = errors.New("sealedchat: permission denied")
+	// ErrNotFound: no such endpoint; on NOMYO servers, sealed inference is not enabled (404).
+	ErrNotFound = errors.New("sealedchat: not found")
+	// ErrRateLimited: too many requests (429).
+	ErrRateLimited = errors.New("sealedchat: rate limited")
+	// ErrServer: the server failed (500 and every 5xx but 503), or answered a status that the protocol does not have.
+	ErrServer = errors.New("sealedchat: server error")
+	// ErrUnavailable: the server is down or has this key in a cool-down, 30 minutes on NOMYO servers (503).
+	ErrUnavailable = errors.New("sealedchat: service unavailable")
+)
+
+var (
+	// ErrConnection: no complete answer arrived: the connection failed, was cut, or the attempt's time ran out.
+	ErrConnection = errors.New("sealedchat: connection failed")
+	// ErrInsecureURL: a URL is not https, and not the loopback exception of [Config].InsecureAllowHTTP.
+	ErrInsecureURL = errors.New("sealedchat: insecure URL")
+	// ErrEnvelope: what came as an envelope is not one. Nothing secret was touched.
+	ErrEnvelope = errors.New("sealedchat: malformed envelope")
+	// ErrDecryption: an envelope does not open. One error for every cause, on purpose.
+	ErrDecryption = errors.New("sealedchat: decryption failed")
+	// ErrResponseSchema: the opened answer is not a chat.completion object.
+	ErrResponseSchema = errors.New("sealedchat: the answer is not a chat completion")
+	// ErrReplay: the answer was seen before, or belongs to another request.
+	ErrReplay = errors.New("sealedchat: replayed answer")
+	// ErrTierDowngrade: the answer comes from a lower security tier than was asked for.
+	ErrTierDowngrade = errors.New("sealedchat: security tier is lower than asked for")
+	// ErrTooLarge: a request, an answer or a key exceeds its limit.
+	ErrTooLarge = errors.New("sealedchat: too large")
+	// ErrPublicKey: not an RSA public key that this package takes. See [ParsePublicKey].
+	ErrPublicKey = errors.New("sealedchat: unusable public key")
+	// ErrPassphrase: wrong passphrase, or a damaged key store or key file. Without the passphrase the two look the same.
+	ErrPassphrase = errors.New("sealedchat: wrong passphrase or damaged key store")
+	// ErrPrivateKey: not a private key that can be imported. The cause says why, and which command mends it.
+	ErrPrivateKey = errors.New("sealedchat: unusable private key")
+	// ErrKeyStoreExists: there is a key store in the folder already. It was not touched.
+	ErrKeyStoreExists = errors.New("sealedchat: there is a key store already")
+	// ErrKeyStoreDamaged: the file is not a key store, or not one of a version that is known.
+	ErrKeyStoreDamaged = errors.New("sealedchat: damaged key store")
+	// ErrInsecurePermissions: a file or folder is open to others, belongs to another user, or is a link. The error's
+	// text names it, and the command that mends it.
+	ErrInsecurePermissions = errors.New("sealedchat: insecure permissions")
+	// ErrLocked: another process held the key store's lock until the time was over.
+	ErrLocked = errors.New("sealedchat: locked by another process")
+	// ErrLockLost: the lock file was replaced while it was held. Nothing was written.
+	ErrLockLost = errors.New("sealedchat: lock lost")
+	// ErrClosed: the client, key store, gateway or secret was closed.
+	ErrClosed = errors.New("sealedchat: closed")
+)
+
+// ConfigError tells which field of a configuration is wrong, and why.
+type ConfigError struct {
+	Field string // "Config.BaseURL"
+	Err   error  // the reason; errors.Is finds ErrInsecureURL and others through it
+}
+
+func (e *ConfigError) Error() string { return "sealedchat: " + e.Field + ": " + reason(e.Err) }
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+func configError(field, format string, args ...any) error {
+	return &ConfigError{Field: field, Err: fmt.Errorf(format, args...)}
+}
+
+// ServerKeyError reports that the server presented a key that is not trusted. Nothing was sealed to it.
+// When the change is legitimate, pass Got to [SecureCompletionClient.AcceptServerKey].
+type ServerKeyError struct {
+	Want []string // fingerprints that would have been accepted; nil when there is no fixed one
+	Got  string   // fingerprint of the key that the server presented
+	Err  error    // what Config.OnServerKey returned, or nil
+}
+
+func (e *ServerKeyError) Error() string {
+	s := "sealedchat: the server's key " + e.Got + " is not trusted"
+	if len(e.Want) > 0 {
+		s += ", expected " + strings.Join(e.Want, " or ")
+	}
+	if e.Err != nil {
+		s += ": " + reason(e.Err)
+	}
+	return s
+}
+
+func (e *ServerKeyError) Unwrap() error { return e.Err }
+
+// APIError is an answer that is not a sealed completion: an HTTP status other than 200, or an error object that was
+// sealed with status 200. errors.Is maps it to the sentinels above.
+type APIError struct {
+	StatusCode int           // 200 when the error came sealed
+	Code       string        // the server's error code or type, sanitised; often empty
+	Detail     string        // the server's words: printable characters only, 100 at most; untrusted
+	RetryAfter time.Duration // from the Retry-After header; 0 when there was none
+}
+
+func (e *APIError) Error() string {
+	s := "sealedchat: the server answered " + strconv.Itoa(e.StatusCode)
+	if text := http.StatusText(e.StatusCode); text != "" && e.StatusCode != http.StatusOK {
+		s += " " + text
+	}
+	if e.StatusCode == http.StatusOK {
+		s += " with a sealed error"
+	}
+	if e.StatusCode >= 300 && e.StatusCode < 400 {
+		s += " (redirects are not followed)"
+	}
+	if e.Code != "" {
+		s += ", code " + strconv.Quote(e.Code)
+	}
+	if e.Detail != "" {
+		s += ", detail " + strconv.Quote(e.Detail)
+	}
+	return s
+}
+
+// Is reports whether target is the sentinel of e's status.
+func (e *APIError) Is(target error) bool { return target == e.sentinel() }
+
+func (e *APIError) sentinel() error {
+	switch s := e.StatusCode; {
+	case s == http.StatusUnauthorized:
+		return ErrAuthentication
+	case s == http.StatusForbidden:
+		return ErrPermission
+	case s == http.StatusNotFound:
+		return ErrNotFound
+	case s == http.StatusTooManyRequests:
+		return ErrRateLimited
+	case s == http.StatusServiceUnavailable:
+		return ErrUnavailable
+	case s >= 400 && s < 500:
+		return ErrInvalidRequest
+	default:
+		return ErrServer
+	}
+}
+
+// connectionError hides what a failed exchange left in its error text behind words of our own, and keeps the cause for
+// errors.As.
+type connectionError struct {
+	what     string
+	err      error
+	answered bool // an answer had begun
+}
+
+func (e *connectionError) Error() string {
+	return ErrConnection.Error() + ": " + e.what + ": " + transportReason(e.err)
+}
+
+// GoString keeps %#v, which spells out the cause, to the same words.
+func (e *connectionError) GoString() string { return e.Error() }
+
+func (e *connectionError) Unwrap() []error { return []error{ErrConnection, e.err} }
+
+// transportReason is what a failed exchange says of itself. net/http quotes the peer's bytes in its own errors, and an
+// upstream's bytes can be a prompt: only causes that are known to hold none are repeated.
+func transportReason(err error) string {
+	for _, known := range []error{errAttemptTimeout, http.ErrSchemeMismatch, io.ErrUnexpectedEOF, io.EOF, errGzip, errContentEncoding} {
+		if errors.Is(err, known) {
+			return reason(known)
+		}
+	}
+	if cause, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return reason(cause)
+	}
+	if cause, ok := errors.AsType[tls.AlertError](err); ok {
+		return reason(cause)
+	}
+	if cause, ok := errors.AsType[*net.OpError](err); ok {
+		return reason(cause)
+	}
+	if cause, ok := errors.AsType[net.Error](err); ok && cause.Timeout() {
+		return "timeout"
+	}
+	return "the HTTP exchange failed"
+}
+
+// logText is an error for the log: an *APIError quotes the server, whose words can hold a prompt.
+func logText(err error) string {
+	if answer, ok := errors.AsType[*APIError](err); ok {
+		return "status " + strconv.Itoa(answer.StatusCode)
+	}
+	return err.Error()
+}
+
+// endedError is returned when the caller's context ended a call.
+func endedError(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, ErrClosed) || cause == ctx.Err() {
+		return fmt.Errorf("sealedchat: call ended: %w", cause)
+	}
+	return fmt.Errorf("sealedchat: call ended: %w (%w)", ctx.Err(), cause)
+}
+
+// reason is an error's text without this package's prefix, printable and bounded, so that it can end another one's.
+func reason(err error) string {
+	return sanitise(strings.TrimPrefix(err.Error(), "sealedchat: "), 300)
+}
+
+const (
+	maxDetail    = 100     // characters of a server's word that are kept
+	maxErrorBody = 1 << 16 // bytes of an error's body that are looked at
+)
+
+// newAPIError makes sense of an answer that is not 200. body may be cut short.
+func newAPIError(status int, header http.Header, body []byte, now time.Time) *APIError {
+	e := &APIError{StatusCode: status, RetryAfter: retryAfter(header.Get("Retry-After"), now)}
+	e.Code, e.Detail = errorDetail(body)
+	return e
+}
+
+// errorDetail finds the words in an error body: FastAPI's detail (a string, a list or an object), OpenAI's error
+// object, a message, or plain text. Markup says nothing.
+func errorDetail(body []byte) (code, detail string) {
+	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
+	if len(body) == 0 || body[0] == '<' {
+		return "", ""
+	}
+	var doc any
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.UseNumber() // so that a code of 500 is "500"
+	if err := dec.Decode(&doc); err != nil {
+		if body[0] == '{' || body[0] == '[' || body[0] == '"' {
+			return "", "" // JSON that was cut or is damaged: not words
+		}
+		return "", sanitise(string(body), maxDetail)
+	}
+	o, ok := doc.(map[string]any)
+	if !ok {
+		return "", sanitise(words(doc), maxDetail)
+	}
+	for _, name := range []string{"detail", "error", "message"} {
+		if s := words(o[name]); s != "" {
+			detail = s
+			break
+		}
+	}
+	if inner, ok := o["error"].(map[string]any); ok {
+		code = cmp.Or(scalar(inner["code"]), scalar(inner["type"]))
+	}
+	code = cmp.Or(code, scalar(o["code"]))
+	return sanitise(code, maxDetail), sanitise(detail, maxDetail)
+}
+
+// words finds the human text in one value of an error body.
+func words(v any) string {
+	switch v := v.(type) {
+	case []any: // FastAPI's list of {loc, msg, type}
+		var all []string
+		for _, x := range v[:min(len(v), 4)] {
+			if _, nested := x.([]any); nested {
+				continue
+			}
+			if s := words(x); s != "" {
+				all = append(all, s)
+			}
+		}
+		return strings.Join(all, "; ")
+	case map[string]any:
+		return cmp.Or(scalar(v["message"]), scalar(v["msg"]), scalar(v["detail"]), scalar(v["error"]))
+	default:
+		return scalar(v)
+	}
+}
+
+func scalar(v any) string {
+	switch v := v.(type) {
+	case string:
+		return v
+	case json.Number:
+		return v.String()
+	}
+	return ""
+}
+
+// sanitise keeps at most n printable characters of s. Runs of anything else become one space.
+func sanitise(s string, n int) string {
+	var b strings.Builder
+	space := false
+	for count := 0; s != "" && count < n; {
+		r, size := utf8.DecodeRuneInString(s)
+		s = s[size:]
+		if (r == utf8.RuneError && size == 1) || r == ' ' || !unicode.IsPrint(r) {
+			space = b.Len() > 0
+			continue
+		}
+		if space {
+			b.WriteByte(' ')
+			count++
+			space = false
+			if count == n {
+				break
+			}
+		}
+		b.WriteRune(r)
+		count++
+	}
+	return b.String()
+}
+
+// maxRetryAfter bounds what a Retry-After header can say, so that no arithmetic on it overflows.
+const maxRetryAfter = 365 * 24 * time.Hour
+
+// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3): seconds, or a date. 0 means none.
+func retryAfter(v string, now time.Time) time.Duration {
+	v = strings.TrimSpace(v)
+	if v == "" {
+		return 0
+	}
+	if n, err := strconv.ParseUint(v, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
+		return time.Duration(min(n, uint64(maxRetryAfter/time.Second))) * time.Second
+	}
+	t, err := http.ParseTime(v)
+	if err != nil {
+		return 0
+	}
+	return min(max(t.Sub(now), 0), maxRetryAfter)
+}

@@ -1,0 +1,395 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// GatewayConfig is what [NewGateway] needs: Upstream, and Authenticate or AllowUnauthenticated. Every other zero value
+// is a default.
+type GatewayConfig struct {
+	// Upstream is the base URL of an OpenAI-compatible server as SDKs take it, "http://127.0.0.1:8000/v1" for example:
+	// requests go to {Upstream}/chat/completions. https, or http to an address that is loopback when it is dialled.
+	Upstream string
+	// UpstreamKey is sent upstream as a bearer token. It stays the caller's. nil = none.
+	UpstreamKey *Secret
+	// UpstreamTransport carries the requests upstream. It stays the caller's. nil = DefaultTransport() of its own.
+	UpstreamTransport http.RoundTripper
+	// InsecureUpstreamHTTP allows http upstream to any address: opened prompts cross that network in the clear.
+	InsecureUpstreamHTTP bool
+
+	// Authenticate judges a request by its headers before anything of it is decrypted; it must not read the body.
+	// An error is answered 401, or 403 for ErrPermission, 429 for ErrRateLimited, 503 for ErrUnavailable.
+	// See AuthenticateKeys.
+	Authenticate func(*http.Request) error
+	// AllowUnauthenticated serves everybody when Authenticate is nil.
+	AllowUnauthenticated bool
+
+	// Keys holds the key that requests are sealed to. It stays the caller's. nil = an ephemeral store of the gateway's
+	// own: clients that pin it have to be told the new fingerprint after each start.
+	Keys *KeyStore
+	// Tier is the security tier that this installation provides. Requests for a higher one are answered 403.
+	// "" = TierStandard.
+	Tier SecurityTier
+	// Replay remembers the requests that were served. nil = NewReplayCache(0) of its own.
+	Replay ReplayCache
+	// ReplayWindow is for how long. Protocol v1 has no timestamp: after it, a captured request is served again.
+	// 0 = 24 h.
+	ReplayWindow time.Duration
+
+	// MaxRequestBytes bounds the opened request, MaxResponseBytes the upstream's answer. 0 = 10 MiB and 48 MiB.
+	MaxRequestBytes, MaxResponseBytes int64
+	// MaxConcurrent bounds the requests that are worked on at the same time; more are answered 503 with
+	// Retry-After: 1. 0 = 64. Each may need about five times its size in memory.
+	MaxConcurrent int
+	// Timeout bounds one request, and BodyTimeout the arrival of its body. 0 = 10 minutes and 1 minute.
+	Timeout, BodyTimeout time.Duration
+
+	// Logger gets one line per request: ids, sizes, durations and status, no content. nil = silent.
+	Logger *slog.Logger
+}
+
+// Gateway is the server's end: an [http.Handler] that opens sealed chat completions, has an OpenAI-compatible server
+// answer them, and seals the answers. It serves GET /pki/public_key, POST /v1/chat/secure_completion and GET /healthz.
+// Put it behind TLS: an http.Server with a certificate, or a proxy.
+type Gateway struct {
+	cfg      GatewayConfig
+	upstream *url.URL
+	http     *http.Client
+	ownHTTP  bool
+	ownKeys  bool
+	slots    chan struct{}
+
+	life context.Context
+	end  context.CancelFunc
+
+	mu      sync.Mutex
+	closed  bool
+	running sync.WaitGroup // Add only under mu while not closed
+	cleanup sync.Once
+}
+
+// NewGateway checks c and makes a gateway. It touches no network, file or environment. Errors are [*ConfigError].
+func NewGateway(c GatewayConfig) (*Gateway, error) {
+	if err := c.setDefaults(); err != nil {
+		return nil, err
+	}
+	base, err := parseBaseURL(c.Upstream, true)
+	if err != nil {
+		return nil, &ConfigError{Field: "GatewayConfig.Upstream", Err: err}
+	}
+	g := &Gateway{cfg: c, upstream: base, slots: make(chan struct{}, c.MaxConcurrent)}
+	rules := *base
+	if c.InsecureUpstreamHTTP {
+		rules.Scheme = "https" // the rules for http do not apply
+	}
+	if g.http, g.ownHTTP, err = newHTTPClient(c.UpstreamTransport, &rules, "GatewayConfig.UpstreamTransport"); err != nil {
+		return nil, err
+	}
+	if c.Keys == nil {
+		if g.cfg.Keys, err = NewEphemeralKeyStore(nil); err != nil {
+			return nil, err
+		}
+		g.ownKeys = true
+	}
+	g.life, g.end = context.WithCancel(context.Background())
+	return g, nil
+}
+
+func (c *GatewayConfig) setDefaults() error {
+	if c.Authenticate == nil && !c.AllowUnauthenticated {
+		return configError("GatewayConfig.Authenticate", "set it (see AuthenticateKeys), or AllowUnauthenticated to serve everybody")
+	}
+	if c.UpstreamKey != nil {
+		if err := c.UpstreamKey.Use(validAPIKey); err != nil {
+			return &ConfigError{Field: "GatewayConfig.UpstreamKey", Err: err}
+		}
+	}
+	if c.Tier.rank() < 0 {
+		return configError("GatewayConfig.Tier", "want \"\", standard, high or maximum")
+	}
+	for _, n := range []struct {
+		field string
+		value *int64
+		zero  int64
+	}{
+		{"MaxRequestBytes", &c.MaxRequestBytes, defaultMaxRequest},
+		{"MaxResponseBytes", &c.MaxResponseBytes, 48 << 20}, // 64 MiB when sealed: what clients take by default
+		{"ReplayWindow", (*int64)(&c.ReplayWindow), int64(24 * time.Hour)},
+		{"Timeout", (*int64)(&c.Timeout), int64(defaultTimeout)},
+		{"BodyTimeout", (*int64)(&c.BodyTimeout), int64(time.Minute)},
+	} {
+		if *n.value < 0 || (strings.HasSuffix(n.field, "Bytes") && *n.value > maxInt/2) {
+			return configError("GatewayConfig."+n.field, "out of range")
+		}
+		if *n.value == 0 {
+			*n.value = n.zero
+		}
+	}
+	if c.MaxConcurrent < 0 {
+		return configError("GatewayConfig.MaxConcurrent", "negative")
+	}
+	if c.MaxConcurrent == 0 {
+		c.MaxConcurrent = 64
+	}
+	if c.Tier == "" {
+		c.Tier = TierStandard
+	}
+	if c.Replay == nil {
+		c.Replay = NewReplayCache(0)
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// AuthenticateKeys is a [GatewayConfig].Authenticate that takes a bearer token if it is one of keys. All of them are
+// compared, in constant time. It keeps digests; keys stay the caller's and may be destroyed afterwards.
+func AuthenticateKeys(keys ...*Secret) (func(*http.Request) error, error) {
+	if len(keys) == 0 {
+		return nil, configError("AuthenticateKeys", "no keys")
+	}
+	salt := make([]byte, 32)
+	_, _ = rand.Read(salt)
+	digest := func(b []byte) []byte {
+		m := hmac.New(sha256.New, salt)
+		m.Write(b)
+		return m.Sum(nil)
+	}
+	var known [][]byte
+	for i, k := range keys {
+		err := k.Use(func(b []byte) error {
+			known = append(known, digest(b))
+			return validAPIKey(b)
+		})
+		if err != nil {
+			return nil, &ConfigError{Field: "AuthenticateKeys[" + strconv.Itoa(i) + "]", Err: err}
+		}
+	}
+	return func(r *http.Request) error {
+		scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " ")
+		d := digest([]byte(token))
+		found := 0
+		for _, k := range known {
+			found |= subtle.ConstantTimeCompare(k, d)
+		}
+		if !ok || !strings.EqualFold(scheme, "Bearer") || found == 0 {
+			return ErrAuthentication
+		}
+		return nil
+	}, nil
+}
+
+// PublicKey is the key that requests have to be sealed to. Its fingerprint is what clients pin.
+func (g *Gateway) PublicKey(ctx context.Context) (*PublicKey, error) { return g.cfg.Keys.Public(ctx) }
+
+// Close refuses new requests with 503, ends running ones, waits for them, and wipes the keys that are the gateway's own.
+// For a graceful end, shut the http.Server down first. Idempotent; its error is always nil.
+func (g *Gateway) Close() error {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.end()
+	g.running.Wait()
+	g.cleanup.Do(func() {
+		if g.ownHTTP {
+			g.http.CloseIdleConnections()
+		}
+		if g.ownKeys {
+			_ = g.cfg.Keys.Close()
+		}
+	})
+	return nil
+}
+
+func (g *Gateway) begin() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return false
+	}
+	g.running.Add(1)
+	return true
+}
+
+// refusal is an answer that is not a completion. detail is the gateway's own words: nothing of the request, nothing
+// of the upstream.
+type refusal struct {
+	status     int
+	detail     string
+	retryAfter time.Duration
+	cause      error // for the log; its text is sanitised there
+}
+
+func refuse(status int, detail string) *refusal { return &refusal{status: status, detail: detail} }
+
+// ServeHTTP serves one request. It survives a panic in it with status 500.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !g.begin() {
+		writeRefusal(w, refuse(http.StatusServiceUnavailable, "the gateway is closing"))
+		return
+	}
+	defer g.running.Done()
+	h := &gatewayRequest{g: g, w: w, r: r, start: time.Now()}
+	defer h.finish()
+
+	h.header("Cache-Control", "no-store")
+	h.header("X-Content-Type-Options", "nosniff")
+	switch r.URL.Path {
+	case "/healthz":
+		h.only(h.health, http.MethodGet, http.MethodHead)
+	case pathPublicKey:
+		h.only(h.publicKey, http.MethodGet, http.MethodHead)
+	case pathCompletion:
+		h.only(h.completion, http.MethodPost)
+	default:
+		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
+	}
+}
+
+// gatewayRequest is one request on its way through, and what the log will say of it.
+type gatewayRequest struct {
+	g     *Gateway
+	w     http.ResponseWriter
+	r     *http.Request
+	start time.Time
+
+	status    int // 0 until something was answered
+	payloadID string
+	tier      SecurityTier
+	bytesIn   int
+	bytesOut  int
+	upstream  time.Duration
+	problem   *refusal
+}
+
+func (h *gatewayRequest) header(name, value string) { h.w.Header().Set(name, value) }
+
+func (h *gatewayRequest) only(serve func(), methods ...string) {
+	for _, m := range methods {
+		if h.r.Method == m {
+			serve()
+			return
+		}
+	}
+	h.header("Allow", strings.Join(methods, ", "))
+	h.refuse(refuse(http.StatusMethodNotAllowed, "method not allowed"))
+}
+
+func (h *gatewayRequest) health() {
+	h.header("Content-Type", "application/json")
+	h.write(http.StatusOK, []byte(`{"status":"ok"}`+"\n"))
+}
+
+func (h *gatewayRequest) publicKey() {
+	key, err := h.g.PublicKey(h.r.Context())
+	if err != nil {
+		h.refuse(&refusal{status: http.StatusServiceUnavailable, detail: "no key", cause: err})
+		return
+	}
+	h.header("Content-Type", "text/plain; charset=utf-8")
+	h.write(http.StatusOK, key.PEM())
+}
+
+// write sends a whole answer, and reports whether the connection took it.
+func (h *gatewayRequest) write(status int, body []byte) error {
+	h.status, h.bytesOut = status, len(body)
+	h.header("Content-Length", strconv.Itoa(len(body)))
+	h.w.WriteHeader(status)
+	if h.r.Method == http.MethodHead {
+		return nil
+	}
+	if _, err := h.w.Write(body); err != nil {
+		return err
+	}
+	if err := http.NewResponseController(h.w).Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
+}
+
+func (h *gatewayRequest) refuse(p *refusal) {
+	h.status, h.problem = p.status, p
+	writeRefusal(h.w, p)
+}
+
+func writeRefusal(w http.ResponseWriter, p *refusal) {
+	body, _ := json.Marshal(map[string]string{"detail": p.detail}) // a map of strings marshals
+	header := w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Content-Length", strconv.Itoa(len(body)))
+	if p.status == http.StatusUnauthorized {
+		header.Set("WWW-Authenticate", "Bearer")
+	}
+	if p.retryAfter > 0 {
+		header.Set("Retry-After", strconv.Itoa(int((p.retryAfter+time.Second-1)/time.Second)))
+	}
+	w.WriteHeader(p.status)
+	_, _ = w.Write(body) // the client may be gone
+}
+
+// finish survives a panic and writes the log line.
+func (h *gatewayRequest) finish() {
+	if p := recover(); p != nil {
+		if p == http.ErrAbortHandler {
+			panic(p)
+		}
+		// Neither the panic's value nor arguments on the stack are logged: they can hold content.
+		h.g.cfg.Logger.Error("panic survived", "payload_id", h.payloadID, "type", fmt.Sprintf("%T", p), "at", callers())
+		if h.status != 0 {
+			panic(http.ErrAbortHandler) // an answer has begun: cut it, so that nobody takes it for whole
+		}
+		h.refuse(refuse(http.StatusInternalServerError, "internal error"))
+	}
+	if h.r.URL.Path == "/healthz" && h.status == http.StatusOK {
+		return
+	}
+	level := slog.LevelInfo
+	if h.status >= 500 {
+		level = slog.LevelWarn
+	}
+	attrs := []slog.Attr{
+		slog.String("payload_id", h.payloadID), slog.String("method", sanitise(h.r.Method, 16)), slog.Int("status", h.status),
+		slog.Int("bytes_in", h.bytesIn), slog.Int("bytes_out", h.bytesOut), slog.String("tier", string(h.tier)),
+		slog.Duration("duration", time.Since(h.start)), slog.Duration("upstream", h.upstream),
+	}
+	if h.problem != nil {
+		attrs = append(attrs, slog.String("problem", h.problem.detail))
+		if h.problem.cause != nil {
+			attrs = append(attrs, slog.String("cause", reason(h.problem.cause)))
+		}
+	}
+	h.g.cfg.Logger.LogAttrs(h.r.Context(), level, "request", attrs...)
+}
+
+// callers names the functions that led to a panic, without their arguments.
+func callers() []string {
+	pcs := make([]uintptr, 16)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(4, pcs)])
+	var names []string
+	for {
+		f, more := frames.Next()
+		names = append(names, f.Function+":"+strconv.Itoa(f.Line))
+		if !more {
+			return names
+		}
+	}
+}

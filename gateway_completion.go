@@ -1,0 +1,361 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+)
+
+// completion serves POST /v1/chat/secure_completion: authenticate, read, claim, open, forward, seal.
+func (h *gatewayRequest) completion() {
+	clientKey, p := h.admit()
+	if p != nil {
+		h.refuse(p)
+		return
+	}
+	select {
+	case h.g.slots <- struct{}{}:
+		defer func() { <-h.g.slots }()
+	default:
+		h.refuse(&refusal{status: http.StatusServiceUnavailable, detail: "too many requests at the same time", retryAfter: time.Second})
+		return
+	}
+	ctx, cancel := context.WithTimeout(h.r.Context(), h.g.cfg.Timeout)
+	defer cancel()
+	defer context.AfterFunc(h.g.life, cancel)()
+
+	e, p := h.readEnvelope()
+	if p != nil {
+		h.refuse(p)
+		return
+	}
+	id := sha256.Sum256(e.WrappedKey)
+	if p := h.claim(ctx, id); p != nil {
+		h.refuse(p)
+		return
+	}
+	served := false
+	defer func() {
+		if !served { // also after a panic
+			_ = h.g.cfg.Replay.Release(context.WithoutCancel(ctx), id) // what stays claimed can only be refused
+		}
+	}()
+	sealed, p := h.answer(ctx, e, clientKey)
+	if p != nil {
+		h.refuse(p)
+		return
+	}
+	h.header("Content-Type", contentType)
+	served = h.write(http.StatusOK, sealed) == nil
+}
+
+// admit authenticates the request and reads its headers, before its body is touched.
+func (h *gatewayRequest) admit() (*PublicKey, *refusal) {
+	if auth := h.g.cfg.Authenticate; auth != nil {
+		if err := auth(h.r); err != nil {
+			return nil, authRefusal(err)
+		}
+	}
+	id := h.r.Header.Get(headerPayloadID)
+	if !validPayloadID(id) {
+		return nil, refuse(http.StatusBadRequest, "X-Payload-ID is missing or malformed")
+	}
+	h.payloadID = id
+	h.tier = SecurityTier(h.r.Header.Get(headerTier))
+	if h.tier.rank() < 0 {
+		h.tier = ""
+		return nil, refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
+	}
+	if p := h.checkTier(); p != nil {
+		return nil, p
+	}
+	escaped := h.r.Header.Get(headerPublicKey)
+	if escaped == "" || len(escaped) > maxKeyText {
+		return nil, refuse(http.StatusBadRequest, "X-Public-Key is missing or too large")
+	}
+	text, err := url.PathUnescape(escaped)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, "X-Public-Key is not percent-encoded")
+	}
+	key, err := ParsePublicKey([]byte(text))
+	if err != nil {
+		return nil, &refusal{status: http.StatusBadRequest, detail: "X-Public-Key is not an RSA public key of 2048 to 8192 bits in PEM", cause: err}
+	}
+	return key, nil
+}
+
+func authRefusal(err error) *refusal {
+	switch {
+	case errors.Is(err, ErrPermission):
+		return refuse(http.StatusForbidden, "permission denied")
+	case errors.Is(err, ErrRateLimited):
+		p := refuse(http.StatusTooManyRequests, "rate limited")
+		if limit, ok := errors.AsType[*APIError](err); ok {
+			p.retryAfter = limit.RetryAfter
+		}
+		return p
+	case errors.Is(err, ErrUnavailable):
+		return refuse(http.StatusServiceUnavailable, "service unavailable")
+	default:
+		return refuse(http.StatusUnauthorized, "invalid API key")
+	}
+}
+
+func (h *gatewayRequest) checkTier() *refusal {
+	if h.tier.rank() > h.g.cfg.Tier.rank() {
+		return refuse(http.StatusForbidden, "this security tier is not available here")
+	}
+	return nil
+}
+
+// validPayloadID: 1 to 128 letters, digits and "-_.:".
+func validPayloadID(id string) bool {
+	if id == "" || len(id) > 128 {
+		return false
+	}
+	for _, c := range []byte(id) {
+		switch {
+		case c >= '0' && c <= '9', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c == '-', c == '_', c == '.', c == ':':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// readEnvelope reads the body within its limits of size and time.
+func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
+	if h.r.Header.Get("Content-Encoding") != "" {
+		return nil, refuse(http.StatusUnsupportedMediaType, "a sealed request has no content encoding")
+	}
+	limit := h.g.cfg.MaxRequestBytes/3*4 + 64<<10 // base64, and room for the rest of the envelope
+	if h.r.ContentLength > limit {
+		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
+	}
+	control := http.NewResponseController(h.w)
+	_ = control.SetReadDeadline(time.Now().Add(h.g.cfg.BodyTimeout)) // where a server cannot, its own timeouts hold
+	body, err := readAll(&cappedReader{r: h.r.Body, left: limit, limit: limit}, h.r.ContentLength)
+	_ = control.SetReadDeadline(time.Time{})
+	h.bytesIn = len(body)
+	switch {
+	case errors.Is(err, ErrTooLarge):
+		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
+	case err != nil:
+		return nil, &refusal{status: http.StatusBadRequest, detail: "the request did not arrive whole", cause: err}
+	}
+	e, err := envelope.Parse(body, int(h.g.cfg.MaxRequestBytes))
+	if errors.Is(err, envelope.ErrTooLarge) {
+		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
+	}
+	if err != nil {
+		return nil, &refusal{status: http.StatusBadRequest, detail: "malformed envelope", cause: envelopeError(err)}
+	}
+	return &e, nil
+}
+
+// claim refuses a wrapped key that was served before. The client knows the status as one that is not worth repeating.
+func (h *gatewayRequest) claim(ctx context.Context, id [32]byte) *refusal {
+	fresh, err := h.g.cfg.Replay.Claim(ctx, id, time.Now().Add(h.g.cfg.ReplayWindow))
+	if err != nil {
+		return &refusal{status: http.StatusServiceUnavailable, detail: "the replay cache is unavailable", cause: err}
+	}
+	if !fresh {
+		return refuse(http.StatusConflict, "this request was sent before")
+	}
+	return nil
+}
+
+// answer opens the request, has the upstream answer it, and seals the answer for clientKey.
+func (h *gatewayRequest) answer(ctx context.Context, e *envelope.Envelope, clientKey *PublicKey) ([]byte, *refusal) {
+	plaintext, err := h.g.cfg.Keys.openEnvelope(ctx, e)
+	switch {
+	case errors.Is(err, ErrDecryption), errors.Is(err, ErrEnvelope):
+		return nil, refuse(http.StatusBadRequest, "the request cannot be decrypted; fetch the public key again")
+	case err != nil:
+		return nil, &refusal{status: http.StatusServiceUnavailable, detail: "no key", cause: err}
+	}
+	defer clear(plaintext)
+	request, p := h.upstreamRequest(plaintext)
+	if p != nil {
+		return nil, p
+	}
+	answer, p := h.forward(ctx, request)
+	if p != nil {
+		return nil, p
+	}
+	defer clear(answer[:cap(answer)])
+	return h.seal(answer, clientKey, e.TagForm)
+}
+
+// upstreamRequest checks that the plaintext is a chat request and takes out what is not the upstream's business. A
+// tier that is sealed in it counts like the header: the header can be stripped on the way.
+func (h *gatewayRequest) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
+	if !validObject(plaintext) {
+		return nil, refuse(http.StatusBadRequest, "the request is not a JSON object")
+	}
+	o, _ := pick(plaintext, "model", "messages", "security_tier")
+	if o.text("model") == "" {
+		return nil, refuse(http.StatusBadRequest, "the request names no model")
+	}
+	if !validMessages(o["messages"]) {
+		return nil, refuse(http.StatusBadRequest, "messages must be a list of objects with a role, and not empty")
+	}
+	tier := SecurityTier(o.text("security_tier"))
+	if tier.rank() < 0 {
+		return nil, refuse(http.StatusBadRequest, "security_tier is not standard, high or maximum")
+	}
+	if tier.rank() > h.tier.rank() {
+		h.tier = tier
+		if p := h.checkTier(); p != nil {
+			return nil, p
+		}
+	}
+	dropped := append([]string{"stream", "stream_options"}, spokenOutside...)
+	request, err := jsonspan.Cut(nil, plaintext, maxDepth, func(m jsonspan.Member) bool {
+		return slices.ContainsFunc(dropped, m.Is)
+	})
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, "the request is not a JSON object")
+	}
+	return request, nil
+}
+
+func validMessages(data []byte) bool {
+	messages, ok := elements(data)
+	if !ok {
+		return false
+	}
+	n := 0
+	for message := range messages {
+		if o, ok := pick(message, "role"); !ok || o.text("role") == "" {
+			return false
+		}
+		n++
+	}
+	return n > 0
+}
+
+// forward sends the opened request upstream, wipes it, and returns a checked chat.completion.
+func (h *gatewayRequest) forward(ctx context.Context, request []byte) ([]byte, *refusal) {
+	start := time.Now()
+	defer func() { h.upstream = time.Since(start) }()
+	sent := &sentBytes{b: request}
+	defer sent.finish()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.g.upstream.String()+"/chat/completions", nil)
+	if err != nil {
+		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
+	}
+	sent.attach(req)
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("User-Agent", userAgent)
+	if h.g.cfg.UpstreamKey != nil {
+		if err := setBearer(req.Header, h.g.cfg.UpstreamKey); err != nil {
+			return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
+		}
+	}
+	a, err := exchange(h.g.http, req, h.g.cfg.MaxResponseBytes)
+	if err != nil {
+		return nil, upstreamFailure(ctx, err)
+	}
+	if a.status != http.StatusOK {
+		return nil, upstreamRefusal(a)
+	}
+	// What the upstream says of a payload id or a tier is not for the client.
+	answer, err := jsonspan.Cut(a.body[:0], a.body, maxDepth, func(m jsonspan.Member) bool { return m.Is("_metadata") })
+	if err == nil {
+		err = checkCompletion(answer, "", "")
+	}
+	if err != nil {
+		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is not a chat completion", cause: errNotCompletion}
+	}
+	return answer, nil
+}
+
+var errNotCompletion = errors.New("not a chat.completion object")
+
+func upstreamFailure(ctx context.Context, err error) *refusal {
+	p := &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		p.status, p.detail = http.StatusGatewayTimeout, "the upstream did not answer in time"
+	case errors.Is(err, ErrTooLarge):
+		p.detail = "the upstream's answer is too large"
+	case ctx.Err() != nil:
+		p.status, p.detail = http.StatusServiceUnavailable, "the request was ended"
+	}
+	return p
+}
+
+// upstreamRefusal keeps the kind of an upstream's error status and none of its words, which may quote the prompt.
+func upstreamRefusal(a *answer) *refusal {
+	p := refuse(http.StatusBadGateway, "the upstream failed")
+	p.cause = fmt.Errorf("upstream status %d", a.status)
+	switch a.status {
+	case http.StatusBadRequest, http.StatusUnprocessableEntity:
+		p.status, p.detail = http.StatusBadRequest, "the upstream refused the request as invalid"
+	case http.StatusNotFound:
+		p.status, p.detail = http.StatusNotFound, "the upstream does not know this model"
+	case http.StatusRequestEntityTooLarge:
+		p.status, p.detail = a.status, "the request is too large for the upstream"
+	case http.StatusTooManyRequests:
+		p.status, p.detail = a.status, "the upstream is rate limited"
+	case http.StatusServiceUnavailable:
+		p.status, p.detail = a.status, "the upstream is unavailable"
+	case http.StatusRequestTimeout, http.StatusGatewayTimeout:
+		p.status, p.detail = http.StatusGatewayTimeout, "the upstream did not answer in time"
+	}
+	if p.status == http.StatusTooManyRequests || p.status == http.StatusServiceUnavailable {
+		p.retryAfter = retryAfter(a.header.Get("Retry-After"), time.Now())
+	}
+	return p
+}
+
+// gatewayMetadata is the _metadata object that is sealed with every answer.
+type gatewayMetadata struct {
+	PayloadID   string       `json:"payload_id"`
+	Status      string       `json:"response_status"`
+	ProcessedAt int64        `json:"processed_at"`
+	IsEncrypted bool         `json:"is_encrypted"`
+	Algorithm   string       `json:"encryption_algorithm"`
+	Tier        SecurityTier `json:"security_tier"`
+}
+
+// seal adds _metadata to the answer, which it wipes, and seals it in the request's tag form.
+func (h *gatewayRequest) seal(answer []byte, clientKey *PublicKey, form envelope.TagForm) ([]byte, *refusal) {
+	now := time.Now().Unix()
+	metadata, err := json.Marshal(gatewayMetadata{
+		PayloadID: h.payloadID, Status: "success", ProcessedAt: now, IsEncrypted: true,
+		Algorithm: envelope.Algorithm, Tier: h.g.cfg.Tier,
+	})
+	if err != nil {
+		return nil, &refusal{status: http.StatusInternalServerError, detail: "internal error", cause: err}
+	}
+	const name = `,"_metadata":`
+	trimmed := bytes.TrimRight(answer, " \t\r\n")
+	plaintext := make([]byte, 0, len(trimmed)+len(name)+len(metadata))
+	plaintext = append(plaintext, trimmed[:len(trimmed)-1]...)
+	plaintext = append(plaintext, name...)
+	plaintext = append(plaintext, metadata...)
+	plaintext = append(plaintext, '}')
+	defer clear(plaintext)
+	e, err := clientKey.seal(plaintext)
+	if err != nil {
+		return nil, &refusal{status: http.StatusInternalServerError, detail: "internal error", cause: err}
+	}
+	e.TagForm, e.ProcessedAt, e.HasProcessedAt = form, float64(now), true
+	return envelope.Append(make([]byte, 0, envelope.Size(e)), e), nil
+}

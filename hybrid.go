@@ -1,0 +1,273 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"slices"
+
+	"github.com/seed-017344ad/sealedchat/internal/envelope"
+)
+
+const (
+	minKeyBits   = 2048
+	maxKeyBits   = 8192
+	minExponent  = 65537
+	maxKeyText   = 16 << 10 // bytes of PEM; an 8192-bit key has 1,500
+	dataKeySize  = 32       // AES-256
+	pemPublicKey = "PUBLIC KEY"
+)
+
+// PublicKey is an RSA public key of 2048 to 8192 bits to which envelopes are sealed. It is immutable and safe for
+// concurrent use. Get one from [ParsePublicKey].
+type PublicKey struct {
+	key         *rsa.PublicKey
+	der         []byte // SubjectPublicKeyInfo
+	fingerprint string
+}
+
+// ParsePublicKey reads a PEM file with exactly one "PUBLIC KEY" block (an RFC 5280 SubjectPublicKeyInfo) and nothing
+// but white space around it. The key is RSA, 2048 to 8192 bits, with an odd exponent of at least 65537.
+// Anything else is [ErrPublicKey], or [ErrTooLarge] above 16 KiB.
+func ParsePublicKey(text []byte) (*PublicKey, error) {
+	if len(text) > maxKeyText {
+		return nil, fmt.Errorf("%w: public key of %d bytes, limit %d", ErrTooLarge, len(text), maxKeyText)
+	}
+	text = bytes.TrimSpace(text)
+	if hint := publicKeyHint(text); hint != "" {
+		return nil, fmt.Errorf("%w: %s", ErrPublicKey, hint)
+	}
+	block, rest := pem.Decode(text)
+	switch {
+	case block == nil:
+		return nil, fmt.Errorf("%w: no PEM block", ErrPublicKey)
+	case bytes.Count(text, []byte("-----BEGIN ")) != 1: // pem.Decode skips what it cannot read
+		return nil, fmt.Errorf("%w: more than one PEM block", ErrPublicKey)
+	case len(bytes.TrimSpace(rest)) != 0:
+		return nil, fmt.Errorf("%w: something follows the PEM block", ErrPublicKey)
+	case len(block.Headers) != 0:
+		return nil, fmt.Errorf("%w: PEM headers", ErrPublicKey)
+	case block.Type != pemPublicKey:
+		return nil, fmt.Errorf("%w: the PEM block is not a PUBLIC KEY", ErrPublicKey)
+	}
+	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%w: not a SubjectPublicKeyInfo", ErrPublicKey)
+	}
+	key, ok := parsed.(*rsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("%w: the key is not RSA", ErrPublicKey)
+	}
+	public, err := newPublicKey(key)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(public.der, block.Bytes) { // one key has one fingerprint
+		return nil, fmt.Errorf("%w: not in canonical DER", ErrPublicKey)
+	}
+	return public, nil
+}
+
+// publicKeyHint names the usual mistakes. text has no white space around it.
+func publicKeyHint(text []byte) string {
+	const begin = "-----BEGIN "
+	switch {
+	case len(text) == 0:
+		return "empty"
+	case bytes.HasPrefix(text, []byte("{")), bytes.HasPrefix(text, []byte(`"`)):
+		return "this is JSON; the endpoint must answer with the bare PEM text"
+	case bytes.HasPrefix(text, []byte("<")):
+		return "this is HTML or XML; is the base URL right?"
+	case bytes.HasPrefix(text, []byte(begin+"CERTIFICATE")):
+		return "this is a certificate; extract its key with: openssl x509 -pubkey -noout"
+	case bytes.HasPrefix(text, []byte(begin+"RSA PUBLIC KEY")):
+		return "this is PKCS#1; convert it with: openssl rsa -RSAPublicKey_in -pubout"
+	case bytes.Contains(text, []byte("PRIVATE KEY-----")):
+		return "this is a PRIVATE key, and whoever serves it has lost it"
+	case !bytes.HasPrefix(text, []byte(begin)):
+		return "it does not begin with a PEM block"
+	}
+	return ""
+}
+
+func newPublicKey(key *rsa.PublicKey) (*PublicKey, error) {
+	switch bits := key.N.BitLen(); {
+	case bits < minKeyBits || bits > maxKeyBits:
+		return nil, fmt.Errorf("%w: RSA of %d bits, want %d to %d", ErrPublicKey, bits, minKeyBits, maxKeyBits)
+	case key.N.Bit(0) == 0:
+		return nil, fmt.Errorf("%w: the modulus is even", ErrPublicKey)
+	case key.E < minExponent || key.E&1 == 0 || int64(key.E) > 1<<31-1:
+		return nil, fmt.Errorf("%w: exponent %d, want an odd one from %d to 2^31-1", ErrPublicKey, key.E, minExponent)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrPublicKey, err)
+	}
+	sum := sha256.Sum256(der)
+	return &PublicKey{key: key, der: der, fingerprint: hex.EncodeToString(sum[:])}, nil
+}
+
+// PEM is the key as a "PUBLIC KEY" block with lines of 64 and a final newline. The caller owns the slice.
+func (k *PublicKey) PEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: pemPublicKey, Bytes: k.der})
+}
+
+// Fingerprint is what [Pin] takes: the SHA-256 of the DER SubjectPublicKeyInfo in lower-case hex.
+// From a PEM file: openssl pkey -pubin -in key.pem -outform DER | sha256sum
+func (k *PublicKey) Fingerprint() string { return k.fingerprint }
+
+// Bits is the size of the modulus.
+func (k *PublicKey) Bits() int { return k.key.N.BitLen() }
+
+// Equal reports whether both are the same key. A nil key equals only nil.
+func (k *PublicKey) Equal(other *PublicKey) bool {
+	if k == nil || other == nil {
+		return k == other
+	}
+	return bytes.Equal(k.der, other.der)
+}
+
+// String is the fingerprint.
+func (k *PublicKey) String() string { return k.fingerprint }
+
+// seal encrypts plaintext, which it leaves as it is, under a fresh AES-256 key and nonce, and wraps that key for k.
+func (k *PublicKey) seal(plaintext []byte) (*envelope.Envelope, error) {
+	dataKey := make([]byte, dataKeySize)
+	defer clear(dataKey)
+	_, _ = rand.Read(dataKey) // never fails: crypto/rand ends the process instead
+	aead, err := newAEAD(dataKey)
+	if err != nil {
+		return nil, err
+	}
+	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, k.key, dataKey, nil)
+	if err != nil {
+		return nil, fmt.Errorf("sealedchat: wrapping the key: %w", err)
+	}
+	room := make([]byte, 0, envelope.NonceSize+len(plaintext)+envelope.TagSize)
+	return &envelope.Envelope{Sealed: aead.Seal(room, nil, plaintext, nil), WrappedKey: wrapped}, nil
+}
+
+// newAEAD is AES-256-GCM over nonce ‖ ciphertext ‖ tag, with a random 96-bit nonce: the form that the FIPS 140 module
+// seals in. One key seals one message here, so nonces never meet.
+func newAEAD(key []byte) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, fmt.Errorf("sealedchat: AES: %w", err)
+	}
+	aead, err := cipher.NewGCMWithRandomNonce(block)
+	if err != nil {
+		return nil, fmt.Errorf("sealedchat: GCM: %w", err)
+	}
+	return aead, nil
+}
+
+// privateKey opens what was sealed to its public half. Safe for concurrent use.
+type privateKey struct {
+	key    *rsa.PrivateKey
+	public *PublicKey
+}
+
+func newPrivateKey(key *rsa.PrivateKey) (*privateKey, error) {
+	public, err := newPublicKey(&key.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	return &privateKey{key: key, public: public}, nil
+}
+
+// open decrypts e in place with this key alone.
+func (k *privateKey) open(e *envelope.Envelope) ([]byte, error) {
+	return openWith(e, []*privateKey{k}, nil)
+}
+
+// openWith decrypts e in place with whichever of keys unwraps it: the plaintext lies in e.Sealed. When none does, more,
+// if not nil, is asked for others. Every failure after the format checks is ErrDecryption and costs the same work: as
+// many RSA operations as there are keys, and one of GCM, under a random key if no other is there.
+func openWith(e *envelope.Envelope, keys []*privateKey, more func() []*privateKey) ([]byte, error) {
+	fits := func(k *privateKey) bool { return k.public.key.Size() == len(e.WrappedKey) }
+	if !slices.ContainsFunc(keys, fits) && more != nil {
+		keys, more = more(), nil
+	}
+	if !slices.ContainsFunc(keys, fits) {
+		return nil, fmt.Errorf("%w: wrapped key of %d bytes, the modulus has another size", ErrEnvelope, len(e.WrappedKey))
+	}
+	dataKey := make([]byte, dataKeySize)
+	defer clear(dataKey)
+	_, _ = rand.Read(dataKey)
+	tried := false
+	for len(keys) > 0 {
+		for _, k := range keys {
+			if !fits(k) || !k.unwrap(dataKey, e.WrappedKey) || tried {
+				continue
+			}
+			tried = true
+			if plaintext, err := openSealed(dataKey, e.Sealed); err == nil {
+				return plaintext, nil
+			}
+		}
+		if keys = nil; more != nil && !tried {
+			keys, more = more(), nil
+		}
+	}
+	if !tried {
+		_, _ = openSealed(dataKey, e.Sealed)
+	}
+	return nil, ErrDecryption
+}
+
+// unwrap puts the unwrapped AES key into dataKey, or leaves that as it is and returns false.
+func (k *privateKey) unwrap(dataKey, wrapped []byte) bool {
+	unwrapped, err := rsa.DecryptOAEP(sha256.New(), nil, k.key, wrapped, nil)
+	defer clear(unwrapped)
+	if err != nil || len(unwrapped) != dataKeySize {
+		return false
+	}
+	copy(dataKey, unwrapped)
+	return true
+}
+
+func openSealed(dataKey, sealed []byte) ([]byte, error) {
+	aead, err := newAEAD(dataKey)
+	if err != nil {
+		return nil, err
+	}
+	return aead.Open(sealed[:0], nil, sealed, nil)
+}
+
+// wipe makes a best effort to clear the private integers.
+func (k *privateKey) wipe() { wipeRSA(k.key) }
+
+// wipeRSA clears what can be reached of a key. crypto/rsa keeps more.
+func wipeRSA(key *rsa.PrivateKey) {
+	pre := &key.Precomputed
+	for _, n := range append([]*big.Int{key.D, pre.Dp, pre.Dq, pre.Qinv}, key.Primes...) {
+		if n != nil {
+			clear(n.Bits())
+		}
+	}
+}
+
+// envelopeError gives errors of the codec this package's sentinels.
+func envelopeError(err error) error {
+	var format *envelope.FormatError
+	switch {
+	case errors.Is(err, envelope.ErrTooLarge):
+		return fmt.Errorf("%w: envelope", ErrTooLarge)
+	case errors.As(err, &format):
+		return fmt.Errorf("%w: %s: %s", ErrEnvelope, format.Field, format.Reason)
+	default:
+		return fmt.Errorf("%w: %w", ErrEnvelope, err)
+	}
+}

@@ -1,0 +1,375 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/fsafe"
+	"github.com/seed-017344ad/sealedchat/internal/keyfile"
+	"github.com/seed-017344ad/sealedchat/internal/locked"
+)
+
+// This file has the one way in which a key store changes: lock, read the file as it is now, change its body, replace
+// the file, take over what it says. An ephemeral store does the same with a body made from memory.
+
+// errNoChange ends a change that turned out to be none.
+var errNoChange = errors.New("nothing to change")
+
+var errChangedElsewhere = fmt.Errorf("%w: the passphrase was changed elsewhere, open the key store again", ErrPassphrase)
+
+// change applies f to the store's body. When f fails nothing changes, neither on disk nor in memory.
+func (s *KeyStore) change(ctx context.Context, f func(*keyfile.Body) error) error {
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if s.dir == nil {
+		return s.changeMemory(f)
+	}
+	lock, err := s.dir.Lock(ctx, writeLock)
+	if err != nil {
+		return fileError(err)
+	}
+	defer lock.Unlock()
+	file, _, err := s.readFile()
+	if err != nil {
+		return fileError(err)
+	}
+	body, err := s.openBody(file)
+	if err != nil {
+		return err
+	}
+	defer body.Wipe()
+	if err := f(body); err != nil {
+		return skipNoChange(err)
+	}
+	return s.save(ctx, lock, body)
+}
+
+func skipNoChange(err error) error {
+	if errors.Is(err, errNoChange) {
+		return nil
+	}
+	return err
+}
+
+// enter makes the caller the only one in this process who changes the store.
+func (s *KeyStore) enter(ctx context.Context) (leave func(), err error) {
+	select {
+	case s.writing <- struct{}{}:
+	case <-ctx.Done():
+		return nil, endedError(ctx)
+	case <-s.life.Done():
+		return nil, s.errClosed()
+	}
+	if s.life.Err() != nil {
+		<-s.writing
+		return nil, s.errClosed()
+	}
+	return func() { <-s.writing }, nil
+}
+
+// save replaces the file and takes over the body.
+func (s *KeyStore) save(ctx context.Context, lock *fsafe.Lock, body *keyfile.Body) error {
+	body.Generation++
+	text, err := keyfile.Seal(body, s.master)
+	if err != nil {
+		return keyStoreError(err)
+	}
+	if _, err := lock.RemoveStaleTemps(keyStoreFile); err != nil {
+		return fileError(err)
+	}
+	if err := lock.Check(); err != nil {
+		return fileError(err)
+	}
+	saved := s.dir.WriteFile(keyStoreFile, text)
+	if errors.Is(saved, fsafe.ErrNotDurable) {
+		saved = s.dir.WriteFile(keyStoreFile, text)
+	}
+	if saved != nil && !errors.Is(saved, fsafe.ErrNotDurable) {
+		return fmt.Errorf("sealedchat: saving the key store: %w", fileError(saved))
+	}
+	// What is on the disk counts, even if a power cut could still undo it: then there is an error, too.
+	if err := s.load(ctx); err != nil {
+		return err
+	}
+	if saved != nil {
+		return fmt.Errorf("sealedchat: saving the key store: %w", fileError(saved))
+	}
+	return nil
+}
+
+// changeMemory is change for an ephemeral store.
+func (s *KeyStore) changeMemory(f func(*keyfile.Body) error) error {
+	body := &keyfile.Body{}
+	defer body.Wipe()
+	s.mu.Lock()
+	for _, k := range s.keys {
+		key, err := keyfile.NewRSAKey(k.key)
+		if err != nil {
+			s.mu.Unlock()
+			return keyStoreError(err)
+		}
+		body.Keys = append(body.Keys, keyfile.Entry{
+			State: k.state, Created: k.created, Activated: k.activated, Retired: k.retired, Key: key,
+		})
+	}
+	for _, p := range s.pins {
+		body.Pins = append(body.Pins, p)
+	}
+	s.mu.Unlock()
+	if err := f(body); err != nil {
+		return skipNoChange(err)
+	}
+	return s.takeOver(body)
+}
+
+func (s *KeyStore) readFile() (*keyfile.File, fsafe.Version, error) {
+	text, version, err := s.dir.ReadVersion(keyStoreFile, keyfile.MaxStoreSize)
+	if err != nil {
+		return nil, version, err
+	}
+	file, err := keyfile.ParseHeader(text)
+	if err != nil {
+		return nil, version, keyStoreError(err)
+	}
+	return file, version, nil
+}
+
+// openBody opens a file with the master key at hand.
+func (s *KeyStore) openBody(file *keyfile.File) (*keyfile.Body, error) {
+	s.mu.Lock()
+	master := s.master
+	s.mu.Unlock()
+	if master == nil {
+		return nil, s.errClosed()
+	}
+	if !master.Fits(file) {
+		return nil, errChangedElsewhere
+	}
+	body, err := keyfile.Open(file, master)
+	if err != nil {
+		return nil, keyStoreError(err)
+	}
+	return body, nil
+}
+
+// load takes over what the file says now. The caller is the only one who changes the store, or opens it.
+func (s *KeyStore) load(context.Context) error {
+	file, version, err := s.readFile()
+	if err != nil {
+		return fileError(err)
+	}
+	body, err := s.openBody(file)
+	if err != nil {
+		return err
+	}
+	defer body.Wipe()
+	if err := s.takeOver(body); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.version = version
+	s.mu.Unlock()
+	return nil
+}
+
+// refresh loads the file if another process has replaced it.
+func (s *KeyStore) refresh(ctx context.Context) error {
+	if s.dir == nil {
+		return nil
+	}
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	now, err := s.dir.Stat(keyStoreFile)
+	if err != nil {
+		return fileError(err)
+	}
+	s.mu.Lock()
+	same := s.version.Same(now)
+	s.mu.Unlock()
+	if same {
+		return nil
+	}
+	return s.load(ctx)
+}
+
+// takeOver makes the store's memory say what body says. Keys that are known already stay as they are; those that are
+// gone are wiped when the last request that uses them ends.
+func (s *KeyStore) takeOver(body *keyfile.Body) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return s.errClosed()
+	}
+	known := make(map[string]*heldKey)
+	for _, k := range s.keys {
+		known[k.public.fingerprint] = k.heldKey
+	}
+	var keys []*storedKeyEntry
+	var fresh []*heldKey
+	for _, e := range body.Keys {
+		sum := e.Key.Fingerprint()
+		held := known[hex.EncodeToString(sum[:])]
+		if held == nil {
+			private, err := e.Key.PrivateKey()
+			if err == nil {
+				var k *privateKey
+				if k, err = newPrivateKey(private); err == nil {
+					held = &heldKey{privateKey: k, users: 1}
+					fresh = append(fresh, held)
+				}
+			}
+			if err != nil {
+				for _, k := range fresh {
+					k.release()
+				}
+				return keyStoreError(err)
+			}
+		}
+		keys = append(keys, &storedKeyEntry{heldKey: held, state: e.State, created: e.Created, activated: e.Activated, retired: e.Retired})
+	}
+	old, before := s.keys, s.primary()
+	s.keys = keys
+	if now := s.primary(); before == nil || now == nil || before.heldKey != now.heldKey {
+		s.rotator.uses.Store(0)
+	}
+	for _, k := range old {
+		if !slices.ContainsFunc(keys, func(e *storedKeyEntry) bool { return e.heldKey == k.heldKey }) {
+			k.release()
+		}
+	}
+	s.pins = make(map[string]keyfile.Pin, len(body.Pins))
+	for _, p := range body.Pins {
+		s.pins[p.Origin] = p
+	}
+	s.takeOverDataKeys(body.DataKeys)
+	return nil
+}
+
+func (s *KeyStore) takeOverDataKeys(keys []keyfile.DataKey) {
+	for _, k := range s.dataKeys {
+		k.at.Destroy()
+	}
+	s.dataKeys = nil
+	for _, k := range keys {
+		at := locked.New(len(k.Key))
+		copy(at.Bytes(), k.Key)
+		s.dataKeys = append(s.dataKeys, &heldDataKey{generation: k.Generation, at: at})
+	}
+}
+
+// addDataKey starts a new generation of data keys.
+func addDataKey(body *keyfile.Body, now time.Time) error {
+	var last uint32
+	if n := len(body.DataKeys); n > 0 {
+		last = body.DataKeys[n-1].Generation
+	}
+	if len(body.DataKeys) >= keyfile.MaxDataKeys {
+		return fmt.Errorf("%w: %d generations of data keys", ErrTooLarge, len(body.DataKeys))
+	}
+	key := make([]byte, 32)
+	_, _ = rand.Read(key)
+	body.DataKeys = append(body.DataKeys, keyfile.DataKey{Generation: last + 1, Key: key, Created: now})
+	return nil
+}
+
+// rewrite saves the store under a new master key, derived from passphrase, after f has changed the body.
+func (s *KeyStore) rewrite(ctx context.Context, passphrase *Secret, f func(*keyfile.Body) error) error {
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	lock, err := s.dir.Lock(ctx, writeLock)
+	if err != nil {
+		return fileError(err)
+	}
+	defer lock.Unlock()
+	file, _, err := s.readFile()
+	if err != nil {
+		return fileError(err)
+	}
+	body, err := s.openBody(file)
+	if err != nil {
+		return err
+	}
+	defer body.Wipe()
+	if f != nil {
+		if err := f(body); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	old, oldAt := s.master, s.masterAt
+	s.master, s.masterAt = nil, nil // derive must not wipe it: a failed save goes back to it
+	s.mu.Unlock()
+	err = s.derive(passphrase, s.newMaster)
+	if err == nil {
+		err = s.save(ctx, lock, body)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil && !errors.Is(err, fsafe.ErrNotDurable) {
+		s.dropMaster()
+		s.master, s.masterAt = old, oldAt
+		return err
+	}
+	old.Wipe()
+	oldAt.Destroy()
+	return err
+}
+
+// fileError gives errors of files this package's sentinels, and keystoreError those of their contents.
+func fileError(err error) error {
+	for _, m := range []struct{ from, to error }{
+		{fsafe.ErrInsecurePermissions, ErrInsecurePermissions}, {fsafe.ErrFileType, ErrInsecurePermissions},
+		{fsafe.ErrLocked, ErrLocked}, {fsafe.ErrLockLost, ErrLockLost}, {fsafe.ErrTooLarge, ErrKeyStoreDamaged},
+	} {
+		if errors.Is(err, m.from) {
+			return fmt.Errorf("%w: %w", m.to, err)
+		}
+	}
+	return err
+}
+
+func keyStoreError(err error) error {
+	switch err { // whose words are the sentinels' own
+	case keyfile.ErrPassphrase:
+		return ErrPassphrase
+	case keyfile.ErrDecryption:
+		return ErrDecryption
+	}
+	for _, m := range []struct{ from, to error }{
+		{keyfile.ErrPassphrase, ErrPassphrase}, {keyfile.ErrDamaged, ErrKeyStoreDamaged}, {keyfile.ErrVersion, ErrKeyStoreDamaged},
+		{keyfile.ErrKDFCost, ErrKeyStoreDamaged}, {keyfile.ErrTooLarge, ErrTooLarge}, {keyfile.ErrDecryption, ErrDecryption},
+		{keyfile.ErrPassphraseNeeded, ErrPassphrase}, {keyfile.ErrPassphraseSuperfluous, ErrPassphrase},
+	} {
+		if errors.Is(err, m.from) {
+			return fmt.Errorf("%w: %w", m.to, err)
+		}
+	}
+	return fmt.Errorf("sealedchat: key store: %w", err)
+}
+
+// importError is keyStoreError for a key file: what is not the passphrase's fault is ErrPrivateKey.
+func importError(err error) error {
+	for _, passphrase := range []error{keyfile.ErrPassphrase, keyfile.ErrPassphraseNeeded, keyfile.ErrPassphraseSuperfluous} {
+		if errors.Is(err, passphrase) {
+			return fmt.Errorf("%w: %w", ErrPassphrase, err)
+		}
+	}
+	return fmt.Errorf("%w: %w", ErrPrivateKey, err)
+}

@@ -1,0 +1,104 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/seed-017344ad/sealedchat/internal/locked"
+)
+
+const redacted = "[REDACTED]"
+
+// Secret holds bytes that must not be printed, swapped out or left lying about: an API key, a request, an answer.
+// They live outside the Go heap and are locked into RAM where the system allows it ([Secret.Locked]). Printing a
+// *Secret in any way, logging it or marshalling it gives "[REDACTED]".
+//
+// All methods may be called from several goroutines, and on a nil *Secret or a zero one, which are like a destroyed one.
+type Secret struct {
+	mu    sync.Mutex
+	buf   *locked.Buffer // nil once destroyed
+	users int            // running Use calls; the last one wipes when destroyed is set
+	dead  bool
+}
+
+// NewSecret copies b into protected memory and wipes b. Whoever makes a Secret calls [Secret.Destroy].
+// The error is reserved for memory policies that insist on locked memory; today it is always nil.
+func NewSecret(b []byte) (*Secret, error) {
+	s := &Secret{buf: locked.New(len(b))}
+	copy(s.buf.Bytes(), b)
+	clear(b)
+	return s, nil
+}
+
+// Use calls f with the bytes, which f may change but must not keep: they are gone once the Secret is destroyed.
+// It returns what f returns, or [ErrClosed] after Destroy. Calls may overlap and nest.
+func (s *Secret) Use(f func(b []byte) error) error {
+	if s == nil {
+		return fmt.Errorf("%w: no secret", ErrClosed)
+	}
+	s.mu.Lock()
+	if s.dead || s.buf == nil {
+		s.mu.Unlock()
+		return fmt.Errorf("%w: secret destroyed", ErrClosed)
+	}
+	s.users++
+	b := s.buf.Bytes()
+	s.mu.Unlock()
+	defer s.leave()
+	return f(b)
+}
+
+func (s *Secret) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.users--
+	s.wipeIfDone()
+}
+
+func (s *Secret) wipeIfDone() {
+	if s.dead && s.users == 0 && s.buf != nil {
+		s.buf.Destroy()
+		s.buf = nil
+	}
+}
+
+// Len is the number of bytes; 0 after Destroy.
+func (s *Secret) Len() (n int) {
+	_ = s.Use(func(b []byte) error { n = len(b); return nil })
+	return n
+}
+
+// Locked reports whether the bytes are locked into RAM: false when the lock limit of the process (ulimit -l) did not
+// allow it, and after Destroy.
+func (s *Secret) Locked() bool {
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.dead && s.buf != nil && s.buf.Locked()
+}
+
+// Destroy wipes the bytes, at once or when the last running Use returns. It is idempotent.
+func (s *Secret) Destroy() {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dead = true
+	s.wipeIfDone()
+}
+
+// Format prints "[REDACTED]", whatever the verb.
+func (s *Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(redacted)) }
+
+// LogValue logs "[REDACTED]".
+func (s *Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText gives "[REDACTED]", so that encoding/json and others cannot spill the bytes.
+func (s *Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }

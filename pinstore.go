@@ -1,0 +1,65 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/keyfile"
+)
+
+// This file is a key store's memory of server keys, for FirstUse.
+
+// pin returns the key that is remembered for origin.
+func (s *KeyStore) pin(origin string) ([32]byte, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.pins[origin]
+	return p.Fingerprint, ok
+}
+
+// addPin remembers key for origin, unless there is one already, and returns the one that is remembered then.
+func (s *KeyStore) addPin(ctx context.Context, origin string, key *PublicKey) ([32]byte, error) {
+	if remembered, ok := s.pin(origin); ok {
+		return remembered, nil
+	}
+	fp, err := parseFingerprint(key.fingerprint)
+	if err != nil {
+		return fp, err
+	}
+	err = s.change(ctx, func(b *keyfile.Body) error {
+		for _, p := range b.Pins {
+			if p.Origin == origin { // another process was first
+				fp = p.Fingerprint
+				return errNoChange
+			}
+		}
+		return appendPin(b, keyfile.Pin{Origin: origin, Fingerprint: fp, FirstSeen: time.Now()})
+	})
+	return fp, err
+}
+
+// acceptPin remembers fp for origin in place of whatever was remembered.
+func (s *KeyStore) acceptPin(ctx context.Context, origin string, fp [32]byte) error {
+	return s.change(ctx, func(b *keyfile.Body) error {
+		now := time.Now()
+		for i := range b.Pins {
+			if b.Pins[i].Origin == origin {
+				b.Pins[i].Fingerprint, b.Pins[i].Accepted = fp, now
+				return nil
+			}
+		}
+		return appendPin(b, keyfile.Pin{Origin: origin, Fingerprint: fp, FirstSeen: now, Accepted: now})
+	})
+}
+
+func appendPin(b *keyfile.Body, p keyfile.Pin) error {
+	if len(b.Pins) >= keyfile.MaxPins || len(p.Origin) > keyfile.MaxOriginSize {
+		return fmt.Errorf("%w: the key store remembers no more server keys", ErrTooLarge)
+	}
+	b.Pins = append(b.Pins, p)
+	return nil
+}

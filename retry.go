@@ -1,0 +1,74 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"time"
+)
+
+const (
+	defaultRetries = 2
+	retryBase      = time.Second      // the first wait is up to this long, the next up to twice as long, and so on
+	maxRetryWait   = 60 * time.Second // a server that wants a longer wait gets none: the caller decides
+)
+
+// retryPolicy says whether a failed attempt is worth repeating, and after which wait.
+type retryPolicy struct {
+	most int           // attempts after the first
+	base time.Duration // retryBase, but for tests
+}
+
+// next decides about the attempt'th failure, counted from 0.
+func (p retryPolicy) next(attempt int, err error) (time.Duration, bool) {
+	if attempt >= p.most {
+		return 0, false
+	}
+	wait, ok := wantsRetry(err)
+	if !ok || wait > maxRetryWait {
+		return 0, false
+	}
+	// Full jitter: clients that failed together do not come back together. A server's own figure is a lower bound.
+	window := min(p.base<<min(attempt, 16), maxRetryWait)
+	return wait + rand.N(window+1), true
+}
+
+// wantsRetry tells failures that may pass by themselves, with the wait that the server asked for. A connection that
+// broke after the answer had begun does not count, nor an attempt that used up its time: the work was done once.
+func wantsRetry(err error) (time.Duration, bool) {
+	if answer, ok := errors.AsType[*APIError](err); ok {
+		switch answer.StatusCode {
+		case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
+			return answer.RetryAfter, true
+		case http.StatusServiceUnavailable: // a cool-down, which repeating makes worse
+			return answer.RetryAfter, answer.RetryAfter > 0
+		}
+		return 0, false
+	}
+	failed, ok := errors.AsType[*connectionError](err)
+	if !ok || failed.answered || errors.Is(err, errAttemptTimeout) {
+		return 0, false
+	}
+	_, distrusted := errors.AsType[*tls.CertificateVerificationError](err)
+	return 0, !distrusted
+}
+
+// pause waits, unless ctx ends before the wait would: then it returns false at once.
+func pause(ctx context.Context, wait time.Duration) bool {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= wait {
+		return false
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
+}

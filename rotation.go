@@ -1,0 +1,421 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/flight"
+	"github.com/seed-017344ad/sealedchat/internal/keyfile"
+)
+
+// Rotation says when the primary key of a store is replaced. The next one is generated in the background while the old
+// one goes on working, so no request waits for it; a request ends with the key that it began with.
+type Rotation struct {
+	// Every is the age at which a key is replaced. 0 = 24 h; negative = never by age.
+	Every time.Duration
+	// AfterRequests replaces a key after so many requests of this process. 0 = never by number.
+	AfterRequests int64
+	// Grace is how long a replaced key still opens requests: for gateways, whose clients keep the old key for up to an
+	// hour. Afterwards it is wiped, from the file too. 0 = 2 h; negative = none, right for stores that only clients use.
+	Grace time.Duration
+}
+
+const (
+	defaultRotation = 24 * time.Hour
+	defaultGrace    = 2 * time.Hour
+
+	lookEvery     = time.Second // how often a busy store looks whether another process has replaced its file
+	firstRetry    = time.Minute // after a rotation that failed; doubles up to
+	longestRetry  = time.Hour
+	idleLookEvery = 30 * time.Second // how often an idle one looks
+)
+
+func (r Rotation) withDefaults() Rotation {
+	if r.Every == 0 {
+		r.Every = defaultRotation
+	}
+	if r.Grace == 0 {
+		r.Grace = defaultGrace
+	}
+	r.Grace = max(r.Grace, 0)
+	return r
+}
+
+// rotator is the part of a store that makes keys and looks after them in the background.
+type rotator struct {
+	making flight.Group[bool] // reports whether a key was made
+	wake   chan struct{}
+	uses   atomic.Int64 // of the primary key, since it is one
+	looked atomic.Int64 // when the file was last looked at: nanoseconds since the store was made
+	since  time.Time
+	start  sync.Once
+	worker sync.WaitGroup
+
+	mu       sync.Mutex
+	failures int
+	failure  error
+	retryAt  time.Time
+}
+
+func (r *rotator) init() {
+	r.making.KeepGoing = true
+	r.wake = make(chan struct{}, 1)
+	r.since = time.Now()
+}
+
+func (r *rotator) nudge() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (r *rotator) wait() {
+	r.worker.Wait()
+	r.making.Wait()
+}
+
+// acquire returns the primary key for a request, which counts. The caller releases it.
+func (s *KeyStore) acquire(ctx context.Context) (*heldKey, error) {
+	k, err := s.hold(ctx)
+	if err == nil {
+		s.used()
+	}
+	return k, err
+}
+
+// hold returns the primary key, made now if there is none yet. The caller releases it.
+func (s *KeyStore) hold(ctx context.Context) (*heldKey, error) {
+	for {
+		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			return nil, s.errClosed()
+		}
+		if k := s.primary(); k != nil {
+			k.retain()
+			s.mu.Unlock()
+			return k.heldKey, nil
+		}
+		s.mu.Unlock()
+		if _, err := s.rotator.making.Do(ctx, s.life, s.makeKey(false)); err != nil {
+			return nil, s.waitError(ctx, err)
+		}
+	}
+}
+
+func (s *KeyStore) waitError(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return endedError(ctx)
+	case s.life.Err() != nil:
+		return s.errClosed()
+	}
+	return err
+}
+
+// primary is the key in use, or nil. s.mu is held.
+func (s *KeyStore) primary() *storedKeyEntry {
+	for _, k := range s.keys {
+		if k.state == keyfile.Primary {
+			return k
+		}
+	}
+	return nil
+}
+
+// used counts a request, and has the background look whether anything is to be done.
+func (s *KeyStore) used() {
+	n := s.rotator.uses.Add(1)
+	if s.rotation.AfterRequests > 0 && n >= s.rotation.AfterRequests {
+		s.rotator.nudge()
+		return
+	}
+	if s.dir == nil {
+		return
+	}
+	now := int64(time.Since(s.rotator.since))
+	if last := s.rotator.looked.Load(); now-last >= int64(lookEvery) && s.rotator.looked.CompareAndSwap(last, now) {
+		s.rotator.nudge()
+	}
+}
+
+// openEnvelope opens e with the primary key or one that still has grace.
+func (s *KeyStore) openEnvelope(ctx context.Context, e *envelope.Envelope) ([]byte, error) {
+	primary, err := s.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer primary.release()
+	keys := []*privateKey{primary.privateKey}
+	held := s.retain(time.Now(), primary)
+	defer func() {
+		for _, k := range held {
+			k.release()
+		}
+	}()
+	for _, k := range held {
+		keys = append(keys, k.privateKey)
+	}
+	return openWith(e, keys, func() []*privateKey {
+		// Another process may have rotated a moment ago, and its clients come here.
+		if err := s.refresh(ctx); err != nil {
+			return nil
+		}
+		more := s.retain(time.Now(), append(held, primary)...)
+		held = append(held, more...)
+		var fresh []*privateKey
+		for _, k := range more {
+			fresh = append(fresh, k.privateKey)
+		}
+		return fresh
+	})
+}
+
+// retain returns the keys that open requests at this time, but for those that the caller has already. The caller
+// releases them.
+func (s *KeyStore) retain(now time.Time, have ...*heldKey) []*heldKey {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var keys []*heldKey
+	for _, k := range s.keys {
+		if !slices.Contains(have, k.heldKey) && !s.expired(k.state, k.retired, now) {
+			k.retain()
+			keys = append(keys, k.heldKey)
+		}
+	}
+	return keys
+}
+
+func (s *KeyStore) expired(state keyfile.State, retired, now time.Time) bool {
+	return state == keyfile.Retired && !now.Before(retired.Add(s.rotation.Grace))
+}
+
+// Rotate replaces the primary key now, and returns when the new one is in use and, with a file, on the disk. Callers
+// that come while a rotation is under way share it. When it fails, the old key stays in use.
+func (s *KeyStore) Rotate(ctx context.Context) error {
+	for {
+		made, err := s.rotator.making.Do(ctx, s.life, s.makeKey(true))
+		if err != nil {
+			return s.waitError(ctx, err)
+		}
+		if made {
+			return nil
+		}
+	}
+}
+
+// RotationError is the error of the last rotation in the background, until one succeeds: nil when all is well. A
+// rotation that failed is tried again after a minute, later after up to an hour.
+func (s *KeyStore) RotationError() error {
+	s.rotator.mu.Lock()
+	defer s.rotator.mu.Unlock()
+	return s.rotator.failure
+}
+
+// makeKey makes a key the primary one: if there is none, if the present one's time is over, or if forced to.
+func (s *KeyStore) makeKey(forced bool) func(context.Context) (bool, error) {
+	return func(ctx context.Context) (bool, error) {
+		if s.dir != nil { // one process makes the key, the others find it when their turn comes
+			lock, err := s.dir.Lock(ctx, rotationLock)
+			if err != nil {
+				return false, fileError(err)
+			}
+			defer lock.Unlock()
+			if err := s.refresh(ctx); err != nil {
+				return false, err
+			}
+		}
+		if !forced && !s.due(time.Now()) {
+			return false, nil
+		}
+		key, err := s.generate(ctx)
+		if err != nil {
+			return false, err
+		}
+		defer key.Wipe()
+		if err := s.change(ctx, func(b *keyfile.Body) error { return s.promote(b, key) }); err != nil {
+			return false, err
+		}
+		s.keyInUse()
+		return true, nil
+	}
+}
+
+// due reports whether a new key is to be made unasked.
+func (s *KeyStore) due(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := s.primary()
+	if k == nil {
+		return !s.closed
+	}
+	return (s.rotation.Every > 0 && !now.Before(k.activated.Add(s.rotation.Every))) ||
+		(s.rotation.AfterRequests > 0 && s.rotator.uses.Load() >= s.rotation.AfterRequests)
+}
+
+// generate makes a key. That cannot be interrupted.
+func (s *KeyStore) generate(ctx context.Context) (*keyfile.RSAKey, error) {
+	if ctx.Err() != nil {
+		return nil, endedError(ctx)
+	}
+	start := time.Now()
+	key, err := s.newKey(s.bits)
+	if err != nil {
+		return nil, fmt.Errorf("sealedchat: generating a key: %w", err)
+	}
+	defer wipeRSA(key)
+	copied, err := keyfile.NewRSAKey(key)
+	if err != nil {
+		return nil, keyStoreError(err)
+	}
+	s.log.DebugContext(ctx, "key generated", "bits", s.bits, "duration", time.Since(start))
+	return copied, nil
+}
+
+// promote makes key the body's primary key, and retires the one before. The body takes key over.
+func (s *KeyStore) promote(b *keyfile.Body, key *keyfile.RSAKey) error {
+	now := time.Now()
+	for i := range b.Keys {
+		if b.Keys[i].State == keyfile.Primary {
+			b.Keys[i].State, b.Keys[i].Retired = keyfile.Retired, now
+		}
+	}
+	b.Keys = append(b.Keys, keyfile.Entry{State: keyfile.Primary, Created: now, Activated: now, Key: key})
+	b.Rotations++
+	b.Rotated = now
+	s.dropExpired(b, now)
+	return nil
+}
+
+// keyInUse is told when a new key has become the primary one.
+func (s *KeyStore) keyInUse() {
+	s.mu.Lock()
+	k := s.primary()
+	s.mu.Unlock()
+	if k != nil {
+		s.log.Info("key in use", "fingerprint", k.public.fingerprint, "bits", k.public.Bits())
+	}
+	s.startWorker()
+}
+
+// dropExpired takes out the keys whose grace is over, and reports whether there were any.
+func (s *KeyStore) dropExpired(b *keyfile.Body, now time.Time) bool {
+	before := len(b.Keys)
+	b.Keys = slices.DeleteFunc(b.Keys, func(e keyfile.Entry) bool {
+		if !s.expired(e.State, e.Retired, now) {
+			return false
+		}
+		e.Key.Wipe()
+		return true
+	})
+	return len(b.Keys) < before
+}
+
+// startWorker begins the work in the background, which ends with Close.
+func (s *KeyStore) startWorker() {
+	s.rotator.start.Do(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !s.closed {
+			s.rotator.worker.Go(s.work)
+		}
+	})
+}
+
+func (s *KeyStore) work() {
+	for {
+		timer := time.NewTimer(s.untilNext(time.Now()))
+		select {
+		case <-s.life.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		case <-s.rotator.wake:
+			timer.Stop()
+		}
+		s.tend()
+	}
+}
+
+// untilNext is how long the background has nothing to do unless it is woken.
+func (s *KeyStore) untilNext(now time.Time) time.Duration {
+	wait := longestRetry
+	if s.dir != nil {
+		wait = idleLookEvery
+	}
+	s.mu.Lock()
+	for _, k := range s.keys {
+		switch {
+		case k.state == keyfile.Retired:
+			wait = min(wait, k.retired.Add(s.rotation.Grace).Sub(now))
+		case k.state == keyfile.Primary && s.rotation.Every > 0:
+			wait = min(wait, k.activated.Add(s.rotation.Every).Sub(now))
+		}
+	}
+	s.mu.Unlock()
+	s.rotator.mu.Lock()
+	defer s.rotator.mu.Unlock()
+	if s.rotator.failures > 0 {
+		wait = max(wait, s.rotator.retryAt.Sub(now))
+	}
+	return max(wait, 0)
+}
+
+// tend does what is due: take over what another process did, rotate, drop what is over.
+func (s *KeyStore) tend() {
+	s.rotator.mu.Lock()
+	early := s.rotator.failures > 0 && time.Now().Before(s.rotator.retryAt)
+	s.rotator.mu.Unlock()
+	err := s.refresh(s.life)
+	if early {
+		return
+	}
+	if err == nil && s.due(time.Now()) {
+		_, err = s.rotator.making.Do(s.life, s.life, s.makeKey(false))
+	}
+	if err == nil && s.anyExpired() {
+		err = s.change(s.life, func(b *keyfile.Body) error {
+			if !s.dropExpired(b, time.Now()) {
+				return errNoChange
+			}
+			return nil
+		})
+	}
+	s.report(err)
+}
+
+func (s *KeyStore) anyExpired() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	return slices.ContainsFunc(s.keys, func(k *storedKeyEntry) bool { return s.expired(k.state, k.retired, now) })
+}
+
+// report remembers how the background fares.
+func (s *KeyStore) report(err error) {
+	if s.life.Err() != nil || errors.Is(err, ErrClosed) {
+		return
+	}
+	r := &s.rotator
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failure = err
+	if err == nil {
+		r.failures = 0
+		return
+	}
+	wait := min(firstRetry<<min(r.failures, 10), longestRetry)
+	r.failures++
+	r.retryAt = time.Now().Add(wait)
+	s.log.Warn("key store: the work in the background failed, the keys stay as they are", "error", err, "again_in", wait)
+}

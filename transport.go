@@ -1,0 +1,303 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+)
+
+// HTTPClient is for OpenAI SDKs: whatever they POST to a path that ends in /chat/completions is sealed and goes to
+// Config.BaseURL, whatever host the SDK was given. Other requests are answered 404 with an explanation. Nothing that
+// the SDK sends leaves this machine but the sealed body, its tier (X-Security-Tier) and, if Config.APIKey is nil and
+// the SDK's base URL has the origin of Config.BaseURL, its bearer token.
+//
+// Answers come in OpenAI's shapes: errors as {"error": {…}} with the server's status, and for "stream": true an event
+// stream. The protocol has no streams: the events are made from the complete answer, so nothing arrives before
+// everything has, and a proxy or a caller that gives up on an idle connection has to wait that long.
+//
+// Retries happen in here, so answers carry "x-should-retry: false". What is not an answer comes back as the error
+// itself, and errors.Is finds it through the SDK: failures of security (ErrDecryption, *ServerKeyError, ErrReplay,
+// ErrTierDowngrade, ErrInsecureURL, …) and of the connection. An SDK that repeats such a call of its own accord, and
+// says so in X-Stainless-Retry-Count, gets the same error again, and nothing is sent.
+//
+// Prompt and answer are in ordinary memory here, as in [SecureCompletionClient.Chat].
+func (c *SecureCompletionClient) HTTPClient() *http.Client {
+	return &http.Client{
+		Transport:     &sdkTransport{client: c},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// sdkTransport is the RoundTripper behind HTTPClient. It never hands the SDK's request on: what leaves is a request
+// of the client's own, whose body is ciphertext.
+type sdkTransport struct {
+	client *SecureCompletionClient
+	errors rememberedErrors
+}
+
+const headerShouldRetry = "x-should-retry"
+
+// RoundTrip implements [http.RoundTripper].
+func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Body != nil {
+		closeBody := sync.OnceFunc(func() { _ = req.Body.Close() })
+		defer closeBody()
+		defer context.AfterFunc(req.Context(), closeBody)() // a Read that waits ends with the call
+	}
+	if req.Method != http.MethodPost || !strings.HasSuffix(strings.TrimRight(req.URL.Path, "/"), "/chat/completions") {
+		return sdkError(req, http.StatusNotFound, "unsupported_endpoint",
+			"sealedchat: only POST …/chat/completions travels sealed; nothing was sent", 0), nil
+	}
+	body, err := t.read(req)
+	if err != nil {
+		return t.fail(req, nil, err)
+	}
+	defer clear(body)
+	if err := t.errors.recall(req, body); err != nil {
+		return nil, err
+	}
+	call, err := parseSDKCall(body)
+	if err != nil {
+		return t.fail(req, nil, err)
+	}
+	defer clear(call.body)
+	opts, key := t.callOptions(req)
+	defer key.Destroy()
+	result, err := t.client.do(req.Context(), call.body, opts)
+	if err != nil {
+		return t.fail(req, body, err)
+	}
+	if call.stream {
+		events, err := eventStream(result.plaintext, call.includeUsage)
+		if err != nil {
+			return t.fail(req, body, err)
+		}
+		return sdkResponse(req, http.StatusOK, "text/event-stream; charset=utf-8", events), nil
+	}
+	return sdkResponse(req, http.StatusOK, "application/json", result.plaintext), nil
+}
+
+// read takes the whole body, bounded. What the stream members add is not worth a limit of its own.
+func (t *sdkTransport) read(req *http.Request) ([]byte, error) {
+	if req.Body == nil {
+		return nil, fmt.Errorf("%w: no body", ErrInvalidRequest)
+	}
+	limit := t.client.cfg.MaxRequestBytes + 1024
+	body, err := readAll(&cappedReader{r: req.Body, left: limit, limit: limit}, req.ContentLength)
+	switch {
+	case errors.Is(err, ErrTooLarge):
+		return nil, fmt.Errorf("%w of more than %d bytes", errRequestTooLarge, t.client.cfg.MaxRequestBytes)
+	case err != nil && req.Context().Err() != nil:
+		return nil, endedError(req.Context())
+	case err != nil:
+		return nil, fmt.Errorf("sealedchat: reading the request: %w", err)
+	}
+	return body, nil
+}
+
+// callOptions takes from the SDK's headers what may leave. The caller destroys the key, which may be nil.
+func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *Secret) {
+	if tier := req.Header.Get(headerTier); tier != "" {
+		opts = append(opts, WithTier(SecurityTier(tier)))
+	}
+	// An SDK reads its key from the environment unasked: it must not travel to somebody it was not meant for.
+	scheme, token, _ := strings.Cut(req.Header.Get("Authorization"), " ")
+	if t.client.cfg.APIKey == nil && strings.EqualFold(scheme, "Bearer") && token != "" && sameOrigin(req.URL, t.client.base) {
+		key, _ = NewSecret([]byte(token)) // the SDK's string stays on the heap in any case
+		opts = append(opts, WithAPIKey(key))
+	}
+	return opts, key
+}
+
+func sameOrigin(a, b *url.URL) bool {
+	return strings.EqualFold(a.Scheme, b.Scheme) && strings.EqualFold(a.Hostname(), b.Hostname()) && portOf(a) == portOf(b)
+}
+
+func portOf(u *url.URL) string {
+	if p := u.Port(); p != "" {
+		return p
+	}
+	if strings.EqualFold(u.Scheme, "http") {
+		return "80"
+	}
+	return "443"
+}
+
+// fail turns an error into what an SDK understands: an OpenAI error where the request was refused, or the error
+// itself, which is then remembered for the SDK's own retries of the same body.
+func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Response, error) {
+	if answer, ok := errors.AsType[*APIError](err); ok {
+		return sdkError(req, sdkStatus(answer), answer.Code, answer.Error(), answer.RetryAfter), nil
+	}
+	switch {
+	case errors.Is(err, ErrInvalidRequest):
+		return sdkError(req, http.StatusBadRequest, "invalid_request", err.Error(), 0), nil
+	case errors.Is(err, errRequestTooLarge):
+		return sdkError(req, http.StatusRequestEntityTooLarge, "request_too_large", err.Error(), 0), nil
+	case req.Context().Err() != nil:
+		return nil, err
+	}
+	t.errors.remember(body, err)
+	return nil, err
+}
+
+// sdkStatus is an error status: the answer's, or that of an error that came sealed under status 200.
+func sdkStatus(e *APIError) int {
+	if e.StatusCode >= 400 {
+		return e.StatusCode
+	}
+	if n, err := strconv.Atoi(e.Code); err == nil && n >= 400 && n < 600 {
+		return n
+	}
+	return http.StatusBadGateway
+}
+
+// sdkError is an answer with OpenAI's error object.
+func sdkError(req *http.Request, status int, code, message string, retryAfter time.Duration) *http.Response {
+	var codeOrNull any
+	if code != "" {
+		codeOrNull = code
+	}
+	body, _ := marshal(map[string]any{"error": map[string]any{ // maps of strings and nils marshal
+		"message": message, "type": sdkErrorType(status), "param": nil, "code": codeOrNull,
+	}})
+	resp := sdkResponse(req, status, "application/json", body)
+	if retryAfter > 0 {
+		resp.Header.Set("Retry-After", strconv.Itoa(int((retryAfter+time.Second-1)/time.Second)))
+	}
+	return resp
+}
+
+func sdkErrorType(status int) string {
+	switch {
+	case status == http.StatusUnauthorized:
+		return "authentication_error"
+	case status == http.StatusForbidden:
+		return "permission_error"
+	case status == http.StatusNotFound:
+		return "not_found_error"
+	case status == http.StatusTooManyRequests:
+		return "rate_limit_error"
+	case status < 500:
+		return "invalid_request_error"
+	}
+	return "server_error"
+}
+
+func sdkResponse(req *http.Request, status int, contentType string, body []byte) *http.Response {
+	return &http.Response{
+		Status: strconv.Itoa(status) + " " + http.StatusText(status), StatusCode: status,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{
+			"Content-Type": {contentType}, "Content-Length": {strconv.Itoa(len(body))}, headerShouldRetryCanonical: {"false"},
+		},
+		Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)), Request: req,
+	}
+}
+
+var headerShouldRetryCanonical = http.CanonicalHeaderKey(headerShouldRetry)
+
+// sdkCall is a request as the SDK wrote it, without the members that ask for a stream.
+type sdkCall struct {
+	body         []byte
+	stream       bool
+	includeUsage bool
+}
+
+func parseSDKCall(body []byte) (*sdkCall, error) {
+	call := &sdkCall{}
+	var err error
+	call.body, err = jsonspan.Cut(nil, body, maxDepth, func(m jsonspan.Member) bool {
+		switch {
+		case m.Is("stream"):
+			call.stream = string(m.Value) == "true"
+			return true
+		case m.Is("stream_options"):
+			o, _ := pick(m.Value, "include_usage")
+			call.includeUsage = string(o["include_usage"]) == "true"
+			return true
+		}
+		return false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: the request is not a JSON object", ErrInvalidRequest)
+	}
+	return call, nil
+}
+
+const (
+	maxRemembered = 256             // failed calls that an SDK may come back to
+	rememberFor   = 5 * time.Minute // longer than SDKs wait between attempts
+)
+
+// rememberedErrors keeps the errors of calls that an SDK may repeat although that is of no use. Bodies are kept as
+// digests under a key of this process. The zero value is ready.
+type rememberedErrors struct {
+	mu    sync.Mutex
+	key   []byte
+	calls map[[sha256.Size]byte]rememberedError
+}
+
+type rememberedError struct {
+	err   error
+	until time.Time
+}
+
+// recall returns the error of an earlier attempt if req says that it repeats one.
+func (m *rememberedErrors) recall(req *http.Request, body []byte) error {
+	n, err := strconv.Atoi(req.Header.Get("X-Stainless-Retry-Count"))
+	repeats := err == nil && n > 0
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.calls) == 0 {
+		return nil
+	}
+	known, ok := m.calls[m.digest(body)]
+	if !ok || !repeats || time.Now().After(known.until) {
+		return nil
+	}
+	return known.err
+}
+
+func (m *rememberedErrors) remember(body []byte, err error) {
+	if body == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	if m.calls == nil {
+		m.key = make([]byte, 32)
+		_, _ = rand.Read(m.key)
+		m.calls = make(map[[sha256.Size]byte]rememberedError)
+	}
+	for id, known := range m.calls {
+		if len(m.calls) >= maxRemembered || now.After(known.until) {
+			delete(m.calls, id)
+		}
+	}
+	m.calls[m.digest(body)] = rememberedError{err: err, until: now.Add(rememberFor)}
+}
+
+func (m *rememberedErrors) digest(body []byte) (id [sha256.Size]byte) {
+	h := hmac.New(sha256.New, m.key)
+	h.Write(body)
+	h.Sum(id[:0])
+	return id
+}

@@ -1,0 +1,280 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/flight"
+)
+
+// Trust decides whose public key prompts are sealed to. Whoever can answer for the server where TLS ends can offer a
+// key of its own and read every prompt, so the choice is the user's: [TrustHTTPS], [Pin] or [FirstUse].
+type Trust interface {
+	// validate checks the choice itself when a client is made.
+	validate() error
+	// check judges a key that the server at origin presented. Refusals are *ServerKeyError.
+	check(origin string, key *PublicKey) error
+	// remember is told of a key that passed check, and that the user did not refuse.
+	remember(ctx context.Context, origin string, key *PublicKey) error
+	// accept remembers that the user trusts this key of origin's from now on, if the choice has a memory of its own.
+	accept(ctx context.Context, origin string, fingerprint [32]byte) error
+}
+
+// TrustHTTPS takes whatever key the server presents over HTTPS. It protects against everyone who only reads along,
+// and not against whoever controls the point where TLS ends. A change of the key calls Config.OnServerKey.
+func TrustHTTPS() Trust { return trustHTTPS{} }
+
+type trustHTTPS struct{ memoryless }
+
+func (trustHTTPS) validate() error                { return nil }
+func (trustHTTPS) check(string, *PublicKey) error { return nil }
+
+// memoryless is for choices without a memory.
+type memoryless struct{}
+
+func (memoryless) remember(context.Context, string, *PublicKey) error { return nil }
+func (memoryless) accept(context.Context, string, [32]byte) error     { return nil }
+
+// Pin takes only keys with one of the given fingerprints ([PublicKey.Fingerprint]: 64 hex digits, either case).
+// Several allow for the server's rotation. With a wrong pin nothing is sent but the key fetch.
+func Pin(fingerprints ...string) Trust {
+	p := pins{}
+	for _, f := range fingerprints {
+		p.list = append(p.list, normalFingerprint(f))
+	}
+	return p
+}
+
+type pins struct {
+	list []string
+	memoryless
+}
+
+func (p pins) validate() error {
+	if len(p.list) == 0 {
+		return errors.New("Pin needs at least one fingerprint")
+	}
+	for _, f := range p.list {
+		if err := validFingerprint(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p pins) check(_ string, key *PublicKey) error {
+	if slices.Contains(p.list, key.fingerprint) {
+		return nil
+	}
+	return &ServerKeyError{Want: slices.Clone(p.list), Got: key.fingerprint}
+}
+
+// FirstUse takes the first key that a server presents, remembers it in store under the client's base URL, and from then
+// on takes only that one, in every process that uses the store. Whoever controls the first contact controls what is
+// remembered; Config.OnServerKey can ask the user. [SecureCompletionClient.AcceptServerKey] replaces the remembered key.
+func FirstUse(store *KeyStore) Trust { return firstUse{store} }
+
+type firstUse struct{ store *KeyStore }
+
+func (f firstUse) validate() error {
+	if f.store == nil {
+		return errors.New("FirstUse needs a key store")
+	}
+	return nil
+}
+
+func (f firstUse) check(origin string, key *PublicKey) error {
+	if remembered, ok := f.store.pin(origin); ok {
+		return sameKey(remembered, key)
+	}
+	return nil
+}
+
+// remember is where two first uses at the same time are told apart.
+func (f firstUse) remember(ctx context.Context, origin string, key *PublicKey) error {
+	remembered, err := f.store.addPin(ctx, origin, key)
+	if err != nil {
+		return err
+	}
+	return sameKey(remembered, key)
+}
+
+func sameKey(remembered [32]byte, key *PublicKey) error {
+	if want := hex.EncodeToString(remembered[:]); want != key.fingerprint {
+		return &ServerKeyError{Want: []string{want}, Got: key.fingerprint}
+	}
+	return nil
+}
+
+func (f firstUse) accept(ctx context.Context, origin string, fingerprint [32]byte) error {
+	return f.store.acceptPin(ctx, origin, fingerprint)
+}
+
+func validFingerprint(f string) error {
+	if b, err := hex.DecodeString(f); err != nil || len(b) != 32 {
+		return errors.New("a fingerprint is the SHA-256 of the DER SubjectPublicKeyInfo, 64 hex digits")
+	}
+	return nil
+}
+
+const (
+	serverKeyLife   = time.Hour   // how long a fetched key is used before it is asked for again
+	refreshCooldown = time.Minute // after a refused request whose refresh found the same key
+)
+
+// serverKey fetches the server's public key once for all callers, has it judged, and keeps it for an hour.
+type serverKey struct {
+	fetch  func(context.Context) (*PublicKey, error)
+	trust  Trust
+	origin string                          // the base URL
+	notify func(old, new *PublicKey) error // Config.OnServerKey; may be nil
+	log    *slog.Logger
+	life   context.Context
+
+	fetching flight.Group[*PublicKey]
+
+	mu         sync.Mutex
+	key        *PublicKey // judged and in use; nil before the first fetch
+	fetched    time.Time
+	accepted   []string  // fingerprints that the user accepted at run time
+	quietUntil time.Time // no refresh after a refusal before this time
+	judging    chan struct{}
+}
+
+// enterJudging lets one run at a time judge a key: one that nobody waits for any more may still be asking the user.
+func (s *serverKey) enterJudging(ctx context.Context) (leave func(), err error) {
+	s.mu.Lock()
+	if s.judging == nil {
+		s.judging = make(chan struct{}, 1)
+	}
+	judging := s.judging
+	s.mu.Unlock()
+	select {
+	case judging <- struct{}{}:
+		return func() { <-judging }, nil
+	case <-ctx.Done():
+		return nil, endedError(ctx)
+	}
+}
+
+// get returns the key to seal to.
+func (s *serverKey) get(ctx context.Context) (*PublicKey, error) {
+	s.mu.Lock()
+	key, age := s.key, time.Since(s.fetched)
+	s.mu.Unlock()
+	if key != nil && age >= 0 && age < serverKeyLife {
+		return key, nil
+	}
+	return s.fetching.Do(ctx, s.life, s.update)
+}
+
+// refresh is asked for when the server refused a request that was sealed to used. It reports whether the server has
+// another, trusted key by now. It asks the server only once per refusal, and seldom when that brings nothing.
+func (s *serverKey) refresh(ctx context.Context, used *PublicKey) (bool, error) {
+	s.mu.Lock()
+	if !used.Equal(s.key) { // somebody else noticed first
+		s.mu.Unlock()
+		return true, nil
+	}
+	quiet := time.Now().Before(s.quietUntil)
+	s.mu.Unlock()
+	if quiet {
+		return false, nil
+	}
+	key, err := s.fetching.Do(ctx, s.life, s.update)
+	if err != nil {
+		return false, err
+	}
+	if !key.Equal(used) {
+		return true, nil
+	}
+	s.mu.Lock()
+	s.quietUntil = time.Now().Add(refreshCooldown)
+	s.mu.Unlock()
+	return false, nil
+}
+
+// update fetches the key and judges it. It runs once at a time.
+func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
+	key, err := s.fetch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	leave, err := s.enterJudging(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	s.mu.Lock()
+	old, accepted := s.key, slices.Contains(s.accepted, key.fingerprint)
+	s.mu.Unlock()
+	if !accepted {
+		if err := s.judge(ctx, old, key); err != nil {
+			return nil, err
+		}
+	}
+	s.mu.Lock()
+	s.key, s.fetched = key, time.Now()
+	s.mu.Unlock()
+	return key, nil
+}
+
+func (s *serverKey) judge(ctx context.Context, old, key *PublicKey) error {
+	if err := s.trust.check(s.origin, key); err != nil {
+		s.log.WarnContext(ctx, "server key refused", "fingerprint", key.fingerprint)
+		return err
+	}
+	if !key.Equal(old) {
+		if old != nil {
+			s.log.WarnContext(ctx, "server key changed", "old", old.fingerprint, "new", key.fingerprint)
+		}
+		if err := s.ask(ctx, old, key); err != nil {
+			return err
+		}
+	}
+	return s.trust.remember(ctx, s.origin, key)
+}
+
+// ask has the user judge a key, if he wants to.
+func (s *serverKey) ask(ctx context.Context, old, key *PublicKey) error {
+	if s.notify == nil {
+		return nil
+	}
+	err := s.notify(old, key)
+	if err == nil {
+		return nil
+	}
+	s.log.WarnContext(ctx, "server key refused by OnServerKey", "fingerprint", key.fingerprint)
+	refused := &ServerKeyError{Got: key.fingerprint, Err: err}
+	if old != nil {
+		refused.Want = []string{old.fingerprint}
+	}
+	return refused
+}
+
+// accept trusts a fingerprint from now on, and forgets the key in use so that the next call asks the server.
+func (s *serverKey) accept(ctx context.Context, fingerprint string) error {
+	fingerprint = normalFingerprint(fingerprint)
+	fp, err := parseFingerprint(fingerprint)
+	if err != nil {
+		return err
+	}
+	if err := s.trust.accept(ctx, s.origin, fp); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Contains(s.accepted, fingerprint) {
+		s.accepted = append(s.accepted, fingerprint)
+	}
+	s.fetched, s.quietUntil = time.Time{}, time.Time{}
+	return nil
+}
