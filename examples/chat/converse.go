@@ -1,0 +1,91 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/seed-017344ad/sealedchat"
+)
+
+const maxLine = 1 << 20 // bytes of one line of a conversation
+
+// converse asks for prompts until /quit, the end of the input, or the end of ctx. It keeps the history.
+func (p *program) converse(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient) error {
+	fmt.Fprintln(p.stderr, "Type a prompt. /quit or Ctrl-D ends.")
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	lines, readErr := p.lines(reading)
+	history := o.history()
+	for {
+		fmt.Fprint(p.stderr, "> ")
+		var line string
+		var more bool
+		select {
+		case line, more = <-lines:
+		case <-ctx.Done():
+		}
+		line = strings.TrimSpace(line)
+		switch {
+		case !more:
+			fmt.Fprintln(p.stderr) // the shell's prompt wants a line of its own
+			if ctx.Err() == nil {
+				return readErr()
+			}
+			return nil
+		case line == "/quit":
+			return nil
+		case line == "":
+			continue
+		}
+		turn := append(history, sealedchat.UserMessage(line))
+		answer, err := p.turn(ctx, o, client, turn)
+		switch {
+		case ctx.Err() != nil:
+			fmt.Fprintln(p.stderr)
+			return nil
+		case err != nil: // the history is as it was: the same prompt can be tried again
+			text, _ := explain(ctx, err, o)
+			fmt.Fprintln(p.stderr, "chat: "+oneLine(text))
+			continue
+		}
+		history = append(turn, sealedchat.AssistantMessage(answer))
+		if err := p.print(answer); err != nil {
+			return err
+		}
+	}
+}
+
+func (p *program) turn(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient, messages []sealedchat.Message) (string, error) {
+	if err := checkPrompt(messages[len(messages)-1].Content); err != nil {
+		return "", err
+	}
+	return p.ask(ctx, o, client, messages)
+}
+
+// lines reads standard input line by line. After the channel is closed, err tells why.
+func (p *program) lines(ctx context.Context) (lines <-chan string, err func() error) {
+	ch := make(chan string)
+	scanner := bufio.NewScanner(p.stdin)
+	scanner.Buffer(nil, maxLine)
+	go func() { // after /quit or Ctrl-C it ends with the process: reading a terminal cannot be interrupted
+		defer close(ch)
+		for scanner.Scan() {
+			select {
+			case ch <- scanner.Text():
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return ch, func() error {
+		if err := scanner.Err(); err != nil {
+			return fmt.Errorf("reading the prompt: %w", err)
+		}
+		return nil
+	}
+}

@@ -1,0 +1,149 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"fmt"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat"
+)
+
+// demo is a server inside this process: a gateway behind TLS on loopback, with the demo model as its upstream.
+type demo struct {
+	server
+	gateway *sealedchat.Gateway
+	keys    *sealedchat.KeyStore
+	http    *http.Server
+	serving sync.WaitGroup
+}
+
+// startDemo starts the demo, and meanwhile has clientKeys generate its key.
+func (p *program) startDemo(ctx context.Context, clientKeys *sealedchat.KeyStore) (_ *demo, err error) {
+	fmt.Fprintln(p.stderr, "demo: no -url was given, so this is the demo: a gateway and a tiny demo model inside this program. "+
+		"No model was downloaded; the demo model only repeats.")
+	defer p.while("making two RSA keys, which takes a few seconds at most …")()
+	d := &demo{}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if d.keys, err = sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: p.keyBits}); err != nil {
+		return nil, err
+	}
+	d.server.key = rand.Text()
+	if d.gateway, err = newDemoGateway(d.keys, d.server.key); err != nil {
+		return nil, err
+	}
+	var client sync.WaitGroup
+	client.Go(func() { _, _ = clientKeys.Public(ctx) }) // an error comes again when the key is needed
+	key, err := d.gateway.PublicKey(ctx)
+	client.Wait()
+	if err != nil {
+		return nil, err
+	}
+	d.pins = []string{key.Fingerprint()}
+	if err := d.listen(ctx); err != nil {
+		return nil, fmt.Errorf("starting the demo: %w", err)
+	}
+	return d, nil
+}
+
+func newDemoGateway(keys *sealedchat.KeyStore, apiKey string) (*sealedchat.Gateway, error) {
+	secret, err := sealedchat.NewSecret([]byte(apiKey))
+	if err != nil {
+		return nil, err
+	}
+	defer secret.Destroy() // AuthenticateKeys keeps a digest
+	authenticate, err := sealedchat.AuthenticateKeys(secret)
+	if err != nil {
+		return nil, err
+	}
+	return sealedchat.NewGateway(sealedchat.GatewayConfig{
+		Upstream:          "https://demo.invalid/v1",
+		UpstreamTransport: inMemory{http.HandlerFunc(demoModel)},
+		Authenticate:      authenticate,
+		Keys:              keys,
+		Tier:              sealedchat.TierMaximum,
+	})
+}
+
+func (d *demo) listen(ctx context.Context) error {
+	certificate, err := selfSigned(24 * time.Hour)
+	if err != nil {
+		return err
+	}
+	d.roots = x509.NewCertPool()
+	d.roots.AddCert(certificate.Leaf)
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	d.url = "https://" + listener.Addr().String()
+	d.http = &http.Server{
+		Handler:           d.gateway,
+		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}},
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          log.New(io.Discard, "", 0),
+	}
+	d.serving.Go(func() { _ = d.http.ServeTLS(listener, "", "") }) // until close
+	return nil
+}
+
+// close ends the demo, also a half-started one.
+func (d *demo) close() {
+	if d.http != nil {
+		_ = d.http.Close()
+		d.serving.Wait()
+	}
+	if d.gateway != nil {
+		_ = d.gateway.Close()
+	}
+	if d.keys != nil {
+		_ = d.keys.Close()
+	}
+}
+
+// selfSigned makes a certificate for this machine's loopback, and a key for it.
+func selfSigned(life time.Duration) (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: "sealedchat demo"},
+		DNSNames:     []string{"localhost"},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		NotBefore:    now.Add(-time.Hour), // clocks differ
+		NotAfter:     now.Add(life),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
+}

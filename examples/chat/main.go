@@ -1,0 +1,206 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Command chat sends a prompt in a sealed envelope and prints the answer.
+//
+//	go run ./examples/chat "What is the capital of France?"   # a demo: no server, no download
+//	go run ./examples/chat -show-wire "What is the capital of France?"
+//	echo "Summarise this." | go run ./examples/chat -url https://api.nomyo.ai -model MODEL
+//	go run ./examples/chat -url https://127.0.0.1:8443 -cacert gateway.pem -pin HEX -model MODEL
+//
+// Without -url (and without NOMYO_SERVER_URL) it starts a TLS gateway in front of a tiny demo model inside its own
+// process, and talks to it as to any other server. The prompt is taken from the arguments, or else from standard input;
+// on a terminal without a prompt a small conversation begins, which /quit or Ctrl-D ends.
+//
+// Standard output gets the answer alone, everything else goes to standard error. Environment: NOMYO_API_KEY is the
+// server's API key, NOMYO_SERVER_URL and NOMYO_SERVER_PIN stand in for -url and -pin. Exit status: 0, 1 when no answer came, 2 for wrong input.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+	"unicode"
+
+	"github.com/seed-017344ad/sealedchat"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
+	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
+}
+
+func run(ctx context.Context, args []string, env func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
+	p := &program{env: env, stdin: stdin, stdout: stdout, stderr: stderr, isTerminal: isTerminal, patience: 300 * time.Millisecond}
+	return p.run(ctx, args)
+}
+
+// program is what a run works with: the surroundings, which tests replace.
+type program struct {
+	env            func(string) string
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	isTerminal     func(stream any) bool
+	keyBits        int           // of generated RSA keys; 0 = 4096
+	maxRetries     int           // as in sealedchat.Config
+	patience       time.Duration // before a note says what is being waited for
+}
+
+func (p *program) run(ctx context.Context, args []string) int {
+	p.stderr = &lockedWriter{w: p.stderr}
+	o, err := p.parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if err == nil {
+		err = p.readPrompt(ctx, o)
+	}
+	if err == nil {
+		err = p.chat(ctx, o)
+	}
+	if err == nil {
+		return 0
+	}
+	text, status := explain(ctx, err, o)
+	fmt.Fprintln(p.stderr, "chat: "+oneLine(text))
+	return status
+}
+
+// chat connects to the server, or to the demo, and asks.
+func (p *program) chat(ctx context.Context, o *options) error {
+	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: p.keyBits})
+	if err != nil {
+		return err
+	}
+	defer keys.Close()
+	to := o.server
+	if o.demo {
+		d, err := p.startDemo(ctx, keys)
+		if err != nil {
+			return err
+		}
+		defer d.close()
+		to = d.server
+		fmt.Fprintf(p.stderr, "demo: the gateway is %s, its key is pinned: %s\n", to.url, to.pins[0])
+	}
+	client, done, err := p.connect(o, to, keys)
+	if err != nil {
+		return err
+	}
+	defer done()
+
+	// Chat would do all this by itself. Doing it first makes the client's key while the server's is on its way.
+	ready := p.while("getting ready: making a key and asking for the server's …")
+	err = client.Warm(ctx)
+	ready()
+	if err != nil {
+		return err
+	}
+	if o.prompt == "" {
+		return p.converse(ctx, o, client)
+	}
+	answer, err := p.ask(ctx, o, client, append(o.history(), sealedchat.UserMessage(o.prompt)))
+	if err != nil {
+		return err
+	}
+	return p.print(answer)
+}
+
+// ask sends the messages and returns the answer's text.
+func (p *program) ask(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient, messages []sealedchat.Message) (string, error) {
+	waiting := p.while("waiting for the answer …")
+	resp, err := client.Chat(ctx, &sealedchat.ChatRequest{Model: o.model, Messages: messages})
+	waiting()
+	if err != nil {
+		return "", err
+	}
+	finish := ""
+	if len(resp.Choices) > 0 {
+		finish = resp.Choices[0].FinishReason
+	}
+	if resp.Text() == "" {
+		return "", fmt.Errorf("the answer has no text (finish reason %q)", oneLine(finish))
+	}
+	if finish == "length" {
+		fmt.Fprintln(p.stderr, "chat: the answer was cut off at the token limit")
+	}
+	return resp.Text(), nil
+}
+
+// print writes an answer to standard output: as it is, but a terminal gets no control sequences from a server.
+func (p *program) print(answer string) error {
+	if p.isTerminal(p.stdout) {
+		answer = strings.Map(func(r rune) rune {
+			if unicode.IsControl(r) && r != '\n' && r != '\t' {
+				return -1
+			}
+			return r
+		}, answer)
+	}
+	if _, err := fmt.Fprintln(p.stdout, answer); err != nil {
+		return fmt.Errorf("writing the answer: %w", err)
+	}
+	return nil
+}
+
+// while prints note if the function that it returns is not called soon.
+func (p *program) while(note string) (done func()) {
+	end := make(chan struct{})
+	var printer sync.WaitGroup
+	printer.Go(func() {
+		select {
+		case <-end:
+		case <-time.After(p.patience):
+			fmt.Fprintln(p.stderr, note)
+		}
+	})
+	return func() {
+		close(end)
+		printer.Wait()
+	}
+}
+
+// isTerminal reports whether stream is a character device, other than the null device.
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(info, null)
+}
+
+// oneLine replaces what could end a line or steer a terminal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// lockedWriter lets several goroutines print: notes, the wire and the program itself.
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(b)
+}

@@ -1,0 +1,130 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat"
+)
+
+// demoModel is an OpenAI-compatible model that has learnt a few capitals and otherwise repeats what it is told.
+func demoModel(w http.ResponseWriter, r *http.Request) {
+	var request struct {
+		Model    string               `json:"model"`
+		Messages []sealedchat.Message `json:"messages"`
+	}
+	if r.Method != http.MethodPost || r.URL.Path != "/v1/chat/completions" {
+		http.NotFound(w, r)
+		return
+	}
+	if err := json.NewDecoder(r.Body).Decode(&request); err != nil {
+		http.Error(w, "not a chat request", http.StatusBadRequest)
+		return
+	}
+	answer := demoAnswer(request.Messages)
+	words := 0
+	for _, m := range request.Messages {
+		words += len(strings.Fields(m.Text()))
+	}
+	spoken := len(strings.Fields(answer))
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{ // in memory: it cannot fail
+		"id": "chatcmpl-demo", "object": "chat.completion", "created": time.Now().Unix(), "model": request.Model,
+		"choices": []any{map[string]any{"index": 0, "finish_reason": "stop", "message": sealedchat.AssistantMessage(answer)}},
+		"usage":   map[string]int{"prompt_tokens": words, "completion_tokens": spoken, "total_tokens": words + spoken},
+	})
+}
+
+// demoAnswer works the prompt, what was said before it and the instructions into a text.
+func demoAnswer(messages []sealedchat.Message) string {
+	var said []string
+	system := ""
+	for _, m := range messages {
+		switch m.Role {
+		case "user":
+			said = append(said, m.Text())
+		case "system", "developer":
+			system = m.Text()
+		}
+	}
+	if len(said) == 0 {
+		return "You said nothing."
+	}
+	prompt, before := said[len(said)-1], said[:len(said)-1]
+	var b strings.Builder
+	b.WriteString(knowledge(prompt))
+	fmt.Fprintf(&b, "You said: “%s”", prompt)
+	switch n := len(before); n {
+	case 0:
+	case 1:
+		fmt.Fprintf(&b, " You said one thing before: “%s”", before[0])
+	default:
+		fmt.Fprintf(&b, " You said %d things before, the last one: “%s”", n, before[n-1])
+	}
+	if system != "" {
+		fmt.Fprintf(&b, " My instructions are: “%s”", system)
+	}
+	b.WriteString(" (I am a demo that only repeats.)")
+	return b.String()
+}
+
+var capitals = [][2]string{
+	{"Argentina", "Buenos Aires"}, {"Australia", "Canberra"}, {"Brazil", "Brasília"}, {"Canada", "Ottawa"},
+	{"Egypt", "Cairo"}, {"France", "Paris"}, {"Germany", "Berlin"}, {"India", "New Delhi"}, {"Italy", "Rome"},
+	{"Japan", "Tokyo"}, {"Kenya", "Nairobi"}, {"Norway", "Oslo"}, {"Poland", "Warsaw"}, {"Spain", "Madrid"},
+	{"Switzerland", "Bern"},
+}
+
+// knowledge is all that the demo model knows: sentences that fit the prompt, or none.
+func knowledge(prompt string) string {
+	lower := strings.ToLower(prompt)
+	var b strings.Builder
+	if strings.HasPrefix(lower, "hello") || strings.HasPrefix(lower, "hi ") || lower == "hi" {
+		b.WriteString("Hello! ")
+	}
+	if strings.Contains(lower, "capital") {
+		for _, c := range capitals {
+			if strings.Contains(lower, strings.ToLower(c[0])) {
+				fmt.Fprintf(&b, "The capital of %s is %s. ", c[0], c[1])
+			}
+		}
+	}
+	return b.String()
+}
+
+// inMemory is a RoundTripper that asks a handler instead of a network.
+type inMemory struct{ handler http.Handler }
+
+func (m inMemory) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Body != nil {
+		defer req.Body.Close()
+	} else {
+		req = req.Clone(req.Context())
+		req.Body = http.NoBody
+	}
+	answer := &memoryAnswer{header: http.Header{}, status: http.StatusOK}
+	m.handler.ServeHTTP(answer, req)
+	return &http.Response{
+		StatusCode: answer.status, Status: http.StatusText(answer.status), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: answer.header, Body: io.NopCloser(&answer.body), ContentLength: int64(answer.body.Len()), Request: req,
+	}, nil
+}
+
+// memoryAnswer is the http.ResponseWriter of inMemory.
+type memoryAnswer struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (a *memoryAnswer) Header() http.Header         { return a.header }
+func (a *memoryAnswer) WriteHeader(status int)      { a.status = status }
+func (a *memoryAnswer) Write(b []byte) (int, error) { return a.body.Write(b) }

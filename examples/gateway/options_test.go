@@ -1,0 +1,139 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestPortInUse(t *testing.T) {
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	cert := filepath.Join(t.TempDir(), "gateway.pem")
+	write(t, cert, []byte("the other gateway's"))
+	status, stdout, stderr := once(t, "-listen", other.Listener.Addr().String(), "-upstream", "https://a.invalid", "-allow-unauthenticated", "-write-cert", cert)
+	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "listen") {
+		t.Errorf("status %d, stdout %q, stderr %q", status, stdout, stderr)
+	}
+	if b, _ := os.ReadFile(cert); string(b) != "the other gateway's" {
+		t.Error("the certificate file of the gateway that runs was overwritten")
+	}
+}
+
+func once(t *testing.T, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	p := &program{env: environment, stdout: &out, stderr: &errs, keyBits: 2048}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // ends a gateway that should not have started
+	defer cancel()
+	status = p.run(ctx, args)
+	return status, out.String(), errs.String()
+}
+
+func TestWrongInput(t *testing.T) {
+	good := keyFile(t, apiKey, 0o600)
+	missing := filepath.Join(t.TempDir(), "missing")
+	const url = "https://upstream.invalid/v1"
+	for _, c := range []struct {
+		want string
+		args []string
+		unix bool
+	}{
+		{want: "-nonsense", args: []string{"-nonsense"}},
+		{want: "only flags", args: []string{"-upstream", url, "-allow-unauthenticated", "word"}},
+		{want: "only flags", args: []string{"-upstream", url, "-allow-unauthenticated", "two\nlines"}},
+		{want: "-upstream is required", args: []string{"-allow-unauthenticated"}},
+		{want: "-upstream: ", args: []string{"-upstream", "ftp://a", "-allow-unauthenticated"}},
+		{want: "-upstream: ", args: []string{"-upstream", "https://user:secret@a", "-allow-unauthenticated"}},
+		{want: "-api-keys FILE, or", args: []string{"-upstream", url}},
+		{want: "exclude", args: []string{"-upstream", url, "-api-keys", good, "-allow-unauthenticated"}},
+		{want: "belong together", args: []string{"-upstream", url, "-api-keys", good, "-tls-cert", "a"}},
+		{want: "belong together", args: []string{"-upstream", url, "-api-keys", good, "-tls-key", "a"}},
+		{want: "-tls-cert, -tls-key: ", args: []string{"-listen", "127.0.0.1:0", "-upstream", url, "-api-keys", good, "-tls-cert", missing, "-tls-key", missing}},
+		{want: "-write-cert is for", args: []string{"-upstream", url, "-api-keys", good, "-tls-cert", "a", "-tls-key", "b", "-write-cert", "c"}},
+		{want: "-write-cert: ", args: []string{"-listen", "127.0.0.1:0", "-upstream", url, "-api-keys", good, "-write-cert", filepath.Join(missing, "x")}},
+		{want: "-tier", args: []string{"-upstream", url, "-api-keys", good, "-tier", "top"}},
+		{want: "-tier", args: []string{"-upstream", url, "-api-keys", good, "-tier", ""}},
+		{want: "-listen", args: []string{"-upstream", url, "-api-keys", good, "-listen", "8443"}},
+		{want: "missing", args: []string{"-upstream", url, "-api-keys", missing}},
+		{want: "no keys in", args: []string{"-upstream", url, "-api-keys", keyFile(t, "# nothing\n\n", 0o600)}},
+		{want: "line 3", args: []string{"-upstream", url, "-api-keys", keyFile(t, "good\n\nwith space\n", 0o600)}},
+		{want: "more than", args: []string{"-upstream", url, "-api-keys", keyFile(t, strings.Repeat("a\n", maxKeyFile/2+1), 0o600)}},
+		{want: "not a regular file", args: []string{"-upstream", url, "-api-keys", t.TempDir()}},
+		{want: "chmod 600", args: []string{"-upstream", url, "-api-keys", keyFile(t, apiKey, 0o640)}, unix: true},
+		{want: "chmod 600", args: []string{"-upstream", url, "-api-keys", keyFile(t, apiKey, 0o604)}, unix: true},
+		{want: "chmod 600", args: []string{"-upstream", url, "-api-keys", keyFile(t, apiKey, 0o602)}, unix: true},
+	} {
+		if c.unix && runtime.GOOS == "windows" {
+			continue
+		}
+		status, stdout, stderr := once(t, c.args...)
+		if status != 2 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, c.want) {
+			t.Errorf("%q: status %d, stdout %q, stderr %q, want 2 and one line with %q", c.args, status, stdout, stderr, c.want)
+		}
+		for _, secret := range []string{apiKey, "with space", "secret"} {
+			if strings.Contains(stderr, secret) {
+				t.Errorf("%q: stderr holds a secret: %q", c.args, stderr)
+			}
+		}
+	}
+}
+
+func TestBadUpstreamKey(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	env := func(string) string { return "two words" }
+	status := run(t.Context(), []string{"-upstream", "https://a.invalid", "-allow-unauthenticated"}, env, &stdout, &stderr)
+	if status != 2 || !strings.HasPrefix(stderr.String(), "gateway: NOMYO_UPSTREAM_KEY: ") || strings.Contains(stderr.String(), "two words") {
+		t.Errorf("status %d, stderr %q", status, stderr.String())
+	}
+}
+
+func TestHelp(t *testing.T) {
+	if status, stdout, stderr := once(t, "-help"); status != 0 || stdout != "" || !strings.Contains(stderr, "-api-keys") {
+		t.Errorf("status %d, stdout %q, stderr %q", status, stdout, stderr)
+	}
+}
+
+func TestSelfSignedNames(t *testing.T) {
+	hostname, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, also := range map[string]string{"": hostname, "0.0.0.0": hostname, "::": hostname, "192.0.2.7": "192.0.2.7", "gw.example": "gw.example"} {
+		c, err := selfSigned(host, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"localhost", "127.0.0.1", "::1", also} {
+			if err := c.Leaf.VerifyHostname(name); err != nil {
+				t.Errorf("listening on %q: %v", host, err)
+			}
+		}
+		if c.Leaf.VerifyHostname("other.example") == nil {
+			t.Errorf("listening on %q: good for any name", host)
+		}
+	}
+	a, _ := selfSigned("", time.Hour)
+	if len(a.Leaf.SerialNumber.Bytes()) < 8 {
+		t.Errorf("serial number %s", hex.EncodeToString(a.Leaf.SerialNumber.Bytes()))
+	}
+}
+
+func TestShellWord(t *testing.T) {
+	for in, want := range map[string]string{"/tmp/a.pem": "/tmp/a.pem", "a b": "'a b'", "it's": `'it'\''s'`, "$(x)": "'$(x)'"} {
+		if got := shellWord(in); got != want {
+			t.Errorf("%q: %s, want %s", in, got, want)
+		}
+	}
+}
