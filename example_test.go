@@ -1,0 +1,201 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+
+	"github.com/seed-017344ad/sealedchat"
+)
+
+// startServer is a gateway over HTTPS with a model that knows one answer. RSA keys of 2048 bits are quick to make.
+func startServer() (url, pin string, transport *http.Transport, stop func()) {
+	model := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"id":"1","object":"chat.completion","created":1765250382,"model":"demo","choices":[
+			{"index":0,"message":{"role":"assistant","content":"Paris."},"finish_reason":"stop"}]}`)
+	}))
+	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048})
+	if err != nil {
+		log.Fatal(err)
+	}
+	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
+		Upstream: model.URL + "/v1", AllowUnauthenticated: true, Keys: keys,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := httptest.NewTLSServer(gateway)
+	key, err := gateway.PublicKey(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	return server.URL, key.Fingerprint(), server.Client().Transport.(*http.Transport), func() {
+		server.Close()
+		_ = gateway.Close()
+		_ = keys.Close()
+		model.Close()
+	}
+}
+
+func Example() {
+	url, pin, transport, stop := startServer()
+	defer stop()
+
+	key, err := sealedchat.NewSecret([]byte("an-api-key"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer key.Destroy()
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
+		BaseURL:   url,
+		APIKey:    key,
+		Trust:     sealedchat.Pin(pin),
+		Transport: transport, // trusts the test server's certificate
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	answer, err := client.Chat(context.Background(), &sealedchat.ChatRequest{
+		Model:    "demo",
+		Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(answer.Text())
+	// Output: Paris.
+}
+
+// An SDK for OpenAI takes the client's http.Client; here it is used by hand.
+func ExampleSecureCompletionClient_HTTPClient() {
+	url, pin, transport, stop := startServer()
+	defer stop()
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{BaseURL: url, Trust: sealedchat.Pin(pin), Transport: transport})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	resp, err := client.HTTPClient().Post("https://api.openai.com/v1/chat/completions", "application/json", // goes to BaseURL all the same
+		strings.NewReader(`{"model":"demo","messages":[{"role":"user","content":"What is the capital of France?"}],"stream":true}`))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	events, err := io.ReadAll(resp.Body)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(resp.Status, resp.Header.Get("Content-Type"), strings.Count(string(events), "data: "), "events")
+	// Output: 200 OK text/event-stream; charset=utf-8 4 events
+}
+
+// With a wrong pin nothing is sent but the key fetch.
+func ExamplePin() {
+	url, _, transport, stop := startServer()
+	defer stop()
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
+		BaseURL: url, Trust: sealedchat.Pin(strings.Repeat("00", 32)), Transport: transport,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	_, err = client.Chat(context.Background(), &sealedchat.ChatRequest{
+		Model:    "demo",
+		Messages: []sealedchat.Message{sealedchat.UserMessage("Hello?")},
+	})
+	var wrong *sealedchat.ServerKeyError
+	if errors.As(err, &wrong) {
+		fmt.Println("the server has another key")
+	}
+	// Output: the server has another key
+}
+
+// The raw request and the raw answer stay in protected memory.
+func ExampleSecureCompletionClient_Complete() {
+	url, pin, transport, stop := startServer()
+	defer stop()
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{BaseURL: url, Trust: sealedchat.Pin(pin), Transport: transport})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	body, err := sealedchat.NewSecret([]byte(`{"model":"demo","messages":[{"role":"user","content":"What is the capital of France?"}]}`))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer body.Destroy()
+	response, err := client.Complete(context.Background(), &sealedchat.Request{Body: body})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Close()
+	_ = response.Body.Use(func(b []byte) error {
+		fmt.Println(strings.Contains(string(b), "Paris."))
+		return nil
+	})
+	// Output: true
+}
+
+// This is the README's client: compiled, and not run, since it wants a server.
+func ExampleNewSecureCompletionClient() {
+	ctx := context.Background()
+	key, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_API_KEY")))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer key.Destroy()
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
+		BaseURL: "https://inference.example.com",
+		APIKey:  key,
+		Trust:   sealedchat.Pin("cb27375fe715067b0b865fa551e9849e2f20e7586aad65fd9733e96e32c8296c"),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	answer, err := client.Chat(ctx, &sealedchat.ChatRequest{
+		Model:    "Qwen/Qwen3-0.6B",
+		Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(answer.Text())
+}
+
+// This is the README's gateway: compiled, and not run.
+func ExampleNewGateway() {
+	key, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_API_KEY")))
+	if err != nil {
+		log.Fatal(err)
+	}
+	auth, err := sealedchat.AuthenticateKeys(key)
+	if err != nil {
+		log.Fatal(err)
+	}
+	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
+		Upstream:     "http://127.0.0.1:8000/v1",
+		Authenticate: auth,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = http.ListenAndServeTLS(":8443", "cert.pem", "key.pem", gateway)
+	log.Fatal(err)
+}

@@ -1,0 +1,126 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/seed-017344ad/sealedchat/internal/keyfile"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
+
+// storedKey is a private copy of a stored test key, which closing a store may wipe.
+func storedKey(t testing.TB, name string) *rsa.PrivateKey {
+	t.Helper()
+	block, _ := pem.Decode(testkit.KeyPEM(t, name))
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key.(*rsa.PrivateKey)
+}
+
+// storedKeys is a key store around a stored test key.
+func storedKeys(t testing.TB, name string) *KeyStore {
+	t.Helper()
+	s, err := NewEphemeralKeyStore(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.adopt(storedKey(t, name)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// adopt makes key the primary key of an ephemeral store.
+func (s *KeyStore) adopt(key *rsa.PrivateKey) error {
+	copied, err := keyfile.NewRSAKey(key)
+	if err != nil {
+		return err
+	}
+	return s.change(context.Background(), func(b *keyfile.Body) error { return s.promote(b, copied) })
+}
+
+func publicOf(t testing.TB, name string) *PublicKey {
+	t.Helper()
+	k, err := newPublicKey(&testkit.Key(t, name).PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func secret(t testing.TB, text string) *Secret {
+	t.Helper()
+	s, err := NewSecret([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Destroy)
+	return s
+}
+
+// answerText is an upstream that answers every chat with text.
+func answerText(text string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		body, _ := marshal(map[string]any{
+			"id": "chatcmpl-1", "object": "chat.completion", "created": 1765250382, "model": "test-model",
+			"choices": []any{map[string]any{
+				"index": 0, "message": map[string]any{"role": "assistant", "content": text}, "finish_reason": "stop",
+			}},
+			"usage": map[string]int{"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30},
+		})
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(body)
+	}
+}
+
+// startGateway runs a gateway with the stored server key in front of upstream. change may be nil.
+func startGateway(t testing.TB, upstream http.Handler, change func(*GatewayConfig)) *Gateway {
+	t.Helper()
+	up := httptest.NewServer(upstream)
+	t.Cleanup(up.Close)
+	c := GatewayConfig{Upstream: up.URL + "/v1", AllowUnauthenticated: true, Keys: storedKeys(t, "server-4096")}
+	if change != nil {
+		change(&c)
+	}
+	g, err := NewGateway(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = g.Close() })
+	return g
+}
+
+// startClient makes a client with the stored client key for the server at url, plain http allowed. change may be nil.
+func startClient(t testing.TB, url string, change func(*Config)) *SecureCompletionClient {
+	t.Helper()
+	c := Config{
+		BaseURL: url, Trust: TrustHTTPS(), InsecureAllowHTTP: true, Keys: storedKeys(t, "client-4096"),
+		MaxRetries: -1, // tests of retries say so
+	}
+	if change != nil {
+		change(&c)
+	}
+	client, err := NewSecureCompletionClient(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+func ask(text string) *ChatRequest {
+	return &ChatRequest{Model: "test-model", Messages: []Message{UserMessage(text)}}
+}
