@@ -7,6 +7,6 @@
 //
 //	go test ./...
 //
-// oaep_test.go and gcm_test.go drive the standard library's functions as sealedchat calls them. What drives sealedchat's
-// exported API with the same cases belongs beside them, in client_test.go; go.mod's replace points to the checkout.
+// oaep_test.go and gcm_test.go drive the standard library's functions as sealedchat calls them; client_test.go hands the
+// same cases to sealedchat's exported API.
 package wycheproof
