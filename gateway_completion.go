@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -21,8 +22,11 @@ import (
 
 // completion serves POST /v1/chat/secure_completion: authenticate, read, claim, open, forward, seal.
 func (h *gatewayRequest) completion() {
+	h.readWithin(h.g.cfg.BodyTimeout)
+	defer context.AfterFunc(h.g.life, func() { h.readWithin(0) })()
 	clientKey, p := h.admit()
 	if p != nil {
+		h.drain()
 		h.refuse(p)
 		return
 	}
@@ -30,6 +34,7 @@ func (h *gatewayRequest) completion() {
 	case h.g.slots <- struct{}{}:
 		defer func() { <-h.g.slots }()
 	default:
+		h.drain()
 		h.refuse(&refusal{status: http.StatusServiceUnavailable, detail: "too many requests at the same time", retryAfter: time.Second})
 		return
 	}
@@ -39,6 +44,9 @@ func (h *gatewayRequest) completion() {
 
 	e, p := h.readEnvelope()
 	if p != nil {
+		if p.status == http.StatusRequestEntityTooLarge {
+			h.drain()
+		}
 		h.refuse(p)
 		return
 	}
@@ -60,6 +68,22 @@ func (h *gatewayRequest) completion() {
 	}
 	h.header("Content-Type", contentType)
 	served = h.write(http.StatusOK, sealed) == nil
+}
+
+// readWithin bounds the time for whatever is still read of the request. Where a server cannot, its own timeouts hold.
+// The bound stays in force when a request is refused: net/http reads on before it answers.
+func (h *gatewayRequest) readWithin(d time.Duration) {
+	_ = http.NewResponseController(h.w).SetReadDeadline(time.Now().Add(d))
+}
+
+// drain takes in, and forgets, the body of a request that is refused without it. Many clients look for an answer only
+// when they have sent everything; on a connection that is closed before, they find none, and repeat the request.
+func (h *gatewayRequest) drain() {
+	if h.r.Header.Get("Expect") != "" { // these wait for a word before they send
+		return
+	}
+	h.readWithin(min(h.g.cfg.BodyTimeout, 10*time.Second))
+	_, _ = io.CopyN(io.Discard, h.r.Body, 16<<20) // the protocol's largest request, sealed, has 14 MiB
 }
 
 // admit authenticates the request and reads its headers, before its body is touched.
@@ -145,10 +169,10 @@ func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
 	if h.r.ContentLength > limit {
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 	}
-	control := http.NewResponseController(h.w)
-	_ = control.SetReadDeadline(time.Now().Add(h.g.cfg.BodyTimeout)) // where a server cannot, its own timeouts hold
 	body, err := readAll(&cappedReader{r: h.r.Body, left: limit, limit: limit}, h.r.ContentLength)
-	_ = control.SetReadDeadline(time.Time{})
+	if err == nil && h.g.life.Err() == nil {
+		_ = http.NewResponseController(h.w).SetReadDeadline(time.Time{}) // from here on Timeout holds
+	}
 	h.bytesIn = len(body)
 	switch {
 	case errors.Is(err, ErrTooLarge):

@@ -26,36 +26,43 @@ func NewReplayCache(entries int) ReplayCache {
 	if entries < 1 {
 		entries = 1 << 17
 	}
-	return &replayCache{most: entries, until: make(map[[32]byte]time.Time)}
+	return &replayCache{most: entries, known: make(map[[32]byte]replayClaim)}
 }
 
 type replayCache struct {
 	mu    sync.Mutex
 	most  int
-	until map[[32]byte]time.Time
+	known map[[32]byte]replayClaim
 	queue []replayEntry // in the order of arrival, from head on; released entries stay in it until they come up
 	head  int
+	count uint64 // of claims so far
+}
+
+// replayClaim is what is known of an id, and which claim it was: an id that was released can be claimed again.
+type replayClaim struct {
+	until time.Time
+	claim uint64
 }
 
 type replayEntry struct {
 	id    [32]byte
-	until time.Time
+	claim uint64
 }
 
 func (c *replayCache) Claim(_ context.Context, id [32]byte, until time.Time) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	if known, ok := c.until[id]; ok && now.Before(known) {
+	if known, ok := c.known[id]; ok && now.Before(known.until) {
 		return false, nil
 	}
 	for c.head < len(c.queue) {
 		oldest := c.queue[c.head]
 		if c.stands(oldest) {
-			if len(c.until) < c.most && now.Before(oldest.until) {
+			if len(c.known) < c.most && now.Before(c.known[oldest.id].until) {
 				break
 			}
-			delete(c.until, oldest.id)
+			delete(c.known, oldest.id)
 		}
 		c.head++
 	}
@@ -63,20 +70,21 @@ func (c *replayCache) Claim(_ context.Context, id [32]byte, until time.Time) (bo
 		c.queue = slices.DeleteFunc(c.queue[c.head:], func(e replayEntry) bool { return !c.stands(e) })
 		c.head = 0
 	}
-	c.until[id] = until
-	c.queue = append(c.queue, replayEntry{id: id, until: until})
+	c.count++
+	c.known[id] = replayClaim{until: until, claim: c.count}
+	c.queue = append(c.queue, replayEntry{id: id, claim: c.count})
 	return true, nil
 }
 
-// stands reports whether the map's entry is the one that was queued as e, not a later claim of the same id.
+// stands reports whether the claim that was queued as e has been neither released nor replaced.
 func (c *replayCache) stands(e replayEntry) bool {
-	until, ok := c.until[e.id]
-	return ok && until.Equal(e.until)
+	known, ok := c.known[e.id]
+	return ok && known.claim == e.claim
 }
 
 func (c *replayCache) Release(_ context.Context, id [32]byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.until, id)
+	delete(c.known, id)
 	return nil
 }

@@ -306,6 +306,7 @@ func (s *KeyStore) keyInUse() {
 		s.log.Info("key in use", "fingerprint", k.public.fingerprint, "bits", k.public.Bits())
 	}
 	s.startWorker()
+	s.rotator.nudge() // there is another time to wait for now
 }
 
 // dropExpired takes out the keys whose grace is over, and reports whether there were any.
