@@ -27,14 +27,29 @@ var errChangedElsewhere = fmt.Errorf("%w: the passphrase was changed elsewhere, 
 
 // change applies f to the store's body. When f fails nothing changes, neither on disk nor in memory.
 func (s *KeyStore) change(ctx context.Context, f func(*keyfile.Body) error) error {
+	if s.dir == nil {
+		leave, err := s.enter(ctx)
+		if err != nil {
+			return err
+		}
+		defer leave()
+		return s.changeMemory(f)
+	}
+	return s.edit(ctx, func(lock *fsafe.Lock, body *keyfile.Body) error {
+		if err := f(body); err != nil {
+			return skipNoChange(err)
+		}
+		return s.save(ctx, lock, body)
+	})
+}
+
+// edit opens the file as it is now for f, which nobody else changes meanwhile.
+func (s *KeyStore) edit(ctx context.Context, f func(*fsafe.Lock, *keyfile.Body) error) error {
 	leave, err := s.enter(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	if s.dir == nil {
-		return s.changeMemory(f)
-	}
 	lock, err := s.dir.Lock(ctx, writeLock)
 	if err != nil {
 		return fileError(err)
@@ -49,10 +64,7 @@ func (s *KeyStore) change(ctx context.Context, f func(*keyfile.Body) error) erro
 		return err
 	}
 	defer body.Wipe()
-	if err := f(body); err != nil {
-		return skipNoChange(err)
-	}
-	return s.save(ctx, lock, body)
+	return f(lock, body)
 }
 
 func skipNoChange(err error) error {
@@ -288,48 +300,31 @@ func addDataKey(body *keyfile.Body, now time.Time) error {
 
 // rewrite saves the store under a new master key, derived from passphrase, after f has changed the body.
 func (s *KeyStore) rewrite(ctx context.Context, passphrase *Secret, f func(*keyfile.Body) error) error {
-	leave, err := s.enter(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	lock, err := s.dir.Lock(ctx, writeLock)
-	if err != nil {
-		return fileError(err)
-	}
-	defer lock.Unlock()
-	file, _, err := s.readFile()
-	if err != nil {
-		return fileError(err)
-	}
-	body, err := s.openBody(file)
-	if err != nil {
-		return err
-	}
-	defer body.Wipe()
-	if f != nil {
-		if err := f(body); err != nil {
+	return s.edit(ctx, func(lock *fsafe.Lock, body *keyfile.Body) error {
+		if f != nil {
+			if err := f(body); err != nil {
+				return err
+			}
+		}
+		s.mu.Lock()
+		old, oldAt := s.master, s.masterAt
+		s.master, s.masterAt = nil, nil // derive must not wipe it: a failed save goes back to it
+		s.mu.Unlock()
+		err := s.derive(passphrase, s.newMaster)
+		if err == nil {
+			err = s.save(ctx, lock, body)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if err != nil && !errors.Is(err, fsafe.ErrNotDurable) {
+			s.dropMaster()
+			s.master, s.masterAt = old, oldAt
 			return err
 		}
-	}
-	s.mu.Lock()
-	old, oldAt := s.master, s.masterAt
-	s.master, s.masterAt = nil, nil // derive must not wipe it: a failed save goes back to it
-	s.mu.Unlock()
-	err = s.derive(passphrase, s.newMaster)
-	if err == nil {
-		err = s.save(ctx, lock, body)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err != nil && !errors.Is(err, fsafe.ErrNotDurable) {
-		s.dropMaster()
-		s.master, s.masterAt = old, oldAt
+		old.Wipe()
+		oldAt.Destroy()
 		return err
-	}
-	old.Wipe()
-	oldAt.Destroy()
-	return err
+	})
 }
 
 // fileError gives errors of files this package's sentinels, and keystoreError those of their contents.
