@@ -392,6 +392,10 @@ func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest, opts 
 		return nil, err
 	}
 	resp := &ChatResponse{}
+	if err := checkWeight(result.plaintext); err != nil {
+		clear(result.plaintext)
+		return nil, err
+	}
 	if err := resp.decode(result.plaintext); err != nil {
 		clear(result.plaintext)
 		if bad, ok := errors.AsType[*memberError](err); ok {

@@ -215,6 +215,9 @@ func (c *Config) validate() error {
 	if err := c.Trust.validate(); err != nil {
 		return &ConfigError{Field: "Config.Trust", Err: err}
 	}
+	if isNilTransport(c.Transport) {
+		return configError("Config.Transport", "a nil *http.Transport; leave the field nil for the default")
+	}
 	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) && c.Trust == TrustHTTPS() {
 		return configError("Config.Transport", "InsecureSkipVerify leaves nothing of TrustHTTPS; pin the server's key instead")
 	}
@@ -236,6 +239,12 @@ func (c *Config) validate() error {
 		return configError("Config.MaxResponseBytes", "want 0 to %d", maxInt)
 	}
 	return nil
+}
+
+// isNilTransport catches a nil *http.Transport that has become an http.RoundTripper, which is not nil.
+func isNilTransport(rt http.RoundTripper) bool {
+	t, ok := rt.(*http.Transport)
+	return ok && t == nil
 }
 
 func skipsVerification(c *tls.Config) bool {
@@ -323,13 +332,14 @@ func (c *SecureCompletionClient) Close() error {
 
 // begin enters a call: its context also ends with the client. done leaves it.
 func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, done func(), err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
+		cancel(nil)
 		return nil, nil, fmt.Errorf("%w: client", ErrClosed)
 	}
 	c.calls.Add(1)
-	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(c.life, func() { cancel(context.Cause(c.life)) })
 	return ctx, func() {
 		stop()

@@ -59,7 +59,8 @@ type GatewayConfig struct {
 	// MaxConcurrent bounds the requests that are worked on at the same time; more are answered 503 with
 	// Retry-After: 1. 0 = 64. Each may need about five times its size in memory.
 	MaxConcurrent int
-	// Timeout bounds one request, and BodyTimeout the arrival of its body. 0 = 10 minutes and 1 minute.
+	// Timeout bounds the work on one request, and BodyTimeout the arrival of its body and the delivery of its answer.
+	// 0 = 10 minutes and 1 minute.
 	Timeout, BodyTimeout time.Duration
 
 	// Logger gets one line per request: ids, sizes, durations and status, no content. nil = silent.
@@ -121,6 +122,9 @@ func (c *GatewayConfig) setDefaults() error {
 		if err := c.UpstreamKey.Use(validAPIKey); err != nil {
 			return &ConfigError{Field: "GatewayConfig.UpstreamKey", Err: err}
 		}
+	}
+	if isNilTransport(c.UpstreamTransport) {
+		return configError("GatewayConfig.UpstreamTransport", "a nil *http.Transport; leave the field nil for the default")
 	}
 	if c.Tier.rank() < 0 {
 		return configError("GatewayConfig.Tier", "want \"\", standard, high or maximum")
@@ -244,11 +248,19 @@ func refuse(status int, detail string) *refusal { return &refusal{status: status
 // ServeHTTP serves one request. It survives a panic in it with status 500.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !g.begin() {
-		writeRefusal(w, refuse(http.StatusServiceUnavailable, "the gateway is closing"))
+		p := refuse(http.StatusServiceUnavailable, "the gateway is closing")
+		body := p.render(w.Header())
+		w.WriteHeader(p.status)
+		_, _ = w.Write(body)
 		return
 	}
 	defer g.running.Done()
 	h := &gatewayRequest{g: g, w: w, r: r, start: time.Now()}
+	defer func() {
+		h.deadlines.Lock()
+		defer h.deadlines.Unlock()
+		h.over = true
+	}()
 	defer h.finish()
 
 	h.header("Cache-Control", "no-store")
@@ -279,7 +291,40 @@ type gatewayRequest struct {
 	bytesOut  int
 	upstream  time.Duration
 	problem   *refusal
+
+	deadlines sync.Mutex
+	over      bool // the handler has returned: w is no longer to be touched
 }
+
+// within bounds the time for what is still read of the request, or written of the answer. Where a server cannot, its own
+// timeouts hold. The bound on reading stays in force when a request is refused: net/http reads on before it answers.
+func (h *gatewayRequest) within(d time.Duration, what direction) {
+	h.deadlines.Lock()
+	defer h.deadlines.Unlock()
+	if h.over || (d != 0 && h.g.life.Err() != nil) { // once the gateway is closing, nothing takes the bound back
+		return
+	}
+	at := time.Now().Add(d)
+	if d == unbounded {
+		at = time.Time{}
+	}
+	control := http.NewResponseController(h.w)
+	if what&reading != 0 {
+		_ = control.SetReadDeadline(at)
+	}
+	if what&writing != 0 {
+		_ = control.SetWriteDeadline(at)
+	}
+}
+
+type direction int
+
+const (
+	reading direction = 1 << iota
+	writing
+
+	unbounded time.Duration = -1
+)
 
 func (h *gatewayRequest) header(name, value string) { h.w.Header().Set(name, value) }
 
@@ -296,7 +341,7 @@ func (h *gatewayRequest) only(serve func(), methods ...string) {
 
 func (h *gatewayRequest) health() {
 	h.header("Content-Type", "application/json")
-	h.write(http.StatusOK, []byte(`{"status":"ok"}`+"\n"))
+	_ = h.write(http.StatusOK, []byte(`{"status":"ok"}`+"\n"))
 }
 
 func (h *gatewayRequest) publicKey() {
@@ -306,13 +351,14 @@ func (h *gatewayRequest) publicKey() {
 		return
 	}
 	h.header("Content-Type", "text/plain; charset=utf-8")
-	h.write(http.StatusOK, key.PEM())
+	_ = h.write(http.StatusOK, key.PEM())
 }
 
 // write sends a whole answer, and reports whether the connection took it.
 func (h *gatewayRequest) write(status int, body []byte) error {
 	h.status, h.bytesOut = status, len(body)
 	h.header("Content-Length", strconv.Itoa(len(body)))
+	h.within(h.g.cfg.BodyTimeout, writing) // a client that does not read must not hold a place
 	h.w.WriteHeader(status)
 	if h.r.Method == http.MethodHead {
 		return nil
@@ -323,27 +369,31 @@ func (h *gatewayRequest) write(status int, body []byte) error {
 	if err := http.NewResponseController(h.w).Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
+	h.within(unbounded, writing) // the connection may serve other requests
 	return nil
 }
 
 func (h *gatewayRequest) refuse(p *refusal) {
-	h.status, h.problem = p.status, p
-	writeRefusal(h.w, p)
+	h.problem = p
+	_ = h.write(p.status, p.render(h.w.Header())) // the client may be gone
 }
 
-func writeRefusal(w http.ResponseWriter, p *refusal) {
+// render sets the header of a refusal and returns its body.
+func (p *refusal) render(header http.Header) []byte {
 	body, _ := json.Marshal(map[string]string{"detail": p.detail}) // a map of strings marshals
-	header := w.Header()
 	header.Set("Content-Type", "application/json")
-	header.Set("Content-Length", strconv.Itoa(len(body)))
 	if p.status == http.StatusUnauthorized {
 		header.Set("WWW-Authenticate", "Bearer")
 	}
 	if p.retryAfter > 0 {
-		header.Set("Retry-After", strconv.Itoa(int((p.retryAfter+time.Second-1)/time.Second)))
+		header.Set("Retry-After", wholeSeconds(p.retryAfter))
 	}
-	w.WriteHeader(p.status)
-	_, _ = w.Write(body) // the client may be gone
+	return body
+}
+
+// wholeSeconds rounds up: for a Retry-After header.
+func wholeSeconds(d time.Duration) string {
+	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
 }
 
 // finish survives a panic and writes the log line.

@@ -22,8 +22,8 @@ import (
 
 // completion serves POST /v1/chat/secure_completion: authenticate, read, claim, open, forward, seal.
 func (h *gatewayRequest) completion() {
-	h.readWithin(h.g.cfg.BodyTimeout)
-	defer context.AfterFunc(h.g.life, func() { h.readWithin(0) })()
+	h.within(h.g.cfg.BodyTimeout, reading)
+	defer context.AfterFunc(h.g.life, func() { h.within(0, reading|writing) })()
 	clientKey, p := h.admit()
 	if p != nil {
 		h.drain()
@@ -70,19 +70,13 @@ func (h *gatewayRequest) completion() {
 	served = h.write(http.StatusOK, sealed) == nil
 }
 
-// readWithin bounds the time for whatever is still read of the request. Where a server cannot, its own timeouts hold.
-// The bound stays in force when a request is refused: net/http reads on before it answers.
-func (h *gatewayRequest) readWithin(d time.Duration) {
-	_ = http.NewResponseController(h.w).SetReadDeadline(time.Now().Add(d))
-}
-
 // drain takes in, and forgets, the body of a request that is refused without it. Many clients look for an answer only
 // when they have sent everything; on a connection that is closed before, they find none, and repeat the request.
 func (h *gatewayRequest) drain() {
 	if h.r.Header.Get("Expect") != "" { // these wait for a word before they send
 		return
 	}
-	h.readWithin(min(h.g.cfg.BodyTimeout, 10*time.Second))
+	h.within(min(h.g.cfg.BodyTimeout, 10*time.Second), reading)
 	_, _ = io.CopyN(io.Discard, h.r.Body, 16<<20) // the protocol's largest request, sealed, has 14 MiB
 }
 
@@ -170,8 +164,8 @@ func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 	}
 	body, err := readAll(&cappedReader{r: h.r.Body, left: limit, limit: limit}, h.r.ContentLength)
-	if err == nil && h.g.life.Err() == nil {
-		_ = http.NewResponseController(h.w).SetReadDeadline(time.Time{}) // from here on Timeout holds
+	if err == nil {
+		h.within(unbounded, reading) // from here on Timeout holds
 	}
 	h.bytesIn = len(body)
 	switch {

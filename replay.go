@@ -20,7 +20,7 @@ type ReplayCache interface {
 	Release(ctx context.Context, id [32]byte) error
 }
 
-// NewReplayCache is a cache in memory for at most entries requests, about 100 bytes each; entries below 1 are 131,072.
+// NewReplayCache is a cache in memory for at most entries requests, about 200 bytes each; entries below 1 are 131,072.
 // When it is full the oldest entry is forgotten before its time, so size it for the window and the load.
 func NewReplayCache(entries int) ReplayCache {
 	if entries < 1 {

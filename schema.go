@@ -154,6 +154,49 @@ func checkChoices(data []byte) error {
 	return nil
 }
 
+// maxWeight bounds how much of an answer becomes Go values: members and elements that are decoded one by one. A few bytes
+// of JSON ("{},") cost hundreds in memory, and in version 1 anybody where TLS ends can make up an answer.
+const maxWeight = 1 << 16
+
+// checkWeight is for a checked completion that is about to be decoded.
+func checkWeight(data []byte) error {
+	n := membersIn(data)
+	o, _ := pick(data, "choices", "usage", "_metadata")
+	n += membersIn(o["usage"]) + membersIn(o["_metadata"])
+	choices, _ := elements(o["choices"])
+	for choice := range choices {
+		n += 1 + membersIn(choice)
+		c, _ := pick(choice, "message")
+		m, _ := pick(c["message"], "content", "tool_calls")
+		n += membersIn(c["message"])
+		for _, list := range m {
+			items, _ := elements(list)
+			for item := range items {
+				n += 1 + membersIn(item)
+				if n > maxWeight {
+					break
+				}
+			}
+		}
+		if n > maxWeight {
+			break
+		}
+	}
+	if n > maxWeight {
+		return schemaError("the answer", "more members than are decoded")
+	}
+	return nil
+}
+
+func membersIn(data []byte) (n int) {
+	if jsonspan.KindOf(data) == jsonspan.Object {
+		for range jsonspan.MembersOf(data) {
+			n++
+		}
+	}
+	return n
+}
+
 // checkContent: absent, null, a string, or an array of parts, which are objects with a type.
 func checkContent(path string, message members) error {
 	k, ok := message.kind("content")

@@ -17,10 +17,21 @@ import (
 // Escapes make it up to six times as long, and 64 KiB is what a bufio.Scanner takes.
 const eventPiece = 8 << 10
 
+// maxRepeated bounds what every event repeats.
+const maxRepeated = 256
+
 // eventStream writes a complete and checked chat.completion as the events that a streaming server would have sent
 // (chat.completion.chunk objects, then [DONE]).
 func eventStream(completion []byte, includeUsage bool) ([]byte, error) {
 	o, _ := pick(completion, "id", "created", "model", "choices", "usage", "system_fingerprint", "service_tier")
+	if err := checkWeight(completion); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"id", "created", "model", "system_fingerprint", "service_tier"} {
+		if len(o[name]) > maxRepeated {
+			return nil, schemaError(name, "too long to stand in every event")
+		}
+	}
 	s := &eventWriter{common: o, usage: includeUsage}
 	choices, _ := elements(o["choices"])
 	n := 0

@@ -179,7 +179,7 @@ func sdkError(req *http.Request, status int, code, message string, retryAfter ti
 	}})
 	resp := sdkResponse(req, status, "application/json", body)
 	if retryAfter > 0 {
-		resp.Header.Set("Retry-After", strconv.Itoa(int((retryAfter+time.Second-1)/time.Second)))
+		resp.Header.Set("Retry-After", wholeSeconds(retryAfter))
 	}
 	return resp
 }

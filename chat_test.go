@@ -1,0 +1,275 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"encoding/json"
+	"errors"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// sameJSON compares two texts as values, numbers by their digits.
+func sameJSON(t testing.TB, got, want string) bool {
+	t.Helper()
+	parse := func(text string) (v any) {
+		dec := json.NewDecoder(strings.NewReader(text))
+		dec.UseNumber()
+		if err := dec.Decode(&v); err != nil {
+			t.Errorf("%v in %s", err, text)
+		}
+		return v
+	}
+	return reflect.DeepEqual(parse(got), parse(want))
+}
+
+const helloMessages = `"messages":[{"role":"user","content":"hi"}]`
+
+func hello(change func(*ChatRequest)) *ChatRequest {
+	r := &ChatRequest{Model: "m", Messages: []Message{UserMessage("hi")}}
+	change(r)
+	return r
+}
+
+func TestChatRequestJSON(t *testing.T) {
+	for _, c := range []struct {
+		change func(*ChatRequest)
+		want   string // members beside model and messages
+	}{
+		{func(*ChatRequest) {}, ``},
+		{func(r *ChatRequest) { r.Temperature, r.TopP = new(0.0), new(0.25) }, `"temperature":0,"top_p":0.25`},
+		{func(r *ChatRequest) { r.MaxTokens, r.MaxCompletionTokens, r.N = 5, 6, 2 }, `"max_tokens":5,"max_completion_tokens":6,"n":2`},
+		{func(r *ChatRequest) { r.Seed, r.Stop = new(int64(math.MinInt64)), []string{"a", "<b>"} }, `"seed":-9223372036854775808,"stop":["a","<b>"]`},
+		{func(r *ChatRequest) { r.ParallelToolCalls, r.ToolChoice = new(false), "auto" }, `"parallel_tool_calls":false,"tool_choice":"auto"`},
+		{func(r *ChatRequest) { r.ToolChoice = ToolChoiceFunction("f") }, `"tool_choice":{"type":"function","function":{"name":"f"}}`},
+		{func(r *ChatRequest) {
+			r.Tools = []Tool{FunctionTool("f", "does", json.RawMessage(`{"type":"object","properties":{"n":{"const":12345678901234567890}}}`))}
+			r.Tools[0].Function.Strict = new(true)
+		}, `"tools":[{"type":"function","function":{"name":"f","description":"does","parameters":{"type":"object","properties":{"n":{"const":12345678901234567890}}},"strict":true}}]`},
+		{func(r *ChatRequest) {
+			r.Tools = []Tool{{Type: "custom", Extra: map[string]json.RawMessage{"custom": []byte(`{"name":"c"}`)}}}
+		}, `"tools":[{"type":"custom","custom":{"name":"c"}}]`},
+		{func(r *ChatRequest) { r.ResponseFormat = &ResponseFormat{Type: "json_object"} }, `"response_format":{"type":"json_object"}`},
+		{func(r *ChatRequest) {
+			r.ResponseFormat = &ResponseFormat{Type: "json_schema", JSONSchema: &JSONSchema{Name: "n", Description: "d", Schema: map[string]any{"type": "object"}, Strict: new(true)}}
+		}, `"response_format":{"type":"json_schema","json_schema":{"name":"n","description":"d","schema":{"type":"object"},"strict":true}}`},
+		{func(r *ChatRequest) {
+			r.Extra = map[string]any{"top_k": 40, "reasoning_effort": "low", "nested": map[string]any{"api_key": 1}, "raw": json.RawMessage(` [1e400, 1.0] `),
+				"null": nil, "Model": "another name", "with \"quotes\"": true, "stream": true}
+		}, `"top_k":40,"reasoning_effort":"low","nested":{"api_key":1},"raw":[1e400,1.0],"null":null,"Model":"another name","with \"quotes\"":true,"stream":true`},
+	} {
+		body, err := hello(c.change).encode()
+		want := `{"model":"m",` + helloMessages
+		if c.want != "" {
+			want += "," + c.want
+		}
+		want += "}"
+		if err != nil || !sameJSON(t, string(body), want) {
+			t.Errorf("got  %s, %v\nwant %s", body, err, want)
+		}
+		if err := checkRequest(body); err != nil {
+			t.Errorf("%s: %v", body, err)
+		}
+		if viaJSON, err := json.Marshal(hello(c.change)); err != nil || !sameJSON(t, string(viaJSON), want) {
+			t.Errorf("json.Marshal: %s, %v", viaJSON, err)
+		}
+	}
+}
+
+// Extra follows the fields in the order of names, so that equal requests have equal bytes.
+func TestChatRequestIsDeterministic(t *testing.T) {
+	r := hello(func(r *ChatRequest) { r.Extra = map[string]any{"c": 1, "a": 2, "b": "<&>\u2028é"} })
+	want := `{"model":"m",` + helloMessages + `,"a":2,"b":"<&>\u2028é","c":1}`
+	for range 20 {
+		if body, err := r.encode(); err != nil || string(body) != want {
+			t.Fatalf("got %s, %v", body, err)
+		}
+	}
+}
+
+func TestNoHTMLEscapes(t *testing.T) {
+	const text = "if a < b && c > d"
+	r := hello(func(r *ChatRequest) {
+		r.Messages = []Message{UserMessage(text), UserParts(TextPart(text)), {Role: "assistant", ToolCalls: []ToolCall{{ID: "1", Function: FunctionCall{Arguments: text}}}},
+			{Role: "user", Extra: map[string]json.RawMessage{"x": []byte(`"` + text + `"`)}}}
+		r.Tools = []Tool{FunctionTool("f", text, map[string]string{"x": text})}
+		r.Stop, r.Extra = []string{text}, map[string]any{"x": text, "<&>": 1}
+	})
+	body, err := r.encode()
+	if err != nil || strings.Contains(string(body), `\u00`) || strings.Count(string(body), text) != 8 {
+		t.Errorf("got %s, %v", body, err)
+	}
+}
+
+func TestChatRequestErrors(t *testing.T) {
+	const marker = "MARKER-prompt"
+	for name, c := range map[string]struct {
+		r    *ChatRequest
+		says string
+	}{
+		"nil":                {nil, "no ChatRequest"},
+		"zero":               {&ChatRequest{}, "Model"},
+		"no model":           {hello(func(r *ChatRequest) { r.Model = "" }), "Model"},
+		"no messages":        {hello(func(r *ChatRequest) { r.Messages = nil }), "Messages"},
+		"empty messages":     {hello(func(r *ChatRequest) { r.Messages = []Message{} }), "Messages"},
+		"no role":            {hello(func(r *ChatRequest) { r.Messages = []Message{{Content: marker}} }), "role"},
+		"content and parts":  {hello(func(r *ChatRequest) { r.Messages[0].Parts = []Part{TextPart(marker)} }), "Parts"},
+		"NaN":                {hello(func(r *ChatRequest) { r.Temperature = new(math.NaN()) }), "marshalled"},
+		"infinity":           {hello(func(r *ChatRequest) { r.TopP = new(math.Inf(-1)) }), "marshalled"},
+		"Extra has a field":  {hello(func(r *ChatRequest) { r.Extra = map[string]any{"model": marker} }), `Extra["model"]`},
+		"Extra has messages": {hello(func(r *ChatRequest) { r.Extra = map[string]any{"messages": nil} }), `Extra["messages"]`},
+		"Extra has n unset":  {hello(func(r *ChatRequest) { r.Extra = map[string]any{"n": 3} }), `Extra["n"]`},
+		"Extra function":     {hello(func(r *ChatRequest) { r.Extra = map[string]any{"f": func() {}} }), `Extra["f"]`},
+		"Extra bad raw":      {hello(func(r *ChatRequest) { r.Extra = map[string]any{"f": json.RawMessage(`{` + marker)} }), `Extra["f"]`},
+		"Extra two values":   {hello(func(r *ChatRequest) { r.Extra = map[string]any{"f": json.RawMessage(`1,"x":2`)} }), `Extra["f"]`},
+		"Extra NaN":          {hello(func(r *ChatRequest) { r.Extra = map[string]any{"f": math.NaN()} }), `Extra["f"]`},
+		"message Extra":      {hello(func(r *ChatRequest) { r.Messages[0].Extra = map[string]json.RawMessage{"role": []byte(`"x"`)} }), `Extra["role"]`},
+		"message Extra bad":  {hello(func(r *ChatRequest) { r.Messages[0].Extra = map[string]json.RawMessage{"x": []byte(marker)} }), `Extra["x"]`},
+		"tool Extra":         {hello(func(r *ChatRequest) { r.Tools = []Tool{{Extra: map[string]json.RawMessage{"type": []byte(`1`)}}} }), `Extra["type"]`},
+		"tool parameters":    {hello(func(r *ChatRequest) { r.Tools = []Tool{FunctionTool("f", "", make(chan int))} }), ""},
+		"tool choice":        {hello(func(r *ChatRequest) { r.ToolChoice = json.RawMessage(marker) }), ""},
+		"part Extra": {hello(func(r *ChatRequest) {
+			r.Messages = []Message{UserParts(Part{Type: "text", Extra: map[string]json.RawMessage{"text": []byte(`1`)}})}
+		}), `Extra["text"]`},
+		"Extra api_key":        {hello(func(r *ChatRequest) { r.Extra = map[string]any{"api_key": marker} }), "api_key"},
+		"Extra base_url":       {hello(func(r *ChatRequest) { r.Extra = map[string]any{"base_url": marker} }), "base_url"},
+		"Extra security_tier":  {hello(func(r *ChatRequest) { r.Extra = map[string]any{"security_tier": marker} }), "security_tier"},
+		"unexpected marshaler": {hello(func(r *ChatRequest) { r.Extra = map[string]any{"x": failingMarshaler{}} }), `Extra["x"]`},
+	} {
+		client := startClient(t, "https://server.test", func(c *Config) { c.Transport, c.Keys = neverUsed(t), storedKeys(t, "rsa-2048") })
+		resp, err := client.Chat(t.Context(), c.r)
+		if resp != nil || !errors.Is(err, ErrInvalidRequest) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, %v", name, resp, err)
+		}
+		if err != nil && strings.Contains(err.Error(), marker) {
+			t.Errorf("%s: content in %v", name, err)
+		}
+	}
+}
+
+type failingMarshaler struct{}
+
+func (failingMarshaler) MarshalJSON() ([]byte, error) { return nil, errors.New("MARKER-prompt") }
+
+func TestRawRequests(t *testing.T) {
+	client := startClient(t, "https://server.test", func(c *Config) { c.Transport, c.Keys = neverUsed(t), storedKeys(t, "rsa-2048") })
+	deep := strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth)
+	for _, body := range []string{
+		`[]`, `null`, `"x"`, `1`, `{`, `{"a":1,}`, `{"a":NaN}`, `{"a":1} {}`, `{'a':1}`, "\xef\xbb\xbf{}", "{\"a\":\"\xff\"}", "{\"a\":\"\n\"}", `{"a":01}`,
+		`{"a":` + deep + `}`, `x`, ` `,
+		`{"model":"m","api_key":"k"}`, `{"base_url":null}`, `{"security_tier":{}}`, `{"a":1,"api_key":1,"b":2}`,
+		`{"api\u005fkey":"k"}`, `{"\u0061pi_key":"k"}`, `{"base\u005Furl":1}`, `{"\u0073ecurity_tier":"x"}`, `{"api_key":1,"api_key":2}`,
+	} {
+		resp, err := client.Complete(t.Context(), &Request{Body: secret(t, body)})
+		if resp != nil || !errors.Is(err, ErrInvalidRequest) {
+			t.Errorf("%.60q: %v, %v", body, resp, err)
+		}
+	}
+	for _, body := range []string{
+		`{}`, ` {"a":1} `, `{"Api_key":1}`, `{"api_key2":1}`, `{"x":{"api_key":1}}`, `{"x":"api_key"}`, `{"api\\u005fkey":1}`, `{"a":"\ud800"}`, `{"a":1e999}`,
+		`{"a":` + deep[1:len(deep)-1] + `}`,
+	} {
+		if err := checkRequest([]byte(body)); err != nil {
+			t.Errorf("%.60q: %v", body, err)
+		}
+	}
+}
+
+func TestMessageJSON(t *testing.T) {
+	for _, c := range []struct {
+		m    Message
+		want string
+	}{
+		{SystemMessage("s"), `{"role":"system","content":"s"}`},
+		{UserMessage(""), `{"role":"user","content":""}`},
+		{AssistantMessage("a"), `{"role":"assistant","content":"a"}`},
+		{ToolMessage("id", "r"), `{"role":"tool","content":"r","tool_call_id":"id"}`},
+		{Message{Role: "user", Name: "n", Content: "c"}, `{"role":"user","content":"c","name":"n"}`},
+		{UserParts(), `{"role":"user","content":""}`}, // no parts at all: nil
+		{Message{Role: "user", Parts: []Part{}}, `{"role":"user","content":[]}`},
+		{UserParts(TextPart("t"), ImagePart("data:x")), `{"role":"user","content":[{"type":"text","text":"t"},{"type":"image_url","image_url":{"url":"data:x"}}]}`},
+		{UserParts(TextPart("")), `{"role":"user","content":[{"type":"text","text":""}]}`},
+		{UserParts(Part{Type: "image_url", ImageURL: &ImageURL{URL: "u", Detail: "low"}}, Part{Type: "input_audio", Audio: &InputAudio{Data: "d", Format: "wav"}},
+			Part{Type: "file", Extra: map[string]json.RawMessage{"file": []byte(`{"file_id":"f"}`)}}),
+			`{"role":"user","content":[{"type":"image_url","image_url":{"url":"u","detail":"low"}},{"type":"input_audio","input_audio":{"data":"d","format":"wav"}},{"type":"file","file":{"file_id":"f"}}]}`},
+		{Message{Role: "assistant", ToolCalls: []ToolCall{{ID: "1", Type: "function", Function: FunctionCall{Name: "f", Arguments: "{}"}}}},
+			`{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]}`},
+		{Message{Role: "assistant", Content: "c", ToolCalls: []ToolCall{{ID: "1", Type: "function", Function: FunctionCall{Name: "f"}}}},
+			`{"role":"assistant","content":"c","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":""}}]}`},
+		{Message{Role: "assistant", Refusal: "no"}, `{"role":"assistant","content":null,"refusal":"no"}`},
+		{Message{Role: "assistant", Content: "c", Extra: map[string]json.RawMessage{"reasoning_content": []byte(`"because"`), "b": nil}},
+			`{"role":"assistant","content":"c","b":null,"reasoning_content":"because"}`},
+	} {
+		if got, err := marshal(c.m); err != nil || !sameJSON(t, string(got), c.want) {
+			t.Errorf("got  %s, %v\nwant %s", got, err, c.want)
+		}
+	}
+}
+
+// What an answer's message said goes into the next request unchanged.
+func TestMessageRoundTrip(t *testing.T) {
+	for _, text := range []string{
+		`{"role":"assistant","content":"c"}`,
+		`{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{\"a\":1}"},"index":0}]}`,
+		`{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"custom","custom":{"name":"c","input":"x"}}]}`,
+		`{"role":"assistant","content":null,"refusal":"no","annotations":[],"audio":null}`,
+		`{"role":"assistant","content":"c","reasoning_content":"r","reasoning":null,"reasoning_details":[{"x":12345678901234567890}]}`,
+		`{"role":"user","name":"n","content":[{"type":"text","text":""},{"type":"image_url","image_url":{"url":"u"}},{"type":"video_url","video_url":{"url":"v"}},{"type":"input_audio","input_audio":{"data":"d","format":"mp3"}}]}`,
+		`{"role":"user","content":[]}`,
+		`{"role":"tool","content":"r","tool_call_id":"1"}`,
+		`{"role":"assistant","content":"c","Role":"another name","CONTENT":1}`,
+	} {
+		var m Message
+		if err := json.Unmarshal([]byte(text), &m); err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		if got, err := marshal(m); err != nil || !sameJSON(t, string(got), text) {
+			t.Errorf("%s\nbecame %s, %v", text, got, err)
+		}
+	}
+}
+
+func TestMessageText(t *testing.T) {
+	m := UserParts(TextPart("a"), ImagePart("u"), TextPart("b"))
+	if m.Text() != "ab" || UserMessage("c").Text() != "c" || (Message{}).Text() != "" || (Message{Parts: []Part{}}).Text() != "" {
+		t.Error("Text")
+	}
+}
+
+func FuzzMessage(f *testing.F) {
+	for _, s := range []string{
+		`{"role":"assistant","content":"x","tool_calls":null}`, `{"role":"user","content":[{"type":"text","text":"x"},{"type":"?","y":1}]}`,
+		`{"role":"r","content":null,"refusal":"\ud800"}`, `{"role":"r","tool_calls":[{"id":"1","function":{"name":"n","arguments":"{}"}}]}`, `{"role":1}`, `[]`,
+		`{"role":"r","content":"a","content":null}`, `{"role":"r","\u0063ontent":"c"}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var m Message
+		if err := m.UnmarshalJSON(data); err != nil {
+			if _, ok := errors.AsType[*memberError](err); !ok {
+				t.Fatalf("%q: %v", data, err)
+			}
+			return
+		}
+		_ = m.Text()
+		if m.Role == "" {
+			return
+		}
+		text, err := marshal(m)
+		if err != nil {
+			t.Fatalf("%q: read, but not written: %v", data, err)
+		}
+		var again Message
+		if err := json.Unmarshal(text, &again); err != nil {
+			t.Fatalf("%q became %s: %v", data, text, err)
+		}
+		if text2, err := marshal(again); err != nil || string(text2) != string(text) {
+			t.Fatalf("%q became %s and then %s, %v", data, text, text2, err)
+		}
+	})
+}

@@ -1,0 +1,570 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/envelope"
+)
+
+// sealedServer is a server without a network: the RoundTripper of an https client. It opens what it gets and seals
+// what answer returns.
+type sealedServer struct {
+	t      testing.TB
+	answer func(q *sealedQuestion) *http.Response // nil: a completion
+	keyPEM func() *http.Response                  // nil: the public half of key
+
+	mu    sync.Mutex
+	key   string // stored key that it presents and opens with
+	gets  int
+	posts []*sealedQuestion
+}
+
+type sealedQuestion struct {
+	s         *sealedServer
+	req       *http.Request
+	body      []byte
+	plaintext []byte // nil when it was sealed to another key
+	client    *PublicKey
+}
+
+func newSealedServer(t testing.TB) *sealedServer { return &sealedServer{t: t, key: "rsa-2048"} }
+
+func (s *sealedServer) present(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.key = key
+}
+
+func (s *sealedServer) counts() (gets, posts int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gets, len(s.posts)
+}
+
+func (s *sealedServer) last() *sealedQuestion {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.posts) == 0 {
+		s.t.Fatal("nothing was sent")
+	}
+	return s.posts[len(s.posts)-1]
+}
+
+func respond(status int, body string, header ...string) *http.Response {
+	r := &http.Response{
+		StatusCode: status, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body)),
+	}
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Add(header[i], header[i+1])
+	}
+	return r
+}
+
+func (s *sealedServer) RoundTrip(req *http.Request) (*http.Response, error) {
+	if err := req.Context().Err(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	key := s.key
+	if req.Method == http.MethodGet {
+		s.gets++
+		s.mu.Unlock()
+		if s.keyPEM != nil {
+			return s.keyPEM(), nil
+		}
+		return respond(200, string(publicOf(s.t, key).PEM())), nil
+	}
+	s.mu.Unlock()
+	q := &sealedQuestion{s: s, req: req}
+	q.body, _ = io.ReadAll(req.Body)
+	text, _ := url.PathUnescape(req.Header.Get(headerPublicKey))
+	var err error
+	if q.client, err = ParsePublicKey([]byte(text)); err != nil {
+		s.t.Errorf("X-Public-Key: %v", err)
+	}
+	e, err := envelope.Parse(q.body, maxInt)
+	if err != nil {
+		s.t.Errorf("envelope: %v", err)
+		return respond(400, ""), nil
+	}
+	k, _ := newPrivateKey(storedKey(s.t, key))
+	q.plaintext, _ = k.open(&e)
+	s.mu.Lock()
+	s.posts = append(s.posts, q)
+	s.mu.Unlock()
+	if q.plaintext == nil {
+		return respond(400, `{"detail":"cannot be decrypted"}`), nil
+	}
+	if s.answer != nil {
+		return s.answer(q), nil
+	}
+	return q.seal(fineCompletion("fine")), nil
+}
+
+// seal is a 200 with plaintext sealed for the client.
+func (q *sealedQuestion) seal(plaintext string) *http.Response {
+	e, err := q.client.seal([]byte(plaintext))
+	if err != nil {
+		q.s.t.Fatal(err)
+	}
+	return respond(200, string(envelope.Append(nil, e)))
+}
+
+func fineCompletion(text string) string {
+	quoted, _ := json.Marshal(text)
+	return `{"id":"x","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":` +
+		string(quoted) + `},"finish_reason":"stop"}]}`
+}
+
+// client is a client of s over an https URL that trusts it. change may be nil.
+func (s *sealedServer) client(t testing.TB, change func(*Config)) *SecureCompletionClient {
+	t.Helper()
+	return startClient(t, "https://server.test", func(c *Config) {
+		c.Transport, c.Keys = s, storedKeys(t, "rsa-3072")
+		if change != nil {
+			change(c)
+		}
+	})
+}
+
+// neverUsed fails the test if anything is sent through it.
+func neverUsed(t testing.TB) http.RoundTripper {
+	return roundTripFunc(func(r *http.Request) (*http.Response, error) {
+		t.Errorf("%s %s was sent", r.Method, r.URL)
+		return nil, errors.New("must not be used")
+	})
+}
+
+type roundTripFunc func(*http.Request) (*http.Response, error)
+
+func (f roundTripFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func TestConfigErrors(t *testing.T) {
+	destroyed := secret(t, "x")
+	destroyed.Destroy()
+	for _, c := range []struct {
+		field  string
+		change func(*Config)
+	}{
+		{"Config.Trust", func(c *Config) { c.Trust = nil }},
+		{"Config.Trust", func(c *Config) { c.Trust = Pin() }},
+		{"Config.Trust", func(c *Config) { c.Trust = Pin("abc") }},
+		{"Config.BaseURL", func(c *Config) { c.BaseURL = "http://example.com" }},
+		{"Config.BaseURL", func(c *Config) { c.BaseURL = "example.com" }},
+		{"Config.BaseURL", func(c *Config) { c.BaseURL = "https://u:p@example.com" }},
+		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, "") }},
+		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, "a\r\nX: y") }},
+		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, strings.Repeat("k", 4097)) }},
+		{"Config.APIKey", func(c *Config) { c.APIKey = destroyed }},
+		{"Config.Tier", func(c *Config) { c.Tier = "ultra" }},
+		{"Config.Tier", func(c *Config) { c.Tier = "High" }},
+		{"Config.Timeout", func(c *Config) { c.Timeout = -1 }},
+		{"Config.MaxRequestBytes", func(c *Config) { c.MaxRequestBytes = -1 }},
+		{"Config.MaxRequestBytes", func(c *Config) { c.MaxRequestBytes = 1 << 31 }},
+		{"Config.MaxResponseBytes", func(c *Config) { c.MaxResponseBytes = -1 }},
+		{"Config.MaxResponseBytes", func(c *Config) { c.MaxResponseBytes = 1 << 40 }},
+		{"Config.Transport", func(c *Config) {
+			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS10}}
+		}},
+		{"Config.Transport", func(c *Config) {
+			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS11}}
+		}},
+		{"Config.Transport", func(c *Config) {
+			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+		}},
+		{"Config.Transport", func(c *Config) { c.BaseURL, c.InsecureAllowHTTP = "http://localhost:1", true }}, // foreign RoundTripper
+	} {
+		config := Config{Trust: TrustHTTPS(), Transport: neverUsed(t), APIKey: secret(t, "good-key")}
+		c.change(&config)
+		client, err := NewSecureCompletionClient(config)
+		e, ok := errors.AsType[*ConfigError](err)
+		if client != nil || !ok || e.Field != c.field || !strings.Contains(err.Error(), c.field) {
+			t.Errorf("%s: got %v, %v", c.field, client, err)
+		}
+		if err != nil && (strings.Contains(err.Error(), "good-key") || strings.Contains(err.Error(), "u:p")) {
+			t.Errorf("%s: %v tells too much", c.field, err)
+		}
+	}
+	if _, err := NewEphemeralKeyStore(&KeyStoreOptions{Bits: 1024}); !strings.Contains(fmt.Sprint(err), "KeyStoreOptions.Bits") {
+		t.Errorf("1024 bits: %v", err)
+	}
+}
+
+func TestDefaultsAndNoNetworkInConstructor(t *testing.T) {
+	t.Setenv("NOMYO_SERVER_URL", "https://from.the.environment")
+	t.Setenv("NOMYO_API_KEY", "from-the-environment")
+	c, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if c.base.String() != DefaultBaseURL || c.cfg.Timeout != 10*time.Minute || c.cfg.MaxRetries != 2 || c.cfg.MaxRequestBytes != 10<<20 ||
+		c.cfg.MaxResponseBytes != 64<<20 || c.cfg.APIKey != nil || c.log == nil || !c.ownKeys || c.ownHTTP {
+		t.Errorf("got %+v", c.cfg)
+	}
+	if len(c.cfg.Keys.Keys()) != 0 {
+		t.Error("the constructor made a key")
+	}
+}
+
+func TestMaxRequestBytes(t *testing.T) {
+	s := newSealedServer(t)
+	request := []byte(`{"model":"m","messages":[{"role":"user","content":"x"}]}`)
+	for _, limit := range []int64{int64(len(request)) - 1, int64(len(request)), int64(len(request)) + 1} {
+		c := s.client(t, func(c *Config) { c.MaxRequestBytes = limit })
+		_, err := c.Complete(t.Context(), &Request{Body: secret(t, string(request))})
+		if tooLarge := limit < int64(len(request)); errors.Is(err, ErrTooLarge) != tooLarge || (err == nil) == tooLarge {
+			t.Errorf("limit %d, request %d: %v", limit, len(request), err)
+		}
+	}
+	if gets, posts := s.counts(); gets != 2 || posts != 2 {
+		t.Errorf("%d key fetches and %d requests; too large a request must not cause any", gets, posts)
+	}
+}
+
+func TestMaxResponseBytes(t *testing.T) {
+	s := newSealedServer(t)
+	var size int64
+	s.answer = func(q *sealedQuestion) *http.Response {
+		r := q.seal(fineCompletion(strings.Repeat("x", 3000)))
+		size = r.ContentLength
+		return r
+	}
+	if _, err := s.client(t, nil).Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+	for _, chunked := range []bool{false, true} {
+		with := s.answer
+		s.answer = func(q *sealedQuestion) *http.Response {
+			r := with(q)
+			if chunked {
+				r.ContentLength = -1
+			}
+			return r
+		}
+		for d, want := range map[int64]error{-1: ErrTooLarge, 0: nil, 1: nil} {
+			c := s.client(t, func(c *Config) { c.MaxResponseBytes = size + d })
+			if _, err := c.Chat(t.Context(), ask("x")); !errors.Is(err, want) {
+				t.Errorf("limit is the answer's size %+d, chunked %v: %v", d, chunked, err)
+			}
+		}
+		s.answer = with
+	}
+}
+
+func TestCallOptions(t *testing.T) {
+	s := newSealedServer(t)
+	own, other := secret(t, "config-key"), secret(t, "call-key")
+	c := s.client(t, func(c *Config) { c.APIKey, c.Tier = own, TierStandard })
+	for _, k := range []struct {
+		opts       []CallOption
+		auth, tier string
+	}{
+		{nil, "Bearer config-key", "standard"},
+		{[]CallOption{WithAPIKey(other)}, "Bearer call-key", "standard"},
+		{[]CallOption{WithTier(TierMaximum)}, "Bearer config-key", "maximum"},
+		{[]CallOption{WithTier(TierHigh), WithTier(""), WithAPIKey(nil)}, "", ""},
+		{nil, "Bearer config-key", "standard"}, // options last for one call
+	} {
+		if _, err := c.Chat(t.Context(), ask("x"), k.opts...); err != nil {
+			t.Fatal(err)
+		}
+		h := s.last().req.Header
+		if h.Get("Authorization") != k.auth || h.Get("X-Security-Tier") != k.tier || len(h.Values("Authorization")) > 1 {
+			t.Errorf("%d options: %q, tier %q", len(k.opts), h.Values("Authorization"), h.Get("X-Security-Tier"))
+		}
+	}
+}
+
+func TestBadCallOptions(t *testing.T) {
+	c := startClient(t, "https://server.test", func(c *Config) { c.Transport = neverUsed(t) })
+	destroyed := secret(t, "x")
+	destroyed.Destroy()
+	for name, k := range map[string]struct {
+		opt  CallOption
+		want error
+	}{
+		"tier":      {WithTier("ultra"), ErrInvalidRequest},
+		"case":      {WithTier("HIGH"), ErrInvalidRequest},
+		"LF":        {WithAPIKey(secret(t, "a\nb")), ErrInvalidRequest},
+		"CR":        {WithAPIKey(secret(t, "a\rb")), ErrInvalidRequest},
+		"NUL":       {WithAPIKey(secret(t, "a\x00b")), ErrInvalidRequest},
+		"DEL":       {WithAPIKey(secret(t, "a\x7fb")), ErrInvalidRequest},
+		"space":     {WithAPIKey(secret(t, "a b")), ErrInvalidRequest},
+		"final LF":  {WithAPIKey(secret(t, "ab\n")), ErrInvalidRequest},
+		"non-ASCII": {WithAPIKey(secret(t, "ké")), ErrInvalidRequest},
+		"empty":     {WithAPIKey(secret(t, "")), ErrInvalidRequest},
+		"destroyed": {WithAPIKey(destroyed), ErrClosed},
+	} {
+		_, chatErr := c.Chat(t.Context(), ask("x"), k.opt)
+		_, completeErr := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m","messages":[{"role":"user","content":""}]}`)}, k.opt)
+		if !errors.Is(chatErr, k.want) || !errors.Is(completeErr, k.want) {
+			t.Errorf("%s: %v, %v", name, chatErr, completeErr)
+		}
+	}
+}
+
+func TestWarmAndServerKey(t *testing.T) {
+	s := newSealedServer(t)
+	c := s.client(t, nil)
+	if err := c.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if gets, posts := s.counts(); gets != 1 || posts != 0 {
+		t.Errorf("Warm: %d key fetches, %d requests", gets, posts)
+	}
+	key, err := c.ServerKey(t.Context())
+	if err != nil || !key.Equal(publicOf(t, "rsa-2048")) {
+		t.Errorf("ServerKey: %v, %v", key, err)
+	}
+	if _, err := c.Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+	if gets, posts := s.counts(); gets != 1 || posts != 1 {
+		t.Errorf("afterwards: %d key fetches, %d requests", gets, posts)
+	}
+	s.keyPEM = func() *http.Response { return respond(503, `{"detail":"down"}`) }
+	if err := s.client(t, nil).Warm(t.Context()); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("Warm with the server down: %v", err)
+	}
+}
+
+func TestKeyFetchErrors(t *testing.T) {
+	pem := string(publicOf(t, "rsa-2048").PEM())
+	for name, c := range map[string]struct {
+		resp func() *http.Response
+		want error
+	}{
+		"404":          {func() *http.Response { return respond(404, "") }, ErrNotFound},
+		"500":          {func() *http.Response { return respond(500, "") }, ErrServer},
+		"204":          {func() *http.Response { return respond(204, "") }, ErrServer},
+		"redirect":     {func() *http.Response { return respond(302, "", "Location", "https://evil.test/") }, ErrServer},
+		"empty":        {func() *http.Response { return respond(200, "") }, ErrPublicKey},
+		"html":         {func() *http.Response { return respond(200, "<html>") }, ErrPublicKey},
+		"two keys":     {func() *http.Response { return respond(200, pem+pem) }, ErrPublicKey},
+		"too large":    {func() *http.Response { return respond(200, pem+strings.Repeat(" ", maxKeyText)) }, ErrTooLarge},
+		"bad encoding": {func() *http.Response { return respond(200, pem, "Content-Encoding", "br") }, ErrConnection},
+	} {
+		s := newSealedServer(t)
+		s.keyPEM = c.resp
+		if _, err := s.client(t, nil).Chat(t.Context(), ask("x")); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, posts := s.counts(); posts != 0 {
+			t.Errorf("%s: something was sent", name)
+		}
+	}
+}
+
+func TestComplete(t *testing.T) {
+	// Odd on purpose: spaces, order, repeated names, numbers out of range in members without a type.
+	raw := " { \"_metadata\":{\"x\":1e400}, \"id\":null,\"model\":\"a\",\"model\":null,\t\"object\":\"chat.completion\",\"created\":1.5e0," +
+		"\"choices\":[],\"lone\":\"\\ud800\",\"big\":123456789012345678901234567890 }\n"
+	s := newSealedServer(t)
+	s.answer = func(q *sealedQuestion) *http.Response { return q.seal(raw) }
+	c := s.client(t, nil)
+	request := `{"messages": [{"content":"<&>\u00e9","role":"user"}] , "model":"m","stream":true,"x":1e400}`
+	body := secret(t, request)
+	resp, err := c.Complete(t.Context(), &Request{Body: body})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.last().plaintext; string(got) != request {
+		t.Errorf("sealed %s", got)
+	}
+	_ = resp.Body.Use(func(b []byte) error {
+		if string(b) != raw {
+			t.Errorf("got %q", b)
+		}
+		return nil
+	})
+	_ = body.Use(func(b []byte) error {
+		if string(b) != request {
+			t.Errorf("Request.Body became %q", b)
+		}
+		return nil
+	})
+	if resp.PayloadID != s.last().req.Header.Get("X-Payload-ID") || !isUUID(resp.PayloadID) || resp.PayloadID[14] != '4' {
+		t.Errorf("PayloadID %q", resp.PayloadID)
+	}
+	for range 2 {
+		if err := resp.Close(); err != nil || resp.Body.Len() != 0 {
+			t.Errorf("Close: %v, %d bytes are left", err, resp.Body.Len())
+		}
+	}
+}
+
+// An answer that was opened before is refused, and so is one that belongs to another request.
+func TestAnswersAreOpenedOnce(t *testing.T) {
+	s := newSealedServer(t)
+	c := s.client(t, nil)
+	var kept string
+	s.answer = func(q *sealedQuestion) *http.Response {
+		if kept == "" {
+			b, _ := io.ReadAll(q.seal(fineCompletion("once")).Body)
+			kept = string(b)
+		}
+		return respond(200, kept)
+	}
+	if _, err := c.Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if resp, err := c.Chat(t.Context(), ask("x")); !errors.Is(err, ErrReplay) || resp != nil {
+			t.Errorf("again: %v, %v", resp, err)
+		}
+	}
+	first := s.posts[0].req.Header.Get("X-Payload-ID")
+	s.answer = func(q *sealedQuestion) *http.Response {
+		return q.seal(answerWith("_metadata", `{"payload_id":"`+first+`"}`))
+	}
+	if _, err := c.Chat(t.Context(), ask("x")); !errors.Is(err, ErrReplay) {
+		t.Errorf("another request's answer: %v", err)
+	}
+}
+
+func TestCompleteRefusals(t *testing.T) {
+	c := startClient(t, "https://server.test", func(c *Config) { c.Transport = neverUsed(t) })
+	destroyed := secret(t, "{}")
+	destroyed.Destroy()
+	for name, r := range map[string]*Request{"nil": nil, "no body": {}, "empty": {Body: secret(t, "")}, "destroyed": {Body: destroyed}} {
+		if resp, err := c.Complete(t.Context(), r); !errors.Is(err, ErrInvalidRequest) || resp != nil {
+			t.Errorf("%s: %v, %v", name, resp, err)
+		}
+	}
+}
+
+func TestClosedClient(t *testing.T) {
+	c := newSealedServer(t).client(t, nil)
+	for range 2 {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	_, chatErr := c.Chat(t.Context(), ask("x"), WithTier(TierHigh))
+	_, completeErr := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m"}`)})
+	_, keyErr := c.ServerKey(t.Context())
+	for i, err := range []error{chatErr, completeErr, keyErr, c.Warm(t.Context())} {
+		if !errors.Is(err, ErrClosed) {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+	if _, err := c.cfg.Keys.Public(t.Context()); err != nil {
+		t.Errorf("Close closed the caller's key store: %v", err)
+	}
+}
+
+// Close ends calls wherever they wait.
+func TestCloseEndsCalls(t *testing.T) {
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		s := newSealedServer(t)
+		waiting := make(chan struct{}, 8)
+		stuck := roundTripFunc(func(r *http.Request) (*http.Response, error) {
+			if r.Method != method {
+				return s.RoundTrip(r)
+			}
+			waiting <- struct{}{}
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		})
+		c := s.client(t, func(c *Config) { c.Transport = stuck })
+		errs := make(chan error, 3)
+		for range 3 {
+			go func() {
+				_, err := c.Chat(t.Context(), ask("x"))
+				errs <- err
+			}()
+		}
+		<-waiting
+		_ = c.Close()
+		for range 3 {
+			select {
+			case err := <-errs:
+				if !errors.Is(err, ErrClosed) || errors.Is(err, ErrConnection) {
+					t.Errorf("%s: %v", method, err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatalf("%s: a call did not end", method)
+			}
+		}
+	}
+}
+
+func TestTimeoutsAndContexts(t *testing.T) {
+	s := newSealedServer(t)
+	stuck := roundTripFunc(func(r *http.Request) (*http.Response, error) {
+		if r.Method == http.MethodGet {
+			return s.RoundTrip(r)
+		}
+		<-r.Context().Done()
+		return nil, r.Context().Err()
+	})
+	c := s.client(t, func(c *Config) { c.Transport, c.Timeout = stuck, 50*time.Millisecond })
+	_, err := c.Chat(t.Context(), ask("x"))
+	if !errors.Is(err, ErrConnection) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Config.Timeout: %v", err)
+	}
+	c = s.client(t, func(c *Config) { c.Transport = stuck })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := c.Chat(ctx, ask("x")); errors.Is(err, ErrConnection) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the caller's deadline: %v", err)
+	}
+	cause := errors.New("the caller's cause")
+	gone, leave := context.WithCancelCause(t.Context())
+	leave(cause)
+	if _, err := c.Chat(gone, ask("x")); !errors.Is(err, cause) || !errors.Is(err, context.Canceled) {
+		t.Errorf("an ended context: %v", err)
+	}
+}
+
+// Nothing that was sealed, and no word of the server's, may reach a log.
+func TestClientLogsNoContent(t *testing.T) {
+	const marker = "MARKER-content-4711"
+	s := newSealedServer(t)
+	var log bytes.Buffer
+	c := s.client(t, func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		c.APIKey = secret(t, "key-"+marker)
+	})
+	for name, answer := range map[string]func(q *sealedQuestion) *http.Response{
+		"fine":         func(q *sealedQuestion) *http.Response { return q.seal(fineCompletion(marker)) },
+		"schema":       func(q *sealedQuestion) *http.Response { return q.seal(`{"id":"` + marker + `","` + marker + `":1}`) },
+		"not JSON":     func(q *sealedQuestion) *http.Response { return q.seal(marker) },
+		"sealed error": func(q *sealedQuestion) *http.Response { return q.seal(`{"error":{"message":"` + marker + `"}}`) },
+		"unsealed":     func(q *sealedQuestion) *http.Response { return respond(200, `{"`+marker+`":1}`) },
+		"encoding":     func(q *sealedQuestion) *http.Response { return respond(200, marker, "Content-Encoding", marker) },
+		"status":       func(q *sealedQuestion) *http.Response { return respond(422, `{"detail":"`+marker+`"}`) },
+	} {
+		s.answer = answer
+		_, err := c.Chat(t.Context(), ask(marker))
+		if (err == nil) != (name == "fine") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if strings.Contains(log.String(), marker) {
+			t.Errorf("%s: content in the log: %s", name, log.String())
+		}
+		if e, ok := errors.AsType[*APIError](err); err != nil && !ok && strings.Contains(err.Error(), marker) {
+			t.Errorf("%s: content in the error: %v %v", name, err, e)
+		}
+		log.Reset()
+	}
+}

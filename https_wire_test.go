@@ -1,0 +1,356 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
+
+// soon is the deadline of everything that touches the network.
+func soon(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// overNetwork serves what s answers over a real connection.
+func (s *sealedServer) overNetwork(w http.ResponseWriter, r *http.Request) {
+	resp, err := s.RoundTrip(r)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	for name, values := range resp.Header {
+		w.Header()[name] = values
+	}
+	w.WriteHeader(resp.StatusCode)
+	body, _ := readAll(resp.Body, resp.ContentLength)
+	_, _ = w.Write(body)
+}
+
+func TestHeadersThatLeave(t *testing.T) {
+	s := newSealedServer(t)
+	var mu sync.Mutex
+	heads := map[string]http.Header{}
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		heads[r.Method] = r.Header.Clone()
+		mu.Unlock()
+		http.SetCookie(w, &http.Cookie{Name: "tracker", Value: "1"})
+		s.overNetwork(w, r)
+	})
+	plain := httptest.NewServer(h)
+	defer plain.Close()
+	secure := testkit.TLSServer(t, h)
+	own := testkit.ClientTransport(secure)
+	defer own.CloseIdleConnections()
+	own.DisableCompression = false // the caller's transport must not add Accept-Encoding: gzip
+	for _, c := range []struct {
+		url       string
+		transport http.RoundTripper
+	}{{plain.URL, nil}, {secure.URL, own}} {
+		for _, full := range []bool{false, true} {
+			client := startClient(t, c.url, func(k *Config) {
+				k.Keys, k.Transport = storedKeys(t, "rsa-3072"), c.transport
+				if full {
+					k.APIKey, k.Tier = secret(t, "sk-1"), TierHigh
+				}
+			})
+			for range 2 { // the second time there could be cookies
+				clear(heads)
+				_ = client.AcceptServerKey(publicOf(t, "rsa-2048").Fingerprint())
+				if _, err := client.Chat(soon(t), ask("x")); err != nil {
+					t.Fatal(err)
+				}
+				mu.Lock()
+				want := []string{"Accept-Encoding", "Content-Length", "Content-Type", "User-Agent", "X-Payload-Id", "X-Public-Key"}
+				if full {
+					want = append(want, "Authorization", "X-Security-Tier")
+				}
+				for method, names := range map[string][]string{"GET": {"Accept-Encoding", "User-Agent"}, "POST": want} {
+					var got []string
+					for name := range heads[method] {
+						got = append(got, name)
+					}
+					slices.Sort(got)
+					slices.Sort(names)
+					if !slices.Equal(got, names) {
+						t.Errorf("%s: %v, want %v", method, got, names)
+					}
+					if ua := heads[method].Values("User-Agent"); len(ua) != 1 || ua[0] != "sealedchat" {
+						t.Errorf("%s: User-Agent %q", method, ua)
+					}
+					if enc := heads[method].Values("Accept-Encoding"); len(enc) != 1 || enc[0] != "identity" {
+						t.Errorf("%s: Accept-Encoding %q", method, enc)
+					}
+				}
+				mu.Unlock()
+			}
+		}
+	}
+}
+
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	var reached atomic.Int32
+	target := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached.Add(1) }))
+	defer target.Close()
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		for _, status := range []int{301, 302, 303, 307, 308} {
+			for _, location := range []string{target.URL + "/x", "/elsewhere", "//" + target.Listener.Addr().String(), "", "http://[::1", "%zz"} {
+				s := newSealedServer(t)
+				var hits atomic.Int32
+				server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/elsewhere" {
+						reached.Add(1)
+					}
+					if r.Method != method {
+						s.overNetwork(w, r)
+						return
+					}
+					hits.Add(1)
+					w.Header()["Location"] = []string{location}
+					w.WriteHeader(status)
+				}))
+				client := startClient(t, server.URL, func(c *Config) { c.APIKey, c.Keys = secret(t, "sk-1"), storedKeys(t, "rsa-2048") })
+				_, err := client.Chat(soon(t), ask("x"))
+				if e, ok := errors.AsType[*APIError](err); !ok || e.StatusCode != status || !strings.Contains(err.Error(), "redirect") {
+					t.Errorf("%s %d to %q: %v", method, status, location, err)
+				}
+				if hits.Load() != 1 {
+					t.Errorf("%s %d to %q: asked %d times", method, status, location, hits.Load())
+				}
+				server.Close()
+			}
+		}
+	}
+	if reached.Load() != 0 {
+		t.Errorf("%d redirects were followed", reached.Load())
+	}
+}
+
+// foreignAddress listens where loopback does not reach, if this machine has such an address.
+func foreignAddress(t *testing.T) net.Listener {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Skip(err)
+	}
+	for _, a := range addrs {
+		n, ok := a.(*net.IPNet)
+		if !ok || n.IP.IsLoopback() || n.IP.IsLinkLocalUnicast() {
+			continue
+		}
+		if l, err := net.Listen("tcp", net.JoinHostPort(n.IP.String(), "0")); err == nil {
+			return l
+		}
+	}
+	t.Skip("no address but loopback")
+	return nil
+}
+
+func TestHTTPOnlyToLoopback(t *testing.T) {
+	l := foreignAddress(t)
+	var touched atomic.Int32
+	server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { touched.Add(1) }), ReadHeaderTimeout: time.Second}
+	server.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateActive {
+			touched.Add(1) // bytes of a request have come
+		}
+	}
+	go func() { _ = server.Serve(l) }()
+	defer server.Close()
+	foreign := l.Addr().String()
+	_, port, _ := net.SplitHostPort(foreign)
+
+	dialForeign := func(ctx context.Context, network, _ string) (net.Conn, error) { // a name that resolves to somewhere else
+		return (&net.Dialer{}).DialContext(ctx, network, foreign)
+	}
+	for name, c := range map[string]struct {
+		url       string
+		transport http.RoundTripper
+	}{
+		"literal":              {"http://" + foreign, nil},
+		"literal, transport":   {"http://" + foreign, DefaultTransport()},
+		"literal, foreign":     {"http://127.0.0.1:" + port, &http.Transport{DialContext: dialForeign}},
+		"name":                 {"http://localhost:" + port, &http.Transport{DialContext: dialForeign}},
+		"proxy of a transport": {"http://" + foreign, &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: foreign})}},
+	} {
+		client := startClient(t, c.url, func(k *Config) { k.Transport, k.Keys = c.transport, storedKeys(t, "rsa-2048") })
+		_, err := client.Chat(soon(t), ask("x"))
+		if !errors.Is(err, ErrInsecureURL) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if touched.Load() != 0 {
+		t.Errorf("%d requests came through", touched.Load())
+	}
+	if _, err := NewSecureCompletionClient(Config{BaseURL: "http://127.0.0.1:1", Trust: TrustHTTPS()}); !errors.Is(err, ErrInsecureURL) {
+		t.Errorf("without InsecureAllowHTTP: %v", err)
+	}
+}
+
+// To loopback no proxy is used, wherever it is named: it would read along.
+func TestHTTPUsesNoProxy(t *testing.T) {
+	var proxied atomic.Int32
+	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { proxied.Add(1) }))
+	defer proxy.Close()
+	at, _ := url.Parse(proxy.URL)
+	s := newSealedServer(t)
+	server := httptest.NewServer(http.HandlerFunc(s.overNetwork))
+	defer server.Close()
+	t.Setenv("HTTP_PROXY", proxy.URL)
+	t.Setenv("http_proxy", proxy.URL)
+	for name, transport := range map[string]http.RoundTripper{
+		"default": nil, "transport": &http.Transport{Proxy: http.ProxyURL(at)},
+	} {
+		client := startClient(t, server.URL, func(c *Config) { c.Transport, c.Keys = transport, storedKeys(t, "rsa-3072") })
+		if _, err := client.Chat(soon(t), ask("x")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	given := &http.Transport{Proxy: http.ProxyURL(at)}
+	startClient(t, server.URL, func(c *Config) { c.Transport = given })
+	if given.Proxy == nil || given.DialContext != nil {
+		t.Error("the caller's transport was changed")
+	}
+	if proxied.Load() != 0 {
+		t.Errorf("%d requests went through a proxy", proxied.Load())
+	}
+}
+
+func TestIsLoopbackLiteral(t *testing.T) {
+	for host, want := range map[string]bool{
+		"127.0.0.1": true, "127.255.0.9": true, "::1": true, "::ffff:127.0.0.1": true, "localhost": false, "": false, "0.0.0.0": false, "::": false,
+		"128.0.0.1": false, "192.0.2.1": false, "127.1": false, "0177.0.0.1": false, "2130706433": false, "127.0.0.1.example.com": false, "::1%lo": true,
+	} {
+		if isLoopbackLiteral(host) != want {
+			t.Errorf("%q: %v", host, !want)
+		}
+	}
+}
+
+func TestTLSVersions(t *testing.T) {
+	for version, ok := range map[uint16]bool{tls.VersionTLS10: false, tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+		s := newSealedServer(t)
+		server := httptest.NewUnstartedServer(http.HandlerFunc(s.overNetwork))
+		server.TLS = &tls.Config{MinVersion: version, MaxVersion: version}
+		server.Config.ErrorLog = log.New(io.Discard, "", 0)
+		server.StartTLS()
+		transport := DefaultTransport()
+		transport.TLSClientConfig.RootCAs = testkit.ClientTransport(server).TLSClientConfig.RootCAs
+		client := startClient(t, server.URL, func(c *Config) { c.Transport, c.Keys = transport, storedKeys(t, "rsa-3072") })
+		_, err := client.Chat(soon(t), ask("x"))
+		if (err == nil) != ok || (!ok && !errors.Is(err, ErrConnection)) {
+			t.Errorf("%s: %v", tls.VersionName(version), err)
+		}
+		transport.CloseIdleConnections()
+		server.Close()
+	}
+}
+
+func TestUntrustedCertificate(t *testing.T) {
+	s := newSealedServer(t)
+	server := testkit.TLSServer(t, http.HandlerFunc(s.overNetwork))
+	client := startClient(t, server.URL, func(c *Config) { c.Keys = storedKeys(t, "rsa-2048") })
+	_, err := client.Chat(soon(t), ask("x"))
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); !ok || !errors.Is(err, ErrConnection) {
+		t.Errorf("got %v", err)
+	}
+	if gets, posts := s.counts(); gets+posts != 0 {
+		t.Error("something was sent")
+	}
+}
+
+// InsecureSkipVerify needs a pin, or a verification of one's own.
+func TestInsecureSkipVerify(t *testing.T) {
+	skip := func() *http.Transport {
+		return &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	}
+	own := skip()
+	own.TLSClientConfig.VerifyConnection = func(tls.ConnectionState) error { return nil }
+	for name, c := range map[string]struct {
+		transport *http.Transport
+		trust     Trust
+		ok        bool
+	}{
+		"TrustHTTPS": {skip(), TrustHTTPS(), false}, "Pin": {skip(), Pin(strings.Repeat("ab", 32)), true}, "own": {own, TrustHTTPS(), true},
+	} {
+		_, err := NewSecureCompletionClient(Config{Transport: c.transport, Trust: c.trust})
+		if e, ok := errors.AsType[*ConfigError](err); (err == nil) != c.ok || (!c.ok && (!ok || e.Field != "Config.Transport")) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What a broken peer says in the place of HTTP is quoted at most, and bounded.
+func TestPeersWordsInErrors(t *testing.T) {
+	const marker = "peers-own-words"
+	for name, raw := range map[string]string{
+		"no HTTP":       marker + " is not HTTP\r\n\r\n",
+		"status":        "HTTP/1.1 2x0 " + marker + "\r\n\r\n",
+		"header":        "HTTP/1.1 200 OK\r\n" + marker + " without a colon\r\n\r\n",
+		"length":        "HTTP/1.1 200 OK\r\nContent-Length: " + marker + "\r\n\r\n",
+		"two lengths":   "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+		"transfer":      "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + marker + "\r\n\r\n",
+		"chunk":         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + marker + "\r\n",
+		"nothing":       "",
+		"cut":           "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nxx",
+		"endless head":  "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 12<<20),
+		"location":      "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: http://[" + marker + "\r\n\r\n",
+		"control chars": "HTTP/1.1 200 OK\r\nX-\x1b[31m" + marker + "\x00: 1\r\n\r\n",
+	} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				wg.Go(func() {
+					defer c.Close()
+					_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+					_, _ = http.ReadRequest(bufio.NewReader(c)) // all of it: closing with unread bytes resets the connection
+					_, _ = c.Write([]byte(raw))
+				})
+			}
+		})
+		client := startClient(t, "http://"+l.Addr().String(), func(c *Config) { c.Keys = storedKeys(t, "rsa-2048") })
+		_, err = client.ServerKey(soon(t))
+		_, refused := errors.AsType[*APIError](err)
+		if name == "location" != refused || !refused && !errors.Is(err, ErrConnection) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil {
+			text := err.Error()
+			if len(text) > 500 || strings.ContainsAny(text, "\x1b\x00\r\n") {
+				t.Errorf("%s: %q", name, text)
+			}
+			if before, _, found := strings.Cut(text, marker); found && strings.Count(before, `"`)%2 == 0 {
+				t.Errorf("%s: the peer's words are not quoted: %s", name, text)
+			}
+		}
+		l.Close()
+		wg.Wait()
+	}
+}

@@ -1,0 +1,386 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+const fineAnswer = `{"id":"x","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"t"}}]}`
+
+// answerWith is fineAnswer with some members replaced, or left out where the value is "-".
+func answerWith(replace ...string) string {
+	members := []string{"id", `"x"`, "object", `"chat.completion"`, "created", "1", "model", `"m"`, "choices", `[]`}
+	var b strings.Builder
+	b.WriteByte('{')
+	write := func(name, value string) {
+		if value == "-" {
+			return
+		}
+		if b.Len() > 1 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, "%q:%s", name, value)
+	}
+	used := map[string]bool{}
+	for i := 0; i < len(members); i += 2 {
+		value := members[i+1]
+		for j := 0; j < len(replace); j += 2 {
+			if replace[j] == members[i] {
+				value = replace[j+1]
+				used[replace[j]] = true
+			}
+		}
+		write(members[i], value)
+	}
+	for j := 0; j < len(replace); j += 2 {
+		if !used[replace[j]] {
+			write(replace[j], replace[j+1])
+		}
+	}
+	return b.String() + "}"
+}
+
+func TestBadAnswers(t *testing.T) {
+	const m = `MARKER-answer`
+	deep := strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth)
+	choice := func(s string) string { return answerWith("choices", `[{"message":{}},`+s+`]`) }
+	for _, c := range []struct{ answer, path string }{
+		{``, "the answer"}, {`null`, "the answer"}, {`[]`, "the answer"}, {`"` + m + `"`, "the answer"}, {m, "the answer"}, {`{"` + m, "the answer"},
+		{"\xef\xbb\xbf" + fineAnswer, "the answer"}, {fineAnswer + "x", "the answer"}, {fineAnswer + fineAnswer, "the answer"},
+		{strings.Replace(fineAnswer, `"t"`, "\"\xff\"", 1), "the answer"}, {answerWith("x", "NaN"), "the answer"}, {answerWith("x", "Infinity"), "the answer"},
+		{answerWith("x", "01"), "the answer"}, {answerWith("x", "\"\t\""), "the answer"}, {answerWith("x", deep), "the answer"},
+		{`{}`, "id"}, {answerWith("id", "-"), "id"}, {answerWith("id", "1"), "id"}, {answerWith("id", `["`+m+`"]`), "id"}, {answerWith("id", "-", "ID", `"x"`), "id"},
+		{answerWith("model", "-"), "model"}, {answerWith("model", "{}"), "model"}, {answerWith("model", "true"), "model"},
+		{answerWith("object", "-"), "object"}, {answerWith("object", `"`+m+`"`), "object"}, {answerWith("object", `"chat.completion.chunk"`), "object"},
+		{answerWith("object", `"Chat.Completion"`), "object"}, {answerWith("object", "null"), "object"}, {answerWith("object", "1"), "object"},
+		{answerWith("object", "-", "Object", `"chat.completion"`), "object"}, {answerWith("object", `"chat.completion","object":"x"`), "object"},
+		{answerWith("created", "-"), "created"}, {answerWith("created", "null"), "created"}, {answerWith("created", `"`+m+`"`), "created"}, {answerWith("created", "[1]"), "created"},
+		{answerWith("choices", "-"), "choices"}, {answerWith("choices", "null"), "choices"}, {answerWith("choices", "{}"), "choices"}, {answerWith("choices", `"`+m+`"`), "choices"},
+		{answerWith("choices", `[],"choices":{}`), "choices"}, {answerWith("choices", "-", "Choices", "[]"), "choices"},
+		{choice(`1`), "choices[1]"}, {choice(`null`), "choices[1]"}, {choice(`[]`), "choices[1]"}, {choice(`"` + m + `"`), "choices[1]"},
+		{choice(`{}`), "choices[1].message"}, {choice(`{"message":null}`), "choices[1].message"}, {choice(`{"message":"` + m + `"}`), "choices[1].message"},
+		{choice(`{"message":[{}]}`), "choices[1].message"}, {choice(`{"Message":{}}`), "choices[1].message"}, {choice(`{"message":{},"message":1}`), "choices[1].message"},
+		{choice(`{"message":{"content":1}}`), "choices[1].message.content"}, {choice(`{"message":{"content":{"text":"` + m + `"}}}`), "choices[1].message.content"},
+		{choice(`{"message":{"content":false}}`), "choices[1].message.content"}, {choice(`{"message":{"content":["` + m + `"]}}`), "choices[1].message.content"},
+		{choice(`{"message":{"content":[{"text":"` + m + `"}]}}`), "choices[1].message.content"}, {choice(`{"message":{"content":[{"type":1}]}}`), "choices[1].message.content"},
+		{choice(`{"message":{"content":[null]}}`), "choices[1].message.content"}, {choice(`{"message":{"content":[{"type":"text"},[]]}}`), "choices[1].message.content"},
+		{answerWith("choices", "-", "error", "null"), "choices"},
+	} {
+		err := checkCompletion([]byte(c.answer), newUUID(), TierHigh)
+		if !errors.Is(err, ErrResponseSchema) || !strings.HasPrefix(err.Error(), ErrResponseSchema.Error()+": "+c.path+": ") {
+			t.Errorf("%.100s\nwant %s, got %v", c.answer, c.path, err)
+		}
+		if err != nil && strings.Contains(err.Error(), m) {
+			t.Errorf("content in %v", err)
+		}
+	}
+}
+
+// Members with a Go type are checked by Chat alone; Complete hands out what it got.
+func TestBadTypedMembers(t *testing.T) {
+	s := newSealedServer(t)
+	c := s.client(t, nil)
+	request := secret(t, `{"model":"m","messages":[{"role":"user","content":"x"}]}`)
+	message := func(text string) string { return answerWith("choices", `[{"message":{`+text+`}}]`) }
+	for _, k := range []struct{ answer, path string }{
+		{answerWith("created", "1e400"), "created"}, {answerWith("created", "9223372036854775808"), "created"}, {answerWith("created", "-1e300"), "created"},
+		{answerWith("usage", `"MARKER"`), "usage"}, {answerWith("usage", `{"prompt_tokens":"MARKER"}`), "usage.prompt_tokens"}, {answerWith("usage", `{"total_tokens":1e400}`), "usage.total_tokens"},
+		{answerWith("system_fingerprint", "1"), "system_fingerprint"}, {answerWith("service_tier", `["MARKER"]`), "service_tier"},
+		{answerWith("choices", `[{"message":{},"index":"MARKER"}]`), "choices.index"}, {answerWith("choices", `[{"message":{},"finish_reason":1}]`), "choices.finish_reason"},
+		{message(`"role":1`), "choices.message.role"}, {message(`"tool_calls":"MARKER"`), "choices.message.tool_calls"}, {message(`"tool_calls":[1]`), "choices.message.tool_calls"},
+		{message(`"tool_calls":[{"id":1}]`), "choices.message.tool_calls.id"}, {message(`"tool_calls":[{"function":{"arguments":{"MARKER":1}}}]`), "choices.message.tool_calls.function.arguments"},
+		{message(`"refusal":{"MARKER":1}`), "choices.message.refusal"}, {message(`"content":[{"type":"text","text":1}]`), "choices.message.content.text"},
+		{message(`"content":[{"type":"image_url","image_url":1}]`), "choices.message.content.image_url"},
+	} {
+		s.answer = func(q *sealedQuestion) *http.Response { return q.seal(k.answer) }
+		resp, err := c.Chat(t.Context(), ask("x"))
+		if resp != nil || !errors.Is(err, ErrResponseSchema) || !strings.Contains(err.Error(), ": "+k.path) || strings.Contains(err.Error(), "MARKER") {
+			t.Errorf("%s\nwant %s, got %v, %v", k.answer, k.path, resp, err)
+		}
+		raw, err := c.Complete(t.Context(), &Request{Body: request})
+		if err != nil {
+			t.Errorf("Complete of %s: %v", k.answer, err)
+			continue
+		}
+		_ = raw.Close()
+	}
+}
+
+func TestSealedError(t *testing.T) {
+	s := newSealedServer(t)
+	c := s.client(t, nil)
+	for answer, want := range map[string]*APIError{
+		`{"error":{"message":"no such model","type":"t","code":"model_not_found"}}`: {StatusCode: 200, Code: "model_not_found", Detail: "no such model"},
+		`{"error":"words"}`: {StatusCode: 200, Detail: "words"},
+		`{"error":{}}`:      {StatusCode: 200},
+		answerWith("choices", "null", "error", `{"message":"m"}`): {StatusCode: 200, Detail: "m"},
+	} {
+		s.answer = func(q *sealedQuestion) *http.Response { return q.seal(answer) }
+		_, err := c.Chat(t.Context(), ask("x"))
+		if e, ok := errors.AsType[*APIError](err); !ok || *e != *want || !errors.Is(err, ErrServer) {
+			t.Errorf("%s: %v", answer, err)
+		}
+	}
+	// With choices it is an answer, whatever stands beside them.
+	s.answer = func(q *sealedQuestion) *http.Response { return q.seal(answerWith("error", `{"message":"m"}`)) }
+	if resp, err := c.Chat(t.Context(), ask("x")); err != nil || string(resp.Extra["error"]) != `{"message":"m"}` {
+		t.Errorf("error beside choices: %v", err)
+	}
+}
+
+func TestCheckMetadata(t *testing.T) {
+	const id, other = "0e3b1a52-7c5d-4f0e-9a43-00112233aabb", "0e3b1a52-7c5d-4f0e-9a43-00112233aabc"
+	payload := func(v string) string { return `{"payload_id":` + v + `}` }
+	for meta, want := range map[string]error{
+		`null`: nil, `{}`: nil, `[]`: nil, `"x"`: nil, `1`: nil, `["payload_id","` + other + `"]`: nil,
+		payload(`"` + id + `"`): nil, payload(`"` + strings.ToUpper(id) + `"`): nil, payload(`"\u0030` + id[1:] + `"`): nil,
+		payload(`"` + other + `"`): ErrReplay, payload(`"` + strings.ToUpper(other) + `"`): ErrReplay, payload(`"\u0030` + other[1:] + `"`): ErrReplay,
+		payload(`"` + id + `","payload_id":"` + other + `"`): ErrReplay, payload(`"` + other + `","payload_id":"` + id + `"`): nil,
+		`{"payload\u005fid":"` + other + `"}`: ErrReplay, `{"Payload_ID":"` + other + `"}`: nil, `{"x":{"payload_id":"` + other + `"}}`: nil,
+		payload(`null`): nil, payload(`7`): nil, payload(`""`): nil, payload(`"openai-compat-1"`): nil, payload(`"` + other[1:] + `"`): nil,
+		payload(`"{` + other + `}"`): nil, payload(`" ` + other + `"`): nil, payload(`["` + other + `"]`): nil, payload(`"` + strings.ReplaceAll(other, "-", "") + `"`): nil,
+	} {
+		for _, answer := range []string{answerWith("_metadata", meta), `{"_metadata":` + meta + `,"error":{"message":"x"}}`} {
+			err := checkCompletion([]byte(answer), id, TierHigh)
+			_, isAPI := errors.AsType[*APIError](err)
+			if errors.Is(err, ErrReplay) != (want != nil) || (want == nil && err != nil && !isAPI) {
+				t.Errorf("%s: %v, want %v", meta, err, want)
+			}
+		}
+	}
+}
+
+func TestTierDowngrade(t *testing.T) {
+	tiers := []SecurityTier{"", TierStandard, TierHigh, TierMaximum}
+	for asked, want := range tiers {
+		for got := 1; got < len(tiers); got++ {
+			answer := answerWith("_metadata", `{"security_tier":"`+string(tiers[got])+`"}`)
+			err := checkCompletion([]byte(answer), newUUID(), want)
+			if lower := asked != 0 && got < asked; errors.Is(err, ErrTierDowngrade) != lower || (err == nil) == lower {
+				t.Errorf("asked %q, got %q: %v", want, tiers[got], err)
+			}
+		}
+		for value, silent := range map[string]bool{ // says nothing, or names no tier that is known
+			`null`: true, `1`: true, `""`: true, `{}`: true, `["standard"]`: true,
+			`"none"`: false, `"HIGH"`: false, `" maximum"`: false, `"` + strings.Repeat("x", 2000) + `"`: false, `"\u0073tandar\u0064s"`: false,
+		} {
+			err := checkCompletion([]byte(answerWith("_metadata", `{"security_tier":`+value+`}`)), newUUID(), want)
+			if refused := want != "" && !silent; errors.Is(err, ErrTierDowngrade) != refused {
+				t.Errorf("asked %q, got %.20s: %v", want, value, err)
+			}
+		}
+	}
+}
+
+func TestIsUUID(t *testing.T) {
+	const good = "0e3b1a52-7c5d-4f0e-9a43-00112233aabb"
+	if !isUUID(good) {
+		t.Error(good)
+	}
+	for i := range good {
+		for _, c := range []string{"g", "A", " ", "-", "0", "\x00", "é"} {
+			bad := good[:i] + c + good[i+1:]
+			if want := c == "0" && good[i] != '-' || c == "-" && good[i] == '-'; isUUID(bad) != want {
+				t.Errorf("%q: %v", bad, !want)
+			}
+		}
+	}
+	for _, bad := range []string{"", good[1:], good + "0", strings.Repeat("0", 36)} {
+		if isUUID(bad) {
+			t.Errorf("%q", bad)
+		}
+	}
+}
+
+func TestResponseDecode(t *testing.T) {
+	const text = ` {"ID":"wrong","id":"first","id":"i","object":"chat.completion","created":17652503.75e2,"model":null,"Model":"wrong","usage":{"prompt_tokens":1.0,` +
+		`"completion_tokens":2,"total_tokens":3e0,"Total_tokens":9,"details":{"x":1}},"choices":[{"index":1.5,"Index":7,"message":{"role":"assistant",` +
+		`"content":"lone \ud800 end","Content":"wrong","reasoning":"r"},"finish_reason":null,"logprobs":null}],"system_fingerprint":null,"service_tier":"s",` +
+		`"big":123456789012345678901234567890,"huge":1e400,"\u0065scaped":"e","_metadata":{"payload_id":"p"},"_metadata":{"a": 1e400,"b":[1 ,2]}} `
+	var r ChatResponse
+	if err := json.Unmarshal([]byte(text), &r); err != nil {
+		t.Fatal(err)
+	}
+	c := r.Choices[0]
+	if r.ID != "i" || r.Created != 1765250375 || r.Model != "" || r.SystemFingerprint != "" || r.ServiceTier != "s" || len(r.Choices) != 1 {
+		t.Errorf("got %+v", r)
+	}
+	if c.Index != 1 || c.FinishReason != "" || c.Message.Content != "lone \ufffd end" || c.Message.Role != "assistant" || r.Text() != c.Message.Content {
+		t.Errorf("choice %+v", c)
+	}
+	if u := r.Usage; u == nil || u.PromptTokens != 1 || u.CompletionTokens != 2 || u.TotalTokens != 3 || string(u.Extra["details"]) != `{"x":1}` || string(u.Extra["Total_tokens"]) != "9" {
+		t.Errorf("usage %+v", u)
+	}
+	for name, want := range map[string]string{"ID": `"wrong"`, "Model": `"wrong"`, "big": "123456789012345678901234567890", "huge": "1e400", "escaped": `"e"`} {
+		if string(r.Extra[name]) != want {
+			t.Errorf("Extra[%q] = %s", name, r.Extra[name])
+		}
+	}
+	if len(r.Extra) != 5 || len(r.Metadata) != 2 || string(r.Metadata["a"]) != "1e400" || string(r.Metadata["b"]) != "[1 ,2]" {
+		t.Errorf("Extra %v, Metadata %v", r.Extra, r.Metadata)
+	}
+	if string(c.Message.Extra["Content"]) != `"wrong"` || string(c.Message.Extra["reasoning"]) != `"r"` || string(c.Extra["Index"]) != "7" || string(c.Extra["logprobs"]) != "null" {
+		t.Errorf("Extra %v, %v", c.Message.Extra, c.Extra)
+	}
+	if want := strings.TrimSpace(text); string(r.Raw) != want {
+		t.Errorf("Raw %s", r.Raw)
+	}
+}
+
+func TestResponseMembers(t *testing.T) {
+	for _, c := range []struct {
+		answer string
+		check  func(*ChatResponse) bool
+	}{
+		{answerWith("_metadata", `null`), func(r *ChatResponse) bool { return r.Metadata == nil }},
+		{answerWith("_metadata", `[1]`), func(r *ChatResponse) bool { return r.Metadata == nil }},
+		{answerWith("usage", `null`), func(r *ChatResponse) bool { return r.Usage == nil }},
+		{answerWith("id", `null`), func(r *ChatResponse) bool { return r.ID == "" && r.Text() == "" && r.Choices != nil }},
+		{answerWith("created", `-0.9`), func(r *ChatResponse) bool { return r.Created == 0 }},
+		{answerWith("created", `9223372036854775807`), func(r *ChatResponse) bool { return r.Created == math.MaxInt64 }},
+		{answerWith("created", `-9223372036854775808`), func(r *ChatResponse) bool { return r.Created == math.MinInt64 }},
+		{answerWith("choices", `[{"message":{"content":[{"type":"text","text":"a"},{"type":"x","text":"b"}]}}]`), func(r *ChatResponse) bool { return r.Text() == "ab" }},
+		{answerWith("choices", `[{"message":{"content":null}}]`), func(r *ChatResponse) bool { return r.Text() == "" }},
+		{answerWith("choices", `[{"message":{"content":[{"type":"image_url","image_url":{"url":"right","URL":"wrong"}}]}}]`),
+			func(r *ChatResponse) bool { return r.Choices[0].Message.Parts[0].ImageURL.URL == "right" }},
+		{answerWith("choices", `[{"message":{"content":[{"type":"input_audio","input_audio":{"DATA":"wrong","format":"wav"}}]}}]`),
+			func(r *ChatResponse) bool { return r.Choices[0].Message.Parts[0].Audio.Data == "" }},
+		{answerWith("choices", `[{"message":{"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{","NAME":"wrong"}}]}}]`),
+			func(r *ChatResponse) bool {
+				return r.Choices[0].Message.ToolCalls[0].Function == FunctionCall{"f", "{"}
+			}},
+	} {
+		var r ChatResponse
+		if err := json.Unmarshal([]byte(c.answer), &r); err != nil || !c.check(&r) {
+			t.Errorf("%s: %s, %v", c.answer, r.Raw, err)
+		}
+	}
+	if (&ChatResponse{}).Text() != "" {
+		t.Error("Text of nothing")
+	}
+}
+
+// plainCheck is checkCompletion without metadata, written over encoding/json alone.
+func plainCheck(data []byte) bool {
+	type object = map[string]json.RawMessage
+	isObject := func(raw json.RawMessage) (o object, ok bool) {
+		return o, len(raw) > 0 && json.Unmarshal(raw, &o) == nil && o != nil
+	}
+	kind := func(raw json.RawMessage) byte {
+		if len(raw) == 0 {
+			return 0
+		}
+		return raw[0]
+	}
+	o, ok := isObject(data)
+	if !ok || !utf8.Valid(data) {
+		return false
+	}
+	for _, name := range []string{"id", "model"} {
+		if k := kind(o[name]); k != '"' && k != 'n' {
+			return false
+		}
+	}
+	var what *string
+	var choices []json.RawMessage
+	if json.Unmarshal(o["object"], &what) != nil || what == nil || *what != "chat.completion" || !strings.ContainsRune("-0123456789", rune(kind(o["created"]))) ||
+		kind(o["choices"]) != '[' || json.Unmarshal(o["choices"], &choices) != nil {
+		return false
+	}
+	for _, choice := range choices {
+		c, ok := isObject(choice)
+		if !ok {
+			return false
+		}
+		m, ok := isObject(c["message"])
+		if !ok {
+			return false
+		}
+		switch kind(m["content"]) {
+		case 0, 'n', '"':
+		case '[':
+			var parts []json.RawMessage
+			_ = json.Unmarshal(m["content"], &parts)
+			for _, part := range parts {
+				if p, ok := isObject(part); !ok || kind(p["type"]) != '"' {
+					return false
+				}
+			}
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+func FuzzCheckCompletion(f *testing.F) {
+	for _, s := range []string{
+		fineAnswer, answerWith(), answerWith("id", "null", "created", "-1.5e3"), answerWith("choices", `[{"message":{"content":[{"type":"text"}]}}]`),
+		answerWith("object", `"chat\u002ecompletion"`), answerWith("_metadata", `{"security_tier":"high"}`), answerWith("choices", `[{}]`), `{"error":1}`, ` ` + fineAnswer + "\n",
+		answerWith("\\u0069d", "1"), `{"id":"\ud800"}`, answerWith("x", "[[[[]]]]"),
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		before := bytes.Clone(data)
+		err := checkCompletion(data, newUUID(), "")
+		if !bytes.Equal(data, before) {
+			t.Fatal("the answer was changed")
+		}
+		_, sealed := errors.AsType[*APIError](err)
+		if err != nil && !sealed && !errors.Is(err, ErrResponseSchema) && !errors.Is(err, ErrReplay) {
+			t.Fatalf("%q: %v", data, err)
+		}
+		if errors.Is(err, ErrReplay) {
+			return
+		}
+		if want := plainCheck(data); (err == nil) != want {
+			t.Fatalf("%q: %v, the plain check says %v", data, err, want)
+		}
+	})
+}
+
+func FuzzChatResponse(f *testing.F) {
+	for _, s := range []string{fineAnswer, answerWith("usage", `{"total_tokens":1.5}`), answerWith("created", "1e400"), answerWith("_metadata", `{"a":1}`), answerWith("choices", "null"), `[]`, ``} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var r ChatResponse
+		err := r.UnmarshalJSON(data)
+		if err != nil {
+			if _, ok := errors.AsType[*memberError](err); !ok {
+				t.Fatalf("%q: %v", data, err)
+			}
+			return
+		}
+		_ = r.Text()
+		if !bytes.Equal(r.Raw, data) {
+			t.Fatalf("Raw is %q", r.Raw)
+		}
+		var plain map[string]json.RawMessage
+		if err := json.Unmarshal(data, &plain); err != nil {
+			t.Fatalf("%q: encoding/json refuses: %v", data, err)
+		}
+		for _, name := range []string{"id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "_metadata"} {
+			delete(plain, name)
+		}
+		if len(plain) != len(r.Extra) {
+			t.Fatalf("%q: Extra %v, want %v", data, r.Extra, plain)
+		}
+		for name, value := range plain {
+			if !bytes.Equal(r.Extra[name], value) {
+				t.Fatalf("%q: Extra[%q] is %s", data, name, r.Extra[name])
+			}
+		}
+	})
+}

@@ -1,0 +1,258 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/envelope"
+)
+
+const (
+	sdkPrompt = "PROMPT-MARKER-5b1f0c"
+	sdkAnswer = "ANSWER-MARKER-e27d94"
+	sdkURL    = "https://api.openai.com/v1/chat/completions"
+	peerURL   = "https://peer.example"
+)
+
+// sealedPost is a request as it left, and what it opened to.
+type sealedPost struct {
+	url       string
+	header    http.Header
+	body      string
+	wrapped   string
+	nonce     string
+	plaintext string
+	at        time.Time
+}
+
+func (p sealedPost) String() string { return fmt.Sprintf("{%s %q %q}", p.url, p.header, p.plaintext) }
+
+// peer is a server without sockets: a RoundTripper that opens what it gets and answers as a test says. The time of
+// testing/synctest runs on behind it.
+type peer struct {
+	t      testing.TB
+	server *privateKey
+	client *PublicKey
+	// answer is asked for the nth POST, counted from 0; nil answers sdkAnswer.
+	answer func(n int, req *http.Request) (*http.Response, error)
+	// key is asked for the nth key fetch; nil gives the server's key.
+	key func(n int, req *http.Request) (*http.Response, error)
+
+	mu      sync.Mutex
+	posts   []sealedPost
+	fetches int
+}
+
+func newPeer(t testing.TB) *peer {
+	server, err := newPrivateKey(storedKey(t, "rsa-2048"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &peer{t: t, server: server, client: publicOf(t, "rsa-2048")}
+}
+
+func (p *peer) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method == http.MethodGet {
+		p.mu.Lock()
+		n := p.fetches
+		p.fetches++
+		p.mu.Unlock()
+		if p.key != nil {
+			return p.key(n, req)
+		}
+		return p.keyResponse(), nil
+	}
+	body, err := io.ReadAll(req.Body)
+	_ = req.Body.Close()
+	if err != nil {
+		return nil, err
+	}
+	post := sealedPost{url: req.URL.String(), header: req.Header.Clone(), body: string(body), at: time.Now()}
+	e, err := envelope.Parse(body, 64<<20)
+	if err != nil {
+		p.t.Errorf("not an envelope left: %v", err)
+		return nil, err
+	}
+	post.wrapped, post.nonce = string(e.WrappedKey), string(e.Sealed[:envelope.NonceSize])
+	if plain, err := p.server.open(&e); err == nil { // or else it was sealed to another key
+		post.plaintext = string(plain)
+	}
+	p.mu.Lock()
+	n := len(p.posts)
+	p.posts = append(p.posts, post)
+	p.mu.Unlock()
+	if p.answer == nil {
+		return p.sealed(completionJSON(sdkAnswer, "")), nil
+	}
+	return p.answer(n, req)
+}
+
+func (p *peer) sent() []sealedPost {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.posts)
+}
+
+func (p *peer) keyResponse() *http.Response { return plainResponse(200, string(p.server.public.PEM())) }
+
+// sealed is an answer sealed to the client.
+func (p *peer) sealed(completion string) *http.Response {
+	e, err := p.client.seal([]byte(completion))
+	if err != nil {
+		p.t.Error(err)
+		return nil
+	}
+	return plainResponse(200, string(envelope.Append(nil, e)))
+}
+
+// always answers every POST with response(), made anew each time.
+func (p *peer) always(response func() *http.Response) *peer {
+	p.answer = func(int, *http.Request) (*http.Response, error) { return response(), nil }
+	return p
+}
+
+func plainResponse(status int, body string, header ...string) *http.Response {
+	h := http.Header{}
+	for i := 0; i < len(header); i += 2 {
+		h.Set(header[i], header[i+1])
+	}
+	return &http.Response{
+		StatusCode: status, Header: h, ContentLength: int64(len(body)), Body: io.NopCloser(strings.NewReader(body)),
+	}
+}
+
+// completionJSON is a chat.completion; more is put behind its members: `,"_metadata":{…}`.
+func completionJSON(text, more string) string {
+	content, _ := json.Marshal(text)
+	return `{"id":"chatcmpl-1","object":"chat.completion","created":1765250382,"model":"test-model","choices":[{"index":0,` +
+		`"message":{"role":"assistant","content":` + string(content) + `},"finish_reason":"stop"}],` +
+		`"usage":{"prompt_tokens":10,"completion_tokens":20,"total_tokens":30}` + more + `}`
+}
+
+// peerClient is a client whose server is p. change may be nil.
+func peerClient(t testing.TB, p http.RoundTripper, change func(*Config)) *SecureCompletionClient {
+	t.Helper()
+	return startClient(t, peerURL, func(c *Config) {
+		c.Transport, c.Keys, c.InsecureAllowHTTP = p, storedKeys(t, "rsa-2048"), false
+		if change != nil {
+			change(c)
+		}
+	})
+}
+
+// sdkBody is a request as SDKs write it; more is put behind its members.
+func sdkBody(more string) string {
+	return `{"model":"test-model","messages":[{"role":"user","content":"` + sdkPrompt + `"}]` + more + `}`
+}
+
+// watchedBody counts how often it was closed, and can be read only until then.
+type watchedBody struct {
+	io.Reader
+	mu     sync.Mutex
+	closed int
+}
+
+func (b *watchedBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed++
+	return nil
+}
+
+func (b *watchedBody) closes() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.closed
+}
+
+// sdkRequest is a request as an SDK makes it, with a GetBody that hands out the plaintext.
+func sdkRequest(t testing.TB, body string) (*http.Request, *watchedBody) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, sdkURL, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	watched := &watchedBody{Reader: req.Body}
+	req.Body = watched
+	req.Header.Set("Content-Type", "application/json")
+	return req, watched
+}
+
+// sdkTrip hands req to the client's transport, as http.Client does, and checks what holds for every outcome: the request
+// is as it was, its body is closed, and a response is complete and says that it must not be retried.
+func sdkTrip(t testing.TB, rt http.RoundTripper, req *http.Request) (*http.Response, string, error) {
+	t.Helper()
+	before, header, headerMap := *req, req.Header.Clone(), reflect.ValueOf(req.Header).Pointer()
+	target := *req.URL
+	resp, err := rt.RoundTrip(req)
+	after := *req
+	before.GetBody, after.GetBody = nil, nil // functions do not compare
+	if !reflect.DeepEqual(before, after) || !reflect.DeepEqual(header, req.Header) || target != *req.URL ||
+		headerMap != reflect.ValueOf(req.Header).Pointer() {
+		t.Errorf("the caller's request was changed: %+v, was %+v, header %v", after, before, header)
+	}
+	if b, ok := req.Body.(*watchedBody); ok && b.closes() == 0 {
+		t.Error("the request's body was not closed")
+	}
+	if (resp == nil) == (err == nil) {
+		t.Fatalf("response %v and error %v", resp, err)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	body, readErr := io.ReadAll(resp.Body)
+	if readErr != nil || resp.Body.Close() != nil {
+		t.Errorf("reading the response: %v", readErr)
+	}
+	if got := resp.Header.Get("x-should-retry"); got != "false" {
+		t.Errorf("x-should-retry: %q", got)
+	}
+	if resp.Request != req {
+		t.Error("resp.Request is not the caller's request")
+	}
+	if n := strconv.Itoa(len(body)); resp.Header.Get("Content-Length") != n || resp.ContentLength != int64(len(body)) {
+		t.Errorf("Content-Length %q and %d of %s bytes", resp.Header.Get("Content-Length"), resp.ContentLength, n)
+	}
+	if want := fmt.Sprintf("%d %s", resp.StatusCode, http.StatusText(resp.StatusCode)); resp.Status != want || resp.ProtoMajor != 1 {
+		t.Errorf("status line %q, protocol %s", resp.Status, resp.Proto)
+	}
+	return resp, string(body), nil
+}
+
+// openAIError reads OpenAI's error object and demands all four members, and no others.
+func openAIError(t testing.TB, resp *http.Response, body string) (message, kind, code string) {
+	t.Helper()
+	var doc map[string]map[string]any
+	if err := json.Unmarshal([]byte(body), &doc); err != nil {
+		t.Fatalf("%v in %q", err, body)
+	}
+	if got := slices.Sorted(maps.Keys(doc["error"])); len(doc) != 1 || !slices.Equal(got, []string{"code", "message", "param", "type"}) {
+		t.Errorf("not OpenAI's error: %s", body)
+	}
+	if resp.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("Content-Type %q", resp.Header.Get("Content-Type"))
+	}
+	if doc["error"]["param"] != nil {
+		t.Errorf("param %v", doc["error"]["param"])
+	}
+	message, _ = doc["error"]["message"].(string)
+	kind, _ = doc["error"]["type"].(string)
+	code, _ = doc["error"]["code"].(string)
+	if message == "" || kind == "" {
+		t.Errorf("empty message or type in %s", body)
+	}
+	return message, kind, code
+}
