@@ -1,0 +1,173 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bufio"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// childSaver rotates and changes the passphrase until it is killed, and says what it has saved.
+func childSaver(t *testing.T, dir, arg string) {
+	now, next := passphrase, passphrase2
+	if arg == passphrase2 {
+		now, next = next, now
+	}
+	s, m := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: -1, Grace: 24 * time.Hour}})
+	if err := s.open(t.Context(), dir, secret(t, now)); err != nil {
+		t.Fatal(err)
+	}
+	m.use(func(int) (*rsa.PrivateKey, error) { return pairedKey(len(s.Keys())) })
+	fmt.Println("ready")
+	for i := 0; ; i++ {
+		if i%3 == 1 {
+			if err := s.ChangePassphrase(t.Context(), secret(t, now), secret(t, next)); err != nil {
+				t.Fatal(err)
+			}
+			now, next = next, now
+			fmt.Println("passphrase changed")
+			continue
+		}
+		if err := s.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println("key", s.Keys()[0].Fingerprint)
+	}
+}
+
+// TestKilledKeyStore kills a process that saves all the time, at random moments: the store opens with the old passphrase
+// or the new one, and every key that was reported is there.
+func TestKilledKeyStore(t *testing.T) {
+	seed := testSeed(t)
+	kills, lanes := 200, 4
+	if testing.Short() {
+		kills = 40
+	}
+	var wg sync.WaitGroup
+	for lane := range lanes {
+		r := rand.New(rand.NewPCG(seed, uint64(lane)))
+		wg.Go(func() {
+			saves, left := 0, kills/lanes
+			for left > 0 && !t.Failed() {
+				rounds := min(left, 10) // then a new store: keys add up
+				left -= rounds
+				n, err := killedStore(t, r, rounds)
+				if err != nil {
+					t.Errorf("seed %d: %v", seed, err)
+				}
+				saves += n
+			}
+			t.Logf("%d kills, %d saves", kills/lanes, saves)
+			if saves < kills/lanes/10 && !t.Failed() {
+				t.Error("hardly anything was saved")
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func killedStore(t *testing.T, r *rand.Rand, rounds int) (saves int, err error) {
+	dir := storeDir(t)
+	s, m := weakStore(t, nil)
+	m.use(func(int) (*rsa.PrivateKey, error) { return pairedKey(0) })
+	if err := s.create(t.Context(), dir, secret(t, passphrase)); err != nil {
+		return 0, err
+	}
+	reported := fingerprints(s)
+	s.Close()
+	now := passphrase
+	for range rounds {
+		lines, err := runAndKill(t, r, dir, now)
+		if err != nil {
+			return saves, err
+		}
+		for _, line := range lines {
+			if fp, ok := strings.CutPrefix(line, "key "); ok {
+				reported = append(reported, fp)
+			} else if line != "passphrase changed" {
+				return saves, fmt.Errorf("the child says %q", line)
+			}
+			saves++
+		}
+		if s, err = openEither(t, dir, &now); err != nil {
+			return saves, err
+		}
+		have := fingerprints(s)
+		s.Close()
+		for _, fp := range reported {
+			if !slices.Contains(have, fp) {
+				return saves, fmt.Errorf("key %s was reported and is lost", fp)
+			}
+		}
+		if len(have) > len(reported)+1 {
+			return saves, fmt.Errorf("%d keys, reported were %d", len(have), len(reported))
+		}
+		reported = have // the last one may have been saved and not reported
+	}
+	if s, err = openEither(t, dir, &now); err != nil {
+		return saves, err
+	}
+	defer s.Close()
+	if err := s.acceptPin(t.Context(), "https://a.test", [32]byte{1}); err != nil {
+		return saves, err
+	}
+	entries, err := os.ReadDir(dir)
+	if len(entries) > 3 {
+		err = fmt.Errorf("%v are left after the next save", entries)
+	}
+	return saves, err
+}
+
+// runAndKill runs a saver, and returns what it reported after it began.
+func runAndKill(t *testing.T, r *rand.Rand, dir, pass string) ([]string, error) {
+	cmd := child(t, "saver", dir, pass)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	lines := bufio.NewReader(out)
+	if line, err := lines.ReadString('\n'); err != nil || line != "ready\n" {
+		rest, _ := io.ReadAll(lines)
+		return nil, fmt.Errorf("the child says %q, %w: %s", line, err, rest)
+	}
+	time.Sleep(time.Duration(r.IntN(25_000)) * time.Microsecond) // real time: this is about processes
+	if err := cmd.Process.Kill(); err != nil {
+		return nil, err
+	}
+	rest, err := io.ReadAll(lines)
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Wait(); err == nil {
+		return nil, errors.New("the child ended by itself")
+	}
+	if len(rest) == 0 {
+		return nil, nil
+	}
+	return strings.Split(strings.TrimSuffix(string(rest), "\n"), "\n"), nil
+}
+
+// openEither opens a store with one of the two passphrases, and says with which.
+func openEither(t *testing.T, dir string, pass *string) (s *KeyStore, err error) {
+	for _, p := range []string{passphrase, passphrase2} {
+		*pass = p
+		if s, err = tryWeak(t, dir, p, &KeyStoreOptions{Rotation: Rotation{Every: -1, Grace: 24 * time.Hour}}); !errors.Is(err, ErrPassphrase) {
+			return s, err
+		}
+	}
+	return nil, err
+}
