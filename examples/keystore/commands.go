@@ -1,0 +1,224 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"text/tabwriter"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat"
+)
+
+const (
+	maxKeyFile   = 64 << 10                                // bytes of a PEM file
+	sealedGrowth = 69                                      // bytes that sealing adds
+	keepAll      = 100 * 365 * 24 * time.Hour              // grace
+	maxSealed    = sealedchat.MaxSealedData + sealedGrowth // bytes
+)
+
+// storeOptions keep the store from changing on its own: looking at it must not rotate, nor drop a retired key that a
+// gateway with a longer grace still needs.
+func (o *options) storeOptions() *sealedchat.KeyStoreOptions {
+	return &sealedchat.KeyStoreOptions{
+		Bits: o.bits, Iterations: o.iterations, Rotation: sealedchat.Rotation{Every: -1, Grace: keepAll},
+	}
+}
+
+// withStore opens the store for f.
+func (p *program) withStore(ctx context.Context, o *options, f func(*sealedchat.KeyStore, *sealedchat.Secret) error) error {
+	passphrase, err := p.passphrase(ctx, storePassword, "Passphrase of the key store")
+	if err != nil {
+		return err
+	}
+	defer passphrase.Destroy()
+	store, err := sealedchat.OpenKeyStore(ctx, o.dir, passphrase, o.storeOptions())
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) { // its own words are for programmers
+			return fmt.Errorf("no key store in %s; make one with: keystore create", o.dir)
+		}
+		return err
+	}
+	defer store.Close()
+	return f(store, passphrase)
+}
+
+func (p *program) create(ctx context.Context, o *options) error {
+	passphrase, err := p.newPassphrase(ctx, storePassword, "Passphrase for the new key store")
+	if err != nil {
+		return err
+	}
+	defer passphrase.Destroy()
+	store, err := sealedchat.CreateKeyStore(ctx, o.dir, passphrase, o.storeOptions())
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	fmt.Fprintf(p.stderr, "made a key store in %s; nobody can open it without the passphrase\n", oneLine(o.dir))
+	return p.printPrimary(ctx, store)
+}
+
+// printPrimary prints the fingerprint of the key in use.
+func (p *program) printPrimary(ctx context.Context, store *sealedchat.KeyStore) error {
+	key, err := store.Public(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(p.stdout, key.Fingerprint())
+	return err
+}
+
+func (p *program) list(ctx context.Context, o *options) error {
+	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
+		table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(table, "STATE\tBITS\tCREATED\tACTIVATED\tRETIRED\tFINGERPRINT")
+		for _, k := range store.Keys() {
+			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s\n", k.State, k.Bits, at(k.Created), at(k.Activated), at(k.Retired), k.Fingerprint)
+		}
+		return table.Flush()
+	})
+}
+
+func at(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+func (p *program) rotate(ctx context.Context, o *options) error {
+	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
+		if err := store.Rotate(ctx); err != nil {
+			return err
+		}
+		return p.printPrimary(ctx, store)
+	})
+}
+
+func (p *program) importKey(ctx context.Context, o *options) error {
+	text, err := p.read(ctx, o.file, maxKeyFile)
+	if err != nil {
+		return err
+	}
+	defer clear(text)
+	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
+		report, err := store.ImportPEM(ctx, text, nil)
+		if errors.Is(err, sealedchat.ErrPassphrase) { // the file is encrypted
+			report, err = p.importEncrypted(ctx, o, store, text)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", o.file, err)
+		}
+		p.reportImport(o, report)
+		return p.printPrimary(ctx, store)
+	})
+}
+
+func (p *program) importEncrypted(ctx context.Context, o *options, store *sealedchat.KeyStore, text []byte) (*sealedchat.PEMReport, error) {
+	passphrase, err := p.passphrase(ctx, filePassword, "Passphrase of "+oneLine(o.file))
+	if err != nil {
+		return nil, err
+	}
+	defer passphrase.Destroy()
+	report, err := store.ImportPEM(ctx, text, passphrase)
+	if errors.Is(err, sealedchat.ErrPassphrase) {
+		return nil, errors.New("wrong passphrase, or a damaged file")
+	}
+	return report, err
+}
+
+func (p *program) reportImport(o *options, r *sealedchat.PEMReport) {
+	how := "not encrypted"
+	if r.KDF != "" {
+		how = fmt.Sprintf("encrypted under %s with %d iterations", r.KDF, r.Iterations)
+	}
+	file := oneLine(o.file)
+	fmt.Fprintf(p.stderr, "imported the %d-bit key of %s: %s, %s\n", r.Bits, file, r.Format, how)
+	p.warnIfOpen(o.file)
+	if r.Weak {
+		fmt.Fprintf(p.stderr, "warning: %d iterations are few: whoever has a copy of %s can guess its passphrase more cheaply than the key store's\n", r.Iterations, file)
+	}
+	fmt.Fprintf(p.stderr, "delete %s and its copies now: the key store does not need it\n", file)
+}
+
+func (p *program) exportKey(ctx context.Context, o *options) error {
+	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
+		passphrase, err := p.newPassphrase(ctx, filePassword, "Passphrase for "+oneLine(o.out))
+		if err != nil {
+			return err
+		}
+		defer passphrase.Destroy()
+		text, err := store.ExportPEM(ctx, o.fingerprint, passphrase)
+		if err != nil {
+			return err
+		}
+		if err := writeNew(o.out, text); err != nil {
+			return err
+		}
+		fmt.Fprintf(p.stderr, "wrote %s; it is worth as much as its passphrase\n", oneLine(o.out))
+		return nil
+	})
+}
+
+func (p *program) passwd(ctx context.Context, o *options) error {
+	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, old *sealedchat.Secret) error {
+		passphrase, err := p.newPassphrase(ctx, newStorePassword, "New passphrase of the key store")
+		if err != nil {
+			return err
+		}
+		defer passphrase.Destroy()
+		if err := store.ChangePassphrase(ctx, old, passphrase); err != nil {
+			return err
+		}
+		fmt.Fprintln(p.stderr, "changed; services that have the key store open must be started again before they can save")
+		fmt.Fprintln(p.stderr, "copies of the old file still open with the old passphrase")
+		return nil
+	})
+}
+
+func (p *program) seal(ctx context.Context, o *options) error {
+	if p.isTerminal(p.stdout) {
+		return wrongInput("seal: sealed data is binary: send standard output to a file or a pipe")
+	}
+	plaintext, err := p.read(ctx, o.file, sealedchat.MaxSealedData)
+	if err != nil {
+		return err
+	}
+	defer clear(plaintext)
+	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
+		sealed, err := store.Seal(o.label, plaintext)
+		if err != nil {
+			return err
+		}
+		return p.write(sealed)
+	})
+}
+
+func (p *program) open(ctx context.Context, o *options) error {
+	sealed, err := p.read(ctx, o.file, maxSealed)
+	if err != nil {
+		return err
+	}
+	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
+		plaintext, err := store.Open(o.label, sealed)
+		if errors.Is(err, sealedchat.ErrDecryption) {
+			return fmt.Errorf("%w: sealed under another label or by another key store, or damaged", err)
+		}
+		if err != nil {
+			return err
+		}
+		defer clear(plaintext)
+		return p.write(plaintext)
+	})
+}
+
+func (p *program) write(content []byte) error {
+	if _, err := p.stdout.Write(content); err != nil {
+		return fmt.Errorf("writing the result: %w", err)
+	}
+	return nil
+}

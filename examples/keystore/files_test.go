@@ -1,0 +1,246 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
+
+func writeTemp(t *testing.T, content string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "file")
+	write(t, name, []byte(content))
+	return name
+}
+
+func TestImport(t *testing.T) {
+	t.Parallel()
+	dir := newStore(t)
+	for name, want := range map[string]struct {
+		report string
+		weak   bool
+	}{
+		"py-2048-nopw":     {"PKCS#8, not encrypted", false},
+		"js-2048-nopw":     {"PKCS#8, not encrypted", false},
+		"py-2048-pw-ascii": {"PBES2, encrypted under PBKDF2-HMAC-SHA256 with 2048 iterations", true},
+		"js-2048-pw-ascii": {"JavaScript, encrypted under PBKDF2-HMAC-SHA256 with 100000 iterations", true},
+	} {
+		c := testkit.Vector(t, testkit.PrivateKey, name)
+		file := writeTemp(t, string(c.File("private_key")))
+		check := unchanged(t, dir)
+		s := session{answers: []string{password}}
+		if c.Password != nil {
+			unlocked().fails(t, 2, "set NOMYO_FILE_PASSWORD", "import", "-dir", dir, file)
+			unlocked(filePassword, *c.Password+" ").fails(t, 1, file+": wrong passphrase", "import", "-dir", dir, file)
+			check()
+			s.answers = []string{password, *c.Password}
+		}
+		r := s.succeeds(t, "import", "-dir", dir, file)
+		if r.stdout != c.Expected.SPKISHA256+"\n" || len(r.prompts) != len(s.answers) {
+			t.Errorf("%s: printed %q, want %s, asked %q", name, r.stdout, c.Expected.SPKISHA256, r.prompts)
+		}
+		if !strings.Contains(r.stderr, "2048-bit key of "+file+": "+want.report+"\n") || strings.Contains(r.stderr, "are few") != want.weak ||
+			!strings.Contains(r.stderr, "delete "+file) {
+			t.Errorf("%s: said %q", name, r.stderr)
+		}
+		check = unchanged(t, dir) // importing it again changes nothing
+		s.succeeds(t, "import", "-dir", dir, file)
+		check()
+	}
+	if rows := keys(t, dir); len(rows) != 5 {
+		t.Errorf("after four imports: %q", rows)
+	}
+}
+
+func TestImportRefuses(t *testing.T) {
+	t.Parallel()
+	dir := newStore(t)
+	check := unchanged(t, dir)
+	for name, want := range map[string]string{
+		"js-1024-pw":             "unusable private key",
+		"ec-pkcs8":               "unusable private key",
+		"pem-public-key-instead": "public key",
+		"ossl-legacy-pem-aes128": "openssl",
+		"py-pw-iterations-2e31":  "iterations",
+		"js-pw-corrupt-middle":   "contradict",
+		"py-pw-truncated":        "unusable private key",
+	} {
+		c := testkit.Vector(t, testkit.PrivateKey, name)
+		s := unlocked(filePassword, notPassword)
+		if c.Password != nil {
+			s.env[filePassword] = *c.Password
+		}
+		s.fails(t, 1, want, "import", "-dir", dir, writeTemp(t, string(c.File("private_key"))))
+	}
+	for content, want := range map[string]string{"": "no PEM block", "-----": "no PEM block", strings.Repeat("a", maxKeyFile+1): "more than 65536 bytes"} {
+		unlocked().fails(t, 1, want, "import", "-dir", dir, writeTemp(t, content))
+	}
+	unlocked().fails(t, 1, "no such file", "import", "-dir", dir, filepath.Join(dir, "missing"))
+	unlocked().fails(t, 1, "reading", "import", "-dir", dir, dir)
+	check()
+}
+
+func TestImportWarnsOfOpenFile(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS == "windows" {
+		t.Skip("has no modes")
+	}
+	file := writeTemp(t, string(testkit.Vector(t, testkit.PrivateKey, "py-2048-nopw").File("private_key")))
+	for mode, warn := range map[os.FileMode]bool{0o604: true, 0o660: true, 0o400: false} {
+		if err := os.Chmod(file, mode); err != nil {
+			t.Fatal(err)
+		}
+		r := unlocked().succeeds(t, "import", "-dir", newStore(t), file)
+		if strings.Contains(r.stderr, "warning: others may use "+file) != warn {
+			t.Errorf("mode %04o: %q", mode, r.stderr)
+		}
+	}
+}
+
+func TestExport(t *testing.T) {
+	testkit.NoLeaks(t)
+	dir, elsewhere := newStore(t), newFolder(t)
+	unlocked().succeeds(t, "create", "-dir", elsewhere, "-bits", "2048")
+	retired := keys(t, dir)[0][5]
+	primary := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-dir", dir, "-bits", "2048").stdout)
+	for fingerprint, args := range map[string][]string{primary: nil, retired: {"-fingerprint", retired}} {
+		out := filepath.Join(t.TempDir(), "key.pem")
+		args = append([]string{"export", "-dir", dir, "-out", out}, args...)
+		r := session{answers: []string{password, newPassword, newPassword}}.succeeds(t, args...)
+		if len(r.prompts) != 3 || r.stdout != "" {
+			t.Errorf("asked %q, printed %q", r.prompts, r.stdout)
+		}
+		if info, err := os.Stat(out); err != nil || info.Mode().Perm() != 0o600 && runtime.GOOS != "windows" {
+			t.Errorf("%v, %v", info.Mode(), err)
+		}
+		if !bytes.HasPrefix(read(t, out), []byte("-----BEGIN ENCRYPTED PRIVATE KEY-----\n")) {
+			t.Error("the file is not encrypted")
+		}
+		r = unlocked(filePassword, newPassword).succeeds(t, "import", "-dir", elsewhere, out)
+		if r.stdout != fingerprint+"\n" || strings.Contains(r.stderr, "are few") {
+			t.Errorf("what was exported is imported as %q, want %s: %s", r.stdout, fingerprint, r.stderr)
+		}
+	}
+}
+
+func TestExportRefuses(t *testing.T) {
+	t.Parallel()
+	dir := newStore(t)
+	out := filepath.Join(t.TempDir(), "key.pem")
+	s := unlocked(filePassword, newPassword)
+	for want, fingerprint := range map[string]string{"no key with this fingerprint": strings.Repeat("0", 64), "fingerprint": "xyz"} {
+		s.fails(t, 2, want, "export", "-dir", dir, "-out", out, "-fingerprint", fingerprint)
+	}
+	unlocked().fails(t, 2, "set NOMYO_FILE_PASSWORD", "export", "-dir", dir, "-out", out)
+	unlocked(filePassword, "short").fails(t, 2, "want 8 or more", "export", "-dir", dir, "-out", out)
+	session{answers: []string{password, newPassword, notPassword}}.fails(t, 2, "differ", "export", "-dir", dir, "-out", out)
+	s.fails(t, 1, "no such file", "export", "-dir", dir, "-out", filepath.Join(out, "key.pem"))
+	if _, err := os.Lstat(out); err == nil {
+		t.Fatal("a file was made")
+	}
+	write(t, out, []byte("precious"))
+	s.fails(t, 1, out+" exists already", "export", "-dir", dir, "-out", out)
+	if string(read(t, out)) != "precious" {
+		t.Error("a file was overwritten")
+	}
+	target := filepath.Join(t.TempDir(), "target")
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(target, link); err != nil {
+		t.Skip(err)
+	}
+	s.fails(t, 1, link+" exists already", "export", "-dir", dir, "-out", link)
+	if _, err := os.Lstat(target); err == nil {
+		t.Error("a link was followed")
+	}
+}
+
+func TestSealAndOpen(t *testing.T) {
+	t.Parallel()
+	dir := newStore(t)
+	check := unchanged(t, dir)
+	for _, plain := range []string{"", strings.Repeat("\x00binary\xff", 40_000)} {
+		s := unlocked()
+		s.stdin = strings.NewReader(plain)
+		sealed := s.succeeds(t, "seal", "-dir", dir, "-label", "note")
+		if len(sealed.stdout) != len(plain)+sealedGrowth || sealed.stderr != "" {
+			t.Errorf("%d bytes were sealed as %d, %s", len(plain), len(sealed.stdout), sealed.stderr)
+		}
+		s.stdin, s.terminal = nil, true // it may be read
+		if r := s.succeeds(t, "open", "-dir", dir, "-label", "note", writeTemp(t, sealed.stdout)); r.stdout != plain {
+			t.Errorf("%d bytes open as %d", len(plain), len(r.stdout))
+		}
+	}
+
+	sealed := unlocked().succeeds(t, "seal", "-dir", dir, "-label", "note", writeTemp(t, "a note")).stdout
+	flipped := []byte(sealed)
+	flipped[len(flipped)-1] ^= 1
+	for name, c := range map[string][2]string{
+		"other label": {"other", sealed}, "flipped": {"note", string(flipped)}, "empty": {"note", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := unlocked()
+			s.stdin = strings.NewReader(c[1])
+			s.fails(t, 1, "decryption failed: sealed under another label", "open", "-dir", dir, "-label", c[0])
+		})
+	}
+	s := unlocked()
+	s.terminal = true
+	s.fails(t, 2, "binary", "seal", "-dir", dir, "-label", "note")
+	unlocked().fails(t, 1, "no such file", "seal", "-dir", dir, "-label", "note", filepath.Join(dir, "missing"))
+	s = unlocked()
+	s.stdin = iotest.ErrReader(errors.New("fault"))
+	s.fails(t, 1, "reading standard input: fault", "open", "-dir", dir, "-label", "note")
+	check()
+}
+
+func TestFullDisk(t *testing.T) {
+	p := &program{stdout: failingWriter{}}
+	if err := p.write([]byte("x")); err == nil || !strings.Contains(err.Error(), "writing the result") {
+		t.Errorf("%v", err)
+	}
+}
+
+type failingWriter struct{}
+
+func (failingWriter) Write([]byte) (int, error) { return 0, errors.New("no space") }
+
+func TestReadAll(t *testing.T) {
+	for _, limit := range []int{0, 1, 100, 64 << 10, 300_000} {
+		for _, size := range []int{0, 1, limit - 1, limit, limit + 1, 2*limit + 1} {
+			if size < 0 {
+				continue
+			}
+			want := bytes.Repeat([]byte("content"), size/7+1)[:size]
+			for name, r := range map[string]io.Reader{
+				"whole": bytes.NewReader(want), "halves": iotest.HalfReader(bytes.NewReader(want)), "with EOF": iotest.DataErrReader(bytes.NewReader(want)),
+			} {
+				got, err := readAll(r, limit)
+				if size > limit {
+					if err == nil || got != nil {
+						t.Errorf("%s: %d bytes with a limit of %d: %v", name, size, limit, err)
+					}
+				} else if err != nil || !bytes.Equal(got, want) || cap(got) > max(limit, 64<<10)+1 {
+					t.Errorf("%s: %d bytes with a limit of %d: %d, %v", name, size, limit, len(got), err)
+				}
+			}
+		}
+	}
+	if _, err := readAll(io.LimitReader(endless{}, 1<<40), 1000); err == nil {
+		t.Error("an endless stream was read")
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) { return len(b), nil }

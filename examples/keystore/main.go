@@ -1,0 +1,135 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Command keystore makes and looks after the key store that clients and gateways share. It is a module of its own, so
+// that its terminal library is no dependency of the package:
+//
+//	go build -C examples/keystore -o "$PWD/keystore" .
+//
+//	keystore create [-bits N] [-iterations N]           # a new store with a first key
+//	keystore list                                       # its keys, the one in use first
+//	keystore rotate [-bits N]                           # a new key; the old one is kept as retired
+//	keystore import FILE                                # the private key in a PEM file becomes the one in use
+//	keystore export [-fingerprint HEX] -out FILE        # a key, encrypted, as a PEM file; nothing is overwritten
+//	keystore passwd [-iterations N]                     # another passphrase
+//	keystore seal -label TEXT [FILE] > sealed           # encrypt FILE or standard input, up to 100 MiB
+//	keystore open -label TEXT [FILE] > plain            # decrypt it, under the same label
+//
+// Flags come before FILE. All commands take -dir DIR; without it NOMYO_KEY_DIR is used, or else the folder sealedchat
+// in the user's configuration folder.
+//
+// Passphrases are asked for on the terminal, without echo, or taken from the environment: NOMYO_KEY_PASSWORD for the
+// store, NOMYO_KEY_NEW_PASSWORD for the new one of passwd, NOMYO_FILE_PASSWORD for the file of import and export. Other
+// processes of the same user can read an environment. A store whose passphrase is lost cannot be opened by anyone.
+//
+// Retired keys stay until a client or a gateway that has the store open finds their grace over: this program does not
+// know how long that is. After passwd, services that have the store open must be started again before they can save.
+//
+// To move from the Python or the JavaScript client, in the folder that has its client_keys:
+//
+//	keystore create
+//	keystore import client_keys/private_key.pem         # asks for that file's passphrase if it has one
+//	keystore list                                       # the imported key is the primary one
+//	rm client_keys/private_key.pem                      # and its copies in backups
+//	NOMYO_KEY_DIR=DIR NOMYO_KEY_PASSWORD=… SERVICE      # a service that uses sealedchat.ConfigFromEnv
+//
+// Standard output gets results, everything else goes to standard error. Exit status: 0, 1 when something failed,
+// 2 for wrong input.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"unicode"
+
+	"github.com/seed-017344ad/sealedchat"
+	"golang.org/x/term"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
+	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
+}
+
+func run(ctx context.Context, args []string, env func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
+	p := &program{env: env, stdin: stdin, stdout: stdout, stderr: stderr, ask: askTerminal, isTerminal: isTerminal}
+	return p.run(ctx, args)
+}
+
+// program is what a run works with: the surroundings, which tests replace.
+type program struct {
+	env            func(string) string
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	ask            func(ctx context.Context, prompt string) ([]byte, error) // reads a passphrase; errNoTerminal
+	isTerminal     func(stream any) bool
+}
+
+func (p *program) run(ctx context.Context, args []string) int {
+	o, err := p.parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if err == nil {
+		err = o.command.run(p, ctx, o)
+	}
+	if err == nil {
+		return 0
+	}
+	text, status := explain(ctx, err)
+	fmt.Fprintln(p.stderr, "keystore: "+oneLine(text))
+	return status
+}
+
+// explain turns an error into one line for the user, and an exit status.
+func explain(ctx context.Context, err error) (text string, status int) {
+	text = strings.ReplaceAll(err.Error(), "sealedchat: ", "")
+	if ctx.Err() != nil {
+		return "interrupted", 1
+	}
+	if _, ok := errors.AsType[usageError](err); ok {
+		return text, 2
+	}
+	if wrong, ok := errors.AsType[*sealedchat.ConfigError](err); ok {
+		name := map[string]string{"KeyStoreOptions.Bits": "-bits", "KeyStoreOptions.Iterations": "-iterations"}[wrong.Field]
+		if name != "" {
+			text = name + ": " + wrong.Err.Error()
+		}
+		return text, 2
+	}
+	switch {
+	case errors.Is(err, sealedchat.ErrInvalidRequest): // a passphrase too short, a fingerprint that is none
+		return strings.TrimPrefix(text, "invalid request: "), 2
+	case errors.Is(err, sealedchat.ErrLocked):
+		return text + "; try again when it has finished", 1
+	}
+	return text, 1
+}
+
+// usageError is wrong input: exit status 2.
+type usageError struct{ error }
+
+func wrongInput(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// oneLine replaces what could end a line or steer a terminal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,157 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+)
+
+const maxLabel = 1024 // bytes, as in sealedchat.KeyStore.Seal
+
+// command is what the program can do.
+type command struct {
+	name, synopsis string
+	flags          string // names of the flags that it takes beside -dir
+	file           int    // how many files it takes: none, at most one, or exactly one
+	run            func(p *program, ctx context.Context, o *options) error
+}
+
+const (
+	noFile = iota
+	mayHaveFile
+	wantsFile
+)
+
+func commands() []command {
+	return []command{
+		{"create", "create [-dir DIR] [-bits N] [-iterations N]", "bits iterations", noFile, (*program).create},
+		{"list", "list [-dir DIR]", "", noFile, (*program).list},
+		{"rotate", "rotate [-dir DIR] [-bits N]", "bits", noFile, (*program).rotate},
+		{"import", "import [-dir DIR] FILE", "", wantsFile, (*program).importKey},
+		{"export", "export [-dir DIR] [-fingerprint HEX] -out FILE", "fingerprint out", noFile, (*program).exportKey},
+		{"passwd", "passwd [-dir DIR] [-iterations N]", "iterations", noFile, (*program).passwd},
+		{"seal", "seal [-dir DIR] -label TEXT [FILE] > OUTPUT", "label", mayHaveFile, (*program).seal},
+		{"open", "open [-dir DIR] -label TEXT [FILE] > OUTPUT", "label", mayHaveFile, (*program).open},
+	}
+}
+
+// options is the command line, checked.
+type options struct {
+	command     command
+	dir         string
+	bits        int    // 0 = the package's default
+	iterations  int    // 0 = the package's default
+	fingerprint string // "" = the primary key
+	out         string
+	label       string
+	file        string // "" = standard input
+}
+
+func (p *program) parse(args []string) (*options, error) {
+	if len(args) == 0 {
+		return nil, wrongInput("no command, want %s (see -help)", names())
+	}
+	switch args[0] {
+	case "-h", "-help", "--help", "help":
+		for _, c := range commands() {
+			fmt.Fprintln(p.stderr, "usage: keystore "+c.synopsis)
+		}
+		return nil, flag.ErrHelp
+	}
+	o := &options{}
+	for _, c := range commands() {
+		if c.name == args[0] {
+			o.command = c
+		}
+	}
+	if o.command.run == nil {
+		return nil, wrongInput("unknown command %q, want %s (see -help)", args[0], names())
+	}
+	dir := p.env("NOMYO_KEY_DIR")
+	if dir == "" {
+		var err error
+		if dir, err = defaultDir(); err != nil {
+			return nil, wrongInput("give -dir or NOMYO_KEY_DIR: %w", err)
+		}
+	}
+	f := o.flags(dir)
+	if err := f.Parse(args[1:]); errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(p.stderr, "usage: keystore "+o.command.synopsis)
+		f.SetOutput(p.stderr)
+		f.PrintDefaults()
+		return nil, err
+	} else if err != nil {
+		return nil, wrongInput("%s: %w (see %[1]s -help)", o.command.name, err)
+	}
+	o.file = f.Arg(0)
+	return o, o.check(f)
+}
+
+// flags are those that the command takes.
+func (o *options) flags(dir string) *flag.FlagSet {
+	f := flag.NewFlagSet(o.command.name, flag.ContinueOnError)
+	f.SetOutput(io.Discard) // errors are printed in one place
+	f.StringVar(&o.dir, "dir", dir, "`folder` of the key store")
+	for _, name := range strings.Fields(o.command.flags) {
+		switch name {
+		case "bits":
+			f.IntVar(&o.bits, name, 4096, "`size` of the RSA key: 2048, 3072 or 4096")
+		case "iterations":
+			f.IntVar(&o.iterations, name, 600_000, "`number` of PBKDF2 iterations, up to 10,000,000: what a guess at the passphrase costs")
+		case "fingerprint":
+			f.StringVar(&o.fingerprint, name, "", "`fingerprint` of the key, as list shows it (default the primary key)")
+		case "out":
+			f.StringVar(&o.out, name, "", "new `file` to write (required)")
+		case "label":
+			f.StringVar(&o.label, name, "", "`text` that says what the data is; it opens under the same one only (required)")
+		}
+	}
+	return f
+}
+
+func (o *options) check(f *flag.FlagSet) error {
+	c := o.command
+	max := min(c.file, 1)
+	switch {
+	case f.NArg() > max:
+		return wrongInput("%s: unexpected argument %q; flags come before the file (see %[1]s -help)", c.name, f.Arg(max))
+	case o.dir == "":
+		return wrongInput("%s: -dir is empty", c.name)
+	case c.file == wantsFile && o.file == "":
+		return wrongInput("%s: which file? usage: keystore %s", c.name, c.synopsis)
+	case f.Lookup("out") != nil && o.out == "":
+		return wrongInput("%s: -out is required (see %[1]s -help)", c.name)
+	case f.Lookup("label") != nil && o.label == "":
+		return wrongInput("%s: -label is required (see %[1]s -help)", c.name)
+	case len(o.label) > maxLabel:
+		return wrongInput("%s: -label has more than %d bytes", c.name, maxLabel)
+	}
+	return nil
+}
+
+// defaultDir is the folder that the package uses for "": named here, so that messages can tell it.
+func defaultDir() (string, error) {
+	base := os.UserConfigDir
+	if runtime.GOOS == "windows" {
+		base = os.UserCacheDir
+	}
+	dir, err := base()
+	return filepath.Join(dir, "sealedchat"), err
+}
+
+func names() string {
+	var all []string
+	for _, c := range commands() {
+		all = append(all, c.name)
+	}
+	return strings.Join(all, ", ")
+}

@@ -1,0 +1,134 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+
+	"github.com/seed-017344ad/sealedchat"
+	"golang.org/x/term"
+)
+
+// The environment's passphrases.
+const (
+	storePassword    = "NOMYO_KEY_PASSWORD"
+	newStorePassword = "NOMYO_KEY_NEW_PASSWORD"
+	filePassword     = "NOMYO_FILE_PASSWORD"
+)
+
+var errNoTerminal = errors.New("no terminal to ask for the passphrase on")
+
+// passphrase takes a passphrase from the environment variable, or asks for it. The caller destroys it.
+func (p *program) passphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret, error) {
+	text, err := p.readPassphrase(ctx, variable, prompt)
+	if err != nil {
+		return nil, err
+	}
+	return sealedchat.NewSecret(text)
+}
+
+// newPassphrase asks twice: what was mistyped once would lock its owner out.
+func (p *program) newPassphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret, error) {
+	text, err := p.readPassphrase(ctx, variable, prompt)
+	if err != nil {
+		return nil, err
+	}
+	if p.env(variable) == "" {
+		again, err := p.readPassphrase(ctx, variable, prompt+", again")
+		same := subtle.ConstantTimeCompare(text, again) == 1
+		clear(again)
+		if err == nil && !same {
+			err = wrongInput("the two passphrases differ")
+		}
+		if err != nil {
+			clear(text)
+			return nil, err
+		}
+	}
+	return sealedchat.NewSecret(text)
+}
+
+func (p *program) readPassphrase(ctx context.Context, variable, prompt string) ([]byte, error) {
+	// An environment variable is a string: nothing can wipe that copy.
+	if text := p.env(variable); text != "" {
+		return []byte(text), nil
+	}
+	text, err := p.ask(ctx, prompt+": ")
+	switch {
+	case errors.Is(err, errNoTerminal):
+		return nil, wrongInput("%w; set %s", err, variable)
+	case errors.Is(err, io.EOF), err == nil && len(text) == 0:
+		return nil, wrongInput("no passphrase was given")
+	case err != nil:
+		return nil, fmt.Errorf("reading the passphrase: %w", err)
+	}
+	return text, nil
+}
+
+// askTerminal prints the prompt on the process's terminal, wherever the standard streams go, and reads a line without
+// echoing it. The terminal's library reads byte by byte and leaves what it has outgrown in memory.
+func askTerminal(ctx context.Context, prompt string) ([]byte, error) {
+	in, out, err := openTerminal()
+	if err != nil {
+		return nil, errNoTerminal
+	}
+	fd := int(in.Fd())
+	before, err := term.GetState(fd)
+	if err != nil {
+		_, _ = in.Close(), out.Close()
+		return nil, errNoTerminal
+	}
+	fmt.Fprint(out, prompt)
+	text, err := interruptible(ctx, func() ([]byte, error) { return term.ReadPassword(fd) })
+	fmt.Fprintln(out)
+	if ctx.Err() != nil { // the reading goes on until the process ends, so the files stay open
+		_ = term.Restore(fd, before)
+		clear(text)
+		return nil, ctx.Err()
+	}
+	_ = in.Close()
+	_ = out.Close()
+	return text, err
+}
+
+func openTerminal() (in, out *os.File, err error) {
+	inName, outName := "/dev/tty", "/dev/tty"
+	if runtime.GOOS == "windows" {
+		inName, outName = "CONIN$", "CONOUT$"
+	}
+	if in, err = os.OpenFile(inName, os.O_RDWR, 0); err != nil {
+		return nil, nil, err
+	}
+	if out, err = os.OpenFile(outName, os.O_RDWR, 0); err != nil {
+		_ = in.Close()
+		return nil, nil, err
+	}
+	return in, out, nil
+}
+
+// interruptible returns what read returns, or earlier when ctx ends. Reading a terminal or a pipe cannot be
+// interrupted: after Ctrl-C it ends with the process.
+func interruptible(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
+	type result struct {
+		content []byte
+		err     error
+	}
+	done := make(chan result, 1)
+	go func() {
+		content, err := read()
+		done <- result{content, err}
+	}()
+	select {
+	case r := <-done:
+		return r.content, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
