@@ -433,14 +433,16 @@ type Response struct {
 
 // Close wipes the answer. It is idempotent, and its error is always nil.
 func (r *Response) Close() error {
-	r.Body.Destroy()
+	if r != nil {
+		r.Body.Destroy()
+	}
 	return nil
 }
 
 // Complete is Chat for raw JSON: the answer is checked the same way and handed out byte for byte. Errors are those of
 // Chat. The caller closes the response.
 func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request, opts ...CallOption) (*Response, error) {
-	if r == nil || r.Body.Len() == 0 {
+	if r == nil || r.Body == nil {
 		return nil, fmt.Errorf("%w: no Request.Body", ErrInvalidRequest)
 	}
 	var result *completion

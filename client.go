@@ -63,7 +63,7 @@ const (
 	defaultTimeout     = 10 * time.Minute
 	defaultMaxRequest  = 10 << 20 // what the protocol documents
 	defaultMaxResponse = 64 << 20
-	maxInt             = math.MaxInt32 // largest size limit that is taken, on every platform
+	maxBytes           = math.MaxInt32 // largest size limit that is taken, on every platform
 )
 
 // SecurityTier names how well the server has to protect a request while it works on it.
@@ -112,12 +112,13 @@ type Config struct {
 	Tier SecurityTier
 	// Transport carries the requests. It stays the caller's. nil = DefaultTransport(), closed with the client.
 	Transport http.RoundTripper
-	// Timeout bounds one attempt from connecting to the last byte of the answer. 0 = 10 minutes.
+	// Timeout bounds one attempt: fetching the server's key or making the client's, where that is still to be done,
+	// connecting, and waiting for the last byte of the answer. 0 = 10 minutes.
 	Timeout time.Duration
 	// MaxRetries is how often a failed attempt is repeated: after 429, 500, 502 and 504, after 503 if it comes with
 	// Retry-After, and when the connection failed before there was an answer. The waits are random, up to 1 s, 2 s, 4 s
-	// and so on, at least what Retry-After says; one of more than a minute, or beyond the context's deadline, is not
-	// waited for. Every attempt is sealed afresh. 0 = 2; negative = none.
+	// and so on, on top of what Retry-After says; a Retry-After of more than a minute, or a wait beyond the context's
+	// deadline, is not waited for. Every attempt is sealed afresh. 0 = 2; negative = none.
 	MaxRetries int
 	// Limiter, if set, is waited on before every attempt. It fits *rate.Limiter of golang.org/x/time.
 	Limiter interface{ Wait(context.Context) error }
@@ -177,7 +178,7 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	}
 	client.life, client.end = context.WithCancelCause(context.Background())
 	client.server = &serverKey{
-		fetch: client.fetchServerKey, trust: c.Trust, origin: base.String(), notify: c.OnServerKey, log: client.log, life: client.life,
+		fetch: client.fetchServerKey, trust: c.Trust, origin: originOf(base), notify: c.OnServerKey, log: client.log, life: client.life,
 	}
 	client.wire = &envelopeV1{
 		completionURL: base.String() + pathCompletion, keys: client.cfg.Keys, server: client.server, maxAnswer: c.MaxResponseBytes,
@@ -218,8 +219,8 @@ func (c *Config) validate() error {
 	if isNilTransport(c.Transport) {
 		return configError("Config.Transport", "a nil *http.Transport; leave the field nil for the default")
 	}
-	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) && c.Trust == TrustHTTPS() {
-		return configError("Config.Transport", "InsecureSkipVerify leaves nothing of TrustHTTPS; pin the server's key instead")
+	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) && restsOnTLS(c.Trust) {
+		return configError("Config.Transport", "InsecureSkipVerify leaves nothing of TrustHTTPS or FirstUse; pin the server's key instead")
 	}
 	if c.APIKey != nil {
 		if err := c.APIKey.Use(validAPIKey); err != nil {
@@ -232,11 +233,11 @@ func (c *Config) validate() error {
 	if c.Timeout < 0 {
 		return configError("Config.Timeout", "negative")
 	}
-	if c.MaxRequestBytes < 0 || c.MaxRequestBytes > maxInt {
-		return configError("Config.MaxRequestBytes", "want 0 to %d", maxInt)
+	if c.MaxRequestBytes < 0 || c.MaxRequestBytes > maxBytes {
+		return configError("Config.MaxRequestBytes", "want 0 to %d", maxBytes)
 	}
-	if c.MaxResponseBytes < 0 || c.MaxResponseBytes > maxInt {
-		return configError("Config.MaxResponseBytes", "want 0 to %d", maxInt)
+	if c.MaxResponseBytes < 0 || c.MaxResponseBytes > maxBytes {
+		return configError("Config.MaxResponseBytes", "want 0 to %d", maxBytes)
 	}
 	return nil
 }
@@ -281,8 +282,8 @@ func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error
 	return o, nil
 }
 
-// Warm generates the client's key if there is none, fetches the server's key and has it judged, and leaves a
-// connection open: all that the first call would wait for.
+// Warm generates the client's key if there is none, and fetches the server's key and has it judged if none is known,
+// which leaves a connection open: all that the first call would wait for.
 func (c *SecureCompletionClient) Warm(ctx context.Context) error {
 	ctx, done, err := c.begin(ctx)
 	if err != nil {
@@ -304,9 +305,15 @@ func (c *SecureCompletionClient) ServerKey(ctx context.Context) (*PublicKey, err
 
 // AcceptServerKey trusts the key with this fingerprint from now on, whatever Config.Trust says: the answer to a
 // [*ServerKeyError] whose change turned out to be legitimate. With [FirstUse] it is remembered in the key store in place
-// of the one before; otherwise by this client alone. The next call fetches the server's key again.
+// of the one before; otherwise by this client alone. OnServerKey is not asked. The next call fetches the server's key
+// again. Errors: [ErrInvalidRequest] for what is no fingerprint, [ErrClosed], and with FirstUse those of saving.
 func (c *SecureCompletionClient) AcceptServerKey(fingerprint string) error {
-	return c.server.accept(c.life, fingerprint)
+	ctx, done, err := c.begin(context.Background())
+	if err != nil {
+		return err
+	}
+	defer done()
+	return c.server.accept(ctx, fingerprint)
 }
 
 // Close ends running calls with [ErrClosed], waits for them, closes idle connections and wipes the keys that are the

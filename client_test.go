@@ -100,7 +100,7 @@ func (s *sealedServer) RoundTrip(req *http.Request) (*http.Response, error) {
 	if q.client, err = ParsePublicKey([]byte(text)); err != nil {
 		s.t.Errorf("X-Public-Key: %v", err)
 	}
-	e, err := envelope.Parse(q.body, maxInt)
+	e, err := envelope.Parse(q.body, maxBytes)
 	if err != nil {
 		s.t.Errorf("envelope: %v", err)
 		return respond(400, ""), nil
@@ -445,7 +445,13 @@ func TestCompleteRefusals(t *testing.T) {
 	c := startClient(t, "https://server.test", func(c *Config) { c.Transport = neverUsed(t) })
 	destroyed := secret(t, "{}")
 	destroyed.Destroy()
-	for name, r := range map[string]*Request{"nil": nil, "no body": {}, "empty": {Body: secret(t, "")}, "destroyed": {Body: destroyed}} {
+	if resp, err := c.Complete(t.Context(), &Request{Body: destroyed}); !errors.Is(err, ErrClosed) || resp != nil {
+		t.Errorf("destroyed: %v, %v", resp, err)
+	}
+	if err := (*Response)(nil).Close(); err != nil { // what a deferred Close meets after an error
+		t.Error(err)
+	}
+	for name, r := range map[string]*Request{"nil": nil, "no body": {}, "empty": {Body: secret(t, "")}} {
 		if resp, err := c.Complete(t.Context(), r); !errors.Is(err, ErrInvalidRequest) || resp != nil {
 			t.Errorf("%s: %v, %v", name, resp, err)
 		}

@@ -117,7 +117,7 @@ func (e *ServerKeyError) Unwrap() error { return e.Err }
 type APIError struct {
 	StatusCode int           // 200 when the error came sealed
 	Code       string        // the server's error code or type, sanitised; often empty
-	Detail     string        // the server's words: printable characters only, 100 at most; untrusted
+	Detail     string        // the server's words: printable characters only, 100 at most; untrusted. Not in Error() if sealed
 	RetryAfter time.Duration // from the Retry-After header; 0 when there was none
 }
 
@@ -127,7 +127,7 @@ func (e *APIError) Error() string {
 		s += " " + text
 	}
 	if e.StatusCode == http.StatusOK {
-		s += " with a sealed error"
+		return s + " with a sealed error" // Code and Detail were sealed: they are content
 	}
 	if e.StatusCode >= 300 && e.StatusCode < 400 {
 		s += " (redirects are not followed)"

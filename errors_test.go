@@ -64,7 +64,7 @@ func TestAPIErrorText(t *testing.T) {
 		{APIError{StatusCode: 401}, "sealedchat: the server answered 401 Unauthorized"},
 		{APIError{StatusCode: 299}, "sealedchat: the server answered 299"},
 		{APIError{StatusCode: 302}, "sealedchat: the server answered 302 Found (redirects are not followed)"},
-		{APIError{StatusCode: 200, Detail: "d"}, `sealedchat: the server answered 200 with a sealed error, detail "d"`},
+		{APIError{StatusCode: 200, Code: "c", Detail: "d"}, "sealedchat: the server answered 200 with a sealed error"}, // the rest was sealed
 		{APIError{StatusCode: 400, Code: "c", Detail: `say "hi"`}, `sealedchat: the server answered 400 Bad Request, code "c", detail "say \"hi\""`},
 		// Somebody may fill the fields with anything: quoting holds on its own.
 		{APIError{StatusCode: 500, Detail: "a\nb\x1b[31m\xff"}, `sealedchat: the server answered 500 Internal Server Error, detail "a\nb\x1b[31m\xff"`},

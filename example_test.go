@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/seed-017344ad/sealedchat"
 )
@@ -179,6 +180,30 @@ func ExampleNewSecureCompletionClient() {
 	fmt.Println(answer.Text())
 }
 
+// This is the README's key store: compiled, and not run.
+func ExampleOpenKeyStore() {
+	ctx := context.Background()
+	passphrase, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer passphrase.Destroy()
+	store, err := sealedchat.OpenKeyStore(ctx, "/var/lib/myservice/keys", passphrase, nil) // CreateKeyStore makes it, once
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer store.Close()
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
+		BaseURL: "https://inference.example.com",
+		Keys:    store,
+		Trust:   sealedchat.FirstUse(store), // the first key is remembered; another one is refused
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+}
+
 // This is the README's gateway: compiled, and not run.
 func ExampleNewGateway() {
 	key, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_API_KEY")))
@@ -196,6 +221,7 @@ func ExampleNewGateway() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	err = http.ListenAndServeTLS(":8443", "cert.pem", "key.pem", gateway)
+	server := &http.Server{Addr: ":8443", Handler: gateway, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	err = server.ListenAndServeTLS("cert.pem", "key.pem")
 	log.Fatal(err)
 }

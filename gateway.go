@@ -36,7 +36,8 @@ type GatewayConfig struct {
 	InsecureUpstreamHTTP bool
 
 	// Authenticate judges a request by its headers before anything of it is decrypted; it must not read the body.
-	// An error is answered 401, or 403 for ErrPermission, 429 for ErrRateLimited, 503 for ErrUnavailable.
+	// An error is answered 401, or 403 for ErrPermission, 429 for ErrRateLimited, 503 for ErrUnavailable; the RetryAfter
+	// of an *APIError goes along.
 	// See AuthenticateKeys.
 	Authenticate func(*http.Request) error
 	// AllowUnauthenticated serves everybody when Authenticate is nil.
@@ -51,7 +52,7 @@ type GatewayConfig struct {
 	// Replay remembers the requests that were served. nil = NewReplayCache(0) of its own.
 	Replay ReplayCache
 	// ReplayWindow is for how long. Protocol v1 has no timestamp: after it, a captured request is served again.
-	// 0 = 24 h.
+	// 0 = 24 h, or as long as the cache has room: with its 131,072 entries, at up to 1.5 requests a second.
 	ReplayWindow time.Duration
 
 	// MaxRequestBytes bounds the opened request, MaxResponseBytes the upstream's answer. 0 = 10 MiB and 48 MiB.
@@ -140,7 +141,7 @@ func (c *GatewayConfig) setDefaults() error {
 		{"Timeout", (*int64)(&c.Timeout), int64(defaultTimeout)},
 		{"BodyTimeout", (*int64)(&c.BodyTimeout), int64(time.Minute)},
 	} {
-		if *n.value < 0 || (strings.HasSuffix(n.field, "Bytes") && *n.value > maxInt/2) {
+		if *n.value < 0 || (strings.HasSuffix(n.field, "Bytes") && *n.value > maxBytes/2) {
 			return configError("GatewayConfig."+n.field, "out of range")
 		}
 		if *n.value == 0 {
@@ -261,6 +262,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer h.deadlines.Unlock()
 		h.over = true
 	}()
+	defer context.AfterFunc(g.life, func() { h.within(0, reading|writing) })()
 	defer h.finish()
 
 	h.header("Cache-Control", "no-store")

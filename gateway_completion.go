@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"time"
 
@@ -20,10 +21,10 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
-// completion serves POST /v1/chat/secure_completion: authenticate, read, claim, open, forward, seal.
+// completion serves POST /v1/chat/secure_completion: authenticate, read, open, claim, forward, seal. Only what opens is
+// claimed, so that made-up envelopes cannot push others out of the replay cache.
 func (h *gatewayRequest) completion() {
 	h.within(h.g.cfg.BodyTimeout, reading)
-	defer context.AfterFunc(h.g.life, func() { h.within(0, reading|writing) })()
 	clientKey, p := h.admit()
 	if p != nil {
 		h.drain()
@@ -50,18 +51,24 @@ func (h *gatewayRequest) completion() {
 		h.refuse(p)
 		return
 	}
+	plaintext, p := h.openRequest(ctx, e)
+	if p != nil {
+		h.refuse(p)
+		return
+	}
+	defer clear(plaintext)
 	id := sha256.Sum256(e.WrappedKey)
-	if p := h.claim(ctx, id); p != nil {
+	if p := h.claim(ctx, id, clientKey); p != nil {
 		h.refuse(p)
 		return
 	}
 	served := false
 	defer func() {
 		if !served { // also after a panic
-			_ = h.g.cfg.Replay.Release(context.WithoutCancel(ctx), id) // what stays claimed can only be refused
+			h.releaseClaim(ctx, id)
 		}
 	}()
-	sealed, p := h.answer(ctx, e, clientKey)
+	sealed, p := h.answer(ctx, plaintext, clientKey, e.TagForm)
 	if p != nil {
 		h.refuse(p)
 		return
@@ -116,17 +123,17 @@ func (h *gatewayRequest) admit() (*PublicKey, *refusal) {
 }
 
 func authRefusal(err error) *refusal {
+	var wait time.Duration
+	if limit, ok := errors.AsType[*APIError](err); ok {
+		wait = limit.RetryAfter
+	}
 	switch {
 	case errors.Is(err, ErrPermission):
 		return refuse(http.StatusForbidden, "permission denied")
 	case errors.Is(err, ErrRateLimited):
-		p := refuse(http.StatusTooManyRequests, "rate limited")
-		if limit, ok := errors.AsType[*APIError](err); ok {
-			p.retryAfter = limit.RetryAfter
-		}
-		return p
+		return &refusal{status: http.StatusTooManyRequests, detail: "rate limited", retryAfter: wait}
 	case errors.Is(err, ErrUnavailable):
-		return refuse(http.StatusServiceUnavailable, "service unavailable")
+		return &refusal{status: http.StatusServiceUnavailable, detail: "service unavailable", retryAfter: wait}
 	default:
 		return refuse(http.StatusUnauthorized, "invalid API key")
 	}
@@ -160,6 +167,7 @@ func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
 		return nil, refuse(http.StatusUnsupportedMediaType, "a sealed request has no content encoding")
 	}
 	limit := h.g.cfg.MaxRequestBytes/3*4 + 64<<10 // base64, and room for the rest of the envelope
+	limit += limit / 32                           // which may write / as \/
 	if h.r.ContentLength > limit {
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 	}
@@ -171,6 +179,8 @@ func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
 	switch {
 	case errors.Is(err, ErrTooLarge):
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, refuse(http.StatusRequestTimeout, "the request did not arrive in time")
 	case err != nil:
 		return nil, &refusal{status: http.StatusBadRequest, detail: "the request did not arrive whole", cause: err}
 	}
@@ -184,9 +194,21 @@ func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
 	return &e, nil
 }
 
+// openRequest opens the envelope in place. The caller wipes the plaintext.
+func (h *gatewayRequest) openRequest(ctx context.Context, e *envelope.Envelope) ([]byte, *refusal) {
+	plaintext, err := h.g.cfg.Keys.openEnvelope(ctx, e)
+	switch {
+	case errors.Is(err, ErrDecryption), errors.Is(err, ErrEnvelope):
+		return nil, refuse(http.StatusBadRequest, "the request cannot be decrypted; fetch the public key again")
+	case err != nil:
+		return nil, &refusal{status: http.StatusServiceUnavailable, detail: "no key", cause: err}
+	}
+	return plaintext, nil
+}
+
 // claim refuses a wrapped key that was served before. The client knows the status as one that is not worth repeating.
-func (h *gatewayRequest) claim(ctx context.Context, id [32]byte) *refusal {
-	fresh, err := h.g.cfg.Replay.Claim(ctx, id, time.Now().Add(h.g.cfg.ReplayWindow))
+func (h *gatewayRequest) claim(ctx context.Context, id [32]byte, clientKey *PublicKey) *refusal {
+	fresh, err := h.g.cfg.Replay.Claim(ctx, id, sha256.Sum256(clientKey.der), time.Now().Add(h.g.cfg.ReplayWindow))
 	if err != nil {
 		return &refusal{status: http.StatusServiceUnavailable, detail: "the replay cache is unavailable", cause: err}
 	}
@@ -196,16 +218,15 @@ func (h *gatewayRequest) claim(ctx context.Context, id [32]byte) *refusal {
 	return nil
 }
 
-// answer opens the request, has the upstream answer it, and seals the answer for clientKey.
-func (h *gatewayRequest) answer(ctx context.Context, e *envelope.Envelope, clientKey *PublicKey) ([]byte, *refusal) {
-	plaintext, err := h.g.cfg.Keys.openEnvelope(ctx, e)
-	switch {
-	case errors.Is(err, ErrDecryption), errors.Is(err, ErrEnvelope):
-		return nil, refuse(http.StatusBadRequest, "the request cannot be decrypted; fetch the public key again")
-	case err != nil:
-		return nil, &refusal{status: http.StatusServiceUnavailable, detail: "no key", cause: err}
-	}
-	defer clear(plaintext)
+// releaseClaim lets the client repeat a request that failed. What stays claimed is only refused.
+func (h *gatewayRequest) releaseClaim(ctx context.Context, id [32]byte) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_ = h.g.cfg.Replay.Release(ctx, id)
+}
+
+// answer has the upstream answer an opened request, and seals the answer for clientKey.
+func (h *gatewayRequest) answer(ctx context.Context, plaintext []byte, clientKey *PublicKey, form envelope.TagForm) ([]byte, *refusal) {
 	request, p := h.upstreamRequest(plaintext)
 	if p != nil {
 		return nil, p
@@ -215,7 +236,7 @@ func (h *gatewayRequest) answer(ctx context.Context, e *envelope.Envelope, clien
 		return nil, p
 	}
 	defer clear(answer[:cap(answer)])
-	return h.seal(answer, clientKey, e.TagForm)
+	return h.seal(answer, clientKey, form)
 }
 
 // upstreamRequest checks that the plaintext is a chat request and takes out what is not the upstream's business. A

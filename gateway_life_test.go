@@ -299,7 +299,7 @@ type panickingReplay struct {
 	boom func()
 }
 
-func (p *panickingReplay) Claim(ctx context.Context, id [32]byte, until time.Time) (bool, error) {
+func (p *panickingReplay) Claim(ctx context.Context, id, client [32]byte, until time.Time) (bool, error) {
 	p.boom()
-	return p.ReplayCache.Claim(ctx, id, until)
+	return p.ReplayCache.Claim(ctx, id, client, until)
 }

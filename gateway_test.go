@@ -156,7 +156,7 @@ func openedAnswer(t testing.TB, what string, w *httptest.ResponseRecorder) (stri
 		t.Errorf("%s: status %d %s", what, w.Code, w.Body)
 		return "", &envelope.Envelope{}
 	}
-	e, err := envelope.Parse(bytes.Clone(w.Body.Bytes()), maxInt)
+	e, err := envelope.Parse(bytes.Clone(w.Body.Bytes()), maxBytes)
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
@@ -286,7 +286,7 @@ func TestGatewayAuthenticatesFirst(t *testing.T) {
 // failingReplay is a cache that must not be asked.
 type failingReplay struct{ t *testing.T }
 
-func (f failingReplay) Claim(context.Context, [32]byte, time.Time) (bool, error) {
+func (f failingReplay) Claim(context.Context, [32]byte, [32]byte, time.Time) (bool, error) {
 	f.t.Error("the replay cache was asked")
 	return false, ErrServer
 }

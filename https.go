@@ -149,6 +149,8 @@ var errAttemptTimeout = fmt.Errorf("no complete answer within the time for one a
 
 var errNotLoopback = fmt.Errorf("%w: http to an address that is not loopback", ErrInsecureURL)
 
+const maxErrorWait = 5 * time.Second // for the words of an error whose status is known
+
 // answer is what is left of an HTTP response after reading it.
 type answer struct {
 	status int
@@ -172,7 +174,12 @@ func exchange(c *http.Client, req *http.Request, limit int64) (*answer, error) {
 	defer resp.Body.Close()
 	a := &answer{status: resp.StatusCode, header: resp.Header}
 	if a.status != http.StatusOK {
-		a.body, _ = readBody(resp, maxErrorBody) // an error without words is still an error
+		stalled := time.AfterFunc(maxErrorWait, func() { _ = resp.Body.Close() })
+		defer stalled.Stop()
+		a.body, err = readBody(resp, maxErrorBody) // an error without words is still an error
+		if cause := context.Cause(req.Context()); err != nil && cause != nil && !errors.Is(cause, errAttemptTimeout) {
+			return nil, endedError(req.Context())
+		}
 		return a, nil
 	}
 	if a.body, err = readBody(resp, limit); err != nil {

@@ -217,7 +217,7 @@ func openWith(e *envelope.Envelope, keys []*privateKey, more func() []*privateKe
 				return plaintext, nil
 			}
 		}
-		if keys = nil; more != nil && !tried {
+		if keys = nil; more != nil {
 			keys, more = more(), nil
 		}
 	}

@@ -84,6 +84,7 @@ type storedKeyEntry struct {
 // heldKey is a private key with a count of those who use it: the store itself, and every running request.
 type heldKey struct {
 	*privateKey
+	seen  seenAnswers // by whichever client of the store
 	mu    sync.Mutex
 	users int
 }
@@ -245,7 +246,7 @@ func (s *KeyStore) unlock(ctx context.Context, dir string, passphrase *Secret) e
 
 func missingError(dir string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("sealedchat: no key store in %s; make one with CreateKeyStore or: go run ./examples/keystore create: %w", dir, fs.ErrNotExist)
+		return fmt.Errorf("sealedchat: no key store in %s; make one with CreateKeyStore, or with: go run -C examples/keystore . create: %w", dir, fs.ErrNotExist)
 	}
 	return fileError(err)
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
@@ -301,6 +302,7 @@ func addDataKey(body *keyfile.Body, now time.Time) error {
 // rewrite saves the store under a new master key, derived from passphrase, after f has changed the body.
 func (s *KeyStore) rewrite(ctx context.Context, passphrase *Secret, f func(*keyfile.Body) error) error {
 	return s.edit(ctx, func(lock *fsafe.Lock, body *keyfile.Body) error {
+		s.iterations = max(s.iterations, s.master.Iterations()) // never fewer than the file had
 		if f != nil {
 			if err := f(body); err != nil {
 				return err
@@ -327,14 +329,23 @@ func (s *KeyStore) rewrite(ctx context.Context, passphrase *Secret, f func(*keyf
 	})
 }
 
-// fileError gives errors of files this package's sentinels, and keystoreError those of their contents.
+// fileProblem is an error of the file system below one of this package's sentinels.
+type fileProblem struct{ sentinel, err error }
+
+func (e *fileProblem) Error() string {
+	text := strings.TrimPrefix(e.err.Error(), "fsafe: ")
+	return e.sentinel.Error() + ": " + strings.TrimPrefix(text, "insecure permissions: ")
+}
+func (e *fileProblem) Unwrap() []error { return []error{e.sentinel, e.err} }
+
+// fileError gives errors of files this package's sentinels, and keyStoreError those of their contents.
 func fileError(err error) error {
 	for _, m := range []struct{ from, to error }{
 		{fsafe.ErrInsecurePermissions, ErrInsecurePermissions}, {fsafe.ErrFileType, ErrInsecurePermissions},
 		{fsafe.ErrLocked, ErrLocked}, {fsafe.ErrLockLost, ErrLockLost}, {fsafe.ErrTooLarge, ErrKeyStoreDamaged},
 	} {
 		if errors.Is(err, m.from) {
-			return fmt.Errorf("%w: %w", m.to, err)
+			return &fileProblem{m.to, err}
 		}
 	}
 	return err

@@ -379,7 +379,7 @@ func TestGatewayDoesNotLeak(t *testing.T) {
 
 type brokenCache struct{}
 
-func (brokenCache) Claim(context.Context, [32]byte, time.Time) (bool, error) {
+func (brokenCache) Claim(context.Context, [32]byte, [32]byte, time.Time) (bool, error) {
 	return false, errors.New("cache is down")
 }
 func (brokenCache) Release(context.Context, [32]byte) error { return nil }

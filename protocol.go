@@ -64,7 +64,6 @@ type envelopeV1 struct {
 	keys          *KeyStore
 	server        *serverKey
 	maxAnswer     int64
-	seen          seenAnswers
 }
 
 func (p *envelopeV1) warm(ctx context.Context) error {
@@ -125,7 +124,7 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 }
 
 func (p *envelopeV1) open(r *sealedRequest, a *answer) (*opened, error) {
-	e, err := envelope.Parse(a.body, int(min(p.maxAnswer, maxInt)))
+	e, err := envelope.Parse(a.body, int(min(p.maxAnswer, maxBytes)))
 	if err != nil {
 		return nil, envelopeError(err)
 	}
@@ -133,7 +132,7 @@ func (p *envelopeV1) open(r *sealedRequest, a *answer) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !p.seen.add(sha256.Sum256(e.WrappedKey)) {
+	if !r.key.seen.add(sha256.Sum256(e.WrappedKey)) {
 		clear(plaintext)
 		return nil, fmt.Errorf("%w: this envelope was opened before", ErrReplay)
 	}

@@ -61,3 +61,34 @@ func TestReadmeLinks(t *testing.T) {
 		}
 	}
 }
+
+// TestSecurityNames finds the tests that SECURITY.md names.
+func TestSecurityNames(t *testing.T) {
+	known := make(map[string]bool)
+	err := filepath.WalkDir(".", func(path string, _ os.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, f := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`).FindAllStringSubmatch(string(text), -1) {
+			known[f[1]] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z0-9]\w+`).FindAllString(string(text), -1)
+	if len(names) < 20 {
+		t.Fatalf("%d names, want 20 or more", len(names))
+	}
+	for _, name := range names {
+		if !known[name] {
+			t.Errorf("there is no %s", name)
+		}
+	}
+}

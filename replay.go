@@ -10,13 +10,16 @@ import (
 	"time"
 )
 
-// ReplayCache remembers which requests a gateway has served, so that a captured one is not served again. Gateways
-// that share a key share one cache. Methods may be called from several goroutines.
+// ReplayCache remembers which requests a gateway has opened, so that a captured one is not served again. Gateways that
+// share a key share one cache. Methods may be called from several goroutines.
 type ReplayCache interface {
-	// Claim remembers id until the time until, and reports whether it was not known before. It decides between
-	// callers that come at the same time: one of them is told true. After an error the request is refused with 503.
-	Claim(ctx context.Context, id [32]byte, until time.Time) (bool, error)
-	// Release forgets id: its request failed, and its sender may repeat it.
+	// Claim remembers id, with the client key that it came with, until the time until, and reports whether the request
+	// may be served: when id was not known before, or was released and comes with the same client key again. It decides
+	// between callers that come at the same time: one of them is told true. After an error the request is refused with
+	// 503.
+	Claim(ctx context.Context, id, client [32]byte, until time.Time) (bool, error)
+	// Release says that the request of id failed, or that its answer could not be delivered: the same client may repeat
+	// it. Nobody else may, or else whoever cuts connections could have a captured request answered to himself.
 	Release(ctx context.Context, id [32]byte) error
 }
 
@@ -33,15 +36,17 @@ type replayCache struct {
 	mu    sync.Mutex
 	most  int
 	known map[[32]byte]replayClaim
-	queue []replayEntry // in the order of arrival, from head on; released entries stay in it until they come up
+	queue []replayEntry // in the order of arrival, from head on
 	head  int
 	count uint64 // of claims so far
 }
 
-// replayClaim is what is known of an id, and which claim it was: an id that was released can be claimed again.
+// replayClaim is what is known of an id, and which claim it was: an id whose time was over can be claimed again.
 type replayClaim struct {
-	until time.Time
-	claim uint64
+	client   [32]byte
+	until    time.Time
+	released bool
+	claim    uint64
 }
 
 type replayEntry struct {
@@ -49,12 +54,17 @@ type replayEntry struct {
 	claim uint64
 }
 
-func (c *replayCache) Claim(_ context.Context, id [32]byte, until time.Time) (bool, error) {
+func (c *replayCache) Claim(_ context.Context, id, client [32]byte, until time.Time) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
 	if known, ok := c.known[id]; ok && now.Before(known.until) {
-		return false, nil
+		again := known.released && known.client == client
+		if again {
+			known.released = false
+			c.known[id] = known
+		}
+		return again, nil
 	}
 	for c.head < len(c.queue) {
 		oldest := c.queue[c.head]
@@ -71,12 +81,12 @@ func (c *replayCache) Claim(_ context.Context, id [32]byte, until time.Time) (bo
 		c.head = 0
 	}
 	c.count++
-	c.known[id] = replayClaim{until: until, claim: c.count}
+	c.known[id] = replayClaim{client: client, until: until, claim: c.count}
 	c.queue = append(c.queue, replayEntry{id: id, claim: c.count})
 	return true, nil
 }
 
-// stands reports whether the claim that was queued as e has been neither released nor replaced.
+// stands reports whether the claim that was queued as e has not been replaced by a later one.
 func (c *replayCache) stands(e replayEntry) bool {
 	known, ok := c.known[e.id]
 	return ok && known.claim == e.claim
@@ -85,6 +95,9 @@ func (c *replayCache) stands(e replayEntry) bool {
 func (c *replayCache) Release(_ context.Context, id [32]byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.known, id)
+	if known, ok := c.known[id]; ok {
+		known.released = true
+		c.known[id] = known
+	}
 	return nil
 }

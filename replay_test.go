@@ -29,7 +29,7 @@ func replayID(n uint64) (id [32]byte) {
 // mustClaim demands what Claim says.
 func mustClaim(t *testing.T, c ReplayCache, n uint64, until time.Time, want bool) {
 	t.Helper()
-	if got, err := c.Claim(t.Context(), replayID(n), until); got != want || err != nil {
+	if got, err := c.Claim(t.Context(), replayID(n), [32]byte{}, until); got != want || err != nil {
 		t.Errorf("Claim(%d): %v, %v; want %v", n, got, err, want)
 	}
 }
@@ -72,6 +72,11 @@ func TestReplayCacheRelease(t *testing.T) {
 		t.Error(err)
 	}
 	mustClaim(t, c, 2, until, false)
+	// Somebody else's repeat is refused, and takes nothing from the one who may.
+	if ok, err := c.Claim(t.Context(), replayID(1), [32]byte{1}, until); ok || err != nil {
+		t.Errorf("another client: %v, %v", ok, err)
+	}
+	mustClaim(t, c, 1, until, true)
 }
 
 func TestReplayCacheForgetsTheOldest(t *testing.T) {
@@ -90,42 +95,43 @@ func TestReplayCacheForgetsTheOldest(t *testing.T) {
 		}
 	}
 	mustClaim(t, c, 0, until, true) // forgotten long ago
-	// One that was released and claimed again is young.
+	// One that was released and claimed again is as old as it was.
 	c = NewReplayCache(3)
 	mustClaim(t, c, 1, until, true)
 	mustClaim(t, c, 2, until, true)
 	_ = c.Release(t.Context(), replayID(1))
 	mustClaim(t, c, 1, until.Add(1), true)
 	mustClaim(t, c, 3, until, true)
-	mustClaim(t, c, 4, until, true) // 2 goes
-	mustClaim(t, c, 1, until, false)
+	mustClaim(t, c, 4, until, true) // 1 goes
+	mustClaim(t, c, 2, until, false)
 	mustClaim(t, c, 3, until, false)
+	mustClaim(t, c, 1, until, true)
 }
 
 func TestReplayCacheMemory(t *testing.T) {
 	const most = 1000
 	until := time.Now().Add(time.Hour)
 	for name, storm := range map[string]func(c ReplayCache, n uint64){
-		"claims": func(c ReplayCache, n uint64) { _, _ = c.Claim(t.Context(), replayID(n), until) },
+		"claims": func(c ReplayCache, n uint64) { _, _ = c.Claim(t.Context(), replayID(n), [32]byte{}, until) },
 		"releases": func(c ReplayCache, n uint64) {
-			_, _ = c.Claim(t.Context(), replayID(n), until.Add(time.Duration(n)))
+			_, _ = c.Claim(t.Context(), replayID(n), [32]byte{}, until.Add(time.Duration(n)))
 			_ = c.Release(t.Context(), replayID(n))
 		},
 		"one id": func(c ReplayCache, n uint64) {
-			_, _ = c.Claim(t.Context(), replayID(1), until.Add(time.Duration(n)))
+			_, _ = c.Claim(t.Context(), replayID(1), [32]byte{}, until.Add(time.Duration(n)))
 			_ = c.Release(t.Context(), replayID(1))
 		},
 		"one id, one time": func(c ReplayCache, n uint64) {
-			_, _ = c.Claim(t.Context(), replayID(1), until)
+			_, _ = c.Claim(t.Context(), replayID(1), [32]byte{}, until)
 			_ = c.Release(t.Context(), replayID(1))
-			_, _ = c.Claim(t.Context(), replayID(1), until)
+			_, _ = c.Claim(t.Context(), replayID(1), [32]byte{}, until)
 			_ = c.Release(t.Context(), replayID(1))
-			_, _ = c.Claim(t.Context(), replayID(n), until)
+			_, _ = c.Claim(t.Context(), replayID(n), [32]byte{}, until)
 		},
-		"expired": func(c ReplayCache, n uint64) { _, _ = c.Claim(t.Context(), replayID(n), time.Time{}) },
+		"expired": func(c ReplayCache, n uint64) { _, _ = c.Claim(t.Context(), replayID(n), [32]byte{}, time.Time{}) },
 	} {
 		c := NewReplayCache(most).(*replayCache)
-		_, _ = c.Claim(t.Context(), replayID(0), until) // stands at the head of the queue all the time
+		_, _ = c.Claim(t.Context(), replayID(0), [32]byte{}, until) // stands at the head of the queue all the time
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
@@ -152,7 +158,7 @@ func TestReplayCacheOneWins(t *testing.T) {
 	for range 16 {
 		wg.Go(func() {
 			for n := range won {
-				if ok, err := c.Claim(t.Context(), replayID(uint64(n)), until); err != nil {
+				if ok, err := c.Claim(t.Context(), replayID(uint64(n)), [32]byte{}, until); err != nil {
 					t.Error(err)
 				} else if ok {
 					won[n].Add(1)
@@ -171,8 +177,10 @@ func TestReplayCacheOneWins(t *testing.T) {
 // TestReplayCacheModel compares with a list that is searched from end to end.
 func TestReplayCacheModel(t *testing.T) {
 	type entry struct {
-		n     uint64
-		until time.Time
+		n        uint64
+		client   byte
+		released bool
+		until    time.Time
 	}
 	for round := range 20 {
 		seed := rand.Uint64()
@@ -195,26 +203,32 @@ func TestReplayCacheModel(t *testing.T) {
 				switch random.IntN(8) {
 				case 0:
 					_ = c.Release(t.Context(), replayID(n))
-					remove(func(e entry) bool { return e.n == n })
+					for i := range model {
+						model[i].released = model[i].released || model[i].n == n
+					}
 				case 1:
 					time.Sleep(time.Duration(random.IntN(5)) * time.Second)
 				default:
 					now := time.Now()
 					remove(func(e entry) bool { return !now.Before(e.until) })
-					known := false
-					for _, e := range model {
-						known = known || e.n == n
+					client := byte(random.IntN(2))
+					known, want := false, true
+					for i, e := range model {
+						if e.n == n {
+							known, want = true, e.released && e.client == client
+							model[i].released = e.released && !want
+						}
 					}
 					until := now.Add(20 * time.Second) // as a gateway: one window for all
-					got, err := c.Claim(t.Context(), replayID(n), until)
-					if err != nil || got == known {
-						t.Fatalf("seed %d, round %d, step %d: Claim(%d) is %v, %v; known %v, at most %d, model %v", seed, round, step, n, got, err, known, most, model)
+					got, err := c.Claim(t.Context(), replayID(n), [32]byte{client}, until)
+					if err != nil || got != want {
+						t.Fatalf("seed %d, round %d, step %d: Claim(%d) is %v, %v; want %v, at most %d, model %v", seed, round, step, n, got, err, want, most, model)
 					}
 					if !known {
 						if len(model) == most {
 							model = model[1:]
 						}
-						model = append(model, entry{n, until})
+						model = append(model, entry{n, client, false, until})
 					}
 				}
 			}
@@ -241,7 +255,7 @@ func TestGatewayReplay(t *testing.T) {
 	other := percentEncode(publicOf(t, "rsa-2048").PEM())
 	refused(t, "for another key", send("X-Public-Key", other), 409)
 	// The wrapped key counts, not the text around it: with another payload it is the same message key.
-	e, err := envelope.Parse(bytes.Clone(body), maxInt)
+	e, err := envelope.Parse(bytes.Clone(body), maxBytes)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -301,11 +315,11 @@ type countingReplay struct {
 	fail     error
 }
 
-func (c *countingReplay) Claim(ctx context.Context, id [32]byte, until time.Time) (bool, error) {
+func (c *countingReplay) Claim(ctx context.Context, id, client [32]byte, until time.Time) (bool, error) {
 	if c.fail != nil {
 		return true, c.fail
 	}
-	ok, err := c.ReplayCache.Claim(ctx, id, until)
+	ok, err := c.ReplayCache.Claim(ctx, id, client, until)
 	if ok {
 		c.standing.Add(1)
 	}

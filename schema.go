@@ -137,6 +137,9 @@ func checkChoices(data []byte) error {
 	choices, _ := elements(data)
 	i := 0
 	for choice := range choices {
+		if i >= maxWeight {
+			return schemaError("choices", "too many")
+		}
 		path := fmt.Sprintf("choices[%d]", i)
 		o, ok := pick(choice, "message")
 		if !ok {
@@ -173,6 +176,11 @@ func checkWeight(data []byte) error {
 			items, _ := elements(list)
 			for item := range items {
 				n += 1 + membersIn(item)
+				if jsonspan.KindOf(item) == jsonspan.Object {
+					for member := range jsonspan.MembersOf(item) {
+						n += membersIn(member.Value)
+					}
+				}
 				if n > maxWeight {
 					break
 				}

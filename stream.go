@@ -18,7 +18,7 @@ import (
 const eventPiece = 8 << 10
 
 // maxRepeated bounds what every event repeats.
-const maxRepeated = 256
+const maxRepeated = 1024
 
 // eventStream writes a complete and checked chat.completion as the events that a streaming server would have sent
 // (chat.completion.chunk objects, then [DONE]).

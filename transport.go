@@ -34,7 +34,8 @@ import (
 // Retries happen in here, so answers carry "x-should-retry: false". What is not an answer comes back as the error
 // itself, and errors.Is finds it through the SDK: failures of security (ErrDecryption, *ServerKeyError, ErrReplay,
 // ErrTierDowngrade, ErrInsecureURL, …) and of the connection. An SDK that repeats such a call of its own accord, and
-// says so in X-Stainless-Retry-Count, gets the same error again, and nothing is sent.
+// says so in X-Stainless-Retry-Count, gets the same error again, and nothing is sent. An SDK's own error text repeats the
+// server's words, also those that came sealed.
 //
 // Prompt and answer are in ordinary memory here, as in [SecureCompletionClient.Chat].
 func (c *SecureCompletionClient) HTTPClient() *http.Client {
@@ -142,10 +143,12 @@ func portOf(u *url.URL) string {
 // fail turns an error into what an SDK understands: an OpenAI error where the request was refused, or the error
 // itself, which is then remembered for the SDK's own retries of the same body.
 func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Response, error) {
-	if answer, ok := errors.AsType[*APIError](err); ok {
-		return sdkError(req, sdkStatus(answer), answer.Code, answer.Error(), answer.RetryAfter), nil
+	_, distrusted := errors.AsType[*ServerKeyError](err) // which may wrap anything that OnServerKey returned
+	if answer, ok := errors.AsType[*APIError](err); ok && !distrusted {
+		return sdkError(req, sdkStatus(answer), answer.Code, sdkMessage(answer), answer.RetryAfter), nil
 	}
 	switch {
+	case distrusted:
 	case errors.Is(err, ErrInvalidRequest):
 		return sdkError(req, http.StatusBadRequest, "invalid_request", err.Error(), 0), nil
 	case errors.Is(err, errRequestTooLarge):
@@ -155,6 +158,14 @@ func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Re
 	}
 	t.errors.remember(body, err)
 	return nil, err
+}
+
+// sdkMessage is what a plain OpenAI server would say: also the words that came sealed, which Error leaves out.
+func sdkMessage(e *APIError) string {
+	if e.StatusCode == http.StatusOK && e.Detail != "" {
+		return e.Error() + ", detail " + strconv.Quote(e.Detail)
+	}
+	return e.Error()
 }
 
 // sdkStatus is an error status: the answer's, or that of an error that came sealed under status 200.
@@ -249,8 +260,10 @@ const (
 // rememberedErrors keeps the errors of calls that an SDK may repeat although that is of no use. Bodies are kept as
 // digests under a key of this process. The zero value is ready.
 type rememberedErrors struct {
-	mu    sync.Mutex
+	keyed sync.Once
 	key   []byte
+
+	mu    sync.Mutex
 	calls map[[sha256.Size]byte]rememberedError
 }
 
@@ -261,41 +274,42 @@ type rememberedError struct {
 
 // recall returns the error of an earlier attempt if req says that it repeats one.
 func (m *rememberedErrors) recall(req *http.Request, body []byte) error {
-	n, err := strconv.Atoi(req.Header.Get("X-Stainless-Retry-Count"))
-	repeats := err == nil && n > 0
+	if n, err := strconv.Atoi(req.Header.Get("X-Stainless-Retry-Count")); err != nil || n <= 0 {
+		return nil // a call of its own
+	}
+	id := m.digest(body)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.calls) == 0 {
-		return nil
+	if known, ok := m.calls[id]; ok && time.Now().Before(known.until) {
+		return known.err
 	}
-	known, ok := m.calls[m.digest(body)]
-	if !ok || !repeats || time.Now().After(known.until) {
-		return nil
-	}
-	return known.err
+	return nil
 }
 
 func (m *rememberedErrors) remember(body []byte, err error) {
 	if body == nil {
 		return
 	}
+	id := m.digest(body)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
 	if m.calls == nil {
-		m.key = make([]byte, 32)
-		_, _ = rand.Read(m.key)
 		m.calls = make(map[[sha256.Size]byte]rememberedError)
 	}
-	for id, known := range m.calls {
+	for old, known := range m.calls {
 		if len(m.calls) >= maxRemembered || now.After(known.until) {
-			delete(m.calls, id)
+			delete(m.calls, old)
 		}
 	}
-	m.calls[m.digest(body)] = rememberedError{err: err, until: now.Add(rememberFor)}
+	m.calls[id] = rememberedError{err: err, until: now.Add(rememberFor)}
 }
 
 func (m *rememberedErrors) digest(body []byte) (id [sha256.Size]byte) {
+	m.keyed.Do(func() {
+		m.key = make([]byte, 32)
+		_, _ = rand.Read(m.key)
+	})
 	h := hmac.New(sha256.New, m.key)
 	h.Write(body)
 	h.Sum(id[:0])

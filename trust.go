@@ -8,7 +8,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
+	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,6 +24,8 @@ type Trust interface {
 	validate() error
 	// check judges a key that the server at origin presented. Refusals are *ServerKeyError.
 	check(origin string, key *PublicKey) error
+	// remembers tells whether accept keeps what it is told.
+	remembers() bool
 	// remember is told of a key that passed check, and that the user did not refuse.
 	remember(ctx context.Context, origin string, key *PublicKey) error
 	// accept remembers that the user trusts this key of origin's from now on, if the choice has a memory of its own.
@@ -40,6 +44,7 @@ func (trustHTTPS) check(string, *PublicKey) error { return nil }
 // memoryless is for choices without a memory.
 type memoryless struct{}
 
+func (memoryless) remembers() bool                                    { return false }
 func (memoryless) remember(context.Context, string, *PublicKey) error { return nil }
 func (memoryless) accept(context.Context, string, [32]byte) error     { return nil }
 
@@ -91,6 +96,8 @@ func (f firstUse) validate() error {
 	return nil
 }
 
+func (f firstUse) remembers() bool { return true }
+
 func (f firstUse) check(origin string, key *PublicKey) error {
 	if remembered, ok := f.store.pin(origin); ok {
 		return sameKey(remembered, key)
@@ -116,6 +123,22 @@ func sameKey(remembered [32]byte, key *PublicKey) error {
 
 func (f firstUse) accept(ctx context.Context, origin string, fingerprint [32]byte) error {
 	return f.store.acceptPin(ctx, origin, fingerprint)
+}
+
+// restsOnTLS tells the choices that a server certificate that nobody checks makes worthless.
+func restsOnTLS(t Trust) bool {
+	_, first := t.(firstUse)
+	return first || t == TrustHTTPS()
+}
+
+// originOf is a base URL in one spelling: what is remembered for it must not be forgotten over another one.
+func originOf(base *url.URL) string {
+	u := *base
+	u.Host = strings.ToLower(u.Host)
+	if portOf(&u) == portOf(&url.URL{Scheme: u.Scheme}) {
+		u.Host = strings.TrimSuffix(u.Host, ":"+portOf(&u))
+	}
+	return u.String()
 }
 
 func validFingerprint(f string) error {
@@ -216,10 +239,8 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 	s.mu.Lock()
 	old, accepted := s.key, slices.Contains(s.accepted, key.fingerprint)
 	s.mu.Unlock()
-	if !accepted {
-		if err := s.judge(ctx, old, key); err != nil {
-			return nil, err
-		}
+	if err := s.judge(ctx, old, key, accepted); err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	s.key, s.fetched = key, time.Now()
@@ -227,12 +248,14 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 	return key, nil
 }
 
-func (s *serverKey) judge(ctx context.Context, old, key *PublicKey) error {
-	if err := s.trust.check(s.origin, key); err != nil {
+// judge asks the trust, and then the user. A key that the user accepted before needs neither, except that a trust with a
+// memory of its own has what was accepted there, and goes by that.
+func (s *serverKey) judge(ctx context.Context, old, key *PublicKey, accepted bool) error {
+	if err := s.trust.check(s.origin, key); err != nil && !(accepted && !s.trust.remembers()) {
 		s.log.WarnContext(ctx, "server key refused", "fingerprint", key.fingerprint)
 		return err
 	}
-	if !key.Equal(old) {
+	if !key.Equal(old) && !accepted {
 		if old != nil {
 			s.log.WarnContext(ctx, "server key changed", "old", old.fingerprint, "new", key.fingerprint)
 		}

@@ -13,7 +13,7 @@ import (
 // errExited is the result of a function that left through runtime.Goexit.
 var errExited = errors.New("flight: the function did not return")
 
-// Group runs one function at a time. The zero value is ready; it must not be copied after first use.
+// Group hands out one run at a time; one that was abandoned may still be ending beside it. The zero value is ready; it must not be copied after first use.
 // All methods may be called from several goroutines.
 type Group[T any] struct {
 	// KeepGoing lets a run finish although nobody waits for it any more. Otherwise its context is cancelled when

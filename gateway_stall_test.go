@@ -1,0 +1,176 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
+
+// rawSealedPost is a request that a gateway with the stored server key takes.
+func rawSealedPost(t *testing.T, url string) *http.Request {
+	t.Helper()
+	e, err := publicOf(t, "server-4096").seal([]byte(`{"model":"m","messages":[{"role":"user","content":"?"}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequest(http.MethodPost, url+pathCompletion, bytes.NewReader(envelope.Append(nil, e)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set(headerPayloadID, newUUID())
+	req.Header.Set(headerPublicKey, percentEncode(testkit.PublicPEM(t, "rsa-2048")))
+	return req
+}
+
+// TestGatewayClientThatDoesNotRead has a client ask for more than fits into socket buffers, and read none of it.
+func TestGatewayClientThatDoesNotRead(t *testing.T) {
+	testkit.NoLeaks(t)
+	g := startGateway(t, answerText(strings.Repeat("x", 24<<20)), func(c *GatewayConfig) {
+		c.MaxConcurrent, c.BodyTimeout = 1, 500*time.Millisecond
+	})
+	returned := make(chan struct{}, 2)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.ServeHTTP(w, r)
+		returned <- struct{}{}
+	}))
+	defer srv.Close()
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	if err := rawSealedPost(t, srv.URL).Write(conn); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-returned:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the gateway still writes to a client that does not read")
+	}
+	if n := len(g.slots); n != 0 {
+		t.Errorf("%d places are taken", n)
+	}
+}
+
+// TestGatewayCloseEndsStalledAnswers has Close find an answer that nobody reads, long before its time is over.
+func TestGatewayCloseEndsStalledAnswers(t *testing.T) {
+	testkit.NoLeaks(t)
+	g := startGateway(t, answerText(strings.Repeat("x", 24<<20)), func(c *GatewayConfig) { c.BodyTimeout = time.Hour })
+	srv := httptest.NewServer(g)
+	defer srv.Close()
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	if err := rawSealedPost(t, srv.URL).Write(conn); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err != nil { // the answer has begun
+		t.Fatal(err)
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		_ = g.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(30 * time.Second):
+		t.Fatal("Close waits for a client that does not read")
+	}
+}
+
+// TestGatewayCloseDuringHTTP2Requests closes gateways while handlers return: a writer whose handler has returned must
+// not be touched, and with HTTP/2 that would end the process.
+func TestGatewayCloseDuringHTTP2Requests(t *testing.T) {
+	for range 20 {
+		g := startGateway(t, answerText("fine"), nil)
+		srv := testkit.TLSServer(t, g)
+		client := &http.Client{Transport: testkit.ClientTransport(srv)}
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for {
+				req := rawSealedPost(t, srv.URL).WithContext(ctx)
+				req.Header.Set(headerPublicKey, "malformed") // refused: handlers return quickly
+				resp, err := client.Do(req)
+				if err != nil {
+					return
+				}
+				_ = resp.Body.Close()
+				if resp.StatusCode == http.StatusServiceUnavailable {
+					return
+				}
+			}
+		}()
+		time.Sleep(time.Millisecond) // some requests into it; which does not matter
+		_ = g.Close()
+		<-done
+		cancel()
+		client.CloseIdleConnections()
+		srv.Close()
+	}
+}
+
+// TestAnswersMadeToBeLarge decodes answers that are small on the wire and would be huge in memory.
+func TestAnswersMadeToBeLarge(t *testing.T) {
+	const n = 1 << 17
+	inMessage := func(members string) string {
+		return `{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[{"message":{"role":"assistant",` + members + `}}]}`
+	}
+	many := func(s string, n int) string { return strings.TrimSuffix(strings.Repeat(s+",", n), ",") }
+	for name, answer := range map[string]string{
+		"tool calls": inMessage(`"tool_calls":[` + many(`{}`, n) + `]`),
+		"parts":      inMessage(`"content":[` + many(`{"type":""}`, n) + `]`),
+		"members":    inMessage(many(`"":0`, n)),
+		"choices":    `{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[` + many(`{"message":{}}`, n) + `]}`,
+		"top level":  `{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[],` + many(`"":0`, n) + `}`,
+		"metadata":   `{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[],"_metadata":{` + many(`"":0`, n) + `}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := checkCompletion([]byte(answer), "", ""); err != nil {
+				if name != "choices" || !errors.Is(err, ErrResponseSchema) {
+					t.Fatal(err) // or else this test would show nothing
+				}
+			}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			if err := checkWeight([]byte(answer)); !errors.Is(err, ErrResponseSchema) {
+				t.Errorf("weighed: %v", err)
+			}
+			if _, err := eventStream([]byte(answer), false); !errors.Is(err, ErrResponseSchema) {
+				t.Errorf("as a stream: %v", err)
+			}
+			runtime.ReadMemStats(&after)
+			if grown := after.TotalAlloc - before.TotalAlloc; grown > 64<<20 {
+				t.Errorf("%d MiB were allocated", grown>>20)
+			}
+		})
+	}
+	long := `{"id":"` + strings.Repeat("x", 1<<20) + `","object":"chat.completion","created":1,"model":"m","choices":[{"message":{"content":"` +
+		strings.Repeat("x", 1<<20) + `"}}]}`
+	if _, err := eventStream([]byte(long), false); !errors.Is(err, ErrResponseSchema) {
+		t.Errorf("an id of 1 MiB in every event: %v", err)
+	}
+}
