@@ -85,16 +85,23 @@ func orNull(v []byte) []byte {
 	return v
 }
 
-// choice writes the events of one choice: role, content in pieces, everything else of the message, the finish reason.
+// eventChoice is a choice as far as its events need to know it.
+type eventChoice struct {
+	Index        json.RawMessage `json:"index"`
+	Message      json.RawMessage `json:"message"`
+	FinishReason json.RawMessage `json:"finish_reason"`
+	LogProbs     json.RawMessage `json:"logprobs"`
+}
+
+// choice writes the events of the n'th choice: role, content in pieces, everything else of the message, the finish
+// reason.
 func (s *eventWriter) choice(n int, data []byte) error {
-	var c struct {
-		Index        json.RawMessage `json:"index"`
-		Message      json.RawMessage `json:"message"`
-		FinishReason json.RawMessage `json:"finish_reason"`
-		LogProbs     json.RawMessage `json:"logprobs"`
-	}
+	var c eventChoice
 	if _, err := decodeObject(data, &c); err != nil {
 		return schemaError("choices", "want objects")
+	}
+	if jsonspan.KindOf(c.Index) != jsonspan.Number { // or else two choices would become one
+		c.Index = json.RawMessage(strconv.Itoa(n))
 	}
 	var m struct {
 		Role      json.RawMessage `json:"role"`
@@ -105,56 +112,61 @@ func (s *eventWriter) choice(n int, data []byte) error {
 	if err != nil {
 		return schemaError("choices.message", "want an object")
 	}
-	if jsonspan.KindOf(c.Index) != jsonspan.Number { // or else two choices would become one
-		c.Index = json.RawMessage(strconv.Itoa(n))
-	}
-	if rest == nil {
-		rest = make(map[string]json.RawMessage)
-	}
-	delta := func(fields map[string]json.RawMessage, logprobs, finish json.RawMessage) error {
-		event := map[string]any{
-			"index": c.Index, "delta": fields, "finish_reason": json.RawMessage(orNull(finish)),
-		}
-		if logprobs != nil {
-			event["logprobs"] = logprobs
-		}
-		choices, err := marshal([]any{event})
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrResponseSchema, err)
-		}
-		s.event(choices, nil)
-		return nil
-	}
 	if jsonspan.KindOf(m.Role) != jsonspan.String {
 		m.Role = json.RawMessage(`"assistant"`)
 	}
-	if err := delta(map[string]json.RawMessage{"role": m.Role, "content": json.RawMessage(`""`)}, nil, nil); err != nil {
+	events := []map[string]json.RawMessage{{"role": m.Role, "content": json.RawMessage(`""`)}}
+	for _, piece := range contentPieces(m.Content) {
+		events = append(events, map[string]json.RawMessage{"content": piece})
+	}
+	calls, err := indexedCalls(m.ToolCalls)
+	if err != nil {
 		return err
 	}
-	for _, piece := range contentPieces(m.Content) {
-		if err := delta(map[string]json.RawMessage{"content": piece}, c.LogProbs, nil); err != nil {
-			return err
+	if calls != nil {
+		if rest == nil {
+			rest = make(map[string]json.RawMessage)
 		}
-		c.LogProbs = nil // once, with the first piece
+		rest["tool_calls"] = calls
 	}
-	if m.ToolCalls != nil {
-		calls, err := indexedCalls(m.ToolCalls)
-		if err != nil {
-			return err
-		}
-		if calls != nil {
-			rest["tool_calls"] = calls
-		}
+	if len(rest) > 0 || (len(events) == 1 && jsonspan.KindOf(c.LogProbs) != jsonspan.Null) {
+		events = append(events, rest)
 	}
-	if len(rest) > 0 || jsonspan.KindOf(c.LogProbs) != jsonspan.Null {
-		if err := delta(rest, c.LogProbs, nil); err != nil {
+	return s.deltas(&c, events)
+}
+
+// deltas writes an event for each delta, and one for the finish reason. The log probabilities go once, with the first
+// delta after the role.
+func (s *eventWriter) deltas(c *eventChoice, deltas []map[string]json.RawMessage) error {
+	for i, delta := range deltas {
+		var logprobs json.RawMessage
+		if i == 1 {
+			logprobs = c.LogProbs
+		}
+		if err := s.delta(c, delta, logprobs, nil); err != nil {
 			return err
 		}
 	}
 	if jsonspan.KindOf(c.FinishReason) == jsonspan.Null {
 		c.FinishReason = json.RawMessage(`"stop"`) // a stream without one is a stream that was cut
 	}
-	return delta(map[string]json.RawMessage{}, nil, c.FinishReason)
+	return s.delta(c, nil, nil, c.FinishReason)
+}
+
+func (s *eventWriter) delta(c *eventChoice, delta map[string]json.RawMessage, logprobs, finish json.RawMessage) error {
+	if delta == nil {
+		delta = map[string]json.RawMessage{}
+	}
+	event := map[string]any{"index": c.Index, "delta": delta, "finish_reason": json.RawMessage(orNull(finish))}
+	if logprobs != nil {
+		event["logprobs"] = logprobs
+	}
+	choices, err := marshal([]any{event})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrResponseSchema, err)
+	}
+	s.event(choices, nil)
+	return nil
 }
 
 // contentPieces splits a long text. Content that is no text goes as it is.
@@ -184,7 +196,7 @@ func contentPieces(content []byte) []json.RawMessage {
 
 // indexedCalls gives each tool call its index, by which the pieces of a stream are put together again.
 func indexedCalls(data []byte) (json.RawMessage, error) {
-	if jsonspan.KindOf(data) == jsonspan.Null {
+	if jsonspan.KindOf(data) == jsonspan.Null { // or absent
 		return nil, nil
 	}
 	calls, ok := elements(data)
