@@ -325,7 +325,7 @@ func (c *SecureCompletionClient) Close() error {
 	c.mu.Unlock()
 	c.end(fmt.Errorf("%w: client", ErrClosed))
 	c.calls.Wait()
-	c.server.fetching.Wait()
+	c.server.fetching.Close()
 	c.cleanup.Do(func() {
 		if c.ownHTTP {
 			c.http.CloseIdleConnections()

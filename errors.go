@@ -74,6 +74,9 @@ var (
 	ErrLocked = errors.New("sealedchat: locked by another process")
 	// ErrLockLost: the lock file was replaced while it was held. Nothing was written.
 	ErrLockLost = errors.New("sealedchat: lock lost")
+	// ErrUnconfirmed: a change of the key store was written and is in force, but the disk did not confirm that it lasts,
+	// or it could not be read back. Repeat what can be repeated; a new passphrase is the one that counts.
+	ErrUnconfirmed = errors.New("sealedchat: saved, but not confirmed")
 	// ErrClosed: the client, key store, gateway or secret was closed.
 	ErrClosed = errors.New("sealedchat: closed")
 )

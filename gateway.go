@@ -43,8 +43,9 @@ type GatewayConfig struct {
 	// AllowUnauthenticated serves everybody when Authenticate is nil.
 	AllowUnauthenticated bool
 
-	// Keys holds the key that requests are sealed to. It stays the caller's. nil = an ephemeral store of the gateway's
-	// own: clients that pin it have to be told the new fingerprint after each start.
+	// Keys holds the key that requests are sealed to. It stays the caller's. When it rotates, clients that pinned the key
+	// or remember it from first use refuse the new one until they are told: set Rotation.Every to what you can announce,
+	// or to never. nil = an ephemeral store of the gateway's own that does not rotate: a new fingerprint after each start.
 	Keys *KeyStore
 	// Tier is the security tier that this installation provides. Requests for a higher one are answered 403.
 	// "" = TierStandard.
@@ -106,7 +107,8 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 		return nil, err
 	}
 	if c.Keys == nil {
-		if g.cfg.Keys, err = NewEphemeralKeyStore(nil); err != nil {
+		// One key for as long as the gateway lives: rotation would turn away whoever pinned it.
+		if g.cfg.Keys, err = NewEphemeralKeyStore(&KeyStoreOptions{Rotation: Rotation{Every: -1}}); err != nil {
 			return nil, err
 		}
 		g.ownKeys = true

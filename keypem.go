@@ -155,7 +155,8 @@ func (s *KeyStore) Delete(ctx context.Context, fingerprint string) error {
 // ChangePassphrase rewrites the file under a new passphrase of at least 8 bytes with a new salt, and starts a new
 // generation of data keys; what was sealed before still opens. old must open the file ([ErrPassphrase]). Other
 // processes that have the store open go on with the keys they know, and cannot save until they open it again. A copy of
-// the old file still opens with the old passphrase. Both passphrases stay the caller's.
+// the old file still opens with the old passphrase. Both passphrases stay the caller's. After an error the old passphrase
+// holds, unless the error is [ErrUnconfirmed]: then the new one does.
 func (s *KeyStore) ChangePassphrase(ctx context.Context, old, new *Secret) error {
 	if s.dir == nil {
 		return fmt.Errorf("%w: an ephemeral key store has no passphrase", ErrInvalidRequest)

@@ -173,16 +173,20 @@ func (s *KeyStore) create(ctx context.Context, dir string, passphrase *Secret) (
 		return err
 	}
 	defer body.Wipe()
-	lock, err := s.dir.Lock(ctx, writeLock)
+	lock, err := s.lock(ctx)
 	if err != nil {
-		return fileError(err)
+		return err
 	}
 	defer lock.Unlock()
 	file, err := keyfile.Seal(body, s.master)
 	if err != nil {
 		return keyStoreError(err)
 	}
-	if err := s.dir.CreateFile(keyStoreFile, file); err != nil {
+	if err := s.dir.CreateFile(keyStoreFile, file); errors.Is(err, fsafe.ErrNotDurable) {
+		if err := s.write(file); err != nil {
+			return fmt.Errorf("%w: the key store exists now", err)
+		}
+	} else if err != nil {
 		return s.existsError(err)
 	}
 	return s.load(ctx)

@@ -26,7 +26,8 @@ var errNoChange = errors.New("nothing to change")
 
 var errChangedElsewhere = fmt.Errorf("%w: the passphrase was changed elsewhere, open the key store again", ErrPassphrase)
 
-// change applies f to the store's body. When f fails nothing changes, neither on disk nor in memory.
+// change applies f to the store's body. When it fails nothing changes, neither on disk nor in memory, unless the error is
+// ErrUnconfirmed.
 func (s *KeyStore) change(ctx context.Context, f func(*keyfile.Body) error) error {
 	if s.dir == nil {
 		leave, err := s.enter(ctx)
@@ -51,9 +52,9 @@ func (s *KeyStore) edit(ctx context.Context, f func(*fsafe.Lock, *keyfile.Body) 
 		return err
 	}
 	defer leave()
-	lock, err := s.dir.Lock(ctx, writeLock)
+	lock, err := s.lock(ctx)
 	if err != nil {
-		return fileError(err)
+		return err
 	}
 	defer lock.Unlock()
 	file, _, err := s.readFile()
@@ -66,6 +67,21 @@ func (s *KeyStore) edit(ctx context.Context, f func(*fsafe.Lock, *keyfile.Body) 
 	}
 	defer body.Wipe()
 	return f(lock, body)
+}
+
+// lock takes the lock of the file. The wait for another process also ends with the store.
+func (s *KeyStore) lock(ctx context.Context) (*fsafe.Lock, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	lock, err := s.dir.Lock(ctx, writeLock)
+	if err != nil && s.life.Err() != nil {
+		return nil, s.errClosed()
+	}
+	if err != nil {
+		return nil, fileError(err)
+	}
+	return lock, nil
 }
 
 func skipNoChange(err error) error {
@@ -104,19 +120,31 @@ func (s *KeyStore) save(ctx context.Context, lock *fsafe.Lock, body *keyfile.Bod
 	if err := lock.Check(); err != nil {
 		return fileError(err)
 	}
-	saved := s.dir.WriteFile(keyStoreFile, text)
-	if errors.Is(saved, fsafe.ErrNotDurable) {
-		saved = s.dir.WriteFile(keyStoreFile, text)
+	if s.life.Err() != nil {
+		return s.errClosed()
 	}
-	if saved != nil && !errors.Is(saved, fsafe.ErrNotDurable) {
-		return fmt.Errorf("sealedchat: saving the key store: %w", fileError(saved))
+	saved := s.write(text)
+	if saved != nil && !errors.Is(saved, ErrUnconfirmed) {
+		return saved
 	}
-	// What is on the disk counts, even if a power cut could still undo it: then there is an error, too.
+	// From here on the file is another one, and whatever goes wrong does not undo that.
 	if err := s.load(ctx); err != nil {
-		return err
+		return fmt.Errorf("%w: reading it back: %w", ErrUnconfirmed, err)
 	}
-	if saved != nil {
-		return fmt.Errorf("sealedchat: saving the key store: %w", fileError(saved))
+	return saved
+}
+
+// write replaces the file. ErrUnconfirmed means that it was replaced all the same.
+func (s *KeyStore) write(text []byte) error {
+	err := s.dir.WriteFile(keyStoreFile, text)
+	if errors.Is(err, fsafe.ErrNotDurable) {
+		if s.dir.WriteFile(keyStoreFile, text) == nil {
+			return nil
+		}
+		return fmt.Errorf("%w: %w", ErrUnconfirmed, err) // the first verdict stands: the file is replaced
+	}
+	if err != nil {
+		return fmt.Errorf("sealedchat: saving the key store: %w", fileError(err))
 	}
 	return nil
 }
@@ -223,10 +251,7 @@ func (s *KeyStore) refresh(ctx context.Context) error {
 // gone are wiped when the last request that uses them ends.
 func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return s.errClosed()
-	}
+	defer s.mu.Unlock() // also when the store is closing: Close wipes what is here when it has its turn
 	known := make(map[string]*heldKey)
 	for _, k := range s.keys {
 		known[k.public.fingerprint] = k.heldKey
@@ -318,7 +343,7 @@ func (s *KeyStore) rewrite(ctx context.Context, passphrase *Secret, f func(*keyf
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if err != nil && !errors.Is(err, fsafe.ErrNotDurable) {
+		if err != nil && !errors.Is(err, ErrUnconfirmed) {
 			s.dropMaster()
 			s.master, s.masterAt = old, oldAt
 			return err

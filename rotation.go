@@ -81,7 +81,7 @@ func (r *rotator) nudge() {
 
 func (r *rotator) wait() {
 	r.worker.Wait()
-	r.making.Wait()
+	r.making.Close()
 }
 
 // acquire returns the primary key for a request, which counts. The caller releases it.
@@ -201,7 +201,8 @@ func (s *KeyStore) expired(state keyfile.State, retired, now time.Time) bool {
 }
 
 // Rotate replaces the primary key now, and returns when the new one is in use and, with a file, on the disk. Callers
-// that come while a rotation is under way share it. When it fails, the old key stays in use.
+// that come while a rotation is under way share it. When it fails, the old key stays in use; only with [ErrUnconfirmed]
+// the new one is.
 func (s *KeyStore) Rotate(ctx context.Context) error {
 	for {
 		made, err := s.rotator.making.Do(ctx, s.life, s.makeKey(true))

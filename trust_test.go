@@ -456,7 +456,7 @@ func TestOnServerKeyOneAtATime(t *testing.T) {
 		if k, err := s.get(t.Context()); err != nil || !k.Equal(key) {
 			t.Errorf("got %v, %v", k, err)
 		}
-		s.fetching.Wait()
+		s.fetching.Close()
 	})
 }
 

@@ -13,6 +13,9 @@ import (
 // errExited is the result of a function that left through runtime.Goexit.
 var errExited = errors.New("flight: the function did not return")
 
+// ErrOver is what Do returns after Close.
+var ErrOver = errors.New("flight: over")
+
 // Group hands out one run at a time; one that was abandoned may still be ending beside it. The zero value is ready; it must not be copied after first use.
 // All methods may be called from several goroutines.
 type Group[T any] struct {
@@ -22,6 +25,7 @@ type Group[T any] struct {
 
 	mu      sync.Mutex
 	current *run[T]
+	over    bool // no further run begins
 	running sync.WaitGroup
 }
 
@@ -44,6 +48,10 @@ func (g *Group[T]) Do(ctx, life context.Context, fn func(context.Context) (T, er
 		return zero, context.Cause(ctx)
 	}
 	g.mu.Lock()
+	if g.over {
+		g.mu.Unlock()
+		return zero, ErrOver
+	}
 	r := g.current
 	if r == nil {
 		r = g.start(life, fn)
@@ -63,8 +71,14 @@ func (g *Group[T]) Do(ctx, life context.Context, fn func(context.Context) (T, er
 	}
 }
 
-// Wait blocks until no run is under way. It must not be called at the same time as a Do that could start one.
-func (g *Group[T]) Wait() { g.running.Wait() }
+// Close makes every later Do return ErrOver, and blocks until no run is under way. Those who wait for one still get
+// its result. It may be called more than once.
+func (g *Group[T]) Close() {
+	g.mu.Lock()
+	g.over = true
+	g.mu.Unlock()
+	g.running.Wait()
+}
 
 func (g *Group[T]) start(life context.Context, fn func(context.Context) (T, error)) *run[T] {
 	ctx, cancel := context.WithCancel(life)

@@ -37,7 +37,7 @@ func TestOneRunForAll(t *testing.T) {
 		if v, err := g.Do(t.Context(), t.Context(), fn); v != 2 || err != errTest {
 			t.Errorf("second run: %d, %v", v, err)
 		}
-		g.Wait()
+		g.Close()
 	})
 }
 
@@ -113,7 +113,7 @@ func TestLastOneOutCancels(t *testing.T) {
 			if v, err := g.Do(t.Context(), t.Context(), fn); err != nil || v != want {
 				t.Errorf("keep %v: next caller got %d, %v; want run %d", keep, v, err, want)
 			}
-			g.Wait()
+			g.Close()
 			if (cancelled.Load() == 0) != keep || finished.Load() != 1 {
 				t.Errorf("keep %v: %d cancelled, %d finished", keep, cancelled.Load(), finished.Load())
 			}
@@ -163,7 +163,7 @@ func TestEndedContextStartsNothing(t *testing.T) {
 	if err != errTest {
 		t.Errorf("got %v, want the cause", err)
 	}
-	g.Wait()
+	g.Close()
 }
 
 func TestPanicReachesEveryWaiter(t *testing.T) {
@@ -224,7 +224,7 @@ func TestOddExits(t *testing.T) {
 			<-ctx.Done()
 			panic(errTest)
 		})
-		g.Wait()
+		g.Close()
 	})
 }
 
@@ -239,7 +239,7 @@ func TestWaitWaits(t *testing.T) {
 			ended.Store(true)
 			return 0, nil
 		})
-		g.Wait()
+		g.Close()
 		if !ended.Load() {
 			t.Error("Wait returned before the abandoned run ended")
 		}
@@ -268,5 +268,5 @@ func TestStorm(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	g.Wait()
+	g.Close()
 }
