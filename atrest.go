@@ -4,7 +4,9 @@
 package sealedchat
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
@@ -35,7 +37,8 @@ func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
 }
 
 // Open decrypts what [KeyStore.Seal] returned under the same label, also after a change of the passphrase and after
-// rotations. The caller wipes the result. Whatever does not open is [ErrDecryption].
+// rotations. The caller wipes the result. Whatever does not open is [ErrDecryption]; [ErrPassphrase] when it was sealed after
+// another process changed the passphrase.
 func (s *KeyStore) Open(label string, sealed []byte) ([]byte, error) {
 	var key []byte
 	defer func() { clear(key) }()
@@ -54,15 +57,27 @@ func (s *KeyStore) dataKey(generation uint32) ([]byte, uint32, error) {
 	if s.dir == nil {
 		return nil, 0, fmt.Errorf("%w: an ephemeral key store keeps no data keys", ErrInvalidRequest)
 	}
+	if s.isNewer(generation) { // another process may have begun it
+		if err := s.refresh(s.life); errors.Is(err, errChangedElsewhere) {
+			return nil, 0, err
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, 0, s.errClosed()
 	}
-	for i := len(s.dataKeys) - 1; i >= 0; i-- {
-		if k := s.dataKeys[i]; generation == 0 || k.generation == generation {
+	for _, k := range slices.Backward(s.dataKeys) {
+		if generation == 0 || k.generation == generation {
 			return append([]byte(nil), k.at.Bytes()...), k.generation, nil
 		}
 	}
 	return nil, 0, ErrDecryption
+}
+
+func (s *KeyStore) isNewer(generation uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.dataKeys)
+	return n > 0 && generation > s.dataKeys[n-1].generation
 }

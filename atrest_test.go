@@ -168,7 +168,7 @@ func TestDataAtRestLasts(t *testing.T) {
 	opens("after changes of the passphrase", s)
 	opens("opened anew", openWeak(t, dir, old, nil))
 	_, err := there.Open("c", sealed[blob{"c", "xx"}])
-	wantError(t, "a process that does not know the new data key", err, ErrDecryption)
+	wantError(t, "a process that does not know the new data key", err, ErrPassphrase)
 
 	// In file order: the newest generation seals.
 	body, _ := bodyOnDisk(t, dir, old)

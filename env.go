@@ -14,7 +14,7 @@ import (
 //
 //	NOMYO_SERVER_URL    BaseURL; unset = DefaultBaseURL
 //	NOMYO_API_KEY       APIKey
-//	NOMYO_KEY_DIR       folder of the key store that is opened for Keys; it must exist
+//	NOMYO_KEY_DIR       folder of the key store that is opened for Keys, with default KeyStoreOptions; it must exist
 //	NOMYO_KEY_PASSWORD  its passphrase
 //	NOMYO_SERVER_PIN    fingerprints for Trust, separated by commas; without it Trust stays unset, and is to be chosen
 //
@@ -28,7 +28,11 @@ func ConfigFromEnv(ctx context.Context) (c Config, err error) {
 			return Config{}, &ConfigError{Field: "NOMYO_SERVER_PIN", Err: err}
 		}
 	}
-	if dir := os.Getenv("NOMYO_KEY_DIR"); dir != "" {
+	dir := os.Getenv("NOMYO_KEY_DIR")
+	if dir == "" && os.Getenv("NOMYO_KEY_PASSWORD") != "" { // or else keys would be ephemeral, unexpectedly
+		return Config{}, configError("NOMYO_KEY_DIR", "not set, but NOMYO_KEY_PASSWORD is")
+	}
+	if dir != "" {
 		if c.Keys, err = keysFromEnv(ctx, dir); err != nil {
 			return Config{}, &ConfigError{Field: "NOMYO_KEY_DIR", Err: err}
 		}

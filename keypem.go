@@ -6,6 +6,7 @@ package sealedchat
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"time"
 
@@ -28,9 +29,10 @@ type PEMReport struct {
 // primary key again changes nothing. A public key block in the same file is checked to be the key's own: append
 // public_key.pem to have it checked. text and passphrase stay the caller's; wipe text.
 //
-// Errors: [ErrPassphrase] when it is wrong, missing, or given for a plain file; [ErrPrivateKey] for everything that is
+// Errors: [ErrInvalidRequest] for a key that was retired here before, which is to be deleted first; [ErrUnconfirmed], with
+// a report; [ErrPassphrase] when it is wrong, missing, or given for a plain file; [ErrPrivateKey] for everything that is
 // not an RSA key of 2048 to 8192 bits, two primes and an exponent of at least 65537, and for encryptions that are too
-// weak or too costly, with the openssl command that converts them.
+// weak or too costly, with the openssl command that converts them, and for more than 64 KiB.
 func (s *KeyStore) ImportPEM(ctx context.Context, text []byte, passphrase *Secret) (*PEMReport, error) {
 	key, report, err := parsePEM(text, passphrase)
 	if err != nil {
@@ -46,20 +48,19 @@ func (s *KeyStore) ImportPEM(ctx context.Context, text []byte, passphrase *Secre
 			if e.Key.Fingerprint() != fp {
 				continue
 			}
-			key.Wipe()
 			if e.State == keyfile.Primary {
 				return errNoChange
 			}
-			return fmt.Errorf("%w: this key was retired here before", ErrPrivateKey)
+			return fmt.Errorf("%w: this key was retired here before; delete it first", ErrInvalidRequest)
 		}
 		return s.promote(b, key)
 	})
-	if err != nil {
-		key.Wipe()
+	key.Wipe()
+	if err != nil && !errors.Is(err, ErrUnconfirmed) {
 		return nil, err
 	}
 	s.keyInUse()
-	return result, nil
+	return result, err
 }
 
 func parsePEM(text []byte, passphrase *Secret) (key *keyfile.RSAKey, report *keyfile.Report, err error) {
@@ -154,7 +155,8 @@ func (s *KeyStore) Delete(ctx context.Context, fingerprint string) error {
 
 // ChangePassphrase rewrites the file under a new passphrase of at least 8 bytes with a new salt, and starts a new
 // generation of data keys; what was sealed before still opens. old must open the file ([ErrPassphrase]). Other
-// processes that have the store open go on with the keys they know, and cannot save until they open it again. A copy of
+// processes that have the store open go on with the keys they know, and can neither save, nor see later changes, nor open
+// what is sealed from now on, until they open it again. A copy of
 // the old file still opens with the old passphrase. Both passphrases stay the caller's. After an error the old passphrase
 // holds, unless the error is [ErrUnconfirmed]: then the new one does.
 func (s *KeyStore) ChangePassphrase(ctx context.Context, old, new *Secret) error {

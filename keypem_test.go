@@ -220,7 +220,7 @@ func TestImportTwice(t *testing.T) {
 	}
 	unchanged(t, "a retired one", dir, func() {
 		_, err = s.ImportPEM(t.Context(), text, nil)
-		wantError(t, "retired", err, ErrPrivateKey)
+		wantError(t, "retired", err, ErrInvalidRequest)
 	})
 	if err := s.Delete(t.Context(), report.Fingerprint); err != nil {
 		t.Fatal(err)

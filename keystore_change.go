@@ -47,16 +47,16 @@ func (s *KeyStore) change(ctx context.Context, f func(*keyfile.Body) error) erro
 
 // edit opens the file as it is now for f, which nobody else changes meanwhile.
 func (s *KeyStore) edit(ctx context.Context, f func(*fsafe.Lock, *keyfile.Body) error) error {
+	lock, err := s.lock(ctx) // before enter: nobody in this process waits while another process writes
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
 	leave, err := s.enter(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	lock, err := s.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer lock.Unlock()
 	file, _, err := s.readFile()
 	if err != nil {
 		return fileError(err)
@@ -128,7 +128,7 @@ func (s *KeyStore) save(ctx context.Context, lock *fsafe.Lock, body *keyfile.Bod
 		return saved
 	}
 	// From here on the file is another one, and whatever goes wrong does not undo that.
-	if err := s.load(ctx); err != nil {
+	if err := s.load(); err != nil {
 		return fmt.Errorf("%w: reading it back: %w", ErrUnconfirmed, err)
 	}
 	return saved
@@ -189,7 +189,7 @@ func (s *KeyStore) readFile() (*keyfile.File, fsafe.Version, error) {
 // openBody opens a file with the master key at hand.
 func (s *KeyStore) openBody(file *keyfile.File) (*keyfile.Body, error) {
 	s.mu.Lock()
-	master := s.master
+	master, generation := s.master, s.generation
 	s.mu.Unlock()
 	if master == nil {
 		return nil, s.errClosed()
@@ -201,11 +201,15 @@ func (s *KeyStore) openBody(file *keyfile.File) (*keyfile.Body, error) {
 	if err != nil {
 		return nil, keyStoreError(err)
 	}
+	if body.Generation < generation { // somebody put an old file in its place
+		body.Wipe()
+		return nil, fmt.Errorf("%w: older than what is in use", ErrKeyStoreDamaged)
+	}
 	return body, nil
 }
 
 // load takes over what the file says now. The caller is the only one who changes the store, or opens it.
-func (s *KeyStore) load(context.Context) error {
+func (s *KeyStore) load() error {
 	file, version, err := s.readFile()
 	if err != nil {
 		return fileError(err)
@@ -219,7 +223,7 @@ func (s *KeyStore) load(context.Context) error {
 		return err
 	}
 	s.mu.Lock()
-	s.version = version
+	s.version, s.generation = version, body.Generation
 	s.mu.Unlock()
 	return nil
 }
@@ -244,7 +248,7 @@ func (s *KeyStore) refresh(ctx context.Context) error {
 	if same {
 		return nil
 	}
-	return s.load(ctx)
+	return s.load()
 }
 
 // takeOver makes the store's memory say what body says. Keys that are known already stay as they are; those that are
@@ -259,6 +263,9 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	var keys []*storedKeyEntry
 	var fresh []*heldKey
 	for _, e := range body.Keys {
+		if e.State != keyfile.Primary && e.State != keyfile.Retired {
+			continue // a state that nothing here makes
+		}
 		sum := e.Key.Fingerprint()
 		held := known[hex.EncodeToString(sum[:])]
 		if held == nil {
@@ -283,6 +290,9 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	s.keys = keys
 	if now := s.primary(); before == nil || now == nil || before.heldKey != now.heldKey {
 		s.rotator.uses.Store(0)
+		if before != nil && now != nil {
+			s.log.Info("another key is in use", "fingerprint", now.public.fingerprint)
+		}
 	}
 	for _, k := range old {
 		if !slices.ContainsFunc(keys, func(e *storedKeyEntry) bool { return e.heldKey == k.heldKey }) {
@@ -358,8 +368,11 @@ func (s *KeyStore) rewrite(ctx context.Context, passphrase *Secret, f func(*keyf
 type fileProblem struct{ sentinel, err error }
 
 func (e *fileProblem) Error() string {
-	text := strings.TrimPrefix(e.err.Error(), "fsafe: ")
-	return e.sentinel.Error() + ": " + strings.TrimPrefix(text, "insecure permissions: ")
+	text := strings.ReplaceAll(e.err.Error(), "fsafe: ", "")
+	for _, repeated := range []string{"insecure permissions: ", "locked by another process: "} {
+		text = strings.TrimPrefix(text, repeated)
+	}
+	return e.sentinel.Error() + ": " + text
 }
 func (e *fileProblem) Unwrap() []error { return []error{e.sentinel, e.err} }
 
@@ -368,6 +381,7 @@ func fileError(err error) error {
 	for _, m := range []struct{ from, to error }{
 		{fsafe.ErrInsecurePermissions, ErrInsecurePermissions}, {fsafe.ErrFileType, ErrInsecurePermissions},
 		{fsafe.ErrLocked, ErrLocked}, {fsafe.ErrLockLost, ErrLockLost}, {fsafe.ErrTooLarge, ErrKeyStoreDamaged},
+		{fsafe.ErrChanged, ErrKeyStoreDamaged},
 	} {
 		if errors.Is(err, m.from) {
 			return &fileProblem{m.to, err}

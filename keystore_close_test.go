@@ -4,11 +4,16 @@
 package sealedchat
 
 import (
+	"bytes"
 	"context"
+	"crypto/rsa"
 	"errors"
+	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -47,11 +52,10 @@ func TestCloseDuringChangePassphrase(t *testing.T) {
 func TestCloseDuringRotations(t *testing.T) {
 	testkit.NoLeaks(t)
 	for range 200 {
-		s, m := weakStore(t, nil)
+		s, _ := weakStore(t, nil)
 		if _, err := s.Public(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		_ = m
 		var callers sync.WaitGroup
 		for range 4 {
 			callers.Go(func() {
@@ -84,13 +88,147 @@ func TestCloseWhileWaitingForTheLock(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
 	go func() { waiting <- s.Delete(ctx, primaryOf(t, s)) }()
-	for len(s.writing) == 0 { // until it is in there
-		time.Sleep(time.Millisecond)
-	}
+	time.Sleep(20 * time.Millisecond) // probably it waits by now; if not, the test is easier
 	began := time.Now()
 	_ = s.Close()
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("Close took %v", took)
 	}
 	wantError(t, "the one who waited", <-waiting, ErrClosed)
+}
+
+// TestOlderFileIsRefused puts an earlier version of the file under a store that is open.
+func TestOlderFileIsRefused(t *testing.T) {
+	dir := storeDir(t)
+	s, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	file := filepath.Join(dir, keyStoreFile)
+	older, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := fingerprints(s)
+	if err := os.WriteFile(file, older, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, "looking", s.refresh(t.Context()), ErrKeyStoreDamaged)
+	wantError(t, "rotating", s.Rotate(t.Context()), ErrKeyStoreDamaged)
+	if now := fingerprints(s); !slices.Equal(now, before) {
+		t.Errorf("the keys became %v, were %v", now, before)
+	}
+	if now, err := os.ReadFile(file); err != nil || !bytes.Equal(now, older) {
+		t.Errorf("the file was written: %v", err)
+	}
+}
+
+// TestClockThatWasAhead opens stores whose keys were made under a clock that was years ahead.
+func TestClockThatWasAhead(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct {
+		since time.Duration
+		want  bool
+	}{{-time.Hour - time.Second, false}, {-24 * time.Hour, true}, {-25 * time.Hour, true}, {time.Minute, false}, {59 * time.Minute, false}, {2 * time.Hour, true}, {5 * 8760 * time.Hour, true}} {
+		if got := over(now.Add(c.since), 24*time.Hour, now); got != c.want {
+			t.Errorf("a day after %v from now: over is %v", c.since, got)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := weakStore(t, nil)
+		first := primaryOf(t, s)
+		s.mu.Lock()
+		s.keys[0].activated = time.Now().Add(5 * 8760 * time.Hour)
+		s.mu.Unlock()
+		s.rotator.nudge()
+		synctest.Wait()
+		if primaryOf(t, s) == first {
+			t.Error("the key is in use for five years")
+		}
+		_ = s.Close()
+	})
+}
+
+// TestRotationErrorEnds lets the background fail, and then rotates by hand.
+func TestRotationErrorEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, m := weakStore(t, nil)
+		if _, err := s.Public(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		m.use(func(int) (*rsa.PrivateKey, error) { return nil, errors.New("broken") })
+		time.Sleep(25 * time.Hour)
+		synctest.Wait()
+		if s.RotationError() == nil {
+			t.Fatal("the background did not fail")
+		}
+		m.use(func(int) (*rsa.PrivateKey, error) { return m.make() })
+		if err := s.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.RotationError(); err != nil {
+			t.Errorf("all is well, and RotationError says %v", err)
+		}
+		_ = s.Close()
+	})
+}
+
+// TestTooManyKeys rotates more often than keys can be kept.
+func TestTooManyKeys(t *testing.T) {
+	s, _ := weakStore(t, nil)
+	if _, err := s.Public(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	err := s.change(t.Context(), func(b *keyfile.Body) error {
+		for len(b.Keys) < mostKeys {
+			e := b.Keys[0]
+			e.State, e.Retired = keyfile.Retired, time.Now()
+			b.Keys = append(b.Keys, e)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := primaryOf(t, s)
+	wantError(t, "one too many", s.Rotate(t.Context()), ErrTooLarge)
+	if primaryOf(t, s) != before {
+		t.Error("the primary key is another one")
+	}
+}
+
+// TestLostRotationLock has two stores make a key for the same rotation, as when the rotation lock does not hold.
+func TestLostRotationLock(t *testing.T) {
+	dir := storeDir(t)
+	a, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	b := openWeak(t, dir, passphrase, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	first := primaryOf(t, a)
+	if made, err := a.replacePrimary(t.Context(), false); !made || err != nil {
+		t.Fatalf("made %v, %v", made, err)
+	}
+	if primaryOf(t, b) != first {
+		t.Fatal("b has seen it: this test shows nothing")
+	}
+	if made, err := b.replacePrimary(t.Context(), false); made || err != nil {
+		t.Errorf("b made one, too: %v, %v", made, err)
+	}
+	if n := len(a.Keys()); n != 2 {
+		t.Errorf("%d keys, want 2", n)
+	}
+}
+
+// TestDataSealedUnderALaterPassphrase opens data in a process that does not know the newest data key.
+func TestDataSealedUnderALaterPassphrase(t *testing.T) {
+	dir := storeDir(t)
+	a, _ := createWeak(t, dir, nil)
+	b := openWeak(t, dir, passphrase, nil)
+	if err := a.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, "another passphrase")); err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := a.Seal("note", []byte("text"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.Open("note", sealed)
+	wantError(t, "a later data key", err, ErrPassphrase)
 }

@@ -57,8 +57,11 @@ func (s *KeyStore) acceptPin(ctx context.Context, origin string, fp [32]byte) er
 }
 
 func appendPin(b *keyfile.Body, p keyfile.Pin) error {
-	if len(b.Pins) >= keyfile.MaxPins || len(p.Origin) > keyfile.MaxOriginSize {
-		return fmt.Errorf("%w: the key store remembers no more server keys", ErrTooLarge)
+	if len(p.Origin) > keyfile.MaxOriginSize {
+		return fmt.Errorf("%w: a base URL of %d bytes, limit %d", ErrTooLarge, len(p.Origin), keyfile.MaxOriginSize)
+	}
+	if len(b.Pins) >= keyfile.MaxPins {
+		return fmt.Errorf("%w: the key store remembers no more than %d server keys", ErrTooLarge, keyfile.MaxPins)
 	}
 	b.Pins = append(b.Pins, p)
 	return nil

@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -18,7 +19,11 @@ import (
 )
 
 // Rotation says when the primary key of a store is replaced. The next one is generated in the background while the old
-// one goes on working, so no request waits for it; a request ends with the key that it began with.
+// one goes on working, so no request waits for it; a request ends with the key that it began with. A program that ends
+// sooner than a key is made (up to 3.5 s) calls [KeyStore.Rotate] to have it.
+//
+// Processes that share a store have to agree: the shortest Grace wins, since whoever finds a key whose grace is over
+// takes it out of the file. At most 128 keys are kept; with so many still in their grace nothing is rotated.
 type Rotation struct {
 	// Every is the age at which a key is replaced. 0 = 24 h; negative = never by age.
 	Every time.Duration
@@ -33,8 +38,11 @@ const (
 	defaultRotation = 24 * time.Hour
 	defaultGrace    = 2 * time.Hour
 
-	lookEvery     = time.Second // how often a busy store looks whether another process has replaced its file
-	firstRetry    = time.Minute // after a rotation that failed; doubles up to
+	lookEvery     = time.Second     // how often a busy store looks whether another process has replaced its file
+	mostKeys      = 128             // each is tried on what does not open
+	clockSkew     = time.Hour       // a time further ahead than this comes from a wrong clock, and counts as past
+	rotationWait  = 2 * time.Minute // for another process that makes a key
+	firstRetry    = time.Minute     // after a rotation that failed; doubles up to
 	longestRetry  = time.Hour
 	idleLookEvery = 30 * time.Second // how often an idle one looks
 )
@@ -187,7 +195,7 @@ func (s *KeyStore) retain(now time.Time, have ...*heldKey) []*heldKey {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var keys []*heldKey
-	for _, k := range s.keys {
+	for _, k := range slices.Backward(s.keys) { // the one that was replaced last is the likeliest
 		if !slices.Contains(have, k.heldKey) && !s.expired(k.state, k.retired, now) {
 			k.retain()
 			keys = append(keys, k.heldKey)
@@ -197,7 +205,13 @@ func (s *KeyStore) retain(now time.Time, have ...*heldKey) []*heldKey {
 }
 
 func (s *KeyStore) expired(state keyfile.State, retired, now time.Time) bool {
-	return state == keyfile.Retired && !now.Before(retired.Add(s.rotation.Grace))
+	return state == keyfile.Retired && over(retired, s.rotation.Grace, now)
+}
+
+// over reports whether life has passed since a time.
+func over(since time.Time, life time.Duration, now time.Time) bool {
+	age := now.Sub(since)
+	return age >= life || age < -clockSkew
 }
 
 // Rotate replaces the primary key now, and returns when the new one is in use and, with a file, on the disk. Callers
@@ -227,7 +241,9 @@ func (s *KeyStore) RotationError() error {
 func (s *KeyStore) makeKey(forced bool) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
 		if s.dir != nil { // one process makes the key, the others find it when their turn comes
-			lock, err := s.dir.Lock(ctx, rotationLock)
+			lockCtx, cancel := context.WithTimeout(ctx, rotationWait)
+			lock, err := s.dir.Lock(lockCtx, rotationLock)
+			cancel()
 			if err != nil {
 				return false, fileError(err)
 			}
@@ -239,17 +255,41 @@ func (s *KeyStore) makeKey(forced bool) func(context.Context) (bool, error) {
 		if !forced && !s.due(time.Now()) {
 			return false, nil
 		}
-		key, err := s.generate(ctx)
-		if err != nil {
-			return false, err
-		}
-		defer key.Wipe()
-		if err := s.change(ctx, func(b *keyfile.Body) error { return s.promote(b, key) }); err != nil {
-			return false, err
-		}
-		s.keyInUse()
-		return true, nil
+		return s.replacePrimary(ctx, forced)
 	}
+}
+
+// replacePrimary generates a key and makes it the primary one; unless forced, only in place of the one that is it now.
+func (s *KeyStore) replacePrimary(ctx context.Context, forced bool) (made bool, err error) {
+	s.mu.Lock()
+	before := s.primary()
+	s.mu.Unlock()
+	key, err := s.generate(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer key.Wipe()
+	err = s.change(ctx, func(b *keyfile.Body) error {
+		if !forced && before != nil && !hasPrimary(b, before.public.fingerprint) {
+			return errNoChange // another process was first, although the lock should have kept it out
+		}
+		made = true
+		return s.promote(b, key)
+	})
+	if err != nil && !errors.Is(err, ErrUnconfirmed) {
+		return false, err
+	}
+	if made {
+		s.keyInUse()
+	}
+	return made, err
+}
+
+func hasPrimary(b *keyfile.Body, fingerprint string) bool {
+	return slices.ContainsFunc(b.Keys, func(e keyfile.Entry) bool {
+		fp := e.Key.Fingerprint()
+		return e.State == keyfile.Primary && hex.EncodeToString(fp[:]) == fingerprint
+	})
 }
 
 // due reports whether a new key is to be made unasked.
@@ -260,7 +300,7 @@ func (s *KeyStore) due(now time.Time) bool {
 	if k == nil {
 		return !s.closed
 	}
-	return (s.rotation.Every > 0 && !now.Before(k.activated.Add(s.rotation.Every))) ||
+	return (s.rotation.Every > 0 && over(k.activated, s.rotation.Every, now)) ||
 		(s.rotation.AfterRequests > 0 && s.rotator.uses.Load() >= s.rotation.AfterRequests)
 }
 
@@ -285,16 +325,19 @@ func (s *KeyStore) generate(ctx context.Context) (*keyfile.RSAKey, error) {
 
 // promote makes key the body's primary key, and retires the one before. The body takes key over.
 func (s *KeyStore) promote(b *keyfile.Body, key *keyfile.RSAKey) error {
-	now := time.Now()
+	now := time.Now().Round(0) // wall time: the monotonic clock may stand still while the machine sleeps
 	for i := range b.Keys {
 		if b.Keys[i].State == keyfile.Primary {
 			b.Keys[i].State, b.Keys[i].Retired = keyfile.Retired, now
 		}
 	}
+	s.dropExpired(b, now)
+	if len(b.Keys) >= mostKeys {
+		return fmt.Errorf("%w: %d keys are still in their grace", ErrTooLarge, len(b.Keys))
+	}
 	b.Keys = append(b.Keys, keyfile.Entry{State: keyfile.Primary, Created: now, Activated: now, Key: key})
 	b.Rotations++
 	b.Rotated = now
-	s.dropExpired(b, now)
 	return nil
 }
 
@@ -306,6 +349,7 @@ func (s *KeyStore) keyInUse() {
 	if k != nil {
 		s.log.Info("key in use", "fingerprint", k.public.fingerprint, "bits", k.public.Bits())
 	}
+	s.report(nil)
 	s.startWorker()
 	s.rotator.nudge() // there is another time to wait for now
 }
@@ -359,18 +403,29 @@ func (s *KeyStore) untilNext(now time.Time) time.Duration {
 	for _, k := range s.keys {
 		switch {
 		case k.state == keyfile.Retired:
-			wait = min(wait, k.retired.Add(s.rotation.Grace).Sub(now))
+			wait = min(wait, left(k.retired, s.rotation.Grace, now))
 		case k.state == keyfile.Primary && s.rotation.Every > 0:
-			wait = min(wait, k.activated.Add(s.rotation.Every).Sub(now))
+			wait = min(wait, left(k.activated, s.rotation.Every, now))
 		}
 	}
 	s.mu.Unlock()
 	s.rotator.mu.Lock()
 	defer s.rotator.mu.Unlock()
-	if s.rotator.failures > 0 {
-		wait = max(wait, s.rotator.retryAt.Sub(now))
+	if s.rotator.failures > 0 { // what is due is tried again later; looking goes on
+		wait = s.rotator.retryAt.Sub(now)
+		if s.dir != nil {
+			wait = min(wait, idleLookEvery)
+		}
 	}
 	return max(wait, 0)
+}
+
+// left is how long it takes until over is true.
+func left(since time.Time, life time.Duration, now time.Time) time.Duration {
+	if over(since, life, now) {
+		return 0
+	}
+	return since.Add(life).Sub(now)
 }
 
 // tend does what is due: take over what another process did, rotate, drop what is over.
@@ -379,11 +434,14 @@ func (s *KeyStore) tend() {
 	early := s.rotator.failures > 0 && time.Now().Before(s.rotator.retryAt)
 	s.rotator.mu.Unlock()
 	err := s.refresh(s.life)
-	if early {
+	if early && (err != nil || s.due(time.Now()) || s.anyExpired()) {
 		return
 	}
 	if err == nil && s.due(time.Now()) {
 		_, err = s.rotator.making.Do(s.life, s.life, s.makeKey(false))
+		if errors.Is(err, ErrLocked) {
+			return // another process is at it
+		}
 	}
 	if err == nil && s.anyExpired() {
 		err = s.change(s.life, func(b *keyfile.Body) error {
@@ -410,14 +468,15 @@ func (s *KeyStore) report(err error) {
 	}
 	r := &s.rotator
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.failure = err
 	if err == nil {
 		r.failures = 0
+		r.mu.Unlock()
 		return
 	}
 	wait := min(firstRetry<<min(r.failures, 10), longestRetry)
 	r.failures++
 	r.retryAt = time.Now().Add(wait)
+	r.mu.Unlock() // a log handler may ask RotationError
 	s.log.Warn("key store: the work in the background failed, the keys stay as they are", "error", err, "again_in", wait)
 }

@@ -84,7 +84,8 @@ func (p pins) check(_ string, key *PublicKey) error {
 
 // FirstUse takes the first key that a server presents, remembers it in store under the client's base URL, and from then
 // on takes only that one, in every process that uses the store. Whoever controls the first contact controls what is
-// remembered; Config.OnServerKey can ask the user. [SecureCompletionClient.AcceptServerKey] replaces the remembered key.
+// remembered; Config.OnServerKey can ask the user. [SecureCompletionClient.AcceptServerKey] replaces the remembered key, for
+// other processes after up to 30 s, and an hour for a key that they are using. An ephemeral store remembers until it is closed.
 func FirstUse(store *KeyStore) Trust { return firstUse{store} }
 
 type firstUse struct{ store *KeyStore }
