@@ -35,6 +35,23 @@ func rawSealedPost(t *testing.T, url string) *http.Request {
 	return req
 }
 
+// askWithLittleRoom is the connection of a client that has sent a request, and has little room for the answer.
+func askWithLittleRoom(t *testing.T, srv *httptest.Server) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	if err := rawSealedPost(t, srv.URL).Write(conn); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
 // TestGatewayClientThatDoesNotRead has a client ask for more than fits into socket buffers, and read none of it.
 func TestGatewayClientThatDoesNotRead(t *testing.T) {
 	testkit.NoLeaks(t)
@@ -47,17 +64,7 @@ func TestGatewayClientThatDoesNotRead(t *testing.T) {
 		returned <- struct{}{}
 	}))
 	defer srv.Close()
-	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if err := conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
-		t.Fatal(err)
-	}
-	if err := rawSealedPost(t, srv.URL).Write(conn); err != nil {
-		t.Fatal(err)
-	}
+	askWithLittleRoom(t, srv)
 	select {
 	case <-returned:
 	case <-time.After(30 * time.Second):
@@ -74,17 +81,7 @@ func TestGatewayCloseEndsStalledAnswers(t *testing.T) {
 	g := startGateway(t, answerText(strings.Repeat("x", 24<<20)), func(c *GatewayConfig) { c.BodyTimeout = time.Hour })
 	srv := httptest.NewServer(g)
 	defer srv.Close()
-	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if err := conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
-		t.Fatal(err)
-	}
-	if err := rawSealedPost(t, srv.URL).Write(conn); err != nil {
-		t.Fatal(err)
-	}
+	conn := askWithLittleRoom(t, srv)
 	if _, err := conn.Read(make([]byte, 1)); err != nil { // the answer has begun
 		t.Fatal(err)
 	}

@@ -5,45 +5,23 @@ package sealedchat
 
 import (
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
-)
 
-const mountFailed = 3 // exit code of the child that may not mount
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
 
 // TestFullDisk has a process fill a file system of 64 KiB, which it mounts where nobody else sees it.
 func TestFullDisk(t *testing.T) {
-	cmd := child(t, "full", t.TempDir(), "")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
-	}
-	cmd.Stderr = nil
-	out, err := cmd.CombinedOutput()
-	exit, exited := err.(*exec.ExitError)
-	switch {
-	case err != nil && !exited:
-		t.Skip("no mount namespace of its own here:", err)
-	case exited && exit.ExitCode() == mountFailed:
-		t.Skipf("cannot mount a tmpfs here: %s", out)
-	case err != nil:
-		t.Fatalf("%v: %s", err, out)
-	}
+	testkit.RunWithOwnMounts(t, child(t, "full", t.TempDir(), ""))
 }
 
 func childFullDisk(t *testing.T, dir, _ string) {
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV|syscall.MS_NOEXEC, "size=64k,mode=0700"); err != nil {
-		fmt.Println(err)
-		os.Exit(mountFailed)
-	}
+	testkit.MountSmallDisk(dir)
 	keys := filepath.Join(dir, "keys")
 	s, _ := createWeak(t, keys, nil)
 	if err := s.Rotate(t.Context()); err != nil { // so that the locks are there

@@ -6,44 +6,23 @@ package fsafe
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-)
 
-const mountFailed = 3 // exit code of the child that may not mount
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
 
 // TestFullDisk fills a file system of 64 KiB, which a child mounts where nobody else sees it.
 func TestFullDisk(t *testing.T) {
 	cmd := command(t, "full", newDir(t).Path())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
-	}
-	cmd.Stderr = nil
-	out, err := cmd.CombinedOutput()
-	exit, exited := err.(*exec.ExitError)
-	switch {
-	case err != nil && !exited:
-		t.Skip("no mount namespace of its own here:", err)
-	case exited && exit.ExitCode() == mountFailed:
-		t.Skipf("cannot mount a tmpfs here: %s", out)
-	case err != nil:
-		t.Fatalf("%v: %s", err, out)
-	}
-	t.Logf("%s", out)
+	t.Logf("%s", testkit.RunWithOwnMounts(t, cmd))
 }
 
 func childFull(d *Dir) error {
 	path := d.Path()
-	if err := syscall.Mount("tmpfs", path, "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV|syscall.MS_NOEXEC, "size=64k,mode=0700"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(mountFailed)
-	}
+	testkit.MountSmallDisk(path)
 	d, err := CreateDir(filepath.Join(path, "keys"))
 	if err != nil {
 		return err
