@@ -21,6 +21,7 @@ type PEMReport struct {
 	KDF         string // "PBKDF2-HMAC-SHA256" and the like; "" if the file was not encrypted
 	Iterations  int    // of the KDF
 	Weak        bool   // fewer than 600,000 iterations: whoever has that file has it easier
+	Public      bool   // a public key block stood in the text as well, and belongs to the key
 }
 
 // ImportPEM makes the private key in a PEM file the primary one; the one before is retired, as in a rotation. It reads
@@ -41,7 +42,7 @@ func (s *KeyStore) ImportPEM(ctx context.Context, text []byte, passphrase *Secre
 	fp := key.Fingerprint()
 	result := &PEMReport{
 		Fingerprint: hex.EncodeToString(fp[:]), Bits: key.Bits(), Format: string(report.Container),
-		KDF: report.KDF, Iterations: report.Iterations, Weak: report.Weak,
+		KDF: report.KDF, Iterations: report.Iterations, Weak: report.Weak, Public: report.Public,
 	}
 	err = s.change(ctx, func(b *keyfile.Body) error {
 		for _, e := range b.Keys {

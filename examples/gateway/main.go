@@ -9,7 +9,7 @@
 // It prints on standard output where it listens, the pin of its key, and a command line for examples/chat to reach it.
 // The log goes to standard error: ids, sizes, durations and status, no content. Without -tls-cert it makes a
 // self-signed certificate at each start, and prints its fingerprint. The key that prompts are sealed to is made at each
-// start too, so the pin changes with a restart.
+// start too and never replaced, so the pin changes with a restart, and only then.
 //
 // Environment: NOMYO_UPSTREAM_KEY is sent upstream as a bearer token. Interrupt or SIGTERM ends it: running requests
 // get half a minute, a second signal ends it at once. Exit status: 0, 1 when it could not serve, 2 for wrong input.
@@ -83,7 +83,7 @@ func (p *program) run(ctx context.Context, args []string) int {
 // serve runs the gateway until ctx ends.
 func (p *program) serve(ctx context.Context, o *options) error {
 	log := slog.New(slog.NewTextHandler(p.stderr, nil))
-	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: p.keyBits})
+	keys, err := sealedchat.NewEphemeralKeyStore(p.keyOptions())
 	if err != nil {
 		return err
 	}
@@ -130,6 +130,11 @@ func (p *program) serve(ctx context.Context, o *options) error {
 	<-failed
 	log.Info("ended")
 	return nil
+}
+
+// keyOptions keep one key for as long as the program runs: rotation would turn away whoever was given the printed pin.
+func (p *program) keyOptions() *sealedchat.KeyStoreOptions {
+	return &sealedchat.KeyStoreOptions{Bits: p.keyBits, Rotation: sealedchat.Rotation{Every: -1}}
 }
 
 // newGateway makes the gateway from the options. done closes it and wipes its secrets.

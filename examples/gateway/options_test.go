@@ -14,7 +14,10 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat"
 )
 
 func TestPortInUse(t *testing.T) {
@@ -103,6 +106,35 @@ func TestHelp(t *testing.T) {
 	if status, stdout, stderr := once(t, "-help"); status != 0 || stdout != "" || !strings.Contains(stderr, "-api-keys") {
 		t.Errorf("status %d, stdout %q, stderr %q", status, stdout, stderr)
 	}
+}
+
+// The pin that was printed holds for as long as the program runs.
+func TestKeyIsNotReplaced(t *testing.T) {
+	o := (&program{keyBits: 2048}).keyOptions()
+	if o.Bits != 2048 || o.Rotation.Every >= 0 || o.Rotation.AfterRequests != 0 {
+		t.Errorf("%+v", *o)
+	}
+	if o := (&program{}).keyOptions(); o.Bits != 0 {
+		t.Errorf("%d bits, want the package's default", o.Bits)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		keys, err := sealedchat.NewEphemeralKeyStore(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer keys.Close()
+		first, err := keys.Public(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 { // the first look after a key is due still finds the old one
+			time.Sleep(25 * time.Hour)
+			synctest.Wait()
+			if now, err := keys.Public(t.Context()); err != nil || now.Fingerprint() != first.Fingerprint() {
+				t.Errorf("another key after a while: %v", err)
+			}
+		}
+	})
 }
 
 func TestSelfSignedNames(t *testing.T) {

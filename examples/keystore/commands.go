@@ -99,8 +99,18 @@ func (p *program) rotate(ctx context.Context, o *options) error {
 	})
 }
 
+func (p *program) deleteKey(ctx context.Context, o *options) error {
+	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
+		if err := store.Delete(ctx, o.fingerprint); err != nil {
+			return err
+		}
+		fmt.Fprintln(p.stderr, "deleted; copies of the old file still have the key")
+		return nil
+	})
+}
+
 func (p *program) importKey(ctx context.Context, o *options) error {
-	text, err := p.read(ctx, o.file, maxKeyFile)
+	text, public, err := p.readKey(ctx, o.file)
 	if err != nil {
 		return err
 	}
@@ -110,10 +120,13 @@ func (p *program) importKey(ctx context.Context, o *options) error {
 		if errors.Is(err, sealedchat.ErrPassphrase) { // the file is encrypted
 			report, err = p.importEncrypted(ctx, o, store, text)
 		}
+		if public != "" && errors.Is(err, sealedchat.ErrPrivateKey) { // either file may be the wrong one
+			return fmt.Errorf("%s, with %s beside it: %w", o.file, public, err)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", o.file, err)
 		}
-		p.reportImport(o, report)
+		p.reportImport(o, report, public)
 		return p.printPrimary(ctx, store)
 	})
 }
@@ -131,13 +144,16 @@ func (p *program) importEncrypted(ctx context.Context, o *options, store *sealed
 	return report, err
 }
 
-func (p *program) reportImport(o *options, r *sealedchat.PEMReport) {
+func (p *program) reportImport(o *options, r *sealedchat.PEMReport, public string) {
 	how := "not encrypted"
 	if r.KDF != "" {
 		how = fmt.Sprintf("encrypted under %s with %d iterations", r.KDF, r.Iterations)
 	}
 	file := oneLine(o.file)
 	fmt.Fprintf(p.stderr, "imported the %d-bit key of %s: %s, %s\n", r.Bits, file, r.Format, how)
+	if public != "" {
+		fmt.Fprintf(p.stderr, "checked: %s is its public key\n", oneLine(public))
+	}
 	p.warnIfOpen(o.file)
 	if r.Weak {
 		fmt.Fprintf(p.stderr, "warning: %d iterations are few: whoever has a copy of %s can guess its passphrase more cheaply than the key store's\n", r.Iterations, file)

@@ -8,8 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
+
+	"github.com/seed-017344ad/sealedchat"
 )
 
 // read reads a file, or standard input for "", of at most limit bytes. The caller wipes the result.
@@ -30,6 +35,55 @@ func (p *program) read(ctx context.Context, name string, limit int) ([]byte, err
 		return nil, fmt.Errorf("reading %s: %w", name, err)
 	}
 	return content, nil
+}
+
+// readKey reads a PEM file, and appends the public key from the file that stands beside it: the package then checks
+// that they belong together. public is that file's name, "" when there is none. The caller wipes the text.
+func (p *program) readKey(ctx context.Context, name string) (text []byte, public string, err error) {
+	private, err := p.read(ctx, name, maxKeyFile)
+	if err != nil {
+		return nil, "", err
+	}
+	key, public, err := p.publicBeside(ctx, name)
+	if err != nil {
+		clear(private)
+		return nil, "", err
+	}
+	if key == nil {
+		return private, "", nil
+	}
+	// The key as the package writes it, in place of the file's text: that could hide it from the check.
+	text = slices.Concat(private, []byte("\n"), key.PEM())
+	clear(private)
+	return text, public, nil
+}
+
+// publicBeside reads the file public_key.pem that the Python and the JavaScript client write beside the private key.
+// The key is nil when there is no such file, or when it is the file name itself.
+func (p *program) publicBeside(ctx context.Context, name string) (*sealedchat.PublicKey, string, error) {
+	public := filepath.Join(filepath.Dir(name), "public_key.pem")
+	info, err := os.Stat(public)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "", nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	if self, err := os.Stat(name); err == nil && os.SameFile(info, self) {
+		return nil, "", nil
+	}
+	if !info.Mode().IsRegular() { // reading could wait for a pipe's other end
+		return nil, "", fmt.Errorf("%s is not a regular file; move it away to import %s without it", public, name)
+	}
+	text, err := p.read(ctx, public, maxKeyFile)
+	if err != nil {
+		return nil, "", err
+	}
+	key, err := sealedchat.ParsePublicKey(text)
+	if err != nil {
+		return nil, "", fmt.Errorf("%s: %w; move it away to import %s without it", public, err, name)
+	}
+	return key, public, nil
 }
 
 // readAll is io.ReadAll with a limit, and leaves no copies behind when it grows.

@@ -91,6 +91,101 @@ func TestImportRefuses(t *testing.T) {
 	check()
 }
 
+// pair writes a private key and its companion into a folder, as the Python and the JavaScript client do.
+func pair(t *testing.T, private, public []byte) (privateName, publicName string) {
+	t.Helper()
+	dir := t.TempDir()
+	privateName, publicName = filepath.Join(dir, "private_key.pem"), filepath.Join(dir, "public_key.pem")
+	write(t, privateName, private)
+	write(t, publicName, public)
+	return privateName, publicName
+}
+
+func TestImportChecksPublicKey(t *testing.T) {
+	dir := newStore(t)
+	for _, name := range []string{"py-2048-nopw", "py-2048-pw-ascii", "js-2048-nopw", "js-2048-pw-ascii"} {
+		c := testkit.Vector(t, testkit.PrivateKey, name)
+		private, public := pair(t, bytes.TrimRight(c.File("private_key"), "\r\n"), c.File("public_key"))
+		s := unlocked()
+		if c.Password != nil {
+			s.env[filePassword] = *c.Password
+		}
+		r := s.succeeds(t, "import", "-dir", dir, private)
+		if r.stdout != c.Expected.SPKISHA256+"\n" || !strings.Contains(r.stderr, "\nchecked: "+public+" is its public key\n") {
+			t.Errorf("%s: printed %q, said %q", name, r.stdout, r.stderr)
+		}
+	}
+
+	c := testkit.Vector(t, testkit.PrivateKey, "py-2048-nopw")
+	only, _ := pair(t, c.File("private_key"), nil)
+	if err := os.Remove(filepath.Join(filepath.Dir(only), "public_key.pem")); err != nil {
+		t.Fatal(err)
+	}
+	_, both := pair(t, nil, c.File("private_key")) // the name of the file to import itself
+	for _, file := range []string{only, both} {
+		if r := unlocked().succeeds(t, "import", "-dir", newStore(t), file); strings.Contains(r.stderr, "checked") {
+			t.Errorf("%s has no companion: said %q", file, r.stderr)
+		}
+	}
+	t.Chdir(filepath.Dir(only))
+	write(t, "public_key.pem", c.File("public_key"))
+	if r := unlocked().succeeds(t, "import", "-dir", newStore(t), "private_key.pem"); !strings.Contains(r.stderr, "\nchecked: public_key.pem is") {
+		t.Errorf("with a relative name: said %q", r.stderr)
+	}
+}
+
+func TestImportRefusesOtherPublicKey(t *testing.T) {
+	t.Parallel()
+	dir := newStore(t)
+	check := unchanged(t, dir)
+	refused := func(c testkit.Case, private, public []byte, want string) {
+		t.Helper()
+		privateName, publicName := pair(t, private, public)
+		s := unlocked()
+		if c.Password != nil {
+			s.env[filePassword] = *c.Password
+		}
+		want = strings.NewReplacer("PRIVATE", privateName, "PUBLIC", publicName).Replace(want)
+		s.fails(t, 1, want, "import", "-dir", dir, privateName)
+	}
+	const mismatch = "keystore: PRIVATE, with PUBLIC beside it: unusable private key: the public key does not belong to the private key\n"
+	c := testkit.Vector(t, testkit.PrivateKey, "mismatched-public")
+	refused(c, c.File("private_key"), c.File("public_key"), mismatch)
+	refused(c, c.File("private_key"), append([]byte("\n\r\n"), c.File("public_key")...), mismatch)
+
+	encrypted := testkit.Vector(t, testkit.PrivateKey, "js-2048-pw-ascii")
+	good := testkit.Vector(t, testkit.PrivateKey, "py-2048-nopw")
+	public := string(good.File("public_key"))
+	refused(encrypted, encrypted.File("private_key"), []byte(public), mismatch)
+	twice := append(good.File("private_key"), public...)
+	refused(good, twice, encrypted.File("public_key"), mismatch)
+	wrong := notPassword
+	encrypted.Password = &wrong
+	refused(encrypted, encrypted.File("private_key"), encrypted.File("public_key"), "keystore: PRIVATE: wrong passphrase")
+
+	// What could hide the key from the check is no public key file.
+	const useless = "keystore: PUBLIC: "
+	for _, text := range []string{
+		"", "\n", "text", "-----BEGIN PUBLIC KEY-----\n", "\xef\xbb\xbf" + public, "text\n" + public, public + "text", public + public,
+		strings.Replace(public, "PUBLIC", "PRIVATE", 2), strings.Replace(public, "-----END", "----END", 1), string(good.File("private_key")),
+		public + strings.Repeat("\n", maxKeyFile/2), strings.Replace(public, "M", "\n", 1),
+		string(testkit.Vector(t, testkit.PrivateKey, "ec-pkcs8").File("public_key")),
+	} {
+		refused(good, good.File("private_key"), []byte(text), useless)
+	}
+	refused(good, good.File("private_key"), bytes.Repeat([]byte("\n"), maxKeyFile+1), "keystore: reading PUBLIC: more than 65536 bytes\n")
+	large := append(good.File("private_key"), strings.Repeat("\n", maxKeyFile)...)[:maxKeyFile]
+	refused(good, large, []byte(public), "keystore: PRIVATE, with PUBLIC beside it: unusable private key: too large")
+
+	file := filepath.Join(newFolder(t), "private_key.pem")
+	write(t, file, good.File("private_key"))
+	if err := os.Mkdir(filepath.Join(filepath.Dir(file), "public_key.pem"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	unlocked().fails(t, 1, "not a regular file", "import", "-dir", dir, file)
+	check()
+}
+
 func TestImportWarnsOfOpenFile(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS == "windows" {

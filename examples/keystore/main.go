@@ -9,6 +9,7 @@
 //	keystore create [-bits N] [-iterations N]           # a new store with a first key
 //	keystore list                                       # its keys, the one in use first
 //	keystore rotate [-bits N]                           # a new key; the old one is kept as retired
+//	keystore delete -fingerprint HEX                    # wipe a retired key now
 //	keystore import FILE                                # the private key in a PEM file becomes the one in use
 //	keystore export [-fingerprint HEX] -out FILE        # a key, encrypted, as a PEM file; nothing is overwritten
 //	keystore passwd [-iterations N]                     # another passphrase
@@ -22,13 +23,17 @@
 // store, NOMYO_KEY_NEW_PASSWORD for the new one of passwd, NOMYO_FILE_PASSWORD for the file of import and export. Other
 // processes of the same user can read an environment. A store whose passphrase is lost cannot be opened by anyone.
 //
-// Retired keys stay until a client or a gateway that has the store open finds their grace over: this program does not
-// know how long that is. After passwd, services that have the store open must be started again before they can save.
+// Retired keys stay until delete, or until a client or a gateway that has the store open finds their grace over: this
+// program does not know how long that is. After passwd, services that have the store open must be started again before
+// they can save.
+//
+// A file public_key.pem beside the one to import has to be its public key, or nothing is imported. Move it away if it
+// belongs to another key.
 //
 // To move from the Python or the JavaScript client, in the folder that has its client_keys:
 //
 //	keystore create
-//	keystore import client_keys/private_key.pem         # asks for that file's passphrase if it has one
+//	keystore import client_keys/private_key.pem         # asks for its passphrase if it has one, checks public_key.pem
 //	keystore list                                       # the imported key is the primary one
 //	rm client_keys/private_key.pem                      # and its copies in backups
 //	NOMYO_KEY_DIR=DIR NOMYO_KEY_PASSWORD=… SERVICE      # a service that uses sealedchat.ConfigFromEnv

@@ -86,6 +86,58 @@ func TestRotate(t *testing.T) {
 	unlocked().fails(t, 2, "-bits: ", "rotate", "-dir", dir, "-bits", "1024")
 }
 
+func TestDelete(t *testing.T) {
+	testkit.NoLeaks(t)
+	dir := newStore(t)
+	retired := keys(t, dir)[0][5]
+	primary := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-dir", dir, "-bits", "2048").stdout)
+	sealed := unlocked().succeeds(t, "seal", "-dir", dir, "-label", "note", writeTemp(t, "plain")).stdout
+	check := unchanged(t, dir)
+	for fingerprint, want := range map[string]string{
+		primary:                  "keystore: the primary key cannot be deleted, rotate first\n",
+		strings.ToUpper(primary): "keystore: the primary key cannot be deleted, rotate first\n",
+		strings.Repeat("0", 64):  "no key with this fingerprint",
+		retired[:63]:             "fingerprint",
+		retired + "0":            "fingerprint",
+		" ":                      "fingerprint",
+		"xyz":                    "fingerprint",
+	} {
+		unlocked().fails(t, 2, want, "delete", "-dir", dir, "-fingerprint", fingerprint)
+	}
+	check()
+
+	r := unlocked().succeeds(t, "delete", "-dir", dir, "-fingerprint", retired)
+	if r.stdout != "" || !strings.Contains(r.stderr, "deleted; copies") {
+		t.Errorf("printed %q, said %q", r.stdout, r.stderr)
+	}
+	if rows := keys(t, dir); len(rows) != 1 || rows[0][0] != "primary" || rows[0][5] != primary {
+		t.Errorf("left are %q, want %s alone", rows, primary)
+	}
+	s := unlocked()
+	s.stdin = strings.NewReader(sealed)
+	if r := s.succeeds(t, "open", "-dir", dir, "-label", "note"); r.stdout != "plain" {
+		t.Errorf("what was sealed before opens as %q", r.stdout)
+	}
+	check = unchanged(t, dir)
+	unlocked().fails(t, 2, "no key with this fingerprint", "delete", "-dir", dir, "-fingerprint", retired)
+	check()
+}
+
+// A retired key comes back the way that the refusal names.
+func TestDeleteThenImport(t *testing.T) {
+	t.Parallel()
+	dir := newStore(t)
+	c := testkit.Vector(t, testkit.PrivateKey, "py-2048-nopw")
+	file := writeTemp(t, string(c.File("private_key")))
+	unlocked().succeeds(t, "import", "-dir", dir, file)
+	unlocked().succeeds(t, "rotate", "-dir", dir, "-bits", "2048")
+	unlocked().fails(t, 2, "delete it first", "import", "-dir", dir, file)
+	unlocked().succeeds(t, "delete", "-dir", dir, "-fingerprint", c.Expected.SPKISHA256)
+	if r := unlocked().succeeds(t, "import", "-dir", dir, file); r.stdout != c.Expected.SPKISHA256+"\n" {
+		t.Errorf("printed %q", r.stdout)
+	}
+}
+
 // What is due by the clock is for the services that use the store to do: they know its grace.
 func TestOldKeysStay(t *testing.T) {
 	t.Parallel()
@@ -150,7 +202,7 @@ func TestWrongPassphrase(t *testing.T) {
 	check := unchanged(t, dir)
 	file := writeTemp(t, "content")
 	for _, args := range [][]string{
-		{"list"}, {"rotate"}, {"import"}, {"export", "-out", file + ".new"}, {"passwd"}, {"seal", "-label", "l"}, {"open", "-label", "l"},
+		{"list"}, {"rotate"}, {"delete", "-fingerprint", strings.Repeat("0", 64)}, {"import"}, {"export", "-out", file + ".new"}, {"passwd"}, {"seal", "-label", "l"}, {"open", "-label", "l"},
 	} {
 		t.Run(args[0], func(t *testing.T) {
 			args = append(args, "-dir", dir)

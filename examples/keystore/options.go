@@ -36,6 +36,7 @@ func commands() []command {
 		{"create", "create [-dir DIR] [-bits N] [-iterations N]", "bits iterations", noFile, (*program).create},
 		{"list", "list [-dir DIR]", "", noFile, (*program).list},
 		{"rotate", "rotate [-dir DIR] [-bits N]", "bits", noFile, (*program).rotate},
+		{"delete", "delete [-dir DIR] -fingerprint HEX", "fingerprint", noFile, (*program).deleteKey},
 		{"import", "import [-dir DIR] FILE", "", wantsFile, (*program).importKey},
 		{"export", "export [-dir DIR] [-fingerprint HEX] -out FILE", "fingerprint out", noFile, (*program).exportKey},
 		{"passwd", "passwd [-dir DIR] [-iterations N]", "iterations", noFile, (*program).passwd},
@@ -50,7 +51,7 @@ type options struct {
 	dir         string
 	bits        int    // 0 = the package's default
 	iterations  int    // 0 = the package's default
-	fingerprint string // "" = the primary key
+	fingerprint string // "" = the primary key, for export
 	out         string
 	label       string
 	file        string // "" = standard input
@@ -108,7 +109,11 @@ func (o *options) flags(dir string) *flag.FlagSet {
 		case "iterations":
 			f.IntVar(&o.iterations, name, 600_000, "`number` of PBKDF2 iterations, up to 10,000,000: what a guess at the passphrase costs")
 		case "fingerprint":
-			f.StringVar(&o.fingerprint, name, "", "`fingerprint` of the key, as list shows it (default the primary key)")
+			without := "default the primary key"
+			if o.command.name == "delete" {
+				without = "required"
+			}
+			f.StringVar(&o.fingerprint, name, "", "`fingerprint` of the key, as list shows it ("+without+")")
 		case "out":
 			f.StringVar(&o.out, name, "", "new `file` to write (required)")
 		case "label":
@@ -128,6 +133,8 @@ func (o *options) check(f *flag.FlagSet) error {
 		return wrongInput("%s: -dir is empty", c.name)
 	case c.file == wantsFile && o.file == "":
 		return wrongInput("%s: which file? usage: keystore %s", c.name, c.synopsis)
+	case c.name == "delete" && o.fingerprint == "":
+		return wrongInput("%s: -fingerprint is required (see %[1]s -help)", c.name)
 	case f.Lookup("out") != nil && o.out == "":
 		return wrongInput("%s: -out is required (see %[1]s -help)", c.name)
 	case f.Lookup("label") != nil && o.label == "":

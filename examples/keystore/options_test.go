@@ -13,7 +13,10 @@ import (
 func TestUsage(t *testing.T) {
 	for line, want := range map[string]string{
 		"":                          "no command, want create, list",
-		"delete":                    `unknown command "delete"`,
+		"remove":                    `unknown command "remove"`,
+		"delete":                    "delete: -fingerprint is required",
+		"delete 00":                 `unexpected argument "00"`,
+		"delete -out f":             "not defined: -out",
 		"-dir x list":               `unknown command "-dir"`,
 		"CREATE":                    "unknown command",
 		"create -fast":              "create -help",
