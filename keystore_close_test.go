@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"os"
 	"path/filepath"
@@ -231,4 +233,47 @@ func TestDataSealedUnderALaterPassphrase(t *testing.T) {
 	}
 	_, err = b.Open("note", sealed)
 	wantError(t, "a later data key", err, ErrPassphrase)
+}
+
+// TestUnconfirmedChanges has the disk refuse to confirm that a replaced file lasts: the change is in force all the same,
+// and the error says so.
+func TestUnconfirmedChanges(t *testing.T) {
+	dir := storeDir(t)
+	s, m := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	if err := s.Rotate(t.Context()); err != nil { // so that the lock files are there
+		t.Fatal(err)
+	}
+	s.dir.FailSyncForTest(errors.New("input/output error"))
+
+	first := primaryOf(t, s)
+	wantError(t, "Rotate", s.Rotate(t.Context()), ErrUnconfirmed)
+	if primaryOf(t, s) == first {
+		t.Error("the new key is not in use")
+	}
+	key, err := m.make()
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := s.ImportPEM(t.Context(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil)
+	wantError(t, "ImportPEM", err, ErrUnconfirmed)
+	if report == nil || report.Fingerprint != primaryOf(t, s) {
+		t.Errorf("ImportPEM: %v", report)
+	}
+	wantError(t, "ChangePassphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, "another passphrase")), ErrUnconfirmed)
+	if _, err := tryWeak(t, dir, passphrase, nil); !errors.Is(err, ErrPassphrase) {
+		t.Errorf("the old passphrase: %v", err)
+	}
+	again := openWeak(t, dir, "another passphrase", &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	if now, want := fingerprints(again), fingerprints(s); !slices.Equal(now, want) {
+		t.Errorf("on the disk %v, in memory %v", now, want)
+	}
+
+	s.dir.FailSyncForTest(nil)
+	if err := s.Rotate(t.Context()); err != nil { // under the new passphrase
+		t.Error(err)
+	}
 }

@@ -91,6 +91,17 @@ func OpenDir(path string) (*Dir, error) {
 	return d, nil
 }
 
+// FailSyncForTest makes each later fsync of the folder fail with err; nil mends it. It is for tests of packages that have
+// to show what they make of [ErrNotDurable], and must not be called while the folder is in use.
+func (d *Dir) FailSyncForTest(err error) {
+	d.ops.syncDir = func(f *os.File) error {
+		if err != nil {
+			return err
+		}
+		return syncDir(f)
+	}
+}
+
 // CreateDir opens the private folder at path as [OpenDir] does, and makes it first, with any missing
 // parents, where it does not exist. What it makes is private from its first moment: mode 0700, on Windows a
 // protected access list for the current user alone, which files inherit. It never changes the mode of what
