@@ -330,10 +330,10 @@ func migrate(t *testing.T, s *site, certs *certificates, made keyStep, theirs ke
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := sealedchat.PEMReport{Fingerprint: theirs.Fingerprint, Bits: 4096, Format: "PKCS#8"}
+	want := sealedchat.PEMReport{Fingerprint: theirs.Fingerprint, Bits: 4096, Format: "PKCS#8", Public: true}
 	if made.Password != "" { // what cryptography calls its best available encryption
 		want = sealedchat.PEMReport{
-			Fingerprint: theirs.Fingerprint, Bits: made.Bits, Format: "PBES2", KDF: "PBKDF2-HMAC-SHA256", Iterations: 2048, Weak: true,
+			Fingerprint: theirs.Fingerprint, Bits: made.Bits, Format: "PBES2", KDF: "PBKDF2-HMAC-SHA256", Iterations: 2048, Weak: true, Public: true,
 		}
 	}
 	if *report != want || theirs.Bits != want.Bits {
@@ -356,6 +356,7 @@ func migrate(t *testing.T, s *site, certs *certificates, made keyStep, theirs ke
 	}
 	inUse(store)
 	before := snapshot(t, dir)
+	report.Public = false // this time without the public key
 	if again, err := store.ImportPEM(soon(t), private, secret(t, made.Password)); err != nil || *again != *report {
 		t.Errorf("once more: %+v, %v", again, err)
 	}
