@@ -75,7 +75,10 @@ func parseBaseURL(text string, allowHTTP bool) (*url.URL, error) {
 		return nil, errors.New("the port is empty")
 	}
 	u = u.JoinPath()
-	u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), strings.TrimRight(u.RawPath, "/")
+	u.RawPath = strings.TrimRight(u.EscapedPath(), "/") // escaped: a trailing %2F is part of a name
+	if u.Path, err = url.PathUnescape(u.RawPath); err != nil {
+		return nil, errors.New("not a URL")
+	}
 	return u, nil
 }
 
