@@ -8,7 +8,6 @@ import (
 	"crypto/cipher"
 	"crypto/rand"
 	encodingasn1 "encoding/asn1"
-	"encoding/base64"
 	"encoding/pem"
 	"slices"
 	"strconv"
@@ -95,27 +94,6 @@ func (d *kdf) marshal(ciphertext []byte) ([]byte, error) {
 		b.AddASN1OctetString(ciphertext)
 	})
 	return b.Bytes()
-}
-
-// MarshalPKCS8 writes a key unencrypted, as PKCS#8 in PEM in lines of 64. The caller
-// clears the bytes.
-func MarshalPKCS8(k *RSAKey) ([]byte, error) {
-	der, err := marshalPKCS8(k)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(der)
-	const begin, end, perLine = "-----BEGIN PRIVATE KEY-----\n", "-----END PRIVATE KEY-----\n", 48
-	lines := (len(der) + perLine - 1) / perLine
-	// Sized at once: encoding/pem would leave copies that nobody can clear.
-	out := make([]byte, 0, len(begin)+base64.StdEncoding.EncodedLen(len(der))+lines+len(end))
-	out = append(out, begin...)
-	for rest := der; len(rest) > 0; {
-		n := min(perLine, len(rest))
-		out = append(base64.StdEncoding.AppendEncode(out, rest[:n]), '\n')
-		rest = rest[n:]
-	}
-	return append(out, end...), nil
 }
 
 // marshalPKCS8 writes a PrivateKeyInfo with room for one block of padding behind it. The

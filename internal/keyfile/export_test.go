@@ -5,6 +5,7 @@ package keyfile
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"os"
@@ -21,12 +22,12 @@ func TestExportRoundTrip(t *testing.T) {
 	passphrase := []byte(" p\u00e4ss\x00word ")
 	for _, name := range []string{"rsa-2048", "rsa-3072", "other-4096"} {
 		k := testKey(t, name)
-		plain, err := MarshalPKCS8(k)
+		plain, err := plainPEM(k)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if want := testkit.KeyPEM(t, name); !bytes.Equal(plain, want) {
-			t.Errorf("%s: MarshalPKCS8 does not give the stored file", name)
+			t.Errorf("%s: plainPEM does not give the stored file", name)
 		}
 		encrypted, err := MarshalPBES2(k, passphrase, 1000, AllowWeak)
 		if err != nil {
@@ -76,14 +77,14 @@ func TestExportRefuses(t *testing.T) {
 		}
 	}
 	k.D[5] ^= 1
-	if _, err := MarshalPKCS8(k); !errors.Is(err, ErrInconsistent) {
+	if _, err := plainPEM(k); !errors.Is(err, ErrInconsistent) {
 		t.Errorf("inconsistent key: %v", err)
 	}
 	if _, err := MarshalPBES2(k, []byte("pw"), 0); !errors.Is(err, ErrInconsistent) {
 		t.Errorf("inconsistent key: %v", err)
 	}
 	k.Wipe()
-	if _, err := MarshalPKCS8(k); err == nil {
+	if _, err := plainPEM(k); err == nil {
 		t.Error("a wiped key was exported")
 	}
 }
@@ -175,4 +176,25 @@ func TestConvertCommands(t *testing.T) {
 	if converted != 10 {
 		t.Errorf("%d commands were tried, want 10", converted)
 	}
+}
+
+// plainPEM writes a key unencrypted, as PKCS#8 in PEM in lines of 64. The caller
+// clears the bytes.
+func plainPEM(k *RSAKey) ([]byte, error) {
+	der, err := marshalPKCS8(k)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(der)
+	const begin, end, perLine = "-----BEGIN PRIVATE KEY-----\n", "-----END PRIVATE KEY-----\n", 48
+	lines := (len(der) + perLine - 1) / perLine
+	// Sized at once: encoding/pem would leave copies that nobody can clear.
+	out := make([]byte, 0, len(begin)+base64.StdEncoding.EncodedLen(len(der))+lines+len(end))
+	out = append(out, begin...)
+	for rest := der; len(rest) > 0; {
+		n := min(perLine, len(rest))
+		out = append(base64.StdEncoding.AppendEncode(out, rest[:n]), '\n')
+		rest = rest[n:]
+	}
+	return append(out, end...), nil
 }

@@ -54,7 +54,7 @@ func FuzzParsePrivateKey(f *testing.F) {
 		if _, err := k.PrivateKey(); err != nil {
 			t.Errorf("crypto/rsa refuses the key: %v", err)
 		}
-		exported, err := MarshalPKCS8(k)
+		exported, err := plainPEM(k)
 		if err != nil {
 			t.Fatal(err)
 		}
