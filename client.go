@@ -136,7 +136,7 @@ type Config struct {
 type SecureCompletionClient struct {
 	cfg     Config
 	base    *url.URL
-	http    *http.Client
+	http    http.RoundTripper
 	server  *serverKey
 	wire    protocol
 	retry   retryPolicy
@@ -164,7 +164,7 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 		return nil, &ConfigError{Field: "Config.BaseURL", Err: err}
 	}
 	client := &SecureCompletionClient{cfg: c, base: base, log: c.Logger, retry: retryPolicy{most: c.MaxRetries, base: retryBase}}
-	if client.http, client.ownHTTP, err = newHTTPClient(c.Transport, base, "Config.Transport"); err != nil {
+	if client.http, client.ownHTTP, err = newTransport(c.Transport, base, "Config.Transport"); err != nil {
 		return nil, err
 	}
 	if c.Keys == nil {
@@ -328,7 +328,7 @@ func (c *SecureCompletionClient) Close() error {
 	c.server.fetching.Close()
 	c.cleanup.Do(func() {
 		if c.ownHTTP {
-			c.http.CloseIdleConnections()
+			closeIdle(c.http)
 		}
 		if c.ownKeys {
 			_ = c.cfg.Keys.Close()

@@ -75,7 +75,7 @@ type GatewayConfig struct {
 type Gateway struct {
 	cfg      GatewayConfig
 	upstream *url.URL
-	http     *http.Client
+	http     http.RoundTripper
 	ownHTTP  bool
 	ownKeys  bool
 	slots    chan struct{}
@@ -103,7 +103,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if c.InsecureUpstreamHTTP {
 		rules.Scheme = "https" // the rules for http do not apply
 	}
-	if g.http, g.ownHTTP, err = newHTTPClient(c.UpstreamTransport, &rules, "GatewayConfig.UpstreamTransport"); err != nil {
+	if g.http, g.ownHTTP, err = newTransport(c.UpstreamTransport, &rules, "GatewayConfig.UpstreamTransport"); err != nil {
 		return nil, err
 	}
 	if c.Keys == nil {
@@ -218,7 +218,7 @@ func (g *Gateway) Close() error {
 	g.running.Wait()
 	g.cleanup.Do(func() {
 		if g.ownHTTP {
-			g.http.CloseIdleConnections()
+			closeIdle(g.http)
 		}
 		if g.ownKeys {
 			_ = g.cfg.Keys.Close()

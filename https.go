@@ -82,9 +82,9 @@ func parseBaseURL(text string, allowHTTP bool) (*url.URL, error) {
 	return u, nil
 }
 
-// newHTTPClient wraps rt (nil = a DefaultTransport of its own) in the rules for requests to base. field names the
+// newTransport puts rt (nil = a DefaultTransport of its own) under the rules for requests to base. field names the
 // configuration field that rt comes from. owned reports that nobody else has the transport's connections.
-func newHTTPClient(rt http.RoundTripper, base *url.URL, field string) (c *http.Client, owned bool, err error) {
+func newTransport(rt http.RoundTripper, base *url.URL, field string) (_ http.RoundTripper, owned bool, err error) {
 	if rt == nil {
 		own := DefaultTransport()
 		if base.Scheme == "http" {
@@ -106,10 +106,14 @@ func newHTTPClient(rt http.RoundTripper, base *url.URL, field string) (c *http.C
 				"%w: http over a RoundTripper that is not an *http.Transport needs a loopback IP address in the URL", ErrInsecureURL)}
 		}
 	}
-	return &http.Client{
-		Transport:     rt,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}, owned, nil
+	return rt, owned, nil
+}
+
+// closeIdle closes what a transport of newTransport's own making keeps open.
+func closeIdle(rt http.RoundTripper) {
+	if t, ok := rt.(*http.Transport); ok {
+		t.CloseIdleConnections()
+	}
 }
 
 func isLoopbackLiteral(host string) bool {
@@ -164,10 +168,10 @@ type answer struct {
 // exchange sends req and reads its answer: at most limit bytes of a 200, before and after decompression, more is
 // ErrTooLarge; of anything else only the beginning. A caller's ended context comes back as its cause, every other
 // failure as ErrConnection.
-func exchange(c *http.Client, req *http.Request, limit int64) (*answer, error) {
+func exchange(rt http.RoundTripper, req *http.Request, limit int64) (*answer, error) {
 	what := req.Method + " " + req.URL.Path
 	req.Header.Set("Accept-Encoding", "identity") // ciphertext does not compress
-	resp, err := c.Transport.RoundTrip(req)       // not Do: redirects and cookies are none of its business here
+	resp, err := rt.RoundTrip(req)                // no http.Client: redirects and cookies have no business here
 	if err == nil && resp == nil {
 		err = errors.New("the RoundTripper returned nothing")
 	}

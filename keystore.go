@@ -235,22 +235,17 @@ func (s *KeyStore) open(ctx context.Context, dir string, passphrase *Secret) (er
 }
 
 func (s *KeyStore) unlock(ctx context.Context, dir string, passphrase *Secret) error {
-	f, _, err := s.readFile()
+	f, version, err := s.readFile()
 	if err != nil {
 		return missingError(dir, err)
 	}
 	if err := s.derive(passphrase, func(p []byte) (*keyfile.MasterKey, error) { return f.Unlock(p, s.kdf...) }); err != nil {
 		return err
 	}
-	body, err := keyfile.Open(f, s.master)
-	if err != nil {
-		return keyStoreError(err)
+	if err := s.adoptFile(f, version); err != nil || f.Iterations >= s.iterations {
+		return err
 	}
-	body.Wipe()
-	if f.Iterations < s.iterations {
-		return s.rewrite(ctx, passphrase, nil)
-	}
-	return s.load()
+	return s.rewrite(ctx, passphrase, nil)
 }
 
 func missingError(dir string, err error) error {

@@ -41,7 +41,7 @@ func (s *KeyStore) change(ctx context.Context, f func(*keyfile.Body) error) erro
 		if err := f(body); err != nil {
 			return skipNoChange(err)
 		}
-		return s.save(ctx, lock, body)
+		return s.save(lock, body)
 	})
 }
 
@@ -108,7 +108,7 @@ func (s *KeyStore) enter(ctx context.Context) (leave func(), err error) {
 }
 
 // save replaces the file and takes over the body.
-func (s *KeyStore) save(ctx context.Context, lock *fsafe.Lock, body *keyfile.Body) error {
+func (s *KeyStore) save(lock *fsafe.Lock, body *keyfile.Body) error {
 	body.Generation++
 	text, err := keyfile.Seal(body, s.master)
 	if err != nil {
@@ -214,6 +214,11 @@ func (s *KeyStore) load() error {
 	if err != nil {
 		return fileError(err)
 	}
+	return s.adoptFile(file, version)
+}
+
+// adoptFile takes over what a file says that was read just now.
+func (s *KeyStore) adoptFile(file *keyfile.File, version fsafe.Version) error {
 	body, err := s.openBody(file)
 	if err != nil {
 		return err
@@ -349,7 +354,7 @@ func (s *KeyStore) rewrite(ctx context.Context, passphrase *Secret, f func(*keyf
 		s.mu.Unlock()
 		err := s.derive(passphrase, s.newMaster)
 		if err == nil {
-			err = s.save(ctx, lock, body)
+			err = s.save(lock, body)
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()

@@ -148,13 +148,13 @@ func (p *envelopeV1) refused(ctx context.Context, r *sealedRequest, err *APIErro
 }
 
 // fetchServerKey asks for the server's public key.
-func fetchServerKey(ctx context.Context, c *http.Client, base *url.URL) (*PublicKey, error) {
+func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) (*PublicKey, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String()+pathPublicKey, nil)
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}
 	req.Header.Set("User-Agent", userAgent)
-	a, err := exchange(c, req, maxKeyText)
+	a, err := exchange(rt, req, maxKeyText)
 	if err != nil {
 		return nil, err
 	}

@@ -164,16 +164,13 @@ func (s *KeyStore) openEnvelope(ctx context.Context, e *envelope.Envelope) ([]by
 		return nil, err
 	}
 	defer primary.release()
-	keys := []*privateKey{primary.privateKey}
 	held := s.retain(time.Now(), primary)
 	defer func() {
 		for _, k := range held {
 			k.release()
 		}
 	}()
-	for _, k := range held {
-		keys = append(keys, k.privateKey)
-	}
+	keys := append([]*privateKey{primary.privateKey}, privateKeys(held)...)
 	return openWith(e, keys, func() []*privateKey {
 		// Another process may have rotated a moment ago, and its clients come here.
 		if err := s.refresh(ctx); err != nil {
@@ -181,12 +178,15 @@ func (s *KeyStore) openEnvelope(ctx context.Context, e *envelope.Envelope) ([]by
 		}
 		more := s.retain(time.Now(), append(held, primary)...)
 		held = append(held, more...)
-		var fresh []*privateKey
-		for _, k := range more {
-			fresh = append(fresh, k.privateKey)
-		}
-		return fresh
+		return privateKeys(more)
 	})
+}
+
+func privateKeys(held []*heldKey) (keys []*privateKey) {
+	for _, k := range held {
+		keys = append(keys, k.privateKey)
+	}
+	return keys
 }
 
 // retain returns the keys that open requests at this time, but for those that the caller has already. The caller

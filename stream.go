@@ -42,7 +42,7 @@ func eventStream(completion []byte, includeUsage bool) ([]byte, error) {
 		n++
 	}
 	if includeUsage {
-		s.event([]byte("[]"), orNull(o["usage"]))
+		s.event([]byte("[]"), o["usage"])
 	}
 	s.buf.WriteString("data: [DONE]\n\n")
 	return s.buf.Bytes(), nil

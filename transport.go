@@ -52,7 +52,7 @@ type sdkTransport struct {
 	errors rememberedErrors
 }
 
-const headerShouldRetry = "x-should-retry"
+const headerShouldRetry = "X-Should-Retry" // canonical, for a map literal
 
 // RoundTrip implements [http.RoundTripper].
 func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -216,13 +216,11 @@ func sdkResponse(req *http.Request, status int, contentType string, body []byte)
 		Status: strconv.Itoa(status) + " " + http.StatusText(status), StatusCode: status,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: http.Header{
-			"Content-Type": {contentType}, "Content-Length": {strconv.Itoa(len(body))}, headerShouldRetryCanonical: {"false"},
+			"Content-Type": {contentType}, "Content-Length": {strconv.Itoa(len(body))}, headerShouldRetry: {"false"},
 		},
 		Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)), Request: req,
 	}
 }
-
-var headerShouldRetryCanonical = http.CanonicalHeaderKey(headerShouldRetry)
 
 // sdkCall is a request as the SDK wrote it, without the members that ask for a stream.
 type sdkCall struct {
