@@ -50,12 +50,7 @@ func newRig(t testing.TB, change func(*GatewayConfig)) *rig {
 	if change != nil {
 		change(&c)
 	}
-	g, err := NewGateway(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = g.Close() })
-	r.g = g
+	r.g = newGateway(t, c)
 	return r
 }
 

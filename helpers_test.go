@@ -95,6 +95,12 @@ func startGateway(t testing.TB, upstream http.Handler, change func(*GatewayConfi
 	if change != nil {
 		change(&c)
 	}
+	return newGateway(t, c)
+}
+
+// newGateway makes a gateway that is closed with the test.
+func newGateway(t testing.TB, c GatewayConfig) *Gateway {
+	t.Helper()
 	g, err := NewGateway(c)
 	if err != nil {
 		t.Fatal(err)

@@ -342,12 +342,7 @@ func TestGatewayDoesNotLeak(t *testing.T) {
 			if change != nil {
 				change(&c)
 			}
-			gateway, err := NewGateway(c)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = gateway.Close() })
-			srv := httptest.NewServer(gateway)
+			srv := httptest.NewServer(newGateway(t, c))
 			t.Cleanup(srv.Close)
 			client := startClient(t, srv.URL, func(c *Config) { c.Keys, c.Logger = keys, log })
 			resp, err := client.Chat(within(t, 20*time.Second), ask(leak))

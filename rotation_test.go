@@ -139,17 +139,12 @@ type loop struct {
 
 func newLoop(t testing.TB, keys *KeyStore) *loop {
 	t.Helper()
-	g, err := NewGateway(GatewayConfig{
+	return &loop{g: newGateway(t, GatewayConfig{
 		Upstream: "https://upstream.test/v1", AllowUnauthenticated: true, Keys: keys,
 		UpstreamTransport: roundTripFunc(func(r *http.Request) (*http.Response, error) {
 			return respond(200, fineCompletion("fine"), "Content-Type", "application/json"), nil
 		}),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = g.Close() })
-	return &loop{g: g}
+	})}
 }
 
 func (l *loop) RoundTrip(r *http.Request) (*http.Response, error) {
