@@ -44,7 +44,7 @@ func TestEmpty(t *testing.T) {
 // On the heap Destroy is all the protection there is, so it must wipe.
 func TestHeapFallbackIsWiped(t *testing.T) {
 	data := []byte("secret")
-	b := &Buffer{&memory{data: data}}
+	b := newBuffer(BestEffort, &memory{whole: data})
 	b.Destroy()
 	if !bytes.Equal(data, make([]byte, 6)) {
 		t.Errorf("left: %q", data)

@@ -1,0 +1,21 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux || darwin || freebsd || netbsd || openbsd
+
+package locked
+
+import (
+	"math"
+
+	"golang.org/x/sys/unix"
+)
+
+// limit is RLIMIT_MEMLOCK in bytes; negative: none.
+func limit() int64 {
+	var r unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &r) != nil || uint64(r.Cur) >= math.MaxInt64 { // infinity is one of two numbers
+		return -1
+	}
+	return int64(r.Cur)
+}
