@@ -445,16 +445,19 @@ func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request, opts 
 	if r == nil || r.Body == nil {
 		return nil, fmt.Errorf("%w: no Request.Body", ErrInvalidRequest)
 	}
+	var body *Secret
+	into := func(n int) (b []byte, err error) {
+		body.Destroy() // an earlier attempt's
+		body, b, err = newRoom(n)
+		return b, err
+	}
 	var result *completion
-	err := r.Body.Use(func(body []byte) (err error) {
-		result, err = c.do(ctx, body, opts)
+	err := r.Body.Use(func(b []byte) (err error) {
+		result, err = c.do(ctx, b, append(opts[:len(opts):len(opts)], func(o *callOptions) { o.into = into }))
 		return err
 	})
 	if err != nil {
-		return nil, err
-	}
-	body, err := NewSecret(result.plaintext) // wipes it
-	if err != nil {
+		body.Destroy()
 		return nil, err
 	}
 	return &Response{Body: body, PayloadID: result.payloadID}, nil

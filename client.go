@@ -258,6 +258,7 @@ type CallOption func(*callOptions)
 type callOptions struct {
 	apiKey *Secret
 	tier   SecurityTier
+	into   room // where the answer is opened to; nil: where it came
 }
 
 // WithAPIKey uses key instead of Config.APIKey for this call. It stays the caller's.
@@ -461,7 +462,7 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 
 // open decrypts and checks an answer. Nothing of it leaves here unless all of it is right.
 func (c *SecureCompletionClient) open(r *sealedRequest, a *answer, o *callOptions) (*completion, error) {
-	plain, err := c.wire.open(r, a)
+	plain, err := c.wire.open(r, a, o.into)
 	if err != nil {
 		return nil, err
 	}

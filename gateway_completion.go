@@ -62,6 +62,8 @@ func (h *gatewayRequest) completion() {
 		h.refuse(p)
 		return
 	}
+	h.g.cfg.Keys.sweeper.Soon() // the upstream may take long
+	defer h.g.cfg.Keys.sweeper.Soon()
 	served := false
 	defer func() {
 		if !served { // also after a panic

@@ -15,10 +15,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
-	"slices"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 )
 
 const (
@@ -144,119 +143,44 @@ func (k *PublicKey) String() string { return k.fingerprint }
 
 // seal encrypts plaintext, which it leaves as it is, under a fresh AES-256 key and nonce, and wraps that key for k.
 func (k *PublicKey) seal(plaintext []byte) (*envelope.Envelope, error) {
+	e := &envelope.Envelope{Sealed: make([]byte, 0, len(plaintext)+sealedOverhead)}
+	var err error
+	erase.Do(func() { err = k.sealInto(e, plaintext) })
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func (k *PublicKey) sealInto(e *envelope.Envelope, plaintext []byte) (err error) {
 	dataKey := make([]byte, dataKeySize)
 	defer clear(dataKey)
 	_, _ = rand.Read(dataKey) // never fails: crypto/rand ends the process instead
 	aead, err := newAEAD(dataKey)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, k.key, dataKey, nil)
-	if err != nil {
-		return nil, fmt.Errorf("sealedchat: wrapping the key: %w", err)
+	defer erase.Wipe(aead)
+	if e.WrappedKey, err = rsa.EncryptOAEP(sha256.New(), rand.Reader, k.key, dataKey, nil); err != nil {
+		return fmt.Errorf("sealedchat: wrapping the key: %w", err)
 	}
-	room := make([]byte, 0, envelope.NonceSize+len(plaintext)+envelope.TagSize)
-	return &envelope.Envelope{Sealed: aead.Seal(room, nil, plaintext, nil), WrappedKey: wrapped}, nil
+	e.Sealed = aead.Seal(e.Sealed, nil, plaintext, nil)
+	return nil
 }
 
 // newAEAD is AES-256-GCM over nonce ‖ ciphertext ‖ tag, with a random 96-bit nonce: the form that the FIPS 140 module
-// seals in. One key seals one message here, so nonces never meet.
+// seals in. One key seals one message here, so nonces never meet. The key schedule holds the key: the caller wipes it.
 func newAEAD(key []byte) (cipher.AEAD, error) {
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: AES: %w", err)
 	}
+	defer erase.Wipe(block) // GCM has a copy of its own
 	aead, err := cipher.NewGCMWithRandomNonce(block)
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: GCM: %w", err)
 	}
 	return aead, nil
-}
-
-// privateKey opens what was sealed to its public half. Safe for concurrent use.
-type privateKey struct {
-	key    *rsa.PrivateKey
-	public *PublicKey
-}
-
-func newPrivateKey(key *rsa.PrivateKey) (*privateKey, error) {
-	public, err := newPublicKey(&key.PublicKey)
-	if err != nil {
-		return nil, err
-	}
-	return &privateKey{key: key, public: public}, nil
-}
-
-// open decrypts e in place with this key alone.
-func (k *privateKey) open(e *envelope.Envelope) ([]byte, error) {
-	return openWith(e, []*privateKey{k}, nil)
-}
-
-// openWith decrypts e in place with whichever of keys unwraps it: the plaintext lies in e.Sealed. When none does, more,
-// if not nil, is asked for others. Every failure after the format checks is ErrDecryption and costs the same work: as
-// many RSA operations as there are keys, and one of GCM, under a random key if no other is there.
-func openWith(e *envelope.Envelope, keys []*privateKey, more func() []*privateKey) ([]byte, error) {
-	fits := func(k *privateKey) bool { return k.public.key.Size() == len(e.WrappedKey) }
-	if !slices.ContainsFunc(keys, fits) && more != nil {
-		keys, more = more(), nil
-	}
-	if !slices.ContainsFunc(keys, fits) {
-		return nil, fmt.Errorf("%w: wrapped key of %d bytes, the modulus has another size", ErrEnvelope, len(e.WrappedKey))
-	}
-	dataKey := make([]byte, dataKeySize)
-	defer clear(dataKey)
-	_, _ = rand.Read(dataKey)
-	tried := false
-	for len(keys) > 0 {
-		for _, k := range keys {
-			if !fits(k) || !k.unwrap(dataKey, e.WrappedKey) || tried {
-				continue
-			}
-			tried = true
-			if plaintext, err := openSealed(dataKey, e.Sealed); err == nil {
-				return plaintext, nil
-			}
-		}
-		if keys = nil; more != nil {
-			keys, more = more(), nil
-		}
-	}
-	if !tried {
-		_, _ = openSealed(dataKey, e.Sealed)
-	}
-	return nil, ErrDecryption
-}
-
-// unwrap puts the unwrapped AES key into dataKey, or leaves that as it is and returns false.
-func (k *privateKey) unwrap(dataKey, wrapped []byte) bool {
-	unwrapped, err := rsa.DecryptOAEP(sha256.New(), nil, k.key, wrapped, nil)
-	defer clear(unwrapped)
-	if err != nil || len(unwrapped) != dataKeySize {
-		return false
-	}
-	copy(dataKey, unwrapped)
-	return true
-}
-
-func openSealed(dataKey, sealed []byte) ([]byte, error) {
-	aead, err := newAEAD(dataKey)
-	if err != nil {
-		return nil, err
-	}
-	return aead.Open(sealed[:0], nil, sealed, nil)
-}
-
-// wipe makes a best effort to clear the private integers.
-func (k *privateKey) wipe() { wipeRSA(k.key) }
-
-// wipeRSA clears what can be reached of a key. crypto/rsa keeps more.
-func wipeRSA(key *rsa.PrivateKey) {
-	pre := &key.Precomputed
-	for _, n := range append([]*big.Int{key.D, pre.Dp, pre.Dq, pre.Qinv}, key.Primes...) {
-		if n != nil {
-			clear(n.Bits())
-		}
-	}
 }
 
 // envelopeError gives errors of the codec this package's sentinels.

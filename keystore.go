@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
@@ -52,6 +53,7 @@ type KeyStore struct {
 	bits       int
 	iterations int
 	rotation   Rotation
+	memory     locked.Policy
 	log        *slog.Logger
 	newKey     func(bits int) (*rsa.PrivateKey, error) // rsa.GenerateKey, but for tests
 	kdf        []keyfile.Option                        // none, but for tests
@@ -62,6 +64,7 @@ type KeyStore struct {
 	end     context.CancelFunc
 	writing chan struct{} // holds a token while somebody changes the store
 	rotator rotator
+	sweeper erase.Sweeper // of what private keys, data keys and sealing leave
 
 	mu         sync.Mutex
 	keys       []*storedKeyEntry // the primary one and retired ones
@@ -279,6 +282,7 @@ func (s *KeyStore) newMaster(p []byte) (*keyfile.MasterKey, error) {
 
 // derive makes the master key from the passphrase, and moves it into locked memory.
 func (s *KeyStore) derive(passphrase *Secret, kdf func([]byte) (*keyfile.MasterKey, error)) error {
+	defer s.sweeper.Soon()
 	return passphrase.Use(func(p []byte) error {
 		master, err := kdf(p)
 		if err != nil {
@@ -331,6 +335,7 @@ type KeyInfo struct {
 	Fingerprint string // see PublicKey.Fingerprint
 	State       KeyState
 	Bits        int
+	Locked      bool // its private numbers lie in memory that cannot be swapped out
 	Created     time.Time
 	Activated   time.Time // when it became the primary key
 	Retired     time.Time // when it ceased to be; zero for the primary key
@@ -344,7 +349,7 @@ func (s *KeyStore) Keys() []KeyInfo {
 	var list []KeyInfo
 	for _, k := range s.keys {
 		info := KeyInfo{
-			Fingerprint: k.public.fingerprint, State: KeyPrimary, Bits: k.public.Bits(),
+			Fingerprint: k.public.fingerprint, State: KeyPrimary, Bits: k.public.Bits(), Locked: k.locked(),
 			Created: k.created, Activated: k.activated, Retired: k.retired,
 		}
 		if k.state == keyfile.Retired {
@@ -394,6 +399,7 @@ func (s *KeyStore) Close() error {
 	if s.dir != nil {
 		_ = s.dir.Close()
 	}
+	s.sweeper.Close()
 	return nil
 }
 

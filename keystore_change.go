@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
@@ -274,20 +275,15 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 		sum := e.Key.Fingerprint()
 		held := known[hex.EncodeToString(sum[:])]
 		if held == nil {
-			private, err := e.Key.PrivateKey()
-			if err == nil {
-				var k *privateKey
-				if k, err = newPrivateKey(private); err == nil {
-					held = &heldKey{privateKey: k, users: 1}
-					fresh = append(fresh, held)
-				}
-			}
+			k, err := s.loadKey(e.Key)
 			if err != nil {
 				for _, k := range fresh {
 					k.release()
 				}
-				return keyStoreError(err)
+				return err
 			}
+			held = &heldKey{privateKey: k, users: 1}
+			fresh = append(fresh, held)
 		}
 		keys = append(keys, &storedKeyEntry{heldKey: held, state: e.State, created: e.Created, activated: e.Activated, retired: e.Retired})
 	}
@@ -310,6 +306,28 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	}
 	s.takeOverDataKeys(body.DataKeys)
 	return nil
+}
+
+// loadKey makes a key that works, in protected memory where that is possible.
+func (s *KeyStore) loadKey(from *keyfile.RSAKey) (*privateKey, error) {
+	defer s.sweeper.Soon()
+	private, err := from.PrivateKey()
+	if err != nil {
+		return nil, keyStoreError(err)
+	}
+	k, err := newPrivateKey(private)
+	if err != nil {
+		erase.Wipe(private)
+		return nil, keyStoreError(err)
+	}
+	if err := k.protect(s.memory); err != nil {
+		if s.memory == locked.Required {
+			k.wipe()
+			return nil, keyStoreError(err)
+		}
+		s.log.Warn("a private key stays in ordinary memory", "fingerprint", k.public.fingerprint, "error", err)
+	}
+	return k, nil
 }
 
 func (s *KeyStore) takeOverDataKeys(keys []keyfile.DataKey) {

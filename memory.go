@@ -34,6 +34,12 @@ func NewSecret(b []byte) (*Secret, error) {
 	return s, nil
 }
 
+// newRoom makes a Secret of n zero bytes, and lends them to whoever fills them before anybody else knows of it.
+func newRoom(n int) (*Secret, []byte, error) {
+	s := &Secret{buf: locked.New(n)}
+	return s, s.buf.Bytes(), nil
+}
+
 // Use calls f with the bytes, which f may change but must not keep: they are gone once the Secret is destroyed.
 // It returns what f returns, or [ErrClosed] after Destroy. Calls may overlap and nest.
 func (s *Secret) Use(f func(b []byte) error) error {

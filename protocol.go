@@ -25,8 +25,9 @@ type protocol interface {
 	warm(ctx context.Context) error
 	// seal encrypts plaintext, which it leaves as it is, with fresh keys into an HTTP request that is ready to go.
 	seal(ctx context.Context, plaintext []byte, o *callOptions) (*sealedRequest, error)
-	// open decrypts an answer to r whose status is 200, in place: it takes the body over.
-	open(r *sealedRequest, a *answer) (*opened, error)
+	// open decrypts an answer to r whose status is 200, into the memory that into returns, or in place when into is nil. It
+	// takes the body over.
+	open(r *sealedRequest, a *answer, into room) (*opened, error)
 	// refused is told of every error status. It reports whether sealing afresh can help: the server has another key.
 	refused(ctx context.Context, r *sealedRequest, err *APIError) (bool, error)
 }
@@ -36,10 +37,14 @@ type sealedRequest struct {
 	http      *http.Request
 	payloadID string
 	server    *PublicKey // sealed to
-	key       *heldKey   // opens the answer
+	keys      *KeyStore
+	key       *heldKey // of keys; opens the answer
 }
 
-func (r *sealedRequest) release() { r.key.release() }
+func (r *sealedRequest) release() {
+	r.key.release()
+	r.keys.sweeper.Soon()
+}
 
 // opened is an answer's plaintext, and what the outside of its envelope said.
 type opened struct {
@@ -89,7 +94,8 @@ func (p *envelopeV1) seal(ctx context.Context, plaintext []byte, o *callOptions)
 	if err != nil {
 		return nil, err
 	}
-	r := &sealedRequest{payloadID: newUUID(), server: server, key: key}
+	defer p.keys.sweeper.Soon() // the answer may take long
+	r := &sealedRequest{payloadID: newUUID(), server: server, keys: p.keys, key: key}
 	if r.http, err = p.request(ctx, r, plaintext, o); err != nil {
 		r.release()
 		return nil, err
@@ -123,12 +129,12 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 	return req, nil
 }
 
-func (p *envelopeV1) open(r *sealedRequest, a *answer) (*opened, error) {
+func (p *envelopeV1) open(r *sealedRequest, a *answer, into room) (*opened, error) {
 	e, err := envelope.Parse(a.body, int(min(p.maxAnswer, maxBytes)))
 	if err != nil {
 		return nil, envelopeError(err)
 	}
-	plaintext, err := r.key.open(&e)
+	plaintext, err := openWith(&e, []*privateKey{r.key.privateKey}, nil, into)
 	if err != nil {
 		return nil, err
 	}

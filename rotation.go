@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/flight"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
@@ -179,7 +180,7 @@ func (s *KeyStore) openEnvelope(ctx context.Context, e *envelope.Envelope) ([]by
 		more := s.retain(time.Now(), append(held, primary)...)
 		held = append(held, more...)
 		return privateKeys(more)
-	})
+	}, nil)
 }
 
 func privateKeys(held []*heldKey) (keys []*privateKey) {
@@ -310,14 +311,21 @@ func (s *KeyStore) generate(ctx context.Context) (*keyfile.RSAKey, error) {
 		return nil, endedError(ctx)
 	}
 	start := time.Now()
-	key, err := s.newKey(s.bits)
+	var copied *keyfile.RSAKey
+	var err error
+	erase.Do(func() {
+		key, newErr := s.newKey(s.bits)
+		if newErr != nil {
+			err = fmt.Errorf("sealedchat: generating a key: %w", newErr)
+			return
+		}
+		defer erase.Wipe(key)
+		if copied, newErr = keyfile.NewRSAKey(key); newErr != nil {
+			err = keyStoreError(newErr)
+		}
+	})
 	if err != nil {
-		return nil, fmt.Errorf("sealedchat: generating a key: %w", err)
-	}
-	defer wipeRSA(key)
-	copied, err := keyfile.NewRSAKey(key)
-	if err != nil {
-		return nil, keyStoreError(err)
+		return nil, err
 	}
 	s.log.DebugContext(ctx, "key generated", "bits", s.bits, "duration", time.Since(start))
 	return copied, nil

@@ -8,8 +8,8 @@ import (
 	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/sha256"
-	"reflect"
-	"unsafe"
+
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 )
 
 const (
@@ -34,10 +34,10 @@ func deriveGCM(secret, salt []byte, info string) (aead cipher.AEAD, wipe func(),
 	}
 	aead, err = cipher.NewGCMWithRandomNonce(block)
 	if err != nil {
-		wipeState(block)
+		erase.Wipe(block)
 		return nil, nil, err
 	}
-	return aead, func() { wipeState(block); wipeState(aead) }, nil
+	return aead, func() { erase.Wipe(block); erase.Wipe(aead) }, nil
 }
 
 // cbc encrypts or decrypts data in place with AES-CBC.
@@ -48,38 +48,7 @@ func cbc(key, iv, data []byte, mode func(cipher.Block, []byte) cipher.BlockMode)
 	}
 	m := mode(block, iv)
 	m.CryptBlocks(data, data)
-	wipeState(block)
-	wipeState(m)
+	erase.Wipe(block)
+	erase.Wipe(m)
 	return nil
-}
-
-// wipeState clears the key schedule behind one of the standard library's ciphers:
-// a pointer to a struct without pointers, or a struct that wraps one. The
-// schedule begins with the key itself. Any other shape is left alone.
-func wipeState(v any) {
-	p := reflect.ValueOf(v)
-	if p.Kind() == reflect.Struct && p.NumField() == 1 {
-		p = p.Field(0)
-	}
-	if p.Kind() != reflect.Pointer || p.IsNil() || !isPlain(p.Type().Elem()) {
-		return
-	}
-	clear(unsafe.Slice((*byte)(p.UnsafePointer()), p.Type().Elem().Size()))
-}
-
-// isPlain says whether a type is made of integers alone, so that zero bytes are safe.
-func isPlain(t reflect.Type) bool {
-	switch t.Kind() {
-	case reflect.Array:
-		return isPlain(t.Elem())
-	case reflect.Struct:
-		for i := range t.NumField() {
-			if !isPlain(t.Field(i).Type) {
-				return false
-			}
-		}
-		return true
-	default:
-		return t.Kind() >= reflect.Bool && t.Kind() <= reflect.Uint64
-	}
 }

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
 
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -404,19 +405,12 @@ func TestWipeState(t *testing.T) {
 		states = append(states, state)
 	}
 	wipe()
-	wipeState(block)
-	wipeState(mode)
+	erase.Wipe(block)
+	erase.Wipe(mode)
 	for i, state := range states {
 		if !allZero(state) {
 			t.Errorf("state %d still holds something", i)
 		}
-	}
-	s := "kept"
-	for _, v := range []any{nil, 1, &struct{ p *string }{&s}, struct{ p *string }{&s}, (*int)(nil), struct{ a, b int }{}} {
-		wipeState(v) // must not panic, nor break a pointer
-	}
-	if s != "kept" {
-		t.Error("a string header was cleared")
 	}
 }
 

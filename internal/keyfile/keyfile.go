@@ -24,6 +24,8 @@ import (
 
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 )
 
 const (
@@ -93,13 +95,17 @@ func bitLen(b []byte) int {
 	return (len(b)-1)*8 + bits.Len8(b[0])
 }
 
-// PrivateKey builds the key that crypto/rsa works with, precomputed and validated.
-// Its numbers are copies that the caller owns. It returns ErrInconsistent if
-// crypto/rsa refuses them.
-func (k *RSAKey) PrivateKey() (*rsa.PrivateKey, error) {
+// PrivateKey builds the key that crypto/rsa works with, precomputed and validated. Its numbers are copies that the caller
+// owns. It returns ErrInconsistent if crypto/rsa refuses them. crypto/rsa leaves some copies of each number behind.
+func (k *RSAKey) PrivateKey() (priv *rsa.PrivateKey, err error) {
 	if err := k.checkPublic(); err != nil {
 		return nil, err
 	}
+	erase.Do(func() { priv, err = k.privateKey() })
+	return priv, err
+}
+
+func (k *RSAKey) privateKey() (*rsa.PrivateKey, error) {
 	set := func(b []byte) *big.Int { return new(big.Int).SetBytes(b) }
 	priv := &rsa.PrivateKey{
 		PublicKey: rsa.PublicKey{N: set(k.N), E: k.exponent()},
@@ -109,8 +115,12 @@ func (k *RSAKey) PrivateKey() (*rsa.PrivateKey, error) {
 	// Given these, crypto/rsa checks them and computes nothing anew.
 	priv.Precomputed.Dp, priv.Precomputed.Dq, priv.Precomputed.Qinv = set(k.Dp), set(k.Dq), set(k.Qinv)
 	priv.Precompute()
+	// Validate leaves sixteen more copies. It is not needed where Precompute tells that it succeeded, as it does by this.
+	if priv.Precomputed.CRTValues != nil {
+		return priv, nil
+	}
 	if err := priv.Validate(); err != nil {
-		wipeInts(priv.D, priv.Primes[0], priv.Primes[1], priv.Precomputed.Dp, priv.Precomputed.Dq, priv.Precomputed.Qinv)
+		erase.Wipe(priv)
 		return nil, fmt.Errorf("%w: %w", ErrInconsistent, err)
 	}
 	return priv, nil

@@ -1,0 +1,15 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !linux && !goexperiment.runtimesecret
+
+package erase
+
+// RuntimeSecret tells whether this build has runtime/secret.
+const RuntimeSecret = false
+
+func do(f func()) {
+	burn(stackDepth)
+	defer burn(stackDepth)
+	f()
+}

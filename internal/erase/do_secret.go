@@ -1,0 +1,13 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build goexperiment.runtimesecret
+
+package erase
+
+import "runtime/secret"
+
+// RuntimeSecret tells whether this build has runtime/secret.
+const RuntimeSecret = true
+
+func do(f func()) { secret.Do(f) }

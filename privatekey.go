@@ -1,0 +1,175 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"math/big"
+	"slices"
+
+	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/locked"
+)
+
+// privateKey opens what was sealed to its public half. Safe for concurrent use, until it is wiped.
+type privateKey struct {
+	key    *rsa.PrivateKey
+	public *PublicKey     // shares nothing with key, and lives on when that is wiped
+	memory *locked.Buffer // where key's numbers lie; nil: in ordinary memory
+}
+
+// newPrivateKey makes a private key that uses key as it is, and where it is.
+func newPrivateKey(key *rsa.PrivateKey) (*privateKey, error) {
+	public, err := newPublicKey(&rsa.PublicKey{N: new(big.Int).Set(key.N), E: key.E})
+	if err != nil {
+		return nil, err
+	}
+	return &privateKey{key: key, public: public}, nil
+}
+
+// errKeyShape: crypto/rsa keeps its numbers where they are not found any more.
+var errKeyShape = errors.New("sealedchat: the private key cannot be moved: crypto/rsa has another shape")
+
+// protect moves every number of the key, crypto/rsa's own ones too, into memory under policy, once: parsing a key again for
+// each use leaves more copies than it saves. The key must be nobody else's. When the moved key does not open
+// what was sealed to it, or numbers are missed, it goes back to where it was, and the error says so; the key works all the
+// same. With MemoryRequired that is for the caller to refuse; *locked.LimitError is the other reason.
+func (k *privateKey) protect(policy locked.Policy) error {
+	if policy == locked.Off {
+		return nil
+	}
+	var memory *locked.Buffer
+	err := erase.Move(k.key, func(size int) (_ []byte, err error) {
+		// The public numbers, and the private ones in two forms: less was not found by somebody who knows crypto/rsa.
+		if size < 10*k.key.Size() {
+			return nil, errKeyShape
+		}
+		if memory, err = locked.NewResting(policy, (size+7)&^7); err != nil {
+			return nil, err
+		}
+		return memory.Bytes(), nil
+	}, k.check)
+	if err != nil {
+		if memory != nil {
+			memory.Destroy()
+		}
+		return err
+	}
+	k.memory = memory
+	return nil
+}
+
+// check is a known-answer test: the key opens what is sealed to its public half.
+func (k *privateKey) check() error {
+	var want [dataKeySize]byte
+	_, _ = rand.Read(want[:])
+	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, k.public.key, want[:], nil)
+	if err != nil {
+		return fmt.Errorf("sealedchat: testing a private key: %w", err)
+	}
+	var got [dataKeySize]byte
+	if !k.unwrap(got[:], wrapped) || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+		return errors.New("sealedchat: a private key failed its test")
+	}
+	return nil
+}
+
+// locked reports whether the key's numbers lie in memory that cannot be swapped out.
+func (k *privateKey) locked() bool { return k.memory != nil && k.memory.Locked() }
+
+// unwrap puts the unwrapped AES key into dataKey, or leaves that as it is and returns false.
+func (k *privateKey) unwrap(dataKey, wrapped []byte) (ok bool) {
+	erase.Do(func() {
+		unwrapped, err := rsa.DecryptOAEP(sha256.New(), nil, k.key, wrapped, nil)
+		if err == nil && len(unwrapped) == dataKeySize {
+			copy(dataKey, unwrapped)
+			ok = true
+		}
+		// The slice is the end of the padded block. Its beginning, from which all of it follows, is out of reach here.
+		clear(unwrapped)
+	})
+	return ok
+}
+
+// wipe clears the private numbers. The key opens nothing after that.
+func (k *privateKey) wipe() {
+	erase.Wipe(k.key)
+	k.key = nil
+	if k.memory != nil {
+		k.memory.Destroy()
+	}
+}
+
+// open decrypts e in place with this key alone.
+func (k *privateKey) open(e *envelope.Envelope) ([]byte, error) {
+	return openWith(e, []*privateKey{k}, nil, nil)
+}
+
+// room makes a place for n bytes of plaintext.
+type room func(n int) ([]byte, error)
+
+// openWith decrypts e with whichever of keys unwraps it, into the memory that into returns, or in place, in e.Sealed, when
+// into is nil. When none of keys does, more, if not nil, is asked for others. Every failure after the format checks is
+// ErrDecryption and costs the same work: as many RSA operations as there are keys, and one of GCM, under a random key if
+// no other is there.
+func openWith(e *envelope.Envelope, keys []*privateKey, more func() []*privateKey, into room) ([]byte, error) {
+	fits := func(k *privateKey) bool { return k.public.key.Size() == len(e.WrappedKey) }
+	if !slices.ContainsFunc(keys, fits) && more != nil {
+		keys, more = more(), nil
+	}
+	if !slices.ContainsFunc(keys, fits) {
+		return nil, fmt.Errorf("%w: wrapped key of %d bytes, the modulus has another size", ErrEnvelope, len(e.WrappedKey))
+	}
+	to := e.Sealed[:0]
+	if into != nil {
+		var err error
+		if to, err = into(max(len(e.Sealed)-sealedOverhead, 0)); err != nil {
+			return nil, err
+		}
+	}
+	dataKey := make([]byte, dataKeySize)
+	defer clear(dataKey)
+	_, _ = rand.Read(dataKey)
+	tried := false
+	for len(keys) > 0 {
+		for _, k := range keys {
+			if !fits(k) || !k.unwrap(dataKey, e.WrappedKey) || tried {
+				continue
+			}
+			tried = true
+			if plaintext, err := openSealed(to, dataKey, e.Sealed); err == nil {
+				return plaintext, nil
+			}
+		}
+		if keys = nil; more != nil {
+			keys, more = more(), nil
+		}
+	}
+	if !tried {
+		_, _ = openSealed(to, dataKey, e.Sealed)
+	}
+	return nil, ErrDecryption
+}
+
+const sealedOverhead = envelope.NonceSize + envelope.TagSize
+
+// openSealed decrypts nonce ‖ ciphertext ‖ tag to where to begins, which is where sealed begins, or elsewhere altogether.
+func openSealed(to, dataKey, sealed []byte) (plaintext []byte, err error) {
+	erase.Do(func() {
+		aead, newErr := newAEAD(dataKey)
+		if newErr != nil {
+			err = newErr
+			return
+		}
+		defer erase.Wipe(aead)
+		plaintext, err = aead.Open(to[:0], nil, sealed, nil)
+	})
+	return plaintext, err
+}
