@@ -1,0 +1,46 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bhttp
+
+import (
+	"encoding/binary"
+	"io"
+)
+
+// AppendVarint appends v, below 2^62, as a variable-length integer (RFC 9000, section 16) in its shortest form.
+func AppendVarint(dst []byte, v uint64) []byte {
+	switch {
+	case v < 1<<6:
+		return append(dst, byte(v))
+	case v < 1<<14:
+		return binary.BigEndian.AppendUint16(dst, uint16(v)|1<<14)
+	case v < 1<<30:
+		return binary.BigEndian.AppendUint32(dst, uint32(v)|2<<30)
+	case v < 1<<62:
+		return binary.BigEndian.AppendUint64(dst, v|3<<62)
+	}
+	panic("bhttp: integer too large")
+}
+
+// ReadVarint reads a variable-length integer of any form, and says how many bytes it took. The error is io.EOF if there was
+// not one byte, and io.ErrUnexpectedEOF if the integer was cut.
+func ReadVarint(r io.ByteReader) (v uint64, size int, err error) {
+	first, err := r.ReadByte()
+	if err != nil {
+		return 0, 0, err
+	}
+	size = 1 << (first >> 6)
+	v = uint64(first & 0x3f)
+	for range size - 1 {
+		b, err := r.ReadByte()
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return 0, 0, err
+		}
+		v = v<<8 | uint64(b)
+	}
+	return v, size, nil
+}

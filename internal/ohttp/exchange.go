@@ -1,0 +1,92 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ohttp
+
+import (
+	"crypto/hpke"
+	"crypto/sha256"
+	"encoding/binary"
+	"io"
+)
+
+// Exchange is a gateway's half of one exchange: one request to read, and one answer to seal.
+type Exchange struct {
+	config  *Config
+	request *Reader
+	head    []byte // header and enc
+	secret  []byte // for the answer; nil once it is given away
+}
+
+// Keys finds the key of a request. *Ring is one.
+type Keys interface {
+	// Key returns nil if there is no key of this id and KEM.
+	Key(id uint8, kem uint16) *PrivateKey
+}
+
+// Open reads the head of a request from src, and sets up its keys; it reads no chunk. Chunks may hold up to maxChunk bytes
+// (MaxChunk if that is more). The error is ErrUnknownKey, ErrDecryption or ErrTruncated. Nothing about the request is
+// authentic before its first chunk has opened, and nobody should act on it before all of them have.
+//
+// The caller bounds what src yields, and how long it takes: anyone can make a gateway decapsulate.
+func Open(src io.Reader, keys Keys, maxChunk int) (*Exchange, error) {
+	return open(src, keys, maxChunk, chunked)
+}
+
+func open(src io.Reader, keys Keys, maxChunk int, l labels) (*Exchange, error) {
+	head := make([]byte, headerLen, headerLen+kems[0].enc)
+	if _, err := io.ReadFull(src, head); err != nil {
+		return nil, cut(err)
+	}
+	key := keys.Key(head[0], binary.BigEndian.Uint16(head[1:]))
+	if key == nil || string(key.config.header()) != string(head) {
+		return nil, ErrUnknownKey
+	}
+	c := key.config
+	head = head[:headerLen+c.kem.enc]
+	if _, err := io.ReadFull(src, head[headerLen:]); err != nil {
+		return nil, cut(err)
+	}
+	recipient, err := key.recipient(head[headerLen:], l.info(head[:headerLen]))
+	if err != nil {
+		return nil, err
+	}
+	secret, err := recipient.Export(l.response, c.aead.key)
+	if err != nil {
+		return nil, err
+	}
+	r := newReader(src, maxChunk, nil, func() { wipe(recipient) })
+	r.open = openWith(recipient)
+	return &Exchange{c, r, head, secret}, nil
+}
+
+func openWith(recipient *hpke.Recipient) func([]byte, bool) ([]byte, error) {
+	return func(chunk []byte, final bool) ([]byte, error) { return recipient.Open(aad(final), chunk) }
+}
+
+// Request reads the message. It is always the same Reader.
+func (x *Exchange) Request() *Reader { return x.request }
+
+// KeyID is the id of the key that the request is for.
+func (x *Exchange) KeyID() uint8 { return x.config.id }
+
+// ID tells this request from every other one, and is the same if it comes again: SHA-256 of its header and encapsulated
+// secret. It is worth remembering, against replays, once the request has been read to its end.
+func (x *Exchange) ID() [sha256.Size]byte { return sha256.Sum256(x.head) }
+
+// Response seals the answer. It works once, at any time. The Writer's keys are its own: the caller closes both.
+func (x *Exchange) Response(dst io.Writer) (*Writer, error) {
+	if x.secret == nil {
+		return nil, ErrUsed
+	}
+	secret := x.secret
+	x.secret = nil
+	return responseWriter(dst, x.config.aead, secret, x.head[headerLen:])
+}
+
+// Close wipes the request's keys, and those of the answer if it was not begun. It is idempotent.
+func (x *Exchange) Close() {
+	x.request.Close()
+	clear(x.secret)
+	x.secret = nil
+}

@@ -1,0 +1,143 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ohttp encapsulates binary HTTP messages as Oblivious HTTP does: key configurations (RFC 9458), and requests and
+// responses in chunks (draft-ietf-ohai-chunked-ohttp-08), over crypto/hpke.
+//
+// A client calls [NewRequest] for a [Config], seals one message with [Request.Seal] or [Request.Writer], and opens the
+// answer with [Request.Response]. A gateway keeps its keys in a [Ring], calls [Ring.Open] for each request, reads it through
+// [Exchange.Request], and answers through [Exchange.Response]. An answer opens only for the request that it answers.
+//
+// The key encapsulation is X-Wing (ML-KEM-768 and X25519) or X25519; the rest of the suite is HKDF-SHA256 and AES-256-GCM.
+// Where GODEBUG=fips140=only is in force, X25519 alone counts as unknown.
+//
+// Every type but Ring, PrivateKey and Config is for one goroutine at a time; a Request and the Reader of its answer, or an
+// Exchange, its Reader and its Writer, may each have a goroutine of their own once they are made.
+package ohttp
+
+import (
+	"crypto/fips140"
+	"crypto/hpke"
+	"errors"
+	"io"
+)
+
+// Media types of key configurations, requests and responses.
+const (
+	TypeKeys     = "application/ohttp-keys"
+	TypeRequest  = "message/ohttp-chunked-req"
+	TypeResponse = "message/ohttp-chunked-res"
+)
+
+var (
+	// ErrUnknownKey says that a request is for a key, or a suite, that the ring does not have.
+	ErrUnknownKey = errors.New("ohttp: request for an unknown key")
+	// ErrDecryption says that a chunk does not open: it was altered, moved or cut, or is for another key or another
+	// request. What the gateway tells a client may not differ between this and ErrUnknownKey.
+	ErrDecryption = errors.New("ohttp: decryption failed")
+	// ErrTruncated says that a message ended before its final chunk.
+	ErrTruncated = errors.New("ohttp: message is cut short")
+	// ErrTooLarge says that a chunk is larger than the reader takes.
+	ErrTooLarge = errors.New("ohttp: chunk is too large")
+	// ErrEmptyChunk says that a chunk other than the final one holds nothing.
+	ErrEmptyChunk = errors.New("ohttp: empty chunk before the final one")
+	// ErrTooMany says that a message has more chunks than one key may seal.
+	ErrTooMany = errors.New("ohttp: too many chunks")
+	// ErrUsed says that something that works once was used a second time, or after its Close.
+	ErrUsed = errors.New("ohttp: used already, or closed")
+	// ErrConfig says that a list of key configurations is malformed.
+	ErrConfig = errors.New("ohttp: malformed key configuration")
+	// ErrNoSuite says that no key configuration is for a suite of this package.
+	ErrNoSuite = errors.New("ohttp: no key configuration that is supported here")
+	// ErrKeyID says that a living key of the ring has the id, or that no id is free.
+	ErrKeyID = errors.New("ohttp: key id is in use")
+)
+
+// The identifiers of RFC 9180 and draft-ietf-hpke-pq.
+const (
+	XWing  uint16 = 0x647a // MLKEM768-X25519
+	X25519 uint16 = 0x0020 // DHKEM(X25519, HKDF-SHA256)
+
+	kdfHKDFSHA256 uint16 = 0x0001
+)
+
+// kem is what crypto/hpke knows of a KEM and does not tell.
+type kem struct {
+	id                uint16
+	new               func() hpke.KEM
+	public, enc, seed int // Npk, Nenc, Nsk in bytes
+}
+
+// kems lists them by preference.
+var kems = [...]*kem{
+	{XWing, hpke.MLKEM768X25519, 1216, 1120, 32},
+	{X25519, func() hpke.KEM { k, _ := hpke.NewKEM(X25519); return k }, 32, 32, 32},
+}
+
+// kemByID returns nil for what is not supported.
+func kemByID(id uint16) *kem {
+	for _, k := range kems {
+		if k.id == id && (id != X25519 || !fips140.Enforced()) {
+			return k
+		}
+	}
+	return nil
+}
+
+// aead is what crypto/hpke knows of an AEAD and does not tell. Both have nonces of 12 bytes.
+type aead struct {
+	id  uint16
+	new func() hpke.AEAD
+	key int // Nk in bytes: at least 12, so also the length of the response's nonce
+}
+
+var (
+	aes256 = &aead{0x0002, hpke.AES256GCM, 32}
+	aes128 = &aead{0x0001, hpke.AES128GCM, 16} // in the RFCs' examples only
+)
+
+const (
+	nonceSize = 12
+	tagSize   = 16
+	headerLen = 7 // key id, KEM, KDF and AEAD
+
+	// MaxChunk is the most plaintext that a chunk is written with, and the least that every reader takes.
+	MaxChunk = 16384
+	// maxChunks is the most chunks of a message: no counter comes near its end, and no key near GCM's limits.
+	maxChunks = 1 << 32
+)
+
+// labels separate the forms of a message from each other.
+type labels struct{ request, response string }
+
+var (
+	chunked = labels{"message/bhttp chunked request", "message/bhttp chunked response"}
+	single  = labels{"message/bhttp request", "message/bhttp response"}
+)
+
+// info is the HPKE info of a request (RFC 9458, section 4.3).
+func (l labels) info(header []byte) []byte {
+	return append(append([]byte(l.request), 0), header...)
+}
+
+// aad is the additional data of a chunk.
+func aad(final bool) []byte {
+	if final {
+		return []byte("final")
+	}
+	return nil
+}
+
+// cut makes an error of the stream below into one of the message.
+func cut(err error) error {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return ErrTruncated
+	}
+	return &streamError{err}
+}
+
+// streamError is ErrTruncated with a cause.
+type streamError struct{ cause error }
+
+func (e *streamError) Error() string   { return ErrTruncated.Error() + ": " + e.cause.Error() }
+func (e *streamError) Unwrap() []error { return []error{ErrTruncated, e.cause} }

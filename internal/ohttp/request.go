@@ -1,0 +1,97 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ohttp
+
+import (
+	"crypto/hpke"
+	"io"
+	"slices"
+)
+
+// Request is a client's half of one exchange: one message to seal, and one answer to open.
+type Request struct {
+	config *Config
+	sender *hpke.Sender // nil once it is given away
+	head   []byte       // header and enc
+	secret []byte       // for the answer; nil once it is given away
+}
+
+// NewRequest encapsulates a new secret to the key of c. The caller closes it.
+func NewRequest(c *Config) (*Request, error) { return newRequest(c, chunked) }
+
+func newRequest(c *Config, l labels) (*Request, error) {
+	header := c.header()
+	enc, sender, err := hpke.NewSender(c.public, hpke.HKDFSHA256(), c.aead.new(), l.info(header))
+	if err != nil {
+		return nil, err
+	}
+	secret, err := sender.Export(l.response, c.aead.key)
+	if err != nil {
+		return nil, err
+	}
+	return &Request{c, sender, append(header, enc...), secret}, nil
+}
+
+// Seal appends the sealed request with the given message. It works once, and not beside Writer. message stays the caller's.
+func (q *Request) Seal(dst, message []byte) ([]byte, error) {
+	sender := q.take()
+	if sender == nil {
+		return nil, ErrUsed
+	}
+	defer wipe(sender)
+	dst = append(slices.Grow(dst, len(q.head)+len(message)+(len(message)/MaxChunk+1)*(4+tagSize)), q.head...)
+	left := uint64(maxChunks)
+	for {
+		n := min(len(message), MaxChunk)
+		final := n == len(message)
+		var err error
+		if dst, err = appendChunk(dst, message[:n], final, sealWith(sender), &left); err != nil || final {
+			return dst, err
+		}
+		message = message[n:]
+	}
+}
+
+// Writer seals a request piece by piece. It works once, and not beside Seal. The Writer's keys are its own: the caller
+// closes both.
+func (q *Request) Writer(dst io.Writer) (*Writer, error) {
+	sender := q.take()
+	if sender == nil {
+		return nil, ErrUsed
+	}
+	return newWriter(dst, slices.Clone(q.head), sealWith(sender), func() { wipe(sender) }), nil
+}
+
+func (q *Request) take() *hpke.Sender {
+	sender := q.sender
+	q.sender = nil
+	return sender
+}
+
+func sealWith(sender *hpke.Sender) sealFunc {
+	return func(dst, plain []byte, final bool) ([]byte, error) {
+		sealed, err := sender.Seal(aad(final), plain)
+		return append(dst, sealed...), err
+	}
+}
+
+// Response opens the answer in src, in chunks of up to maxChunk bytes (MaxChunk if that is more). It works once. The Reader's
+// keys are its own: the caller closes both.
+func (q *Request) Response(src io.Reader, maxChunk int) (*Reader, error) {
+	if q.secret == nil {
+		return nil, ErrUsed
+	}
+	r := responseReader(src, maxChunk, q.config.aead, q.secret, q.head[headerLen:])
+	q.secret = nil
+	return r, nil
+}
+
+// Close wipes what was not used. It is idempotent.
+func (q *Request) Close() {
+	if sender := q.take(); sender != nil {
+		wipe(sender)
+	}
+	clear(q.secret)
+	q.secret = nil
+}

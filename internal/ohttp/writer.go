@@ -1,0 +1,113 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ohttp
+
+import (
+	"io"
+
+	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+)
+
+// Writer seals a message into chunks of MaxChunk bytes at most. Each Flush makes one chunk of what was written since, and
+// hands it to the stream in one Write. Only Finish makes the final chunk: a message that is given up, by Close alone, by a
+// panic or by an error, never looks complete.
+type Writer struct {
+	dst  io.Writer
+	seal sealFunc
+	done func()
+	left uint64 // chunks that may be sealed
+
+	plain []byte // not sealed yet
+	out   []byte // sealed, or the bytes before the first chunk
+	err   error
+}
+
+// sealFunc appends a sealed chunk to dst.
+type sealFunc func(dst, plain []byte, final bool) ([]byte, error)
+
+// newWriter writes prefix together with the first chunk.
+func newWriter(dst io.Writer, prefix []byte, seal sealFunc, done func()) *Writer {
+	return &Writer{dst: dst, seal: seal, done: done, left: maxChunks, out: prefix}
+}
+
+// Write takes p in. It seals and writes only when there is more than one chunk of it.
+func (w *Writer) Write(p []byte) (int, error) {
+	written := 0
+	for len(p) > 0 {
+		if len(w.plain) == MaxChunk {
+			if err := w.Flush(); err != nil {
+				return written, err
+			}
+		}
+		if w.err != nil {
+			return written, w.err
+		}
+		if w.plain == nil {
+			w.plain = make([]byte, 0, MaxChunk) // never grows: a copy that is left behind is one that nobody wipes
+		}
+		n := min(len(p), MaxChunk-len(w.plain))
+		w.plain = append(w.plain, p[:n]...)
+		written, p = written+n, p[n:]
+	}
+	return written, w.err
+}
+
+// Flush writes what there is as a chunk. With nothing new it writes nothing.
+func (w *Writer) Flush() error {
+	if w.err != nil || len(w.plain) == 0 {
+		return w.err
+	}
+	return w.write(false)
+}
+
+// Finish writes what there is as the final chunk, and wipes the keys. Everything after it is ErrUsed.
+func (w *Writer) Finish() error {
+	if w.err != nil {
+		return w.err
+	}
+	err := w.write(true)
+	w.Close()
+	return err
+}
+
+// Close wipes the keys and what was not written. The message stays without an end. It is idempotent.
+func (w *Writer) Close() {
+	if w.err == nil {
+		w.err = ErrUsed
+	}
+	clear(w.plain)
+	w.plain = nil
+	if w.done != nil {
+		w.done()
+		w.done = nil
+	}
+}
+
+func (w *Writer) write(final bool) error {
+	w.out, w.err = appendChunk(w.out, w.plain, final, w.seal, &w.left)
+	clear(w.plain)
+	w.plain = w.plain[:0]
+	if w.err == nil {
+		_, w.err = w.dst.Write(w.out)
+		w.out = w.out[:0]
+	}
+	if err := w.err; err != nil {
+		w.Close()
+		return err
+	}
+	return nil
+}
+
+// appendChunk appends one chunk behind its length, or behind 0 if it is the final one.
+func appendChunk(dst, plain []byte, final bool, seal sealFunc, left *uint64) ([]byte, error) {
+	if *left == 0 {
+		return dst, ErrTooMany
+	}
+	*left--
+	size := uint64(0)
+	if !final {
+		size = uint64(len(plain) + tagSize)
+	}
+	return seal(bhttp.AppendVarint(dst, size), plain, final)
+}
