@@ -54,7 +54,7 @@ type Response struct {
 
 // Limits caps what a reader takes of a message. A field that is zero stands for its default.
 type Limits struct {
-	Head    int   // bytes of control data and fields, trailer included; 64 KiB
+	Head    int   // bytes of control data and field sections, the trailer's included; 64 KiB
 	Fields  int   // field lines, and informational responses, in all; 256
 	Content int64 // bytes of content; 64 MiB
 	Padding int64 // bytes of padding; 1 MiB

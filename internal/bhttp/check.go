@@ -120,7 +120,7 @@ func (f Field) check() error {
 func checkTrailer(fields []Field) error {
 	for _, f := range fields {
 		switch f.Name {
-		case "content-length", "host", "te", "trailer", "authorization", "content-type", "content-encoding":
+		case "content-length", "host", "te", "authorization", "content-type", "content-encoding":
 			return &FormatError{"trailer", "a field that may not stand there"}
 		}
 	}

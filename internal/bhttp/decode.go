@@ -56,9 +56,6 @@ func ReadResponse(src Source, limits Limits) (*Response, *Body, error) {
 	}
 	p := &Response{}
 	for {
-		if d.ended {
-			return nil, nil, ErrTruncated
-		}
 		status, err := d.varint()
 		if err != nil {
 			return nil, nil, cut(err)
@@ -141,15 +138,18 @@ func (d *Body) Trailer() []Field { return d.trailer }
 func (d *Body) ReadAll() ([]byte, error) {
 	b := make([]byte, 0, 512)
 	for {
-		if len(b) == cap(b) {
-			// Known content is taken at its word only up to a size that costs the sender as much.
-			grown := make([]byte, len(b), max(2*cap(b), len(b)+int(min(d.left, 64<<10))))
-			copy(grown, b)
-			clear(b)
-			b = grown
+		var probe [1]byte // finds the end without growing for it
+		into := b[len(b):cap(b)]
+		if len(into) == 0 {
+			into = probe[:]
 		}
-		n, err := d.Read(b[len(b):cap(b)])
-		b = b[:len(b)+n]
+		n, err := d.Read(into)
+		if n > 0 && len(b) == cap(b) {
+			b = d.grow(b)
+			b = append(b, probe[0])
+		} else {
+			b = b[:len(b)+n]
+		}
 		if err == io.EOF {
 			return b, nil
 		}
@@ -158,6 +158,14 @@ func (d *Body) ReadAll() ([]byte, error) {
 			return nil, err
 		}
 	}
+}
+
+// grow moves b. A stated length is taken at its word only so far that stating more gains a sender nothing.
+func (d *Body) grow(b []byte) []byte {
+	grown := make([]byte, len(b), max(2*cap(b), len(b)+1+int(min(d.left, 64<<10))))
+	copy(grown, b)
+	clear(b)
+	return grown
 }
 
 // nextPiece sets left to the length of the next piece of content. After the last one it reads the rest of the message, and

@@ -70,10 +70,12 @@ func TestMalformedConfigs(t *testing.T) {
 	unreduced := AppendConfigs(nil, xwing)
 	copy(unreduced[2+3:], []byte{0xff, 0xff, 0xff})
 	n := len(a.encoded)
+	odd := append(bytes.Clone(a.encoded[:n-6]), 0, 5, 0, 9, 0, 9, 0)
 	for name, list := range map[string][]byte{
 		"no algorithms":                  change(n-6, 0, 0),
 		"algorithms of 3 bytes":          change(n-6, 0, 3),
 		"algorithms beyond the end":      change(n-6, 0, 8),
+		"algorithms of 5 bytes":          append([]byte{0, byte(len(odd))}, odd...),
 		"length 0":                       {0, 0},
 		"length beyond the end":          append([]byte{0xff, 0xff}, good[2:]...),
 		"a byte after the last":          append(bytes.Clone(good), 0),

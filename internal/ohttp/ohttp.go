@@ -5,7 +5,7 @@
 // responses in chunks (draft-ietf-ohai-chunked-ohttp-08), over crypto/hpke.
 //
 // A client calls [NewRequest] for a [Config], seals one message with [Request.Seal] or [Request.Writer], and opens the
-// answer with [Request.Response]. A gateway keeps its keys in a [Ring], calls [Ring.Open] for each request, reads it through
+// answer with [Request.Response]. A gateway keeps its keys in a [Ring], calls [Open] for each request, reads it through
 // [Exchange.Request], and answers through [Exchange.Response]. An answer opens only for the request that it answers.
 //
 // The key encapsulation is X-Wing (ML-KEM-768 and X25519) or X25519; the rest of the suite is HKDF-SHA256 and AES-256-GCM.

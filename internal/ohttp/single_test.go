@@ -7,10 +7,41 @@ import (
 	"bytes"
 	"crypto/rand"
 	"io"
+	"testing"
 )
 
 // The messages of RFC 9458 that are not in chunks. The protocol of this package has no use for them; they share its key
 // schedule, and the RFC has examples of them.
+
+// TestSingle makes an exchange in the form without chunks, and holds that neither form opens as the other.
+func TestSingle(t *testing.T) {
+	forKEMs(t, func(t *testing.T, key one) {
+		sealed, q, err := sealSingle(key.config, []byte("question"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		message, x, err := openSingle(sealed, key)
+		if err != nil || string(message) != "question" {
+			t.Fatalf("%q, %v", message, err)
+		}
+		chunk := append([]byte{0}, sealed[headerLen+key.config.kem.enc:]...)
+		for _, body := range [][]byte{sealed[headerLen+key.config.kem.enc:], chunk} {
+			if _, got, err := openRequest(append(bytes.Clone(sealed[:headerLen+key.config.kem.enc]), body...), key); err == nil {
+				t.Errorf("in chunks it opens to %q", got)
+			}
+		}
+		answer, err := x.sealSingleResponse([]byte("answer"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readAnswer(q, answer); err == nil {
+			t.Errorf("in chunks the answer opens to %q", got)
+		}
+		if got, err := q.openSingleResponse(answer); err != nil || string(got) != "answer" {
+			t.Errorf("%q, %v", got, err)
+		}
+	})
+}
 
 // sealSingle seals a message as message/ohttp-req.
 func sealSingle(c *Config, message []byte) ([]byte, *Request, error) {

@@ -6,6 +6,7 @@ package ohttp
 import (
 	"bytes"
 	"crypto/hpke"
+	"io"
 	"reflect"
 	"sync"
 	"testing"
@@ -66,8 +67,12 @@ func TestWipe(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		kept := key.PrivateKey.seed
 		key.Close()
 		key.Close()
+		if !isZero(kept) {
+			t.Error("the seed was forgotten, not wiped")
+		}
 		if !isZero(numbers(reflect.ValueOf(of), 0)) {
 			t.Error("numbers of the key are left")
 		}
@@ -125,6 +130,9 @@ func TestWipeContexts(t *testing.T) {
 	}
 	w.Write([]byte("a"))
 	plain := w.plain
+	if cap(plain) != MaxChunk {
+		t.Errorf("the Writer's buffer of %d bytes will move", cap(plain))
+	}
 	if err := w.Finish(); err != nil {
 		t.Fatal(err)
 	}
@@ -143,6 +151,37 @@ func TestWipeContexts(t *testing.T) {
 	r.Close()
 	if !isZero(secret) || !isZero(plain) {
 		t.Error("the Reader's secrets are left")
+	}
+	for name, end := range map[string]string{"io.EOF": "", "an error": "x"} {
+		sealed, q := seal(t, key.config, []byte("q"))
+		x, _, err := openRequest(sealed, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if x.request.done != nil || !isZero(x.request.chunk[:cap(x.request.chunk)]) {
+			t.Error("a request that was read is not wiped")
+		}
+		r, err := q.Response(bytes.NewReader(append(sealAnswer(t, x, "an", "swer"), end...)), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.ReadAll(r)
+		if r.done != nil || !isZero(r.chunk[:cap(r.chunk)]) {
+			t.Errorf("after %s the Reader is not wiped", name)
+		}
+	}
+	x, err = Open(bytes.NewReader(sealed), key, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w, err = x.Response(&b); err != nil {
+		t.Fatal(err)
+	}
+	w.Write([]byte("never sent"))
+	plain = w.plain
+	w.Close()
+	if !isZero(plain) || w.done != nil {
+		t.Error("a Writer that was given up is not wiped")
 	}
 	a, err := newAnswer(aes256, make([]byte, 32), nil, nil)
 	if err != nil {
