@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
+
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 // The most that a Body holds.
@@ -82,12 +84,12 @@ type Body struct {
 	Pins       []Pin
 	DataKeys   []DataKey
 
-	buf []byte
+	memory *locked.Buffer // nil when the caller put everything together
 }
 
-// Wipe clears every private key and data key, also those that were added, and empties the Body.
+// Wipe clears every private key and data key, also those that were added, and empties the Body. Nothing that came from it
+// may be used any more: the memory is given back.
 func (b *Body) Wipe() {
-	clear(b.buf)
 	for _, e := range b.Keys {
 		if e.Key != nil {
 			e.Key.Wipe()
@@ -95,6 +97,9 @@ func (b *Body) Wipe() {
 	}
 	for _, d := range b.DataKeys {
 		clear(d.Key)
+	}
+	if b.memory != nil {
+		b.memory.Destroy()
 	}
 	*b = Body{}
 }
@@ -130,12 +135,13 @@ func (b *Body) size() int {
 	return n + len(b.DataKeys)*dataKeyEntrySize
 }
 
-// marshal encodes the body. The caller clears the bytes.
-func (b *Body) marshal() ([]byte, error) {
+// marshal encodes the body. The caller destroys the buffer.
+func (b *Body) marshal() (*locked.Buffer, error) {
 	if err := b.validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	out := make([]byte, 0, b.size())
+	memory := locked.New(b.size())
+	out := memory.Bytes()[:0]
 	u16 := func(n int) { out = binary.BigEndian.AppendUint16(out, uint16(n)) }
 	u64 := func(n uint64) { out = binary.BigEndian.AppendUint64(out, n) }
 	at := func(t time.Time) {
@@ -174,13 +180,13 @@ func (b *Body) marshal() ([]byte, error) {
 		out = append(out, d.Key...)
 		at(d.Created)
 	}
-	return out, nil
+	return memory, nil
 }
 
-// parseBody takes ownership of buf, and clears it if it fails.
-func parseBody(buf []byte) (*Body, error) {
-	b := &Body{buf: buf}
-	r := reader{s: buf}
+// parseBody takes ownership of memory, and destroys it if it fails.
+func parseBody(memory *locked.Buffer) (*Body, error) {
+	b := &Body{memory: memory}
+	r := reader{s: memory.Bytes()}
 	if version := r.u8(); version != bodyVersion {
 		b.Wipe()
 		return nil, fmt.Errorf("%w: body version %d", ErrVersion, version)

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 func TestBodyRefuses(t *testing.T) {
@@ -106,21 +108,26 @@ func TestLargestBody(t *testing.T) {
 	}
 }
 
+func inLocked(b []byte) *locked.Buffer {
+	memory := locked.New(len(b))
+	copy(memory.Bytes(), b)
+	return memory
+}
+
 func TestBodyCutAndCounts(t *testing.T) {
-	body, err := testBody(t).marshal()
+	memory, err := testBody(t).marshal()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(body) != cap(body) {
-		t.Errorf("size says %d, it has %d bytes", cap(body), len(body))
-	}
+	defer memory.Destroy()
+	body := memory.Bytes()
 	for n := range body {
-		cut := bytes.Clone(body[:n])
+		cut := inLocked(body[:n])
 		if _, err := parseBody(cut); !errors.Is(err, ErrDamaged) && n > 0 {
 			t.Errorf("cut to %d: %v", n, err)
 		}
-		if !allZero(cut) {
-			t.Fatalf("cut to %d: the buffer was not cleared", n)
+		if cut.Bytes() != nil {
+			t.Fatalf("cut to %d: the buffer was not wiped", n)
 		}
 	}
 	for what, bad := range map[string][]byte{
@@ -129,12 +136,12 @@ func TestBodyCutAndCounts(t *testing.T) {
 		"65,535 pins":    append(append([]byte{1}, make([]byte, 26)...), 0xff, 0xff),
 		"too many datas": append(append([]byte{1}, make([]byte, 28)...), 0xff, 0xff),
 	} {
-		if _, err := parseBody(bad); !errors.Is(err, ErrDamaged) {
+		if _, err := parseBody(inLocked(bad)); !errors.Is(err, ErrDamaged) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	for _, version := range []byte{0, 2, 255} {
-		if _, err := parseBody(append([]byte{version}, body[1:]...)); !errors.Is(err, ErrVersion) {
+		if _, err := parseBody(inLocked(append([]byte{version}, body[1:]...))); !errors.Is(err, ErrVersion) {
 			t.Errorf("version %d: %v", version, err)
 		}
 	}
@@ -143,9 +150,15 @@ func TestBodyCutAndCounts(t *testing.T) {
 // Keys that the caller adds and data keys are wiped with the body.
 func TestBodyWipe(t *testing.T) {
 	b := testBody(t)
-	secrets := [][]byte{b.Keys[0].Key.P, b.Keys[1].Key.D, b.DataKeys[0].Key, b.DataKeys[1].Key}
+	keys := []*locked.Buffer{b.Keys[0].Key.memory, b.Keys[1].Key.memory}
+	secrets := [][]byte{b.DataKeys[0].Key, b.DataKeys[1].Key}
 	b.Keys = append(b.Keys, Entry{})
 	b.Wipe()
+	for i, k := range keys {
+		if k.Bytes() != nil {
+			t.Errorf("key %d outlived Wipe", i)
+		}
+	}
 	for i, s := range secrets {
 		if !allZero(s) {
 			t.Errorf("secret %d outlived Wipe", i)

@@ -7,6 +7,8 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 )
 
 // Limits of sealed data.
@@ -44,12 +46,17 @@ func SealData(dataKey []byte, generation uint32, label string, plaintext []byte)
 	out = out[:dataHeaderSize]
 	salt := out[dataHeaderSize-saltSize:]
 	rand.Read(salt)
-	aead, wipe, err := deriveGCM(dataKey, salt, dataInfo(label))
-	if err != nil {
-		return nil, err
-	}
-	defer wipe()
-	return aead.Seal(out, nil, plaintext, out), nil
+	var err error
+	erase.Do(func() {
+		aead, wipe, newErr := deriveGCM(dataKey, salt, dataInfo(label))
+		if newErr != nil {
+			err = newErr
+			return
+		}
+		defer wipe()
+		out = aead.Seal(out, nil, plaintext, out)
+	})
+	return out, err
 }
 
 // OpenData decrypts what SealData returned. lookup finds the data key of a generation; the
@@ -71,14 +78,21 @@ func OpenData(lookup func(generation uint32) ([]byte, error), label string, seal
 		return nil, fmt.Errorf("%w: data keys have %d bytes", ErrInvalid, dataKeySize)
 	}
 	header := sealed[:dataHeaderSize]
-	aead, wipe, err := deriveGCM(dataKey, header[dataHeaderSize-saltSize:], dataInfo(label))
+	plaintext := make([]byte, 0, len(sealed)-DataOverhead)
+	erase.Do(func() {
+		aead, wipe, newErr := deriveGCM(dataKey, header[dataHeaderSize-saltSize:], dataInfo(label))
+		if newErr != nil {
+			err = newErr
+			return
+		}
+		defer wipe()
+		var openErr error
+		if plaintext, openErr = aead.Open(plaintext, nil, sealed[dataHeaderSize:], header); openErr != nil {
+			err = ErrDecryption
+		}
+	})
 	if err != nil {
 		return nil, err
-	}
-	defer wipe()
-	plaintext, err := aead.Open(nil, nil, sealed[dataHeaderSize:], header)
-	if err != nil {
-		return nil, ErrDecryption
 	}
 	return plaintext, nil
 }

@@ -15,6 +15,9 @@ import (
 
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 // Option loosens a rule.
@@ -48,11 +51,11 @@ func MarshalPBES2(k *RSAKey, passphrase []byte, iterations int, options ...Optio
 	if len(passphrase) == 0 {
 		return nil, ErrPassphraseNeeded
 	}
-	data, err := marshalPKCS8(k)
+	memory, data, err := marshalPKCS8(k)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { clear(data) }()
+	defer memory.Destroy()
 	padding := aes.BlockSize - len(data)%aes.BlockSize
 	for range padding { // marshalPKCS8 leaves room
 		data = append(data, byte(padding))
@@ -60,12 +63,14 @@ func MarshalPBES2(k *RSAKey, passphrase []byte, iterations int, options ...Optio
 	var random [16 + aes.BlockSize]byte
 	rand.Read(random[:])
 	d := kdf{prfs[oidHMACSHA256], random[:16], iterations, 32, random[16:]}
-	key, err := d.key(passphrase)
+	erase.Do(func() {
+		var key []byte
+		if key, err = d.key(passphrase); err == nil {
+			err = cbc(key, d.iv, data, cipher.NewCBCEncrypter)
+			clear(key[:cap(key)])
+		}
+	})
 	if err != nil {
-		return nil, err
-	}
-	defer clear(key[:cap(key)])
-	if err := cbc(key, d.iv, data, cipher.NewCBCEncrypter); err != nil {
 		return nil, err
 	}
 	der, err := d.marshal(data)
@@ -97,18 +102,19 @@ func (d *kdf) marshal(ciphertext []byte) ([]byte, error) {
 }
 
 // marshalPKCS8 writes a PrivateKeyInfo with room for one block of padding behind it. The
-// caller clears it.
-func marshalPKCS8(k *RSAKey) ([]byte, error) {
-	if err := k.check(); err != nil {
-		return nil, err
+// caller destroys the memory that it lies in.
+func marshalPKCS8(k *RSAKey) (memory *locked.Buffer, der []byte, err error) {
+	erase.Do(func() { err = k.check() })
+	if err != nil {
+		return nil, nil, err
 	}
 	size := 64 // what stands around the integers
 	for _, field := range k.fields() {
 		size += len(*field) + 6
 	}
 	// A builder that cannot grow leaves no outgrown buffer behind.
-	buf := make([]byte, 0, size+aes.BlockSize)
-	b := cryptobyte.NewFixedBuilder(buf)
+	memory = locked.New(size + aes.BlockSize)
+	b := cryptobyte.NewFixedBuilder(memory.Bytes()[:0])
 	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1Uint64(0)
 		addRSAAlgorithm(b)
@@ -121,12 +127,11 @@ func marshalPKCS8(k *RSAKey) ([]byte, error) {
 			})
 		})
 	})
-	der, err := b.Bytes()
-	if err != nil {
-		clear(buf[:cap(buf)])
-		return nil, err
+	if der, err = b.Bytes(); err != nil {
+		memory.Destroy()
+		return nil, nil, err
 	}
-	return der, nil
+	return memory, der, nil
 }
 
 // addInteger writes a positive integer from its canonical big-endian bytes.

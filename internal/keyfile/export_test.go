@@ -181,11 +181,11 @@ func TestConvertCommands(t *testing.T) {
 // plainPEM writes a key unencrypted, as PKCS#8 in PEM in lines of 64. The caller
 // clears the bytes.
 func plainPEM(k *RSAKey) ([]byte, error) {
-	der, err := marshalPKCS8(k)
+	memory, der, err := marshalPKCS8(k)
 	if err != nil {
 		return nil, err
 	}
-	defer clear(der)
+	defer memory.Destroy()
 	const begin, end, perLine = "-----BEGIN PRIVATE KEY-----\n", "-----END PRIVATE KEY-----\n", 48
 	lines := (len(der) + perLine - 1) / perLine
 	// Sized at once: encoding/pem would leave copies that nobody can clear.

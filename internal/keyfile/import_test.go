@@ -97,10 +97,10 @@ func TestRSAKeyFromAndTo(t *testing.T) {
 		if !bytes.Equal(k.SPKI(), der) {
 			t.Errorf("%s: another SubjectPublicKeyInfo than crypto/x509's", name)
 		}
-		buf := k.buf
+		memory := k.memory
 		k.Wipe()
 		k.Wipe()
-		if !allZero(buf) || k.D != nil {
+		if memory.Bytes() != nil || k.D != nil {
 			t.Errorf("%s: Wipe left something", name)
 		}
 	}
@@ -132,16 +132,17 @@ func TestNewRSAKeyRefuses(t *testing.T) {
 // The integers lie in the one buffer that Wipe clears.
 func TestIntegersAreSpans(t *testing.T) {
 	k := testKey(t, "rsa-2048")
-	fields := k.fields()
-	var spans [][]byte
-	for _, field := range fields {
-		spans = append(spans, *field)
+	memory := k.memory.Bytes()
+	start, end := uintptr(unsafe.Pointer(&memory[0])), uintptr(unsafe.Pointer(&memory[len(memory)-1]))
+	for i, field := range k.fields() {
+		first, last := uintptr(unsafe.Pointer(&(*field)[0])), uintptr(unsafe.Pointer(&(*field)[len(*field)-1]))
+		if first < start || last > end {
+			t.Errorf("integer %d lies elsewhere", i)
+		}
 	}
 	k.Wipe()
-	for i, span := range spans {
-		if len(span) == 0 || !allZero(span) {
-			t.Errorf("integer %d outlived Wipe", i)
-		}
+	if k.D != nil || k.memory != nil {
+		t.Error("something outlived Wipe")
 	}
 }
 

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 const (
@@ -39,7 +40,7 @@ const (
 type RSAKey struct {
 	N, E, D, P, Q, Dp, Dq, Qinv []byte
 
-	buf []byte // nil when a Body owns the bytes
+	memory *locked.Buffer // nil when a Body owns the bytes
 }
 
 // NewRSAKey copies the integers of a key into a buffer of its own. The source stays
@@ -58,8 +59,8 @@ func NewRSAKey(priv *rsa.PrivateKey) (*RSAKey, error) {
 	for _, x := range ints {
 		size += byteLen(x)
 	}
-	k.buf = make([]byte, size)
-	rest := k.buf
+	k.memory = locked.New(size)
+	rest := k.memory.Bytes()
 	for i, field := range k.fields() {
 		n := byteLen(ints[i])
 		*field = ints[i].FillBytes(rest[:n:n])
@@ -79,9 +80,11 @@ func (k *RSAKey) fields() []*[]byte {
 	return []*[]byte{&k.N, &k.E, &k.D, &k.P, &k.Q, &k.Dp, &k.Dq, &k.Qinv}
 }
 
-// Wipe clears the key's own buffer and forgets the integers. It may be called twice.
+// Wipe clears the key's own memory and forgets the integers. It may be called twice.
 func (k *RSAKey) Wipe() {
-	clear(k.buf)
+	if k.memory != nil {
+		k.memory.Destroy()
+	}
 	*k = RSAKey{}
 }
 

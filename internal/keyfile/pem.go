@@ -7,6 +7,9 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
+
+	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 // MaxPEMSize is the largest key file that is read, in bytes. An 8192-bit key takes 6,400.
@@ -55,21 +58,26 @@ func parsePrivateKey(pemBytes, passphrase []byte, lim limits) (_ *RSAKey, _ *Rep
 	if private == nil {
 		return nil, nil, ErrPublicOnly
 	}
-	der, err := private.decode()
+	memory := locked.New(len(private.body))
+	var k *RSAKey
+	var report *Report
+	erase.Do(func() {
+		var der []byte
+		if der, err = private.decode(memory.Bytes()); err == nil {
+			k, report, err = parseLabelled(private.label, der, passphrase, lim)
+		}
+	})
 	if err != nil {
+		memory.Destroy()
 		return nil, nil, err
 	}
-	k, report, err := parseLabelled(private.label, der, passphrase, lim)
-	if err != nil {
-		clear(der)
-		return nil, nil, err
-	}
-	k.buf = der
+	k.memory = memory
 	defer wipeOnError(k, &err)
 	if report.KDF == "" && len(passphrase) > 0 {
 		return nil, nil, ErrPassphraseSuperfluous
 	}
-	if err := k.check(); err != nil {
+	erase.Do(func() { err = k.check() })
+	if err != nil {
 		return nil, nil, err
 	}
 	for _, b := range public {
@@ -195,12 +203,12 @@ func boundary(line []byte, prefix string) (label []byte, ok bool) {
 	return bytes.CutSuffix(label, []byte("-----"))
 }
 
-// decode undoes the base64 into a new buffer, which the caller clears.
-func (b block) decode() ([]byte, error) {
+// decode undoes the base64 into buf, which is as long as the body and which the caller clears.
+func (b block) decode(buf []byte) ([]byte, error) {
 	if bytes.HasPrefix(bytes.TrimLeft(b.body, " \t\r\n"), []byte("Proc-Type:")) {
 		return nil, &UnsupportedError{"legacy PEM encryption (Proc-Type, DEK-Info)", convertCommand}
 	}
-	buf := make([]byte, 0, len(b.body))
+	buf = buf[:0]
 	for _, c := range b.body {
 		if c != ' ' && c != '\t' && c != '\r' && c != '\n' {
 			buf = append(buf, c)

@@ -159,7 +159,7 @@ func parsePKCS1(der []byte) (*RSAKey, error) {
 
 // checkPublicBlock returns ErrPublicMismatch unless the block is k's public half.
 func (k *RSAKey) checkPublicBlock(b block) error {
-	der, err := b.decode()
+	der, err := b.decode(make([]byte, len(b.body)))
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,9 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+
+	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 // MaxStoreSize is the largest keystore file that is read or written, in bytes.
@@ -159,7 +162,11 @@ func deriveMasterKey(passphrase []byte, salt [saltSize]byte, iterations int, opt
 	if len(passphrase) == 0 {
 		return nil, ErrPassphraseNeeded
 	}
-	key, err := pbkdf2.Key(sha256.New, borrowString(passphrase), salt[:], iterations, masterKeySize)
+	var key []byte
+	var err error
+	erase.Do(func() {
+		key, err = pbkdf2.Key(sha256.New, borrowString(passphrase), salt[:], iterations, masterKeySize)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -200,17 +207,24 @@ func Open(f *File, k *MasterKey) (*Body, error) {
 	if !k.Fits(f) || len(k.key) != masterKeySize {
 		return nil, ErrPassphrase
 	}
-	aead, wipe, err := deriveGCM(k.key, f.BodySalt[:], storeInfo)
+	memory := locked.New(len(f.sealed) - gcmOverhead)
+	var err error
+	erase.Do(func() {
+		aead, wipe, newErr := deriveGCM(k.key, f.BodySalt[:], storeInfo)
+		if newErr != nil {
+			err = newErr
+			return
+		}
+		defer wipe()
+		if _, openErr := aead.Open(memory.Bytes()[:0], nil, f.sealed, f.head); openErr != nil {
+			err = ErrPassphrase
+		}
+	})
 	if err != nil {
+		memory.Destroy()
 		return nil, err
 	}
-	defer wipe()
-	buf := make([]byte, 0, len(f.sealed)-gcmOverhead)
-	plaintext, err := aead.Open(buf, nil, f.sealed, f.head)
-	if err != nil {
-		return nil, ErrPassphrase
-	}
-	return parseBody(plaintext)
+	return parseBody(memory)
 }
 
 // Seal encodes and encrypts a body under a fresh salt and nonce, and returns the whole file.
@@ -222,11 +236,12 @@ func Seal(b *Body, k *MasterKey) ([]byte, error) {
 	if len(k.key) != masterKeySize {
 		return nil, fmt.Errorf("%w: a wiped master key", ErrInvalid)
 	}
-	plaintext, err := b.marshal()
+	memory, err := b.marshal()
 	if err != nil {
 		return nil, err
 	}
-	defer clear(plaintext)
+	defer memory.Destroy()
+	plaintext := memory.Bytes()
 	h := Header{Iterations: k.iterations, KDFSalt: k.salt}
 	rand.Read(h.BodySalt[:])
 	head := h.encode()
@@ -234,12 +249,19 @@ func Seal(b *Body, k *MasterKey) ([]byte, error) {
 	if size > MaxStoreSize {
 		return nil, fmt.Errorf("%w: a keystore file of more than %d bytes", ErrTooLarge, MaxStoreSize)
 	}
-	aead, wipe, err := deriveGCM(k.key, h.BodySalt[:], storeInfo)
+	sealed := make([]byte, 0, len(plaintext)+gcmOverhead)
+	erase.Do(func() {
+		aead, wipe, newErr := deriveGCM(k.key, h.BodySalt[:], storeInfo)
+		if newErr != nil {
+			err = newErr
+			return
+		}
+		defer wipe()
+		sealed = aead.Seal(sealed, nil, plaintext, head)
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer wipe()
-	sealed := aead.Seal(nil, nil, plaintext, head)
 	file := make([]byte, 0, size)
 	file = append(file, head...)
 	file = base64.StdEncoding.AppendEncode(file, sealed)

@@ -116,9 +116,9 @@ func TestStoreRoundTrip(t *testing.T) {
 			if plain(got) != plain(want) {
 				t.Errorf("got %s\nwant %s", plain(got), plain(want))
 			}
-			buf := got.buf
+			memory := got.memory
 			got.Wipe()
-			if !allZero(buf) || got.Keys != nil || got.DataKeys != nil {
+			if memory.Bytes() != nil || got.Keys != nil || got.DataKeys != nil {
 				t.Error("Wipe left something")
 			}
 			unlocked.Wipe()
@@ -170,7 +170,7 @@ func TestStoreFormat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(got, want) {
+	if !bytes.Equal(got, want.Bytes()) {
 		t.Error("another body")
 	}
 }
