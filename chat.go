@@ -4,11 +4,15 @@
 package sealedchat
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
+
+	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
 // ChatRequest is an OpenAI chat completion request. Zero fields are left out, except Model and Messages, which are
@@ -37,9 +41,11 @@ type ChatRequest struct {
 }
 
 // MarshalJSON writes the fields and Extra as one object.
-func (r ChatRequest) MarshalJSON() ([]byte, error) {
+func (r ChatRequest) MarshalJSON() ([]byte, error) { return r.appendJSON(nil) }
+
+func (r ChatRequest) appendJSON(dst []byte) ([]byte, error) {
 	type plain ChatRequest
-	return encodeObject(plain(r), r.Extra)
+	return appendObject(dst, plain(r), r.Extra)
 }
 
 // Message is one message of a conversation, in requests and in answers. An answer's message can be appended to the
@@ -86,53 +92,52 @@ func (m Message) Text() string {
 }
 
 // wireMessage is how a Message stands in JSON.
-type wireMessage struct {
-	Role       string          `json:"role"`
-	Content    json.RawMessage `json:"content"`
-	Name       string          `json:"name,omitempty"`
-	ToolCalls  []ToolCall      `json:"tool_calls,omitempty"`
-	ToolCallID string          `json:"tool_call_id,omitempty"`
-	Refusal    string          `json:"refusal,omitempty"`
+type wireMessage[Content any] struct {
+	Role       string     `json:"role"`
+	Content    Content    `json:"content"`
+	Name       string     `json:"name,omitempty"`
+	ToolCalls  []ToolCall `json:"tool_calls,omitempty"`
+	ToolCallID string     `json:"tool_call_id,omitempty"`
+	Refusal    string     `json:"refusal,omitempty"`
 }
 
 // MarshalJSON writes content as a string, as parts, or as null when an assistant's message has only tool calls or a
 // refusal.
-func (m Message) MarshalJSON() ([]byte, error) {
-	w := wireMessage{Role: m.Role, Name: m.Name, ToolCalls: m.ToolCalls, ToolCallID: m.ToolCallID, Refusal: m.Refusal}
-	var content any
+func (m Message) MarshalJSON() ([]byte, error) { return m.appendJSON(nil) }
+
+func (m Message) appendJSON(dst []byte) ([]byte, error) {
+	w := wireMessage[any]{Role: m.Role, Name: m.Name, ToolCalls: m.ToolCalls, ToolCallID: m.ToolCallID, Refusal: m.Refusal}
 	switch {
 	case m.Role == "":
 		return nil, fmt.Errorf("%w: a message has no role", ErrInvalidRequest)
 	case m.Parts != nil && m.Content != "":
 		return nil, fmt.Errorf("%w: a message has both Content and Parts", ErrInvalidRequest)
 	case m.Parts != nil:
-		content = m.Parts
+		w.Content = m.Parts
 	case m.Content != "" || (len(m.ToolCalls) == 0 && m.Refusal == ""):
-		content = m.Content
+		w.Content = m.Content
 	}
-	var err error
-	if w.Content, err = marshal(content); err != nil {
-		return nil, err
-	}
-	return encodeObject(w, m.Extra)
+	return appendObject(dst, w, m.Extra)
 }
 
 // UnmarshalJSON reads a message by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (m *Message) UnmarshalJSON(data []byte) error {
-	var w wireMessage
-	extra, err := decodeObject(data, &w)
+func (m *Message) UnmarshalJSON(data []byte) error { return unmarshal(data, m) }
+
+func (m *Message) decodeJSON(valid []byte) error {
+	var w wireMessage[json.RawMessage]
+	extra, err := decodeObject(valid, &w)
 	if err != nil {
 		return err
 	}
 	*m = Message{
 		Role: w.Role, Name: w.Name, ToolCalls: w.ToolCalls, ToolCallID: w.ToolCallID, Refusal: w.Refusal, Extra: extra,
 	}
-	into := any(&m.Content)
-	if len(w.Content) > 0 && w.Content[0] == '[' {
-		into = &m.Parts
+	into := reflect.ValueOf(&m.Content)
+	if jsonspan.KindOf(w.Content) == jsonspan.Array {
+		into = reflect.ValueOf(&m.Parts)
 	}
 	if w.Content != nil {
-		if err := json.Unmarshal(w.Content, into); err != nil {
+		if err := decodeField(w.Content, into.Elem()); err != nil {
 			return prefixPath("content", err)
 		}
 	}
@@ -161,19 +166,23 @@ type InputAudio struct {
 }
 
 // UnmarshalJSON reads the members by their exact names.
-func (u *ImageURL) UnmarshalJSON(data []byte) error {
+func (u *ImageURL) UnmarshalJSON(data []byte) error { return unmarshal(data, u) }
+
+func (u *ImageURL) decodeJSON(valid []byte) error {
 	type plain ImageURL
 	var v plain
-	_, err := decodeObject(data, &v)
+	_, err := decodeObject(valid, &v)
 	*u = ImageURL(v)
 	return err
 }
 
 // UnmarshalJSON reads the members by their exact names.
-func (a *InputAudio) UnmarshalJSON(data []byte) error {
+func (a *InputAudio) UnmarshalJSON(data []byte) error { return unmarshal(data, a) }
+
+func (a *InputAudio) decodeJSON(valid []byte) error {
 	type plain InputAudio
 	var v plain
-	_, err := decodeObject(data, &v)
+	_, err := decodeObject(valid, &v)
 	*a = InputAudio(v)
 	return err
 }
@@ -185,22 +194,26 @@ func TextPart(text string) Part { return Part{Type: "text", Text: text} }
 func ImagePart(url string) Part { return Part{Type: "image_url", ImageURL: &ImageURL{URL: url}} }
 
 // MarshalJSON writes the fields and Extra as one object.
-func (p Part) MarshalJSON() ([]byte, error) {
+func (p Part) MarshalJSON() ([]byte, error) { return p.appendJSON(nil) }
+
+func (p Part) appendJSON(dst []byte) ([]byte, error) {
 	type plain Part
 	if p.Type == "text" && p.Text == "" { // the text of a text part is required
-		return encodeObject(struct {
+		return appendObject(dst, struct {
 			Type string `json:"type"`
 			Text string `json:"text"`
 		}{Type: p.Type}, p.Extra)
 	}
-	return encodeObject(plain(p), p.Extra)
+	return appendObject(dst, plain(p), p.Extra)
 }
 
 // UnmarshalJSON reads a part by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (p *Part) UnmarshalJSON(data []byte) (err error) {
+func (p *Part) UnmarshalJSON(data []byte) error { return unmarshal(data, p) }
+
+func (p *Part) decodeJSON(valid []byte) (err error) {
 	type plain Part
 	var v plain
-	v.Extra, err = decodeObject(data, &v)
+	v.Extra, err = decodeObject(valid, &v)
 	*p = Part(v)
 	return err
 }
@@ -226,9 +239,11 @@ func FunctionTool(name, description string, parameters any) Tool {
 }
 
 // MarshalJSON writes the fields and Extra as one object.
-func (t Tool) MarshalJSON() ([]byte, error) {
+func (t Tool) MarshalJSON() ([]byte, error) { return t.appendJSON(nil) }
+
+func (t Tool) appendJSON(dst []byte) ([]byte, error) {
 	type plain Tool
-	return encodeObject(plain(t), t.Extra)
+	return appendObject(dst, plain(t), t.Extra)
 }
 
 // ToolChoiceFunction is a ToolChoice that makes the model call this function.
@@ -251,25 +266,31 @@ type FunctionCall struct {
 }
 
 // UnmarshalJSON reads the two members by their exact names.
-func (f *FunctionCall) UnmarshalJSON(data []byte) error {
+func (f *FunctionCall) UnmarshalJSON(data []byte) error { return unmarshal(data, f) }
+
+func (f *FunctionCall) decodeJSON(valid []byte) error {
 	type plain FunctionCall
 	var v plain
-	_, err := decodeObject(data, &v)
+	_, err := decodeObject(valid, &v)
 	*f = FunctionCall(v)
 	return err
 }
 
 // MarshalJSON writes the fields and Extra as one object.
-func (c ToolCall) MarshalJSON() ([]byte, error) {
+func (c ToolCall) MarshalJSON() ([]byte, error) { return c.appendJSON(nil) }
+
+func (c ToolCall) appendJSON(dst []byte) ([]byte, error) {
 	type plain ToolCall
-	return encodeObject(plain(c), c.Extra)
+	return appendObject(dst, plain(c), c.Extra)
 }
 
 // UnmarshalJSON reads a call by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (c *ToolCall) UnmarshalJSON(data []byte) (err error) {
+func (c *ToolCall) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
+
+func (c *ToolCall) decodeJSON(valid []byte) (err error) {
 	type plain ToolCall
 	var v plain
-	v.Extra, err = decodeObject(data, &v)
+	v.Extra, err = decodeObject(valid, &v)
 	*c = ToolCall(v)
 	return err
 }
@@ -334,11 +355,9 @@ func (r *ChatResponse) Text() string {
 }
 
 // UnmarshalJSON reads a response by exact names. Raw becomes a copy of data.
-func (r *ChatResponse) UnmarshalJSON(data []byte) error {
-	return r.decode(append([]byte(nil), data...))
-}
+func (r *ChatResponse) UnmarshalJSON(data []byte) error { return unmarshal(bytes.Clone(data), r) }
 
-func (r *ChatResponse) decode(data []byte) (err error) {
+func (r *ChatResponse) decodeJSON(data []byte) (err error) {
 	type plain ChatResponse
 	var v plain
 	if v.Extra, err = decodeObject(data, &v); err != nil {
@@ -356,19 +375,23 @@ func (r *ChatResponse) decode(data []byte) (err error) {
 }
 
 // UnmarshalJSON reads a choice by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (c *Choice) UnmarshalJSON(data []byte) (err error) {
+func (c *Choice) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
+
+func (c *Choice) decodeJSON(valid []byte) (err error) {
 	type plain Choice
 	var v plain
-	v.Extra, err = decodeObject(data, &v)
+	v.Extra, err = decodeObject(valid, &v)
 	*c = Choice(v)
 	return err
 }
 
 // UnmarshalJSON reads counts by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (u *Usage) UnmarshalJSON(data []byte) (err error) {
+func (u *Usage) UnmarshalJSON(data []byte) error { return unmarshal(data, u) }
+
+func (u *Usage) decodeJSON(valid []byte) (err error) {
 	type plain Usage
 	var v plain
-	v.Extra, err = decodeObject(data, &v)
+	v.Extra, err = decodeObject(valid, &v)
 	*u = Usage(v)
 	return err
 }
@@ -396,7 +419,7 @@ func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest, opts 
 		clear(result.plaintext)
 		return nil, err
 	}
-	if err := resp.decode(result.plaintext); err != nil {
+	if err := resp.decodeJSON(result.plaintext); err != nil {
 		clear(result.plaintext)
 		if bad, ok := errors.AsType[*memberError](err); ok {
 			return nil, schemaError(bad.path, "unexpected type or out of range")
@@ -416,7 +439,7 @@ func (r *ChatRequest) encode() ([]byte, error) {
 	case len(r.Messages) == 0:
 		return nil, fmt.Errorf("%w: ChatRequest.Messages is empty", ErrInvalidRequest)
 	}
-	return r.MarshalJSON()
+	return r.appendJSON(make([]byte, 0, r.sizeHint()))
 }
 
 // Request is a chat completion request as raw JSON.

@@ -393,10 +393,10 @@ func (h *gatewayRequest) seal(answer []byte, clientKey *PublicKey, form envelope
 	plaintext = append(plaintext, metadata...)
 	plaintext = append(plaintext, '}')
 	defer clear(plaintext)
-	e, err := clientKey.seal(plaintext)
+	e := &envelope.Envelope{TagForm: form, ProcessedAt: float64(now), HasProcessedAt: true}
+	sealed, err := clientKey.appendSealed(nil, e, plaintext)
 	if err != nil {
 		return nil, &refusal{status: http.StatusInternalServerError, detail: "internal error", cause: err}
 	}
-	e.TagForm, e.ProcessedAt, e.HasProcessedAt = form, float64(now), true
-	return envelope.Append(make([]byte, 0, envelope.Size(e)), e), nil
+	return sealed, nil
 }

@@ -4,6 +4,7 @@
 package sealedchat
 
 import (
+	"bytes"
 	"context"
 	"crypto/rsa"
 	"crypto/x509"
@@ -13,6 +14,7 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -58,6 +60,14 @@ func publicOf(t testing.TB, name string) *PublicKey {
 		t.Fatal(err)
 	}
 	return k
+}
+
+// seal seals plaintext for k, for tests that change something about the envelope.
+func (k *PublicKey) seal(plaintext []byte) (*envelope.Envelope, error) {
+	e := &envelope.Envelope{}
+	_, err := k.sealInto(nil, e, plaintext)
+	e.Sealed = bytes.Clone(e.Sealed)
+	return e, err
 }
 
 func secret(t testing.TB, text string) *Secret {

@@ -15,6 +15,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
@@ -35,6 +36,7 @@ type PublicKey struct {
 	key         *rsa.PublicKey
 	der         []byte // SubjectPublicKeyInfo
 	fingerprint string
+	escaped     func() string // PEM, percent-encoded; made once
 }
 
 // ParsePublicKey reads a PEM file with exactly one "PUBLIC KEY" block (an RFC 5280 SubjectPublicKeyInfo) and nothing
@@ -115,13 +117,18 @@ func newPublicKey(key *rsa.PublicKey) (*PublicKey, error) {
 		return nil, fmt.Errorf("%w: %w", ErrPublicKey, err)
 	}
 	sum := sha256.Sum256(der)
-	return &PublicKey{key: key, der: der, fingerprint: hex.EncodeToString(sum[:])}, nil
+	public := &PublicKey{key: key, der: der, fingerprint: hex.EncodeToString(sum[:])}
+	public.escaped = sync.OnceValue(func() string { return percentEncode(public.PEM()) })
+	return public, nil
 }
 
 // PEM is the key as a "PUBLIC KEY" block with lines of 64 and a final newline. The caller owns the slice.
 func (k *PublicKey) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: pemPublicKey, Bytes: k.der})
 }
+
+// header is how the key stands in X-Public-Key.
+func (k *PublicKey) header() string { return k.escaped() }
 
 // Fingerprint is what [Pin] takes: the SHA-256 of the DER SubjectPublicKeyInfo in lower-case hex.
 // From a PEM file: openssl pkey -pubin -in key.pem -outform DER | sha256sum
@@ -141,18 +148,28 @@ func (k *PublicKey) Equal(other *PublicKey) bool {
 // String is the fingerprint.
 func (k *PublicKey) String() string { return k.fingerprint }
 
-// seal encrypts plaintext, which it leaves as it is, under a fresh AES-256 key and nonce, and wraps that key for k.
-func (k *PublicKey) seal(plaintext []byte) (*envelope.Envelope, error) {
-	e := &envelope.Envelope{Sealed: make([]byte, 0, len(plaintext)+sealedOverhead)}
-	var err error
-	erase.Do(func() { err = k.sealInto(e, plaintext) })
+// appendSealed encrypts plaintext, which it leaves as it is and does not copy, under a fresh AES-256 key and nonce, wraps
+// that key for k, and appends the envelope to dst, which must not overlap plaintext. e says what else stands in the
+// envelope; its Sealed and WrappedKey are overwritten, and of no use afterwards. All is written into one piece of memory,
+// dst's if that has the room: the ciphertext at its end, from where it becomes base64 in place.
+func (k *PublicKey) appendSealed(dst []byte, e *envelope.Envelope, plaintext []byte) ([]byte, error) {
+	dst, err := k.sealInto(dst, e, plaintext)
 	if err != nil {
 		return nil, err
 	}
-	return e, nil
+	return envelope.Append(dst, e), nil
 }
 
-func (k *PublicKey) sealInto(e *envelope.Envelope, plaintext []byte) (err error) {
+// sealInto encrypts for appendSealed: it sets e.WrappedKey, and e.Sealed to memory in the room that the returned dst has.
+func (k *PublicKey) sealInto(dst []byte, e *envelope.Envelope, plaintext []byte) (_ []byte, err error) {
+	e.WrappedKey = make([]byte, k.key.Size())
+	dst = envelope.Reserve(dst, e, len(plaintext))
+	erase.Do(func() { err = k.encrypt(e, plaintext) })
+	return dst, err
+}
+
+// encrypt fills e.Sealed and e.WrappedKey, which have their lengths already.
+func (k *PublicKey) encrypt(e *envelope.Envelope, plaintext []byte) error {
 	dataKey := make([]byte, dataKeySize)
 	defer clear(dataKey)
 	_, _ = rand.Read(dataKey) // never fails: crypto/rand ends the process instead
@@ -161,10 +178,12 @@ func (k *PublicKey) sealInto(e *envelope.Envelope, plaintext []byte) (err error)
 		return err
 	}
 	defer erase.Wipe(aead)
-	if e.WrappedKey, err = rsa.EncryptOAEP(sha256.New(), rand.Reader, k.key, dataKey, nil); err != nil {
+	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, k.key, dataKey, nil)
+	if err != nil {
 		return fmt.Errorf("sealedchat: wrapping the key: %w", err)
 	}
-	e.Sealed = aead.Seal(e.Sealed, nil, plaintext, nil)
+	copy(e.WrappedKey, wrapped)
+	aead.Seal(e.Sealed[:0], nil, plaintext, nil)
 	return nil
 }
 

@@ -104,11 +104,10 @@ func (p *envelopeV1) seal(ctx context.Context, plaintext []byte, o *callOptions)
 }
 
 func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []byte, o *callOptions) (*http.Request, error) {
-	e, err := r.server.seal(plaintext)
+	body, err := r.server.appendSealed(nil, &envelope.Envelope{}, plaintext)
 	if err != nil {
 		return nil, err
 	}
-	body := envelope.Append(make([]byte, 0, envelope.Size(e)), e)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.completionURL, bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: %w", err)
@@ -117,7 +116,7 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 	h.Set("Content-Type", contentType)
 	h.Set("User-Agent", userAgent)
 	h.Set(headerPayloadID, r.payloadID)
-	h.Set(headerPublicKey, percentEncode(r.key.public.PEM()))
+	h.Set(headerPublicKey, r.key.public.header())
 	if o.tier != "" {
 		h.Set(headerTier, string(o.tier))
 	}

@@ -361,9 +361,14 @@ func FuzzChatResponse(f *testing.F) {
 			if _, ok := errors.AsType[*memberError](err); !ok {
 				t.Fatalf("%q: %v", data, err)
 			}
+			if calls, _, ok := plainAnswer(data); ok && calls == 0 {
+				t.Fatalf("%q: %v, but encoding/json takes it", data, err)
+			}
 			return
 		}
-		_ = r.Text()
+		if _, text, ok := plainAnswer(data); !ok || text != r.Text() {
+			t.Fatalf("%q: text %q, encoding/json says %q, %v", data, r.Text(), text, ok)
+		}
 		if !bytes.Equal(r.Raw, data) {
 			t.Fatalf("Raw is %q", r.Raw)
 		}
@@ -383,4 +388,83 @@ func FuzzChatResponse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// plainAnswer reads with encoding/json, by exact names, what ChatResponse reads. calls counts the tool calls, which it does
+// not look into.
+func plainAnswer(data []byte) (calls int, text string, ok bool) {
+	var doc map[string]any
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.UseNumber()
+	if !utf8.Valid(data) || !json.Valid(data) || decoder.Decode(&doc) != nil || doc == nil {
+		return 0, "", false
+	}
+	ok = true
+	str := func(v any) string {
+		s, is := v.(string)
+		ok = ok && (is || v == nil)
+		return s
+	}
+	number := func(v any) {
+		if n, is := v.(json.Number); is {
+			_, err := wholeNumber([]byte(n))
+			ok = ok && err == nil
+		} else {
+			ok = ok && v == nil
+		}
+	}
+	object := func(v any) map[string]any {
+		o, is := v.(map[string]any)
+		ok = ok && is
+		return o
+	}
+	list := func(v any) []any {
+		l, is := v.([]any)
+		ok = ok && (is || v == nil)
+		return l
+	}
+	for _, name := range []string{"id", "object", "model", "system_fingerprint", "service_tier"} {
+		str(doc[name])
+	}
+	number(doc["created"])
+	if doc["usage"] != nil {
+		usage := object(doc["usage"])
+		for _, name := range []string{"prompt_tokens", "completion_tokens", "total_tokens"} {
+			number(usage[name])
+		}
+	}
+	for i, v := range list(doc["choices"]) {
+		choice := object(v)
+		number(choice["index"])
+		str(choice["finish_reason"])
+		v, has := choice["message"]
+		if !has {
+			continue
+		}
+		message, said := object(v), ""
+		for _, name := range []string{"role", "name", "tool_call_id", "refusal"} {
+			str(message[name])
+		}
+		calls += len(list(message["tool_calls"]))
+		if parts, is := message["content"].([]any); is {
+			for _, v := range parts {
+				part := object(v)
+				said += str(part["text"])
+				str(part["type"])
+				for name, members := range map[string][]string{"image_url": {"url", "detail"}, "input_audio": {"data", "format"}} {
+					if part[name] != nil {
+						inner := object(part[name])
+						str(inner[members[0]])
+						str(inner[members[1]])
+					}
+				}
+			}
+		} else {
+			said = str(message["content"])
+		}
+		if i == 0 {
+			text = said
+		}
+	}
+	return calls, text, ok
 }

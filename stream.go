@@ -212,7 +212,7 @@ func indexedCalls(data []byte) (json.RawMessage, error) {
 		if err != nil {
 			return nil, schemaError("choices.message.tool_calls", "want objects")
 		}
-		text, err := encodeObject(struct {
+		text, err := appendObject(nil, struct {
 			Index int `json:"index"`
 		}{len(indexed)}, o)
 		if err != nil {

@@ -4,9 +4,11 @@
 package envelope
 
 import (
-	"encoding/base64"
+	"bytes"
 	"math"
 	"strconv"
+
+	"github.com/emmansun/base64"
 )
 
 // What stands between the values, in the protocol's order.
@@ -22,31 +24,62 @@ const (
 
 // Size is the exact number of bytes that Append adds. Like Append it panics if Sealed is shorter than nonce and tag.
 func Size(e *Envelope) int {
-	ciphertext, tag := e.split()
-	n := len(beforeCiphertext) + base64.StdEncoding.EncodedLen(len(ciphertext)) +
-		len(beforeNonce) + base64.StdEncoding.EncodedLen(NonceSize) +
+	e.split()
+	return sizeFor(e, len(e.Sealed))
+}
+
+// sizeFor is Size with a Sealed of that many bytes.
+func sizeFor(e *Envelope, sealed int) int {
+	payload := sealed - NonceSize
+	n := len(beforeCiphertext) + len(beforeNonce) + base64.StdEncoding.EncodedLen(NonceSize) +
 		len(beforeKey) + base64.StdEncoding.EncodedLen(len(e.WrappedKey)) + len(afterKey) + len(end)
-	if tag != nil {
-		n += len(beforeTag) + base64.StdEncoding.EncodedLen(len(tag))
+	if e.TagForm != Appended {
+		payload -= TagSize
+		n += len(beforeTag) + base64.StdEncoding.EncodedLen(TagSize)
 	}
 	if e.writesProcessedAt() {
 		var buf [32]byte
 		n += len(beforeProcessedAt) + len(appendNumber(buf[:0], e.ProcessedAt))
 	}
-	return n
+	return n + base64.StdEncoding.EncodedLen(payload)
 }
 
-// Append appends the envelope to dst as compact JSON. dst grows once at most, and not at all if it has room for Size bytes;
-// it must not overlap the envelope's own memory. A ProcessedAt that is not finite is left out, as JSON has no such number.
+// Reserve prepares for Append, so that the envelope is made in one piece of memory: it returns dst with room for all of
+// it, and sets e.Sealed to where in that room the caller writes nonce ‖ ciphertext ‖ tag of a plaintext of n bytes, before
+// it calls Append with the dst that was returned. The other fields of e have to be set already.
+func Reserve(dst []byte, e *Envelope, n int) []byte {
+	sealed := NonceSize + n + TagSize
+	total := len(dst) + sizeFor(e, sealed)
+	dst = grown(dst, total)
+	e.Sealed = dst[total-sealed : total : total]
+	return dst
+}
+
+// grown is dst with a capacity of at least total.
+func grown(dst []byte, total int) []byte {
+	if cap(dst) >= total {
+		return dst
+	}
+	return append(make([]byte, 0, total), dst...)
+}
+
+// Append appends the envelope to dst as compact JSON. dst grows once at most, and not at all if it has room for Size bytes.
+// It must not overlap the envelope's own memory, but for an e.Sealed that Reserve put there: that is overwritten.
+// A ProcessedAt that is not finite is left out, as JSON has no such number.
 func Append(dst []byte, e *Envelope) []byte {
 	ciphertext, tag := e.split()
-	if total := len(dst) + Size(e); cap(dst) < total {
-		dst = append(make([]byte, 0, total), dst...)
+	total := len(dst) + Size(e)
+	dst = grown(dst, total)
+	nonce, lead := e.Sealed[:NonceSize], apart
+	if last := len(e.Sealed) - 1; &e.Sealed[last] == &dst[:total][total-1] { // where Reserve put it
+		nonce, tag = bytes.Clone(nonce), bytes.Clone(tag)
+		lead = total - len(e.Sealed) + NonceSize - (len(dst) + len(beforeCiphertext))
 	}
 	dst = append(dst, beforeCiphertext...)
-	dst = base64.StdEncoding.AppendEncode(dst, ciphertext)
-	dst = append(dst, beforeNonce...)
-	dst = base64.StdEncoding.AppendEncode(dst, e.Sealed[:NonceSize])
+	text := dst[len(dst) : len(dst)+base64.StdEncoding.EncodedLen(len(ciphertext))]
+	encode(text, ciphertext, lead)
+	dst = append(dst[:len(dst)+len(text)], beforeNonce...)
+	dst = base64.StdEncoding.AppendEncode(dst, nonce)
 	if tag != nil {
 		dst = append(dst, beforeTag...)
 		dst = base64.StdEncoding.AppendEncode(dst, tag)

@@ -5,7 +5,6 @@ package envelope
 
 import (
 	"bytes"
-	"encoding/base64"
 	"errors"
 	"strconv"
 
@@ -33,6 +32,9 @@ const (
 )
 
 var payloadNames = [...]string{"ciphertext", "nonce", "tag"}
+
+// textLead is how far the ciphertext's text begins behind the place where the ciphertext will begin, or less.
+const textLead = len(`{"encrypted_payload":{"ciphertext":"`) - NonceSize
 
 // maxNumber is the longest processed_at that is read, in bytes; a longer one is ignored. It fits every float64 exactly.
 const maxNumber = 1100
@@ -102,9 +104,8 @@ func Parse(data []byte, maxPayload int) (Envelope, error) {
 		return Envelope{}, err
 	}
 
-	// nonce ‖ ciphertext ‖ tag fits, since the wrapped key's text alone is longer than nonce and tag; and what is written
-	// stays behind what is read, since the ciphertext's text begins after `"ciphertext":"`, which is longer than the nonce.
-	if err := decode(data[NonceSize:][:n], text, prefix+"ciphertext"); err != nil {
+	// nonce ‖ ciphertext ‖ tag fits, since the wrapped key's text alone is longer than nonce and tag.
+	if err := decode(data[NonceSize:][:n], text, textLead, prefix+"ciphertext"); err != nil {
 		return Envelope{}, err
 	}
 	copy(data, nonceBytes[:])
@@ -179,7 +180,7 @@ func number(value []byte) (float64, bool) {
 }
 
 // encoded returns the base64 text that a string value holds, its JSON escapes undone in place, and the number of bytes
-// that it stands for. The text may still hold characters that are not base64's.
+// that it stands for. The text may still hold characters that are not base64's, but no line breaks.
 func encoded(value []byte, field string) (text []byte, n int, err error) {
 	if value == nil {
 		return nil, 0, &FormatError{field, missing}
@@ -190,6 +191,9 @@ func encoded(value []byte, field string) (text []byte, n int, err error) {
 	text = value[1 : len(value)-1]
 	if bytes.IndexByte(text, '\\') >= 0 {
 		text = jsonspan.Unescape(text[:0], text)
+		if bytes.IndexByte(text, '\n') >= 0 || bytes.IndexByte(text, '\r') >= 0 { // the decoder skips these; unescaped, JSON has none
+			return nil, 0, &FormatError{field, notBase64}
+		}
 	}
 	if len(text)%4 != 0 {
 		return nil, 0, &FormatError{field, notBase64}
@@ -212,7 +216,7 @@ func decodeExactly(dst, value []byte, field string) error {
 	if n != len(dst) {
 		return &FormatError{field, "not " + strconv.Itoa(len(dst)) + " bytes"}
 	}
-	return decode(dst, text, field)
+	return decode(dst, text, apart, field)
 }
 
 func decodeKey(value []byte) ([]byte, error) {
@@ -225,30 +229,5 @@ func decodeKey(value []byte) ([]byte, error) {
 		return nil, &FormatError{field, "no RSA ciphertext by its length"}
 	}
 	key := make([]byte, n)
-	return key, decode(key, text, field)
-}
-
-const notBase64 = "not standard padded base64"
-
-// strict refuses trailing bits that are not zero. It is never written to.
-var strict = base64.StdEncoding.Strict()
-
-// decode decodes text, whose decoded length is len(dst). dst may lie in the same memory, if it begins before text does: the
-// pieces go through a buffer, since base64 does not promise to decode in place. What passes through it is ciphertext.
-func decode(dst, text []byte, field string) error {
-	const piece = 4096 // text bytes
-	var buf [piece/4*3 + 8]byte
-	// Decode skips CR and LF, even when strict. (The count below would come out short, but this is the rule.)
-	ok := bytes.IndexByte(text, '\n') < 0 && bytes.IndexByte(text, '\r') < 0
-	for ok && len(text) > 0 {
-		part := text[:min(piece, len(text))]
-		n, err := strict.Decode(buf[:], part)
-		// Padding may come at the end alone: a piece before that is full.
-		ok = err == nil && n == min(len(dst), piece/4*3)
-		text, dst = text[len(part):], dst[copy(dst, buf[:n]):]
-	}
-	if !ok {
-		return &FormatError{field, notBase64}
-	}
-	return nil
+	return key, decode(key, text, apart, field)
 }

@@ -5,6 +5,8 @@ package jsonspan
 
 import (
 	"bytes"
+	"slices"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -32,6 +34,90 @@ func Unescape(dst, s []byte) []byte {
 		dst = append(dst, s[:i]...)
 		dst, s = utf8.AppendRune(dst, r), s[i+n:]
 	}
+}
+
+// Text is what Unescape returns, as a string.
+func Text(s []byte) string {
+	i := bytes.IndexByte(s, '\\')
+	if i < 0 {
+		return string(s)
+	}
+	var text strings.Builder
+	text.Grow(len(s))
+	for ; i >= 0; i = bytes.IndexByte(s, '\\') {
+		r, n := escape(s[i:])
+		if n == 0 {
+			text.Write(s[:i+1])
+			s = s[i+1:]
+			continue
+		}
+		text.Write(s[:i])
+		text.WriteRune(r)
+		s = s[i+n:]
+	}
+	text.Write(s)
+	return text.String()
+}
+
+// AppendString appends s as a JSON string, as encoding/json writes it without escapes for HTML: control characters, quotes,
+// backslashes, U+2028 and U+2029 are escaped, and what is not UTF-8 becomes U+FFFD.
+func AppendString(dst []byte, s string) []byte {
+	dst = append(slices.Grow(dst, len(s)+len(`""`)), '"')
+	rare := !utf8.ValidString(s) || (strings.IndexByte(s, 0xe2) >= 0 && (strings.Contains(s, "\u2028") || strings.Contains(s, "\u2029")))
+	for rare && s != "" {
+		r, n := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && n == 1:
+			dst = append(dst, `\ufffd`...)
+		case r == '\u2028' || r == '\u2029':
+			dst = append(dst, `\u202`...)
+			dst = append(dst, hexDigits[r&15])
+		default:
+			dst = appendPlain(dst, s[:n])
+		}
+		s = s[n:]
+	}
+	return append(appendPlain(dst, s), '"')
+}
+
+const hexDigits = "0123456789abcdef"
+
+// appendPlain appends the inside of a string that has only ASCII to escape. It copies first and looks then, since the copy
+// is memory that can be looked at eight bytes at a time.
+func appendPlain(dst []byte, s string) []byte {
+	const least = 64
+	for most := len(s); s != ""; {
+		start := len(dst)
+		n := min(len(s), most)
+		dst = append(dst, s[:n]...)
+		stop := skipPlain(dst, start)
+		if stop == len(dst) {
+			s, most = s[n:], 2*most
+			continue
+		}
+		c := dst[stop]
+		dst = appendEscape(dst[:stop], c)
+		s, most = s[stop-start+1:], max(least, 2*(stop-start)) // what is copied in vain stays in proportion
+	}
+	return dst
+}
+
+func appendEscape(dst []byte, c byte) []byte {
+	switch c {
+	case '"', '\\':
+		return append(dst, '\\', c)
+	case '\b':
+		return append(dst, `\b`...)
+	case '\f':
+		return append(dst, `\f`...)
+	case '\n':
+		return append(dst, `\n`...)
+	case '\r':
+		return append(dst, `\r`...)
+	case '\t':
+		return append(dst, `\t`...)
+	}
+	return append(dst, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
 }
 
 // Equal reports whether a valid JSON string's inside (the part between the quotes) stands for s.

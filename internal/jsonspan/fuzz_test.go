@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"unicode/utf8"
 )
@@ -210,6 +211,9 @@ func FuzzUnescape(f *testing.F) {
 		if inPlace := Unescape(own, own); !bytes.Equal(inPlace, got) {
 			t.Fatalf("in place: %q, want %q", inPlace, got)
 		}
+		if text := Text(s); text != string(got) {
+			t.Fatalf("%q as text: %q, want %q", s, text, got)
+		}
 		if Equal(s, string(got)+"x") {
 			t.Fatalf("%q equals %qx", s, got)
 		}
@@ -223,6 +227,26 @@ func FuzzUnescape(f *testing.F) {
 		}
 		if !Equal(s, want) {
 			t.Fatalf("%q does not equal %q", s, want)
+		}
+	})
+}
+
+func FuzzAppendString(f *testing.F) {
+	addTexts(func(s string) { f.Add(s) })
+	for _, s := range []string{"", "\"", "\\", "/<>&", "\b\f\n\r\t\v\x00\x1f\x7f", "\u2028\u2029\u2027\ufffd", "\xff\xe2\x80", "\xe2\x80\xa8\xed\xa0\x80", "日本語 é 😀 – “x”",
+		strings.Repeat("x", 63) + "\n" + strings.Repeat("y\n", 200) + strings.Repeat("z", 1000)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		var want bytes.Buffer
+		enc := json.NewEncoder(&want)
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(s); err != nil {
+			t.Fatal(err)
+		}
+		got := AppendString([]byte("before"), s)
+		if string(got) != "before"+strings.TrimSuffix(want.String(), "\n") {
+			t.Fatalf("%q\nbecame %s\nwant   %s", s, got, want.Bytes())
 		}
 	})
 }
