@@ -143,6 +143,7 @@ type SecureCompletionClient struct {
 	log     *slog.Logger
 	ownKeys bool
 	ownHTTP bool
+	counts  clientCounts
 
 	life context.Context // ends with Close, with ErrClosed as its cause
 	end  context.CancelCauseFunc
@@ -367,7 +368,8 @@ func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) (*PublicKey
 }
 
 // do carries one request to the server and back. plaintext is left as it is; the answer's is the caller's.
-func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts []CallOption) (*completion, error) {
+func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts []CallOption) (_ *completion, err error) {
+	defer c.counts.call()(&err)
 	o, err := c.options(opts)
 	if err != nil {
 		return nil, err
@@ -397,6 +399,7 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 		}
 		if again && !renewed { // the key has changed: no fault of the request, and no reason to wait
 			renewed = true
+			c.counts.retries.Add(1)
 			continue
 		}
 		wait, ok := c.retry.next(failures, err)
@@ -411,6 +414,7 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 			}
 			return nil, err // there is not time enough to wait
 		}
+		c.counts.retries.Add(1)
 	}
 }
 
@@ -434,6 +438,8 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 		return nil, false, waitError(ctx, err)
 	}
 	defer r.release()
+	c.counts.attempts.Add(1)
+	c.counts.sealed.Add(int64(len(plaintext)))
 	log := c.log.With("payload_id", r.payloadID)
 	log.DebugContext(ctx, "request sealed", "bytes", len(plaintext), "server_key", r.server.fingerprint)
 
@@ -456,6 +462,7 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 		}
 		return nil, false, err
 	}
+	c.counts.opened.Add(int64(len(result.plaintext)))
 	log.DebugContext(ctx, "answer opened", "duration", time.Since(start), "bytes", len(result.plaintext))
 	return result, false, nil
 }

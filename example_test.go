@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -224,4 +225,188 @@ func ExampleNewGateway() {
 	server := &http.Server{Addr: ":8443", Handler: gateway, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	err = server.ListenAndServeTLS("cert.pem", "key.pem")
 	log.Fatal(err)
+}
+
+// How to test your own service offline, with the real protocol.
+func ExampleGateway() {
+	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer keys.Close()
+	model := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, `{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[{"message":{"content":"Paris."}}]}`)
+	}))
+	defer model.Close()
+	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: model.URL + "/v1", AllowUnauthenticated: true, Keys: keys})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer gateway.Close()
+	server := httptest.NewTLSServer(gateway)
+	defer server.Close()
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
+		BaseURL: server.URL, Trust: sealedchat.TrustHTTPS(), Transport: server.Client().Transport, Keys: keys,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	answer, err := client.Chat(context.Background(), &sealedchat.ChatRequest{
+		Model: "demo", Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(answer.Text())
+	// Output: Paris.
+}
+
+// Counters for a log line or a metrics endpoint.
+func ExampleSecureCompletionClient_Stats() {
+	url, pin, transport, stop := startServer()
+	defer stop()
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{BaseURL: url, Trust: sealedchat.Pin(pin), Transport: transport})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	_, err = client.Chat(context.Background(), &sealedchat.ChatRequest{
+		Model: "demo", Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	logger := slog.New(slog.DiscardHandler)
+	logger.Info("sealedchat", "stats", client.Stats())
+	stats := client.Stats()
+	fmt.Println(stats.Requests, stats.Failures, stats.Retries, stats.InFlight)
+	// Output: 1 0 0 0
+}
+
+// Data at rest, sealed under a key of the store. The label is authenticated, not stored.
+func ExampleKeyStore_Seal() {
+	keys, err := sealedchat.NewEphemeralKeyStore(nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer keys.Close()
+	sealed, err := keys.Seal("notes/1", []byte("for nobody else"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	plain, err := keys.Open("notes/1", sealed)
+	fmt.Println(string(plain), err)
+	_, err = keys.Open("notes/2", sealed)
+	fmt.Println(errors.Is(err, sealedchat.ErrDecryption))
+	// Output:
+	// for nobody else <nil>
+	// true
+}
+
+// A secret prints as nothing, and is lent out, not given away.
+func ExampleSecret() {
+	secret, err := sealedchat.NewSecret([]byte("hunter22"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(secret, secret.Len())
+	_ = secret.Use(func(b []byte) error {
+		fmt.Println(string(b[:6]))
+		return nil
+	})
+	secret.Destroy()
+	fmt.Println(errors.Is(secret.Use(func([]byte) error { return nil }), sealedchat.ErrClosed))
+	// Output:
+	// [REDACTED] 8
+	// hunter
+	// true
+}
+
+// Where keys are mounted read-only, as Kubernetes mounts secrets.
+func ExampleKeyStore_ImportPEM() {
+	ctx := context.Background()
+	text, err := os.ReadFile("testdata/keys/rsa-2048.pem")
+	if err != nil {
+		log.Fatal(err)
+	}
+	var passphrase *sealedchat.Secret // nil: the file is not encrypted
+	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer keys.Close()
+	_, err = keys.ImportPEM(ctx, text, passphrase)
+	clear(text)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, k := range keys.Keys() {
+		fmt.Println(k.State, k.Bits)
+	}
+	// Output: primary 2048
+}
+
+// tracer and span are what of OpenTelemetry is needed here: a trace.Tracer fits behind a few lines of adapter.
+type tracer interface {
+	Start(ctx context.Context, name string) (context.Context, span)
+}
+
+type span interface {
+	SetAttribute(key string, value any)
+	End()
+}
+
+// traced is a Transport that makes a span of each attempt. What it sees is ciphertext and the protocol's headers.
+type traced struct {
+	next   http.RoundTripper
+	tracer tracer
+}
+
+func (t traced) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx, span := t.tracer.Start(req.Context(), req.Method+" "+req.URL.Path)
+	defer span.End()
+	resp, err := t.next.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		span.SetAttribute("error.type", fmt.Sprintf("%T", err))
+		return nil, err
+	}
+	span.SetAttribute("http.response.status_code", resp.StatusCode)
+	return resp, nil
+}
+
+// printTracer stands in for OpenTelemetry.
+type printTracer struct{}
+
+func (printTracer) Start(ctx context.Context, name string) (context.Context, span) {
+	fmt.Println("span:", name)
+	return ctx, printTracer{}
+}
+
+func (printTracer) SetAttribute(key string, value any) { fmt.Println(" ", key, value) }
+func (printTracer) End()                               {}
+
+// OpenTelemetry, or any other tracing, by wrapping the transport.
+func ExampleConfig_transport() {
+	url, pin, transport, stop := startServer()
+	defer stop()
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
+		BaseURL: url, Trust: sealedchat.Pin(pin), Transport: traced{next: transport, tracer: printTracer{}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	_, err = client.Chat(context.Background(), &sealedchat.ChatRequest{
+		Model: "demo", Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// span: GET /pki/public_key
+	//   http.response.status_code 200
+	// span: POST /v1/chat/secure_completion
+	//   http.response.status_code 200
 }

@@ -79,6 +79,7 @@ type Gateway struct {
 	ownHTTP  bool
 	ownKeys  bool
 	slots    chan struct{}
+	counts   gatewayCounts
 
 	life context.Context
 	end  context.CancelFunc
@@ -412,6 +413,9 @@ func (h *gatewayRequest) finish() {
 			panic(http.ErrAbortHandler) // an answer has begun: cut it, so that nobody takes it for whole
 		}
 		h.refuse(refuse(http.StatusInternalServerError, "internal error"))
+	}
+	if h.r.URL.Path == pathCompletion {
+		h.g.counts.done(h.status)
 	}
 	if h.r.URL.Path == "/healthz" && h.status == http.StatusOK {
 		return

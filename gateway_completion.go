@@ -205,6 +205,7 @@ func (h *gatewayRequest) openRequest(ctx context.Context, e *envelope.Envelope) 
 	case err != nil:
 		return nil, &refusal{status: http.StatusServiceUnavailable, detail: "no key", cause: err}
 	}
+	h.g.counts.opened.Add(int64(len(plaintext)))
 	return plaintext, nil
 }
 
@@ -398,5 +399,6 @@ func (h *gatewayRequest) seal(answer []byte, clientKey *PublicKey, form envelope
 	if err != nil {
 		return nil, &refusal{status: http.StatusInternalServerError, detail: "internal error", cause: err}
 	}
+	h.g.counts.sealed.Add(int64(len(plaintext)))
 	return sealed, nil
 }

@@ -61,13 +61,14 @@ func (r Rotation) withDefaults() Rotation {
 
 // rotator is the part of a store that makes keys and looks after them in the background.
 type rotator struct {
-	making flight.Group[bool] // reports whether a key was made
-	wake   chan struct{}
-	uses   atomic.Int64 // of the primary key, since it is one
-	looked atomic.Int64 // when the file was last looked at: nanoseconds since the store was made
-	since  time.Time
-	start  sync.Once
-	worker sync.WaitGroup
+	making   flight.Group[bool] // reports whether a key was made
+	wake     chan struct{}
+	uses     atomic.Int64 // of the primary key, since it is one
+	replaced atomic.Int64 // how often this process made another key the primary one
+	looked   atomic.Int64 // when the file was last looked at: nanoseconds since the store was made
+	since    time.Time
+	start    sync.Once
+	worker   sync.WaitGroup
 
 	mu       sync.Mutex
 	failures int
@@ -281,6 +282,9 @@ func (s *KeyStore) replacePrimary(ctx context.Context, forced bool) (made bool, 
 		return false, err
 	}
 	if made {
+		if before != nil {
+			s.rotator.replaced.Add(1)
+		}
 		s.keyInUse()
 	}
 	return made, err

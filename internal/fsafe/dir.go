@@ -76,7 +76,7 @@ func OpenDir(path string) (*Dir, error) {
 		tempName: tempName,
 		write:    (*os.File).Write,
 		sync:     (*os.File).Sync,
-		rename:   root.Rename,
+		rename:   renameIn(root),
 		link:     root.Link,
 		syncDir:  syncDir,
 	}}

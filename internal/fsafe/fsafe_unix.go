@@ -32,6 +32,11 @@ func openRoot(path string) (*os.Root, error) {
 	return root, err
 }
 
+// inUse is for Windows, where a file that others have open may be out of reach.
+func inUse(error) bool { return false }
+
+func renameIn(root *os.Root) func(from, to string) error { return root.Rename }
+
 func mkdirPrivate(path string) error { return os.Mkdir(path, dirMode) }
 
 func rmdir(path string) error { return unix.Rmdir(path) }

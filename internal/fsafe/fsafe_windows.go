@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
@@ -17,7 +18,45 @@ import (
 // lockFlag is what flock opens lock files with. It makes none, and opens a link instead of following it.
 const lockFlag = os.O_RDWR | windows.O_FILE_FLAG_OPEN_REPARSE_POINT
 
-func openRoot(path string) (*os.Root, error) { return os.OpenRoot(path) }
+// openRoot tells a file from a missing folder: os.OpenRoot has no error value for the former.
+func openRoot(path string) (*os.Root, error) {
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		if fi, serr := os.Stat(path); serr == nil && !fi.IsDir() {
+			return nil, &fs.PathError{Op: "open", Path: path, Err: ErrFileType}
+		}
+	}
+	return root, err
+}
+
+// Programs that open a file without sharing it (virus scanners, backups, Windows before 10.1607 itself) keep it from
+// being replaced or opened meanwhile. They are waited for, for so long.
+const patience = 2 * time.Second
+
+// patiently repeats f while somebody else has the file open.
+func patiently(f func() error, busy func(error) bool) error {
+	deadline := time.Now().Add(patience)
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		err := f()
+		if err == nil || !busy(err) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(wait)
+	}
+}
+
+// inUse reports that another process has a file open in a way that excludes what was asked for.
+func inUse(err error) bool {
+	return errors.Is(err, windows.ERROR_SHARING_VIOLATION) || errors.Is(err, windows.ERROR_DELETE_PENDING)
+}
+
+// renameIn renames within root. A target that is open is reported as access denied, like one that may not be touched.
+func renameIn(root *os.Root) func(from, to string) error {
+	return func(from, to string) error {
+		return patiently(func() error { return root.Rename(from, to) },
+			func(err error) bool { return inUse(err) || errors.Is(err, windows.ERROR_ACCESS_DENIED) })
+	}
+}
 
 func baseDir() (string, error) { return os.UserCacheDir() } // %LocalAppData%
 
@@ -55,7 +94,11 @@ func rmdir(path string) error {
 
 // openRegular opens a regular file in the folder; of a link it opens the link itself, and refuses it.
 func (d *Dir) openRegular(name string, flag int) (*os.File, error) {
-	f, err := d.root.OpenFile(name, flag|windows.O_FILE_FLAG_OPEN_REPARSE_POINT, fileMode)
+	var f *os.File
+	err := patiently(func() (err error) {
+		f, err = d.root.OpenFile(name, flag|windows.O_FILE_FLAG_OPEN_REPARSE_POINT, fileMode)
+		return err
+	}, inUse)
 	if errors.Is(err, syscall.EISDIR) {
 		return nil, ErrFileType
 	}
@@ -155,7 +198,7 @@ func securityOf(f *os.File) (*windows.SECURITY_DESCRIPTOR, error) {
 			windows.OWNER_SECURITY_INFORMATION|windows.DACL_SECURITY_INFORMATION)
 	})
 	if cerr != nil {
-		return nil, cerr
+		return nil, fs.ErrClosed // the one reason there is, and not an error value of the os package
 	}
 	return sd, err
 }

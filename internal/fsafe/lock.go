@@ -85,7 +85,7 @@ func (d *Dir) lockOpen(name string, f *os.File) (*Lock, error) {
 	switch ok, err := fl.TryLock(); {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, d.atPath() // removed just now; or the whole folder was moved, then waiting is no use
-	case errors.Is(err, syscall.EINTR), err == nil && !ok:
+	case errors.Is(err, syscall.EINTR), inUse(err), err == nil && !ok:
 		return nil, nil
 	case err != nil:
 		return nil, err

@@ -119,6 +119,7 @@ func (k *RSAKey) privateKey() (*rsa.PrivateKey, error) {
 	priv.Precomputed.Dp, priv.Precomputed.Dq, priv.Precomputed.Qinv = set(k.Dp), set(k.Dq), set(k.Qinv)
 	priv.Precompute()
 	// Validate leaves sixteen more copies. It is not needed where Precompute tells that it succeeded, as it does by this.
+	//lint:ignore SA1019 it is not used for decryption: that it is not nil is the one sign of success that there is
 	if priv.Precomputed.CRTValues != nil {
 		return priv, nil
 	}
