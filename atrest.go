@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 // MaxSealedData is the most that [KeyStore.Seal] takes, in bytes.
@@ -28,8 +29,8 @@ func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer clear(key)
-	sealed, err := keyfile.SealData(key, generation, label, plaintext)
+	defer key.Destroy()
+	sealed, err := keyfile.SealData(key.Bytes(), generation, label, plaintext)
 	if err != nil {
 		return nil, keyStoreError(err)
 	}
@@ -40,20 +41,24 @@ func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
 // rotations. The caller wipes the result. Whatever does not open is [ErrDecryption]; [ErrPassphrase] when it was sealed after
 // another process changed the passphrase.
 func (s *KeyStore) Open(label string, sealed []byte) ([]byte, error) {
-	var key []byte
-	defer func() { clear(key) }()
+	var key *locked.Buffer
 	plaintext, err := keyfile.OpenData(func(generation uint32) (_ []byte, err error) {
-		key, _, err = s.dataKey(generation)
-		return key, err
+		if key, _, err = s.dataKey(generation); err != nil {
+			return nil, err
+		}
+		return key.Bytes(), nil
 	}, label, sealed)
+	if key != nil {
+		key.Destroy()
+	}
 	if err != nil {
 		return nil, keyStoreError(err)
 	}
 	return plaintext, nil
 }
 
-// dataKey copies the data key of a generation, or the newest for 0. The caller wipes it.
-func (s *KeyStore) dataKey(generation uint32) ([]byte, uint32, error) {
+// dataKey copies the data key of a generation, or the newest for 0. The caller destroys it.
+func (s *KeyStore) dataKey(generation uint32) (*locked.Buffer, uint32, error) {
 	if s.dir == nil {
 		return nil, 0, fmt.Errorf("%w: an ephemeral key store keeps no data keys", ErrInvalidRequest)
 	}
@@ -69,7 +74,12 @@ func (s *KeyStore) dataKey(generation uint32) ([]byte, uint32, error) {
 	}
 	for _, k := range slices.Backward(s.dataKeys) {
 		if generation == 0 || k.generation == generation {
-			return append([]byte(nil), k.at.Bytes()...), k.generation, nil
+			key, err := s.memory.Alloc(dataKeySize)
+			if err != nil {
+				return nil, 0, memoryError(err)
+			}
+			copy(key.Bytes(), k.key)
+			return key, k.generation, nil
 		}
 	}
 	return nil, 0, ErrDecryption

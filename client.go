@@ -54,6 +54,8 @@ import (
 	"net/url"
 	"sync"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 // DefaultBaseURL is where a [Config] without a BaseURL sends.
@@ -125,6 +127,9 @@ type Config struct {
 	// MaxRequestBytes bounds a request's JSON, MaxResponseBytes an answer as it comes over the wire, before and after
 	// decompression. More is ErrTooLarge. 0 = 10 MiB and 64 MiB; at most 2 GiB.
 	MaxRequestBytes, MaxResponseBytes int64
+	// Memory says what becomes of secrets for which there is no locked memory: MemoryBestEffort, the zero value,
+	// MemoryRequired, which makes calls fail with ErrMemoryLimit, or MemoryOff.
+	Memory MemoryPolicy
 	// Logger gets ids, sizes, durations and key changes, never content. nil = silent.
 	Logger *slog.Logger
 	// InsecureAllowHTTP allows a BaseURL with http where the address that is dialled is loopback, for tests.
@@ -139,6 +144,7 @@ type SecureCompletionClient struct {
 	http    http.RoundTripper
 	server  *serverKey
 	wire    protocol
+	memory  *locked.Arena // for what calls need
 	retry   retryPolicy
 	log     *slog.Logger
 	ownKeys bool
@@ -155,7 +161,7 @@ type SecureCompletionClient struct {
 }
 
 // NewSecureCompletionClient checks c and makes a client. It touches no network, file or environment.
-// Errors are [*ConfigError]. The client is closed with [SecureCompletionClient.Close].
+// Errors are [*ConfigError], and [ErrMemoryLimit]. The client is closed with [SecureCompletionClient.Close].
 func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
@@ -168,8 +174,12 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	if client.http, client.ownHTTP, err = newTransport(c.Transport, base, "Config.Transport"); err != nil {
 		return nil, err
 	}
+	if client.memory, err = newArena(c.Memory); err != nil {
+		return nil, err
+	}
 	if c.Keys == nil {
-		if client.cfg.Keys, err = NewEphemeralKeyStore(nil); err != nil {
+		if client.cfg.Keys, err = NewEphemeralKeyStore(&KeyStoreOptions{Memory: c.Memory}); err != nil {
+			client.memory.Close()
 			return nil, err
 		}
 		client.ownKeys = true
@@ -240,7 +250,7 @@ func (c *Config) validate() error {
 	if c.MaxResponseBytes < 0 || c.MaxResponseBytes > maxBytes {
 		return configError("Config.MaxResponseBytes", "want 0 to %d", maxBytes)
 	}
-	return nil
+	return c.validateMemory()
 }
 
 // isNilTransport catches a nil *http.Transport that has become an http.RoundTripper, which is not nil.
@@ -335,6 +345,7 @@ func (c *SecureCompletionClient) Close() error {
 		if c.ownKeys {
 			_ = c.cfg.Keys.Close()
 		}
+		c.memory.Close()
 	})
 	return nil
 }

@@ -262,6 +262,10 @@ func (s *KeyStore) refresh(ctx context.Context) error {
 func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	s.mu.Lock()
 	defer s.mu.Unlock() // also when the store is closing: Close wipes what is here when it has its turn
+	dataKeysAt, err := locked.NewResting(s.policy.internal(), len(body.DataKeys)*dataKeySize)
+	if err != nil {
+		return memoryError(err)
+	}
 	known := make(map[string]*heldKey)
 	for _, k := range s.keys {
 		known[k.public.fingerprint] = k.heldKey
@@ -280,6 +284,7 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 				for _, k := range fresh {
 					k.release()
 				}
+				dataKeysAt.Destroy()
 				return err
 			}
 			held = &heldKey{privateKey: k, users: 1}
@@ -304,7 +309,7 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	for _, p := range body.Pins {
 		s.pins[p.Origin] = p
 	}
-	s.takeOverDataKeys(body.DataKeys)
+	s.takeOverDataKeys(body.DataKeys, dataKeysAt)
 	return nil
 }
 
@@ -320,8 +325,8 @@ func (s *KeyStore) loadKey(from *keyfile.RSAKey) (*privateKey, error) {
 		erase.Wipe(private)
 		return nil, keyStoreError(err)
 	}
-	if err := k.protect(s.memory); err != nil {
-		if s.memory == locked.Required {
+	if err := k.protect(s.policy.internal()); err != nil {
+		if s.policy == MemoryRequired {
 			k.wipe()
 			return nil, keyStoreError(err)
 		}
@@ -330,15 +335,21 @@ func (s *KeyStore) loadKey(from *keyfile.RSAKey) (*privateKey, error) {
 	return k, nil
 }
 
-func (s *KeyStore) takeOverDataKeys(keys []keyfile.DataKey) {
-	for _, k := range s.dataKeys {
-		k.at.Destroy()
+func (s *KeyStore) takeOverDataKeys(keys []keyfile.DataKey, at *locked.Buffer) {
+	s.dropDataKeys()
+	s.dataKeysAt = at
+	for i, k := range keys {
+		key := at.Bytes()[i*dataKeySize : (i+1)*dataKeySize]
+		copy(key, k.Key)
+		s.dataKeys = append(s.dataKeys, heldDataKey{generation: k.Generation, key: key})
 	}
-	s.dataKeys = nil
-	for _, k := range keys {
-		at := locked.New(len(k.Key))
-		copy(at.Bytes(), k.Key)
-		s.dataKeys = append(s.dataKeys, &heldDataKey{generation: k.Generation, at: at})
+}
+
+// dropDataKeys wipes the data keys. s.mu is held.
+func (s *KeyStore) dropDataKeys() {
+	if s.dataKeysAt != nil {
+		s.dataKeysAt.Destroy()
+		s.dataKeys, s.dataKeysAt = nil, nil
 	}
 }
 
@@ -351,7 +362,7 @@ func addDataKey(body *keyfile.Body, now time.Time) error {
 	if len(body.DataKeys) >= keyfile.MaxDataKeys {
 		return fmt.Errorf("%w: %d generations of data keys", ErrTooLarge, len(body.DataKeys))
 	}
-	key := make([]byte, 32)
+	key := make([]byte, dataKeySize)
 	_, _ = rand.Read(key)
 	body.DataKeys = append(body.DataKeys, keyfile.DataKey{Generation: last + 1, Key: key, Created: now})
 	return nil
@@ -414,6 +425,9 @@ func fileError(err error) error {
 }
 
 func keyStoreError(err error) error {
+	if limit := memoryError(err); limit != err {
+		return limit
+	}
 	switch err { // whose words are the sentinels' own
 	case keyfile.ErrPassphrase:
 		return ErrPassphrase

@@ -14,25 +14,24 @@ import (
 const redacted = "[REDACTED]"
 
 // Secret holds bytes that must not be printed, swapped out or left lying about: an API key, a request, an answer.
-// They live outside the Go heap and are locked into RAM where the system allows it ([Secret.Locked]). Printing a
-// *Secret in any way, logging it or marshalling it gives "[REDACTED]".
+// They live outside the Go heap, are left out of core dumps, and are locked into RAM where the system allows it
+// ([Secret.Locked]). Printing a *Secret in any way, logging it or marshalling it gives "[REDACTED]".
+//
+// A Secret that nobody destroys is wiped by the garbage collector some time after it became unreachable, and counted:
+// [MemoryReport].
 //
 // All methods may be called from several goroutines, and on a nil *Secret or a zero one, which are like a destroyed one.
 type Secret struct {
 	mu    sync.Mutex
 	buf   *locked.Buffer // nil once destroyed
+	watch locked.Watch   // wipes buf should nobody do so
 	users int            // running Use calls; the last one wipes when destroyed is set
 	dead  bool
 }
 
-// NewSecret copies b into protected memory and wipes b. Whoever makes a Secret calls [Secret.Destroy].
-// The error is reserved for memory policies that insist on locked memory; today it is always nil.
-func NewSecret(b []byte) (*Secret, error) {
-	s := &Secret{buf: locked.New(len(b))}
-	copy(s.buf.Bytes(), b)
-	clear(b)
-	return s, nil
-}
+// NewSecret copies b into protected memory and wipes b, under [MemoryBestEffort]; [MemoryPolicy.NewSecret] insists on
+// locked memory, or does without. Whoever makes a Secret calls [Secret.Destroy]. The error is always nil.
+func NewSecret(b []byte) (*Secret, error) { return MemoryBestEffort.NewSecret(b) }
 
 // newRoom makes a Secret of n zero bytes, and lends them to whoever fills them before anybody else knows of it.
 func newRoom(n int) (*Secret, []byte, error) {
@@ -54,7 +53,7 @@ func (s *Secret) Use(f func(b []byte) error) error {
 	s.users++
 	b := s.buf.Bytes()
 	s.mu.Unlock()
-	defer s.leave()
+	defer s.leave() // which also keeps s reachable, and so b in place, until f returns
 	return f(b)
 }
 
@@ -67,6 +66,7 @@ func (s *Secret) leave() {
 
 func (s *Secret) wipeIfDone() {
 	if s.dead && s.users == 0 && s.buf != nil {
+		s.watch.Stop()
 		s.buf.Destroy()
 		s.buf = nil
 	}

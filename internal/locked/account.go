@@ -18,6 +18,8 @@ type account struct {
 	locked          atomic.Int64 // bytes of pages that this package holds locked
 	misses          atomic.Int64 // buffers that were to be locked and were not
 
+	watched, leaked atomic.Int64 // owners under watch, and those that never destroyed what they had
+
 	guards  sync.Mutex // one at a time asks memguard
 	guarded int        // living guards
 }
@@ -50,6 +52,8 @@ type Stats struct {
 	Peak     int64 // the most that was in use at once
 	Misses   int64 // how many buffers could not be locked so far and are, or were, wiped only
 	Locked   int64 // in pages that are locked, with what is free in them
+	Watched  int64 // owners of buffers under watch that are alive
+	Leaked   int64 // owners that became unreachable without a Destroy
 	Limit    int64 // what the process may lock, this package and others; negative: none, or not known
 }
 
@@ -58,6 +62,7 @@ func Report() Stats {
 	s := Stats{
 		PageSize: os.Getpagesize(), InUse: process.inUse.Load(), Unlocked: process.unlocked.Load(),
 		Peak: process.peak.Load(), Misses: process.misses.Load(), Locked: process.locked.Load(), Limit: limit(),
+		Watched: process.watched.Load(), Leaked: process.leaked.Load(),
 	}
 	if (s.InUse > 0 && s.Unlocked == 0) || (s.InUse == 0 && canLock(1)) {
 		s.Level = Locked

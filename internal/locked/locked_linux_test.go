@@ -70,15 +70,7 @@ func underLimit(t *testing.T, text string) {
 		t.Fatal(err)
 	}
 	if os.Getuid() == 0 { // root's CAP_IPC_LOCK ignores the limit
-		if err := syscall.Setgroups(nil); err != nil {
-			t.Fatal(err)
-		}
-		if err := syscall.Setgid(nobody); err != nil {
-			t.Fatal(err)
-		}
-		if err := syscall.Setuid(nobody); err != nil {
-			t.Fatal(err)
-		}
+		becomeNobody(t)
 	}
 	locked := 0
 	for range 2 { // a second time: Destroy gives back what it had
@@ -105,26 +97,14 @@ func underLimit(t *testing.T, text string) {
 
 // What Locked says is what the kernel says.
 func TestLockedIsTrue(t *testing.T) {
-	lockedKB := func() int {
-		status, err := os.ReadFile("/proc/self/status")
-		if err != nil {
-			t.Skip(err)
-		}
-		_, rest, _ := strings.Cut(string(status), "VmLck:")
-		n, err := strconv.Atoi(strings.Fields(rest)[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	before := lockedKB()
+	before := lockedKB(t)
 	b := New(1)
-	during := lockedKB()
+	during := lockedKB(t)
 	if b.Locked() != (during > before) {
 		t.Errorf("Locked is %v; the kernel counted %d KB before, %d KB with it", b.Locked(), before, during)
 	}
 	b.Destroy()
-	if after := lockedKB(); after != before {
+	if after := lockedKB(t); after != before {
 		t.Errorf("%d KB stay locked", after-before)
 	}
 }

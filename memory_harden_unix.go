@@ -1,0 +1,25 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build unix
+
+package sealedchat
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// disableCoreDumps lowers the hard limit too: nobody but root can undo it.
+func disableCoreDumps() error {
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("sealedchat: RLIMIT_CORE: %w", err)
+	}
+	return nil
+}
+
+func coreLimitIsZero() bool {
+	var r unix.Rlimit
+	return unix.Getrlimit(unix.RLIMIT_CORE, &r) == nil && r.Cur == 0
+}

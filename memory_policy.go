@@ -1,0 +1,121 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/seed-017344ad/sealedchat/internal/locked"
+)
+
+// MemoryPolicy says what becomes of secrets for which there is no locked memory left: pages that are never swapped out. A
+// process may lock so much (ulimit -l, often 8 MiB; root without limit; on Windows its minimum working set, some 200 KB).
+type MemoryPolicy uint8
+
+// The policies.
+const (
+	// MemoryBestEffort locks what fits. The rest is wiped after use all the same, but may be swapped out until then;
+	// MemoryReport and Secret.Locked tell.
+	MemoryBestEffort MemoryPolicy = iota
+	// MemoryRequired refuses what does not fit, with ErrMemoryLimit.
+	MemoryRequired
+	// MemoryOff takes ordinary memory, and wipes it. Nothing is locked.
+	MemoryOff
+)
+
+// String is the constant's name without "Memory".
+func (p MemoryPolicy) String() string {
+	switch p {
+	case MemoryBestEffort:
+		return "BestEffort"
+	case MemoryRequired:
+		return "Required"
+	case MemoryOff:
+		return "Off"
+	}
+	return fmt.Sprintf("MemoryPolicy(%d)", uint8(p))
+}
+
+func (p MemoryPolicy) validate() error {
+	if p > MemoryOff {
+		return errors.New("want MemoryBestEffort, MemoryRequired or MemoryOff")
+	}
+	return nil
+}
+
+// internal is the policy in the terms of package locked.
+func (p MemoryPolicy) internal() locked.Policy {
+	switch p {
+	case MemoryRequired:
+		return locked.Required
+	case MemoryOff:
+		return locked.Off
+	}
+	return locked.BestEffort
+}
+
+// NewSecret copies b into memory under the policy and wipes b. Whoever makes a Secret calls [Secret.Destroy]. The error
+// is [ErrMemoryLimit], with MemoryRequired alone, or [*ConfigError] for an unknown policy; b then stays as it is.
+func (p MemoryPolicy) NewSecret(b []byte) (*Secret, error) {
+	if err := p.validate(); err != nil {
+		return nil, &ConfigError{Field: "MemoryPolicy", Err: err}
+	}
+	buf, err := locked.NewWith(p.internal(), len(b))
+	if err != nil {
+		return nil, memoryError(err)
+	}
+	copy(buf.Bytes(), b)
+	clear(b)
+	return secretOf(buf), nil
+}
+
+// secretOf makes a Secret of a buffer, which it takes over.
+func secretOf(buf *locked.Buffer) *Secret {
+	s := &Secret{buf: buf}
+	s.watch = locked.WatchOwner(s, buf)
+	return s
+}
+
+// newArena makes the memory for what a client or a key store does. Under MemoryRequired it takes its first pages at
+// once, so that a process without any learns of it when it starts, and not with its first request.
+func newArena(p MemoryPolicy) (*locked.Arena, error) {
+	a := locked.NewArena(p.internal())
+	if p == MemoryRequired {
+		b, err := a.Alloc(1)
+		if err != nil {
+			return nil, memoryError(err)
+		}
+		b.Destroy() // the arena keeps one empty chunk
+	}
+	return a, nil
+}
+
+// memoryError gives errors of package locked this package's types.
+func memoryError(err error) error {
+	if limit, ok := errors.AsType[*locked.LimitError](err); ok {
+		return &MemoryLimitError{Limit: limit.Limit, InUse: limit.InUse, Needed: limit.Needed, Err: limit.Err}
+	}
+	if errors.Is(err, locked.ErrClosed) {
+		return fmt.Errorf("%w: its memory was given back", ErrClosed)
+	}
+	return err
+}
+
+// validateMemory checks that what a client borrows is as well protected as what it owns.
+func (c *Config) validateMemory() error {
+	if err := c.Memory.validate(); err != nil {
+		return &ConfigError{Field: "Config.Memory", Err: err}
+	}
+	if c.Memory != MemoryRequired {
+		return nil
+	}
+	if c.APIKey != nil && !c.APIKey.Locked() {
+		return configError("Config.APIKey", "%w: it is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
+	}
+	if c.Keys != nil && c.Keys.policy != MemoryRequired {
+		return configError("Config.Keys", "%w: Config.Memory is MemoryRequired, KeyStoreOptions.Memory is not", ErrMemoryLimit)
+	}
+	return nil
+}
