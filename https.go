@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -176,7 +177,7 @@ func exchange(rt http.RoundTripper, req *http.Request, limit int64) (*answer, er
 		err = errors.New("the RoundTripper returned nothing")
 	}
 	if err != nil {
-		return nil, exchangeError(req.Context(), what, err, false)
+		return nil, unsentError(req, exchangeError(req.Context(), what, err, false))
 	}
 	defer resp.Body.Close()
 	a := &answer{status: resp.StatusCode, header: resp.Header}
@@ -196,6 +197,26 @@ func exchange(rt http.RoundTripper, req *http.Request, limit int64) (*answer, er
 		return nil, exchangeError(req.Context(), what, err, true)
 	}
 	return a, nil
+}
+
+// countedBody knows whether anybody has read of a request's body: if not, the request cannot have been served.
+type countedBody struct {
+	io.ReadCloser
+	read *atomic.Bool // also by what GetBody returned
+}
+
+func (b *countedBody) Read(p []byte) (int, error) {
+	b.read.Store(true)
+	return b.ReadCloser.Read(p)
+}
+
+// unsentError marks the error of a request of which nothing was sent, as far as that is known.
+func unsentError(req *http.Request, err error) error {
+	failed, ok := errors.AsType[*connectionError](err)
+	if body, counted := req.Body.(*countedBody); ok && counted {
+		failed.unsent = !body.read.Load()
+	}
+	return err
 }
 
 func exchangeError(ctx context.Context, what string, err error, answered bool) error {
