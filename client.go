@@ -393,8 +393,8 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 	if err != nil {
 		return nil, err
 	}
-	if n := int64(len(plaintext)); n > c.cfg.MaxRequestBytes {
-		return nil, fmt.Errorf("%w of %d bytes, limit %d", errRequestTooLarge, n, c.cfg.MaxRequestBytes)
+	if err := c.checkSize(len(plaintext)); err != nil {
+		return nil, err
 	}
 	if err := checkRequest(plaintext); err != nil {
 		return nil, err
@@ -404,17 +404,27 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 		return nil, err
 	}
 	defer done()
+	var result *completion
+	err = c.persist(ctx, func() (again bool, err error) {
+		result, again, err = c.attempt(ctx, plaintext, o)
+		return again, err
+	})
+	return result, err
+}
 
+// persist makes attempts until one succeeds or another one is not worth making. An attempt that failed says whether the
+// server's key has changed meanwhile.
+func (c *SecureCompletionClient) persist(ctx context.Context, attempt func() (again bool, err error)) error {
 	renewed := false
 	for failures := 0; ; {
 		if c.cfg.Limiter != nil {
 			if err := c.cfg.Limiter.Wait(ctx); err != nil {
-				return nil, limiterError(ctx, err)
+				return limiterError(ctx, err)
 			}
 		}
-		answer, again, err := c.attempt(ctx, plaintext, o)
+		again, err := attempt()
 		if err == nil {
-			return answer, nil
+			return nil
 		}
 		if again && !renewed { // the key has changed: no fault of the request, and no reason to wait
 			renewed = true
@@ -423,18 +433,25 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 		}
 		wait, ok := c.retry.next(failures, err)
 		if !ok {
-			return nil, err
+			return err
 		}
 		failures++
 		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait, "error", logText(err))
 		if !pause(ctx, wait) {
 			if ctx.Err() != nil {
-				return nil, endedError(ctx)
+				return endedError(ctx)
 			}
-			return nil, err // there is not time enough to wait
+			return err // there is not time enough to wait
 		}
 		c.counts.retries.Add(1)
 	}
+}
+
+func (c *SecureCompletionClient) checkSize(n int) error {
+	if int64(n) > c.cfg.MaxRequestBytes {
+		return fmt.Errorf("%w of %d bytes, limit %d", errRequestTooLarge, n, c.cfg.MaxRequestBytes)
+	}
+	return nil
 }
 
 var errRequestTooLarge = fmt.Errorf("%w: request", ErrTooLarge)

@@ -49,8 +49,7 @@ func (p Protocol) String() string {
 }
 
 const (
-	pathOHTTP = "/.well-known/ohttp-gateway"
-	pathChat  = "/v1/chat/completions"
+	pathChat = "/v1/chat/completions"
 
 	maxPadding     = 1 << 20  // what a reader of binary HTTP takes
 	maxAnswerChunk = 64 << 10 // four times what a gateway has to write at most
@@ -115,8 +114,8 @@ type obliviousCall struct {
 	late  bool          // it did
 }
 
-// innerRequest is what is sealed, but for Date and Authorization. content stays the caller's.
-type innerRequest struct {
+// plainRequest is what is sealed, but for Date and Authorization. content stays the caller's.
+type plainRequest struct {
 	method, path string
 	header       []bhttp.Field
 	content      []byte
@@ -129,7 +128,7 @@ func (p *obliviousHTTP) warm(ctx context.Context) error {
 
 // seal makes a chat completion's request. Like the servers of version 1, it takes no notice of stream.
 func (p *obliviousHTTP) seal(ctx context.Context, plaintext []byte, o *callOptions) (*sealedRequest, error) {
-	in := &innerRequest{method: http.MethodPost, path: pathChat, header: jsonFields(mediaJSON), content: plaintext}
+	in := &plainRequest{method: http.MethodPost, path: pathChat, header: jsonFields(mediaJSON), content: plaintext}
 	if asksForStream(plaintext) {
 		room, err := p.memory.Alloc(len(plaintext))
 		if err != nil {
@@ -165,7 +164,7 @@ func asksForStream(valid []byte) bool {
 }
 
 // sealInner seals a request of any kind for the server's key.
-func (p *obliviousHTTP) sealInner(ctx context.Context, in *innerRequest, o *callOptions) (*sealedRequest, error) {
+func (p *obliviousHTTP) sealInner(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest, error) {
 	server, err := p.server.get(ctx)
 	if err != nil {
 		return nil, err
@@ -222,7 +221,7 @@ func (p *obliviousHTTP) request(ctx context.Context, body []byte) (*http.Request
 }
 
 // encode makes the binary HTTP message, in protected memory. The API key goes straight from one such memory to the other.
-func (p *obliviousHTTP) encode(in *innerRequest, o *callOptions) (*locked.Buffer, error) {
+func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer, error) {
 	header := slices.Concat(in.header, []bhttp.Field{{Name: "date", Value: p.date()}})
 	if o.tier != "" {
 		header = append(header, bhttp.Field{Name: "x-security-tier", Value: string(o.tier)})
@@ -248,7 +247,7 @@ func (p *obliviousHTTP) encode(in *innerRequest, o *callOptions) (*locked.Buffer
 	return message, err
 }
 
-func (p *obliviousHTTP) encodeWith(in *innerRequest, header []bhttp.Field) (*locked.Buffer, error) {
+func (p *obliviousHTTP) encodeWith(in *plainRequest, header []bhttp.Field) (*locked.Buffer, error) {
 	most := 256 + len(in.method) + len(p.scheme) + len(p.authority) + len(in.path) + len(in.content) + p.padding
 	for _, f := range header {
 		most += 16 + len(f.Name) + len(f.Value)
@@ -276,16 +275,14 @@ func (p *obliviousHTTP) date() string {
 // failure: nothing in the clear is the gateway's word.
 func (p *obliviousHTTP) failure(a *answer) error { return outerError(a.status, a.body) }
 
-const problemTypes = "https://iana.org/assignments/http-problem-types#"
-
 func outerError(status int, body []byte) *OuterError {
-	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemType(body) == problemTypes+"ohttp-key"}
+	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemTypeOf(body) == problemKey}
 	_, e.Detail = errorDetail(body)
 	return e
 }
 
-// problemType is the type of a problem document (RFC 9457), "" of anything else.
-func problemType(body []byte) string {
+// problemTypeOf is the type of a problem document (RFC 9457), "" of anything else.
+func problemTypeOf(body []byte) string {
 	if !validObject(body) {
 		return ""
 	}
@@ -401,7 +398,7 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 		return c.checkTier(header)
 	}
 	content = content[:min(len(content), maxErrorBody)]
-	if in.Status == http.StatusBadRequest && problemType(content) == problemTypes+"date" {
+	if in.Status == http.StatusBadRequest && problemTypeOf(content) == problemDate {
 		if at, err := http.ParseTime(header.Get("Date")); err == nil {
 			c.late, c.ahead = true, time.Until(at)
 		}
