@@ -34,9 +34,12 @@ type Secret struct {
 func NewSecret(b []byte) (*Secret, error) { return MemoryBestEffort.NewSecret(b) }
 
 // newRoom makes a Secret of n zero bytes, and lends them to whoever fills them before anybody else knows of it.
-func newRoom(n int) (*Secret, []byte, error) {
-	s := &Secret{buf: locked.New(n)}
-	return s, s.buf.Bytes(), nil
+func (p MemoryPolicy) newRoom(n int) (*Secret, []byte, error) {
+	buf, err := locked.NewWith(p.internal(), n)
+	if err != nil {
+		return nil, nil, memoryError(err)
+	}
+	return secretOf(buf), buf.Bytes(), nil
 }
 
 // Use calls f with the bytes, which f may change but must not keep: they are gone once the Secret is destroyed.
