@@ -7,10 +7,8 @@ import (
 	"bufio"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -135,8 +133,7 @@ func startMemoryRun(t testing.TB, protocol string) *memoryRun {
 	}
 	dir, passphrase := filepath.Join(t.TempDir(), "store"), randomText(40)
 	file := writeKeyStore(t, dir, passphrase, r.client)
-	r.fixed = append(storeSecrets(t, file, passphrase), keySecrets("client's", r.client)...)
-	r.fixed = append(r.fixed, keyFileSecrets(t, file, passphrase, r.client)...)
+	r.fixed = append(storeSecrets(t, file, passphrase, r.client), keySecrets("client's", r.client)...)
 	r.fixed = append(r.fixed, testkit.MemorySecret{Row: rowAPIKey, Name: "API key", Bytes: r.apiKey})
 
 	r.memoryProcess = startMemoryProcess(t, "client")
@@ -170,21 +167,6 @@ func writeKeyStore(t testing.TB, dir string, passphrase []byte, key *rsa.Private
 		t.Fatal(err)
 	}
 	return file
-}
-
-// keyFileSecrets are the content of the store, and the key as it lies in PEM files.
-func keyFileSecrets(t testing.TB, file, passphrase []byte, key *rsa.PrivateKey) []testkit.MemorySecret {
-	t.Helper()
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	pemSecret := testkit.MemorySecret{Row: rowKeyFile, Name: "PEM", Bytes: text}
-	// What comes before d is public: it is in the public key's PEM as well.
-	public := int(float64(len(text)) * 0.26)
-	pemSecret.Parts = [][2]int{{0, public}}
-	return []testkit.MemorySecret{fileSecret("DER", der, key), pemSecret}
 }
 
 func (r *memoryRun) round() {

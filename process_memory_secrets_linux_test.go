@@ -11,9 +11,12 @@ import (
 	"crypto/hkdf"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"math/big"
@@ -70,9 +73,9 @@ func hmacSecrets(row, name string, key []byte) (all []testkit.MemorySecret) {
 	return all
 }
 
-// storeSecrets are those of a key store's file: what the passphrase becomes, the data keys, the private keys, and the
-// body that holds them.
-func storeSecrets(t testing.TB, file, passphrase []byte) []testkit.MemorySecret {
+// storeSecrets are those of a key store's file: what the passphrase becomes, the data keys, the private key, and the
+// file's body that holds them.
+func storeSecrets(t testing.TB, file, passphrase []byte, key *rsa.PrivateKey) []testkit.MemorySecret {
 	t.Helper()
 	f, err := keyfile.ParseHeader(file)
 	if err != nil {
@@ -109,22 +112,74 @@ func storeSecrets(t testing.TB, file, passphrase []byte) []testkit.MemorySecret 
 	for _, k := range body.DataKeys {
 		all = append(all, testkit.MemorySecret{Row: rowPassphrase, Name: fmt.Sprint("data key ", k.Generation), Bytes: k.Key})
 	}
-	return all
+	return append(all, keyFileSecrets(t, openBody(t, file, bodyKey), key)...)
 }
 
-// fileSecret is a file's content, of which all that others answer for is marked: the integers of key, and more.
-func fileSecret(name string, content []byte, key *rsa.PrivateKey, more ...[]byte) testkit.MemorySecret {
+// openBody decrypts a store's body, which is the last member of its JSON.
+func openBody(t testing.TB, file, key []byte) []byte {
+	t.Helper()
+	const member = `"body": "`
+	at := bytes.Index(file, []byte(member)) + len(member)
+	end := at + bytes.IndexByte(file[at:], '"')
+	sealed, err := base64.StdEncoding.DecodeString(string(file[at:end]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gcm, err := cipher.NewGCMWithRandomNonce(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := gcm.Open(nil, nil, sealed, file[:at])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body
+}
+
+// fileSecret is a file's content. Marked are all that stands before d, which is public, and the integers, which are
+// counted by themselves.
+func fileSecret(t testing.TB, name string, content []byte, key *rsa.PrivateKey) testkit.MemorySecret {
+	t.Helper()
 	s := testkit.MemorySecret{Row: rowKeyFile, Name: name, Bytes: content}
 	pre := &key.Precomputed
-	for _, n := range []*big.Int{key.N, key.D, key.Primes[0], key.Primes[1], pre.Dp, pre.Dq, pre.Qinv} {
-		more = append(more, n.Bytes())
-	}
-	for _, part := range more {
-		if at := bytes.Index(content, part); at >= 0 {
-			s.Parts = append(s.Parts, [2]int{at, at + len(part)})
+	for i, n := range []*big.Int{key.D, key.Primes[0], key.Primes[1], pre.Dp, pre.Dq, pre.Qinv} {
+		at := bytes.Index(content, n.Bytes())
+		if at < 0 {
+			t.Fatalf("%s does not hold the key", name)
 		}
+		if i == 0 {
+			s.Parts = append(s.Parts, [2]int{0, at})
+		}
+		s.Parts = append(s.Parts, [2]int{at, at + len(n.Bytes())})
 	}
 	return s
+}
+
+// pemSecret is a PEM file's content without what is public: the lines around it, and the base64 of what stands before d.
+func pemSecret(text, der []byte, key *rsa.PrivateKey) testkit.MemorySecret {
+	const lineSize, perLine = 65, 48 // with the end of the line; bytes of DER
+	head := bytes.IndexByte(text, '\n') + 1
+	foot := bytes.LastIndex(text, []byte("-----END"))
+	d := bytes.Index(der, key.D.Bytes())
+	from := head + (d/perLine+1)*lineSize
+	return testkit.MemorySecret{Row: rowKeyFile, Name: "PEM", Bytes: text[from:foot]}
+}
+
+// keyFileSecrets are the key as it lies in files: the body of a key store, DER and PEM.
+func keyFileSecrets(t testing.TB, body []byte, key *rsa.PrivateKey) []testkit.MemorySecret {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	return []testkit.MemorySecret{
+		fileSecret(t, "the store's body", body, key), fileSecret(t, "DER", der, key), pemSecret(text, der, key),
+	}
 }
 
 // aesSecrets are an AES key and its schedule, as crypto/aes keeps it.
@@ -136,15 +191,17 @@ func aesSecrets(row, name string, key []byte) []testkit.MemorySecret {
 	v := reflect.ValueOf(block)
 	schedule := bytes.Clone(unsafe.Slice((*byte)(v.UnsafePointer()), v.Type().Elem().Size()))
 	all := []testkit.MemorySecret{{Row: row, Name: name, Bytes: key}}
-	const all256 = 2 * 15 * aes.BlockSize // round keys to encrypt and to decrypt
+	// The round keys to encrypt, which begin with the key, and those to decrypt. The last of the one are the first of the
+	// other.
+	const half = 15 * aes.BlockSize
 	at := bytes.Index(schedule, key)
-	if at < 0 || len(schedule) < at+all256 {
-		return all // another implementation; the test of this function tells
+	if at < 0 || len(schedule) < at+2*half {
+		return all // TestMemorySecrets tells
 	}
-	schedule = schedule[at : at+all256]
-	return append(all, testkit.MemorySecret{
-		Row: row, Name: name + " expanded", Bytes: schedule, Parts: [][2]int{{0, len(key)}},
-	})
+	return append(all,
+		testkit.MemorySecret{Row: row, Name: name + " expanded", Bytes: schedule[at+len(key) : at+half-aes.BlockSize]},
+		testkit.MemorySecret{Row: row, Name: name + " expanded to decrypt", Bytes: schedule[at+half+aes.BlockSize : at+2*half-aes.BlockSize]},
+	)
 }
 
 func integer(row, name string, n *big.Int) testkit.MemorySecret {
@@ -173,9 +230,12 @@ func keySecrets(name string, key *rsa.PrivateKey) (all []testkit.MemorySecret) {
 }
 
 // oaepBlock is what was wrapped for key.
-func oaepBlock(key *rsa.PrivateKey, wrapped []byte) []byte {
-	m := new(big.Int).Exp(new(big.Int).SetBytes(wrapped), key.D, key.N)
-	return m.FillBytes(make([]byte, key.Size()))
+func oaepBlock(key *rsa.PrivateKey, wrapped []byte) *big.Int {
+	c, pre := new(big.Int).SetBytes(wrapped), &key.Precomputed
+	p, q := key.Primes[0], key.Primes[1]
+	m, m2 := new(big.Int).Exp(c, pre.Dp, p), new(big.Int).Exp(c, pre.Dq, q)
+	m.Sub(m, m2).Mul(m, pre.Qinv).Mod(m, p)
+	return m.Mul(m, q).Add(m, m2)
 }
 
 // oaepSecrets are the block and its seed. The unmasked rest is zeros around the session key; see session.
@@ -192,9 +252,8 @@ func oaepSecrets(name string, block []byte) []testkit.MemorySecret {
 }
 
 // residues are what RSA's Chinese remainders pass through. With the ciphertext, each gives away p or q.
-func residues(name string, key *rsa.PrivateKey, wrapped []byte) (all []testkit.MemorySecret) {
+func residues(name string, key *rsa.PrivateKey, wrapped []byte, m *big.Int) (all []testkit.MemorySecret) {
 	c := new(big.Int).SetBytes(wrapped)
-	m := new(big.Int).Exp(c, key.D, key.N)
 	add := func(label string, n *big.Int) { all = append(all, integer(rowResidue, name+" "+label, n)) }
 	for i, p := range key.Primes {
 		prime := string("pq"[i])
@@ -275,15 +334,15 @@ func v1Secrets(t testing.TB, wire []exchange, client, server *rsa.PrivateKey) (a
 		if err != nil {
 			t.Fatal(err)
 		}
-		block := oaepBlock(key, e.WrappedKey)
+		m := oaepBlock(key, e.WrappedKey)
 		dataKey, err := rsa.DecryptOAEP(sha256.New(), nil, key, e.WrappedKey, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, oaepSecrets(name, block)...)
+		all = append(all, oaepSecrets(name, m.FillBytes(make([]byte, key.Size())))...)
 		all = append(all, aesSecrets(rowSession, name+" key", dataKey)...)
 		if key == client { // the other end alone does arithmetic with its own
-			all = append(all, residues(name, key, e.WrappedKey)...)
+			all = append(all, residues(name, key, e.WrappedKey, m)...)
 		}
 		cb, err := aes.NewCipher(dataKey)
 		if err != nil {
