@@ -208,7 +208,7 @@ func (c *memoryClient) round([]string) (string, error) {
 func (c *memoryClient) idle([]string) (string, error) {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return fmt.Sprint(m.HeapInuse, m.NumGC), nil
+	return fmt.Sprintf("%d, %d", m.HeapInuse>>10, m.NumGC), nil
 }
 
 func (c *memoryClient) gc([]string) (string, error) {

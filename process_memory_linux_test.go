@@ -11,12 +11,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -121,7 +121,7 @@ func randomText(n int) []byte {
 }
 
 // startMemoryRun starts a gateway, and a client with a key store on disk.
-func startMemoryRun(t testing.TB, protocol string) *memoryRun {
+func startMemoryRun(t testing.TB, s memoryScenario) *memoryRun {
 	t.Helper()
 	gateway := startMemoryProcess(t, "gateway")
 	gateway.sendSecret(testkit.KeyPEM(t, "server-4096"))
@@ -132,12 +132,25 @@ func startMemoryRun(t testing.TB, protocol string) *memoryRun {
 		client: testkit.Key(t, "client-4096"), server: testkit.Key(t, "server-4096"),
 	}
 	dir, passphrase := filepath.Join(t.TempDir(), "store"), randomText(40)
-	file := writeKeyStore(t, dir, passphrase, r.client)
-	r.fixed = append(storeSecrets(t, file, passphrase, r.client), keySecrets("client's", r.client)...)
+	stored := r.client
+	if s.pem {
+		stored = testkit.Key(t, "other-4096") // retired as soon as the other comes
+	}
+	file := writeKeyStore(t, dir, passphrase, stored)
+	r.fixed = append(storeSecrets(t, file, passphrase, stored), keySecrets("the key's", stored)...)
 	r.fixed = append(r.fixed, testkit.MemorySecret{Row: rowAPIKey, Name: "API key", Bytes: r.apiKey})
 
 	r.memoryProcess = startMemoryProcess(t, "client")
-	r.tell(strings.Join([]string{"open", dir, "http://" + r.witness.Addr(), pin, protocol}, " "), passphrase, r.apiKey)
+	r.tell(strings.Join([]string{"open", dir, "http://" + r.witness.Addr(), pin, s.protocol}, " "), passphrase, r.apiKey)
+	if s.pem {
+		r.tell("import", testkit.KeyPEM(t, "client-4096"))
+		if file, err := os.ReadFile(filepath.Join(dir, "keystore.json")); err != nil {
+			t.Fatal(err)
+		} else {
+			r.fixed = append(r.fixed, storeSecrets(t, file, passphrase, r.client)...)
+		}
+		r.fixed = append(r.fixed, keySecrets("the imported key's", r.client)...)
+	}
 	return r
 }
 
@@ -193,93 +206,186 @@ func (r *memoryRun) scan(s *testkit.SecretSearch) *testkit.ProcessScan {
 	return scan
 }
 
-// memoryCount counts hits: full copies and fragments.
-type memoryCount struct{ full, fragments int }
-
-func (c memoryCount) String() string { return fmt.Sprintf("%d+%d", c.full, c.fragments) }
-
-func (c memoryCount) total() int { return c.full + c.fragments }
-
-// memoryCounts is a column of the table.
-type memoryCounts struct {
-	name             string
-	unlocked, locked map[string]memoryCount
-	heap             string
-	scan             *testkit.ProcessScan
-}
-
-func (r *memoryRun) count(name string, s *testkit.SecretSearch) *memoryCounts {
-	c := &memoryCounts{name: name, unlocked: make(map[string]memoryCount), locked: make(map[string]memoryCount)}
-	c.heap = r.tell("idle")
-	c.scan = r.scan(s)
-	for _, h := range c.scan.Hits {
-		in := c.unlocked
-		if h.Region.Locked {
-			in = c.locked
-		}
-		n := in[rowOf(h)]
-		if h.Full() {
-			n.full++
-		} else {
-			n.fragments++
-		}
-		in[rowOf(h)] = n
-	}
+// column counts what lies in the client's memory now.
+func (r *memoryRun) column(name string, s *testkit.SecretSearch) *memoryCounts {
+	r.t.Helper()
+	heap := r.tell("idle")
+	c := countMemory(name, r.scan(s))
+	c.heap = heap
 	return c
 }
 
-func memoryTable(columns []*memoryCounts) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%-38s", "unlocked (locked)")
-	for _, c := range columns {
-		fmt.Fprintf(&b, " | %-18s", c.name)
+// runs is how often the test is repeated.
+func memoryRuns(t testing.TB) int {
+	t.Helper()
+	text := os.Getenv("SEALEDCHAT_MEMORY_RUNS")
+	if text == "" {
+		return 1
 	}
-	for _, row := range memoryRows {
-		fmt.Fprintf(&b, "\n%-38s", row)
-		for _, c := range columns {
-			fmt.Fprintf(&b, " | %-18s", fmt.Sprintf("%s (%s)", c.unlocked[row], c.locked[row]))
-		}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("SEALEDCHAT_MEMORY_RUNS=%s is not a number of runs", text)
 	}
-	fmt.Fprintf(&b, "\n%-38s", "MB searched, KB locked")
-	for _, c := range columns {
-		fmt.Fprintf(&b, " | %-18s", fmt.Sprintf("%.1f, %d", float64(c.scan.Read)/(1<<20), c.scan.Locked>>10))
-	}
-	fmt.Fprintf(&b, "\n%-38s", "heap in use, collections")
-	for _, c := range columns {
-		fmt.Fprintf(&b, " | %-18s", c.heap)
-	}
-	return b.String()
+	return n
 }
 
+// memoryScenario is what else happens in the client's process, and what is asked of it.
+type memoryScenario struct {
+	name     string
+	protocol string
+	before   string // a command before the rounds
+	pem      bool   // the key comes from a PEM file, and not with the store
+	asserted bool
+}
+
+// memoryAsserted is false while the client's memory is not protected: then the table is printed, and the control run.
+const memoryAsserted = false
+
+// TestProcessMemory has a client make 20 rounds with a gateway, and reads its memory from outside: what lies there of
+// its secrets, when it is idle and after Close? It prints a table, and fails where more is found than memoryTargets
+// allows. At the end it leaves every kind of secret lying about, and must find each.
+//
+// SEALEDCHAT_MEMORY=full adds garbage collections and allocations all the while, and a large heap. SEALEDCHAT_MEMORY_RUNS=10
+// repeats everything; SEALEDCHAT_MEMORY_HITS=folder gets the address of every hit.
 func TestProcessMemory(t *testing.T) {
-	r := startMemoryRun(t, "v1")
+	scenarios := []memoryScenario{{name: "rounds", protocol: "v1", asserted: memoryAsserted}}
+	if os.Getenv("SEALEDCHAT_MEMORY") == "full" {
+		scenarios = append(scenarios,
+			memoryScenario{name: "collections beside", protocol: "v1", before: "storm", asserted: memoryAsserted},
+			memoryScenario{name: "allocations beside", protocol: "v1", before: "churn", asserted: memoryAsserted},
+			memoryScenario{name: "imported key", protocol: "v1", pem: true, asserted: memoryAsserted},
+			memoryScenario{name: "fragmented heap", protocol: "v1", before: "fragment"},
+		)
+	}
+	for run := range memoryRuns(t) {
+		for _, s := range scenarios {
+			t.Run(fmt.Sprintf("%s %d", s.name, run+1), s.run)
+		}
+	}
+}
+
+func (s memoryScenario) run(t *testing.T) {
+	if runtimeSecret {
+		s.inSecretBuild(t)
+		return
+	}
+	s.ordinary(t)
+	s.scrubbed(t)
+}
+
+// play loads the client and makes the rounds.
+func (s memoryScenario) play(t *testing.T) (r *memoryRun, loaded *memoryCounts, all *testkit.SecretSearch) {
+	t.Helper()
+	r = startMemoryRun(t, s)
 	r.tell("warm")
-	fixed := testkit.NewSecretSearch(r.fixed)
-	columns := []*memoryCounts{r.count("loaded", fixed)}
+	loaded = r.column("loaded", testkit.NewSecretSearch(r.fixed))
+	if s.before != "" {
+		r.tell(s.before)
+	}
 	for range memoryRounds {
 		r.round()
 	}
-	s := testkit.NewSecretSearch(r.secrets())
-	columns = append(columns, r.count("idle", s))
-	r.tell("gc")
-	columns = append(columns, r.count("after a GC", s))
-	r.tell("scrub")
-	columns = append(columns, r.count("scrubbed", s))
+	r.tell("calm")
+	return r, loaded, testkit.NewSecretSearch(r.secrets())
+}
+
+// show prints the table, and holds it against the targets.
+func (s memoryScenario) show(t *testing.T, columns []*memoryCounts) {
+	t.Helper()
+	t.Log(memoryTable(columns))
+	saveHits(t, columns)
+}
+
+func (s memoryScenario) ordinary(t *testing.T) {
+	r, loaded, all := s.play(t)
+	idle := r.column("idle", all)
 	r.tell("close")
-	columns = append(columns, r.count("closed", s))
+	closed := r.column("closed", all)
+	s.show(t, []*memoryCounts{loaded, idle, closed})
+	r.control(all, closed)
+	if !s.asserted {
+		return
+	}
+	idle.mustMeet(t, loaded, func(row string) memoryLimit { return memoryTargets[row].idle })
+	closed.mustMeet(t, idle, func(string) memoryLimit { return notMoreSoFar })
+}
+
+func (s memoryScenario) scrubbed(t *testing.T) {
+	r, _, all := s.play(t)
 	r.tell("scrub")
-	columns = append(columns, r.count("closed, scrubbed", s))
-	t.Logf("\n%s", memoryTable(columns))
-	if file := os.Getenv("SEALEDCHAT_MEMORY_HITS"); file != "" {
-		f, err := os.Create(file)
-		if err != nil {
-			t.Fatal(err)
+	scrubbed := r.column("scrubbed", all)
+	r.tell("close")
+	r.tell("scrub")
+	closed := r.column("closed", all)
+	s.show(t, []*memoryCounts{scrubbed, closed})
+	if !s.asserted {
+		return
+	}
+	limit := func(row string) memoryLimit { return memoryTargets[row].scrubbed }
+	scrubbed.mustMeet(t, nil, limit)
+	closed.mustMeet(t, nil, limit)
+}
+
+func (s memoryScenario) inSecretBuild(t *testing.T) {
+	r, loaded, all := s.play(t)
+	r.tell("gc")
+	collected := r.column("after a GC", all)
+	r.tell("close")
+	r.tell("gc")
+	closed := r.column("closed", all)
+	s.show(t, []*memoryCounts{loaded, collected, closed})
+	r.control(all, closed)
+	if !s.asserted {
+		return
+	}
+	limit := func(row string) memoryLimit { return memoryTargets[row].secret }
+	collected.mustMeet(t, nil, limit)
+	closed.mustMeet(t, nil, limit)
+}
+
+// samples are secrets to leave lying about, one for each row.
+func (r *memoryRun) samples() map[string]testkit.MemorySecret {
+	samples := make(map[string]testkit.MemorySecret)
+	for _, s := range r.secrets() {
+		if _, ok := samples[s.Row]; !ok && len(s.Parts) == 0 {
+			samples[s.Row] = s
 		}
-		defer f.Close()
-		for _, c := range columns {
-			for _, h := range c.scan.Hits {
-				_, _ = io.WriteString(f, fmt.Sprintln(c.name, h.Region.Locked, h))
+	}
+	return samples
+}
+
+// control leaves a secret of each row lying about in each way, one after the other, and looks whether it is found: a scanner
+// that finds nothing proves nothing.
+func (r *memoryRun) control(all *testkit.SecretSearch, before *memoryCounts) {
+	r.t.Helper()
+	samples := r.samples()
+	for kind := range memoryPlants {
+		want := memoryCount{full: 1}
+		if kind == "fragment" {
+			want = memoryCount{fragments: 1}
+		}
+		planted := make(map[string]bool)
+		for _, row := range memoryRows {
+			if s := samples[row]; kind != "limbs" || s.Integer {
+				r.tell("plant "+kind, s.Bytes)
+				planted[row] = true
 			}
 		}
+		after := r.column(kind, all)
+		was, is := before.unlocked, after.unlocked
+		if kind == "locked" {
+			was, is = before.locked, after.locked
+		}
+		for row := range planted {
+			// Copying leaves pieces in saved registers too.
+			got := memoryCount{is[row].full - was[row].full, is[row].fragments - was[row].fragments}
+			if got.full != want.full || got.fragments < want.fragments {
+				r.t.Errorf("control: %q left lying about (%s): %s more were found, want %s", row, kind, got, want)
+			}
+		}
+		if len(planted) < 3 {
+			r.t.Errorf("control: only %d rows for %s", len(planted), kind)
+		}
+		before = after
 	}
 }

@@ -109,10 +109,14 @@ func storeSecrets(t testing.TB, file, passphrase []byte, key *rsa.PrivateKey) []
 	all = append(all, testkit.MemorySecret{Row: rowPassphrase, Name: "HKDF's extract", Bytes: prk})
 	all = append(all, hmacSecrets(rowPassphrase, "HKDF's extract", prk)...)
 	all = append(all, aesSecrets(rowPassphrase, "the body's key", bodyKey)...)
+	opened := openBody(t, file, bodyKey)
+	files := keyFileSecrets(t, opened, key)
 	for _, k := range body.DataKeys {
 		all = append(all, testkit.MemorySecret{Row: rowPassphrase, Name: fmt.Sprint("data key ", k.Generation), Bytes: k.Key})
+		at := bytes.Index(opened, k.Key)
+		files[0].Parts = append(files[0].Parts, [2]int{at, at + len(k.Key)})
 	}
-	return append(all, keyFileSecrets(t, openBody(t, file, bodyKey), key)...)
+	return append(all, files...)
 }
 
 // openBody decrypts a store's body, which is the last member of its JSON.
