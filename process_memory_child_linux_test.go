@@ -300,6 +300,10 @@ var (
 	scrubbedPointers []*byte
 )
 
+// memoryPlantKinds are the keys of memoryPlants, in the order to try them in: what other copies leave in passing would
+// hide a missed fragment.
+var memoryPlantKinds = []string{"fragment", "heap", "limbs", "stack", "data", "mapped", "locked"}
+
 // memoryPlants are ways to leave a secret lying about; each leaves one copy, or one fragment.
 var memoryPlants = map[string]func(secret []byte){
 	"heap": func(b []byte) {
