@@ -56,7 +56,7 @@ func (m MemoryMatch) String() string {
 	return fmt.Sprintf("%s: %s%s, %d bytes from %d of %d", m.Secret.Row, m.Secret.Name, order, m.Len, m.Offset, len(m.Secret.Bytes))
 }
 
-// SecretSearch finds many secrets in one pass, at the speed of about a gigabyte a second. It is immutable.
+// SecretSearch finds many secrets in one pass, some hundred megabytes a second. It is immutable.
 type SecretSearch struct {
 	patterns []pattern
 	filter   []uint64 // one bit for each hash of a window that occurs
