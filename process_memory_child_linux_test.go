@@ -75,7 +75,7 @@ func (c *memoryClient) run() {
 		"open": c.open, "warm": c.warm, "round": c.round, "import": c.importPEM,
 		"idle": c.idle, "gc": c.gc, "scrub": c.scrub, "close": c.close,
 		"storm": c.storm, "churn": c.churn, "fragment": c.fragment, "calm": c.calm,
-		"plant": c.plant,
+		"plant": c.plant, "allow": c.allowCores, "abort": c.abort,
 	}
 	for {
 		line, err := readLine()
@@ -316,13 +316,23 @@ var memoryPlants = map[string]func(secret []byte){
 	"stack":    plantOnStack,
 	"data":     func(b []byte) { plantedSize += 1 + copy(plantedData[plantedSize:], b) },
 	"mapped":   func(b []byte) { copy(newScratch(), b) },
-	"locked": func(b []byte) {
-		page := newScratch()[:os.Getpagesize()]
-		if err := syscall.Mlock(page); err != nil {
+	"locked": func(b []byte) { copy(lockedPage(), b) },
+	"locked and not dumped": func(b []byte) {
+		page := lockedPage()
+		const dontDump = 16 // MADV_DONTDUMP
+		if err := syscall.Madvise(page, dontDump); err != nil {
 			panic(err)
 		}
 		copy(page, b)
 	},
+}
+
+func lockedPage() []byte {
+	page := newScratch()[:os.Getpagesize()]
+	if err := syscall.Mlock(page); err != nil {
+		panic(err)
+	}
+	return page
 }
 
 var (
@@ -352,8 +362,30 @@ func (c *memoryClient) plant(args []string) (string, error) {
 		return "", err
 	}
 	defer clear(b)
-	memoryPlants[args[0]](b)
+	memoryPlants[strings.Join(args, " ")](b)
 	return "", nil
+}
+
+// allowCores undoes the limit that memguard sets, as far as it may.
+func (c *memoryClient) allowCores([]string) (string, error) {
+	unlimited := ^uint64(0)
+	if syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: unlimited, Max: unlimited}) != nil {
+		return "refused", nil
+	}
+	return "allowed", nil
+}
+
+// abort crashes as a Go program does that wants a core file.
+func (c *memoryClient) abort([]string) (string, error) {
+	quiet, err := syscall.Open(os.DevNull, syscall.O_WRONLY, 0)
+	if err != nil {
+		return "", err
+	}
+	debug.SetTraceback("crash")
+	if err := syscall.Dup3(quiet, 2, 0); err != nil { // the trace of all goroutines
+		return "", err
+	}
+	return "", syscall.Kill(os.Getpid(), syscall.SIGABRT)
 }
 
 // memoryGateway serves until the parent closes the pipe. First comes a PEM file with its key. It says where it is.

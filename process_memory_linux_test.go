@@ -56,6 +56,7 @@ func startMemoryProcess(t testing.TB, role string, env ...string) *memoryProcess
 	cmd.Env = append(os.Environ(), memoryRoleVar+"="+role)
 	cmd.Env = append(cmd.Env, env...)
 	cmd.Stderr = os.Stderr
+	cmd.Dir = t.TempDir() // where a core file would go
 	cmd.ExtraFiles = []*os.File{controlOut, reportIn}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
