@@ -316,7 +316,7 @@ var memoryPlants = map[string]func(secret []byte){
 	"stack":    plantOnStack,
 	"data":     func(b []byte) { plantedSize += 1 + copy(plantedData[plantedSize:], b) },
 	"mapped":   func(b []byte) { copy(newScratch(), b) },
-	"locked": func(b []byte) { copy(lockedPage(), b) },
+	"locked":   func(b []byte) { copy(lockedPage(), b) },
 	"locked and not dumped": func(b []byte) {
 		page := lockedPage()
 		const dontDump = 16 // MADV_DONTDUMP

@@ -26,6 +26,7 @@ import (
 )
 
 const (
+	memoryVar        = "SEALEDCHAT_MEMORY" // "full": all scenarios, and core files
 	memoryRounds     = 20
 	memoryPromptSize = 1500 // characters
 )
@@ -251,7 +252,7 @@ const memoryAsserted = false
 // repeats everything; SEALEDCHAT_MEMORY_HITS=folder gets the address of every hit.
 func TestProcessMemory(t *testing.T) {
 	scenarios := []memoryScenario{{name: "rounds", protocol: "v1", asserted: memoryAsserted, control: true}}
-	if os.Getenv("SEALEDCHAT_MEMORY") == "full" {
+	if os.Getenv(memoryVar) == "full" {
 		scenarios = append(scenarios,
 			memoryScenario{name: "collections beside", protocol: "v1", before: "storm", asserted: memoryAsserted},
 			memoryScenario{name: "allocations beside", protocol: "v1", before: "churn", asserted: memoryAsserted},
@@ -301,6 +302,7 @@ func (s memoryScenario) show(t *testing.T, columns []*memoryCounts) {
 func (s memoryScenario) ordinary(t *testing.T) {
 	r, loaded, all := s.play(t)
 	idle := r.column("idle", all)
+	mustNotBeDumped(t, idle.scan)
 	r.tell("close")
 	closed := r.column("closed", all)
 	s.show(t, []*memoryCounts{loaded, idle, closed})
@@ -334,6 +336,7 @@ func (s memoryScenario) inSecretBuild(t *testing.T) {
 	r, loaded, all := s.play(t)
 	r.tell("gc")
 	collected := r.column("after a GC", all)
+	mustNotBeDumped(t, collected.scan)
 	r.tell("close")
 	r.tell("gc")
 	closed := r.column("closed", all)
@@ -360,6 +363,13 @@ func (r *memoryRun) control(t *testing.T) {
 			samples[s.Row] = s
 		}
 	}
+	for _, s := range secrets { // as crypto/rsa has it: words, and zeros above them
+		if s.Row == rowKey && strings.HasSuffix(s.Name, " q") {
+			q := slices.Clone(s.Bytes)
+			slices.Reverse(q)
+			samples[rowWidened] = testkit.MemorySecret{Row: rowWidened, Name: s.Name, Bytes: append(q, make([]byte, len(q))...)}
+		}
+	}
 	fresh := &memoryRun{memoryProcess: startMemoryProcess(t, "client")}
 	before := fresh.column("nothing", search)
 	if len(before.scan.Hits) > 0 {
@@ -368,7 +378,7 @@ func (r *memoryRun) control(t *testing.T) {
 	for _, kind := range memoryPlantKinds {
 		planted := 0
 		for _, row := range memoryRows {
-			if s := samples[row]; kind != "limbs" || s.Integer {
+			if s := samples[row]; plantable(kind, s) {
 				fresh.tell("plant "+kind, s.Bytes)
 				planted++
 			}
@@ -381,7 +391,7 @@ func (r *memoryRun) control(t *testing.T) {
 		for _, row := range memoryRows {
 			got := memoryCount{is[row].full - was[row].full, is[row].fragments - was[row].fragments}
 			switch { // copying may leave pieces in saved registers, too
-			case kind == "limbs" && !samples[row].Integer:
+			case !plantable(kind, samples[row]):
 			case kind == "fragment" && (got.full != 0 || got.fragments < 1), kind != "fragment" && got.full != 1:
 				t.Errorf("control: %q left lying about (%s): %s more were found", row, kind, got)
 			}
@@ -391,4 +401,10 @@ func (r *memoryRun) control(t *testing.T) {
 		}
 		before = after
 	}
+}
+
+// plantable says whether a secret can lie about in this way: only integers in math/big, and pieces of a widened q are no
+// different from those of any other.
+func plantable(kind string, s testkit.MemorySecret) bool {
+	return (kind != "limbs" || s.Integer) && (kind != "fragment" || s.Row != rowWidened)
 }

@@ -91,6 +91,7 @@ var memoryTargets = map[string]struct{ idle, scrubbed, secret memoryLimit }{
 	rowKey:        {notMoreSoFar, none, none},
 	rowSession:    {none, none, none},
 	rowContent:    {none, none, none},
+	rowWidened:    {counted, none, none},
 	rowResidue:    {counted, none, none},
 	rowOAEP:       {counted, none, none},
 	rowAPIKey:     {counted, counted, counted}, // net/http takes headers as strings

@@ -45,7 +45,8 @@ type MemoryHit struct {
 	MemoryMatch
 	Addr   uint64
 	Region MemoryRegion
-	Before []byte // up to 64 bytes that precede it
+	// Before and After are up to 64 bytes on either side.
+	Before, After []byte
 }
 
 func (h MemoryHit) String() string {
@@ -80,8 +81,9 @@ func ScanProcess(pid int, s *SecretSearch) (*ProcessScan, error) {
 			scan.Locked += len(b)
 		}
 		for _, m := range s.Find(b) {
-			before := slices.Clone(b[max(0, m.At-64):m.At])
-			scan.Hits = append(scan.Hits, MemoryHit{m, addr + uint64(m.At), r, before})
+			end := m.At + m.Len
+			before, after := slices.Clone(b[max(0, m.At-64):m.At]), slices.Clone(b[end:min(len(b), end+64)])
+			scan.Hits = append(scan.Hits, MemoryHit{m, addr + uint64(m.At), r, before, after})
 		}
 	})
 	scan.Took = time.Since(begin)
