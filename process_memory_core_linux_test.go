@@ -25,7 +25,7 @@ import (
 // The core comes from SIGABRT where the kernel writes one into the working folder, and memguard's limit of 0 can be
 // undone, or else from gcore, which writes more than a gigabyte.
 func TestProcessCore(t *testing.T) {
-	if os.Getenv(memoryVar) != "full" {
+	if underRace || os.Getenv(memoryVar) != "full" {
 		t.Skip("it writes a large core file; with " + memoryVar + "=full it does")
 	}
 	r, _, search := memoryScenario{protocol: "v1"}.play(t)

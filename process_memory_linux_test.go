@@ -251,6 +251,9 @@ const memoryAsserted = false
 // SEALEDCHAT_MEMORY=full adds garbage collections and allocations all the while, and a large heap. SEALEDCHAT_MEMORY_RUNS=10
 // repeats everything; SEALEDCHAT_MEMORY_HITS=folder gets the address of every hit.
 func TestProcessMemory(t *testing.T) {
+	if underRace {
+		t.Skip("what is measured is the ordinary build")
+	}
 	scenarios := []memoryScenario{{name: "rounds", protocol: "v1", asserted: memoryAsserted, control: true}}
 	if os.Getenv(memoryVar) == "full" {
 		scenarios = append(scenarios,
