@@ -217,7 +217,7 @@ func (c *memoryClient) gc([]string) (string, error) {
 }
 
 func (c *memoryClient) scrub([]string) (string, error) {
-	scrubHeap()
+	sealedchat.ScrubHeap()
 	return "", nil
 }
 
@@ -278,27 +278,6 @@ func (c *memoryClient) fragment([]string) (string, error) {
 	runtime.GC()
 	return "", nil
 }
-
-// scrubHeap overwrites what the garbage collector has freed: with the collector off, free memory of each small size is
-// allocated, which zeroes it, and dropped.
-func scrubHeap() {
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	runtime.GC()
-	runtime.GC()
-	for size := 16; size <= 10<<10; size += max(16, size/8/16*16) {
-		for n := 0; n < 64<<10; n += size {
-			scrubbed = make([]byte, size)
-			scrubbedPointers = make([]*byte, size/8)
-		}
-	}
-	scrubbed, scrubbedPointers = nil, nil
-	debug.FreeOSMemory()
-}
-
-var (
-	scrubbed         []byte
-	scrubbedPointers []*byte
-)
 
 // memoryPlantKinds are the keys of memoryPlants, in the order to try them in: what other copies leave in passing would
 // hide a missed fragment.
