@@ -65,6 +65,9 @@ type GatewayConfig struct {
 	// 0 = 10 minutes and 1 minute.
 	Timeout, BodyTimeout time.Duration
 
+	// OHTTP is for the second protocol, which is served beside v1.
+	OHTTP GatewayOHTTP
+
 	// Logger gets one line per request: ids, sizes, durations and status, no content. nil = silent.
 	Logger *slog.Logger
 }
@@ -160,6 +163,9 @@ func (c *GatewayConfig) setDefaults() error {
 	if c.Tier == "" {
 		c.Tier = TierStandard
 	}
+	if err := c.OHTTP.setDefaults(); err != nil {
+		return err
+	}
 	if c.Replay == nil {
 		c.Replay = NewReplayCache(0)
 	}
@@ -244,7 +250,9 @@ type refusal struct {
 	status     int
 	detail     string
 	retryAfter time.Duration
-	cause      error // for the log; its text is sanitised there
+	cause      error  // for the log; its text is sanitised there
+	kind       string // a problem type, in the second protocol
+	allow      string // methods, with 405 in the second protocol
 }
 
 func refuse(status int, detail string) *refusal { return &refusal{status: status, detail: detail} }
@@ -277,6 +285,8 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.only(h.publicKey, http.MethodGet, http.MethodHead)
 	case pathCompletion:
 		h.only(h.completion, http.MethodPost)
+	case pathOHTTP:
+		h.ohttp()
 	default:
 		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
 	}
@@ -407,8 +417,7 @@ func (h *gatewayRequest) finish() {
 		if p == http.ErrAbortHandler {
 			panic(p)
 		}
-		// Neither the panic's value nor arguments on the stack are logged: they can hold content.
-		h.g.cfg.Logger.Error("panic survived", "payload_id", h.payloadID, "type", fmt.Sprintf("%T", p), "at", callers())
+		h.logPanic(p)
 		if h.status != 0 {
 			panic(http.ErrAbortHandler) // an answer has begun: cut it, so that nobody takes it for whole
 		}
@@ -438,10 +447,15 @@ func (h *gatewayRequest) finish() {
 	h.g.cfg.Logger.LogAttrs(h.r.Context(), level, "request", attrs...)
 }
 
+// logPanic logs neither the panic's value nor arguments on the stack: they can hold content.
+func (h *gatewayRequest) logPanic(p any) {
+	h.g.cfg.Logger.Error("panic survived", "payload_id", h.payloadID, "type", fmt.Sprintf("%T", p), "at", callers())
+}
+
 // callers names the functions that led to a panic, without their arguments.
 func callers() []string {
 	pcs := make([]uintptr, 16)
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(4, pcs)])
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(5, pcs)])
 	var names []string
 	for {
 		f, more := frames.Next()
