@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/bits"
 	"mime"
 	"net/http"
 	"os"
@@ -42,12 +44,14 @@ type GatewayOHTTP struct {
 	// DateWindow is how far a request's inner Date may be from this machine's clock, either way. A request is remembered
 	// until its Date and a window more. 0 = 2 minutes.
 	DateWindow time.Duration
-	// Pad makes the plaintext of every answer, and of every chunk of an event stream, a multiple of so many bytes, so that
-	// lengths say less; streams get comment lines for it, which readers skip. At most 16,384. 0 = none.
+	// Pad makes the plaintext of every answer, and of every chunk of it, a multiple of so many bytes, so that lengths say
+	// less. Event streams get comment lines for it, which readers skip, and an event travels when it is complete; other
+	// answers of unknown length no longer travel as they come. A power of two, at most 16,384. 0 = none.
 	Pad int
 	// StrangerRate is how many requests a second from one address are opened without turning out to be a client's:
 	// opening costs work before anybody is known. StrangerBurst is how many may come at once. More are answered 429. What
-	// opens, and Authenticate lets in, does not count. 0 = 20 and 200; a negative rate sets no limit.
+	// opens, and Authenticate lets in, does not count. 0 = 20 and 200; a negative rate sets no limit. The last 16,384
+	// addresses are remembered.
 	StrangerRate  float64
 	StrangerBurst int
 	// Address tells whom a request counts for. Behind a proxy or a relay it is for the operator to say: from a header that
@@ -77,10 +81,10 @@ func (c *GatewayOHTTP) setDefaults() error {
 	if c.DateWindow == 0 {
 		c.DateWindow = 2 * time.Minute
 	}
-	if c.Pad < 0 || c.Pad > ohttp.MaxChunk {
-		return configError("GatewayConfig.OHTTP.Pad", "want 0 to %d", ohttp.MaxChunk)
+	if c.Pad < 0 || c.Pad > ohttp.MaxChunk || bits.OnesCount(uint(c.Pad)) > 1 { // so that full chunks are multiples, too
+		return configError("GatewayConfig.OHTTP.Pad", "want a power of two up to %d, or 0", ohttp.MaxChunk)
 	}
-	if c.StrangerRate != c.StrangerRate || c.StrangerRate > 1e6 || c.StrangerBurst < 0 || c.StrangerBurst > 1e6 {
+	if math.IsNaN(c.StrangerRate) || c.StrangerRate > 1e6 || c.StrangerBurst < 0 || c.StrangerBurst > 1e6 {
 		return configError("GatewayConfig.OHTTP.StrangerRate", "out of range")
 	}
 	if c.StrangerRate == 0 {
@@ -158,7 +162,8 @@ type obliviousRequest struct {
 	path, query string // as they stood, escaped
 	content     []byte
 	date        time.Time
-	inner       int // the status that was sealed; 0 before
+	address     string // whom it counts for as long as it may be a stranger's
+	stuck       bool   // the client did not take a chunk
 }
 
 // oblivious serves POST /.well-known/ohttp-gateway.
@@ -168,7 +173,9 @@ func (h *gatewayRequest) oblivious() {
 	defer q.survive()
 	q.within(q.g.cfg.BodyTimeout, reading)
 	if p := q.admit(); p != nil {
-		q.drain()
+		if p.status != http.StatusTooManyRequests { // a stranger is not worth the bytes
+			q.drain()
+		}
 		q.refuseOuter(p)
 		return
 	}
@@ -176,6 +183,7 @@ func (h *gatewayRequest) oblivious() {
 	case q.g.slots <- struct{}{}:
 		defer func() { <-q.g.slots }()
 	default:
+		q.g.strangers.giveBack(q.address)
 		q.drain()
 		q.refuseOuter(&refusal{status: http.StatusServiceUnavailable, detail: "too many requests at the same time", retryAfter: time.Second})
 		return
@@ -195,10 +203,13 @@ func (h *gatewayRequest) oblivious() {
 	}
 }
 
-// close wipes what the request leaves.
+// close wipes what the request leaves. An answer that has not been finished has no end.
 func (q *obliviousRequest) close() {
 	if q.writer != nil {
 		q.writer.Close()
+		if !q.stuck {
+			q.within(unbounded, writing) // the connection may serve other requests
+		}
 	}
 	if q.exchange != nil {
 		q.exchange.Close()
@@ -216,6 +227,10 @@ func (q *obliviousRequest) admit() *refusal {
 		return refuse(http.StatusUnsupportedMediaType, "a sealed request has no content encoding")
 	case q.r.ContentLength > q.limit():
 		return refuse(http.StatusRequestEntityTooLarge, "the request is too large")
+	}
+	q.address = q.g.cfg.OHTTP.Address(q.r)
+	if wait := q.g.strangers.take(q.address); wait > 0 {
+		return &refusal{status: http.StatusTooManyRequests, detail: "too many requests that cannot be attributed", retryAfter: wait}
 	}
 	return nil
 }
@@ -257,6 +272,7 @@ func (q *obliviousRequest) open(ctx context.Context) *refusal {
 	}
 	q.within(unbounded, reading) // from here on Timeout holds
 	q.head = head
+	q.g.counts.opened.Add(int64(len(q.content)))
 	if len(content.Trailer()) > 0 {
 		return refuse(http.StatusBadRequest, "a request with trailers")
 	}

@@ -46,16 +46,8 @@ func (s chunkSink) Write(chunk []byte) (int, error) {
 			err = nil
 		}
 	}
+	q.stuck = err != nil
 	return n, err
-}
-
-// finish seals the end of the answer.
-func (q *obliviousRequest) finishAnswer() error {
-	err := q.writer.Finish()
-	if err == nil {
-		q.within(unbounded, writing) // the connection may serve other requests
-	}
-	return err
 }
 
 // refuseInner seals a refusal.
@@ -79,7 +71,7 @@ func (q *obliviousRequest) refuseInner(p *refusal) {
 		_, err = q.writer.Write(message)
 	}
 	if err == nil {
-		_ = q.finishAnswer() // the client may be gone
+		_ = q.writer.Finish() // the client may be gone
 	}
 }
 

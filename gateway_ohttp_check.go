@@ -39,6 +39,7 @@ func (q *obliviousRequest) authenticate(ctx context.Context) *refusal {
 	q.path, q.query = path, query
 	auth := q.g.cfg.Authenticate
 	if auth == nil {
+		q.g.strangers.giveBack(q.address)
 		return nil
 	}
 	inner := (&http.Request{
@@ -49,6 +50,7 @@ func (q *obliviousRequest) authenticate(ctx context.Context) *refusal {
 	if err := auth(inner); err != nil {
 		return authRefusal(err)
 	}
+	q.g.strangers.giveBack(q.address)
 	return nil
 }
 

@@ -53,8 +53,12 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 	if resp.ContentLength > q.g.cfg.MaxResponseBytes {
 		return &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is too large"}
 	}
+	resp.Request = req
 	if err := q.pass(resp); err != nil {
-		return upstreamFailure(ctx, err) // for the log: the answer has begun, and stays without an end
+		if q.stuck {
+			return &refusal{status: statusClientGone, detail: "the client does not take the answer", cause: err}
+		}
+		return upstreamFailure(ctx, err) // for the log, when the answer has begun: it stays without an end
 	}
 	return nil
 }
@@ -84,70 +88,45 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*
 	return req, nil
 }
 
-// pass seals the upstream's answer, one chunk or more for each piece as it comes. Memory is a chunk's: what the client does not take is
-// not read.
+// pass seals the upstream's answer piece by piece as it comes. Memory is a chunk's: what the client does not take is not read.
 func (q *obliviousRequest) pass(resp *http.Response) error {
+	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	whole := newEnding(kind, q.path, resp.ContentLength)
+	p := passer{q: q, pad: q.g.cfg.OHTTP.Pad, events: kind == "text/event-stream", live: resp.ContentLength < 0}
+	defer p.wipe()
 	var header []bhttp.Field
 	for _, name := range headersDown {
 		for _, v := range resp.Header.Values(name) {
 			header = append(header, bhttp.Field{Name: name, Value: strings.TrimSpace(v)})
 		}
 	}
-	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	whole := newEnding(kind, q.path, resp.StatusCode)
-	var encoder bhttp.Encoder
-	message, err := encoder.ResponseHead(nil, resp.StatusCode, q.answerHeader(header, int(resp.ContentLength)))
-	if err != nil {
+	if err := p.head(resp.StatusCode, q.answerHeader(header, int(resp.ContentLength))); err != nil {
 		return err
-	}
-	if err := q.begin(resp.StatusCode); err != nil {
-		return err
-	}
-	if _, err := q.writer.Write(message); err != nil {
-		return err
-	}
-	live := resp.ContentLength < 0 // of unknown length: it may be made while it is sent
-	if live {
-		if err := q.writer.Flush(); err != nil {
-			return err
-		}
 	}
 	body := &cappedReader{r: resp.Body, left: q.g.cfg.MaxResponseBytes, limit: q.g.cfg.MaxResponseBytes}
-	piece, sealed := make([]byte, 16<<10-16), make([]byte, 0, 16<<10)
+	piece := make([]byte, 16<<10-64) // a chunk's, with what encoding adds
 	defer clear(piece)
-	defer clear(sealed[:cap(sealed)])
 	for {
 		n, err := body.Read(piece)
-		if n > 0 {
-			whole.see(piece[:n])
-			sealed = encoder.Content(sealed[:0], piece[:n])
-			if _, err := q.writer.Write(sealed); err != nil {
-				return err
-			}
-			if live {
-				if err := q.writer.Flush(); err != nil {
-					return err
-				}
-			}
+		whole.see(piece[:n])
+		q.g.counts.sealed.Add(int64(n))
+		if sendErr := p.piece(piece[:n]); sendErr != nil {
+			return sendErr
 		}
 		if err == io.EOF {
 			break
 		}
 		if err != nil {
-			return err
+			return exchangeError(resp.Request.Context(), "the upstream", err, true)
 		}
 	}
 	if !whole.ended() {
 		return errCutShort
 	}
-	end, err := encoder.End(sealed[:0], nil, q.g.cfg.OHTTP.Pad)
-	if err != nil {
-		return err
-	}
-	if _, err := q.writer.Write(end); err != nil {
-		return err
-	}
-	return q.finishAnswer()
+	return p.end()
 }
+
+// statusClientGone is for the log alone.
+const statusClientGone = 499
 
 var errCutShort = errors.New("the upstream's answer ends before its end")
