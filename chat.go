@@ -468,10 +468,13 @@ func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request, opts 
 	if r == nil || r.Body == nil {
 		return nil, fmt.Errorf("%w: no Request.Body", ErrInvalidRequest)
 	}
+	if c.cfg.Memory == MemoryRequired && r.Body.Len() > 0 && !r.Body.Locked() {
+		return nil, fmt.Errorf("%w: Request.Body is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
+	}
 	var body *Secret
 	into := func(n int) (b []byte, err error) {
 		body.Destroy() // an earlier attempt's
-		body, b, err = newRoom(n)
+		body, b, err = c.cfg.Memory.newRoom(n)
 		return b, err
 	}
 	var result *completion

@@ -287,7 +287,17 @@ func ExampleSecureCompletionClient_Stats() {
 
 // Data at rest, sealed under a key of the store. The label is authenticated, not stored.
 func ExampleKeyStore_Seal() {
-	keys, err := sealedchat.NewEphemeralKeyStore(nil)
+	dir, err := os.MkdirTemp("", "keys")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	passphrase, err := sealedchat.NewSecret([]byte("correct horse battery"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer passphrase.Destroy()
+	keys, err := sealedchat.CreateKeyStore(context.Background(), dir+"/store", passphrase, &sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -65,6 +65,9 @@ type GatewayConfig struct {
 	// 0 = 10 minutes and 1 minute.
 	Timeout, BodyTimeout time.Duration
 
+	// OHTTP is for the second protocol, which is served beside v1.
+	OHTTP GatewayOHTTP
+
 	// Logger gets one line per request: ids, sizes, durations and status, no content. nil = silent.
 	Logger *slog.Logger
 }
@@ -73,13 +76,14 @@ type GatewayConfig struct {
 // answer them, and seals the answers. It serves GET /pki/public_key, POST /v1/chat/secure_completion and GET /healthz.
 // Put it behind TLS: an http.Server with a certificate, or a proxy.
 type Gateway struct {
-	cfg      GatewayConfig
-	upstream *url.URL
-	http     http.RoundTripper
-	ownHTTP  bool
-	ownKeys  bool
-	slots    chan struct{}
-	counts   gatewayCounts
+	cfg       GatewayConfig
+	upstream  *url.URL
+	http      http.RoundTripper
+	ownHTTP   bool
+	ownKeys   bool
+	slots     chan struct{}
+	counts    gatewayCounts
+	strangers *strangers
 
 	life context.Context
 	end  context.CancelFunc
@@ -100,6 +104,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 		return nil, &ConfigError{Field: "GatewayConfig.Upstream", Err: err}
 	}
 	g := &Gateway{cfg: c, upstream: base, slots: make(chan struct{}, c.MaxConcurrent)}
+	g.strangers = newStrangers(c.OHTTP.StrangerRate, c.OHTTP.StrangerBurst, time.Now)
 	rules := *base
 	if c.InsecureUpstreamHTTP {
 		rules.Scheme = "https" // the rules for http do not apply
@@ -159,6 +164,9 @@ func (c *GatewayConfig) setDefaults() error {
 	}
 	if c.Tier == "" {
 		c.Tier = TierStandard
+	}
+	if err := c.OHTTP.setDefaults(); err != nil {
+		return err
 	}
 	if c.Replay == nil {
 		c.Replay = NewReplayCache(0)
@@ -244,7 +252,9 @@ type refusal struct {
 	status     int
 	detail     string
 	retryAfter time.Duration
-	cause      error // for the log; its text is sanitised there
+	cause      error  // for the log; its text is sanitised there
+	kind       string // a problem type, in the second protocol
+	allow      string // methods, with 405 in the second protocol
 }
 
 func refuse(status int, detail string) *refusal { return &refusal{status: status, detail: detail} }
@@ -277,6 +287,8 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.only(h.publicKey, http.MethodGet, http.MethodHead)
 	case pathCompletion:
 		h.only(h.completion, http.MethodPost)
+	case pathOHTTP:
+		h.ohttp()
 	default:
 		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
 	}
@@ -290,6 +302,7 @@ type gatewayRequest struct {
 	start time.Time
 
 	status    int // 0 until something was answered
+	inner     int // the status that was sealed, in the second protocol
 	payloadID string
 	tier      SecurityTier
 	bytesIn   int
@@ -407,27 +420,32 @@ func (h *gatewayRequest) finish() {
 		if p == http.ErrAbortHandler {
 			panic(p)
 		}
-		// Neither the panic's value nor arguments on the stack are logged: they can hold content.
-		h.g.cfg.Logger.Error("panic survived", "payload_id", h.payloadID, "type", fmt.Sprintf("%T", p), "at", callers())
+		h.logPanic(p)
 		if h.status != 0 {
 			panic(http.ErrAbortHandler) // an answer has begun: cut it, so that nobody takes it for whole
 		}
 		h.refuse(refuse(http.StatusInternalServerError, "internal error"))
 	}
-	if h.r.URL.Path == pathCompletion {
+	switch {
+	case h.r.URL.Path == pathCompletion:
 		h.g.counts.done(h.status)
+	case h.r.URL.Path == pathOHTTP && h.r.Method == http.MethodPost:
+		h.g.counts.done(h.outcome())
 	}
 	if h.r.URL.Path == "/healthz" && h.status == http.StatusOK {
 		return
 	}
 	level := slog.LevelInfo
-	if h.status >= 500 {
+	if h.outcome() >= 500 {
 		level = slog.LevelWarn
 	}
 	attrs := []slog.Attr{
 		slog.String("payload_id", h.payloadID), slog.String("method", sanitise(h.r.Method, 16)), slog.Int("status", h.status),
 		slog.Int("bytes_in", h.bytesIn), slog.Int("bytes_out", h.bytesOut), slog.String("tier", string(h.tier)),
 		slog.Duration("duration", time.Since(h.start)), slog.Duration("upstream", h.upstream),
+	}
+	if h.inner != 0 {
+		attrs = append(attrs, slog.String("protocol", "ohttp"), slog.Int("inner_status", h.inner))
 	}
 	if h.problem != nil {
 		attrs = append(attrs, slog.String("problem", h.problem.detail))
@@ -438,10 +456,26 @@ func (h *gatewayRequest) finish() {
 	h.g.cfg.Logger.LogAttrs(h.r.Context(), level, "request", attrs...)
 }
 
+// outcome is the status that tells how it went: of the second protocol the inner one, or that of what cut the answer.
+func (h *gatewayRequest) outcome() int {
+	switch {
+	case h.inner != 0 && h.problem != nil:
+		return h.problem.status
+	case h.inner != 0:
+		return h.inner
+	}
+	return h.status
+}
+
+// logPanic logs neither the panic's value nor arguments on the stack: they can hold content.
+func (h *gatewayRequest) logPanic(p any) {
+	h.g.cfg.Logger.Error("panic survived", "payload_id", h.payloadID, "type", fmt.Sprintf("%T", p), "at", callers())
+}
+
 // callers names the functions that led to a panic, without their arguments.
 func callers() []string {
 	pcs := make([]uintptr, 16)
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(4, pcs)])
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(5, pcs)])
 	var names []string
 	for {
 		f, more := frames.Next()

@@ -5,7 +5,6 @@ package sealedchat
 
 import (
 	"bytes"
-	"net/http"
 	"strings"
 )
 
@@ -16,22 +15,25 @@ type ending interface {
 	ended() bool
 }
 
-func newEnding(kind, path string, status int) ending {
+// newEnding knows the forms in which the endpoints answer. length is the declared one, which HTTP itself checks, or -1.
+func newEnding(kind, path string, length int64) ending {
 	switch {
 	case kind == "text/event-stream":
 		switch path {
 		case "/v1/chat/completions", "/v1/completions":
-			return &eventEnding{last: []string{"data: [DONE]", "data:[DONE]"}}
+			return &eventEnding{last: doneLines}
 		case "/v1/responses":
-			return &eventEnding{last: []string{
-				"event: response.completed", "event: response.incomplete", "event: response.failed", "event: error", "data: [DONE]", "data:[DONE]",
-			}}
+			return &eventEnding{last: append([]string{
+				"event: response.completed", "event: response.incomplete", "event: response.failed", "event: error",
+			}, doneLines...)}
 		}
-	case (kind == "application/json" || strings.HasSuffix(kind, "+json")) && status != http.StatusNoContent:
+	case length < 0 && (kind == "application/json" || strings.HasSuffix(kind, "+json")):
 		return &jsonEnding{}
 	}
 	return anyEnding{}
 }
+
+var doneLines = []string{"data: [DONE]", "data:[DONE]"}
 
 // anyEnding is that of a form that has none of its own.
 type anyEnding struct{}

@@ -168,6 +168,7 @@ func (s *KeyStore) changeMemory(f func(*keyfile.Body) error) error {
 	for _, p := range s.pins {
 		body.Pins = append(body.Pins, p)
 	}
+	s.appendConfigs(body)
 	s.mu.Unlock()
 	if err := f(body); err != nil {
 		return skipNoChange(err)
@@ -291,6 +292,13 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 			fresh = append(fresh, held)
 		}
 		keys = append(keys, &storedKeyEntry{heldKey: held, state: e.State, created: e.Created, activated: e.Activated, retired: e.Retired})
+	}
+	if err := s.takeOverConfigs(body); err != nil {
+		for _, k := range fresh {
+			k.release()
+		}
+		dataKeysAt.Destroy()
+		return err
 	}
 	old, before := s.keys, s.primary()
 	s.keys = keys

@@ -34,9 +34,12 @@ type Secret struct {
 func NewSecret(b []byte) (*Secret, error) { return MemoryBestEffort.NewSecret(b) }
 
 // newRoom makes a Secret of n zero bytes, and lends them to whoever fills them before anybody else knows of it.
-func newRoom(n int) (*Secret, []byte, error) {
-	s := &Secret{buf: locked.New(n)}
-	return s, s.buf.Bytes(), nil
+func (p MemoryPolicy) newRoom(n int) (*Secret, []byte, error) {
+	buf, err := locked.NewWith(p.internal(), n)
+	if err != nil {
+		return nil, nil, memoryError(err)
+	}
+	return secretOf(buf), buf.Bytes(), nil
 }
 
 // keep cuts what newRoom made to its first n bytes, before anybody else knows of it.

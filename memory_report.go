@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
@@ -68,7 +69,7 @@ func MemoryReport() MemoryStatus {
 		Platform: runtime.GOOS + "/" + runtime.GOARCH, PageSize: s.PageSize,
 		InUse: s.InUse, Unlocked: s.Unlocked, Peak: s.Peak, Locked: s.Locked, Limit: s.Limit, Misses: s.Misses,
 		Secrets: s.Watched, Leaked: s.Leaked,
-		CoreDumpsOff: coreDumpsOff(), Dumpable: dumpable(), RuntimeSecret: runtimeSecret,
+		CoreDumpsOff: coreDumpsOff(), Dumpable: dumpable(), RuntimeSecret: erase.RuntimeSecret,
 	}
 	if s.Level == locked.Locked {
 		m.Level = MemoryLocked

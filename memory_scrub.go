@@ -62,8 +62,8 @@ func overwriteFree() {
 			words--
 		}
 		for n := 0; n < scrubPerClass; n += size {
-			zeroed[byte](size)
-			zeroed[*byte](words)
+			runtime.KeepAlive(zeroed[byte](size))
+			runtime.KeepAlive(zeroed[*byte](words))
 		}
 	}
 }

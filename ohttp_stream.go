@@ -133,8 +133,9 @@ func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainReques
 		return nil, b.failure(err)
 	}
 	resp := &openedResponse{status: head.Status, header: headerOf(head.Header), body: b, payloadID: r.payloadID}
-	b.content, b.ending = body, newEnding(resp.media(), in.path, head.Status)
-	if in.method == http.MethodHead {
+	path, _, _ := strings.Cut(in.path, "?")
+	b.content, b.ending = body, newEnding(resp.media(), path, -1)
+	if in.method == http.MethodHead || head.Status == http.StatusNoContent {
 		b.ending = anyEnding{}
 	}
 	if head.Status < 200 || head.Status > 299 {

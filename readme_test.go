@@ -82,13 +82,30 @@ func TestSecurityNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z0-9]\w+`).FindAllString(string(text), -1)
+	name := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z0-9]\w+`)
+	names := name.FindAllString(string(text), -1)
 	if len(names) < 20 {
 		t.Fatalf("%d names, want 20 or more", len(names))
 	}
 	for _, name := range names {
 		if !known[name] {
 			t.Errorf("there is no %s", name)
+		}
+	}
+	for _, heading := range []string{"Who attacks, and what stops him", "Where the documents that this follows were wrong"} {
+		_, section, _ := strings.Cut(string(text), "\n## "+heading+"\n")
+		section, _, _ = strings.Cut(section, "\n## ")
+		rows := 0
+		for line := range strings.Lines(section) {
+			if !strings.HasPrefix(line, "| ") {
+				continue
+			}
+			if rows++; rows > 1 && !name.MatchString(line) { // the first names the columns
+				t.Errorf("no test shows it: %s", line)
+			}
+		}
+		if rows < 10 {
+			t.Errorf("%s: %d rows, want 10 or more", heading, rows)
 		}
 	}
 }

@@ -350,7 +350,7 @@ func (s *KeyStore) promote(b *keyfile.Body, key *keyfile.RSAKey) error {
 	b.Keys = append(b.Keys, keyfile.Entry{State: keyfile.Primary, Created: now, Activated: now, Key: key})
 	b.Rotations++
 	b.Rotated = now
-	return nil
+	return s.replaceConfigs(b, now)
 }
 
 // keyInUse is told when a new key has become the primary one.
@@ -376,7 +376,8 @@ func (s *KeyStore) dropExpired(b *keyfile.Body, now time.Time) bool {
 		e.Key.Wipe()
 		return true
 	})
-	return len(b.Keys) < before
+	configs := s.dropExpiredConfigs(b, now)
+	return len(b.Keys) < before || configs
 }
 
 // startWorker begins the work in the background, which ends with Close.
@@ -420,6 +421,14 @@ func (s *KeyStore) untilNext(now time.Time) time.Duration {
 			wait = min(wait, left(k.activated, s.rotation.Every, now))
 		}
 	}
+	for _, k := range s.configs.keys {
+		switch {
+		case !k.retired.IsZero():
+			wait = min(wait, left(k.retired, s.rotation.Grace, now))
+		case s.rotation.Every > 0:
+			wait = min(wait, left(k.created, s.rotation.Every, now))
+		}
+	}
 	s.mu.Unlock()
 	s.rotator.mu.Lock()
 	defer s.rotator.mu.Unlock()
@@ -446,14 +455,19 @@ func (s *KeyStore) tend() {
 	early := s.rotator.failures > 0 && time.Now().Before(s.rotator.retryAt)
 	s.rotator.mu.Unlock()
 	err := s.refresh(s.life)
-	if early && (err != nil || s.due(time.Now()) || s.anyExpired()) {
+	now := time.Now()
+	due := s.due(now) && (s.dir != nil || s.hasKey()) // one that nobody has asked for yet is not made here
+	if early && (err != nil || due || s.configsDue(now) || s.anyExpired()) {
 		return
 	}
-	if err == nil && s.due(time.Now()) {
+	if err == nil && due {
 		_, err = s.rotator.making.Do(s.life, s.life, s.makeKey(false))
 		if errors.Is(err, ErrLocked) {
 			return // another process is at it
 		}
+	}
+	if err == nil && s.configsDue(time.Now()) {
+		err = s.rotateConfigs(s.life)
 	}
 	if err == nil && s.anyExpired() {
 		err = s.change(s.life, func(b *keyfile.Body) error {
@@ -466,11 +480,18 @@ func (s *KeyStore) tend() {
 	s.report(err)
 }
 
+func (s *KeyStore) hasKey() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.primary() != nil
+}
+
 func (s *KeyStore) anyExpired() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	return slices.ContainsFunc(s.keys, func(k *storedKeyEntry) bool { return s.expired(k.state, k.retired, now) })
+	return slices.ContainsFunc(s.keys, func(k *storedKeyEntry) bool { return s.expired(k.state, k.retired, now) }) ||
+		slices.ContainsFunc(s.configs.keys, func(k *configKey) bool { return s.configExpired(k.retired, now) })
 }
 
 // report remembers how the background fares.

@@ -1,0 +1,135 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"errors"
+	"fmt"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
+
+const memoryVariable = "SEALEDCHAT_TEST_MEMORY" // what the child does
+
+// memoryChild runs a test in a child process, where it may change the process.
+func memoryChild(t *testing.T, how string, run func(t *testing.T)) {
+	if os.Getenv(memoryVariable) == how {
+		run(t)
+		if !t.Failed() {
+			fmt.Println("all is as it should be")
+		}
+		return
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), memoryVariable+"="+how)
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "all is as it should be") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestHardenProcess(t *testing.T) {
+	memoryChild(t, "harden", func(t *testing.T) {
+		if before := MemoryReport(); !before.Dumpable {
+			t.Errorf("before: %v", before)
+		}
+		for range 2 {
+			if err := HardenProcess(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if after := MemoryReport(); after.Dumpable || !after.CoreDumpsOff || !coreLimitIsZero() {
+			t.Errorf("after: %v", after)
+		}
+	})
+}
+
+// TestMemoryRequired works, and under a limit of nothing everything that would have to lock is refused, with the figures.
+func TestMemoryRequired(t *testing.T) {
+	memoryChild(t, "required", func(t *testing.T) {
+		key := testkit.Key(t, "rsa-2048")
+		dir, err := os.MkdirTemp("", "sealedchat") // and not t.TempDir, in a folder that only root may change
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{}); err != nil {
+			t.Fatal(err)
+		}
+		if os.Getuid() == 0 {
+			if err := errors.Join(os.Chown(dir, 65534, 65534), unix.Setgroups(nil), unix.Setgid(65534), unix.Setuid(65534)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		passphrase := secret(t, "correct horse battery")
+		required := &KeyStoreOptions{Memory: MemoryRequired}
+		for what, f := range map[string]func() error{
+			"secret":         func() error { _, err := MemoryRequired.NewSecret([]byte("x")); return err },
+			"ephemeral":      func() error { _, err := NewEphemeralKeyStore(required); return err },
+			"new key store":  func() error { _, err := CreateKeyStore(t.Context(), dir, passphrase, required); return err },
+			"open key store": func() error { _, err := OpenKeyStore(t.Context(), dir, passphrase, required); return err },
+			"client": func() error {
+				_, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Memory: MemoryRequired})
+				return err
+			},
+		} {
+			err := f()
+			limit, ok := errors.AsType[*MemoryLimitError](err)
+			if !ok || !errors.Is(err, ErrMemoryLimit) || limit.Limit != 0 || limit.InUse != 0 || limit.Needed < int64(os.Getpagesize()) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		store, err := NewEphemeralKeyStore(nil)
+		if err == nil {
+			err = store.adopt(key)
+		}
+		if err != nil || passphrase.Locked() || MemoryReport().Level != MemoryWiped || MemoryReport().Misses == 0 {
+			t.Errorf("best effort: %v, %v", err, MemoryReport())
+		}
+		_ = store.Close()
+	})
+}
+
+// A client that insists on locked memory completes, and refuses a body that is not.
+func TestCompleteRequired(t *testing.T) {
+	store, err := NewEphemeralKeyStore(&KeyStoreOptions{Memory: MemoryRequired})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	if err := store.adopt(testkit.Key(t, "rsa-2048")); err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(startGateway(t, answerText("Paris"), nil))
+	defer server.Close()
+	client := startClient(t, server.URL, func(c *Config) { c.Memory, c.Keys = MemoryRequired, store })
+	text := `{"model":"m","messages":[{"role":"user","content":"x"}]}`
+	body, err := MemoryRequired.NewSecret([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Destroy()
+	answer, err := client.Complete(t.Context(), &Request{Body: body})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !answer.Body.Locked() {
+		t.Error("the answer is not locked")
+	}
+	answer.Body.Destroy()
+	loose, err := MemoryOff.NewSecret([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer loose.Destroy()
+	if _, err := client.Complete(t.Context(), &Request{Body: loose}); !errors.Is(err, ErrMemoryLimit) {
+		t.Errorf("a body in ordinary memory: %v", err)
+	}
+}

@@ -1,8 +1,0 @@
-// Copyright The sealedchat Authors
-// SPDX-License-Identifier: Apache-2.0
-
-//go:build !goexperiment.runtimesecret
-
-package sealedchat
-
-const runtimeSecret = false
