@@ -42,15 +42,22 @@ type tinyGateway struct {
 	outside http.Header // of the last POST
 }
 
-// startTiny starts a gateway with one X-Wing key whose requests inner serves.
-func startTiny(t testing.TB, inner http.HandlerFunc) *tinyGateway {
+// newTiny makes a gateway with one X-Wing key whose requests inner serves, without a network.
+func newTiny(t testing.TB, inner http.HandlerFunc) *tinyGateway {
 	t.Helper()
 	g := &tinyGateway{t: t, ring: ohttp.NewRing(nil), inner: inner, now: time.Now}
 	g.addKey(ohttp.XWing)
+	t.Cleanup(g.ring.Close)
+	return g
+}
+
+// startTiny is newTiny on loopback.
+func startTiny(t testing.TB, inner http.HandlerFunc) *tinyGateway {
+	t.Helper()
+	g := newTiny(t, inner)
 	srv := httptest.NewServer(g)
 	g.url = srv.URL
 	t.Cleanup(srv.Close)
-	t.Cleanup(g.ring.Close)
 	return g
 }
 
@@ -118,7 +125,7 @@ func signList(key ed25519.PrivateKey, list []byte, created, expires time.Time) s
 
 func (g *tinyGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
-	outer, inner, mangle := g.outer, g.inner, g.mangle
+	outer, mangle := g.outer, g.mangle
 	if r.Method == http.MethodGet {
 		g.fetches++
 	} else {
@@ -172,6 +179,9 @@ func (g *tinyGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer sealed.w.Close()
+	g.mu.Lock()
+	inner := g.inner
+	g.mu.Unlock()
 	inner(sealed, in)
 	sealed.finish()
 	if mangle != nil {
