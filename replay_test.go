@@ -73,7 +73,7 @@ func TestReplayCacheRelease(t *testing.T) {
 	}
 	mustClaim(t, c, 2, until, false)
 	// Somebody else's repeat is refused, and takes nothing from the one who may.
-	if ok, err := c.Claim(t.Context(), replayID(1), [32]byte{1}, until); ok || err != nil {
+	if ok, err := c.Claim(t.Context(), replayID(1), [32]byte{2}, until); ok || err != nil {
 		t.Errorf("another client: %v, %v", ok, err)
 	}
 	mustClaim(t, c, 1, until, true)
