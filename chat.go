@@ -486,5 +486,6 @@ func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request, opts 
 		body.Destroy()
 		return nil, err
 	}
+	body.keep(len(result.plaintext))
 	return &Response{Body: body, PayloadID: result.payloadID}, nil
 }

@@ -42,6 +42,9 @@ func (p MemoryPolicy) newRoom(n int) (*Secret, []byte, error) {
 	return secretOf(buf), buf.Bytes(), nil
 }
 
+// keep cuts what newRoom made to its first n bytes, before anybody else knows of it.
+func (s *Secret) keep(n int) { s.buf.Narrow(0, n) }
+
 // Use calls f with the bytes, which f may change but must not keep: they are gone once the Secret is destroyed.
 // It returns what f returns, or [ErrClosed] after Destroy. Calls may overlap and nest.
 func (s *Secret) Use(f func(b []byte) error) error {
