@@ -332,14 +332,38 @@ func TestObliviousReplayCacheFull(t *testing.T) {
 	}
 }
 
-func TestObliviousOff(t *testing.T) {
-	r := newRig(t, func(c *GatewayConfig) { c.OHTTP.Off = true })
-	for _, method := range []string{http.MethodGet, http.MethodPost} {
-		if w := r.do(httptest.NewRequest(method, pathOHTTP, nil)); w.Code != 404 {
-			t.Errorf("%s: %d", method, w.Code)
+func TestGatewayProtocols(t *testing.T) {
+	paths := []string{pathOHTTP, pathPublicKey, pathCompletion}
+	for name, c := range map[string]struct {
+		protocols []Protocol
+		served    []bool
+	}{
+		"both":     {nil, []bool{true, true, true}},
+		"listed":   {[]Protocol{ProtocolOHTTP, ProtocolEnvelope}, []bool{true, true, true}},
+		"envelope": {[]Protocol{ProtocolEnvelope}, []bool{false, true, true}},
+		"ohttp":    {[]Protocol{ProtocolOHTTP}, []bool{true, false, false}},
+		"none":     {[]Protocol{}, []bool{false, false, false}},
+	} {
+		r := newRig(t, func(g *GatewayConfig) { g.Protocols = c.protocols })
+		for i, path := range paths {
+			for _, method := range []string{http.MethodGet, http.MethodPost} {
+				if w := r.do(httptest.NewRequest(method, path, nil)); (w.Code != 404) != c.served[i] {
+					t.Errorf("%s: %s %s: %d", name, method, path, w.Code)
+				}
+			}
+		}
+		if w := r.do(httptest.NewRequest(http.MethodGet, "/healthz", nil)); w.Code != 200 {
+			t.Errorf("%s: /healthz: %d", name, w.Code)
 		}
 	}
-	r = newRig(t, nil)
+	_, err := NewGateway(GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true, Protocols: []Protocol{9}})
+	if c, ok := errors.AsType[*ConfigError](err); !ok || c.Field != "GatewayConfig.Protocols" {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestObliviousMethods(t *testing.T) {
+	r := newRig(t, nil)
 	if w := r.do(httptest.NewRequest(http.MethodPut, pathOHTTP, nil)); w.Code != 405 || w.Header().Get("Allow") != "GET, HEAD, POST" {
 		t.Errorf("PUT: %d %v", w.Code, w.Header())
 	}
