@@ -5,10 +5,6 @@ package sealedchat
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/rand"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,7 +32,9 @@ type GatewayConfig struct {
 	// InsecureUpstreamHTTP allows http upstream to any address: opened prompts cross that network in the clear.
 	InsecureUpstreamHTTP bool
 
-	// Authenticate judges a request by its headers before anything of it is decrypted; it must not read the body.
+	// Authenticate judges a request by its headers; it must not read the body. In protocol v1 that is before anything of the
+	// request is decrypted. In Oblivious HTTP the headers are sealed too: it is called with a request that is made from the
+	// opened one, with its method, URL, headers and no body, and with RemoteAddr, TLS and context of the outer one.
 	// An error is answered 401, or 403 for ErrPermission, 429 for ErrRateLimited, 503 for ErrUnavailable; the RetryAfter
 	// of an *APIError goes along.
 	// See AuthenticateKeys.
@@ -65,15 +64,18 @@ type GatewayConfig struct {
 	// 0 = 10 minutes and 1 minute.
 	Timeout, BodyTimeout time.Duration
 
-	// OHTTP is for the second protocol, which is served beside v1.
+	// Protocols are those that are served, all on the same listener. nil = both.
+	Protocols []Protocol
+	// OHTTP is for the second protocol.
 	OHTTP GatewayOHTTP
 
 	// Logger gets one line per request: ids, sizes, durations and status, no content. nil = silent.
 	Logger *slog.Logger
 }
 
-// Gateway is the server's end: an [http.Handler] that opens sealed chat completions, has an OpenAI-compatible server
-// answer them, and seals the answers. It serves GET /pki/public_key, POST /v1/chat/secure_completion and GET /healthz.
+// Gateway is the server's end: an [http.Handler] that opens sealed requests, has an OpenAI-compatible server answer them, and
+// seals the answers. It serves GET /pki/public_key and POST /v1/chat/secure_completion for protocol v1, GET and POST
+// /.well-known/ohttp-gateway for Oblivious HTTP, and GET /healthz.
 // Put it behind TLS: an http.Server with a certificate, or a proxy.
 type Gateway struct {
 	cfg       GatewayConfig
@@ -165,6 +167,11 @@ func (c *GatewayConfig) setDefaults() error {
 	if c.Tier == "" {
 		c.Tier = TierStandard
 	}
+	for _, p := range c.Protocols {
+		if p > ProtocolOHTTP {
+			return configError("GatewayConfig.Protocols", "want ProtocolEnvelope and ProtocolOHTTP")
+		}
+	}
 	if err := c.OHTTP.setDefaults(); err != nil {
 		return err
 	}
@@ -175,43 +182,6 @@ func (c *GatewayConfig) setDefaults() error {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return nil
-}
-
-// AuthenticateKeys is a [GatewayConfig].Authenticate that takes a bearer token if it is one of keys. All of them are
-// compared, in constant time. It keeps digests; keys stay the caller's and may be destroyed afterwards.
-func AuthenticateKeys(keys ...*Secret) (func(*http.Request) error, error) {
-	if len(keys) == 0 {
-		return nil, configError("AuthenticateKeys", "no keys")
-	}
-	salt := make([]byte, 32)
-	_, _ = rand.Read(salt)
-	digest := func(b []byte) []byte {
-		m := hmac.New(sha256.New, salt)
-		m.Write(b)
-		return m.Sum(nil)
-	}
-	var known [][]byte
-	for i, k := range keys {
-		err := k.Use(func(b []byte) error {
-			known = append(known, digest(b))
-			return validAPIKey(b)
-		})
-		if err != nil {
-			return nil, &ConfigError{Field: "AuthenticateKeys[" + strconv.Itoa(i) + "]", Err: err}
-		}
-	}
-	return func(r *http.Request) error {
-		scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " ")
-		d := digest([]byte(token))
-		found := 0
-		for _, k := range known {
-			found |= subtle.ConstantTimeCompare(k, d)
-		}
-		if !ok || !strings.EqualFold(scheme, "Bearer") || found == 0 {
-			return ErrAuthentication
-		}
-		return nil
-	}, nil
 }
 
 // PublicKey is the key that requests have to be sealed to. Its fingerprint is what clients pin.
@@ -280,18 +250,23 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	h.header("Cache-Control", "no-store")
 	h.header("X-Content-Type-Options", "nosniff")
-	switch r.URL.Path {
-	case "/healthz":
+	path := r.URL.Path
+	switch envelope := g.serves(ProtocolEnvelope); {
+	case path == "/healthz":
 		h.only(h.health, http.MethodGet, http.MethodHead)
-	case pathPublicKey:
+	case path == pathPublicKey && envelope:
 		h.only(h.publicKey, http.MethodGet, http.MethodHead)
-	case pathCompletion:
+	case path == pathCompletion && envelope:
 		h.only(h.completion, http.MethodPost)
-	case pathOHTTP:
+	case path == pathOHTTP && g.serves(ProtocolOHTTP):
 		h.ohttp()
 	default:
 		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
 	}
+}
+
+func (g *Gateway) serves(p Protocol) bool {
+	return g.cfg.Protocols == nil || slices.Contains(g.cfg.Protocols, p)
 }
 
 // gatewayRequest is one request on its way through, and what the log will say of it.

@@ -33,10 +33,9 @@ const (
 	problemType = "application/problem+json"
 )
 
-// GatewayOHTTP is the part of [GatewayConfig] for the second protocol, Oblivious HTTP in chunks. The zero value serves it.
+// GatewayOHTTP is the part of [GatewayConfig] for the second protocol, Oblivious HTTP in chunks. Zero
+// values are defaults.
 type GatewayOHTTP struct {
-	// Off leaves the protocol out.
-	Off bool
 	// Allow lists what inner requests may ask for, as method and path: "POST /v1/chat/completions". Paths are compared as
 	// they are; a query goes along. What follows /v1 is asked of Upstream. nil = POST /v1/chat/completions,
 	// /v1/completions, /v1/embeddings and /v1/responses, and GET /v1/models.
@@ -120,8 +119,6 @@ func (g *Gateway) KeySigner(ctx context.Context) (string, error) {
 // ohttp serves the second protocol's only path.
 func (h *gatewayRequest) ohttp() {
 	switch {
-	case h.g.cfg.OHTTP.Off:
-		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
 	case h.r.Method == http.MethodPost:
 		h.oblivious()
 	case h.r.Method == http.MethodGet, h.r.Method == http.MethodHead:

@@ -77,7 +77,7 @@ func (p *passer) comment(n int) []byte {
 		return nil
 	}
 	for c := 0; ; c++ {
-		if c == 1 { // a colon and a line break are two
+		if c == 1 || n+c == 0 { // a colon and a line break are two; a piece of nothing is none
 			continue
 		}
 		if size := n + c; (p.written+len(bhttp.AppendVarint(nil, uint64(size)))+size)%p.pad == 0 {
