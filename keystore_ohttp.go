@@ -100,6 +100,7 @@ func (s *KeyStore) listed() (configs []*ohttp.Config) {
 
 // configList returns the configurations to list, made now if there are none yet.
 func (s *KeyStore) configList(ctx context.Context) ([]*ohttp.Config, error) {
+	s.look(ctx)
 	for {
 		s.mu.Lock()
 		closed := s.closed
@@ -124,6 +125,18 @@ func (s *KeyStore) configList(ctx context.Context) ([]*ohttp.Config, error) {
 		}
 		s.startWorker()
 		s.rotator.nudge() // there is another time to wait for now
+	}
+}
+
+// look takes over, once a second at most, what another process may have made of the file. If it cannot, what is known holds,
+// and the background reports it.
+func (s *KeyStore) look(ctx context.Context) {
+	if s.dir == nil {
+		return
+	}
+	now := int64(time.Since(s.rotator.since))
+	if last := s.rotator.looked.Load(); now-last >= int64(lookEvery) && s.rotator.looked.CompareAndSwap(last, now) && s.refresh(ctx) != nil {
+		s.rotator.nudge()
 	}
 }
 
@@ -284,6 +297,24 @@ func (c *configKeys) wipe(others []*configKey) {
 
 // dropConfigs wipes everything. s.mu is held.
 func (s *KeyStore) dropConfigs() { s.configs.wipe(nil) }
+
+// untilConfigs is how long there is nothing to do for these keys, wait at most. s.mu is held.
+func (s *KeyStore) untilConfigs(wait time.Duration, now time.Time) time.Duration {
+	for _, k := range s.configs.keys {
+		switch {
+		case !k.retired.IsZero():
+			wait = min(wait, left(k.retired, s.rotation.Grace, now))
+		case s.rotation.Every > 0:
+			wait = min(wait, left(k.created, s.rotation.Every, now))
+		}
+	}
+	return wait
+}
+
+// anyConfigExpired: s.mu is held.
+func (s *KeyStore) anyConfigExpired(now time.Time) bool {
+	return slices.ContainsFunc(s.configs.keys, func(k *configKey) bool { return s.configExpired(k.retired, now) })
+}
 
 // configsDue reports whether the keys are to be replaced by age. They have the primary key's age where there is one.
 func (s *KeyStore) configsDue(now time.Time) bool {

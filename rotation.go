@@ -421,14 +421,7 @@ func (s *KeyStore) untilNext(now time.Time) time.Duration {
 			wait = min(wait, left(k.activated, s.rotation.Every, now))
 		}
 	}
-	for _, k := range s.configs.keys {
-		switch {
-		case !k.retired.IsZero():
-			wait = min(wait, left(k.retired, s.rotation.Grace, now))
-		case s.rotation.Every > 0:
-			wait = min(wait, left(k.created, s.rotation.Every, now))
-		}
-	}
+	wait = s.untilConfigs(wait, now)
 	s.mu.Unlock()
 	s.rotator.mu.Lock()
 	defer s.rotator.mu.Unlock()
@@ -491,7 +484,7 @@ func (s *KeyStore) anyExpired() bool {
 	defer s.mu.Unlock()
 	now := time.Now()
 	return slices.ContainsFunc(s.keys, func(k *storedKeyEntry) bool { return s.expired(k.state, k.retired, now) }) ||
-		slices.ContainsFunc(s.configs.keys, func(k *configKey) bool { return s.configExpired(k.retired, now) })
+		s.anyConfigExpired(now)
 }
 
 // report remembers how the background fares.
