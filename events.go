@@ -97,14 +97,16 @@ func (r *eventReader) line() ([]byte, error) {
 		r.searched = max(r.searched, r.from)
 		if i := bytes.IndexAny(r.buf[r.searched:], "\r\n"); i >= 0 {
 			line := r.buf[r.from : r.searched+i]
+			if len(line) > r.max {
+				return nil, r.tooLong()
+			}
 			r.skipLF = r.buf[r.searched+i] == '\r'
 			r.from = r.searched + i + 1
 			return r.trimMark(line), nil
 		}
 		r.searched = len(r.buf)
 		if len(r.buf)-r.from > r.max {
-			r.err = fmt.Errorf("%w: a line of more than %d bytes in an event stream", ErrTooLarge, r.max)
-			break
+			return nil, r.tooLong()
 		}
 		if r.ended {
 			r.err = io.EOF
@@ -117,6 +119,11 @@ func (r *eventReader) line() ([]byte, error) {
 		r.fill()
 	}
 	return nil, r.err
+}
+
+func (r *eventReader) tooLong() error {
+	r.err = fmt.Errorf("%w: a line of more than %d bytes in an event stream", ErrTooLarge, r.max)
+	return r.err
 }
 
 // trimMark takes the byte order mark from the first line.

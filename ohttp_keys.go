@@ -179,7 +179,10 @@ func parseListSignature(text string) (s listSignature, ok bool) {
 		}
 		seen[name] = true
 	}
-	return s, len(seen) == 4
+	if len(seen) != 4 {
+		return listSignature{}, false
+	}
+	return s, true
 }
 
 // byteSequence reads :base64: of n bytes.
