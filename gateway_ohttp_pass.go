@@ -25,7 +25,7 @@ type passer struct {
 func (p *passer) wipe() { clear(p.out[:cap(p.out)]) }
 
 func (p *passer) head(status int, header []bhttp.Field) (err error) {
-	if p.out, err = p.encoder.ResponseHead(make([]byte, 0, 17<<10), status, header); err != nil {
+	if p.out, err = p.encoder.ResponseHead(p.out[:0], status, header); err != nil {
 		return err
 	}
 	if err := p.q.begin(status); err != nil {
@@ -94,6 +94,10 @@ func (p *passer) comment(n int) []byte {
 func (p *passer) content(content []byte) error {
 	if len(content) == 0 {
 		return nil
+	}
+	if need := len(content) + 8; cap(p.out) < need { // growing would leave a copy that nobody wipes
+		p.wipe()
+		p.out = make([]byte, 0, need)
 	}
 	p.out = p.encoder.Content(p.out[:0], content)
 	return p.write()

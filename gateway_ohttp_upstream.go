@@ -92,7 +92,12 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*
 func (q *obliviousRequest) pass(resp *http.Response) error {
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	whole := newEnding(kind, q.path, resp.ContentLength)
+	size := int64(16<<10 - 64) // a chunk's, with what encoding adds
+	if resp.ContentLength >= 0 {
+		size = min(size, resp.ContentLength+1) // and the end of it
+	}
 	p := passer{q: q, pad: q.g.cfg.OHTTP.Pad, events: kind == "text/event-stream", live: resp.ContentLength < 0}
+	p.out = make([]byte, 0, size+1<<10)
 	defer p.wipe()
 	var header []bhttp.Field
 	for _, name := range headersDown {
@@ -104,7 +109,7 @@ func (q *obliviousRequest) pass(resp *http.Response) error {
 		return err
 	}
 	body := &cappedReader{r: resp.Body, left: q.g.cfg.MaxResponseBytes, limit: q.g.cfg.MaxResponseBytes}
-	piece := make([]byte, 16<<10-64) // a chunk's, with what encoding adds
+	piece := make([]byte, size)
 	defer clear(piece)
 	for {
 		n, err := body.Read(piece)
