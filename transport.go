@@ -37,6 +37,11 @@ import (
 // says so in X-Stainless-Retry-Count, gets the same error again, and nothing is sent. An SDK's own error text repeats the
 // server's words, also those that came sealed.
 //
+// With [ProtocolOHTTP] requests of any method and path are sealed and go to the gateway, which serves what it allows: models,
+// embeddings, responses. The path is the SDK's, without what Config.BaseURL has of it. Of the SDK's headers Accept, Content-Type
+// and OpenAI-Beta are sealed with it. Streams pass as they come; Read returns [io.EOF] only if the answer was complete, down to
+// the [DONE] of a stream and the closing bracket of JSON, and otherwise [ErrTruncated]. Whoever stops reading closes the body.
+//
 // Prompt and answer are in ordinary memory here, as in [SecureCompletionClient.Chat].
 func (c *SecureCompletionClient) HTTPClient() *http.Client {
 	return &http.Client{
