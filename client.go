@@ -55,6 +55,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
@@ -388,7 +389,8 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 	if n := int64(len(plaintext)); n > c.cfg.MaxRequestBytes {
 		return nil, fmt.Errorf("%w of %d bytes, limit %d", errRequestTooLarge, n, c.cfg.MaxRequestBytes)
 	}
-	if err := checkRequest(plaintext); err != nil {
+	erase.Do(func() { err = checkRequest(plaintext) }) // what looks at many bytes at once leaves some in registers
+	if err != nil {
 		return nil, err
 	}
 	ctx, done, err := c.begin(ctx)
@@ -484,7 +486,8 @@ func (c *SecureCompletionClient) open(r *sealedRequest, a *answer, o *callOption
 	if err != nil {
 		return nil, err
 	}
-	if err := checkCompletion(plain.plaintext, r.payloadID, o.tier); err != nil {
+	erase.Do(func() { err = checkCompletion(plain.plaintext, r.payloadID, o.tier) })
+	if err != nil {
 		clear(plain.plaintext)
 		return nil, err
 	}

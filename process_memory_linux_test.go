@@ -242,7 +242,7 @@ type memoryScenario struct {
 }
 
 // memoryAsserted is false while the client's memory is not protected: then the table is printed, and the control run.
-const memoryAsserted = false
+const memoryAsserted = true
 
 // TestProcessMemory has a client make 20 rounds with a gateway, and reads its memory from outside: what lies there of
 // its secrets, when it is idle and after Close? It prints a table, and fails where more is found than memoryTargets

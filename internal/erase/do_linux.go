@@ -15,13 +15,11 @@ import (
 const RuntimeSecret = false
 
 func do(f func()) {
-	burn(stackDepth) // before the thread is locked: growing the stack may take a while
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer restore(blockSignals())
 	defer scrubRegisters()
-	defer burn(stackDepth)
-	f()
+	deep(f)
 }
 
 // blockSignals keeps the runtime from interrupting this thread: the kernel writes all registers into a signal's frame, and

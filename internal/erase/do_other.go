@@ -8,8 +8,4 @@ package erase
 // RuntimeSecret tells whether this build has runtime/secret.
 const RuntimeSecret = false
 
-func do(f func()) {
-	burn(stackDepth)
-	defer burn(stackDepth)
-	f()
-}
+func do(f func()) { deep(f) }
