@@ -80,6 +80,7 @@ type Gateway struct {
 	ownKeys  bool
 	slots    chan struct{}
 	counts   gatewayCounts
+	clients  clientKeys
 
 	life context.Context
 	end  context.CancelFunc

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"time"
@@ -113,15 +112,7 @@ func (h *gatewayRequest) admit() (*PublicKey, *refusal) {
 	if escaped == "" || len(escaped) > maxKeyText {
 		return nil, refuse(http.StatusBadRequest, "X-Public-Key is missing or too large")
 	}
-	text, err := url.PathUnescape(escaped)
-	if err != nil {
-		return nil, refuse(http.StatusBadRequest, "X-Public-Key is not percent-encoded")
-	}
-	key, err := ParsePublicKey([]byte(text))
-	if err != nil {
-		return nil, &refusal{status: http.StatusBadRequest, detail: "X-Public-Key is not an RSA public key of 2048 to 8192 bits in PEM", cause: err}
-	}
-	return key, nil
+	return h.g.clients.parse(escaped)
 }
 
 func authRefusal(err error) *refusal {
@@ -266,13 +257,7 @@ func (h *gatewayRequest) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
 		}
 	}
 	dropped := append([]string{"stream", "stream_options"}, spokenOutside...)
-	request, err := jsonspan.Cut(nil, plaintext, maxDepth, func(m jsonspan.Member) bool {
-		return slices.ContainsFunc(dropped, m.Is)
-	})
-	if err != nil {
-		return nil, refuse(http.StatusBadRequest, "the request is not a JSON object")
-	}
-	return request, nil
+	return jsonspan.CutOf(nil, plaintext, func(m jsonspan.Member) bool { return slices.ContainsFunc(dropped, m.Is) }), nil
 }
 
 func validMessages(data []byte) bool {
@@ -316,12 +301,13 @@ func (h *gatewayRequest) forward(ctx context.Context, request []byte) ([]byte, *
 	if a.status != http.StatusOK {
 		return nil, upstreamRefusal(a)
 	}
-	// What the upstream says of a payload id or a tier is not for the client.
-	answer, err := jsonspan.Cut(a.body[:0], a.body, maxDepth, func(m jsonspan.Member) bool { return m.Is("_metadata") })
-	if err == nil {
-		err = checkCompletion(answer, "", "")
+	var answer []byte
+	ok := validObject(a.body)
+	if ok { // what the upstream says of a payload id or a tier is not for the client
+		answer = jsonspan.CutOf(a.body[:0], a.body, func(m jsonspan.Member) bool { return m.Is("_metadata") })
+		ok = checkCompletionObject(answer, "", "") == nil
 	}
-	if err != nil {
+	if !ok {
 		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is not a chat completion", cause: errNotCompletion}
 	}
 	return answer, nil
