@@ -229,4 +229,3 @@ func (s *KeyStore) tellUnopened(err error) error {
 func isNews(before, now error) bool {
 	return now != nil && (before == nil || before.Error() != now.Error())
 }
-
