@@ -82,9 +82,10 @@ type Event struct {
 
 // MemoryStats is the state of protected memory when an event happened.
 type MemoryStats struct {
-	Level       string `json:"level"`                  // "locked"; "wiped" when some of it may be swapped out; "unknown"
-	LockedBytes int64  `json:"locked_bytes,omitempty"` // by this package, in the whole process
-	LimitBytes  int64  `json:"limit_bytes,omitempty"`  // of the process (RLIMIT_MEMLOCK); 0 = none, or not known
+	Level         string `json:"level"`                    // "locked", or "wiped" when some of it may be swapped out
+	LockedBytes   int64  `json:"locked_bytes,omitempty"`   // by this package, in the whole process
+	UnlockedBytes int64  `json:"unlocked_bytes,omitempty"` // of secrets that are not locked
+	LimitBytes    int64  `json:"limit_bytes,omitempty"`    // of the process (RLIMIT_MEMLOCK); 0 = none, or not known
 }
 
 // complete fills in what is zero.
@@ -156,7 +157,8 @@ func (e Event) attrs() []slog.Attr {
 	add("duration", slog.DurationValue(e.Duration), e.Duration == 0)
 	text("reason", e.Reason)
 	if m := e.Memory; m != nil {
-		attrs = append(attrs, slog.Group("memory", "level", m.Level, "locked_bytes", m.LockedBytes, "limit_bytes", m.LimitBytes))
+		attrs = append(attrs, slog.Group("memory", "level", m.Level, "locked_bytes", m.LockedBytes,
+			"unlocked_bytes", m.UnlockedBytes, "limit_bytes", m.LimitBytes))
 	}
 	if len(e.Details) > 0 {
 		details, err := redactDetails(e.Details)

@@ -82,9 +82,11 @@ func TestClientEvents(t *testing.T) {
 		"tier": {func(q *sealedQuestion) *http.Response {
 			return q.seal(strings.Replace(fineCompletion("x"), `{`, `{"_metadata":{"security_tier":"standard"},`, 1))
 		}, "tier_refused"},
-		"schema":      {func(q *sealedQuestion) *http.Response { return q.seal(`{"id":1}`) }, "schema_refused"},
-		"chat schema": {func(q *sealedQuestion) *http.Response { return q.seal(strings.Replace(fineCompletion("x"), `"index":0`, `"index":"0"`, 1)) }, "response_opened schema_refused"},
-		"envelope":    {func(q *sealedQuestion) *http.Response { return respond(200, "{}") }, "schema_refused"},
+		"schema": {func(q *sealedQuestion) *http.Response { return q.seal(`{"id":1}`) }, "schema_refused"},
+		"chat schema": {func(q *sealedQuestion) *http.Response {
+			return q.seal(strings.Replace(fineCompletion("x"), `"index":0`, `"index":"0"`, 1))
+		}, "response_opened schema_refused"},
+		"envelope": {func(q *sealedQuestion) *http.Response { return respond(200, "{}") }, "schema_refused"},
 		"retry": {func(q *sealedQuestion) *http.Response { return respond(500, `{"detail":"`+leak+`"}`) },
 			"retry request_sealed"},
 	} {
@@ -222,7 +224,7 @@ func TestMemoryLoweredEvent(t *testing.T) {
 		{"locked", "request_sealed response_opened"},
 		{"wiped", "request_sealed response_opened memory_lowered"},
 	} {
-		c.memory = func() *MemoryStats { return &MemoryStats{Level: step.level} }
+		c.stats = func() *MemoryStats { return &MemoryStats{Level: step.level} }
 		if _, err := c.Chat(t.Context(), ask("?")); err != nil {
 			t.Fatal(err)
 		}

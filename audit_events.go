@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 // EventType names what happened. The set is closed: [AuditLog.Record] refuses other names. What a program has to say
@@ -111,11 +112,14 @@ func (t EventType) valid() bool { _, ok := eventTypes[t]; return ok }
 // Happened reports whether events of this type are told after the fact, so that an error of the [Auditor] undoes nothing.
 func (t EventType) Happened() bool { return eventTypes[t].happened }
 
-// memoryStats is what is known of protected memory now.
-func memoryStats() *MemoryStats { return &MemoryStats{Level: "unknown"} }
+// memoryStats is the state of protected memory now.
+func memoryStats() *MemoryStats {
+	s := locked.Report()
+	return &MemoryStats{Level: s.Level.String(), LockedBytes: s.Locked, UnlockedBytes: s.Unlocked, LimitBytes: max(s.Limit, 0)}
+}
 
-// memoryRanks orders the levels of MemoryStats; what is not known is none.
-var memoryRanks = map[string]int{"wiped": 1, "locked": 2}
+// memoryRanks orders the levels of MemoryStats. It is never changed.
+var memoryRanks = map[string]int{locked.Wiped.String(): 1, locked.Locked.String(): 2}
 
 // refusals are the errors that are events of their own, and why, in words of this package.
 var refusals = []struct {

@@ -405,3 +405,64 @@ func TestAuditLogLost(t *testing.T) {
 		}
 	}
 }
+
+// Files are ended by size and dropped by number; the chain goes on over them. What somebody else removes shows, now and after
+// the next files were dropped.
+func TestRotatedAuditLog(t *testing.T) {
+	o := &AuditLogOptions{MaxFileBytes: 64 << 10, MaxFiles: 3}
+	l, path, keys := startAuditLog(t, o)
+	fill := func(files int) {
+		t.Helper()
+		large := Event{Type: EventNote, Details: map[string]any{"s": strings.Repeat("x", 20_000)}}
+		for range 3 * files { // three fit into one
+			if err := l.Record(t.Context(), large); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	older := func(r *AuditReport, i int) string { return r.Files[i] }
+	fill(2)
+	r := mustVerify(t, path, keys, nil)
+	if r.Lines != 6 || r.First != 1 || len(r.Files) != 2 || filepath.Base(older(r, 0)) != "audit.log.000001" {
+		t.Errorf("%+v", r)
+	}
+	early := l.Head()
+	fill(4)
+	r = mustVerify(t, path, keys, nil)
+	if r.Lines != 9 || r.First != 10 || len(r.Files) != 3 || filepath.Base(older(r, 0)) != "audit.log.000004" {
+		t.Errorf("%+v", r)
+	}
+	if r := mustVerify(t, path, keys, &early); r.HeadChecked {
+		t.Error("its line was dropped")
+	}
+	for _, file := range r.Files {
+		if info, err := os.Stat(file); err != nil || info.Size() > o.MaxFileBytes || runtime.GOOS != "windows" && info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", file, info, err)
+		}
+	}
+	// A crash between two files: the current one is missing, or empty.
+	l.Close()
+	if err := os.Rename(path, filepath.Join(filepath.Dir(path), "audit.log.000006")); err != nil {
+		t.Fatal(err)
+	}
+	head := AuditHead(mustVerify(t, path, keys, &r.Head).Head)
+	l = openAuditLog(t, path, keys, o)
+	if l.Head() != head {
+		t.Errorf("the head is %v, want %v", l.Head(), head)
+	}
+	mustVerify(t, path, keys, &head)
+	fill(1)
+	r = mustVerify(t, path, keys, &head)
+	if r.First != 13 || r.Lines != 9 || len(r.Files) != 3 {
+		t.Errorf("%+v", r)
+	}
+	// Somebody removes the oldest file, and later the limit would have.
+	if err := os.Remove(older(r, 0)); err != nil {
+		t.Fatal(err)
+	}
+	mustFind(t, "oldest removed", path, keys, nil, AuditLogError{File: "audit.log.000006", Line: 1, Seq: 13, Missing: 3, Finding: AuditRemoved})
+	fill(1)
+	mustFind(t, "and one written", path, keys, nil, AuditLogError{File: "audit.log.000006", Line: 1, Seq: 13, Missing: 3, Finding: AuditRemoved})
+	fill(1)
+	mustFind(t, "and one dropped", path, keys, nil, AuditLogError{File: "audit.log.000007", Line: 1, Seq: 13, Missing: 6, Finding: AuditRemoved})
+}

@@ -199,8 +199,8 @@ func (s *KeyStore) auditKey(generation uint32) (*auditfile.Key, uint32, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	defer clear(dataKey)
-	key, err := auditfile.NewKey(dataKey)
+	defer dataKey.Destroy()
+	key, err := auditfile.NewKey(dataKey.Bytes())
 	if err != nil {
 		return nil, 0, keyStoreError(err)
 	}
