@@ -82,7 +82,7 @@ type Event struct {
 
 // MemoryStats is the state of protected memory when an event happened.
 type MemoryStats struct {
-	Level         string `json:"level"`                    // "locked", or "wiped" when some of it may be swapped out
+	Level         string `json:"level"`                    // "locked", or "wiped only" when some of it may be swapped out
 	LockedBytes   int64  `json:"locked_bytes,omitempty"`   // by this package, in the whole process
 	UnlockedBytes int64  `json:"unlocked_bytes,omitempty"` // of secrets that are not locked
 	LimitBytes    int64  `json:"limit_bytes,omitempty"`    // of the process (RLIMIT_MEMLOCK); 0 = none, or not known

@@ -218,11 +218,11 @@ func TestMemoryLoweredEvent(t *testing.T) {
 	c := s.client(t, func(c *Config) { c.Audit = h })
 	for i, step := range []struct{ level, types string }{
 		{"locked", "client_opened server_key_first_seen request_sealed response_opened"},
-		{"wiped", "request_sealed response_opened memory_lowered"},
-		{"wiped", "request_sealed response_opened"},
+		{"wiped only", "request_sealed response_opened memory_lowered"},
+		{"wiped only", "request_sealed response_opened"},
 		{"unknown", "request_sealed response_opened"},
 		{"locked", "request_sealed response_opened"},
-		{"wiped", "request_sealed response_opened memory_lowered"},
+		{"wiped only", "request_sealed response_opened memory_lowered"},
 	} {
 		c.stats = func() *MemoryStats { return &MemoryStats{Level: step.level} }
 		if _, err := c.Chat(t.Context(), ask("?")); err != nil {
