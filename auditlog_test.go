@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -290,14 +291,20 @@ func TestAuditLogHead(t *testing.T) {
 func TestAuditLogFlush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, path, keys := startAuditLog(t, &AuditLogOptions{Flush: FlushEachSecond})
-		var syncs int
-		var fails error
-		l.sync = func(*os.File) error { syncs++; return fails }
+		var syncs atomic.Int32
+		var fails atomic.Pointer[error]
+		l.sync = func(*os.File) error {
+			syncs.Add(1)
+			if err := fails.Load(); err != nil {
+				return *err
+			}
+			return nil
+		}
 		step := func(what string, d time.Duration, want int) {
 			time.Sleep(d)
 			synctest.Wait()
-			if syncs != want {
-				t.Errorf("%s: %d syncs, want %d", what, syncs, want)
+			if n := int(syncs.Load()); n != want {
+				t.Errorf("%s: %d syncs, want %d", what, n, want)
 			}
 		}
 		step("nothing to do", time.Hour, 0)
@@ -305,10 +312,11 @@ func TestAuditLogFlush(t *testing.T) {
 		step("written, not confirmed", 999*time.Millisecond, 0)
 		step("a second later", 2*time.Millisecond, 1)
 		step("nothing more", time.Hour, 1)
-		fails = fs.ErrInvalid
+		failure := error(fs.ErrInvalid)
+		fails.Store(&failure)
 		writeNotes(t, l, 5, 6)
 		step("fails", 2*time.Second, 2)
-		fails = nil
+		fails.Store(nil)
 		if err := l.Record(t.Context(), note(6)); !errors.Is(err, ErrUnconfirmed) || !errors.Is(err, fs.ErrInvalid) {
 			t.Errorf("after a failure in the background: %v", err)
 		}
