@@ -325,7 +325,9 @@ func TestAuditHoldsNoContent(t *testing.T) {
 	}
 	answers := []http.HandlerFunc{
 		answerText(leak),
-		func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"detail":"`+leak+`"}`, http.StatusUnprocessableEntity) },
+		func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, `{"detail":"`+leak+`"}`, http.StatusUnprocessableEntity)
+		},
 		func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"` + leak + `":1}`)) },
 		func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	}

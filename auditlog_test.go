@@ -448,6 +448,10 @@ func TestRotatedAuditLog(t *testing.T) {
 			t.Errorf("%s: %v, %v", file, info, err)
 		}
 	}
+	text := readLog(t, older(r, 1))
+	writeLog(t, older(r, 1), text[:len(text)-1])
+	mustFind(t, "only the line feed cut", path, keys, nil, AuditLogError{File: "audit.log.000005", Line: 3, Seq: 15, Finding: AuditChanged})
+	writeLog(t, older(r, 1), text)
 	// A crash between two files: the current one is missing, or empty.
 	l.Close()
 	if err := os.Rename(path, filepath.Join(filepath.Dir(path), "audit.log.000006")); err != nil {
