@@ -4,6 +4,7 @@
 package sealedchat
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -34,6 +35,10 @@ func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
 	if err != nil {
 		return nil, keyStoreError(err)
 	}
+	e := Event{Type: EventDataSealed, Bytes: int64(len(plaintext)), Generation: generation}
+	if err := s.tell(context.Background(), e); err != nil {
+		return nil, err
+	}
 	return sealed, nil
 }
 
@@ -52,7 +57,11 @@ func (s *KeyStore) Open(label string, sealed []byte) ([]byte, error) {
 		key.Destroy()
 	}
 	if err != nil {
-		return nil, keyStoreError(err)
+		return nil, s.tellUnopened(keyStoreError(err))
+	}
+	if err := s.tell(context.Background(), Event{Type: EventDataOpened, Bytes: int64(len(plaintext))}); err != nil {
+		clear(plaintext)
+		return nil, err
 	}
 	return plaintext, nil
 }

@@ -53,6 +53,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/erase"
@@ -131,6 +132,8 @@ type Config struct {
 	// Memory says what becomes of secrets for which there is no locked memory: MemoryBestEffort, the zero value,
 	// MemoryRequired, which makes calls fail with ErrMemoryLimit, or MemoryOff.
 	Memory MemoryPolicy
+	// Audit is told of keys, requests, answers, refusals and retries; its error stops the call. nil = nobody.
+	Audit Auditor
 	// Logger gets ids, sizes, durations and key changes, never content. nil = silent.
 	Logger *slog.Logger
 	// InsecureAllowHTTP allows a BaseURL with http where the address that is dialled is loopback, for tests.
@@ -152,6 +155,11 @@ type SecureCompletionClient struct {
 	ownHTTP bool
 	counts  clientCounts
 
+	audit      teller
+	stats      func() *MemoryStats // memoryStats, but for tests
+	memoryRank atomic.Int32        // of the level that was told last
+	opened     time.Time
+
 	life context.Context // ends with Close, with ErrClosed as its cause
 	end  context.CancelCauseFunc
 
@@ -161,8 +169,8 @@ type SecureCompletionClient struct {
 	cleanup sync.Once
 }
 
-// NewSecureCompletionClient checks c and makes a client. It touches no network, file or environment.
-// Errors are [*ConfigError], and [ErrMemoryLimit]. The client is closed with [SecureCompletionClient.Close].
+// NewSecureCompletionClient checks c and makes a client. It touches no network, file or environment, but for what
+// Config.Audit does when it is told. Errors are [*ConfigError], [ErrMemoryLimit] and [ErrAudit]. The client is closed with [SecureCompletionClient.Close].
 func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
@@ -171,7 +179,9 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	if err != nil {
 		return nil, &ConfigError{Field: "Config.BaseURL", Err: err}
 	}
-	client := &SecureCompletionClient{cfg: c, base: base, log: c.Logger, retry: retryPolicy{most: c.MaxRetries, base: retryBase}}
+	client := &SecureCompletionClient{
+		cfg: c, base: base, log: c.Logger, retry: retryPolicy{most: c.MaxRetries, base: retryBase}, opened: time.Now(),
+	}
 	if client.http, client.ownHTTP, err = newTransport(c.Transport, base, "Config.Transport"); err != nil {
 		return nil, err
 	}
@@ -179,7 +189,7 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 		return nil, err
 	}
 	if c.Keys == nil {
-		if client.cfg.Keys, err = NewEphemeralKeyStore(&KeyStoreOptions{Memory: c.Memory}); err != nil {
+		if client.cfg.Keys, err = NewEphemeralKeyStore(&KeyStoreOptions{Memory: c.Memory, Audit: c.Audit}); err != nil {
 			client.memory.Close()
 			return nil, err
 		}
@@ -191,9 +201,15 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	client.life, client.end = context.WithCancelCause(context.Background())
 	client.server = &serverKey{
 		fetch: client.fetchServerKey, trust: c.Trust, origin: originOf(base), notify: c.OnServerKey, log: client.log, life: client.life,
+		audit: &client.audit,
 	}
 	client.wire = &envelopeV1{
 		completionURL: base.String() + pathCompletion, keys: client.cfg.Keys, server: client.server, maxAnswer: c.MaxResponseBytes,
+	}
+	if err := client.tellOpened(); err != nil {
+		client.audit.set(nil) // it was never open
+		_ = client.Close()
+		return nil, err
 	}
 	return client, nil
 }
@@ -270,8 +286,9 @@ type CallOption func(*callOptions)
 type callOptions struct {
 	apiKey  *Secret
 	tier    SecurityTier
-	into    room // where the answer is opened to; nil: where it came
-	checked bool // the plaintext has passed checkRequest
+	into    room   // where the answer is opened to; nil: where it came
+	checked bool   // the plaintext has passed checkRequest
+	sealed  string // payload id of the last attempt
 }
 
 // WithAPIKey uses key instead of Config.APIKey for this call. It stays the caller's.
@@ -332,8 +349,8 @@ func (c *SecureCompletionClient) AcceptServerKey(fingerprint string) error {
 
 // Close ends running calls with [ErrClosed], waits for them, closes idle connections and wipes the keys that are the
 // client's own. When its first key is being generated, Close waits for that too, some seconds at most. It must not be
-// called from within a callback. Idempotent; its error is always nil.
-func (c *SecureCompletionClient) Close() error {
+// called from within a callback. Idempotent; its only error is Config.Audit's, which keeps nothing from being closed.
+func (c *SecureCompletionClient) Close() (err error) {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
@@ -348,8 +365,9 @@ func (c *SecureCompletionClient) Close() error {
 			_ = c.cfg.Keys.Close()
 		}
 		c.memory.Close()
+		err = c.tellClosed()
 	})
-	return nil
+	return err
 }
 
 // begin enters a call: its context also ends with the client. done leaves it.
@@ -423,6 +441,9 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 			return nil, err
 		}
 		failures++
+		if told := c.tellRetry(ctx, o.sealed, failures, wait, err); told != nil {
+			return nil, beside(err, told)
+		}
 		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait, "error", logText(err))
 		if !pause(ctx, wait) {
 			if ctx.Err() != nil {
@@ -456,6 +477,10 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 	defer r.release()
 	c.counts.attempts.Add(1)
 	c.counts.sealed.Add(int64(len(plaintext)))
+	o.sealed = r.payloadID
+	if err := c.tellSealed(ctx, r, len(plaintext), o); err != nil {
+		return nil, false, err
+	}
 	log := c.log.With("payload_id", r.payloadID)
 	log.DebugContext(ctx, "request sealed", "bytes", len(plaintext), "server_key", r.server.fingerprint)
 
@@ -466,6 +491,7 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 	var result *completion
 	if err == nil {
 		result, err = c.open(r, a, o)
+		err = c.tellAnswer(ctx, r.payloadID, result, err, start, o)
 	}
 	if err != nil {
 		log.DebugContext(ctx, "request failed", "duration", time.Since(start), "error", logText(err))

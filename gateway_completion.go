@@ -134,7 +134,7 @@ func authRefusal(err error) *refusal {
 
 func (h *gatewayRequest) checkTier() *refusal {
 	if h.tier.rank() > h.g.cfg.Tier.rank() {
-		return refuse(http.StatusForbidden, "this security tier is not available here")
+		return refuse(http.StatusForbidden, "this security tier is not available here").as(EventTierRefused)
 	}
 	return nil
 }
@@ -182,7 +182,7 @@ func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 	}
 	if err != nil {
-		return nil, &refusal{status: http.StatusBadRequest, detail: "malformed envelope", cause: envelopeError(err)}
+		return nil, &refusal{status: http.StatusBadRequest, detail: "malformed envelope", cause: envelopeError(err), event: EventSchemaRefused}
 	}
 	return &e, nil
 }
@@ -192,7 +192,7 @@ func (h *gatewayRequest) openRequest(ctx context.Context, e *envelope.Envelope) 
 	plaintext, err := h.g.cfg.Keys.openEnvelope(ctx, e)
 	switch {
 	case errors.Is(err, ErrDecryption), errors.Is(err, ErrEnvelope):
-		return nil, refuse(http.StatusBadRequest, "the request cannot be decrypted; fetch the public key again")
+		return nil, refuse(http.StatusBadRequest, "the request cannot be decrypted; fetch the public key again").as(EventDecryptionRefused)
 	case err != nil:
 		return nil, &refusal{status: http.StatusServiceUnavailable, detail: "no key", cause: err}
 	}
@@ -207,7 +207,7 @@ func (h *gatewayRequest) claim(ctx context.Context, id [32]byte, clientKey *Publ
 		return &refusal{status: http.StatusServiceUnavailable, detail: "the replay cache is unavailable", cause: err}
 	}
 	if !fresh {
-		return refuse(http.StatusConflict, "this request was sent before")
+		return refuse(http.StatusConflict, "this request was sent before").as(EventReplayRefused)
 	}
 	return nil
 }
@@ -225,11 +225,18 @@ func (h *gatewayRequest) answer(ctx context.Context, plaintext []byte, clientKey
 	if p != nil {
 		return nil, p
 	}
+	if p := h.tellOpened(ctx, len(plaintext)); p != nil {
+		clear(request)
+		return nil, p
+	}
 	answer, p := h.forward(ctx, request)
 	if p != nil {
 		return nil, p
 	}
 	defer clear(answer[:cap(answer)])
+	if p := h.tellSealed(ctx, len(answer)); p != nil {
+		return nil, p
+	}
 	return h.seal(answer, clientKey, form)
 }
 
@@ -237,18 +244,18 @@ func (h *gatewayRequest) answer(ctx context.Context, plaintext []byte, clientKey
 // tier that is sealed in it counts like the header: the header can be stripped on the way.
 func (h *gatewayRequest) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
 	if !validObject(plaintext) {
-		return nil, refuse(http.StatusBadRequest, "the request is not a JSON object")
+		return nil, refuse(http.StatusBadRequest, "the request is not a JSON object").as(EventSchemaRefused)
 	}
 	o, _ := pick(plaintext, "model", "messages", "security_tier")
 	if o.text("model") == "" {
-		return nil, refuse(http.StatusBadRequest, "the request names no model")
+		return nil, refuse(http.StatusBadRequest, "the request names no model").as(EventSchemaRefused)
 	}
 	if !validMessages(o["messages"]) {
-		return nil, refuse(http.StatusBadRequest, "messages must be a list of objects with a role, and not empty")
+		return nil, refuse(http.StatusBadRequest, "messages must be a list of objects with a role, and not empty").as(EventSchemaRefused)
 	}
 	tier := SecurityTier(o.text("security_tier"))
 	if tier.rank() < 0 {
-		return nil, refuse(http.StatusBadRequest, "security_tier is not standard, high or maximum")
+		return nil, refuse(http.StatusBadRequest, "security_tier is not standard, high or maximum").as(EventSchemaRefused)
 	}
 	if tier.rank() > h.tier.rank() {
 		h.tier = tier
@@ -308,7 +315,7 @@ func (h *gatewayRequest) forward(ctx context.Context, request []byte) ([]byte, *
 		ok = checkCompletionObject(answer, "", "") == nil
 	}
 	if !ok {
-		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is not a chat completion", cause: errNotCompletion}
+		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is not a chat completion", cause: errNotCompletion, event: EventSchemaRefused}
 	}
 	return answer, nil
 }

@@ -57,11 +57,13 @@ func (s *KeyStore) ImportPEM(ctx context.Context, text []byte, passphrase *Secre
 		return s.promote(b, key)
 	})
 	key.Wipe()
-	if err != nil && !errors.Is(err, ErrUnconfirmed) {
+	if err != nil && !stands(err) {
 		return nil, err
 	}
 	s.keyInUse()
-	return result, err
+	return result, beside(err, s.tell(ctx, Event{
+		Type: EventKeyImported, Fingerprint: result.Fingerprint, Bits: result.Bits, Reason: result.Format,
+	}))
 }
 
 func parsePEM(text []byte, passphrase *Secret) (key *keyfile.RSAKey, report *keyfile.Report, err error) {
@@ -104,6 +106,10 @@ func (s *KeyStore) ExportPEM(ctx context.Context, fingerprint string, passphrase
 	})
 	if err != nil {
 		return nil, keyStoreError(err)
+	}
+	e := Event{Type: EventKeyExported, Fingerprint: held.public.fingerprint, Bits: held.public.Bits()}
+	if err := s.tell(ctx, e); err != nil {
+		return nil, err
 	}
 	return text, nil
 }
@@ -168,9 +174,13 @@ func (s *KeyStore) ChangePassphrase(ctx context.Context, old, new *Secret) error
 		return err
 	}
 	if err := s.checkPassphrase(old); err != nil {
-		return err
+		return s.failed(ctx, err)
 	}
-	return s.rewrite(ctx, new, func(b *keyfile.Body) error { return addDataKey(b, time.Now()) })
+	err := s.rewrite(ctx, new, func(b *keyfile.Body) error { return addDataKey(b, time.Now()) })
+	if err != nil && !errors.Is(err, ErrUnconfirmed) {
+		return s.failed(ctx, err)
+	}
+	return beside(err, s.tell(ctx, Event{Type: EventPassphraseChanged, Path: s.path(), Generation: s.dataGeneration()}))
 }
 
 func (s *KeyStore) checkPassphrase(p *Secret) error {

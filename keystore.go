@@ -46,6 +46,8 @@ type KeyStoreOptions struct {
 	// Memory says what becomes of keys for which there is no locked memory: MemoryBestEffort, the zero value,
 	// MemoryRequired, which makes their store fail with ErrMemoryLimit, or MemoryOff.
 	Memory MemoryPolicy
+	// Audit is told of keys, data at rest, and refused files. nil = nobody, until SetAuditor.
+	Audit Auditor
 	// Logger gets fingerprints, rotations and failures to save. nil = silent.
 	Logger *slog.Logger
 }
@@ -60,6 +62,7 @@ type KeyStore struct {
 	policy     MemoryPolicy
 	memory     *locked.Arena // for what operations need
 	log        *slog.Logger
+	audit      teller
 	newKey     func(bits int) (*rsa.PrivateKey, error) // rsa.GenerateKey, but for tests
 	kdf        []keyfile.Option                        // none, but for tests
 
@@ -81,6 +84,8 @@ type KeyStore struct {
 	version    fsafe.Version  // of the file that the fields above were read from
 	generation uint64         // that file's own count of its changes
 	closed     bool
+	opening    bool    // until Create or Open is done
+	unheard    []Event // of Create or Open, while there is no Auditor
 	cleanup    sync.WaitGroup
 }
 
@@ -142,6 +147,7 @@ func newKeyStore(o *KeyStoreOptions) (*KeyStore, error) {
 	if s.memory, err = newArena(s.policy); err != nil {
 		return nil, err
 	}
+	s.audit.set(o.Audit)
 	s.life, s.end = context.WithCancel(context.Background())
 	s.rotator.init()
 	return s, nil
@@ -157,7 +163,8 @@ func CreateKeyStore(ctx context.Context, dir string, passphrase *Secret, o *KeyS
 	if err != nil {
 		return nil, err
 	}
-	if err := s.create(ctx, dir, passphrase); err != nil {
+	s.opening = true
+	if err := s.opened(ctx, s.create(ctx, dir, passphrase)); err != nil {
 		_ = s.Close()
 		return nil, err
 	}
@@ -228,7 +235,8 @@ func OpenKeyStore(ctx context.Context, dir string, passphrase *Secret, o *KeySto
 	if err != nil {
 		return nil, err
 	}
-	if err := s.open(ctx, dir, passphrase); err != nil {
+	s.opening = true
+	if err := s.opened(ctx, s.open(ctx, dir, passphrase)); err != nil {
 		_ = s.Close()
 		return nil, err
 	}

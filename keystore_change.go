@@ -28,8 +28,14 @@ var errNoChange = errors.New("nothing to change")
 var errChangedElsewhere = fmt.Errorf("%w: the passphrase was changed elsewhere, open the key store again", ErrPassphrase)
 
 // change applies f to the store's body. When it fails nothing changes, neither on disk nor in memory, unless the error is
-// ErrUnconfirmed.
+// ErrUnconfirmed, or ErrAudit alone: then the Auditor could not be told of what is done.
 func (s *KeyStore) change(ctx context.Context, f func(*keyfile.Body) error) error {
+	var changes keyChanges
+	err := s.changeBody(ctx, changes.watch(f))
+	return s.tellChanges(ctx, &changes, err)
+}
+
+func (s *KeyStore) changeBody(ctx context.Context, f func(*keyfile.Body) error) error {
 	if s.dir == nil {
 		leave, err := s.enter(ctx)
 		if err != nil {
@@ -236,25 +242,35 @@ func (s *KeyStore) adoptFile(file *keyfile.File, version fsafe.Version) error {
 
 // refresh loads the file if another process has replaced it.
 func (s *KeyStore) refresh(ctx context.Context) error {
+	loaded, err := s.reload(ctx)
+	if loaded {
+		return s.tellLoaded(ctx)
+	}
+	return err
+}
+
+// reload is refresh without a word to the Auditor.
+func (s *KeyStore) reload(ctx context.Context) (loaded bool, err error) {
 	if s.dir == nil {
-		return nil
+		return false, nil
 	}
 	leave, err := s.enter(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer leave()
 	now, err := s.dir.Stat(keyStoreFile)
 	if err != nil {
-		return fileError(err)
+		return false, fileError(err)
 	}
 	s.mu.Lock()
 	same := s.version.Same(now)
 	s.mu.Unlock()
 	if same {
-		return nil
+		return false, nil
 	}
-	return s.load()
+	err = s.load()
+	return err == nil, err
 }
 
 // takeOver makes the store's memory say what body says. Keys that are known already stay as they are; those that are
