@@ -10,7 +10,9 @@ require (
 
 require (
 	github.com/awnumar/memcall v0.4.0 // indirect
+	github.com/awnumar/memguard v0.23.0 // indirect
 	github.com/coder/websocket v1.8.15 // indirect
+	github.com/emmansun/base64 v0.9.0 // indirect
 	github.com/gofrs/flock v0.13.1 // indirect
 	github.com/tidwall/gjson v1.20.0 // indirect
 	github.com/tidwall/match v1.1.1 // indirect
