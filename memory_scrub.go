@@ -68,6 +68,7 @@ func overwriteFree() {
 		if size > headerless {
 			words--
 		}
+		runtime.Gosched() // a fresh slice of time, so that a class is seldom done on two processors
 		overwriteClass(size, func() { runtime.KeepAlive(zeroed[byte](size)) })
 		overwriteClass(size, func() { runtime.KeepAlive(zeroed[*byte](words)) })
 	}
