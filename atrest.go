@@ -26,6 +26,7 @@ func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
 	if len(label) > keyfile.MaxLabelSize {
 		return nil, fmt.Errorf("%w: label of %d bytes, limit %d", ErrInvalidRequest, len(label), keyfile.MaxLabelSize)
 	}
+	defer s.sweeper.Soon()
 	key, generation, err := s.dataKey(0)
 	if err != nil {
 		return nil, err
@@ -46,6 +47,7 @@ func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
 // rotations. The caller wipes the result. Whatever does not open is [ErrDecryption]; [ErrPassphrase] when it was sealed after
 // another process changed the passphrase.
 func (s *KeyStore) Open(label string, sealed []byte) ([]byte, error) {
+	defer s.sweeper.Soon()
 	var key *locked.Buffer
 	plaintext, err := keyfile.OpenData(func(generation uint32) (_ []byte, err error) {
 		if key, _, err = s.dataKey(generation); err != nil {
@@ -78,8 +80,8 @@ func (s *KeyStore) dataKey(generation uint32) (*locked.Buffer, uint32, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return nil, 0, s.errClosed()
+	if s.closed || s.dataKeysAt == nil || (len(s.dataKeys) > 0) != (s.dataKeysAt.Bytes() != nil) {
+		return nil, 0, s.errClosed() // closed, or memguard's memory was purged by the program
 	}
 	for _, k := range slices.Backward(s.dataKeys) {
 		if generation == 0 || k.generation == generation {

@@ -74,6 +74,8 @@ type KeyStore struct {
 	rotator rotator
 	sweeper erase.Sweeper // of what private keys, data keys and sealing leave
 
+	prepared preparedKeys // has whoever has the token of writing
+
 	mu         sync.Mutex
 	keys       []*storedKeyEntry // the primary one and retired ones
 	pins       map[string]keyfile.Pin
@@ -208,6 +210,10 @@ func (s *KeyStore) create(ctx context.Context, dir string, passphrase *Secret) (
 	if err != nil {
 		return keyStoreError(err)
 	}
+	defer s.dropPrepared()
+	if err := s.prepare(body); err != nil { // or there would be a file, and no store
+		return err
+	}
 	if err := s.dir.CreateFile(keyStoreFile, file); errors.Is(err, fsafe.ErrNotDurable) {
 		if err := s.write(file); err != nil {
 			return fmt.Errorf("%w: the key store exists: %w", ErrUnconfirmed, err)
@@ -263,7 +269,7 @@ func (s *KeyStore) unlock(ctx context.Context, dir string, passphrase *Secret) e
 	if err != nil {
 		return missingError(dir, err)
 	}
-	if err := s.derive(passphrase, func(p []byte) (*keyfile.MasterKey, error) { return f.Unlock(p, s.kdf...) }); err != nil {
+	if err := s.derive(passphrase, func(p []byte) (*keyfile.MasterKey, error) { return f.Unlock(p, s.options()...) }); err != nil {
 		return err
 	}
 	if err := s.adoptFile(f, version); err != nil || f.Iterations >= s.iterations {
@@ -298,7 +304,7 @@ func validPassphrase(p *Secret) error {
 }
 
 func (s *KeyStore) newMaster(p []byte) (*keyfile.MasterKey, error) {
-	return keyfile.NewMasterKey(p, s.iterations, s.kdf...)
+	return keyfile.NewMasterKey(p, s.iterations, s.options()...)
 }
 
 // derive makes the master key from the passphrase, and moves it into locked memory.
@@ -330,10 +336,16 @@ func (s *KeyStore) derive(passphrase *Secret, kdf func([]byte) (*keyfile.MasterK
 // dropMaster wipes the master key. s.mu is held.
 func (s *KeyStore) dropMaster() {
 	if s.master != nil {
-		s.master.Wipe()
-		s.masterAt.Destroy()
+		wipeMaster(s.master, s.masterAt)
 		s.master, s.masterAt = nil, nil
 	}
+}
+
+func wipeMaster(k *keyfile.MasterKey, at *locked.Buffer) {
+	if at.Bytes() != nil { // or the program has purged memguard's memory
+		k.Wipe()
+	}
+	at.Destroy()
 }
 
 // Public is the public half of the key in use, generated now if there is none yet.
@@ -411,6 +423,7 @@ func (s *KeyStore) Close() error {
 	s.end()
 	s.rotator.wait()
 	s.writing <- struct{}{} // whoever changes the store now sees the end of life, and leaves
+	defer s.sweeper.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, k := range s.keys {
@@ -423,7 +436,6 @@ func (s *KeyStore) Close() error {
 	if s.dir != nil {
 		_ = s.dir.Close()
 	}
-	s.sweeper.Close()
 	return nil
 }
 

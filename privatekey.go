@@ -37,6 +37,9 @@ func newPrivateKey(key *rsa.PrivateKey) (*privateKey, error) {
 // errKeyShape: crypto/rsa keeps its numbers where they are not found any more.
 var errKeyShape = errors.New("sealedchat: the private key cannot be moved: crypto/rsa has another shape")
 
+// errKeyTest: a key that was moved does not open what is sealed to it.
+var errKeyTest = errors.New("sealedchat: a private key failed its test")
+
 // protect moves every number of the key, crypto/rsa's own ones too, into memory under policy, once: parsing a key again for
 // each use leaves more copies than it saves. (What stays is a word for each modulus that Montgomery's reduction needs, from
 // which the last 64 bits of a prime follow; that is not enough to factor.) The key must be nobody else's. When the moved key does not open
@@ -85,7 +88,7 @@ func (k *privateKey) check() error {
 	var got [dataKeySize]byte
 	defer clear(got[:])
 	if !k.unwrap(got[:], wrapped) || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
-		return errors.New("sealedchat: a private key failed its test")
+		return errKeyTest
 	}
 	return nil
 }

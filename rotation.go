@@ -324,7 +324,7 @@ func (s *KeyStore) generate(ctx context.Context) (*keyfile.RSAKey, error) {
 			return
 		}
 		defer erase.Wipe(key)
-		if copied, newErr = keyfile.NewRSAKey(key); newErr != nil {
+		if copied, newErr = keyfile.NewRSAKey(key, s.options()...); newErr != nil {
 			err = keyStoreError(newErr)
 		}
 	})

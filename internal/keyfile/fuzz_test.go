@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
+
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 func isOneOf(err error, sentinels ...error) bool {
@@ -104,7 +106,7 @@ func FuzzParseHeader(f *testing.F) {
 // A body has one encoding, and a refused one leaves nothing behind.
 func FuzzBody(f *testing.F) {
 	for _, b := range []*Body{testBody(f), {}, {DataKeys: testBody(f).DataKeys}, {Pins: testBody(f).Pins}} {
-		seed, err := b.marshal()
+		seed, err := b.marshal(locked.BestEffort)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -122,7 +124,7 @@ func FuzzBody(f *testing.F) {
 			}
 			return
 		}
-		again, err := b.marshal()
+		again, err := b.marshal(locked.BestEffort)
 		if err != nil {
 			t.Fatal(err)
 		}
