@@ -53,8 +53,10 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 	if resp.ContentLength > q.g.cfg.MaxResponseBytes {
 		return &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is too large"}
 	}
-	resp.Request = req
-	if err := q.pass(resp); err != nil {
+	if err := q.pass(ctx, resp); err != nil {
+		if told, ok := errors.AsType[*lateRefusal](err); ok {
+			return told.refusal
+		}
 		if q.stuck {
 			return &refusal{status: statusClientGone, detail: "the client does not take the answer", cause: err}
 		}
@@ -89,7 +91,7 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*
 }
 
 // pass seals the upstream's answer piece by piece as it comes. Memory is a chunk's: what the client does not take is not read.
-func (q *obliviousRequest) pass(resp *http.Response) error {
+func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) error {
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	whole := newEnding(kind, q.path, resp.ContentLength)
 	size := int64(16<<10 - 64) // a chunk's, with what encoding adds
@@ -111,8 +113,10 @@ func (q *obliviousRequest) pass(resp *http.Response) error {
 	body := &cappedReader{r: resp.Body, left: q.g.cfg.MaxResponseBytes, limit: q.g.cfg.MaxResponseBytes}
 	piece := make([]byte, size)
 	defer clear(piece)
+	passed := 0
 	for {
 		n, err := body.Read(piece)
+		passed += n
 		whole.see(piece[:n])
 		q.g.counts.sealed.Add(int64(n))
 		if sendErr := p.piece(piece[:n]); sendErr != nil {
@@ -122,14 +126,22 @@ func (q *obliviousRequest) pass(resp *http.Response) error {
 			break
 		}
 		if err != nil {
-			return exchangeError(resp.Request.Context(), "the upstream", err, true)
+			return exchangeError(ctx, "the upstream", err, true)
 		}
 	}
 	if !whole.ended() {
 		return errCutShort
 	}
+	if told := q.tellSealed(ctx, passed); told != nil {
+		return &lateRefusal{told}
+	}
 	return p.end()
 }
+
+// lateRefusal is a refusal on its way through code that has errors.
+type lateRefusal struct{ *refusal }
+
+func (e *lateRefusal) Error() string { return e.detail }
 
 // statusClientGone is for the log alone.
 const statusClientGone = 499

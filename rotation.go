@@ -247,7 +247,7 @@ func (s *KeyStore) makeKey(forced bool) func(context.Context) (bool, error) {
 			lock, err := s.dir.Lock(lockCtx, rotationLock)
 			cancel()
 			if err != nil {
-				return false, fileError(err)
+				return false, s.failed(ctx, fileError(err))
 			}
 			defer lock.Unlock()
 			if err := s.refresh(ctx); err != nil {
@@ -278,7 +278,7 @@ func (s *KeyStore) replacePrimary(ctx context.Context, forced bool) (made bool, 
 		made = true
 		return s.promote(b, key)
 	})
-	if err != nil && !errors.Is(err, ErrUnconfirmed) {
+	if err != nil && !stands(err) {
 		return false, err
 	}
 	if made {
@@ -324,11 +324,15 @@ func (s *KeyStore) generate(ctx context.Context) (*keyfile.RSAKey, error) {
 			return
 		}
 		defer erase.Wipe(key)
-		if copied, newErr = keyfile.NewRSAKey(key); newErr != nil {
+		if copied, newErr = keyfile.NewRSAKey(key, s.options()...); newErr != nil {
 			err = keyStoreError(newErr)
 		}
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := s.tellGenerated(ctx, copied, start); err != nil {
+		copied.Wipe()
 		return nil, err
 	}
 	s.log.DebugContext(ctx, "key generated", "bits", s.bits, "duration", time.Since(start))
@@ -494,6 +498,7 @@ func (s *KeyStore) report(err error) {
 	}
 	r := &s.rotator
 	r.mu.Lock()
+	news := isNews(r.failure, err)
 	r.failure = err
 	if err == nil {
 		r.failures = 0
@@ -504,5 +509,8 @@ func (s *KeyStore) report(err error) {
 	r.failures++
 	r.retryAt = time.Now().Add(wait)
 	r.mu.Unlock() // a log handler may ask RotationError
+	if news {
+		err = s.failed(s.life, err)
+	}
 	s.log.Warn("key store: the work in the background failed, the keys stay as they are", "error", err, "again_in", wait)
 }
