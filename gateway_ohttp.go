@@ -350,6 +350,9 @@ func (q *obliviousRequest) refuse(p *refusal) {
 	q.tellRefused(p)
 	switch {
 	case q.writer != nil: // the answer has begun: it stays without an end
+		if q.status == 0 {
+			_ = q.writer.Flush() // but what there is of it is sealed, and not nothing
+		}
 	case q.opened:
 		q.refuseInner(p)
 	default:
