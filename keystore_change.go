@@ -6,6 +6,7 @@ package sealedchat
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -444,4 +445,18 @@ func importError(err error) error {
 		}
 	}
 	return fmt.Errorf("%w: %w", ErrPrivateKey, err)
+}
+
+func privateKeys(held []*heldKey) (keys []*privateKey) {
+	for _, k := range held {
+		keys = append(keys, k.privateKey)
+	}
+	return keys
+}
+
+func hasPrimary(b *keyfile.Body, fingerprint string) bool {
+	return slices.ContainsFunc(b.Keys, func(e keyfile.Entry) bool {
+		fp := e.Key.Fingerprint()
+		return e.State == keyfile.Primary && hex.EncodeToString(fp[:]) == fingerprint
+	})
 }

@@ -336,6 +336,13 @@ func (s *KeyStore) anyConfigExpired(now time.Time) bool {
 	return slices.ContainsFunc(s.configs.keys, func(k *configKey) bool { return s.configExpired(k.retired, now) })
 }
 
+// hasKey reports whether there is an RSA key.
+func (s *KeyStore) hasKey() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.primary() != nil
+}
+
 // configsDue reports whether the keys are to be replaced by age. They have the primary key's age where there is one.
 func (s *KeyStore) configsDue(now time.Time) bool {
 	s.mu.Lock()

@@ -5,7 +5,6 @@ package sealedchat
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -184,13 +183,6 @@ func (s *KeyStore) openEnvelope(ctx context.Context, e *envelope.Envelope) ([]by
 	}, nil)
 }
 
-func privateKeys(held []*heldKey) (keys []*privateKey) {
-	for _, k := range held {
-		keys = append(keys, k.privateKey)
-	}
-	return keys
-}
-
 // retain returns the keys that open requests at this time, but for those that the caller has already. The caller
 // releases them.
 func (s *KeyStore) retain(now time.Time, have ...*heldKey) []*heldKey {
@@ -288,13 +280,6 @@ func (s *KeyStore) replacePrimary(ctx context.Context, forced bool) (made bool, 
 		s.keyInUse()
 	}
 	return made, err
-}
-
-func hasPrimary(b *keyfile.Body, fingerprint string) bool {
-	return slices.ContainsFunc(b.Keys, func(e keyfile.Entry) bool {
-		fp := e.Key.Fingerprint()
-		return e.State == keyfile.Primary && hex.EncodeToString(fp[:]) == fingerprint
-	})
 }
 
 // due reports whether a new key is to be made unasked.
@@ -475,12 +460,6 @@ func (s *KeyStore) tend() {
 		})
 	}
 	s.report(err)
-}
-
-func (s *KeyStore) hasKey() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.primary() != nil
 }
 
 func (s *KeyStore) anyExpired() bool {
