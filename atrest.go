@@ -4,6 +4,7 @@
 package sealedchat
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -25,6 +26,7 @@ func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
 	if len(label) > keyfile.MaxLabelSize {
 		return nil, fmt.Errorf("%w: label of %d bytes, limit %d", ErrInvalidRequest, len(label), keyfile.MaxLabelSize)
 	}
+	defer s.sweeper.Soon()
 	key, generation, err := s.dataKey(0)
 	if err != nil {
 		return nil, err
@@ -34,6 +36,10 @@ func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
 	if err != nil {
 		return nil, keyStoreError(err)
 	}
+	e := Event{Type: EventDataSealed, Bytes: int64(len(plaintext)), Generation: generation}
+	if err := s.tell(context.Background(), e); err != nil {
+		return nil, err
+	}
 	return sealed, nil
 }
 
@@ -41,6 +47,7 @@ func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
 // rotations. The caller wipes the result. Whatever does not open is [ErrDecryption]; [ErrPassphrase] when it was sealed after
 // another process changed the passphrase.
 func (s *KeyStore) Open(label string, sealed []byte) ([]byte, error) {
+	defer s.sweeper.Soon()
 	var key *locked.Buffer
 	plaintext, err := keyfile.OpenData(func(generation uint32) (_ []byte, err error) {
 		if key, _, err = s.dataKey(generation); err != nil {
@@ -52,7 +59,11 @@ func (s *KeyStore) Open(label string, sealed []byte) ([]byte, error) {
 		key.Destroy()
 	}
 	if err != nil {
-		return nil, keyStoreError(err)
+		return nil, s.tellUnopened(keyStoreError(err))
+	}
+	if err := s.tell(context.Background(), Event{Type: EventDataOpened, Bytes: int64(len(plaintext))}); err != nil {
+		clear(plaintext)
+		return nil, err
 	}
 	return plaintext, nil
 }
@@ -69,8 +80,8 @@ func (s *KeyStore) dataKey(generation uint32) (*locked.Buffer, uint32, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return nil, 0, s.errClosed()
+	if s.closed || s.dataKeysAt == nil || (len(s.dataKeys) > 0) != (s.dataKeysAt.Bytes() != nil) {
+		return nil, 0, s.errClosed() // closed, or memguard's memory was purged by the program
 	}
 	for _, k := range slices.Backward(s.dataKeys) {
 		if generation == 0 || k.generation == generation {

@@ -417,14 +417,14 @@ func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest, opts 
 	resp := &ChatResponse{}
 	if err := checkWeight(result.plaintext); err != nil {
 		clear(result.plaintext)
-		return nil, err
+		return nil, c.tellRefused(ctx, result.payloadID, err, "")
 	}
 	if err := resp.decodeJSON(result.plaintext); err != nil {
 		clear(result.plaintext)
 		if bad, ok := errors.AsType[*memberError](err); ok {
-			return nil, schemaError(bad.path, "unexpected type or out of range")
+			return nil, c.tellRefused(ctx, result.payloadID, schemaError(bad.path, "unexpected type or out of range"), "")
 		}
-		return nil, fmt.Errorf("%w: %w", ErrResponseSchema, err)
+		return nil, c.tellRefused(ctx, result.payloadID, fmt.Errorf("%w: %w", ErrResponseSchema, err), "")
 	}
 	resp.PayloadID = result.payloadID
 	return resp, nil

@@ -60,8 +60,10 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
@@ -145,6 +147,8 @@ type Config struct {
 	// Memory says what becomes of secrets for which there is no locked memory: MemoryBestEffort, the zero value,
 	// MemoryRequired, which makes calls fail with ErrMemoryLimit, or MemoryOff.
 	Memory MemoryPolicy
+	// Audit is told of keys, requests, answers, refusals and retries; its error stops the call. nil = nobody.
+	Audit Auditor
 	// Logger gets ids, sizes, durations and key changes, never content. nil = silent.
 	Logger *slog.Logger
 	// InsecureAllowHTTP allows a BaseURL with http where the address that is dialled is loopback, for tests.
@@ -167,6 +171,11 @@ type SecureCompletionClient struct {
 	ownHTTP   bool
 	counts    clientCounts
 
+	audit      teller
+	stats      func() *MemoryStats // memoryStats, but for tests
+	memoryRank atomic.Int32        // of the level that was told last
+	opened     time.Time
+
 	life context.Context // ends with Close, with ErrClosed as its cause
 	end  context.CancelCauseFunc
 
@@ -176,8 +185,8 @@ type SecureCompletionClient struct {
 	cleanup sync.Once
 }
 
-// NewSecureCompletionClient checks c and makes a client. It touches no network, file or environment.
-// Errors are [*ConfigError], and [ErrMemoryLimit]. The client is closed with [SecureCompletionClient.Close].
+// NewSecureCompletionClient checks c and makes a client. It touches no network, file or environment, but for what
+// Config.Audit does when it is told. Errors are [*ConfigError], [ErrMemoryLimit] and [ErrAudit]. The client is closed with [SecureCompletionClient.Close].
 func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
@@ -186,7 +195,9 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	if err != nil {
 		return nil, &ConfigError{Field: "Config.BaseURL", Err: err}
 	}
-	client := &SecureCompletionClient{cfg: c, base: base, log: c.Logger, retry: retryPolicy{most: c.MaxRetries, base: retryBase}}
+	client := &SecureCompletionClient{
+		cfg: c, base: base, log: c.Logger, retry: retryPolicy{most: c.MaxRetries, base: retryBase}, opened: time.Now(),
+	}
 	if client.http, client.ownHTTP, err = newTransport(c.Transport, base, "Config.Transport"); err != nil {
 		return nil, err
 	}
@@ -194,7 +205,7 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 		return nil, err
 	}
 	if c.Keys == nil {
-		if client.cfg.Keys, err = NewEphemeralKeyStore(&KeyStoreOptions{Memory: c.Memory}); err != nil {
+		if client.cfg.Keys, err = NewEphemeralKeyStore(&KeyStoreOptions{Memory: c.Memory, Audit: c.Audit}); err != nil {
 			client.memory.Close()
 			return nil, err
 		}
@@ -206,8 +217,14 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	client.life, client.end = context.WithCancelCause(context.Background())
 	client.server = &serverKey{
 		fetch: client.fetchServerKey, trust: c.Trust, origin: originOf(base), notify: c.OnServerKey, log: client.log, life: client.life,
+		audit: &client.audit,
 	}
 	client.setProtocol()
+	if err := client.tellOpened(); err != nil {
+		client.audit.set(nil) // it was never open
+		_ = client.Close()
+		return nil, err
+	}
 	return client, nil
 }
 
@@ -284,9 +301,11 @@ func skipsVerification(c *tls.Config) bool {
 type CallOption func(*callOptions)
 
 type callOptions struct {
-	apiKey *Secret
-	tier   SecurityTier
-	into   room // where the answer is opened to; nil: where it came
+	apiKey  *Secret
+	tier    SecurityTier
+	into    room   // where the answer is opened to; nil: where it came
+	checked bool   // the plaintext has passed checkRequest
+	sealed  string // payload id of the last attempt
 }
 
 // WithAPIKey uses key instead of Config.APIKey for this call. It stays the caller's.
@@ -347,8 +366,8 @@ func (c *SecureCompletionClient) AcceptServerKey(fingerprint string) error {
 
 // Close ends running calls with [ErrClosed], waits for them, closes idle connections and wipes the keys that are the
 // client's own. When its first key is being generated, Close waits for that too, some seconds at most. It must not be
-// called from within a callback. Idempotent; its error is always nil.
-func (c *SecureCompletionClient) Close() error {
+// called from within a callback. Idempotent; its only error is Config.Audit's, which keeps nothing from being closed.
+func (c *SecureCompletionClient) Close() (err error) {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
@@ -363,8 +382,9 @@ func (c *SecureCompletionClient) Close() error {
 			_ = c.cfg.Keys.Close()
 		}
 		c.memory.Close()
+		err = c.tellClosed()
 	})
-	return nil
+	return err
 }
 
 // begin enters a call: its context also ends with the client. done leaves it.
@@ -405,8 +425,11 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 	if err := c.checkSize(len(plaintext)); err != nil {
 		return nil, err
 	}
-	if err := checkRequest(plaintext); err != nil {
-		return nil, err
+	if !o.checked {
+		erase.Do(func() { err = checkRequest(plaintext) }) // what looks at many bytes at once leaves some in registers
+		if err != nil {
+			return nil, err
+		}
 	}
 	ctx, done, err := c.begin(ctx)
 	if err != nil {
@@ -414,7 +437,7 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 	}
 	defer done()
 	var result *completion
-	err = c.persist(ctx, func() (again bool, err error) {
+	err = c.persist(ctx, o, func() (again bool, err error) {
 		result, again, err = c.attempt(ctx, plaintext, o)
 		return again, err
 	})
@@ -423,7 +446,7 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 
 // persist makes attempts until one succeeds or another one is not worth making. An attempt that failed says whether the
 // server's key has changed meanwhile.
-func (c *SecureCompletionClient) persist(ctx context.Context, attempt func() (again bool, err error)) error {
+func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, attempt func() (again bool, err error)) error {
 	renewed := false
 	for failures := 0; ; {
 		if c.cfg.Limiter != nil {
@@ -445,6 +468,9 @@ func (c *SecureCompletionClient) persist(ctx context.Context, attempt func() (ag
 			return err
 		}
 		failures++
+		if told := c.tellRetry(ctx, o.sealed, failures, wait, err); told != nil {
+			return beside(err, told)
+		}
 		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait, "error", logText(err))
 		if !pause(ctx, wait) {
 			if ctx.Err() != nil {
@@ -485,6 +511,10 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 	defer r.release()
 	c.counts.attempts.Add(1)
 	c.counts.sealed.Add(int64(len(plaintext)))
+	o.sealed = r.payloadID
+	if err := c.tellSealed(ctx, r, len(plaintext), o); err != nil {
+		return nil, false, err
+	}
 	log := c.log.With("payload_id", r.payloadID)
 	log.DebugContext(ctx, "request sealed", "bytes", len(plaintext), "server_key", r.server.fingerprint)
 
@@ -495,6 +525,7 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 	var result *completion
 	if err == nil {
 		result, err = c.open(r, a, o)
+		err = c.tellAnswer(ctx, r.payloadID, result, err, start, o)
 	}
 	if err != nil {
 		log.DebugContext(ctx, "request failed", "duration", time.Since(start), "error", logText(err))
@@ -526,7 +557,8 @@ func (c *SecureCompletionClient) open(r *sealedRequest, a *answer, o *callOption
 	if err != nil {
 		return nil, err
 	}
-	if err := checkCompletion(plain.plaintext, r.payloadID, o.tier); err != nil {
+	erase.Do(func() { err = checkCompletion(plain.plaintext, r.payloadID, o.tier) })
+	if err != nil {
 		clear(plain.plaintext)
 		return nil, err
 	}

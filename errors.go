@@ -84,7 +84,14 @@ var (
 	ErrUnconfirmed = errors.New("sealedchat: saved, but not confirmed")
 	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. [*MemoryLimitError] has the figures.
 	ErrMemoryLimit = errors.New("sealedchat: memory cannot be locked")
-	// ErrClosed: the client, key store, gateway or secret was closed.
+	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType.Happened), the
+	// call stands. The cause is the Auditor's error.
+	ErrAudit = errors.New("sealedchat: not audited")
+	// ErrAuditTampered: an audit log is not as it was written. See AuditLogError.
+	ErrAuditTampered = errors.New("sealedchat: audit log changed")
+	// ErrAuditTorn: the last line of an audit log is unfinished, as a crash leaves it, or a cut. See AuditLogError.
+	ErrAuditTorn = errors.New("sealedchat: the audit log's last line is unfinished")
+	// ErrClosed: the client, key store, gateway, audit log or secret was closed.
 	ErrClosed = errors.New("sealedchat: closed")
 )
 

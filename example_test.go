@@ -228,6 +228,57 @@ func ExampleOpenKeyStore() {
 	defer client.Close()
 }
 
+// This is the README's audit log: compiled, and not run. What is opened first is closed last.
+func ExampleOpenAuditLog() {
+	ctx := context.Background()
+	passphrase, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer passphrase.Destroy()
+	store, err := sealedchat.OpenKeyStore(ctx, "/var/lib/myservice/keys", passphrase, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	audit, err := sealedchat.OpenAuditLog(ctx, "/var/lib/myservice/log/audit.log", store, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer audit.Close()
+	defer store.Close()
+	err = store.SetAuditor(ctx, audit) // and Config.Audit, GatewayConfig.Audit
+	if err != nil {
+		log.Fatal(err)
+	}
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
+		Keys: store, Trust: sealedchat.FirstUse(store), Audit: audit,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	fmt.Println(audit.Head()) // to be kept elsewhere
+}
+
+// An Auditor of a program's own adds details, and hands the event on. Values under names like "token" are redacted.
+func ExampleAuditorFunc() {
+	plain := func(_ []string, a slog.Attr) slog.Attr {
+		switch a.Key {
+		case "time", "event_time", "user", "pid", "severity":
+			return slog.Attr{}
+		}
+		return a
+	}
+	next := sealedchat.NewSlogAuditor(slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: plain})))
+	auditor := sealedchat.AuditorFunc(func(ctx context.Context, e sealedchat.Event) error {
+		e.Details = map[string]any{"tenant": "a-17", "session_token": "eyJhbGciOi"}
+		return next.Record(ctx, e)
+	})
+	_ = auditor.Record(context.Background(), sealedchat.Event{Type: sealedchat.EventKeyDeleted, Fingerprint: "cb27375f…"})
+	// Output:
+	// level=WARN msg=audit type=key_deleted fingerprint=cb27375f… details="map[session_token:[REDACTED] tenant:a-17]"
+}
+
 // This is the README's gateway: compiled, and not run.
 func ExampleNewGateway() {
 	key, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_API_KEY")))

@@ -69,6 +69,10 @@ type GatewayConfig struct {
 	// OHTTP is for the second protocol.
 	OHTTP GatewayOHTTP
 
+	// Audit is told of requests, answers, refusals and survived panics; while it fails, requests are answered 503 before
+	// they go upstream, and answers are not sent; one that streams stays without its end. Refused API keys are for Logger alone: strangers could fill the audit
+	// log with them. nil = nobody.
+	Audit Auditor
 	// Logger gets one line per request: ids, sizes, durations and status, no content. nil = silent.
 	Logger *slog.Logger
 }
@@ -85,7 +89,10 @@ type Gateway struct {
 	ownKeys   bool
 	slots     chan struct{}
 	counts    gatewayCounts
+	clients   clientKeys
 	strangers *strangers
+	audit     teller
+	opened    time.Time
 
 	life context.Context
 	end  context.CancelFunc
@@ -96,7 +103,8 @@ type Gateway struct {
 	cleanup sync.Once
 }
 
-// NewGateway checks c and makes a gateway. It touches no network, file or environment. Errors are [*ConfigError].
+// NewGateway checks c and makes a gateway. It touches no network, file or environment, but for what
+// GatewayConfig.Audit does when it is told. Errors are [*ConfigError], or [ErrAudit].
 func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
@@ -105,7 +113,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if err != nil {
 		return nil, &ConfigError{Field: "GatewayConfig.Upstream", Err: err}
 	}
-	g := &Gateway{cfg: c, upstream: base, slots: make(chan struct{}, c.MaxConcurrent)}
+	g := &Gateway{cfg: c, upstream: base, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
 	g.strangers = newStrangers(c.OHTTP.StrangerRate, c.OHTTP.StrangerBurst, time.Now)
 	rules := *base
 	if c.InsecureUpstreamHTTP {
@@ -116,12 +124,17 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	}
 	if c.Keys == nil {
 		// One key for as long as the gateway lives: rotation would turn away whoever pinned it.
-		if g.cfg.Keys, err = NewEphemeralKeyStore(&KeyStoreOptions{Rotation: Rotation{Every: -1}}); err != nil {
+		if g.cfg.Keys, err = NewEphemeralKeyStore(&KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: c.Audit}); err != nil {
 			return nil, err
 		}
 		g.ownKeys = true
 	}
 	g.life, g.end = context.WithCancel(context.Background())
+	if err := g.tellOpened(); err != nil {
+		g.audit.set(nil) // it was never open
+		_ = g.Close()
+		return nil, err
+	}
 	return g, nil
 }
 
@@ -188,8 +201,9 @@ func (c *GatewayConfig) setDefaults() error {
 func (g *Gateway) PublicKey(ctx context.Context) (*PublicKey, error) { return g.cfg.Keys.Public(ctx) }
 
 // Close refuses new requests with 503, ends running ones, waits for them, and wipes the keys that are the gateway's own.
-// For a graceful end, shut the http.Server down first. Idempotent; its error is always nil.
-func (g *Gateway) Close() error {
+// For a graceful end, shut the http.Server down first. Idempotent; its only error is GatewayConfig.Audit's, which
+// keeps nothing from being closed.
+func (g *Gateway) Close() (err error) {
 	g.mu.Lock()
 	g.closed = true
 	g.mu.Unlock()
@@ -202,8 +216,9 @@ func (g *Gateway) Close() error {
 		if g.ownKeys {
 			_ = g.cfg.Keys.Close()
 		}
+		err = g.tellClosed()
 	})
-	return nil
+	return err
 }
 
 func (g *Gateway) begin() bool {
@@ -225,6 +240,13 @@ type refusal struct {
 	cause      error  // for the log; its text is sanitised there
 	kind       string // a problem type, in the second protocol
 	allow      string // methods, with 405 in the second protocol
+	event      EventType
+}
+
+// as makes the refusal an audit event.
+func (p *refusal) as(t EventType) *refusal {
+	p.event = t
+	return p
 }
 
 func refuse(status int, detail string) *refusal { return &refusal{status: status, detail: detail} }
@@ -368,6 +390,7 @@ func (h *gatewayRequest) write(status int, body []byte) error {
 
 func (h *gatewayRequest) refuse(p *refusal) {
 	h.problem = p
+	h.tellRefused(p)
 	_ = h.write(p.status, p.render(h.w.Header())) // the client may be gone
 }
 
@@ -445,6 +468,7 @@ func (h *gatewayRequest) outcome() int {
 // logPanic logs neither the panic's value nor arguments on the stack: they can hold content.
 func (h *gatewayRequest) logPanic(p any) {
 	h.g.cfg.Logger.Error("panic survived", "payload_id", h.payloadID, "type", fmt.Sprintf("%T", p), "at", callers())
+	h.logAudit(h.tell(h.r.Context(), Event{Type: EventPanicSurvived, Reason: fmt.Sprintf("%T", p)}))
 }
 
 // callers names the functions that led to a panic, without their arguments.

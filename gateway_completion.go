@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"time"
@@ -113,15 +112,7 @@ func (h *gatewayRequest) admit() (*PublicKey, *refusal) {
 	if escaped == "" || len(escaped) > maxKeyText {
 		return nil, refuse(http.StatusBadRequest, "X-Public-Key is missing or too large")
 	}
-	text, err := url.PathUnescape(escaped)
-	if err != nil {
-		return nil, refuse(http.StatusBadRequest, "X-Public-Key is not percent-encoded")
-	}
-	key, err := ParsePublicKey([]byte(text))
-	if err != nil {
-		return nil, &refusal{status: http.StatusBadRequest, detail: "X-Public-Key is not an RSA public key of 2048 to 8192 bits in PEM", cause: err}
-	}
-	return key, nil
+	return h.g.clients.parse(escaped)
 }
 
 func authRefusal(err error) *refusal {
@@ -143,7 +134,7 @@ func authRefusal(err error) *refusal {
 
 func (h *gatewayRequest) checkTier() *refusal {
 	if h.tier.rank() > h.g.cfg.Tier.rank() {
-		return refuse(http.StatusForbidden, "this security tier is not available here")
+		return refuse(http.StatusForbidden, "this security tier is not available here").as(EventTierRefused)
 	}
 	return nil
 }
@@ -191,7 +182,7 @@ func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 	}
 	if err != nil {
-		return nil, &refusal{status: http.StatusBadRequest, detail: "malformed envelope", cause: envelopeError(err)}
+		return nil, &refusal{status: http.StatusBadRequest, detail: "malformed envelope", cause: envelopeError(err), event: EventSchemaRefused}
 	}
 	return &e, nil
 }
@@ -201,7 +192,7 @@ func (h *gatewayRequest) openRequest(ctx context.Context, e *envelope.Envelope) 
 	plaintext, err := h.g.cfg.Keys.openEnvelope(ctx, e)
 	switch {
 	case errors.Is(err, ErrDecryption), errors.Is(err, ErrEnvelope):
-		return nil, refuse(http.StatusBadRequest, "the request cannot be decrypted; fetch the public key again")
+		return nil, refuse(http.StatusBadRequest, "the request cannot be decrypted; fetch the public key again").as(EventDecryptionRefused)
 	case err != nil:
 		return nil, &refusal{status: http.StatusServiceUnavailable, detail: "no key", cause: err}
 	}
@@ -216,7 +207,7 @@ func (h *gatewayRequest) claim(ctx context.Context, id [32]byte, clientKey *Publ
 		return &refusal{status: http.StatusServiceUnavailable, detail: "the replay cache is unavailable", cause: err}
 	}
 	if !fresh {
-		return refuse(http.StatusConflict, "this request was sent before")
+		return refuse(http.StatusConflict, "this request was sent before").as(EventReplayRefused)
 	}
 	return nil
 }
@@ -234,11 +225,18 @@ func (h *gatewayRequest) answer(ctx context.Context, plaintext []byte, clientKey
 	if p != nil {
 		return nil, p
 	}
+	if p := h.tellOpened(ctx, len(plaintext)); p != nil {
+		clear(request)
+		return nil, p
+	}
 	answer, p := h.forward(ctx, request)
 	if p != nil {
 		return nil, p
 	}
 	defer clear(answer[:cap(answer)])
+	if p := h.tellSealed(ctx, len(answer)); p != nil {
+		return nil, p
+	}
 	return h.seal(answer, clientKey, form)
 }
 
@@ -246,18 +244,18 @@ func (h *gatewayRequest) answer(ctx context.Context, plaintext []byte, clientKey
 // tier that is sealed in it counts like the header: the header can be stripped on the way.
 func (h *gatewayRequest) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
 	if !validObject(plaintext) {
-		return nil, refuse(http.StatusBadRequest, "the request is not a JSON object")
+		return nil, refuse(http.StatusBadRequest, "the request is not a JSON object").as(EventSchemaRefused)
 	}
 	o, _ := pick(plaintext, "model", "messages", "security_tier")
 	if o.text("model") == "" {
-		return nil, refuse(http.StatusBadRequest, "the request names no model")
+		return nil, refuse(http.StatusBadRequest, "the request names no model").as(EventSchemaRefused)
 	}
 	if !validMessages(o["messages"]) {
-		return nil, refuse(http.StatusBadRequest, "messages must be a list of objects with a role, and not empty")
+		return nil, refuse(http.StatusBadRequest, "messages must be a list of objects with a role, and not empty").as(EventSchemaRefused)
 	}
 	tier := SecurityTier(o.text("security_tier"))
 	if tier.rank() < 0 {
-		return nil, refuse(http.StatusBadRequest, "security_tier is not standard, high or maximum")
+		return nil, refuse(http.StatusBadRequest, "security_tier is not standard, high or maximum").as(EventSchemaRefused)
 	}
 	if tier.rank() > h.tier.rank() {
 		h.tier = tier
@@ -266,13 +264,7 @@ func (h *gatewayRequest) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
 		}
 	}
 	dropped := append([]string{"stream", "stream_options"}, spokenOutside...)
-	request, err := jsonspan.Cut(nil, plaintext, maxDepth, func(m jsonspan.Member) bool {
-		return slices.ContainsFunc(dropped, m.Is)
-	})
-	if err != nil {
-		return nil, refuse(http.StatusBadRequest, "the request is not a JSON object")
-	}
-	return request, nil
+	return jsonspan.CutOf(nil, plaintext, func(m jsonspan.Member) bool { return slices.ContainsFunc(dropped, m.Is) }), nil
 }
 
 func validMessages(data []byte) bool {
@@ -316,13 +308,14 @@ func (h *gatewayRequest) forward(ctx context.Context, request []byte) ([]byte, *
 	if a.status != http.StatusOK {
 		return nil, upstreamRefusal(a)
 	}
-	// What the upstream says of a payload id or a tier is not for the client.
-	answer, err := jsonspan.Cut(a.body[:0], a.body, maxDepth, func(m jsonspan.Member) bool { return m.Is("_metadata") })
-	if err == nil {
-		err = checkCompletion(answer, "", "")
+	var answer []byte
+	ok := validObject(a.body)
+	if ok { // what the upstream says of a payload id or a tier is not for the client
+		answer = jsonspan.CutOf(a.body[:0], a.body, func(m jsonspan.Member) bool { return m.Is("_metadata") })
+		ok = checkCompletionObject(answer, "", "") == nil
 	}
-	if err != nil {
-		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is not a chat completion", cause: errNotCompletion}
+	if !ok {
+		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is not a chat completion", cause: errNotCompletion, event: EventSchemaRefused}
 	}
 	return answer, nil
 }

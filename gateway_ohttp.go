@@ -193,6 +193,9 @@ func (h *gatewayRequest) oblivious() {
 		p = q.check(ctx)
 	}
 	if p == nil {
+		p = q.tellOpened(ctx, len(q.content))
+	}
+	if p == nil {
 		p = q.forward(ctx)
 	}
 	if p != nil {
@@ -257,6 +260,8 @@ func (q *obliviousRequest) open(ctx context.Context) *refusal {
 		return q.openRefusal(err)
 	}
 	q.exchange = x
+	id := x.ID()
+	q.payloadID = formatUUID([16]byte(id[:16])) // the client calls it the same
 	src := &openedSource{Reader: x.Request(), opened: &q.opened}
 	head, content, err := bhttp.ReadRequest(src, bhttp.Limits{
 		Head: maxInnerHead, Content: q.g.cfg.MaxRequestBytes, Padding: maxInnerPadding,
@@ -342,8 +347,12 @@ func (q *obliviousRequest) openRefusal(err error) *refusal {
 // refuse seals a refusal where the client can open it, and sends it in the clear where not.
 func (q *obliviousRequest) refuse(p *refusal) {
 	q.problem = p
+	q.tellRefused(p)
 	switch {
 	case q.writer != nil: // the answer has begun: it stays without an end
+		if q.status == 0 {
+			_ = q.writer.Flush() // but what there is of it is sealed, and not nothing
+		}
 	case q.opened:
 		q.refuseInner(p)
 	default:

@@ -109,7 +109,7 @@ func (q *obliviousRequest) claimExchange(ctx context.Context) *refusal {
 		return &refusal{status: http.StatusServiceUnavailable, detail: "the replay cache is unavailable", retryAfter: time.Second, cause: err}
 	}
 	if !fresh {
-		return refuse(http.StatusConflict, "this request was sent before")
+		return refuse(http.StatusConflict, "this request was sent before").as(EventReplayRefused)
 	}
 	return nil
 }

@@ -8,12 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"strings"
 	"time"
-
-	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 )
 
 // What passes between the inner messages and the upstream's, and nothing else.
@@ -53,8 +50,10 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 	if resp.ContentLength > q.g.cfg.MaxResponseBytes {
 		return &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is too large"}
 	}
-	resp.Request = req
-	if err := q.pass(resp); err != nil {
+	if err := q.pass(ctx, resp); err != nil {
+		if told, ok := errors.AsType[*lateRefusal](err); ok {
+			return told.refusal
+		}
 		if q.stuck {
 			return &refusal{status: statusClientGone, detail: "the client does not take the answer", cause: err}
 		}
@@ -89,47 +88,59 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*
 }
 
 // pass seals the upstream's answer piece by piece as it comes. Memory is a chunk's: what the client does not take is not read.
-func (q *obliviousRequest) pass(resp *http.Response) error {
-	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	whole := newEnding(kind, q.path, resp.ContentLength)
-	size := int64(16<<10 - 64) // a chunk's, with what encoding adds
-	if resp.ContentLength >= 0 {
-		size = min(size, resp.ContentLength+1) // and the end of it
-	}
-	p := passer{q: q, pad: q.g.cfg.OHTTP.Pad, events: kind == "text/event-stream", live: resp.ContentLength < 0}
-	p.out = make([]byte, 0, size+1<<10)
+func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) error {
+	p := q.newPasser(resp)
 	defer p.wipe()
-	var header []bhttp.Field
-	for _, name := range headersDown {
-		for _, v := range resp.Header.Values(name) {
-			header = append(header, bhttp.Field{Name: name, Value: strings.TrimSpace(v)})
-		}
-	}
-	if err := p.head(resp.StatusCode, q.answerHeader(header, int(resp.ContentLength))); err != nil {
-		return err
-	}
 	body := &cappedReader{r: resp.Body, left: q.g.cfg.MaxResponseBytes, limit: q.g.cfg.MaxResponseBytes}
-	piece := make([]byte, size)
-	defer clear(piece)
-	for {
-		n, err := body.Read(piece)
-		whole.see(piece[:n])
-		q.g.counts.sealed.Add(int64(n))
-		if sendErr := p.piece(piece[:n]); sendErr != nil {
-			return sendErr
-		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return exchangeError(resp.Request.Context(), "the upstream", err, true)
+	if p.live { // the client learns the status, and what kind of answer comes
+		if err := p.head(resp); err != nil {
+			return err
 		}
 	}
-	if !whole.ended() {
+	for {
+		n, readErr := p.read(body)
+		q.g.counts.sealed.Add(int64(n))
+		last := readErr == io.EOF
+		if last && !p.begun { // all of it is here: what is wrong with it can still be said
+			if err := q.complete(ctx, p); err != nil {
+				return err
+			}
+		}
+		checked := !p.begun
+		if readErr == nil || last || p.begun {
+			if err := p.send(resp, n); err != nil {
+				return err
+			}
+		}
+		switch {
+		case readErr != nil && !last:
+			return exchangeError(ctx, "the upstream", readErr, true)
+		case last && !checked:
+			if err := q.complete(ctx, p); err != nil {
+				return err
+			}
+		}
+		if last {
+			return p.end()
+		}
+	}
+}
+
+// complete says whether an answer that was read to its end may have one for the client.
+func (q *obliviousRequest) complete(ctx context.Context, p *passer) error {
+	if !p.whole.ended() {
 		return errCutShort
 	}
-	return p.end()
+	if told := q.tellSealed(ctx, p.passed); told != nil {
+		return &lateRefusal{told}
+	}
+	return nil
 }
+
+// lateRefusal is a refusal on its way through code that has errors.
+type lateRefusal struct{ *refusal }
+
+func (e *lateRefusal) Error() string { return e.detail }
 
 // statusClientGone is for the log alone.
 const statusClientGone = 499

@@ -35,7 +35,8 @@ type PEMReport struct {
 // not an RSA key of 2048 to 8192 bits, two primes and an exponent of at least 65537, and for encryptions that are too
 // weak or too costly, with the openssl command that converts them, and for more than 64 KiB.
 func (s *KeyStore) ImportPEM(ctx context.Context, text []byte, passphrase *Secret) (*PEMReport, error) {
-	key, report, err := parsePEM(text, passphrase)
+	defer s.sweeper.Soon()
+	key, report, err := parsePEM(text, passphrase, s.options())
 	if err != nil {
 		return nil, err
 	}
@@ -57,16 +58,18 @@ func (s *KeyStore) ImportPEM(ctx context.Context, text []byte, passphrase *Secre
 		return s.promote(b, key)
 	})
 	key.Wipe()
-	if err != nil && !errors.Is(err, ErrUnconfirmed) {
+	if err != nil && !stands(err) {
 		return nil, err
 	}
 	s.keyInUse()
-	return result, err
+	return result, beside(err, s.tell(ctx, Event{
+		Type: EventKeyImported, Fingerprint: result.Fingerprint, Bits: result.Bits, Reason: result.Format,
+	}))
 }
 
-func parsePEM(text []byte, passphrase *Secret) (key *keyfile.RSAKey, report *keyfile.Report, err error) {
+func parsePEM(text []byte, passphrase *Secret, options []keyfile.Option) (key *keyfile.RSAKey, report *keyfile.Report, err error) {
 	parse := func(p []byte) error {
-		key, report, err = keyfile.ParsePrivateKey(text, p)
+		key, report, err = keyfile.ParsePrivateKey(text, p, options...)
 		return nil
 	}
 	if passphrase == nil {
@@ -92,18 +95,26 @@ func (s *KeyStore) ExportPEM(ctx context.Context, fingerprint string, passphrase
 		return nil, err
 	}
 	defer held.release()
-	key, err := keyfile.NewRSAKey(held.key)
+	defer s.sweeper.Soon()
+	if held.purged() {
+		return nil, s.errClosed()
+	}
+	key, err := keyfile.NewRSAKey(held.key, s.options()...)
 	if err != nil {
 		return nil, keyStoreError(err)
 	}
 	defer key.Wipe()
 	var text []byte
 	err = passphrase.Use(func(p []byte) (err error) {
-		text, err = keyfile.MarshalPBES2(key, p, 0)
+		text, err = keyfile.MarshalPBES2(key, p, 0, s.options()...)
 		return err
 	})
 	if err != nil {
 		return nil, keyStoreError(err)
+	}
+	e := Event{Type: EventKeyExported, Fingerprint: held.public.fingerprint, Bits: held.public.Bits()}
+	if err := s.tell(ctx, e); err != nil {
+		return nil, err
 	}
 	return text, nil
 }
@@ -168,9 +179,13 @@ func (s *KeyStore) ChangePassphrase(ctx context.Context, old, new *Secret) error
 		return err
 	}
 	if err := s.checkPassphrase(old); err != nil {
-		return err
+		return s.failed(ctx, err)
 	}
-	return s.rewrite(ctx, new, func(b *keyfile.Body) error { return addDataKey(b, time.Now()) })
+	err := s.rewrite(ctx, new, func(b *keyfile.Body) error { return addDataKey(b, time.Now()) })
+	if err != nil && !errors.Is(err, ErrUnconfirmed) {
+		return s.failed(ctx, err)
+	}
+	return beside(err, s.tell(ctx, Event{Type: EventPassphraseChanged, Path: s.path(), Generation: s.dataGeneration()}))
 }
 
 func (s *KeyStore) checkPassphrase(p *Secret) error {

@@ -46,6 +46,8 @@ type KeyStoreOptions struct {
 	// Memory says what becomes of keys for which there is no locked memory: MemoryBestEffort, the zero value,
 	// MemoryRequired, which makes their store fail with ErrMemoryLimit, or MemoryOff.
 	Memory MemoryPolicy
+	// Audit is told of keys, data at rest, and refused files. nil = nobody, until SetAuditor.
+	Audit Auditor
 	// Logger gets fingerprints, rotations and failures to save. nil = silent.
 	Logger *slog.Logger
 }
@@ -60,6 +62,7 @@ type KeyStore struct {
 	policy     MemoryPolicy
 	memory     *locked.Arena // for what operations need
 	log        *slog.Logger
+	audit      teller
 	newKey     func(bits int) (*rsa.PrivateKey, error) // rsa.GenerateKey, but for tests
 	kdf        []keyfile.Option                        // none, but for tests
 
@@ -70,6 +73,8 @@ type KeyStore struct {
 	writing chan struct{} // holds a token while somebody changes the store
 	rotator rotator
 	sweeper erase.Sweeper // of what private keys, data keys and sealing leave
+
+	prepared preparedKeys // has whoever has the token of writing
 
 	mu         sync.Mutex
 	keys       []*storedKeyEntry // the primary one and retired ones
@@ -82,6 +87,8 @@ type KeyStore struct {
 	version    fsafe.Version  // of the file that the fields above were read from
 	generation uint64         // that file's own count of its changes
 	closed     bool
+	opening    bool    // until Create or Open is done
+	unheard    []Event // of Create or Open, while there is no Auditor
 	cleanup    sync.WaitGroup
 }
 
@@ -143,6 +150,7 @@ func newKeyStore(o *KeyStoreOptions) (*KeyStore, error) {
 	if s.memory, err = newArena(s.policy); err != nil {
 		return nil, err
 	}
+	s.audit.set(o.Audit)
 	s.life, s.end = context.WithCancel(context.Background())
 	s.rotator.init()
 	return s, nil
@@ -158,7 +166,8 @@ func CreateKeyStore(ctx context.Context, dir string, passphrase *Secret, o *KeyS
 	if err != nil {
 		return nil, err
 	}
-	if err := s.create(ctx, dir, passphrase); err != nil {
+	s.opening = true
+	if err := s.opened(ctx, s.create(ctx, dir, passphrase)); err != nil {
 		_ = s.Close()
 		return nil, err
 	}
@@ -202,6 +211,10 @@ func (s *KeyStore) create(ctx context.Context, dir string, passphrase *Secret) (
 	if err != nil {
 		return keyStoreError(err)
 	}
+	defer s.dropPrepared()
+	if err := s.prepare(body); err != nil { // or there would be a file, and no store
+		return err
+	}
 	if err := s.dir.CreateFile(keyStoreFile, file); errors.Is(err, fsafe.ErrNotDurable) {
 		if err := s.write(file); err != nil {
 			return fmt.Errorf("%w: the key store exists: %w", ErrUnconfirmed, err)
@@ -229,7 +242,8 @@ func OpenKeyStore(ctx context.Context, dir string, passphrase *Secret, o *KeySto
 	if err != nil {
 		return nil, err
 	}
-	if err := s.open(ctx, dir, passphrase); err != nil {
+	s.opening = true
+	if err := s.opened(ctx, s.open(ctx, dir, passphrase)); err != nil {
 		_ = s.Close()
 		return nil, err
 	}
@@ -256,7 +270,7 @@ func (s *KeyStore) unlock(ctx context.Context, dir string, passphrase *Secret) e
 	if err != nil {
 		return missingError(dir, err)
 	}
-	if err := s.derive(passphrase, func(p []byte) (*keyfile.MasterKey, error) { return f.Unlock(p, s.kdf...) }); err != nil {
+	if err := s.derive(passphrase, func(p []byte) (*keyfile.MasterKey, error) { return f.Unlock(p, s.options()...) }); err != nil {
 		return err
 	}
 	if err := s.adoptFile(f, version); err != nil || f.Iterations >= s.iterations {
@@ -291,7 +305,7 @@ func validPassphrase(p *Secret) error {
 }
 
 func (s *KeyStore) newMaster(p []byte) (*keyfile.MasterKey, error) {
-	return keyfile.NewMasterKey(p, s.iterations, s.kdf...)
+	return keyfile.NewMasterKey(p, s.iterations, s.options()...)
 }
 
 // derive makes the master key from the passphrase, and moves it into locked memory.
@@ -323,10 +337,16 @@ func (s *KeyStore) derive(passphrase *Secret, kdf func([]byte) (*keyfile.MasterK
 // dropMaster wipes the master key. s.mu is held.
 func (s *KeyStore) dropMaster() {
 	if s.master != nil {
-		s.master.Wipe()
-		s.masterAt.Destroy()
+		wipeMaster(s.master, s.masterAt)
 		s.master, s.masterAt = nil, nil
 	}
+}
+
+func wipeMaster(k *keyfile.MasterKey, at *locked.Buffer) {
+	if at.Bytes() != nil { // or the program has purged memguard's memory
+		k.Wipe()
+	}
+	at.Destroy()
 }
 
 // Public is the public half of the key in use, generated now if there is none yet.
@@ -404,6 +424,7 @@ func (s *KeyStore) Close() error {
 	s.end()
 	s.rotator.wait()
 	s.writing <- struct{}{} // whoever changes the store now sees the end of life, and leaves
+	defer s.sweeper.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, k := range s.keys {
@@ -417,7 +438,6 @@ func (s *KeyStore) Close() error {
 	if s.dir != nil {
 		_ = s.dir.Close()
 	}
-	s.sweeper.Close()
 	return nil
 }
 

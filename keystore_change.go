@@ -13,10 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
-	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 // This file has the one way in which a key store changes: lock, read the file as it is now, change its body, replace
@@ -28,8 +26,14 @@ var errNoChange = errors.New("nothing to change")
 var errChangedElsewhere = fmt.Errorf("%w: the passphrase was changed elsewhere, open the key store again", ErrPassphrase)
 
 // change applies f to the store's body. When it fails nothing changes, neither on disk nor in memory, unless the error is
-// ErrUnconfirmed.
+// ErrUnconfirmed, or ErrAudit alone: then the Auditor could not be told of what is done.
 func (s *KeyStore) change(ctx context.Context, f func(*keyfile.Body) error) error {
+	var changes keyChanges
+	err := s.changeBody(ctx, changes.watch(f))
+	return s.tellChanges(ctx, &changes, err)
+}
+
+func (s *KeyStore) changeBody(ctx context.Context, f func(*keyfile.Body) error) error {
 	if s.dir == nil {
 		leave, err := s.enter(ctx)
 		if err != nil {
@@ -124,6 +128,11 @@ func (s *KeyStore) save(lock *fsafe.Lock, body *keyfile.Body) error {
 	if s.life.Err() != nil {
 		return s.errClosed()
 	}
+	// What cannot be used must not be written either.
+	defer s.dropPrepared()
+	if err := s.prepare(body); err != nil {
+		return err
+	}
 	saved := s.write(text)
 	if saved != nil && !errors.Is(saved, ErrUnconfirmed) {
 		return saved
@@ -156,7 +165,10 @@ func (s *KeyStore) changeMemory(f func(*keyfile.Body) error) error {
 	defer body.Wipe()
 	s.mu.Lock()
 	for _, k := range s.keys {
-		key, err := keyfile.NewRSAKey(k.key)
+		if k.purged() {
+			continue
+		}
+		key, err := keyfile.NewRSAKey(k.key, s.options()...)
 		if err != nil {
 			s.mu.Unlock()
 			return keyStoreError(err)
@@ -192,8 +204,9 @@ func (s *KeyStore) readFile() (*keyfile.File, fsafe.Version, error) {
 func (s *KeyStore) openBody(file *keyfile.File) (*keyfile.Body, error) {
 	s.mu.Lock()
 	master, generation := s.master, s.generation
+	purged := s.masterAt == nil || s.masterAt.Bytes() == nil
 	s.mu.Unlock()
-	if master == nil {
+	if master == nil || purged {
 		return nil, s.errClosed()
 	}
 	if !master.Fits(file) {
@@ -237,36 +250,54 @@ func (s *KeyStore) adoptFile(file *keyfile.File, version fsafe.Version) error {
 
 // refresh loads the file if another process has replaced it.
 func (s *KeyStore) refresh(ctx context.Context) error {
+	loaded, err := s.reload(ctx)
+	if loaded {
+		return s.tellLoaded(ctx)
+	}
+	return err
+}
+
+// reload is refresh without a word to the Auditor.
+func (s *KeyStore) reload(ctx context.Context) (loaded bool, err error) {
 	if s.dir == nil {
-		return nil
+		return false, nil
 	}
 	leave, err := s.enter(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer leave()
 	now, err := s.dir.Stat(keyStoreFile)
 	if err != nil {
-		return fileError(err)
+		return false, fileError(err)
 	}
 	s.mu.Lock()
 	same := s.version.Same(now)
 	s.mu.Unlock()
 	if same {
-		return nil
+		return false, nil
 	}
-	return s.load()
+	err = s.load()
+	return err == nil, err
 }
 
 // takeOver makes the store's memory say what body says. Keys that are known already stay as they are; those that are
 // gone are wiped when the last request that uses them ends.
 func (s *KeyStore) takeOver(body *keyfile.Body) error {
+	defer s.dropPrepared()
+	if err := s.prepare(body); err != nil {
+		return err
+	}
+	replacedBy := ""
+	defer func() {
+		if replacedBy != "" { // after unlocking: a log's handler may ask the store
+			s.log.Info("another key is in use", "fingerprint", replacedBy)
+		}
+	}()
 	s.mu.Lock()
 	defer s.mu.Unlock() // also when the store is closing: Close wipes what is here when it has its turn
-	dataKeysAt, err := locked.NewResting(s.policy.internal(), len(body.DataKeys)*dataKeySize)
-	if err != nil {
-		return memoryError(err)
-	}
+	dataKeysAt := s.prepared.dataKeysAt
+	s.prepared.dataKeysAt = nil
 	known := make(map[string]*heldKey)
 	for _, k := range s.keys {
 		known[k.public.fingerprint] = k.heldKey
@@ -274,21 +305,14 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	var keys []*storedKeyEntry
 	var fresh []*heldKey
 	for _, e := range body.Keys {
-		if e.State != keyfile.Primary && e.State != keyfile.Retired {
-			continue // a state that nothing here makes
+		if !inUse(e.State) {
+			continue
 		}
-		sum := e.Key.Fingerprint()
-		held := known[hex.EncodeToString(sum[:])]
+		fingerprint := hexFingerprint(e.Key)
+		held := known[fingerprint]
 		if held == nil {
-			k, err := s.loadKey(e.Key)
-			if err != nil {
-				for _, k := range fresh {
-					k.release()
-				}
-				dataKeysAt.Destroy()
-				return err
-			}
-			held = &heldKey{privateKey: k, users: 1}
+			held = &heldKey{privateKey: s.prepared.keys[fingerprint], users: 1}
+			delete(s.prepared.keys, fingerprint)
 			fresh = append(fresh, held)
 		}
 		keys = append(keys, &storedKeyEntry{heldKey: held, state: e.State, created: e.Created, activated: e.Activated, retired: e.Retired})
@@ -305,7 +329,7 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	if now := s.primary(); before == nil || now == nil || before.heldKey != now.heldKey {
 		s.rotator.uses.Store(0)
 		if before != nil && now != nil {
-			s.log.Info("another key is in use", "fingerprint", now.public.fingerprint)
+			replacedBy = now.public.fingerprint
 		}
 	}
 	for _, k := range old {
@@ -319,46 +343,6 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	}
 	s.takeOverDataKeys(body.DataKeys, dataKeysAt)
 	return nil
-}
-
-// loadKey makes a key that works, in protected memory where that is possible.
-func (s *KeyStore) loadKey(from *keyfile.RSAKey) (*privateKey, error) {
-	defer s.sweeper.Soon()
-	private, err := from.PrivateKey()
-	if err != nil {
-		return nil, keyStoreError(err)
-	}
-	k, err := newPrivateKey(private)
-	if err != nil {
-		erase.Wipe(private)
-		return nil, keyStoreError(err)
-	}
-	if err := k.protect(s.policy.internal()); err != nil {
-		if s.policy == MemoryRequired {
-			k.wipe()
-			return nil, keyStoreError(err)
-		}
-		s.log.Warn("a private key stays in ordinary memory", "fingerprint", k.public.fingerprint, "error", err)
-	}
-	return k, nil
-}
-
-func (s *KeyStore) takeOverDataKeys(keys []keyfile.DataKey, at *locked.Buffer) {
-	s.dropDataKeys()
-	s.dataKeysAt = at
-	for i, k := range keys {
-		key := at.Bytes()[i*dataKeySize : (i+1)*dataKeySize]
-		copy(key, k.Key)
-		s.dataKeys = append(s.dataKeys, heldDataKey{generation: k.Generation, key: key})
-	}
-}
-
-// dropDataKeys wipes the data keys. s.mu is held.
-func (s *KeyStore) dropDataKeys() {
-	if s.dataKeysAt != nil {
-		s.dataKeysAt.Destroy()
-		s.dataKeys, s.dataKeysAt = nil, nil
-	}
 }
 
 // addDataKey starts a new generation of data keys.
@@ -400,8 +384,7 @@ func (s *KeyStore) rewrite(ctx context.Context, passphrase *Secret, f func(*keyf
 			s.master, s.masterAt = old, oldAt
 			return err
 		}
-		old.Wipe()
-		oldAt.Destroy()
+		wipeMaster(old, oldAt)
 		return err
 	})
 }
@@ -462,4 +445,18 @@ func importError(err error) error {
 		}
 	}
 	return fmt.Errorf("%w: %w", ErrPrivateKey, err)
+}
+
+func privateKeys(held []*heldKey) (keys []*privateKey) {
+	for _, k := range held {
+		keys = append(keys, k.privateKey)
+	}
+	return keys
+}
+
+func hasPrimary(b *keyfile.Body, fingerprint string) bool {
+	return slices.ContainsFunc(b.Keys, func(e keyfile.Entry) bool {
+		fp := e.Key.Fingerprint()
+		return e.State == keyfile.Primary && hex.EncodeToString(fp[:]) == fingerprint
+	})
 }

@@ -166,6 +166,26 @@ func (s *KeyStore) keyConfigs() (list []KeyConfig) {
 	return list
 }
 
+// configListed is the state of a listed configuration among the states of RSA keys, none of which has it.
+const configListed = keyfile.Next
+
+// addConfigStates adds the configurations of b by their fingerprints.
+func addConfigStates(states keyStates, b *keyfile.Body) {
+	for _, c := range b.ConfigKeys {
+		key, err := ohttp.NewPrivateKey(c.ID, c.KEM, c.Seed)
+		if err != nil {
+			continue // of a KEM that is not known here
+		}
+		fp := key.Config().Fingerprint()
+		key.Close()
+		state := configListed
+		if !c.Retired.IsZero() {
+			state = keyfile.Retired
+		}
+		states[hex.EncodeToString(fp[:])] = state
+	}
+}
+
 // replaceConfigs retires the keys that are listed and makes new ones, if there are any: what a rotation does.
 func (s *KeyStore) replaceConfigs(b *keyfile.Body, now time.Time) error {
 	if len(b.ConfigKeys) == 0 {
@@ -314,6 +334,13 @@ func (s *KeyStore) untilConfigs(wait time.Duration, now time.Time) time.Duration
 // anyConfigExpired: s.mu is held.
 func (s *KeyStore) anyConfigExpired(now time.Time) bool {
 	return slices.ContainsFunc(s.configs.keys, func(k *configKey) bool { return s.configExpired(k.retired, now) })
+}
+
+// hasKey reports whether there is an RSA key.
+func (s *KeyStore) hasKey() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.primary() != nil
 }
 
 // configsDue reports whether the keys are to be replaced by age. They have the primary key's age where there is one.

@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
@@ -315,5 +316,35 @@ func TestObliviousRotation(t *testing.T) {
 		}
 		_ = r.g.Close()
 		_ = keys.Close()
+	})
+}
+
+// The auditor learns which configurations came and went.
+func TestConfigEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: time.Hour, Grace: time.Minute}})
+		var events []string
+		if err := s.SetAuditor(t.Context(), AuditorFunc(func(_ context.Context, e Event) error {
+			events = append(events, string(e.Type)+" "+e.Fingerprint)
+			return nil
+		})); err != nil {
+			t.Fatal(err)
+		}
+		_ = listedIDs(t, s)
+		first := s.keyConfigs()
+		settle(time.Hour + 2*time.Minute)
+		second := s.keyConfigs()
+		slices.Sort(events)
+		want := []string{}
+		for _, k := range first {
+			want = append(want, string(EventKeyGenerated)+" "+k.Fingerprint, string(EventKeyRetired)+" "+k.Fingerprint, string(EventKeyDeleted)+" "+k.Fingerprint)
+		}
+		for _, k := range second {
+			want = append(want, string(EventKeyGenerated)+" "+k.Fingerprint)
+		}
+		slices.Sort(want)
+		if len(first) != 2 || len(second) != 2 || !slices.Equal(events, want) {
+			t.Errorf("got %v\nwant %v", events, want)
+		}
 	})
 }

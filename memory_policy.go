@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
@@ -66,7 +67,7 @@ func (p MemoryPolicy) NewSecret(b []byte) (*Secret, error) {
 	if err != nil {
 		return nil, memoryError(err)
 	}
-	copy(buf.Bytes(), b)
+	erase.Do(func() { copy(buf.Bytes(), b) }) // a copy goes through registers
 	clear(b)
 	return secretOf(buf), nil
 }

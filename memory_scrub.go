@@ -6,6 +6,7 @@ package sealedchat
 import (
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"sync"
 )
 
@@ -13,8 +14,12 @@ import (
 var scrubbing sync.Mutex
 
 const (
-	scrubPerClass = 64 << 10 // bytes of each size class that a scrub overwrites
-	scrubStack    = 48 << 10 // bytes of stack that a scrub overwrites
+	scrubPerClass = 64 << 10 // bytes of each size class that a scrub overwrites at a time
+	scrubMost     = 8 << 20  // and at most
+	// scrubRounds: each processor of the scheduler's has some free memory of its own, and when this goroutine goes on
+	// elsewhere in the middle of a size class, it leaves some behind. A collection makes it common property again.
+	scrubRounds = 3
+	scrubStack  = 48 << 10 // bytes of stack that a scrub overwrites
 )
 
 // scrubClasses are the sizes of small objects in this runtime, in bytes.
@@ -36,19 +41,21 @@ func scrubClasses() []int {
 
 // ScrubHeap overwrites what the heap has free, where the standard library leaves copies of secrets that nothing can
 // reach any more (crypto/rsa: the padded message and intermediate numbers of each answer opened), and gives free memory
-// back to the system. It costs three garbage collections, of the host's garbage too: about 4 ms with a small heap, and
-// in proportion more with a large one. On a heap of tens of megabytes with many gaps, some copies may survive. It reaches
-// nothing that is still referenced: close clients and key stores first where that counts. Nothing in this package calls it.
-// Safe for concurrent use.
+// back to the system. It costs five garbage collections, of the host's garbage too: about 10 ms with a small heap, and in
+// proportion more with a large one. On a heap of tens of megabytes with many gaps, or beside goroutines that allocate,
+// some copies may survive. It reaches nothing that is still referenced: close clients and key stores first where that
+// counts. Nothing in this package calls it. Safe for concurrent use.
 func ScrubHeap() {
 	scrubbing.Lock()
 	defer scrubbing.Unlock()
 	burnStack() // before the collections, which free the stacks that were outgrown
 	percent := debug.SetGCPercent(-1)
 	defer debug.SetGCPercent(percent)
-	runtime.GC()
-	runtime.GC() // what had a finalizer or lay in a sync.Pool is garbage now
-	overwriteFree()
+	runtime.GC() // what had a finalizer or lay in a sync.Pool is garbage after this one
+	for range scrubRounds {
+		runtime.GC()
+		overwriteFree()
+	}
 	debug.FreeOSMemory()
 }
 
@@ -61,11 +68,35 @@ func overwriteFree() {
 		if size > headerless {
 			words--
 		}
+		runtime.Gosched() // a fresh slice of time, so that a class is seldom done on two processors
+		overwriteClass(size, func() { runtime.KeepAlive(zeroed[byte](size)) })
+		overwriteClass(size, func() { runtime.KeepAlive(zeroed[*byte](words)) })
+	}
+}
+
+// overwriteClass allocates objects of a size until there is no free one among those there were: then the heap grows.
+func overwriteClass(size int, allocate func()) {
+	for total := 0; total < scrubMost; total += scrubPerClass {
+		before := heapSpans()
 		for n := 0; n < scrubPerClass; n += size {
-			runtime.KeepAlive(zeroed[byte](size))
-			runtime.KeepAlive(zeroed[*byte](words))
+			allocate()
+		}
+		if heapSpans() > before {
+			return
 		}
 	}
+}
+
+// heapSpans is how many bytes of the heap are set aside for objects, living and free.
+func heapSpans() (n uint64) {
+	s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}}
+	metrics.Read(s)
+	for i := range s {
+		if s[i].Value.Kind() == metrics.KindUint64 {
+			n += s[i].Value.Uint64()
+		}
+	}
+	return n
 }
 
 // zeroed allocates on the heap, for the compiler does not see that nobody keeps the result.

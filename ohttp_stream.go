@@ -47,7 +47,7 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest, o
 		counted(&err)
 	}
 	var resp *openedResponse
-	err = c.persist(ctx, func() (again bool, err error) {
+	err = c.persist(ctx, o, func() (again bool, err error) {
 		resp, again, err = c.streamOnce(ctx, in, o, finish)
 		return again, err
 	})
@@ -70,6 +70,7 @@ func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainReques
 	}
 	c.counts.attempts.Add(1)
 	c.counts.sealed.Add(int64(len(in.content)))
+	o.sealed = r.payloadID
 	log := c.log.With("payload_id", r.payloadID)
 	log.DebugContext(ctx, "request sealed", "bytes", len(in.content), "server_key", r.server.fingerprint)
 	resp, err := c.receive(ctx, in, r)

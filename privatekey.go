@@ -37,18 +37,28 @@ func newPrivateKey(key *rsa.PrivateKey) (*privateKey, error) {
 // errKeyShape: crypto/rsa keeps its numbers where they are not found any more.
 var errKeyShape = errors.New("sealedchat: the private key cannot be moved: crypto/rsa has another shape")
 
+// errKeyTest: a key that was moved does not open what is sealed to it.
+var errKeyTest = errors.New("sealedchat: a private key failed its test")
+
 // protect moves every number of the key, crypto/rsa's own ones too, into memory under policy, once: parsing a key again for
-// each use leaves more copies than it saves. The key must be nobody else's. When the moved key does not open
+// each use leaves more copies than it saves. (What stays is a word for each modulus that Montgomery's reduction needs, from
+// which the last 64 bits of a prime follow; that is not enough to factor.) The key must be nobody else's. When the moved key does not open
 // what was sealed to it, or numbers are missed, it goes back to where it was, and the error says so; the key works all the
 // same. With MemoryRequired that is for the caller to refuse; *locked.LimitError is the other reason.
-func (k *privateKey) protect(policy locked.Policy) error {
+func (k *privateKey) protect(policy locked.Policy) (err error) {
 	if policy == locked.Off {
 		return nil
 	}
+	erase.Do(func() { err = k.move(policy) })
+	return err
+}
+
+func (k *privateKey) move(policy locked.Policy) error {
 	var memory *locked.Buffer
 	err := erase.Move(k.key, func(size int) (_ []byte, err error) {
-		// The public numbers, and the private ones in two forms: less was not found by somebody who knows crypto/rsa.
-		if size < 10*k.key.Size() {
+		// In sizes of the modulus: 4.5 for the exported numbers, 6.5 for crypto/rsa's own form of them, with Montgomery's
+		// helpers. Less means that some were not found.
+		if size < 11*k.key.Size() {
 			return nil, errKeyShape
 		}
 		if memory, err = locked.NewResting(policy, (size+7)&^7); err != nil {
@@ -74,9 +84,11 @@ func (k *privateKey) check() error {
 	if err != nil {
 		return fmt.Errorf("sealedchat: testing a private key: %w", err)
 	}
+	defer clear(want[:])
 	var got [dataKeySize]byte
+	defer clear(got[:])
 	if !k.unwrap(got[:], wrapped) || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
-		return errors.New("sealedchat: a private key failed its test")
+		return errKeyTest
 	}
 	return nil
 }
@@ -84,23 +96,29 @@ func (k *privateKey) check() error {
 // locked reports whether the key's numbers lie in memory that cannot be swapped out.
 func (k *privateKey) locked() bool { return k.memory != nil && k.memory.Locked() }
 
-// unwrap puts the unwrapped AES key into dataKey, or leaves that as it is and returns false.
-func (k *privateKey) unwrap(dataKey, wrapped []byte) (ok bool) {
-	erase.Do(func() {
-		unwrapped, err := rsa.DecryptOAEP(sha256.New(), nil, k.key, wrapped, nil)
-		if err == nil && len(unwrapped) == dataKeySize {
-			copy(dataKey, unwrapped)
-			ok = true
-		}
-		// The slice is the end of the padded block. Its beginning, from which all of it follows, is out of reach here.
-		clear(unwrapped)
-	})
-	return ok
+// unwrap puts the unwrapped AES key into dataKey, or leaves that as it is and returns false. It is called within erase.Do.
+func (k *privateKey) unwrap(dataKey, wrapped []byte) bool {
+	if k.purged() {
+		return false
+	}
+	unwrapped, err := rsa.DecryptOAEP(sha256.New(), nil, k.key, wrapped, nil)
+	// The slice is the end of the padded block. Its beginning, from which all of it follows, is out of reach here.
+	defer clear(unwrapped)
+	if err != nil || len(unwrapped) != dataKeySize {
+		return false
+	}
+	copy(dataKey, unwrapped)
+	return true
 }
+
+// purged reports that the program has had memguard destroy its buffers, this key's with them.
+func (k *privateKey) purged() bool { return k.memory != nil && k.memory.Bytes() == nil }
 
 // wipe clears the private numbers. The key opens nothing after that.
 func (k *privateKey) wipe() {
-	erase.Wipe(k.key)
+	if !k.purged() {
+		erase.Wipe(k.key)
+	}
 	k.key = nil
 	if k.memory != nil {
 		k.memory.Destroy()
@@ -119,7 +137,12 @@ type room func(n int) ([]byte, error)
 // into is nil. When none of keys does, more, if not nil, is asked for others. Every failure after the format checks is
 // ErrDecryption and costs the same work: as many RSA operations as there are keys, and one of GCM, under a random key if
 // no other is there.
-func openWith(e *envelope.Envelope, keys []*privateKey, more func() []*privateKey, into room) ([]byte, error) {
+func openWith(e *envelope.Envelope, keys []*privateKey, more func() []*privateKey, into room) (plaintext []byte, err error) {
+	erase.Do(func() { plaintext, err = openConfined(e, keys, more, into) })
+	return plaintext, err
+}
+
+func openConfined(e *envelope.Envelope, keys []*privateKey, more func() []*privateKey, into room) ([]byte, error) {
 	fits := func(k *privateKey) bool { return k.public.key.Size() == len(e.WrappedKey) }
 	if !slices.ContainsFunc(keys, fits) && more != nil {
 		keys, more = more(), nil
@@ -161,15 +184,11 @@ func openWith(e *envelope.Envelope, keys []*privateKey, more func() []*privateKe
 const sealedOverhead = envelope.NonceSize + envelope.TagSize
 
 // openSealed decrypts nonce ‖ ciphertext ‖ tag to where to begins, which is where sealed begins, or elsewhere altogether.
-func openSealed(to, dataKey, sealed []byte) (plaintext []byte, err error) {
-	erase.Do(func() {
-		aead, newErr := newAEAD(dataKey)
-		if newErr != nil {
-			err = newErr
-			return
-		}
-		defer erase.Wipe(aead)
-		plaintext, err = aead.Open(to[:0], nil, sealed, nil)
-	})
-	return plaintext, err
+func openSealed(to, dataKey, sealed []byte) ([]byte, error) {
+	aead, err := newAEAD(dataKey)
+	if err != nil {
+		return nil, err
+	}
+	defer erase.Wipe(aead)
+	return aead.Open(to[:0], nil, sealed, nil)
 }

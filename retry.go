@@ -59,6 +59,9 @@ func unprocessed(err error) bool {
 // wantsRetry tells failures that may pass by themselves, with the wait that the server asked for. A connection that
 // broke after the answer had begun does not count, nor an attempt that used up its time: the work was done once.
 func wantsRetry(err error) (time.Duration, bool) {
+	if errors.Is(err, ErrAudit) {
+		return 0, false // whatever the Auditor returned
+	}
 	if _, distrusted := errors.AsType[*ServerKeyError](err); distrusted {
 		return 0, false // whatever it was that OnServerKey returned
 	}

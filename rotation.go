@@ -5,7 +5,6 @@ package sealedchat
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -184,13 +183,6 @@ func (s *KeyStore) openEnvelope(ctx context.Context, e *envelope.Envelope) ([]by
 	}, nil)
 }
 
-func privateKeys(held []*heldKey) (keys []*privateKey) {
-	for _, k := range held {
-		keys = append(keys, k.privateKey)
-	}
-	return keys
-}
-
 // retain returns the keys that open requests at this time, but for those that the caller has already. The caller
 // releases them.
 func (s *KeyStore) retain(now time.Time, have ...*heldKey) []*heldKey {
@@ -247,7 +239,7 @@ func (s *KeyStore) makeKey(forced bool) func(context.Context) (bool, error) {
 			lock, err := s.dir.Lock(lockCtx, rotationLock)
 			cancel()
 			if err != nil {
-				return false, fileError(err)
+				return false, s.failed(ctx, fileError(err))
 			}
 			defer lock.Unlock()
 			if err := s.refresh(ctx); err != nil {
@@ -278,7 +270,7 @@ func (s *KeyStore) replacePrimary(ctx context.Context, forced bool) (made bool, 
 		made = true
 		return s.promote(b, key)
 	})
-	if err != nil && !errors.Is(err, ErrUnconfirmed) {
+	if err != nil && !stands(err) {
 		return false, err
 	}
 	if made {
@@ -288,13 +280,6 @@ func (s *KeyStore) replacePrimary(ctx context.Context, forced bool) (made bool, 
 		s.keyInUse()
 	}
 	return made, err
-}
-
-func hasPrimary(b *keyfile.Body, fingerprint string) bool {
-	return slices.ContainsFunc(b.Keys, func(e keyfile.Entry) bool {
-		fp := e.Key.Fingerprint()
-		return e.State == keyfile.Primary && hex.EncodeToString(fp[:]) == fingerprint
-	})
 }
 
 // due reports whether a new key is to be made unasked.
@@ -324,11 +309,15 @@ func (s *KeyStore) generate(ctx context.Context) (*keyfile.RSAKey, error) {
 			return
 		}
 		defer erase.Wipe(key)
-		if copied, newErr = keyfile.NewRSAKey(key); newErr != nil {
+		if copied, newErr = keyfile.NewRSAKey(key, s.options()...); newErr != nil {
 			err = keyStoreError(newErr)
 		}
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := s.tellGenerated(ctx, copied, start); err != nil {
+		copied.Wipe()
 		return nil, err
 	}
 	s.log.DebugContext(ctx, "key generated", "bits", s.bits, "duration", time.Since(start))
@@ -473,12 +462,6 @@ func (s *KeyStore) tend() {
 	s.report(err)
 }
 
-func (s *KeyStore) hasKey() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.primary() != nil
-}
-
 func (s *KeyStore) anyExpired() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -494,6 +477,7 @@ func (s *KeyStore) report(err error) {
 	}
 	r := &s.rotator
 	r.mu.Lock()
+	news := isNews(r.failure, err)
 	r.failure = err
 	if err == nil {
 		r.failures = 0
@@ -504,5 +488,8 @@ func (s *KeyStore) report(err error) {
 	r.failures++
 	r.retryAt = time.Now().Add(wait)
 	r.mu.Unlock() // a log handler may ask RotationError
+	if news {
+		err = s.failed(s.life, err)
+	}
 	s.log.Warn("key store: the work in the background failed, the keys stay as they are", "error", err, "again_in", wait)
 }

@@ -24,6 +24,11 @@ func checkRequest(plaintext []byte) error {
 	if !validObject(plaintext) {
 		return fmt.Errorf("%w: the request is not a JSON object in valid UTF-8", ErrInvalidRequest)
 	}
+	return checkSpokenOutside(plaintext)
+}
+
+// checkSpokenOutside is the second half of checkRequest, for an object that was checked before.
+func checkSpokenOutside(plaintext []byte) error {
 	for m := range jsonspan.MembersOf(plaintext) {
 		for _, name := range spokenOutside {
 			if m.Is(name) {
@@ -108,6 +113,11 @@ func checkCompletion(data []byte, payloadID string, tier SecurityTier) error {
 	if !validObject(data) {
 		return schemaError("the answer", "not a JSON object in valid UTF-8")
 	}
+	return checkCompletionObject(data, payloadID, tier)
+}
+
+// checkCompletionObject is checkCompletion for an object in JSON that was checked before.
+func checkCompletionObject(data []byte, payloadID string, tier SecurityTier) error {
 	o, _ := pick(data, "id", "object", "created", "model", "choices", "error", "_metadata")
 	// Whose answer it is comes first: an error that belongs to another request must not be believed either.
 	if err := checkMetadata(o["_metadata"], payloadID, tier); err != nil {

@@ -35,11 +35,11 @@ type Stats struct {
 	// share it. A first key does not count, nor what another process did.
 	KeyRotations int64 `json:"key_rotations"`
 	// Memory tells how the process's secrets are kept: "locked" if all protected memory in use is locked into RAM,
-	// "wiped only" if some of it may be swapped out until it is wiped. See [Secret.Locked].
+	// "wiped only" if some of it may be swapped out until it is wiped. [MemoryReport] has more.
 	Memory string `json:"memory"`
 }
 
-// Stats returns the counters. It costs some atomic reads, so it may be called often, from any goroutine, and after Close.
+// Stats returns the counters. It costs some atomic reads and a system call or two, so it may be called often, from any goroutine, and after Close.
 // Calls that are under way meanwhile may be counted in one field and not yet in another.
 func (c *SecureCompletionClient) Stats() Stats {
 	n := &c.counts
@@ -81,9 +81,10 @@ func (n *clientCounts) call() func(err *error) {
 // GatewayStats is what a gateway did since it was made, see [Gateway.Stats]. Its numbers only grow, but for InFlight. It
 // marshals to JSON and logs as a group; it holds no content and no ids.
 type GatewayStats struct {
-	// Requests is the number of requests that were dealt with, of either protocol: Answered got a sealed answer,
+	// Requests is the number of requests that were dealt with, of either protocol: Answered were sent a sealed answer,
 	// Refused a status from 400 to 499, Failed one from 500 on, or an answer that was cut. In the second protocol the
-	// status is the sealed one, where there is one, and Answered is from 200 to 299. Fetched public keys and health checks are not among them.
+	// status is the sealed one, where there is one, and Answered is from 200 to 299. Fetched public keys and health checks
+	// are not among them.
 	Requests int64 `json:"requests"`
 	Answered int64 `json:"answered"`
 	Refused  int64 `json:"refused"`
@@ -98,7 +99,7 @@ type GatewayStats struct {
 	Memory       string `json:"memory"`
 }
 
-// Stats returns the counters. It costs some atomic reads, so it may be called often, from any goroutine, and after Close.
+// Stats returns the counters. It costs some atomic reads and a system call or two, so it may be called often, from any goroutine, and after Close.
 func (g *Gateway) Stats() GatewayStats {
 	n := &g.counts
 	s := GatewayStats{

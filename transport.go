@@ -78,14 +78,13 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.fail(req, nil, err)
 	}
 	defer clear(body)
-	if err := t.errors.recall(req, body); err != nil {
-		return nil, err
-	}
 	call, err := parseSDKCall(body)
 	if err != nil {
 		return t.fail(req, nil, err)
 	}
-	defer clear(call.body)
+	if err := t.errors.recall(req, call.body); err != nil {
+		return nil, err
+	}
 	opts, key := t.callOptions(req)
 	defer key.Destroy()
 	return t.complete(req, body, call, opts)
@@ -95,12 +94,12 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 func (t *sdkTransport) complete(req *http.Request, body []byte, call *sdkCall, opts []CallOption) (*http.Response, error) {
 	result, err := t.client.do(req.Context(), call.body, opts)
 	if err != nil {
-		return t.fail(req, body, err)
+		return t.fail(req, call.body, err)
 	}
 	if call.stream {
 		events, err := eventStream(result.plaintext, call.includeUsage)
 		if err != nil {
-			return t.fail(req, body, err)
+			return t.fail(req, call.body, err)
 		}
 		return sdkStream(req, events), nil
 	}
@@ -131,6 +130,7 @@ func (t *sdkTransport) read(req *http.Request) ([]byte, error) {
 
 // callOptions takes from the SDK's headers what may leave. The caller destroys the key, which may be nil.
 func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *Secret) {
+	opts = append(opts, func(o *callOptions) { o.checked = true }) // by parseSDKCall
 	if tier := req.Header.Get(headerTier); tier != "" {
 		opts = append(opts, WithTier(SecurityTier(tier)))
 	}
@@ -246,10 +246,13 @@ type sdkCall struct {
 	includeUsage bool
 }
 
+// parseSDKCall checks body, and takes the members out where they stand: body is the call's from then on.
 func parseSDKCall(body []byte) (*sdkCall, error) {
+	if !validObject(body) {
+		return nil, fmt.Errorf("%w: the request is not a JSON object", ErrInvalidRequest)
+	}
 	call := &sdkCall{}
-	var err error
-	call.body, err = jsonspan.Cut(nil, body, maxDepth, func(m jsonspan.Member) bool {
+	call.body = jsonspan.CutOf(body[:0], body, func(m jsonspan.Member) bool {
 		switch {
 		case m.Is("stream"):
 			call.stream = string(m.Value) == "true"
@@ -261,10 +264,7 @@ func parseSDKCall(body []byte) (*sdkCall, error) {
 		}
 		return false
 	})
-	if err != nil {
-		return nil, fmt.Errorf("%w: the request is not a JSON object", ErrInvalidRequest)
-	}
-	return call, nil
+	return call, checkSpokenOutside(call.body)
 }
 
 const (

@@ -165,6 +165,7 @@ type serverKey struct {
 	origin string                          // the base URL
 	notify func(old, new *PublicKey) error // Config.OnServerKey; may be nil
 	log    *slog.Logger
+	audit  *teller
 	life   context.Context
 
 	fetching flight.Group[*PublicKey]
@@ -245,7 +246,7 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 	defer leave()
 	old, key, accepted := s.choose(offered)
 	if err := s.judge(ctx, old, key, accepted); err != nil {
-		return nil, err
+		return nil, s.tellRefused(ctx, err)
 	}
 	s.mu.Lock()
 	s.key, s.fetched = key, time.Now()
@@ -288,6 +289,9 @@ func (s *serverKey) judge(ctx context.Context, old, key *PublicKey, accepted boo
 			return err
 		}
 	}
+	if err := s.tellKey(ctx, old, key); err != nil {
+		return err
+	}
 	return s.trust.remember(ctx, s.origin, key)
 }
 
@@ -319,10 +323,10 @@ func (s *serverKey) accept(ctx context.Context, fingerprint string) error {
 		return err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if !slices.Contains(s.accepted, fingerprint) {
 		s.accepted = append(s.accepted, fingerprint)
 	}
 	s.fetched, s.quietUntil = time.Time{}, time.Time{}
-	return nil
+	s.mu.Unlock()
+	return s.audit.tell(ctx, Event{Type: EventServerKeyAccepted, Fingerprint: fingerprint, Server: s.origin})
 }

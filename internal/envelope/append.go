@@ -4,7 +4,6 @@
 package envelope
 
 import (
-	"bytes"
 	"math"
 	"strconv"
 
@@ -72,7 +71,8 @@ func Append(dst []byte, e *Envelope) []byte {
 	dst = grown(dst, total)
 	nonce, lead := e.Sealed[:NonceSize], apart
 	if last := len(e.Sealed) - 1; &e.Sealed[last] == &dst[:total][total-1] { // where Reserve put it
-		nonce, tag = bytes.Clone(nonce), bytes.Clone(tag)
+		var keep [NonceSize + TagSize]byte
+		nonce, tag = keep[:copy(keep[:], nonce)], keep[NonceSize:][:copy(keep[NonceSize:], tag)]
 		lead = total - len(e.Sealed) + NonceSize - (len(dst) + len(beforeCiphertext))
 	}
 	dst = append(dst, beforeCiphertext...)
@@ -80,7 +80,7 @@ func Append(dst []byte, e *Envelope) []byte {
 	encode(text, ciphertext, lead)
 	dst = append(dst[:len(dst)+len(text)], beforeNonce...)
 	dst = base64.StdEncoding.AppendEncode(dst, nonce)
-	if tag != nil {
+	if e.TagForm != Appended {
 		dst = append(dst, beforeTag...)
 		dst = base64.StdEncoding.AppendEncode(dst, tag)
 	}

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build linux && !goexperiment.runtimesecret
+//go:build linux && !(goexperiment.runtimesecret && (amd64 || arm64))
 
 package erase
 
@@ -15,24 +15,31 @@ import (
 const RuntimeSecret = false
 
 func do(f func()) {
-	burn(stackDepth) // before the thread is locked: growing the stack may take a while
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer restore(blockSignals())
 	defer scrubRegisters()
-	defer burn(stackDepth)
-	f()
+	deep(f)
 }
 
-// blockSignals keeps the runtime from interrupting this thread: the kernel writes all registers into a signal's frame, and
-// nobody clears that.
+// blockSignals keeps this thread from being interrupted: the kernel writes all registers into a signal's frame, and nobody
+// clears that. What is sent to the process another thread takes; what the runtime sends to this one waits.
 func blockSignals() (before unix.Sigset_t, ok bool) {
-	var block unix.Sigset_t
-	for _, s := range []unix.Signal{unix.SIGURG, unix.SIGPROF} {
-		word := uint(s-1) / bitsPerWord
-		block.Val[word] |= 1 << (uint(s-1) % bitsPerWord)
-	}
+	block := blocked()
 	return before, unix.PthreadSigmask(unix.SIG_BLOCK, &block, &before) == nil
+}
+
+// blocked is every signal but those that the thread brings upon itself, and those that C libraries need (32 to 34).
+func blocked() (set unix.Sigset_t) {
+	for i := range set.Val {
+		set.Val[i] = ^set.Val[i]
+	}
+	for _, s := range []unix.Signal{
+		unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP, unix.SIGABRT, unix.SIGSYS, 32, 33, 34,
+	} {
+		set.Val[uint(s-1)/bitsPerWord] &^= 1 << (uint(s-1) % bitsPerWord)
+	}
+	return set
 }
 
 func restore(before unix.Sigset_t, ok bool) {
@@ -43,8 +50,9 @@ func restore(before unix.Sigset_t, ok bool) {
 
 const bitsPerWord = 32 << (^uint(0) >> 63) // of unix.Sigset_t, whose words are as wide as uint
 
-// scrubRegisters has zeros copied through every vector register that a copy of this size goes through. The length must not
-// be a constant: copies of a known length are compiled into moves through one register.
+// scrubRegisters has zeros copied through every vector register that a copy of this size goes through: on amd64 X0 to X15.
+// On arm64 copies go through other registers, and these keep what they hold. The length must not be a constant: copies of
+// a known length are compiled into moves through one register.
 //
 //go:noinline
 func scrubRegisters() { copyZeros(registerFile) }

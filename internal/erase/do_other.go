@@ -1,15 +1,11 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build !linux && !goexperiment.runtimesecret
+//go:build !linux
 
 package erase
 
 // RuntimeSecret tells whether this build has runtime/secret.
 const RuntimeSecret = false
 
-func do(f func()) {
-	burn(stackDepth)
-	defer burn(stackDepth)
-	f()
-}
+func do(f func()) { deep(f) }

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build goexperiment.runtimesecret
+//go:build goexperiment.runtimesecret && linux && (amd64 || arm64)
 
 package erase
 

@@ -19,8 +19,7 @@ func Wipe(v any) { walk(v, wiper{}) }
 
 // Move copies the contents of every slice of integers that v reaches to the memory that alloc returns, and makes the slice
 // lie there. Then it has test look whether v still does what it is for. If so, it clears where the slices lay before;
-// if not, it puts everything back, clears the copies and returns the error of test. Slices of the same memory become slices
-// of the same memory. Arrays stay where they are.
+// if not, it puts everything back, clears the copies and returns the error of test. Slices that begin and end together go on doing so. Arrays, and integers by themselves, stay where they are.
 //
 // alloc gets the number of bytes of all slices together, and returns at least so many, aligned to 8, on the Go heap or
 // not; they have to live as long as v. On an error of alloc nothing has been moved.
@@ -31,10 +30,11 @@ func Move(v any, alloc func(size int) ([]byte, error), test func() error) error 
 	if err != nil {
 		return err
 	}
+	to = to[:m.size]
 	m.move(to)
 	if err := test(); err != nil {
 		m.undo()
-		clear(to[:m.size])
+		clear(to)
 		return err
 	}
 	m.clearOld()
@@ -80,6 +80,10 @@ func (w *walker) inside(v reflect.Value) {
 	case reflect.Struct:
 		for i := range v.NumField() {
 			w.inside(v.Field(i))
+		}
+	case reflect.Array:
+		for i := range v.Len() {
+			w.inside(v.Index(i))
 		}
 	case reflect.Slice:
 		for i := range v.Len() {

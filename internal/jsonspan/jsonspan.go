@@ -117,12 +117,17 @@ func Cut(dst, data []byte, maxDepth int, drop func(Member) bool) ([]byte, error)
 	if _, err := checkKind(data, maxDepth, Object); err != nil {
 		return dst, err
 	}
-	if most := len(dst) + len(data); cap(dst) < most {
+	return CutOf(dst, data, drop), nil
+}
+
+// CutOf is Cut without the check: the object must be all or part of a text that was checked before.
+func CutOf(dst, valid []byte, drop func(Member) bool) []byte {
+	if most := len(dst) + len(valid); cap(dst) < most {
 		dst = append(make([]byte, 0, most), dst...)
 	}
 	end, kept := 0, false // end of the member before
-	for m := range MembersOf(data) {
-		lead := data[end:m.Start]
+	for m := range MembersOf(valid) {
+		lead := valid[end:m.Start]
 		if end == 0 {
 			dst, lead = append(dst, lead...), nil // the brace: it stays in any case
 		}
@@ -133,7 +138,7 @@ func Cut(dst, data []byte, maxDepth int, drop func(Member) bool) ([]byte, error)
 		if kept {
 			dst = append(dst, lead...)
 		}
-		dst, kept = append(dst, data[m.Start:m.End]...), true
+		dst, kept = append(dst, valid[m.Start:m.End]...), true
 	}
-	return append(dst, data[end:]...), nil
+	return append(dst, valid[end:]...)
 }

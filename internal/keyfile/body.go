@@ -161,11 +161,14 @@ func (b *Body) size() int {
 }
 
 // marshal encodes the body. The caller destroys the buffer.
-func (b *Body) marshal() (*locked.Buffer, error) {
+func (b *Body) marshal(policy locked.Policy) (*locked.Buffer, error) {
 	if err := b.validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	memory := locked.New(b.size())
+	memory, err := locked.NewWith(policy, b.size())
+	if err != nil {
+		return nil, err
+	}
 	out := memory.Bytes()[:0]
 	u16 := func(n int) { out = binary.BigEndian.AppendUint16(out, uint16(n)) }
 	u64 := func(n uint64) { out = binary.BigEndian.AppendUint64(out, n) }

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 // testConfigs is testBody with keys for Oblivious HTTP.
@@ -68,7 +70,7 @@ func TestConfigKeysRoundTrip(t *testing.T) {
 // A body without these keys is written as before, so that older programs read it; one with them says that it is another.
 func TestConfigKeysBodyVersion(t *testing.T) {
 	for want, b := range map[byte]*Body{1: testBody(t), 2: testConfigs(t)} {
-		memory, err := b.marshal()
+		memory, err := b.marshal(locked.BestEffort)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,7 +104,7 @@ func TestConfigKeysRefused(t *testing.T) {
 }
 
 func TestConfigKeysCutAndCounts(t *testing.T) {
-	memory, err := testConfigs(t).marshal()
+	memory, err := testConfigs(t).marshal(locked.BestEffort)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -115,7 +115,7 @@ func inLocked(b []byte) *locked.Buffer {
 }
 
 func TestBodyCutAndCounts(t *testing.T) {
-	memory, err := testBody(t).marshal()
+	memory, err := testBody(t).marshal(locked.BestEffort)
 	if err != nil {
 		t.Fatal(err)
 	}

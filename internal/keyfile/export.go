@@ -20,11 +20,25 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
-// Option loosens a rule.
+// Option changes a rule.
 type Option int
 
-// AllowWeak lets tests use fewer than MinIterations.
-const AllowWeak Option = 1
+const (
+	AllowWeak   Option = iota + 1 // for tests: fewer than MinIterations
+	RequireLock                   // what cannot be locked into RAM is a *locked.LimitError
+	WithoutLock                   // ordinary memory, wiped
+)
+
+// policyOf is the policy for the memory of secrets, from options.
+func policyOf(options []Option) locked.Policy {
+	switch {
+	case slices.Contains(options, RequireLock):
+		return locked.Required
+	case slices.Contains(options, WithoutLock):
+		return locked.Off
+	}
+	return locked.BestEffort
+}
 
 // checkIterations turns 0 into MinIterations.
 func checkIterations(iterations int, options []Option) (int, error) {
@@ -51,7 +65,7 @@ func MarshalPBES2(k *RSAKey, passphrase []byte, iterations int, options ...Optio
 	if len(passphrase) == 0 {
 		return nil, ErrPassphraseNeeded
 	}
-	memory, data, err := marshalPKCS8(k)
+	memory, data, err := marshalPKCS8(k, policyOf(options))
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +117,7 @@ func (d *kdf) marshal(ciphertext []byte) ([]byte, error) {
 
 // marshalPKCS8 writes a PrivateKeyInfo with room for one block of padding behind it. The
 // caller destroys the memory that it lies in.
-func marshalPKCS8(k *RSAKey) (memory *locked.Buffer, der []byte, err error) {
+func marshalPKCS8(k *RSAKey, policy locked.Policy) (memory *locked.Buffer, der []byte, err error) {
 	erase.Do(func() { err = k.check() })
 	if err != nil {
 		return nil, nil, err
@@ -113,7 +127,9 @@ func marshalPKCS8(k *RSAKey) (memory *locked.Buffer, der []byte, err error) {
 		size += len(*field) + 6
 	}
 	// A builder that cannot grow leaves no outgrown buffer behind.
-	memory = locked.New(size + aes.BlockSize)
+	if memory, err = locked.NewWith(policy, size+aes.BlockSize); err != nil {
+		return nil, nil, err
+	}
 	b := cryptobyte.NewFixedBuilder(memory.Bytes()[:0])
 	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1Uint64(0)

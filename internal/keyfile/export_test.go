@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
+
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 func TestExportRoundTrip(t *testing.T) {
@@ -181,7 +183,7 @@ func TestConvertCommands(t *testing.T) {
 // plainPEM writes a key unencrypted, as PKCS#8 in PEM in lines of 64. The caller
 // clears the bytes.
 func plainPEM(k *RSAKey) ([]byte, error) {
-	memory, der, err := marshalPKCS8(k)
+	memory, der, err := marshalPKCS8(k, locked.BestEffort)
 	if err != nil {
 		return nil, err
 	}

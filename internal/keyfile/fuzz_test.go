@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
+
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 func isOneOf(err error, sentinels ...error) bool {
@@ -107,7 +109,7 @@ func FuzzBody(f *testing.F) {
 		testBody(f), {}, {DataKeys: testBody(f).DataKeys}, {Pins: testBody(f).Pins},
 		testConfigs(f), {Signer: testConfigs(f).Signer}, {Signer: testConfigs(f).Signer, ConfigKeys: testConfigs(f).ConfigKeys},
 	} {
-		seed, err := b.marshal()
+		seed, err := b.marshal(locked.BestEffort)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -125,7 +127,7 @@ func FuzzBody(f *testing.F) {
 			}
 			return
 		}
-		again, err := b.marshal()
+		again, err := b.marshal(locked.BestEffort)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -45,7 +45,12 @@ type RSAKey struct {
 
 // NewRSAKey copies the integers of a key into a buffer of its own. The source stays
 // the caller's to wipe. It fails as ParsePrivateKey would.
-func NewRSAKey(priv *rsa.PrivateKey) (*RSAKey, error) {
+func NewRSAKey(priv *rsa.PrivateKey, options ...Option) (k *RSAKey, err error) {
+	erase.Do(func() { k, err = newRSAKey(priv, policyOf(options)) })
+	return k, err
+}
+
+func newRSAKey(priv *rsa.PrivateKey, policy locked.Policy) (*RSAKey, error) {
 	if len(priv.Primes) > 2 {
 		return nil, ErrMultiPrime
 	}
@@ -59,7 +64,11 @@ func NewRSAKey(priv *rsa.PrivateKey) (*RSAKey, error) {
 	for _, x := range ints {
 		size += byteLen(x)
 	}
-	k.memory = locked.New(size)
+	memory, err := locked.NewWith(policy, size)
+	if err != nil {
+		return nil, err
+	}
+	k.memory = memory
 	rest := k.memory.Bytes()
 	for i, field := range k.fields() {
 		n := byteLen(ints[i])

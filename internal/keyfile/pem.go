@@ -46,11 +46,11 @@ type limits struct{ maxIterations int }
 // The key is checked: 2048 to 8192 bits, an odd exponent from 65537 to 31 bits, two
 // primes, consistent numbers. The caller wipes it. The errors are the sentinels of
 // this package, *KeyTypeError and *UnsupportedError.
-func ParsePrivateKey(pemBytes, passphrase []byte) (*RSAKey, *Report, error) {
-	return parsePrivateKey(pemBytes, passphrase, limits{MaxIterations})
+func ParsePrivateKey(pemBytes, passphrase []byte, options ...Option) (*RSAKey, *Report, error) {
+	return parsePrivateKey(pemBytes, passphrase, limits{MaxIterations}, options...)
 }
 
-func parsePrivateKey(pemBytes, passphrase []byte, lim limits) (_ *RSAKey, _ *Report, err error) {
+func parsePrivateKey(pemBytes, passphrase []byte, lim limits, options ...Option) (_ *RSAKey, _ *Report, err error) {
 	private, public, err := splitBlocks(pemBytes)
 	if err != nil {
 		return nil, nil, err
@@ -58,7 +58,10 @@ func parsePrivateKey(pemBytes, passphrase []byte, lim limits) (_ *RSAKey, _ *Rep
 	if private == nil {
 		return nil, nil, ErrPublicOnly
 	}
-	memory := locked.New(len(private.body))
+	memory, err := locked.NewWith(policyOf(options), len(private.body))
+	if err != nil {
+		return nil, nil, err
+	}
 	var k *RSAKey
 	var report *Report
 	erase.Do(func() {

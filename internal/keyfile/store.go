@@ -136,6 +136,7 @@ type MasterKey struct {
 	salt       [saltSize]byte
 	iterations int
 	allowWeak  bool
+	policy     locked.Policy // for the bodies that it opens and seals
 }
 
 // NewMasterKey derives a key with a fresh salt, for a new keystore or a new passphrase.
@@ -171,7 +172,7 @@ func deriveMasterKey(passphrase []byte, salt [saltSize]byte, iterations int, opt
 		return nil, err
 	}
 	_, err = checkIterations(max(iterations, 1), options)
-	return &MasterKey{key, salt, iterations, err == nil}, nil
+	return &MasterKey{key, salt, iterations, err == nil, policyOf(options)}, nil
 }
 
 // Iterations is the cost that the key was derived with.
@@ -207,8 +208,10 @@ func Open(f *File, k *MasterKey) (*Body, error) {
 	if !k.Fits(f) || len(k.key) != masterKeySize {
 		return nil, ErrPassphrase
 	}
-	memory := locked.New(len(f.sealed) - gcmOverhead)
-	var err error
+	memory, err := locked.NewWith(k.policy, len(f.sealed)-gcmOverhead)
+	if err != nil {
+		return nil, err
+	}
 	erase.Do(func() {
 		aead, wipe, newErr := deriveGCM(k.key, f.BodySalt[:], storeInfo)
 		if newErr != nil {
@@ -236,7 +239,9 @@ func Seal(b *Body, k *MasterKey) ([]byte, error) {
 	if len(k.key) != masterKeySize {
 		return nil, fmt.Errorf("%w: a wiped master key", ErrInvalid)
 	}
-	memory, err := b.marshal()
+	var memory *locked.Buffer
+	var err error
+	erase.Do(func() { memory, err = b.marshal(k.policy) })
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
+
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 const testPassphrase = "correct horse battery staple"
@@ -166,7 +168,7 @@ func TestStoreFormat(t *testing.T) {
 	}
 	head := file[:bytes.Index(file, []byte(base64.StdEncoding.EncodeToString(j.Body)))]
 	got := openGCM(t, key, j.Body, head)
-	want, err := b.marshal()
+	want, err := b.marshal(locked.BestEffort)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,255 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/user"
+	"strconv"
+	"sync/atomic"
+	"time"
+)
+
+// Auditor is told what a client, a key store or a gateway does with keys and sealed messages. [AuditLog] keeps it in a
+// file that nobody can change unnoticed, [NewSlogAuditor] sends it to a logger; a program's own can add [Event].Details and
+// hand the event on.
+//
+// An error stops the call: where the event comes before its effect, nothing is sent, used or handed out ([ErrAudit] with
+// the Auditor's error). Events that report what has happened already (see [EventType.Happened]) cannot undo it: their
+// error is returned by the call, beside the call's own if it failed, and logged where there is no call.
+//
+// Record is called from several goroutines, and holds up the call meanwhile. It must not call the client, gateway or key
+// store that it is told by, but for [KeyStore.Seal] and [KeyStore.Open] of a store that tells nothing itself. ctx is the
+// call's; for what has happened already it does not end with the call.
+type Auditor interface {
+	Record(ctx context.Context, e Event) error
+}
+
+// AuditorFunc is a function that is an [Auditor].
+type AuditorFunc func(ctx context.Context, e Event) error
+
+// Record calls f.
+func (f AuditorFunc) Record(ctx context.Context, e Event) error { return f(ctx, e) }
+
+// Severity says how much attention an event wants.
+type Severity string
+
+// The severities, lowest first.
+const (
+	SeverityInfo     Severity = "INFO"
+	SeverityWarn     Severity = "WARN"
+	SeverityError    Severity = "ERROR"
+	SeverityCritical Severity = "CRITICAL"
+)
+
+// Event is one thing that happened. It holds ids, sizes and durations, never content: no prompt, no answer, no label of
+// data at rest, no key, no passphrase. Fields that do not belong to its type are zero, and absent from its JSON.
+type Event struct {
+	// Time, User (its name, or its number where it has none) and PID say when and by whom. What is zero is filled in.
+	Time     time.Time `json:"time"`
+	Type     EventType `json:"type"`
+	Severity Severity  `json:"severity"` // "" = that of the type
+	User     string    `json:"user"`
+	PID      int       `json:"pid"`
+
+	PayloadID      string        `json:"payload_id,omitempty"`      // of the request, the same on both ends
+	Fingerprint    string        `json:"fingerprint,omitempty"`     // of the key that the event is about
+	OldFingerprint string        `json:"old_fingerprint,omitempty"` // of the key in whose place it came
+	Server         string        `json:"server,omitempty"`          // the client's base URL
+	Path           string        `json:"path,omitempty"`            // of a file or folder
+	Tier           SecurityTier  `json:"tier,omitempty"`            // that was asked for
+	Bits           int           `json:"bits,omitempty"`            // size of the key
+	Keys           int           `json:"keys,omitempty"`            // in the store
+	Generation     uint32        `json:"generation,omitempty"`      // of data keys
+	Bytes          int64         `json:"bytes,omitempty"`           // of plaintext
+	Attempt        int           `json:"attempt,omitempty"`         // that failed, from 1
+	Status         int           `json:"status,omitempty"`          // of HTTP
+	Wait           time.Duration `json:"wait_ns,omitempty"`         // before the next attempt
+	Duration       time.Duration `json:"duration_ns,omitempty"`     // since the work, or the life, began
+	Reason         string        `json:"reason,omitempty"`          // this package's own words, never a peer's
+	Memory         *MemoryStats  `json:"memory,omitempty"`
+
+	// Details are the program's own. Whoever puts them here sees to it that they hold no content. When the event is
+	// written, the value of every member whose name contains key, password, passphrase, secret, token or authorization,
+	// in whatever case and at whatever depth, becomes "[REDACTED]". Values are what encoding/json makes of them: a
+	// struct's members are those of its JSON, and text is text, also if there is JSON in it.
+	Details map[string]any `json:"details,omitempty"`
+}
+
+// MemoryStats is the state of protected memory when an event happened.
+type MemoryStats struct {
+	Level         string `json:"level"`                    // "locked", or "wiped only" when some of it may be swapped out
+	LockedBytes   int64  `json:"locked_bytes,omitempty"`   // by this package, in the whole process
+	UnlockedBytes int64  `json:"unlocked_bytes,omitempty"` // of secrets that are not locked
+	LimitBytes    int64  `json:"limit_bytes,omitempty"`    // of the process (RLIMIT_MEMLOCK); 0 = none, or not known
+}
+
+// complete fills in what is zero.
+func (e *Event) complete() {
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	e.Time = e.Time.Round(0).UTC() // wall time, in one spelling
+	if e.Severity == "" {
+		e.Severity = eventTypes[e.Type].severity
+	}
+	if e.User == "" {
+		e.User = currentUser()
+	}
+	if e.PID == 0 {
+		e.PID = os.Getpid()
+	}
+}
+
+// currentUser is the user's name; os/user looks it up once.
+func currentUser() string {
+	if u, err := user.Current(); err == nil && u.Username != "" {
+		return u.Username
+	}
+	return strconv.Itoa(os.Geteuid())
+}
+
+// MarshalJSON gives the event with what is secret in its details redacted.
+func (e Event) MarshalJSON() ([]byte, error) {
+	type plain Event
+	var err error
+	if e.Details, err = redactDetails(e.Details); err != nil {
+		return nil, err
+	}
+	return marshal(plain(e))
+}
+
+// LogValue gives the event's members as a group, with what is secret in its details redacted.
+func (e Event) LogValue() slog.Value { return slog.GroupValue(e.attrs()...) }
+
+// attrs are the members of the event's JSON, in their order.
+func (e Event) attrs() []slog.Attr {
+	attrs := make([]slog.Attr, 0, 12)
+	add := func(name string, value slog.Value, zero bool) {
+		if !zero {
+			attrs = append(attrs, slog.Attr{Key: name, Value: value})
+		}
+	}
+	text := func(name, value string) { add(name, slog.StringValue(value), value == "") }
+	number := func(name string, value int64) { add(name, slog.Int64Value(value), value == 0) }
+	add("event_time", slog.TimeValue(e.Time), e.Time.IsZero())
+	text("type", string(e.Type))
+	text("severity", string(e.Severity))
+	text("user", e.User)
+	number("pid", int64(e.PID))
+	text("payload_id", e.PayloadID)
+	text("fingerprint", e.Fingerprint)
+	text("old_fingerprint", e.OldFingerprint)
+	text("server", e.Server)
+	text("path", e.Path)
+	text("tier", string(e.Tier))
+	number("bits", int64(e.Bits))
+	number("keys", int64(e.Keys))
+	number("generation", int64(e.Generation))
+	number("bytes", e.Bytes)
+	number("attempt", int64(e.Attempt))
+	number("status", int64(e.Status))
+	add("wait", slog.DurationValue(e.Wait), e.Wait == 0)
+	add("duration", slog.DurationValue(e.Duration), e.Duration == 0)
+	text("reason", e.Reason)
+	if m := e.Memory; m != nil {
+		attrs = append(attrs, slog.Group("memory", "level", m.Level, "locked_bytes", m.LockedBytes,
+			"unlocked_bytes", m.UnlockedBytes, "limit_bytes", m.LimitBytes))
+	}
+	if len(e.Details) > 0 {
+		details, err := redactDetails(e.Details)
+		add("details", slog.AnyValue(details), err != nil)
+		add("details", slog.StringValue("not JSON"), err == nil)
+	}
+	return attrs
+}
+
+// NewSlogAuditor sends events to l, as records with the message "audit" at the levels Info, Warn, Error, and Error+4 for
+// CRITICAL. slog's handlers tell nobody whether they wrote anything, so its Record never fails, but for an event of an
+// unknown type.
+func NewSlogAuditor(l *slog.Logger) Auditor {
+	return AuditorFunc(func(ctx context.Context, e Event) error {
+		if !e.Type.valid() {
+			return errEventType(e.Type)
+		}
+		e.complete()
+		l.LogAttrs(ctx, e.Severity.level(), "audit", e.attrs()...)
+		return nil
+	})
+}
+
+func (s Severity) level() slog.Level {
+	switch s {
+	case SeverityInfo:
+		return slog.LevelInfo
+	case SeverityWarn:
+		return slog.LevelWarn
+	case SeverityCritical:
+		return slog.LevelError + 4
+	}
+	return slog.LevelError
+}
+
+func errEventType(t EventType) error {
+	return fmt.Errorf("%w: there is no audit event %q", ErrInvalidRequest, sanitise(string(t), 40))
+}
+
+// teller is the end of an Auditor's line in a client, a key store or a gateway. A nil one and the zero one tell nobody.
+type teller struct{ to atomic.Pointer[Auditor] }
+
+func (t *teller) set(a Auditor) {
+	if a == nil {
+		t.to.Store(nil)
+		return
+	}
+	t.to.Store(&a)
+}
+
+// tell hands an event to the Auditor, and returns its error as one that is ErrAudit. No lock may be held that the
+// Auditor's work can need.
+func (t *teller) tell(ctx context.Context, e Event) error {
+	if t == nil {
+		return nil
+	}
+	to := t.to.Load()
+	if to == nil {
+		return nil
+	}
+	if e.Type.Happened() {
+		ctx = context.WithoutCancel(ctx)
+	}
+	e.complete()
+	if err := (*to).Record(ctx, e); err != nil {
+		return fmt.Errorf("%w (%s): %w", ErrAudit, e.Type, err)
+	}
+	return nil
+}
+
+// failed hands on an event about err, the error of a call: what comes back is err, with the Auditor's error beside it.
+func (t *teller) failed(ctx context.Context, err error, e Event) error {
+	return beside(err, t.tell(ctx, e))
+}
+
+// beside is err and what went wrong on top of it.
+func beside(err, second error) error {
+	if err == nil || second == nil {
+		if err == nil {
+			return second
+		}
+		return err
+	}
+	return fmt.Errorf("%w (and %w)", err, second)
+}
+
+// fields is an event's JSON without the braces.
+func (e Event) fields() ([]byte, error) {
+	b, err := e.MarshalJSON() // not json.Marshal, which would escape for HTML
+	if err != nil {
+		return nil, fmt.Errorf("%w: the details of an audit event: %s", ErrInvalidRequest, jsonProblem(err))
+	}
+	return b[1 : len(b)-1], nil
+}

@@ -1,0 +1,387 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/envelope"
+)
+
+var errDeaf = errors.New("the auditor is deaf")
+
+func TestClientEvents(t *testing.T) {
+	s := newSealedServer(t)
+	h := &heard{}
+	server, other := publicOf(t, "rsa-2048").fingerprint, publicOf(t, "server-4096").fingerprint
+	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 1 })
+	c.retry.base = time.Microsecond
+	e := h.mustHear(t, "opening", "client_opened")[0]
+	if e.Server != "https://server.test" || e.Memory == nil {
+		t.Errorf("%+v", e)
+	}
+	chat := func() error {
+		_, err := c.Chat(t.Context(), ask("?"), WithTier(TierHigh))
+		return err
+	}
+	if err := chat(); err != nil {
+		t.Fatal(err)
+	}
+	events := h.mustHear(t, "chat", "server_key_first_seen request_sealed response_opened")
+	if e := events[0]; e.Fingerprint != server || e.OldFingerprint != "" || e.Server != "https://server.test" || e.Reason != "https" {
+		t.Errorf("%+v", e)
+	}
+	q := s.last()
+	if e := events[1]; e.Fingerprint != server || e.Tier != TierHigh || e.PayloadID != q.req.Header.Get(headerPayloadID) || e.Bytes != int64(len(q.plaintext)) {
+		t.Errorf("%+v", e)
+	}
+	if e := events[2]; e.PayloadID != events[1].PayloadID || e.Bytes != int64(len(fineCompletion("fine"))) || e.Duration <= 0 {
+		t.Errorf("%+v", e)
+	}
+	if err := chat(); err != nil {
+		t.Fatal(err)
+	}
+	h.mustHear(t, "chat again", "request_sealed response_opened")
+
+	s.present("server-4096")
+	if err := chat(); err != nil {
+		t.Fatal(err)
+	}
+	events = h.mustHear(t, "server key changed", "request_sealed server_key_changed request_sealed response_opened")
+	if e := events[1]; e.Fingerprint != other || e.OldFingerprint != server || e.Severity != SeverityWarn {
+		t.Errorf("%+v", e)
+	}
+	seen := ""
+	for what, refused := range map[string]struct {
+		answer func(q *sealedQuestion) *http.Response
+		types  string
+	}{
+		"decryption": {func(q *sealedQuestion) *http.Response {
+			e, _ := publicOf(t, "other-4096").seal([]byte(fineCompletion("x")))
+			e.WrappedKey = e.WrappedKey[:q.client.key.Size()]
+			return respond(200, string(envelope.Append(nil, e)))
+		}, "decryption_refused"},
+		"replay": {func(q *sealedQuestion) *http.Response {
+			if seen == "" {
+				e, _ := q.client.seal([]byte(fineCompletion("x")))
+				seen = string(envelope.Append(nil, e))
+			}
+			return respond(200, seen)
+		}, "response_opened request_sealed replay_refused"},
+		"other id": {func(q *sealedQuestion) *http.Response {
+			return q.seal(strings.Replace(fineCompletion("x"), `{`, `{"_metadata":{"payload_id":"`+newUUID()+`"},`, 1))
+		}, "replay_refused"},
+		"tier": {func(q *sealedQuestion) *http.Response {
+			return q.seal(strings.Replace(fineCompletion("x"), `{`, `{"_metadata":{"security_tier":"standard"},`, 1))
+		}, "tier_refused"},
+		"schema": {func(q *sealedQuestion) *http.Response { return q.seal(`{"id":1}`) }, "schema_refused"},
+		"chat schema": {func(q *sealedQuestion) *http.Response {
+			return q.seal(strings.Replace(fineCompletion("x"), `"index":0`, `"index":"0"`, 1))
+		}, "response_opened schema_refused"},
+		"envelope": {func(q *sealedQuestion) *http.Response { return respond(200, "{}") }, "schema_refused"},
+		"retry": {func(q *sealedQuestion) *http.Response { return respond(500, `{"detail":"`+leak+`"}`) },
+			"retry request_sealed"},
+	} {
+		s.answer = refused.answer
+		err := chat()
+		if what == "replay" && err == nil {
+			err = chat()
+		}
+		if err == nil {
+			t.Errorf("%s: no error", what)
+		}
+		events := h.mustHear(t, what, "request_sealed "+refused.types)
+		last := events[len(events)-1]
+		if last.PayloadID != s.last().req.Header.Get(headerPayloadID) {
+			t.Errorf("%s: %+v", what, last)
+		}
+		if what == "retry" {
+			if e := events[1]; e.Attempt != 1 || e.Status != 500 || e.Reason != "status 500" || e.PayloadID != events[0].PayloadID {
+				t.Errorf("%+v", e)
+			}
+		}
+		if what == "tier" && last.Tier != TierHigh {
+			t.Errorf("%+v", last)
+		}
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if e := h.mustHear(t, "closing", "client_closed")[0]; e.Duration <= 0 || e.Memory == nil {
+		t.Errorf("%+v", e)
+	}
+	if err := errors.Join(c.Close(), chat()); !errors.Is(err, ErrClosed) || len(h.take()) != 0 {
+		t.Errorf("after closing: %v", err)
+	}
+}
+
+func TestServerKeyEvents(t *testing.T) {
+	s := newSealedServer(t)
+	h := &heard{}
+	right, wrong := publicOf(t, "rsa-2048").fingerprint, publicOf(t, "server-4096").fingerprint
+	c := s.client(t, func(c *Config) { c.Audit, c.Trust = h, Pin(wrong) })
+	if _, err := c.Chat(t.Context(), ask("?")); !isServerKeyError(err) {
+		t.Fatal(err)
+	}
+	e := h.mustHear(t, "wrong pin", "client_opened server_key_refused")[1]
+	if e.Fingerprint != right || e.OldFingerprint != wrong || e.Reason != "pin" || e.Severity != SeverityCritical {
+		t.Errorf("%+v", e)
+	}
+	if err := c.AcceptServerKey(right); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Chat(t.Context(), ask("?")); err != nil {
+		t.Fatal(err)
+	}
+	h.mustHear(t, "accepted", "server_key_accepted server_key_first_seen request_sealed response_opened")
+	c = s.client(t, func(c *Config) {
+		c.Audit, c.OnServerKey = h, func(_, _ *PublicKey) error { return errors.New(leak) }
+	})
+	_, _ = c.Chat(t.Context(), ask("?"))
+	if e := h.mustHear(t, "OnServerKey", "client_opened server_key_refused")[1]; e.Reason != "OnServerKey" || e.Fingerprint != right {
+		t.Errorf("%+v", e)
+	}
+}
+
+// An Auditor that fails stops the call before anything comes of it.
+func TestAuditStopsTheClient(t *testing.T) {
+	s := newSealedServer(t)
+	h := &heard{}
+	stopped := func(what string, err error) {
+		t.Helper()
+		if !errors.Is(err, ErrAudit) || !errors.Is(err, errDeaf) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	h.failOn(errDeaf, EventClientOpened)
+	_, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t), Audit: h})
+	stopped("opening", err)
+	h.failOn(nil)
+	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 2 })
+	c.retry.base = time.Microsecond
+
+	h.failOn(errDeaf, EventServerKeyFirstSeen)
+	_, err = c.Chat(t.Context(), ask("?"))
+	stopped("server key", err)
+	h.failOn(errDeaf, EventRequestSealed)
+	_, err = c.Chat(t.Context(), ask("?"))
+	stopped("request", err)
+	if _, posts := s.counts(); posts != 0 {
+		t.Errorf("%d requests were sent", posts)
+	}
+	h.failOn(errDeaf, EventResponseOpened)
+	answer, err := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m","messages":[]}`)})
+	stopped("answer", err)
+	if _, posts := s.counts(); posts != 1 || answer != nil {
+		t.Errorf("%d requests, %v", posts, answer)
+	}
+	s.answer = func(*sealedQuestion) *http.Response { return respond(500, "") }
+	h.failOn(errDeaf, EventRetry)
+	_, err = c.Chat(t.Context(), ask("?"))
+	stopped("retry", err)
+	if !errors.Is(err, ErrServer) {
+		t.Errorf("what it was about is lost: %v", err)
+	}
+	h.failOn(&connectionError{what: "x", err: errDeaf}, EventRequestSealed) // which looks worth repeating
+	_, before := s.counts()
+	if _, err = c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) {
+		t.Error(err)
+	}
+	if _, posts := s.counts(); posts != before {
+		t.Errorf("%d requests", posts-before)
+	}
+	s.answer = func(q *sealedQuestion) *http.Response { return q.seal(`{}`) }
+	h.failOn(errDeaf, EventSchemaRefused)
+	_, err = c.Chat(t.Context(), ask("?"))
+	stopped("refusal", err)
+	if !errors.Is(err, ErrResponseSchema) {
+		t.Errorf("the refusal itself is lost: %v", err)
+	}
+	h.failOn(errDeaf, EventClientClosed)
+	stopped("closing", c.Close())
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMemoryLoweredEvent(t *testing.T) {
+	s := newSealedServer(t)
+	h := &heard{}
+	c := s.client(t, func(c *Config) { c.Audit = h })
+	for i, step := range []struct{ level, types string }{
+		{"locked", "client_opened server_key_first_seen request_sealed response_opened"},
+		{"wiped only", "request_sealed response_opened memory_lowered"},
+		{"wiped only", "request_sealed response_opened"},
+		{"unknown", "request_sealed response_opened"},
+		{"locked", "request_sealed response_opened"},
+		{"wiped only", "request_sealed response_opened memory_lowered"},
+	} {
+		c.stats = func() *MemoryStats { return &MemoryStats{Level: step.level} }
+		if _, err := c.Chat(t.Context(), ask("?")); err != nil {
+			t.Fatal(err)
+		}
+		h.mustHear(t, fmt.Sprint("step ", i), step.types)
+	}
+}
+
+func TestGatewayEvents(t *testing.T) {
+	h := &heard{}
+	panics := false
+	r := newRig(t, func(c *GatewayConfig) {
+		c.Audit = h
+		c.Replay = &panickingReplay{NewReplayCache(0), func() {
+			if panics {
+				panic(leak)
+			}
+		}}
+	})
+	h.mustHear(t, "opening", "gateway_opened")
+	body := sealedBody(t, fineRequest, envelope.Separate)
+	openedAnswer(t, "fine", r.do(postBody(t, bytes.NewReader(body), headerTier, "standard")))
+	events := h.mustHear(t, "fine", "request_opened response_sealed")
+	if e := events[0]; e.PayloadID == "" || e.Tier != TierStandard || e.Bytes != int64(len(fineRequest)) {
+		t.Errorf("%+v", e)
+	}
+	if e := events[1]; e.PayloadID != events[0].PayloadID || e.Bytes <= 0 || e.Duration <= 0 {
+		t.Errorf("%+v", e)
+	}
+	stranger, err := publicOf(t, "client-4096").seal([]byte(fineRequest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger.WrappedKey = stranger.WrappedKey[:256]
+	for what, c := range map[string]struct {
+		body   []byte
+		header []string
+		status int
+		types  string
+	}{
+		"replay":     {body, nil, 409, "replay_refused"},
+		"tier":       {body, []string{headerTier, "maximum"}, 403, "tier_refused"},
+		"inner tier": {sealedBody(t, `{"security_tier":"high",`+fineRequest[1:], envelope.Separate), nil, 403, "tier_refused"},
+		"decryption": {envelope.Append(nil, stranger), nil, 400, "decryption_refused"},
+		"envelope":   {[]byte("{}"), nil, 400, "schema_refused"},
+		"schema":     {sealedBody(t, `{"model":"m"}`, envelope.Separate), nil, 400, "schema_refused"},
+		"a stranger's header is not worth an event": {body, []string{headerTier, leak}, 400, ""},
+	} {
+		refused(t, what, r.do(postBody(t, bytes.NewReader(c.body), c.header...)), c.status)
+		for _, e := range h.mustHear(t, what, c.types) {
+			if e.PayloadID == "" || e.Status != c.status {
+				t.Errorf("%s: %+v", what, e)
+			}
+		}
+	}
+	panics = true
+	refused(t, "panic", r.do(postBody(t, bytes.NewReader(sealedBody(t, fineRequest, envelope.Separate)))), 500)
+	if e := h.mustHear(t, "panic", "panic_survived")[0]; e.PayloadID == "" || e.Reason != "string" || e.Severity != SeverityCritical {
+		t.Errorf("%+v", e)
+	}
+	panics = false
+
+	// What is not audited does not go upstream, or not back; afterwards the same request may come again.
+	sent := len(r.forwarded())
+	body = sealedBody(t, fineRequest, envelope.Separate)
+	h.failOn(errDeaf, EventRequestOpened)
+	refused(t, "unaudited request", r.do(postBody(t, bytes.NewReader(body))), 503)
+	if len(r.forwarded()) != sent {
+		t.Error("it went upstream")
+	}
+	h.failOn(errDeaf, EventResponseSealed)
+	refused(t, "unaudited answer", r.do(postBody(t, bytes.NewReader(body))), 503)
+	h.failOn(errDeaf, EventReplayRefused, EventGatewayClosed)
+	openedAnswer(t, "again", r.do(postBody(t, bytes.NewReader(body))))
+	refused(t, "unaudited refusal", r.do(postBody(t, bytes.NewReader(body))), 409)
+	if !strings.Contains(r.logged(), "audit failed") {
+		t.Error("nobody was told")
+	}
+	if err := r.g.Close(); !errors.Is(err, errDeaf) {
+		t.Errorf("closing: %v", err)
+	}
+	h.failOn(errDeaf, EventGatewayOpened)
+	if _, err := NewGateway(GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true, Audit: h}); !errors.Is(err, ErrAudit) {
+		t.Errorf("opening: %v", err)
+	}
+}
+
+// TestAuditHoldsNoContent has client and gateway write one log, with the marker in everything that is content, and in what
+// a peer says.
+func TestAuditHoldsNoContent(t *testing.T) {
+	l, path, keys := startAuditLog(t, nil)
+	if err := keys.SetAuditor(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	key := secret(t, "key-"+leak)
+	auth, err := AuthenticateKeys(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := []http.HandlerFunc{
+		answerText(leak),
+		func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, `{"detail":"`+leak+`"}`, http.StatusUnprocessableEntity)
+		},
+		func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"` + leak + `":1}`)) },
+		func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+	}
+	n := 0
+	g := startGateway(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answers[n](w, r) }), func(c *GatewayConfig) {
+		c.Audit, c.Authenticate = l, auth
+	})
+	srv := httptest.NewServer(g)
+	defer srv.Close()
+	c := startClient(t, srv.URL, func(c *Config) {
+		c.Audit, c.APIKey, c.Trust, c.MaxRetries = l, key, FirstUse(keys), 1
+		c.OnServerKey = func(_, _ *PublicKey) error { return nil }
+	})
+	c.retry.base = time.Microsecond
+	for n = range answers {
+		_, err := c.Chat(t.Context(), &ChatRequest{Model: leak, Messages: []Message{UserMessage(leak)}})
+		if (err == nil) != (n == 0) {
+			t.Errorf("answer %d: %v", n, err)
+		}
+	}
+	for range 2 {
+		raw := strings.Replace(fineRequest, "hi", leak, 1)
+		if w, err := http.Post(srv.URL+pathCompletion, contentType, strings.NewReader(raw)); err == nil {
+			_ = w.Body.Close()
+		}
+	}
+	sealed, err := keys.Seal(leak, []byte(leak))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keys.Open(leak, sealed); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keys.Open(leak+"2", sealed); !errors.Is(err, ErrDecryption) {
+		t.Fatal(err)
+	}
+	if err := keys.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, leak+leak)); err != nil {
+		t.Fatal(err)
+	}
+	if err := keys.ChangePassphrase(t.Context(), secret(t, leak), secret(t, leak+leak)); !errors.Is(err, ErrPassphrase) {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.Close(), g.Close(), keys.SetAuditor(t.Context(), nil), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	text := string(readLog(t, path))
+	if leaks(text) || strings.Contains(text, passphrase) {
+		t.Errorf("the marker is in %s", text)
+	}
+	for _, name := range []EventType{EventRequestSealed, EventRequestOpened, EventResponseSealed, EventResponseOpened, EventSchemaRefused, EventRetry,
+		EventDataSealed, EventDataOpened, EventDecryptionRefused, EventPassphraseChanged, EventServerKeyFirstSeen, EventClientClosed} {
+		if !strings.Contains(text, `"type":"`+string(name)+`"`) {
+			t.Errorf("no %s was written: this test shows less than it should", name)
+		}
+	}
+	mustVerify(t, path, keys, nil)
+}

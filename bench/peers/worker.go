@@ -1,0 +1,245 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"runtime/pprof"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat"
+)
+
+// result is what a client process prints, client.py too.
+type result struct {
+	CPU  float64   // ms per request, user and system
+	Wall []float64 // ms, of each request
+	Peak float64   // MiB, of the process
+}
+
+func trusting(file string) (*http.Transport, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	t := sealedchat.DefaultTransport()
+	t.TLSClientConfig.RootCAs = x509.NewCertPool()
+	t.TLSClientConfig.RootCAs.AppendCertsFromPEM(text)
+	return t, nil
+}
+
+func newOurs(base, cert string, keys *sealedchat.KeyStore) (*sealedchat.SecureCompletionClient, error) {
+	transport, err := trusting(cert)
+	if err != nil {
+		return nil, err
+	}
+	return sealedchat.NewSecureCompletionClient(sealedchat.Config{
+		BaseURL: base, Trust: sealedchat.TrustHTTPS(), Transport: transport, Keys: keys,
+	})
+}
+
+func ask(ctx context.Context, c *sealedchat.SecureCompletionClient, prompt string) error {
+	answer, err := c.Chat(ctx, &sealedchat.ChatRequest{Model: "model", Messages: []sealedchat.Message{sealedchat.UserMessage(prompt)}})
+	if err == nil && answer.Text() != prompt {
+		err = errors.New("another answer")
+	}
+	return err
+}
+
+func prompt(n int) string {
+	return strings.Repeat("All work and no play makes Jack a dull boy.\n", n/44+1)[:n]
+}
+
+// work runs one client: kind, URL, certificate, bytes, concurrency, requests, and perhaps a file for a CPU profile.
+func work(args []string) error {
+	ctx := context.Background()
+	size, _ := strconv.Atoi(args[3])
+	concurrency, _ := strconv.Atoi(args[4])
+	requests, _ := strconv.Atoi(args[5])
+	text := prompt(size)
+	var chat func(context.Context, string) error
+	if args[0] == "ours" {
+		c, err := newOurs(args[1], args[2], nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		chat = func(ctx context.Context, text string) error { return ask(ctx, c, text) }
+	} else {
+		transport, err := trusting(args[2])
+		if err != nil {
+			return err
+		}
+		c, err := newNaive(args[1], transport)
+		if err != nil {
+			return err
+		}
+		chat = c.chat
+	}
+	if err := chat(ctx, text); err != nil { // warms up
+		return err
+	}
+	fmt.Println("ready")
+	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+		return err
+	}
+	if len(args) > 6 {
+		f, err := os.Create(args[6])
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	r := result{Wall: make([]float64, requests)}
+	errs := make([]error, requests)
+	next := make(chan int, requests)
+	for i := range requests {
+		next <- i
+	}
+	close(next)
+	start := cpu()
+	var wg sync.WaitGroup
+	for range concurrency {
+		wg.Go(func() {
+			for i := range next {
+				begin := time.Now()
+				errs[i] = chat(ctx, text)
+				r.Wall[i] = ms(time.Since(begin))
+			}
+		})
+	}
+	wg.Wait()
+	r.CPU = ms(cpu()-start) / float64(requests)
+	r.Peak = peak()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+// floor compares the CPU time of a warm chat of 1 KiB with one RSA-4096 encryption and one decryption, in turn in one
+// process, and prints the ratio of the medians.
+func floor(base, cert string, requests int) error {
+	ctx := context.Background()
+	c, err := newOurs(base, cert, nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	key, err := rsa.GenerateKey(rand.Reader, 4096)
+	if err != nil {
+		return err
+	}
+	text := prompt(1 << 10)
+	if err := ask(ctx, c, text); err != nil {
+		return err
+	}
+	var chats, pairs []time.Duration
+	for range requests {
+		start := cpu()
+		wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, &key.PublicKey, make([]byte, 32), nil)
+		if err == nil {
+			_, err = rsa.DecryptOAEP(sha256.New(), nil, key, wrapped, nil)
+		}
+		if err != nil {
+			return err
+		}
+		middle := cpu()
+		if err := ask(ctx, c, text); err != nil {
+			return err
+		}
+		pairs, chats = append(pairs, middle-start), append(chats, cpu()-middle)
+	}
+	slices.Sort(pairs)
+	slices.Sort(chats)
+	fmt.Println(float64(chats[requests/2]) / float64(pairs[requests/2]))
+	return nil
+}
+
+const passphrase = "correct horse battery staple"
+
+func createStore(dir string) error {
+	s, err := sealedchat.NewSecret([]byte(passphrase))
+	if err != nil {
+		return err
+	}
+	store, err := sealedchat.CreateKeyStore(context.Background(), dir, s, nil)
+	if err != nil {
+		return err
+	}
+	return store.Close()
+}
+
+// cold opens a key store and has one answer, from the start of the process's main function, and then measures one PBKDF2
+// as the key store uses it. It prints both in ms.
+func cold(base, cert, dir string) error {
+	start := time.Now()
+	ctx := context.Background()
+	s, err := sealedchat.NewSecret([]byte(passphrase))
+	if err != nil {
+		return err
+	}
+	store, err := sealedchat.OpenKeyStore(ctx, dir, s, &sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	c, err := newOurs(base, cert, store)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := ask(ctx, c, prompt(1<<10)); err != nil {
+		return err
+	}
+	whole := time.Since(start)
+	start = time.Now()
+	if _, err := pbkdf2.Key(sha256.New, passphrase, make([]byte, 32), 600_000, 32); err != nil {
+		return err
+	}
+	fmt.Println(ms(whole), ms(time.Since(start)))
+	return nil
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func cpu() time.Duration {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// peak is the most memory that this process has had. (ru_maxrss would count its parent's, before exec.)
+func peak() float64 {
+	status, _ := os.ReadFile("/proc/self/status")
+	_, after, _ := strings.Cut(string(status), "VmHWM:")
+	fields := strings.Fields(after)
+	if len(fields) == 0 {
+		return 0
+	}
+	kib, _ := strconv.ParseFloat(fields[0], 64)
+	return kib / 1024
+}

@@ -1,0 +1,113 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Command audit reads the audit log that a service keeps with sealedchat.OpenAuditLog.
+//
+//	audit tail [-n N] [-f] LOG                          # the last events, one per line; -f goes on as they come
+//	audit verify [-dir DIR] [-head HEAD] LOG            # check the log and its older files, and print its head
+//
+// verify needs the key store that the log was opened with: the folder -dir, or NOMYO_KEY_DIR, or else the folder
+// sealedchat in the user's configuration folder. Its passphrase is NOMYO_KEY_PASSWORD, or stands in the file that
+// -passphrase-file names, which nobody else may read. Run it as the user that the service runs as.
+//
+// Keep the head that verify prints where whoever can write to the log cannot, and give it to the next verify: without
+// it nobody can notice that lines were cut off the end.
+//
+//	head=$(audit verify -head "$head" /var/lib/myservice/log/audit.log) || page somebody
+//
+// tail checks nothing. Standard output gets events and heads, everything else goes to standard error. Exit status: 0;
+// 1 when something failed; 2 for wrong input; 3 when the log was tampered with; 4 when its last line is unfinished, as after
+// a crash: the service ends it when it writes again.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+
+	"github.com/seed-017344ad/sealedchat"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
+	p := &program{env: os.Getenv, stdout: os.Stdout, stderr: os.Stderr, wait: time.Second}
+	os.Exit(p.run(ctx, os.Args[1:]))
+}
+
+// program is what a run works with: the surroundings, which tests replace.
+type program struct {
+	env            func(string) string
+	stdout, stderr io.Writer
+	wait           time.Duration // between looks at a log that is followed
+}
+
+// usageError is wrong input: exit status 2.
+type usageError struct{ error }
+
+func wrongInput(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+func (p *program) run(ctx context.Context, args []string) int {
+	command := ""
+	if len(args) > 0 {
+		command, args = args[0], args[1:]
+	}
+	var err error
+	switch command {
+	case "tail":
+		err = p.tail(ctx, args)
+	case "verify":
+		err = p.verify(ctx, args)
+	default:
+		err = wrongInput("want: audit tail [-n N] [-f] LOG, or: audit verify [-dir DIR] [-head HEAD] LOG")
+	}
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	fmt.Fprintln(p.stderr, "audit: "+oneLine(strings.ReplaceAll(err.Error(), "sealedchat: ", "")))
+	_, usage := errors.AsType[usageError](err)
+	switch {
+	case usage:
+		return 2
+	case errors.Is(err, sealedchat.ErrAuditTampered):
+		return 3
+	case errors.Is(err, sealedchat.ErrAuditTorn):
+		return 4
+	}
+	return 1
+}
+
+// parse reads the flags of a command, and the log's path behind them.
+func (p *program) parse(f *flag.FlagSet, args []string) (path string, err error) {
+	f.SetOutput(io.Discard) // errors are printed in one place
+	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintf(p.stderr, "usage: audit %s [flags] LOG\n", f.Name())
+		f.SetOutput(p.stderr)
+		f.PrintDefaults()
+		return "", err
+	} else if err != nil {
+		return "", wrongInput("%s: %w (see -help)", f.Name(), err)
+	}
+	if f.NArg() != 1 {
+		return "", wrongInput("%s: which log? flags come before it (see -help)", f.Name())
+	}
+	return f.Arg(0), nil
+}
+
+// oneLine replaces what could end a line or steer a terminal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,111 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat"
+)
+
+const keepAll = 100 * 365 * 24 * time.Hour // grace: looking at a store must not change it
+
+func (p *program) verify(ctx context.Context, args []string) error {
+	f := flag.NewFlagSet("verify", flag.ContinueOnError)
+	dir := f.String("dir", p.env("NOMYO_KEY_DIR"), "`folder` of the key store")
+	headText := f.String("head", "", "`head` that an earlier verify printed, and that the log must still contain")
+	file := f.String("passphrase-file", "", "`file` with the key store's passphrase; without it NOMYO_KEY_PASSWORD")
+	path, err := p.parse(f, args)
+	if err != nil {
+		return err
+	}
+	var head *sealedchat.AuditHead
+	if *headText != "" {
+		h, err := sealedchat.ParseAuditHead(*headText)
+		if err != nil {
+			return wrongInput("-head: %w", err)
+		}
+		head = &h
+	}
+	passphrase, err := p.passphrase(*file)
+	if err != nil {
+		return err
+	}
+	defer passphrase.Destroy()
+	keys, err := sealedchat.OpenKeyStore(ctx, *dir, passphrase, &sealedchat.KeyStoreOptions{
+		Rotation: sealedchat.Rotation{Every: -1, Grace: keepAll},
+	})
+	if err != nil {
+		return err
+	}
+	defer keys.Close()
+	report, err := sealedchat.VerifyAuditLog(ctx, path, keys, head)
+	if report != nil {
+		p.describe(report, head)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(p.stdout, report.Head)
+	return err
+}
+
+func (p *program) describe(r *sealedchat.AuditReport, head *sealedchat.AuditHead) {
+	fmt.Fprintf(p.stderr, "%d events in %d files are as they were written\n", r.Lines, len(r.Files))
+	if r.First > 1 {
+		fmt.Fprintf(p.stderr, "older files were dropped: the first event is number %d\n", r.First)
+	}
+	if r.Torn > 0 {
+		fmt.Fprintf(p.stderr, "%d unfinished lines, left by crashes and noted since\n", r.Torn)
+	}
+	if r.Lost > 0 {
+		fmt.Fprintf(p.stderr, "%d events could not be written, as the log says\n", r.Lost)
+	}
+	switch {
+	case head == nil:
+		fmt.Fprintln(p.stderr, "no -head was given: whether lines are missing at the end cannot be said")
+	case !r.HeadChecked:
+		fmt.Fprintln(p.stderr, "the line of -head was not reached, or was dropped with an older file")
+	}
+}
+
+const maxPassphrase = 4096
+
+// passphrase takes the passphrase from the file or the environment. The caller destroys it.
+func (p *program) passphrase(file string) (*sealedchat.Secret, error) {
+	if file == "" {
+		text := p.env("NOMYO_KEY_PASSWORD") // a string: nothing can wipe that copy
+		if text == "" {
+			return nil, wrongInput("the passphrase: set NOMYO_KEY_PASSWORD, or give -passphrase-file")
+		}
+		return sealedchat.NewSecret([]byte(text))
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, wrongInput("-passphrase-file: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, wrongInput("-passphrase-file: %w", err)
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" { // on Windows who may is not in the mode
+		return nil, wrongInput("-passphrase-file: others may use %s (mode %04o): chmod 600 it", file, mode)
+	}
+	text := make([]byte, maxPassphrase+1)
+	defer clear(text)
+	n, err := io.ReadFull(f, text)
+	if err == nil || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, wrongInput("-passphrase-file: %s cannot be read, or has more than %d bytes", file, maxPassphrase)
+	}
+	return sealedchat.NewSecret(bytes.TrimRight(text[:n], "\r\n"))
+}

@@ -1,0 +1,130 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"crypto/rsa"
+	"encoding/binary"
+	"math/big"
+	"sync"
+	"testing"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
+
+func TestClientKeyIsParsedOnce(t *testing.T) {
+	var c clientKeys
+	header := percentEncode(testkit.PublicPEM(t, "client-4096"))
+	first, p := c.parse(header)
+	if p != nil {
+		t.Fatal(p)
+	}
+	for range 3 {
+		if again, p := c.parse(header); p != nil || again != first {
+			t.Fatalf("got %p, %v, want %p", again, p, first)
+		}
+	}
+	other, p := c.parse(percentEncode(testkit.PublicPEM(t, "rsa-2048")))
+	if p != nil || !other.Equal(publicOf(t, "rsa-2048")) || !first.Equal(publicOf(t, "client-4096")) {
+		t.Errorf("got another key: %v, %v", other, p)
+	}
+}
+
+// The gateway uses it: with the answers of two clients in turn each still gets its own.
+func TestGatewayKeepsClientKeysApart(t *testing.T) {
+	g := startGateway(t, answerText("fine"), nil)
+	srv := testkit.TLSServer(t, g)
+	for range 2 {
+		for _, name := range []string{"client-4096", "other-4096"} {
+			client := startClient(t, srv.URL, func(c *Config) {
+				c.Transport, c.Keys = testkit.ClientTransport(srv), storedKeys(t, name)
+			})
+			if answer, err := client.Chat(t.Context(), ask("?")); err != nil || answer.Text() != "fine" {
+				t.Errorf("%s: %v, %v", name, answer, err)
+			}
+		}
+	}
+	if len(g.clients.known) != 2 {
+		t.Errorf("%d keys are kept, want 2", len(g.clients.known))
+	}
+}
+
+func TestBadClientKeysAreNotKept(t *testing.T) {
+	var c clientKeys
+	for _, header := range []string{"%", "%zz", "x", percentEncode(testkit.PublicPEM(t, "rsa-2048")) + "x"} {
+		for range 2 {
+			if key, p := c.parse(header); key != nil || p == nil || p.status != 400 {
+				t.Errorf("%.20q: %v, %v", header, key, p)
+			}
+		}
+	}
+	if len(c.known) != 0 || c.order.Len() != 0 || c.bytes != 0 {
+		t.Errorf("kept: %d", len(c.known))
+	}
+}
+
+// numberedKey is a public key of that many bytes for which nobody knows a private one.
+func numberedKey(t testing.TB, n uint32, size int) (id [32]byte, key *PublicKey) {
+	t.Helper()
+	modulus := make([]byte, size)
+	modulus[0], modulus[size-1] = 0x80, 1
+	binary.BigEndian.PutUint32(modulus[1:], n)
+	binary.BigEndian.PutUint32(id[:], n)
+	key, err := newPublicKey(&rsa.PublicKey{N: new(big.Int).SetBytes(modulus), E: 65537})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id, key
+}
+
+func TestClientKeysAreBounded(t *testing.T) {
+	for _, size := range []int{256, 1024} {
+		var c clientKeys
+		first, key := numberedKey(t, 0, size)
+		c.put(first, key)
+		for n := range uint32(maxClientKeys + maxClientKeys/2) {
+			c.put(numberedKey(t, n+1, size))
+			if c.get(first) == nil { // used all the time, so kept
+				t.Fatalf("%d bytes: the key that was used last is gone after %d others", size, n+1)
+			}
+		}
+		if len(c.known) != c.order.Len() || len(c.known) > maxClientKeys || c.bytes > maxClientKeyBytes || len(c.known) < maxClientKeys/2 {
+			t.Errorf("%d bytes: %d keys, %d in order, %d bytes", size, len(c.known), c.order.Len(), c.bytes)
+		}
+		if id, _ := numberedKey(t, 1, size); c.get(id) != nil {
+			t.Errorf("%d bytes: the oldest key is still there", size)
+		}
+		sum := 0
+		for e := c.order.Front(); e != nil; e = e.Next() {
+			sum += e.Value.(*clientKey).size
+		}
+		if sum != c.bytes {
+			t.Errorf("%d bytes: counted %d, have %d", size, c.bytes, sum)
+		}
+	}
+}
+
+func TestClientKeysConcurrently(t *testing.T) {
+	var c clientKeys
+	var headers []string
+	for _, name := range []string{"client-4096", "other-4096", "rsa-3072", "rsa-2048"} {
+		headers = append(headers, percentEncode(testkit.PublicPEM(t, name)))
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 10 {
+				for _, h := range headers {
+					if key, p := c.parse(h); p != nil || key.header() != h {
+						t.Errorf("got %v, %v", key, p)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if len(c.known) != len(headers) {
+		t.Errorf("%d keys", len(c.known))
+	}
+}

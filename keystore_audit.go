@@ -1,0 +1,237 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"path/filepath"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/auditfile"
+	"github.com/seed-017344ad/sealedchat/internal/keyfile"
+)
+
+// This file is how a key store tells its Auditor, and the key that an audit log gets from it. Events are told when neither
+// the store's own lock nor the file's is held.
+
+// SetAuditor tells a from now on, and at once what CreateKeyStore or OpenKeyStore did, if nobody was told that yet. It is for an
+// [AuditLog], which needs the open store for its key:
+//
+//	store, err := OpenKeyStore(ctx, dir, passphrase, nil)
+//	log, err := OpenAuditLog(ctx, path, store, nil)
+//	err = store.SetAuditor(ctx, log)
+//	…
+//	store.Close() // after the clients and gateways; rotation in the background tells until here
+//	log.Close()
+//
+// nil tells nobody. The error is [ErrAudit] with a's own for what is told at once; a is set all the same.
+func (s *KeyStore) SetAuditor(ctx context.Context, a Auditor) (err error) {
+	s.audit.set(a)
+	if a == nil {
+		return nil
+	}
+	s.mu.Lock()
+	unheard := s.unheard
+	s.unheard = nil
+	s.mu.Unlock()
+	for _, e := range unheard {
+		err = beside(err, s.audit.tell(ctx, e))
+	}
+	return err
+}
+
+// tell tells the Auditor. Without one, what happens until the store is open waits for SetAuditor: a handful of events.
+func (s *KeyStore) tell(ctx context.Context, e Event) error {
+	s.mu.Lock()
+	if s.opening && s.audit.to.Load() == nil {
+		e.complete()
+		s.unheard = append(s.unheard, e)
+	}
+	s.mu.Unlock()
+	return s.audit.tell(ctx, e)
+}
+
+// failed tells of err, the error of a call, if it is an event and was not told already: err comes back.
+func (s *KeyStore) failed(ctx context.Context, err error) error {
+	if _, told := errors.AsType[*toldError](err); told || err == nil {
+		return err
+	}
+	e, ok := fileEvent(err)
+	if errors.Is(err, ErrPassphrase) && !errors.Is(err, errChangedElsewhere) {
+		e, ok = Event{Type: EventDecryptionRefused, Path: s.path(), Reason: "wrong passphrase or damaged key store"}, true
+	}
+	if !ok {
+		return err
+	}
+	if e.Path == "" && s.dir != nil {
+		e.Path = s.dir.Path()
+	}
+	return &toldError{beside(err, s.tell(ctx, e))}
+}
+
+// toldError is an error that is an event, and was told.
+type toldError struct{ error }
+
+func (e *toldError) Unwrap() error { return e.error }
+
+// untoldError is the Auditor's error about a change that stands.
+type untoldError struct{ error }
+
+func (e *untoldError) Unwrap() error { return e.error }
+
+// stands reports whether a change was made although it returned err.
+func stands(err error) bool {
+	_, untold := errors.AsType[*untoldError](err)
+	return untold || errors.Is(err, ErrUnconfirmed)
+}
+
+// opened ends a Create or an Open that failed with err, or did not.
+func (s *KeyStore) opened(ctx context.Context, err error) error {
+	switch {
+	case err == nil, errors.Is(err, ErrUnconfirmed):
+		err = beside(err, s.tellLoaded(ctx))
+	default:
+		err = s.failed(ctx, err)
+	}
+	s.mu.Lock()
+	s.opening = false
+	s.mu.Unlock()
+	return err
+}
+
+func (s *KeyStore) path() string {
+	if s.dir == nil {
+		return ""
+	}
+	return filepath.Join(s.dir.Path(), keyStoreFile)
+}
+
+func (s *KeyStore) tellLoaded(ctx context.Context) error {
+	e := Event{Type: EventKeyLoaded, Path: s.path()}
+	s.mu.Lock()
+	e.Keys = len(s.keys)
+	if k := s.primary(); k != nil {
+		e.Fingerprint, e.Bits = k.public.fingerprint, k.public.Bits()
+	}
+	s.mu.Unlock()
+	return s.tell(ctx, e)
+}
+
+func (s *KeyStore) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start time.Time) error {
+	return s.tell(ctx, Event{Type: EventKeyGenerated, Fingerprint: hexFingerprint(key), Bits: key.Bits(), Duration: time.Since(start)})
+}
+
+func hexFingerprint(key *keyfile.RSAKey) string {
+	fp := key.Fingerprint()
+	return hex.EncodeToString(fp[:])
+}
+
+// keyStates are the states of a body's keys by fingerprint.
+type keyStates map[string]keyfile.State
+
+func statesOf(b *keyfile.Body) keyStates {
+	states := make(keyStates, len(b.Keys))
+	for _, e := range b.Keys {
+		states[hexFingerprint(e.Key)] = e.State
+	}
+	addConfigStates(states, b)
+	return states
+}
+
+func (k keyStates) primary() string {
+	for fp, state := range k {
+		if state == keyfile.Primary {
+			return fp
+		}
+	}
+	return ""
+}
+
+// keyChanges sees what a change makes of the keys.
+type keyChanges struct{ before, after keyStates }
+
+// watch wraps the f of a change.
+func (c *keyChanges) watch(f func(*keyfile.Body) error) func(*keyfile.Body) error {
+	return func(b *keyfile.Body) error {
+		c.before = statesOf(b)
+		if err := f(b); err != nil {
+			return err
+		}
+		c.after = statesOf(b)
+		return nil
+	}
+}
+
+// tellChanges tells what a change did that ended with err, which comes back.
+func (s *KeyStore) tellChanges(ctx context.Context, c *keyChanges, err error) error {
+	if err != nil && !errors.Is(err, ErrUnconfirmed) {
+		return s.failed(ctx, err)
+	}
+	if c.after == nil {
+		return err
+	}
+	tell := func(e Event) {
+		if untold := s.tell(ctx, e); untold != nil {
+			err = &untoldError{beside(err, untold)}
+		}
+	}
+	was, is := c.before.primary(), c.after.primary()
+	if is != was && is != "" {
+		tell(Event{Type: EventKeyRotated, Fingerprint: is, OldFingerprint: was, Keys: len(c.after)})
+	}
+	for fp, state := range c.after {
+		if _, known := c.before[fp]; !known && state == configListed {
+			tell(Event{Type: EventKeyGenerated, Fingerprint: fp, Reason: "a configuration of Oblivious HTTP"})
+		}
+	}
+	for fp, state := range c.before {
+		now, kept := c.after[fp]
+		switch {
+		case !kept:
+			tell(Event{Type: EventKeyDeleted, Fingerprint: fp})
+		case now == keyfile.Retired && state != keyfile.Retired:
+			tell(Event{Type: EventKeyRetired, Fingerprint: fp})
+		}
+	}
+	return err
+}
+
+// auditKey derives the key of an audit log from the data key of a generation, or the newest for 0.
+func (s *KeyStore) auditKey(generation uint32) (*auditfile.Key, uint32, error) {
+	dataKey, generation, err := s.dataKey(generation)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer dataKey.Destroy()
+	key, err := auditfile.NewKey(dataKey.Bytes())
+	if err != nil {
+		return nil, 0, keyStoreError(err)
+	}
+	return key, generation, nil
+}
+
+// dataGeneration is the newest generation of data keys that is known here; 0 if there is none.
+func (s *KeyStore) dataGeneration() uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.dataKeys); n > 0 {
+		return s.dataKeys[n-1].generation
+	}
+	return 0
+}
+
+// tellUnopened tells of data at rest that did not open; err comes back.
+func (s *KeyStore) tellUnopened(err error) error {
+	if !errors.Is(err, ErrDecryption) {
+		return err
+	}
+	return beside(err, s.tell(context.Background(), Event{Type: EventDecryptionRefused, Path: s.path(), Reason: "data at rest"}))
+}
+
+// isNews reports whether a failure of the background is another one than the last, which was told already.
+func isNews(before, now error) bool {
+	return now != nil && (before == nil || before.Error() != now.Error())
+}

@@ -1,0 +1,252 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+)
+
+// createHeard and openHeard are CreateKeyStore and OpenKeyStore with [weakly].
+func createHeard(t testing.TB, dir string, o *KeyStoreOptions) (*KeyStore, *maker) {
+	t.Helper()
+	s, m := weakStore(t, o)
+	s.opening = true
+	if err := s.opened(t.Context(), s.create(t.Context(), dir, secret(t, passphrase))); err != nil {
+		t.Fatal(err)
+	}
+	s.startWorker()
+	return s, m
+}
+
+func openHeard(t testing.TB, dir, pass string, o *KeyStoreOptions) (*KeyStore, error) {
+	t.Helper()
+	s, _ := weakStore(t, o)
+	s.opening = true
+	return s, s.opened(t.Context(), s.open(t.Context(), dir, secret(t, pass)))
+}
+
+func TestKeyStoreEvents(t *testing.T) {
+	dir, h := storeDir(t), &heard{}
+	never := Rotation{Every: -1}
+	s, m := createHeard(t, dir, &KeyStoreOptions{Rotation: never, Audit: h})
+	first := primaryOf(t, s)
+	events := h.mustHear(t, "create", "key_generated key_loaded")
+	if e := events[0]; e.Fingerprint != first || e.Bits != 2048 || e.Duration <= 0 {
+		t.Errorf("%+v", e)
+	}
+	if e := events[1]; e.Fingerprint != first || e.Keys != 1 || e.Path != filepath.Join(dir, keyStoreFile) {
+		t.Errorf("%+v", e)
+	}
+	if err := s.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second := primaryOf(t, s)
+	events = h.mustHear(t, "rotate", "key_generated key_rotated key_retired")
+	if e := events[1]; e.Fingerprint != second || e.OldFingerprint != first || e.Keys != 2 {
+		t.Errorf("%+v", e)
+	}
+	if e := events[2]; e.Fingerprint != first {
+		t.Errorf("%+v", e)
+	}
+	if err := s.Delete(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if e := h.mustHear(t, "delete", "key_deleted")[0]; e.Fingerprint != first || e.Severity != SeverityWarn {
+		t.Errorf("%+v", e)
+	}
+	key, err := m.make()
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	report, err := s.ImportPEM(t.Context(), text, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events = h.mustHear(t, "import", "key_rotated key_retired key_imported")
+	if e := events[2]; e.Fingerprint != report.Fingerprint || e.Bits != 2048 || e.Reason != "PKCS#8" {
+		t.Errorf("%+v", e)
+	}
+	if _, err := s.ExportPEM(t.Context(), "", secret(t, passphrase)); err != nil {
+		t.Fatal(err)
+	}
+	if e := h.mustHear(t, "export", "key_exported")[0]; e.Fingerprint != report.Fingerprint {
+		t.Errorf("%+v", e)
+	}
+	if err := s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)); err != nil {
+		t.Fatal(err)
+	}
+	if e := h.mustHear(t, "passphrase", "passphrase_changed")[0]; e.Generation != 2 {
+		t.Errorf("%+v", e)
+	}
+	wantError(t, "old passphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)), ErrPassphrase)
+	h.mustHear(t, "wrong passphrase", "decryption_refused")
+	sealed, err := s.Seal("label", []byte("data"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := h.mustHear(t, "seal", "data_sealed")[0]; e.Bytes != 4 || e.Generation != 2 {
+		t.Errorf("%+v", e)
+	}
+	if _, err := s.Open("label", sealed); err != nil {
+		t.Fatal(err)
+	}
+	if e := h.mustHear(t, "open", "data_opened")[0]; e.Bytes != 4 {
+		t.Errorf("%+v", e)
+	}
+	_, err = s.Open("other", sealed)
+	wantError(t, "other label", err, ErrDecryption)
+	h.mustHear(t, "other label", "decryption_refused")
+
+	// Another process.
+	o := &heard{}
+	other, err := openHeard(t, dir, passphrase2, &KeyStoreOptions{Rotation: never, Audit: o})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.mustHear(t, "open", "key_loaded")
+	if err := s.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if e := o.mustHear(t, "rotated elsewhere", "key_loaded")[0]; e.Fingerprint != primaryOf(t, s) {
+		t.Errorf("%+v", e)
+	}
+	_, err = openHeard(t, dir, passphrase, &KeyStoreOptions{Audit: o})
+	wantError(t, "wrong passphrase", err, ErrPassphrase)
+	o.mustHear(t, "wrong passphrase", "decryption_refused")
+}
+
+func TestKeyStoreFileEvents(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("permissions are access lists there; internal/fsafe tests them")
+	}
+	dir, h := storeDir(t), &heard{}
+	s, _ := createHeard(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h})
+	h.take()
+	file := filepath.Join(dir, keyStoreFile)
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err := openHeard(t, dir, passphrase, &KeyStoreOptions{Audit: h})
+	wantError(t, "open", err, ErrInsecurePermissions)
+	if e := h.mustHear(t, "open", "permissions_refused")[0]; e.Path != file || e.Reason != "mode is 0644, want 0600" || e.Severity != SeverityError {
+		t.Errorf("%+v", e)
+	}
+	wantError(t, "rotate", s.Rotate(t.Context()), ErrInsecurePermissions)
+	if events := h.take(); typesOf(events) != "key_generated permissions_refused" {
+		t.Errorf("%s", typesOf(events))
+	}
+	lost := s.failed(t.Context(), ErrLockLost)
+	if e := h.mustHear(t, "lock", "lock_lost")[0]; !errors.Is(lost, ErrLockLost) || e.Path != dir {
+		t.Errorf("%+v, %v", e, lost)
+	}
+	_ = s.failed(t.Context(), lost)
+	h.mustHear(t, "told already", "")
+}
+
+// Before the fact an Auditor that fails stops the store; after it, the change stands and the error says so.
+func TestAuditStopsTheKeyStore(t *testing.T) {
+	dir, h := storeDir(t), &heard{}
+	s, _ := createHeard(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h})
+	sealed, err := s.Seal("l", []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Rotate(t.Context()); err != nil { // so that the lock files are there
+		t.Fatal(err)
+	}
+	stopped := func(what string, err error) {
+		t.Helper()
+		wantError(t, what, err, ErrAudit)
+		wantError(t, what, err, errDeaf)
+	}
+	first := primaryOf(t, s)
+	h.failOn(errDeaf, EventKeyGenerated, EventDataSealed, EventDataOpened, EventKeyExported)
+	unchanged(t, "stopped", dir, func() {
+		stopped("rotate", s.Rotate(t.Context()))
+		b, err := s.Seal("l", []byte("x"))
+		stopped("seal", err)
+		p, err := s.Open("l", sealed)
+		stopped("open", err)
+		e, err := s.ExportPEM(t.Context(), "", secret(t, passphrase))
+		stopped("export", err)
+		if b != nil || p != nil || e != nil {
+			t.Error("something was handed out")
+		}
+	})
+	if primaryOf(t, s) != first {
+		t.Error("it was rotated")
+	}
+	h.failOn(errDeaf, EventKeyRotated, EventKeyRetired, EventKeyDeleted, EventPassphraseChanged, EventKeyLoaded)
+	stopped("rotate", s.Rotate(t.Context()))
+	if primaryOf(t, s) == first {
+		t.Error("a rotation that has happened was undone")
+	}
+	stopped("delete", s.Delete(t.Context(), first))
+	stopped("passphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)))
+	if n := len(s.Keys()); n != 2 {
+		t.Errorf("%d keys", n)
+	}
+	_, err = openHeard(t, dir, passphrase2, &KeyStoreOptions{Audit: h})
+	stopped("open", err)
+}
+
+// A store tells the log that has its key from the store: what came before is told later, and nobody waits for himself.
+func TestAuditLogOfItsOwnStore(t *testing.T) {
+	s, _ := createHeard(t, storeDir(t), &KeyStoreOptions{Rotation: Rotation{Every: 30 * time.Millisecond, Grace: -1}})
+	path := filepath.Join(t.TempDir(), "log", "audit.log")
+	l := openAuditLog(t, path, s, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := s.SetAuditor(ctx, l); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"key_generated", "key_loaded"} { // perhaps with a rotation in between
+		if text := readLog(t, path); !bytes.Contains(text, []byte(`"type":"`+want+`"`)) {
+			t.Errorf("no %s in %s", want, text)
+		}
+	}
+	for i := range 5 {
+		old, next := passphrase, passphrase2
+		if i%2 == 1 {
+			old, next = next, old
+		}
+		if err := s.ChangePassphrase(ctx, secret(t, old), secret(t, next)); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Rotate(ctx); err != nil {
+			t.Fatal(err)
+		}
+		sealed, err := s.Seal("l", nil)
+		if err == nil {
+			_, err = s.Open("l", sealed)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := mustVerify(t, path, s, nil)
+	if err := errors.Join(s.Close(), l.Close()); err != nil {
+		t.Error(err)
+	}
+	if r.Lines < 20 || r.Lost != 0 {
+		t.Errorf("%+v", r)
+	}
+}

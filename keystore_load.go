@@ -1,0 +1,137 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/keyfile"
+	"github.com/seed-017344ad/sealedchat/internal/locked"
+)
+
+// This file makes working keys, in locked memory, of what a key store's body says. That can fail, and takes time: it is
+// done before anything is written or taken over, and without the store's mutex.
+
+// preparedKeys wait to be taken over. Whoever changes the store has them.
+type preparedKeys struct {
+	keys       map[string]*privateKey // by fingerprint
+	dataKeysAt *locked.Buffer
+	dataKeys   int
+}
+
+// prepare makes all of body's keys that are not in use yet.
+func (s *KeyStore) prepare(body *keyfile.Body) error {
+	p := &s.prepared
+	if p.keys == nil {
+		p.keys = make(map[string]*privateKey)
+	}
+	s.mu.Lock()
+	known := make(map[string]bool)
+	for _, k := range s.keys {
+		known[k.public.fingerprint] = true
+	}
+	s.mu.Unlock()
+	for _, e := range body.Keys {
+		fingerprint := hexFingerprint(e.Key)
+		if !inUse(e.State) || known[fingerprint] || p.keys[fingerprint] != nil {
+			continue
+		}
+		k, err := s.loadKey(e.Key)
+		if err != nil {
+			return err
+		}
+		p.keys[fingerprint] = k
+	}
+	if p.dataKeysAt != nil && p.dataKeys == len(body.DataKeys) {
+		return nil
+	}
+	at, err := locked.NewResting(s.policy.internal(), len(body.DataKeys)*dataKeySize)
+	if err != nil {
+		return memoryError(err)
+	}
+	if p.dataKeysAt != nil {
+		p.dataKeysAt.Destroy()
+	}
+	p.dataKeysAt, p.dataKeys = at, len(body.DataKeys)
+	return nil
+}
+
+// inUse is false for states that nothing here makes.
+func inUse(s keyfile.State) bool { return s == keyfile.Primary || s == keyfile.Retired }
+
+// dropPrepared wipes what was prepared and not taken over.
+func (s *KeyStore) dropPrepared() {
+	for _, k := range s.prepared.keys {
+		k.wipe()
+	}
+	if s.prepared.dataKeysAt != nil {
+		s.prepared.dataKeysAt.Destroy()
+	}
+	s.prepared = preparedKeys{}
+}
+
+// loadKey makes a key that works, in protected memory where that is possible.
+func (s *KeyStore) loadKey(from *keyfile.RSAKey) (*privateKey, error) {
+	defer s.sweeper.Soon()
+	private, err := from.PrivateKey()
+	if err != nil {
+		return nil, keyStoreError(err)
+	}
+	k, err := newPrivateKey(private)
+	if err != nil {
+		erase.Wipe(private)
+		return nil, keyStoreError(err)
+	}
+	if err := k.protect(s.policy.internal()); err != nil {
+		if s.policy == MemoryRequired {
+			k.wipe()
+			if errors.Is(err, errKeyShape) || errors.Is(err, errKeyTest) {
+				return nil, fmt.Errorf("%w: %w", ErrMemoryLimit, err)
+			}
+			return nil, memoryError(err)
+		}
+		s.log.Warn("a private key stays in ordinary memory", "fingerprint", k.public.fingerprint, slog.Any("error", err))
+	}
+	return k, nil
+}
+
+func (s *KeyStore) takeOverDataKeys(keys []keyfile.DataKey, at *locked.Buffer) {
+	s.dropDataKeys()
+	s.dataKeysAt = at
+	to := at.Bytes()
+	if len(to) < len(keys)*dataKeySize {
+		return // the program has purged memguard's memory; Seal and Open say so
+	}
+	erase.Do(func() {
+		for i, k := range keys {
+			key := to[i*dataKeySize : (i+1)*dataKeySize]
+			copy(key, k.Key)
+			s.dataKeys = append(s.dataKeys, heldDataKey{generation: k.Generation, key: key})
+		}
+	})
+}
+
+// dropDataKeys wipes the data keys. s.mu is held.
+func (s *KeyStore) dropDataKeys() {
+	if s.dataKeysAt != nil {
+		s.dataKeysAt.Destroy()
+		s.dataKeys, s.dataKeysAt = nil, nil
+	}
+}
+
+// options are what package keyfile has to know of the store.
+func (s *KeyStore) options() []keyfile.Option {
+	o := slices.Clone(s.kdf)
+	switch s.policy {
+	case MemoryRequired:
+		o = append(o, keyfile.RequireLock)
+	case MemoryOff:
+		o = append(o, keyfile.WithoutLock)
+	}
+	return o
+}
