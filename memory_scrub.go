@@ -17,7 +17,7 @@ var scrubbing sync.Mutex
 const (
 	scrubPerClass = 64 << 10 // bytes of each size class that a scrub overwrites at a time
 	scrubMost     = 8 << 20  // and at most
-	scrubStack    = 48 << 10 // bytes of stack that a scrub overwrites
+	scrubStack    = 96 << 10 // bytes of stack that a scrub overwrites
 )
 
 // scrubClasses are the sizes of small objects in this runtime, in bytes.
@@ -39,14 +39,14 @@ func scrubClasses() []int {
 
 // ScrubHeap overwrites what the heap has free, where the standard library leaves copies of secrets that nothing can
 // reach any more (crypto/rsa: the padded message and intermediate numbers of each answer opened), and gives free memory
-// back to the system. It costs four garbage collections, of the host's garbage too, and has GOMAXPROCS at 1 meanwhile: about
+// back to the system. It costs five garbage collections, of the host's garbage too, and has GOMAXPROCS at 1 meanwhile: about
 // 10 ms with a small heap, and in proportion more with a large one. On a heap of tens of megabytes with many gaps some
-// copies may survive. It reaches nothing that is still referenced: close clients and key stores first where that counts.
+// copies may survive, and so may what lay where another goroutine's stack lies now. It reaches nothing that is still
+// referenced: close clients and key stores first where that counts.
 // Nothing in this package calls it. Safe for concurrent use.
 func ScrubHeap() {
 	scrubbing.Lock()
 	defer scrubbing.Unlock()
-	burnStack() // before the collections, which free the stacks that were outgrown
 	percent := debug.SetGCPercent(-1)
 	defer debug.SetGCPercent(percent)
 	defer onOneProcessor()()
@@ -56,6 +56,19 @@ func ScrubHeap() {
 		overwriteFree()
 	}
 	debug.FreeOSMemory()
+	onFreshStack(debug.FreeOSMemory)
+}
+
+// onFreshStack moves this goroutine to a stack of 256 KiB, whose pages the system has just given, clears what of it is
+// free, and runs f: stacks are made of whatever the heap has free, and keep what was there where nothing is written.
+// The weight keeps the collector from moving it on, and f gives the one before back to the system.
+//
+//go:noinline
+func onFreshStack(f func()) {
+	var weight [80 << 10]byte
+	burnStack()
+	f()
+	runtime.KeepAlive(&weight)
 }
 
 // onOneProcessor has one processor (of the scheduler's) do everything until restore is called. Each has some free memory
