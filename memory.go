@@ -14,8 +14,8 @@ import (
 const redacted = "[REDACTED]"
 
 // Secret holds bytes that must not be printed, swapped out or left lying about: an API key, a request, an answer.
-// They live outside the Go heap, are left out of core dumps, and are locked into RAM where the system allows it
-// ([Secret.Locked]). Printing a *Secret in any way, logging it or marshalling it gives "[REDACTED]".
+// They live outside the Go heap, unless the policy is MemoryOff or there is no memory to be had there; they are locked into
+// RAM where the system allows it ([Secret.Locked]), and on Linux left out of core dumps. Printing a *Secret in any way, logging it or marshalling it gives "[REDACTED]".
 //
 // A Secret that nobody destroys is wiped by the garbage collector some time after it became unreachable, and counted:
 // [MemoryReport].
@@ -44,6 +44,15 @@ func (p MemoryPolicy) newRoom(n int) (*Secret, []byte, error) {
 
 // keep cuts what newRoom made to its first n bytes, before anybody else knows of it.
 func (s *Secret) keep(n int) { s.buf.Narrow(0, n) }
+
+// newRoomIn is newRoom in an arena, where small secrets share pages.
+func newRoomIn(a *locked.Arena, n int) (*Secret, []byte, error) {
+	buf, err := a.Alloc(n)
+	if err != nil {
+		return nil, nil, memoryError(err)
+	}
+	return secretOf(buf), buf.Bytes(), nil
+}
 
 // Use calls f with the bytes, which f may change but must not keep: they are gone once the Secret is destroyed.
 // It returns what f returns, or [ErrClosed] after Destroy. Calls may overlap and nest.
