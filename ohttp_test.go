@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -206,5 +207,94 @@ func TestOHTTPOpensIntoRoom(t *testing.T) {
 	}
 	if bytes.Contains(a.body, []byte("Paris")) {
 		t.Error("it was opened where it came, too")
+	}
+}
+
+// auditRecorder is an Auditor that keeps what it is told, and fails at events of one type.
+type auditRecorder struct {
+	mu     sync.Mutex
+	events []Event
+	fail   EventType
+}
+
+var errNotRecorded = errors.New("not recorded")
+
+func (a *auditRecorder) Record(_ context.Context, e Event) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.events = append(a.events, e)
+	if e.Type == a.fail {
+		return errNotRecorded
+	}
+	return nil
+}
+
+func (a *auditRecorder) take() (all []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, e := range a.events {
+		all = append(all, strings.TrimSuffix(string(e.Type)+" "+e.Reason, " "))
+	}
+	a.events = nil
+	return all
+}
+
+func TestOHTTPAudit(t *testing.T) {
+	g := newTiny(t, shortAnswer)
+	rec := &auditRecorder{}
+	client := directClient(t, g, func(c *Config) { c.Audit = rec })
+	rec.take()
+	stream := func() (err error) {
+		for _, err = range client.Stream(t.Context(), ask("x")) {
+		}
+		return err
+	}
+	sealed, opened := string(EventRequestSealed), string(EventResponseOpened)
+	if err := stream(); err != nil {
+		t.Fatal(err)
+	}
+	if got := rec.take(); len(got) != 3 || got[1] != sealed || got[2] != opened { // and the server's key before
+		t.Errorf("a stream: %q", got)
+	}
+	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+	if got := rec.take(); !slices.Equal(got, []string{sealed, opened}) {
+		t.Errorf("a chat: %q", got)
+	}
+	for range client.Stream(t.Context(), ask("x")) {
+		break
+	}
+	if got := rec.take(); !slices.Equal(got, []string{sealed, opened + " left early"}) {
+		t.Errorf("left early: %q", got)
+	}
+	_, _, _ = openTampered(t, g, client, func(b []byte) []byte { return b[:len(b)-20] })
+	rec.take()
+	if err := stream(); err == nil {
+		t.Error("cut")
+	}
+	if got := rec.take(); len(got) != 2 || got[0] != sealed || (got[1] != opened+" cut short" && !strings.HasPrefix(got[1], string(EventDecryptionRefused))) {
+		t.Errorf("cut: %q", got)
+	}
+	g.set(func() { g.mangle = nil; g.inner = answerEvents("data: []\n\n", done) })
+	if err := stream(); !errors.Is(err, ErrResponseSchema) {
+		t.Errorf("got %v", err)
+	}
+	if got := rec.take(); len(got) != 3 || !strings.HasPrefix(got[1], string(EventSchemaRefused)) && !strings.HasPrefix(got[2], string(EventSchemaRefused)) {
+		t.Errorf("no chunk: %q", got)
+	}
+	g.set(func() { g.inner = shortAnswer })
+	for _, event := range []EventType{EventRequestSealed, EventResponseOpened} {
+		rec.fail = event
+		_, before := g.counts()
+		if err := stream(); !errors.Is(err, ErrAudit) || !errors.Is(err, errNotRecorded) {
+			t.Errorf("%s is not recorded: %v", event, err)
+		}
+		if _, after := g.counts(); (after == before) != (event == EventRequestSealed) {
+			t.Errorf("%s is not recorded: %d requests", event, after-before)
+		}
+	}
+	if s := client.Stats(); s.InFlight != 0 {
+		t.Errorf("%+v", s)
 	}
 }
