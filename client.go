@@ -106,6 +106,12 @@ type Config struct {
 	// Keys holds the RSA keys that answers are sealed to. It stays the caller's.
 	// nil = an ephemeral store of the client's own, whose 4096-bit key is generated on first use.
 	Keys *KeyStore
+	// Protocol is how requests are sealed. ProtocolEnvelope, the zero value, is NOMYO's version 1; ProtocolOHTTP is better
+	// where the gateway speaks it. It is never negotiated, and one is never fallen back from to the other.
+	Protocol Protocol
+	// Padding pads requests with ProtocolOHTTP to a multiple of so many bytes before they are sealed, so that their length
+	// tells less. 0 = none; at most 1 MiB.
+	Padding int
 	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…") or FirstUse(store).
 	// Required.
 	Trust Trust
@@ -143,17 +149,18 @@ type Config struct {
 // SecureCompletionClient seals chat completions. Make one with [NewSecureCompletionClient] and share it: its methods
 // may be called from any number of goroutines, and connections, keys and the server's key are shared between them.
 type SecureCompletionClient struct {
-	cfg     Config
-	base    *url.URL
-	http    http.RoundTripper
-	server  *serverKey
-	wire    protocol
-	memory  *locked.Arena // for what calls need
-	retry   retryPolicy
-	log     *slog.Logger
-	ownKeys bool
-	ownHTTP bool
-	counts  clientCounts
+	cfg       Config
+	base      *url.URL
+	http      http.RoundTripper
+	server    *serverKey
+	wire      protocol
+	oblivious *obliviousHTTP // wire, with ProtocolOHTTP; else nil
+	memory    *locked.Arena  // for what calls need
+	retry     retryPolicy
+	log       *slog.Logger
+	ownKeys   bool
+	ownHTTP   bool
+	counts    clientCounts
 
 	audit      teller
 	stats      func() *MemoryStats // memoryStats, but for tests
@@ -203,9 +210,7 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 		fetch: client.fetchServerKey, trust: c.Trust, origin: originOf(base), notify: c.OnServerKey, log: client.log, life: client.life,
 		audit: &client.audit,
 	}
-	client.wire = &envelopeV1{
-		completionURL: base.String() + pathCompletion, keys: client.cfg.Keys, server: client.server, maxAnswer: c.MaxResponseBytes,
-	}
+	client.setProtocol()
 	if err := client.tellOpened(); err != nil {
 		client.audit.set(nil) // it was never open
 		_ = client.Close()
@@ -266,6 +271,9 @@ func (c *Config) validate() error {
 	}
 	if c.MaxResponseBytes < 0 || c.MaxResponseBytes > maxBytes {
 		return configError("Config.MaxResponseBytes", "want 0 to %d", maxBytes)
+	}
+	if err := c.validateProtocol(); err != nil {
+		return err
 	}
 	return c.validateMemory()
 }
@@ -391,14 +399,14 @@ func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, 
 	}, nil
 }
 
-func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) (*PublicKey, error) {
+func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) ([]*PublicKey, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, errAttemptTimeout)
 	defer cancel()
-	key, err := fetchServerKey(ctx, c.http, c.base)
+	keys, err := c.fetchKeys(ctx)
 	if err != nil && context.Cause(c.life) != nil {
 		return nil, context.Cause(c.life)
 	}
-	return key, err
+	return keys, err
 }
 
 // do carries one request to the server and back. plaintext is left as it is; the answer's is the caller's.
@@ -408,8 +416,8 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 	if err != nil {
 		return nil, err
 	}
-	if n := int64(len(plaintext)); n > c.cfg.MaxRequestBytes {
-		return nil, fmt.Errorf("%w of %d bytes, limit %d", errRequestTooLarge, n, c.cfg.MaxRequestBytes)
+	if err := c.checkSize(len(plaintext)); err != nil {
+		return nil, err
 	}
 	if !o.checked {
 		erase.Do(func() { err = checkRequest(plaintext) }) // what looks at many bytes at once leaves some in registers
@@ -422,17 +430,27 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 		return nil, err
 	}
 	defer done()
+	var result *completion
+	err = c.persist(ctx, o, func() (again bool, err error) {
+		result, again, err = c.attempt(ctx, plaintext, o)
+		return again, err
+	})
+	return result, err
+}
 
+// persist makes attempts until one succeeds or another one is not worth making. An attempt that failed says whether the
+// server's key has changed meanwhile.
+func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, attempt func() (again bool, err error)) error {
 	renewed := false
 	for failures := 0; ; {
 		if c.cfg.Limiter != nil {
 			if err := c.cfg.Limiter.Wait(ctx); err != nil {
-				return nil, limiterError(ctx, err)
+				return limiterError(ctx, err)
 			}
 		}
-		answer, again, err := c.attempt(ctx, plaintext, o)
+		again, err := attempt()
 		if err == nil {
-			return answer, nil
+			return nil
 		}
 		if again && !renewed { // the key has changed: no fault of the request, and no reason to wait
 			renewed = true
@@ -441,21 +459,28 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 		}
 		wait, ok := c.retry.next(failures, err)
 		if !ok {
-			return nil, err
+			return err
 		}
 		failures++
 		if told := c.tellRetry(ctx, o.sealed, failures, wait, err); told != nil {
-			return nil, beside(err, told)
+			return beside(err, told)
 		}
 		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait, "error", logText(err))
 		if !pause(ctx, wait) {
 			if ctx.Err() != nil {
-				return nil, endedError(ctx)
+				return endedError(ctx)
 			}
-			return nil, err // there is not time enough to wait
+			return err // there is not time enough to wait
 		}
 		c.counts.retries.Add(1)
 	}
+}
+
+func (c *SecureCompletionClient) checkSize(n int) error {
+	if int64(n) > c.cfg.MaxRequestBytes {
+		return fmt.Errorf("%w of %d bytes, limit %d", errRequestTooLarge, n, c.cfg.MaxRequestBytes)
+	}
+	return nil
 }
 
 var errRequestTooLarge = fmt.Errorf("%w: request", ErrTooLarge)
@@ -489,7 +514,7 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 
 	a, err := exchange(c.http, r.http, c.cfg.MaxResponseBytes)
 	if err == nil && a.status != http.StatusOK {
-		err = apiErrorFrom(a)
+		err = c.wire.failure(a)
 	}
 	var result *completion
 	if err == nil {
@@ -498,18 +523,26 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 	}
 	if err != nil {
 		log.DebugContext(ctx, "request failed", "duration", time.Since(start), "error", logText(err))
-		if refusal, ok := errors.AsType[*APIError](err); ok {
-			renewed, refreshErr := c.wire.refused(ctx, r, refusal)
-			if _, distrust := errors.AsType[*ServerKeyError](refreshErr); distrust {
-				return nil, false, refreshErr
-			}
-			return nil, renewed, err
-		}
-		return nil, false, err
+		again, err = c.refused(ctx, r, err)
+		return nil, again, err
 	}
 	c.counts.opened.Add(int64(len(result.plaintext)))
 	log.DebugContext(ctx, "answer opened", "duration", time.Since(start), "bytes", len(result.plaintext))
 	return result, false, nil
+}
+
+// refused asks whether sealing afresh can help. A server's new key that is not trusted replaces the error.
+func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest, err error) (again bool, _ error) {
+	_, inner := errors.AsType[*APIError](err)
+	_, outer := errors.AsType[*OuterError](err)
+	if !inner && !outer {
+		return false, err
+	}
+	renewed, refreshErr := c.wire.refused(ctx, r, err)
+	if _, distrust := errors.AsType[*ServerKeyError](refreshErr); distrust {
+		return false, refreshErr
+	}
+	return renewed, err
 }
 
 // open decrypts and checks an answer. Nothing of it leaves here unless all of it is right.

@@ -43,6 +43,9 @@ var (
 var (
 	// ErrConnection: no complete answer arrived: the connection failed, was cut, or the attempt's time ran out.
 	ErrConnection = errors.New("sealedchat: connection failed")
+	// ErrTruncated: an answer began, and was cut short before its end. What came of it before is genuine with
+	// ProtocolOHTTP; nobody knows what would have followed. It is never repeated by itself. errors.Is also finds ErrConnection.
+	ErrTruncated = errors.New("sealedchat: the answer was cut short")
 	// ErrInsecureURL: a URL is not https, and not the loopback exception of [Config].InsecureAllowHTTP.
 	ErrInsecureURL = errors.New("sealedchat: insecure URL")
 	// ErrEnvelope: what came as an envelope is not one. Nothing secret was touched.
@@ -128,7 +131,10 @@ func (e *MemoryLimitError) Unwrap() error        { return e.Err }
 type ServerKeyError struct {
 	Want []string // fingerprints that would have been accepted; nil when there is no fixed one
 	Got  string   // fingerprint of the key that the server presented
-	Err  error    // what Config.OnServerKey returned, or nil
+	// Signer is the fingerprint of the key that vouches for Got, with ProtocolOHTTP and a gateway that signs its list.
+	// AcceptServerKey takes it as well, and then trusts whatever it signs.
+	Signer string
+	Err    error // what Config.OnServerKey returned, or nil
 }
 
 func (e *ServerKeyError) Error() string {
@@ -143,6 +149,40 @@ func (e *ServerKeyError) Error() string {
 }
 
 func (e *ServerKeyError) Unwrap() error { return e.Err }
+
+// OuterError is an answer in the clear where ProtocolOHTTP wants a sealed one: of a relay, of a proxy, of the gateway before
+// it could open the request, or of an attacker. Nothing tells which, so it proves nothing, not even that the request was
+// not processed. It is never repeated by itself, but for a key that the gateway no longer knows, once its trusted list
+// has changed. errors.Is finds ErrConnection, and none of the sentinels of an *APIError.
+type OuterError struct {
+	StatusCode int    // 200 when the media type was another one
+	Detail     string // printable characters only, 100 at most; untrusted
+
+	unknownKey bool // 422, with the problem type that asks for another key
+}
+
+func (e *OuterError) Error() string {
+	s := "sealedchat: an answer that is not sealed, and proves nothing: " + strconv.Itoa(e.StatusCode)
+	if text := http.StatusText(e.StatusCode); text != "" {
+		s += " " + text
+	}
+	if e.StatusCode >= 300 && e.StatusCode < 400 {
+		s += " (redirects are not followed)"
+	}
+	if e.Detail != "" {
+		s += ", detail " + strconv.Quote(e.Detail)
+	}
+	return s
+}
+
+// Unwrap returns [ErrConnection].
+func (e *OuterError) Unwrap() error { return ErrConnection }
+
+// truncatedError is an answer that ended before its end, although the transport did not notice.
+type truncatedError struct{ what string }
+
+func (e *truncatedError) Error() string   { return ErrTruncated.Error() + ": " + e.what }
+func (e *truncatedError) Unwrap() []error { return []error{ErrTruncated, ErrConnection} }
 
 // APIError is an answer that is not a sealed completion: an HTTP status other than 200, or an error object that was
 // sealed with status 200. errors.Is maps it to the sentinels above.
@@ -201,6 +241,7 @@ type connectionError struct {
 	what     string
 	err      error
 	answered bool // an answer had begun
+	unsent   bool // nothing of the request's body was asked for
 }
 
 func (e *connectionError) Error() string {
@@ -210,7 +251,12 @@ func (e *connectionError) Error() string {
 // GoString keeps %#v, which spells out the cause, to the same words.
 func (e *connectionError) GoString() string { return e.Error() }
 
-func (e *connectionError) Unwrap() []error { return []error{ErrConnection, e.err} }
+func (e *connectionError) Unwrap() []error {
+	if e.answered && errors.Is(e.err, io.ErrUnexpectedEOF) {
+		return []error{ErrTruncated, ErrConnection, e.err}
+	}
+	return []error{ErrConnection, e.err}
+}
 
 // transportReason is what a failed exchange says of itself. net/http quotes the peer's bytes in its own errors, and an
 // upstream's bytes can be a prompt: only causes that are known to hold none are repeated.
@@ -239,6 +285,9 @@ func transportReason(err error) string {
 func logText(err error) string {
 	if answer, ok := errors.AsType[*APIError](err); ok {
 		return "status " + strconv.Itoa(answer.StatusCode)
+	}
+	if answer, ok := errors.AsType[*OuterError](err); ok {
+		return "status " + strconv.Itoa(answer.StatusCode) + ", not sealed"
 	}
 	return err.Error()
 }

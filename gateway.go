@@ -5,10 +5,6 @@ package sealedchat
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/rand"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,7 +32,9 @@ type GatewayConfig struct {
 	// InsecureUpstreamHTTP allows http upstream to any address: opened prompts cross that network in the clear.
 	InsecureUpstreamHTTP bool
 
-	// Authenticate judges a request by its headers before anything of it is decrypted; it must not read the body.
+	// Authenticate judges a request by its headers; it must not read the body. In protocol v1 that is before anything of the
+	// request is decrypted. In Oblivious HTTP the headers are sealed too: it is called with a request that is made from the
+	// opened one, with its method, URL, headers and no body, and with RemoteAddr, TLS and context of the outer one.
 	// An error is answered 401, or 403 for ErrPermission, 429 for ErrRateLimited, 503 for ErrUnavailable; the RetryAfter
 	// of an *APIError goes along.
 	// See AuthenticateKeys.
@@ -65,28 +64,35 @@ type GatewayConfig struct {
 	// 0 = 10 minutes and 1 minute.
 	Timeout, BodyTimeout time.Duration
 
+	// Protocols are those that are served, all on the same listener. nil = both.
+	Protocols []Protocol
+	// OHTTP is for the second protocol.
+	OHTTP GatewayOHTTP
+
 	// Audit is told of requests, answers, refusals and survived panics; while it fails, requests are answered 503 before
-	// they go upstream, and answers are not sent. Refused API keys are for Logger alone: strangers could fill the audit
+	// they go upstream, and answers are not sent; one that streams stays without its end. Refused API keys are for Logger alone: strangers could fill the audit
 	// log with them. nil = nobody.
 	Audit Auditor
 	// Logger gets one line per request: ids, sizes, durations and status, no content. nil = silent.
 	Logger *slog.Logger
 }
 
-// Gateway is the server's end: an [http.Handler] that opens sealed chat completions, has an OpenAI-compatible server
-// answer them, and seals the answers. It serves GET /pki/public_key, POST /v1/chat/secure_completion and GET /healthz.
+// Gateway is the server's end: an [http.Handler] that opens sealed requests, has an OpenAI-compatible server answer them, and
+// seals the answers. It serves GET /pki/public_key and POST /v1/chat/secure_completion for protocol v1, GET and POST
+// /.well-known/ohttp-gateway for Oblivious HTTP, and GET /healthz.
 // Put it behind TLS: an http.Server with a certificate, or a proxy.
 type Gateway struct {
-	cfg      GatewayConfig
-	upstream *url.URL
-	http     http.RoundTripper
-	ownHTTP  bool
-	ownKeys  bool
-	slots    chan struct{}
-	counts   gatewayCounts
-	clients  clientKeys
-	audit    teller
-	opened   time.Time
+	cfg       GatewayConfig
+	upstream  *url.URL
+	http      http.RoundTripper
+	ownHTTP   bool
+	ownKeys   bool
+	slots     chan struct{}
+	counts    gatewayCounts
+	clients   clientKeys
+	strangers *strangers
+	audit     teller
+	opened    time.Time
 
 	life context.Context
 	end  context.CancelFunc
@@ -108,6 +114,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 		return nil, &ConfigError{Field: "GatewayConfig.Upstream", Err: err}
 	}
 	g := &Gateway{cfg: c, upstream: base, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
+	g.strangers = newStrangers(c.OHTTP.StrangerRate, c.OHTTP.StrangerBurst, time.Now)
 	rules := *base
 	if c.InsecureUpstreamHTTP {
 		rules.Scheme = "https" // the rules for http do not apply
@@ -173,6 +180,14 @@ func (c *GatewayConfig) setDefaults() error {
 	if c.Tier == "" {
 		c.Tier = TierStandard
 	}
+	for _, p := range c.Protocols {
+		if p > ProtocolOHTTP {
+			return configError("GatewayConfig.Protocols", "want ProtocolEnvelope and ProtocolOHTTP")
+		}
+	}
+	if err := c.OHTTP.setDefaults(); err != nil {
+		return err
+	}
 	if c.Replay == nil {
 		c.Replay = NewReplayCache(0)
 	}
@@ -180,43 +195,6 @@ func (c *GatewayConfig) setDefaults() error {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return nil
-}
-
-// AuthenticateKeys is a [GatewayConfig].Authenticate that takes a bearer token if it is one of keys. All of them are
-// compared, in constant time. It keeps digests; keys stay the caller's and may be destroyed afterwards.
-func AuthenticateKeys(keys ...*Secret) (func(*http.Request) error, error) {
-	if len(keys) == 0 {
-		return nil, configError("AuthenticateKeys", "no keys")
-	}
-	salt := make([]byte, 32)
-	_, _ = rand.Read(salt)
-	digest := func(b []byte) []byte {
-		m := hmac.New(sha256.New, salt)
-		m.Write(b)
-		return m.Sum(nil)
-	}
-	var known [][]byte
-	for i, k := range keys {
-		err := k.Use(func(b []byte) error {
-			known = append(known, digest(b))
-			return validAPIKey(b)
-		})
-		if err != nil {
-			return nil, &ConfigError{Field: "AuthenticateKeys[" + strconv.Itoa(i) + "]", Err: err}
-		}
-	}
-	return func(r *http.Request) error {
-		scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " ")
-		d := digest([]byte(token))
-		found := 0
-		for _, k := range known {
-			found |= subtle.ConstantTimeCompare(k, d)
-		}
-		if !ok || !strings.EqualFold(scheme, "Bearer") || found == 0 {
-			return ErrAuthentication
-		}
-		return nil
-	}, nil
 }
 
 // PublicKey is the key that requests have to be sealed to. Its fingerprint is what clients pin.
@@ -259,7 +237,9 @@ type refusal struct {
 	status     int
 	detail     string
 	retryAfter time.Duration
-	cause      error // for the log; its text is sanitised there
+	cause      error  // for the log; its text is sanitised there
+	kind       string // a problem type, in the second protocol
+	allow      string // methods, with 405 in the second protocol
 	event      EventType
 }
 
@@ -292,16 +272,23 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	h.header("Cache-Control", "no-store")
 	h.header("X-Content-Type-Options", "nosniff")
-	switch r.URL.Path {
-	case "/healthz":
+	path := r.URL.Path
+	switch envelope := g.serves(ProtocolEnvelope); {
+	case path == "/healthz":
 		h.only(h.health, http.MethodGet, http.MethodHead)
-	case pathPublicKey:
+	case path == pathPublicKey && envelope:
 		h.only(h.publicKey, http.MethodGet, http.MethodHead)
-	case pathCompletion:
+	case path == pathCompletion && envelope:
 		h.only(h.completion, http.MethodPost)
+	case path == pathOHTTP && g.serves(ProtocolOHTTP):
+		h.ohttp()
 	default:
 		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
 	}
+}
+
+func (g *Gateway) serves(p Protocol) bool {
+	return g.cfg.Protocols == nil || slices.Contains(g.cfg.Protocols, p)
 }
 
 // gatewayRequest is one request on its way through, and what the log will say of it.
@@ -312,6 +299,7 @@ type gatewayRequest struct {
 	start time.Time
 
 	status    int // 0 until something was answered
+	inner     int // the status that was sealed, in the second protocol
 	payloadID string
 	tier      SecurityTier
 	bytesIn   int
@@ -430,28 +418,32 @@ func (h *gatewayRequest) finish() {
 		if p == http.ErrAbortHandler {
 			panic(p)
 		}
-		// Neither the panic's value nor arguments on the stack are logged: they can hold content.
-		h.g.cfg.Logger.Error("panic survived", "payload_id", h.payloadID, "type", fmt.Sprintf("%T", p), "at", callers())
-		h.logAudit(h.tell(h.r.Context(), Event{Type: EventPanicSurvived, Reason: fmt.Sprintf("%T", p)}))
+		h.logPanic(p)
 		if h.status != 0 {
 			panic(http.ErrAbortHandler) // an answer has begun: cut it, so that nobody takes it for whole
 		}
 		h.refuse(refuse(http.StatusInternalServerError, "internal error"))
 	}
-	if h.r.URL.Path == pathCompletion {
+	switch {
+	case h.r.URL.Path == pathCompletion:
 		h.g.counts.done(h.status)
+	case h.r.URL.Path == pathOHTTP && h.r.Method == http.MethodPost:
+		h.g.counts.done(h.outcome())
 	}
 	if h.r.URL.Path == "/healthz" && h.status == http.StatusOK {
 		return
 	}
 	level := slog.LevelInfo
-	if h.status >= 500 {
+	if h.outcome() >= 500 {
 		level = slog.LevelWarn
 	}
 	attrs := []slog.Attr{
 		slog.String("payload_id", h.payloadID), slog.String("method", sanitise(h.r.Method, 16)), slog.Int("status", h.status),
 		slog.Int("bytes_in", h.bytesIn), slog.Int("bytes_out", h.bytesOut), slog.String("tier", string(h.tier)),
 		slog.Duration("duration", time.Since(h.start)), slog.Duration("upstream", h.upstream),
+	}
+	if h.inner != 0 {
+		attrs = append(attrs, slog.String("protocol", "ohttp"), slog.Int("inner_status", h.inner))
 	}
 	if h.problem != nil {
 		attrs = append(attrs, slog.String("problem", h.problem.detail))
@@ -462,10 +454,27 @@ func (h *gatewayRequest) finish() {
 	h.g.cfg.Logger.LogAttrs(h.r.Context(), level, "request", attrs...)
 }
 
+// outcome is the status that tells how it went: of the second protocol the inner one, or that of what cut the answer.
+func (h *gatewayRequest) outcome() int {
+	switch {
+	case h.inner != 0 && h.problem != nil:
+		return h.problem.status
+	case h.inner != 0:
+		return h.inner
+	}
+	return h.status
+}
+
+// logPanic logs neither the panic's value nor arguments on the stack: they can hold content.
+func (h *gatewayRequest) logPanic(p any) {
+	h.g.cfg.Logger.Error("panic survived", "payload_id", h.payloadID, "type", fmt.Sprintf("%T", p), "at", callers())
+	h.logAudit(h.tell(h.r.Context(), Event{Type: EventPanicSurvived, Reason: fmt.Sprintf("%T", p)}))
+}
+
 // callers names the functions that led to a panic, without their arguments.
 func callers() []string {
 	pcs := make([]uintptr, 16)
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(4, pcs)])
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(5, pcs)])
 	var names []string
 	for {
 		f, more := frames.Next()

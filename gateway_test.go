@@ -73,10 +73,14 @@ func (r *rig) forwarded() []upstreamRequest {
 }
 
 func (r *rig) RoundTrip(req *http.Request) (*http.Response, error) {
-	body, err := io.ReadAll(req.Body)
-	_ = req.Body.Close()
-	if err != nil {
-		return nil, err
+	var body []byte
+	if req.Body != nil {
+		var err error
+		body, err = io.ReadAll(req.Body)
+		_ = req.Body.Close()
+		if err != nil {
+			return nil, err
+		}
 	}
 	r.mu.Lock()
 	r.sent = append(r.sent, upstreamRequest{req.URL.String(), string(body), req.Header.Clone()})

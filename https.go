@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -169,33 +170,68 @@ type answer struct {
 // ErrTooLarge; of anything else only the beginning. A caller's ended context comes back as its cause, every other
 // failure as ErrConnection.
 func exchange(rt http.RoundTripper, req *http.Request, limit int64) (*answer, error) {
-	what := req.Method + " " + req.URL.Path
+	resp, err := send(rt, req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return readFailure(req.Context(), resp)
+	}
+	a := &answer{status: resp.StatusCode, header: resp.Header}
+	if a.body, err = readBody(resp, limit); err != nil {
+		if errors.Is(err, ErrTooLarge) {
+			return nil, err
+		}
+		return nil, exchangeError(req.Context(), describe(req), err, true)
+	}
+	return a, nil
+}
+
+// send returns when the header of the answer has come. The caller closes its body.
+func send(rt http.RoundTripper, req *http.Request) (*http.Response, error) {
 	req.Header.Set("Accept-Encoding", "identity") // ciphertext does not compress
 	resp, err := rt.RoundTrip(req)                // no http.Client: redirects and cookies have no business here
 	if err == nil && resp == nil {
 		err = errors.New("the RoundTripper returned nothing")
 	}
 	if err != nil {
-		return nil, exchangeError(req.Context(), what, err, false)
+		return nil, unsentError(req, exchangeError(req.Context(), describe(req), err, false))
 	}
-	defer resp.Body.Close()
-	a := &answer{status: resp.StatusCode, header: resp.Header}
-	if a.status != http.StatusOK {
-		stalled := time.AfterFunc(maxErrorWait, func() { _ = resp.Body.Close() })
-		defer stalled.Stop()
-		a.body, err = readBody(resp, maxErrorBody) // an error without words is still an error
-		if cause := context.Cause(req.Context()); err != nil && cause != nil && !errors.Is(cause, errAttemptTimeout) {
-			return nil, endedError(req.Context())
-		}
-		return a, nil
+	return resp, nil
+}
+
+func describe(req *http.Request) string { return req.Method + " " + req.URL.Path }
+
+// readFailure reads the beginning of an answer that is none of those that were hoped for.
+func readFailure(ctx context.Context, resp *http.Response) (*answer, error) {
+	stalled := time.AfterFunc(maxErrorWait, func() { _ = resp.Body.Close() })
+	defer stalled.Stop()
+	body, err := readBody(resp, maxErrorBody) // an error without words is still an error
+	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(cause, errAttemptTimeout) {
+		return nil, endedError(ctx)
 	}
-	if a.body, err = readBody(resp, limit); err != nil {
-		if errors.Is(err, ErrTooLarge) {
-			return nil, err
-		}
-		return nil, exchangeError(req.Context(), what, err, true)
+	return &answer{status: resp.StatusCode, header: resp.Header, body: body}, nil
+}
+
+// countedBody knows whether anybody has read of a request's body: if not, the request cannot have been served.
+type countedBody struct {
+	io.ReadCloser
+	read *atomic.Bool // also by what GetBody returned
+}
+
+func (b *countedBody) Read(p []byte) (int, error) {
+	b.read.Store(true)
+	return b.ReadCloser.Read(p)
+}
+
+// unsentError marks the error of a request of which nothing was sent, as far as that is known.
+func unsentError(req *http.Request, err error) error {
+	failed, ok := errors.AsType[*connectionError](err)
+	if body, counted := req.Body.(*countedBody); ok && counted {
+		failed.unsent = !body.read.Load()
 	}
-	return a, nil
+	return err
 }
 
 func exchangeError(ctx context.Context, what string, err error, answered bool) error {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 const (
@@ -30,12 +31,15 @@ const (
 	pemPublicKey = "PUBLIC KEY"
 )
 
-// PublicKey is an RSA public key of 2048 to 8192 bits to which envelopes are sealed. It is immutable and safe for
-// concurrent use. Get one from [ParsePublicKey].
+// PublicKey is what requests are sealed to: an RSA public key of 2048 to 8192 bits with version 1 of the protocol, see
+// [ParsePublicKey], or a gateway's key configuration with [ProtocolOHTTP]. It is immutable and safe for concurrent use.
 type PublicKey struct {
-	key         *rsa.PublicKey
-	der         []byte // SubjectPublicKeyInfo
+	key         *rsa.PublicKey // nil for a key configuration
+	der         []byte         // SubjectPublicKeyInfo, or the encoded key configuration
 	fingerprint string
+	config      *ohttp.Config // nil for an RSA key
+	signer      string        // fingerprint of who vouches for config, "" for nobody
+	signed      int64         // when, in Unix seconds
 	escaped     func() string // PEM, percent-encoded; made once
 }
 
@@ -122,8 +126,12 @@ func newPublicKey(key *rsa.PublicKey) (*PublicKey, error) {
 	return public, nil
 }
 
-// PEM is the key as a "PUBLIC KEY" block with lines of 64 and a final newline. The caller owns the slice.
+// PEM is the key as a "PUBLIC KEY" block with lines of 64 and a final newline; nil for a key configuration. The caller owns
+// the slice.
 func (k *PublicKey) PEM() []byte {
+	if k.key == nil {
+		return nil
+	}
 	return pem.EncodeToMemory(&pem.Block{Type: pemPublicKey, Bytes: k.der})
 }
 
@@ -134,8 +142,13 @@ func (k *PublicKey) header() string { return k.escaped() }
 // From a PEM file: openssl pkey -pubin -in key.pem -outform DER | sha256sum
 func (k *PublicKey) Fingerprint() string { return k.fingerprint }
 
-// Bits is the size of the modulus.
-func (k *PublicKey) Bits() int { return k.key.N.BitLen() }
+// Bits is the size of the modulus; 0 for a key configuration.
+func (k *PublicKey) Bits() int {
+	if k.key == nil {
+		return 0
+	}
+	return k.key.N.BitLen()
+}
 
 // Equal reports whether both are the same key. A nil key equals only nil.
 func (k *PublicKey) Equal(other *PublicKey) bool {

@@ -80,6 +80,7 @@ type KeyStore struct {
 	keys       []*storedKeyEntry // the primary one and retired ones
 	pins       map[string]keyfile.Pin
 	dataKeys   []heldDataKey // ascending generations
+	configs    configKeys    // for the second protocol
 	master     *keyfile.MasterKey
 	masterAt   *locked.Buffer // where the master key's secret lies
 	dataKeysAt *locked.Buffer // and the data keys, one after the other
@@ -431,6 +432,7 @@ func (s *KeyStore) Close() error {
 	}
 	s.keys = nil
 	s.dropDataKeys()
+	s.dropConfigs()
 	s.dropMaster()
 	s.memory.Close() // keys in use give back what they have when they are released
 	if s.dir != nil {

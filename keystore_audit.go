@@ -137,6 +137,7 @@ func statesOf(b *keyfile.Body) keyStates {
 	for _, e := range b.Keys {
 		states[hexFingerprint(e.Key)] = e.State
 	}
+	addConfigStates(states, b)
 	return states
 }
 
@@ -180,6 +181,11 @@ func (s *KeyStore) tellChanges(ctx context.Context, c *keyChanges, err error) er
 	was, is := c.before.primary(), c.after.primary()
 	if is != was && is != "" {
 		tell(Event{Type: EventKeyRotated, Fingerprint: is, OldFingerprint: was, Keys: len(c.after)})
+	}
+	for fp, state := range c.after {
+		if _, known := c.before[fp]; !known && state == configListed {
+			tell(Event{Type: EventKeyGenerated, Fingerprint: fp, Reason: "a configuration of Oblivious HTTP"})
+		}
 	}
 	for fp, state := range c.before {
 		now, kept := c.after[fp]

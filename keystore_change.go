@@ -6,6 +6,7 @@ package sealedchat
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -179,6 +180,7 @@ func (s *KeyStore) changeMemory(f func(*keyfile.Body) error) error {
 	for _, p := range s.pins {
 		body.Pins = append(body.Pins, p)
 	}
+	s.appendConfigs(body)
 	s.mu.Unlock()
 	if err := f(body); err != nil {
 		return skipNoChange(err)
@@ -294,6 +296,9 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	}()
 	s.mu.Lock()
 	defer s.mu.Unlock() // also when the store is closing: Close wipes what is here when it has its turn
+	if err := s.takeOverConfigs(body); err != nil {
+		return err
+	}
 	dataKeysAt := s.prepared.dataKeysAt
 	s.prepared.dataKeysAt = nil
 	known := make(map[string]*heldKey)
@@ -301,7 +306,6 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 		known[k.public.fingerprint] = k.heldKey
 	}
 	var keys []*storedKeyEntry
-	var fresh []*heldKey
 	for _, e := range body.Keys {
 		if !inUse(e.State) {
 			continue
@@ -311,7 +315,6 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 		if held == nil {
 			held = &heldKey{privateKey: s.prepared.keys[fingerprint], users: 1}
 			delete(s.prepared.keys, fingerprint)
-			fresh = append(fresh, held)
 		}
 		keys = append(keys, &storedKeyEntry{heldKey: held, state: e.State, created: e.Created, activated: e.Activated, retired: e.Retired})
 	}
@@ -436,4 +439,18 @@ func importError(err error) error {
 		}
 	}
 	return fmt.Errorf("%w: %w", ErrPrivateKey, err)
+}
+
+func privateKeys(held []*heldKey) (keys []*privateKey) {
+	for _, k := range held {
+		keys = append(keys, k.privateKey)
+	}
+	return keys
+}
+
+func hasPrimary(b *keyfile.Body, fingerprint string) bool {
+	return slices.ContainsFunc(b.Keys, func(e keyfile.Entry) bool {
+		fp := e.Key.Fingerprint()
+		return e.State == keyfile.Primary && hex.EncodeToString(fp[:]) == fingerprint
+	})
 }

@@ -26,7 +26,7 @@ func (s *KeyStore) addPin(ctx context.Context, origin string, key *PublicKey) ([
 	if remembered, ok := s.pin(origin); ok {
 		return remembered, nil
 	}
-	fp, err := parseFingerprint(key.fingerprint)
+	fp, err := parseFingerprint(key.lasting())
 	if err != nil {
 		return fp, err
 	}

@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -28,8 +29,11 @@ type protocol interface {
 	// open decrypts an answer to r whose status is 200, into the memory that into returns, or in place when into is nil. It
 	// takes the body over.
 	open(r *sealedRequest, a *answer, into room) (*opened, error)
-	// refused is told of every error status. It reports whether sealing afresh can help: the server has another key.
-	refused(ctx context.Context, r *sealedRequest, err *APIError) (bool, error)
+	// failure is the error of an answer whose status is not 200.
+	failure(a *answer) error
+	// refused is told of what failure returned, and of an *APIError of open's. It reports whether sealing afresh can help:
+	// the server has another key.
+	refused(ctx context.Context, r *sealedRequest, err error) (bool, error)
 }
 
 // sealedRequest is one attempt. Whoever seals it calls release when its answer has been opened or given up.
@@ -38,11 +42,17 @@ type sealedRequest struct {
 	payloadID string
 	server    *PublicKey // sealed to
 	keys      *KeyStore
-	key       *heldKey // of keys; opens the answer
+	key       *heldKey // of keys; opens the answer in version 1
+	ohttp     *obliviousCall
 }
 
 func (r *sealedRequest) release() {
-	r.key.release()
+	if r.key != nil {
+		r.key.release()
+	}
+	if r.ohttp != nil {
+		r.ohttp.Close()
+	}
 	r.keys.sweeper.Soon()
 }
 
@@ -144,16 +154,18 @@ func (p *envelopeV1) open(r *sealedRequest, a *answer, into room) (*opened, erro
 	return &opened{plaintext: plaintext, processedAt: e.ProcessedAt}, nil
 }
 
+func (p *envelopeV1) failure(a *answer) error { return apiErrorFrom(a) }
+
 // refused asks for the server's key again when the status is the one that an envelope for another key gets.
-func (p *envelopeV1) refused(ctx context.Context, r *sealedRequest, err *APIError) (bool, error) {
-	if err.StatusCode != http.StatusBadRequest {
+func (p *envelopeV1) refused(ctx context.Context, r *sealedRequest, err error) (bool, error) {
+	if refusal, ok := errors.AsType[*APIError](err); !ok || refusal.StatusCode != http.StatusBadRequest {
 		return false, nil
 	}
 	return p.server.refresh(ctx, r.server)
 }
 
 // fetchServerKey asks for the server's public key.
-func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) (*PublicKey, error) {
+func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) ([]*PublicKey, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String()+pathPublicKey, nil)
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: %w", err)
@@ -166,7 +178,8 @@ func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) (*
 	if a.status != http.StatusOK {
 		return nil, apiErrorFrom(a)
 	}
-	return ParsePublicKey(a.body)
+	key, err := ParsePublicKey(a.body)
+	return []*PublicKey{key}, err
 }
 
 // setBearer puts an API key into a header, which takes a string: copies of it stay on the heap until they are reused.
@@ -203,6 +216,10 @@ func newUUID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:])
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return formatUUID(b)
+}
+
+func formatUUID(b [16]byte) string {
 	s := hex.EncodeToString(b[:])
 	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
 }

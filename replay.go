@@ -5,6 +5,8 @@ package sealedchat
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -17,19 +19,26 @@ type ReplayCache interface {
 	// may be served: when id was not known before, or was released and comes with the same client key again. It decides
 	// between callers that come at the same time: one of them is told true. After an error the request is refused with
 	// 503.
+	//
+	// client is zero for a request of the second protocol. Such an id is never released, and must not be forgotten before
+	// until: without room for it, Claim returns an error.
 	Claim(ctx context.Context, id, client [32]byte, until time.Time) (bool, error)
 	// Release says that the request of id failed, or that its answer could not be delivered: the same client may repeat
 	// it. Nobody else may, or else whoever cuts connections could have a captured request answered to himself.
 	Release(ctx context.Context, id [32]byte) error
 }
 
-// NewReplayCache is a cache in memory for at most entries requests, about 200 bytes each; entries below 1 are 131,072.
-// When it is full the oldest entry is forgotten before its time, so size it for the window and the load.
+// NewReplayCache is a cache in memory for at most entries requests of each protocol, about 200 bytes each; entries below 1
+// are 131,072. When it is full, the oldest request of protocol v1 is forgotten before its time; requests of the second
+// protocol are refused until there is room. Size it for the window and the load.
 func NewReplayCache(entries int) ReplayCache {
 	if entries < 1 {
 		entries = 1 << 17
 	}
-	return &replayCache{most: entries, known: make(map[[32]byte]replayClaim)}
+	return &replayCache{
+		most: entries, known: make(map[[32]byte]replayClaim),
+		exchanges: exchangeIDs{most: entries, until: make(map[[32]byte]time.Time)},
+	}
 }
 
 type replayCache struct {
@@ -39,6 +48,35 @@ type replayCache struct {
 	queue []replayEntry // in the order of arrival, from head on
 	head  int
 	count uint64 // of claims so far
+
+	exchanges exchangeIDs
+}
+
+// exchangeIDs remembers the requests of the second protocol until their time is over. They all live about equally long.
+type exchangeIDs struct {
+	mu    sync.Mutex
+	most  int
+	until map[[32]byte]time.Time
+	swept time.Time // when those whose time is over were taken out last
+}
+
+var errReplayFull = errors.New("full")
+
+func (c *exchangeIDs) claim(id [32]byte, until, now time.Time) (bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now.Before(c.until[id]) {
+		return false, nil
+	}
+	if age := now.Sub(c.swept); age >= time.Minute || age < 0 || (len(c.until) >= c.most && age >= time.Second) {
+		maps.DeleteFunc(c.until, func(_ [32]byte, until time.Time) bool { return !now.Before(until) })
+		c.swept = now
+	}
+	if _, known := c.until[id]; !known && len(c.until) >= c.most {
+		return false, errReplayFull
+	}
+	c.until[id] = until
+	return true, nil
 }
 
 // replayClaim is what is known of an id, and which claim it was: an id whose time was over can be claimed again.
@@ -55,6 +93,9 @@ type replayEntry struct {
 }
 
 func (c *replayCache) Claim(_ context.Context, id, client [32]byte, until time.Time) (bool, error) {
+	if client == [32]byte{} {
+		return c.exchanges.claim(id, until, time.Now())
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()

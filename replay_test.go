@@ -29,7 +29,7 @@ func replayID(n uint64) (id [32]byte) {
 // mustClaim demands what Claim says.
 func mustClaim(t *testing.T, c ReplayCache, n uint64, until time.Time, want bool) {
 	t.Helper()
-	if got, err := c.Claim(t.Context(), replayID(n), [32]byte{}, until); got != want || err != nil {
+	if got, err := c.Claim(t.Context(), replayID(n), [32]byte{1}, until); got != want || err != nil {
 		t.Errorf("Claim(%d): %v, %v; want %v", n, got, err, want)
 	}
 }
@@ -73,7 +73,7 @@ func TestReplayCacheRelease(t *testing.T) {
 	}
 	mustClaim(t, c, 2, until, false)
 	// Somebody else's repeat is refused, and takes nothing from the one who may.
-	if ok, err := c.Claim(t.Context(), replayID(1), [32]byte{1}, until); ok || err != nil {
+	if ok, err := c.Claim(t.Context(), replayID(1), [32]byte{2}, until); ok || err != nil {
 		t.Errorf("another client: %v, %v", ok, err)
 	}
 	mustClaim(t, c, 1, until, true)
@@ -112,26 +112,26 @@ func TestReplayCacheMemory(t *testing.T) {
 	const most = 1000
 	until := time.Now().Add(time.Hour)
 	for name, storm := range map[string]func(c ReplayCache, n uint64){
-		"claims": func(c ReplayCache, n uint64) { _, _ = c.Claim(t.Context(), replayID(n), [32]byte{}, until) },
+		"claims": func(c ReplayCache, n uint64) { _, _ = c.Claim(t.Context(), replayID(n), [32]byte{1}, until) },
 		"releases": func(c ReplayCache, n uint64) {
-			_, _ = c.Claim(t.Context(), replayID(n), [32]byte{}, until.Add(time.Duration(n)))
+			_, _ = c.Claim(t.Context(), replayID(n), [32]byte{1}, until.Add(time.Duration(n)))
 			_ = c.Release(t.Context(), replayID(n))
 		},
 		"one id": func(c ReplayCache, n uint64) {
-			_, _ = c.Claim(t.Context(), replayID(1), [32]byte{}, until.Add(time.Duration(n)))
+			_, _ = c.Claim(t.Context(), replayID(1), [32]byte{1}, until.Add(time.Duration(n)))
 			_ = c.Release(t.Context(), replayID(1))
 		},
 		"one id, one time": func(c ReplayCache, n uint64) {
-			_, _ = c.Claim(t.Context(), replayID(1), [32]byte{}, until)
+			_, _ = c.Claim(t.Context(), replayID(1), [32]byte{1}, until)
 			_ = c.Release(t.Context(), replayID(1))
-			_, _ = c.Claim(t.Context(), replayID(1), [32]byte{}, until)
+			_, _ = c.Claim(t.Context(), replayID(1), [32]byte{1}, until)
 			_ = c.Release(t.Context(), replayID(1))
-			_, _ = c.Claim(t.Context(), replayID(n), [32]byte{}, until)
+			_, _ = c.Claim(t.Context(), replayID(n), [32]byte{1}, until)
 		},
-		"expired": func(c ReplayCache, n uint64) { _, _ = c.Claim(t.Context(), replayID(n), [32]byte{}, time.Time{}) },
+		"expired": func(c ReplayCache, n uint64) { _, _ = c.Claim(t.Context(), replayID(n), [32]byte{1}, time.Time{}) },
 	} {
 		c := NewReplayCache(most).(*replayCache)
-		_, _ = c.Claim(t.Context(), replayID(0), [32]byte{}, until) // stands at the head of the queue all the time
+		_, _ = c.Claim(t.Context(), replayID(0), [32]byte{1}, until) // stands at the head of the queue all the time
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
@@ -158,7 +158,7 @@ func TestReplayCacheOneWins(t *testing.T) {
 	for range 16 {
 		wg.Go(func() {
 			for n := range won {
-				if ok, err := c.Claim(t.Context(), replayID(uint64(n)), [32]byte{}, until); err != nil {
+				if ok, err := c.Claim(t.Context(), replayID(uint64(n)), [32]byte{1}, until); err != nil {
 					t.Error(err)
 				} else if ok {
 					won[n].Add(1)
@@ -220,7 +220,7 @@ func TestReplayCacheModel(t *testing.T) {
 						}
 					}
 					until := now.Add(20 * time.Second) // as a gateway: one window for all
-					got, err := c.Claim(t.Context(), replayID(n), [32]byte{client}, until)
+					got, err := c.Claim(t.Context(), replayID(n), [32]byte{1, client}, until)
 					if err != nil || got != want {
 						t.Fatalf("seed %d, round %d, step %d: Claim(%d) is %v, %v; want %v, at most %d, model %v", seed, round, step, n, got, err, want, most, model)
 					}

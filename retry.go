@@ -21,6 +21,7 @@ const (
 // retryPolicy says whether a failed attempt is worth repeating, and after which wait.
 type retryPolicy struct {
 	most int           // attempts after the first
+	once bool          // only what cannot have been processed is repeated
 	base time.Duration // retryBase, but for tests
 }
 
@@ -29,13 +30,30 @@ func (p retryPolicy) next(attempt int, err error) (time.Duration, bool) {
 	if attempt >= p.most {
 		return 0, false
 	}
-	wait, ok := wantsRetry(err)
+	wait, ok := p.wants(err)
 	if !ok || wait > maxRetryWait {
 		return 0, false
 	}
 	// Full jitter: clients that failed together do not come back together. A server's own figure is a lower bound.
 	window := min(p.base<<min(attempt, 16), maxRetryWait)
 	return wait + rand.N(window+1), true
+}
+
+func (p retryPolicy) wants(err error) (time.Duration, bool) {
+	if p.once && !unprocessed(err) {
+		return 0, false
+	}
+	return wantsRetry(err)
+}
+
+// unprocessed tells failures of which it is certain that the server did nothing: nothing was sent, or it said so itself,
+// under seal. Whatever came in the clear is no *APIError.
+func unprocessed(err error) bool {
+	if answer, ok := errors.AsType[*APIError](err); ok {
+		return answer.StatusCode == http.StatusTooManyRequests || answer.StatusCode == http.StatusServiceUnavailable
+	}
+	failed, ok := errors.AsType[*connectionError](err)
+	return ok && failed.unsent
 }
 
 // wantsRetry tells failures that may pass by themselves, with the wait that the server asked for. A connection that

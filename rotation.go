@@ -5,7 +5,6 @@ package sealedchat
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -184,13 +183,6 @@ func (s *KeyStore) openEnvelope(ctx context.Context, e *envelope.Envelope) ([]by
 	}, nil)
 }
 
-func privateKeys(held []*heldKey) (keys []*privateKey) {
-	for _, k := range held {
-		keys = append(keys, k.privateKey)
-	}
-	return keys
-}
-
 // retain returns the keys that open requests at this time, but for those that the caller has already. The caller
 // releases them.
 func (s *KeyStore) retain(now time.Time, have ...*heldKey) []*heldKey {
@@ -290,13 +282,6 @@ func (s *KeyStore) replacePrimary(ctx context.Context, forced bool) (made bool, 
 	return made, err
 }
 
-func hasPrimary(b *keyfile.Body, fingerprint string) bool {
-	return slices.ContainsFunc(b.Keys, func(e keyfile.Entry) bool {
-		fp := e.Key.Fingerprint()
-		return e.State == keyfile.Primary && hex.EncodeToString(fp[:]) == fingerprint
-	})
-}
-
 // due reports whether a new key is to be made unasked.
 func (s *KeyStore) due(now time.Time) bool {
 	s.mu.Lock()
@@ -354,7 +339,7 @@ func (s *KeyStore) promote(b *keyfile.Body, key *keyfile.RSAKey) error {
 	b.Keys = append(b.Keys, keyfile.Entry{State: keyfile.Primary, Created: now, Activated: now, Key: key})
 	b.Rotations++
 	b.Rotated = now
-	return nil
+	return s.replaceConfigs(b, now)
 }
 
 // keyInUse is told when a new key has become the primary one.
@@ -380,7 +365,8 @@ func (s *KeyStore) dropExpired(b *keyfile.Body, now time.Time) bool {
 		e.Key.Wipe()
 		return true
 	})
-	return len(b.Keys) < before
+	configs := s.dropExpiredConfigs(b, now)
+	return len(b.Keys) < before || configs
 }
 
 // startWorker begins the work in the background, which ends with Close.
@@ -424,6 +410,7 @@ func (s *KeyStore) untilNext(now time.Time) time.Duration {
 			wait = min(wait, left(k.activated, s.rotation.Every, now))
 		}
 	}
+	wait = s.untilConfigs(wait, now)
 	s.mu.Unlock()
 	s.rotator.mu.Lock()
 	defer s.rotator.mu.Unlock()
@@ -450,14 +437,19 @@ func (s *KeyStore) tend() {
 	early := s.rotator.failures > 0 && time.Now().Before(s.rotator.retryAt)
 	s.rotator.mu.Unlock()
 	err := s.refresh(s.life)
-	if early && (err != nil || s.due(time.Now()) || s.anyExpired()) {
+	now := time.Now()
+	due := s.due(now) && (s.dir != nil || s.hasKey()) // one that nobody has asked for yet is not made here
+	if early && (err != nil || due || s.configsDue(now) || s.anyExpired()) {
 		return
 	}
-	if err == nil && s.due(time.Now()) {
+	if err == nil && due {
 		_, err = s.rotator.making.Do(s.life, s.life, s.makeKey(false))
 		if errors.Is(err, ErrLocked) {
 			return // another process is at it
 		}
+	}
+	if err == nil && s.configsDue(time.Now()) {
+		err = s.rotateConfigs(s.life)
 	}
 	if err == nil && s.anyExpired() {
 		err = s.change(s.life, func(b *keyfile.Body) error {
@@ -474,7 +466,8 @@ func (s *KeyStore) anyExpired() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	return slices.ContainsFunc(s.keys, func(k *storedKeyEntry) bool { return s.expired(k.state, k.retired, now) })
+	return slices.ContainsFunc(s.keys, func(k *storedKeyEntry) bool { return s.expired(k.state, k.retired, now) }) ||
+		s.anyConfigExpired(now)
 }
 
 // report remembers how the background fares.

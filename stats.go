@@ -81,15 +81,17 @@ func (n *clientCounts) call() func(err *error) {
 // GatewayStats is what a gateway did since it was made, see [Gateway.Stats]. Its numbers only grow, but for InFlight. It
 // marshals to JSON and logs as a group; it holds no content and no ids.
 type GatewayStats struct {
-	// Requests is the number of chat completions that were asked for and dealt with: Answered were sent a sealed answer,
-	// Refused a status from 400 to 499, Failed one from 500 on. Fetched public keys and health checks are not among them.
+	// Requests is the number of requests that were dealt with, of either protocol: Answered were sent a sealed answer,
+	// Refused a status from 400 to 499, Failed one from 500 on, or an answer that was cut. In the second protocol the
+	// status is the sealed one, where there is one, and Answered is from 200 to 299. Fetched public keys and health checks
+	// are not among them.
 	Requests int64 `json:"requests"`
 	Answered int64 `json:"answered"`
 	Refused  int64 `json:"refused"`
 	Failed   int64 `json:"failed"`
 	// InFlight is the number of requests that hold one of GatewayConfig.MaxConcurrent places.
 	InFlight int64 `json:"in_flight"`
-	// BytesOpened counts the JSON of requests, BytesSealed that of answers.
+	// BytesOpened counts the content of requests, BytesSealed that of answers.
 	BytesOpened int64 `json:"bytes_opened"`
 	BytesSealed int64 `json:"bytes_sealed"`
 	// KeyRotations and Memory are as in [Stats].
@@ -127,7 +129,7 @@ type gatewayCounts struct {
 // done counts a chat completion by the status that it was answered with.
 func (n *gatewayCounts) done(status int) {
 	switch {
-	case status == http.StatusOK:
+	case status >= 200 && status < 300:
 		n.answered.Add(1)
 	case status < http.StatusInternalServerError:
 		n.refused.Add(1)

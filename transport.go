@@ -61,6 +61,9 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		defer closeBody()
 		defer context.AfterFunc(req.Context(), closeBody)() // a Read that waits ends with the call
 	}
+	if t.client.oblivious != nil {
+		return t.oblivious(req)
+	}
 	if req.Method != http.MethodPost || !strings.HasSuffix(strings.TrimRight(req.URL.Path, "/"), "/chat/completions") {
 		return sdkError(req, http.StatusNotFound, "unsupported_endpoint",
 			"sealedchat: only POST …/chat/completions travels sealed; nothing was sent", 0), nil
@@ -79,6 +82,11 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	opts, key := t.callOptions(req)
 	defer key.Destroy()
+	return t.complete(req, body, call, opts)
+}
+
+// complete answers a chat completion from the whole of its answer.
+func (t *sdkTransport) complete(req *http.Request, body []byte, call *sdkCall, opts []CallOption) (*http.Response, error) {
 	result, err := t.client.do(req.Context(), call.body, opts)
 	if err != nil {
 		return t.fail(req, call.body, err)
@@ -88,9 +96,13 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		if err != nil {
 			return t.fail(req, call.body, err)
 		}
-		return sdkResponse(req, http.StatusOK, "text/event-stream; charset=utf-8", events), nil
+		return sdkStream(req, events), nil
 	}
 	return sdkResponse(req, http.StatusOK, "application/json", result.plaintext), nil
+}
+
+func sdkStream(req *http.Request, events []byte) *http.Response {
+	return sdkResponse(req, http.StatusOK, "text/event-stream; charset=utf-8", events)
 }
 
 // read takes the whole body, bounded. What the stream members add is not worth a limit of its own.

@@ -76,10 +76,10 @@ func (p pins) validate() error {
 }
 
 func (p pins) check(_ string, key *PublicKey) error {
-	if slices.Contains(p.list, key.fingerprint) {
+	if slices.ContainsFunc(p.list, key.goesBy) {
 		return nil
 	}
-	return &ServerKeyError{Want: slices.Clone(p.list), Got: key.fingerprint}
+	return key.refusal(slices.Clone(p.list), nil)
 }
 
 // FirstUse takes the first key that a server presents, remembers it in store under the client's base URL, and from then
@@ -116,8 +116,8 @@ func (f firstUse) remember(ctx context.Context, origin string, key *PublicKey) e
 }
 
 func sameKey(remembered [32]byte, key *PublicKey) error {
-	if want := hex.EncodeToString(remembered[:]); want != key.fingerprint {
-		return &ServerKeyError{Want: []string{want}, Got: key.fingerprint}
+	if want := hex.EncodeToString(remembered[:]); !key.goesBy(want) {
+		return key.refusal([]string{want}, nil)
 	}
 	return nil
 }
@@ -144,7 +144,7 @@ func originOf(base *url.URL) string {
 
 func validFingerprint(f string) error {
 	if b, err := hex.DecodeString(f); err != nil || len(b) != 32 {
-		return errors.New("a fingerprint is the SHA-256 of the DER SubjectPublicKeyInfo, 64 hex digits")
+		return errors.New("a fingerprint is a SHA-256 as PublicKey.Fingerprint gives it, 64 hex digits")
 	}
 	return nil
 }
@@ -156,7 +156,7 @@ const (
 
 // serverKey fetches the server's public key once for all callers, has it judged, and keeps it for an hour.
 type serverKey struct {
-	fetch  func(context.Context) (*PublicKey, error)
+	fetch  func(context.Context) ([]*PublicKey, error) // what the server offers, best first; never empty
 	trust  Trust
 	origin string                          // the base URL
 	notify func(old, new *PublicKey) error // Config.OnServerKey; may be nil
@@ -169,7 +169,9 @@ type serverKey struct {
 	mu         sync.Mutex
 	key        *PublicKey // judged and in use; nil before the first fetch
 	fetched    time.Time
-	accepted   []string  // fingerprints that the user accepted at run time
+	accepted   []string // fingerprints that the user accepted at run time
+	signer     string   // who vouched for the last list of keys, and when (Unix seconds)
+	signed     int64
 	quietUntil time.Time // no refresh after a refusal before this time
 	judging    chan struct{}
 }
@@ -229,7 +231,7 @@ func (s *serverKey) refresh(ctx context.Context, used *PublicKey) (bool, error) 
 
 // update fetches the key and judges it. It runs once at a time.
 func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
-	key, err := s.fetch(ctx)
+	offered, err := s.fetch(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -238,16 +240,34 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 		return nil, err
 	}
 	defer leave()
-	s.mu.Lock()
-	old, accepted := s.key, slices.Contains(s.accepted, key.fingerprint)
-	s.mu.Unlock()
+	old, key, accepted := s.choose(offered)
 	if err := s.judge(ctx, old, key, accepted); err != nil {
 		return nil, s.tellRefused(ctx, err)
 	}
 	s.mu.Lock()
 	s.key, s.fetched = key, time.Now()
+	if key.signer != "" {
+		s.signer, s.signed = key.signer, key.signed
+	}
 	s.mu.Unlock()
 	return key, nil
+}
+
+// choose takes the first key that is trusted or was accepted, otherwise the first one, and returns the one in use as well.
+func (s *serverKey) choose(offered []*PublicKey) (old, key *PublicKey, accepted bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, k := range offered {
+		if k.signer == s.signer && k.signed < s.signed {
+			k = k.unsigned() // an older list than the one that is known: somebody sends it again
+			offered[i] = k
+		}
+		accepted = slices.ContainsFunc(s.accepted, k.goesBy)
+		if accepted || s.trust.check(s.origin, k) == nil {
+			return s.key, k, accepted
+		}
+	}
+	return s.key, offered[0], false
 }
 
 // judge asks the trust, and then the user. A key that the user accepted before needs neither, except that a trust with a
@@ -281,11 +301,11 @@ func (s *serverKey) ask(ctx context.Context, old, key *PublicKey) error {
 		return nil
 	}
 	s.log.WarnContext(ctx, "server key refused by OnServerKey", "fingerprint", key.fingerprint)
-	refused := &ServerKeyError{Got: key.fingerprint, Err: err}
+	var want []string
 	if old != nil {
-		refused.Want = []string{old.fingerprint}
+		want = []string{old.fingerprint}
 	}
-	return refused
+	return key.refusal(want, err)
 }
 
 // accept trusts a fingerprint from now on, and forgets the key in use so that the next call asks the server.

@@ -231,11 +231,11 @@ func TestAcceptServerKeyMalformed(t *testing.T) {
 func countingKey(t *testing.T, key **PublicKey) (*serverKey, *atomic.Int32) {
 	var fetches atomic.Int32
 	s := &serverKey{trust: TrustHTTPS(), log: slog.New(slog.DiscardHandler), life: t.Context()}
-	s.fetch = func(ctx context.Context) (*PublicKey, error) {
+	s.fetch = func(ctx context.Context) ([]*PublicKey, error) {
 		fetches.Add(1)
 		select {
 		case <-time.After(time.Second):
-			return *key, nil
+			return []*PublicKey{*key}, nil
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
@@ -278,7 +278,7 @@ func TestServerKeyFetchFails(t *testing.T) {
 		}
 		good := s.fetch
 		failure := errors.New("down")
-		s.fetch = func(context.Context) (*PublicKey, error) { return nil, failure }
+		s.fetch = func(context.Context) ([]*PublicKey, error) { return nil, failure }
 		if k, err := s.get(t.Context()); err != nil || k == nil {
 			t.Errorf("within the hour: %v", err)
 		}
@@ -411,7 +411,7 @@ func TestFetchEndsWithItsWaiters(t *testing.T) {
 		s, fetches := countingKey(t, &key)
 		var ended atomic.Int32
 		inner := s.fetch
-		s.fetch = func(ctx context.Context) (*PublicKey, error) {
+		s.fetch = func(ctx context.Context) ([]*PublicKey, error) {
 			k, err := inner(ctx)
 			if err != nil {
 				ended.Add(1)

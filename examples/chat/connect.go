@@ -21,6 +21,7 @@ func (p *program) connect(o *options, to server, keys *sealedchat.KeyStore) (_ *
 	config := sealedchat.Config{
 		BaseURL:    to.url,
 		Keys:       keys,
+		Protocol:   o.protocol,
 		Trust:      sealedchat.TrustHTTPS(),
 		Tier:       o.tier,
 		Transport:  transport,
@@ -105,7 +106,12 @@ func hint(err error, o *options) string {
 		return ""
 	}
 	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
+	_, outer := errors.AsType[*sealedchat.OuterError](err)
 	switch {
+	case outer:
+		return "does " + o.server.url + " speak -protocol ohttp?"
+	case errors.Is(err, sealedchat.ErrTruncated):
+		return "what was printed is genuine, and not all"
 	case unknown:
 		return "if the server has a certificate of its own, give it with -cacert FILE"
 	case errors.Is(err, context.DeadlineExceeded):

@@ -6,6 +6,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -48,16 +49,20 @@ func (p *program) converse(ctx context.Context, o *options, client *sealedchat.S
 		case ctx.Err() != nil:
 			fmt.Fprintln(p.stderr)
 			return nil
+		case isOutputError(err):
+			return err
 		case err != nil: // the history is as it was: the same prompt can be tried again
 			text, _ := explain(ctx, err, o)
 			fmt.Fprintln(p.stderr, "chat: "+oneLine(text))
 			continue
 		}
 		history = append(turn, sealedchat.AssistantMessage(answer))
-		if err := p.print(answer); err != nil {
-			return err
-		}
 	}
+}
+
+func isOutputError(err error) bool {
+	_, ok := errors.AsType[outputError](err)
+	return ok
 }
 
 func (p *program) turn(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient, messages []sealedchat.Message) (string, error) {

@@ -32,11 +32,10 @@ type demo struct {
 	serving sync.WaitGroup
 }
 
-// startDemo starts the demo, and meanwhile has clientKeys generate its key.
-func (p *program) startDemo(ctx context.Context, clientKeys *sealedchat.KeyStore) (_ *demo, err error) {
+// startDemo starts the demo, and meanwhile has clientKeys generate its key, if the protocol needs one.
+func (p *program) startDemo(ctx context.Context, o *options, clientKeys *sealedchat.KeyStore) (_ *demo, err error) {
 	fmt.Fprintln(p.stderr, "demo: no -url was given, so this is the demo: a gateway and a tiny demo model inside this program. "+
 		"No model was downloaded; the demo model only repeats.")
-	defer p.while("making two RSA keys, which takes a few seconds at most …")()
 	d := &demo{}
 	defer func() {
 		if err != nil {
@@ -47,24 +46,41 @@ func (p *program) startDemo(ctx context.Context, clientKeys *sealedchat.KeyStore
 		return nil, err
 	}
 	d.server.key = rand.Text()
-	if d.gateway, err = newDemoGateway(d.keys, d.server.key); err != nil {
+	if d.gateway, err = newDemoGateway(d.keys, d.server.key, o.protocol); err != nil {
 		return nil, err
 	}
-	var client sync.WaitGroup
-	client.Go(func() { _, _ = clientKeys.Public(ctx) }) // an error comes again when the key is needed
-	key, err := d.gateway.PublicKey(ctx)
-	client.Wait()
-	if err != nil {
+	if err := p.makeDemoKeys(ctx, o, d, clientKeys); err != nil {
 		return nil, err
 	}
-	d.pins = []string{key.Fingerprint()}
 	if err := d.listen(ctx); err != nil {
 		return nil, fmt.Errorf("starting the demo: %w", err)
 	}
 	return d, nil
 }
 
-func newDemoGateway(keys *sealedchat.KeyStore, apiKey string) (*sealedchat.Gateway, error) {
+// makeDemoKeys makes the gateway's key, and pins it.
+func (p *program) makeDemoKeys(ctx context.Context, o *options, d *demo, clientKeys *sealedchat.KeyStore) error {
+	if o.protocol == sealedchat.ProtocolOHTTP {
+		configs, err := d.gateway.KeyConfigs(ctx)
+		if err != nil {
+			return err
+		}
+		d.pins = []string{configs[0].Fingerprint}
+		return nil
+	}
+	defer p.while("making two RSA keys, which takes a few seconds at most …")()
+	var client sync.WaitGroup
+	client.Go(func() { _, _ = clientKeys.Public(ctx) }) // an error comes again when the key is needed
+	key, err := d.gateway.PublicKey(ctx)
+	client.Wait()
+	if err != nil {
+		return err
+	}
+	d.pins = []string{key.Fingerprint()}
+	return nil
+}
+
+func newDemoGateway(keys *sealedchat.KeyStore, apiKey string, protocol sealedchat.Protocol) (*sealedchat.Gateway, error) {
 	secret, err := sealedchat.NewSecret([]byte(apiKey))
 	if err != nil {
 		return nil, err
@@ -80,6 +96,7 @@ func newDemoGateway(keys *sealedchat.KeyStore, apiKey string) (*sealedchat.Gatew
 		Authenticate:      authenticate,
 		Keys:              keys,
 		Tier:              sealedchat.TierMaximum,
+		Protocols:         []sealedchat.Protocol{protocol},
 	})
 }
 

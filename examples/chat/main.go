@@ -5,6 +5,7 @@
 //
 //	go run ./examples/chat "What is the capital of France?"   # a demo: no server, no download
 //	go run ./examples/chat -show-wire "What is the capital of France?"
+//	go run ./examples/chat -protocol ohttp -stream "What is the capital of France?"   # words appear as they come
 //	echo "Summarise this." | go run ./examples/chat -url https://api.nomyo.ai -model MODEL
 //	go run ./examples/chat -url https://127.0.0.1:8443 -cacert gateway.pem -pin HEX -model MODEL
 //
@@ -17,6 +18,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -77,14 +79,14 @@ func (p *program) run(ctx context.Context, args []string) int {
 
 // chat connects to the server, or to the demo, and asks.
 func (p *program) chat(ctx context.Context, o *options) error {
-	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: p.keyBits})
+	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: p.keyBits}) // its key is made when one is needed
 	if err != nil {
 		return err
 	}
 	defer keys.Close()
 	to := o.server
 	if o.demo {
-		d, err := p.startDemo(ctx, keys)
+		d, err := p.startDemo(ctx, o, keys)
 		if err != nil {
 			return err
 		}
@@ -98,8 +100,9 @@ func (p *program) chat(ctx context.Context, o *options) error {
 	}
 	defer done()
 
-	// Chat would do all this by itself. Doing it first makes the client's key while the server's is on its way.
-	ready := p.while("getting ready: making a key and asking for the server's …")
+	// Chat would do all this by itself. Doing it first makes the client's key, if the protocol has one, while the server's is
+	// on its way.
+	ready := p.while("getting ready …")
 	err = client.Warm(ctx)
 	ready()
 	if err != nil {
@@ -108,18 +111,22 @@ func (p *program) chat(ctx context.Context, o *options) error {
 	if o.prompt == "" {
 		return p.converse(ctx, o, client)
 	}
-	answer, err := p.ask(ctx, o, client, append(o.history(), sealedchat.UserMessage(o.prompt)))
-	if err != nil {
-		return err
-	}
-	return p.print(answer)
+	_, err = p.ask(ctx, o, client, append(o.history(), sealedchat.UserMessage(o.prompt)))
+	return err
 }
 
-// ask sends the messages and returns the answer's text.
+// ask sends the messages, prints the answer's text and returns it.
 func (p *program) ask(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient, messages []sealedchat.Message) (string, error) {
-	waiting := p.while("waiting for the answer …")
-	resp, err := client.Chat(ctx, &sealedchat.ChatRequest{Model: o.model, Messages: messages})
-	waiting()
+	request := &sealedchat.ChatRequest{Model: o.model, Messages: messages}
+	var resp *sealedchat.ChatResponse
+	var err error
+	if o.stream {
+		resp, err = p.stream(ctx, client, request)
+	} else {
+		waiting := p.while("waiting for the answer …")
+		resp, err = client.Chat(ctx, request)
+		waiting()
+	}
 	if err != nil {
 		return "", err
 	}
@@ -133,21 +140,55 @@ func (p *program) ask(ctx context.Context, o *options, client *sealedchat.Secure
 	if finish == "length" {
 		fmt.Fprintln(p.stderr, "chat: the answer was cut off at the token limit")
 	}
-	return resp.Text(), nil
+	if o.stream {
+		return resp.Text(), nil // which is printed already
+	}
+	return resp.Text(), p.print(resp.Text() + "\n")
 }
 
-// print writes an answer to standard output: as it is, but a terminal gets no control sequences from a server.
-func (p *program) print(answer string) error {
+// stream prints an answer piece by piece as it comes.
+func (p *program) stream(ctx context.Context, client *sealedchat.SecureCompletionClient, request *sealedchat.ChatRequest) (_ *sealedchat.ChatResponse, err error) {
+	waiting := sync.OnceFunc(p.while("waiting for the answer …"))
+	defer waiting()
+	var answer sealedchat.ChatAccumulator
+	begun := false
+	defer func() {
+		if begun {
+			err = cmp.Or(err, p.print("\n"))
+		}
+	}()
+	for chunk, err := range client.Stream(ctx, request) {
+		waiting()
+		if err != nil {
+			return nil, err
+		}
+		answer.Add(chunk)
+		if chunk.Text() == "" {
+			continue
+		}
+		begun = true
+		if err := p.print(chunk.Text()); err != nil {
+			return nil, err
+		}
+	}
+	return answer.Response(), nil
+}
+
+// outputError is about standard output, not about the server.
+type outputError struct{ error }
+
+// print writes to standard output: text as it is, but a terminal gets no control sequences from a server.
+func (p *program) print(text string) error {
 	if p.isTerminal(p.stdout) {
-		answer = strings.Map(func(r rune) rune {
+		text = strings.Map(func(r rune) rune {
 			if unicode.IsControl(r) && r != '\n' && r != '\t' {
 				return -1
 			}
 			return r
-		}, answer)
+		}, text)
 	}
-	if _, err := fmt.Fprintln(p.stdout, answer); err != nil {
-		return fmt.Errorf("writing the answer: %w", err)
+	if _, err := io.WriteString(p.stdout, text); err != nil {
+		return outputError{fmt.Errorf("writing the answer: %w", err)}
 	}
 	return nil
 }

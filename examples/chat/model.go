@@ -4,12 +4,13 @@
 package main
 
 import (
-	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat"
@@ -19,6 +20,7 @@ import (
 func demoModel(w http.ResponseWriter, r *http.Request) {
 	var request struct {
 		Model    string               `json:"model"`
+		Stream   bool                 `json:"stream"`
 		Messages []sealedchat.Message `json:"messages"`
 	}
 	if r.Method != http.MethodPost || r.URL.Path != "/v1/chat/completions" {
@@ -30,6 +32,10 @@ func demoModel(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer := demoAnswer(request.Messages)
+	if request.Stream {
+		typeWords(w, r, request.Model, answer)
+		return
+	}
 	words := 0
 	for _, m := range request.Messages {
 		words += len(strings.Fields(m.Text()))
@@ -41,6 +47,32 @@ func demoModel(w http.ResponseWriter, r *http.Request) {
 		"choices": []any{map[string]any{"index": 0, "finish_reason": "stop", "message": sealedchat.AssistantMessage(answer)}},
 		"usage":   map[string]int{"prompt_tokens": words, "completion_tokens": spoken, "total_tokens": words + spoken},
 	})
+}
+
+// typing is how long the demo model takes for a word.
+const typing = 40 * time.Millisecond
+
+// typeWords streams an answer word by word.
+func typeWords(w http.ResponseWriter, r *http.Request, model, answer string) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	send := func(delta map[string]string, finish any) {
+		chunk, _ := json.Marshal(map[string]any{ // of texts, it marshals
+			"id": "chatcmpl-demo", "object": "chat.completion.chunk", "created": time.Now().Unix(), "model": model,
+			"choices": []any{map[string]any{"index": 0, "delta": delta, "finish_reason": finish}},
+		})
+		_, _ = fmt.Fprintf(w, "data: %s\n\n", chunk)
+		_ = http.NewResponseController(w).Flush()
+	}
+	for word := range strings.SplitAfterSeq(answer, " ") {
+		send(map[string]string{"content": word}, nil)
+		select {
+		case <-time.After(typing):
+		case <-r.Context().Done():
+			return
+		}
+	}
+	send(map[string]string{}, "stop")
+	_, _ = io.WriteString(w, "data: [DONE]\n\n")
 }
 
 // demoAnswer works the prompt, what was said before it and the instructions into a text.
@@ -110,21 +142,41 @@ func (m inMemory) RoundTrip(req *http.Request) (*http.Response, error) {
 		req = req.Clone(req.Context())
 		req.Body = http.NoBody
 	}
-	answer := &memoryAnswer{header: http.Header{}, status: http.StatusOK}
-	m.handler.ServeHTTP(answer, req)
+	reader, writer := io.Pipe()
+	answer := &memoryAnswer{header: http.Header{}, status: http.StatusOK, body: writer, begun: make(chan struct{})}
+	stop := context.AfterFunc(req.Context(), func() { _ = reader.CloseWithError(context.Cause(req.Context())) })
+	go func() { // ends with the handler, which ends when its request does or nobody reads any more
+		defer stop()
+		m.handler.ServeHTTP(answer, req)
+		answer.begin()
+		_ = writer.Close()
+	}()
+	<-answer.begun
 	return &http.Response{
 		StatusCode: answer.status, Status: http.StatusText(answer.status), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: answer.header, Body: io.NopCloser(&answer.body), ContentLength: int64(answer.body.Len()), Request: req,
+		Header: answer.header, Body: reader, ContentLength: -1, Request: req,
 	}, nil
 }
 
-// memoryAnswer is the http.ResponseWriter of inMemory.
+// memoryAnswer is the http.ResponseWriter of inMemory. What is written waits for a reader: everything is flushed at once.
 type memoryAnswer struct {
 	header http.Header
 	status int
-	body   bytes.Buffer
+	body   *io.PipeWriter
+	begun  chan struct{} // closed once header and status stand
+	once   sync.Once
 }
 
-func (a *memoryAnswer) Header() http.Header         { return a.header }
-func (a *memoryAnswer) WriteHeader(status int)      { a.status = status }
-func (a *memoryAnswer) Write(b []byte) (int, error) { return a.body.Write(b) }
+func (a *memoryAnswer) begin()              { a.once.Do(func() { close(a.begun) }) }
+func (a *memoryAnswer) Header() http.Header { return a.header }
+func (a *memoryAnswer) Flush()              { a.begin() }
+
+func (a *memoryAnswer) WriteHeader(status int) {
+	a.status = status
+	a.begin()
+}
+
+func (a *memoryAnswer) Write(b []byte) (int, error) {
+	a.begin()
+	return a.body.Write(b)
+}

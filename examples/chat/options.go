@@ -32,6 +32,8 @@ type options struct {
 	prompt   string // "" = a conversation
 	timeout  time.Duration
 	showWire bool
+	protocol sealedchat.Protocol
+	stream   bool
 }
 
 // server is where prompts go, and how to know it.
@@ -49,7 +51,7 @@ func wrongInput(format string, args ...any) error { return usageError{fmt.Errorf
 
 func (p *program) parse(args []string) (*options, error) {
 	o := &options{urlFrom: "-url"}
-	var cacert, tier string
+	var cacert, tier, protocol string
 	f := flag.NewFlagSet("chat", flag.ContinueOnError)
 	f.SetOutput(io.Discard) // errors are printed in one place
 	f.StringVar(&o.server.url, "url", "", "send to the server at this https `URL`; without it a demo is started")
@@ -60,6 +62,8 @@ func (p *program) parse(args []string) (*options, error) {
 		return nil
 	})
 	f.StringVar(&o.system, "system", "", "instructions for the model (a system message): `text`")
+	f.StringVar(&protocol, "protocol", "envelope", "how to seal: envelope (NOMYO's version 1), or ohttp (Oblivious HTTP): `name`")
+	f.BoolVar(&o.stream, "stream", false, "print the answer as it comes; with -protocol envelope it comes all at once")
 	f.BoolVar(&o.showWire, "show-wire", false, "print what an observer of the HTTP traffic sees")
 	f.StringVar(&cacert, "cacert", "", "trust the certificates in this PEM `file` for TLS, in place of the system's")
 	f.DurationVar(&o.timeout, "timeout", 0, "longest wait for one answer, 90s for example (default 10m)")
@@ -82,6 +86,13 @@ func (p *program) parse(args []string) (*options, error) {
 	case "", sealedchat.TierStandard, sealedchat.TierHigh, sealedchat.TierMaximum:
 	default:
 		return nil, wrongInput("-tier: %q is not standard, high or maximum", tier)
+	}
+	switch protocol {
+	case sealedchat.ProtocolEnvelope.String():
+	case sealedchat.ProtocolOHTTP.String():
+		o.protocol = sealedchat.ProtocolOHTTP
+	default:
+		return nil, wrongInput("-protocol: %q is not envelope or ohttp", protocol)
 	}
 	if o.timeout < 0 || (given["timeout"] && o.timeout == 0) {
 		return nil, wrongInput("-timeout: must be more than 0")

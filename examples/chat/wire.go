@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode/utf8"
 )
 
 const (
@@ -55,12 +56,17 @@ func (w *wire) print(direction, first string, header http.Header, body []byte, s
 	for _, name := range sortedNames(header) {
 		value := strings.Join(header[name], ", ")
 		switch {
+		case value == "": // User-Agent: net/http then sends none
+			continue
 		case name == "Authorization":
 			value = "********"
 		case len(value) > shownHeader:
 			value = value[:shownHeader] + "… " + thousands(int64(len(value))) + " bytes in all"
 		}
 		line(name + ": " + value)
+	}
+	if !utf8.Valid(body) && !utf8.Valid(body[:max(0, len(body)-utf8.UTFMax)]) {
+		body = fmt.Appendf(nil, "%x", body[:min(len(body), shownHeader)])
 	}
 	switch {
 	case size > int64(len(body)):

@@ -6,7 +6,8 @@
 //	umask 077; openssl rand -hex 32 > keys.txt
 //	go run ./examples/gateway -upstream http://127.0.0.1:8000/v1 -api-keys keys.txt -write-cert gateway.pem
 //
-// It prints on standard output where it listens, the pin of its key, and a command line for examples/chat to reach it.
+// It serves both protocols, or those of -protocols. It prints on standard output where it listens, the pins of its keys, and
+// a command line for examples/chat to reach it, for each protocol.
 // The log goes to standard error: ids, sizes, durations and status, no content. Without -tls-cert it makes a
 // self-signed certificate at each start, and prints its fingerprint. The key that prompts are sealed to is made at each
 // start too and never replaced, so the pin changes with a restart, and only then.
@@ -71,7 +72,10 @@ func (p *program) run(ctx context.Context, args []string) int {
 	}
 	if wrong, ok := errors.AsType[*sealedchat.ConfigError](err); ok {
 		status = 2
-		name := map[string]string{"GatewayConfig.Upstream": "-upstream", "GatewayConfig.UpstreamKey": "NOMYO_UPSTREAM_KEY"}[wrong.Field]
+		name := map[string]string{
+			"GatewayConfig.Upstream": "-upstream", "GatewayConfig.UpstreamKey": "NOMYO_UPSTREAM_KEY",
+			"GatewayConfig.OHTTP.Pad": "-pad", "GatewayConfig.OHTTP.DateWindow": "-date-window",
+		}[wrong.Field]
 		if name != "" {
 			text = name + ": " + strings.TrimPrefix(wrong.Err.Error(), "sealedchat: ")
 		}
@@ -102,8 +106,7 @@ func (p *program) serve(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	log.Info("making a key, which takes a few seconds at most")
-	key, err := gateway.PublicKey(ctx)
+	pins, err := readPins(ctx, o, gateway, log)
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -113,7 +116,7 @@ func (p *program) serve(ctx context.Context, o *options) error {
 	server := newServer(gateway, id, log)
 	failed := make(chan error, 1)
 	go func() { failed <- server.ServeTLS(listener, "", "") }()
-	p.announce(o, id, listener.Addr(), key)
+	p.announce(o, id, listener.Addr(), pins)
 
 	select {
 	case err := <-failed:
@@ -145,6 +148,8 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore, log *slog.Lo
 		AllowUnauthenticated: o.allowAll,
 		Keys:                 keys,
 		Tier:                 o.tier,
+		Protocols:            o.protocols,
+		OHTTP:                sealedchat.GatewayOHTTP{Pad: o.pad, DateWindow: o.dateWindow},
 		Logger:               log,
 	}
 	if o.apiKeys != "" {
@@ -182,26 +187,70 @@ func newServer(gateway *sealedchat.Gateway, id *identity, log *slog.Logger) *htt
 	}
 }
 
+// pins are the fingerprints of the keys that clients seal to, "" for a protocol that is not served.
+type pins struct {
+	envelope, ohttp string
+	signer          string // vouches for new keys of ohttp
+}
+
+func readPins(ctx context.Context, o *options, gateway *sealedchat.Gateway, log *slog.Logger) (p pins, err error) {
+	if o.serves(sealedchat.ProtocolEnvelope) {
+		log.Info("making a key, which takes a few seconds at most")
+		key, err := gateway.PublicKey(ctx)
+		if err != nil {
+			return p, err
+		}
+		p.envelope = key.Fingerprint()
+	}
+	if o.serves(sealedchat.ProtocolOHTTP) {
+		configs, err := gateway.KeyConfigs(ctx)
+		if err != nil {
+			return p, err
+		}
+		p.ohttp = configs[0].Fingerprint // the preferred one
+		p.signer, err = gateway.KeySigner(ctx)
+		return p, err
+	}
+	return p, nil
+}
+
 // announce prints what a client has to know.
-func (p *program) announce(o *options, id *identity, at net.Addr, key *sealedchat.PublicKey) {
+func (p *program) announce(o *options, id *identity, at net.Addr, keys pins) {
 	url := "https://" + reachable(at)
 	fmt.Fprintf(p.stdout, "listening: %s\n", url)
-	fmt.Fprintf(p.stdout, "pin: %s\n", key.Fingerprint())
+	if keys.envelope != "" {
+		fmt.Fprintf(p.stdout, "pin: %s\n", keys.envelope)
+	}
+	if keys.ohttp != "" {
+		fmt.Fprintf(p.stdout, "pin (ohttp): %s\n", keys.ohttp)
+		fmt.Fprintf(p.stdout, "signer (ohttp): %s\n", keys.signer)
+	}
 	fmt.Fprintf(p.stdout, "certificate: sha256 %s%s\n", id.fingerprint(), id.note)
-	command := "go run ./examples/chat -url " + url + " -pin " + key.Fingerprint() + " -model MODEL"
+	if id.selfSigned && o.writeCert == "" {
+		fmt.Fprintln(p.stdout, "(clients need the certificate: -write-cert FILE saves it)")
+	}
+	if keys.ohttp != "" {
+		fmt.Fprintf(p.stdout, "try (ohttp): %s \"What is the capital of France?\"\n", o.command(id, url, "-protocol ohttp -stream -pin "+keys.ohttp))
+	}
+	if keys.envelope != "" {
+		fmt.Fprintf(p.stdout, "try: %s \"What is the capital of France?\"\n", o.command(id, url, "-pin "+keys.envelope))
+	}
+}
+
+// command is how examples/chat reaches the gateway.
+func (o *options) command(id *identity, url, how string) string {
+	command := "go run ./examples/chat -url " + url + " " + how + " -model MODEL"
 	if id.selfSigned {
 		file := "FILE"
 		if o.writeCert != "" {
 			file = shellWord(o.writeCert)
-		} else {
-			fmt.Fprintln(p.stdout, "(clients need the certificate: -write-cert FILE saves it)")
 		}
 		command += " -cacert " + file
 	}
 	if o.apiKeys != "" {
 		command = "NOMYO_API_KEY=… " + command
 	}
-	fmt.Fprintf(p.stdout, "try: %s \"What is the capital of France?\"\n", command)
+	return command
 }
 
 // reachable is at, with localhost where it listens on all addresses.

@@ -13,6 +13,9 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/seed-017344ad/sealedchat"
 )
@@ -27,7 +30,12 @@ type options struct {
 	tlsCert, tlsKey  string // files; "" = self-signed
 	writeCert        string // a file
 	tier             sealedchat.SecurityTier
+	protocols        []sealedchat.Protocol
+	pad              int           // bytes; of OHTTP's answers
+	dateWindow       time.Duration // of OHTTP's requests
 }
+
+func (o *options) serves(p sealedchat.Protocol) bool { return slices.Contains(o.protocols, p) }
 
 // usageError is wrong input: exit status 2.
 type usageError struct{ error }
@@ -36,7 +44,7 @@ func wrongInput(format string, args ...any) error { return usageError{fmt.Errorf
 
 func (p *program) parse(args []string) (*options, error) {
 	o := &options{}
-	var tier string
+	var tier, protocols string
 	f := flag.NewFlagSet("gateway", flag.ContinueOnError)
 	f.SetOutput(io.Discard) // errors are printed in one place
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "`address` to listen on")
@@ -48,6 +56,9 @@ func (p *program) parse(args []string) (*options, error) {
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM `file` with the key of -tls-cert")
 	f.StringVar(&o.writeCert, "write-cert", "", "save the self-signed certificate in this `file`, for -cacert of examples/chat")
 	f.StringVar(&tier, "tier", "standard", "security `tier` that this installation provides: standard, high or maximum")
+	f.StringVar(&protocols, "protocols", "envelope,ohttp", "`list` of the protocols to serve: envelope, ohttp, or both")
+	f.IntVar(&o.pad, "pad", 0, "pad answers over ohttp to multiples of so many `bytes`, a power of two up to 16384; 0 = not at all")
+	f.DurationVar(&o.dateWindow, "date-window", 2*time.Minute, "how far the date of a request over ohttp may be from this clock")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(p.stderr, "usage: gateway -upstream URL (-api-keys FILE | -allow-unauthenticated) [flags]")
 		f.SetOutput(p.stderr)
@@ -60,6 +71,16 @@ func (p *program) parse(args []string) (*options, error) {
 		return nil, wrongInput("%q: only flags are taken (see -help)", f.Arg(0))
 	}
 	o.tier = sealedchat.SecurityTier(tier)
+	for name := range strings.SplitSeq(protocols, ",") {
+		switch strings.TrimSpace(name) {
+		case sealedchat.ProtocolEnvelope.String():
+			o.protocols = append(o.protocols, sealedchat.ProtocolEnvelope)
+		case sealedchat.ProtocolOHTTP.String():
+			o.protocols = append(o.protocols, sealedchat.ProtocolOHTTP)
+		default:
+			return nil, wrongInput("-protocols: %q is not envelope or ohttp", name)
+		}
+	}
 	return o, o.check()
 }
 
@@ -73,6 +94,10 @@ func (o *options) check() error {
 		return wrongInput("-tier: %q is not standard, high or maximum", string(o.tier))
 	}
 	switch {
+	case o.dateWindow <= 0:
+		return wrongInput("-date-window: want more than 0")
+	case o.pad != 0 && !o.serves(sealedchat.ProtocolOHTTP):
+		return wrongInput("-pad is for ohttp, which -protocols leaves out")
 	case o.upstream == "":
 		return wrongInput("-upstream is required (see -help)")
 	case o.apiKeys == "" && !o.allowAll:

@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -69,6 +70,8 @@ func newUpstream(t *testing.T, release chan struct{}) *upstream {
 // running is a gateway that was started by run.
 type running struct {
 	url, pin, certificate, try string
+	ohttpPin, ohttpTry         string
+	protocol                   sealedchat.Protocol     // that chat speaks
 	tier                       sealedchat.SecurityTier // that chat asks for
 	stop                       context.CancelFunc
 	status                     chan int
@@ -89,7 +92,7 @@ func start(t *testing.T, grace time.Duration, args ...string) *running {
 	}()
 	t.Cleanup(func() { stop(); <-done })
 	lines := bufio.NewScanner(out)
-	for r.try == "" && lines.Scan() {
+	for r.try == "" && (r.ohttpTry == "" || !slices.Contains(args, "ohttp")) && lines.Scan() {
 		name, value, _ := strings.Cut(lines.Text(), ": ")
 		switch name {
 		case "listening":
@@ -100,9 +103,13 @@ func start(t *testing.T, grace time.Duration, args ...string) *running {
 			r.certificate = value
 		case "try":
 			r.try = value
+		case "pin (ohttp)":
+			r.ohttpPin = value
+		case "try (ohttp)":
+			r.ohttpTry = value
 		}
 	}
-	if r.try == "" {
+	if r.try+r.ohttpTry == "" {
 		<-done
 		t.Fatalf("the gateway did not start: %s", r.log.String())
 	}
@@ -160,7 +167,10 @@ func chat(t *testing.T, r *running, certFile, key string) (string, error) {
 	defer keys.Close()
 	config := sealedchat.Config{
 		BaseURL: r.url, Trust: sealedchat.Pin(r.pin), Keys: keys, Transport: transport, Timeout: 20 * time.Second, MaxRetries: -1,
-		Tier: r.tier,
+		Tier: r.tier, Protocol: r.protocol,
+	}
+	if r.protocol == sealedchat.ProtocolOHTTP {
+		config.Trust = sealedchat.Pin(r.ohttpPin)
 	}
 	if key != "" {
 		if config.APIKey, err = sealedchat.NewSecret([]byte(key)); err != nil {

@@ -20,6 +20,9 @@
 // The SDK's key travels only because its base URL has the origin of -url; a key that was meant for another server stays
 // here. Chat completions are sealed and go to -url. Every other endpoint of the SDK is refused, and nothing is sent.
 // Streams are made from the complete answer: they work, and their first word comes when the last one is there.
+//
+// With -ohttp, against a gateway that speaks Oblivious HTTP, every endpoint that the gateway allows is sealed, and streams
+// come as the model sends them.
 package main
 
 import (
@@ -57,11 +60,15 @@ func run(ctx context.Context, args []string, apiKey string, keys *sealedchat.Key
 	pin := flags.String("pin", "", "the server key's `fingerprint`; without it HTTPS is trusted")
 	model := flags.String("model", "Qwen/Qwen3-0.6B", "the `model`")
 	sdk := flags.String("sdk", "openai-go", "openai-go or go-openai")
+	ohttp := flags.Bool("ohttp", false, "seal with Oblivious HTTP, in place of NOMYO's version 1")
 	insecure := flags.Bool("insecure-http", false, "allow http to loopback")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	config := sealedchat.Config{BaseURL: *url, Keys: keys, Trust: sealedchat.TrustHTTPS(), InsecureAllowHTTP: *insecure}
+	if *ohttp {
+		config.Protocol = sealedchat.ProtocolOHTTP
+	}
 	if *pin != "" {
 		config.Trust = sealedchat.Pin(*pin)
 	}

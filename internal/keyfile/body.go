@@ -21,12 +21,15 @@ const (
 	MaxKeys       = 1_000
 	MaxPins       = 10_000
 	MaxDataKeys   = 1_000
+	MaxConfigKeys = 256 // one for each key id
 	MaxOriginSize = 512 // bytes
 )
 
 const (
-	bodyVersion = 1
-	dataKeySize = 32
+	bodyVersion        = 1
+	bodyVersionConfigs = 2 // with a signer and configuration keys; a body without them stays one that older programs read
+	dataKeySize        = 32
+	seedSize           = 32 // of a configuration key and of the signer
 )
 
 // State says what a private key is for.
@@ -74,6 +77,14 @@ type DataKey struct {
 	Created    time.Time
 }
 
+// ConfigKey is the private key of a key configuration of Oblivious HTTP.
+type ConfigKey struct {
+	ID               uint8 // unique among the keys
+	KEM              uint16
+	Seed             []byte // 32 bytes
+	Created, Retired time.Time
+}
+
 // Body is the secret part of a keystore. After Open its secrets are spans of one buffer
 // that the Body owns; keys that the caller adds keep their own. Not safe for concurrent use.
 type Body struct {
@@ -83,6 +94,8 @@ type Body struct {
 	Keys       []Entry
 	Pins       []Pin
 	DataKeys   []DataKey
+	Signer     []byte      // seed of the Ed25519 key that vouches for configurations; nil if there is none
+	ConfigKeys []ConfigKey // in the order of their making; not without a Signer
 
 	memory *locked.Buffer // nil when the caller put everything together
 }
@@ -98,6 +111,10 @@ func (b *Body) Wipe() {
 	for _, d := range b.DataKeys {
 		clear(d.Key)
 	}
+	clear(b.Signer)
+	for _, c := range b.ConfigKeys {
+		clear(c.Seed)
+	}
 	if b.memory != nil {
 		b.memory.Destroy()
 	}
@@ -110,6 +127,9 @@ func (b *Body) Wipe() {
 //	keys     uint16 count, each: state uint8, three times, eight integers (uint16 length, bytes)
 //	pins     uint16 count, each: origin (uint16 length, bytes), fingerprint [32], two times
 //	dataKeys uint16 count, each: generation uint32, key [32], time
+//	in version 2 alone:
+//	signer [32]
+//	configs  uint16 count, each: id uint8, kem uint16, seed [32], two times
 //
 // A time is an int64 of nanoseconds since 1970, 0 for none.
 
@@ -118,6 +138,7 @@ const (
 	keyEntrySize     = 1 + 3*8 + 8*2
 	pinEntrySize     = 2 + 32 + 2*8
 	dataKeyEntrySize = 4 + dataKeySize + 8
+	configEntrySize  = 1 + 2 + seedSize + 2*8
 )
 
 // size is exact, so that marshal never outgrows a buffer with secrets in it.
@@ -132,7 +153,11 @@ func (b *Body) size() int {
 	for _, p := range b.Pins {
 		n += pinEntrySize + len(p.Origin)
 	}
-	return n + len(b.DataKeys)*dataKeyEntrySize
+	n += len(b.DataKeys) * dataKeyEntrySize
+	if b.Signer != nil {
+		n += seedSize + 2 + len(b.ConfigKeys)*configEntrySize
+	}
+	return n
 }
 
 // marshal encodes the body. The caller destroys the buffer.
@@ -154,7 +179,11 @@ func (b *Body) marshal(policy locked.Policy) (*locked.Buffer, error) {
 			u64(uint64(t.UnixNano()))
 		}
 	}
-	out = append(out, bodyVersion)
+	version := byte(bodyVersion)
+	if b.Signer != nil {
+		version = bodyVersionConfigs
+	}
+	out = append(out, version)
 	u64(b.Generation)
 	u64(b.Rotations)
 	at(b.Rotated)
@@ -183,6 +212,18 @@ func (b *Body) marshal(policy locked.Policy) (*locked.Buffer, error) {
 		out = append(out, d.Key...)
 		at(d.Created)
 	}
+	if b.Signer == nil {
+		return memory, nil
+	}
+	out = append(out, b.Signer...)
+	u16(len(b.ConfigKeys))
+	for _, c := range b.ConfigKeys {
+		out = append(out, c.ID)
+		u16(int(c.KEM))
+		out = append(out, c.Seed...)
+		at(c.Created)
+		at(c.Retired)
+	}
 	return memory, nil
 }
 
@@ -190,7 +231,8 @@ func (b *Body) marshal(policy locked.Policy) (*locked.Buffer, error) {
 func parseBody(memory *locked.Buffer) (*Body, error) {
 	b := &Body{memory: memory}
 	r := reader{s: memory.Bytes()}
-	if version := r.u8(); version != bodyVersion {
+	version := r.u8()
+	if version != bodyVersion && version != bodyVersionConfigs {
 		b.Wipe()
 		return nil, fmt.Errorf("%w: body version %d", ErrVersion, version)
 	}
@@ -212,6 +254,12 @@ func parseBody(memory *locked.Buffer) (*Body, error) {
 	}
 	for range r.count(MaxDataKeys, dataKeyEntrySize) {
 		b.DataKeys = append(b.DataKeys, DataKey{r.u32(), r.bytes(dataKeySize), r.time()})
+	}
+	if version == bodyVersionConfigs {
+		b.Signer = r.bytes(seedSize)
+		for range r.count(MaxConfigKeys, configEntrySize) {
+			b.ConfigKeys = append(b.ConfigKeys, ConfigKey{r.u8(), r.u16(), r.bytes(seedSize), r.time(), r.time()})
+		}
 	}
 	if r.failed || !r.s.Empty() {
 		b.Wipe()
@@ -321,10 +369,38 @@ func (b *Body) validate() error {
 		}
 		times = append(times, d.Created)
 	}
+	configTimes, err := b.validateConfigs()
+	if err != nil {
+		return err
+	}
+	times = append(times, configTimes...)
 	for _, t := range times {
 		if !t.IsZero() && (t.Before(minTime) || t.After(maxTime)) {
 			return errors.New("a time before 1970 or after 2262")
 		}
 	}
 	return nil
+}
+
+func (b *Body) validateConfigs() (times []time.Time, err error) {
+	switch {
+	case b.Signer == nil && len(b.ConfigKeys) > 0:
+		return nil, errors.New("configuration keys without a signer")
+	case b.Signer != nil && len(b.Signer) != seedSize:
+		return nil, errors.New("the length of a seed")
+	case len(b.ConfigKeys) > MaxConfigKeys:
+		return nil, errors.New("too many configuration keys")
+	}
+	var seen [256]bool
+	for _, c := range b.ConfigKeys {
+		if len(c.Seed) != seedSize {
+			return nil, errors.New("the length of a seed")
+		}
+		if seen[c.ID] {
+			return nil, errors.New("a key id occurs twice")
+		}
+		seen[c.ID] = true
+		times = append(times, c.Created, c.Retired)
+	}
+	return times, nil
 }

@@ -140,7 +140,7 @@ func TestBodyCutAndCounts(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	for _, version := range []byte{0, 2, 255} {
+	for _, version := range []byte{0, 3, 255} {
 		if _, err := parseBody(inLocked(append([]byte{version}, body[1:]...))); !errors.Is(err, ErrVersion) {
 			t.Errorf("version %d: %v", version, err)
 		}

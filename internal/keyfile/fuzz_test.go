@@ -105,7 +105,10 @@ func FuzzParseHeader(f *testing.F) {
 
 // A body has one encoding, and a refused one leaves nothing behind.
 func FuzzBody(f *testing.F) {
-	for _, b := range []*Body{testBody(f), {}, {DataKeys: testBody(f).DataKeys}, {Pins: testBody(f).Pins}} {
+	for _, b := range []*Body{
+		testBody(f), {}, {DataKeys: testBody(f).DataKeys}, {Pins: testBody(f).Pins},
+		testConfigs(f), {Signer: testConfigs(f).Signer}, {Signer: testConfigs(f).Signer, ConfigKeys: testConfigs(f).ConfigKeys},
+	} {
 		seed, err := b.marshal(locked.BestEffort)
 		if err != nil {
 			f.Fatal(err)

@@ -101,6 +101,9 @@ const (
 	tagSize   = 16
 	headerLen = 7 // key id, KEM, KDF and AEAD
 
+	// Overhead is what sealing adds to a chunk, beside its length: the tag.
+	Overhead = tagSize
+
 	// MaxChunk is the most plaintext that a chunk is written with, and the least that every reader takes.
 	MaxChunk = 16384
 	// maxChunks is the most chunks of a message: no counter comes near its end, and no key near GCM's limits.

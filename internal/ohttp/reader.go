@@ -49,6 +49,11 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// UseBuffer has chunks read into b, and opened there, as far as they fit: memory that is better protected than the heap. It
+// fits every chunk if it has maxChunk and [Overhead] bytes and one more. b stays the caller's, who may take it back after
+// Close, which clears it. It is for before the first Read.
+func (r *Reader) UseBuffer(b []byte) { r.chunk = b[:0] }
+
 // ReadByte makes a Reader a bhttp.Source.
 func (r *Reader) ReadByte() (byte, error) {
 	if err := r.fill(); err != nil {

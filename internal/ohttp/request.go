@@ -5,6 +5,7 @@ package ohttp
 
 import (
 	"crypto/hpke"
+	"crypto/sha256"
 	"io"
 	"slices"
 )
@@ -32,6 +33,9 @@ func newRequest(c *Config, l labels) (*Request, error) {
 	}
 	return &Request{c, sender, append(header, enc...), secret}, nil
 }
+
+// ID is what [Exchange.ID] is for the gateway.
+func (q *Request) ID() [sha256.Size]byte { return sha256.Sum256(q.head) }
 
 // Seal appends the sealed request with the given message. It works once, and not beside Writer. message stays the caller's.
 func (q *Request) Seal(dst, message []byte) ([]byte, error) {

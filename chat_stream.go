@@ -1,0 +1,351 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	"math"
+	"net/http"
+	"strings"
+
+	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+)
+
+// ChatChunk is one piece of a streamed answer: an OpenAI chat.completion.chunk. [ChatAccumulator] puts them together.
+type ChatChunk struct {
+	ID                string        `json:"id"`
+	Object            string        `json:"object"`
+	Created           int64         `json:"created"` // Unix seconds; a fraction is cut off
+	Model             string        `json:"model"`
+	Choices           []ChunkChoice `json:"choices"` // empty in the chunk that has Usage
+	Usage             *Usage        `json:"usage"`   // nil in all chunks but one near the end
+	SystemFingerprint string        `json:"system_fingerprint"`
+	ServiceTier       string        `json:"service_tier"`
+
+	// Extra holds the members that this package does not know. It is made of slices of Raw.
+	Extra map[string]json.RawMessage `json:"-"`
+	// Raw is the chunk as it came.
+	Raw json.RawMessage `json:"-"`
+	// PayloadID is the request's id, as in [ChatResponse].
+	PayloadID string `json:"-"`
+}
+
+// ChunkChoice is what a chunk adds to one of the answers.
+type ChunkChoice struct {
+	Index        int64                      `json:"index"`
+	Delta        Delta                      `json:"delta"`
+	FinishReason string                     `json:"finish_reason"` // "" until the last chunk of the choice
+	Extra        map[string]json.RawMessage `json:"-"`
+}
+
+// Delta is a piece of a message.
+type Delta struct {
+	Role      string                     `json:"role"`
+	Content   string                     `json:"content"`
+	Refusal   string                     `json:"refusal"`
+	ToolCalls []ToolCallDelta            `json:"tool_calls"`
+	Extra     map[string]json.RawMessage `json:"-"` // "reasoning_content" and others
+}
+
+// ToolCallDelta is a piece of a tool call. Pieces with the same Index belong together.
+type ToolCallDelta struct {
+	Index    int64                      `json:"index"`
+	ID       string                     `json:"id"`
+	Type     string                     `json:"type"`
+	Function FunctionCall               `json:"function"`
+	Extra    map[string]json.RawMessage `json:"-"`
+}
+
+// Text is what the chunk adds to the text of the first choice.
+func (c *ChatChunk) Text() string {
+	var b strings.Builder
+	for _, choice := range c.Choices {
+		if choice.Index == 0 {
+			b.WriteString(choice.Delta.Content)
+		}
+	}
+	return b.String()
+}
+
+// UnmarshalJSON reads a chunk by exact names. Raw becomes a copy of data.
+func (c *ChatChunk) UnmarshalJSON(data []byte) error { return unmarshal(bytes.Clone(data), c) }
+
+func (c *ChatChunk) decodeJSON(valid []byte) (err error) {
+	type plain ChatChunk
+	var v plain
+	v.Extra, err = decodeObject(valid, &v)
+	v.Raw = valid
+	*c = ChatChunk(v)
+	return err
+}
+
+// UnmarshalJSON reads a choice by exact names and keeps what it does not know in Extra. Extra aliases data.
+func (c *ChunkChoice) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
+
+func (c *ChunkChoice) decodeJSON(valid []byte) (err error) {
+	type plain ChunkChoice
+	var v plain
+	v.Extra, err = decodeObject(valid, &v)
+	*c = ChunkChoice(v)
+	return err
+}
+
+// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra aliases data.
+func (d *Delta) UnmarshalJSON(data []byte) error { return unmarshal(data, d) }
+
+func (d *Delta) decodeJSON(valid []byte) (err error) {
+	if jsonspan.KindOf(valid) == jsonspan.Null {
+		*d = Delta{}
+		return nil
+	}
+	type plain Delta
+	var v plain
+	v.Extra, err = decodeObject(valid, &v)
+	*d = Delta(v)
+	return err
+}
+
+// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra aliases data.
+func (c *ToolCallDelta) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
+
+func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
+	type plain ToolCallDelta
+	var v plain
+	v.Extra, err = decodeObject(valid, &v)
+	*c = ToolCallDelta(v)
+	return err
+}
+
+// Stream is Chat for an answer that comes in pieces:
+//
+//	for chunk, err := range client.Stream(ctx, request) {
+//		if err != nil {
+//			return err
+//		}
+//		fmt.Print(chunk.Text())
+//	}
+//
+// With [ProtocolOHTTP] each piece is handed out as it comes, once it is authenticated. Protocol version 1 has no streams:
+// there all pieces are made from the complete answer, once that has come.
+//
+// An error comes last, alone, and with a nil chunk; errors are those of Chat. A stream that is cut, wherever and by whomever, is
+// [ErrTruncated]: without an error, it was complete. An error that the server sends within the stream is an [*APIError]
+// with status 200. Leaving the loop early ends the request. Each loop over the result sends the request anew.
+//
+// The request is r with stream set, and, unless r.Extra has stream_options, with usage asked for: the last chunk then has
+// no choices, and Usage. Config.Timeout bounds the whole stream. Prompt and answer are ordinary memory, as in Chat.
+func (c *SecureCompletionClient) Stream(ctx context.Context, r *ChatRequest, opts ...CallOption) iter.Seq2[*ChatChunk, error] {
+	return func(yield func(*ChatChunk, error) bool) {
+		if err := c.streamChat(ctx, r, opts, func(chunk *ChatChunk) bool { return yield(chunk, nil) }); err != nil {
+			yield(nil, err)
+		}
+	}
+}
+
+// streamChat gives each chunk to yield. It returns nil at the end, and after yield returned false.
+func (c *SecureCompletionClient) streamChat(ctx context.Context, r *ChatRequest, opts []CallOption, yield func(*ChatChunk) bool) error {
+	if r == nil {
+		return fmt.Errorf("%w: no ChatRequest", ErrInvalidRequest)
+	}
+	streaming := *r
+	streaming.Extra = maps.Clone(r.Extra)
+	if streaming.Extra == nil {
+		streaming.Extra = make(map[string]any)
+	}
+	streaming.Extra["stream"] = true
+	if _, set := streaming.Extra["stream_options"]; !set {
+		streaming.Extra["stream_options"] = map[string]bool{"include_usage": true}
+	}
+	body, err := streaming.encode()
+	if err != nil {
+		return err
+	}
+	defer clear(body)
+	call, err := parseSDKCall(body)
+	if err != nil {
+		return err
+	}
+	defer clear(call.body)
+	events, err := c.chatEvents(ctx, body, call, opts)
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	return readChunks(events, yield)
+}
+
+// chatEvents returns the events of a chat completion, whose request is body, and without stream call.body. The caller closes
+// them.
+func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, call *sdkCall, opts []CallOption) (*chatEvents, error) {
+	if c.oblivious != nil {
+		resp, err := c.streamRequest(ctx, &plainRequest{
+			method: http.MethodPost, path: pathChat, header: jsonFields(mediaEvents), content: body,
+		}, opts)
+		if err != nil {
+			return nil, err
+		}
+		if resp.media() == mediaEvents {
+			return &chatEvents{Reader: resp.body, closer: resp.body, payloadID: resp.payloadID, most: maxEvent}, nil
+		}
+		events, err := wholeEvents(resp, call.includeUsage)
+		return eventsOf(events, resp.payloadID), err
+	}
+	result, err := c.do(ctx, call.body, opts)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(result.plaintext)
+	events, err := eventStream(result.plaintext, call.includeUsage)
+	return eventsOf(events, result.payloadID), err
+}
+
+// chatEvents is an event stream.
+type chatEvents struct {
+	io.Reader
+	closer    io.Closer // nil: nothing to close
+	payloadID string
+	most      int // bytes of an event
+}
+
+// Close gives up what was not read.
+func (e *chatEvents) Close() error {
+	if e.closer == nil {
+		return nil
+	}
+	return e.closer.Close()
+}
+
+// eventsOf is a stream that has come as a whole.
+func eventsOf(events []byte, payloadID string) *chatEvents {
+	return &chatEvents{Reader: bytes.NewReader(events), payloadID: payloadID, most: len(events)}
+}
+
+// wholeEvents makes the events of a complete answer: some servers take no notice of stream.
+func wholeEvents(resp *openedResponse, includeUsage bool) ([]byte, error) {
+	defer resp.body.Close()
+	plaintext, err := readAll(resp.body, resp.length())
+	defer clear(plaintext)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkCompletion(plaintext, resp.payloadID, ""); err != nil {
+		return nil, err
+	}
+	return eventStream(plaintext, includeUsage)
+}
+
+// readChunks reads events to their end.
+func readChunks(events *chatEvents, yield func(*ChatChunk) bool) error {
+	reader := newEventReader(events, events.most)
+	defer reader.wipe()
+	for done := false; ; {
+		e, err := reader.next()
+		switch {
+		case err == io.EOF && !done:
+			return &truncatedError{"the stream ends without [DONE]"}
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		case done: // all that is left to learn is whether the end is one
+			continue
+		case string(e.data) == "[DONE]":
+			done = true
+			continue
+		}
+		chunk, err := parseChunk(e)
+		if err != nil {
+			return err
+		}
+		chunk.PayloadID = events.payloadID
+		if !yield(chunk) {
+			return nil
+		}
+	}
+}
+
+// parseChunk checks and decodes the data of an event, of which it makes a copy.
+func parseChunk(e event) (*ChatChunk, error) {
+	if !validObject(e.data) {
+		if e.name == "error" {
+			return nil, &APIError{StatusCode: http.StatusOK}
+		}
+		return nil, schemaError("a chunk", "not a JSON object in valid UTF-8")
+	}
+	o, _ := pick(e.data, "object", "choices", "error")
+	if k, ok := o.kind("error"); e.name == "error" || (ok && k != jsonspan.Null && !o.is("choices", jsonspan.Array)) {
+		return nil, sealedAPIError(e.data)
+	}
+	if object := o.text("object"); object != "" && object != "chat.completion.chunk" {
+		return nil, schemaError("object", "want \"chat.completion.chunk\"")
+	}
+	if !o.is("choices", jsonspan.Array) {
+		return nil, schemaError("choices", "want an array")
+	}
+	if chunkWeight(e.data, o["choices"]) > maxWeight {
+		return nil, schemaError("a chunk", "more members than are decoded")
+	}
+	chunk := &ChatChunk{}
+	if err := chunk.decodeJSON(bytes.Clone(e.data)); err != nil {
+		if bad, ok := errors.AsType[*memberError](err); ok {
+			return nil, schemaError(bad.path, "unexpected type or out of range")
+		}
+		return nil, fmt.Errorf("%w: %w", ErrResponseSchema, err)
+	}
+	return chunk, nil
+}
+
+// chunkWeight counts what of a chunk becomes Go values.
+func chunkWeight(chunk, list []byte) int {
+	o, _ := pick(chunk, "usage")
+	n := membersIn(chunk) + membersIn(o["usage"])
+	choices, _ := elements(list)
+	for choice := range choices {
+		c, _ := pick(choice, "delta")
+		d, _ := pick(c["delta"], "tool_calls")
+		n += 1 + membersIn(choice) + membersIn(c["delta"])
+		calls, _ := elements(d["tool_calls"])
+		for call := range calls {
+			f, _ := pick(call, "function")
+			n += 1 + membersIn(call) + membersIn(f["function"])
+		}
+		if n > maxWeight {
+			break
+		}
+	}
+	return n
+}
+
+// length is how long the content is to be, as far as the server said; -1 if it did not.
+func (r *openedResponse) length() int64 {
+	n, err := wholeNumber([]byte(r.header.Get("Content-Length")))
+	if err != nil || n < 0 || n > math.MaxInt32 {
+		return -1
+	}
+	return n
+}
+
+// streamRequest checks a chat completion that asks for a stream, and sends it.
+func (c *SecureCompletionClient) streamRequest(ctx context.Context, in *plainRequest, opts []CallOption) (*openedResponse, error) {
+	o, err := c.options(opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.checkSize(len(in.content)); err != nil {
+		return nil, err
+	}
+	if in.path == pathChat {
+		if err := checkRequest(in.content); err != nil {
+			return nil, err
+		}
+	}
+	return c.stream(ctx, in, o)
+}

@@ -1,0 +1,269 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
+
+// answerEvents is an upstream that answers every request with the given events, one flush each.
+func answerEvents(events ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+		for _, e := range events {
+			_, _ = io.WriteString(w, e)
+			w.(http.Flusher).Flush()
+		}
+	}
+}
+
+// collect reads a stream to its end.
+func collect(t testing.TB, c *SecureCompletionClient, r *ChatRequest, opts ...CallOption) (chunks []*ChatChunk, last error) {
+	t.Helper()
+	for chunk, err := range c.Stream(t.Context(), r, opts...) {
+		if (chunk == nil) == (err == nil) {
+			t.Errorf("chunk %v beside error %v", chunk, err)
+		}
+		if last != nil {
+			t.Errorf("%v after an error", chunk)
+		}
+		if last = err; err == nil {
+			chunks = append(chunks, chunk)
+		}
+	}
+	return chunks, last
+}
+
+const done = "data: [DONE]\n\n"
+
+func TestStreamChunks(t *testing.T) {
+	g := newTiny(t, answerEvents(
+		": hello\n\n",
+		`data: {"id":"c1","object":"chat.completion.chunk","created":1765250382.5,"model":"m","service_tier":"flex","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":{"content":[1]}}]}`+"\n\n",
+		`data: {"id":"c1","object":"chat.completion.chunk","created":1765250382,"model":"m","choices":[{"index":1,"delta":{"content":"zwei","reasoning_content":"hm"}},{"index":0,"delta":{"content":"ei"},"logprobs":{"content":[2],"refusal":null}}]}`+"\n\n",
+		`data: {"id":"c1","object":"","created":0,"model":"","choices":[{"index":0,"delta":{"content":"ns","tool_calls":[{"index":1,"id":"t1","type":"function","function":{"name":"f","arguments":"{\"a\""}},{"index":0,"id":"t0","type":"function","function":{"name":"g"}}]}}]}`+"\n\n",
+		`data: {"id":"c1","choices":[{"index":0,"delta":{"tool_calls":[{"index":1,"function":{"arguments":":1}"}}],"refusal":"no"},"finish_reason":"tool_calls"},{"index":1,"delta":{"reasoning_content":"\ud83d"},"finish_reason":null}]}`+"\n\n",
+		`data: {"id":"c1","choices":[{"index":1,"delta":{"reasoning_content":"\ude00"},"finish_reason":"stop"},{"index":2,"delta":null}]}`+"\n\n",
+		`data: {"id":"c1","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3},"x":1}`+"\n\n",
+		done,
+	))
+	client := directClient(t, g, nil)
+	chunks, err := collect(t, client, ask("count"))
+	if err != nil || len(chunks) != 6 {
+		t.Fatalf("%d chunks, %v", len(chunks), err)
+	}
+	if chunks[1].Text() != "ei" || !isUUID(chunks[0].PayloadID) || !json.Valid(chunks[3].Raw) || chunks[0].Created != 1765250382 {
+		t.Errorf("%+v", chunks[1])
+	}
+	var a ChatAccumulator
+	for _, c := range chunks {
+		a.Add(c)
+	}
+	r := a.Response()
+	if r.ID != "c1" || r.Object != "chat.completion" || r.Model != "m" || r.Created != 1765250382 || r.ServiceTier != "flex" ||
+		r.Usage == nil || r.Usage.TotalTokens != 3 || string(r.Extra["x"]) != "1" || r.PayloadID != chunks[0].PayloadID || r.Text() != "eins" {
+		t.Errorf("%+v", r)
+	}
+	want := []Choice{
+		{Index: 0, FinishReason: "tool_calls", Message: Message{Role: "assistant", Content: "eins", Refusal: "no", ToolCalls: []ToolCall{
+			{ID: "t0", Type: "function", Function: FunctionCall{Name: "g"}},
+			{ID: "t1", Type: "function", Function: FunctionCall{Name: "f", Arguments: `{"a":1}`}},
+		}}, Extra: map[string]json.RawMessage{"logprobs": json.RawMessage(`{"content":[1,2],"refusal":null}`)}},
+		{Index: 1, FinishReason: "stop", Message: Message{Role: "assistant", Content: "zwei", Extra: map[string]json.RawMessage{
+			"reasoning_content": json.RawMessage(`"hm\ud83d\ude00"`)}}},
+		{Index: 2, Message: Message{Role: "assistant"}},
+	}
+	if !reflect.DeepEqual(r.Choices, want) {
+		t.Errorf("got  %+v\nwant %+v", r.Choices, want)
+	}
+	var empty ChatAccumulator
+	if r := empty.Response(); r.Text() != "" || len(r.Choices) != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestStreamRequest(t *testing.T) {
+	g := newTiny(t, wordByWord(nil, "x"))
+	client := directClient(t, g, nil)
+	r := ask("x")
+	if _, err := collect(t, client, r); err != nil {
+		t.Fatal(err)
+	}
+	if r.Extra != nil {
+		t.Error("the caller's request was changed")
+	}
+	o, _ := pick(g.content, "stream", "stream_options", "model")
+	if string(o["stream"]) != "true" || string(o["stream_options"]) != `{"include_usage":true}` {
+		t.Errorf("sent %s", g.content)
+	}
+	r.Extra = map[string]any{"stream_options": nil, "stream": false}
+	if _, err := collect(t, client, r); err != nil {
+		t.Fatal(err)
+	}
+	if o, _ := pick(g.content, "stream", "stream_options"); string(o["stream"]) != "true" || string(o["stream_options"]) != "null" {
+		t.Errorf("sent %s", g.content)
+	}
+	for name, bad := range map[string]*ChatRequest{"none": nil, "no model": {Messages: []Message{UserMessage("x")}}, "no messages": {Model: "m"},
+		"api_key": {Model: "m", Messages: []Message{UserMessage("x")}, Extra: map[string]any{"api_key": "k"}}} {
+		if _, err := collect(t, client, bad); !errors.Is(err, ErrInvalidRequest) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := collect(t, client, ask("x"), WithTier("odd")); !errors.Is(err, ErrInvalidRequest) {
+		t.Errorf("got %v", err)
+	}
+	_ = client.Close()
+	if _, err := collect(t, client, ask("x")); !errors.Is(err, ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestStreamsThatGoWrong(t *testing.T) {
+	const good = `data: {"choices":[{"index":0,"delta":{"content":"a"}}]}` + "\n\n"
+	for name, test := range map[string]struct {
+		events []string
+		want   error
+		text   string // in the error
+	}{
+		"without end":           {[]string{good}, ErrTruncated, ""},
+		"cut within an event":   {[]string{good, `data: {"choices":[{"ind`}, ErrTruncated, ""},
+		"a finish alone":        {[]string{good, `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"}, ErrTruncated, ""},
+		"an error":              {[]string{good, `data: {"error":{"message":"out of memory","code":"oom"}}` + "\n\n", done}, ErrServer, ""},
+		"event: error":          {[]string{good, "event: error\n" + `data: {"message":"out of memory"}` + "\n\n"}, ErrServer, ""},
+		"event: error, no JSON": {[]string{good, "event: error\ndata: out of memory\n\n"}, ErrServer, ""},
+		"no JSON":               {[]string{good, "data: hello\n\n", done}, ErrResponseSchema, ""},
+		"a list":                {[]string{good, "data: []\n\n", done}, ErrResponseSchema, ""},
+		"invalid UTF-8":         {[]string{good, "data: {\"choices\":[],\"a\":\"\xff\"}\n\n", done}, ErrResponseSchema, ""},
+		"no choices":            {[]string{good, `data: {"id":"x"}` + "\n\n", done}, ErrResponseSchema, "choices"},
+		"a whole completion":    {[]string{`data: {"object":"chat.completion","choices":[]}` + "\n\n", done}, ErrResponseSchema, "object"},
+		"a number for a text":   {[]string{`data: {"choices":[{"index":0,"delta":{"content":7}}]}` + "\n\n", done}, ErrResponseSchema, "choices"},
+		"too much of it":        {[]string{`data: {"choices":[` + strings.Repeat("{},", maxWeight) + `{}]}` + "\n\n", done}, ErrResponseSchema, ""},
+		"too large an event":    {[]string{"data: " + strings.Repeat(" ", maxEvent) + "\n\n", done}, ErrTooLarge, ""},
+	} {
+		g := newTiny(t, answerEvents(test.events...))
+		chunks, err := collect(t, directClient(t, g, nil), ask("x"))
+		if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) || strings.Contains(err.Error(), "memory") {
+			t.Errorf("%s: %v after %d chunks", name, err, len(chunks))
+		}
+		if _, api := errors.AsType[*APIError](err); api != (test.want == ErrServer) {
+			t.Errorf("%s: %T", name, err)
+		}
+	}
+}
+
+// A server that takes no notice of stream answers as a whole.
+func TestStreamFromAWholeAnswer(t *testing.T) {
+	g := newTiny(t, answerText("all at once"))
+	client := directClient(t, g, nil)
+	chunks, err := collect(t, client, ask("x"))
+	var a ChatAccumulator
+	for _, c := range chunks {
+		a.Add(c)
+	}
+	if r := a.Response(); err != nil || r.Text() != "all at once" || r.Usage == nil || r.Choices[0].FinishReason != "stop" {
+		t.Errorf("%v: %+v", err, r)
+	}
+	g.inner = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = io.WriteString(w, "<html>")
+	}
+	if _, err := collect(t, client, ask("x")); !errors.Is(err, ErrResponseSchema) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Version 1 has no streams: the pieces are made here, and put together they are the answer.
+func TestStreamOverVersion1(t *testing.T) {
+	testkit.NoLeaks(t)
+	text := strings.Repeat("Grüße \U0001F600 ", 3000)
+	gateway := startGateway(t, answerText(text), nil)
+	srv := httptest.NewServer(gateway)
+	defer srv.Close()
+	client := startClient(t, srv.URL, nil)
+	chunks, err := collect(t, client, ask("x"))
+	if err != nil || len(chunks) < 4 {
+		t.Fatalf("%d chunks, %v", len(chunks), err)
+	}
+	var a ChatAccumulator
+	for _, c := range chunks {
+		if !isUUID(c.PayloadID) {
+			t.Errorf("id %q", c.PayloadID)
+		}
+		a.Add(c)
+	}
+	if r := a.Response(); r.Text() != text || r.Usage == nil || r.Usage.TotalTokens != 30 || r.Choices[0].FinishReason != "stop" {
+		t.Errorf("got %d bytes, usage %+v", len(r.Text()), r.Usage)
+	}
+	for range client.Stream(t.Context(), ask("x")) { // leaving early
+		break
+	}
+	if s := client.Stats(); s.InFlight != 0 || s.Failures != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Leaving the loop ends the request, at the upstream, too.
+func TestLeavingAStreamEndsIt(t *testing.T) {
+	testkit.NoLeaks(t)
+	ended := make(chan struct{})
+	upstream := func(w http.ResponseWriter, r *http.Request) {
+		answerEvents(`data: {"choices":[]}`+"\n\n")(w, r)
+		<-r.Context().Done()
+		close(ended)
+	}
+	gateway := startGateway(t, http.HandlerFunc(upstream), nil)
+	srv := httptest.NewServer(gateway)
+	defer srv.Close()
+	client := ohttpClient(t, srv.URL, nil)
+	for _, err := range client.Stream(t.Context(), ask("x")) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		break
+	}
+	<-ended
+	if s := client.Stats(); s.InFlight != 0 || s.Failures != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func FuzzChatChunk(f *testing.F) {
+	f.Add("", []byte(`{"choices":[{"index":0,"delta":{"content":"a","tool_calls":[{"index":0,"function":{}}]},"logprobs":{"content":[1]}}],"usage":{}}`))
+	f.Add("error", []byte(`{"error":{"message":"x"}}`))
+	f.Add("", []byte(`{"choices":[{"delta":null},{"delta":{"x":"\ud83d"}},{"delta":{"x":["y"]}}]}`))
+	f.Fuzz(func(t *testing.T, name string, data []byte) {
+		chunk, err := parseChunk(event{name, data})
+		if err != nil {
+			if _, api := errors.AsType[*APIError](err); !api && !errors.Is(err, ErrResponseSchema) {
+				t.Fatalf("%v", err)
+			}
+			return
+		}
+		var a ChatAccumulator
+		a.Add(chunk)
+		a.Add(chunk)
+		for _, c := range a.Response().Choices {
+			for name, v := range c.Message.Extra {
+				if !json.Valid(v) {
+					t.Errorf("%s: %q", name, v)
+				}
+			}
+			for name, v := range c.Extra {
+				if !json.Valid(v) {
+					t.Errorf("%s: %q", name, v)
+				}
+			}
+		}
+	})
+}

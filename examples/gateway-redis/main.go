@@ -1,0 +1,231 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Command gateway-redis is one of several gateways that work as one: they share a key store, in a folder that all of them
+// see, and a memory of replays, in Redis.
+//
+//	go run -C examples/keystore . create -dir /var/lib/sealedchat/keys
+//	NOMYO_KEY_PASSWORD=… go run . -keys /var/lib/sealedchat/keys -redis redis://127.0.0.1:6379/0 \
+//		-upstream http://127.0.0.1:8000/v1 -api-keys keys.txt -tls-cert cert.pem -tls-key key.pem
+//
+// Both protocols are served. Keys are replaced every -rotate, by one of the gateways; the others find the new ones
+// in the store at once when a request needs them. Without Redis every request is answered 503 before anything of it goes
+// upstream, and as soon as Redis is back, requests are served again.
+//
+// Environment: NOMYO_KEY_PASSWORD opens the key store, NOMYO_UPSTREAM_KEY is sent upstream as a bearer token. Interrupt or
+// SIGTERM ends it: running requests get half a minute. Exit status: 0, 1 when it could not serve, 2 for wrong flags.
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/seed-017344ad/sealedchat"
+)
+
+type options struct {
+	listen, tlsCert, tlsKey   string
+	plain                     bool
+	upstream, keys, redis     string
+	prefix                    string
+	apiKeys                   string
+	allowAll                  bool
+	rotate, window, clockSkew time.Duration
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.listen, "listen", "127.0.0.1:8443", "`address` to listen on")
+	flag.StringVar(&o.tlsCert, "tls-cert", "", "`file` with the certificate chain")
+	flag.StringVar(&o.tlsKey, "tls-key", "", "`file` with its private key")
+	flag.BoolVar(&o.plain, "plain-http", false, "listen without TLS, behind a proxy that has it")
+	flag.StringVar(&o.upstream, "upstream", "", "base `URL` of the OpenAI-compatible server")
+	flag.StringVar(&o.keys, "keys", "", "`folder` of the key store; make one with examples/keystore")
+	flag.StringVar(&o.redis, "redis", "redis://127.0.0.1:6379/0", "`URL` of the Redis server; rediss:// for TLS")
+	flag.StringVar(&o.prefix, "redis-prefix", "sealedchat:replay:", "what keys in Redis begin with")
+	flag.StringVar(&o.apiKeys, "api-keys", "", "`file` with the API keys that are served, one on each line")
+	flag.BoolVar(&o.allowAll, "allow-unauthenticated", false, "serve everybody")
+	flag.DurationVar(&o.rotate, "rotate", 24*time.Hour, "age at which keys are replaced; negative = never")
+	flag.DurationVar(&o.window, "date-window", 0, "how far a request's Date may be off; 0 = 2m")
+	flag.DurationVar(&o.clockSkew, "clock-skew", time.Minute, "how far the gateways' clocks may differ")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	if err := run(ctx, &o, flag.NArg()); err != nil {
+		fmt.Fprintln(os.Stderr, "gateway-redis: "+err.Error())
+		if _, ok := errors.AsType[usageError](err); ok {
+			os.Exit(2)
+		}
+		os.Exit(1)
+	}
+}
+
+type usageError string
+
+func (e usageError) Error() string { return string(e) }
+
+func (o *options) check(arguments int) error {
+	switch {
+	case arguments > 0:
+		return usageError("only flags are understood")
+	case o.upstream == "" || o.keys == "":
+		return usageError("-upstream and -keys are required")
+	case (o.apiKeys == "") != o.allowAll:
+		return usageError("give either -api-keys FILE or -allow-unauthenticated")
+	case (o.tlsCert == "" || o.tlsKey == "") != o.plain:
+		return usageError("give either -tls-cert and -tls-key, or -plain-http")
+	case o.clockSkew < 0:
+		return usageError("-clock-skew is negative")
+	}
+	return nil
+}
+
+func run(ctx context.Context, o *options, arguments int) error {
+	if err := o.check(arguments); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	keys, err := o.openKeys(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer keys.Close()
+	redis.SetLogger(redisLog{log})
+	client, err := connect(o.redis)
+	if err != nil {
+		return usageError("-redis: " + err.Error())
+	}
+	defer client.Close()
+	if err := checkEviction(ctx, client); err != nil {
+		return err
+	}
+	config := sealedchat.GatewayConfig{
+		Upstream: o.upstream, Keys: keys, Logger: log, AllowUnauthenticated: o.allowAll,
+		Replay: &replays{redis: client, prefix: o.prefix, margin: o.clockSkew},
+		OHTTP:  sealedchat.GatewayOHTTP{DateWindow: o.window},
+	}
+	if o.apiKeys != "" {
+		if config.Authenticate, err = readKeys(o.apiKeys); err != nil {
+			return err
+		}
+	}
+	if key := os.Getenv("NOMYO_UPSTREAM_KEY"); key != "" {
+		if config.UpstreamKey, err = sealedchat.NewSecret([]byte(key)); err != nil {
+			return err
+		}
+		defer config.UpstreamKey.Destroy()
+	}
+	gateway, err := sealedchat.NewGateway(config)
+	if err != nil {
+		return err
+	}
+	defer gateway.Close()
+	return o.serve(ctx, gateway, log)
+}
+
+// redisLog takes what the Redis client says of its connections.
+type redisLog struct{ log *slog.Logger }
+
+func (l redisLog) Printf(ctx context.Context, format string, v ...any) {
+	l.log.WarnContext(ctx, "redis", "says", fmt.Sprintf(format, v...))
+}
+
+func (o *options) openKeys(ctx context.Context, log *slog.Logger) (*sealedchat.KeyStore, error) {
+	passphrase, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
+	if err != nil {
+		return nil, err
+	}
+	defer passphrase.Destroy()
+	return sealedchat.OpenKeyStore(ctx, o.keys, passphrase, &sealedchat.KeyStoreOptions{
+		Rotation: sealedchat.Rotation{Every: o.rotate}, Logger: log,
+	})
+}
+
+// readKeys reads one API key a line.
+func readKeys(file string) (func(*http.Request) error, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(text)
+	var keys []*sealedchat.Secret
+	defer func() {
+		for _, k := range keys { // AuthenticateKeys keeps digests
+			k.Destroy()
+		}
+	}()
+	for line := range bytes.Lines(text) {
+		if line = bytes.TrimSpace(line); len(line) == 0 {
+			continue
+		}
+		key, err := sealedchat.NewSecret(line)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, key)
+	}
+	return sealedchat.AuthenticateKeys(keys...)
+}
+
+// serve prints where it listens and what clients pin, and serves until ctx ends.
+func (o *options) serve(ctx context.Context, gateway *sealedchat.Gateway, log *slog.Logger) error {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
+	if err != nil {
+		return err
+	}
+	key, err := gateway.PublicKey(ctx)
+	if err != nil {
+		return err
+	}
+	configs, err := gateway.KeyConfigs(ctx)
+	if err != nil {
+		return err
+	}
+	signer, err := gateway.KeySigner(ctx)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{
+		Handler: gateway, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: 11 * time.Minute, IdleTimeout: 2 * time.Minute,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	failed := make(chan error, 1)
+	go func() {
+		if o.plain {
+			failed <- server.Serve(listener)
+		} else {
+			failed <- server.ServeTLS(listener, o.tlsCert, o.tlsKey)
+		}
+	}()
+	fmt.Printf("pin (envelope): %s\n", key.Fingerprint())
+	for _, c := range configs {
+		if c.Retired.IsZero() {
+			fmt.Printf("pin (ohttp, %s): %s\n", c.KEM, c.Fingerprint)
+		}
+	}
+	fmt.Printf("signer (ohttp): %s\n", signer)
+	fmt.Printf("listening: %s\n", listener.Addr())
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	if err := server.Shutdown(ending); err != nil {
+		_ = server.Close()
+	}
+	<-failed
+	return nil
+}

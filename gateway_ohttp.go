@@ -1,0 +1,405 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/bits"
+	"mime"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+)
+
+// This file has the outside of the second protocol: the list of configurations, and a request's way from ciphertext to a
+// message that is whole. Nothing acts on a request before its final chunk has opened.
+
+const (
+	pathOHTTP = "/.well-known/ohttp-gateway"
+
+	problemKey  = "https://iana.org/assignments/http-problem-types#ohttp-key"
+	problemDate = "https://iana.org/assignments/http-problem-types#date"
+
+	problemType = "application/problem+json"
+)
+
+// GatewayOHTTP is the part of [GatewayConfig] for the second protocol, Oblivious HTTP in chunks. Zero
+// values are defaults.
+type GatewayOHTTP struct {
+	// Allow lists what inner requests may ask for, as method and path: "POST /v1/chat/completions". Paths are compared as
+	// they are; a query goes along. What follows /v1 is asked of Upstream. nil = POST /v1/chat/completions,
+	// /v1/completions, /v1/embeddings and /v1/responses, and GET /v1/models.
+	Allow []string
+	// DateWindow is how far a request's inner Date may be from this machine's clock, either way. A request is remembered
+	// until its Date and a window more. 0 = 2 minutes.
+	DateWindow time.Duration
+	// Pad makes the plaintext of every answer, and of every chunk of it, a multiple of so many bytes, so that lengths say
+	// less. Event streams get comment lines for it, which readers skip, and an event travels when it is complete; other
+	// answers of unknown length no longer travel as they come. A power of two, at most 16,384. 0 = none.
+	Pad int
+	// StrangerRate is how many requests a second from one address are opened without turning out to be a client's:
+	// opening costs work before anybody is known. StrangerBurst is how many may come at once. More are answered 429. What
+	// opens, and Authenticate lets in, does not count. 0 = 20 and 200; a negative rate sets no limit. The last 16,384
+	// addresses are remembered.
+	StrangerRate  float64
+	StrangerBurst int
+	// Address tells whom a request counts for. Behind a proxy or a relay it is for the operator to say: from a header that
+	// the proxy sets and a client cannot, for example. "" = nobody, no limit. nil = the host of RemoteAddr; of an IPv6 address
+	// its first 64 bits.
+	Address func(*http.Request) string
+}
+
+var defaultAllow = []string{
+	"POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/responses", "GET /v1/models",
+}
+
+func (c *GatewayOHTTP) setDefaults() error {
+	if c.Allow == nil {
+		c.Allow = defaultAllow
+	}
+	for _, entry := range c.Allow {
+		method, path, _ := strings.Cut(entry, " ")
+		q := bhttp.Request{Method: method, Scheme: "https", Path: path}
+		if _, err := bhttp.AppendRequest(nil, &q, nil, nil, 0); err != nil || strings.ContainsAny(path, "?*") {
+			return configError("GatewayConfig.OHTTP.Allow", "want a method and a path, like \"POST /v1/chat/completions\"")
+		}
+	}
+	if c.DateWindow < 0 || c.DateWindow > 24*time.Hour {
+		return configError("GatewayConfig.OHTTP.DateWindow", "out of range")
+	}
+	if c.DateWindow == 0 {
+		c.DateWindow = 2 * time.Minute
+	}
+	if c.Pad < 0 || c.Pad > ohttp.MaxChunk || bits.OnesCount(uint(c.Pad)) > 1 { // so that full chunks are multiples, too
+		return configError("GatewayConfig.OHTTP.Pad", "want a power of two up to %d, or 0", ohttp.MaxChunk)
+	}
+	if math.IsNaN(c.StrangerRate) || c.StrangerRate > 1e6 || c.StrangerBurst < 0 || c.StrangerBurst > 1e6 {
+		return configError("GatewayConfig.OHTTP.StrangerRate", "out of range")
+	}
+	if c.StrangerRate == 0 {
+		c.StrangerRate = 20
+	}
+	if c.StrangerBurst == 0 {
+		c.StrangerBurst = 200
+	}
+	if c.Address == nil {
+		c.Address = remoteNetwork
+	}
+	return nil
+}
+
+// KeyConfigs describes the keys that requests of the second protocol may be sealed to: those that are listed first, the
+// preferred one at the head; then those that were replaced and still open requests. Clients pin a Fingerprint.
+func (g *Gateway) KeyConfigs(ctx context.Context) ([]KeyConfig, error) {
+	if _, err := g.cfg.Keys.configList(ctx); err != nil {
+		return nil, err
+	}
+	return g.cfg.Keys.keyConfigs(), nil
+}
+
+// KeySigner is the fingerprint of the Ed25519 key that vouches for configurations: SHA-256 of it, 64 hex digits. It stays
+// the same when they are replaced.
+func (g *Gateway) KeySigner(ctx context.Context) (string, error) {
+	if _, err := g.cfg.Keys.configList(ctx); err != nil {
+		return "", err
+	}
+	return g.cfg.Keys.signerFingerprint()
+}
+
+// ohttp serves the second protocol's only path.
+func (h *gatewayRequest) ohttp() {
+	switch {
+	case h.r.Method == http.MethodPost:
+		h.oblivious()
+	case h.r.Method == http.MethodGet, h.r.Method == http.MethodHead:
+		h.keyList()
+	default:
+		h.header("Allow", "GET, HEAD, POST")
+		h.refuseOuter(refuse(http.StatusMethodNotAllowed, "method not allowed"))
+	}
+}
+
+// keyList serves the list of configurations.
+func (h *gatewayRequest) keyList() {
+	keys := h.g.cfg.Keys
+	configs, err := keys.configList(h.r.Context())
+	var signature string
+	list := ohttp.AppendConfigs(nil, configs...)
+	if err == nil {
+		signature, err = keys.signList(list, time.Now())
+	}
+	if err != nil {
+		h.refuseOuter(&refusal{status: http.StatusServiceUnavailable, detail: "no key", retryAfter: time.Second, cause: err})
+		return
+	}
+	h.header("Content-Type", ohttp.TypeKeys)
+	h.header(keysSignatureHeader, signature)
+	_ = h.write(http.StatusOK, list)
+}
+
+// obliviousRequest is one request of the second protocol.
+type obliviousRequest struct {
+	*gatewayRequest
+	exchange *ohttp.Exchange
+	writer   *ohttp.Writer // the answer's; nil before it has begun
+	opened   bool          // a chunk of the request has opened: whoever sent it can read what is sealed for him
+
+	head        *bhttp.Request
+	inHeader    http.Header
+	path, query string // as they stood, escaped
+	content     []byte
+	date        time.Time
+	address     string // whom it counts for as long as it may be a stranger's
+	stuck       bool   // the client did not take a chunk
+}
+
+// oblivious serves POST /.well-known/ohttp-gateway.
+func (h *gatewayRequest) oblivious() {
+	q := &obliviousRequest{gatewayRequest: h}
+	defer q.close()
+	defer q.survive()
+	q.within(q.g.cfg.BodyTimeout, reading)
+	if p := q.admit(); p != nil {
+		if p.status != http.StatusTooManyRequests { // a stranger is not worth the bytes
+			q.drain()
+		}
+		q.refuseOuter(p)
+		return
+	}
+	select {
+	case q.g.slots <- struct{}{}:
+		defer func() { <-q.g.slots }()
+	default:
+		q.g.strangers.giveBack(q.address)
+		q.drain()
+		q.refuseOuter(&refusal{status: http.StatusServiceUnavailable, detail: "too many requests at the same time", retryAfter: time.Second})
+		return
+	}
+	ctx, cancel := context.WithTimeout(q.r.Context(), q.g.cfg.Timeout)
+	defer cancel()
+	defer context.AfterFunc(q.g.life, cancel)()
+	p := q.open(ctx)
+	if p == nil {
+		p = q.check(ctx)
+	}
+	if p == nil {
+		p = q.tellOpened(ctx, len(q.content))
+	}
+	if p == nil {
+		p = q.forward(ctx)
+	}
+	if p != nil {
+		q.refuse(p)
+	}
+}
+
+// close wipes what the request leaves. An answer that has not been finished has no end.
+func (q *obliviousRequest) close() {
+	if q.writer != nil {
+		q.writer.Close()
+		if !q.stuck {
+			q.within(unbounded, writing) // the connection may serve other requests
+		}
+	}
+	if q.exchange != nil {
+		q.exchange.Close()
+	}
+	clear(q.content)
+}
+
+// admit looks at what is not sealed.
+func (q *obliviousRequest) admit() *refusal {
+	kind, _, err := mime.ParseMediaType(q.r.Header.Get("Content-Type"))
+	switch {
+	case err != nil || kind != ohttp.TypeRequest:
+		return refuse(http.StatusUnsupportedMediaType, "want "+ohttp.TypeRequest)
+	case q.r.Header.Get("Content-Encoding") != "":
+		return refuse(http.StatusUnsupportedMediaType, "a sealed request has no content encoding")
+	case q.r.ContentLength > q.limit():
+		return refuse(http.StatusRequestEntityTooLarge, "the request is too large")
+	}
+	q.address = q.g.cfg.OHTTP.Address(q.r)
+	if wait := q.g.strangers.take(q.address); wait > 0 {
+		return &refusal{status: http.StatusTooManyRequests, detail: "too many requests that cannot be attributed", retryAfter: wait}
+	}
+	return nil
+}
+
+// limit is the most bytes of a sealed request: content, fields, padding, and what sealing in chunks of a KiB or more adds.
+func (q *obliviousRequest) limit() int64 {
+	most := q.g.cfg.MaxRequestBytes
+	return most + most/32 + maxInnerHead + maxInnerPadding
+}
+
+const (
+	maxInnerHead    = 64 << 10
+	maxInnerPadding = 1 << 20
+)
+
+// open reads the request to its final chunk.
+func (q *obliviousRequest) open(ctx context.Context) *refusal {
+	keys := q.g.cfg.Keys
+	if _, err := keys.configList(ctx); err != nil {
+		return &refusal{status: http.StatusServiceUnavailable, detail: "no key", retryAfter: time.Second, cause: err}
+	}
+	limit := q.limit()
+	body := &countedReader{r: &cappedReader{r: q.r.Body, left: limit, limit: limit}}
+	defer func() { q.bytesIn = body.n }()
+	x, err := ohttp.Open(body, keyFinder{ctx, keys}, ohttp.MaxChunk)
+	if err != nil {
+		return q.openRefusal(err)
+	}
+	q.exchange = x
+	id := x.ID()
+	q.payloadID = formatUUID([16]byte(id[:16])) // the client calls it the same
+	src := &openedSource{Reader: x.Request(), opened: &q.opened}
+	head, content, err := bhttp.ReadRequest(src, bhttp.Limits{
+		Head: maxInnerHead, Content: q.g.cfg.MaxRequestBytes, Padding: maxInnerPadding,
+	})
+	if err == nil {
+		q.content, err = content.ReadAll()
+	}
+	if err != nil {
+		return q.openRefusal(err)
+	}
+	q.within(unbounded, reading) // from here on Timeout holds
+	q.head = head
+	q.g.counts.opened.Add(int64(len(q.content)))
+	if len(content.Trailer()) > 0 {
+		return refuse(http.StatusBadRequest, "a request with trailers")
+	}
+	return nil
+}
+
+// keyFinder looks once more for a key that another process may have made a moment ago.
+type keyFinder struct {
+	ctx  context.Context
+	keys *KeyStore
+}
+
+func (f keyFinder) Key(id uint8, kem uint16) *ohttp.PrivateKey {
+	if k := f.keys.configKey(id, kem); k != nil {
+		return k
+	}
+	if f.keys.refresh(f.ctx) != nil {
+		return nil
+	}
+	return f.keys.configKey(id, kem)
+}
+
+// openedSource notes that something has opened.
+type openedSource struct {
+	*ohttp.Reader
+	opened *bool
+}
+
+func (s *openedSource) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	*s.opened = *s.opened || n > 0
+	return n, err
+}
+
+func (s *openedSource) ReadByte() (byte, error) {
+	b, err := s.Reader.ReadByte()
+	*s.opened = *s.opened || err == nil
+	return b, err
+}
+
+type countedReader struct {
+	r io.Reader
+	n int
+}
+
+func (c *countedReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += n
+	return n, err
+}
+
+func (q *obliviousRequest) openRefusal(err error) *refusal {
+	switch {
+	case errors.Is(err, ErrTooLarge), errors.Is(err, ohttp.ErrTooLarge), errors.Is(err, bhttp.ErrTooLarge):
+		return refuse(http.StatusRequestEntityTooLarge, "the request is too large")
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return refuse(http.StatusRequestTimeout, "the request did not arrive in time")
+	case errors.Is(err, ohttp.ErrUnknownKey), errors.Is(err, ohttp.ErrDecryption) && !q.opened:
+		p := refuse(http.StatusUnprocessableEntity, "the request cannot be decrypted; fetch the key configurations again")
+		p.kind = problemKey
+		return p
+	case errors.Is(err, ohttp.ErrDecryption):
+		return refuse(http.StatusBadRequest, "a chunk of the request does not open")
+	case errors.Is(err, ohttp.ErrTruncated), errors.Is(err, ohttp.ErrEmptyChunk), errors.Is(err, ohttp.ErrTooMany):
+		return &refusal{status: http.StatusBadRequest, detail: "the request did not arrive whole", cause: err}
+	}
+	return &refusal{status: http.StatusBadRequest, detail: "not a binary HTTP request", cause: err}
+}
+
+// refuse seals a refusal where the client can open it, and sends it in the clear where not.
+func (q *obliviousRequest) refuse(p *refusal) {
+	q.problem = p
+	q.tellRefused(p)
+	switch {
+	case q.writer != nil: // the answer has begun: it stays without an end
+		if q.status == 0 {
+			_ = q.writer.Flush() // but what there is of it is sealed, and not nothing
+		}
+	case q.opened:
+		q.refuseInner(p)
+	default:
+		q.refuseOuter(p)
+	}
+}
+
+// refuseOuter answers in the clear. Nobody vouches for what it says.
+func (h *gatewayRequest) refuseOuter(p *refusal) {
+	h.problem = p
+	body := p.problem()
+	h.header("Content-Type", problemType)
+	if p.retryAfter > 0 {
+		h.header("Retry-After", wholeSeconds(p.retryAfter))
+	}
+	_ = h.write(p.status, body) // the client may be gone
+}
+
+// problem is the refusal as a problem document (RFC 9457), with OpenAI's error object for SDKs.
+func (p *refusal) problem() []byte {
+	kind := p.kind
+	if kind == "" {
+		kind = "about:blank"
+	}
+	body, _ := json.Marshal(struct { // of strings, an int and nils: it marshals
+		Type   string `json:"type"`
+		Title  string `json:"title"`
+		Status int    `json:"status"`
+		Detail string `json:"detail"`
+		Error  any    `json:"error"`
+	}{kind, http.StatusText(p.status), p.status, p.detail, map[string]any{
+		"message": p.detail, "type": sdkErrorType(p.status), "param": nil, "code": nil,
+	}})
+	return body
+}
+
+// survive is for a panic on the way. An answer that has begun stays without a final chunk, so nobody takes it for whole;
+// there is no need to break the connection for that.
+func (q *obliviousRequest) survive() {
+	p := recover()
+	if p == nil {
+		return
+	}
+	q.logPanic(p)
+	if q.writer == nil && q.status == 0 {
+		q.refuse(refuse(http.StatusInternalServerError, "internal error"))
+		return
+	}
+	q.problem = &refusal{detail: "internal error", cause: fmt.Errorf("panic of type %T", p)}
+}

@@ -1,0 +1,115 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// check judges an opened request, before anything of it goes upstream.
+func (q *obliviousRequest) check(ctx context.Context) *refusal {
+	q.inHeader = make(http.Header, len(q.head.Header))
+	for _, f := range q.head.Header {
+		q.inHeader.Add(f.Name, f.Value)
+	}
+	if q.inHeader.Get("Content-Encoding") != "" {
+		return refuse(http.StatusBadRequest, "the inner request has a content encoding")
+	}
+	for _, step := range []func(context.Context) *refusal{q.authenticate, q.checkDate, q.checkPath, q.checkInnerTier, q.claimExchange} {
+		if p := step(ctx); p != nil {
+			return p
+		}
+	}
+	return nil
+}
+
+// authenticate has GatewayConfig.Authenticate judge a request that is made from the inner one.
+func (q *obliviousRequest) authenticate(ctx context.Context) *refusal {
+	path, query, _ := strings.Cut(q.head.Path, "?")
+	unescaped, err := url.PathUnescape(path)
+	if err != nil {
+		return refuse(http.StatusBadRequest, "the path is not percent-encoded")
+	}
+	q.path, q.query = path, query
+	auth := q.g.cfg.Authenticate
+	if auth == nil {
+		q.g.strangers.giveBack(q.address)
+		return nil
+	}
+	inner := (&http.Request{
+		Method: q.head.Method, URL: &url.URL{Scheme: q.head.Scheme, Host: q.head.Authority, Path: unescaped, RawPath: path, RawQuery: query},
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: q.inHeader.Clone(), Body: http.NoBody,
+		Host: q.head.Authority, RemoteAddr: q.r.RemoteAddr, RequestURI: q.head.Path, TLS: q.r.TLS,
+	}).WithContext(ctx)
+	if err := auth(inner); err != nil {
+		return authRefusal(err)
+	}
+	q.g.strangers.giveBack(q.address)
+	return nil
+}
+
+// checkDate asks for an inner Date that is near this clock.
+func (q *obliviousRequest) checkDate(context.Context) *refusal {
+	dates := q.inHeader.Values("Date")
+	wrong := refuse(http.StatusBadRequest, "the request has no Date that is near the gateway's clock")
+	wrong.kind = problemDate
+	if len(dates) != 1 {
+		return wrong
+	}
+	date, err := http.ParseTime(dates[0])
+	if err != nil {
+		return wrong
+	}
+	if off := time.Since(date); off > q.g.cfg.OHTTP.DateWindow || off < -q.g.cfg.OHTTP.DateWindow {
+		return wrong
+	}
+	q.date = date
+	return nil
+}
+
+// checkPath allows what is on the list. Paths are compared as they stand: no two spellings are one path here.
+func (q *obliviousRequest) checkPath(context.Context) *refusal {
+	var methods []string
+	for _, entry := range q.g.cfg.OHTTP.Allow {
+		if method, path, _ := strings.Cut(entry, " "); path == q.path {
+			methods = append(methods, method)
+		}
+	}
+	switch {
+	case len(methods) == 0:
+		return refuse(http.StatusNotFound, "no such endpoint")
+	case !slices.Contains(methods, q.head.Method):
+		p := refuse(http.StatusMethodNotAllowed, "method not allowed")
+		p.allow = strings.Join(methods, ", ")
+		return p
+	}
+	return nil
+}
+
+func (q *obliviousRequest) checkInnerTier(context.Context) *refusal {
+	tier := SecurityTier(q.inHeader.Get(headerTier))
+	if tier.rank() < 0 {
+		return refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
+	}
+	q.tier = tier
+	return q.checkTier()
+}
+
+// claimExchange refuses a request that was sent before. Here nothing is ever released: a client seals anew when it tries
+// again, so the same bytes come from somebody else, or from a network that sent them twice.
+func (q *obliviousRequest) claimExchange(ctx context.Context) *refusal {
+	fresh, err := q.g.cfg.Replay.Claim(ctx, q.exchange.ID(), [32]byte{}, q.date.Add(q.g.cfg.OHTTP.DateWindow))
+	if err != nil {
+		return &refusal{status: http.StatusServiceUnavailable, detail: "the replay cache is unavailable", retryAfter: time.Second, cause: err}
+	}
+	if !fresh {
+		return refuse(http.StatusConflict, "this request was sent before").as(EventReplayRefused)
+	}
+	return nil
+}

@@ -1,0 +1,148 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// What passes between the inner messages and the upstream's, and nothing else.
+var (
+	headersUp   = []string{"content-type", "accept", "openai-beta"}
+	headersDown = []string{"content-type", "retry-after", "x-request-id"}
+)
+
+// forward sends the request upstream and passes the answer on as it comes.
+func (q *obliviousRequest) forward(ctx context.Context) *refusal {
+	start := time.Now()
+	defer func() { q.upstream = time.Since(start) }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the upstream's work when the client takes no more
+	sent := &sentBytes{b: q.content}
+	defer sent.finish()
+	q.content = nil
+	req, err := q.upstreamCall(ctx, sent)
+	if err != nil {
+		return &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
+	}
+	resp, err := q.g.http.RoundTrip(req) // no http.Client: redirects and cookies have no business here
+	if err == nil && resp == nil {
+		err = errors.New("the RoundTripper returned nothing")
+	}
+	if err != nil {
+		return upstreamFailure(ctx, exchangeError(ctx, "the upstream", err, false))
+	}
+	defer resp.Body.Close()
+	switch s := resp.StatusCode; {
+	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusProxyAuthRequired, s < 200, s >= 300 && s < 400, s > 599:
+		return &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: fmt.Errorf("upstream status %d", s)}
+	}
+	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: errContentEncoding}
+	}
+	if resp.ContentLength > q.g.cfg.MaxResponseBytes {
+		return &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is too large"}
+	}
+	if err := q.pass(ctx, resp); err != nil {
+		if told, ok := errors.AsType[*lateRefusal](err); ok {
+			return told.refusal
+		}
+		if q.stuck {
+			return &refusal{status: statusClientGone, detail: "the client does not take the answer", cause: err}
+		}
+		return upstreamFailure(ctx, err) // for the log, when the answer has begun: it stays without an end
+	}
+	return nil
+}
+
+func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*http.Request, error) {
+	url := q.g.upstream.String() + strings.TrimPrefix(q.path, "/v1")
+	if q.query != "" {
+		url += "?" + q.query
+	}
+	req, err := http.NewRequestWithContext(ctx, q.head.Method, url, nil)
+	if err != nil {
+		return nil, errors.New("not a URL") // the error quotes it
+	}
+	if len(sent.b) > 0 {
+		sent.attach(req)
+	}
+	for _, name := range headersUp {
+		if v := q.inHeader.Values(name); len(v) > 0 {
+			req.Header[http.CanonicalHeaderKey(name)] = v
+		}
+	}
+	req.Header.Set("User-Agent", userAgent)
+	req.Header.Set("Accept-Encoding", "identity") // what is compressed comes in lumps
+	if q.g.cfg.UpstreamKey != nil {
+		return req, setBearer(req.Header, q.g.cfg.UpstreamKey)
+	}
+	return req, nil
+}
+
+// pass seals the upstream's answer piece by piece as it comes. Memory is a chunk's: what the client does not take is not read.
+func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) error {
+	p := q.newPasser(resp)
+	defer p.wipe()
+	body := &cappedReader{r: resp.Body, left: q.g.cfg.MaxResponseBytes, limit: q.g.cfg.MaxResponseBytes}
+	if p.live { // the client learns the status, and what kind of answer comes
+		if err := p.head(resp); err != nil {
+			return err
+		}
+	}
+	for {
+		n, readErr := p.read(body)
+		q.g.counts.sealed.Add(int64(n))
+		last := readErr == io.EOF
+		if last && !p.begun { // all of it is here: what is wrong with it can still be said
+			if err := q.complete(ctx, p); err != nil {
+				return err
+			}
+		}
+		checked := !p.begun
+		if readErr == nil || last || p.begun {
+			if err := p.send(resp, n); err != nil {
+				return err
+			}
+		}
+		switch {
+		case readErr != nil && !last:
+			return exchangeError(ctx, "the upstream", readErr, true)
+		case last && !checked:
+			if err := q.complete(ctx, p); err != nil {
+				return err
+			}
+		}
+		if last {
+			return p.end()
+		}
+	}
+}
+
+// complete says whether an answer that was read to its end may have one for the client.
+func (q *obliviousRequest) complete(ctx context.Context, p *passer) error {
+	if !p.whole.ended() {
+		return errCutShort
+	}
+	if told := q.tellSealed(ctx, p.passed); told != nil {
+		return &lateRefusal{told}
+	}
+	return nil
+}
+
+// lateRefusal is a refusal on its way through code that has errors.
+type lateRefusal struct{ *refusal }
+
+func (e *lateRefusal) Error() string { return e.detail }
+
+// statusClientGone is for the log alone.
+const statusClientGone = 499
+
+var errCutShort = errors.New("the upstream's answer ends before its end")

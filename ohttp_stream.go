@@ -1,0 +1,286 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+)
+
+// This file is for answers of the second protocol that are read as they come.
+
+// openedResponse is an answer whose header has opened, and whose content opens as it comes. The body has to be closed.
+type openedResponse struct {
+	status    int
+	header    http.Header
+	body      *openedBody
+	payloadID string
+}
+
+// media is the content's type without its parameters.
+func (r *openedResponse) media() string {
+	kind, _, _ := strings.Cut(r.header.Get("Content-Type"), ";")
+	return strings.ToLower(strings.TrimSpace(kind))
+}
+
+// stream sends in, again where that is worth it, and returns as soon as the header of a good answer has come. Other answers
+// are errors: those of do. The response counts as a running call until its body is closed or has been read to its end.
+func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest, o *callOptions) (_ *openedResponse, err error) {
+	counted := c.counts.call()
+	ctx, done, err := c.begin(ctx)
+	if err != nil {
+		counted(&err)
+		return nil, err
+	}
+	finish := func(err error) {
+		done()
+		counted(&err)
+	}
+	var resp *openedResponse
+	err = c.persist(ctx, o, func() (again bool, err error) {
+		resp, again, err = c.streamOnce(ctx, in, o, finish)
+		return again, err
+	})
+	if err != nil {
+		finish(err)
+		return nil, err
+	}
+	return resp, nil
+}
+
+// streamOnce is attempt for a response that is read as it comes. finish is called when a good one has been read.
+func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainRequest, o *callOptions, finish func(error)) (_ *openedResponse, again bool, err error) {
+	start := time.Now()
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, errAttemptTimeout)
+	r, err := c.oblivious.sealInner(ctx, in, o)
+	if err != nil {
+		err = waitError(ctx, err)
+		cancel()
+		return nil, false, err
+	}
+	c.counts.attempts.Add(1)
+	c.counts.sealed.Add(int64(len(in.content)))
+	o.sealed = r.payloadID
+	log := c.log.With("payload_id", r.payloadID)
+	log.DebugContext(ctx, "request sealed", "bytes", len(in.content), "server_key", r.server.fingerprint)
+	resp, err := c.receive(ctx, in, r)
+	if err != nil {
+		log.DebugContext(ctx, "request failed", "duration", time.Since(start), "error", logText(err))
+		again, err = c.refused(ctx, r, err)
+		r.release()
+		cancel()
+		return nil, again, err
+	}
+	resp.body.over = func(err error) {
+		r.release()
+		cancel()
+		c.counts.opened.Add(resp.body.opened)
+		if err != nil {
+			log.DebugContext(ctx, "answer cut", "duration", time.Since(start), "bytes", resp.body.opened, "error", logText(err))
+		} else {
+			log.DebugContext(ctx, "answer opened", "duration", time.Since(start), "bytes", resp.body.opened)
+		}
+		finish(err)
+	}
+	resp.body.watch(ctx)
+	return resp, false, nil
+}
+
+// receive sends r and opens the header of the answer. Statuses inside that are errors are *APIError.
+func (c *SecureCompletionClient) receive(ctx context.Context, in *plainRequest, r *sealedRequest) (*openedResponse, error) {
+	outside, err := send(c.http, r.http)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.openHeader(ctx, in, r, outside)
+	if err != nil {
+		_ = outside.Body.Close()
+		return nil, err
+	}
+	return resp, nil
+}
+
+func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest, outside *http.Response) (*openedResponse, error) {
+	if outside.StatusCode != http.StatusOK {
+		a, err := readFailure(ctx, outside)
+		if err != nil {
+			return nil, err
+		}
+		return nil, c.wire.failure(a)
+	}
+	encoding := outside.Header.Get("Content-Encoding")
+	if !hasType(outside.Header, ohttp.TypeResponse) || (encoding != "" && !strings.EqualFold(encoding, "identity")) {
+		return nil, errNotSealed
+	}
+	limit := c.cfg.MaxResponseBytes
+	reader, err := r.ohttp.Response(&cappedReader{r: outside.Body, left: limit, limit: limit}, maxAnswerChunk)
+	if err != nil {
+		return nil, innerError(err)
+	}
+	b := &openedBody{ctx: ctx, what: describe(r.http), outside: outside.Body, reader: reader}
+	head, body, err := bhttp.ReadResponse(reader, bhttp.Limits{Content: limit})
+	if err != nil {
+		reader.Close()
+		return nil, b.failure(err)
+	}
+	resp := &openedResponse{status: head.Status, header: headerOf(head.Header), body: b, payloadID: r.payloadID}
+	path, _, _ := strings.Cut(in.path, "?")
+	b.content, b.ending = body, newEnding(resp.media(), path, -1)
+	if in.method == http.MethodHead || head.Status == http.StatusNoContent {
+		b.ending = anyEnding{}
+	}
+	if head.Status < 200 || head.Status > 299 {
+		content, err := readWords(b)
+		reader.Close()
+		if err != nil {
+			return nil, err
+		}
+		return nil, r.ohttp.judge(head, content)
+	}
+	err = r.ohttp.checkTier(resp.header)
+	if resp.header.Get("Content-Encoding") != "" && err == nil {
+		err = fmt.Errorf("%w: the answer inside has a content encoding", ErrEnvelope)
+	}
+	if err != nil {
+		reader.Close()
+		return nil, err
+	}
+	return resp, nil
+}
+
+var errNotSealed = &OuterError{StatusCode: http.StatusOK, Detail: "not a sealed answer"}
+
+// readWords reads the beginning of an error's content. What the gateway did not get to say does not matter: the status is
+// authentic.
+func readWords(b *openedBody) ([]byte, error) {
+	words, err := io.ReadAll(io.LimitReader(b.content, maxErrorBody))
+	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause, errAttemptTimeout) {
+		return nil, endedError(b.ctx)
+	}
+	return words, nil
+}
+
+// openedBody is the content of an answer, opened as it comes. Read returns io.EOF only after the final chunk has opened and
+// the content has come to an end of its own: the closing bracket of JSON, the last event of a stream. Every other end is an
+// error that stays. Close may be called at any time, from any goroutine.
+type openedBody struct {
+	ctx     context.Context // of the call
+	what    string
+	outside io.Closer
+	over    func(error) // called once; nil: nobody cares
+	unwatch func() bool
+
+	mu      sync.Mutex
+	content *bhttp.Body
+	reader  *ohttp.Reader
+	ending  ending
+	opened  int64
+	err     error // nil until the end
+}
+
+// watch ends the body with its context, whether or not somebody reads.
+func (b *openedBody) watch(ctx context.Context) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.unwatch = context.AfterFunc(ctx, func() {
+		_ = b.outside.Close() // a Read that waits ends
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.end(b.failure(context.Cause(ctx)))
+	})
+}
+
+// Read implements [io.Reader].
+func (b *openedBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err != nil {
+		return 0, b.err
+	}
+	n, err := b.content.Read(p)
+	b.opened += int64(n)
+	b.ending.see(p[:n])
+	switch {
+	case err == nil:
+		return n, nil
+	case err != io.EOF:
+		err = b.failure(err)
+	case !b.ending.ended():
+		err = &truncatedError{"its content ends early"}
+	}
+	b.end(err)
+	return n, err
+}
+
+// drainTime is for what follows the last event: the final chunk. With it read, the connection serves the next request.
+const drainTime = 50 * time.Millisecond
+
+// Close gives the rest of the answer up. A stream whose last event was read, where SDKs stop, is read to its end.
+func (b *openedBody) Close() error {
+	if !b.drain() {
+		_ = b.outside.Close() // a Read that waits ends
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.end(errBodyClosed)
+	return nil
+}
+
+func (b *openedBody) drain() bool {
+	if !b.mu.TryLock() { // somebody reads
+		return false
+	}
+	defer b.mu.Unlock()
+	if _, events := b.ending.(*eventEnding); b.err != nil || !events || !b.ending.ended() {
+		return b.err != nil
+	}
+	late := time.AfterFunc(drainTime, func() { _ = b.outside.Close() })
+	defer late.Stop()
+	var rest [512]byte
+	for n := 0; n < 16; n++ { // more than a final chunk needs
+		if _, err := b.content.Read(rest[:]); err != nil {
+			b.end(err)
+			return true
+		}
+	}
+	return false
+}
+
+var errBodyClosed = http.ErrBodyReadAfterClose
+
+// end wipes the keys and lets the connection go. b.mu is held.
+func (b *openedBody) end(err error) {
+	if b.err != nil {
+		return
+	}
+	b.err = err
+	if b.unwatch != nil {
+		b.unwatch()
+	}
+	b.reader.Close()
+	_ = b.outside.Close()
+	if b.over != nil {
+		if err == io.EOF || err == errBodyClosed {
+			err = nil
+		}
+		b.over(err)
+	}
+}
+
+// failure gives an error of reading its type. A context that ended explains whatever else went wrong.
+func (b *openedBody) failure(err error) error {
+	if cause := context.Cause(b.ctx); cause != nil {
+		return exchangeError(b.ctx, b.what, cause, true)
+	}
+	return innerError(err)
+}

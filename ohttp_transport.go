@@ -1,0 +1,104 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+)
+
+// This file is HTTPClient over the second protocol.
+
+// sdkFields are the headers of an SDK's request that are sealed with it. Others are nobody's business: SDKs tell of the
+// machine that they run on.
+var sdkFields = [...]string{"Accept", "OpenAI-Beta", "Content-Type"}
+
+// oblivious carries any request of an SDK. A chat completion that asks for no stream is checked as a whole before the SDK
+// sees anything of it; everything else passes as it comes.
+func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
+	if e := req.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return sdkError(req, http.StatusUnsupportedMediaType, "unsupported_content_encoding",
+			"sealedchat: what is sealed has no content encoding; nothing was sent", 0), nil
+	}
+	var body []byte
+	if req.Body != nil && req.Body != http.NoBody {
+		var err error
+		if body, err = t.read(req); err != nil {
+			return t.fail(req, nil, err)
+		}
+	}
+	defer clear(body)
+	if err := t.errors.recall(req, body); err != nil {
+		return nil, err
+	}
+	opts, key := t.callOptions(req)
+	defer key.Destroy()
+	in := &plainRequest{method: req.Method, path: t.innerPath(req.URL), header: fieldsOfSDK(req.Header), content: body}
+	call := &sdkCall{}
+	if in.path == pathChat && in.method == http.MethodPost {
+		var err error
+		if call, err = parseSDKCall(body); err != nil {
+			return t.fail(req, nil, err)
+		}
+		defer clear(call.body)
+		if !call.stream {
+			return t.complete(req, body, call, opts)
+		}
+	}
+	resp, err := t.client.streamRequest(req.Context(), in, opts)
+	if err != nil {
+		return t.fail(req, body, err)
+	}
+	if call.stream && resp.media() != mediaEvents {
+		events, err := wholeEvents(resp, call.includeUsage)
+		if err != nil {
+			return t.fail(req, body, err)
+		}
+		return sdkStream(req, events), nil
+	}
+	return passOn(req, resp), nil
+}
+
+// innerPath is where the gateway is to look. An SDK's base URL may repeat what Config.BaseURL has, and often lacks /v1.
+func (t *sdkTransport) innerPath(u *url.URL) string {
+	path := u.EscapedPath()
+	if rest, ok := strings.CutPrefix(path, t.client.base.EscapedPath()); ok && strings.HasPrefix(rest, "/") {
+		path = rest
+	}
+	if strings.HasSuffix(strings.TrimRight(path, "/"), "/chat/completions") {
+		return pathChat
+	}
+	if path == "" {
+		path = "/"
+	}
+	if u.RawQuery != "" {
+		path += "?" + u.RawQuery
+	}
+	return path
+}
+
+func fieldsOfSDK(h http.Header) (fields []bhttp.Field) {
+	for _, name := range sdkFields {
+		if v := strings.Trim(h.Get(name), " \t"); v != "" {
+			fields = append(fields, bhttp.Field{Name: strings.ToLower(name), Value: v})
+		}
+	}
+	return fields
+}
+
+// passOn hands an answer to the SDK, which closes its body.
+func passOn(req *http.Request, resp *openedResponse) *http.Response {
+	h := resp.header.Clone()
+	h.Del("Set-Cookie") // of whom, for what?
+	h.Set(headerShouldRetry, "false")
+	return &http.Response{
+		Status: strconv.Itoa(resp.status) + " " + http.StatusText(resp.status), StatusCode: resp.status,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: h, Body: resp.body, ContentLength: resp.length(), Request: req,
+	}
+}

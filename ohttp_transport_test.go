@@ -1,0 +1,207 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
+
+func TestOHTTPHTTPClientPaths(t *testing.T) {
+	g := newTiny(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("X-Request-Id", "r1")
+		w.Header().Set("Set-Cookie", "a=b")
+		w.Header().Set("X-Should-Retry", "true")
+		w.WriteHeader(http.StatusCreated)
+		_, _ = io.WriteString(w, `{"data":[]}`)
+	})
+	client := ohttpClient(t, "https://gateway.test/prefix", func(c *Config) {
+		c.Transport = direct{http.StripPrefix("/prefix", g)}
+	})
+	for _, test := range []struct{ method, url, want string }{
+		{"GET", "https://gateway.test/prefix/v1/models", "/v1/models"},
+		{"GET", "https://api.openai.com/v1/models?limit=3", "/v1/models?limit=3"},
+		{"GET", "https://gateway.test/prefixed/v1", "/prefixed/v1"},
+		{"GET", "https://gateway.test", "/"},
+		{"DELETE", "https://gateway.test/v1/a%2Fb", "/v1/a%2Fb"},
+		{"POST", "https://gateway.test/v1/embeddings", "/v1/embeddings"},
+		{"POST", "https://gateway.test/prefix/v1/responses", "/v1/responses"},
+	} {
+		var body io.Reader
+		if test.method == "POST" {
+			body = strings.NewReader(`{"model":"m","input":"x"}`)
+		}
+		req, err := http.NewRequest(test.method, test.url, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("OpenAI-Beta", "assistants=v2")
+		req.Header.Set("X-Stainless-OS", "Linux")
+		req.Header.Set("User-Agent", "OpenAI/Go")
+		resp, err := client.HTTPClient().Do(req)
+		if err != nil {
+			t.Fatalf("%s: %v", test.url, err)
+		}
+		content, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || string(content) != `{"data":[]}` || resp.StatusCode != http.StatusCreated {
+			t.Errorf("%s: %d %q, %v", test.url, resp.StatusCode, content, err)
+		}
+		h := resp.Header
+		if h.Get("X-Should-Retry") != "false" || h.Get("X-Request-Id") != "r1" || h.Get("Set-Cookie") != "" {
+			t.Errorf("%s: %v", test.url, h)
+		}
+		if g.last.Path != test.want || g.last.Method != test.method {
+			t.Errorf("%s: inside %s %s", test.url, g.last.Method, g.last.Path)
+		}
+		inside := headerOf(g.last.Header)
+		if inside.Get("X-Stainless-OS") != "" || inside.Get("User-Agent") != "" || inside.Get("OpenAI-Beta") != "assistants=v2" {
+			t.Errorf("%s: inside %v", test.url, inside)
+		}
+	}
+}
+
+func TestOHTTPHTTPClientRefusals(t *testing.T) {
+	g := newTiny(t, answerText("x"))
+	client := directClient(t, g, func(c *Config) { c.MaxRequestBytes = 100 })
+	for name, test := range map[string]struct {
+		change func(*http.Request)
+		body   string
+		status int
+	}{
+		"an encoding":     {func(r *http.Request) { r.Header.Set("Content-Encoding", "gzip") }, "{}", 415},
+		"too large":       {nil, strings.Repeat(" ", 5000), 413},
+		"no JSON":         {nil, "hello", 400},
+		"an odd tier":     {func(r *http.Request) { r.Header.Set(headerTier, "odd") }, `{"model":"m"}`, 400},
+		"spoken outside":  {nil, `{"model":"m","stream":true,"api_key":"k"}`, 400},
+		"CONNECT":         {func(r *http.Request) { r.Method = http.MethodConnect }, "", 400},
+		"an odd query":    {func(r *http.Request) { r.URL.Path, r.URL.RawQuery = "/v1/models", "a b" }, "", 400},
+		"a large other":   {func(r *http.Request) { r.URL.Path = "/v1/embeddings" }, strings.Repeat(" ", 500), 413},
+		"an odd protocol": {func(r *http.Request) { r.Header.Set("Accept", "a\x00b") }, `{"model":"m","stream":true}`, 400},
+	} {
+		req, err := http.NewRequest(http.MethodPost, "https://gateway.test/v1/chat/completions", strings.NewReader(test.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if test.change != nil {
+			test.change(req)
+		}
+		resp, err := client.HTTPClient().Transport.RoundTrip(req)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		content, _ := io.ReadAll(resp.Body)
+		if resp.StatusCode != test.status || !strings.Contains(string(content), `{"error":{"`) || resp.Header.Get("X-Should-Retry") != "false" {
+			t.Errorf("%s: %d %s", name, resp.StatusCode, content)
+		}
+	}
+	if _, posts := g.counts(); posts != 0 {
+		t.Errorf("%d requests were sent", posts)
+	}
+}
+
+// Errors of the gateway come as OpenAI's; what is not its word comes as an error, and is not sent again for an SDK.
+func TestOHTTPHTTPClientErrors(t *testing.T) {
+	g := newTiny(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "120")
+		w.WriteHeader(http.StatusTooManyRequests)
+		_, _ = io.WriteString(w, `{"error":{"message":"slowly","code":"rate"}}`)
+	})
+	client := directClient(t, g, nil)
+	sdk := client.HTTPClient()
+	for _, body := range []string{`{"model":"m","stream":true}`, `{"model":"m"}`} {
+		resp, err := sdk.Post("https://gateway.test/v1/chat/completions", "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, _ := io.ReadAll(resp.Body)
+		if resp.StatusCode != 429 || resp.Header.Get("Retry-After") != "120" || !strings.Contains(string(content), `"code":"rate"`) ||
+			resp.Header.Get("X-Should-Retry") != "false" {
+			t.Errorf("%d %v %s", resp.StatusCode, resp.Header, content)
+		}
+	}
+	g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+		http.Error(w, "relay down", http.StatusBadGateway)
+		return r.Method == http.MethodPost
+	}
+	_, before := g.counts()
+	for attempt := range 3 {
+		req, _ := http.NewRequest(http.MethodPost, "https://gateway.test/v1/embeddings", strings.NewReader(`{"model":"m"}`))
+		if attempt > 0 {
+			req.Header.Set("X-Stainless-Retry-Count", "1")
+		}
+		_, err := sdk.Do(req)
+		if outer, ok := errors.AsType[*OuterError](err); !ok || outer.StatusCode != 502 || outer.Detail != "relay down" {
+			t.Errorf("got %v", err)
+		}
+	}
+	if _, after := g.counts(); after != before+1 {
+		t.Errorf("sent %d times", after-before)
+	}
+}
+
+func TestOHTTPHTTPClientStreams(t *testing.T) {
+	testkit.NoLeaks(t)
+	gate := make(chan struct{})
+	gateway := startGateway(t, wordByWord(gate, "Pa", "ris"), nil)
+	srv := httptest.NewUnstartedServer(gateway)
+	var conns atomic.Int32
+	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			conns.Add(1)
+		}
+	}
+	srv.Start()
+	defer srv.Close()
+	client := ohttpClient(t, srv.URL, nil)
+	for range 3 {
+		resp, err := client.HTTPClient().Post(srv.URL+"/v1/chat/completions", "application/json",
+			strings.NewReader(`{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kind := resp.Header.Get("Content-Type"); !strings.HasPrefix(kind, "text/event-stream") || resp.ContentLength != -1 {
+			t.Errorf("%s, %d bytes", kind, resp.ContentLength)
+		}
+		events := newEventReader(resp.Body, maxEvent)
+		for i := range 3 {
+			e, err := events.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i == 0 {
+				gate <- struct{}{}
+			}
+			if i == 2 && string(e.data) != "[DONE]" {
+				t.Errorf("got %q", e.data)
+			}
+		}
+		start := time.Now()
+		resp.Body.Close() // where SDKs stop
+		if d := time.Since(start); d > 2*drainTime {
+			t.Errorf("closing took %v", d)
+		}
+		if _, err := resp.Body.Read(make([]byte, 1)); err == nil {
+			t.Error("read after Close")
+		}
+	}
+	if s := client.Stats(); s.InFlight != 0 || s.Failures != 0 || s.Requests != 3 {
+		t.Errorf("%+v", s)
+	}
+	if conns.Load() != 1 {
+		t.Errorf("%d connections: the first one was not used again", conns.Load())
+	}
+}
