@@ -317,6 +317,9 @@ func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error
 		if err := o.apiKey.Use(validAPIKey); err != nil {
 			return nil, err
 		}
+		if c.cfg.Memory == MemoryRequired && !o.apiKey.Locked() {
+			return nil, fmt.Errorf("%w: the API key is not in locked memory", ErrMemoryLimit)
+		}
 	}
 	return o, nil
 }

@@ -14,8 +14,8 @@ import (
 const redacted = "[REDACTED]"
 
 // Secret holds bytes that must not be printed, swapped out or left lying about: an API key, a request, an answer.
-// They live outside the Go heap, are left out of core dumps, and are locked into RAM where the system allows it
-// ([Secret.Locked]). Printing a *Secret in any way, logging it or marshalling it gives "[REDACTED]".
+// They live outside the Go heap, unless the policy is MemoryOff or there is no memory to be had there; they are locked into
+// RAM where the system allows it ([Secret.Locked]), and on Linux left out of core dumps. Printing a *Secret in any way, logging it or marshalling it gives "[REDACTED]".
 //
 // A Secret that nobody destroys is wiped by the garbage collector some time after it became unreachable, and counted:
 // [MemoryReport].
@@ -33,9 +33,9 @@ type Secret struct {
 // locked memory, or does without. Whoever makes a Secret calls [Secret.Destroy]. The error is always nil.
 func NewSecret(b []byte) (*Secret, error) { return MemoryBestEffort.NewSecret(b) }
 
-// newRoom makes a Secret of n zero bytes, and lends them to whoever fills them before anybody else knows of it.
-func (p MemoryPolicy) newRoom(n int) (*Secret, []byte, error) {
-	buf, err := locked.NewWith(p.internal(), n)
+// newRoom makes a Secret of n zero bytes in an arena, and lends them to whoever fills them before anybody else knows of it.
+func newRoom(a *locked.Arena, n int) (*Secret, []byte, error) {
+	buf, err := a.Alloc(n)
 	if err != nil {
 		return nil, nil, memoryError(err)
 	}

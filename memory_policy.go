@@ -20,7 +20,9 @@ const (
 	// MemoryBestEffort locks what fits. The rest is wiped after use all the same, but may be swapped out until then;
 	// MemoryReport and Secret.Locked tell.
 	MemoryBestEffort MemoryPolicy = iota
-	// MemoryRequired refuses what does not fit, with ErrMemoryLimit.
+	// MemoryRequired refuses what does not fit, with ErrMemoryLimit: keys, passphrases' keys, API keys, and the bodies of
+	// Complete. Chat and HTTPClient handle Go strings and bytes by their nature: prompts and answers there are in ordinary
+	// memory under every policy.
 	MemoryRequired
 	// MemoryOff takes ordinary memory, and wipes it. Nothing is locked.
 	MemoryOff

@@ -10,16 +10,14 @@ import (
 	"sync"
 )
 
-// scrubbing lets one scrub run at a time: the collector's percentage, which a scrub saves and sets back, is the process's.
+// scrubbing lets one scrub run at a time: what a scrub changes and sets back, the collector's percentage and the number of
+// processors, is the process's.
 var scrubbing sync.Mutex
 
 const (
 	scrubPerClass = 64 << 10 // bytes of each size class that a scrub overwrites at a time
 	scrubMost     = 8 << 20  // and at most
-	// scrubRounds: each processor of the scheduler's has some free memory of its own, and when this goroutine goes on
-	// elsewhere in the middle of a size class, it leaves some behind. A collection makes it common property again.
-	scrubRounds = 3
-	scrubStack  = 48 << 10 // bytes of stack that a scrub overwrites
+	scrubStack    = 96 << 10 // bytes of stack that a scrub overwrites
 )
 
 // scrubClasses are the sizes of small objects in this runtime, in bytes.
@@ -41,22 +39,48 @@ func scrubClasses() []int {
 
 // ScrubHeap overwrites what the heap has free, where the standard library leaves copies of secrets that nothing can
 // reach any more (crypto/rsa: the padded message and intermediate numbers of each answer opened), and gives free memory
-// back to the system. It costs five garbage collections, of the host's garbage too: about 10 ms with a small heap, and in
-// proportion more with a large one. On a heap of tens of megabytes with many gaps, or beside goroutines that allocate,
-// some copies may survive. It reaches nothing that is still referenced: close clients and key stores first where that
-// counts. Nothing in this package calls it. Safe for concurrent use.
+// back to the system. It costs five garbage collections, of the host's garbage too, and has GOMAXPROCS at 1 meanwhile: about
+// 10 ms with a small heap, and in proportion more with a large one. On a heap of tens of megabytes with many gaps some
+// copies may survive, and so may what lay where another goroutine's stack lies now. It reaches nothing that is still
+// referenced: close clients and key stores first where that counts.
+// Nothing in this package calls it. Safe for concurrent use.
 func ScrubHeap() {
 	scrubbing.Lock()
 	defer scrubbing.Unlock()
-	burnStack() // before the collections, which free the stacks that were outgrown
 	percent := debug.SetGCPercent(-1)
 	defer debug.SetGCPercent(percent)
-	runtime.GC() // what had a finalizer or lay in a sync.Pool is garbage after this one
-	for range scrubRounds {
+	defer onOneProcessor()()
+	runtime.GC()  // what had a finalizer or lay in a sync.Pool is garbage after this one
+	for range 2 { // what another goroutine had in use the first time may be free now
 		runtime.GC()
 		overwriteFree()
 	}
 	debug.FreeOSMemory()
+	onFreshStack(debug.FreeOSMemory)
+}
+
+// onFreshStack moves this goroutine to a stack of 256 KiB, whose pages the system has just given, clears what of it is
+// free, and runs f: stacks are made of whatever the heap has free, and keep what was there where nothing is written.
+// The weight keeps the collector from moving it on, and f gives the one before back to the system.
+//
+//go:noinline
+func onFreshStack(f func()) {
+	var weight [80 << 10]byte
+	burnStack()
+	f()
+	runtime.KeepAlive(&weight)
+}
+
+// onOneProcessor has one processor (of the scheduler's) do everything until restore is called. Each has some free memory
+// that only what runs there is given: what the others have goes back to all.
+func onOneProcessor() (restore func()) {
+	before := runtime.GOMAXPROCS(1)
+	return func() {
+		runtime.SetDefaultGOMAXPROCS() // which also goes on following the system's limits, as GOMAXPROCS does not
+		if runtime.GOMAXPROCS(0) != before {
+			runtime.GOMAXPROCS(before)
+		}
+	}
 }
 
 // overwriteFree allocates zeroed objects where the free ones were, which the collector, being off, does not take back
@@ -68,7 +92,6 @@ func overwriteFree() {
 		if size > headerless {
 			words--
 		}
-		runtime.Gosched() // a fresh slice of time, so that a class is seldom done on two processors
 		overwriteClass(size, func() { runtime.KeepAlive(zeroed[byte](size)) })
 		overwriteClass(size, func() { runtime.KeepAlive(zeroed[*byte](words)) })
 	}

@@ -16,7 +16,7 @@ const (
 	raisePatience = time.Second     // for a signal to end the process
 )
 
-// CloseOnSignal is for programs that have no signal handling of their own. On SIGINT or SIGTERM (os.Interrupt on Windows)
+// CloseOnSignal is for programs that have no signal handling of their own. On SIGINT or SIGTERM (on Windows Ctrl-C, and the end of the console, the session or the system)
 // it closes the closers, in the order given, and then lets the signal take its usual course, which ends the process with
 // the signal's status. A Close that takes more than 5 s is no longer waited for, one that panics does not keep the others
 // from their turn, and a second signal ends the process at once. A signal that the process ignores (nohup) stays ignored.
@@ -44,6 +44,11 @@ func CloseOnSignal(closers ...io.Closer) (stop func()) {
 			raise(last)
 		case <-stopping:
 			signal.Stop(arrived)
+			select {
+			case first := <-arrived: // just before: nobody else will see it
+				raise(closeAll(closers, first, arrived))
+			default:
+			}
 		}
 	}()
 	end := sync.OnceFunc(func() { close(stopping) })

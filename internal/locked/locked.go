@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package locked hands out memory for secrets: outside the Go heap, so that the garbage collector neither moves nor
-// copies it, left out of core dumps, and locked into RAM where the operating system allows. It is the only importer of
+// copies it, on Linux left out of core dumps, and locked into RAM where the operating system allows. It is the only importer of
 // memcall and memguard. What a process may lock is one number for all that it does, so the count of it is global here.
 package locked
 
@@ -79,8 +79,9 @@ type memory struct {
 	guard *guard
 }
 
-// New returns n zero bytes in pages of their own (as everywhere here, at a multiple of 8 if n is one). It never fails: what cannot be locked (RLIMIT_MEMLOCK) is wiped by
-// Destroy only, and what cannot even be mapped lies on the Go heap. Locked tells the difference.
+// New returns n zero bytes in pages of their own. It never fails: what cannot be locked (RLIMIT_MEMLOCK) is wiped by
+// Destroy only, and what cannot even be mapped lies on the Go heap. Locked tells the difference. Here, as everywhere in
+// this package, the bytes begin at a multiple of 8 if n is one.
 func New(n int) *Buffer {
 	b, _ := NewWith(BestEffort, n) // only Required fails
 	return b
