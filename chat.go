@@ -474,7 +474,7 @@ func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request, opts 
 	var body *Secret
 	into := func(n int) (b []byte, err error) {
 		body.Destroy() // an earlier attempt's
-		body, b, err = newRoomIn(c.memory, n)
+		body, b, err = newRoom(c.memory, n)
 		return b, err
 	}
 	var result *completion

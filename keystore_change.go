@@ -296,6 +296,9 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	}()
 	s.mu.Lock()
 	defer s.mu.Unlock() // also when the store is closing: Close wipes what is here when it has its turn
+	if err := s.takeOverConfigs(body); err != nil {
+		return err
+	}
 	dataKeysAt := s.prepared.dataKeysAt
 	s.prepared.dataKeysAt = nil
 	known := make(map[string]*heldKey)
@@ -303,7 +306,6 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 		known[k.public.fingerprint] = k.heldKey
 	}
 	var keys []*storedKeyEntry
-	var fresh []*heldKey
 	for _, e := range body.Keys {
 		if !inUse(e.State) {
 			continue
@@ -313,16 +315,8 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 		if held == nil {
 			held = &heldKey{privateKey: s.prepared.keys[fingerprint], users: 1}
 			delete(s.prepared.keys, fingerprint)
-			fresh = append(fresh, held)
 		}
 		keys = append(keys, &storedKeyEntry{heldKey: held, state: e.State, created: e.Created, activated: e.Activated, retired: e.Retired})
-	}
-	if err := s.takeOverConfigs(body); err != nil {
-		for _, k := range fresh {
-			k.release()
-		}
-		dataKeysAt.Destroy()
-		return err
 	}
 	old, before := s.keys, s.primary()
 	s.keys = keys

@@ -38,8 +38,14 @@ type configKeys struct {
 
 type configKey struct {
 	*ohttp.PrivateKey
+	memory           *locked.Buffer // where as much of it lies as crypto/hpke lets go
 	seed             []byte
 	created, retired time.Time
+}
+
+func (k *configKey) wipe() {
+	k.Close()
+	k.memory.Destroy()
 }
 
 const seedSize = 32
@@ -284,17 +290,17 @@ func (s *KeyStore) takeOverConfigs(b *keyfile.Body) error {
 	for _, c := range b.ConfigKeys {
 		room = room[seedSize:]
 		i := slices.IndexFunc(old, func(k *configKey) bool { return k.is(c) })
-		var key *ohttp.PrivateKey
+		key := &configKey{created: c.Created, retired: c.Retired, seed: room[:seedSize:seedSize]}
 		if i >= 0 {
-			key = old[i].PrivateKey
-		} else if key, err = ohttp.NewPrivateKey(c.ID, c.KEM, c.Seed); errors.Is(err, ohttp.ErrNoSuite) {
+			key.PrivateKey, key.memory = old[i].PrivateKey, old[i].memory
+		} else if err := s.loadConfig(key, c); errors.Is(err, ohttp.ErrNoSuite) {
 			continue // a KEM of a later version, or one that FIPS 140 rules out here; it stays in the file
 		} else if err != nil {
 			now.wipe(old)
-			return fmt.Errorf("%w: a configuration key", ErrKeyStoreDamaged)
+			return err
 		}
-		copy(room, c.Seed)
-		now.keys = append(now.keys, &configKey{key, room[:seedSize:seedSize], c.Created, c.Retired})
+		copy(key.seed, c.Seed)
+		now.keys = append(now.keys, key)
 	}
 	before := s.configs
 	s.configs = now
@@ -302,11 +308,32 @@ func (s *KeyStore) takeOverConfigs(b *keyfile.Body) error {
 	return nil
 }
 
+// loadConfig makes a key that works, what can be of it in protected memory.
+func (s *KeyStore) loadConfig(k *configKey, c keyfile.ConfigKey) (err error) {
+	defer s.sweeper.Soon()
+	if k.PrivateKey, err = ohttp.NewPrivateKey(c.ID, c.KEM, c.Seed); errors.Is(err, ohttp.ErrNoSuite) {
+		return err
+	} else if err != nil {
+		return fmt.Errorf("%w: a configuration key", ErrKeyStoreDamaged)
+	}
+	if k.memory, err = locked.NewResting(s.policy.internal(), ohttp.SecretSize); err != nil {
+		k.Close()
+		return memoryError(err)
+	}
+	if err = k.MoveTo(k.memory.Bytes()); err != nil && s.policy == MemoryRequired {
+		k.wipe()
+		return memoryError(err)
+	} else if err != nil {
+		s.log.Warn("a private key stays in ordinary memory", "key_id", c.ID, "error", err)
+	}
+	return nil
+}
+
 // wipe clears everything but keys that are also among others.
 func (c *configKeys) wipe(others []*configKey) {
 	for _, k := range c.keys {
 		if !slices.ContainsFunc(others, func(o *configKey) bool { return o.PrivateKey == k.PrivateKey }) {
-			k.Close()
+			k.wipe()
 		}
 	}
 	if c.at != nil {

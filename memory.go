@@ -33,9 +33,9 @@ type Secret struct {
 // locked memory, or does without. Whoever makes a Secret calls [Secret.Destroy]. The error is always nil.
 func NewSecret(b []byte) (*Secret, error) { return MemoryBestEffort.NewSecret(b) }
 
-// newRoom makes a Secret of n zero bytes, and lends them to whoever fills them before anybody else knows of it.
-func (p MemoryPolicy) newRoom(n int) (*Secret, []byte, error) {
-	buf, err := locked.NewWith(p.internal(), n)
+// newRoom makes a Secret of n zero bytes in an arena, and lends them to whoever fills them before anybody else knows of it.
+func newRoom(a *locked.Arena, n int) (*Secret, []byte, error) {
+	buf, err := a.Alloc(n)
 	if err != nil {
 		return nil, nil, memoryError(err)
 	}
@@ -44,15 +44,6 @@ func (p MemoryPolicy) newRoom(n int) (*Secret, []byte, error) {
 
 // keep cuts what newRoom made to its first n bytes, before anybody else knows of it.
 func (s *Secret) keep(n int) { s.buf.Narrow(0, n) }
-
-// newRoomIn is newRoom in an arena, where small secrets share pages.
-func newRoomIn(a *locked.Arena, n int) (*Secret, []byte, error) {
-	buf, err := a.Alloc(n)
-	if err != nil {
-		return nil, nil, memoryError(err)
-	}
-	return secretOf(buf), buf.Bytes(), nil
-}
 
 // Use calls f with the bytes, which f may change but must not keep: they are gone once the Secret is destroyed.
 // It returns what f returns, or [ErrClosed] after Destroy. Calls may overlap and nest.

@@ -20,6 +20,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -61,10 +62,12 @@ func BenchmarkOHTTPClient(b *testing.B) {
 		r.release()
 		return spent + cpuTime() - start
 	}
+	memory := locked.NewArena(locked.BestEffort)
+	defer memory.Close()
 	var secret *Secret
 	into := func(n int) (room []byte, err error) {
 		secret.Destroy()
-		secret, room, err = MemoryBestEffort.newRoom(n)
+		secret, room, err = newRoom(memory, n)
 		return room, err
 	}
 	defer func() { secret.Destroy() }()

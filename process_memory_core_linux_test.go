@@ -69,7 +69,7 @@ func TestProcessCore(t *testing.T) {
 	}
 	t.Logf("a core of %d KB from %s; %d pages of locked memory are not in it; of the secrets it holds: %v%s",
 		len(core)>>10, how, lockedPages, counts, listing)
-	if memoryAsserted && listing != "" {
+	if listing != "" {
 		t.Error("secrets are in the core")
 	}
 }
