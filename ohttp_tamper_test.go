@@ -23,7 +23,7 @@ func longTests() bool { return os.Getenv("SEALEDCHAT_LONG") != "" }
 
 // openTampered has a client open what change makes of a fresh exchange's answer, in one piece and as a stream. It returns both
 // errors, and the text that came before the stream's.
-func openTampered(t *testing.T, g *tinyGateway, client *SecureCompletionClient, change func([]byte) []byte) (whole, streamed error, text string) {
+func openTampered(t *testing.T, g *tinyGateway, client *SecureCompletionClient, change func([]byte) []byte) (text string, whole, streamed error) {
 	t.Helper()
 	g.set(func() { g.mangle = change })
 	_, whole = client.Chat(t.Context(), ask("x"))
@@ -34,7 +34,7 @@ func openTampered(t *testing.T, g *tinyGateway, client *SecureCompletionClient, 
 		}
 		text += chunk.Text()
 	}
-	return whole, streamed, text
+	return text, whole, streamed
 }
 
 // shortAnswer answers in the form that was asked for, in three chunks at least.
@@ -55,7 +55,7 @@ func TestEveryTruncationIsRefused(t *testing.T) {
 	g := newTiny(t, shortAnswer)
 	client := directClient(t, g, nil)
 	longest := 0
-	whole, streamed, text := openTampered(t, g, client, func(b []byte) []byte {
+	text, whole, streamed := openTampered(t, g, client, func(b []byte) []byte {
 		longest = max(longest, len(b))
 		return b
 	})
@@ -66,7 +66,7 @@ func TestEveryTruncationIsRefused(t *testing.T) {
 		t.Fatalf("the answer has only %d bytes", longest)
 	}
 	for n := range longest {
-		whole, streamed, text := openTampered(t, g, client, func(b []byte) []byte { return b[:min(n, len(b)-1)] })
+		text, whole, streamed := openTampered(t, g, client, func(b []byte) []byte { return b[:min(n, len(b)-1)] })
 		for name, err := range map[string]error{"whole": whole, "streamed": streamed} {
 			if !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrDecryption) {
 				t.Errorf("cut to %d bytes, %s: %v", n, name, err)
@@ -93,7 +93,7 @@ func TestEveryBitFlipIsRefused(t *testing.T) {
 		if !longTests() && i%8 != i/8%8 { // one bit of each byte, another one each time
 			continue
 		}
-		whole, streamed, text := openTampered(t, g, client, func(b []byte) []byte {
+		text, whole, streamed := openTampered(t, g, client, func(b []byte) []byte {
 			if i/8 < len(b) {
 				b[i/8] ^= 1 << (i % 8)
 			} else {
@@ -127,10 +127,10 @@ func TestSwappedAndMovedAnswersAreRefused(t *testing.T) {
 		"an empty chunk":     func(b []byte) []byte { return slices.Concat(b[:32], []byte{16}, make([]byte, 16), b[32:]) },
 		"a huge chunk":       func(b []byte) []byte { return slices.Concat(b[:32], []byte{0xbf, 0xff, 0xff, 0xff}, b[32:]) },
 	} {
-		if whole, streamed, _ := openTampered(t, g, client, keep); whole != nil || streamed != nil {
+		if _, whole, streamed := openTampered(t, g, client, keep); whole != nil || streamed != nil {
 			t.Fatal(whole, streamed)
 		}
-		whole, streamed, text := openTampered(t, g, client, change)
+		text, whole, streamed := openTampered(t, g, client, change)
 		if whole == nil || streamed == nil || !strings.HasPrefix("Paris", text) {
 			t.Errorf("%s: %v, %v, %q", name, whole, streamed, text)
 		}

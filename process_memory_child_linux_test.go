@@ -6,13 +6,14 @@ package sealedchat_test
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -150,7 +151,8 @@ func (c *memoryClient) secret() (*sealedchat.Secret, error) {
 
 // memoryProtocols are the ways to configure a client, by name.
 var memoryProtocols = map[string]func(*sealedchat.Config){
-	"v1": func(*sealedchat.Config) {},
+	"v1":    func(*sealedchat.Config) {},
+	"ohttp": func(c *sealedchat.Config) { c.Protocol = sealedchat.ProtocolOHTTP },
 }
 
 // open DIR URL PIN PROTOCOL, then the passphrase and the API key.
@@ -391,21 +393,33 @@ func memoryGateway() {
 		panic(err)
 	}
 	go func() { _ = http.Serve(listener, g) }()
-	report("ok %s %s", listener.Addr(), keys.Keys()[0].Fingerprint)
+	configs, err := g.KeyConfigs(context.Background())
+	if err != nil {
+		panic(err)
+	}
+	report("ok %s %s %s", listener.Addr(), keys.Keys()[0].Fingerprint, configs[0].Fingerprint)
 	_, _ = readLine()
 }
 
 const memoryAnswerSize = 1500 // characters
 
-// memoryUpstream answers with random text.
+// memoryUpstream answers with a text that only who knows the prompt can tell.
 func memoryUpstream(w http.ResponseWriter, r *http.Request) {
-	_, _ = io.Copy(io.Discard, r.Body)
-	random := make([]byte, memoryAnswerSize/2)
-	_, _ = rand.Read(random)
+	var request struct{ Messages []struct{ Content string } }
+	if err := json.NewDecoder(r.Body).Decode(&request); err != nil || len(request.Messages) != 1 {
+		http.Error(w, "no prompt", http.StatusBadRequest)
+		return
+	}
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `{"id":"chatcmpl-1","object":"chat.completion","created":1765250382,"model":"test-model","choices":[{"index":0,`+
 		`"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}],`+
-		`"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}`, hex.EncodeToString(random))
+		`"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}`, memoryAnswer(request.Messages[0].Content))
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(b.Bytes())
+}
+
+func memoryAnswer(prompt string) []byte {
+	random := make([]byte, memoryAnswerSize/2)
+	_, _ = mathrand.NewChaCha8(sha256.Sum256([]byte(prompt))).Read(random)
+	return fmt.Appendf(nil, "%x", random)
 }

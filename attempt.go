@@ -1,0 +1,185 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/erase"
+)
+
+// This file carries one call to the server and back, in as many attempts as that takes.
+
+// do carries one request to the server and back. plaintext is left as it is; the answer's is the caller's.
+func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts []CallOption) (_ *completion, err error) {
+	defer c.counts.call()(&err)
+	o, err := c.options(opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.checkSize(len(plaintext)); err != nil {
+		return nil, err
+	}
+	if !o.checked {
+		erase.Do(func() { err = checkRequest(plaintext) }) // what looks at many bytes at once leaves some in registers
+		if err != nil {
+			return nil, err
+		}
+	}
+	ctx, done, err := c.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	var result *completion
+	err = c.persist(ctx, o, func() (again bool, err error) {
+		result, again, err = c.attempt(ctx, plaintext, o)
+		return again, err
+	})
+	return result, err
+}
+
+// persist makes attempts until one succeeds or another one is not worth making. An attempt that failed says whether the
+// server's key has changed meanwhile.
+func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, attempt func() (again bool, err error)) error {
+	renewed := false
+	for failures := 0; ; {
+		if c.cfg.Limiter != nil {
+			if err := c.cfg.Limiter.Wait(ctx); err != nil {
+				return limiterError(ctx, err)
+			}
+		}
+		again, err := attempt()
+		if err == nil {
+			return nil
+		}
+		if again && !renewed { // the key has changed: no fault of the request, and no reason to wait
+			renewed = true
+			c.counts.retries.Add(1)
+			continue
+		}
+		wait, ok := c.retry.next(failures, err)
+		if !ok {
+			return err
+		}
+		failures++
+		if told := c.tellRetry(ctx, o.sealed, failures, wait, err); told != nil {
+			return beside(err, told)
+		}
+		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait, "error", logText(err))
+		if !pause(ctx, wait) {
+			if ctx.Err() != nil {
+				return endedError(ctx)
+			}
+			return err // there is not time enough to wait
+		}
+		c.counts.retries.Add(1)
+	}
+}
+
+func (c *SecureCompletionClient) checkSize(n int) error {
+	if int64(n) > c.cfg.MaxRequestBytes {
+		return fmt.Errorf("%w of %d bytes, limit %d", errRequestTooLarge, n, c.cfg.MaxRequestBytes)
+	}
+	return nil
+}
+
+var errRequestTooLarge = fmt.Errorf("%w: request", ErrTooLarge)
+
+func limiterError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return endedError(ctx)
+	}
+	return fmt.Errorf("sealedchat: limiter: %w", err)
+}
+
+// attempt seals, sends and opens once. again reports that the server refused the request because its key has changed,
+// and that the new one is trusted.
+func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, o *callOptions) (_ *completion, again bool, err error) {
+	start := time.Now()
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, errAttemptTimeout)
+	defer cancel()
+	r, err := c.wire.seal(ctx, plaintext, o)
+	if err != nil {
+		return nil, false, waitError(ctx, err)
+	}
+	defer r.release()
+	c.counts.attempts.Add(1)
+	c.counts.sealed.Add(int64(len(plaintext)))
+	o.sealed = r.payloadID
+	if err := c.tellSealed(ctx, r, len(plaintext), o); err != nil {
+		return nil, false, err
+	}
+	log := c.log.With("payload_id", r.payloadID)
+	log.DebugContext(ctx, "request sealed", "bytes", len(plaintext), "server_key", r.server.fingerprint)
+
+	a, err := exchange(c.http, r.http, c.cfg.MaxResponseBytes)
+	if err == nil && a.status != http.StatusOK {
+		err = c.wire.failure(a)
+	}
+	var result *completion
+	if err == nil {
+		result, err = c.open(r, a, o)
+		err = c.tellAnswer(ctx, r.payloadID, result, err, start, o)
+	}
+	if err != nil {
+		log.DebugContext(ctx, "request failed", "duration", time.Since(start), "error", logText(err))
+		again, err = c.refused(ctx, r, err)
+		return nil, again, err
+	}
+	c.counts.opened.Add(int64(len(result.plaintext)))
+	log.DebugContext(ctx, "answer opened", "duration", time.Since(start), "bytes", len(result.plaintext))
+	return result, false, nil
+}
+
+// refused asks whether sealing afresh can help. A server's new key that is not trusted replaces the error.
+func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest, err error) (again bool, _ error) {
+	_, inner := errors.AsType[*APIError](err)
+	_, outer := errors.AsType[*OuterError](err)
+	if !inner && !outer {
+		return false, err
+	}
+	renewed, refreshErr := c.wire.refused(ctx, r, err)
+	if _, distrust := errors.AsType[*ServerKeyError](refreshErr); distrust {
+		return false, refreshErr
+	}
+	return renewed, err
+}
+
+// open decrypts and checks an answer. Nothing of it leaves here unless all of it is right.
+func (c *SecureCompletionClient) open(r *sealedRequest, a *answer, o *callOptions) (*completion, error) {
+	plain, err := c.wire.open(r, a, o.into)
+	if err != nil {
+		return nil, err
+	}
+	erase.Do(func() { err = checkCompletion(plain.plaintext, r.payloadID, o.tier) })
+	if err != nil {
+		clear(plain.plaintext)
+		return nil, err
+	}
+	return &completion{opened: *plain, payloadID: r.payloadID}, nil
+}
+
+// completion is a checked answer.
+type completion struct {
+	opened
+	payloadID string
+}
+
+// waitError gives an error of something that was waited for under ctx the shape of a call's error.
+func waitError(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
+		if errors.Is(cause, errAttemptTimeout) {
+			return &connectionError{what: "before anything was sent", err: cause}
+		}
+		return endedError(ctx)
+	}
+	return err
+}
+
+func apiErrorFrom(a *answer) *APIError { return newAPIError(a.status, a.header, a.body, time.Now()) }
