@@ -169,23 +169,30 @@ func (c *SecureCompletionClient) streamChat(ctx context.Context, r *ChatRequest,
 		return err
 	}
 	defer clear(body)
-	call, err := parseSDKCall(body)
-	if err != nil {
-		return err
-	}
-	defer clear(call.body)
-	events, err := c.chatEvents(ctx, body, call, opts)
+	events, err := c.chatEvents(ctx, body, opts)
 	if err != nil {
 		return err
 	}
 	defer events.Close()
-	return readChunks(events, yield)
+	return c.tellSchema(ctx, events.payloadID, readChunks(events, yield))
 }
 
-// chatEvents returns the events of a chat completion, whose request is body, and without stream call.body. The caller closes
-// them.
-func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, call *sdkCall, opts []CallOption) (*chatEvents, error) {
+// tellSchema tells of an answer that opened and is not what it should be. What did not open was told of when it did not.
+func (c *SecureCompletionClient) tellSchema(ctx context.Context, id string, err error) error {
+	if !errors.Is(err, ErrResponseSchema) {
+		return err
+	}
+	return c.tellRefused(ctx, id, err, "")
+}
+
+// chatEvents returns the events of a chat completion, whose request is body; they are the caller's to close. It may change
+// body.
+func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, opts []CallOption) (*chatEvents, error) {
 	if c.oblivious != nil {
+		call, err := lookAtCall(body)
+		if err != nil {
+			return nil, err
+		}
 		resp, err := c.streamRequest(ctx, &plainRequest{
 			method: http.MethodPost, path: pathChat, header: jsonFields(mediaEvents), content: body,
 		}, opts)
@@ -196,7 +203,11 @@ func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, ca
 			return &chatEvents{Reader: resp.body, closer: resp.body, payloadID: resp.payloadID, most: maxEvent}, nil
 		}
 		events, err := wholeEvents(resp, call.includeUsage)
-		return eventsOf(events, resp.payloadID), err
+		return eventsOf(events, resp.payloadID), c.tellSchema(ctx, resp.payloadID, err)
+	}
+	call, err := parseSDKCall(body)
+	if err != nil {
+		return nil, err
 	}
 	result, err := c.do(ctx, call.body, opts)
 	if err != nil {

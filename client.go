@@ -28,7 +28,14 @@
 //	fmt.Println(answer.Text())
 //
 // [SecureCompletionClient.HTTPClient] gives an OpenAI SDK the same; [SecureCompletionClient.Complete] takes and returns
-// raw JSON in protected memory. [Gateway] is the other end, in front of any OpenAI-compatible server.
+// raw JSON in protected memory; [SecureCompletionClient.Stream] hands out an answer piece by piece. [Gateway] is the other
+// end, in front of any OpenAI-compatible server.
+//
+// # Oblivious HTTP
+//
+// [Config].Protocol chooses the second protocol, [ProtocolOHTTP], which the gateway here speaks as well. It binds each answer
+// to its request, seals method, path, headers and API key too, streams, and stays closed to a later quantum computer. All
+// that is said here of keys and of what is not protected is about protocol v1, the default.
 //
 // # Keys
 //
@@ -104,7 +111,7 @@ type Config struct {
 	// nil = none.
 	APIKey *Secret
 	// Keys holds the RSA keys that answers are sealed to. It stays the caller's.
-	// nil = an ephemeral store of the client's own, whose 4096-bit key is generated on first use.
+	// nil = an ephemeral store of the client's own, whose 4096-bit key is generated on first use. ProtocolOHTTP needs none.
 	Keys *KeyStore
 	// Protocol is how requests are sealed. ProtocolEnvelope, the zero value, is NOMYO's version 1; ProtocolOHTTP is better
 	// where the gateway speaks it. It is never negotiated, and one is never fallen back from to the other.
@@ -123,12 +130,14 @@ type Config struct {
 	// Transport carries the requests. It stays the caller's. nil = DefaultTransport(), closed with the client.
 	Transport http.RoundTripper
 	// Timeout bounds one attempt: fetching the server's key or making the client's, where that is still to be done,
-	// connecting, and waiting for the last byte of the answer. 0 = 10 minutes.
+	// connecting, and waiting for the last byte of the answer, or of the stream. 0 = 10 minutes.
 	Timeout time.Duration
 	// MaxRetries is how often a failed attempt is repeated: after 429, 500, 502 and 504, after 503 if it comes with
 	// Retry-After, and when the connection failed before there was an answer. The waits are random, up to 1 s, 2 s, 4 s
 	// and so on, on top of what Retry-After says; a Retry-After of more than a minute, or a wait beyond the context's
-	// deadline, is not waited for. Every attempt is sealed afresh. 0 = 2; negative = none.
+	// deadline, is not waited for. Every attempt is sealed afresh. With ProtocolOHTTP only what cannot have been worked on is
+	// repeated: after a sealed 429, a sealed 503 with Retry-After, and when nothing of the request was sent. 0 = 2;
+	// negative = none.
 	MaxRetries int
 	// Limiter, if set, is waited on before every attempt. It fits *rate.Limiter of golang.org/x/time.
 	Limiter interface{ Wait(context.Context) error }

@@ -41,14 +41,16 @@ var (
 )
 
 var (
-	// ErrConnection: no complete answer arrived: the connection failed, was cut, or the attempt's time ran out.
+	// ErrConnection: no complete answer arrived: the connection failed, was cut, or the attempt's time ran out. With
+	// ProtocolOHTTP also: what arrived was not sealed (OuterError).
 	ErrConnection = errors.New("sealedchat: connection failed")
 	// ErrTruncated: an answer began, and was cut short before its end. What came of it before is genuine with
 	// ProtocolOHTTP; nobody knows what would have followed. It is never repeated by itself. errors.Is also finds ErrConnection.
 	ErrTruncated = errors.New("sealedchat: the answer was cut short")
 	// ErrInsecureURL: a URL is not https, and not the loopback exception of [Config].InsecureAllowHTTP.
 	ErrInsecureURL = errors.New("sealedchat: insecure URL")
-	// ErrEnvelope: what came as an envelope is not one. Nothing secret was touched.
+	// ErrEnvelope: what came as an envelope is not one. Nothing secret was touched. With ProtocolOHTTP: what was sealed is no
+	// binary HTTP message.
 	ErrEnvelope = errors.New("sealedchat: malformed envelope")
 	// ErrDecryption: an envelope does not open. One error for every cause, on purpose.
 	ErrDecryption = errors.New("sealedchat: decryption failed")
@@ -60,7 +62,7 @@ var (
 	ErrTierDowngrade = errors.New("sealedchat: security tier is lower than asked for")
 	// ErrTooLarge: a request, an answer or a key exceeds its limit.
 	ErrTooLarge = errors.New("sealedchat: too large")
-	// ErrPublicKey: not an RSA public key that this package takes. See [ParsePublicKey].
+	// ErrPublicKey: not an RSA public key that this package takes, see [ParsePublicKey], or no list of key configurations.
 	ErrPublicKey = errors.New("sealedchat: unusable public key")
 	// ErrPassphrase: wrong passphrase, or a damaged key store or key file. Without the passphrase the two look the same.
 	ErrPassphrase = errors.New("sealedchat: wrong passphrase or damaged key store")

@@ -80,6 +80,29 @@ func Example() {
 }
 
 // An SDK for OpenAI takes the client's http.Client; here it is used by hand.
+func ExampleSecureCompletionClient_Stream() {
+	url, _, transport, stop := startServer()
+	defer stop()
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
+		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(), Transport: transport,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	for chunk, err := range client.Stream(context.Background(), &sealedchat.ChatRequest{
+		Model:    "demo",
+		Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+	}) {
+		if err != nil {
+			log.Fatal(err) // also if the stream was cut: without an error it was complete
+		}
+		fmt.Print(chunk.Text())
+	}
+	// Output: Paris.
+}
+
 func ExampleSecureCompletionClient_HTTPClient() {
 	url, pin, transport, stop := startServer()
 	defer stop()

@@ -69,9 +69,16 @@ func TestOuterAnswersProveNothing(t *testing.T) {
 					return true
 				}
 				client := directClient(t, g, func(c *Config) { c.MaxRetries = 5 })
+				if err := client.Warm(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				g.rotate() // there is another key, but nobody whose word counts said so
 				for name, call := range callsOf(client) {
 					before := g.posts
 					err := call(t.Context())
+					if g.fetches != 1 {
+						t.Errorf("%s: the list was asked for", name)
+					}
 					outer, ok := errors.AsType[*OuterError](err)
 					if !ok || outer.StatusCode != status {
 						t.Fatalf("%s: got %v", name, err)

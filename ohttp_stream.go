@@ -68,32 +68,64 @@ func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainReques
 		cancel()
 		return nil, false, err
 	}
+	release := func() {
+		r.release()
+		cancel()
+	}
 	c.counts.attempts.Add(1)
 	c.counts.sealed.Add(int64(len(in.content)))
 	o.sealed = r.payloadID
+	if err := c.tellSealed(ctx, r, len(in.content), o); err != nil {
+		release()
+		return nil, false, err
+	}
 	log := c.log.With("payload_id", r.payloadID)
 	log.DebugContext(ctx, "request sealed", "bytes", len(in.content), "server_key", r.server.fingerprint)
 	resp, err := c.receive(ctx, in, r)
 	if err != nil {
+		err = c.tellRefused(ctx, r.payloadID, err, o.tier)
 		log.DebugContext(ctx, "request failed", "duration", time.Since(start), "error", logText(err))
 		again, err = c.refused(ctx, r, err)
-		r.release()
-		cancel()
+		release()
 		return nil, again, err
 	}
-	resp.body.over = func(err error) {
-		r.release()
-		cancel()
+	resp.body.over = func(end error) error {
+		defer release()
 		c.counts.opened.Add(resp.body.opened)
-		if err != nil {
-			log.DebugContext(ctx, "answer cut", "duration", time.Since(start), "bytes", resp.body.opened, "error", logText(err))
-		} else {
-			log.DebugContext(ctx, "answer opened", "duration", time.Since(start), "bytes", resp.body.opened)
+		end = c.tellStream(context.WithoutCancel(ctx), resp, start, end)
+		failure := end
+		if end == io.EOF || end == errBodyClosed {
+			failure = nil
 		}
-		finish(err)
+		log.DebugContext(ctx, "answer ended", "duration", time.Since(start), "bytes", resp.body.opened, "complete", end == io.EOF)
+		finish(failure)
+		return end
 	}
 	resp.body.watch(ctx)
 	return resp, false, nil
+}
+
+// tellStream tells how an answer ended of which something may have been handed out; end comes back, or the Auditor's error.
+func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedResponse, start time.Time, end error) error {
+	e := Event{Type: EventResponseOpened, PayloadID: resp.payloadID, Bytes: resp.body.opened, Duration: time.Since(start)}
+	switch {
+	case end == io.EOF:
+	case end == errBodyClosed:
+		e.Reason = "left early"
+	case errors.Is(end, ErrConnection):
+		e.Reason = "cut short"
+	case errors.Is(end, ErrDecryption), errors.Is(end, ErrEnvelope):
+		return c.tellRefused(ctx, resp.payloadID, end, "")
+	default:
+		e.Reason = "ended early"
+	}
+	if err := beside(c.audit.tell(ctx, e), c.tellMemory(ctx)); err != nil {
+		if end == io.EOF || end == errBodyClosed {
+			return err
+		}
+		return beside(end, err)
+	}
+	return end
 }
 
 // receive sends r and opens the header of the answer. Statuses inside that are errors are *APIError.
@@ -177,7 +209,7 @@ type openedBody struct {
 	ctx     context.Context // of the call
 	what    string
 	outside io.Closer
-	over    func(error) // called once; nil: nobody cares
+	over    func(error) error // called once with the end, which it may replace; nil: nobody cares
 	unwatch func() bool
 
 	mu      sync.Mutex
@@ -196,7 +228,7 @@ func (b *openedBody) watch(ctx context.Context) {
 		_ = b.outside.Close() // a Read that waits ends
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.end(b.failure(context.Cause(ctx)))
+		_ = b.end(b.failure(context.Cause(ctx)))
 	})
 }
 
@@ -210,16 +242,21 @@ func (b *openedBody) Read(p []byte) (int, error) {
 	n, err := b.content.Read(p)
 	b.opened += int64(n)
 	b.ending.see(p[:n])
-	switch {
-	case err == nil:
+	if err == nil {
 		return n, nil
-	case err != io.EOF:
-		err = b.failure(err)
-	case !b.ending.ended():
-		err = &truncatedError{"its content ends early"}
 	}
-	b.end(err)
-	return n, err
+	return n, b.end(b.judge(err))
+}
+
+// judge makes of the end of the message that of the content.
+func (b *openedBody) judge(err error) error {
+	switch {
+	case err != io.EOF:
+		return b.failure(err)
+	case !b.ending.ended():
+		return &truncatedError{"its content ends early"}
+	}
+	return io.EOF
 }
 
 // drainTime is for what follows the last event: the final chunk. With it read, the connection serves the next request.
@@ -232,7 +269,7 @@ func (b *openedBody) Close() error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.end(errBodyClosed)
+	_ = b.end(errBodyClosed)
 	return nil
 }
 
@@ -249,7 +286,7 @@ func (b *openedBody) drain() bool {
 	var rest [512]byte
 	for n := 0; n < 16; n++ { // more than a final chunk needs
 		if _, err := b.content.Read(rest[:]); err != nil {
-			b.end(err)
+			_ = b.end(b.judge(err))
 			return true
 		}
 	}
@@ -258,10 +295,10 @@ func (b *openedBody) drain() bool {
 
 var errBodyClosed = http.ErrBodyReadAfterClose
 
-// end wipes the keys and lets the connection go. b.mu is held.
-func (b *openedBody) end(err error) {
+// end wipes the keys and lets the connection go, and returns how the body ended. b.mu is held.
+func (b *openedBody) end(err error) error {
 	if b.err != nil {
-		return
+		return b.err
 	}
 	b.err = err
 	if b.unwatch != nil {
@@ -270,11 +307,9 @@ func (b *openedBody) end(err error) {
 	b.reader.Close()
 	_ = b.outside.Close()
 	if b.over != nil {
-		if err == io.EOF || err == errBodyClosed {
-			err = nil
-		}
-		b.over(err)
+		b.err = b.over(err)
 	}
+	return b.err
 }
 
 // failure gives an error of reading its type. A context that ended explains whatever else went wrong.

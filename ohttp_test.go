@@ -4,13 +4,19 @@
 package sealedchat
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -91,6 +97,204 @@ func TestOHTTPStream(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	if s := client.Stats(); s.InFlight != 0 || s.Failures != 0 || s.Requests != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// closeRecorder is a transport whose bodies tell whether they were closed.
+type closeRecorder struct {
+	direct
+	open atomic.Int32
+}
+
+func (c *closeRecorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := c.direct.RoundTrip(req)
+	if err == nil {
+		c.open.Add(1)
+		resp.Body = &recordedBody{resp.Body, sync.OnceFunc(func() { c.open.Add(-1) })}
+	}
+	return resp, err
+}
+
+type recordedBody struct {
+	io.ReadCloser
+	closed func()
+}
+
+func (b *recordedBody) Close() error {
+	b.closed()
+	return b.ReadCloser.Close()
+}
+
+// However an answer ends, its body is closed and its keys are gone.
+func TestOHTTPNothingStaysOpen(t *testing.T) {
+	g := newTiny(t, wordByWord(nil, "a", "b", "c"))
+	rt := &closeRecorder{direct: direct{g}}
+	client := ohttpClient(t, "https://gateway.test", func(c *Config) { c.Transport = rt })
+	o, err := client.options(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := ask("x").encode()
+	in := &plainRequest{method: "POST", path: pathChat, header: jsonFields(mediaEvents), content: body}
+	for name, end := range map[string]func(*openedBody){
+		"closed":      func(b *openedBody) { _ = b.Close() },
+		"read":        func(b *openedBody) { _, _ = io.Copy(io.Discard, b) },
+		"closed late": func(b *openedBody) { _, _ = io.ReadFull(b, make([]byte, 10)); _ = b.Close(); _ = b.Close() },
+	} {
+		resp, err := client.stream(t.Context(), in, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		end(resp.body)
+		if _, err := resp.body.reader.Read(make([]byte, 1)); !errors.Is(err, ohttp.ErrUsed) {
+			t.Errorf("%s: the keys are there: %v", name, err)
+		}
+	}
+	for name, inner := range map[string]http.HandlerFunc{
+		"an error": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) },
+		"encoded": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			w.WriteHeader(200)
+		},
+	} {
+		g.set(func() { g.inner = inner })
+		if _, err := client.stream(t.Context(), in, o); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+	g.set(func() {
+		g.outer = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(200); return true }
+	})
+	if _, err := client.stream(t.Context(), in, o); err == nil {
+		t.Error("an empty answer was taken")
+	}
+	if n := rt.open.Load(); n != 0 {
+		t.Errorf("%d bodies were not closed", n)
+	}
+	if s := client.Stats(); s.InFlight != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// The answer is opened to the beginning of the room that was made for it, and nothing else stays there.
+func TestOHTTPOpensIntoRoom(t *testing.T) {
+	g := newTiny(t, shortAnswer)
+	client := directClient(t, g, nil)
+	r, err := client.wire.seal(t.Context(), []byte(`{"model":"m"}`), &callOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.release()
+	a, err := exchange(client.http, r.http, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var room []byte
+	got, err := client.wire.open(r, a, func(n int) ([]byte, error) {
+		room = bytes.Repeat([]byte{0xff}, n)
+		return room, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := len(got.plaintext)
+	if n == 0 || &got.plaintext[0] != &room[0] || !bytes.Contains(room, []byte("Paris")) {
+		t.Errorf("%d bytes", n)
+	}
+	if rest := bytes.Trim(room[n:], "\xff"); len(bytes.Trim(rest, "\x00")) > 0 {
+		t.Errorf("behind it: %q", rest)
+	}
+	if bytes.Contains(a.body, []byte("Paris")) {
+		t.Error("it was opened where it came, too")
+	}
+}
+
+// auditRecorder is an Auditor that keeps what it is told, and fails at events of one type.
+type auditRecorder struct {
+	mu     sync.Mutex
+	events []Event
+	fail   EventType
+}
+
+var errNotRecorded = errors.New("not recorded")
+
+func (a *auditRecorder) Record(_ context.Context, e Event) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.events = append(a.events, e)
+	if e.Type == a.fail {
+		return errNotRecorded
+	}
+	return nil
+}
+
+func (a *auditRecorder) take() (all []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, e := range a.events {
+		all = append(all, strings.TrimSuffix(string(e.Type)+" "+e.Reason, " "))
+	}
+	a.events = nil
+	return all
+}
+
+func TestOHTTPAudit(t *testing.T) {
+	g := newTiny(t, shortAnswer)
+	rec := &auditRecorder{}
+	client := directClient(t, g, func(c *Config) { c.Audit = rec })
+	rec.take()
+	stream := func() (err error) {
+		for _, err = range client.Stream(t.Context(), ask("x")) {
+		}
+		return err
+	}
+	sealed, opened := string(EventRequestSealed), string(EventResponseOpened)
+	if err := stream(); err != nil {
+		t.Fatal(err)
+	}
+	if got := rec.take(); len(got) != 3 || got[1] != sealed || got[2] != opened { // and the server's key before
+		t.Errorf("a stream: %q", got)
+	}
+	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+	if got := rec.take(); !slices.Equal(got, []string{sealed, opened}) {
+		t.Errorf("a chat: %q", got)
+	}
+	for range client.Stream(t.Context(), ask("x")) {
+		break
+	}
+	if got := rec.take(); !slices.Equal(got, []string{sealed, opened + " left early"}) {
+		t.Errorf("left early: %q", got)
+	}
+	_, _, _ = openTampered(t, g, client, func(b []byte) []byte { return b[:len(b)-20] })
+	rec.take()
+	if err := stream(); err == nil {
+		t.Error("cut")
+	}
+	if got := rec.take(); len(got) != 2 || got[0] != sealed || (got[1] != opened+" cut short" && !strings.HasPrefix(got[1], string(EventDecryptionRefused))) {
+		t.Errorf("cut: %q", got)
+	}
+	g.set(func() { g.mangle = nil; g.inner = answerEvents("data: []\n\n", done) })
+	if err := stream(); !errors.Is(err, ErrResponseSchema) {
+		t.Errorf("got %v", err)
+	}
+	if got := rec.take(); len(got) != 3 || !strings.HasPrefix(got[1], string(EventSchemaRefused)) && !strings.HasPrefix(got[2], string(EventSchemaRefused)) {
+		t.Errorf("no chunk: %q", got)
+	}
+	g.set(func() { g.inner = shortAnswer })
+	for _, event := range []EventType{EventRequestSealed, EventResponseOpened} {
+		rec.fail = event
+		_, before := g.counts()
+		if err := stream(); !errors.Is(err, ErrAudit) || !errors.Is(err, errNotRecorded) {
+			t.Errorf("%s is not recorded: %v", event, err)
+		}
+		if _, after := g.counts(); (after == before) != (event == EventRequestSealed) {
+			t.Errorf("%s is not recorded: %d requests", event, after-before)
+		}
+	}
+	if s := client.Stats(); s.InFlight != 0 {
 		t.Errorf("%+v", s)
 	}
 }

@@ -42,12 +42,11 @@ func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
 	call := &sdkCall{}
 	if in.path == pathChat && in.method == http.MethodPost {
 		var err error
-		if call, err = parseSDKCall(body); err != nil {
+		if call, err = lookAtCall(body); err != nil {
 			return t.fail(req, nil, err)
 		}
-		defer clear(call.body)
 		if !call.stream {
-			return t.complete(req, body, call, opts)
+			return t.complete(req, call, opts)
 		}
 	}
 	resp, err := t.client.streamRequest(req.Context(), in, opts)
@@ -56,7 +55,7 @@ func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
 	}
 	if call.stream && resp.media() != mediaEvents {
 		events, err := wholeEvents(resp, call.includeUsage)
-		if err != nil {
+		if err = t.client.tellSchema(req.Context(), resp.payloadID, err); err != nil {
 			return t.fail(req, body, err)
 		}
 		return sdkStream(req, events), nil

@@ -37,6 +37,11 @@ import (
 // says so in X-Stainless-Retry-Count, gets the same error again, and nothing is sent. An SDK's own error text repeats the
 // server's words, also those that came sealed.
 //
+// With [ProtocolOHTTP] requests of any method and path are sealed and go to the gateway, which serves what it allows: models,
+// embeddings, responses. The path is the SDK's, without what Config.BaseURL has of it. Of the SDK's headers Accept, Content-Type
+// and OpenAI-Beta are sealed with it. Streams pass as they come; Read returns [io.EOF] only if the answer was complete, down to
+// the [DONE] of a stream and the closing bracket of JSON, and otherwise [ErrTruncated]. Whoever stops reading closes the body.
+//
 // Prompt and answer are in ordinary memory here, as in [SecureCompletionClient.Chat].
 func (c *SecureCompletionClient) HTTPClient() *http.Client {
 	return &http.Client{
@@ -82,11 +87,11 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	opts, key := t.callOptions(req)
 	defer key.Destroy()
-	return t.complete(req, body, call, opts)
+	return t.complete(req, call, opts)
 }
 
 // complete answers a chat completion from the whole of its answer.
-func (t *sdkTransport) complete(req *http.Request, body []byte, call *sdkCall, opts []CallOption) (*http.Response, error) {
+func (t *sdkTransport) complete(req *http.Request, call *sdkCall, opts []CallOption) (*http.Response, error) {
 	result, err := t.client.do(req.Context(), call.body, opts)
 	if err != nil {
 		return t.fail(req, call.body, err)
@@ -239,6 +244,18 @@ type sdkCall struct {
 	body         []byte
 	stream       bool
 	includeUsage bool
+}
+
+// lookAtCall is parseSDKCall for a request that keeps what asks for a stream.
+func lookAtCall(body []byte) (*sdkCall, error) {
+	if !validObject(body) {
+		return nil, fmt.Errorf("%w: the request is not a JSON object", ErrInvalidRequest)
+	}
+	o, _ := pick(body, "stream", "stream_options")
+	options, _ := pick(o["stream_options"], "include_usage")
+	return &sdkCall{
+		body: body, stream: string(o["stream"]) == "true", includeUsage: string(options["include_usage"]) == "true",
+	}, checkSpokenOutside(body)
 }
 
 // parseSDKCall checks body, and takes the members out where they stand: body is the call's from then on.

@@ -49,7 +49,9 @@ func (memoryless) remember(context.Context, string, *PublicKey) error { return n
 func (memoryless) accept(context.Context, string, [32]byte) error     { return nil }
 
 // Pin takes only keys with one of the given fingerprints ([PublicKey.Fingerprint]: 64 hex digits, either case).
-// Several allow for the server's rotation. With a wrong pin nothing is sent but the key fetch.
+// Several allow for the server's rotation. With a wrong pin nothing is sent but the key fetch. With [ProtocolOHTTP] a
+// fingerprint is that of a key configuration, or of the key that signs the gateway's list ([PublicKey.Signer]), which takes
+// every configuration that it signs.
 func Pin(fingerprints ...string) Trust {
 	p := pins{}
 	for _, f := range fingerprints {
@@ -86,6 +88,8 @@ func (p pins) check(_ string, key *PublicKey) error {
 // on takes only that one, in every process that uses the store. Whoever controls the first contact controls what is
 // remembered; Config.OnServerKey can ask the user. [SecureCompletionClient.AcceptServerKey] replaces the remembered key, for
 // other processes after up to 30 s, and an hour for a key that they are using. An ephemeral store remembers until it is closed.
+// With [ProtocolOHTTP] it remembers who signs the gateway's list, so that the gateway may rotate its keys, or the configuration
+// if nobody signs. What is remembered for one protocol says nothing about the other.
 func FirstUse(store *KeyStore) Trust { return firstUse{store} }
 
 type firstUse struct{ store *KeyStore }

@@ -542,3 +542,64 @@ func TestAsItComes(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// Chunks are opened where the caller wants them to be, as far as they fit, and Close leaves nothing there.
+func TestUseBuffer(t *testing.T) {
+	const text = "opened in the caller's memory"
+	for _, size := range []int{MaxChunk + Overhead + 1, 40, 1} {
+		k, err := GenerateKey(1, X25519)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer k.Close()
+		q, err := NewRequest(k.Config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealed, err := q.Seal(nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, err := Open(bytes.NewReader(sealed), oneKey{k}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var answer bytes.Buffer
+		w, err := x.Response(&answer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(w, text)
+		_ = w.Flush()
+		_, _ = io.WriteString(w, text)
+		_ = w.Finish()
+		r, err := q.Response(&answer, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		buffer := make([]byte, size)
+		r.UseBuffer(buffer)
+		var got []byte
+		for {
+			b, err := r.ReadByte()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if fits := size > len(text)+Overhead; fits && !bytes.Contains(buffer, []byte(text)) {
+				t.Fatalf("%d bytes: opened elsewhere", size)
+			}
+			got = append(got, b)
+		}
+		r.Close()
+		if string(got) != text+text || bytes.Contains(buffer, []byte("opened")) {
+			t.Errorf("%d bytes: got %q, left %q", size, got, buffer)
+		}
+	}
+}
+
+type oneKey struct{ *PrivateKey }
+
+func (k oneKey) Key(uint8, uint16) *PrivateKey { return k.PrivateKey }
