@@ -207,9 +207,6 @@ func (h *gatewayRequest) oblivious() {
 func (q *obliviousRequest) close() {
 	if q.writer != nil {
 		q.writer.Close()
-		if !q.stuck {
-			q.within(unbounded, writing) // the connection may serve other requests
-		}
 	}
 	if q.exchange != nil {
 		q.exchange.Close()

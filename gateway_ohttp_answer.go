@@ -47,6 +47,9 @@ func (s chunkSink) Write(chunk []byte) (int, error) {
 		}
 	}
 	q.stuck = err != nil
+	if err == nil { // over HTTP/2 a deadline ends the stream also when nothing is being written
+		q.within(unbounded, writing)
+	}
 	return n, err
 }
 
