@@ -115,7 +115,7 @@ func TestObliviousCutsThroughRelay(t *testing.T) {
 		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(target) },
 		Transport: relayTransport, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
 	}
-	relay, relayConns := countedServer(t, proxy)
+	relay, relayConns := countedServer(t, fullDuplex(proxy))
 	transport := &http.Transport{MaxIdleConnsPerHost: 16}
 	closeIdle := func() {
 		transport.CloseIdleConnections()
