@@ -46,7 +46,7 @@ type Line struct {
 	Seq        uint64            // from 1, across files
 	Generation uint32            // of the data key that the code's key is derived from
 	Prev       [sha256.Size]byte // code of the line before; zeros for the first
-	Begins     uint64            // first line that was kept when this file was begun; 0 if not said
+	Begins     uint64            // first line that was kept when this file was begun; 0 if not said; at most Seq
 	Torn       uint64            // size of the unfinished line that stands before this one; 0 for none
 	TornSum    [sha256.Size]byte // its SHA-256
 	Lost       uint64            // events that could not be written before this one
@@ -149,7 +149,7 @@ func Parse(text []byte) (*Line, error) {
 		l.Lost = r.number(nameLost, maxSeq)
 	}
 	r.skip(",")
-	if l.Event = r.rest; r.failed || tail.failed || len(l.Event) == 0 {
+	if l.Event = r.rest; r.failed || tail.failed || len(l.Event) == 0 || l.Begins > l.Seq {
 		return nil, ErrLine
 	}
 	return l, nil
