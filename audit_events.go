@@ -23,6 +23,9 @@ type EventType string
 // Of an answer that is passed on as it comes (Oblivious HTTP), EventResponseOpened and EventResponseSealed are told once, when
 // it ends, however it does, with the bytes that may have gone out: what the Auditor can withhold is its end, without which no
 // client takes it for whole. A chunk that does not open is EventDecryptionRefused in its place.
+//
+// A gateway does not tell of requests over Oblivious HTTP that do not open or are malformed: strangers could push everything else
+// out of an audit log with them. GatewayConfig.Logger is told.
 const (
 	EventClientOpened  EventType = "client_opened"  // Server, Memory. An error fails NewSecureCompletionClient
 	EventClientClosed  EventType = "client_closed"  // Server, Duration, Memory

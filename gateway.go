@@ -70,8 +70,9 @@ type GatewayConfig struct {
 	OHTTP GatewayOHTTP
 
 	// Audit is told of requests, answers, refusals and survived panics; while it fails, requests are answered 503 before
-	// they go upstream, and answers are not sent; one that streams stays without its end. Refused API keys are for Logger alone: strangers could fill the audit
-	// log with them. nil = nobody.
+	// they go upstream, and answers are not sent; one that streams stays without its end. Refused API keys, and requests of the
+	// second protocol that do not open or are malformed, are for Logger alone: strangers could fill the audit log with them.
+	// nil = nobody.
 	Audit Auditor
 	// Logger gets one line per request: ids, sizes, durations and status, no content. nil = silent.
 	Logger *slog.Logger
