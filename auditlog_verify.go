@@ -193,7 +193,16 @@ func openParts(ctx context.Context, dir *fsafe.Dir, name string) (parts []part, 
 			_ = f.Close()
 			return parts, err
 		}
-		parts = append(parts, part{f, file.name, io.NewSectionReader(f, 0, info.Size())})
+		size := info.Size()
+		if file.name == name { // of the zeros that a power cut can leave, one is enough
+			end, err := endOfText(f, size)
+			if err != nil {
+				_ = f.Close()
+				return parts, err
+			}
+			size = min(size, end+1)
+		}
+		parts = append(parts, part{f, file.name, io.NewSectionReader(f, 0, size)})
 	}
 	return parts, nil
 }

@@ -157,6 +157,19 @@ func (l *AuditLog) readTail(size int64) error {
 	if err != nil {
 		return err
 	}
+	if n := len(fragment); n >= auditfile.MaxLine && fragment[n-1] == 0 { // a power cut left so many zeros: they say nothing
+		end, err := endOfText(l.file, size)
+		if err != nil {
+			return err
+		}
+		if err := l.file.Truncate(end); err != nil {
+			return err
+		}
+		l.size = end
+		if tail, fragment, err = lastLine(l.file, end, l.believes); err != nil {
+			return err
+		}
+	}
 	l.fragment, l.unbegun = fragment, tail == nil
 	if tail == nil {
 		if tail, err = l.olderTail(); err != nil {
@@ -168,6 +181,22 @@ func (l *AuditLog) readTail(size int64) error {
 		l.tail = *tail
 	}
 	return nil
+}
+
+// endOfText is where the zero bytes begin at the end of a file.
+func endOfText(f io.ReaderAt, size int64) (int64, error) {
+	block := make([]byte, auditfile.MaxLine)
+	for size > 0 {
+		b := block[:min(size, int64(len(block)))]
+		if _, err := f.ReadAt(b, size-int64(len(b))); err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		text := bytes.TrimRight(b, "\x00")
+		if size -= int64(len(b) - len(text)); len(text) > 0 {
+			break
+		}
+	}
+	return size, nil
 }
 
 // lineCheck says whether a line that was parsed is a good one.

@@ -211,12 +211,11 @@ func (r *reader) code(name string, to []byte) {
 // Unfinished reports whether text, which has no line feed, can be the beginning of the line after head, as a crash leaves
 // it: perhaps followed by zero bytes, which file systems put where data was on its way.
 func Unfinished(text []byte, head Head) bool {
-	if len(text) > MaxLine {
+	if text = bytes.TrimRight(text, "\x00"); len(text) > MaxLine {
 		return false
 	}
 	start := strconv.AppendUint([]byte(nameSeq), head.Seq+1, 10)
 	start = append(start, nameKey...)
-	text = bytes.TrimRight(text, "\x00")
 	n := min(len(text), len(start))
 	return bytes.Equal(text[:n], start[:n])
 }
