@@ -62,7 +62,7 @@ func (l *AuditLog) append(lock *fsafe.Lock, event []byte) error {
 	l.line = l.line[:0]
 	if len(l.fragment) > 0 {
 		l.line = append(l.line, '\n')
-		if auditfile.Unfinished(l.fragment, l.tail) { // what nobody has begun to write here stays for VerifyAuditLog to find
+		if len(l.fragment) <= auditfile.MaxLine && auditfile.Unfinished(l.fragment, l.tail) { // what nobody has begun to write here stays for VerifyAuditLog to find
 			line.Torn, line.TornSum = uint64(len(l.fragment)), sha256.Sum256(l.fragment)
 		}
 	}
@@ -162,12 +162,11 @@ func (l *AuditLog) readTail(size int64) error {
 		if err != nil {
 			return err
 		}
-		if err := l.file.Truncate(end); err != nil {
-			return err
-		}
-		l.size = end
-		if tail, fragment, err = lastLine(l.file, end, l.believes); err != nil {
-			return err
+		if l.file.Truncate(end) == nil { // not every system lets a file that is appended to be cut
+			l.size = end
+			if tail, fragment, err = lastLine(l.file, end, l.believes); err != nil {
+				return err
+			}
 		}
 	}
 	l.fragment, l.unbegun = fragment, tail == nil
