@@ -347,6 +347,7 @@ func (q *obliviousRequest) refuse(p *refusal) {
 	q.tellRefused(p)
 	switch {
 	case q.writer != nil: // the answer has begun: it stays without an end
+		q.cut = true
 		if q.status == 0 {
 			_ = q.writer.Flush() // but what there is of it is sealed, and not nothing
 		}
@@ -398,5 +399,6 @@ func (q *obliviousRequest) survive() {
 		q.refuse(refuse(http.StatusInternalServerError, "internal error"))
 		return
 	}
-	q.problem = &refusal{detail: "internal error", cause: fmt.Errorf("panic of type %T", p)}
+	q.cut = true
+	q.problem = &refusal{status: http.StatusInternalServerError, detail: "internal error", cause: fmt.Errorf("panic of type %T", p)}
 }

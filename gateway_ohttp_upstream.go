@@ -88,9 +88,15 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*
 }
 
 // pass seals the upstream's answer piece by piece as it comes. Memory is a chunk's: what the client does not take is not read.
-func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) error {
+func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err error) {
 	p := q.newPasser(resp)
 	defer p.wipe()
+	early := true // also in a panic
+	defer func() {
+		if early && p.begun {
+			q.tellCut(ctx, p.passed, err)
+		}
+	}()
 	body := &cappedReader{r: resp.Body, left: q.g.cfg.MaxResponseBytes, limit: q.g.cfg.MaxResponseBytes}
 	if p.live { // the client learns the status, and what kind of answer comes
 		if err := p.head(resp); err != nil {
@@ -105,6 +111,7 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) error 
 			if err := q.complete(ctx, p); err != nil {
 				return err
 			}
+			early = false // whatever comes now: it was told
 		}
 		checked := !p.begun
 		if readErr == nil || last || p.begun {
@@ -119,6 +126,7 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) error 
 			if err := q.complete(ctx, p); err != nil {
 				return err
 			}
+			early = false
 		}
 		if last {
 			return p.end()

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -248,5 +249,35 @@ func TestAuditLogOfItsOwnStore(t *testing.T) {
 	}
 	if r.Lines < 20 || r.Lost != 0 {
 		t.Errorf("%+v", r)
+	}
+}
+
+// An Auditor whose own disk does not confirm says nothing of the store's file.
+func TestAuditUnconfirmedIsNotTheStores(t *testing.T) {
+	deaf := fmt.Errorf("%w: the log's disk: %w", ErrUnconfirmed, errDeaf)
+	other := &unconfirmedError{errDeaf} // another store's, which the Auditor uses
+	for _, deaf := range []error{deaf, other, &untoldError{errDeaf}, &toldError{errDeaf}} {
+		refused := func(what string, err error) {
+			t.Helper()
+			wantError(t, what, err, ErrAudit)
+			wantError(t, what, err, errDeaf)
+			if errors.Is(err, ErrUnconfirmed) || stands(err) {
+				t.Errorf("%s: it looks done: %v", what, err)
+			}
+		}
+		dir, h := storeDir(t), &heard{}
+		h.failOn(deaf, EventKeyGenerated)
+		o := KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h}
+		s, _ := weakStore(t, &o)
+		s.opening = true
+		refused("create", s.opened(t.Context(), s.create(t.Context(), dir, secret(t, passphrase))))
+		if events := typesOf(h.take()); events != "" {
+			t.Errorf("told %s", events)
+		}
+		h.failOn(nil)
+		s, _ = createHeard(t, storeDir(t), &o)
+		h.failOn(deaf, EventKeyGenerated, EventLockLost)
+		refused("rotate", s.Rotate(t.Context()))
+		refused("lost lock", s.failed(t.Context(), ErrLockLost))
 	}
 }

@@ -123,7 +123,7 @@ func (s *KeyStore) configList(ctx context.Context) ([]*ohttp.Config, error) {
 			}
 			return makeConfigs(b, time.Now())
 		})
-		if err != nil && !errors.Is(err, ErrUnconfirmed) {
+		if err != nil && !unconfirmed(err) {
 			return nil, err
 		}
 		if err := s.refresh(ctx); err != nil {
