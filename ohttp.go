@@ -110,6 +110,7 @@ type obliviousHTTP struct {
 type obliviousCall struct {
 	*ohttp.Request
 	tier  SecurityTier  // asked for
+	safe  bool          // the method only reads: doing it twice does no harm
 	ahead time.Duration // of the gateway's clock, when it refused the request's date
 	late  bool          // it did
 }
@@ -185,7 +186,9 @@ func (p *obliviousHTTP) sealInner(ctx context.Context, in *plainRequest, o *call
 	r := &sealedRequest{server: server, keys: p.keys}
 	if call != nil {
 		id := call.ID()
-		r.payloadID, r.ohttp = formatUUID([16]byte(id[:16])), &obliviousCall{Request: call, tier: o.tier}
+		r.payloadID, r.ohttp = formatUUID([16]byte(id[:16])), &obliviousCall{
+			Request: call, tier: o.tier, safe: in.method == http.MethodGet || in.method == http.MethodHead,
+		}
 	}
 	if err == nil {
 		r.http, err = p.request(ctx, body)
@@ -291,13 +294,16 @@ func problemTypeOf(body []byte) string {
 }
 
 // refused asks for the list of keys again when the gateway does not know the one that was used, and sets the clock after
-// the gateway's when that refused the date, which is authentic.
+// the gateway's when that refused the date, which is authentic. The former came in the clear: whoever ends TLS can say so of
+// a request that he let through, so that only one that reads is sealed again.
 func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error) (bool, error) {
 	if outer, ok := errors.AsType[*OuterError](err); ok {
 		if !outer.unknownKey {
 			return false, nil
 		}
-		return p.server.refresh(ctx, r.server)
+		changed, err := p.server.refresh(ctx, r.server)
+		outer.KeyChanged = changed
+		return changed && r.ohttp.safe, err
 	}
 	if !r.ohttp.late {
 		return false, nil

@@ -228,18 +228,20 @@ func TestUnknownKeyIsRefreshedOnce(t *testing.T) {
 					}
 				}
 				_, err := client.Chat(t.Context(), ask("x"))
-				if outer, ok := errors.AsType[*OuterError](err); rotated != (err == nil) || (err != nil && (!ok || outer.StatusCode != 422)) {
+				if outer, ok := errors.AsType[*OuterError](err); !ok || outer.StatusCode != 422 || outer.KeyChanged != rotated {
 					t.Fatalf("got %v", err)
 				}
-				fetches, posts := g.counts()
-				wantPosts := 1
-				if rotated {
-					wantPosts = 2
-				}
-				if fetches != 2 || posts != wantPosts {
+				if fetches, posts := g.counts(); fetches != 2 || posts != 1 {
 					t.Errorf("%d fetches, %d posts", fetches, posts)
 				}
-				if !rotated { // a forger cannot have the list asked for again and again
+				if rotated { // the caller's next call uses the new key
+					if answer, err := client.Chat(t.Context(), ask("x")); err != nil || answer.Text() != "new" {
+						t.Errorf("%v, %v", answer, err)
+					}
+					if fetches, posts := g.counts(); fetches != 2 || posts != 2 {
+						t.Errorf("%d fetches, %d posts", fetches, posts)
+					}
+				} else { // a forger cannot have the list asked for again and again
 					for range 3 {
 						_, _ = client.Chat(t.Context(), ask("x"))
 					}
@@ -250,6 +252,71 @@ func TestUnknownKeyIsRefreshedOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Whoever ends TLS lets a request through, withholds its answer, and says that the key is unknown, after a genuine rotation.
+func TestForgedUnknownKeyRunsNothingTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ran int
+		g := newTiny(t, func(w http.ResponseWriter, r *http.Request) {
+			ran++
+			answerText("x")(w, r)
+		})
+		pass := false
+		g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodGet || pass {
+				return false
+			}
+			pass = true
+			g.ServeHTTP(httptest.NewRecorder(), r)
+			pass = false
+			g.rotate()
+			unknownKey(w)
+			return true
+		}
+		client := directClient(t, g, func(c *Config) { c.MaxRetries = 5 })
+		calls := callsOf(client)
+		calls["HTTPClient"] = func(ctx context.Context) error {
+			req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "https://gateway.test/v1/embeddings", strings.NewReader(`{}`))
+			resp, err := client.HTTPClient().Do(req)
+			if err == nil {
+				defer resp.Body.Close()
+				if resp.StatusCode == http.StatusOK || resp.Header.Get("X-Should-Retry") != "false" {
+					t.Errorf("an SDK gets %d and %v", resp.StatusCode, resp.Header)
+				}
+				return &OuterError{StatusCode: 422, KeyChanged: true} // which an SDK gets as an answer
+			}
+			return err
+		}
+		for name, call := range calls {
+			ran = 0
+			err := call(t.Context())
+			if outer, ok := errors.AsType[*OuterError](err); !ok || !outer.KeyChanged || !strings.Contains(err.Error(), "try again") {
+				t.Errorf("%s: %v", name, err)
+			}
+			if ran != 1 {
+				t.Errorf("%s ran %d times", name, ran)
+			}
+		}
+
+		// What only reads is sealed again.
+		g.inner = func(w http.ResponseWriter, _ *http.Request) { ran++; _, _ = io.WriteString(w, "models") }
+		outer := g.outer
+		answered := false
+		g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodGet || pass || answered {
+				return false
+			}
+			answered = true
+			return outer(w, r)
+		}
+		ran = 0
+		resp, err := client.HTTPClient().Get("https://gateway.test/v1/models")
+		if err != nil || resp.StatusCode != http.StatusOK || ran != 2 {
+			t.Fatalf("%v, %v, ran %d times", resp, err, ran)
+		}
+		_ = resp.Body.Close()
+	})
 }
 
 func TestOHTTPListIsCachedForAnHour(t *testing.T) {

@@ -133,7 +133,7 @@ func TestOHTTPSignedRotation(t *testing.T) {
 		}
 	})
 	for range 3 {
-		if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+		if _, err := chatAgain(client); err != nil {
 			t.Fatal(err)
 		}
 		g.rotate()
@@ -168,7 +168,7 @@ func TestOHTTPSignedRotation(t *testing.T) {
 		t.Errorf("asked about keys that are not trusted: %v", asked[3:])
 	}
 	g.set(func() { g.signer, g.list, g.now = mine, nil, time.Now })
-	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+	if _, err := chatAgain(client); err != nil {
 		t.Fatal(err)
 	}
 	if _, now := g.counts(); now < posts+1 {
@@ -187,7 +187,7 @@ func TestOHTTPSignedRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if _, err := second.Chat(t.Context(), ask("x")); err != nil {
+		if _, err := chatAgain(second); err != nil {
 			t.Fatal(err)
 		}
 		g.rotate()
