@@ -121,7 +121,9 @@ type Config struct {
 	// Required.
 	Trust Trust
 	// OnServerKey, if set, is called before a server key is used that is not the one used before; old is nil at first.
-	// An error refuses the key. It must not call the client. One call at a time.
+	// An error refuses the key. It must not call the client. One call at a time. With ProtocolOHTTP it is also called when
+	// another signer vouches for the same key, and has to judge new.Signer() as well as the fingerprint: whoever ends TLS
+	// can pass the genuine list on with a signature of his own, and FirstUse remembers the signer.
 	OnServerKey func(old, new *PublicKey) error
 	// Tier is asked for where a call does not say otherwise. "" lets the server choose.
 	Tier SecurityTier

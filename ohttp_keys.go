@@ -91,7 +91,8 @@ func newConfigKey(c *ohttp.Config) *PublicKey {
 
 // Signer is the fingerprint of the Ed25519 key that vouches for a key configuration: SHA-256 of its 32 bytes, 64
 // hex digits. "" when nobody does, and for an RSA key. [Pin] and [SecureCompletionClient.AcceptServerKey] take it, and
-// then trust every configuration that it signs; [FirstUse] remembers it in place of the configuration.
+// then trust every configuration that it signs; [FirstUse] remembers it in place of the configuration. It says nothing
+// about where the configuration comes from, since anybody can sign any list: compare it with [Gateway.KeySigner].
 func (k *PublicKey) Signer() string { return k.signer }
 
 // goesBy tells whether to trust what has this fingerprint is to trust k.

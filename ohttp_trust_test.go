@@ -217,6 +217,70 @@ func TestOHTTPOnServerKeyRefuses(t *testing.T) {
 	}
 }
 
+// Whoever ends TLS passes the genuine list on, with a signature of his own.
+func TestOHTTPSignerIsJudged(t *testing.T) {
+	g := newTiny(t, answerText("x"))
+	genuine := g.sign()
+	store := memoryStore(t)
+	other := errors.New("another signer")
+	var asked []string
+	judge := func(c *Config) {
+		c.OnServerKey = func(_, key *PublicKey) error {
+			asked = append(asked, key.Signer())
+			if key.Fingerprint() == g.key().Fingerprint() && key.Signer() == genuine {
+				return nil
+			}
+			return other
+		}
+	}
+	mine := g.signer
+	g.sign()
+	client := directClient(t, g, func(c *Config) { judge(c); c.Trust = FirstUse(store) })
+	if _, err := client.Chat(t.Context(), ask("x")); !errors.Is(err, other) || len(asked) != 1 {
+		t.Fatalf("%v, asked %v", err, asked)
+	}
+	if _, known := store.pin("ohttp+https://gateway.test"); known {
+		t.Fatal("his signer is remembered")
+	}
+	g.set(func() { g.signer = mine })
+	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+
+	// The configuration stays, and its signer changes: also where the signer is not what is trusted.
+	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(), "pin": Pin(g.key().Fingerprint())} {
+		g.set(func() { g.signer = mine })
+		client := directClient(t, g, func(c *Config) { judge(c); c.Trust = trust })
+		if err := client.Warm(t.Context()); err != nil {
+			t.Fatal(name, err)
+		}
+		asked = nil
+		for _, change := range []func(){func() {}, func() { g.sign() }} {
+			change()
+			client.server.mu.Lock()
+			client.server.fetched = time.Time{} // as if an hour had passed
+			client.server.mu.Unlock()
+			_, err := client.Chat(t.Context(), ask("x"))
+			if same := bytes.Equal(g.signer, mine); same != (err == nil) || same != (len(asked) == 0) {
+				t.Errorf("%s: %v, asked %v", name, err, asked)
+			}
+		}
+	}
+	// Accepting the configuration alone remembers that, whoever signs.
+	fresh := memoryStore(t)
+	client = directClient(t, g, func(c *Config) { c.Trust = FirstUse(fresh) })
+	if err := client.AcceptServerKey(g.key().Fingerprint()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+	g.rotate()
+	if _, err := client.Chat(t.Context(), ask("x")); err == nil {
+		t.Error("the signer was remembered")
+	}
+}
+
 // A list is refused whole.
 func TestOHTTPListsThatAreNone(t *testing.T) {
 	for name, test := range map[string]struct {

@@ -89,7 +89,8 @@ func (p pins) check(_ string, key *PublicKey) error {
 // remembered; Config.OnServerKey can ask the user. [SecureCompletionClient.AcceptServerKey] replaces the remembered key, for
 // other processes after up to 30 s, and an hour for a key that they are using. An ephemeral store remembers until it is closed.
 // With [ProtocolOHTTP] it remembers who signs the gateway's list, so that the gateway may rotate its keys, or the configuration
-// if nobody signs. What is remembered for one protocol says nothing about the other.
+// if nobody signs. Anybody can sign a genuine list: who compares the first key with what the operator says has to compare
+// [PublicKey.Signer] as well, or pins one of the two with AcceptServerKey, which alone is remembered then. What is remembered for one protocol says nothing about the other.
 func FirstUse(store *KeyStore) Trust { return firstUse{store} }
 
 type firstUse struct{ store *KeyStore }
@@ -281,8 +282,9 @@ func (s *serverKey) judge(ctx context.Context, old, key *PublicKey, accepted boo
 		s.log.WarnContext(ctx, "server key refused", "fingerprint", key.fingerprint)
 		return err
 	}
-	if !key.Equal(old) && !accepted {
-		if old != nil {
+	newKey := !key.Equal(old)
+	if (newKey || key.signer != "" && key.signer != old.signer) && !accepted {
+		if newKey && old != nil {
 			s.log.WarnContext(ctx, "server key changed", "old", old.fingerprint, "new", key.fingerprint)
 		}
 		if err := s.ask(ctx, old, key); err != nil {
