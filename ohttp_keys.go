@@ -23,9 +23,11 @@ import (
 // This file reads a gateway's list of key configurations (SPEC.md, 11.7), and who vouches for it.
 
 const (
-	maxKeyList      = 64 << 10 // bytes of a list; one configuration with X-Wing has 1,229
-	maxKeySignature = 1 << 10  // bytes of the header
-	keyClockSkew    = time.Hour
+	maxKeyList      = 64 << 10        // bytes of a list; one configuration with X-Wing has 1,229
+	maxKeySignature = 1 << 10         // bytes of the header
+	keyClockSkew    = time.Hour       // how far a signature may be ahead of this clock
+	maxKeyListAge   = 2 * time.Hour   // and behind it, whatever it says of its expiry: gateways sign each answer anew
+	keyListStep     = 5 * time.Minute // how far replicas' clocks may be apart
 
 	headerKeySignature = "Ohttp-Keys-Signature"
 	keyListContext     = "sealedchat ohttp keys v1\x00"
@@ -53,8 +55,9 @@ func fetchConfigs(ctx context.Context, rt http.RoundTripper, url string, now fun
 		return nil, err
 	}
 	if by, at := listSigner(a.header, a.body, now()); by != "" {
+		sum := sha256.Sum256(a.body)
 		for _, k := range keys {
-			k.signer, k.signed = by, at
+			k.signer, k.signed, k.list = by, at, sum
 		}
 	}
 	return keys, nil
@@ -111,7 +114,7 @@ func (k *PublicKey) lasting() string {
 // unsigned is k without anybody to vouch for it.
 func (k *PublicKey) unsigned() *PublicKey {
 	plain := *k
-	plain.signer, plain.signed = "", 0
+	plain.signer, plain.signed, plain.list = "", 0, [32]byte{}
 	return &plain
 }
 
@@ -128,7 +131,7 @@ func listSigner(h http.Header, list []byte, now time.Time) (fingerprint string, 
 		return "", 0
 	}
 	s, ok := parseListSignature(lines[0])
-	if !ok || s.created > now.Add(keyClockSkew).Unix() || s.expires <= now.Unix() {
+	if !ok || s.created > now.Add(keyClockSkew).Unix() || s.created < now.Add(-maxKeyListAge).Unix() || s.expires <= now.Unix() {
 		return "", 0
 	}
 	if !ed25519.Verify(s.key, listMessage(s.created, s.expires, list), s.sig) {

@@ -151,7 +151,7 @@ func TestOHTTPSignedRotation(t *testing.T) {
 		"another list":       func() { g.set(func() { g.list = func(b []byte) []byte { return otherList(t) } }) },
 		"of the future":      func() { g.set(func() { g.now = func() time.Time { return time.Now().Add(2 * time.Hour) } }) },
 		"over":               func() { g.set(func() { g.now = func() time.Time { return time.Now().Add(-25 * time.Hour) } }) },
-		"older than the one": func() { g.set(func() { g.now = func() time.Time { return time.Now().Add(-2 * time.Minute) } }) },
+		"older than the one": func() { g.set(func() { g.now = func() time.Time { return time.Now().Add(-6 * time.Minute) } }) },
 	} {
 		g.set(func() { g.signer, g.list, g.now = mine, nil, time.Now })
 		change()
@@ -214,6 +214,93 @@ func TestOHTTPOnServerKeyRefuses(t *testing.T) {
 	}
 	if _, posts := g.counts(); posts != 0 {
 		t.Error("something was sent")
+	}
+}
+
+// again has the next call ask for the list, as if an hour had passed.
+func again(c *SecureCompletionClient) {
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	c.server.fetched, c.server.quietUntil = time.Time{}, time.Time{}
+}
+
+// Replicas' clocks differ; an old list is one that says something else, and is older than that.
+func TestOHTTPListsOfReplicas(t *testing.T) {
+	g := newTiny(t, answerText("x"))
+	signer := g.sign()
+	mine := g.signer
+	client := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
+	behind := func(d time.Duration) {
+		g.set(func() { g.now = func() time.Time { return time.Now().Add(-d) } })
+		again(client)
+	}
+	for _, d := range []time.Duration{0, 4 * time.Minute, 90 * time.Minute} { // the same list, or nearly as new
+		behind(d)
+		if d == 4*time.Minute {
+			g.rotate()
+		}
+		if _, err := chatAgain(client); err != nil {
+			t.Errorf("%v behind: %v", d, err)
+		}
+	}
+	old := g.ring.Configs()
+	g.rotate()
+	behind(0)
+	if _, err := chatAgain(client); err != nil {
+		t.Fatal(err)
+	}
+	list := ohttp.AppendConfigs(nil, old...)
+	// Somebody else's list does not make the client forget how new the signer's was.
+	g.sign()
+	other := g.signer
+	for name, test := range map[string]struct {
+		key    ed25519.PrivateKey
+		behind time.Duration
+		ok     bool
+	}{
+		"an old one": {mine, 6 * time.Minute, false}, "a stranger's": {other, 0, false}, "too old": {mine, 3 * time.Hour, false},
+		"nearly as new": {mine, 4 * time.Minute, true},
+	} {
+		c := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
+		c.server.signed, c.server.key = client.server.signed, client.server.key
+		g.set(func() {
+			g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+				at := time.Now().Add(-test.behind)
+				w.Header().Set("Content-Type", ohttp.TypeKeys)
+				w.Header().Set(headerKeySignature, signList(test.key, list, at, at.Add(24*time.Hour)))
+				_, _ = w.Write(list)
+				return true
+			}
+		})
+		if err := c.Warm(t.Context()); test.ok != (err == nil) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Where a configuration is pinned too, a list that a stranger signed is taken for its sake, and says nothing about the signer's.
+func TestOHTTPStrangersListDoesNotForgiveOldOnes(t *testing.T) {
+	g := newTiny(t, answerText("x"))
+	signer := g.sign()
+	mine := g.signer
+	old := g.key()
+	client := directClient(t, g, func(c *Config) { c.Trust = Pin(signer, old.Fingerprint()) })
+	if err := client.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	g.sign()
+	again(client)
+	if err := client.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	g.rotate()
+	g.set(func() { g.signer, g.now = mine, func() time.Time { return time.Now().Add(-10 * time.Minute) } })
+	again(client)
+	if _, ok := errors.AsType[*ServerKeyError](client.Warm(t.Context())); !ok {
+		t.Error("an old list counts again")
+	}
+	if len(client.server.signed) != 1 {
+		t.Errorf("remembers %d signers", len(client.server.signed))
 	}
 }
 
@@ -375,10 +462,18 @@ func TestListSignatures(t *testing.T) {
 	}{
 		{now.Add(-keyClockSkew), true}, {now.Add(-keyClockSkew - time.Second), false},
 		{now.Add(time.Hour - time.Second), true}, {now.Add(time.Hour), false},
+		{now.Add(maxKeyListAge), false},
 	} {
 		if by, _ := listSigner(h, list, test.at); (by != "") != test.ok {
 			t.Errorf("at %v: %q", test.at.Sub(now), by)
 		}
+	}
+	long := http.Header{headerKeySignature: {signList(key, list, now, now.Add(24*time.Hour))}}
+	if by, _ := listSigner(long, list, now.Add(maxKeyListAge)); by == "" {
+		t.Error("two hours are too long")
+	}
+	if by, _ := listSigner(long, list, now.Add(maxKeyListAge+time.Second)); by != "" {
+		t.Error("an old list counts for as long as its signer says")
 	}
 	if by, _ := listSigner(h, []byte("b list"), now); by != "" {
 		t.Error("vouches for another list")

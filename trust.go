@@ -174,11 +174,16 @@ type serverKey struct {
 	mu         sync.Mutex
 	key        *PublicKey // judged and in use; nil before the first fetch
 	fetched    time.Time
-	accepted   []string // fingerprints that the user accepted at run time
-	signer     string   // who vouched for the last list of keys, and when (Unix seconds)
-	signed     int64
-	quietUntil time.Time // no refresh after a refusal before this time
+	accepted   []string               // fingerprints that the user accepted at run time
+	signed     map[string]signerState // the last one of each signer that is trusted
+	quietUntil time.Time              // no refresh after a refusal before this time
 	judging    chan struct{}
+}
+
+// signerState is what is known of a signer's lists.
+type signerState struct {
+	created int64    // the latest, in Unix seconds
+	sum     [32]byte // of the last one
 }
 
 // enterJudging lets one run at a time judge a key: one that nobody waits for any more may still be asking the user.
@@ -251,8 +256,11 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 	}
 	s.mu.Lock()
 	s.key, s.fetched = key, time.Now()
-	if key.signer != "" {
-		s.signer, s.signed = key.signer, key.signed
+	if s.vouches(key) {
+		if s.signed == nil {
+			s.signed = make(map[string]signerState)
+		}
+		s.signed[key.signer] = signerState{max(key.signed, s.signed[key.signer].created), key.list}
 	}
 	s.mu.Unlock()
 	return key, nil
@@ -263,7 +271,7 @@ func (s *serverKey) choose(offered []*PublicKey) (old, key *PublicKey, accepted 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, k := range offered {
-		if k.signer == s.signer && k.signed < s.signed {
+		if last, ok := s.signed[k.signer]; ok && k.list != last.sum && k.signed < last.created-int64(keyListStep/time.Second) {
 			k = k.unsigned() // an older list than the one that is known: somebody sends it again
 			offered[i] = k
 		}
@@ -273,6 +281,14 @@ func (s *serverKey) choose(offered []*PublicKey) (old, key *PublicKey, accepted 
 		}
 	}
 	return s.key, offered[0], false
+}
+
+// vouches tells whether key's signer is trusted, whatever it signs. What others signed must not count against him.
+func (s *serverKey) vouches(key *PublicKey) bool {
+	if key.signer == "" || s.trust == TrustHTTPS() {
+		return false
+	}
+	return slices.Contains(s.accepted, key.signer) || s.trust.check(s.origin, &PublicKey{signer: key.signer}) == nil
 }
 
 // judge asks the trust, and then the user. A key that the user accepted before needs neither, except that a trust with a
