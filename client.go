@@ -117,6 +117,9 @@ type Config struct {
 	// Padding pads requests with ProtocolOHTTP to a multiple of so many bytes before they are sealed, so that their length
 	// tells less. 0 = none; at most 1 MiB.
 	Padding int
+	// AllowX25519 takes key configurations without X-Wing, too, with ProtocolOHTTP: what is recorded then opens to a later
+	// quantum computer. X-Wing is preferred, but whoever ends TLS can cut it from the list if X25519's is trusted as well.
+	AllowX25519 bool
 	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…") or FirstUse(store).
 	// Required.
 	Trust Trust

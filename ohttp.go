@@ -65,6 +65,9 @@ func (c *Config) validateProtocol() error {
 	if c.Padding > 0 && c.Protocol != ProtocolOHTTP {
 		return configError("Config.Padding", "only ProtocolOHTTP pads")
 	}
+	if c.AllowX25519 && c.Protocol != ProtocolOHTTP {
+		return configError("Config.AllowX25519", "only ProtocolOHTTP has a choice")
+	}
 	return nil
 }
 
@@ -88,7 +91,11 @@ func (c *SecureCompletionClient) setProtocol() {
 // fetchKeys asks the server for its keys.
 func (c *SecureCompletionClient) fetchKeys(ctx context.Context) ([]*PublicKey, error) {
 	if c.oblivious != nil {
-		return fetchConfigs(ctx, c.http, c.oblivious.url, time.Now)
+		keys, err := fetchConfigs(ctx, c.http, c.oblivious.url, time.Now)
+		if err != nil || c.cfg.AllowX25519 {
+			return keys, err
+		}
+		return onlyXWing(keys)
 	}
 	return fetchServerKey(ctx, c.http, c.base)
 }

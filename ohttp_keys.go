@@ -80,6 +80,15 @@ func parseConfigs(list []byte) ([]*PublicKey, error) {
 	return keys, nil
 }
 
+// onlyXWing refuses a list that somebody may have cut down to what is easier to break.
+func onlyXWing(keys []*PublicKey) ([]*PublicKey, error) {
+	keys = slices.DeleteFunc(keys, func(k *PublicKey) bool { return k.config.KEM() != ohttp.XWing })
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("%w: the list has no key configuration for X-Wing, and Config.AllowX25519 is not set", ErrPublicKey)
+	}
+	return keys, nil
+}
+
 func preference(c *ohttp.Config) int {
 	if c.KEM() == ohttp.XWing {
 		return 0

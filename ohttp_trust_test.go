@@ -63,7 +63,7 @@ func TestOHTTPPinnedKeyIsChosenFromTheList(t *testing.T) {
 	g.addKey(ohttp.XWing)
 	classic := g.addKey(ohttp.X25519)
 	for _, pinned := range []*PublicKey{old, classic} {
-		client := directClient(t, g, func(c *Config) { c.Trust = Pin(pinned.Fingerprint()) })
+		client := directClient(t, g, func(c *Config) { c.Trust, c.AllowX25519 = Pin(pinned.Fingerprint()), true })
 		if _, err := client.Chat(t.Context(), ask("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -75,6 +75,44 @@ func TestOHTTPPinnedKeyIsChosenFromTheList(t *testing.T) {
 	client := directClient(t, g, nil)
 	if key, err := client.ServerKey(t.Context()); err != nil || !key.Equal(g.key()) || key.config.KEM() != ohttp.XWing {
 		t.Errorf("uses %v, %v", key, err)
+	}
+}
+
+// A list can be cut down to what is easier to break, where that is trusted as well.
+func TestOHTTPTakesXWingOnly(t *testing.T) {
+	g := newTiny(t, answerText("x"))
+	strong, classic := g.key(), g.addKey(ohttp.X25519)
+	signer := g.sign()
+	if _, err := directClient(t, g, func(c *Config) { c.Trust = Pin(classic.Fingerprint()) }).Chat(t.Context(), ask("x")); err == nil {
+		t.Error("X25519 was taken from the whole list")
+	}
+	used := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
+	if _, err := used.Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+	_, posts := g.counts()
+	g.ring.SetLifetime(strong.config.ID(), ohttp.Lifetime{Expire: time.Now().Add(-time.Second)})
+	g.ring.Expire()
+	again(used)
+	if _, err := used.Chat(t.Context(), ask("x")); !errors.Is(err, ErrPublicKey) {
+		t.Errorf("after X-Wing: %v", err)
+	}
+	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(), "both pinned": Pin(strong.Fingerprint(), classic.Fingerprint()),
+		"signed": Pin(signer), "first use": FirstUse(memoryStore(t))} {
+		for _, allow := range []bool{false, true} {
+			client := directClient(t, g, func(c *Config) { c.Trust, c.AllowX25519 = trust, allow })
+			_, err := client.Chat(t.Context(), ask("x"))
+			if allow != (err == nil) || (err != nil && (!errors.Is(err, ErrPublicKey) || !strings.Contains(err.Error(), "AllowX25519"))) {
+				t.Errorf("%s, allowed %v: %v", name, allow, err)
+			}
+			if _, now := g.counts(); !allow && now != posts {
+				t.Errorf("%s: something was sent", name)
+			}
+			_, posts = g.counts()
+		}
+	}
+	if _, err := NewSecureCompletionClient(Config{BaseURL: "https://gateway.test", Trust: TrustHTTPS(), AllowX25519: true}); err == nil {
+		t.Error("allowed without ProtocolOHTTP")
 	}
 }
 

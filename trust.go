@@ -51,7 +51,7 @@ func (memoryless) accept(context.Context, string, [32]byte) error     { return n
 // Pin takes only keys with one of the given fingerprints ([PublicKey.Fingerprint]: 64 hex digits, either case).
 // Several allow for the server's rotation. With a wrong pin nothing is sent but the key fetch. With [ProtocolOHTTP] a
 // fingerprint is that of a key configuration, or of the key that signs the gateway's list ([PublicKey.Signer]), which takes
-// every configuration that it signs.
+// every configuration that it signs. One is enough, X-Wing's or the signer's: X25519's is of use with Config.AllowX25519 alone.
 func Pin(fingerprints ...string) Trust {
 	p := pins{}
 	for _, f := range fingerprints {
