@@ -200,6 +200,8 @@ type APIError struct {
 	Code       string        // the server's error code or type, sanitised; often empty
 	Detail     string        // the server's words: printable characters only, 100 at most; untrusted. Not in Error() if sealed
 	RetryAfter time.Duration // from the Retry-After header; 0 when there was none
+
+	unprocessed bool // the gateway said so, under seal
 }
 
 func (e *APIError) Error() string {

@@ -411,12 +411,16 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 		return c.checkTier(header)
 	}
 	content = content[:min(len(content), maxErrorBody)]
-	if in.Status == http.StatusBadRequest && problemTypeOf(content) == problemDate {
+	// Without this the answer may be the upstream's, which has worked on the request whatever its status says.
+	unprocessed := header.Get(headerProcessed) == "no"
+	if unprocessed && in.Status == http.StatusBadRequest && problemTypeOf(content) == problemDate {
 		if at, err := http.ParseTime(header.Get("Date")); err == nil {
 			c.late, c.ahead = true, time.Until(at)
 		}
 	}
-	return newAPIError(in.Status, header, content, time.Now())
+	err := newAPIError(in.Status, header, content, time.Now())
+	err.unprocessed = unprocessed
+	return err
 }
 
 // checkTier: the gateway states its tier in every answer. One that states none cannot be shown to be high enough.
