@@ -53,6 +53,8 @@ const (
 
 	maxPadding     = 1 << 20  // what a reader of binary HTTP takes
 	maxAnswerChunk = 64 << 10 // four times what a gateway has to write at most
+
+	maxDateAge = 30 * time.Second // of a request, for the answer that its date is wrong to be about the clocks
 )
 
 func (c *Config) validateProtocol() error {
@@ -118,6 +120,7 @@ type obliviousCall struct {
 	*ohttp.Request
 	tier  SecurityTier  // asked for
 	safe  bool          // the method only reads: doing it twice does no harm
+	dated time.Time     // when it was sealed, by this clock
 	ahead time.Duration // of the gateway's clock, when it refused the request's date
 	late  bool          // it did
 }
@@ -194,7 +197,7 @@ func (p *obliviousHTTP) sealInner(ctx context.Context, in *plainRequest, o *call
 	if call != nil {
 		id := call.ID()
 		r.payloadID, r.ohttp = formatUUID([16]byte(id[:16])), &obliviousCall{
-			Request: call, tier: o.tier, safe: in.method == http.MethodGet || in.method == http.MethodHead,
+			Request: call, tier: o.tier, safe: in.method == http.MethodGet || in.method == http.MethodHead, dated: time.Now(),
 		}
 	}
 	if err == nil {
@@ -413,7 +416,8 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 	content = content[:min(len(content), maxErrorBody)]
 	// Without this the answer may be the upstream's, which has worked on the request whatever its status says.
 	unprocessed := header.Get(headerProcessed) == "no"
-	if unprocessed && in.Status == http.StatusBadRequest && problemTypeOf(content) == problemDate {
+	// And a copy that was held back until its date was over is refused truly, although the first one was served.
+	if unprocessed && time.Since(c.dated) < maxDateAge && in.Status == http.StatusBadRequest && problemTypeOf(content) == problemDate {
 		if at, err := http.ParseTime(header.Get("Date")); err == nil {
 			c.late, c.ahead = true, time.Until(at)
 		}

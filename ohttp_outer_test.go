@@ -4,6 +4,7 @@
 package sealedchat
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -348,6 +349,50 @@ func TestForgedUnknownKeyRunsNothingTwice(t *testing.T) {
 			t.Fatalf("%v, %v, ran %d times", resp, err, ran)
 		}
 		_ = resp.Body.Close()
+	})
+}
+
+// Whoever ends TLS has a request served, withholds the answer, and sends it once more when its date is over.
+func TestHeldBackCopyRunsNothingTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ran := 0
+		g := newTiny(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
+			if sent, err := http.ParseTime(r.Header.Get("Date")); err != nil || time.Since(sent).Abs() > 2*time.Minute {
+				w.Header().Set(headerProcessed, "no")
+				w.WriteHeader(http.StatusBadRequest)
+				_, _ = io.WriteString(w, `{"type":"`+problemDate+`"}`)
+				return
+			}
+			ran++
+			answerText("x")(w, r)
+		})
+		pass := false
+		g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodGet || pass {
+				return false
+			}
+			pass = true
+			body, _ := io.ReadAll(r.Body)
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			g.ServeHTTP(httptest.NewRecorder(), r)
+			time.Sleep(3 * time.Minute)
+			refusal := httptest.NewRecorder()
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			g.ServeHTTP(refusal, r)
+			pass = false
+			time.Sleep(5 * time.Second) // so that the gateway's clock seems to be another one
+			w.Header().Set("Content-Type", refusal.Header().Get("Content-Type"))
+			_, _ = w.Write(refusal.Body.Bytes())
+			return true
+		}
+		client := directClient(t, g, func(c *Config) { c.MaxRetries = 5 })
+		for name, call := range callsOf(client) {
+			ran = 0
+			if err := call(t.Context()); !errors.Is(err, ErrInvalidRequest) || ran != 1 {
+				t.Errorf("%s: %v, ran %d times", name, err, ran)
+			}
+		}
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -300,7 +301,7 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 		"nearly as new": {mine, 4 * time.Minute, true},
 	} {
 		c := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
-		c.server.signed, c.server.key = client.server.signed, client.server.key
+		c.server.signed, c.server.key = maps.Clone(client.server.signed), client.server.key
 		g.set(func() {
 			g.outer = func(w http.ResponseWriter, r *http.Request) bool {
 				at := time.Now().Add(-test.behind)
