@@ -4,6 +4,7 @@
 package sealedchat
 
 import (
+	"bytes"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -22,16 +23,16 @@ type choiceSoFar struct {
 	role, finish     string
 	content, refusal strings.Builder
 	calls            map[int64]*callSoFar
-	extra, message   map[string]json.RawMessage // members of the choice, and of its message
+	extra, message   membersSoFar // of the choice, and of its message
 }
 
 type callSoFar struct {
 	id, kind, name string
 	arguments      strings.Builder
-	extra          map[string]json.RawMessage
+	extra          membersSoFar
 }
 
-// Add takes in the next chunk, which stays the caller's.
+// Add takes in a copy of the next chunk, which stays the caller's.
 func (a *ChatAccumulator) Add(c *ChatChunk) {
 	h := &a.head
 	setIfAny(&h.ID, c.ID)
@@ -43,17 +44,27 @@ func (a *ChatAccumulator) Add(c *ChatChunk) {
 		h.Created = c.Created
 	}
 	if c.Usage != nil {
-		h.Usage = c.Usage
+		u := *c.Usage
+		u.Extra = cloneMembers(u.Extra)
+		h.Usage = &u
 	}
 	for name, v := range c.Extra {
 		if h.Extra == nil {
 			h.Extra = make(map[string]json.RawMessage)
 		}
-		h.Extra[name] = v
+		h.Extra[name] = bytes.Clone(v)
 	}
 	for i := range c.Choices {
 		a.add(&c.Choices[i])
 	}
+}
+
+func cloneMembers(m map[string]json.RawMessage) map[string]json.RawMessage {
+	m = maps.Clone(m)
+	for name, v := range m {
+		m[name] = bytes.Clone(v)
+	}
+	return m
 }
 
 func setIfAny(to *string, v string) {
@@ -75,8 +86,8 @@ func (a *ChatAccumulator) add(c *ChunkChoice) {
 	setIfAny(&s.finish, c.FinishReason)
 	s.content.WriteString(c.Delta.Content)
 	s.refusal.WriteString(c.Delta.Refusal)
-	s.extra = joinMembers(s.extra, c.Extra)
-	s.message = joinMembers(s.message, c.Delta.Extra)
+	s.extra.add(c.Extra)
+	s.message.add(c.Delta.Extra)
 	for i := range c.Delta.ToolCalls {
 		s.addCall(&c.Delta.ToolCalls[i])
 	}
@@ -95,97 +106,132 @@ func (s *choiceSoFar) addCall(d *ToolCallDelta) {
 	setIfAny(&call.kind, d.Type)
 	setIfAny(&call.name, d.Function.Name)
 	call.arguments.WriteString(d.Function.Arguments)
-	call.extra = joinMembers(call.extra, d.Extra)
+	call.extra.add(d.Extra)
 }
 
-// joinMembers adds pieces to members that this package does not know: texts and lists are joined, objects member by member,
-// of anything else the last one that is not null counts.
-func joinMembers(so, more map[string]json.RawMessage) map[string]json.RawMessage {
+// membersSoFar are members that this package does not know, as their pieces come.
+type membersSoFar map[string]*valueSoFar
+
+// add takes in pieces: texts and lists are joined, objects member by member, of anything else the last one that is not null
+// counts.
+func (s *membersSoFar) add(more map[string]json.RawMessage) {
 	for name, v := range more {
-		if so == nil {
-			so = make(map[string]json.RawMessage)
+		s.of(name).add(v, true)
+	}
+}
+
+// of returns the value of that name, which it makes if need be.
+func (s *membersSoFar) of(name string) *valueSoFar {
+	v := (*s)[name]
+	if v == nil {
+		if *s == nil {
+			*s = make(membersSoFar)
 		}
-		so[name] = joinValues(so[name], v)
+		v = &valueSoFar{}
+		(*s)[name] = v
 	}
-	return so
+	return v
 }
 
-func joinValues(so, more json.RawMessage) json.RawMessage {
-	kind := jsonspan.KindOf(more)
-	if kind == jsonspan.Null && so != nil {
-		return so
+func (s membersSoFar) values() map[string]json.RawMessage {
+	if s == nil {
+		return nil
 	}
-	if so == nil || kind != jsonspan.KindOf(so) {
-		return more
+	m := make(map[string]json.RawMessage, len(s))
+	for name, v := range s {
+		m[name] = v.append(nil)
 	}
-	switch kind {
-	case jsonspan.String:
-		return slices.Concat(so[:len(so)-1], more[1:])
-	case jsonspan.Array:
-		return joinLists(so, more)
-	case jsonspan.Object:
-		return joinObjects(so, more)
-	}
-	return more
+	return m
 }
 
-func joinLists(so, more json.RawMessage) json.RawMessage {
-	var items [][]byte
-	for _, list := range [][]byte{so, more} {
-		all, _ := elements(list)
-		for item := range all {
-			items = append(items, item)
+// valueSoFar grows by each piece, which costs what the piece has, however much there is already.
+type valueSoFar struct {
+	set     bool
+	kind    jsonspan.Kind
+	text    []byte       // of texts and lists without what closes them
+	members membersSoFar // in place of text, once there was a second piece of an object
+}
+
+// add takes in a copy of a piece. Inside an object only lists are joined: what OpenAI's own servers stream that way is
+// logprobs, an object of lists.
+func (v *valueSoFar) add(piece []byte, top bool) {
+	piece = bytes.TrimSpace(piece)
+	kind := jsonspan.KindOf(piece)
+	switch {
+	case v.set && kind == jsonspan.Null:
+	case !v.set || kind != v.kind || kind < jsonspan.String || (kind != jsonspan.Array && !top):
+		*v = valueSoFar{set: true, kind: kind, text: append(v.text[:0], unclosed(kind, piece)...)}
+	case kind == jsonspan.String:
+		v.text = append(v.text, unclosed(kind, piece)[1:]...)
+	case kind == jsonspan.Array:
+		items := bytes.TrimSpace(unclosed(kind, piece)[1:])
+		if len(items) > 0 && len(v.text) > 1 {
+			v.text = append(v.text, ',')
 		}
+		v.text = append(v.text, items...)
+	default:
+		if v.members == nil {
+			v.members.join(v.text)
+			v.text = nil
+		}
+		v.members.join(piece)
 	}
-	return slices.Concat([]byte("["), slices.Concat(separated(items)...), []byte("]"))
 }
 
-func separated(items [][]byte) (out [][]byte) {
-	for i, item := range items {
+// unclosed is a piece without what closes it, so that another one can follow.
+func unclosed(kind jsonspan.Kind, piece []byte) []byte {
+	if kind != jsonspan.String && kind != jsonspan.Array {
+		return piece
+	}
+	return bytes.TrimRight(piece[:max(len(piece)-1, 1)], " \t\r\n")
+}
+
+func (s *membersSoFar) join(object []byte) {
+	if *s == nil {
+		*s = make(membersSoFar)
+	}
+	for m := range jsonspan.MembersOf(object) {
+		s.of(jsonspan.Text(m.Name)).add(m.Value, false)
+	}
+}
+
+// append appends the value, closed.
+func (v *valueSoFar) append(dst []byte) []byte {
+	if v.members == nil {
+		dst = append(dst, v.text...)
+		switch v.kind {
+		case jsonspan.String:
+			return append(dst, '"')
+		case jsonspan.Array:
+			return append(dst, ']')
+		}
+		return dst
+	}
+	dst = append(dst, '{')
+	for i, name := range slices.Sorted(maps.Keys(v.members)) {
 		if i > 0 {
-			out = append(out, []byte(","))
+			dst = append(dst, ',')
 		}
-		out = append(out, item)
+		dst = append(jsonspan.AppendString(dst, name), ':')
+		dst = v.members[name].append(dst)
 	}
-	return out
+	return append(dst, '}')
 }
 
-// joinObjects goes one level down: what OpenAI's own servers stream that way is logprobs, an object of lists.
-func joinObjects(so, more json.RawMessage) json.RawMessage {
-	var none struct{}
-	a, errA := decodeObject(so, &none)
-	b, errB := decodeObject(more, &none)
-	if errA != nil || errB != nil {
-		return more
-	}
-	for name, v := range b {
-		before, known := a[name]
-		if known && jsonspan.KindOf(v) == jsonspan.Array && jsonspan.KindOf(before) == jsonspan.Array {
-			v = joinLists(before, v)
-		} else if known && jsonspan.KindOf(v) == jsonspan.Null {
-			v = before
-		}
-		if a == nil {
-			a = make(map[string]json.RawMessage)
-		}
-		a[name] = v
-	}
-	joined, err := appendObject(nil, struct{}{}, a)
-	if err != nil {
-		return more
-	}
-	return joined
-}
-
-// Response is what came so far, in the form of a complete answer, with the choices in the order of their indices. It shares
-// no memory with what later chunks add. Raw and Metadata are nil.
+// Response is what came so far, in the form of a complete answer, with the choices in the order of their indices: one copy of
+// it all, which shares no memory with the chunks. Raw and Metadata are nil.
 func (a *ChatAccumulator) Response() *ChatResponse {
 	r := a.head
 	r.Object = "chat.completion"
-	r.Extra = maps.Clone(r.Extra)
+	r.Extra = cloneMembers(r.Extra)
+	if r.Usage != nil {
+		u := *r.Usage
+		u.Extra = cloneMembers(u.Extra)
+		r.Usage = &u
+	}
 	for _, index := range slices.Sorted(maps.Keys(a.choices)) {
 		s := a.choices[index]
-		m := Message{Role: s.role, Content: s.content.String(), Refusal: s.refusal.String(), Extra: maps.Clone(s.message)}
+		m := Message{Role: s.role, Content: s.content.String(), Refusal: s.refusal.String(), Extra: s.message.values()}
 		if m.Role == "" {
 			m.Role = "assistant"
 		}
@@ -193,10 +239,10 @@ func (a *ChatAccumulator) Response() *ChatResponse {
 			call := s.calls[i]
 			m.ToolCalls = append(m.ToolCalls, ToolCall{
 				ID: call.id, Type: call.kind, Function: FunctionCall{Name: call.name, Arguments: call.arguments.String()},
-				Extra: maps.Clone(call.extra),
+				Extra: call.extra.values(),
 			})
 		}
-		r.Choices = append(r.Choices, Choice{Index: index, Message: m, FinishReason: s.finish, Extra: maps.Clone(s.extra)})
+		r.Choices = append(r.Choices, Choice{Index: index, Message: m, FinishReason: s.finish, Extra: s.extra.values()})
 	}
 	return &r
 }

@@ -117,11 +117,16 @@ type Config struct {
 	// Padding pads requests with ProtocolOHTTP to a multiple of so many bytes before they are sealed, so that their length
 	// tells less. 0 = none; at most 1 MiB.
 	Padding int
+	// AllowX25519 takes key configurations without X-Wing, too, with ProtocolOHTTP: what is recorded then opens to a later
+	// quantum computer. X-Wing is preferred, but whoever ends TLS can cut it from the list if X25519's is trusted as well.
+	AllowX25519 bool
 	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…") or FirstUse(store).
 	// Required.
 	Trust Trust
 	// OnServerKey, if set, is called before a server key is used that is not the one used before; old is nil at first.
-	// An error refuses the key. It must not call the client. One call at a time.
+	// An error refuses the key. It must not call the client. One call at a time. With ProtocolOHTTP it is also called when
+	// another signer vouches for the same key, and has to judge new.Signer() as well as the fingerprint: whoever ends TLS
+	// can pass the genuine list on with a signature of his own, and FirstUse remembers the signer.
 	OnServerKey func(old, new *PublicKey) error
 	// Tier is asked for where a call does not say otherwise. "" lets the server choose.
 	Tier SecurityTier

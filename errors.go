@@ -155,11 +155,15 @@ func (e *ServerKeyError) Unwrap() error { return e.Err }
 
 // OuterError is an answer in the clear where ProtocolOHTTP wants a sealed one: of a relay, of a proxy, of the gateway before
 // it could open the request, or of an attacker. Nothing tells which, so it proves nothing, not even that the request was
-// not processed. It is never repeated by itself, but for a key that the gateway no longer knows, once its trusted list
-// has changed. errors.Is finds ErrConnection, and none of the sentinels of an *APIError.
+// not processed. It is never repeated by itself, but for a GET or HEAD whose key the gateway no longer knows, once its
+// trusted list has changed. errors.Is finds ErrConnection, and none of the sentinels of an *APIError.
 type OuterError struct {
 	StatusCode int    // 200 when the media type was another one
 	Detail     string // printable characters only, 100 at most; untrusted
+	// KeyChanged: the answer said that the gateway does not know the key, and the gateway's list, which is trusted, now has
+	// another one, which the next call uses. Calling again is likely to work; whether to is the caller's to say, since
+	// whoever ends TLS can answer so when the request was processed.
+	KeyChanged bool
 
 	unknownKey bool // 422, with the problem type that asks for another key
 }
@@ -174,6 +178,9 @@ func (e *OuterError) Error() string {
 	}
 	if e.Detail != "" {
 		s += ", detail " + strconv.Quote(e.Detail)
+	}
+	if e.KeyChanged {
+		s += "; the server's key has changed: try again if it may run twice"
 	}
 	return s
 }
@@ -194,6 +201,8 @@ type APIError struct {
 	Code       string        // the server's error code or type, sanitised; often empty
 	Detail     string        // the server's words: printable characters only, 100 at most; untrusted. Not in Error() if sealed
 	RetryAfter time.Duration // from the Retry-After header; 0 when there was none
+
+	unprocessed bool // the gateway said so, under seal
 }
 
 func (e *APIError) Error() string {

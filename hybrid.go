@@ -40,6 +40,7 @@ type PublicKey struct {
 	config      *ohttp.Config // nil for an RSA key
 	signer      string        // fingerprint of who vouches for config, "" for nobody
 	signed      int64         // when, in Unix seconds
+	list        [32]byte      // SHA-256 of the list that was signed
 	escaped     func() string // PEM, percent-encoded; made once
 }
 

@@ -53,6 +53,8 @@ const (
 
 	maxPadding     = 1 << 20  // what a reader of binary HTTP takes
 	maxAnswerChunk = 64 << 10 // four times what a gateway has to write at most
+
+	maxDateAge = 30 * time.Second // of a request, for the answer that its date is wrong to be about the clocks
 )
 
 func (c *Config) validateProtocol() error {
@@ -64,6 +66,9 @@ func (c *Config) validateProtocol() error {
 	}
 	if c.Padding > 0 && c.Protocol != ProtocolOHTTP {
 		return configError("Config.Padding", "only ProtocolOHTTP pads")
+	}
+	if c.AllowX25519 && c.Protocol != ProtocolOHTTP {
+		return configError("Config.AllowX25519", "only ProtocolOHTTP has a choice")
 	}
 	return nil
 }
@@ -88,7 +93,11 @@ func (c *SecureCompletionClient) setProtocol() {
 // fetchKeys asks the server for its keys.
 func (c *SecureCompletionClient) fetchKeys(ctx context.Context) ([]*PublicKey, error) {
 	if c.oblivious != nil {
-		return fetchConfigs(ctx, c.http, c.oblivious.url, time.Now)
+		keys, err := fetchConfigs(ctx, c.http, c.oblivious.url, time.Now)
+		if err != nil || c.cfg.AllowX25519 {
+			return keys, err
+		}
+		return onlyXWing(keys)
 	}
 	return fetchServerKey(ctx, c.http, c.base)
 }
@@ -110,6 +119,8 @@ type obliviousHTTP struct {
 type obliviousCall struct {
 	*ohttp.Request
 	tier  SecurityTier  // asked for
+	safe  bool          // the method only reads: doing it twice does no harm
+	dated time.Time     // when it was sealed, by this clock
 	ahead time.Duration // of the gateway's clock, when it refused the request's date
 	late  bool          // it did
 }
@@ -185,7 +196,9 @@ func (p *obliviousHTTP) sealInner(ctx context.Context, in *plainRequest, o *call
 	r := &sealedRequest{server: server, keys: p.keys}
 	if call != nil {
 		id := call.ID()
-		r.payloadID, r.ohttp = formatUUID([16]byte(id[:16])), &obliviousCall{Request: call, tier: o.tier}
+		r.payloadID, r.ohttp = formatUUID([16]byte(id[:16])), &obliviousCall{
+			Request: call, tier: o.tier, safe: in.method == http.MethodGet || in.method == http.MethodHead, dated: time.Now(),
+		}
 	}
 	if err == nil {
 		r.http, err = p.request(ctx, body)
@@ -291,13 +304,16 @@ func problemTypeOf(body []byte) string {
 }
 
 // refused asks for the list of keys again when the gateway does not know the one that was used, and sets the clock after
-// the gateway's when that refused the date, which is authentic.
+// the gateway's when that refused the date, which is authentic. The former came in the clear: whoever ends TLS can say so of
+// a request that he let through, so that only one that reads is sealed again.
 func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error) (bool, error) {
 	if outer, ok := errors.AsType[*OuterError](err); ok {
 		if !outer.unknownKey {
 			return false, nil
 		}
-		return p.server.refresh(ctx, r.server)
+		changed, err := p.server.refresh(ctx, r.server)
+		outer.KeyChanged = changed
+		return changed && r.ohttp.safe, err
 	}
 	if !r.ohttp.late {
 		return false, nil
@@ -398,12 +414,17 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 		return c.checkTier(header)
 	}
 	content = content[:min(len(content), maxErrorBody)]
-	if in.Status == http.StatusBadRequest && problemTypeOf(content) == problemDate {
+	// Without this the answer may be the upstream's, which has worked on the request whatever its status says.
+	unprocessed := header.Get(headerProcessed) == "no"
+	// And a copy that was held back until its date was over is refused truly, although the first one was served.
+	if unprocessed && time.Since(c.dated) < maxDateAge && in.Status == http.StatusBadRequest && problemTypeOf(content) == problemDate {
 		if at, err := http.ParseTime(header.Get("Date")); err == nil {
 			c.late, c.ahead = true, time.Until(at)
 		}
 	}
-	return newAPIError(in.Status, header, content, time.Now())
+	err := newAPIError(in.Status, header, content, time.Now())
+	err.unprocessed = unprocessed
+	return err
 }
 
 // checkTier: the gateway states its tier in every answer. One that states none cannot be shown to be high enough.

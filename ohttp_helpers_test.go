@@ -5,10 +5,12 @@ package sealedchat
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -284,4 +286,13 @@ func ohttpClient(t testing.TB, url string, change func(*Config)) *SecureCompleti
 	}
 	t.Cleanup(func() { _ = client.Close() })
 	return client
+}
+
+// chatAgain asks, and once more if the server's key has changed, as a program would whose prompts may run twice.
+func chatAgain(c *SecureCompletionClient) (*ChatResponse, error) {
+	answer, err := c.Chat(context.Background(), ask("x"))
+	if outer, ok := errors.AsType[*OuterError](err); ok && outer.KeyChanged {
+		return c.Chat(context.Background(), ask("x"))
+	}
+	return answer, err
 }

@@ -23,9 +23,11 @@ import (
 // This file reads a gateway's list of key configurations (SPEC.md, 11.7), and who vouches for it.
 
 const (
-	maxKeyList      = 64 << 10 // bytes of a list; one configuration with X-Wing has 1,229
-	maxKeySignature = 1 << 10  // bytes of the header
-	keyClockSkew    = time.Hour
+	maxKeyList      = 64 << 10        // bytes of a list; one configuration with X-Wing has 1,229
+	maxKeySignature = 1 << 10         // bytes of the header
+	keyClockSkew    = time.Hour       // how far a signature may be ahead of this clock
+	maxKeyListAge   = 2 * time.Hour   // and behind it, whatever it says of its expiry: gateways sign each answer anew
+	keyListStep     = 5 * time.Minute // how far replicas' clocks may be apart
 
 	headerKeySignature = "Ohttp-Keys-Signature"
 	keyListContext     = "sealedchat ohttp keys v1\x00"
@@ -53,8 +55,9 @@ func fetchConfigs(ctx context.Context, rt http.RoundTripper, url string, now fun
 		return nil, err
 	}
 	if by, at := listSigner(a.header, a.body, now()); by != "" {
+		sum := sha256.Sum256(a.body)
 		for _, k := range keys {
-			k.signer, k.signed = by, at
+			k.signer, k.signed, k.list = by, at, sum
 		}
 	}
 	return keys, nil
@@ -77,6 +80,15 @@ func parseConfigs(list []byte) ([]*PublicKey, error) {
 	return keys, nil
 }
 
+// onlyXWing refuses a list that somebody may have cut down to what is easier to break.
+func onlyXWing(keys []*PublicKey) ([]*PublicKey, error) {
+	keys = slices.DeleteFunc(keys, func(k *PublicKey) bool { return k.config.KEM() != ohttp.XWing })
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("%w: the list has no key configuration for X-Wing, and Config.AllowX25519 is not set", ErrPublicKey)
+	}
+	return keys, nil
+}
+
 func preference(c *ohttp.Config) int {
 	if c.KEM() == ohttp.XWing {
 		return 0
@@ -91,7 +103,8 @@ func newConfigKey(c *ohttp.Config) *PublicKey {
 
 // Signer is the fingerprint of the Ed25519 key that vouches for a key configuration: SHA-256 of its 32 bytes, 64
 // hex digits. "" when nobody does, and for an RSA key. [Pin] and [SecureCompletionClient.AcceptServerKey] take it, and
-// then trust every configuration that it signs; [FirstUse] remembers it in place of the configuration.
+// then trust every configuration that it signs; [FirstUse] remembers it in place of the configuration. It says nothing
+// about where the configuration comes from, since anybody can sign any list: compare it with [Gateway.KeySigner].
 func (k *PublicKey) Signer() string { return k.signer }
 
 // goesBy tells whether to trust what has this fingerprint is to trust k.
@@ -110,7 +123,7 @@ func (k *PublicKey) lasting() string {
 // unsigned is k without anybody to vouch for it.
 func (k *PublicKey) unsigned() *PublicKey {
 	plain := *k
-	plain.signer, plain.signed = "", 0
+	plain.signer, plain.signed, plain.list = "", 0, [32]byte{}
 	return &plain
 }
 
@@ -127,7 +140,7 @@ func listSigner(h http.Header, list []byte, now time.Time) (fingerprint string, 
 		return "", 0
 	}
 	s, ok := parseListSignature(lines[0])
-	if !ok || s.created > now.Add(keyClockSkew).Unix() || s.expires <= now.Unix() {
+	if !ok || s.created > now.Add(keyClockSkew).Unix() || s.created < now.Add(-maxKeyListAge).Unix() || s.expires <= now.Unix() {
 		return "", 0
 	}
 	if !ed25519.Verify(s.key, listMessage(s.created, s.expires, list), s.sig) {

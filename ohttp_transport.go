@@ -38,7 +38,7 @@ func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
 	}
 	opts, key := t.callOptions(req)
 	defer key.Destroy()
-	in := &plainRequest{method: req.Method, path: t.innerPath(req.URL), header: fieldsOfSDK(req.Header), content: body}
+	in := &plainRequest{method: req.Method, path: t.innerPath(req.Method, req.URL), header: fieldsOfSDK(req.Header), content: body}
 	call := &sdkCall{}
 	if in.path == pathChat && in.method == http.MethodPost {
 		var err error
@@ -64,13 +64,16 @@ func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
 }
 
 // innerPath is where the gateway is to look. An SDK's base URL may repeat what Config.BaseURL has, and often lacks /v1.
-func (t *sdkTransport) innerPath(u *url.URL) string {
+// What is posted for a chat completion loses its query too, so that its checks need to know one path only.
+func (t *sdkTransport) innerPath(method string, u *url.URL) string {
 	path := u.EscapedPath()
 	if rest, ok := strings.CutPrefix(path, t.client.base.EscapedPath()); ok && strings.HasPrefix(rest, "/") {
 		path = rest
 	}
 	if strings.HasSuffix(strings.TrimRight(path, "/"), "/chat/completions") {
-		return pathChat
+		if path = pathChat; method == http.MethodPost {
+			return path
+		}
 	}
 	if path == "" {
 		path = "/"

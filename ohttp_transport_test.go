@@ -34,6 +34,7 @@ func TestOHTTPHTTPClientPaths(t *testing.T) {
 		{"GET", "https://api.openai.com/v1/models?limit=3", "/v1/models?limit=3"},
 		{"GET", "https://gateway.test/prefixed/v1", "/prefixed/v1"},
 		{"GET", "https://gateway.test", "/"},
+		{"GET", "https://gateway.test/openai/chat/completions?limit=2", "/v1/chat/completions?limit=2"},
 		{"DELETE", "https://gateway.test/v1/a%2Fb", "/v1/a%2Fb"},
 		{"POST", "https://gateway.test/v1/embeddings", "/v1/embeddings"},
 		{"POST", "https://gateway.test/prefix/v1/responses", "/v1/responses"},
@@ -69,6 +70,23 @@ func TestOHTTPHTTPClientPaths(t *testing.T) {
 		inside := headerOf(g.last.Header)
 		if inside.Get("X-Stainless-OS") != "" || inside.Get("User-Agent") != "" || inside.Get("OpenAI-Beta") != "assistants=v2" {
 			t.Errorf("%s: inside %v", test.url, inside)
+		}
+	}
+}
+
+// An SDK's base URL says little about where the gateway has chat completions.
+func TestOHTTPHTTPClientChatPath(t *testing.T) {
+	g := newTiny(t, answerText("x"))
+	client := directClient(t, g, nil)
+	for _, path := range []string{"/v1/chat/completions", "/chat/completions/", "/openai/deployments/m/chat/completions?api-version=1"} {
+		resp, err := client.HTTPClient().Post("https://gateway.test"+path, "application/json",
+			strings.NewReader(`{"model":"m","messages":[{"role":"user","content":"x"}]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK || g.last.Path != pathChat {
+			t.Errorf("%s: %d, inside %s", path, resp.StatusCode, g.last.Path)
 		}
 	}
 }

@@ -63,7 +63,7 @@ func TestOHTTPPinnedKeyIsChosenFromTheList(t *testing.T) {
 	g.addKey(ohttp.XWing)
 	classic := g.addKey(ohttp.X25519)
 	for _, pinned := range []*PublicKey{old, classic} {
-		client := directClient(t, g, func(c *Config) { c.Trust = Pin(pinned.Fingerprint()) })
+		client := directClient(t, g, func(c *Config) { c.Trust, c.AllowX25519 = Pin(pinned.Fingerprint()), true })
 		if _, err := client.Chat(t.Context(), ask("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -75,6 +75,44 @@ func TestOHTTPPinnedKeyIsChosenFromTheList(t *testing.T) {
 	client := directClient(t, g, nil)
 	if key, err := client.ServerKey(t.Context()); err != nil || !key.Equal(g.key()) || key.config.KEM() != ohttp.XWing {
 		t.Errorf("uses %v, %v", key, err)
+	}
+}
+
+// A list can be cut down to what is easier to break, where that is trusted as well.
+func TestOHTTPTakesXWingOnly(t *testing.T) {
+	g := newTiny(t, answerText("x"))
+	strong, classic := g.key(), g.addKey(ohttp.X25519)
+	signer := g.sign()
+	if _, err := directClient(t, g, func(c *Config) { c.Trust = Pin(classic.Fingerprint()) }).Chat(t.Context(), ask("x")); err == nil {
+		t.Error("X25519 was taken from the whole list")
+	}
+	used := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
+	if _, err := used.Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+	_, posts := g.counts()
+	g.ring.SetLifetime(strong.config.ID(), ohttp.Lifetime{Expire: time.Now().Add(-time.Second)})
+	g.ring.Expire()
+	again(used)
+	if _, err := used.Chat(t.Context(), ask("x")); !errors.Is(err, ErrPublicKey) {
+		t.Errorf("after X-Wing: %v", err)
+	}
+	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(), "both pinned": Pin(strong.Fingerprint(), classic.Fingerprint()),
+		"signed": Pin(signer), "first use": FirstUse(memoryStore(t))} {
+		for _, allow := range []bool{false, true} {
+			client := directClient(t, g, func(c *Config) { c.Trust, c.AllowX25519 = trust, allow })
+			_, err := client.Chat(t.Context(), ask("x"))
+			if allow != (err == nil) || (err != nil && (!errors.Is(err, ErrPublicKey) || !strings.Contains(err.Error(), "AllowX25519"))) {
+				t.Errorf("%s, allowed %v: %v", name, allow, err)
+			}
+			if _, now := g.counts(); !allow && now != posts {
+				t.Errorf("%s: something was sent", name)
+			}
+			_, posts = g.counts()
+		}
+	}
+	if _, err := NewSecureCompletionClient(Config{BaseURL: "https://gateway.test", Trust: TrustHTTPS(), AllowX25519: true}); err == nil {
+		t.Error("allowed without ProtocolOHTTP")
 	}
 }
 
@@ -133,7 +171,7 @@ func TestOHTTPSignedRotation(t *testing.T) {
 		}
 	})
 	for range 3 {
-		if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+		if _, err := chatAgain(client); err != nil {
 			t.Fatal(err)
 		}
 		g.rotate()
@@ -151,7 +189,7 @@ func TestOHTTPSignedRotation(t *testing.T) {
 		"another list":       func() { g.set(func() { g.list = func(b []byte) []byte { return otherList(t) } }) },
 		"of the future":      func() { g.set(func() { g.now = func() time.Time { return time.Now().Add(2 * time.Hour) } }) },
 		"over":               func() { g.set(func() { g.now = func() time.Time { return time.Now().Add(-25 * time.Hour) } }) },
-		"older than the one": func() { g.set(func() { g.now = func() time.Time { return time.Now().Add(-2 * time.Minute) } }) },
+		"older than the one": func() { g.set(func() { g.now = func() time.Time { return time.Now().Add(-6 * time.Minute) } }) },
 	} {
 		g.set(func() { g.signer, g.list, g.now = mine, nil, time.Now })
 		change()
@@ -168,7 +206,7 @@ func TestOHTTPSignedRotation(t *testing.T) {
 		t.Errorf("asked about keys that are not trusted: %v", asked[3:])
 	}
 	g.set(func() { g.signer, g.list, g.now = mine, nil, time.Now })
-	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+	if _, err := chatAgain(client); err != nil {
 		t.Fatal(err)
 	}
 	if _, now := g.counts(); now < posts+1 {
@@ -187,7 +225,7 @@ func TestOHTTPSignedRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if _, err := second.Chat(t.Context(), ask("x")); err != nil {
+		if _, err := chatAgain(second); err != nil {
 			t.Fatal(err)
 		}
 		g.rotate()
@@ -311,10 +349,18 @@ func TestListSignatures(t *testing.T) {
 	}{
 		{now.Add(-keyClockSkew), true}, {now.Add(-keyClockSkew - time.Second), false},
 		{now.Add(time.Hour - time.Second), true}, {now.Add(time.Hour), false},
+		{now.Add(maxKeyListAge), false},
 	} {
 		if by, _ := listSigner(h, list, test.at); (by != "") != test.ok {
 			t.Errorf("at %v: %q", test.at.Sub(now), by)
 		}
+	}
+	long := http.Header{headerKeySignature: {signList(key, list, now, now.Add(24*time.Hour))}}
+	if by, _ := listSigner(long, list, now.Add(maxKeyListAge)); by == "" {
+		t.Error("two hours are too long")
+	}
+	if by, _ := listSigner(long, list, now.Add(maxKeyListAge+time.Second)); by != "" {
+		t.Error("an old list counts for as long as its signer says")
 	}
 	if by, _ := listSigner(h, []byte("b list"), now); by != "" {
 		t.Error("vouches for another list")

@@ -46,11 +46,11 @@ func (p retryPolicy) wants(err error) (time.Duration, bool) {
 	return wantsRetry(err)
 }
 
-// unprocessed tells failures of which it is certain that the server did nothing: nothing was sent, or it said so itself,
-// under seal. Whatever came in the clear is no *APIError.
+// unprocessed tells failures of which it is certain that the server did nothing: nothing was sent, or the gateway said so itself,
+// under seal: a status alone may be the upstream's. Whatever came in the clear is no *APIError.
 func unprocessed(err error) bool {
 	if answer, ok := errors.AsType[*APIError](err); ok {
-		return answer.StatusCode == http.StatusTooManyRequests || answer.StatusCode == http.StatusServiceUnavailable
+		return answer.unprocessed
 	}
 	failed, ok := errors.AsType[*connectionError](err)
 	return ok && failed.unsent

@@ -38,7 +38,8 @@ import (
 // server's words, also those that came sealed.
 //
 // With [ProtocolOHTTP] requests of any method and path are sealed and go to the gateway, which serves what it allows: models,
-// embeddings, responses. The path is the SDK's, without what Config.BaseURL has of it. Of the SDK's headers Accept, Content-Type
+// embeddings, responses. The path and the query are the SDK's, without what Config.BaseURL has of it; any path that ends in
+// /chat/completions becomes /v1/chat/completions, and a POST to it has no query, since SDKs' base URLs differ in that. Of the SDK's headers Accept, Content-Type
 // and OpenAI-Beta are sealed with it. Streams pass as they come; Read returns [io.EOF] only if the answer was complete, down to
 // the [DONE] of a stream and the closing bracket of JSON, and otherwise [ErrTruncated]. Whoever stops reading closes the body.
 //

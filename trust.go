@@ -51,7 +51,7 @@ func (memoryless) accept(context.Context, string, [32]byte) error     { return n
 // Pin takes only keys with one of the given fingerprints ([PublicKey.Fingerprint]: 64 hex digits, either case).
 // Several allow for the server's rotation. With a wrong pin nothing is sent but the key fetch. With [ProtocolOHTTP] a
 // fingerprint is that of a key configuration, or of the key that signs the gateway's list ([PublicKey.Signer]), which takes
-// every configuration that it signs.
+// every configuration that it signs. One is enough, X-Wing's or the signer's: X25519's is of use with Config.AllowX25519 alone.
 func Pin(fingerprints ...string) Trust {
 	p := pins{}
 	for _, f := range fingerprints {
@@ -89,7 +89,8 @@ func (p pins) check(_ string, key *PublicKey) error {
 // remembered; Config.OnServerKey can ask the user. [SecureCompletionClient.AcceptServerKey] replaces the remembered key, for
 // other processes after up to 30 s, and an hour for a key that they are using. An ephemeral store remembers until it is closed.
 // With [ProtocolOHTTP] it remembers who signs the gateway's list, so that the gateway may rotate its keys, or the configuration
-// if nobody signs. What is remembered for one protocol says nothing about the other.
+// if nobody signs. Anybody can sign a genuine list: who compares the first key with what the operator says has to compare
+// [PublicKey.Signer] as well, or pins one of the two with AcceptServerKey, which alone is remembered then. What is remembered for one protocol says nothing about the other.
 func FirstUse(store *KeyStore) Trust { return firstUse{store} }
 
 type firstUse struct{ store *KeyStore }
@@ -173,11 +174,16 @@ type serverKey struct {
 	mu         sync.Mutex
 	key        *PublicKey // judged and in use; nil before the first fetch
 	fetched    time.Time
-	accepted   []string // fingerprints that the user accepted at run time
-	signer     string   // who vouched for the last list of keys, and when (Unix seconds)
-	signed     int64
-	quietUntil time.Time // no refresh after a refusal before this time
+	accepted   []string               // fingerprints that the user accepted at run time
+	signed     map[string]signerState // the last one of each signer that is trusted
+	quietUntil time.Time              // no refresh after a refusal before this time
 	judging    chan struct{}
+}
+
+// signerState is what is known of a signer's lists.
+type signerState struct {
+	created int64    // the latest, in Unix seconds
+	sum     [32]byte // of the last one
 }
 
 // enterJudging lets one run at a time judge a key: one that nobody waits for any more may still be asking the user.
@@ -250,8 +256,11 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 	}
 	s.mu.Lock()
 	s.key, s.fetched = key, time.Now()
-	if key.signer != "" {
-		s.signer, s.signed = key.signer, key.signed
+	if s.vouches(key) {
+		if s.signed == nil {
+			s.signed = make(map[string]signerState)
+		}
+		s.signed[key.signer] = signerState{max(key.signed, s.signed[key.signer].created), key.list}
 	}
 	s.mu.Unlock()
 	return key, nil
@@ -262,7 +271,7 @@ func (s *serverKey) choose(offered []*PublicKey) (old, key *PublicKey, accepted 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, k := range offered {
-		if k.signer == s.signer && k.signed < s.signed {
+		if last, ok := s.signed[k.signer]; ok && k.list != last.sum && k.signed < last.created-int64(keyListStep/time.Second) {
 			k = k.unsigned() // an older list than the one that is known: somebody sends it again
 			offered[i] = k
 		}
@@ -274,6 +283,14 @@ func (s *serverKey) choose(offered []*PublicKey) (old, key *PublicKey, accepted 
 	return s.key, offered[0], false
 }
 
+// vouches tells whether key's signer is trusted, whatever it signs. What others signed must not count against him.
+func (s *serverKey) vouches(key *PublicKey) bool {
+	if key.signer == "" || s.trust == TrustHTTPS() {
+		return false
+	}
+	return slices.Contains(s.accepted, key.signer) || s.trust.check(s.origin, &PublicKey{signer: key.signer}) == nil
+}
+
 // judge asks the trust, and then the user. A key that the user accepted before needs neither, except that a trust with a
 // memory of its own has what was accepted there, and goes by that.
 func (s *serverKey) judge(ctx context.Context, old, key *PublicKey, accepted bool) error {
@@ -281,8 +298,9 @@ func (s *serverKey) judge(ctx context.Context, old, key *PublicKey, accepted boo
 		s.log.WarnContext(ctx, "server key refused", "fingerprint", key.fingerprint)
 		return err
 	}
-	if !key.Equal(old) && !accepted {
-		if old != nil {
+	newKey := !key.Equal(old)
+	if (newKey || key.signer != "" && key.signer != old.signer) && !accepted {
+		if newKey && old != nil {
 			s.log.WarnContext(ctx, "server key changed", "old", old.fingerprint, "new", key.fingerprint)
 		}
 		if err := s.ask(ctx, old, key); err != nil {

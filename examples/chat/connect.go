@@ -106,8 +106,10 @@ func hint(err error, o *options) string {
 		return ""
 	}
 	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
-	_, outer := errors.AsType[*sealedchat.OuterError](err)
+	unsealed, outer := errors.AsType[*sealedchat.OuterError](err)
 	switch {
+	case outer && unsealed.KeyChanged:
+		return "ask once more: the server's new key is used from now on"
 	case outer:
 		return "does " + o.server.url + " speak -protocol ohttp?"
 	case errors.Is(err, sealedchat.ErrTruncated):

@@ -1,0 +1,115 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"encoding/json"
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+func TestAccumulatedMembers(t *testing.T) {
+	for name, test := range map[string]struct {
+		pieces []string
+		want   string
+	}{
+		"texts":                {[]string{`"a"`, `""`, `"\\"`, `"\ud83d"`, `"\ude00"`}, `"a\\\ud83d\ude00"`},
+		"lists":                {[]string{`[]`, `[ ]`, `[1]`, `[]`, `[ [2], {"a":3} ]`}, `[1,[2], {"a":3}]`},
+		"empty lists":          {[]string{`[]`, `[ ]`}, `[]`},
+		"null before":          {[]string{`null`, `[1]`}, `[1]`},
+		"null behind":          {[]string{`[1]`, `null`, `[2]`}, `[1,2]`},
+		"nulls":                {[]string{`null`, `null`}, `null`},
+		"numbers":              {[]string{`1`, `2`}, `2`},
+		"bools":                {[]string{`true`, `false`}, `false`},
+		"another kind":         {[]string{`"a"`, `[1]`, `[2]`}, `[1,2]`},
+		"one object":           {[]string{`{"b": 1, "a":{}}`}, `{"b": 1, "a":{}}`},
+		"objects":              {[]string{`{"b":[1],"t":"x","n":null}`, `{"a":[],"b":[2],"t":"y","n":[3]}`, `{"b":null}`}, `{"a":[],"b":[1,2],"n":[3],"t":"y"}`},
+		"objects of objects":   {[]string{`{"a":{"x":[1]}}`, `{"a":{"y":[2]}}`}, `{"a":{"y":[2]}}`},
+		"empty objects":        {[]string{`{}`, `{}`}, `{}`},
+		"an object, and none":  {[]string{`{"a":1}`, `{"b":2}`, `7`}, `7`},
+		"odd names":            {[]string{`{"\u0061":[1]}`, `{"a":[2]}`}, `{"a":[1,2]}`},
+		"white space around":   {[]string{" [1] ", " [2] "}, `[1,2]`},
+		"nothing, by a caller": {[]string{"", "[1]", `[`, `"`, `"`}, `""`},
+	} {
+		var a ChatAccumulator
+		for _, p := range test.pieces {
+			m := map[string]json.RawMessage{"m": json.RawMessage(p)}
+			a.Add(&ChatChunk{Choices: []ChunkChoice{{Delta: Delta{Extra: m, ToolCalls: []ToolCallDelta{{Extra: m}}}, Extra: m}}})
+		}
+		c := a.Response().Choices[0]
+		for _, got := range []json.RawMessage{c.Extra["m"], c.Message.Extra["m"], c.Message.ToolCalls[0].Extra["m"]} {
+			if string(got) != test.want {
+				t.Errorf("%s: got %s, want %s", name, got, test.want)
+			}
+		}
+	}
+}
+
+// What a chunk costs does not depend on how much came before it.
+func TestAccumulatingIsLinear(t *testing.T) {
+	const n = 4000
+	token := `{"token":"x","logprob":-0.5,"bytes":[120],"top_logprobs":[` + strings.Repeat(`{"token":"y","logprob":-1.5,"bytes":[121]},`, 19) + `{}]}`
+	chunk, err := parseChunk(event{"", []byte(fmt.Sprintf(
+		`{"choices":[{"index":0,"delta":{"content":"x","reasoning_content":"thinking"},"logprobs":{"content":[%s],"refusal":null}}]}`, token))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	var a ChatAccumulator
+	for range n {
+		a.Add(chunk)
+	}
+	r := a.Response()
+	runtime.ReadMemStats(&after)
+	c := r.Choices[0]
+	in := n * (len(token) + 32)
+	if len(c.Extra["logprobs"]) < n*len(token) || len(c.Message.Extra["reasoning_content"]) != n*len("thinking")+2 || !json.Valid(c.Extra["logprobs"]) {
+		t.Fatalf("%d bytes of logprobs", len(c.Extra["logprobs"]))
+	}
+	if spent := after.TotalAlloc - before.TotalAlloc; spent > uint64(12*in) {
+		t.Errorf("%d chunks with %d bytes took %d bytes", n, in, spent)
+	}
+}
+
+// The caller may overwrite a chunk, and the answer, at once.
+func TestAccumulatorSharesNothing(t *testing.T) {
+	data := []byte(`{"x":"top","choices":[{"index":0,"delta":{"r":"text"},"l":{"a":[1]}}],"usage":{"total_tokens":3,"y":"usage"}}`)
+	chunk, err := parseChunk(event{"", data})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var a ChatAccumulator
+	a.Add(chunk)
+	wipe := func(m map[string]json.RawMessage) {
+		for _, v := range m {
+			clear(v)
+		}
+	}
+	check := func() {
+		t.Helper()
+		r := a.Response()
+		c := r.Choices[0]
+		got := fmt.Sprintf("%s %s %s %s %d", r.Extra["x"], c.Message.Extra["r"], c.Extra["l"], r.Usage.Extra["y"], r.Usage.TotalTokens)
+		if want := `"top" "text" {"a":[1]} "usage" 3`; got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		wipe(r.Extra)
+		wipe(c.Message.Extra)
+		wipe(c.Extra)
+		wipe(r.Usage.Extra)
+		r.Usage.TotalTokens = 0
+	}
+	chunk.Usage.TotalTokens = 9
+	clear(data)
+	clear(chunk.Raw)
+	wipe(chunk.Extra)
+	wipe(chunk.Usage.Extra)
+	wipe(chunk.Choices[0].Extra)
+	wipe(chunk.Choices[0].Delta.Extra)
+	check()
+	check()
+}

@@ -1,0 +1,167 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"errors"
+	"maps"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+)
+
+// again has the next call ask for the list, as if an hour had passed.
+func again(c *SecureCompletionClient) {
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	c.server.fetched, c.server.quietUntil = time.Time{}, time.Time{}
+}
+
+// Replicas' clocks differ; an old list is one that says something else, and is older than that.
+func TestOHTTPListsOfReplicas(t *testing.T) {
+	g := newTiny(t, answerText("x"))
+	signer := g.sign()
+	mine := g.signer
+	client := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
+	behind := func(d time.Duration) {
+		g.set(func() { g.now = func() time.Time { return time.Now().Add(-d) } })
+		again(client)
+	}
+	for _, d := range []time.Duration{0, 4 * time.Minute, 90 * time.Minute} { // the same list, or nearly as new
+		behind(d)
+		if d == 4*time.Minute {
+			g.rotate()
+		}
+		if _, err := chatAgain(client); err != nil {
+			t.Errorf("%v behind: %v", d, err)
+		}
+	}
+	old := g.ring.Configs()
+	g.rotate()
+	behind(0)
+	if _, err := chatAgain(client); err != nil {
+		t.Fatal(err)
+	}
+	list := ohttp.AppendConfigs(nil, old...)
+	// Somebody else's list does not make the client forget how new the signer's was.
+	g.sign()
+	other := g.signer
+	for name, test := range map[string]struct {
+		key    ed25519.PrivateKey
+		behind time.Duration
+		ok     bool
+	}{
+		"an old one": {mine, 6 * time.Minute, false}, "a stranger's": {other, 0, false}, "too old": {mine, 3 * time.Hour, false},
+		"nearly as new": {mine, 4 * time.Minute, true},
+	} {
+		c := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
+		c.server.signed, c.server.key = maps.Clone(client.server.signed), client.server.key
+		g.set(func() {
+			g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+				at := time.Now().Add(-test.behind)
+				w.Header().Set("Content-Type", ohttp.TypeKeys)
+				w.Header().Set(headerKeySignature, signList(test.key, list, at, at.Add(24*time.Hour)))
+				_, _ = w.Write(list)
+				return true
+			}
+		})
+		if err := c.Warm(t.Context()); test.ok != (err == nil) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Where a configuration is pinned too, a list that a stranger signed is taken for its sake, and says nothing about the signer's.
+func TestOHTTPStrangersListDoesNotForgiveOldOnes(t *testing.T) {
+	g := newTiny(t, answerText("x"))
+	signer := g.sign()
+	mine := g.signer
+	old := g.key()
+	client := directClient(t, g, func(c *Config) { c.Trust = Pin(signer, old.Fingerprint()) })
+	if err := client.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	g.sign()
+	again(client)
+	if err := client.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	g.rotate()
+	g.set(func() { g.signer, g.now = mine, func() time.Time { return time.Now().Add(-10 * time.Minute) } })
+	again(client)
+	if _, ok := errors.AsType[*ServerKeyError](client.Warm(t.Context())); !ok {
+		t.Error("an old list counts again")
+	}
+	if len(client.server.signed) != 1 {
+		t.Errorf("remembers %d signers", len(client.server.signed))
+	}
+}
+
+// Whoever ends TLS passes the genuine list on, with a signature of his own.
+func TestOHTTPSignerIsJudged(t *testing.T) {
+	g := newTiny(t, answerText("x"))
+	genuine := g.sign()
+	store := memoryStore(t)
+	other := errors.New("another signer")
+	var asked []string
+	judge := func(c *Config) {
+		c.OnServerKey = func(_, key *PublicKey) error {
+			asked = append(asked, key.Signer())
+			if key.Fingerprint() == g.key().Fingerprint() && key.Signer() == genuine {
+				return nil
+			}
+			return other
+		}
+	}
+	mine := g.signer
+	g.sign()
+	client := directClient(t, g, func(c *Config) { judge(c); c.Trust = FirstUse(store) })
+	if _, err := client.Chat(t.Context(), ask("x")); !errors.Is(err, other) || len(asked) != 1 {
+		t.Fatalf("%v, asked %v", err, asked)
+	}
+	if _, known := store.pin("ohttp+https://gateway.test"); known {
+		t.Fatal("his signer is remembered")
+	}
+	g.set(func() { g.signer = mine })
+	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+
+	// The configuration stays, and its signer changes: also where the signer is not what is trusted.
+	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(), "pin": Pin(g.key().Fingerprint())} {
+		g.set(func() { g.signer = mine })
+		client := directClient(t, g, func(c *Config) { judge(c); c.Trust = trust })
+		if err := client.Warm(t.Context()); err != nil {
+			t.Fatal(name, err)
+		}
+		asked = nil
+		for _, change := range []func(){func() {}, func() { g.sign() }} {
+			change()
+			client.server.mu.Lock()
+			client.server.fetched = time.Time{} // as if an hour had passed
+			client.server.mu.Unlock()
+			_, err := client.Chat(t.Context(), ask("x"))
+			if same := bytes.Equal(g.signer, mine); same != (err == nil) || same != (len(asked) == 0) {
+				t.Errorf("%s: %v, asked %v", name, err, asked)
+			}
+		}
+	}
+	// Accepting the configuration alone remembers that, whoever signs.
+	fresh := memoryStore(t)
+	client = directClient(t, g, func(c *Config) { c.Trust = FirstUse(fresh) })
+	if err := client.AcceptServerKey(g.key().Fingerprint()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+	g.rotate()
+	if _, err := client.Chat(t.Context(), ask("x")); err == nil {
+		t.Error("the signer was remembered")
+	}
+}
