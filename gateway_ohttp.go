@@ -160,6 +160,7 @@ type obliviousRequest struct {
 	content     []byte
 	date        time.Time
 	address     string // whom it counts for as long as it may be a stranger's
+	asked       bool   // something of the request may have reached the upstream
 	stuck       bool   // the client did not take a chunk
 }
 

@@ -53,6 +53,9 @@ func (s chunkSink) Write(chunk []byte) (int, error) {
 	return n, err
 }
 
+// headerProcessed says under seal, with the value "no", that nothing of a request went upstream.
+const headerProcessed = "sealedchat-processed"
+
 // refuseInner seals a refusal.
 func (q *obliviousRequest) refuseInner(p *refusal) {
 	header := []bhttp.Field{{Name: "content-type", Value: problemType}}
@@ -64,6 +67,9 @@ func (q *obliviousRequest) refuseInner(p *refusal) {
 	}
 	if len(p.allow) > 0 {
 		header = append(header, bhttp.Field{Name: "allow", Value: p.allow})
+	}
+	if !q.asked && p.status != http.StatusConflict { // what was sent before may have been served then
+		header = append(header, bhttp.Field{Name: headerProcessed, Value: "no"})
 	}
 	body := p.problem()
 	message, err := bhttp.AppendResponse(nil, &bhttp.Response{Status: p.status, Header: q.answerHeader(header, len(body))}, body, nil, q.g.cfg.OHTTP.Pad)

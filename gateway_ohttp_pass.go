@@ -72,6 +72,9 @@ func (p *passer) send(resp *http.Response, n int) error {
 func (p *passer) head(resp *http.Response) (err error) {
 	var header []bhttp.Field
 	for _, name := range headersDown {
+		if name == "retry-after" && resp.StatusCode == http.StatusServiceUnavailable {
+			continue // it would read as if nothing had begun to work on the request
+		}
 		for _, v := range resp.Header.Values(name) {
 			header = append(header, bhttp.Field{Name: name, Value: strings.TrimSpace(v)})
 		}

@@ -105,6 +105,9 @@ func TestObliviousInnerRefusals(t *testing.T) {
 			if c.status == 405 && a.header.Get("Allow") == "" || c.status == 401 && a.header.Get("Www-Authenticate") != "Bearer" {
 				t.Errorf("header %v", a.header)
 			}
+			if a.header.Get(headerProcessed) != "no" {
+				t.Errorf("it does not say that nothing was processed: %v", a.header)
+			}
 			if n := len(r.forwarded()); n != 0 {
 				t.Errorf("%d requests went upstream", n)
 			}
@@ -130,6 +133,34 @@ func (deafReplay) Claim(context.Context, [32]byte, [32]byte, time.Time) (bool, e
 	return false, errors.New("no connection")
 }
 func (deafReplay) Release(context.Context, [32]byte) error { return nil }
+
+// Only the gateway says that nothing was processed, and only where nothing was.
+func TestObliviousMaybeProcessed(t *testing.T) {
+	r := newRig(t, nil)
+	for _, status := range []int{429, 503} {
+		r.answer = func(*http.Request, []byte) (*http.Response, error) {
+			resp := respond(status, `{"error":{}}`)
+			resp.Header.Set(headerProcessed, "no")
+			resp.Header.Set("Retry-After", "7")
+			return resp, nil
+		}
+		s := r.seal(innerRequest{})
+		a := s.open(r.send(s))
+		if a.status != status || a.header.Get(headerProcessed) != "" || (a.header.Get("Retry-After") != "") != (status == 429) {
+			t.Errorf("the upstream's %d: %+v", status, a)
+		}
+		s = r.seal(innerRequest{})
+		r.send(s)
+		if a := s.open(r.send(s)); a.status != 409 || a.header.Get(headerProcessed) != "" {
+			t.Errorf("sent again: %+v", a)
+		}
+	}
+	r.answer = func(*http.Request, []byte) (*http.Response, error) { return nil, errors.New("down") }
+	s := r.seal(innerRequest{})
+	if a := s.open(r.send(s)); a.status != 502 || a.header.Get(headerProcessed) != "" {
+		t.Errorf("no answer: %+v", a)
+	}
+}
 
 // What does not open is refused in the clear, with one answer for every reason.
 func TestObliviousOuterRefusals(t *testing.T) {

@@ -32,6 +32,7 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 	if err != nil {
 		return &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
 	}
+	q.asked = true
 	resp, err := q.g.http.RoundTrip(req) // no http.Client: redirects and cookies have no business here
 	if err == nil && resp == nil {
 		err = errors.New("the RoundTripper returned nothing")
