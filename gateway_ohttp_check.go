@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// check judges an opened request, before anything of it goes upstream.
+// check judges a request by its header, before the rest of it is read.
 func (q *obliviousRequest) check(ctx context.Context) *refusal {
 	q.inHeader = make(http.Header, len(q.head.Header))
 	for _, f := range q.head.Header {
@@ -21,7 +21,7 @@ func (q *obliviousRequest) check(ctx context.Context) *refusal {
 	if q.inHeader.Get("Content-Encoding") != "" {
 		return refuse(http.StatusBadRequest, "the inner request has a content encoding")
 	}
-	for _, step := range []func(context.Context) *refusal{q.authenticate, q.checkDate, q.checkPath, q.checkInnerTier, q.claimExchange} {
+	for _, step := range []func(context.Context) *refusal{q.authenticate, q.checkDate, q.checkPath, q.checkInnerTier} {
 		if p := step(ctx); p != nil {
 			return p
 		}

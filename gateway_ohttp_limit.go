@@ -104,3 +104,40 @@ func (s *strangers) find(address string) *bucket {
 	s.buckets[b.address] = s.recent.PushFront(b)
 	return b
 }
+
+// readers bounds the requests of which the header is being read, before anybody knows whose they are: all of them, and those of
+// one address. Each holds the header and a chunk at most, and not for longer than within.
+type readers struct {
+	most, each int
+	within     time.Duration
+
+	mu  sync.Mutex
+	all int
+	of  map[string]int
+}
+
+// newReaders bounds them in proportion to the requests that are worked on at the same time.
+func newReaders(places int) *readers {
+	return &readers{most: 16 * places, each: places, within: 5 * time.Second, of: make(map[string]int)}
+}
+
+// take reports whether there is a place. The empty address stands for nobody in particular.
+func (r *readers) take(address string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all >= r.most || address != "" && r.of[address] >= r.each {
+		return false
+	}
+	r.all++
+	r.of[address]++
+	return true
+}
+
+func (r *readers) giveBack(address string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all--
+	if r.of[address]--; r.of[address] == 0 {
+		delete(r.of, address)
+	}
+}

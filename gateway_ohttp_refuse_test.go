@@ -435,11 +435,12 @@ func TestObliviousUnavailable(t *testing.T) {
 	done := make(chan *httptest.ResponseRecorder)
 	go func() { done <- r.send(s) }()
 	<-began
-	w := r.send(r.seal(innerRequest{}))
-	if w.Code != 503 || w.Header().Get("Retry-After") != "1" {
-		t.Errorf("too many: %d %v", w.Code, w.Header())
+	second := r.seal(innerRequest{})
+	a := second.open(r.send(second))
+	if a.err != nil || a.status != 503 || a.header.Get("Retry-After") != "1" || a.header.Get(headerProcessed) != "no" {
+		t.Errorf("too many: %+v", a)
 	}
-	problemOf(t, 503, w.Header(), w.Body.String())
+	problemOf(t, 503, a.header, a.body)
 	close(release)
 	if a := s.open(<-done); a.status != 200 {
 		t.Errorf("the first: %+v", a)
