@@ -25,7 +25,7 @@ const fineEvents = "data: {\"a\":1}\n\ndata: {\"b\":2}\n\ndata: [DONE]\n\n"
 // answerOf is an upstream's answer of unknown length.
 func answerOf(kind string, body io.Reader) *http.Response {
 	resp := respond(200, "", "Content-Type", kind)
-	resp.ContentLength, resp.Body = -1, io.NopCloser(body)
+	resp.ContentLength, resp.TransferEncoding, resp.Body = -1, []string{"chunked"}, io.NopCloser(body)
 	return resp
 }
 
