@@ -50,7 +50,7 @@ type GatewayOHTTP struct {
 	Pad int
 	// StrangerRate is how many requests a second from one address are opened without turning out to be a client's:
 	// opening costs work before anybody is known. StrangerBurst is how many may come at once. More are answered 429. What
-	// opens, and Authenticate lets in, does not count. 0 = 20 and 200; a negative rate sets no limit. The last 16,384
+	// Authenticate lets in does not count, if it arrives whole and was not sent before. Without Authenticate everything counts. 0 = 20 and 200; a negative rate sets no limit. The last 16,384
 	// addresses are remembered.
 	StrangerRate  float64
 	StrangerBurst int

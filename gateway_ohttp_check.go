@@ -39,7 +39,6 @@ func (q *obliviousRequest) authenticate(ctx context.Context) *refusal {
 	q.path, q.query = path, query
 	auth := q.g.cfg.Authenticate
 	if auth == nil {
-		q.g.strangers.giveBack(q.address)
 		return nil
 	}
 	inner := (&http.Request{
@@ -50,7 +49,6 @@ func (q *obliviousRequest) authenticate(ctx context.Context) *refusal {
 	if err := auth(inner); err != nil {
 		return authRefusal(err)
 	}
-	q.g.strangers.giveBack(q.address)
 	return nil
 }
 
@@ -123,6 +121,9 @@ func (q *obliviousRequest) claimExchange(ctx context.Context) *refusal {
 	}
 	if !time.Now().Before(until) { // it may have been forgotten when it was claimed
 		return wrongDate()
+	}
+	if q.g.cfg.Authenticate != nil {
+		q.g.strangers.giveBack(q.address)
 	}
 	return nil
 }

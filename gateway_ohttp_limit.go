@@ -36,7 +36,7 @@ const (
 	mostAddress   = 64 // bytes of an address that count
 )
 
-// strangers counts, for each address, the requests that were opened for it and have not turned out to be a client's: a
+// strangers counts, for each address, the requests that were opened for it and have not turned out to be a client's own: a
 // bucket of tokens for each. The table is bounded; the address that was seen last longest ago is forgotten first, which
 // fills its bucket.
 type strangers struct {

@@ -50,6 +50,40 @@ func TestObliviousStrangers(t *testing.T) {
 	}
 }
 
+// What was captured, or is old, or comes to a gateway that knows nobody, counts as a stranger's however well it opens.
+func TestObliviousReplaysCount(t *testing.T) {
+	keys, err := AuthenticateKeys(secret(t, "key-of-the-client"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := innerRequest{header: []bhttp.Field{dated(time.Now().Add(-time.Hour))}}
+	for name, c := range map[string]struct {
+		authenticate func(*http.Request) error
+		m            innerRequest
+		again        bool
+		codes        []int
+	}{
+		"sent again":     {authenticate: keys, again: true, codes: []int{200, 200, 200, 200, 429}}, // the first was the client's
+		"dated":          {authenticate: keys, m: old, codes: []int{200, 200, 200, 429}},
+		"nobody's":       {codes: []int{200, 200, 200, 429}},
+		"a client's own": {authenticate: keys, codes: []int{200, 200, 200, 200, 200}},
+	} {
+		r := newRig(t, func(g *GatewayConfig) {
+			g.Authenticate = c.authenticate
+			g.OHTTP.StrangerRate, g.OHTTP.StrangerBurst = 0.001, 3
+		})
+		s := r.seal(c.m)
+		for i, want := range c.codes {
+			if !c.again {
+				s = r.seal(c.m)
+			}
+			if got := r.send(s).Code; got != want {
+				t.Errorf("%s, request %d: %d, want %d", name, i, got, want)
+			}
+		}
+	}
+}
+
 func TestStrangers(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	s := newStrangers(2, 3, func() time.Time { return now })
