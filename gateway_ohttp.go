@@ -50,12 +50,12 @@ type GatewayOHTTP struct {
 	Pad int
 	// StrangerRate is how many requests a second from one address are opened without turning out to be a client's:
 	// opening costs work before anybody is known. StrangerBurst is how many may come at once. More are answered 429. What
-	// Authenticate lets in does not count, if it arrives whole and was not sent before. Without Authenticate everything counts. 0 = 20 and 200; a negative rate sets no limit. The last 16,384
-	// addresses are remembered.
+	// Authenticate lets in does not count, if it arrives whole and was not sent before. Without Authenticate everything counts. 0 = 20 and 200; a negative rate sets no limit. The networks of
+	// an IPv6 /48 have 16 times as much together; so have, while 16,384 addresses are within their limits, all others.
 	StrangerRate  float64
 	StrangerBurst int
-	// Address tells whom a request counts for. Behind a proxy or a relay it is for the operator to say: from a header that
-	// the proxy sets and a client cannot, for example. "" = nobody, no limit. nil = the host of RemoteAddr; of an IPv6 address
+	// Address tells whom a request counts for. Behind a proxy or a relay it is for the operator to say, or all clients share one
+	// limit: from a header that the proxy sets and a client cannot, for example. See AddressFromHeader. "" = nobody, no limit. nil = the host of RemoteAddr; of an IPv6 address
 	// its first 64 bits.
 	Address func(*http.Request) string
 }

@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -119,7 +120,16 @@ func TestReaders(t *testing.T) {
 	}
 	r.giveBack("b")
 	r.giveBack("a")
-	if len(r.of) != 1 {
-		t.Errorf("%v", r.of)
+	if len(r.of) != 0 || r.all != 30 {
+		t.Errorf("%v, %d", r.of, r.all)
+	}
+	r, n := newReaders(2), 0
+	for i := range 32 {
+		if r.take(fmt.Sprintf("2001:db8:1:%x::/64", i)) {
+			n++
+		}
+	}
+	if n != 8 {
+		t.Errorf("a /48 has %d places", n)
 	}
 }
