@@ -122,6 +122,32 @@ func TestObliviousCutAnswers(t *testing.T) {
 	}
 }
 
+func TestCommentSize(t *testing.T) {
+	for pad := 2; pad <= ohttp.MaxChunk; pad *= 2 {
+		for from := 1 << 20; from < 1<<20+pad; from += max(1, pad/600) {
+			for written := max(from-3, 1); written <= from; written++ {
+				want := 2
+				for (written+varintLength(want)+want)%pad != 0 {
+					want++
+				}
+				if got := commentSize(written, pad); got != want {
+					t.Fatalf("written %d, pad %d: %d, want %d", written, pad, got, want)
+				}
+			}
+		}
+	}
+}
+
+func varintLength(n int) int {
+	switch {
+	case n < 64:
+		return 1
+	case n < 16384:
+		return 2
+	}
+	return 4
+}
+
 func withoutComments(events string) string {
 	var b strings.Builder
 	for line := range strings.Lines(events) {
