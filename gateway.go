@@ -92,6 +92,7 @@ type Gateway struct {
 	counts    gatewayCounts
 	clients   clientKeys
 	strangers *strangers
+	readers   *readers
 	audit     teller
 	opened    time.Time
 
@@ -116,6 +117,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	}
 	g := &Gateway{cfg: c, upstream: base, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
 	g.strangers = newStrangers(c.OHTTP.StrangerRate, c.OHTTP.StrangerBurst, time.Now)
+	g.readers = newReaders(c.MaxConcurrent)
 	rules := *base
 	if c.InsecureUpstreamHTTP {
 		rules.Scheme = "https" // the rules for http do not apply

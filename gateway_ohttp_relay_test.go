@@ -104,6 +104,7 @@ func TestObliviousCutsThroughRelay(t *testing.T) {
 	keys := storedKeys(t, "rsa-2048")
 	g := newGateway(t, GatewayConfig{
 		Upstream: up.URL + "/v1", UpstreamTransport: upTransport, AllowUnauthenticated: true, Keys: keys, MaxConcurrent: 256,
+		OHTTP: GatewayOHTTP{StrangerRate: -1},
 	})
 	server, conns := countedServer(t, g)
 	target, err := url.Parse(server.URL)

@@ -92,6 +92,9 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*
 func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err error) {
 	p := q.newPasser(resp)
 	defer p.wipe()
+	if _, any := p.whole.(anyEnding); any && endsUnseen(resp) {
+		return &lateRefusal{&refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: errNoEnd}}
+	}
 	early := true // also in a panic
 	defer func() {
 		if early && p.begun {
@@ -153,5 +156,13 @@ func (e *lateRefusal) Error() string { return e.detail }
 
 // statusClientGone is for the log alone.
 const statusClientGone = 499
+
+// endsUnseen tells of an answer whose end is that of its connection, so that one that was cut looks whole. HTTP/2 and 3 have
+// an end of their own.
+func endsUnseen(resp *http.Response) bool {
+	return resp.ProtoMajor == 1 && resp.ContentLength < 0 && len(resp.TransferEncoding) == 0
+}
+
+var errNoEnd = errors.New("the upstream's answer has neither a length nor chunks")
 
 var errCutShort = errors.New("the upstream's answer ends before its end")

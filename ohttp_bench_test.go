@@ -146,7 +146,7 @@ func newRelayed(b *testing.B, events int) *relayed {
 		_, _ = io.WriteString(w, done)
 	}))
 	b.Cleanup(up.Close)
-	gateway := httptest.NewServer(newGateway(b, GatewayConfig{Upstream: up.URL + "/v1", AllowUnauthenticated: true, Keys: storedKeys(b, "server-4096")}))
+	gateway := httptest.NewServer(newGateway(b, GatewayConfig{Upstream: up.URL + "/v1", AllowUnauthenticated: true, OHTTP: GatewayOHTTP{StrangerRate: -1}, Keys: storedKeys(b, "server-4096")}))
 	b.Cleanup(gateway.Close)
 	hop := proxyTo(b, up.URL)
 	sealedRelay, plainRelay := proxyTo(b, gateway.URL), proxyTo(b, hop)

@@ -71,6 +71,7 @@ func TestOHTTPStreamsCutThroughRelay(t *testing.T) {
 	upTransport := DefaultTransport()
 	g := newGateway(t, GatewayConfig{
 		Upstream: up.URL + "/v1", UpstreamTransport: upTransport, AllowUnauthenticated: true, Keys: storedKeys(t, "rsa-2048"), MaxConcurrent: 256,
+		OHTTP: GatewayOHTTP{StrangerRate: -1},
 	})
 	server, conns := countedServer(t, g)
 	target, err := url.Parse(server.URL)
