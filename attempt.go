@@ -48,18 +48,28 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 // server's key has changed meanwhile.
 func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, attempt func() (again bool, err error)) error {
 	renewed := false
-	for failures := 0; ; {
+	ended := func(err error) error {
+		if ctx.Err() != nil {
+			return endedError(ctx)
+		}
+		return err // there is not time enough to wait
+	}
+	for failures, attempts := 0, 1; ; attempts++ {
 		if c.cfg.Limiter != nil {
 			if err := c.cfg.Limiter.Wait(ctx); err != nil {
 				return limiterError(ctx, err)
 			}
 		}
+		o.sealed = ""
 		again, err := attempt()
 		if err == nil {
 			return nil
 		}
 		if again && !renewed { // the key has changed: no fault of the request, and no reason to wait
 			renewed = true
+			if told := c.tellRetry(ctx, o.sealed, attempts, 0, err); told != nil {
+				return beside(err, told)
+			}
 			c.counts.retries.Add(1)
 			continue
 		}
@@ -67,16 +77,16 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, at
 		if !ok {
 			return err
 		}
+		if !hasTime(ctx, wait) {
+			return ended(err)
+		}
 		failures++
-		if told := c.tellRetry(ctx, o.sealed, failures, wait, err); told != nil {
+		if told := c.tellRetry(ctx, o.sealed, attempts, wait, err); told != nil {
 			return beside(err, told)
 		}
 		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait, "error", logText(err))
 		if !pause(ctx, wait) {
-			if ctx.Err() != nil {
-				return endedError(ctx)
-			}
-			return err // there is not time enough to wait
+			return ended(err)
 		}
 		c.counts.retries.Add(1)
 	}
@@ -109,12 +119,12 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 		return nil, false, waitError(ctx, err)
 	}
 	defer r.release()
-	c.counts.attempts.Add(1)
-	c.counts.sealed.Add(int64(len(plaintext)))
 	o.sealed = r.payloadID
 	if err := c.tellSealed(ctx, r, len(plaintext), o); err != nil {
 		return nil, false, err
 	}
+	c.counts.attempts.Add(1)
+	c.counts.sealed.Add(int64(len(plaintext)))
 	log := c.log.With("payload_id", r.payloadID)
 	log.DebugContext(ctx, "request sealed", "bytes", len(plaintext), "server_key", r.server.fingerprint)
 

@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -224,9 +225,32 @@ func (t *teller) tell(ctx context.Context, e Event) error {
 	}
 	e.complete()
 	if err := (*to).Record(ctx, e); err != nil {
-		return fmt.Errorf("%w (%s): %w", ErrAudit, e.Type, err)
+		return &auditError{e.Type, err}
 	}
 	return nil
+}
+
+// auditError is ErrAudit and all that the Auditor's error is, but for ErrUnconfirmed, which the caller would take for his
+// own key store's, and what this package says to itself.
+type auditError struct {
+	event EventType
+	err   error
+}
+
+func (e *auditError) Error() string {
+	return ErrAudit.Error() + " (" + string(e.event) + "): " + e.err.Error()
+}
+
+func (e *auditError) Is(target error) bool {
+	return target == ErrAudit || target != ErrUnconfirmed && errors.Is(e.err, target)
+}
+
+func (e *auditError) As(target any) bool {
+	switch target.(type) {
+	case **unconfirmedError, **untoldError, **toldError:
+		return false
+	}
+	return errors.As(e.err, target)
 }
 
 // failed hands on an event about err, the error of a call: what comes back is err, with the Auditor's error beside it.

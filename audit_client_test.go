@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -55,7 +56,10 @@ func TestClientEvents(t *testing.T) {
 	if err := chat(); err != nil {
 		t.Fatal(err)
 	}
-	events = h.mustHear(t, "server key changed", "request_sealed server_key_changed request_sealed response_opened")
+	events = h.mustHear(t, "server key changed", "request_sealed server_key_changed retry request_sealed response_opened")
+	if e := events[2]; e.Attempt != 1 || e.Wait != 0 || e.PayloadID != events[0].PayloadID || e.Status == 0 {
+		t.Errorf("%+v", e)
+	}
 	if e := events[1]; e.Fingerprint != other || e.OldFingerprint != server || e.Severity != SeverityWarn {
 		t.Errorf("%+v", e)
 	}
@@ -152,6 +156,47 @@ func TestServerKeyEvents(t *testing.T) {
 }
 
 // An Auditor that fails stops the call before anything comes of it.
+// A retry is told of when there will be one, with the id of what failed.
+func TestRetryEvents(t *testing.T) {
+	s := newSealedServer(t)
+	h := &heard{}
+	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 3 })
+	h.take()
+	s.answer = func(*sealedQuestion) *http.Response { return respond(429, "", "Retry-After", "50") }
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := c.Chat(ctx, ask("?")); !errors.Is(err, ErrRateLimited) {
+		t.Error(err)
+	}
+	h.mustHear(t, "no time to wait", "server_key_first_seen request_sealed")
+
+	c.retry.base = time.Microsecond
+	o, n := &callOptions{}, 0
+	err := c.persist(t.Context(), o, func() (again bool, err error) {
+		switch n++; n {
+		case 1:
+			o.sealed = "first"
+			return true, &APIError{StatusCode: 400}
+		case 2, 3: // the third does not get as far as an id
+			if n == 2 {
+				o.sealed = "second"
+			}
+			return false, &APIError{StatusCode: 500}
+		}
+		return false, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	for _, e := range h.mustHear(t, "attempts", "retry retry retry") {
+		told = append(told, fmt.Sprint(e.PayloadID, e.Attempt, e.Status))
+	}
+	if got := strings.Join(told, ", "); got != "first1 400, second2 500, 3 500" {
+		t.Errorf("told %q", got)
+	}
+}
+
 func TestAuditStopsTheClient(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
@@ -174,8 +219,8 @@ func TestAuditStopsTheClient(t *testing.T) {
 	h.failOn(errDeaf, EventRequestSealed)
 	_, err = c.Chat(t.Context(), ask("?"))
 	stopped("request", err)
-	if _, posts := s.counts(); posts != 0 {
-		t.Errorf("%d requests were sent", posts)
+	if _, posts := s.counts(); posts != 0 || c.Stats().Attempts != 0 || c.Stats().BytesSealed != 0 {
+		t.Errorf("%d requests were sent, %+v", posts, c.Stats())
 	}
 	h.failOn(errDeaf, EventResponseOpened)
 	answer, err := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m","messages":[]}`)})

@@ -19,6 +19,13 @@ import (
 type EventType string
 
 // The events. Every one has Time, Severity, User and PID; what else it has stands behind it.
+//
+// Of an answer that is passed on as it comes (Oblivious HTTP), EventResponseOpened and EventResponseSealed are told once, when
+// it ends, however it does, with the bytes that may have gone out: what the Auditor can withhold is its end, without which no
+// client takes it for whole. A chunk that does not open is EventDecryptionRefused in its place.
+//
+// A gateway does not tell of requests over Oblivious HTTP that do not open or are malformed: strangers could push everything else
+// out of an audit log with them. GatewayConfig.Logger is told.
 const (
 	EventClientOpened  EventType = "client_opened"  // Server, Memory. An error fails NewSecureCompletionClient
 	EventClientClosed  EventType = "client_closed"  // Server, Duration, Memory
@@ -42,15 +49,15 @@ const (
 	EventServerKeyRefused   EventType = "server_key_refused"    // Fingerprint, OldFingerprint (expected), Server, Reason
 
 	EventRequestSealed  EventType = "request_sealed"  // PayloadID, Fingerprint (the server's), Tier, Bytes. Before it is sent
-	EventResponseOpened EventType = "response_opened" // PayloadID, Bytes, Duration. Before it is handed out
+	EventResponseOpened EventType = "response_opened" // PayloadID, Bytes, Duration, Reason (how it ended, if early). Before it is handed out; of a stream, its end
 	EventRequestOpened  EventType = "request_opened"  // in a gateway: PayloadID, Tier, Bytes. Before it goes upstream
-	EventResponseSealed EventType = "response_sealed" // in a gateway: PayloadID, Bytes, Duration. Before it is sent
+	EventResponseSealed EventType = "response_sealed" // in a gateway: PayloadID, Bytes, Duration, Reason (how it ended, if early). Before it is sent; of a stream, its end
 
-	EventDecryptionRefused EventType = "decryption_refused" // PayloadID or Path, Reason
+	EventDecryptionRefused EventType = "decryption_refused" // PayloadID or Path, Reason; Bytes that a client handed out before
 	EventReplayRefused     EventType = "replay_refused"     // PayloadID, Reason
 	EventTierRefused       EventType = "tier_refused"       // PayloadID, Tier
 	EventSchemaRefused     EventType = "schema_refused"     // PayloadID, Reason: a malformed envelope, request or answer
-	EventRetry             EventType = "retry"              // PayloadID and Attempt that failed, Wait, Status, Reason. An error ends the call
+	EventRetry             EventType = "retry"              // PayloadID and Attempt that failed, Wait (0: at once, to a server's new key), Status, Reason. An error ends the call
 
 	EventMemoryLowered      EventType = "memory_lowered"      // Memory: what was locked so far is not any more
 	EventPermissionsRefused EventType = "permissions_refused" // Path, Reason
@@ -169,9 +176,14 @@ func (c *SecureCompletionClient) tellAnswer(ctx context.Context, id string, answ
 
 // tellRefused tells of an answer that was refused; err comes back.
 func (c *SecureCompletionClient) tellRefused(ctx context.Context, id string, err error, tier SecurityTier) error {
+	return c.tellRefusedAfter(ctx, id, 0, err, tier)
+}
+
+// tellRefusedAfter is tellRefused for an answer of which so many bytes were handed out before.
+func (c *SecureCompletionClient) tellRefusedAfter(ctx context.Context, id string, out int64, err error, tier SecurityTier) error {
 	for _, r := range refusals {
 		if errors.Is(err, r.err) {
-			e := Event{Type: r.event, PayloadID: id, Reason: r.reason}
+			e := Event{Type: r.event, PayloadID: id, Bytes: out, Reason: r.reason}
 			if r.event == EventTierRefused {
 				e.Tier = tier
 			}
@@ -215,8 +227,8 @@ func (c *SecureCompletionClient) tellClosed() error {
 	})
 }
 
-func (c *SecureCompletionClient) tellRetry(ctx context.Context, id string, failures int, wait time.Duration, err error) error {
-	e := Event{Type: EventRetry, PayloadID: id, Attempt: failures, Wait: wait, Reason: auditReason(err)}
+func (c *SecureCompletionClient) tellRetry(ctx context.Context, id string, attempt int, wait time.Duration, err error) error {
+	e := Event{Type: EventRetry, PayloadID: id, Attempt: attempt, Wait: wait, Reason: auditReason(err)}
 	if answer, ok := errors.AsType[*APIError](err); ok {
 		e.Status = answer.StatusCode
 	}
@@ -278,6 +290,21 @@ func (h *gatewayRequest) tellOpened(ctx context.Context, size int) *refusal {
 
 func (h *gatewayRequest) tellSealed(ctx context.Context, size int) *refusal {
 	return h.unaudited(h.tell(ctx, Event{Type: EventResponseSealed, Bytes: int64(size), Duration: time.Since(h.start)}))
+}
+
+// tellCut tells of an answer that began and gets no end. An error of the Auditor's can only be logged.
+func (q *obliviousRequest) tellCut(ctx context.Context, size int, err error) {
+	if _, tried := errors.AsType[*lateRefusal](err); tried {
+		return // it was the Auditor who ended it
+	}
+	e := Event{Type: EventResponseSealed, Bytes: int64(size), Duration: time.Since(q.start), Reason: "ended early"}
+	switch {
+	case q.stuck || q.r.Context().Err() != nil:
+		e.Reason = "left early"
+	case errors.Is(err, errCutShort) || errors.Is(err, ErrConnection):
+		e.Reason = "cut short"
+	}
+	q.logAudit(q.tell(context.WithoutCancel(ctx), e))
 }
 
 func (h *gatewayRequest) unaudited(err error) *refusal {

@@ -50,8 +50,9 @@ type AuditLogOptions struct {
 	// MaxFileBytes is the size beyond which a file is not written on but renamed, and a new one begun. At least 64 KiB;
 	// 0 = 16 MiB.
 	MaxFileBytes int64
-	// MaxFiles is how many files are kept, with the one that is written to; beyond it the oldest is deleted. At least 2;
-	// 0 = 16.
+	// MaxFiles is how many files are kept, with the one that is written to; beyond it the oldest is deleted, after all of
+	// its lines were checked. Nothing is deleted while an older file is missing or not as it was written, and files that do
+	// not belong to the log do not count: Logger is told. At least 2; 0 = 16.
 	MaxFiles int
 	// Logger is told what could not be written, without content. nil = silent.
 	Logger *slog.Logger
@@ -75,10 +76,12 @@ type AuditLog struct {
 	file       *os.File // nil: to be opened
 	size       int64    // of the file when this process wrote or read it last
 	fragment   []byte   // what stands behind its last line feed
+	unbegun    bool     // it has no good line
 	tail       auditfile.Head
 	own        auditfile.Head // of the last line that this process wrote
 	key        *auditfile.Key
 	generation uint32
+	known      map[uint32]*auditfile.Key // of other generations
 	line       []byte
 
 	lost atomic.Uint64 // events since the last one that was written

@@ -7,8 +7,11 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,13 +38,15 @@ func olderFiles(dir *fsafe.Dir, log string) ([]olderFile, error) {
 	for _, name := range names {
 		digits, ok := strings.CutPrefix(name, log+".")
 		number, err := strconv.ParseUint(digits, 10, 64)
-		if ok && err == nil && number > 0 && olderName(log, number) == name {
+		if ok && err == nil && number > 0 && number <= mostNumber && olderName(log, number) == name {
 			files = append(files, olderFile{name, number})
 		}
 	}
 	slices.SortFunc(files, func(a, b olderFile) int { return cmp.Compare(a.number, b.number) })
 	return files, nil
 }
+
+const mostNumber = 1 << 53 // of an older file; others are not the log's
 
 func olderName(log string, number uint64) string { return fmt.Sprintf("%s.%06d", log, number) }
 
@@ -51,12 +56,15 @@ func (l *AuditLog) rotate() error {
 	if err != nil {
 		return err
 	}
-	if err := l.confirm(l.file); err != nil {
+	if err := l.sync(l.file); err != nil { // the event is not written yet: this is not ErrUnconfirmed
 		return err
 	}
 	number := uint64(1)
 	if n := len(files); n > 0 {
 		number = files[n-1].number + 1
+	}
+	if number > mostNumber {
+		return fmt.Errorf("sealedchat: audit log: there is no number after %s", files[len(files)-1].name)
 	}
 	l.dropFile() // before the name changes: Windows would not let it
 	if err := l.dir.Rename(l.name, olderName(l.name, number)); err != nil && !errors.Is(err, fsafe.ErrNotDurable) {
@@ -72,7 +80,7 @@ func (l *AuditLog) olderTail() (*auditfile.Head, error) {
 		return nil, err
 	}
 	for _, file := range slices.Backward(files) {
-		if _, last, err := l.ends(file.name); last != nil || err != nil {
+		if _, last, err := l.ends(file.name, l.believes); last != nil || err != nil {
 			return last, err
 		}
 	}
@@ -80,42 +88,98 @@ func (l *AuditLog) olderTail() (*auditfile.Head, error) {
 }
 
 // kept says with which line the log begins when no more than MaxFiles are kept, and which files are in the way of that.
-// The current one is empty, and next is the line that it begins with.
+// The current one has no line yet.
 //
-// The log began so far where the newest file says. From there on the files in the way are gone through: what somebody
-// else has removed must not count as dropped here.
+// Only files count that lead from the log's last line to where it began so far without a gap, and whose ends have the codes
+// that belong to them. Others were put there, or changed: they and what they hide are left for VerifyAuditLog to find, and
+// nothing is dropped while something is missing. A file is checked line by line before the log begins behind it.
 func (l *AuditLog) kept() (begins uint64, old []string, err error) {
-	files, err := olderFiles(l.dir, l.name)
+	run, begins, err := l.genuine()
 	if err != nil {
 		return 0, nil, err
 	}
-	begins = 1
-	if n := len(files); n > 0 {
-		first, _, err := l.ends(files[n-1].name)
-		if err != nil {
-			return 0, nil, err
-		}
-		if first != nil {
-			begins = max(begins, first.Begins)
-		}
+	if len(run) == 0 || run[0].first.Seq > begins {
+		l.opts.Logger.Warn("audit log: older files are missing or not as they were written, none is deleted")
+		return begins, nil, nil
 	}
-	whole := true
-	for ; len(files) > l.opts.MaxFiles-1; files = files[1:] {
-		old = append(old, files[0].name)
-		first, last, err := l.ends(files[0].name)
-		if err != nil {
-			return 0, nil, err
+	for ; len(run) > 0; run = run[1:] {
+		switch file := run[0]; {
+		case file.last.Seq < begins: // a crash came before it was deleted
+		case len(run) < l.opts.MaxFiles:
+			return begins, old, nil
+		default:
+			whole, err := l.isWhole(file)
+			if err != nil {
+				return 0, nil, err
+			}
+			if !whole {
+				l.opts.Logger.Warn("audit log: an older file is not as it was written, none is deleted", "file", file.name)
+				return begins, old, nil
+			}
+			begins = file.last.Seq + 1
 		}
-		whole = whole && first != nil && last != nil && first.Seq <= begins
-		if whole {
-			begins = max(begins, last.Seq+1)
-		}
+		old = append(old, run[0].name)
 	}
 	return begins, old, nil
 }
 
-// ends are a file's first line and its last good one; nil where it has none.
-func (l *AuditLog) ends(name string) (first *auditfile.Line, last *auditfile.Head, err error) {
+// genuineFile is an older file whose ends were checked.
+type genuineFile struct {
+	name  string
+	first *auditfile.Line
+	last  auditfile.Head
+}
+
+// genuine are the older files that lead to the log's last line without a gap, oldest first, and where the newest of them
+// says that the log begins.
+func (l *AuditLog) genuine() (run []genuineFile, begins uint64, err error) {
+	files, err := olderFiles(l.dir, l.name)
+	if err != nil {
+		return nil, 0, err
+	}
+	begins = 1
+	for want := l.tail; len(files) > 0; files = files[:len(files)-1] {
+		file := files[len(files)-1]
+		first, last, err := l.ends(file.name, l.proves)
+		if err != nil {
+			return nil, 0, err
+		}
+		// A file that a writer has begun says where the log begins: a part of one does not count as a file.
+		if first == nil || last == nil || *last != want || (first.Begins == 0) != (first.Seq == 1) {
+			continue
+		}
+		if len(run) == 0 {
+			begins = max(begins, first.Begins)
+		}
+		run = append(run, genuineFile{file.name, first, *last})
+		want = auditfile.Head{Seq: first.Seq - 1, MAC: first.Prev}
+	}
+	slices.Reverse(run)
+	return run, begins, nil
+}
+
+// isWhole checks all lines of a file.
+func (l *AuditLog) isWhole(file genuineFile) (bool, error) {
+	f, err := l.dir.OpenRead(file.name)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	chain := &auditfile.Chain{Key: func(generation uint32) (*auditfile.Key, error) { return l.keyOf(generation), nil }}
+	p := part{f, file.name, io.NewSectionReader(f, 0, info.Size())}
+	_, rest, err := stepLines(context.Background(), chain, p)
+	if _, wrong := errors.AsType[*auditfile.Problem](err); wrong {
+		return false, nil
+	}
+	return chain.Settled() && len(rest) == 0 && chain.First == file.first.Seq && chain.Head == file.last, err
+}
+
+// ends are a file's first line and its last one that pass the check; nil where it has none.
+func (l *AuditLog) ends(name string, check lineCheck) (first *auditfile.Line, last *auditfile.Head, err error) {
 	f, err := l.dir.OpenRead(name)
 	if err != nil {
 		return nil, nil, err
@@ -125,19 +189,38 @@ func (l *AuditLog) ends(name string) (first *auditfile.Line, last *auditfile.Hea
 	if err != nil {
 		return nil, nil, err
 	}
-	if last, _, err = l.lastLine(f, info.Size()); err != nil {
+	if last, _, err = lastLine(f, info.Size(), check); err != nil || last == nil {
 		return nil, nil, err
 	}
-	text, _ := bufio.NewReaderSize(f, auditfile.MaxLine).ReadSlice('\n')
-	text = bytes.TrimSuffix(text, []byte("\n"))
-	if line, err := auditfile.Parse(text); err == nil && l.believes(text, line) {
-		first = line
+	lines := bufio.NewReaderSize(f, auditfile.MaxLine)
+	next := func() (text []byte, line *auditfile.Line) {
+		text, _ = lines.ReadSlice('\n')
+		text = bytes.TrimSuffix(text, []byte("\n"))
+		if line, err := auditfile.Parse(text); err == nil && check(text, line) {
+			return text, line
+		}
+		return text, nil
 	}
-	return first, last, nil
+	text, first := next()
+	if first != nil {
+		return first, last, nil
+	}
+	size, sum := uint64(len(text)), sha256.Sum256(text)
+	if _, first = next(); first != nil && first.Torn == size && first.TornSum == sum {
+		return first, last, nil // a crash left the first one unfinished
+	}
+	return nil, last, nil
 }
 
-// dropOld deletes files, after the line that says so is written. What stays is deleted with the next file.
+// dropOld deletes files, after the line that says so is on the disk. What stays is deleted with the next file.
 func (l *AuditLog) dropOld(names []string) {
+	if len(names) == 0 {
+		return
+	}
+	if err := l.sync(l.file); err != nil {
+		l.opts.Logger.Warn("audit log: old files are not deleted yet", "error", err)
+		return
+	}
 	for _, name := range names {
 		if err := l.dir.Remove(name); err != nil {
 			l.opts.Logger.Warn("audit log: an old file could not be deleted", "error", err)

@@ -223,6 +223,20 @@ func TestAuditLogTornLine(t *testing.T) {
 	// Zeros, as some file systems leave them after a power cut.
 	writeLog(t, path, append(bytes.Clone(whole[:len(whole)-last/2]), make([]byte, 100)...))
 	mustFind(t, "zeros", path, keys, nil, AuditLogError{File: "audit.log", Line: 3, Finding: AuditTorn})
+	for what, text := range map[string][]byte{"half": whole[:len(whole)-last/2], "nothing": whole[:len(whole)-last]} {
+		for _, zeros := range []int{64<<10 - last/2, 64 << 10, 1 << 20} {
+			writeLog(t, path, append(bytes.Clone(text), make([]byte, zeros)...))
+			mustFind(t, what+" and zeros", path, keys, nil, AuditLogError{File: "audit.log", Line: 3, Finding: AuditTorn})
+			l = openAuditLog(t, path, keys, nil)
+			writeNotes(t, l, 3, 5)
+			if r := mustVerify(t, path, keys, nil); r.Lines != 4 || what == "half" && r.Torn != 1 {
+				t.Errorf("%s and %d zeros: %+v", what, zeros, r)
+			}
+			l.Close()
+		}
+	}
+	writeLog(t, path, append(append(bytes.Clone(whole), make([]byte, 1<<20)...), 'x'))
+	mustFind(t, "zeros and more", path, keys, nil, AuditLogError{File: "audit.log", Line: 4, Finding: AuditChanged})
 	// What no writer of the log begins with is nobody's unfinished line, also after the log went on.
 	writeLog(t, path, append(bytes.Clone(whole), "{\"seq\":5,"...))
 	mustFind(t, "appended", path, keys, nil, AuditLogError{File: "audit.log", Line: 4, Seq: 4, Finding: AuditChanged})
@@ -414,8 +428,8 @@ func TestAuditLogLost(t *testing.T) {
 	}
 }
 
-// Files are ended by size and dropped by number; the chain goes on over them. What somebody else removes shows, now and after
-// the next files were dropped.
+// Files are ended by size and dropped by number; the chain goes on over them. What somebody else removes shows, and what
+// is left stays.
 func TestRotatedAuditLog(t *testing.T) {
 	o := &AuditLogOptions{MaxFileBytes: 64 << 10, MaxFiles: 3}
 	l, path, keys := startAuditLog(t, o)
@@ -476,5 +490,8 @@ func TestRotatedAuditLog(t *testing.T) {
 	fill(1)
 	mustFind(t, "and one written", path, keys, nil, AuditLogError{File: "audit.log.000006", Line: 1, Seq: 13, Missing: 3, Finding: AuditRemoved})
 	fill(1)
-	mustFind(t, "and one dropped", path, keys, nil, AuditLogError{File: "audit.log.000007", Line: 1, Seq: 13, Missing: 6, Finding: AuditRemoved})
+	mustFind(t, "and another one", path, keys, nil, AuditLogError{File: "audit.log.000006", Line: 1, Seq: 13, Missing: 3, Finding: AuditRemoved})
+	if _, err := os.Stat(older(r, 1)); err != nil {
+		t.Errorf("what is left was deleted: %v", err)
+	}
 }

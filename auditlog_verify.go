@@ -193,7 +193,16 @@ func openParts(ctx context.Context, dir *fsafe.Dir, name string) (parts []part, 
 			_ = f.Close()
 			return parts, err
 		}
-		parts = append(parts, part{f, file.name, io.NewSectionReader(f, 0, info.Size())})
+		size := info.Size()
+		if file.name == name { // of the zeros that a power cut can leave, one is enough
+			end, err := endOfText(f, size)
+			if err != nil {
+				_ = f.Close()
+				return parts, err
+			}
+			size = min(size, end+1)
+		}
+		parts = append(parts, part{f, file.name, io.NewSectionReader(f, 0, size)})
 	}
 	return parts, nil
 }
@@ -201,30 +210,41 @@ func openParts(ctx context.Context, dir *fsafe.Dir, name string) (parts []part, 
 // checkParts walks through the files.
 func checkParts(ctx context.Context, chain *auditfile.Chain, parts []part) error {
 	for i, p := range parts {
-		lines := bufio.NewReaderSize(p.text, auditfile.MaxLine+1)
-		for number := 1; ; number++ {
-			if number%1024 == 0 && ctx.Err() != nil {
-				return endedError(ctx)
-			}
-			text, err := lines.ReadSlice('\n')
-			end := errors.Is(err, io.EOF)
-			if err != nil && !end && !errors.Is(err, bufio.ErrBufferFull) {
-				return fmt.Errorf("sealedchat: audit log: %w", err)
-			}
-			if end && i == len(parts)-1 {
-				return chain.Finish(p.name, number, text)
-			}
-			if end && len(text) == 0 {
-				break
-			}
-			text, whole := bytes.CutSuffix(text, []byte("\n"))
-			if !whole { // too long, or another file follows
-				text = nil
-			}
-			if err := chain.Step(p.name, number, text); err != nil {
+		number, rest, err := stepLines(ctx, chain, p)
+		switch {
+		case err != nil:
+			return err
+		case i == len(parts)-1:
+			return chain.Finish(p.name, number, rest)
+		case len(rest) > 0 || number == 1: // another file follows: this one was ended, and has a line
+			if err := chain.Step(p.name, number, nil); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// stepLines walks through the lines of a file. rest is what stands after the last line feed, and number its place.
+func stepLines(ctx context.Context, chain *auditfile.Chain, p part) (number int, rest []byte, err error) {
+	lines := bufio.NewReaderSize(p.text, auditfile.MaxLine+1)
+	for number = 1; ; number++ {
+		if number%1024 == 0 && ctx.Err() != nil {
+			return number, nil, endedError(ctx)
+		}
+		text, err := lines.ReadSlice('\n')
+		if errors.Is(err, io.EOF) {
+			return number, text, nil
+		}
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return number, nil, fmt.Errorf("sealedchat: audit log: %w", err)
+		}
+		text, whole := bytes.CutSuffix(text, []byte("\n"))
+		if !whole { // too long
+			text = nil
+		}
+		if err := chain.Step(p.name, number, text); err != nil {
+			return number, nil, err
+		}
+	}
 }

@@ -62,12 +62,12 @@ func (l *AuditLog) append(lock *fsafe.Lock, event []byte) error {
 	l.line = l.line[:0]
 	if len(l.fragment) > 0 {
 		l.line = append(l.line, '\n')
-		if auditfile.Unfinished(l.fragment, l.tail) { // what nobody has begun to write here stays for VerifyAuditLog to find
+		if len(l.fragment) <= auditfile.MaxLine && auditfile.Unfinished(l.fragment, l.tail) { // what nobody has begun to write here stays for VerifyAuditLog to find
 			line.Torn, line.TornSum = uint64(len(l.fragment)), sha256.Sum256(l.fragment)
 		}
 	}
 	var old []string
-	if l.size == 0 && l.tail.Seq > 0 && at == l.tail {
+	if l.unbegun && l.tail.Seq > 0 && at == l.tail {
 		var err error
 		if line.Begins, old, err = l.kept(); err != nil {
 			return err
@@ -81,7 +81,7 @@ func (l *AuditLog) append(lock *fsafe.Lock, event []byte) error {
 		return err
 	}
 	l.lost.Add(-line.Lost) // those that came meanwhile stay counted
-	l.fragment = nil
+	l.fragment, l.unbegun = nil, false
 	l.tail, l.own = line.Head(), line.Head()
 	l.setHead(l.own)
 	l.dropOld(old)
@@ -153,11 +153,23 @@ func (l *AuditLog) catchUp() error {
 // readTail finds the last line, in this file or in the one before.
 func (l *AuditLog) readTail(size int64) error {
 	l.size = size
-	tail, fragment, err := l.lastLine(l.file, size)
+	tail, fragment, err := lastLine(l.file, size, l.believes)
 	if err != nil {
 		return err
 	}
-	l.fragment = fragment
+	if n := len(fragment); n >= auditfile.MaxLine && fragment[n-1] == 0 { // a power cut left so many zeros: they say nothing
+		end, err := endOfText(l.file, size)
+		if err != nil {
+			return err
+		}
+		if l.file.Truncate(end) == nil { // not every system lets a file that is appended to be cut
+			l.size = end
+			if tail, fragment, err = lastLine(l.file, end, l.believes); err != nil {
+				return err
+			}
+		}
+	}
+	l.fragment, l.unbegun = fragment, tail == nil
 	if tail == nil {
 		if tail, err = l.olderTail(); err != nil {
 			return err
@@ -170,11 +182,30 @@ func (l *AuditLog) readTail(size int64) error {
 	return nil
 }
 
+// endOfText is where the zero bytes begin at the end of a file.
+func endOfText(f io.ReaderAt, size int64) (int64, error) {
+	block := make([]byte, auditfile.MaxLine)
+	for size > 0 {
+		b := block[:min(size, int64(len(block)))]
+		if _, err := f.ReadAt(b, size-int64(len(b))); err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		text := bytes.TrimRight(b, "\x00")
+		if size -= int64(len(b) - len(text)); len(text) > 0 {
+			break
+		}
+	}
+	return size, nil
+}
+
+// lineCheck says whether a line that was parsed is a good one.
+type lineCheck func(text []byte, line *auditfile.Line) bool
+
 // lastLine finds the last good line of a file, nil if there is none in its last 256 KiB, and what stands behind the last
 // line feed. What is wrong in between is left for VerifyAuditLog to find.
-func (l *AuditLog) lastLine(f *os.File, size int64) (head *auditfile.Head, fragment []byte, err error) {
+func lastLine(f *os.File, size int64, check lineCheck) (head *auditfile.Head, fragment []byte, err error) {
 	for _, window := range []int64{4 << 10, 4 * auditfile.MaxLine} { // the small one does, nearly always
-		head, fragment, err = l.lastWithin(f, max(size-window, 0), size)
+		head, fragment, err = lastWithin(f, max(size-window, 0), size, check)
 		if head != nil || err != nil || size <= window {
 			break
 		}
@@ -182,7 +213,7 @@ func (l *AuditLog) lastLine(f *os.File, size int64) (head *auditfile.Head, fragm
 	return head, fragment, err
 }
 
-func (l *AuditLog) lastWithin(f *os.File, from, size int64) (*auditfile.Head, []byte, error) {
+func lastWithin(f *os.File, from, size int64, check lineCheck) (*auditfile.Head, []byte, error) {
 	text := make([]byte, size-from)
 	if _, err := f.ReadAt(text, from); err != nil && !errors.Is(err, io.EOF) {
 		return nil, nil, err
@@ -192,7 +223,7 @@ func (l *AuditLog) lastWithin(f *os.File, from, size int64) (*auditfile.Head, []
 	for text = text[:end+1]; len(text) > 0; {
 		text = text[:len(text)-1] // its line feed
 		start := bytes.LastIndexByte(text, '\n') + 1
-		if line, err := auditfile.Parse(text[start:]); err == nil && l.believes(text[start:], line) {
+		if line, err := auditfile.Parse(text[start:]); err == nil && check(text[start:], line) {
 			head := line.Head()
 			return &head, fragment, nil
 		}
@@ -202,16 +233,35 @@ func (l *AuditLog) lastWithin(f *os.File, from, size int64) (*auditfile.Head, []
 }
 
 // believes checks a line where the key is at hand. Lines of a generation that this process does not have are taken: to go
-// on after a wrong one hides nothing from VerifyAuditLog.
+// on after a wrong one hides nothing from VerifyAuditLog. What is written on behalf of a line needs proves.
 func (l *AuditLog) believes(text []byte, line *auditfile.Line) bool {
-	if line.Generation == l.generation {
-		return l.key.Fits(text, line)
+	key := l.keyOf(line.Generation)
+	return key == nil || key.Fits(text, line)
+}
+
+// proves reports whether a line has the code that belongs to it.
+func (l *AuditLog) proves(text []byte, line *auditfile.Line) bool {
+	key := l.keyOf(line.Generation)
+	return key != nil && key.Fits(text, line)
+}
+
+// keyOf is the key of a generation, nil if it is not at hand.
+func (l *AuditLog) keyOf(generation uint32) *auditfile.Key {
+	if generation == l.generation {
+		return l.key
 	}
-	if line.Generation > l.keys.dataGeneration() {
-		return true
+	if key := l.known[generation]; key != nil || generation > l.keys.dataGeneration() {
+		return key
 	}
-	key, _, err := l.keys.auditKey(line.Generation)
-	return err != nil || key.Fits(text, line)
+	key, _, err := l.keys.auditKey(generation)
+	if err != nil {
+		return nil
+	}
+	if l.known == nil {
+		l.known = make(map[uint32]*auditfile.Key)
+	}
+	l.known[generation] = key // the store may be closed before the log
+	return key
 }
 
 // flusher has the disk confirm, a second after the first of the events that it has not confirmed.

@@ -85,7 +85,8 @@ var (
 	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. [*MemoryLimitError] has the figures.
 	ErrMemoryLimit = errors.New("sealedchat: memory cannot be locked")
 	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType.Happened), the
-	// call stands. The cause is the Auditor's error.
+	// call stands. Of a stream only the end is withheld. The cause is the Auditor's error, in which
+	// ErrUnconfirmed is not found: that is the key store's alone.
 	ErrAudit = errors.New("sealedchat: not audited")
 	// ErrAuditTampered: an audit log is not as it was written. See AuditLogError.
 	ErrAuditTampered = errors.New("sealedchat: audit log changed")

@@ -70,8 +70,9 @@ type GatewayConfig struct {
 	OHTTP GatewayOHTTP
 
 	// Audit is told of requests, answers, refusals and survived panics; while it fails, requests are answered 503 before
-	// they go upstream, and answers are not sent; one that streams stays without its end. Refused API keys are for Logger alone: strangers could fill the audit
-	// log with them. nil = nobody.
+	// they go upstream, and answers are not sent; one that streams stays without its end. Refused API keys, and requests of the
+	// second protocol that do not open or are malformed, are for Logger alone: strangers could fill the audit log with them.
+	// nil = nobody.
 	Audit Auditor
 	// Logger gets one line per request: ids, sizes, durations and status, no content. nil = silent.
 	Logger *slog.Logger
@@ -91,6 +92,7 @@ type Gateway struct {
 	counts    gatewayCounts
 	clients   clientKeys
 	strangers *strangers
+	readers   *readers
 	audit     teller
 	opened    time.Time
 
@@ -115,6 +117,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	}
 	g := &Gateway{cfg: c, upstream: base, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
 	g.strangers = newStrangers(c.OHTTP.StrangerRate, c.OHTTP.StrangerBurst, time.Now)
+	g.readers = newReaders(c.MaxConcurrent)
 	rules := *base
 	if c.InsecureUpstreamHTTP {
 		rules.Scheme = "https" // the rules for http do not apply
@@ -306,6 +309,7 @@ type gatewayRequest struct {
 	bytesOut  int
 	upstream  time.Duration
 	problem   *refusal
+	cut       bool // an answer began that the client did not get to its end
 
 	deadlines sync.Mutex
 	over      bool // the handler has returned: w is no longer to be touched
@@ -378,10 +382,14 @@ func (h *gatewayRequest) write(status int, body []byte) error {
 	if h.r.Method == http.MethodHead {
 		return nil
 	}
-	if _, err := h.w.Write(body); err != nil {
-		return err
+	_, err := h.w.Write(body)
+	if err == nil {
+		if err = http.NewResponseController(h.w).Flush(); errors.Is(err, http.ErrNotSupported) {
+			err = nil
+		}
 	}
-	if err := http.NewResponseController(h.w).Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err != nil {
+		h.cut = status < 300
 		return err
 	}
 	h.within(unbounded, writing) // the connection may serve other requests
@@ -426,9 +434,9 @@ func (h *gatewayRequest) finish() {
 	}
 	switch {
 	case h.r.URL.Path == pathCompletion:
-		h.g.counts.done(h.status)
+		h.g.counts.done(h.status, h.cut)
 	case h.r.URL.Path == pathOHTTP && h.r.Method == http.MethodPost:
-		h.g.counts.done(h.outcome())
+		h.g.counts.done(h.outcome(), h.cut)
 	}
 	if h.r.URL.Path == "/healthz" && h.status == http.StatusOK {
 		return

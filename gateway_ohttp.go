@@ -22,7 +22,8 @@ import (
 )
 
 // This file has the outside of the second protocol: the list of configurations, and a request's way from ciphertext to a
-// message that is whole. Nothing acts on a request before its final chunk has opened.
+// message that is whole. Its header says who sends it, when, and what for; nothing else acts on a request before its final chunk has
+// opened.
 
 const (
 	pathOHTTP = "/.well-known/ohttp-gateway"
@@ -41,7 +42,7 @@ type GatewayOHTTP struct {
 	// /v1/completions, /v1/embeddings and /v1/responses, and GET /v1/models.
 	Allow []string
 	// DateWindow is how far a request's inner Date may be from this machine's clock, either way. A request is remembered
-	// until its Date and a window more. 0 = 2 minutes.
+	// until its Date, a window and a minute more; one that takes longer to arrive is refused. 0 = 2 minutes.
 	DateWindow time.Duration
 	// Pad makes the plaintext of every answer, and of every chunk of it, a multiple of so many bytes, so that lengths say
 	// less. Event streams get comment lines for it, which readers skip, and an event travels when it is complete; other
@@ -49,12 +50,12 @@ type GatewayOHTTP struct {
 	Pad int
 	// StrangerRate is how many requests a second from one address are opened without turning out to be a client's:
 	// opening costs work before anybody is known. StrangerBurst is how many may come at once. More are answered 429. What
-	// opens, and Authenticate lets in, does not count. 0 = 20 and 200; a negative rate sets no limit. The last 16,384
-	// addresses are remembered.
+	// Authenticate lets in does not count, if it arrives whole and was not sent before. Without Authenticate everything counts. 0 = 20 and 200; a negative rate sets no limit. The networks of
+	// an IPv6 /48 have 16 times as much together; so have, while 16,384 addresses are within their limits, all others.
 	StrangerRate  float64
 	StrangerBurst int
-	// Address tells whom a request counts for. Behind a proxy or a relay it is for the operator to say: from a header that
-	// the proxy sets and a client cannot, for example. "" = nobody, no limit. nil = the host of RemoteAddr; of an IPv6 address
+	// Address tells whom a request counts for. Behind a proxy or a relay it is for the operator to say, or all clients share one
+	// limit: from a header that the proxy sets and a client cannot, for example. See AddressFromHeader. "" = nobody, no limit. nil = the host of RemoteAddr; of an IPv6 address
 	// its first 64 bits.
 	Address func(*http.Request) string
 }
@@ -155,6 +156,7 @@ type obliviousRequest struct {
 	opened   bool          // a chunk of the request has opened: whoever sent it can read what is sealed for him
 
 	head        *bhttp.Request
+	body        *bhttp.Body
 	inHeader    http.Header
 	path, query string // as they stood, escaped
 	content     []byte
@@ -169,7 +171,7 @@ func (h *gatewayRequest) oblivious() {
 	q := &obliviousRequest{gatewayRequest: h}
 	defer q.close()
 	defer q.survive()
-	q.within(q.g.cfg.BodyTimeout, reading)
+	q.within(min(q.g.cfg.BodyTimeout, q.g.readers.within), reading)
 	if p := q.admit(); p != nil {
 		if p.status != http.StatusTooManyRequests { // a stranger is not worth the bytes
 			q.drain()
@@ -177,31 +179,59 @@ func (h *gatewayRequest) oblivious() {
 		q.refuseOuter(p)
 		return
 	}
+	ctx, cancel := context.WithTimeout(q.r.Context(), q.g.cfg.Timeout)
+	defer cancel()
+	defer context.AfterFunc(q.g.life, cancel)()
+	if p := q.serve(ctx); p != nil {
+		q.refuse(p)
+	}
+}
+
+// serve works on a request that may be a stranger's. A place among those that are worked on is for whoever is let in.
+func (q *obliviousRequest) serve(ctx context.Context) *refusal {
+	if p := q.begins(ctx); p != nil {
+		if q.opened {
+			q.drain()
+		}
+		return p
+	}
 	select {
 	case q.g.slots <- struct{}{}:
 		defer func() { <-q.g.slots }()
 	default:
-		q.g.strangers.giveBack(q.address)
 		q.drain()
-		q.refuseOuter(&refusal{status: http.StatusServiceUnavailable, detail: "too many requests at the same time", retryAfter: time.Second})
-		return
+		if p := q.claimExchange(ctx); p != nil { // this copy is not served: no other one is, either
+			return p
+		}
+		return tooManyAtOnce()
 	}
-	ctx, cancel := context.WithTimeout(q.r.Context(), q.g.cfg.Timeout)
-	defer cancel()
-	defer context.AfterFunc(q.g.life, cancel)()
-	p := q.open(ctx)
-	if p == nil {
-		p = q.check(ctx)
+	for _, step := range []func(context.Context) *refusal{q.readContent, q.claimExchange, q.tellWhole, q.forward} {
+		if p := step(ctx); p != nil {
+			return p
+		}
 	}
-	if p == nil {
-		p = q.tellOpened(ctx, len(q.content))
+	return nil
+}
+
+// begins reads the head of a request, and judges it, in a place among the readers.
+func (q *obliviousRequest) begins(ctx context.Context) *refusal {
+	if !q.g.readers.take(q.address) {
+		q.drain()
+		return tooManyAtOnce()
 	}
-	if p == nil {
-		p = q.forward(ctx)
+	defer q.g.readers.giveBack(q.address)
+	if p := q.open(ctx); p != nil {
+		return p
 	}
-	if p != nil {
-		q.refuse(p)
-	}
+	return q.check(ctx)
+}
+
+func tooManyAtOnce() *refusal {
+	return &refusal{status: http.StatusServiceUnavailable, detail: "too many requests at the same time", retryAfter: time.Second}
+}
+
+func (q *obliviousRequest) tellWhole(ctx context.Context) *refusal {
+	return q.tellOpened(ctx, len(q.content))
 }
 
 // close wipes what the request leaves. An answer that has not been finished has no end.
@@ -244,15 +274,14 @@ const (
 	maxInnerPadding = 1 << 20
 )
 
-// open reads the request to its final chunk.
+// open reads the request until its header is there.
 func (q *obliviousRequest) open(ctx context.Context) *refusal {
 	keys := q.g.cfg.Keys
 	if _, err := keys.configList(ctx); err != nil {
 		return &refusal{status: http.StatusServiceUnavailable, detail: "no key", retryAfter: time.Second, cause: err}
 	}
 	limit := q.limit()
-	body := &countedReader{r: &cappedReader{r: q.r.Body, left: limit, limit: limit}}
-	defer func() { q.bytesIn = body.n }()
+	body := &countedReader{r: &cappedReader{r: q.r.Body, left: limit, limit: limit}, n: &q.bytesIn}
 	x, err := ohttp.Open(body, keyFinder{ctx, keys}, ohttp.MaxChunk)
 	if err != nil {
 		return q.openRefusal(err)
@@ -261,19 +290,25 @@ func (q *obliviousRequest) open(ctx context.Context) *refusal {
 	id := x.ID()
 	q.payloadID = formatUUID([16]byte(id[:16])) // the client calls it the same
 	src := &openedSource{Reader: x.Request(), opened: &q.opened}
-	head, content, err := bhttp.ReadRequest(src, bhttp.Limits{
+	q.head, q.body, err = bhttp.ReadRequest(src, bhttp.Limits{
 		Head: maxInnerHead, Content: q.g.cfg.MaxRequestBytes, Padding: maxInnerPadding,
 	})
-	if err == nil {
-		q.content, err = content.ReadAll()
-	}
 	if err != nil {
 		return q.openRefusal(err)
 	}
+	return nil
+}
+
+// readContent reads on to the final chunk.
+func (q *obliviousRequest) readContent(context.Context) *refusal {
+	q.within(q.g.cfg.BodyTimeout, reading)
+	var err error
+	if q.content, err = q.body.ReadAll(); err != nil {
+		return q.openRefusal(err)
+	}
 	q.within(unbounded, reading) // from here on Timeout holds
-	q.head = head
 	q.g.counts.opened.Add(int64(len(q.content)))
-	if len(content.Trailer()) > 0 {
+	if len(q.body.Trailer()) > 0 {
 		return refuse(http.StatusBadRequest, "a request with trailers")
 	}
 	return nil
@@ -315,12 +350,12 @@ func (s *openedSource) ReadByte() (byte, error) {
 
 type countedReader struct {
 	r io.Reader
-	n int
+	n *int
 }
 
 func (c *countedReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
-	c.n += n
+	*c.n += n
 	return n, err
 }
 
@@ -348,6 +383,7 @@ func (q *obliviousRequest) refuse(p *refusal) {
 	q.tellRefused(p)
 	switch {
 	case q.writer != nil: // the answer has begun: it stays without an end
+		q.cut = true
 		if q.status == 0 {
 			_ = q.writer.Flush() // but what there is of it is sealed, and not nothing
 		}
@@ -399,5 +435,6 @@ func (q *obliviousRequest) survive() {
 		q.refuse(refuse(http.StatusInternalServerError, "internal error"))
 		return
 	}
-	q.problem = &refusal{detail: "internal error", cause: fmt.Errorf("panic of type %T", p)}
+	q.cut = true
+	q.problem = &refusal{status: http.StatusInternalServerError, detail: "internal error", cause: fmt.Errorf("panic of type %T", p)}
 }

@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -88,5 +90,63 @@ func TestObliviousAudit(t *testing.T) {
 	s = r.seal(innerRequest{})
 	if a := s.open(r.send(s)); a.status != 200 || !errors.Is(a.err, ohttp.ErrTruncated) {
 		t.Errorf("no audit of a stream: %+v", a)
+	}
+}
+
+// leaver is a client that takes so many chunks and leaves.
+type leaver struct {
+	*httptest.ResponseRecorder
+	left int
+}
+
+func (l *leaver) Write(p []byte) (int, error) {
+	if l.left--; l.left < 0 {
+		return 0, errors.New("connection reset")
+	}
+	return l.ResponseRecorder.Write(p)
+}
+
+// An answer that began is told of and counted however it ends.
+func TestObliviousAuditOfCutAnswers(t *testing.T) {
+	var events []Event
+	r := newRig(t, func(c *GatewayConfig) {
+		c.Audit = AuditorFunc(func(_ context.Context, e Event) error {
+			if e.Type == EventResponseSealed {
+				events = append(events, e)
+			}
+			return nil
+		})
+	})
+	const first = "data: 1\n\n"
+	for what, c := range map[string]struct {
+		then   io.Reader
+		takes  int
+		reason string
+	}{
+		"the upstream ends early": {strings.NewReader(""), 99, "cut short"},
+		"the upstream breaks":     {&pieces{err: errors.New("reset")}, 99, "cut short"},
+		"the client leaves":       {strings.NewReader(first + fineEvents), 2, "left early"},
+		"a panic":                 {panicking{"boom"}, 99, "ended early"},
+		"whole":                   {strings.NewReader(fineEvents), 99, ""},
+	} {
+		t.Run(what, func(t *testing.T) {
+			events = nil
+			before := r.g.Stats()
+			r.answer = func(*http.Request, []byte) (*http.Response, error) {
+				return answerOf("text/event-stream", io.MultiReader(strings.NewReader(first), c.then)), nil
+			}
+			r.g.ServeHTTP(&leaver{httptest.NewRecorder(), c.takes}, obliviousPost(t, strings.NewReader(string(r.seal(innerRequest{}).body))))
+			if len(events) != 1 || events[0].Reason != c.reason || events[0].Bytes < int64(len(first)) || events[0].PayloadID == "" {
+				t.Errorf("told %+v", events)
+			}
+			after := r.g.Stats()
+			failed := after.Failed - before.Failed
+			if whole := c.reason == ""; after.Refused != before.Refused || whole == (failed == 1) || whole != (after.Answered == before.Answered+1) {
+				t.Errorf("counted %+v, before %+v", after, before)
+			}
+			if what == "a panic" && !strings.Contains(r.logged(), "level=WARN msg=request") {
+				t.Errorf("logged %s", r.logged())
+			}
+		})
 	}
 }

@@ -35,7 +35,8 @@ func (u fixedUpstream) RoundTrip(req *http.Request) (*http.Response, error) {
 func BenchmarkGatewayProtocols(b *testing.B) {
 	g := newGateway(b, GatewayConfig{
 		Upstream: "https://upstream.test/v1", UpstreamTransport: fixedUpstream(fineAnswer), AllowUnauthenticated: true,
-		Keys: storedKeys(b, "server-4096"),
+		Keys:  storedKeys(b, "server-4096"),
+		OHTTP: GatewayOHTTP{StrangerRate: -1},
 	})
 	body := `{"model":"m","messages":[{"role":"user","content":"` + string(bytes.Repeat([]byte{'x'}, 1<<10)) + `"}]}`
 	configs, err := g.cfg.Keys.configList(b.Context())

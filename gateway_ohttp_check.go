@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// check judges an opened request, before anything of it goes upstream.
+// check judges a request by its header, before the rest of it is read.
 func (q *obliviousRequest) check(ctx context.Context) *refusal {
 	q.inHeader = make(http.Header, len(q.head.Header))
 	for _, f := range q.head.Header {
@@ -21,7 +21,7 @@ func (q *obliviousRequest) check(ctx context.Context) *refusal {
 	if q.inHeader.Get("Content-Encoding") != "" {
 		return refuse(http.StatusBadRequest, "the inner request has a content encoding")
 	}
-	for _, step := range []func(context.Context) *refusal{q.authenticate, q.checkDate, q.checkPath, q.checkInnerTier, q.claimExchange} {
+	for _, step := range []func(context.Context) *refusal{q.authenticate, q.checkDate, q.checkPath, q.checkInnerTier} {
 		if p := step(ctx); p != nil {
 			return p
 		}
@@ -39,7 +39,6 @@ func (q *obliviousRequest) authenticate(ctx context.Context) *refusal {
 	q.path, q.query = path, query
 	auth := q.g.cfg.Authenticate
 	if auth == nil {
-		q.g.strangers.giveBack(q.address)
 		return nil
 	}
 	inner := (&http.Request{
@@ -50,15 +49,13 @@ func (q *obliviousRequest) authenticate(ctx context.Context) *refusal {
 	if err := auth(inner); err != nil {
 		return authRefusal(err)
 	}
-	q.g.strangers.giveBack(q.address)
 	return nil
 }
 
 // checkDate asks for an inner Date that is near this clock.
 func (q *obliviousRequest) checkDate(context.Context) *refusal {
 	dates := q.inHeader.Values("Date")
-	wrong := refuse(http.StatusBadRequest, "the request has no Date that is near the gateway's clock")
-	wrong.kind = problemDate
+	wrong := wrongDate()
 	if len(dates) != 1 {
 		return wrong
 	}
@@ -71,6 +68,12 @@ func (q *obliviousRequest) checkDate(context.Context) *refusal {
 	}
 	q.date = date
 	return nil
+}
+
+func wrongDate() *refusal {
+	p := refuse(http.StatusBadRequest, "the request has no Date that is near the gateway's clock")
+	p.kind = problemDate
+	return p
 }
 
 // checkPath allows what is on the list. Paths are compared as they stand: no two spellings are one path here.
@@ -101,15 +104,26 @@ func (q *obliviousRequest) checkInnerTier(context.Context) *refusal {
 	return q.checkTier()
 }
 
+// replaySlack is how much longer a request is remembered than its Date is accepted, for what is accepted at the last moment and
+// still has to be read.
+const replaySlack = time.Minute
+
 // claimExchange refuses a request that was sent before. Here nothing is ever released: a client seals anew when it tries
 // again, so the same bytes come from somebody else, or from a network that sent them twice.
 func (q *obliviousRequest) claimExchange(ctx context.Context) *refusal {
-	fresh, err := q.g.cfg.Replay.Claim(ctx, q.exchange.ID(), [32]byte{}, q.date.Add(q.g.cfg.OHTTP.DateWindow))
+	until := q.date.Add(q.g.cfg.OHTTP.DateWindow + replaySlack)
+	fresh, err := q.g.cfg.Replay.Claim(ctx, q.exchange.ID(), [32]byte{}, until)
 	if err != nil {
 		return &refusal{status: http.StatusServiceUnavailable, detail: "the replay cache is unavailable", retryAfter: time.Second, cause: err}
 	}
 	if !fresh {
 		return refuse(http.StatusConflict, "this request was sent before").as(EventReplayRefused)
+	}
+	if !time.Now().Before(until) { // it may have been forgotten when it was claimed
+		return wrongDate()
+	}
+	if q.g.cfg.Authenticate != nil {
+		q.g.strangers.giveBack(q.address)
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func newEnding(kind, path string, length int64) ending {
 
 var doneLines = []string{"data: [DONE]", "data:[DONE]"}
 
-// anyEnding is that of a form that has none of its own.
+// anyEnding is that of a form that has none of its own: HTTP has to have one then.
 type anyEnding struct{}
 
 func (anyEnding) see([]byte)  {}

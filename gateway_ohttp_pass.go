@@ -130,13 +130,21 @@ func (p *passer) flush(content []byte) error {
 
 // comment is a line that readers of event streams skip, of such a length that the message has a multiple of pad bytes behind it.
 func (p *passer) comment() []byte {
-	size := 2 // a colon and a line break
-	for (p.written+len(bhttp.AppendVarint(nil, uint64(size)))+size)%p.pad != 0 {
-		size++
-	}
+	size := commentSize(p.written, p.pad)
 	comment := bytes.Repeat([]byte{'.'}, size)
 	comment[0], comment[size-1] = ':', '\n'
 	return comment
+}
+
+// commentSize is the least size, of a colon and a line break or more, with which written, a varint of size, and size are a multiple
+// of pad, a power of two.
+func commentSize(written, pad int) int {
+	for _, v := range [...]struct{ length, least, most int }{{1, 2, 63}, {2, 64, 16383}} {
+		if size := v.least + -(written+v.length+v.least)&(pad-1); size <= v.most {
+			return size
+		}
+	}
+	return 16384 + -(written+4+16384)&(pad-1)
 }
 
 func (p *passer) content(content []byte) error {

@@ -340,6 +340,35 @@ func TestObliviousReplay(t *testing.T) {
 	}
 }
 
+// untilReplay knows nothing, and tells until when it was to remember.
+type untilReplay struct{ until time.Time }
+
+func (u *untilReplay) Claim(_ context.Context, _, _ [32]byte, until time.Time) (bool, error) {
+	u.until = until
+	return true, nil
+}
+func (*untilReplay) Release(context.Context, [32]byte) error { return nil }
+
+// What is accepted at the end of its window is remembered for longer, and what was forgotten meanwhile is not accepted.
+func TestObliviousReplayAtTheEdge(t *testing.T) {
+	cache := &untilReplay{}
+	r := newRig(t, func(c *GatewayConfig) { c.Replay = cache; c.OHTTP.DateWindow = time.Hour })
+	date := time.Now().Add(-time.Hour + time.Minute).Truncate(time.Second)
+	s := r.seal(innerRequest{header: []bhttp.Field{dated(date)}})
+	if a := s.open(r.send(s)); a.status != 200 {
+		t.Fatalf("%+v", a)
+	}
+	if want := date.Add(time.Hour + time.Minute); !cache.until.Equal(want) {
+		t.Errorf("remembered until %v, want %v", cache.until, want)
+	}
+	for age, status := range map[time.Duration]int{time.Hour: 0, 61*time.Minute - 10*time.Second: 0, 61 * time.Minute: 400} {
+		q := &obliviousRequest{gatewayRequest: &gatewayRequest{g: r.g}, exchange: &ohttp.Exchange{}, date: time.Now().Add(-age)}
+		if got := q.claimExchange(t.Context()); (got == nil) != (status == 0) || got != nil && (got.status != status || got.kind != problemDate) {
+			t.Errorf("%v after its date: %+v", age, got)
+		}
+	}
+}
+
 // An answer opens for its own request alone.
 func TestObliviousSwappedAnswers(t *testing.T) {
 	r := newRig(t, nil)
@@ -435,11 +464,12 @@ func TestObliviousUnavailable(t *testing.T) {
 	done := make(chan *httptest.ResponseRecorder)
 	go func() { done <- r.send(s) }()
 	<-began
-	w := r.send(r.seal(innerRequest{}))
-	if w.Code != 503 || w.Header().Get("Retry-After") != "1" {
-		t.Errorf("too many: %d %v", w.Code, w.Header())
+	second := r.seal(innerRequest{})
+	a := second.open(r.send(second))
+	if a.err != nil || a.status != 503 || a.header.Get("Retry-After") != "1" || a.header.Get(headerProcessed) != "no" {
+		t.Errorf("too many: %+v", a)
 	}
-	problemOf(t, 503, w.Header(), w.Body.String())
+	problemOf(t, 503, a.header, a.body)
 	close(release)
 	if a := s.open(<-done); a.status != 200 {
 		t.Errorf("the first: %+v", a)

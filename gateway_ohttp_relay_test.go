@@ -104,6 +104,7 @@ func TestObliviousCutsThroughRelay(t *testing.T) {
 	keys := storedKeys(t, "rsa-2048")
 	g := newGateway(t, GatewayConfig{
 		Upstream: up.URL + "/v1", UpstreamTransport: upTransport, AllowUnauthenticated: true, Keys: keys, MaxConcurrent: 256,
+		OHTTP: GatewayOHTTP{StrangerRate: -1},
 	})
 	server, conns := countedServer(t, g)
 	target, err := url.Parse(server.URL)
@@ -115,7 +116,7 @@ func TestObliviousCutsThroughRelay(t *testing.T) {
 		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(target) },
 		Transport: relayTransport, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
 	}
-	relay, relayConns := countedServer(t, proxy)
+	relay, relayConns := countedServer(t, fullDuplex(proxy))
 	transport := &http.Transport{MaxIdleConnsPerHost: 16}
 	closeIdle := func() {
 		transport.CloseIdleConnections()

@@ -25,7 +25,7 @@ const fineEvents = "data: {\"a\":1}\n\ndata: {\"b\":2}\n\ndata: [DONE]\n\n"
 // answerOf is an upstream's answer of unknown length.
 func answerOf(kind string, body io.Reader) *http.Response {
 	resp := respond(200, "", "Content-Type", kind)
-	resp.ContentLength, resp.Body = -1, io.NopCloser(body)
+	resp.ContentLength, resp.TransferEncoding, resp.Body = -1, []string{"chunked"}, io.NopCloser(body)
 	return resp
 }
 
@@ -120,6 +120,32 @@ func TestObliviousCutAnswers(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestCommentSize(t *testing.T) {
+	for pad := 2; pad <= ohttp.MaxChunk; pad *= 2 {
+		for from := 1 << 20; from < 1<<20+pad; from += max(1, pad/600) {
+			for written := max(from-3, 1); written <= from; written++ {
+				want := 2
+				for (written+varintLength(want)+want)%pad != 0 {
+					want++
+				}
+				if got := commentSize(written, pad); got != want {
+					t.Fatalf("written %d, pad %d: %d, want %d", written, pad, got, want)
+				}
+			}
+		}
+	}
+}
+
+func varintLength(n int) int {
+	switch {
+	case n < 64:
+		return 1
+	case n < 16384:
+		return 2
+	}
+	return 4
 }
 
 func withoutComments(events string) string {

@@ -89,9 +89,18 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*
 }
 
 // pass seals the upstream's answer piece by piece as it comes. Memory is a chunk's: what the client does not take is not read.
-func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) error {
+func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err error) {
 	p := q.newPasser(resp)
 	defer p.wipe()
+	if _, any := p.whole.(anyEnding); any && endsUnseen(resp) {
+		return &lateRefusal{&refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: errNoEnd}}
+	}
+	early := true // also in a panic
+	defer func() {
+		if early && p.begun {
+			q.tellCut(ctx, p.passed, err)
+		}
+	}()
 	body := &cappedReader{r: resp.Body, left: q.g.cfg.MaxResponseBytes, limit: q.g.cfg.MaxResponseBytes}
 	if p.live { // the client learns the status, and what kind of answer comes
 		if err := p.head(resp); err != nil {
@@ -106,6 +115,7 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) error 
 			if err := q.complete(ctx, p); err != nil {
 				return err
 			}
+			early = false // whatever comes now: it was told
 		}
 		checked := !p.begun
 		if readErr == nil || last || p.begun {
@@ -120,6 +130,7 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) error 
 			if err := q.complete(ctx, p); err != nil {
 				return err
 			}
+			early = false
 		}
 		if last {
 			return p.end()
@@ -145,5 +156,13 @@ func (e *lateRefusal) Error() string { return e.detail }
 
 // statusClientGone is for the log alone.
 const statusClientGone = 499
+
+// endsUnseen tells of an answer whose end is that of its connection, so that one that was cut looks whole. HTTP/2 and 3 have
+// an end of their own.
+func endsUnseen(resp *http.Response) bool {
+	return resp.ProtoMajor == 1 && resp.ContentLength < 0 && len(resp.TransferEncoding) == 0
+}
+
+var errNoEnd = errors.New("the upstream's answer has neither a length nor chunks")
 
 var errCutShort = errors.New("the upstream's answer ends before its end")

@@ -6,7 +6,6 @@ package sealedchat
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"time"
 
@@ -182,7 +181,7 @@ func (s *KeyStore) ChangePassphrase(ctx context.Context, old, new *Secret) error
 		return s.failed(ctx, err)
 	}
 	err := s.rewrite(ctx, new, func(b *keyfile.Body) error { return addDataKey(b, time.Now()) })
-	if err != nil && !errors.Is(err, ErrUnconfirmed) {
+	if err != nil && !unconfirmed(err) {
 		return s.failed(ctx, err)
 	}
 	return beside(err, s.tell(ctx, Event{Type: EventPassphraseChanged, Path: s.path(), Generation: s.dataGeneration()}))

@@ -217,7 +217,7 @@ func (s *KeyStore) create(ctx context.Context, dir string, passphrase *Secret) (
 	}
 	if err := s.dir.CreateFile(keyStoreFile, file); errors.Is(err, fsafe.ErrNotDurable) {
 		if err := s.write(file); err != nil {
-			return fmt.Errorf("%w: the key store exists: %w", ErrUnconfirmed, err)
+			return &unconfirmedError{fmt.Errorf("the key store exists: %w", err)}
 		}
 	} else if err != nil {
 		return s.existsError(err)

@@ -85,13 +85,13 @@ func (e *untoldError) Unwrap() error { return e.error }
 // stands reports whether a change was made although it returned err.
 func stands(err error) bool {
 	_, untold := errors.AsType[*untoldError](err)
-	return untold || errors.Is(err, ErrUnconfirmed)
+	return untold || unconfirmed(err)
 }
 
 // opened ends a Create or an Open that failed with err, or did not.
 func (s *KeyStore) opened(ctx context.Context, err error) error {
 	switch {
-	case err == nil, errors.Is(err, ErrUnconfirmed):
+	case err == nil, unconfirmed(err):
 		err = beside(err, s.tellLoaded(ctx))
 	default:
 		err = s.failed(ctx, err)
@@ -167,7 +167,7 @@ func (c *keyChanges) watch(f func(*keyfile.Body) error) func(*keyfile.Body) erro
 
 // tellChanges tells what a change did that ended with err, which comes back.
 func (s *KeyStore) tellChanges(ctx context.Context, c *keyChanges, err error) error {
-	if err != nil && !errors.Is(err, ErrUnconfirmed) {
+	if err != nil && !unconfirmed(err) {
 		return s.failed(ctx, err)
 	}
 	if c.after == nil {

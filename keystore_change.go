@@ -134,24 +134,36 @@ func (s *KeyStore) save(lock *fsafe.Lock, body *keyfile.Body) error {
 		return err
 	}
 	saved := s.write(text)
-	if saved != nil && !errors.Is(saved, ErrUnconfirmed) {
+	if saved != nil && !unconfirmed(saved) {
 		return saved
 	}
 	// From here on the file is another one, and whatever goes wrong does not undo that.
 	if err := s.load(); err != nil {
-		return fmt.Errorf("%w: reading it back: %w", ErrUnconfirmed, err)
+		return &unconfirmedError{fmt.Errorf("reading it back: %w", err)}
 	}
 	return saved
 }
 
-// write replaces the file. ErrUnconfirmed means that it was replaced all the same.
+// unconfirmedError is an ErrUnconfirmed of the store's own: what is decided on. Others may be its Auditor's.
+type unconfirmedError struct{ err error }
+
+func (e *unconfirmedError) Error() string   { return ErrUnconfirmed.Error() + ": " + e.err.Error() }
+func (e *unconfirmedError) Unwrap() []error { return []error{ErrUnconfirmed, e.err} }
+
+// unconfirmed reports whether the file was replaced although there is an error.
+func unconfirmed(err error) bool {
+	_, ok := errors.AsType[*unconfirmedError](err)
+	return ok
+}
+
+// write replaces the file. An unconfirmedError means that it was replaced all the same.
 func (s *KeyStore) write(text []byte) error {
 	err := s.dir.WriteFile(keyStoreFile, text)
 	if errors.Is(err, fsafe.ErrNotDurable) {
 		if s.dir.WriteFile(keyStoreFile, text) == nil {
 			return nil
 		}
-		return fmt.Errorf("%w: %w", ErrUnconfirmed, err) // the first verdict stands: the file is replaced
+		return &unconfirmedError{err} // the first verdict stands: the file is replaced
 	}
 	if err != nil {
 		return fmt.Errorf("sealedchat: saving the key store: %w", fileError(err))
@@ -373,7 +385,7 @@ func (s *KeyStore) rewrite(ctx context.Context, passphrase *Secret, f func(*keyf
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if err != nil && !errors.Is(err, ErrUnconfirmed) {
+		if err != nil && !unconfirmed(err) {
 			s.dropMaster()
 			s.master, s.masterAt = old, oldAt
 			return err

@@ -144,7 +144,7 @@ func runAndKill(t *testing.T, r *rand.Rand, dir, pass string) ([]string, error) 
 		rest, _ := io.ReadAll(lines)
 		return nil, fmt.Errorf("the child says %q, %w: %s", line, err, rest)
 	}
-	time.Sleep(time.Duration(r.IntN(25_000)) * time.Microsecond) // real time: this is about processes
+	time.Sleep(time.Duration(r.IntN(25_000*raceSlowdown)) * time.Microsecond) // real time: this is about processes
 	if err := cmd.Process.Kill(); err != nil {
 		return nil, err
 	}

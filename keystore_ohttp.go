@@ -107,7 +107,7 @@ func (s *KeyStore) listed() (configs []*ohttp.Config) {
 // configList returns the configurations to list, made now if there are none yet.
 func (s *KeyStore) configList(ctx context.Context) ([]*ohttp.Config, error) {
 	s.look(ctx)
-	for {
+	for range 2 {
 		s.mu.Lock()
 		closed := s.closed
 		s.mu.Unlock()
@@ -118,12 +118,12 @@ func (s *KeyStore) configList(ctx context.Context) ([]*ohttp.Config, error) {
 			return configs, nil
 		}
 		err := s.change(ctx, func(b *keyfile.Body) error {
-			if slices.ContainsFunc(b.ConfigKeys, func(c keyfile.ConfigKey) bool { return c.Retired.IsZero() }) {
+			if slices.ContainsFunc(b.ConfigKeys, func(c keyfile.ConfigKey) bool { return c.Retired.IsZero() && knownKEM(c) }) {
 				return errNoChange // another process was first
 			}
 			return makeConfigs(b, time.Now())
 		})
-		if err != nil && !errors.Is(err, ErrUnconfirmed) {
+		if err != nil && !unconfirmed(err) {
 			return nil, err
 		}
 		if err := s.refresh(ctx); err != nil {
@@ -132,6 +132,21 @@ func (s *KeyStore) configList(ctx context.Context) ([]*ohttp.Config, error) {
 		s.startWorker()
 		s.rotator.nudge() // there is another time to wait for now
 	}
+	if configs := s.listed(); len(configs) > 0 {
+		return configs, nil
+	}
+	return nil, errNoConfigs
+}
+
+var errNoConfigs = errors.New("sealedchat: the key store has no key configuration that is supported here")
+
+// knownKEM reports whether a key is of a KEM that this build has, and may use.
+func knownKEM(c keyfile.ConfigKey) bool {
+	key, err := ohttp.NewPrivateKey(c.ID, c.KEM, c.Seed)
+	if err == nil {
+		key.Close()
+	}
+	return !errors.Is(err, ohttp.ErrNoSuite)
 }
 
 // look takes over, once a second at most, what another process may have made of the file. If it cannot, what is known holds,

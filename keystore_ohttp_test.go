@@ -215,6 +215,37 @@ func TestUnknownKEMStays(t *testing.T) {
 	}
 }
 
+// A store whose keys are all of a KEM that is not known here gets some that are; where none can be made, that is an error.
+func TestOnlyUnknownKEMs(t *testing.T) {
+	dir := storeDir(t)
+	s, _ := createWeak(t, dir, nil)
+	_ = listedIDs(t, s)
+	alone := func(b *keyfile.Body) error {
+		b.ConfigKeys = []keyfile.ConfigKey{{ID: 77, KEM: 0x9999, Seed: make([]byte, 32), Created: time.Now()}}
+		return nil
+	}
+	if err := s.change(t.Context(), alone); err != nil {
+		t.Fatal(err)
+	}
+	listed := func() ([]*ohttp.Config, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // ends a loop
+		defer cancel()
+		return s.configList(ctx)
+	}
+	if configs, err := listed(); err != nil || len(configs) != 2 {
+		t.Errorf("%d configurations, %v", len(configs), err)
+	}
+	if err := s.change(t.Context(), alone); err != nil {
+		t.Fatal(err)
+	}
+	known := configKEMs
+	defer func() { configKEMs = known }()
+	configKEMs = nil
+	if configs, err := listed(); !errors.Is(err, errNoConfigs) || len(configs) != 0 {
+		t.Errorf("%d configurations, %v", len(configs), err)
+	}
+}
+
 // parseKeysSignature takes the header apart as SPEC.md describes it.
 func parseKeysSignature(t *testing.T, header string) (key, sig []byte, created, expires int64) {
 	t.Helper()

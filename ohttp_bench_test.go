@@ -133,7 +133,11 @@ func newRelayed(b *testing.B, events int) *relayed {
 		w.Header().Set("Content-Type", "text/event-stream")
 		for i := range events {
 			if i > 0 {
-				<-r.next
+				select {
+				case <-r.next:
+				case <-req.Context().Done(): // of a benchmark that failed
+					return
+				}
 			}
 			_, _ = fmt.Fprintf(w, "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1765250382,\"model\":\"m\","+
 				"\"choices\":[{\"index\":0,\"delta\":{\"content\":\"token%d\"},\"finish_reason\":null}]}\n\n", i)
@@ -142,7 +146,7 @@ func newRelayed(b *testing.B, events int) *relayed {
 		_, _ = io.WriteString(w, done)
 	}))
 	b.Cleanup(up.Close)
-	gateway := httptest.NewServer(newGateway(b, GatewayConfig{Upstream: up.URL + "/v1", AllowUnauthenticated: true, Keys: storedKeys(b, "server-4096")}))
+	gateway := httptest.NewServer(newGateway(b, GatewayConfig{Upstream: up.URL + "/v1", AllowUnauthenticated: true, OHTTP: GatewayOHTTP{StrangerRate: -1}, Keys: storedKeys(b, "server-4096")}))
 	b.Cleanup(gateway.Close)
 	hop := proxyTo(b, up.URL)
 	sealedRelay, plainRelay := proxyTo(b, gateway.URL), proxyTo(b, hop)
@@ -156,10 +160,10 @@ func proxyTo(b *testing.B, base string) string {
 	if err != nil {
 		b.Fatal(err)
 	}
-	relay := httptest.NewServer(&httputil.ReverseProxy{
+	relay := httptest.NewServer(fullDuplex(&httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
 		Transport: &http.Transport{MaxIdleConnsPerHost: 4},
-	})
+	}))
 	b.Cleanup(relay.Close)
 	return relay.URL
 }

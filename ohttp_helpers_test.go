@@ -28,7 +28,7 @@ import (
 type tinyGateway struct {
 	t    testing.TB
 	url  string
-	ring *ohttp.Ring
+	ring *keyRing
 
 	mu      sync.Mutex
 	signer  ed25519.PrivateKey                            // nil: the list is not signed
@@ -47,7 +47,7 @@ type tinyGateway struct {
 // newTiny makes a gateway with one X-Wing key whose requests inner serves, without a network.
 func newTiny(t testing.TB, inner http.HandlerFunc) *tinyGateway {
 	t.Helper()
-	g := &tinyGateway{t: t, ring: ohttp.NewRing(nil), inner: inner, now: time.Now}
+	g := &tinyGateway{t: t, ring: &keyRing{}, inner: inner, now: time.Now}
 	g.addKey(ohttp.XWing)
 	t.Cleanup(g.ring.Close)
 	return g
@@ -66,15 +66,8 @@ func startTiny(t testing.TB, inner http.HandlerFunc) *tinyGateway {
 // addKey adds a key, which is listed first among those of its kind.
 func (g *tinyGateway) addKey(kem uint16) *PublicKey {
 	g.t.Helper()
-	id, err := g.ring.FreeID()
+	k, err := g.ring.add(kem)
 	if err != nil {
-		g.t.Fatal(err)
-	}
-	k, err := ohttp.GenerateKey(id, kem)
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	if err := g.ring.Add(k, ohttp.Lifetime{}); err != nil {
 		g.t.Fatal(err)
 	}
 	return newConfigKey(k.Config())
@@ -83,12 +76,8 @@ func (g *tinyGateway) addKey(kem uint16) *PublicKey {
 // rotate adds a key and forgets all before it.
 func (g *tinyGateway) rotate() *PublicKey {
 	g.t.Helper()
-	old := g.ring.Configs()
 	fresh := g.addKey(ohttp.XWing)
-	for _, c := range old {
-		g.ring.SetLifetime(c.ID(), ohttp.Lifetime{Expire: time.Now().Add(-time.Second)})
-	}
-	g.ring.Expire()
+	g.ring.forgetOthers()
 	return fresh
 }
 

@@ -72,13 +72,13 @@ func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainReques
 		r.release()
 		cancel()
 	}
-	c.counts.attempts.Add(1)
-	c.counts.sealed.Add(int64(len(in.content)))
 	o.sealed = r.payloadID
 	if err := c.tellSealed(ctx, r, len(in.content), o); err != nil {
 		release()
 		return nil, false, err
 	}
+	c.counts.attempts.Add(1)
+	c.counts.sealed.Add(int64(len(in.content)))
 	log := c.log.With("payload_id", r.payloadID)
 	log.DebugContext(ctx, "request sealed", "bytes", len(in.content), "server_key", r.server.fingerprint)
 	resp, err := c.receive(ctx, in, r)
@@ -115,7 +115,7 @@ func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedRes
 	case errors.Is(end, ErrConnection):
 		e.Reason = "cut short"
 	case errors.Is(end, ErrDecryption), errors.Is(end, ErrEnvelope):
-		return c.tellRefused(ctx, resp.payloadID, end, "")
+		return c.tellRefusedAfter(ctx, resp.payloadID, resp.body.opened, end, "")
 	default:
 		e.Reason = "ended early"
 	}

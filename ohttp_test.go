@@ -268,6 +268,19 @@ func TestOHTTPAudit(t *testing.T) {
 	if got := rec.take(); !slices.Equal(got, []string{sealed, opened + " left early"}) {
 		t.Errorf("left early: %q", got)
 	}
+	_, _, _ = openTampered(t, g, client, func(b []byte) []byte { b[len(b)-1] ^= 1; return b })
+	rec.take()
+	out := int64(0)
+	for part, err := range client.Stream(t.Context(), ask("x")) {
+		if err == nil {
+			out += int64(len(part.Choices))
+		}
+	}
+	rec.mu.Lock()
+	if last := rec.events[len(rec.events)-1]; last.Type != EventDecryptionRefused || out == 0 || last.Bytes == 0 || last.PayloadID == "" {
+		t.Errorf("after %d parts: %+v", out, last)
+	}
+	rec.mu.Unlock()
 	_, _, _ = openTampered(t, g, client, func(b []byte) []byte { return b[:len(b)-20] })
 	rec.take()
 	if err := stream(); err == nil {

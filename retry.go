@@ -82,9 +82,15 @@ func wantsRetry(err error) (time.Duration, bool) {
 	return 0, !distrusted
 }
 
+// hasTime reports whether ctx does not end before the wait would.
+func hasTime(ctx context.Context, wait time.Duration) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() == nil && (!ok || time.Until(deadline) > wait)
+}
+
 // pause waits, unless ctx ends before the wait would: then it returns false at once.
 func pause(ctx context.Context, wait time.Duration) bool {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= wait {
+	if !hasTime(ctx, wait) {
 		return false
 	}
 	timer := time.NewTimer(wait)

@@ -82,7 +82,7 @@ func (n *clientCounts) call() func(err *error) {
 // marshals to JSON and logs as a group; it holds no content and no ids.
 type GatewayStats struct {
 	// Requests is the number of requests that were dealt with, of either protocol: Answered were sent a sealed answer,
-	// Refused a status from 400 to 499, Failed one from 500 on, or an answer that was cut. In the second protocol the
+	// Refused a status from 400 to 499, Failed any other, or an answer that was cut or that the client did not take. In the second protocol the
 	// status is the sealed one, where there is one, and Answered is from 200 to 299. Fetched public keys and health checks
 	// are not among them.
 	Requests int64 `json:"requests"`
@@ -126,12 +126,14 @@ type gatewayCounts struct {
 	answered, refused, failed, opened, sealed atomic.Int64
 }
 
-// done counts a chat completion by the status that it was answered with.
-func (n *gatewayCounts) done(status int) {
+// done counts a request by the status that it was answered with, and whether an answer was cut.
+func (n *gatewayCounts) done(status int, cut bool) {
 	switch {
+	case cut:
+		n.failed.Add(1)
 	case status >= 200 && status < 300:
 		n.answered.Add(1)
-	case status < http.StatusInternalServerError:
+	case status >= 400 && status < http.StatusInternalServerError:
 		n.refused.Add(1)
 	default:
 		n.failed.Add(1)

@@ -44,6 +44,7 @@ func serveGateway(dir string) error {
 	}
 	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
 		Upstream: "http://" + upstream.Addr().String() + "/v1", AllowUnauthenticated: true, Keys: keys,
+		OHTTP: sealedchat.GatewayOHTTP{StrangerRate: -1},
 	})
 	if err != nil {
 		return err

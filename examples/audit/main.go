@@ -13,11 +13,15 @@
 // Keep the head that verify prints where whoever can write to the log cannot, and give it to the next verify: without
 // it nobody can notice that lines were cut off the end.
 //
-//	head=$(audit verify -head "$head" /var/lib/myservice/log/audit.log) || page somebody
+//	new=$(audit verify -head "$head" /var/lib/myservice/log/audit.log) && head=$new || page somebody
 //
-// tail checks nothing. Standard output gets events and heads, everything else goes to standard error. Exit status: 0;
+// The head at hand stays when something is wrong: only a good verify prints another. The first run has none, and goes without
+// -head; an empty -head is wrong input.
+//
+// tail checks nothing, but says where events are missing, as after two files have ended between two looks. Standard output gets events and heads, everything else goes to standard error. Exit status: 0;
 // 1 when something failed; 2 for wrong input; 3 when the log was tampered with; 4 when its last line is unfinished, as after
-// a crash: the service ends it when it writes again.
+// a crash: the service ends it when it writes again; 5 when nothing is wrong with what is there, but the line of -head is not: its
+// file was dropped, because verify did not run for longer than the log reaches back. After a look, begin again without -head.
 package main
 
 import (
@@ -48,6 +52,7 @@ type program struct {
 	env            func(string) string
 	stdout, stderr io.Writer
 	wait           time.Duration // between looks at a log that is followed
+	seq            uint64        // of the event that tail showed last
 }
 
 // usageError is wrong input: exit status 2.
@@ -81,6 +86,8 @@ func (p *program) run(ctx context.Context, args []string) int {
 		return 3
 	case errors.Is(err, sealedchat.ErrAuditTorn):
 		return 4
+	case errors.Is(err, errHeadNotFound):
+		return 5
 	}
 	return 1
 }

@@ -120,6 +120,7 @@ func TestVerify(t *testing.T) {
 		"no log":           {passphrase, []string{"verify"}, 2},
 		"unknown flag":     {passphrase, []string{"verify", "-x", w.path}, 2},
 		"bad head":         {passphrase, []string{"verify", "-head", "x", w.path}, 2},
+		"empty head":       {passphrase, []string{"verify", "-head", "", w.path}, 2},
 		"no passphrase":    {"", []string{"verify", w.path}, 2},
 		"no such file":     {"", []string{"verify", "-passphrase-file", file + "x", w.path}, 2},
 		"wrong passphrase": {passphrase + "x", []string{"verify", w.path}, 1},
@@ -182,4 +183,36 @@ func TestTail(t *testing.T) {
 	if status := <-ended; status != 0 {
 		t.Errorf("status %d", status)
 	}
+}
+
+// A head whose line was dropped has a status of its own, and no other head in its place. What tail did not see, it says.
+func TestDroppedHead(t *testing.T) {
+	w := newWorld(t)
+	w.write(t, 0, 1, "")
+	head := w.log.Head().String()
+	shown := &lockedBuffer{}
+	p := &program{stdout: shown, stderr: shown}
+	first := lastLine(t, w.path)
+	w.write(t, 1, 17*3, strings.Repeat("x", 25_000)) // 2 fit into a file, 16 files are kept
+	if out, said, status := w.run(t.Context(), passphrase, "verify", "-head", head, w.path); status != 5 || out != "" || !strings.Contains(said, "dropped") {
+		t.Errorf("%d: %s %s", status, out, said)
+	}
+	for _, line := range []string{first, lastLine(t, w.path)} {
+		if err := p.print(line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if shown.count("?  events 2 to 50 are not shown") != 1 || shown.count("\n") != 3 {
+		t.Errorf("%.300s", shown.text.String())
+	}
+}
+
+func lastLine(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+	return lines[len(lines)-1]
 }

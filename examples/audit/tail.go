@@ -128,6 +128,15 @@ func (p *program) print(line string) error {
 		_, err := fmt.Fprintf(p.stdout, "?  %s\n", oneLine(strings.TrimSpace(line)))
 		return err
 	}
+	var seq uint64
+	if json.Unmarshal(members["seq"], &seq) == nil {
+		if p.seq > 0 && seq > p.seq+1 {
+			if _, err := fmt.Fprintf(p.stdout, "?  events %d to %d are not shown: older files may have them\n", p.seq+1, seq-1); err != nil {
+				return err
+			}
+		}
+		p.seq = seq
+	}
 	for _, name := range []string{"time", "severity", "type", "prev", "mac", "key"} {
 		delete(members, name)
 	}

@@ -29,7 +29,9 @@ func (p *program) verify(ctx context.Context, args []string) error {
 		return err
 	}
 	var head *sealedchat.AuditHead
-	if *headText != "" {
+	given := false
+	f.Visit(func(flag *flag.Flag) { given = given || flag.Name == "head" })
+	if given {
 		h, err := sealedchat.ParseAuditHead(*headText)
 		if err != nil {
 			return wrongInput("-head: %w", err)
@@ -55,9 +57,15 @@ func (p *program) verify(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if head != nil && !report.HeadChecked {
+		return errHeadNotFound
+	}
 	_, err = fmt.Fprintln(p.stdout, report.Head)
 	return err
 }
+
+// errHeadNotFound is exit status 5.
+var errHeadNotFound = errors.New("the line of -head was dropped with an older file: nothing can be said of what came between")
 
 func (p *program) describe(r *sealedchat.AuditReport, head *sealedchat.AuditHead) {
 	fmt.Fprintf(p.stderr, "%d events in %d files are as they were written\n", r.Lines, len(r.Files))
@@ -70,11 +78,8 @@ func (p *program) describe(r *sealedchat.AuditReport, head *sealedchat.AuditHead
 	if r.Lost > 0 {
 		fmt.Fprintf(p.stderr, "%d events could not be written, as the log says\n", r.Lost)
 	}
-	switch {
-	case head == nil:
+	if head == nil {
 		fmt.Fprintln(p.stderr, "no -head was given: whether lines are missing at the end cannot be said")
-	case !r.HeadChecked:
-		fmt.Fprintln(p.stderr, "the line of -head was not reached, or was dropped with an older file")
 	}
 }
 

@@ -12,6 +12,12 @@
 // in the store at once when a request needs them. Without Redis every request is answered 503 before anything of it goes
 // upstream, and as soon as Redis is back, requests are served again.
 //
+// Redis must be set to appendonly yes and appendfsync always, or what was captured before it restarts can be replayed after it;
+// the program warns at its start, and with -redis-durable refuses to serve. It looks every half a minute.
+//
+// Behind a proxy give -plain-http, and -address-header with the header in which the proxy says a client's address, X-Forwarded-For
+// for example: the gateway limits what strangers may have it open, by address. Clients must not reach it past the proxy.
+//
 // Environment: NOMYO_KEY_PASSWORD opens the key store, NOMYO_UPSTREAM_KEY is sent upstream as a bearer token. Interrupt or
 // SIGTERM ends it: running requests get half a minute. Exit status: 0, 1 when it could not serve, 2 for wrong flags.
 package main
@@ -37,6 +43,8 @@ import (
 type options struct {
 	listen, tlsCert, tlsKey   string
 	plain                     bool
+	addressHeader             string
+	durable                   bool
 	upstream, keys, redis     string
 	prefix                    string
 	apiKeys                   string
@@ -50,9 +58,11 @@ func main() {
 	flag.StringVar(&o.tlsCert, "tls-cert", "", "`file` with the certificate chain")
 	flag.StringVar(&o.tlsKey, "tls-key", "", "`file` with its private key")
 	flag.BoolVar(&o.plain, "plain-http", false, "listen without TLS, behind a proxy that has it")
+	flag.StringVar(&o.addressHeader, "address-header", "", "`header` in which the proxy says a client's address, last; without it all clients behind a proxy share one limit")
 	flag.StringVar(&o.upstream, "upstream", "", "base `URL` of the OpenAI-compatible server")
 	flag.StringVar(&o.keys, "keys", "", "`folder` of the key store; make one with examples/keystore")
 	flag.StringVar(&o.redis, "redis", "redis://127.0.0.1:6379/0", "`URL` of the Redis server; rediss:// for TLS")
+	flag.BoolVar(&o.durable, "redis-durable", false, "refuse a Redis server without \"appendonly yes\" and \"appendfsync always\", which forgets when it restarts")
 	flag.StringVar(&o.prefix, "redis-prefix", "sealedchat:replay:", "what keys in Redis begin with")
 	flag.StringVar(&o.apiKeys, "api-keys", "", "`file` with the API keys that are served, one on each line")
 	flag.BoolVar(&o.allowAll, "allow-unauthenticated", false, "serve everybody")
@@ -107,13 +117,30 @@ func run(ctx context.Context, o *options, arguments int) error {
 		return usageError("-redis: " + err.Error())
 	}
 	defer client.Close()
-	if err := checkEviction(ctx, client); err != nil {
+	cache := &replays{redis: client, prefix: o.prefix, margin: o.clockSkew}
+	if err := cache.fit(ctx, o.durable, log); err != nil {
 		return err
 	}
+	watching, stop := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		cache.watch(watching, 30*time.Second, o.durable, log)
+	}()
+	defer func() {
+		stop()
+		<-watched
+	}()
 	config := sealedchat.GatewayConfig{
 		Upstream: o.upstream, Keys: keys, Logger: log, AllowUnauthenticated: o.allowAll,
-		Replay: &replays{redis: client, prefix: o.prefix, margin: o.clockSkew},
+		Replay: cache,
 		OHTTP:  sealedchat.GatewayOHTTP{DateWindow: o.window},
+	}
+	switch {
+	case o.addressHeader != "":
+		config.OHTTP.Address = sealedchat.AddressFromHeader(o.addressHeader)
+	case o.plain:
+		log.Warn("-plain-http without -address-header: all clients behind the proxy share one limit for strangers")
 	}
 	if o.apiKeys != "" {
 		if config.Authenticate, err = readKeys(o.apiKeys); err != nil {

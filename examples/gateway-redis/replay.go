@@ -8,7 +8,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -22,12 +24,18 @@ import (
 // Redis must keep what it was given: without maxmemory, or with the policy noeviction, under which it refuses a claim for
 // which it has no room, and the gateway with it. Replication is asynchronous: what was claimed just before a failover
 // can be claimed again after it.
+//
+// What Redis keeps in memory alone is gone when it restarts, and what was captured before can be replayed then: over Oblivious HTTP
+// while its date is near, in protocol v1 for a day. "appendonly yes" with "appendfsync always" keeps it.
 type replays struct {
 	redis  redis.UniversalClient
 	prefix string
 	// margin is how much longer than asked for an id is kept: as much as the clocks of the gateways may differ, for each
 	// judges a request's date by its own.
 	margin time.Duration
+
+	unfit  atomic.Pointer[unfit] // what watch found last; nil = nothing
+	warned bool
 }
 
 var _ sealedchat.ReplayCache = (*replays)(nil)
@@ -54,6 +62,9 @@ return 0`)
 func (r *replays) key(id [32]byte) []string { return []string{r.prefix + hex.EncodeToString(id[:])} }
 
 func (r *replays) Claim(ctx context.Context, id, client [32]byte, until time.Time) (bool, error) {
+	if why := r.unfit.Load(); why != nil {
+		return false, *why
+	}
 	life := max(time.Until(until), 0) + r.margin
 	n, err := claimScript.Run(ctx, r.redis, r.key(id), client[:], max(life.Milliseconds(), 1)).Int()
 	return n == 1, err
@@ -77,22 +88,88 @@ func connect(url string) (redis.UniversalClient, error) {
 	return redis.NewClient(o), nil
 }
 
+// unfit says that a server forgets what it must remember.
+type unfit string
+
+func (e unfit) Error() string { return "redis: " + string(e) }
+
 // checkEviction refuses a server that forgets when it is full.
 func checkEviction(ctx context.Context, r redis.UniversalClient) error {
 	info, err := r.Info(ctx, "memory").Result()
 	if err != nil {
 		return fmt.Errorf("redis: %w", err)
 	}
-	field := func(name string) string {
-		for line := range strings.Lines(info) {
-			if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+":"); ok {
-				return value
-			}
-		}
-		return ""
-	}
-	if limit, policy := field("maxmemory"), field("maxmemory_policy"); limit != "0" && policy != "noeviction" {
-		return fmt.Errorf("redis: maxmemory-policy is %q, want noeviction: what it forgets can be replayed", policy)
+	if limit, policy := field(info, "maxmemory"), field(info, "maxmemory_policy"); limit != "0" && policy != "noeviction" {
+		return unfit(fmt.Sprintf("maxmemory-policy is %q, want noeviction: what it forgets can be replayed", policy))
 	}
 	return nil
+}
+
+// checkDurable refuses a server that forgets when it restarts, or that may.
+func checkDurable(ctx context.Context, r redis.UniversalClient) error {
+	info, err := r.Info(ctx, "persistence").Result()
+	if err != nil {
+		return fmt.Errorf("redis: %w", err)
+	}
+	if field(info, "aof_enabled") != "1" {
+		return unfit("appendonly is off: what was served before a restart can be replayed after it")
+	}
+	fsync, err := r.ConfigGet(ctx, "appendfsync").Result()
+	switch {
+	case err != nil:
+		if _, told := errors.AsType[redis.Error](err); !told {
+			return fmt.Errorf("redis: %w", err)
+		}
+		return unfit("appendfsync cannot be asked for; it has to be always")
+	case fsync["appendfsync"] != "always":
+		return unfit(fmt.Sprintf("appendfsync is %q, want always: what was served just before a crash can be replayed after it", fsync["appendfsync"]))
+	}
+	return nil
+}
+
+func field(info, name string) string {
+	for line := range strings.Lines(info) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+":"); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// fit checks the server. That it may forget when it restarts is an error with durable, and otherwise told once.
+func (r *replays) fit(ctx context.Context, durable bool, log *slog.Logger) error {
+	if err := checkEviction(ctx, r.redis); err != nil {
+		return err
+	}
+	err := checkDurable(ctx, r.redis)
+	if _, ok := errors.AsType[unfit](err); ok && !durable {
+		if !r.warned {
+			log.Warn("what Redis forgets can be replayed, for as long as a request's date is near; of protocol v1 for a day", "cause", err)
+			r.warned = true
+		}
+		return nil
+	}
+	return err
+}
+
+// watch checks the server again and again until ctx ends: its settings can change, and another server can take its place. While it
+// is unfit, claims fail, and requests are answered 503. A server that does not answer refuses them by itself.
+func (r *replays) watch(ctx context.Context, every time.Duration, durable bool, log *slog.Logger) {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		err := r.fit(ctx, durable, log)
+		if why, ok := errors.AsType[unfit](err); ok {
+			if r.unfit.Swap(&why) == nil {
+				log.Error("requests are refused", "cause", err)
+			}
+		} else if err == nil && r.unfit.Swap(nil) != nil {
+			log.Info("requests are served again")
+		}
+	}
 }

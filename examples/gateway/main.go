@@ -12,6 +12,9 @@
 // self-signed certificate at each start, and prints its fingerprint. The key that prompts are sealed to is made at each
 // start too and never replaced, so the pin changes with a restart, and only then.
 //
+// Behind a proxy give -address-header, the header in which it says a client's address (X-Forwarded-For for example), or all of its
+// clients share one limit for strangers.
+//
 // Environment: NOMYO_UPSTREAM_KEY is sent upstream as a bearer token. Interrupt or SIGTERM ends it: running requests
 // get half a minute, a second signal ends it at once. Exit status: 0, 1 when it could not serve, 2 for wrong input.
 package main
@@ -151,6 +154,9 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore, log *slog.Lo
 		Protocols:            o.protocols,
 		OHTTP:                sealedchat.GatewayOHTTP{Pad: o.pad, DateWindow: o.dateWindow},
 		Logger:               log,
+	}
+	if o.addressHeader != "" {
+		config.OHTTP.Address = sealedchat.AddressFromHeader(o.addressHeader)
 	}
 	if o.apiKeys != "" {
 		if config.Authenticate, err = readAPIKeys(o.apiKeys); err != nil {

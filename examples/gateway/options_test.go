@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -172,6 +174,49 @@ func TestShellWord(t *testing.T) {
 	for in, want := range map[string]string{"/tmp/a.pem": "/tmp/a.pem", "a b": "'a b'", "it's": `'it'\''s'`, "$(x)": "'$(x)'"} {
 		if got := shellWord(in); got != want {
 			t.Errorf("%q: %s, want %s", in, got, want)
+		}
+	}
+}
+
+// Behind a proxy, one client that sends nonsense does not use up what the others may send.
+func TestAddressHeader(t *testing.T) {
+	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keys.Close()
+	p := &program{env: func(string) string { return "" }, stdout: io.Discard, stderr: io.Discard}
+	for _, named := range []bool{true, false} {
+		args := []string{"-upstream", "https://a.invalid", "-allow-unauthenticated"}
+		if named {
+			args = append(args, "-address-header", "X-Forwarded-For")
+		}
+		o, err := p.parse(args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gateway, done, err := p.newGateway(o, keys, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer done()
+		send := func(from string) int {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/.well-known/ohttp-gateway", strings.NewReader("nonsense"))
+			r.Header.Set("Content-Type", "message/ohttp-chunked-req")
+			r.Header.Set("X-Forwarded-For", "10.0.0.1, "+from)
+			w := httptest.NewRecorder()
+			gateway.ServeHTTP(w, r)
+			return w.Code
+		}
+		n := 0
+		for send("192.0.2.1") != http.StatusTooManyRequests && n < 10000 {
+			n++
+		}
+		if n == 10000 {
+			t.Fatal("no limit")
+		}
+		if limited := send("192.0.2.2") == http.StatusTooManyRequests; limited == named {
+			t.Errorf("the header is named: %v; the other address is limited: %v", named, limited)
 		}
 	}
 }

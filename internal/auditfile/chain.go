@@ -89,7 +89,7 @@ func (c *Chain) Step(file string, number int, text []byte) error {
 		return nil
 	}
 	switch {
-	case c.Lines == 0 && line.Seq > 1: // older files were dropped, or removed: Finish tells
+	case c.Lines == 0 && line.Seq > 1 && line.Torn == 0: // older files were dropped, or removed: Finish tells
 		c.Head = Head{line.Seq - 1, line.Prev}
 	case line.Torn > 0 && line.Prev == c.before.MAC && line.Seq == c.before.Seq+1 && c.last.is(line):
 		// The last line was whole but for its line feed. Whoever went on took it for unfinished.
@@ -129,6 +129,9 @@ func (c *Chain) resolve(line *Line, this piece, here place) error {
 			return c.doubt
 		}
 	case c.doubt.Finding == Changed:
+		if c.Lines == 0 && line.Seq > 1 && c.bad.is(line) { // the first line of the oldest file that is left
+			c.Head = Head{line.Seq - 1, line.Prev}
+		}
 		if !c.bad.is(line) || line.Prev != c.Head.MAC || line.Seq != c.Head.Seq+1 {
 			return c.doubt
 		}
@@ -175,6 +178,9 @@ func (c *Chain) accept(line *Line, this piece, here place) error {
 func (c *Chain) problem(f Finding, at place) *Problem {
 	return &Problem{Finding: f, File: at.file, Line: at.line, Seq: c.Head.Seq + 1}
 }
+
+// Settled reports whether nothing is in doubt: what was given to Step so far is a piece of a log, as it was written.
+func (c *Chain) Settled() bool { return c.doubt == nil }
 
 // Finish ends the check. rest is what stands after the last line feed of the last file, and its place.
 func (c *Chain) Finish(file string, number int, rest []byte) error {

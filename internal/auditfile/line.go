@@ -46,7 +46,7 @@ type Line struct {
 	Seq        uint64            // from 1, across files
 	Generation uint32            // of the data key that the code's key is derived from
 	Prev       [sha256.Size]byte // code of the line before; zeros for the first
-	Begins     uint64            // first line that was kept when this file was begun; 0 if not said
+	Begins     uint64            // first line that was kept when this file was begun; 0 if not said; at most Seq
 	Torn       uint64            // size of the unfinished line that stands before this one; 0 for none
 	TornSum    [sha256.Size]byte // its SHA-256
 	Lost       uint64            // events that could not be written before this one
@@ -149,7 +149,7 @@ func Parse(text []byte) (*Line, error) {
 		l.Lost = r.number(nameLost, maxSeq)
 	}
 	r.skip(",")
-	if l.Event = r.rest; r.failed || tail.failed || len(l.Event) == 0 {
+	if l.Event = r.rest; r.failed || tail.failed || len(l.Event) == 0 || l.Begins > l.Seq {
 		return nil, ErrLine
 	}
 	return l, nil
@@ -211,12 +211,11 @@ func (r *reader) code(name string, to []byte) {
 // Unfinished reports whether text, which has no line feed, can be the beginning of the line after head, as a crash leaves
 // it: perhaps followed by zero bytes, which file systems put where data was on its way.
 func Unfinished(text []byte, head Head) bool {
-	if len(text) > MaxLine {
+	if text = bytes.TrimRight(text, "\x00"); len(text) > MaxLine {
 		return false
 	}
 	start := strconv.AppendUint([]byte(nameSeq), head.Seq+1, 10)
 	start = append(start, nameKey...)
-	text = bytes.TrimRight(text, "\x00")
 	n := min(len(text), len(start))
 	return bytes.Equal(text[:n], start[:n])
 }

@@ -4,6 +4,7 @@
 package erase
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,20 +48,20 @@ func TestSweeper(t *testing.T) {
 // A collection that takes long is waited for.
 func TestSweeperCloseWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		busy := false
+		var busy atomic.Bool
 		s := &Sweeper{collect: func() {
-			busy = true
+			busy.Store(true)
 			time.Sleep(time.Second)
-			busy = false
+			busy.Store(false)
 		}}
 		s.Soon()
 		time.Sleep(sweepDelay + time.Millisecond)
 		synctest.Wait()
-		if !busy {
+		if !busy.Load() {
 			t.Fatal("no collection")
 		}
 		s.Close()
-		if busy {
+		if busy.Load() {
 			t.Error("Close left a collection running")
 		}
 	})

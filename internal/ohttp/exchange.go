@@ -18,7 +18,7 @@ type Exchange struct {
 	secret  []byte // for the answer; nil once it is given away
 }
 
-// Keys finds the key of a request. *Ring is one.
+// Keys finds the key of a request.
 type Keys interface {
 	// Key returns nil if there is no key of this id and KEM.
 	Key(id uint8, kem uint16) *PrivateKey

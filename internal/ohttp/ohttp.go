@@ -5,13 +5,13 @@
 // responses in chunks (draft-ietf-ohai-chunked-ohttp-08), over crypto/hpke.
 //
 // A client calls [NewRequest] for a [Config], seals one message with [Request.Seal] or [Request.Writer], and opens the
-// answer with [Request.Response]. A gateway keeps its keys in a [Ring], calls [Open] for each request, reads it through
+// answer with [Request.Response]. A gateway calls [Open] for each request with its [Keys], reads it through
 // [Exchange.Request], and answers through [Exchange.Response]. An answer opens only for the request that it answers.
 //
 // The key encapsulation is X-Wing (ML-KEM-768 and X25519) or X25519; the rest of the suite is HKDF-SHA256 and AES-256-GCM.
 // Where GODEBUG=fips140=only is in force, X25519 alone counts as unknown.
 //
-// Every type but Ring, PrivateKey and Config is for one goroutine at a time; a Request and the Reader of its answer, or an
+// Every type but PrivateKey and Config is for one goroutine at a time; a Request and the Reader of its answer, or an
 // Exchange, its Reader and its Writer, may each have a goroutine of their own once they are made.
 package ohttp
 
@@ -30,7 +30,7 @@ const (
 )
 
 var (
-	// ErrUnknownKey says that a request is for a key, or a suite, that the ring does not have.
+	// ErrUnknownKey says that a request is for a key, or a suite, that the gateway does not have.
 	ErrUnknownKey = errors.New("ohttp: request for an unknown key")
 	// ErrDecryption says that a chunk does not open: it was altered, moved or cut, or is for another key or another
 	// request. What the gateway tells a client may not differ between this and ErrUnknownKey.
@@ -49,8 +49,6 @@ var (
 	ErrConfig = errors.New("ohttp: malformed key configuration")
 	// ErrNoSuite says that no key configuration is for a suite of this package.
 	ErrNoSuite = errors.New("ohttp: no key configuration that is supported here")
-	// ErrKeyID says that a living key of the ring has the id, or that no id is free.
-	ErrKeyID = errors.New("ohttp: key id is in use")
 )
 
 // The identifiers of RFC 9180 and draft-ietf-hpke-pq.

@@ -216,8 +216,17 @@ func TestShortAnswer(t *testing.T) {
 	}
 }
 
+type oneKey struct{ *ohttp.PrivateKey }
+
+func (k oneKey) Key(id uint8, kem uint16) *ohttp.PrivateKey {
+	if c := k.Config(); c.ID() == id && c.KEM() == kem {
+		return k.PrivateKey
+	}
+	return nil
+}
+
 // ourGateway answers as echo does, through our packages.
-func ourGateway(t *testing.T, ring *ohttp.Ring) http.HandlerFunc {
+func ourGateway(t *testing.T, key oneKey) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		fail := func(err error) bool {
 			if err != nil {
@@ -229,7 +238,7 @@ func ourGateway(t *testing.T, ring *ohttp.Ring) http.HandlerFunc {
 		if got := r.Header.Get("Content-Type"); got != ohttp.TypeRequest {
 			t.Errorf("a request of type %s", got)
 		}
-		x, err := ohttp.Open(r.Body, ring, 0)
+		x, err := ohttp.Open(r.Body, key, 0)
 		if fail(err) {
 			return
 		}
@@ -270,20 +279,16 @@ func ourGateway(t *testing.T, ring *ohttp.Ring) http.HandlerFunc {
 func TestOurGateway(t *testing.T) {
 	for name, kem := range suites {
 		t.Run(name, func(t *testing.T) {
-			ring := ohttp.NewRing(nil)
-			defer ring.Close()
 			key, err := ohttp.GenerateKey(9, kem)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := ring.Add(key, ohttp.Lifetime{}); err != nil {
-				t.Fatal(err)
-			}
+			defer key.Close()
 			var configs peer.KeyConfigs
-			if err := configs.UnmarshalBinary(ohttp.AppendConfigs(nil, ring.Configs()...)); err != nil || len(configs) != 1 {
+			if err := configs.UnmarshalBinary(ohttp.AppendConfigs(nil, key.Config())); err != nil || len(configs) != 1 {
 				t.Fatal(configs, err)
 			}
-			server := httptest.NewServer(ourGateway(t, ring))
+			server := httptest.NewServer(ourGateway(t, oneKey{key}))
 			defer server.Close()
 			transport, err := peer.NewTransport(configs[0], server.URL)
 			if err != nil {

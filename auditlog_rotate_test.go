@@ -1,0 +1,198 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/seed-017344ad/sealedchat/internal/auditfile"
+)
+
+// smallFiles are files of three large notes.
+var smallFiles = &AuditLogOptions{MaxFileBytes: 64 << 10, MaxFiles: 3}
+
+func largeNote() Event {
+	return Event{Type: EventNote, Details: map[string]any{"s": strings.Repeat("x", 20_000)}}
+}
+
+func fillAuditLog(t testing.TB, l *AuditLog, files int) {
+	t.Helper()
+	for range 3 * files {
+		if err := l.Record(t.Context(), largeNote()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What somebody puts beside the older files, or makes of them, never has the log drop lines of its own and vouch for that.
+func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
+	added := map[string]bool{"empty files": true, "garbage": true, "copies": true}
+	older := func(path string, n int) string { return fmt.Sprintf("%s.%06d", path, n) }
+	for what, tamper := range map[string]func(t *testing.T, path string){
+		"empty files": func(t *testing.T, path string) {
+			for n := 900; n < 920; n++ {
+				writeLog(t, older(path, n), nil)
+			}
+		},
+		"garbage": func(t *testing.T, path string) {
+			for n := 900; n < 920; n++ {
+				writeLog(t, older(path, n), []byte("x\n"))
+			}
+		},
+		"copies": func(t *testing.T, path string) {
+			for n := 900; n < 920; n++ {
+				writeLog(t, older(path, n), readLog(t, older(path, 2)))
+			}
+		},
+		"the ends of a file": func(t *testing.T, path string) {
+			lines := logLines(t, older(path, 1))
+			writeLog(t, older(path, 1), append(bytes.Clone(lines[0]), lines[2]...))
+		},
+		"a file cut short": func(t *testing.T, path string) { writeLog(t, older(path, 1), logLines(t, older(path, 1))[0]) },
+		"a file in pieces": func(t *testing.T, path string) {
+			lines := append(logLines(t, older(path, 1)), logLines(t, older(path, 2))...)
+			for n, line := range lines {
+				writeLog(t, older(path, n+1), line)
+			}
+		},
+		"a forged beginning": func(t *testing.T, path string) {
+			text := readLog(t, older(path, 2))
+			_, rest, _ := bytes.Cut(text, []byte(`"begins":1,`))
+			prev := text[bytes.Index(text, []byte(`"prev"`)):][:len(`"prev":"",`)+64]
+			writeLog(t, older(path, 2), append(fmt.Appendf(nil, `{"seq":4,"key":77,%s"begins":7,`, prev), rest...))
+			if err := os.Remove(older(path, 1)); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			o, rounds := *smallFiles, 6
+			if o.MaxFiles = 5; added[what] {
+				rounds = 2 // it may keep so many
+			}
+			l, path, keys := startAuditLog(t, &o)
+			fillAuditLog(t, l, 3)
+			tamper(t, path)
+			files, err := filepath.Glob(path + ".0*")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range rounds {
+				fillAuditLog(t, l, 1)
+				if _, err := VerifyAuditLog(t.Context(), path, keys, nil); !errors.Is(err, ErrAuditTampered) && what != "a file in pieces" {
+					t.Fatalf("found %v", err)
+				}
+			}
+			for _, file := range files {
+				if _, err := os.Stat(file); err != nil {
+					t.Errorf("deleted: %v", err)
+				}
+			}
+		})
+	}
+}
+
+func TestAuditLogBeginsAfterItself(t *testing.T) {
+	l, path, keys := startAuditLog(t, nil)
+	writeNotes(t, l, 0, 1)
+	line := &auditfile.Line{Seq: 2, Generation: 1, Prev: l.Head().MAC, Begins: 3, Event: []byte(`"type":"note"`)}
+	writeLog(t, path, l.key.Append(readLog(t, path), line))
+	mustFind(t, "begins", path, keys, nil, AuditLogError{File: "audit.log", Line: 2, Seq: 2, Finding: AuditChanged})
+}
+
+// A crash in the first line of any file is no more than that, also when the files before it are gone.
+func TestRotatedAuditLogTornFirstLine(t *testing.T) {
+	whole := func(line []byte) int { return len(line) - 1 }
+	for what, size := range map[string]func([]byte) int{
+		"a byte": func([]byte) int { return 1 }, "half": func(line []byte) int { return len(line) / 2 }, "all but the line feed": whole,
+	} {
+		t.Run(what, func(t *testing.T) {
+			l, path, keys := startAuditLog(t, smallFiles)
+			for range smallFiles.MaxFiles + 2 {
+				fillAuditLog(t, l, 1)
+				var lines [][]byte
+				var before map[string][]byte
+				for ; len(lines) != 1; lines = logLines(t, path) { // to the first line of the next file
+					before = olderTexts(t, path)
+					if err := l.Record(t.Context(), largeNote()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				writeLog(t, path, lines[0][:size(lines[0])])
+				for file, text := range before { // files are deleted when the line is on the disk
+					writeLog(t, file, text)
+				}
+				_ = l.Close()
+				l = openAuditLog(t, path, keys, smallFiles)
+				fillAuditLog(t, l, 1)
+				if r := mustVerify(t, path, keys, nil); r.Torn == 0 || len(r.Files) > smallFiles.MaxFiles {
+					t.Errorf("%+v", r)
+				}
+			}
+			fillAuditLog(t, l, 2)
+			if r := mustVerify(t, path, keys, nil); r.First == 1 {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+}
+
+func olderTexts(t testing.TB, path string) map[string][]byte {
+	t.Helper()
+	files, err := filepath.Glob(path + ".0*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := make(map[string][]byte)
+	for _, file := range files {
+		texts[file] = readLog(t, file)
+	}
+	return texts
+}
+
+// Older files are deleted after the disk has confirmed the line that says so.
+func TestAuditLogConfirmsBeforeItDrops(t *testing.T) {
+	l, path, keys := startAuditLog(t, smallFiles)
+	fillAuditLog(t, l, 3)
+	syncs := 0
+	l.sync = func(*os.File) error {
+		if syncs++; syncs == 1 { // of the file that is ended
+			return nil
+		}
+		return fs.ErrInvalid
+	}
+	if err := l.Record(t.Context(), largeNote()); !errors.Is(err, ErrUnconfirmed) {
+		t.Errorf("%v", err)
+	}
+	if n := len(olderTexts(t, path)); n != 3 {
+		t.Errorf("%d older files", n)
+	}
+	l.sync = (*os.File).Sync
+	fillAuditLog(t, l, 1)
+	if r := mustVerify(t, path, keys, nil); r.First != 7 || len(r.Files) != 3 || r.Lines != 7 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// When the disk does not confirm the file that is ended, the event is not written, and that is said.
+func TestAuditLogUnconfirmedRotation(t *testing.T) {
+	l, path, keys := startAuditLog(t, smallFiles)
+	fillAuditLog(t, l, 1)
+	l.sync = func(*os.File) error { return fs.ErrInvalid }
+	if err := l.Record(t.Context(), largeNote()); !errors.Is(err, fs.ErrInvalid) || errors.Is(err, ErrUnconfirmed) {
+		t.Errorf("%v", err)
+	}
+	l.sync = (*os.File).Sync
+	fillAuditLog(t, l, 1)
+	if r := mustVerify(t, path, keys, nil); r.Lines != 6 || r.Lost != 1 {
+		t.Errorf("%+v", r)
+	}
+}

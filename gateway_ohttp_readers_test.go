@@ -1,0 +1,135 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
+
+// Whoever sends a header and no more holds no place that a client of either protocol needs, and is soon told to go.
+func TestObliviousStrangersHoldNoPlace(t *testing.T) {
+	testkit.NoLeaks(t)
+	g := startGateway(t, answerText("fine"), func(c *GatewayConfig) {
+		c.MaxConcurrent = 1
+		c.OHTTP.Address = func(r *http.Request) string { return r.Header.Get("X-From") }
+	})
+	g.readers.within = 300 * time.Millisecond
+	server := httptest.NewServer(g)
+	defer server.Close()
+	r := &rig{t: t, g: g}
+	post := func(from string, body io.Reader) *http.Response {
+		req, err := http.NewRequest(http.MethodPost, server.URL+pathOHTTP, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = obliviousPost(t, nil).Header
+		req.Header.Set("X-From", from)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Error(err)
+			return &http.Response{Body: http.NoBody}
+		}
+		t.Cleanup(func() { _ = resp.Body.Close() })
+		return resp
+	}
+	body, hold := io.Pipe()
+	defer hold.Close()
+	told := make(chan int)
+	start := time.Now()
+	go func() { told <- post("a stranger", body).StatusCode }()
+	_, _ = hold.Write([]byte{1, 2, 3}) // the gateway's server has the header
+	for len(g.readers.held()) == 0 && time.Since(start) < 10*time.Second {
+		time.Sleep(time.Millisecond)
+	}
+	if n := len(g.slots); n != 0 {
+		t.Errorf("%d places are taken", n)
+	}
+	s := r.seal(innerRequest{})
+	if resp := post("a client", bytes.NewReader(s.body)); resp.StatusCode != 200 {
+		t.Errorf("a client: %d", resp.StatusCode)
+	} else if a := s.read(resp.Body); a.status != 200 {
+		t.Errorf("a client: %+v", a)
+	}
+	if resp, err := http.DefaultClient.Do(rawSealedPost(t, server.URL)); err != nil || resp.StatusCode != 200 {
+		t.Errorf("a client of protocol v1: %v, %v", resp, err)
+	} else {
+		_ = resp.Body.Close()
+	}
+	if status := <-told; status != 408 {
+		t.Errorf("the stranger: %d", status)
+	}
+	if n := len(g.readers.held()); n != 0 {
+		t.Errorf("%d readers are left", n)
+	}
+}
+
+func (r *readers) held() map[string]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	held := make(map[string]int)
+	for k, v := range r.of {
+		held[k] = v
+	}
+	return held
+}
+
+// Who has no key is refused after the header: nothing of the content is taken in.
+func TestObliviousStrangersContent(t *testing.T) {
+	keys, err := AuthenticateKeys(secret(t, "key-of-the-client"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, func(c *GatewayConfig) { c.Authenticate = keys })
+	m := innerRequest{header: []bhttp.Field{{Name: "authorization", Value: "Bearer other"}}}
+	message := m.encode(t)
+	s := chunkedRequest(t, r.keyConfig(), false, message[:len(message)-10]) // cut short: reading on would find it out
+	if a := s.open(r.send(s)); a.status != 401 || a.err != nil {
+		t.Errorf("%+v", a)
+	}
+	if n := len(r.g.slots); n != 0 {
+		t.Errorf("%d places are taken", n)
+	}
+}
+
+func TestReaders(t *testing.T) {
+	r := newReaders(2)
+	if !r.take("a") || !r.take("a") || r.take("a") {
+		t.Error("one address has two places")
+	}
+	for i := range 30 {
+		if !r.take("") {
+			t.Fatalf("nobody in particular: %d", i)
+		}
+	}
+	if r.take("b") || r.take("") {
+		t.Error("more than all")
+	}
+	r.giveBack("a")
+	if !r.take("b") || r.take("b") {
+		t.Error("a place was given back")
+	}
+	r.giveBack("b")
+	r.giveBack("a")
+	if len(r.of) != 0 || r.all != 30 {
+		t.Errorf("%v, %d", r.of, r.all)
+	}
+	r, n := newReaders(2), 0
+	for i := range 32 {
+		if r.take(fmt.Sprintf("2001:db8:1:%x::/64", i)) {
+			n++
+		}
+	}
+	if n != 8 {
+		t.Errorf("a /48 has %d places", n)
+	}
+}

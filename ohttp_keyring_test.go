@@ -1,0 +1,74 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+)
+
+// keyRing is the keys of a tinyGateway.
+type keyRing struct {
+	mu   sync.Mutex
+	made uint8
+	keys []*ohttp.PrivateKey // the last one is the newest
+}
+
+func (r *keyRing) Key(id uint8, kem uint16) *ohttp.PrivateKey {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, k := range r.keys {
+		if k.Config().ID() == id && k.Config().KEM() == kem {
+			return k
+		}
+	}
+	return nil
+}
+
+func (r *keyRing) add(kem uint16) (*ohttp.PrivateKey, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k, err := ohttp.GenerateKey(r.made, kem)
+	if err == nil {
+		r.made++
+		r.keys = append(r.keys, k)
+	}
+	return k, err
+}
+
+// Configs lists X-Wing first, and of each KEM the newest.
+func (r *keyRing) Configs() (configs []*ohttp.Config) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, kem := range configKEMs {
+		for _, k := range slices.Backward(r.keys) {
+			if k.Config().KEM() == kem {
+				configs = append(configs, k.Config())
+			}
+		}
+	}
+	return configs
+}
+
+// forgetOthers wipes all keys but the newest.
+func (r *keyRing) forgetOthers() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last := len(r.keys) - 1
+	for _, k := range r.keys[:last] {
+		k.Close()
+	}
+	r.keys = slices.Clone(r.keys[last:])
+}
+
+func (r *keyRing) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, k := range r.keys {
+		k.Close()
+	}
+	r.keys = nil
+}
