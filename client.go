@@ -139,7 +139,7 @@ type Config struct {
 	// Retry-After, and when the connection failed before there was an answer. The waits are random, up to 1 s, 2 s, 4 s
 	// and so on, on top of what Retry-After says; a Retry-After of more than a minute, or a wait beyond the context's
 	// deadline, is not waited for. Every attempt is sealed afresh. With ProtocolOHTTP only what cannot have been worked on is
-	// repeated: after a sealed 429, a sealed 503 with Retry-After, and when nothing of the request was sent. 0 = 2;
+	// repeated: after the gateway's own 429, its 503 with Retry-After (not the upstream's), and when nothing of the request was sent. 0 = 2;
 	// negative = none.
 	MaxRetries int
 	// Limiter, if set, is waited on before every attempt. It fits *rate.Limiter of golang.org/x/time.

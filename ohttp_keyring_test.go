@@ -64,19 +64,6 @@ func (r *keyRing) forgetOthers() {
 	r.keys = slices.Clone(r.keys[last:])
 }
 
-// drop wipes one key.
-func (r *keyRing) drop(id uint8) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.keys = slices.DeleteFunc(r.keys, func(k *ohttp.PrivateKey) bool {
-		if k.Config().ID() != id {
-			return false
-		}
-		k.Close()
-		return true
-	})
-}
-
 func (r *keyRing) Close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

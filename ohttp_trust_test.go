@@ -91,7 +91,18 @@ func TestOHTTPTakesXWingOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, posts := g.counts()
-	g.ring.drop(strong.config.ID())
+	g.set(func() {
+		g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodGet {
+				return false
+			}
+			cut := ohttp.AppendConfigs(nil, classic.config)
+			w.Header().Set("Content-Type", ohttp.TypeKeys)
+			w.Header().Set(headerKeySignature, signList(g.signer, cut, time.Now(), time.Now().Add(time.Hour)))
+			_, _ = w.Write(cut)
+			return true
+		}
+	})
 	again(used)
 	if _, err := used.Chat(t.Context(), ask("x")); !errors.Is(err, ErrPublicKey) {
 		t.Errorf("after X-Wing: %v", err)
