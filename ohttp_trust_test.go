@@ -91,8 +91,7 @@ func TestOHTTPTakesXWingOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, posts := g.counts()
-	g.ring.SetLifetime(strong.config.ID(), ohttp.Lifetime{Expire: time.Now().Add(-time.Second)})
-	g.ring.Expire()
+	g.ring.forgetOthers() // all but the X25519 key
 	again(used)
 	if _, err := used.Chat(t.Context(), ask("x")); !errors.Is(err, ErrPublicKey) {
 		t.Errorf("after X-Wing: %v", err)
