@@ -34,7 +34,8 @@ type GatewayConfig struct {
 
 	// Authenticate judges a request by its headers; it must not read the body. In protocol v1 that is before anything of the
 	// request is decrypted. In Oblivious HTTP the headers are sealed too: it is called with a request that is made from the
-	// opened one, with its method, URL, headers and no body, and with RemoteAddr, TLS and context of the outer one.
+	// opened one, with its method, URL, headers and no body, and with RemoteAddr, TLS and context of the outer one, before
+	// its body is read.
 	// An error is answered 401, or 403 for ErrPermission, 429 for ErrRateLimited, 503 for ErrUnavailable; the RetryAfter
 	// of an *APIError goes along.
 	// See AuthenticateKeys.
@@ -61,7 +62,7 @@ type GatewayConfig struct {
 	// Retry-After: 1. 0 = 64. Each may need about five times its size in memory.
 	MaxConcurrent int
 	// Timeout bounds the work on one request, and BodyTimeout the arrival of its body and the delivery of its answer.
-	// 0 = 10 minutes and 1 minute.
+	// 0 = 10 minutes and 1 minute. In Oblivious HTTP a request's header has 5 seconds at most.
 	Timeout, BodyTimeout time.Duration
 
 	// Protocols are those that are served, all on the same listener. nil = both.

@@ -296,6 +296,7 @@ func (q *obliviousRequest) open(ctx context.Context) *refusal {
 	if err != nil {
 		return q.openRefusal(err)
 	}
+	q.within(unbounded, reading) // Authenticate may take its time: a deadline that passes would end the request
 	return nil
 }
 

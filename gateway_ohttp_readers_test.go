@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -98,6 +99,41 @@ func TestObliviousStrangersContent(t *testing.T) {
 	}
 	if n := len(r.g.slots); n != 0 {
 		t.Errorf("%d places are taken", n)
+	}
+}
+
+// The time that a header has is not Authenticate's: over HTTP/2 a deadline that passes meanwhile would end the body.
+func TestObliviousSlowAuthenticate(t *testing.T) {
+	g := startGateway(t, answerText("fine"), func(c *GatewayConfig) {
+		c.Authenticate = func(r *http.Request) error {
+			select {
+			case <-time.After(300 * time.Millisecond):
+				return nil
+			case <-r.Context().Done():
+				return r.Context().Err()
+			}
+		}
+	})
+	g.readers.within = 100 * time.Millisecond
+	server := testkit.TLSServer(t, g)
+	message := innerRequest{}.encode(t)
+	s := chunkedRequest(t, (&rig{t: t, g: g}).keyConfig(), true, message[:len(message)-10], message[len(message)-10:])
+	body, in := io.Pipe()
+	go func() {
+		_, _ = in.Write(s.body[:len(s.body)-27]) // all but the final chunk
+		time.Sleep(200 * time.Millisecond)
+		_, _ = in.Write(s.body[len(s.body)-27:])
+		_ = in.Close()
+	}()
+	client := &http.Client{Transport: testkit.ClientTransport(server)}
+	defer client.CloseIdleConnections()
+	resp, err := client.Post(server.URL+pathOHTTP, ohttp.TypeRequest, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if a := s.read(resp.Body); a.status != 200 || a.err != nil {
+		t.Errorf("%+v", a)
 	}
 }
 
