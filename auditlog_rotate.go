@@ -130,8 +130,8 @@ type genuineFile struct {
 	last  auditfile.Head
 }
 
-// genuine are the older files that lead to the log's last line without a gap, oldest first, and where the newest of them
-// says that the log begins.
+// genuine are the older files that lead to the log's last line without a gap, oldest first, and where they say that
+// the log begins.
 func (l *AuditLog) genuine() (run []genuineFile, begins uint64, err error) {
 	files, err := olderFiles(l.dir, l.name)
 	if err != nil {
@@ -148,9 +148,7 @@ func (l *AuditLog) genuine() (run []genuineFile, begins uint64, err error) {
 		if first == nil || last == nil || *last != want || (first.Begins == 0) != (first.Seq == 1) {
 			continue
 		}
-		if len(run) == 0 {
-			begins = max(begins, first.Begins)
-		}
+		begins = max(begins, first.Begins) // the newest says less if its writer had no key for those before
 		run = append(run, genuineFile{file.name, first, *last})
 		want = auditfile.Head{Seq: first.Seq - 1, MAC: first.Prev}
 	}

@@ -196,3 +196,24 @@ func TestAuditLogUnconfirmedRotation(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// A process that does not know the newest key deletes nothing, and does not keep others from it.
+func TestRotatedAuditLogOverGenerations(t *testing.T) {
+	dir := storeDir(t)
+	keys, _ := createWeak(t, dir, nil)
+	path := filepath.Join(t.TempDir(), "log", "audit.log")
+	mine := openAuditLog(t, path, keys, smallFiles)
+	theirs := openAuditLog(t, path, openWeak(t, dir, passphrase, nil), smallFiles)
+	fillAuditLog(t, mine, 5)
+	if err := keys.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []*AuditLog{mine, theirs, theirs, theirs, mine, theirs} {
+		fillAuditLog(t, l, 1)
+		mustVerify(t, path, keys, nil)
+	}
+	fillAuditLog(t, mine, 1)
+	if r := mustVerify(t, path, keys, nil); len(r.Files) != smallFiles.MaxFiles || r.First != r.Head.Seq-8 {
+		t.Errorf("%+v", r)
+	}
+}
