@@ -139,7 +139,8 @@ func TestObliviousSlowAuthenticate(t *testing.T) {
 
 func TestReaders(t *testing.T) {
 	r := newReaders(2)
-	if !r.take("a") || !r.take("a") || r.take("a") {
+	first, second, third := r.take("a"), r.take("a"), r.take("a")
+	if !first || !second || third {
 		t.Error("one address has two places")
 	}
 	for i := range 30 {
