@@ -139,7 +139,8 @@ func TestObliviousSlowAuthenticate(t *testing.T) {
 
 func TestReaders(t *testing.T) {
 	r := newReaders(2)
-	if !r.take("a") || !r.take("a") || r.take("a") {
+	first, second, third := r.take("a"), r.take("a"), r.take("a")
+	if !first || !second || third {
 		t.Error("one address has two places")
 	}
 	for i := range 30 {
@@ -151,7 +152,8 @@ func TestReaders(t *testing.T) {
 		t.Error("more than all")
 	}
 	r.giveBack("a")
-	if !r.take("b") || r.take("b") {
+	one, more := r.take("b"), r.take("b")
+	if !one || more {
 		t.Error("a place was given back")
 	}
 	r.giveBack("b")
