@@ -6,6 +6,7 @@ package sealedchat
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -89,7 +90,8 @@ func FuzzEventEnding(f *testing.F) {
 // What only the end of a connection ends is refused, unless its form has an end: a server that dies closes it, too.
 func TestObliviousEndOfConnection(t *testing.T) {
 	var raw string
-	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		_, _ = io.Copy(io.Discard, req.Body) // or closing resets the connection, and the answer with it
 		conn, _, err := w.(http.Hijacker).Hijack()
 		if err != nil {
 			t.Error(err)
