@@ -177,8 +177,9 @@ func (p *passer) write() error {
 
 // eventLines finds where events end in a stream that comes in pieces: at an empty line.
 type eventLines struct {
-	line bool // something stands on the present line
-	cr   bool // the last byte was a CR, and a LF behind it belongs to the same line break
+	line  bool // something stands on the present line
+	cr    bool // the last byte was a CR, and a LF behind it belongs to the same line break
+	ended bool // that CR ended an event
 }
 
 // complete says how many bytes of piece belong to events that are complete with it, or to ones before.
@@ -187,11 +188,12 @@ func (e *eventLines) complete(piece []byte) (n int) {
 		switch {
 		case c == '\n' && e.cr:
 			e.cr = false
-			if n == i {
-				n++
+			if e.ended {
+				n = i + 1
 			}
 		case c == '\n', c == '\r':
-			if !e.line {
+			e.ended = !e.line
+			if e.ended {
 				n = i + 1
 			}
 			e.line, e.cr = false, c == '\r'
