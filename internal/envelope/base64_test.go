@@ -87,7 +87,13 @@ func checkDecode(t *testing.T, text []byte) {
 	if wantErr == nil && stdbase64.StdEncoding.EncodeToString(want) != string(text) {
 		t.Fatalf("%q: the standard library takes what is not canonical", text)
 	}
-	n := len(text)/4*3 - len(text) + len(bytes.TrimRight(text, "="))
+	n := len(text) / 4 * 3 // as encoded counts
+	switch {
+	case bytes.HasSuffix(text, []byte("==")):
+		n -= 2
+	case bytes.HasSuffix(text, []byte("=")):
+		n--
+	}
 	for _, lead := range []int{apart, 3, 4, 24, 25} {
 		var err error
 		var got []byte
