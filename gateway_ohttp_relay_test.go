@@ -14,9 +14,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
-	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -95,7 +92,7 @@ func countedServer(t *testing.T, h http.Handler) (*httptest.Server, *countedList
 // nothing crashes, and no cut answer passes for a whole one. SEALEDCHAT_LONG=1 makes it 1,000 streams.
 func TestObliviousCutsThroughRelay(t *testing.T) {
 	streams := 60
-	if os.Getenv("SEALEDCHAT_LONG") != "" {
+	if longTests() {
 		streams = 1000
 	}
 	testkit.NoLeaks(t)
@@ -107,16 +104,8 @@ func TestObliviousCutsThroughRelay(t *testing.T) {
 		OHTTP: GatewayOHTTP{StrangerRate: -1},
 	})
 	server, conns := countedServer(t, g)
-	target, err := url.Parse(server.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
 	relayTransport := &http.Transport{MaxIdleConnsPerHost: 16}
-	proxy := &httputil.ReverseProxy{
-		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(target) },
-		Transport: relayTransport, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
-	}
-	relay, relayConns := countedServer(t, fullDuplex(proxy))
+	relay, relayConns := countedServer(t, relayTo(t, server.URL, relayTransport))
 	transport := &http.Transport{MaxIdleConnsPerHost: 16}
 	closeIdle := func() {
 		transport.CloseIdleConnections()

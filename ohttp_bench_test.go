@@ -9,11 +9,8 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -156,14 +153,7 @@ func newRelayed(b *testing.B, events int) *relayed {
 }
 
 func proxyTo(b *testing.B, base string) string {
-	target, err := url.Parse(base)
-	if err != nil {
-		b.Fatal(err)
-	}
-	relay := httptest.NewServer(fullDuplex(&httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
-		Transport: &http.Transport{MaxIdleConnsPerHost: 4},
-	}))
+	relay := httptest.NewServer(relayTo(b, base, &http.Transport{MaxIdleConnsPerHost: 4}))
 	b.Cleanup(relay.Close)
 	return relay.URL
 }

@@ -51,6 +51,19 @@ func fullDuplex(h http.Handler) http.Handler {
 	})
 }
 
+// relayTo is a reverse proxy in front of the server at base, which passes on what comes as it comes.
+func relayTo(t testing.TB, base string, transport *http.Transport) http.Handler {
+	t.Helper()
+	target, err := url.Parse(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fullDuplex(&httputil.ReverseProxy{
+		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(target) },
+		Transport: transport, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
+	})
+}
+
 // cutPlan is what becomes of one stream.
 type cutPlan struct {
 	events int
@@ -74,15 +87,8 @@ func TestOHTTPStreamsCutThroughRelay(t *testing.T) {
 		OHTTP: GatewayOHTTP{StrangerRate: -1},
 	})
 	server, conns := countedServer(t, g)
-	target, err := url.Parse(server.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
 	relayTransport := &http.Transport{MaxIdleConnsPerHost: 16}
-	relay, relayConns := countedServer(t, fullDuplex(&httputil.ReverseProxy{
-		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(target) },
-		Transport: relayTransport, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
-	}))
+	relay, relayConns := countedServer(t, relayTo(t, server.URL, relayTransport))
 	client := ohttpClient(t, relay.URL, nil)
 	closeIdle := func() {
 		client.http.(*http.Transport).CloseIdleConnections()
