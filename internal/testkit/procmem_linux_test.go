@@ -45,8 +45,7 @@ func TestScannedChild(t *testing.T) {
 	if _, err := io.ReadFull(os.Stdin, scratch); err != nil {
 		t.Fatal(err)
 	}
-	heap := make([]byte, 300)
-	copy(heap[3:], scratch)
+	heap := slices.Concat(make([]byte, 3), scratch) // of no constant size, or it were on the stack, which leaves copies when it grows
 	locked := mapped(1)
 	copy(locked, scratch)
 	noAccess, readOnly, notDumped := mapped(1), mapped(1), mapped(1)
