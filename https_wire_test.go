@@ -285,12 +285,17 @@ func TestInsecureSkipVerify(t *testing.T) {
 	}
 	own := skip()
 	own.TLSClientConfig.VerifyConnection = func(tls.ConnectionState) error { return nil }
+	store, err := NewEphemeralKeyStore(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
 	for name, c := range map[string]struct {
 		transport *http.Transport
 		trust     Trust
 		ok        bool
 	}{
-		"TrustHTTPS": {skip(), TrustHTTPS(), false}, "Pin": {skip(), Pin(strings.Repeat("ab", 32)), true}, "own": {own, TrustHTTPS(), true},
+		"TrustHTTPS": {skip(), TrustHTTPS(), false}, "FirstUse": {skip(), FirstUse(store), false}, "Pin": {skip(), Pin(strings.Repeat("ab", 32)), true}, "own": {own, TrustHTTPS(), true},
 	} {
 		_, err := NewSecureCompletionClient(Config{Transport: c.transport, Trust: c.trust})
 		if e, ok := errors.AsType[*ConfigError](err); (err == nil) != c.ok || (!c.ok && (!ok || e.Field != "Config.Transport")) {
