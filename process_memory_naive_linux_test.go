@@ -134,7 +134,11 @@ func cpu(t testing.TB) time.Duration {
 func BenchmarkCompleteAgainstNaive(b *testing.B) {
 	gateway := startMemoryProcess(b, "gateway")
 	gateway.sendSecret(testkit.KeyPEM(b, "server-4096"))
-	addr, pin, _ := strings.Cut(gateway.answer("gateway"), " ")
+	said := strings.Fields(gateway.answer("gateway"))
+	if len(said) != 3 {
+		b.Fatalf("the gateway says %q", said)
+	}
+	addr, pin := said[0], said[1]
 
 	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
 	if err != nil {

@@ -38,11 +38,13 @@ func run(args []string) error {
 		switch args[0] {
 		case "gateway":
 			return serveGateway(args[1])
-		case "ours", "naive":
+		case "ours", "ohttp", "naive":
 			return work(args)
 		case "floor":
 			n, _ := strconv.Atoi(args[3])
 			return floor(args[1], args[2], n)
+		case "pairs":
+			return pairs()
 		case "create":
 			return createStore(args[1])
 		case "cold":
@@ -55,9 +57,9 @@ func run(args []string) error {
 	small := flags.Bool("small", false, "a few requests only, to see that it runs")
 	rounds := flags.Int("rounds", 3, "how often each client has its turn")
 	_ = flags.Parse(args)
-	b := &bench{python: *python, rounds: *rounds, requests: 48, bigRequests: 16, concurrency: []int{1, 8, 32}}
+	b := &bench{python: *python, rounds: *rounds, requests: 48, bigRequests: 16, concurrency: []int{1, 8, 32}, times: "100x"}
 	if *small {
-		b.rounds, b.requests, b.bigRequests, b.concurrency = 1, 4, 2, []int{1, 4}
+		b.rounds, b.requests, b.bigRequests, b.concurrency, b.times = 1, 4, 2, []int{1, 4}, "1x"
 	}
 	var err error
 	if b.self, err = os.Executable(); err != nil {
@@ -77,13 +79,15 @@ type bench struct {
 	self, python, dir             string
 	rounds, requests, bigRequests int
 	concurrency                   []int
+	times                         string // how often each of the package's own benchmarks runs
 	base, control, cert           string
 
 	rows    []*row
-	bundle  []float64 // Python's CPU with certifi's bundle
-	floors  []float64
+	bundle  []float64    // Python's CPU with certifi's bundle
+	floors  [2][]float64 // alone, and with another process in between
 	colds   [][2]float64
 	profile [2]string
+	own     []string // lines of the package's own benchmarks
 }
 
 // row is one client at one size and concurrency.
@@ -115,9 +119,9 @@ func (b *bench) measure() error {
 		return err
 	}
 	b.cert = filepath.Join(b.dir, "gateway.pem")
-	clients := []string{"ours", "naive", "python"}
+	clients := []string{"ours", "ohttp", "naive", "python"}
 	if b.python == "" {
-		clients = clients[:2]
+		clients = clients[:3]
 	}
 	for _, size := range []int{1 << 10, 1 << 20} {
 		for _, concurrency := range b.concurrency {
@@ -159,8 +163,11 @@ func (b *bench) extras() error {
 		if err != nil {
 			return err
 		}
-		ratio, _ := strconv.ParseFloat(strings.TrimSpace(text), 64)
-		b.floors = append(b.floors, ratio)
+		var alone, between float64
+		if _, err := fmt.Sscan(text, &alone, &between); err != nil {
+			return err
+		}
+		b.floors[0], b.floors[1] = append(b.floors[0], alone), append(b.floors[1], between)
 		if text, err = output(exec.Command(b.self, "cold", b.base, b.cert, store)); err != nil {
 			return err
 		}
@@ -170,13 +177,39 @@ func (b *bench) extras() error {
 		}
 		b.colds = append(b.colds, cold)
 	}
+	if err := b.profiles(); err != nil {
+		return err
+	}
+	cmd := exec.Command("go", "test", "-run", "^$", "-bench", "^Benchmark(Seal|Open|Complete|OHTTP|GatewayProtocols|AuditEvent)", "-benchtime", b.times, ".")
+	cmd.Dir = filepath.Join("..", "..")
+	text, err := output(cmd)
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "Benchmark") {
+			b.own = append(b.own, line)
+		}
+	}
+	if err != nil || len(b.own) == 0 {
+		return fmt.Errorf("the package's own benchmarks: %w\n%s", err, text)
+	}
+	return nil
+}
+
+// profiles uses a build with runtime/secret: in the ordinary one, what seals and opens blocks the profiler's signal.
+func (b *bench) profiles() error {
+	visible := *b
+	visible.self = filepath.Join(b.dir, "peers-runtimesecret")
+	build := exec.Command("go", "build", "-o", visible.self, ".")
+	build.Env = append(os.Environ(), "GOEXPERIMENT=runtimesecret")
+	if _, err := output(build); err != nil {
+		return err
+	}
 	for i, size := range []int{1 << 10, 1 << 20} {
 		file := filepath.Join(b.dir, "cpu.out")
 		r := &row{size: size, concurrency: 8, client: "ours"}
-		if err := b.one(r, b.cert, file); err != nil {
+		if err := visible.one(r, b.cert, file); err != nil {
 			return err
 		}
-		top, err := output(exec.Command("go", "tool", "pprof", "-top", "-nodecount", "15", b.self, file))
+		top, err := output(exec.Command("go", "tool", "pprof", "-top", "-nodecount", "15", visible.self, file))
 		if err != nil {
 			return err
 		}

@@ -23,6 +23,11 @@ func quantile(values []float64, q float64) float64 {
 
 func median(values []float64) float64 { return quantile(values, 0.5) }
 
+// compared tells which ratios are of interest.
+func compared(client, other string) bool {
+	return client == "ours" && (other == "naive" || other == "python") || client == "ohttp" && other == "ours"
+}
+
 func sizeName(n int) string { return map[int]string{1 << 10: "1 KiB", 1 << 20: "1 MiB"}[n] }
 
 func (b *bench) report(dir string) error {
@@ -30,8 +35,8 @@ func (b *bench) report(dir string) error {
 	fmt.Fprintf(&t, `# Results
 
 Made by `+"`cd bench/peers && go run . -python PYTHON`"+`: clients in turn against one gateway in another process, https on loopback,
-answers as long as prompts. %s, %s/%s, %d CPUs, %d rounds of %d requests (%d of 1 MiB) for each row, warmed up. CPU is user and system
-time of the client's process per request. Compare within one run: times depend on the machine and on what else it does.
+answers as long as prompts. "ours" is this package over envelope version 1, "ohttp" over Oblivious HTTP. %s, %s/%s, %d CPUs,
+%d rounds of %d requests (%d of 1 MiB) for each row, warmed up. CPU is user and system time of the client's process per request. Compare within one run: times depend on the machine and on what else it does.
 
 httpx made a new TLS context for every connection from SSL_CERT_FILE, which held the gateway's certificate alone: the least work that its
 CA handling can be.`, runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), b.rounds, b.requests, b.bigRequests)
@@ -49,26 +54,29 @@ CA handling can be.`, runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.N
 	}
 	t.WriteString("\n![CPU per request](peers.svg)\n\n## Ratios\n\n| what | here |\n|---|---|\n")
 	for _, r := range b.rows {
-		if r.client != "ours" {
-			continue
-		}
 		for _, o := range b.rows {
-			if o.size == r.size && o.concurrency == r.concurrency && o.client != "ours" {
-				fmt.Fprintf(&t, "| CPU against %s, %s, %d at a time | %.3f |\n", o.client, sizeName(r.size), r.concurrency, median(r.cpu)/median(o.cpu))
-				if r.concurrency == 1 {
-					fmt.Fprintf(&t, "| peak memory against %s, %s | %.2f |\n", o.client, sizeName(r.size), median(r.peak)/median(o.peak))
-				}
+			if o.size != r.size || o.concurrency != r.concurrency || !compared(r.client, o.client) {
+				continue
+			}
+			fmt.Fprintf(&t, "| CPU: %s against %s, %s, %d at a time | %.3f |\n", r.client, o.client, sizeName(r.size), r.concurrency, median(r.cpu)/median(o.cpu))
+			if r.concurrency == 1 {
+				fmt.Fprintf(&t, "| peak memory: %s against %s, %s | %.2f |\n", r.client, o.client, sizeName(r.size), median(r.peak)/median(o.peak))
 			}
 		}
+		if len(b.bundle) > 0 && r.client == "ours" && r.size == 1<<10 && r.concurrency == 1 {
+			fmt.Fprintf(&t, "| CPU: ours against python with httpx's default bundle, %s, %d at a time | %.3f |\n", sizeName(r.size), r.concurrency, median(r.cpu)/median(b.bundle))
+		}
 	}
-	fmt.Fprintf(&t, "| CPU of a warm chat of 1 KiB against RSA-4096 encryption + decryption | %.3f |\n", median(b.floors))
+	fmt.Fprintf(&t, "| CPU of a warm chat of 1 KiB against RSA-4096 encryption + decryption, one right after the other | %.3f |\n", median(b.floors[0]))
+	fmt.Fprintf(&t, "| the same, where another process does as much between the two, as the gateway does in a chat | %.3f |\n", median(b.floors[1]))
 	var over []float64
 	for _, c := range b.colds {
 		over = append(over, c[0]-c[1])
 	}
 	fmt.Fprintf(&t, "| cold start with a key store on disk, to the first answer, beyond one PBKDF2 (600,000 rounds) | %.0f ms |\n", median(over))
-	t.WriteString("\n## Where the time goes\n\nCPU profiles of this package's client, 8 at a time. What seals and opens blocks the profiler's signal on Linux, so\n" +
-		"that no signal frame keeps key material: RSA and AES-GCM show as the system call behind them (erase.restore) that lets signals in again.\n")
+	b.reportOwn(&t)
+	t.WriteString("\n## Where the time goes\n\nCPU profiles of `ours`, 8 at a time, built with GOEXPERIMENT=runtimesecret: in the ordinary build, what seals and opens\n" +
+		"holds back the profiler's signal on Linux, so that no signal frame keeps key material.\n")
 	for i, name := range []string{"1 KiB", "1 MiB"} {
 		fmt.Fprintf(&t, "\n%s:\n\n```\n flat%%%s```\n", name, b.profile[i])
 	}
@@ -82,6 +90,23 @@ CA handling can be.`, runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.N
 	return os.WriteFile(filepath.Join(dir, "RESULTS.md"), []byte(t.String()), 0o644)
 }
 
+// reportOwn lists what the package's own benchmarks report, but for times: those depend on the machine.
+func (b *bench) reportOwn(t *strings.Builder) {
+	t.WriteString("\n## Within one process\n\nThe package's own benchmarks, `go test -run '^$' -bench . .` in its folder; their comments say what each ratio compares.\n\n" +
+		"| benchmark | reports |\n|---|---|\n")
+	for _, line := range b.own {
+		fields := strings.Fields(line)
+		name, _, _ := strings.Cut(strings.TrimPrefix(fields[0], "Benchmark"), "-")
+		var metrics []string
+		for i := 2; i+1 < len(fields); i += 2 {
+			if unit := fields[i+1]; unit != "ns/op" && unit != "MB/s" {
+				metrics = append(metrics, fields[i]+" "+unit)
+			}
+		}
+		fmt.Fprintf(t, "| %s | %s |\n", name, strings.Join(metrics, ", "))
+	}
+}
+
 // plot draws CPU per request on a logarithmic scale.
 func (b *bench) plot() string {
 	const left, line, wide = 190, 18, 420
@@ -90,7 +115,7 @@ func (b *bench) plot() string {
 		lowest, highest = min(lowest, median(r.cpu)), max(highest, median(r.cpu))
 	}
 	lowest /= 2
-	colour := map[string]string{"ours": "#1a7f5a", "naive": "#8a8a8a", "python": "#c77c2b"}
+	colour := map[string]string{"ours": "#1a7f5a", "ohttp": "#3f6fb5", "naive": "#8a8a8a", "python": "#c77c2b"}
 	var s strings.Builder
 	fmt.Fprintf(&s, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">`+"\n", left+wide+90, line*(len(b.rows)+8)+30)
 	s.WriteString(`<rect width="100%" height="100%" fill="white"/>` + "\n" + `<text x="10" y="20">CPU time of the client per request, ms, logarithmic</text>` + "\n")

@@ -14,8 +14,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"runtime/pprof"
 	"slices"
 	"strconv"
@@ -45,13 +47,13 @@ func trusting(file string) (*http.Transport, error) {
 	return t, nil
 }
 
-func newOurs(base, cert string, keys *sealedchat.KeyStore) (*sealedchat.SecureCompletionClient, error) {
+func newOurs(base, cert string, protocol sealedchat.Protocol, keys *sealedchat.KeyStore) (*sealedchat.SecureCompletionClient, error) {
 	transport, err := trusting(cert)
 	if err != nil {
 		return nil, err
 	}
 	return sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: base, Trust: sealedchat.TrustHTTPS(), Transport: transport, Keys: keys,
+		BaseURL: base, Trust: sealedchat.TrustHTTPS(), Transport: transport, Protocol: protocol, Keys: keys,
 	})
 }
 
@@ -75,8 +77,12 @@ func work(args []string) error {
 	requests, _ := strconv.Atoi(args[5])
 	text := prompt(size)
 	var chat func(context.Context, string) error
-	if args[0] == "ours" {
-		c, err := newOurs(args[1], args[2], nil)
+	if args[0] != "naive" {
+		protocol := sealedchat.ProtocolEnvelope
+		if args[0] == "ohttp" {
+			protocol = sealedchat.ProtocolOHTTP
+		}
+		c, err := newOurs(args[1], args[2], protocol, nil)
 		if err != nil {
 			return err
 		}
@@ -139,14 +145,20 @@ func work(args []string) error {
 }
 
 // floor compares the CPU time of a warm chat of 1 KiB with one RSA-4096 encryption and one decryption, in turn in one
-// process, and prints the ratio of the medians.
+// process, and prints the ratio of the medians; then the same with another process doing as much between the two, as
+// the gateway does in a chat: it leaves this one's caches and predictions cold.
 func floor(base, cert string, requests int) error {
 	ctx := context.Background()
-	c, err := newOurs(base, cert, nil)
+	c, err := newOurs(base, cert, sealedchat.ProtocolEnvelope, nil)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	other, stop, err := startPairs()
+	if err != nil {
+		return err
+	}
+	defer stop()
 	key, err := rsa.GenerateKey(rand.Reader, 4096)
 	if err != nil {
 		return err
@@ -155,26 +167,83 @@ func floor(base, cert string, requests int) error {
 	if err := ask(ctx, c, text); err != nil {
 		return err
 	}
-	var chats, pairs []time.Duration
+	samples := make([][]time.Duration, 3)
 	for range requests {
-		start := cpu()
-		wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, &key.PublicKey, make([]byte, 32), nil)
-		if err == nil {
-			_, err = rsa.DecryptOAEP(sha256.New(), nil, key, wrapped, nil)
+		for i, f := range []func() error{
+			func() error { return pair(key, func() error { return nil }) },
+			func() error { return pair(key, other) },
+			func() error { return ask(ctx, c, text) },
+		} {
+			start := cpu()
+			if err := f(); err != nil {
+				return err
+			}
+			samples[i] = append(samples[i], cpu()-start)
 		}
-		if err != nil {
-			return err
-		}
-		middle := cpu()
-		if err := ask(ctx, c, text); err != nil {
-			return err
-		}
-		pairs, chats = append(pairs, middle-start), append(chats, cpu()-middle)
 	}
-	slices.Sort(pairs)
-	slices.Sort(chats)
-	fmt.Println(float64(chats[requests/2]) / float64(pairs[requests/2]))
+	for _, s := range samples {
+		slices.Sort(s)
+	}
+	chat := float64(samples[2][requests/2])
+	fmt.Println(chat/float64(samples[0][requests/2]), chat/float64(samples[1][requests/2]))
 	return nil
+}
+
+// pair wraps and unwraps an AES key, with something in between.
+func pair(key *rsa.PrivateKey, between func() error) error {
+	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, &key.PublicKey, make([]byte, 32), nil)
+	if err == nil {
+		err = between()
+	}
+	if err == nil {
+		_, err = rsa.DecryptOAEP(sha256.New(), nil, key, wrapped, nil)
+	}
+	return err
+}
+
+// startPairs starts another process, which does one pair whenever do is called.
+func startPairs() (do func() error, stop func(), err error) {
+	cmd := exec.Command(os.Args[0], "pairs")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, nil, err
+	}
+	turn := make([]byte, 1)
+	do = func() error {
+		if _, err := in.Write(turn); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(out, turn)
+		return err
+	}
+	return do, func() { _, _ = in.Close(), cmd.Wait() }, nil
+}
+
+// pairs is what the process of startPairs does.
+func pairs() error {
+	key, err := rsa.GenerateKey(rand.Reader, 4096)
+	if err != nil {
+		return err
+	}
+	turn := make([]byte, 1)
+	for {
+		if _, err := io.ReadFull(os.Stdin, turn); err != nil {
+			return nil // no more turns
+		}
+		if err := pair(key, func() error { return nil }); err != nil {
+			return err
+		}
+		if _, err := os.Stdout.Write(turn); err != nil {
+			return err
+		}
+	}
 }
 
 const passphrase = "correct horse battery staple"
@@ -205,7 +274,7 @@ func cold(base, cert, dir string) error {
 		return err
 	}
 	defer store.Close()
-	c, err := newOurs(base, cert, store)
+	c, err := newOurs(base, cert, sealedchat.ProtocolEnvelope, store)
 	if err != nil {
 		return err
 	}
