@@ -50,9 +50,9 @@ func childSaver(t *testing.T, dir, arg string) {
 // or the new one, and every key that was reported is there.
 func TestKilledKeyStore(t *testing.T) {
 	seed := testSeed(t)
-	kills, lanes := 200, 4
-	if testing.Short() {
-		kills = 40
+	kills, lanes := 60, 4
+	if os.Getenv(longVar) == "1" {
+		kills = 200
 	}
 	var wg sync.WaitGroup
 	for lane := range lanes {

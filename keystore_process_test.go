@@ -81,7 +81,7 @@ func TestSharedKeyStore(t *testing.T) {
 	}
 	first := fingerprints(s)[0]
 	s.Close()
-	last := 3 * time.Second
+	last := 2 * time.Second
 	switch {
 	case os.Getenv(longVar) == "1":
 		last = 10 * time.Second
