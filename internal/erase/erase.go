@@ -14,18 +14,20 @@ import (
 
 // Wipe clears every integer that v reaches through pointers, structs, interfaces, arrays and slices, exported or not: the
 // key schedule behind a cipher.AEAD, the numbers of an *rsa.PrivateKey. v is useless afterwards, and so is whatever
-// shares memory with it. It touches neither maps, functions, channels nor strings.
-func Wipe(v any) { walk(v, wiper{}) }
+// shares memory with it. It touches neither maps, functions, channels nor strings, nor what is of a type of others or
+// implements one: what v only refers to.
+func Wipe(v any, others ...reflect.Type) { walk(v, others, wiper{}) }
 
 // Move copies the contents of every slice of integers that v reaches to the memory that alloc returns, and makes the slice
 // lie there. Then it has test look whether v still does what it is for. If so, it clears where the slices lay before;
-// if not, it puts everything back, clears the copies and returns the error of test. Slices that begin and end together go on doing so. Arrays, and integers by themselves, stay where they are.
+// if not, it puts everything back, clears the copies and returns the error of test. Slices that begin and end together go
+// on doing so. Arrays, and integers by themselves, stay where they are, and so does what is of a type of others, as in [Wipe].
 //
 // alloc gets the number of bytes of all slices together, and returns at least so many, aligned to 8, on the Go heap or
 // not; they have to live as long as v. On an error of alloc nothing has been moved.
-func Move(v any, alloc func(size int) ([]byte, error), test func() error) error {
+func Move(v any, alloc func(size int) ([]byte, error), test func() error, others ...reflect.Type) error {
 	m := mover{seen: make(map[span]int)}
-	walk(v, &m)
+	walk(v, others, &m)
 	to, err := alloc(m.size)
 	if err != nil {
 		return err
@@ -48,8 +50,8 @@ type visitor interface {
 	plain(p unsafe.Pointer, size uintptr)
 }
 
-func walk(v any, visit visitor) {
-	w := walker{visit: visit, seen: make(map[seen]bool)}
+func walk(v any, others []reflect.Type, visit visitor) {
+	w := walker{visit: visit, others: others, seen: make(map[seen]bool)}
 	value := reflect.ValueOf(v)
 	if value.Kind() == reflect.Pointer {
 		w.pointer(value)
@@ -64,12 +66,25 @@ type seen struct {
 }
 
 type walker struct {
-	visit visitor
-	seen  map[seen]bool // pointers that were followed: a graph may have cycles
+	visit  visitor
+	others []reflect.Type
+	seen   map[seen]bool // pointers that were followed: a graph may have cycles
+}
+
+func (w *walker) isOther(t reflect.Type) bool {
+	for _, o := range w.others {
+		if t == o || o.Kind() == reflect.Interface && t.Implements(o) {
+			return true
+		}
+	}
+	return false
 }
 
 // inside looks for pointers in a value that is not addressable.
 func (w *walker) inside(v reflect.Value) {
+	if !v.IsValid() || w.isOther(v.Type()) {
+		return
+	}
 	switch v.Kind() {
 	case reflect.Pointer:
 		w.pointer(v)
@@ -106,6 +121,8 @@ func (w *walker) at(v reflect.Value) {
 	t := v.Type()
 	p := unsafe.Pointer(v.UnsafeAddr())
 	switch {
+	case w.isOther(t):
+		return
 	case isPlain(t):
 		w.visit.plain(p, t.Size())
 		return

@@ -13,7 +13,9 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"io"
 	"math/big"
+	"reflect"
 	"testing"
 	"unsafe"
 
@@ -44,10 +46,44 @@ func TestWipeCiphers(t *testing.T) {
 	}
 }
 
+// What all ciphers of a kind share stays, whether it is named or is a value of an interface that is named.
+func TestOthers(t *testing.T) {
+	type table struct{ numbers []int }
+	type cipherOfMany struct {
+		key    [4]uint64
+		table  *table
+		random io.Reader
+		direct table
+	}
+	for name, others := range map[string][]reflect.Type{
+		"types":      {reflect.TypeFor[*table](), reflect.TypeFor[*bytes.Reader](), reflect.TypeFor[table]()},
+		"interfaces": {reflect.TypeFor[io.Reader](), reflect.TypeFor[*table](), reflect.TypeFor[table]()},
+		"none":       nil,
+	} {
+		shared := &table{numbers: []int{1, 2, 3}}
+		text := []byte("abc")
+		v := &cipherOfMany{key: [4]uint64{1, 2, 3, 4}, table: shared, random: bytes.NewReader(text), direct: table{numbers: []int{4}}}
+		moved := 0
+		if err := Move(v, func(n int) ([]byte, error) { moved = n; return make([]byte, n), nil }, func() error { return nil }, others...); err != nil {
+			t.Fatal(err)
+		}
+		text = []byte("abc")
+		v.random = bytes.NewReader(text)
+		Wipe(v, others...)
+		stays := name != "none"
+		if (shared.numbers[0] == 1) != stays || (string(text) == "abc") != stays || (v.direct.numbers[0] == 4) != stays || (moved == 0) != stays {
+			t.Errorf("%s: %v, %q, %v, %d bytes moved", name, shared.numbers, text, v.direct.numbers, moved)
+		}
+		if v.key != [4]uint64{} {
+			t.Errorf("%s: the key is left", name)
+		}
+	}
+}
+
 // contains looks for secret in all that walk shows.
 func contains(v any, secret []byte) bool {
 	l := &looker{secret: secret}
-	walk(v, l)
+	walk(v, nil, l)
 	return l.found
 }
 
@@ -111,7 +147,7 @@ func TestMoveKey(t *testing.T) {
 	}
 	start := uintptr(unsafe.Pointer(unsafe.SliceData(to)))
 	l := &looker{secret: prime, inside: func(p unsafe.Pointer) bool { return uintptr(p) >= start && uintptr(p) < start+uintptr(len(to)) }}
-	walk(key, l)
+	walk(key, nil, l)
 	if !l.found || l.out > 0 {
 		t.Errorf("after the move: prime there: %v; slices elsewhere: %d", l.found, l.out)
 	}

@@ -10,10 +10,11 @@ import (
 	"crypto/subtle"
 	"errors"
 	"reflect"
-	"unsafe"
+
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 )
 
-// SecretSize is how much memory MoveTo needs at most.
+// SecretSize is how much memory MoveTo needs.
 const SecretSize = 2 * 32
 
 // ErrShape says that crypto/hpke keeps its numbers where they are not found any more.
@@ -29,15 +30,18 @@ func (k *PrivateKey) MoveTo(memory []byte) error {
 	if k.key == nil {
 		return ErrUsed
 	}
-	m := mover{to: memory, at: make(map[unsafe.Pointer][]byte)}
-	m.slice(&k.seed)
-	m.walk(reflect.ValueOf(k.key), 0)
-	if m.short || len(m.headers) < 2 || k.test() != nil {
-		m.undo()
-		return ErrShape
+	reached := &struct {
+		seed *[]byte
+		key  hpke.PrivateKey
+	}{&k.seed, k.key}
+	room := func(size int) ([]byte, error) {
+		if size != SecretSize || len(memory) < size {
+			return nil, ErrShape
+		}
+		return memory, nil
 	}
-	for _, old := range m.old {
-		clear(old)
+	if erase.Move(reached, room, k.test, append(shared[:], reflect.TypeFor[*ecdh.PublicKey]())...) != nil {
+		return ErrShape
 	}
 	return nil
 }
@@ -63,68 +67,4 @@ func (k *PrivateKey) test() error {
 		return ErrShape
 	}
 	return nil
-}
-
-// mover moves slices of bytes; those of the same memory stay together.
-type mover struct {
-	to      []byte
-	at      map[unsafe.Pointer][]byte // where memory has gone, by where it was
-	headers []*[]byte
-	old     [][]byte
-	short   bool
-}
-
-func (m *mover) walk(v reflect.Value, depth int) {
-	if !v.IsValid() || depth > 16 || v.Type() == reflect.TypeFor[*ecdh.PublicKey]() {
-		return
-	}
-	for _, t := range shared {
-		if v.Type().Implements(t) {
-			return
-		}
-	}
-	switch v.Kind() {
-	case reflect.Pointer, reflect.Interface:
-		m.walk(v.Elem(), depth+1)
-	case reflect.Struct:
-		for i := range v.NumField() {
-			m.walk(v.Field(i), depth+1)
-		}
-	case reflect.Slice:
-		if v.CanAddr() && v.Type().Elem().Kind() == reflect.Uint8 {
-			m.slice((*[]byte)(unsafe.Pointer(v.UnsafeAddr())))
-		}
-	}
-}
-
-func (m *mover) slice(header *[]byte) {
-	old := *header
-	if len(old) == 0 {
-		return
-	}
-	from := unsafe.Pointer(unsafe.SliceData(old))
-	to, moved := m.at[from]
-	if !moved {
-		if len(old) > len(m.to) {
-			m.short = true
-			return
-		}
-		to = m.to[:len(old):len(old)]
-		m.to = m.to[len(old):]
-		copy(to, old)
-		m.at[from] = to
-	}
-	if len(to) != len(old) {
-		m.short = true
-		return
-	}
-	m.headers, m.old = append(m.headers, header), append(m.old, old)
-	*header = to
-}
-
-func (m *mover) undo() {
-	for i, header := range m.headers {
-		clear(*header)
-		*header = m.old[i]
-	}
 }

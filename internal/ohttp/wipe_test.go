@@ -42,6 +42,22 @@ func numbers(v reflect.Value, depth int) (all []byte) {
 	return all
 }
 
+// isPlain tells whether a type is made of integers alone.
+func isPlain(t reflect.Type) bool {
+	switch t.Kind() {
+	case reflect.Array:
+		return isPlain(t.Elem())
+	case reflect.Struct:
+		for i := range t.NumField() {
+			if !isPlain(t.Field(i).Type) {
+				return false
+			}
+		}
+		return true
+	}
+	return t.Kind() >= reflect.Int && t.Kind() <= reflect.Uint64
+}
+
 func isZero(b []byte) bool { return bytes.Count(b, []byte{0}) == len(b) }
 
 // TestWipe counts what wiping reaches: less than this means that the standard library's types have changed their form.
