@@ -9,13 +9,14 @@ package erase
 
 import (
 	"reflect"
+	"slices"
 	"unsafe"
 )
 
 // Wipe clears every integer that v reaches through pointers, structs, interfaces, arrays and slices, exported or not: the
 // key schedule behind a cipher.AEAD, the numbers of an *rsa.PrivateKey. v is useless afterwards, and so is whatever
-// shares memory with it. It touches neither maps, functions, channels nor strings, nor what is of a type of others or
-// implements one: what v only refers to.
+// shares memory with it. It touches neither maps, functions, channels nor strings, nor what v has a pointer or an interface
+// to that is of a type of others, or implements one.
 func Wipe(v any, others ...reflect.Type) { walk(v, others, wiper{}) }
 
 // Move copies the contents of every slice of integers that v reaches to the memory that alloc returns, and makes the slice
@@ -51,7 +52,7 @@ type visitor interface {
 }
 
 func walk(v any, others []reflect.Type, visit visitor) {
-	w := walker{visit: visit, others: others, seen: make(map[seen]bool)}
+	w := walker{visit: visit, others: others}
 	value := reflect.ValueOf(v)
 	if value.Kind() == reflect.Pointer {
 		w.pointer(value)
@@ -68,7 +69,7 @@ type seen struct {
 type walker struct {
 	visit  visitor
 	others []reflect.Type
-	seen   map[seen]bool // pointers that were followed: a graph may have cycles
+	seen   []seen // pointers that were followed, some dozens at most: a graph may have cycles
 }
 
 func (w *walker) isOther(t reflect.Type) bool {
@@ -82,7 +83,7 @@ func (w *walker) isOther(t reflect.Type) bool {
 
 // inside looks for pointers in a value that is not addressable.
 func (w *walker) inside(v reflect.Value) {
-	if !v.IsValid() || w.isOther(v.Type()) {
+	if !v.IsValid() || v.Kind() != reflect.Pointer && w.isOther(v.Type()) {
 		return
 	}
 	switch v.Kind() {
@@ -109,10 +110,10 @@ func (w *walker) inside(v reflect.Value) {
 
 func (w *walker) pointer(v reflect.Value) {
 	key := seen{v.UnsafePointer(), v.Type()}
-	if v.IsNil() || w.seen[key] {
+	if v.IsNil() || w.isOther(key.t) || slices.Contains(w.seen, key) {
 		return
 	}
-	w.seen[key] = true
+	w.seen = append(w.seen, key)
 	w.at(v.Elem())
 }
 
@@ -121,8 +122,6 @@ func (w *walker) at(v reflect.Value) {
 	t := v.Type()
 	p := unsafe.Pointer(v.UnsafeAddr())
 	switch {
-	case w.isOther(t):
-		return
 	case isPlain(t):
 		w.visit.plain(p, t.Size())
 		return
