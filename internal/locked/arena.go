@@ -177,21 +177,6 @@ func (a *Arena) shrink() {
 	})
 }
 
-// Grow moves what b holds into n bytes, and what is left of them is zero. On an error b stays as it is.
-func (a *Arena) Grow(b *Buffer, n int) error {
-	larger, err := a.Alloc(n)
-	if err != nil {
-		return err
-	}
-	copy(larger.Bytes(), b.Bytes())
-	b.Destroy()
-	*b = *larger
-	return nil
-}
-
-// Policy is the arena's.
-func (a *Arena) Policy() Policy { return a.policy }
-
 // Level is Locked as long as every buffer that the arena gave was. One that gave none yet tries whether it could.
 func (a *Arena) Level() Level {
 	a.mu.Lock()

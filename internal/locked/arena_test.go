@@ -101,33 +101,12 @@ func TestArenaClose(t *testing.T) {
 	if _, err := a.Alloc(1); !errors.Is(err, ErrClosed) {
 		t.Errorf("Alloc after Close: %v", err)
 	}
-	if err := a.Grow(b, 20); !errors.Is(err, ErrClosed) || string(b.Bytes()) != "0123456789" {
-		t.Errorf("Grow after Close: %v", err)
-	}
 	wasLocked := b.Locked()
 	b.Destroy()
 	if after := Report().Locked; wasLocked && before-after != roundToPages(chunkSize) {
 		t.Errorf("%d bytes came back", before-after)
 	}
 	large.Destroy()
-}
-
-func TestGrow(t *testing.T) {
-	a := NewArena(BestEffort)
-	defer a.Close()
-	b := alloc(t, a, 6)
-	defer b.Destroy()
-	copy(b.Bytes(), "secret")
-	old := b.m.whole
-	if err := a.Grow(b, 3*chunkSize); err != nil {
-		t.Fatal(err)
-	}
-	if data := b.Bytes(); string(data[:6]) != "secret" || len(data) != 3*chunkSize || data[6] != 0 {
-		t.Errorf("grown to %d bytes", len(data))
-	}
-	if a.chunks != nil && !bytes.Equal(old, make([]byte, 6)) { // the chunk is kept, empty
-		t.Error("the old bytes are still there")
-	}
 }
 
 func TestNarrow(t *testing.T) {
