@@ -69,8 +69,10 @@ type AuditLog struct {
 	keys  *KeyStore
 	opts  AuditLogOptions
 	turn  chan struct{} // holds a token while somebody writes; what follows is his
-	sync  func(*os.File) error
 	flush flusher
+
+	sync   func(*os.File) error
+	remove func(name string) error
 
 	closed     bool
 	file       *os.File // nil: to be opened
@@ -116,6 +118,7 @@ func OpenAuditLog(ctx context.Context, path string, keys *KeyStore, o *AuditLogO
 	if l.dir, l.name, err = auditFolder(path, fsafe.CreateDir); err != nil {
 		return nil, err
 	}
+	l.remove = l.dir.Remove
 	lock, err := l.dir.Lock(ctx, l.name+lockSuffix)
 	if err == nil {
 		err = errors.Join(l.catchUp(), lock.Unlock())

@@ -210,7 +210,8 @@ func (l *AuditLog) ends(name string, check lineCheck) (first *auditfile.Line, la
 	return nil, last, nil
 }
 
-// dropOld deletes files, after the line that says so is on the disk. What stays is deleted with the next file.
+// dropOld deletes files, oldest first, after the line that says so is on the disk. What stays is deleted with the next file:
+// with all that follows it, since nothing may be missing in between. (On Windows a file stays that somebody has open.)
 func (l *AuditLog) dropOld(names []string) {
 	if len(names) == 0 {
 		return
@@ -220,8 +221,9 @@ func (l *AuditLog) dropOld(names []string) {
 		return
 	}
 	for _, name := range names {
-		if err := l.dir.Remove(name); err != nil {
+		if err := l.remove(name); err != nil {
 			l.opts.Logger.Warn("audit log: an old file could not be deleted", "error", err)
+			return
 		}
 	}
 }

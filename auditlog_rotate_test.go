@@ -182,6 +182,29 @@ func TestAuditLogConfirmsBeforeItDrops(t *testing.T) {
 	}
 }
 
+// A file that cannot be deleted keeps those that follow it: a gap would look like tampering.
+func TestAuditLogDropsWithoutGaps(t *testing.T) {
+	l, path, keys := startAuditLog(t, smallFiles)
+	fillAuditLog(t, l, 3)
+	l.remove = func(name string) error {
+		if strings.HasSuffix(name, ".000001") {
+			return fs.ErrPermission
+		}
+		return l.dir.Remove(name)
+	}
+	for range 3 {
+		fillAuditLog(t, l, 1)
+		if r := mustVerify(t, path, keys, nil); r.First != 1 {
+			t.Errorf("%+v", r)
+		}
+	}
+	l.remove = l.dir.Remove
+	fillAuditLog(t, l, 1)
+	if r := mustVerify(t, path, keys, nil); len(r.Files) != smallFiles.MaxFiles || r.First == 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // When the disk does not confirm the file that is ended, the event is not written, and that is said.
 func TestAuditLogUnconfirmedRotation(t *testing.T) {
 	l, path, keys := startAuditLog(t, smallFiles)
