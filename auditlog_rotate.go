@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strconv"
 	"strings"
@@ -221,8 +222,12 @@ func (l *AuditLog) dropOld(names []string) {
 		return
 	}
 	for _, name := range names {
-		if err := l.remove(name); err != nil {
-			l.opts.Logger.Warn("audit log: an old file could not be deleted", "error", err)
+		err := l.remove(name)
+		if _, there := l.dir.Stat(name); err == nil && !errors.Is(there, fs.ErrNotExist) {
+			err = errors.New("it is there until others close it")
+		}
+		if err != nil {
+			l.opts.Logger.Warn("audit log: an old file could not be deleted", "file", name, "error", err)
 			return
 		}
 	}

@@ -184,24 +184,26 @@ func TestAuditLogConfirmsBeforeItDrops(t *testing.T) {
 
 // A file that cannot be deleted keeps those that follow it: a gap would look like tampering.
 func TestAuditLogDropsWithoutGaps(t *testing.T) {
-	l, path, keys := startAuditLog(t, smallFiles)
-	fillAuditLog(t, l, 3)
-	l.remove = func(name string) error {
-		if strings.HasSuffix(name, ".000001") {
-			return fs.ErrPermission
+	for _, said := range []error{fs.ErrPermission, nil} { // nil: deleted when others close it
+		l, path, keys := startAuditLog(t, smallFiles)
+		fillAuditLog(t, l, 3)
+		l.remove = func(name string) error {
+			if strings.HasSuffix(name, ".000001") {
+				return said
+			}
+			return l.dir.Remove(name)
 		}
-		return l.dir.Remove(name)
-	}
-	for range 3 {
+		for range 3 {
+			fillAuditLog(t, l, 1)
+			if r := mustVerify(t, path, keys, nil); r.First != 1 {
+				t.Errorf("%v: %+v", said, r)
+			}
+		}
+		l.remove = l.dir.Remove
 		fillAuditLog(t, l, 1)
-		if r := mustVerify(t, path, keys, nil); r.First != 1 {
-			t.Errorf("%+v", r)
+		if r := mustVerify(t, path, keys, nil); len(r.Files) != smallFiles.MaxFiles || r.First == 1 {
+			t.Errorf("%v: %+v", said, r)
 		}
-	}
-	l.remove = l.dir.Remove
-	fillAuditLog(t, l, 1)
-	if r := mustVerify(t, path, keys, nil); len(r.Files) != smallFiles.MaxFiles || r.First == 1 {
-		t.Errorf("%+v", r)
 	}
 }
 
