@@ -399,8 +399,8 @@ func (u *Usage) decodeJSON(valid []byte) (err error) {
 	return err
 }
 
-// Chat seals r, sends it, and returns the opened and checked answer. It makes up to 1 + [Config].MaxRetries attempts, of
-// [Config].Timeout each; ctx bounds them all.
+// Chat seals r, sends it, and returns the opened and checked answer. It makes up to 1 + [Config].MaxRetries attempts of
+// [Config].Timeout each, and one more when the server's key has changed and the new one is trusted; ctx bounds them all.
 //
 // Errors: [*ServerKeyError] when the server's key is not trusted (nothing was sent), [*APIError] when the server
 // refused, [*OuterError] for an answer in the clear where [ProtocolOHTTP] wants a sealed one, and the sentinels

@@ -74,7 +74,7 @@ func ExampleSecureCompletionClient_AcceptServerKey() {
 	// Paris.
 }
 
-// With TrustHTTPS and FirstUse, OnServerKey has the last word on a key that was not used before.
+// Whatever Config.Trust says, OnServerKey has the last word on a key that was not used before.
 func ExampleConfig_onServerKey() {
 	ctx := context.Background()
 	url, _, transport, stop := startServer()

@@ -25,7 +25,7 @@ type GatewayConfig struct {
 	// Upstream is the base URL of an OpenAI-compatible server as SDKs take it, "http://127.0.0.1:8000/v1" for example:
 	// requests go to {Upstream}/chat/completions. https, or http to an address that is loopback when it is dialled.
 	Upstream string
-	// UpstreamKey is sent upstream as a bearer token, a client's key never is. It stays the caller's. nil = none.
+	// UpstreamKey is sent upstream as a bearer token; a client's key never is. It stays the caller's. nil = none.
 	UpstreamKey *Secret
 	// UpstreamTransport carries the requests upstream. It stays the caller's. nil = DefaultTransport() of its own.
 	UpstreamTransport http.RoundTripper
@@ -36,8 +36,7 @@ type GatewayConfig struct {
 	// protocol v1 that is before anything of the request is decrypted. In Oblivious HTTP the headers are sealed too: it is
 	// called with a request that is made from the opened one, with its method, URL, headers and no body, and with RemoteAddr,
 	// TLS and context of the outer one, before its body is read. An error is answered 401, or 403 for ErrPermission, 429 for
-	// ErrRateLimited, 503 for ErrUnavailable; the RetryAfter of an *APIError goes along.
-	// See AuthenticateKeys. Required, unless AllowUnauthenticated is set.
+	// ErrRateLimited, 503 for ErrUnavailable; the RetryAfter of an *APIError goes along. See AuthenticateKeys.
 	Authenticate func(*http.Request) error
 	// AllowUnauthenticated serves everybody when Authenticate is nil.
 	AllowUnauthenticated bool
