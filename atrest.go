@@ -13,7 +13,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
-// MaxSealedData is the most that [KeyStore.Seal] takes, in bytes.
+// MaxSealedData is the most that [KeyStore.Seal] takes, in bytes: 100 MiB.
 const MaxSealedData = keyfile.MaxDataSize
 
 // Seal encrypts data to be kept outside the process: AES-256-GCM under a key derived by HKDF-SHA256 from the store's
@@ -21,7 +21,8 @@ const MaxSealedData = keyfile.MaxDataSize
 // given the same one, so that one blob cannot take another's place. The result is 69 bytes longer than plaintext, which
 // stays as it is.
 //
-// Errors: [ErrTooLarge] over 100 MiB, and [ErrInvalidRequest] for an ephemeral store, which could never open it again.
+// Errors: [ErrTooLarge] over 100 MiB, [ErrInvalidRequest] for a longer label, and for an ephemeral store, which could never
+// open it again; [ErrClosed], [ErrMemoryLimit], [ErrAudit].
 func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
 	if len(label) > keyfile.MaxLabelSize {
 		return nil, fmt.Errorf("%w: label of %d bytes, limit %d", ErrInvalidRequest, len(label), keyfile.MaxLabelSize)
@@ -44,8 +45,9 @@ func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
 }
 
 // Open decrypts what [KeyStore.Seal] returned under the same label, also after a change of the passphrase and after
-// rotations. The caller wipes the result. Whatever does not open is [ErrDecryption]; [ErrPassphrase] when it was sealed after
-// another process changed the passphrase.
+// rotations. sealed stays as it is; the result is new memory, which the caller wipes. Whatever does not open is
+// [ErrDecryption]; [ErrPassphrase] when it was sealed after another process changed the passphrase. Other errors are those
+// of Seal.
 func (s *KeyStore) Open(label string, sealed []byte) ([]byte, error) {
 	defer s.sweeper.Soon()
 	var key *locked.Buffer

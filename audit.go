@@ -17,7 +17,7 @@ import (
 
 // Auditor is told what a client, a key store or a gateway does with keys and sealed messages. [AuditLog] keeps it in a
 // file that nobody can change unnoticed, [NewSlogAuditor] sends it to a logger; a program's own can add [Event].Details and
-// hand the event on.
+// hand the event on ([AuditorFunc]).
 //
 // An error stops the call: where the event comes before its effect, nothing is sent, used or handed out ([ErrAudit] with
 // the Auditor's error). Events that report what has happened already (see [EventType.Happened]) cannot undo it: their
@@ -30,7 +30,7 @@ type Auditor interface {
 	Record(ctx context.Context, e Event) error
 }
 
-// AuditorFunc is a function that is an [Auditor].
+// AuditorFunc is a function that is an [Auditor]. It is called from several goroutines.
 type AuditorFunc func(ctx context.Context, e Event) error
 
 // Record calls f.
@@ -50,7 +50,7 @@ const (
 // Event is one thing that happened. It holds ids, sizes and durations, never content: no prompt, no answer, no label of
 // data at rest, no key, no passphrase. Fields that do not belong to its type are zero, and absent from its JSON.
 type Event struct {
-	// Time, User (its name, or its number where it has none) and PID say when and by whom. What is zero is filled in.
+	// Time (UTC), User (its name, or its number where it has none) and PID say when and by whom. What is zero is filled in.
 	Time     time.Time `json:"time"`
 	Type     EventType `json:"type"`
 	Severity Severity  `json:"severity"` // "" = that of the type
@@ -60,7 +60,7 @@ type Event struct {
 	PayloadID      string        `json:"payload_id,omitempty"`      // of the request, the same on both ends
 	Fingerprint    string        `json:"fingerprint,omitempty"`     // of the key that the event is about
 	OldFingerprint string        `json:"old_fingerprint,omitempty"` // of the key in whose place it came
-	Server         string        `json:"server,omitempty"`          // the client's base URL
+	Server         string        `json:"server,omitempty"`          // the client's base URL; "ohttp+" before it with ProtocolOHTTP
 	Path           string        `json:"path,omitempty"`            // of a file or folder
 	Tier           SecurityTier  `json:"tier,omitempty"`            // that was asked for
 	Bits           int           `json:"bits,omitempty"`            // size of the key
@@ -69,8 +69,8 @@ type Event struct {
 	Bytes          int64         `json:"bytes,omitempty"`           // of plaintext
 	Attempt        int           `json:"attempt,omitempty"`         // that failed, from 1
 	Status         int           `json:"status,omitempty"`          // of HTTP
-	Wait           time.Duration `json:"wait_ns,omitempty"`         // before the next attempt
-	Duration       time.Duration `json:"duration_ns,omitempty"`     // since the work, or the life, began
+	Wait           time.Duration `json:"wait_ns,omitempty"`         // before the next attempt; nanoseconds in JSON
+	Duration       time.Duration `json:"duration_ns,omitempty"`     // since the work, or the life, began; nanoseconds in JSON
 	Reason         string        `json:"reason,omitempty"`          // this package's own words, never a peer's
 	Memory         *MemoryStats  `json:"memory,omitempty"`
 
@@ -114,7 +114,7 @@ func currentUser() string {
 	return strconv.Itoa(os.Geteuid())
 }
 
-// MarshalJSON gives the event with what is secret in its details redacted.
+// MarshalJSON gives the event with what is secret in its details redacted. Its error is that of details that are no JSON.
 func (e Event) MarshalJSON() ([]byte, error) {
 	type plain Event
 	var err error

@@ -20,12 +20,13 @@ type EventType string
 
 // The events. Every one has Time, Severity, User and PID; what else it has stands behind it.
 //
-// Of an answer that is passed on as it comes (Oblivious HTTP), EventResponseOpened and EventResponseSealed are told once, when
-// it ends, however it does, with the bytes that may have gone out: what the Auditor can withhold is its end, without which no
-// client takes it for whole. A chunk that does not open is EventDecryptionRefused in its place.
+// Of an answer that is passed on as it comes (Oblivious HTTP), EventResponseOpened and EventResponseSealed are told once,
+// when it ends, however it does, with the bytes that may have gone out: what the Auditor can withhold is its end, without
+// which no client takes it for whole. A chunk that does not open is EventDecryptionRefused in its place.
 //
-// A gateway does not tell of requests over Oblivious HTTP that do not open or are malformed: strangers could push everything else
-// out of an audit log with them. GatewayConfig.Logger is told.
+// A gateway does not tell of requests over Oblivious HTTP that do not open or are malformed: strangers could push everything
+// else out of an audit log with them. GatewayConfig.Logger is told. Its keys for Oblivious HTTP are EventKeyGenerated, with
+// Fingerprint and Reason, after they were saved, EventKeyRetired and EventKeyDeleted.
 const (
 	EventClientOpened  EventType = "client_opened"  // Server, Memory. An error fails NewSecureCompletionClient
 	EventClientClosed  EventType = "client_closed"  // Server, Duration, Memory
@@ -117,6 +118,7 @@ var eventTypes = map[EventType]eventType{
 func (t EventType) valid() bool { _, ok := eventTypes[t]; return ok }
 
 // Happened reports whether events of this type are told after the fact, so that an error of the [Auditor] undoes nothing.
+// It is false for a name that is not in the set.
 func (t EventType) Happened() bool { return eventTypes[t].happened }
 
 // memoryStats is the state of protected memory now.

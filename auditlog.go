@@ -24,6 +24,7 @@ import (
 // AuditFlush says when an [AuditLog] has the disk confirm what was written.
 type AuditFlush int
 
+// The times.
 const (
 	// FlushEachEvent: before Record returns. A power cut loses nothing that was reported. A disk takes 0.1 to 10 ms.
 	FlushEachEvent AuditFlush = iota
@@ -35,6 +36,7 @@ const (
 // AuditFailure says what an [AuditLog] does when it cannot write.
 type AuditFailure int
 
+// The reactions.
 const (
 	// AuditStop: Record returns the error, which stops the call that the event belongs to.
 	AuditStop AuditFailure = iota
@@ -52,7 +54,7 @@ type AuditLogOptions struct {
 	MaxFileBytes int64
 	// MaxFiles is how many files are kept, with the one that is written to; beyond it the oldest is deleted, after all of
 	// its lines were checked. Nothing is deleted while an older file is missing or not as it was written, and files that do
-	// not belong to the log do not count: Logger is told. At least 2; 0 = 16.
+	// not belong to the log do not count: Logger is told. 2 to 10,000; 0 = 16.
 	MaxFiles int
 	// Logger is told what could not be written, without content. nil = silent.
 	Logger *slog.Logger
@@ -102,14 +104,16 @@ const (
 
 // OpenAuditLog opens the log at path, or begins one, with mode 0600. The folder is made where it does not exist; it must
 // be the current user's and closed to others, like that of a key store ([ErrInsecurePermissions]). Beside the log lie its
-// lock file, path.lock, and older files, path.000001 and so on.
+// lock file, path.lock, and older files, path.000001 and so on. ctx bounds the wait for the lock, which is 10 s at most where
+// it has no deadline.
 //
 // keys gives the log its key, and stays the caller's: it must be open when the log is opened, may be closed before the log,
 // and cannot be an ephemeral one ([ErrInvalidRequest]). The key survives a change of the passphrase. With an open log,
 // [KeyStore.SetAuditor] has the store tell it, too.
 //
-// A line that a crash left unfinished is ended, and noted in the next one. Errors: [*ConfigError], [ErrLocked],
-// those of files. The log is closed with [AuditLog.Close].
+// A line that a crash left unfinished is ended, and noted in the next one. Errors: [*ConfigError] for o, [ErrInvalidRequest]
+// for a path that names no file, [ErrLocked], [ErrClosed] for a closed key store, those of files. The caller closes the log
+// with [AuditLog.Close].
 func OpenAuditLog(ctx context.Context, path string, keys *KeyStore, o *AuditLogOptions) (*AuditLog, error) {
 	l, err := newAuditLog(keys, o)
 	if err != nil {
@@ -190,8 +194,9 @@ func auditFolder(path string, open func(string) (*fsafe.Dir, error)) (*fsafe.Dir
 	return dir, name, nil
 }
 
-// Record writes an event; see [Auditor]. What is zero of Time, Severity, User and PID is filled in. Errors:
-// [ErrInvalidRequest] for an unknown type, or details that are no JSON; [ErrTooLarge] beyond 64 KiB; [ErrClosed]; and with
+// Record writes an event, of 63 KiB of JSON at most; see [Auditor]. What is zero of Time, Severity, User and PID is filled
+// in. ctx bounds the wait for other writers, which is 10 s at most where it has no deadline. Errors:
+// [ErrInvalidRequest] for an unknown type, or details that are no JSON; [ErrTooLarge]; [ErrClosed]; and with
 // AuditStop those of writing: the event is then counted, and the next line that can be written says how many were lost.
 // [ErrUnconfirmed] means that an event is written but that the disk did not confirm it.
 func (l *AuditLog) Record(ctx context.Context, e Event) error {
@@ -250,8 +255,8 @@ func (l *AuditLog) judge(ctx context.Context, t EventType, err error) error {
 }
 
 // Head is the last line that this process wrote, or found when it wrote or opened the log. Keep it where whoever can
-// write to the log cannot: it is what [VerifyAuditLog] needs to notice that lines were cut off the end. The zero head
-// means that there is no line.
+// write to the log cannot, as the text that String gives: it is what [VerifyAuditLog] needs to notice that lines were cut
+// off the end. The zero head means that there is no line. After Close it is the last one.
 func (l *AuditLog) Head() AuditHead {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -289,8 +294,8 @@ func (l *AuditLog) confirm(f *os.File) error {
 
 // AuditHead is a line's place in an audit log: its number, and its HMAC. The zero value is no line.
 type AuditHead struct {
-	Seq uint64
-	MAC [32]byte
+	Seq uint64   // from 1
+	MAC [32]byte // HMAC-SHA256
 }
 
 // String is "Seq-MAC", the number in decimal and the HMAC in lower-case hex; [ParseAuditHead] reads it.
@@ -298,7 +303,8 @@ func (h AuditHead) String() string {
 	return strconv.FormatUint(h.Seq, 10) + "-" + hex.EncodeToString(h.MAC[:])
 }
 
-// ParseAuditHead reads what [AuditHead.String] gives. Its error is [ErrInvalidRequest].
+// ParseAuditHead reads what [AuditHead.String] gives, with white space around it or not. Its error is [ErrInvalidRequest],
+// also for the zero head.
 func ParseAuditHead(text string) (h AuditHead, err error) {
 	seq, mac, _ := strings.Cut(strings.TrimSpace(text), "-")
 	h.Seq, err = strconv.ParseUint(seq, 10, 64)

@@ -21,8 +21,8 @@ import (
 
 // AuditReport is what [VerifyAuditLog] found: of the lines up to the first that is wrong, if one is.
 type AuditReport struct {
-	Files []string // that were looked at, oldest first
-	Lines uint64
+	Files []string // paths of those that were looked at, oldest first
+	Lines uint64   // that are as they were written
 	// First is the number of the first line: 1, or more when older files were dropped because there were more than
 	// AuditLogOptions.MaxFiles. Nothing is known of what stood before it.
 	First uint64
@@ -78,8 +78,8 @@ func (e *AuditLogError) Unwrap() error {
 	return ErrAuditTampered
 }
 
-// VerifyAuditLog checks the log at path with its older files, while others may write to it, under the key of keys. The
-// report comes with the error, too.
+// VerifyAuditLog checks the log at path with its older files, while others may write to it, under the key of keys, which
+// stays the caller's. Where the log is not as it was written, the report comes beside the error, and says how far it was.
 //
 // It finds every line that was changed, removed, put elsewhere or added by somebody without the key, and names the first:
 // [*AuditLogError]. What it cannot find by itself is that whole lines were cut off the end, or that all of the log was

@@ -16,7 +16,8 @@ import (
 )
 
 // ChatRequest is an OpenAI chat completion request. Zero fields are left out, except Model and Messages, which are
-// required. Parameters without a field go through Extra. Strings are UTF-8; encoding/json replaces what is not.
+// required; pointers are for parameters of which zero means something: new(0.0). Parameters without a field go through
+// Extra. Strings are UTF-8; encoding/json replaces what is not. A call only reads the request, and keeps nothing of it.
 type ChatRequest struct {
 	Model    string    `json:"model"`
 	Messages []Message `json:"messages"`
@@ -36,7 +37,7 @@ type ChatRequest struct {
 
 	// Extra holds every other parameter by its name: {"top_k": 40, "reasoning_effort": "low"}. Values are anything
 	// that encoding/json marshals. A name with a field of its own, or one that is not part of a request (api_key,
-	// base_url, security_tier), is ErrInvalidRequest. Servers of protocol v1 ignore stream.
+	// base_url, security_tier), is ErrInvalidRequest. Chat's answer comes whole, also with stream set: see Stream.
 	Extra map[string]any `json:"-"`
 }
 
@@ -53,7 +54,7 @@ func (r ChatRequest) appendJSON(dst []byte) ([]byte, error) {
 type Message struct {
 	Role       string     // "system", "user", "assistant", "tool", "developer"
 	Content    string     // the text, if there are no Parts
-	Parts      []Part     // multimodal content, in place of Content
+	Parts      []Part     // multimodal content, in place of Content; both together are ErrInvalidRequest
 	Name       string     // of the participant; optional
 	ToolCalls  []ToolCall // what the assistant wants called
 	ToolCallID string     // in a "tool" message: the call that it answers
@@ -190,7 +191,7 @@ func (a *InputAudio) decodeJSON(valid []byte) error {
 // TextPart is a part with text.
 func TextPart(text string) Part { return Part{Type: "text", Text: text} }
 
-// ImagePart is a part with an image.
+// ImagePart is a part with an image, see [ImageURL].
 func ImagePart(url string) Part { return Part{Type: "image_url", ImageURL: &ImageURL{URL: url}} }
 
 // MarshalJSON writes the fields and Extra as one object.
@@ -233,7 +234,7 @@ type Function struct {
 	Strict      *bool  `json:"strict,omitempty"`
 }
 
-// FunctionTool is a tool that is a function. parameters is its JSON Schema.
+// FunctionTool is a tool that is a function. parameters is its JSON Schema: json.RawMessage, a map, or a struct.
 func FunctionTool(name, description string, parameters any) Tool {
 	return Tool{Type: "function", Function: &Function{Name: name, Description: description, Parameters: parameters}}
 }
@@ -246,7 +247,7 @@ func (t Tool) appendJSON(dst []byte) ([]byte, error) {
 	return appendObject(dst, plain(t), t.Extra)
 }
 
-// ToolChoiceFunction is a ToolChoice that makes the model call this function.
+// ToolChoiceFunction is a [ChatRequest].ToolChoice that makes the model call the function of that name.
 func ToolChoiceFunction(name string) any {
 	return map[string]any{"type": "function", "function": map[string]string{"name": name}}
 }
@@ -309,7 +310,8 @@ type JSONSchema struct {
 	Strict      *bool  `json:"strict,omitempty"`
 }
 
-// ChatResponse is an OpenAI chat.completion object. Its required fields were checked before it was returned.
+// ChatResponse is an OpenAI chat.completion object. Its required fields were checked before it was returned. It is the
+// caller's, in ordinary memory.
 type ChatResponse struct {
 	ID                string   `json:"id"` // "" when the server sent null
 	Object            string   `json:"object"`
@@ -326,7 +328,8 @@ type ChatResponse struct {
 	Extra map[string]json.RawMessage `json:"-"`
 	// Raw is the answer as it was sealed. Extra and Metadata are slices of it.
 	Raw json.RawMessage `json:"-"`
-	// PayloadID is the request's id, the same on both ends and in their logs.
+	// PayloadID is the request's id, the same on both ends and in their logs; of a request that was repeated, that of the
+	// last attempt.
 	PayloadID string `json:"-"`
 }
 
@@ -396,11 +399,14 @@ func (u *Usage) decodeJSON(valid []byte) (err error) {
 	return err
 }
 
-// Chat seals r, sends it, and returns the opened and checked answer.
+// Chat seals r, sends it, and returns the opened and checked answer. It makes up to 1 + [Config].MaxRetries attempts of
+// [Config].Timeout each, and one more when the server's key has changed and the new one is trusted; ctx bounds them all.
 //
 // Errors: [*ServerKeyError] when the server's key is not trusted (nothing was sent), [*APIError] when the server
-// refused, and the sentinels ErrInvalidRequest, ErrTooLarge, ErrConnection, ErrEnvelope, ErrDecryption,
-// ErrResponseSchema, ErrReplay, ErrTierDowngrade, ErrInsecureURL and ErrClosed; the cause of ctx when that ended the call.
+// refused, [*OuterError] for an answer in the clear where [ProtocolOHTTP] wants a sealed one, and the sentinels
+// [ErrInvalidRequest], [ErrTooLarge], [ErrConnection], [ErrTruncated], [ErrEnvelope], [ErrDecryption], [ErrResponseSchema],
+// [ErrReplay], [ErrTierDowngrade], [ErrPublicKey], [ErrInsecureURL], [ErrMemoryLimit], [ErrAudit] and [ErrClosed]; those of
+// Config.Limiter and of saving in Config.Keys; the cause of ctx when that ended the call.
 //
 // Prompt and answer are Go strings here: the garbage collector may copy them, nothing wipes them, and they can be
 // swapped out. [SecureCompletionClient.Complete] keeps both in protected memory.
@@ -450,11 +456,11 @@ type Request struct {
 
 // Response is a chat.completion object as raw JSON. Close it to wipe the answer.
 type Response struct {
-	Body      *Secret // the bytes exactly as they were sealed
-	PayloadID string  // the request's id, the same on both ends and in their logs
+	Body      *Secret // the bytes exactly as they were sealed; Close destroys it
+	PayloadID string  // the request's id, as in ChatResponse
 }
 
-// Close wipes the answer. It is idempotent, and its error is always nil.
+// Close wipes the answer. Idempotent; its error is always nil.
 func (r *Response) Close() error {
 	if r != nil {
 		r.Body.Destroy()
@@ -462,8 +468,9 @@ func (r *Response) Close() error {
 	return nil
 }
 
-// Complete is Chat for raw JSON: the answer is checked the same way and handed out byte for byte. Errors are those of
-// Chat. The caller closes the response.
+// Complete is [SecureCompletionClient.Chat] for raw JSON: the answer is checked the same way and handed out byte for byte.
+// Request and answer stay in memory under [Config].Memory. Errors are those of Chat, with [ErrClosed] for a destroyed
+// r.Body too. The caller closes the response.
 func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request, opts ...CallOption) (*Response, error) {
 	if r == nil || r.Body == nil {
 		return nil, fmt.Errorf("%w: no Request.Body", ErrInvalidRequest)

@@ -32,7 +32,8 @@ type callSoFar struct {
 	extra          membersSoFar
 }
 
-// Add takes in a copy of the next chunk, which stays the caller's.
+// Add takes in a copy of the next chunk, which stays the caller's. Members in Extra are joined where they are texts or
+// lists, and objects member by member; of anything else the last one counts.
 func (a *ChatAccumulator) Add(c *ChatChunk) {
 	h := &a.head
 	setIfAny(&h.ID, c.ID)
@@ -218,8 +219,8 @@ func (v *valueSoFar) append(dst []byte) []byte {
 	return append(dst, '}')
 }
 
-// Response is what came so far, in the form of a complete answer, with the choices in the order of their indices: one copy of
-// it all, which shares no memory with the chunks. Raw and Metadata are nil.
+// Response is what came so far, in the form of a complete answer, with the choices in the order of their indices: a new copy
+// with each call, which shares no memory with the chunks. Raw and Metadata are nil.
 func (a *ChatAccumulator) Response() *ChatResponse {
 	r := a.head
 	r.Object = "chat.completion"

@@ -46,7 +46,7 @@ type ChunkChoice struct {
 	Extra        map[string]json.RawMessage `json:"-"`
 }
 
-// Delta is a piece of a message.
+// Delta is a piece of a message: texts are what is to be added to those that came before.
 type Delta struct {
 	Role      string                     `json:"role"`
 	Content   string                     `json:"content"`
@@ -55,7 +55,7 @@ type Delta struct {
 	Extra     map[string]json.RawMessage `json:"-"` // "reasoning_content" and others
 }
 
-// ToolCallDelta is a piece of a tool call. Pieces with the same Index belong together.
+// ToolCallDelta is a piece of a tool call. Pieces with the same Index belong together, and their arguments are joined.
 type ToolCallDelta struct {
 	Index    int64                      `json:"index"`
 	ID       string                     `json:"id"`
@@ -136,9 +136,10 @@ func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
 // With [ProtocolOHTTP] each piece is handed out as it comes, once it is authenticated. Protocol version 1 has no streams:
 // there all pieces are made from the complete answer, once that has come.
 //
-// An error comes last, alone, and with a nil chunk; errors are those of Chat. A stream that is cut, wherever and by whomever, is
-// [ErrTruncated]: without an error, it was complete. An error that the server sends within the stream is an [*APIError]
-// with status 200. Leaving the loop early ends the request. Each loop over the result sends the request anew.
+// An error comes last, alone, and with a nil chunk; errors are those of Chat. A stream that is cut, wherever and by
+// whomever, is [ErrTruncated]: without an error, it was complete. An error that the server sends within the stream is an
+// [*APIError] with status 200. Leaving the loop early ends the request. Nothing is sent before the loop, and each loop over
+// the result sends the request anew. Chunks are the caller's, who may keep them; [ChatAccumulator] puts them together.
 //
 // The request is r with stream set, and, unless r.Extra has stream_options, with usage asked for: the last chunk then has
 // no choices, and Usage. Config.Timeout bounds the whole stream. Prompt and answer are ordinary memory, as in Chat.

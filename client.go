@@ -29,7 +29,7 @@
 //
 // [SecureCompletionClient.HTTPClient] gives an OpenAI SDK the same; [SecureCompletionClient.Complete] takes and returns
 // raw JSON in protected memory; [SecureCompletionClient.Stream] hands out an answer piece by piece. [Gateway] is the other
-// end, in front of any OpenAI-compatible server.
+// end, in front of any OpenAI-compatible server. [ConfigFromEnv] makes a Config from the environment.
 //
 // # Oblivious HTTP
 //
@@ -43,6 +43,13 @@
 // key when it is first used. The server's key is fetched once an hour, judged by [Trust], and shared by all calls.
 // Every request and every answer has an AES key and a nonce of its own. That is not forward secrecy: whoever gets an
 // RSA key opens what was recorded for it.
+//
+// # Ownership, concurrency, errors
+//
+// What stands in a configuration stays the caller's: close and destroy it after the client or the gateway. Methods may be
+// called from any number of goroutines, where nothing else is said. Zero values of options are defaults, and sizes are in
+// bytes. Errors are sentinels for [errors.Is], such as [ErrDecryption], and types for [errors.As]: [*ConfigError] when
+// something is made, [*ServerKeyError], [*APIError] and [*OuterError] from calls.
 //
 // # Compatibility
 //
@@ -65,7 +72,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
-// DefaultBaseURL is where a [Config] without a BaseURL sends.
+// DefaultBaseURL is where a [Config] without a BaseURL sends: NOMYO's server.
 const DefaultBaseURL = "https://api.nomyo.ai"
 
 const (
@@ -105,28 +112,31 @@ type Config struct {
 	// BaseURL is where the server is: https, with an optional path prefix, without user info, query or fragment.
 	// "" = DefaultBaseURL.
 	BaseURL string
-	// APIKey is sent as a bearer token. Visible ASCII only. It stays the caller's, who destroys it after Close.
-	// nil = none.
+	// APIKey is sent as a bearer token: 1 to 4,096 bytes of visible ASCII. It stays the caller's, who destroys it after
+	// Close. nil = none.
 	APIKey *Secret
-	// Keys holds the RSA keys that answers are sealed to. It stays the caller's.
-	// nil = an ephemeral store of the client's own, whose 4096-bit key is generated on first use. ProtocolOHTTP needs none.
+	// Keys holds the RSA keys that answers are sealed to. It stays the caller's, who closes it after the client; several
+	// clients may share it. ProtocolOHTTP does not use it. nil = an ephemeral store of the client's own, whose 4096-bit key
+	// is generated on first use.
 	Keys *KeyStore
 	// Protocol is how requests are sealed. ProtocolEnvelope, the zero value, is NOMYO's version 1; ProtocolOHTTP is better
-	// where the gateway speaks it. It is never negotiated, and one is never fallen back from to the other.
+	// where the gateway speaks it. It is never negotiated, and the client never falls back from one to the other.
 	Protocol Protocol
-	// Padding pads requests with ProtocolOHTTP to a multiple of so many bytes before they are sealed, so that their length
-	// tells less. 0 = none; at most 1 MiB.
+	// Padding makes requests a multiple of so many bytes before they are sealed, so that their length tells less. For
+	// ProtocolOHTTP alone. 0 = none; at most 1 MiB.
 	Padding int
-	// AllowX25519 takes key configurations without X-Wing, too, with ProtocolOHTTP: what is recorded then opens to a later
-	// quantum computer. X-Wing is preferred, but whoever ends TLS can cut it from the list if X25519's is trusted as well.
+	// AllowX25519 takes key configurations for X25519 as well as for X-Wing: what is recorded then opens to a later quantum
+	// computer. X-Wing is preferred, but whoever ends TLS can cut it from the list if X25519's is trusted as well. For
+	// ProtocolOHTTP alone.
 	AllowX25519 bool
 	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…") or FirstUse(store).
 	// Required.
 	Trust Trust
 	// OnServerKey, if set, is called before a server key is used that is not the one used before; old is nil at first.
-	// An error refuses the key. It must not call the client. One call at a time. With ProtocolOHTTP it is also called when
-	// another signer vouches for the same key, and has to judge new.Signer() as well as the fingerprint: whoever ends TLS
-	// can pass the genuine list on with a signature of his own, and FirstUse remembers the signer.
+	// An error refuses the key: the call fails with *ServerKeyError, whose Err it is. It is not called for a key that Trust
+	// refuses, nor for one from AcceptServerKey. It must not call the client. One call at a time. With ProtocolOHTTP it is
+	// also called when another signer vouches for the same key, and has to judge new.Signer() as well as the fingerprint:
+	// whoever ends TLS can pass the genuine list on with a signature of his own, and FirstUse remembers the signer.
 	OnServerKey func(old, new *PublicKey) error
 	// Tier is asked for where a call does not say otherwise. "" lets the server choose.
 	Tier SecurityTier
@@ -138,21 +148,23 @@ type Config struct {
 	// MaxRetries is how often a failed attempt is repeated: after 429, 500, 502 and 504, after 503 if it comes with
 	// Retry-After, and when the connection failed before there was an answer. The waits are random, up to 1 s, 2 s, 4 s
 	// and so on, on top of what Retry-After says; a Retry-After of more than a minute, or a wait beyond the context's
-	// deadline, is not waited for. Every attempt is sealed afresh. With ProtocolOHTTP only what cannot have been worked on is
-	// repeated: after the gateway's own 429, its 503 with Retry-After (not the upstream's), and when nothing of the request was sent. 0 = 2;
-	// negative = none.
+	// deadline, is not waited for: the call fails at once. Every attempt is sealed afresh. With ProtocolOHTTP only what
+	// cannot have been worked on is repeated: after the gateway's own 429, its 503 with Retry-After (not the upstream's), and
+	// when nothing of the request was sent. 0 = 2; negative = none.
 	MaxRetries int
-	// Limiter, if set, is waited on before every attempt. It fits *rate.Limiter of golang.org/x/time.
+	// Limiter, if set, is waited on before every attempt; its error ends the call. It fits *rate.Limiter of
+	// golang.org/x/time.
 	Limiter interface{ Wait(context.Context) error }
 	// MaxRequestBytes bounds a request's JSON, MaxResponseBytes an answer as it comes over the wire, before and after
-	// decompression. More is ErrTooLarge. 0 = 10 MiB and 64 MiB; at most 2 GiB.
+	// decompression. More is ErrTooLarge. 0 = 10 MiB and 64 MiB; below 2 GiB.
 	MaxRequestBytes, MaxResponseBytes int64
 	// Memory says what becomes of secrets for which there is no locked memory: MemoryBestEffort, the zero value,
-	// MemoryRequired, which makes calls fail with ErrMemoryLimit, or MemoryOff.
+	// MemoryRequired, which makes calls fail with ErrMemoryLimit, or MemoryOff. MemoryRequired wants it of APIKey and Keys,
+	// too: MemoryRequired.NewSecret, KeyStoreOptions.Memory.
 	Memory MemoryPolicy
 	// Audit is told of keys, requests, answers, refusals and retries; its error stops the call. nil = nobody.
 	Audit Auditor
-	// Logger gets ids, sizes, durations and key changes, never content. nil = silent.
+	// Logger gets ids, sizes, durations and changes of the server's key, never content. nil = silent.
 	Logger *slog.Logger
 	// InsecureAllowHTTP allows a BaseURL with http where the address that is dialled is loopback, for tests.
 	InsecureAllowHTTP bool
@@ -189,7 +201,8 @@ type SecureCompletionClient struct {
 }
 
 // NewSecureCompletionClient checks c and makes a client. It touches no network, file or environment, but for what
-// Config.Audit does when it is told. Errors are [*ConfigError], [ErrMemoryLimit] and [ErrAudit]. The client is closed with [SecureCompletionClient.Close].
+// Config.Audit does when it is told. Errors are [*ConfigError], [ErrMemoryLimit] and [ErrAudit]. The caller closes the
+// client with [SecureCompletionClient.Close].
 func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
@@ -300,7 +313,7 @@ func skipsVerification(c *tls.Config) bool {
 	return c != nil && c.InsecureSkipVerify && c.VerifyConnection == nil && c.VerifyPeerCertificate == nil
 }
 
-// CallOption changes one call.
+// CallOption changes one call of [SecureCompletionClient.Chat], Stream or Complete.
 type CallOption func(*callOptions)
 
 type callOptions struct {
@@ -311,10 +324,12 @@ type callOptions struct {
 	sealed  string // payload id of the last attempt
 }
 
-// WithAPIKey uses key instead of Config.APIKey for this call. It stays the caller's.
+// WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. It stays the caller's, who keeps it until
+// the call has returned, or the loop over a stream has ended.
 func WithAPIKey(key *Secret) CallOption { return func(o *callOptions) { o.apiKey = key } }
 
-// WithTier asks for tier instead of Config.Tier in this call.
+// WithTier asks for tier instead of Config.Tier in this call; "" leaves it to the server. An unknown tier is
+// [ErrInvalidRequest].
 func WithTier(tier SecurityTier) CallOption { return func(o *callOptions) { o.tier = tier } }
 
 func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error) {
@@ -337,7 +352,8 @@ func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error
 }
 
 // Warm generates the client's key if there is none, and fetches the server's key and has it judged if none is known,
-// which leaves a connection open: all that the first call would wait for.
+// which leaves a connection open: all that the first call would wait for. Errors are those of
+// [SecureCompletionClient.ServerKey], and of generating a key.
 func (c *SecureCompletionClient) Warm(ctx context.Context) error {
 	ctx, done, err := c.begin(ctx)
 	if err != nil {
@@ -348,6 +364,8 @@ func (c *SecureCompletionClient) Warm(ctx context.Context) error {
 }
 
 // ServerKey returns the server's key as it is trusted now; it is fetched when none is known or an hour has passed.
+// Errors: [*ServerKeyError] when it is not trusted, [ErrPublicKey] when it is no key; otherwise as of a call: [*APIError] or
+// [*OuterError], [ErrConnection], [ErrTooLarge], [ErrAudit], [ErrClosed], the end of ctx.
 func (c *SecureCompletionClient) ServerKey(ctx context.Context) (*PublicKey, error) {
 	ctx, done, err := c.begin(ctx)
 	if err != nil {
@@ -360,7 +378,8 @@ func (c *SecureCompletionClient) ServerKey(ctx context.Context) (*PublicKey, err
 // AcceptServerKey trusts the key with this fingerprint from now on, whatever Config.Trust says: the answer to a
 // [*ServerKeyError] whose change turned out to be legitimate. With [FirstUse] it is remembered in the key store in place
 // of the one before; otherwise by this client alone. OnServerKey is not asked. The next call fetches the server's key
-// again. Errors: [ErrInvalidRequest] for what is no fingerprint, [ErrClosed], and with FirstUse those of saving.
+// again. fingerprint is in hex, either case. Errors: [ErrInvalidRequest] for what is no fingerprint, [ErrClosed], with
+// FirstUse those of saving, and [ErrAudit], after which the key is trusted all the same.
 func (c *SecureCompletionClient) AcceptServerKey(fingerprint string) error {
 	ctx, done, err := c.begin(context.Background())
 	if err != nil {
@@ -372,7 +391,7 @@ func (c *SecureCompletionClient) AcceptServerKey(fingerprint string) error {
 
 // Close ends running calls with [ErrClosed], waits for them, closes idle connections and wipes the keys that are the
 // client's own. When its first key is being generated, Close waits for that too, some seconds at most. It must not be
-// called from within a callback. Idempotent; its only error is Config.Audit's, which keeps nothing from being closed.
+// called from within a callback. Idempotent; its only error is [ErrAudit], which keeps nothing from being closed.
 func (c *SecureCompletionClient) Close() (err error) {
 	c.mu.Lock()
 	c.closed = true

@@ -16,10 +16,15 @@ import (
 //	NOMYO_API_KEY       APIKey
 //	NOMYO_KEY_DIR       folder of the key store that is opened for Keys, with default KeyStoreOptions; it must exist
 //	NOMYO_KEY_PASSWORD  its passphrase
-//	NOMYO_SERVER_PIN    fingerprints for Trust, separated by commas; without it Trust stays unset, and is to be chosen
+//	NOMYO_SERVER_PIN    fingerprints for Trust = Pin(…), separated by commas; without it set Trust yourself
 //
-// The caller closes Config.Keys and destroys Config.APIKey after closing the client; either may be nil. Environment
-// variables are strings that nothing wipes, and that other processes of the same user can read.
+// The other fields stay zero: for Oblivious HTTP set Config.Protocol to [ProtocolOHTTP] afterwards. Without NOMYO_KEY_DIR
+// keys are ephemeral.
+//
+// The caller closes Config.Keys and destroys Config.APIKey after closing the client; either may be nil. Errors are
+// [*ConfigError], whose Field is the variable's name; errors.Is finds those of [OpenKeyStore], and [ErrPassphrase] without
+// NOMYO_KEY_PASSWORD. Environment variables are strings that nothing wipes, and that other processes of the same user can
+// read.
 func ConfigFromEnv(ctx context.Context) (c Config, err error) {
 	c.BaseURL = os.Getenv("NOMYO_SERVER_URL")
 	if pin := os.Getenv("NOMYO_SERVER_PIN"); pin != "" {

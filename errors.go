@@ -21,10 +21,11 @@ import (
 	"unicode/utf8"
 )
 
-// Sentinels to decide on with [errors.Is]. The first group classifies an [*APIError] by its status.
+// Sentinels to decide on with [errors.Is]. Those of this group classify an [*APIError] by its status.
 var (
 	// ErrInvalidRequest: the request is not acceptable. Either the server said so (400, and every other 4xx that has
-	// no sentinel of its own), or this package refused it before anything was sealed.
+	// no sentinel of its own), or this package refused it before anything was sealed. It is also the error of arguments
+	// that make no sense: a passphrase that is too short, what is no fingerprint.
 	ErrInvalidRequest = errors.New("sealedchat: invalid request")
 	// ErrAuthentication: the API key is missing or wrong (401).
 	ErrAuthentication = errors.New("sealedchat: authentication failed")
@@ -40,12 +41,13 @@ var (
 	ErrUnavailable = errors.New("sealedchat: service unavailable")
 )
 
+// Sentinels for all else that goes wrong, for [errors.Is] as well.
 var (
 	// ErrConnection: no complete answer arrived: the connection failed, was cut, or the attempt's time ran out. With
 	// ProtocolOHTTP also: what arrived was not sealed (OuterError).
 	ErrConnection = errors.New("sealedchat: connection failed")
-	// ErrTruncated: an answer began, and was cut short before its end. What came of it before is genuine with
-	// ProtocolOHTTP; nobody knows what would have followed. It is never repeated by itself. errors.Is also finds ErrConnection.
+	// ErrTruncated: an answer began, and was cut short before its end. With ProtocolOHTTP what came of it before is genuine,
+	// and nobody knows what would have followed. It is never repeated by itself. errors.Is also finds ErrConnection.
 	ErrTruncated = errors.New("sealedchat: the answer was cut short")
 	// ErrInsecureURL: a URL is not https, and not the loopback exception of [Config].InsecureAllowHTTP.
 	ErrInsecureURL = errors.New("sealedchat: insecure URL")
@@ -60,7 +62,7 @@ var (
 	ErrReplay = errors.New("sealedchat: replayed answer")
 	// ErrTierDowngrade: the answer comes from a lower security tier than was asked for.
 	ErrTierDowngrade = errors.New("sealedchat: security tier is lower than asked for")
-	// ErrTooLarge: a request, an answer or a key exceeds its limit.
+	// ErrTooLarge: a request, an answer, a key, data at rest or an audit event exceeds its limit.
 	ErrTooLarge = errors.New("sealedchat: too large")
 	// ErrPublicKey: not an RSA public key that this package takes, see [ParsePublicKey], or no list of key configurations.
 	ErrPublicKey = errors.New("sealedchat: unusable public key")
@@ -75,18 +77,21 @@ var (
 	// ErrInsecurePermissions: a file or folder is open to others, belongs to another user, or is a link. The error's
 	// text names it, and the command that mends it.
 	ErrInsecurePermissions = errors.New("sealedchat: insecure permissions")
-	// ErrLocked: another process held the key store's lock until the time was over.
+	// ErrLocked: another process held the lock of the key store or the audit log until the context's deadline, or for 10 s
+	// where it has none.
 	ErrLocked = errors.New("sealedchat: locked by another process")
 	// ErrLockLost: the lock file was replaced while it was held. Nothing was written.
 	ErrLockLost = errors.New("sealedchat: lock lost")
 	// ErrUnconfirmed: a change of the key store was written and is in force, but the disk did not confirm that it lasts,
-	// or it could not be read back. Repeat what can be repeated; a new passphrase is the one that counts.
+	// or it could not be read back. Repeat what can be repeated; a new passphrase is the one that counts. Of an audit log:
+	// the event is written, and not confirmed.
 	ErrUnconfirmed = errors.New("sealedchat: saved, but not confirmed")
-	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. [*MemoryLimitError] has the figures.
+	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. [*MemoryLimitError] has the
+	// figures, where the limit is the reason.
 	ErrMemoryLimit = errors.New("sealedchat: memory cannot be locked")
 	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType.Happened), the
-	// call stands. Of a stream only the end is withheld. The cause is the Auditor's error, in which
-	// ErrUnconfirmed is not found: that is the key store's alone.
+	// call stands. Of a stream only the end is withheld. errors.Is also finds the Auditor's error, but not ErrUnconfirmed in
+	// it: a call that returns that speaks of the key store.
 	ErrAudit = errors.New("sealedchat: not audited")
 	// ErrAuditTampered: an audit log is not as it was written. See AuditLogError.
 	ErrAuditTampered = errors.New("sealedchat: audit log changed")
@@ -98,7 +103,7 @@ var (
 
 // ConfigError tells which field of a configuration is wrong, and why.
 type ConfigError struct {
-	Field string // "Config.BaseURL"
+	Field string // "Config.BaseURL", "KeyStoreOptions.Bits", or of ConfigFromEnv "NOMYO_KEY_DIR"
 	Err   error  // the reason; errors.Is finds ErrInsecureURL and others through it
 }
 
@@ -129,10 +134,10 @@ func (e *MemoryLimitError) Error() string {
 func (e *MemoryLimitError) Is(target error) bool { return target == ErrMemoryLimit }
 func (e *MemoryLimitError) Unwrap() error        { return e.Err }
 
-// ServerKeyError reports that the server presented a key that is not trusted. Nothing was sealed to it.
-// When the change is legitimate, pass Got to [SecureCompletionClient.AcceptServerKey].
+// ServerKeyError reports that the server presented a key that is not trusted. Nothing was sealed to it. Ask the operator,
+// by another way than this connection; if the change is legitimate, pass Got to [SecureCompletionClient.AcceptServerKey].
 type ServerKeyError struct {
-	Want []string // fingerprints that would have been accepted; nil when there is no fixed one
+	Want []string // fingerprints: pinned, remembered, or in use until now; nil when there are none
 	Got  string   // fingerprint of the key that the server presented
 	// Signer is the fingerprint of the key that vouches for Got, with ProtocolOHTTP and a gateway that signs its list.
 	// AcceptServerKey takes it as well, and then trusts whatever it signs.
@@ -153,8 +158,8 @@ func (e *ServerKeyError) Error() string {
 
 func (e *ServerKeyError) Unwrap() error { return e.Err }
 
-// OuterError is an answer in the clear where ProtocolOHTTP wants a sealed one: of a relay, of a proxy, of the gateway before
-// it could open the request, or of an attacker. Nothing tells which, so it proves nothing, not even that the request was
+// OuterError is an answer in the clear where [ProtocolOHTTP] wants a sealed one: of a relay, of a proxy, of the gateway
+// before it could open the request, of a server that does not speak it, or of an attacker. Nothing tells which, so it proves nothing, not even that the request was
 // not processed. It is never repeated by itself, but for a GET or HEAD whose key the gateway no longer knows, once its
 // trusted list has changed. errors.Is finds ErrConnection, and none of the sentinels of an *APIError.
 type OuterError struct {
@@ -194,13 +199,16 @@ type truncatedError struct{ what string }
 func (e *truncatedError) Error() string   { return ErrTruncated.Error() + ": " + e.what }
 func (e *truncatedError) Unwrap() []error { return []error{ErrTruncated, ErrConnection} }
 
-// APIError is an answer that is not a sealed completion: an HTTP status other than 200, or an error object that was
-// sealed with status 200. errors.Is maps it to the sentinels above.
+// APIError is an answer that is not a completion: an HTTP status other than 200 (with [ProtocolOHTTP] the sealed one, see
+// [OuterError] for the others), or an error object that was sealed with status 200. errors.Is maps it to the sentinels
+// above, from [ErrInvalidRequest] to [ErrUnavailable].
 type APIError struct {
-	StatusCode int           // 200 when the error came sealed
-	Code       string        // the server's error code or type, sanitised; often empty
-	Detail     string        // the server's words: printable characters only, 100 at most; untrusted. Not in Error() if sealed
-	RetryAfter time.Duration // from the Retry-After header; 0 when there was none
+	StatusCode int    // of HTTP; 200 when the error is an object sealed in place of an answer
+	Code       string // the server's error code or type: printable characters only, 100 at most; often empty
+	// Detail is the server's words: printable characters only, 100 at most; untrusted. Error() repeats Code and Detail,
+	// unless StatusCode is 200.
+	Detail     string
+	RetryAfter time.Duration // from the Retry-After header, a year at most; 0 when there was none
 
 	unprocessed bool // the gateway said so, under seal
 }

@@ -4,6 +4,7 @@
 package sealedchat_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,19 +20,26 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// startServer is a gateway over HTTPS with a model that knows one answer. RSA keys of 2048 bits are quick to make.
+// paris is a model that knows one answer.
+func paris(w http.ResponseWriter, _ *http.Request) {
+	_, _ = io.WriteString(w, `{"id":"1","object":"chat.completion","created":1765250382,"model":"demo","choices":[
+		{"index":0,"message":{"role":"assistant","content":"Paris."},"finish_reason":"stop"}]}`)
+}
+
+// startServer is a gateway over HTTPS in front of paris, for everybody.
 func startServer() (url, pin string, transport *http.Transport, stop func()) {
-	model := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `{"id":"1","object":"chat.completion","created":1765250382,"model":"demo","choices":[
-			{"index":0,"message":{"role":"assistant","content":"Paris."},"finish_reason":"stop"}]}`)
-	}))
+	return startGateway(paris, sealedchat.GatewayConfig{AllowUnauthenticated: true})
+}
+
+// startGateway is a gateway over HTTPS in front of model. RSA keys of 2048 bits are quick to make.
+func startGateway(model http.HandlerFunc, config sealedchat.GatewayConfig) (url, pin string, transport *http.Transport, stop func()) {
+	upstream := httptest.NewServer(model)
 	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		log.Fatal(err)
 	}
-	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
-		Upstream: model.URL + "/v1", AllowUnauthenticated: true, Keys: keys,
-	})
+	config.Upstream, config.Keys = upstream.URL+"/v1", cmp.Or(config.Keys, keys)
+	gateway, err := sealedchat.NewGateway(config)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -44,7 +52,7 @@ func startServer() (url, pin string, transport *http.Transport, stop func()) {
 		server.Close()
 		_ = gateway.Close()
 		_ = keys.Close()
-		model.Close()
+		upstream.Close()
 	}
 }
 
@@ -79,7 +87,7 @@ func Example() {
 	// Output: Paris.
 }
 
-// An SDK for OpenAI takes the client's http.Client; here it is used by hand.
+// Each piece is authenticated before the loop sees it.
 func ExampleSecureCompletionClient_Stream() {
 	url, _, transport, stop := startServer()
 	defer stop()
@@ -103,6 +111,7 @@ func ExampleSecureCompletionClient_Stream() {
 	// Output: Paris.
 }
 
+// An SDK for OpenAI takes the client's http.Client; here it is used by hand.
 func ExampleSecureCompletionClient_HTTPClient() {
 	url, pin, transport, stop := startServer()
 	defer stop()
@@ -202,6 +211,34 @@ func ExampleNewSecureCompletionClient() {
 		log.Fatal(err)
 	}
 	fmt.Println(answer.Text())
+}
+
+// The environment has no variable for the protocol: a program that speaks Oblivious HTTP says so itself.
+func ExampleConfigFromEnv() {
+	for name, value := range map[string]string{
+		"NOMYO_SERVER_URL": "https://inference.example.com",
+		"NOMYO_API_KEY":    "an-api-key",
+		"NOMYO_SERVER_PIN": "cb27375fe715067b0b865fa551e9849e2f20e7586aad65fd9733e96e32c8296c",
+	} {
+		defer os.Unsetenv(name)
+		if err := os.Setenv(name, value); err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	config, err := sealedchat.ConfigFromEnv(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer config.APIKey.Destroy()
+	config.Protocol = sealedchat.ProtocolOHTTP
+	client, err := sealedchat.NewSecureCompletionClient(config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	fmt.Println(config.BaseURL, config.Protocol, config.APIKey)
+	// Output: https://inference.example.com ohttp [REDACTED]
 }
 
 // This is the README's key store: compiled, and not run.
@@ -430,67 +467,4 @@ func ExampleKeyStore_ImportPEM() {
 		fmt.Println(k.State, k.Bits)
 	}
 	// Output: primary 2048
-}
-
-// tracer and span are what of OpenTelemetry is needed here: a trace.Tracer fits behind a few lines of adapter.
-type tracer interface {
-	Start(ctx context.Context, name string) (context.Context, span)
-}
-
-type span interface {
-	SetAttribute(key string, value any)
-	End()
-}
-
-// traced is a Transport that makes a span of each attempt. What it sees is ciphertext and the protocol's headers.
-type traced struct {
-	next   http.RoundTripper
-	tracer tracer
-}
-
-func (t traced) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx, span := t.tracer.Start(req.Context(), req.Method+" "+req.URL.Path)
-	defer span.End()
-	resp, err := t.next.RoundTrip(req.WithContext(ctx))
-	if err != nil {
-		span.SetAttribute("error.type", fmt.Sprintf("%T", err))
-		return nil, err
-	}
-	span.SetAttribute("http.response.status_code", resp.StatusCode)
-	return resp, nil
-}
-
-// printTracer stands in for OpenTelemetry.
-type printTracer struct{}
-
-func (printTracer) Start(ctx context.Context, name string) (context.Context, span) {
-	fmt.Println("span:", name)
-	return ctx, printTracer{}
-}
-
-func (printTracer) SetAttribute(key string, value any) { fmt.Println(" ", key, value) }
-func (printTracer) End()                               {}
-
-// OpenTelemetry, or any other tracing, by wrapping the transport.
-func ExampleConfig_transport() {
-	url, pin, transport, stop := startServer()
-	defer stop()
-	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: url, Trust: sealedchat.Pin(pin), Transport: traced{next: transport, tracer: printTracer{}},
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer client.Close()
-	_, err = client.Chat(context.Background(), &sealedchat.ChatRequest{
-		Model: "demo", Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
-	// Output:
-	// span: GET /pki/public_key
-	//   http.response.status_code 200
-	// span: POST /v1/chat/secure_completion
-	//   http.response.status_code 200
 }

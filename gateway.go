@@ -25,38 +25,39 @@ type GatewayConfig struct {
 	// Upstream is the base URL of an OpenAI-compatible server as SDKs take it, "http://127.0.0.1:8000/v1" for example:
 	// requests go to {Upstream}/chat/completions. https, or http to an address that is loopback when it is dialled.
 	Upstream string
-	// UpstreamKey is sent upstream as a bearer token. It stays the caller's. nil = none.
+	// UpstreamKey is sent upstream as a bearer token; a client's key never is. It stays the caller's. nil = none.
 	UpstreamKey *Secret
 	// UpstreamTransport carries the requests upstream. It stays the caller's. nil = DefaultTransport() of its own.
 	UpstreamTransport http.RoundTripper
 	// InsecureUpstreamHTTP allows http upstream to any address: opened prompts cross that network in the clear.
 	InsecureUpstreamHTTP bool
 
-	// Authenticate judges a request by its headers; it must not read the body. In protocol v1 that is before anything of the
-	// request is decrypted. In Oblivious HTTP the headers are sealed too: it is called with a request that is made from the
-	// opened one, with its method, URL, headers and no body, and with RemoteAddr, TLS and context of the outer one, before
-	// its body is read.
-	// An error is answered 401, or 403 for ErrPermission, 429 for ErrRateLimited, 503 for ErrUnavailable; the RetryAfter
-	// of an *APIError goes along.
-	// See AuthenticateKeys.
+	// Authenticate judges a request by its headers; it must not read the body. It is called from several goroutines. In
+	// protocol v1 that is before anything of the request is decrypted. In Oblivious HTTP the headers are sealed too: it is
+	// called with a request that is made from the opened one, with its method, URL, headers and no body, and with RemoteAddr,
+	// TLS and context of the outer one, before its body is read. An error is answered 401, or 403 for ErrPermission, 429 for
+	// ErrRateLimited, 503 for ErrUnavailable; the RetryAfter of an *APIError goes along. See AuthenticateKeys.
 	Authenticate func(*http.Request) error
 	// AllowUnauthenticated serves everybody when Authenticate is nil.
 	AllowUnauthenticated bool
 
-	// Keys holds the key that requests are sealed to. It stays the caller's. When it rotates, clients that pinned the key
-	// or remember it from first use refuse the new one until they are told: set Rotation.Every to what you can announce,
-	// or to never. nil = an ephemeral store of the gateway's own that does not rotate: a new fingerprint after each start.
+	// Keys holds the keys that requests are sealed to, of both protocols. It stays the caller's, who closes it after the
+	// gateway. When it rotates, clients of protocol v1 that pinned the RSA key or remember it from first use refuse the new one
+	// until they are told: set Rotation.Every to what you can announce, or to never. nil = an ephemeral store of the gateway's
+	// own that does not rotate: new fingerprints after each start.
 	Keys *KeyStore
 	// Tier is the security tier that this installation provides. Requests for a higher one are answered 403.
 	// "" = TierStandard.
 	Tier SecurityTier
-	// Replay remembers the requests that were served. nil = NewReplayCache(0) of its own.
+	// Replay remembers the requests that were served. Gateways that share Keys share it. nil = NewReplayCache(0) of its own.
 	Replay ReplayCache
-	// ReplayWindow is for how long. Protocol v1 has no timestamp: after it, a captured request is served again.
-	// 0 = 24 h, or as long as the cache has room: with its 131,072 entries, at up to 1.5 requests a second.
+	// ReplayWindow is for how long, in protocol v1 (for the second see GatewayOHTTP.DateWindow). It has no timestamp: after
+	// the window, a captured request is served again. 0 = 24 h, or as long as the cache has room: with its 131,072 entries,
+	// at up to 1.5 requests a second.
 	ReplayWindow time.Duration
 
-	// MaxRequestBytes bounds the opened request, MaxResponseBytes the upstream's answer. 0 = 10 MiB and 48 MiB.
+	// MaxRequestBytes bounds the opened request, MaxResponseBytes the upstream's answer. More is answered 413 and 502; a
+	// stream is cut. 0 = 10 MiB and 48 MiB; below 1 GiB.
 	MaxRequestBytes, MaxResponseBytes int64
 	// MaxConcurrent bounds the requests that are worked on at the same time; more are answered 503 with
 	// Retry-After: 1. 0 = 64. Each may need about five times its size in memory.
@@ -71,18 +72,18 @@ type GatewayConfig struct {
 	OHTTP GatewayOHTTP
 
 	// Audit is told of requests, answers, refusals and survived panics; while it fails, requests are answered 503 before
-	// they go upstream, and answers are not sent; one that streams stays without its end. Refused API keys, and requests of the
-	// second protocol that do not open or are malformed, are for Logger alone: strangers could fill the audit log with them.
-	// nil = nobody.
+	// they go upstream, and answers are not sent; one that streams stays without its end. Refused API keys, and requests of
+	// the second protocol that do not open or are malformed, are for Logger alone: strangers could fill the audit log with
+	// them. nil = nobody.
 	Audit Auditor
 	// Logger gets one line per request: ids, sizes, durations and status, no content. nil = silent.
 	Logger *slog.Logger
 }
 
-// Gateway is the server's end: an [http.Handler] that opens sealed requests, has an OpenAI-compatible server answer them, and
-// seals the answers. It serves GET /pki/public_key and POST /v1/chat/secure_completion for protocol v1, GET and POST
-// /.well-known/ohttp-gateway for Oblivious HTTP, and GET /healthz.
-// Put it behind TLS: an http.Server with a certificate, or a proxy.
+// Gateway is the server's end: an [http.Handler] that opens sealed requests, has an OpenAI-compatible server answer them,
+// and seals the answers. It serves GET /pki/public_key and POST /v1/chat/secure_completion for protocol v1, GET and POST
+// /.well-known/ohttp-gateway for Oblivious HTTP, and GET /healthz. Put it behind TLS: an [http.Server] with a certificate,
+// or a proxy. Its methods may be called from several goroutines.
 type Gateway struct {
 	cfg       GatewayConfig
 	upstream  *url.URL
@@ -107,7 +108,8 @@ type Gateway struct {
 }
 
 // NewGateway checks c and makes a gateway. It touches no network, file or environment, but for what
-// GatewayConfig.Audit does when it is told. Errors are [*ConfigError], or [ErrAudit].
+// GatewayConfig.Audit does when it is told. Errors are [*ConfigError], or [ErrAudit]. The caller closes the gateway with
+// [Gateway.Close].
 func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
@@ -201,12 +203,13 @@ func (c *GatewayConfig) setDefaults() error {
 	return nil
 }
 
-// PublicKey is the key that requests have to be sealed to. Its fingerprint is what clients pin.
+// PublicKey is the RSA key that requests of protocol v1 have to be sealed to, generated now if there is none yet. Its
+// fingerprint is what clients pin. Errors are those of [KeyStore.Public].
 func (g *Gateway) PublicKey(ctx context.Context) (*PublicKey, error) { return g.cfg.Keys.Public(ctx) }
 
 // Close refuses new requests with 503, ends running ones, waits for them, and wipes the keys that are the gateway's own.
-// For a graceful end, shut the http.Server down first. Idempotent; its only error is GatewayConfig.Audit's, which
-// keeps nothing from being closed.
+// For a graceful end, shut the http.Server down first. Idempotent; its only error is [ErrAudit], which keeps nothing from
+// being closed.
 func (g *Gateway) Close() (err error) {
 	g.mu.Lock()
 	g.closed = true
@@ -255,7 +258,8 @@ func (p *refusal) as(t EventType) *refusal {
 
 func refuse(status int, detail string) *refusal { return &refusal{status: status, detail: detail} }
 
-// ServeHTTP serves one request. It survives a panic in it with status 500.
+// ServeHTTP serves one request. It survives a panic in it with status 500; once an answer has begun, it panics with
+// [http.ErrAbortHandler], so that nobody takes the answer for whole.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !g.begin() {
 		p := refuse(http.StatusServiceUnavailable, "the gateway is closing")

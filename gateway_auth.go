@@ -13,8 +13,10 @@ import (
 	"strings"
 )
 
-// AuthenticateKeys is a [GatewayConfig].Authenticate that takes a bearer token if it is one of keys. All of them are
-// compared, in constant time. It keeps digests; keys stay the caller's and may be destroyed afterwards.
+// AuthenticateKeys makes a [GatewayConfig].Authenticate that lets in whoever sends one of keys as a bearer token, and
+// returns [ErrAuthentication] otherwise. All of them are compared, in constant time. It keeps digests; keys stay the
+// caller's and may be destroyed afterwards. Its own error is [*ConfigError]: there are no keys, or one is destroyed or not
+// 1 to 4,096 bytes of visible ASCII.
 func AuthenticateKeys(keys ...*Secret) (func(*http.Request) error, error) {
 	if len(keys) == 0 {
 		return nil, configError("AuthenticateKeys", "no keys")

@@ -34,15 +34,15 @@ const (
 	problemType = "application/problem+json"
 )
 
-// GatewayOHTTP is the part of [GatewayConfig] for the second protocol, Oblivious HTTP in chunks. Zero
-// values are defaults.
+// GatewayOHTTP is the part of [GatewayConfig] for the second protocol, Oblivious HTTP in chunks (RFC 9458; SPEC.md,
+// chapter 11). Zero values are defaults.
 type GatewayOHTTP struct {
 	// Allow lists what inner requests may ask for, as method and path: "POST /v1/chat/completions". Paths are compared as
 	// they are; a query goes along. What follows /v1 is asked of Upstream. nil = POST /v1/chat/completions,
 	// /v1/completions, /v1/embeddings and /v1/responses, and GET /v1/models.
 	Allow []string
 	// DateWindow is how far a request's inner Date may be from this machine's clock, either way. A request is remembered
-	// until its Date, a window and a minute more; one that takes longer to arrive is refused. 0 = 2 minutes.
+	// until its Date, a window and a minute more; one that takes longer to arrive is refused. 0 = 2 minutes; at most 24 h.
 	DateWindow time.Duration
 	// Pad makes the plaintext of every answer, and of every chunk of it, a multiple of so many bytes, so that lengths say
 	// less. Event streams get comment lines for it, which readers skip, and an event travels when it is complete; other
@@ -50,12 +50,14 @@ type GatewayOHTTP struct {
 	Pad int
 	// StrangerRate is how many requests a second from one address are opened without turning out to be a client's:
 	// opening costs work before anybody is known. StrangerBurst is how many may come at once. More are answered 429. What
-	// Authenticate lets in does not count, if it arrives whole and was not sent before. Without Authenticate everything counts. 0 = 20 and 200; a negative rate sets no limit. The networks of
-	// an IPv6 /48 have 16 times as much together; so have, while 16,384 addresses are within their limits, all others.
+	// Authenticate lets in does not count, if it arrives whole and was not sent before. Without Authenticate everything
+	// counts. The networks of an IPv6 /48 have 16 times as much together; so have, once 16,384 addresses are being counted,
+	// all others. 0 = 20 and 200; at most 1,000,000; a negative rate sets no limit.
 	StrangerRate  float64
 	StrangerBurst int
-	// Address tells whom a request counts for. Behind a proxy or a relay it is for the operator to say, or all clients share one
-	// limit: from a header that the proxy sets and a client cannot, for example. See AddressFromHeader. "" = nobody, no limit. nil = the host of RemoteAddr; of an IPv6 address
+	// Address tells whom a request counts for; "" is nobody, without a limit. It gets the outer request. Behind a proxy or a
+	// relay it has to be set, or all clients share one limit: from a header that the proxy sets and a client cannot, for
+	// example, see AddressFromHeader. It is called from several goroutines. nil = the host of RemoteAddr; of an IPv6 address
 	// its first 64 bits.
 	Address func(*http.Request) string
 }
@@ -99,8 +101,10 @@ func (c *GatewayOHTTP) setDefaults() error {
 	return nil
 }
 
-// KeyConfigs describes the keys that requests of the second protocol may be sealed to: those that are listed first, the
-// preferred one at the head; then those that were replaced and still open requests. Clients pin a Fingerprint.
+// KeyConfigs describes the keys that requests of the second protocol may be sealed to, made now if there are none yet:
+// first those that are listed, the preferred one at the head; then those that were replaced and still open requests.
+// Clients pin a Fingerprint, or better [Gateway.KeySigner]. Errors are those of the key store: [ErrClosed], those of saving,
+// [ErrAudit].
 func (g *Gateway) KeyConfigs(ctx context.Context) ([]KeyConfig, error) {
 	if _, err := g.cfg.Keys.configList(ctx); err != nil {
 		return nil, err
@@ -108,8 +112,8 @@ func (g *Gateway) KeyConfigs(ctx context.Context) ([]KeyConfig, error) {
 	return g.cfg.Keys.keyConfigs(), nil
 }
 
-// KeySigner is the fingerprint of the Ed25519 key that vouches for configurations: SHA-256 of it, 64 hex digits. It stays
-// the same when they are replaced.
+// KeySigner is the fingerprint of the Ed25519 key that vouches for configurations: SHA-256 of its 32 bytes, 64 hex digits.
+// It stays the same when they are replaced, so clients that pin it need no new pin. Errors are those of KeyConfigs.
 func (g *Gateway) KeySigner(ctx context.Context) (string, error) {
 	if _, err := g.cfg.Keys.configList(ctx); err != nil {
 		return "", err

@@ -16,9 +16,10 @@ import (
 // remoteNetwork is the default of GatewayOHTTP.Address.
 func remoteNetwork(r *http.Request) string { return networkOf(r.RemoteAddr) }
 
-// AddressFromHeader is a [GatewayOHTTP].Address for gateways behind a proxy: the last address in the header name, X-Forwarded-For for
-// example, of IPv6 its first 64 bits. The proxy next to the gateway has to set that header, or to append to it: what stands
-// last is taken at its word. Without an address in it, the request counts for RemoteAddr.
+// AddressFromHeader makes a [GatewayOHTTP].Address for gateways behind a proxy: the last address in the header of that
+// name, "X-Forwarded-For" for example; of an IPv6 address its first 64 bits. The proxy next to the gateway has to set that
+// header, or to append to it: what stands last is taken at its word. Without an address in it, the request counts for
+// RemoteAddr.
 func AddressFromHeader(name string) func(*http.Request) string {
 	return func(r *http.Request) string {
 		if values := r.Header.Values(name); len(values) > 0 {

@@ -26,7 +26,8 @@ import (
 
 // DefaultTransport returns a new transport with the settings that clients use when Config.Transport is nil: TLS 1.2
 // or later, HTTP/2, the proxy of the environment, up to 100 idle connections per host for 90 s, and pings that notice
-// a dead HTTP/2 connection. Change it before handing it over, for a private certificate authority for example.
+// a dead HTTP/2 connection after 45 s. Change it before handing it over: for a private certificate authority set
+// TLSClientConfig.RootCAs. It is the caller's, who closes its idle connections at the end.
 func DefaultTransport() *http.Transport {
 	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,

@@ -32,7 +32,8 @@ const (
 )
 
 // PublicKey is what requests are sealed to: an RSA public key of 2048 to 8192 bits with version 1 of the protocol, see
-// [ParsePublicKey], or a gateway's key configuration with [ProtocolOHTTP]. It is immutable and safe for concurrent use.
+// [ParsePublicKey], or a gateway's key configuration (RFC 9458, section 3) with [ProtocolOHTTP]. It is immutable and safe
+// for concurrent use.
 type PublicKey struct {
 	key         *rsa.PublicKey // nil for a key configuration
 	der         []byte         // SubjectPublicKeyInfo, or the encoded key configuration
@@ -44,9 +45,9 @@ type PublicKey struct {
 	escaped     func() string // PEM, percent-encoded; made once
 }
 
-// ParsePublicKey reads a PEM file with exactly one "PUBLIC KEY" block (an RFC 5280 SubjectPublicKeyInfo) and nothing
-// but white space around it. The key is RSA, 2048 to 8192 bits, with an odd exponent of at least 65537.
-// Anything else is [ErrPublicKey], or [ErrTooLarge] above 16 KiB.
+// ParsePublicKey reads the content of a PEM file (RFC 7468) with exactly one "PUBLIC KEY" block (a SubjectPublicKeyInfo,
+// RFC 5280, section 4.1.2.7) and nothing but white space around it. The key is RSA, 2048 to 8192 bits, with an odd exponent
+// of 65537 to 2³¹-1. Anything else is [ErrPublicKey], or [ErrTooLarge] above 16 KiB. text stays the caller's.
 func ParsePublicKey(text []byte) (*PublicKey, error) {
 	if len(text) > maxKeyText {
 		return nil, fmt.Errorf("%w: public key of %d bytes, limit %d", ErrTooLarge, len(text), maxKeyText)
@@ -127,8 +128,8 @@ func newPublicKey(key *rsa.PublicKey) (*PublicKey, error) {
 	return public, nil
 }
 
-// PEM is the key as a "PUBLIC KEY" block with lines of 64 and a final newline; nil for a key configuration. The caller owns
-// the slice.
+// PEM is the key as a "PUBLIC KEY" block with lines of 64 characters and a final newline; nil for a key configuration. The
+// caller owns the slice.
 func (k *PublicKey) PEM() []byte {
 	if k.key == nil {
 		return nil
@@ -139,11 +140,11 @@ func (k *PublicKey) PEM() []byte {
 // header is how the key stands in X-Public-Key.
 func (k *PublicKey) header() string { return k.escaped() }
 
-// Fingerprint is what [Pin] takes: the SHA-256 of the DER SubjectPublicKeyInfo in lower-case hex.
-// From a PEM file: openssl pkey -pubin -in key.pem -outform DER | sha256sum
+// Fingerprint is what [Pin] takes: 64 lower-case hex digits of SHA-256, over the DER SubjectPublicKeyInfo, or over the
+// encoded key configuration. Of an RSA key in a PEM file: openssl pkey -pubin -in key.pem -outform DER | sha256sum
 func (k *PublicKey) Fingerprint() string { return k.fingerprint }
 
-// Bits is the size of the modulus; 0 for a key configuration.
+// Bits is the size of the RSA modulus; 0 for a key configuration.
 func (k *PublicKey) Bits() int {
 	if k.key == nil {
 		return 0
@@ -151,7 +152,7 @@ func (k *PublicKey) Bits() int {
 	return k.key.N.BitLen()
 }
 
-// Equal reports whether both are the same key. A nil key equals only nil.
+// Equal reports whether both are the same key, whoever signs it. A nil key equals only nil.
 func (k *PublicKey) Equal(other *PublicKey) bool {
 	if k == nil || other == nil {
 		return k == other

@@ -23,16 +23,16 @@ type PEMReport struct {
 	Public      bool   // a public key block stood in the text as well, and belongs to the key
 }
 
-// ImportPEM makes the private key in a PEM file the primary one; the one before is retired, as in a rotation. It reads
-// what the Python and the JavaScript client and openssl write: PKCS#8 and PKCS#1, plain; PKCS#8 in PBES2 with PBKDF2
+// ImportPEM makes the private key in a PEM file the primary one; the one before is retired, as in a rotation. text is the
+// file's content. It reads what the Python and the JavaScript client and openssl write: PKCS#8 and PKCS#1, plain; PKCS#8 in PBES2 with PBKDF2
 // and AES-CBC (RFC 8018); and the JavaScript client's own encryption. passphrase is nil for a plain file. Importing the
 // primary key again changes nothing. A public key block in the same file is checked to be the key's own: append
 // public_key.pem to have it checked. text and passphrase stay the caller's; wipe text.
 //
 // Errors: [ErrInvalidRequest] for a key that was retired here before, which is to be deleted first; [ErrUnconfirmed], with
 // a report; [ErrPassphrase] when it is wrong, missing, or given for a plain file; [ErrPrivateKey] for everything that is
-// not an RSA key of 2048 to 8192 bits, two primes and an exponent of at least 65537, and for encryptions that are too
-// weak or too costly, with the openssl command that converts them, and for more than 64 KiB.
+// not an RSA key of 2048 to 8192 bits, two primes and an exponent of at least 65537, for encryptions that are too weak or
+// too costly, with the openssl command that converts them, and for more than 64 KiB; and those of [KeyStore].
 func (s *KeyStore) ImportPEM(ctx context.Context, text []byte, passphrase *Secret) (*PEMReport, error) {
 	defer s.sweeper.Soon()
 	key, report, err := parsePEM(text, passphrase, s.options())
@@ -84,7 +84,8 @@ func parsePEM(text []byte, passphrase *Secret, options []keyfile.Option) (key *k
 
 // ExportPEM writes the key with this fingerprint ("" = the primary one) as PKCS#8 in PBES2: PBKDF2-HMAC-SHA256 with
 // 600,000 iterations, AES-256-CBC. openssl and the Python client read it. passphrase has at least 8 bytes and stays
-// the caller's, as does the result. CBC carries no authentication: whoever can write the file can damage the key.
+// the caller's; so is the result. CBC carries no authentication: whoever can write the file can damage the key. Errors:
+// [ErrInvalidRequest] for a short passphrase or a fingerprint that no key has, [ErrClosed], [ErrAudit].
 func (s *KeyStore) ExportPEM(ctx context.Context, fingerprint string, passphrase *Secret) ([]byte, error) {
 	if err := validPassphrase(passphrase); err != nil {
 		return nil, err
@@ -142,7 +143,8 @@ func (s *KeyStore) find(ctx context.Context, fingerprint string) (*heldKey, erro
 	return nil, fmt.Errorf("%w: no key with this fingerprint", ErrInvalidRequest)
 }
 
-// Delete wipes a retired key before its grace is over. The primary key cannot be deleted: rotate first.
+// Delete wipes a retired RSA key before its grace is over, and takes it out of the file. The primary key cannot be deleted:
+// rotate first. Errors: [ErrInvalidRequest] for that key, or a fingerprint that no key has; and those of [KeyStore].
 func (s *KeyStore) Delete(ctx context.Context, fingerprint string) error {
 	fp, err := parseFingerprint(fingerprint)
 	if err != nil {
@@ -167,9 +169,10 @@ func (s *KeyStore) Delete(ctx context.Context, fingerprint string) error {
 // ChangePassphrase rewrites the file under a new passphrase of at least 8 bytes with a new salt, and starts a new
 // generation of data keys; what was sealed before still opens. old must open the file ([ErrPassphrase]). Other
 // processes that have the store open go on with the keys they know, and can neither save, nor see later changes, nor open
-// what is sealed from now on, until they open it again. A copy of
-// the old file still opens with the old passphrase. Both passphrases stay the caller's. After an error the old passphrase
-// holds, unless the error is [ErrUnconfirmed]: then the new one does.
+// what is sealed from now on, until they open it again. A copy of the old file still opens with the old passphrase. Both
+// passphrases stay the caller's. After an error the old passphrase holds, unless the error is [ErrUnconfirmed], or only
+// [ErrAudit]: then the new one does. An ephemeral store, or a passphrase that is too short, is [ErrInvalidRequest]; other
+// errors are those of [KeyStore].
 func (s *KeyStore) ChangePassphrase(ctx context.Context, old, new *Secret) error {
 	if s.dir == nil {
 		return fmt.Errorf("%w: an ephemeral key store has no passphrase", ErrInvalidRequest)

@@ -17,8 +17,8 @@ import (
 // This file is how a key store tells its Auditor, and the key that an audit log gets from it. Events are told when neither
 // the store's own lock nor the file's is held.
 
-// SetAuditor tells a from now on, and at once what CreateKeyStore or OpenKeyStore did, if nobody was told that yet. It is for an
-// [AuditLog], which needs the open store for its key:
+// SetAuditor tells a from now on, in place of KeyStoreOptions.Audit, and at once what CreateKeyStore or OpenKeyStore did, if
+// nobody was told that yet. It is for an [AuditLog], which needs the open store for its key:
 //
 //	store, err := OpenKeyStore(ctx, dir, passphrase, nil)
 //	log, err := OpenAuditLog(ctx, path, store, nil)

@@ -54,9 +54,9 @@ func (k *configKey) is(c keyfile.ConfigKey) bool {
 	return k.Config().ID() == c.ID && k.Config().KEM() == c.KEM && subtle.ConstantTimeCompare(k.seed, c.Seed) == 1
 }
 
-// KeyConfig describes a key that requests of the second protocol are sealed to.
+// KeyConfig describes a key that requests of the second protocol are sealed to: a key configuration (RFC 9458, section 3).
 type KeyConfig struct {
-	ID          uint8
+	ID          uint8  // in the list, and in each request
 	KEM         string // "X-Wing" or "X25519"
 	Fingerprint string // SHA-256 of the configuration, 64 hex digits: what clients pin
 	Created     time.Time

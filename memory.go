@@ -14,11 +14,12 @@ import (
 const redacted = "[REDACTED]"
 
 // Secret holds bytes that must not be printed, swapped out or left lying about: an API key, a request, an answer.
-// They live outside the Go heap, unless the policy is MemoryOff or there is no memory to be had there; they are locked into
-// RAM where the system allows it ([Secret.Locked]), and on Linux left out of core dumps. Printing a *Secret in any way, logging it or marshalling it gives "[REDACTED]".
+// They live outside the Go heap, unless the policy is [MemoryOff] or there is no memory to be had there; they are locked
+// into RAM where the system allows it ([Secret.Locked]), and on Linux left out of core dumps. Printing a *Secret in any
+// way, logging it or marshalling it gives "[REDACTED]".
 //
-// A Secret that nobody destroys is wiped by the garbage collector some time after it became unreachable, and counted:
-// [MemoryReport].
+// A Secret that nobody destroys is wiped by the garbage collector some time after it became unreachable, and counted in
+// [MemoryStatus].Leaked.
 //
 // All methods may be called from several goroutines, and on a nil *Secret or a zero one, which are like a destroyed one.
 type Secret struct {
@@ -30,7 +31,8 @@ type Secret struct {
 }
 
 // NewSecret copies b into protected memory and wipes b, under [MemoryBestEffort]; [MemoryPolicy.NewSecret] insists on
-// locked memory, or does without. Whoever makes a Secret calls [Secret.Destroy]. The error is always nil.
+// locked memory, or does without. The caller destroys it with [Secret.Destroy]. The error is always nil. A string that b
+// was made of, such as [os.Getenv]'s, is not wiped.
 func NewSecret(b []byte) (*Secret, error) { return MemoryBestEffort.NewSecret(b) }
 
 // newRoom makes a Secret of n zero bytes in an arena, and lends them to whoever fills them before anybody else knows of it.
@@ -85,7 +87,7 @@ func (s *Secret) Len() (n int) {
 }
 
 // Locked reports whether the bytes are locked into RAM: false when the lock limit of the process (ulimit -l) did not
-// allow it, and after Destroy.
+// allow it, under [MemoryOff], and after Destroy.
 func (s *Secret) Locked() bool {
 	if s == nil {
 		return false

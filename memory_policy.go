@@ -11,8 +11,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
-// MemoryPolicy says what becomes of secrets for which there is no locked memory left: pages that are never swapped out. A
-// process may lock so much (ulimit -l, often 8 MiB; root without limit; on Windows its minimum working set, some 200 KB).
+// MemoryPolicy says what becomes of secrets for which there is no locked memory left: pages that are never swapped out. How
+// much a process may lock is limited (ulimit -l, often 8 MiB; root without limit; on Windows its minimum working set, some
+// 200 KB).
 type MemoryPolicy uint8
 
 // The policies.
@@ -20,9 +21,9 @@ const (
 	// MemoryBestEffort locks what fits. The rest is wiped after use all the same, but may be swapped out until then;
 	// MemoryReport and Secret.Locked tell.
 	MemoryBestEffort MemoryPolicy = iota
-	// MemoryRequired refuses what does not fit, with ErrMemoryLimit: keys, passphrases' keys, API keys, and the bodies of
-	// Complete. Chat and HTTPClient handle Go strings and bytes by their nature: prompts and answers there are in ordinary
-	// memory under every policy.
+	// MemoryRequired refuses what does not fit, with ErrMemoryLimit: private keys, keys made of passphrases, API keys, and
+	// the bodies of Complete. Chat, Stream and HTTPClient handle Go strings and bytes by their nature: prompts and answers
+	// there are in ordinary memory under every policy.
 	MemoryRequired
 	// MemoryOff takes ordinary memory, and wipes it. Nothing is locked.
 	MemoryOff
@@ -59,8 +60,8 @@ func (p MemoryPolicy) internal() locked.Policy {
 	return locked.BestEffort
 }
 
-// NewSecret copies b into memory under the policy and wipes b. Whoever makes a Secret calls [Secret.Destroy]. The error
-// is [ErrMemoryLimit], with MemoryRequired alone, or [*ConfigError] for an unknown policy; b then stays as it is.
+// NewSecret copies b into memory under the policy and wipes b. The caller destroys it with [Secret.Destroy]. The error is
+// [ErrMemoryLimit], with MemoryRequired alone, or [*ConfigError] for an unknown policy; b then stays as it is.
 func (p MemoryPolicy) NewSecret(b []byte) (*Secret, error) {
 	if err := p.validate(); err != nil {
 		return nil, &ConfigError{Field: "MemoryPolicy", Err: err}

@@ -32,23 +32,23 @@ func (l MemoryLevel) String() string {
 
 // MemoryStatus is what [MemoryReport] returns. It holds no secret and may be logged. Sizes are in bytes.
 type MemoryStatus struct {
-	// Level is MemoryLocked if all that is in use is locked; while nothing is, if a page could be.
+	// Level is MemoryLocked if all that is in use is locked; while nothing is in use, if a page could be locked.
 	Level    MemoryLevel
 	Platform string // "linux/amd64"
 	PageSize int
 
-	InUse    int64 // secrets, in their buffers
-	Unlocked int64 // those of them that are not locked
-	Peak     int64 // the most that was in use at once
-	Locked   int64 // in locked pages, with what is free in them
+	InUse    int64 // bytes of secrets, in their buffers
+	Unlocked int64 // of these, the bytes that are not locked
+	Peak     int64 // the most bytes that were in use at once
+	Locked   int64 // bytes in locked pages, with what is free in them
 	// Limit is what the process may lock, this package and others together: RLIMIT_MEMLOCK, or on Windows the minimum
 	// working set. A process with CAP_IPC_LOCK, such as root's, may lock more. Negative: none, or not known.
 	Limit int64
 	// Misses counts the buffers that were to be locked and did not fit, since the process started.
 	Misses int64
 
-	Secrets int64 // that are not destroyed yet
-	Leaked  int64 // Secrets that nobody destroyed: the garbage collector found them and had them wiped
+	Secrets int64 // how many there are that are not destroyed yet
+	Leaked  int64 // how many nobody destroyed: the garbage collector found them and had them wiped
 
 	// CoreDumpsOff reports that a crash writes no core: the process is not dumpable, or RLIMIT_CORE is 0 and cores are
 	// files. (A core_pattern that pipes cores to a program does not obey RLIMIT_CORE.) Locked pages are in no core anyway.
@@ -62,7 +62,8 @@ type MemoryStatus struct {
 }
 
 // MemoryReport tells how the memory of this process's secrets is protected at the moment. It counts what this package
-// has for all clients, key stores and Secrets together.
+// has for all clients, key stores and Secrets together. It costs some system calls and, on Linux, the reading of a small
+// file. Safe for concurrent use.
 func MemoryReport() MemoryStatus {
 	s := locked.Report()
 	m := MemoryStatus{

@@ -42,8 +42,8 @@ func scrubClasses() []int {
 // back to the system. It costs five garbage collections, of the host's garbage too, and has GOMAXPROCS at 1 meanwhile: about
 // 10 ms with a small heap, and in proportion more with a large one. On a heap of tens of megabytes with many gaps some
 // copies may survive, and so may what lay where another goroutine's stack lies now. It reaches nothing that is still
-// referenced: close clients and key stores first where that counts.
-// Nothing in this package calls it. Safe for concurrent use.
+// referenced: close clients and key stores first where that counts. Nothing in this package calls it. Safe for concurrent
+// use.
 func ScrubHeap() {
 	scrubbing.Lock()
 	defer scrubbing.Unlock()

@@ -24,12 +24,12 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// Protocol is a way to seal requests and answers.
+// Protocol is a way to seal requests and answers. The zero value is [ProtocolEnvelope].
 type Protocol uint8
 
 // The protocols.
 const (
-	// ProtocolEnvelope is NOMYO's version 1: RSA-OAEP and AES-256-GCM. The zero value.
+	// ProtocolEnvelope is NOMYO's version 1 (SPEC.md): RSA-OAEP with SHA-256 (RFC 8017, section 7.1) and AES-256-GCM.
 	ProtocolEnvelope Protocol = iota
 	// ProtocolOHTTP is Oblivious HTTP in chunks (RFC 9458 and its chunked form; SPEC.md, chapter 11) with X-Wing, a
 	// post-quantum hybrid. Method, path, headers and API key travel sealed too, an answer opens only for its request, and

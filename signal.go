@@ -16,14 +16,15 @@ const (
 	raisePatience = time.Second     // for a signal to end the process
 )
 
-// CloseOnSignal is for programs that have no signal handling of their own. On SIGINT or SIGTERM (on Windows Ctrl-C, and the end of the console, the session or the system)
-// it closes the closers, in the order given, and then lets the signal take its usual course, which ends the process with
-// the signal's status. A Close that takes more than 5 s is no longer waited for, one that panics does not keep the others
-// from their turn, and a second signal ends the process at once. A signal that the process ignores (nohup) stays ignored.
+// CloseOnSignal is for programs that have no signal handling of their own. On SIGINT or SIGTERM (on Windows Ctrl-C, and the
+// end of the console, the session or the system) it closes the closers, in the order given, and then lets the signal take
+// its usual course, which ends the process with the signal's status. A Close that takes more than 5 s is no longer waited
+// for, one that panics does not keep the others from their turn, and a second signal ends the process at once. A signal
+// that the process ignores (nohup) stays ignored.
 //
-// Who listens with signal.Notify as well gets the signal when it arrives, and again when the closing is done: to that
-// program CloseOnSignal does not put an end, but on Windows it does. Call Close in your own handler instead. Call
-// CloseOnSignal once, with everything: of two the first that is done ends the process.
+// A program that also listens with [signal.Notify] gets the signal when it arrives, and again when the closing is done; its
+// handler then keeps the process alive, except on Windows. Call Close in that handler instead. Call CloseOnSignal once,
+// with everything: of two the first that is done ends the process.
 //
 // stop ends the listening. When a signal came before, it waits for the closing, so that "defer stop()" in main does not
 // cut it short; a closer must not call it. It may be called several times, by several goroutines.

@@ -17,8 +17,8 @@ import (
 // Stats is what a client did since it was made, see [SecureCompletionClient.Stats]. Its numbers only grow, but for
 // InFlight. It marshals to JSON and logs as a group; it holds no content and no ids.
 type Stats struct {
-	// Requests is the number of calls: Chat, Complete, and requests of an SDK that reached the client. Failures is how
-	// many of them ended with an error, for whatever reason; Requests - Failures - InFlight succeeded.
+	// Requests is the number of calls: Chat, Complete, Stream, and requests of an SDK that reached the client. Failures is
+	// how many of them ended with an error, for whatever reason; Requests - Failures - InFlight succeeded.
 	Requests int64 `json:"requests"`
 	Failures int64 `json:"failures"`
 	// InFlight is the number of calls that are under way.
@@ -28,7 +28,7 @@ type Stats struct {
 	Attempts int64 `json:"attempts"`
 	Retries  int64 `json:"retries"`
 	// BytesSealed counts the JSON of requests, again for each attempt; BytesOpened the JSON of the answers that were
-	// accepted. On the wire both are a third larger (base64), and some hundred bytes.
+	// accepted. On the wire both are some hundred bytes larger, and in protocol v1 a third (base64).
 	BytesSealed int64 `json:"bytes_sealed"`
 	BytesOpened int64 `json:"bytes_opened"`
 	// KeyRotations is how often this process replaced the key of the client's [KeyStore], also where several clients
@@ -39,8 +39,8 @@ type Stats struct {
 	Memory string `json:"memory"`
 }
 
-// Stats returns the counters. It costs some atomic reads and a system call or two, so it may be called often, from any goroutine, and after Close.
-// Calls that are under way meanwhile may be counted in one field and not yet in another.
+// Stats returns the counters. It costs some atomic reads and a system call or two, so it may be called often, from any
+// goroutine, and after Close. Calls that are under way meanwhile may be counted in one field and not yet in another.
 func (c *SecureCompletionClient) Stats() Stats {
 	n := &c.counts
 	return Stats{
@@ -82,9 +82,9 @@ func (n *clientCounts) call() func(err *error) {
 // marshals to JSON and logs as a group; it holds no content and no ids.
 type GatewayStats struct {
 	// Requests is the number of requests that were dealt with, of either protocol: Answered were sent a sealed answer,
-	// Refused a status from 400 to 499, Failed any other, or an answer that was cut or that the client did not take. In the second protocol the
-	// status is the sealed one, where there is one, and Answered is from 200 to 299. Fetched public keys and health checks
-	// are not among them.
+	// Refused a status from 400 to 499, Failed any other, or an answer that was cut or that the client did not take. In the
+	// second protocol the status is the sealed one, where there is one, and Answered is from 200 to 299. Fetched public keys
+	// and health checks are not among them.
 	Requests int64 `json:"requests"`
 	Answered int64 `json:"answered"`
 	Refused  int64 `json:"refused"`
@@ -99,7 +99,8 @@ type GatewayStats struct {
 	Memory       string `json:"memory"`
 }
 
-// Stats returns the counters. It costs some atomic reads and a system call or two, so it may be called often, from any goroutine, and after Close.
+// Stats returns the counters. It costs some atomic reads and a system call or two, so it may be called often, from any
+// goroutine, and after Close.
 func (g *Gateway) Stats() GatewayStats {
 	n := &g.counts
 	s := GatewayStats{

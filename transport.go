@@ -37,13 +37,15 @@ import (
 // says so in X-Stainless-Retry-Count, gets the same error again, and nothing is sent. An SDK's own error text repeats the
 // server's words, also those that came sealed.
 //
-// With [ProtocolOHTTP] requests of any method and path are sealed and go to the gateway, which serves what it allows: models,
-// embeddings, responses. The path and the query are the SDK's, without what Config.BaseURL has of it; any path that ends in
-// /chat/completions becomes /v1/chat/completions, and a POST to it has no query, since SDKs' base URLs differ in that. Of the SDK's headers Accept, Content-Type
-// and OpenAI-Beta are sealed with it. Streams pass as they come; Read returns [io.EOF] only if the answer was complete, down to
-// the [DONE] of a stream and the closing bracket of JSON, and otherwise [ErrTruncated]. Whoever stops reading closes the body.
+// With [ProtocolOHTTP] requests of any method and path are sealed and go to the gateway, which serves what it allows
+// ([GatewayOHTTP].Allow): models, embeddings, responses. Path and query are those of the SDK's URL, without the path of
+// Config.BaseURL if they begin with it, so give the SDK a base URL that ends in /v1. Any path that ends in /chat/completions
+// becomes /v1/chat/completions, and a POST to it loses its query. Of the SDK's headers Accept, Content-Type and OpenAI-Beta
+// are sealed with it. Streams pass as they come; Read returns [io.EOF] only if the answer was complete, down to the [DONE]
+// of a stream and the closing bracket of JSON, and otherwise [ErrTruncated]. Whoever stops reading closes the body.
 //
-// Prompt and answer are in ordinary memory here, as in [SecureCompletionClient.Chat].
+// Prompt and answer are in ordinary memory here, as in [SecureCompletionClient.Chat]. The http.Client is safe for concurrent
+// use, and works until the client is closed. It follows no redirects and has no Timeout: [Config].Timeout holds.
 func (c *SecureCompletionClient) HTTPClient() *http.Client {
 	return &http.Client{
 		Transport:     &sdkTransport{client: c},

@@ -18,7 +18,8 @@ import (
 )
 
 // Trust decides whose public key prompts are sealed to. Whoever can answer for the server where TLS ends can offer a
-// key of its own and read every prompt, so the choice is the user's: [TrustHTTPS], [Pin] or [FirstUse].
+// key of its own and read every prompt, so the choice is the user's: [TrustHTTPS], [Pin] or [FirstUse]. Several clients may
+// share one.
 type Trust interface {
 	// validate checks the choice itself when a client is made.
 	validate() error
@@ -49,9 +50,12 @@ func (memoryless) remember(context.Context, string, *PublicKey) error { return n
 func (memoryless) accept(context.Context, string, [32]byte) error     { return nil }
 
 // Pin takes only keys with one of the given fingerprints ([PublicKey.Fingerprint]: 64 hex digits, either case).
-// Several allow for the server's rotation. With a wrong pin nothing is sent but the key fetch. With [ProtocolOHTTP] a
-// fingerprint is that of a key configuration, or of the key that signs the gateway's list ([PublicKey.Signer]), which takes
-// every configuration that it signs. One is enough, X-Wing's or the signer's: X25519's is of use with Config.AllowX25519 alone.
+// Several allow for the server's rotation. With a wrong pin nothing is sent but the key fetch. What is no fingerprint, or
+// none at all, is a [*ConfigError] of [NewSecureCompletionClient].
+//
+// With [ProtocolOHTTP] a fingerprint is that of a key configuration, or of the key that signs the gateway's list
+// ([PublicKey.Signer], [Gateway.KeySigner]), which takes every configuration that it signs. One is enough, X-Wing's or the
+// signer's: X25519's is of use with Config.AllowX25519 alone.
 func Pin(fingerprints ...string) Trust {
 	p := pins{}
 	for _, f := range fingerprints {
@@ -87,10 +91,13 @@ func (p pins) check(_ string, key *PublicKey) error {
 // FirstUse takes the first key that a server presents, remembers it in store under the client's base URL, and from then
 // on takes only that one, in every process that uses the store. Whoever controls the first contact controls what is
 // remembered; Config.OnServerKey can ask the user. [SecureCompletionClient.AcceptServerKey] replaces the remembered key, for
-// other processes after up to 30 s, and an hour for a key that they are using. An ephemeral store remembers until it is closed.
-// With [ProtocolOHTTP] it remembers who signs the gateway's list, so that the gateway may rotate its keys, or the configuration
-// if nobody signs. Anybody can sign a genuine list: who compares the first key with what the operator says has to compare
-// [PublicKey.Signer] as well, or pins one of the two with AcceptServerKey, which alone is remembered then. What is remembered for one protocol says nothing about the other.
+// other processes after up to 30 s, and an hour for a key that they are using. store stays the caller's, who closes it after
+// the client; an ephemeral one remembers until then. It may be the store of Config.Keys.
+//
+// With [ProtocolOHTTP] it remembers who signs the gateway's list, so that the gateway may rotate its keys, or the
+// configuration if nobody signs. Anybody can sign a genuine list: who compares the first key with what the operator says has
+// to compare [PublicKey.Signer] as well, or pins one of the two with AcceptServerKey, which alone is remembered then. What
+// is remembered for one protocol says nothing about the other.
 func FirstUse(store *KeyStore) Trust { return firstUse{store} }
 
 type firstUse struct{ store *KeyStore }

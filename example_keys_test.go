@@ -1,0 +1,79 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat"
+)
+
+// A gateway's keys: a new one each week, and the old one opens requests for two hours more. Clients of protocol v1 that
+// pinned the key have to be told before.
+func ExampleRotation() {
+	ctx := context.Background()
+	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{
+		Bits:     2048, // quick to make; 0 = 4096
+		Rotation: sealedchat.Rotation{Every: 7 * 24 * time.Hour, Grace: 2 * time.Hour},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer keys.Close()
+	before, err := keys.Public(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := keys.Rotate(ctx); err != nil { // now, whatever the age
+		log.Fatal(err)
+	}
+	for _, k := range keys.Keys() {
+		fmt.Println(k.State, k.Bits, k.Fingerprint == before.Fingerprint())
+	}
+	fmt.Println(keys.RotationError()) // of the work in the background: for a health check
+	// Output:
+	// primary 2048 false
+	// retired 2048 true
+	// <nil>
+}
+
+// A program that would rather know than have its key swapped out asks for locked memory, and may still decide otherwise.
+func ExampleMemoryPolicy() {
+	text := []byte("an-api-key")
+	key, err := sealedchat.MemoryRequired.NewSecret(text)
+	var limit *sealedchat.MemoryLimitError
+	if errors.As(err, &limit) {
+		log.Printf("%d bytes more are to be locked: raise ulimit -l, now %d bytes", limit.Needed, limit.Limit)
+		key, err = sealedchat.MemoryBestEffort.NewSecret(text) // which NewSecret does as well
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer key.Destroy()
+	fmt.Println(key.Len(), text[0]) // text is wiped
+	// Output: 10 0
+}
+
+// What a service tells of itself when it starts.
+func ExampleMemoryReport() {
+	key, err := sealedchat.NewSecret([]byte("an-api-key"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer key.Destroy()
+
+	report := sealedchat.MemoryReport()
+	if report.Level != sealedchat.MemoryLocked {
+		log.Printf("secrets may be swapped out: %d of %d bytes are not locked", report.Unlocked, report.InUse)
+	}
+	if report.Leaked > 0 {
+		log.Printf("%d secrets were never destroyed", report.Leaked)
+	}
+	fmt.Println(report.InUse >= int64(key.Len()))
+	// Output: true
+}
