@@ -205,12 +205,13 @@ func (e *truncatedError) Unwrap() []error { return []error{ErrTruncated, ErrConn
 type APIError struct {
 	StatusCode int    // of HTTP; 200 when the error is an object sealed in place of an answer
 	Code       string // the server's error code or type: printable characters only, 100 at most; often empty
-	// Detail is the server's words: printable characters only, 100 at most; untrusted. Error() repeats Code and Detail,
-	// unless StatusCode is 200.
+	// Detail is the server's words: printable characters only, 100 at most; untrusted. Error() leaves Code and Detail out
+	// when they came sealed, unless a gateway refused the request with them: a model's server may quote the prompt.
 	Detail     string
 	RetryAfter time.Duration // from the Retry-After header, a year at most; 0 when there was none
 
 	unprocessed bool // the gateway said so, under seal
+	sealed      bool // Code and Detail came under seal, and are not the gateway's own: they are content
 }
 
 func (e *APIError) Error() string {
@@ -218,8 +219,8 @@ func (e *APIError) Error() string {
 	if text := http.StatusText(e.StatusCode); text != "" && e.StatusCode != http.StatusOK {
 		s += " " + text
 	}
-	if e.StatusCode == http.StatusOK {
-		return s + " with a sealed error" // Code and Detail were sealed: they are content
+	if e.isSealed() {
+		return s + " with a sealed error"
 	}
 	if e.StatusCode >= 300 && e.StatusCode < 400 {
 		s += " (redirects are not followed)"
@@ -232,6 +233,9 @@ func (e *APIError) Error() string {
 	}
 	return s
 }
+
+// isSealed reports whether Code and Detail are content.
+func (e *APIError) isSealed() bool { return e.sealed || e.StatusCode == http.StatusOK }
 
 // Is reports whether target is the sentinel of e's status.
 func (e *APIError) Is(target error) bool { return target == e.sentinel() }

@@ -423,7 +423,7 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 		}
 	}
 	err := newAPIError(in.Status, header, content, time.Now())
-	err.unprocessed = unprocessed
+	err.unprocessed, err.sealed = unprocessed, !unprocessed
 	return err
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -309,5 +310,46 @@ func TestOHTTPAudit(t *testing.T) {
 	}
 	if s := client.Stats(); s.InFlight != 0 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// A model's server may quote the prompt in its refusals. They came sealed, and stay out of error texts and logs; a gateway's
+// own words may be read there, and an SDK gets all of them.
+func TestObliviousErrorsHoldNoContent(t *testing.T) {
+	const marker = "MARKER-content-4711"
+	own := ""
+	g := newTiny(t, func(w http.ResponseWriter, _ *http.Request) {
+		if own != "" {
+			w.Header().Set(headerProcessed, "no")
+		}
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = io.WriteString(w, `{"error":{"message":"the prompt `+marker+` is too long","code":"code-`+marker+`"}}`)
+	})
+	var log bytes.Buffer
+	client := directClient(t, g, func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
+	for name, call := range callsOf(client) {
+		err := call(t.Context())
+		refused, ok := errors.AsType[*APIError](err)
+		if !ok || !strings.Contains(refused.Detail, marker) || !strings.Contains(refused.Code, marker) {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if strings.Contains(err.Error(), marker) || strings.Contains(log.String(), marker) || !errors.Is(err, ErrInvalidRequest) {
+			t.Errorf("%s: %v, %s", name, err, log.String())
+		}
+	}
+	resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json", strings.NewReader(`{"model":"m","messages":[]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), marker) {
+		t.Errorf("an SDK gets %d %s, %v", resp.StatusCode, text, err)
+	}
+	own = "yes"
+	if _, err := client.Chat(t.Context(), ask("x")); !strings.Contains(fmt.Sprint(err), marker) {
+		t.Errorf("the gateway's own words: %v", err)
 	}
 }

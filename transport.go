@@ -182,7 +182,7 @@ func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Re
 
 // sdkMessage is what a plain OpenAI server would say: also the words that came sealed, which Error leaves out.
 func sdkMessage(e *APIError) string {
-	if e.StatusCode == http.StatusOK && e.Detail != "" {
+	if e.isSealed() && e.Detail != "" {
 		return e.Error() + ", detail " + strconv.Quote(e.Detail)
 	}
 	return e.Error()
