@@ -311,7 +311,11 @@ func TestClose(t *testing.T) {
 // Close wipes the key of a client that was given none, and leaves the caller's secrets alone.
 func TestCloseWipesItsOwn(t *testing.T) {
 	key := secret(t, "sk-test")
-	client := startClient(t, "http://127.0.0.1:1", func(c *Config) { c.Keys, c.APIKey = nil, key })
+	client, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), APIKey: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
 	if err := client.cfg.Keys.adopt(storedKey(t, "rsa-2048")); err != nil {
 		t.Fatal(err)
 	}
