@@ -235,6 +235,12 @@ func TestAuditStopsTheClient(t *testing.T) {
 	if !errors.Is(err, ErrServer) {
 		t.Errorf("what it was about is lost: %v", err)
 	}
+	s.present("server-4096")
+	again(c)
+	h.failOn(errDeaf, EventServerKeyChanged)
+	_, err = c.ServerKey(t.Context())
+	stopped("another server key", err)
+	s.present("rsa-2048")
 	h.failOn(&connectionError{what: "x", err: errDeaf}, EventRequestSealed) // which looks worth repeating
 	_, before := s.counts()
 	if _, err = c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) {
@@ -275,6 +281,16 @@ func TestMemoryLoweredEvent(t *testing.T) {
 		}
 		h.mustHear(t, fmt.Sprint("step ", i), step.types)
 	}
+	c.stats = func() *MemoryStats { return &MemoryStats{Level: "locked"} }
+	if _, err := c.Chat(t.Context(), ask("?")); err != nil {
+		t.Fatal(err)
+	}
+	c.stats = func() *MemoryStats { return &MemoryStats{Level: "wiped only"} }
+	h.failOn(errDeaf, EventMemoryLowered)
+	if answer, err := c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) || answer != nil {
+		t.Errorf("handed out in spite of the Auditor: %v", err)
+	}
+	h.failOn(nil)
 }
 
 func TestGatewayEvents(t *testing.T) {

@@ -6,6 +6,7 @@ package sealedchat
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -33,8 +34,9 @@ func childAuditor(t *testing.T, dir, arg string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if count == 0 {
-		fmt.Println("ready")
+	fmt.Println("ready")
+	if count > 0 { // so that none is done before the next one begins
+		_, _ = io.Copy(io.Discard, os.Stdin)
 	}
 	filler := strings.Repeat("x", 10_000) // over several pages: a kill may come in the middle of the line
 	for n := 0; n < count || count == 0; n++ {
@@ -66,12 +68,22 @@ func TestSharedAuditLog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log", "audit.log")
 	start := time.Now()
 	var running []*exec.Cmd
+	var begin []io.Closer
 	for i := range processes {
 		cmd := child(t, "auditor", dir, fmt.Sprintf("%s\n%d\n%d", path, i, events))
-		if err := cmd.Start(); err != nil {
+		in, inErr := cmd.StdinPipe()
+		out, outErr := cmd.StdoutPipe()
+		if err := errors.Join(inErr, outErr, cmd.Start()); err != nil {
 			t.Fatal(err)
 		}
-		running = append(running, cmd)
+		ready := make([]byte, len("ready\n"))
+		if _, err := io.ReadFull(out, ready); err != nil || string(ready) != "ready\n" {
+			t.Fatalf("process %d says %q, %v", i, ready, err)
+		}
+		running, begin = append(running, cmd), append(begin, in)
+	}
+	for _, in := range begin {
+		_ = in.Close()
 	}
 	for i, cmd := range running {
 		if err := cmd.Wait(); err != nil {

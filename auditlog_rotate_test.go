@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,6 +37,15 @@ func fillAuditLog(t testing.TB, l *AuditLog, files int) {
 func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 	added := map[string]bool{"empty files": true, "garbage": true, "copies": true}
 	older := func(path string, n int) string { return fmt.Sprintf("%s.%06d", path, n) }
+	forge := func(t *testing.T, path string, key int) { // the second file says that the log begins with it; its code stays
+		text := readLog(t, older(path, 2))
+		_, rest, ok := bytes.Cut(text, []byte(`"begins":1,`))
+		if !ok || !bytes.HasPrefix(text, []byte(`{"seq":4,"key":1,`)) {
+			t.Fatalf("the second file is %.200s", text)
+		}
+		prev := text[bytes.Index(text, []byte(`"prev"`)):][:len(`"prev":"",`)+64]
+		writeLog(t, older(path, 2), append(fmt.Appendf(nil, `{"seq":4,"key":%d,%s"begins":4,`, key, prev), rest...))
+	}
 	for what, tamper := range map[string]func(t *testing.T, path string){
 		"empty files": func(t *testing.T, path string) {
 			for n := 900; n < 920; n++ {
@@ -63,18 +73,21 @@ func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 				writeLog(t, older(path, n+1), line)
 			}
 		},
-		"a forged beginning": func(t *testing.T, path string) {
-			text := readLog(t, older(path, 2))
-			_, rest, _ := bytes.Cut(text, []byte(`"begins":1,`))
-			prev := text[bytes.Index(text, []byte(`"prev"`)):][:len(`"prev":"",`)+64]
-			writeLog(t, older(path, 2), append(fmt.Appendf(nil, `{"seq":4,"key":77,%s"begins":7,`, prev), rest...))
+		"a forged beginning": func(t *testing.T, path string) { forge(t, path, 1) },
+		"a beginning under a key that nobody has": func(t *testing.T, path string) {
+			forge(t, path, 77)
+		},
+		"a forged beginning, and nothing before it": func(t *testing.T, path string) {
+			forge(t, path, 1)
 			if err := os.Remove(older(path, 1)); err != nil {
 				t.Fatal(err)
 			}
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
+			var said bytes.Buffer
 			o, rounds := *smallFiles, 6
+			o.Logger = slog.New(slog.NewTextHandler(&said, nil))
 			if o.MaxFiles = 5; added[what] {
 				rounds = 2 // it may keep so many
 			}
@@ -95,6 +108,9 @@ func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 				if _, err := os.Stat(file); err != nil {
 					t.Errorf("deleted: %v", err)
 				}
+			}
+			if !strings.Contains(said.String(), "none is deleted") && !added[what] {
+				t.Errorf("the log says %q", said.String())
 			}
 		})
 	}

@@ -414,7 +414,8 @@ func TestReplayedAnswer(t *testing.T) {
 	keys := storedKeys(t, "client-4096")
 	client := startClient(t, srv.URL, func(c *Config) { c.Keys = keys })
 	mustAnswer(t, client, "hello!")
-	fresh := startClient(t, srv.URL, func(c *Config) { c.Keys = keys }) // has not seen the envelope: the payload id tells
+	// Its store has the key, but has not seen the envelope: the payload id tells.
+	fresh := startClient(t, srv.URL, func(c *Config) { c.Keys = storedKeys(t, "client-4096") })
 	for name, client := range map[string]*SecureCompletionClient{"the same client": client, "another one": fresh} {
 		resp, err := client.Chat(within(t, 20*time.Second), ask("something else"))
 		if !errors.Is(err, ErrReplay) || resp != nil {

@@ -56,6 +56,9 @@ func TestObliviousStrangersHoldNoPlace(t *testing.T) {
 		t.Errorf("%d places are taken", n)
 	}
 	s := r.seal(innerRequest{})
+	if resp := post("a stranger", bytes.NewReader(s.body)); resp.StatusCode != 503 {
+		t.Errorf("a second one of the stranger's: %d", resp.StatusCode)
+	}
 	if resp := post("a client", bytes.NewReader(s.body)); resp.StatusCode != 200 {
 		t.Errorf("a client: %d", resp.StatusCode)
 	} else if a := s.read(resp.Body); a.status != 200 {

@@ -413,9 +413,15 @@ func TestObliviousUnavailable(t *testing.T) {
 		t.Errorf("too many: %+v", a)
 	}
 	problemOf(t, 503, a.header, a.body)
+	third := r.seal(innerRequest{})
+	r.send(third)
 	close(release)
 	if a := s.open(<-done); a.status != 200 {
 		t.Errorf("the first: %+v", a)
+	}
+	// What was refused as not served is not served later on: whoever holds the refusal may repeat it.
+	if a := third.open(r.send(third)); a.err != nil || a.status != 409 || a.header.Get(headerProcessed) != "" {
+		t.Errorf("the refused one again: %+v", a)
 	}
 	s = r.seal(innerRequest{})
 	_ = r.g.cfg.Keys.Close()

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -175,6 +176,9 @@ func TestGatewayUpstreamFailures(t *testing.T) {
 		r.answer = c.answer
 		w := r.do(post(t, fineRequest))
 		refused(t, name, w, c.status)
+		if detail := detailOf(w); !slices.Contains(upstreamTexts, detail) {
+			t.Errorf("%s: %q", name, detail)
+		}
 		if w.Header().Get("Retry-After") != c.retry {
 			t.Errorf("%s: Retry-After %q", name, w.Header().Get("Retry-After"))
 		}
@@ -185,6 +189,19 @@ func TestGatewayUpstreamFailures(t *testing.T) {
 			t.Errorf("%s: %s, %d requests upstream", name, w.Body, len(r.forwarded()))
 		}
 	}
+}
+
+// upstreamTexts are all that a client hears of what goes wrong upstream.
+var upstreamTexts = []string{
+	"the upstream failed", "the upstream refused the request as invalid", "the upstream does not know this model",
+	"the request is too large for the upstream", "the upstream is rate limited", "the upstream is unavailable",
+	"the upstream did not answer in time", "the upstream's answer is too large", "the upstream's answer is not a chat completion",
+}
+
+func detailOf(w *httptest.ResponseRecorder) string {
+	var body struct{ Detail string }
+	_ = json.Unmarshal(w.Body.Bytes(), &body)
+	return body.Detail
 }
 
 type brokenReader struct{ text string }

@@ -324,15 +324,20 @@ func TestSealOpen(t *testing.T) {
 // Two envelopes share nothing: not the data key, not the nonce.
 func TestSealIsFresh(t *testing.T) {
 	key, plaintext := privateOf(t, "rsa-2048"), bytes.Repeat([]byte("a"), 64)
-	nonces, bodies, wrapped := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	nonces, bodies, wrapped, dataKeys := map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for range 50 {
 		e := mustSeal(t, key.public, plaintext)
+		dataKey := make([]byte, dataKeySize)
+		if !key.unwrap(dataKey, e.WrappedKey) {
+			t.Fatal("the data key does not unwrap")
+		}
+		dataKeys[string(dataKey)] = true
 		nonces[string(e.Sealed[:envelope.NonceSize])] = true
 		bodies[string(e.Sealed[envelope.NonceSize:][:32])] = true
 		wrapped[string(e.WrappedKey)] = true
 	}
-	if len(nonces) != 50 || len(bodies) != 50 || len(wrapped) != 50 {
-		t.Errorf("%d nonces, %d ciphertexts, %d wrapped keys in 50", len(nonces), len(bodies), len(wrapped))
+	if len(nonces) != 50 || len(bodies) != 50 || len(wrapped) != 50 || len(dataKeys) != 50 {
+		t.Errorf("%d nonces, %d ciphertexts, %d wrapped keys, %d data keys in 50", len(nonces), len(bodies), len(wrapped), len(dataKeys))
 	}
 }
 

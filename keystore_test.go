@@ -262,7 +262,6 @@ func TestKeyStoreBitFlips(t *testing.T) {
 	if err := s.Rotate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	keys := fingerprints(s)
 	s.Close()
 	path := filepath.Join(dir, keyStoreFile)
 	good, err := os.ReadFile(path)
@@ -271,7 +270,6 @@ func TestKeyStoreBitFlips(t *testing.T) {
 	}
 	seed := testSeed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
-	refused := 0
 	for range 100 {
 		bad := slices.Clone(good)
 		at, bit := r.IntN(len(bad)), r.IntN(8)
@@ -282,20 +280,14 @@ func TestKeyStoreBitFlips(t *testing.T) {
 		unchanged(t, "flip", dir, func() {
 			s, err := tryWeak(t, dir, passphrase, nil)
 			if err == nil {
-				if !slices.Equal(fingerprints(s), keys) {
-					t.Errorf("seed %d: bit %d of byte %d: other keys", seed, bit, at)
-				}
+				t.Errorf("seed %d: bit %d of byte %d: opened", seed, bit, at)
 				s.Close()
 				return
 			}
-			refused++
 			if !errors.Is(err, ErrPassphrase) && !errors.Is(err, ErrKeyStoreDamaged) {
 				t.Errorf("seed %d: bit %d of byte %d: %v", seed, bit, at, err)
 			}
 		})
-	}
-	if refused == 0 {
-		t.Error("nothing was refused")
 	}
 	if err := os.WriteFile(path, good, 0o600); err != nil {
 		t.Fatal(err)

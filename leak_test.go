@@ -224,6 +224,7 @@ func TestOpenedAnswersDoNotLeak(t *testing.T) {
 		"other request":            with(good, `"created"`, `"_metadata":{"payload_id":"`+newUUID()+`","x":`+text+`},"created"`),
 		"lower tier":               with(good, `"created"`, `"_metadata":{"security_tier":`+text+`},"created"`),
 		"error of another request": `{"error":{"message":` + text + `},"_metadata":{"payload_id":"` + newUUID() + `"}}`,
+		"error":                    `{"error":{"message":` + text + `,"code":` + text + `}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -247,6 +248,12 @@ func TestOpenedAnswersDoNotLeak(t *testing.T) {
 			t.Cleanup(srv.Close)
 			client := startClient(t, srv.URL, func(c *Config) { c.Keys, c.Logger, c.Tier = keys, log, TierHigh })
 			resp, err := client.Chat(within(t, 20*time.Second), ask(leak))
+			if name == "error" { // its words are content: in Detail and Code, and in no text
+				if e, ok := errors.AsType[*APIError](err); !ok || e.Detail != leak || e.Code != leak || leaks(err.Error()) || resp != nil {
+					t.Errorf("error %v", err)
+				}
+				return
+			}
 			mustNotLeak(t, err)
 			if resp != nil || !(errors.Is(err, ErrResponseSchema) || errors.Is(err, ErrReplay) || errors.Is(err, ErrTierDowngrade)) {
 				t.Errorf("error %v", err)

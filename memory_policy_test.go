@@ -100,6 +100,25 @@ func TestLeakedSecret(t *testing.T) {
 			t.Fatal("not found")
 		}
 	}
+	// It is wiped, too: in ordinary memory that can be seen.
+	var left []byte
+	loseOff := func() {
+		s, err := MemoryOff.NewSecret([]byte(secretMarker))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = s.Use(func(b []byte) error { left = b; return nil })
+	}
+	before = MemoryReport()
+	loseOff()
+	for end := time.Now().Add(10 * time.Second); MemoryReport().Secrets >= before.Secrets+1; runtime.GC() {
+		if time.Now().After(end) {
+			t.Fatal("not wiped")
+		}
+	}
+	if !bytes.Equal(left, make([]byte, len(secretMarker))) {
+		t.Errorf("left behind: %q", left)
+	}
 	inUse := func() {
 		s, _ := NewSecret([]byte(secretMarker))
 		found := MemoryReport().Leaked

@@ -74,6 +74,34 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// Lists that are each nearly as new as the one before do not lead back to an old one, nor does another signer's.
+	newest := time.Unix(client.server.signed[signer].created, 0)
+	third := ohttp.AppendConfigs(nil, g.rotate().config)
+	trusted := g.sign()
+	client = directClient(t, g, func(c *Config) { c.Trust = Pin(signer, trusted) })
+	for n, step := range []struct {
+		list   []byte
+		key    ed25519.PrivateKey
+		behind time.Duration
+		ok     bool
+	}{
+		{third, mine, 0, true}, {list, mine, 4 * time.Minute, true}, {third, mine, 8 * time.Minute, false},
+		{third, g.signer, time.Hour, true}, {third, mine, 8 * time.Minute, false},
+	} {
+		g.set(func() {
+			g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+				at := newest.Add(-step.behind)
+				w.Header().Set("Content-Type", ohttp.TypeKeys)
+				w.Header().Set(headerKeySignature, signList(step.key, step.list, at, at.Add(24*time.Hour)))
+				_, _ = w.Write(step.list)
+				return true
+			}
+		})
+		again(client)
+		if err := client.Warm(t.Context()); step.ok != (err == nil) {
+			t.Errorf("step %d: %v", n, err)
+		}
+	}
 }
 
 // Where a configuration is pinned too, a list that a stranger signed is taken for its sake, and says nothing about the signer's.

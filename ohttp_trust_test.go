@@ -72,9 +72,11 @@ func TestOHTTPPinnedKeyIsChosenFromTheList(t *testing.T) {
 		}
 	}
 	// Left to itself a client takes X-Wing, the newest.
-	client := directClient(t, g, nil)
-	if key, err := client.ServerKey(t.Context()); err != nil || !key.Equal(g.key()) || key.config.KEM() != ohttp.XWing {
-		t.Errorf("uses %v, %v", key, err)
+	for _, allow := range []bool{false, true} {
+		client := directClient(t, g, func(c *Config) { c.AllowX25519 = allow })
+		if key, err := client.ServerKey(t.Context()); err != nil || !key.Equal(g.key()) || key.config.KEM() != ohttp.XWing {
+			t.Errorf("X25519 allowed %v: uses %v, %v", allow, key, err)
+		}
 	}
 }
 
@@ -310,6 +312,16 @@ func TestOHTTPListsThatAreNone(t *testing.T) {
 		} else if _, ok := errors.AsType[*OuterError](err); !ok {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	g := newTiny(t, answerText("x"))
+	g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Content-Type", ohttp.TypeKeys)
+		w.WriteHeader(http.StatusNotFound)
+		_, _ = w.Write(ohttp.AppendConfigs(nil, g.ring.Configs()...))
+		return true
+	}
+	if e, ok := errors.AsType[*OuterError](directClient(t, g, nil).Warm(t.Context())); !ok || e.StatusCode != 404 {
+		t.Errorf("a list with status 404: %v", e)
 	}
 }
 
