@@ -36,7 +36,8 @@ func (b *bench) report(dir string) error {
 
 Made by `+"`cd bench/peers && go run . -python PYTHON`"+`: clients in turn against one gateway in another process, https on loopback,
 answers as long as prompts. "ours" is this package over envelope version 1, "ohttp" over Oblivious HTTP. %s, %s/%s, %d CPUs,
-%d rounds of %d requests (%d of 1 MiB) for each row, warmed up. CPU is user and system time of the client's process per request. Compare within one run: times depend on the machine and on what else it does.
+%d rounds of %d requests (%d of 1 MiB) for each row, warmed up. CPU is user and system time of the client's process per request. Compare
+within one run: times depend on the machine and on what else it does.
 
 httpx made a new TLS context for every connection from SSL_CERT_FILE, which held the gateway's certificate alone: the least work that its
 CA handling can be.`, runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), b.rounds, b.requests, b.bigRequests)
