@@ -20,8 +20,8 @@ type account struct {
 
 	watched, leaked atomic.Int64 // owners under watch, and those that never destroyed what they had
 
-	guards  sync.Mutex // one at a time asks memguard
-	guarded int        // living guards
+	guards  sync.RWMutex // who asks memguard, alone; who locks pages without it reads, so that the room tried stays
+	guarded int          // living guards
 }
 
 func (a *account) add(m *memory) {

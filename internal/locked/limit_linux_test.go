@@ -139,6 +139,65 @@ func oneUser(t *testing.T, free bool, most int64) {
 	}
 }
 
+const racersVariable = "SEALEDCHAT_TEST_RACERS" // how long they race
+
+// TestGuardsAgainstPages has some users fill the lock limit with pages again and again while another asks for memguard's
+// buffers: memguard must not be asked when the limit is reached. It would end the child.
+func TestGuardsAgainstPages(t *testing.T) {
+	if last, err := time.ParseDuration(os.Getenv(racersVariable)); err == nil {
+		raceAtTheLimit(t, last)
+		return
+	}
+	last := "2s"
+	if os.Getenv("SEALEDCHAT_LONG") == "1" {
+		last = "20s"
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestGuardsAgainstPages$", "-test.v")
+	cmd.Env = append(os.Environ(), racersVariable+"="+last, "GORACE=atexit_sleep_ms=0")
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "all racers are done") {
+		t.Fatalf("%v\n%.3000s", err, out)
+	}
+}
+
+func raceAtTheLimit(t *testing.T, last time.Duration) {
+	const limit = 128 << 10
+	if err := syscall.Setrlimit(rlimitMemlock, &syscall.Rlimit{Cur: limit, Max: limit}); err != nil {
+		t.Fatal(err)
+	}
+	if os.Getuid() == 0 {
+		becomeNobody(t)
+	}
+	end := time.Now().Add(last)
+	var wg sync.WaitGroup
+	for range 6 {
+		wg.Go(func() {
+			for time.Now().Before(end) {
+				a, b := New(limit/2), New(limit/2)
+				a.Destroy()
+				b.Destroy()
+			}
+		})
+	}
+	guards := 0
+	for time.Now().Before(end) {
+		b, err := NewResting(BestEffort, 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.m.guard != nil {
+			guards++
+		}
+		b.Destroy()
+	}
+	wg.Wait()
+	if s := Report(); s.InUse != 0 || guards == 0 {
+		t.Errorf("%d of memguard's buffers, %+v", guards, s)
+	}
+	fmt.Println("all racers are done")
+}
+
 func becomeNobody(t *testing.T) {
 	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody)); err != nil {
 		t.Fatal(err)

@@ -24,7 +24,9 @@ func mapPages(n int) (*pages, error) {
 		return nil, err
 	}
 	p := &pages{data: data}
+	process.guards.RLock()
 	err = memcall.Lock(data) // also keeps it out of core dumps, where the system can, even when it does not lock
+	process.guards.RUnlock()
 	p.locked = err == nil
 	advise(data)
 	if p.locked {
