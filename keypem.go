@@ -199,7 +199,7 @@ func (s *KeyStore) checkPassphrase(p *Secret) error {
 		return fileError(err)
 	}
 	return p.Use(func(p []byte) error {
-		master, err := file.Unlock(p, s.kdf...)
+		master, err := file.Unlock(p, s.options()...)
 		if err != nil {
 			return keyStoreError(err)
 		}

@@ -4,11 +4,13 @@
 package sealedchat
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -132,4 +134,74 @@ func TestCompleteRequired(t *testing.T) {
 	if _, err := client.Complete(t.Context(), &Request{Body: loose}); !errors.Is(err, ErrMemoryLimit) {
 		t.Errorf("a body in ordinary memory: %v", err)
 	}
+}
+
+// Whoever is asked for more keys, an Auditor for example, is not asked where signals are held back: what he starts would
+// never get them.
+func TestAuditorMayStartProcesses(t *testing.T) {
+	dir := storeDir(t)
+	one, _ := createWeak(t, dir, nil)
+	two := openWeak(t, dir, passphrase, nil)
+	if _, err := one.ImportPEM(t.Context(), testkit.KeyPEM(t, "rsa-2048"), nil); err != nil {
+		t.Fatal(err)
+	}
+	told := false
+	if err := two.SetAuditor(t.Context(), AuditorFunc(func(_ context.Context, e Event) error {
+		if e.Type != EventKeyLoaded {
+			return nil
+		}
+		told = true
+		status, err := os.ReadFile("/proc/thread-self/status")
+		if err != nil || !strings.Contains(string(status), "SigBlk:\t0000000000000000") {
+			t.Errorf("signals are held back: %v\n%s", err, status)
+		}
+		return nil
+	})); err != nil {
+		t.Fatal(err)
+	}
+	e, err := publicOf(t, "rsa-2048").seal([]byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := two.openEnvelope(t.Context(), e); err != nil || string(text) != "x" || !told {
+		t.Errorf("%q, %v; told %v", text, err, told)
+	}
+}
+
+// What a change of the passphrase opens follows the store's policy.
+func TestChangePassphraseUnderPolicy(t *testing.T) {
+	memoryChild(t, "change passphrase", func(t *testing.T) {
+		dir, err := os.MkdirTemp("", "sealedchat") // and not t.TempDir, in a folder that only root may change
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		if os.Getuid() == 0 {
+			if err := errors.Join(os.Chown(dir, 65534, 65534), unix.Setgroups(nil), unix.Setgid(65534), unix.Setuid(65534)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var limit unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
+			t.Fatal(err)
+		}
+		for _, policy := range []MemoryPolicy{MemoryRequired, MemoryOff} {
+			s, _ := createWeak(t, filepath.Join(dir, policy.String()), &KeyStoreOptions{Memory: policy})
+			old, next := secret(t, passphrase), secret(t, passphrase2)
+			before := MemoryReport()
+			if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: uint64(before.Locked), Max: limit.Max}); err != nil {
+				t.Fatal(err)
+			}
+			err := s.ChangePassphrase(t.Context(), old, next)
+			if errors.Is(err, ErrMemoryLimit) != (policy == MemoryRequired) || (err != nil) != (policy == MemoryRequired) {
+				t.Errorf("%v: %v", policy, err)
+			}
+			if n := MemoryReport().Misses - before.Misses; n != 0 {
+				t.Errorf("%v: %d buffers were not locked that were to be", policy, n)
+			}
+			if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 }

@@ -138,11 +138,6 @@ type room func(n int) ([]byte, error)
 // ErrDecryption and costs the same work: as many RSA operations as there are keys, and one of GCM, under a random key if
 // no other is there.
 func openWith(e *envelope.Envelope, keys []*privateKey, more func() []*privateKey, into room) (plaintext []byte, err error) {
-	erase.Do(func() { plaintext, err = openConfined(e, keys, more, into) })
-	return plaintext, err
-}
-
-func openConfined(e *envelope.Envelope, keys []*privateKey, more func() []*privateKey, into room) ([]byte, error) {
 	fits := func(k *privateKey) bool { return k.public.key.Size() == len(e.WrappedKey) }
 	if !slices.ContainsFunc(keys, fits) && more != nil {
 		keys, more = more(), nil
@@ -150,35 +145,54 @@ func openConfined(e *envelope.Envelope, keys []*privateKey, more func() []*priva
 	if !slices.ContainsFunc(keys, fits) {
 		return nil, fmt.Errorf("%w: wrapped key of %d bytes, the modulus has another size", ErrEnvelope, len(e.WrappedKey))
 	}
-	to := e.Sealed[:0]
+	o := opening{e: e, to: e.Sealed[:0]}
 	if into != nil {
-		var err error
-		if to, err = into(max(len(e.Sealed)-sealedOverhead, 0)); err != nil {
+		if o.to, err = into(max(len(e.Sealed)-sealedOverhead, 0)); err != nil {
 			return nil, err
 		}
 	}
+	if o.try(keys, more == nil) {
+		return o.plaintext, nil
+	}
+	// more asks others, such as an Auditor: not within erase.Do.
+	if more != nil && o.try(more(), true) {
+		return o.plaintext, nil
+	}
+	return nil, ErrDecryption
+}
+
+// opening is an envelope that some keys are tried on.
+type opening struct {
+	e         *envelope.Envelope
+	to        []byte // where plaintext goes
+	unwrapped bool   // a key did, and GCM was asked
+	plaintext []byte
+}
+
+func (o *opening) try(keys []*privateKey, last bool) (opened bool) {
+	erase.Do(func() { opened = o.confined(keys, last) })
+	return opened
+}
+
+// confined is try, within erase.Do. After the last keys GCM has been asked, whatever they did.
+func (o *opening) confined(keys []*privateKey, last bool) bool {
 	dataKey := make([]byte, dataKeySize)
 	defer clear(dataKey)
 	_, _ = rand.Read(dataKey)
-	tried := false
-	for len(keys) > 0 {
-		for _, k := range keys {
-			if !fits(k) || !k.unwrap(dataKey, e.WrappedKey) || tried {
-				continue
-			}
-			tried = true
-			if plaintext, err := openSealed(to, dataKey, e.Sealed); err == nil {
-				return plaintext, nil
-			}
+	for _, k := range keys {
+		if k.public.key.Size() != len(o.e.WrappedKey) || !k.unwrap(dataKey, o.e.WrappedKey) || o.unwrapped {
+			continue
 		}
-		if keys = nil; more != nil {
-			keys, more = more(), nil
+		o.unwrapped = true
+		var err error
+		if o.plaintext, err = openSealed(o.to, dataKey, o.e.Sealed); err == nil {
+			return true
 		}
 	}
-	if !tried {
-		_, _ = openSealed(to, dataKey, e.Sealed)
+	if last && !o.unwrapped {
+		_, _ = openSealed(o.to, dataKey, o.e.Sealed)
 	}
-	return nil, ErrDecryption
+	return false
 }
 
 const sealedOverhead = envelope.NonceSize + envelope.TagSize
