@@ -120,6 +120,7 @@ func OpenAuditLog(ctx context.Context, path string, keys *KeyStore, o *AuditLogO
 		return nil, err
 	}
 	if l.dir, l.name, err = auditFolder(path, fsafe.CreateDir); err != nil {
+		l.wipeKeys()
 		return nil, err
 	}
 	l.remove = l.dir.Remove
@@ -129,6 +130,7 @@ func OpenAuditLog(ctx context.Context, path string, keys *KeyStore, o *AuditLogO
 	}
 	if err != nil {
 		l.dropFile()
+		l.wipeKeys()
 		_ = l.dir.Close()
 		return nil, auditFileError(err)
 	}
@@ -173,6 +175,7 @@ func (l *AuditLog) useKey() error {
 	}
 	key, generation, err := l.keys.auditKey(0)
 	if err == nil {
+		l.key.Wipe()
 		l.key, l.generation = key, generation
 	}
 	if l.key != nil {
@@ -281,7 +284,15 @@ func (l *AuditLog) Close() error {
 		err = beside(err, fmt.Errorf("sealedchat: audit log: %d events could not be written", lost))
 	}
 	_ = l.dir.Close()
+	l.wipeKeys()
 	return err
+}
+
+func (l *AuditLog) wipeKeys() {
+	l.key.Wipe()
+	for _, key := range l.known {
+		key.Wipe()
+	}
 }
 
 // confirm has the disk confirm what was written.

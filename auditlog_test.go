@@ -19,6 +19,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/auditfile"
 )
 
 func TestAuditLog(t *testing.T) {
@@ -264,6 +266,36 @@ func TestAuditLogNoticesCutsWhileItRuns(t *testing.T) {
 		if want := what != "everything"; errors.Is(err, ErrAuditTampered) != want {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+}
+
+// Close wipes the keys, the older ones too.
+func TestAuditLogCloseWipesKeys(t *testing.T) {
+	l, path, keys := startAuditLog(t, nil)
+	writeNotes(t, l, 0, 1)
+	if err := keys.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)); err != nil {
+		t.Fatal(err)
+	}
+	old := l.key
+	writeNotes(t, l, 1, 2)
+	lines := logLines(t, path)
+	fits := func(key *auditfile.Key, n int) bool {
+		text := bytes.TrimSuffix(lines[n], []byte("\n"))
+		line, err := auditfile.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key.Fits(text, line)
+	}
+	newest, known := l.key, l.keyOf(1)
+	if old == newest || fits(old, 0) || !fits(known, 0) || !fits(newest, 1) {
+		t.Errorf("before Close: %v %v %v", fits(old, 0), fits(known, 0), fits(newest, 1))
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if fits(known, 0) || fits(newest, 1) {
+		t.Error("Close left keys that sign")
 	}
 }
 

@@ -94,9 +94,11 @@ func VerifyAuditLog(ctx context.Context, path string, keys *KeyStore, head *Audi
 	if keys == nil {
 		return nil, fmt.Errorf("%w: an audit log needs a key store", ErrInvalidRequest)
 	}
-	if _, _, err := keys.auditKey(0); err != nil { // whatever the log says
+	newest, _, err := keys.auditKey(0)
+	if err != nil { // whatever the log says
 		return nil, err
 	}
+	newest.Wipe()
 	dir, name, err := auditFolder(path, fsafe.OpenDir)
 	if err != nil {
 		return nil, err
@@ -111,7 +113,9 @@ func VerifyAuditLog(ctx context.Context, path string, keys *KeyStore, head *Audi
 	if err != nil {
 		return nil, auditFileError(err)
 	}
-	chain := &auditfile.Chain{Key: knownKeys(keys)}
+	known, wipe := knownKeys(keys)
+	defer wipe()
+	chain := &auditfile.Chain{Key: known}
 	if head != nil {
 		chain.Want = auditfile.Head(*head)
 	}
@@ -138,10 +142,15 @@ var findings = map[auditfile.Finding]AuditFinding{
 	auditfile.CutOff: AuditCutOff, auditfile.Replaced: AuditReplaced, auditfile.Torn: AuditTorn,
 }
 
-// knownKeys finds keys once for each generation.
-func knownKeys(keys *KeyStore) func(uint32) (*auditfile.Key, error) {
+// knownKeys finds keys once for each generation, until they are wiped.
+func knownKeys(keys *KeyStore) (find func(uint32) (*auditfile.Key, error), wipe func()) {
 	known := make(map[uint32]*auditfile.Key)
-	return func(generation uint32) (*auditfile.Key, error) {
+	wipe = func() {
+		for _, key := range known {
+			key.Wipe()
+		}
+	}
+	find = func(generation uint32) (*auditfile.Key, error) {
 		if key, ok := known[generation]; ok {
 			return key, nil
 		}
@@ -154,6 +163,7 @@ func knownKeys(keys *KeyStore) func(uint32) (*auditfile.Key, error) {
 		}
 		return key, err
 	}
+	return find, wipe
 }
 
 // part is a file of the log as it is when the check begins.

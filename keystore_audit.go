@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/auditfile"
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -199,14 +200,16 @@ func (s *KeyStore) tellChanges(ctx context.Context, c *keyChanges, err error) er
 	return err
 }
 
-// auditKey derives the key of an audit log from the data key of a generation, or the newest for 0.
+// auditKey derives the key of an audit log from the data key of a generation, or the newest for 0. The caller wipes it.
 func (s *KeyStore) auditKey(generation uint32) (*auditfile.Key, uint32, error) {
 	dataKey, generation, err := s.dataKey(generation)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer dataKey.Destroy()
-	key, err := auditfile.NewKey(dataKey.Bytes())
+	defer s.sweeper.Soon()
+	var key *auditfile.Key
+	erase.Do(func() { key, err = auditfile.NewKey(dataKey.Bytes()) })
 	if err != nil {
 		return nil, 0, keyStoreError(err)
 	}

@@ -22,6 +22,8 @@ import (
 	"errors"
 	"hash"
 	"strconv"
+
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 )
 
 // Limits of a line.
@@ -57,9 +59,16 @@ type Line struct {
 // Head is the place of the line.
 func (l *Line) Head() Head { return Head{l.Seq, l.MAC} }
 
-// Key makes and checks codes. It is not safe for concurrent use. The hash state behind it holds the key in a form that
-// nothing can wipe.
+// Key makes and checks codes. It is not safe for concurrent use. The hash state behind it, on the Go heap, holds the key until
+// Wipe.
 type Key struct{ mac hash.Hash }
+
+// Wipe clears the key, which is useless afterwards. A nil *Key has nothing to wipe.
+func (k *Key) Wipe() {
+	if k != nil {
+		erase.Wipe(k.mac)
+	}
+}
 
 // NewKey derives the key of a log from a data key, which stays the caller's: HKDF-SHA256 (RFC 5869) without salt, and with
 // the purpose, after its length, as info, so that the key is none of those that seal data.

@@ -156,3 +156,19 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// A key that was wiped writes and checks nothing that the key would, and its hash holds nothing of it.
+func TestWipe(t *testing.T) {
+	key := testKey(t, 1)
+	text := bytes.TrimSuffix(key.Append(nil, fullLine()), []byte("\n"))
+	line, err := Parse(text)
+	if err != nil || !key.Fits(text, line) {
+		t.Fatal(err)
+	}
+	before := fmt.Sprintf("%+v", key.mac)
+	key.Wipe()
+	if after := fmt.Sprintf("%+v", key.mac); key.Fits(text, line) || after == before {
+		t.Errorf("the key is left: %s", after)
+	}
+	(*Key)(nil).Wipe()
+}

@@ -16,7 +16,8 @@ import (
 // Wipe clears every integer that v reaches through pointers, structs, interfaces, arrays and slices, exported or not: the
 // key schedule behind a cipher.AEAD, the numbers of an *rsa.PrivateKey. v is useless afterwards, and so is whatever
 // shares memory with it. It touches neither maps, functions, channels nor strings, nor what v has a pointer or an interface
-// to that is of a type of others, or implements one.
+// to that is of a type of others, or implements one. What lies in an interface without a pointer is out of reach, but for what
+// that points to: nobody has its address.
 func Wipe(v any, others ...reflect.Type) { walk(v, others, wiper{}) }
 
 // Move copies the contents of every slice of integers that v reaches to the memory that alloc returns, and makes the slice
@@ -64,12 +65,13 @@ func walk(v any, others []reflect.Type, visit visitor) {
 type seen struct {
 	p unsafe.Pointer
 	t reflect.Type
+	n int // elements of a slice
 }
 
 type walker struct {
 	visit  visitor
 	others []reflect.Type
-	seen   []seen // pointers that were followed, some dozens at most: a graph may have cycles
+	seen   []seen // pointers and slices that were followed, some dozens at most: a graph may have cycles
 }
 
 func (w *walker) isOther(t reflect.Type) bool {
@@ -102,14 +104,24 @@ func (w *walker) inside(v reflect.Value) {
 			w.inside(v.Index(i))
 		}
 	case reflect.Slice:
-		for i := range v.Len() {
-			w.at(v.Index(i)) // elements of a slice are addressable
-		}
+		w.elements(v)
+	}
+}
+
+// elements visits those of a slice, which are addressable, once.
+func (w *walker) elements(v reflect.Value) {
+	key := seen{v.UnsafePointer(), v.Type(), v.Len()}
+	if v.Len() == 0 || slices.Contains(w.seen, key) {
+		return
+	}
+	w.seen = append(w.seen, key)
+	for i := range v.Len() {
+		w.at(v.Index(i))
 	}
 }
 
 func (w *walker) pointer(v reflect.Value) {
-	key := seen{v.UnsafePointer(), v.Type()}
+	key := seen{p: v.UnsafePointer(), t: v.Type()}
 	if v.IsNil() || w.isOther(key.t) || slices.Contains(w.seen, key) {
 		return
 	}
@@ -140,7 +152,9 @@ func (w *walker) at(v reflect.Value) {
 		for i := range v.NumField() {
 			w.at(v.Field(i))
 		}
-	case reflect.Array, reflect.Slice:
+	case reflect.Slice:
+		w.elements(v)
+	case reflect.Array:
 		for i := range v.Len() {
 			w.at(v.Index(i))
 		}

@@ -80,6 +80,17 @@ func TestOthers(t *testing.T) {
 	}
 }
 
+// Values that reach themselves through slices end, and are wiped.
+func TestWipeCycles(t *testing.T) {
+	a := []any{nil, []int{1}, nil}
+	a[0] = a
+	a[2] = &a
+	Wipe(&a)
+	if a[1].([]int)[0] != 0 {
+		t.Error("a number is left")
+	}
+}
+
 // contains looks for secret in all that walk shows.
 func contains(v any, secret []byte) bool {
 	l := &looker{secret: secret}
