@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
@@ -206,7 +207,8 @@ type APIError struct {
 	StatusCode int    // of HTTP; 200 when the error is an object sealed in place of an answer
 	Code       string // the server's error code or type: printable characters only, 100 at most; often empty
 	// Detail is the server's words: printable characters only, 100 at most; untrusted. Error() leaves Code and Detail out
-	// when they came sealed, unless a gateway refused the request with them: a model's server may quote the prompt.
+	// when they came sealed, unless a gateway refused the request with them: a model's server may quote the prompt. They are
+	// not printed, logged or marshalled with e either.
 	Detail     string
 	RetryAfter time.Duration // from the Retry-After header, a year at most; 0 when there was none
 
@@ -233,6 +235,21 @@ func (e *APIError) Error() string {
 	}
 	return s
 }
+
+// Format implements [fmt.Formatter]: every verb prints the words of Error, %+v and %#v too. So do [log/slog] and [encoding/json],
+// also for a copy of what the pointer points to: what came sealed is in the fields alone, for who asks for them by name.
+func (e APIError) Format(f fmt.State, verb rune) {
+	if verb == 'v' {
+		verb = 's' // with # it would be quoted
+	}
+	_, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), e.Error())
+}
+
+// LogValue implements [slog.LogValuer]: the words of Error.
+func (e APIError) LogValue() slog.Value { return slog.StringValue(e.Error()) }
+
+// MarshalJSON implements [json.Marshaler]: the words of Error, as a string.
+func (e APIError) MarshalJSON() ([]byte, error) { return json.Marshal(e.Error()) }
 
 // isSealed reports whether Code and Detail are content.
 func (e *APIError) isSealed() bool { return e.sealed || e.StatusCode == http.StatusOK }

@@ -6,6 +6,8 @@ package sealedchat
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -339,6 +341,11 @@ func TestObliviousErrorsHoldNoContent(t *testing.T) {
 		if strings.Contains(err.Error(), marker) || strings.Contains(log.String(), marker) || !errors.Is(err, ErrInvalidRequest) {
 			t.Errorf("%s: %v, %s", name, err, log.String())
 		}
+		for form, text := range printed(t, refused) {
+			if strings.Contains(text, marker) || !strings.Contains(text, "400 Bad Request with a sealed error") {
+				t.Errorf("%s: %s prints %s", name, form, text)
+			}
+		}
 	}
 	resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json", strings.NewReader(`{"model":"m","messages":[]}`))
 	if err != nil {
@@ -349,7 +356,55 @@ func TestObliviousErrorsHoldNoContent(t *testing.T) {
 		t.Errorf("an SDK gets %d %s, %v", resp.StatusCode, text, err)
 	}
 	own = "yes"
-	if _, err := client.Chat(t.Context(), ask("x")); !strings.Contains(fmt.Sprint(err), marker) {
+	_, err = client.Chat(t.Context(), ask("x"))
+	if !strings.Contains(fmt.Sprint(err), marker) {
 		t.Errorf("the gateway's own words: %v", err)
 	}
+	if refused, ok := errors.AsType[*APIError](err); ok {
+		for form, text := range printed(t, refused) {
+			if !strings.Contains(text, marker) {
+				t.Errorf("the gateway's own words: %s prints %s", form, text)
+			}
+		}
+	}
+}
+
+// printed is e in every form in which a program prints, logs or marshals an error.
+func printed(t *testing.T, e *APIError) map[string]string {
+	t.Helper()
+	type holder struct {
+		Err   error
+		Value APIError
+	}
+	forms := make(map[string]string)
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
+		for name, v := range map[string]any{"pointer": e, "value": *e, "holder": holder{e, *e}} {
+			text := fmt.Sprintf(verb, v)
+			if verb == "%x" {
+				if name == "holder" {
+					continue
+				}
+				b, err := hex.DecodeString(text)
+				if err != nil {
+					t.Errorf("%s of the %s: %s", verb, name, text)
+				}
+				text = string(b)
+			}
+			forms[verb+" of the "+name] = text
+		}
+	}
+	for name, v := range map[string]any{"pointer": e, "value": *e, "holder": holder{e, *e}} {
+		text, err := json.Marshal(v)
+		if err != nil {
+			t.Error(err)
+		}
+		forms["json of the "+name] = string(text)
+		var log bytes.Buffer
+		slog.New(slog.NewJSONHandler(&log, nil)).Error("x", "v", v)
+		forms["slog in JSON of the "+name] = log.String()
+		log.Reset()
+		slog.New(slog.NewTextHandler(&log, nil)).Error("x", slog.Any("v", v))
+		forms["slog of the "+name] = log.String()
+	}
+	return forms
 }
