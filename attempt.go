@@ -149,6 +149,9 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 
 // refused asks whether sealing afresh can help. A server's new key that is not trusted replaces the error.
 func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest, err error) (again bool, _ error) {
+	if errors.Is(err, ErrAudit) {
+		return false, err // whatever the Auditor returned
+	}
 	_, inner := errors.AsType[*APIError](err)
 	_, outer := errors.AsType[*OuterError](err)
 	if !inner && !outer {
@@ -157,6 +160,9 @@ func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest, 
 	renewed, refreshErr := c.wire.refused(ctx, r, err)
 	if _, distrust := errors.AsType[*ServerKeyError](refreshErr); distrust {
 		return false, refreshErr
+	}
+	if errors.Is(refreshErr, ErrAudit) { // the Auditor did not take the new key
+		return false, beside(err, refreshErr)
 	}
 	return renewed, err
 }

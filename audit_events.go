@@ -253,7 +253,7 @@ func (s *serverKey) tellKey(ctx context.Context, old, key *PublicKey) error {
 // tellRefused tells of a key that was refused; err comes back.
 func (s *serverKey) tellRefused(ctx context.Context, err error) error {
 	refused, ok := errors.AsType[*ServerKeyError](err)
-	if !ok {
+	if _, told := err.(*auditError); !ok || told { // the Auditor's error is not the server's key
 		return err
 	}
 	e := Event{Type: EventServerKeyRefused, Fingerprint: refused.Got, Server: s.origin, Reason: trustName(s.trust)}

@@ -163,12 +163,13 @@ func portOf(u *url.URL) string {
 // fail turns an error into what an SDK understands: an OpenAI error where the request was refused, or the error
 // itself, which is then remembered for the SDK's own retries of the same body.
 func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Response, error) {
-	_, distrusted := errors.AsType[*ServerKeyError](err) // which may wrap anything that OnServerKey returned
-	if answer, ok := errors.AsType[*APIError](err); ok && !distrusted {
+	_, stopped := errors.AsType[*ServerKeyError](err) // which may wrap anything that OnServerKey returned
+	stopped = stopped || errors.Is(err, ErrAudit)     // and this one anything that the Auditor returned
+	if answer, ok := errors.AsType[*APIError](err); ok && !stopped {
 		return sdkError(req, sdkStatus(answer), answer.Code, sdkMessage(answer), answer.RetryAfter), nil
 	}
 	switch {
-	case distrusted:
+	case stopped:
 	case errors.Is(err, ErrInvalidRequest):
 		return sdkError(req, http.StatusBadRequest, "invalid_request", err.Error(), 0), nil
 	case errors.Is(err, errRequestTooLarge):

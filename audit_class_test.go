@@ -1,0 +1,146 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// auditorsOwn are errors of an Auditor that ships events, and that look like those of the client's own server.
+func auditorsOwn() map[string]error {
+	return map[string]error{
+		"a 400":             fmt.Errorf("ship: %w", &APIError{StatusCode: 400}),
+		"a 429":             fmt.Errorf("ship: %w", &APIError{StatusCode: 429, RetryAfter: time.Second, unprocessed: true}),
+		"a 503":             &APIError{StatusCode: 503, RetryAfter: time.Second},
+		"an outer 422":      &OuterError{StatusCode: 422, unknownKey: true},
+		"an invalid one":    fmt.Errorf("ship: %w", ErrInvalidRequest),
+		"too large":         fmt.Errorf("ship: %w", errRequestTooLarge),
+		"not trusted":       &ServerKeyError{Got: strings.Repeat("0", 64)},
+		"a connection":      &connectionError{what: "ship", err: io.EOF, unsent: true},
+		"a refused opening": fmt.Errorf("ship: %w", ErrDecryption),
+	}
+}
+
+// An answer that the Auditor does not take is not asked for again, however his error looks, although the server has another
+// key by then.
+func TestAuditorsErrorIsNotTheServers(t *testing.T) {
+	for name, own := range auditorsOwn() {
+		s := newSealedServer(t)
+		fail := true
+		c := s.client(t, func(c *Config) {
+			c.MaxRetries = 3
+			c.Audit = AuditorFunc(func(_ context.Context, e Event) error {
+				if e.Type != EventResponseOpened || !fail {
+					return nil
+				}
+				s.present("server-4096")
+				return own
+			})
+		})
+		c.retry.base = time.Microsecond
+		if _, err := c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) || !errors.Is(err, own) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if gets, posts := s.counts(); gets != 1 || posts != 1 {
+			t.Errorf("%s: %d fetches, %d posts", name, gets, posts)
+		}
+		s.present("rsa-2048")
+		req, _ := http.NewRequest(http.MethodPost, "https://server.test/chat/completions", strings.NewReader(`{"model":"m","messages":[]}`))
+		resp, err := c.HTTPClient().Do(req)
+		if !errors.Is(err, ErrAudit) || !errors.Is(err, own) {
+			t.Errorf("%s: an SDK gets %v, %v", name, resp, err)
+		}
+		if gets, posts := s.counts(); gets != 1 || posts != 2 {
+			t.Errorf("%s: %d fetches, %d posts", name, gets, posts)
+		}
+		fail = false
+	}
+}
+
+func TestAuditorsErrorIsNotTheGateways(t *testing.T) {
+	for name, own := range auditorsOwn() {
+		for _, event := range []EventType{EventServerKeyFirstSeen, EventRequestSealed, EventResponseOpened} {
+			g := newTiny(t, answerText("x"))
+			var told []EventType
+			c := directClient(t, g, func(c *Config) {
+				c.MaxRetries = 3
+				c.Audit = AuditorFunc(func(_ context.Context, e Event) error {
+					told = append(told, e.Type)
+					if e.Type == event {
+						g.rotate()
+						return own
+					}
+					return nil
+				})
+			})
+			c.retry.base = time.Microsecond
+			want := func(err error) {
+				t.Helper()
+				if !errors.Is(err, ErrAudit) || !errors.Is(err, own) {
+					t.Errorf("%s at %s: %v", name, event, err)
+				}
+				fetches, posts := g.counts()
+				if fetches != 1 || (posts == 1) != (event == EventResponseOpened) {
+					t.Errorf("%s at %s: %d fetches, %d posts", name, event, fetches, posts)
+				}
+				if event == EventServerKeyFirstSeen && told[len(told)-1] != event {
+					t.Errorf("%s at %s: told %v", name, event, told)
+				}
+				g.set(func() { g.fetches, g.posts = 0, 0 })
+				c.server.mu.Lock()
+				c.server.key = nil // asks again
+				c.server.mu.Unlock()
+			}
+			_, err := c.Chat(t.Context(), ask("x"))
+			want(err)
+			for _, path := range []string{"/v1/chat/completions", "/v1/embeddings"} {
+				if path == "/v1/embeddings" && event == EventResponseOpened {
+					continue // which is the end of the body
+				}
+				resp, err := c.HTTPClient().Post("https://gateway.test"+path, mediaJSON, strings.NewReader(`{"model":"m","messages":[]}`))
+				if err == nil {
+					t.Errorf("%s at %s: an SDK gets %d", name, event, resp.StatusCode)
+					_ = resp.Body.Close()
+				}
+				want(err)
+			}
+			for _, err = range c.Stream(t.Context(), ask("x")) {
+				if err != nil {
+					break
+				}
+			}
+			if event != EventResponseOpened {
+				want(err)
+			}
+			c.audit.set(nil)
+		}
+	}
+}
+
+// A server's new key that the Auditor does not take is not sealed to, and the error says so beside the refusal.
+func TestAuditorRefusesTheNewKey(t *testing.T) {
+	s := newSealedServer(t)
+	h := &heard{}
+	c := s.client(t, func(c *Config) { c.Audit = h })
+	if err := c.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.present("server-4096")
+	h.failOn(errDeaf, EventServerKeyChanged)
+	_, err := c.Chat(t.Context(), ask("?"))
+	if answer, ok := errors.AsType[*APIError](err); !ok || answer.StatusCode != 400 || !errors.Is(err, ErrAudit) || !errors.Is(err, errDeaf) {
+		t.Errorf("got %v", err)
+	}
+	if _, posts := s.counts(); posts != 1 {
+		t.Errorf("%d posts", posts)
+	}
+	h.failOn(nil)
+}
