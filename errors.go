@@ -282,7 +282,7 @@ type connectionError struct {
 	what     string
 	err      error
 	answered bool // an answer had begun
-	unsent   bool // nothing of the request's body was asked for
+	unsent   bool // nothing of the request's body was asked for, or it was not its turn yet
 }
 
 func (e *connectionError) Error() string {

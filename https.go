@@ -235,6 +235,15 @@ func unsentError(req *http.Request, err error) error {
 	return err
 }
 
+// neverSent marks the error of an exchange that comes before the request, of which nothing was sent then, whatever became of
+// the exchange. Others may have err as soon as it is handed on.
+func neverSent(err error) error {
+	if failed, ok := errors.AsType[*connectionError](err); ok {
+		failed.unsent = true
+	}
+	return err
+}
+
 func exchangeError(ctx context.Context, what string, err error, answered bool) error {
 	if errors.Is(err, ErrInsecureURL) {
 		return errNotLoopback

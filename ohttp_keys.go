@@ -42,7 +42,7 @@ func fetchConfigs(ctx context.Context, rt http.RoundTripper, url string, now fun
 	req.Header = http.Header{"Accept": {ohttp.TypeKeys}, "Cache-Control": {"no-store"}, "User-Agent": {""}}
 	a, err := exchange(rt, req, maxKeyList)
 	if err != nil {
-		return nil, err
+		return nil, neverSent(err)
 	}
 	switch {
 	case a.status != http.StatusOK:

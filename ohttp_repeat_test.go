@@ -6,12 +6,14 @@ package sealedchat
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -87,6 +89,126 @@ func TestOHTTPDoesNotRepeatWhatMayHaveArrived(t *testing.T) {
 			t.Errorf("%s: %v, sent %d times", name, err, after-before)
 		}
 	}
+}
+
+// flaky is a transport whose first trips fail.
+type flaky struct {
+	to    http.RoundTripper
+	fail  func(trip int) error // counted from 1; nil: it is made
+	trips atomic.Int32
+}
+
+func (f *flaky) RoundTrip(req *http.Request) (*http.Response, error) {
+	if err := f.fail(int(f.trips.Add(1))); err != nil {
+		if req.Body != nil {
+			_ = req.Body.Close()
+		}
+		return nil, err
+	}
+	return f.to.RoundTrip(req)
+}
+
+// withSDK is callsOf with HTTPClient: a chat completion, and one that streams.
+func withSDK(c *SecureCompletionClient) map[string]func(context.Context) error {
+	calls := callsOf(c)
+	for name, body := range map[string]string{"HTTPClient": `{"model":"m"}`, "HTTPClient with a stream": `{"model":"m","stream":true}`} {
+		calls[name] = func(ctx context.Context) error {
+			req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "https://gateway.test/v1/chat/completions", strings.NewReader(body))
+			resp, err := c.HTTPClient().Do(req)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			_, err = io.ReadAll(resp.Body)
+			return err
+		}
+	}
+	return calls
+}
+
+// While the keys are fetched nothing of the request is sent, so a connection that fails then is tried again.
+func TestOHTTPRepeatsTheKeyFetch(t *testing.T) {
+	cut := &net.OpError{Op: "read", Err: syscall.ECONNRESET}
+	first := func(n int) func(int) error {
+		return func(trip int) error {
+			if trip <= n {
+				return cut
+			}
+			return nil
+		}
+	}
+	untrusted := &tls.CertificateVerificationError{Err: errors.New("unknown authority")}
+	for what, test := range map[string]struct {
+		fail    func(int) error
+		retries int
+		timeout time.Duration // of the call
+		want    error
+		trips   int32
+	}{
+		"the first fails":           {first(1), 2, 0, nil, 3},
+		"two fail":                  {first(2), 2, 0, nil, 4},
+		"all fail":                  {first(9), 2, 0, ErrConnection, 3},
+		"no retries":                {first(1), -1, 0, ErrConnection, 1},
+		"no time":                   {first(1 << 20), 1 << 20, 10 * time.Second, ErrConnection, 0},
+		"a certificate":             {func(int) error { return untrusted }, 2, 0, ErrConnection, 1},
+		"http at a distance":        {func(int) error { return errNotLoopback }, 2, 0, ErrInsecureURL, 1},
+		"the attempt's time is out": {func(int) error { time.Sleep(2 * time.Minute); return cut }, 2, 0, errAttemptTimeout, 1},
+		"the call's time is out":    {func(int) error { time.Sleep(30 * time.Second); return cut }, 2, 20 * time.Second, context.DeadlineExceeded, 1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			for _, name := range []string{"Chat", "Stream", "HTTPClient", "HTTPClient with a stream"} {
+				g := newTiny(t, answerText("x"))
+				if strings.Contains(strings.ToLower(name), "stream") {
+					g.inner = wordByWord(nil, "x")
+				}
+				trips := &flaky{to: direct{g}, fail: test.fail}
+				client := directClient(t, g, func(c *Config) { c.Transport, c.MaxRetries, c.Timeout = trips, test.retries, time.Minute })
+				ctx, cancel := context.WithCancel(t.Context())
+				if test.timeout > 0 {
+					ctx, cancel = context.WithTimeout(t.Context(), test.timeout)
+				}
+				begin := time.Now()
+				err := withSDK(client)[name](ctx)
+				cancel()
+				if what == "no time" { // what would come too late is not waited for
+					if !errors.Is(err, test.want) || trips.trips.Load() < 2 || time.Since(begin) > test.timeout {
+						t.Errorf("%s, %s: %v after %v and %d trips", what, name, err, time.Since(begin), trips.trips.Load())
+					}
+					continue
+				}
+				if !errors.Is(err, test.want) || trips.trips.Load() != test.trips {
+					t.Errorf("%s, %s: %v after %d trips, want %v after %d", what, name, err, trips.trips.Load(), test.want, test.trips)
+				}
+			}
+		})
+	}
+}
+
+// Those who wait for the same fetch share its error.
+func TestOHTTPKeyFetchFailsForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTiny(t, answerText("x"))
+		trips := &flaky{to: direct{g}, fail: func(trip int) error {
+			time.Sleep(time.Second)
+			if trip == 1 {
+				return io.ErrUnexpectedEOF
+			}
+			return nil
+		}}
+		client := directClient(t, g, func(c *Config) { c.Transport, c.MaxRetries = trips, 2 })
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if fetches, posts := g.counts(); fetches != 1 || posts != 8 || trips.trips.Load() != 10 {
+			t.Errorf("%d fetches, %d posts, %d trips", fetches, posts, trips.trips.Load())
+		}
+	})
 }
 
 // Whoever ends TLS lets a request through, withholds its answer, and says that the key is unknown, after a genuine rotation.
