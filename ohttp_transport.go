@@ -25,7 +25,7 @@ func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
 		return sdkError(req, http.StatusUnsupportedMediaType, "unsupported_content_encoding",
 			"sealedchat: what is sealed has no content encoding; nothing was sent", 0), nil
 	}
-	var body []byte
+	body := []byte{} // not nil: a POST without one is remembered too
 	if req.Body != nil && req.Body != http.NoBody {
 		var err error
 		if body, err = t.read(req); err != nil {

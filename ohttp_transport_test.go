@@ -4,14 +4,17 @@
 package sealedchat
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
@@ -168,6 +171,90 @@ func TestOHTTPHTTPClientErrors(t *testing.T) {
 	}
 	if _, after := g.counts(); after != before+1 {
 		t.Errorf("sent %d times", after-before)
+	}
+}
+
+// What an SDK repeats on its own is sent once, with a body and without, unless it only reads.
+func TestOHTTPHTTPClientRemembersWithoutABody(t *testing.T) {
+	for _, test := range []struct {
+		method, path, body string
+		posts              int
+	}{
+		{"POST", "/v1/batches/b1/cancel", "", 1},
+		{"POST", "/v1/embeddings", "{}", 1},
+		{"DELETE", "/v1/files/f1", "", 1},
+		{"GET", "/v1/models", "", 3},
+		{"HEAD", "/v1/models", "", 3},
+	} {
+		g := newTiny(t, answerText("x"))
+		g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodPost {
+				http.Error(w, "relay down", http.StatusBadGateway)
+			}
+			return r.Method == http.MethodPost
+		}
+		sdk := directClient(t, g, nil).HTTPClient()
+		try := func(path, count string) {
+			var body io.Reader
+			if test.body != "" {
+				body = strings.NewReader(test.body)
+			}
+			req, err := http.NewRequest(test.method, "https://gateway.test"+path, body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("X-Stainless-Retry-Count", count)
+			_, err = sdk.Do(req)
+			if outer, ok := errors.AsType[*OuterError](err); !ok || outer.StatusCode != 502 {
+				t.Errorf("%s %s: %v", test.method, path, err)
+			}
+		}
+		for _, count := range []string{"0", "1", "2"} {
+			try(test.path, count)
+		}
+		if _, posts := g.counts(); posts != test.posts {
+			t.Errorf("%s %s: sent %d times, want %d", test.method, test.path, posts, test.posts)
+		}
+		_, before := g.counts()
+		try(test.path+"/other", "1")
+		try(test.path, "0")
+		if _, after := g.counts(); after != before+2 {
+			t.Errorf("%s: %d of two other calls were sent", test.method, after-before)
+		}
+	}
+}
+
+// The SDK's own time for an attempt is over while the gateway works: its next attempt does not make it work again.
+func TestOHTTPHTTPClientRemembersWhatItsSDKGaveUp(t *testing.T) {
+	for _, body := range []string{`{"model":"m"}`, `{"model":"m","stream":true}`} {
+		synctest.Test(t, func(t *testing.T) {
+			ran := 0
+			g := newTiny(t, nil)
+			sdk := directClient(t, g, func(c *Config) {
+				c.Transport = roundTripFunc(func(r *http.Request) (*http.Response, error) {
+					if r.Method == http.MethodGet {
+						return direct{g}.RoundTrip(r)
+					}
+					ran++
+					_, _ = io.Copy(io.Discard, r.Body)
+					<-r.Context().Done()
+					return nil, r.Context().Err()
+				})
+			}).HTTPClient()
+			for attempt := range 3 {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "https://gateway.test/v1/chat/completions", strings.NewReader(body))
+				req.Header.Set("X-Stainless-Retry-Count", strconv.Itoa(attempt))
+				resp, err := sdk.Do(req)
+				cancel()
+				if !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("attempt %d: %v, %v", attempt, resp, err)
+				}
+			}
+			if ran != 1 {
+				t.Errorf("%s ran %d times", body, ran)
+			}
+		})
 	}
 }
 

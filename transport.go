@@ -34,8 +34,8 @@ import (
 // Retries happen in here, so answers carry "x-should-retry: false". What is not an answer comes back as the error
 // itself, and errors.Is finds it through the SDK: failures of security (ErrDecryption, *ServerKeyError, ErrReplay,
 // ErrTierDowngrade, ErrInsecureURL, …) and of the connection. An SDK that repeats such a call of its own accord, and
-// says so in X-Stainless-Retry-Count, gets the same error again, and nothing is sent. An SDK's own error text repeats the
-// server's words, also those that came sealed.
+// says so in X-Stainless-Retry-Count, gets the same error again, and nothing is sent; so also after an attempt whose context
+// ended, unless it only read (GET and HEAD). An SDK's own error text repeats the server's words, also those that came sealed.
 //
 // With [ProtocolOHTTP] requests of any method and path are sealed and go to the gateway, which serves what it allows
 // ([GatewayOHTTP].Allow): models, embeddings, responses. Path and query are those of the SDK's URL, without the path of
@@ -161,7 +161,8 @@ func portOf(u *url.URL) string {
 }
 
 // fail turns an error into what an SDK understands: an OpenAI error where the request was refused, or the error
-// itself, which is then remembered for the SDK's own retries of the same body.
+// itself, which is then remembered for the SDK's own retries of the same request, also when it was the SDK that gave up: its
+// time for an attempt may be shorter than the work takes. body is nil where it is not known.
 func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Response, error) {
 	_, stopped := errors.AsType[*ServerKeyError](err) // which may wrap anything that OnServerKey returned
 	stopped = stopped || errors.Is(err, ErrAudit)     // and this one anything that the Auditor returned
@@ -174,10 +175,8 @@ func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Re
 		return sdkError(req, http.StatusBadRequest, "invalid_request", err.Error(), 0), nil
 	case errors.Is(err, errRequestTooLarge):
 		return sdkError(req, http.StatusRequestEntityTooLarge, "request_too_large", err.Error(), 0), nil
-	case req.Context().Err() != nil:
-		return nil, err
 	}
-	t.errors.remember(body, err)
+	t.errors.remember(req, body, err)
 	return nil, err
 }
 
@@ -288,8 +287,8 @@ const (
 	rememberFor   = 5 * time.Minute // longer than SDKs wait between attempts
 )
 
-// rememberedErrors keeps the errors of calls that an SDK may repeat although that is of no use. Bodies are kept as
-// digests under a key of this process. The zero value is ready.
+// rememberedErrors keeps the errors of calls that an SDK may repeat although that is of no use, or worse. Requests are kept
+// as digests of method, path and body under a key of this process. The zero value is ready.
 type rememberedErrors struct {
 	keyed sync.Once
 	key   []byte
@@ -308,7 +307,7 @@ func (m *rememberedErrors) recall(req *http.Request, body []byte) error {
 	if n, err := strconv.Atoi(req.Header.Get("X-Stainless-Retry-Count")); err != nil || n <= 0 {
 		return nil // a call of its own
 	}
-	id := m.digest(body)
+	id := m.digest(req, body)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if known, ok := m.calls[id]; ok && time.Now().Before(known.until) {
@@ -317,11 +316,12 @@ func (m *rememberedErrors) recall(req *http.Request, body []byte) error {
 	return nil
 }
 
-func (m *rememberedErrors) remember(body []byte, err error) {
-	if body == nil {
+// remember keeps err for who repeats req. What only reads may be done again.
+func (m *rememberedErrors) remember(req *http.Request, body []byte, err error) {
+	if body == nil || req.Method == http.MethodGet || req.Method == http.MethodHead {
 		return
 	}
-	id := m.digest(body)
+	id := m.digest(req, body)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
@@ -336,12 +336,13 @@ func (m *rememberedErrors) remember(body []byte, err error) {
 	m.calls[id] = rememberedError{err: err, until: now.Add(rememberFor)}
 }
 
-func (m *rememberedErrors) digest(body []byte) (id [sha256.Size]byte) {
+func (m *rememberedErrors) digest(req *http.Request, body []byte) (id [sha256.Size]byte) {
 	m.keyed.Do(func() {
 		m.key = make([]byte, 32)
 		_, _ = rand.Read(m.key)
 	})
 	h := hmac.New(sha256.New, m.key)
+	_, _ = io.WriteString(h, req.Method+"\x00"+req.URL.RequestURI()+"\x00")
 	h.Write(body)
 	h.Sum(id[:0])
 	return id

@@ -355,11 +355,17 @@ func TestHTTPClientContextEndsTheCall(t *testing.T) {
 			if !errors.Is(err, want) || time.Since(begin) > 5*time.Second || body.closes() == 0 {
 				t.Errorf("%s: %v after %v, body closed %d times", name, err, time.Since(begin), body.closes())
 			}
-			// A call that its caller ended says nothing about the next one.
+			// The SDK's own time for an attempt was over, but the work may have been done. The next call is another one.
 			p.key, p.answer = nil, nil
+			fetches, posts := p.fetches, len(p.sent())
 			again, _ := sdkRequest(t, sdkBody(""))
 			again.Header.Set("X-Stainless-Retry-Count", "1")
-			if resp, _, err := sdkTrip(t, client.Transport, again); err != nil || resp.StatusCode != 200 {
+			if resp, _, err := sdkTrip(t, client.Transport, again); !errors.Is(err, want) || p.fetches != fetches || len(p.sent()) != posts {
+				t.Errorf("%s: the SDK's retry: %v, %v, %d more posts", name, resp, err, len(p.sent())-posts)
+			}
+			next, _ := sdkRequest(t, sdkBody(""))
+			next.Header.Set("X-Stainless-Retry-Count", "0")
+			if resp, _, err := sdkTrip(t, client.Transport, next); err != nil || resp.StatusCode != 200 {
 				t.Errorf("%s: the next call: %v, %v", name, resp, err)
 			}
 		}
