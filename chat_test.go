@@ -134,6 +134,13 @@ func TestChatRequestErrors(t *testing.T) {
 		"part Extra": {hello(func(r *ChatRequest) {
 			r.Messages = []Message{UserParts(Part{Type: "text", Extra: map[string]json.RawMessage{"text": []byte(`1`)}})}
 		}), `Extra["text"]`},
+		"Extra long name": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{strings.Repeat("n", 40) + marker: math.NaN()}
+		}), `Extra["` + strings.Repeat("n", 40) + `"] cannot`},
+		"Extra odd name": {hello(func(r *ChatRequest) { r.Extra = map[string]any{"a\n\x1b[31m\u202eb": math.NaN()} }), `Extra["a [31m b"] cannot`},
+		"message Extra long name": {hello(func(r *ChatRequest) {
+			r.Messages[0].Extra = map[string]json.RawMessage{strings.Repeat("ä", 40) + marker: []byte("x")}
+		}), `Extra["` + strings.Repeat("ä", 40) + `"] cannot`},
 		"Extra api_key":        {hello(func(r *ChatRequest) { r.Extra = map[string]any{"api_key": marker} }), "api_key"},
 		"Extra base_url":       {hello(func(r *ChatRequest) { r.Extra = map[string]any{"base_url": marker} }), "base_url"},
 		"Extra security_tier":  {hello(func(r *ChatRequest) { r.Extra = map[string]any{"security_tier": marker} }), "security_tier"},
