@@ -65,6 +65,7 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -274,8 +275,17 @@ func (c *Config) validate() error {
 	if err := c.Trust.validate(); err != nil {
 		return &ConfigError{Field: "Config.Trust", Err: err}
 	}
+	if c.Keys != nil && c.Keys.life == nil {
+		return configError("Config.Keys", "a zero KeyStore; make one with OpenKeyStore, CreateKeyStore or NewEphemeralKeyStore")
+	}
 	if isNilTransport(c.Transport) {
-		return configError("Config.Transport", "a nil *http.Transport; leave the field nil for the default")
+		return configError("Config.Transport", "a nil pointer; leave the field nil for the default")
+	}
+	if isNilPointer(c.Limiter) {
+		return configError("Config.Limiter", "a nil pointer; leave the field nil for no limit")
+	}
+	if isNilPointer(c.Audit) {
+		return configError("Config.Audit", "a nil pointer; leave the field nil to tell nobody")
 	}
 	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) && restsOnTLS(c.Trust) {
 		return configError("Config.Transport", "InsecureSkipVerify leaves nothing of TrustHTTPS or FirstUse; pin the server's key instead")
@@ -303,17 +313,19 @@ func (c *Config) validate() error {
 	return c.validateMemory()
 }
 
-// isNilTransport catches a nil *http.Transport that has become an http.RoundTripper, which is not nil.
-func isNilTransport(rt http.RoundTripper) bool {
-	t, ok := rt.(*http.Transport)
-	return ok && t == nil
+func isNilTransport(rt http.RoundTripper) bool { return isNilPointer(rt) }
+
+// isNilPointer catches a nil pointer or function that has become an interface, which is not nil.
+func isNilPointer(v any) bool {
+	r := reflect.ValueOf(v)
+	return (r.Kind() == reflect.Pointer || r.Kind() == reflect.Func) && r.IsNil()
 }
 
 func skipsVerification(c *tls.Config) bool {
 	return c != nil && c.InsecureSkipVerify && c.VerifyConnection == nil && c.VerifyPeerCertificate == nil
 }
 
-// CallOption changes one call of [SecureCompletionClient.Chat], Stream or Complete.
+// CallOption changes one call of [SecureCompletionClient.Chat], Stream or Complete. A nil one changes nothing.
 type CallOption func(*callOptions)
 
 type callOptions struct {
@@ -335,7 +347,9 @@ func WithTier(tier SecurityTier) CallOption { return func(o *callOptions) { o.ti
 func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error) {
 	o := &callOptions{apiKey: c.cfg.APIKey, tier: c.cfg.Tier}
 	for _, f := range opts {
-		f(o)
+		if f != nil {
+			f(o)
+		}
 	}
 	if o.tier.rank() < 0 {
 		return nil, fmt.Errorf("%w: security tier, want standard, high or maximum", ErrInvalidRequest)
@@ -396,6 +410,9 @@ func (c *SecureCompletionClient) Close() (err error) {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
+	if c.end == nil { // a zero client
+		return nil
+	}
 	c.end(fmt.Errorf("%w: client", ErrClosed))
 	c.calls.Wait()
 	c.server.fetching.Close()
@@ -417,7 +434,7 @@ func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, 
 	ctx, cancel := context.WithCancelCause(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	if c.closed || c.life == nil { // or a zero client
 		cancel(nil)
 		return nil, nil, fmt.Errorf("%w: client", ErrClosed)
 	}

@@ -190,6 +190,14 @@ func TestConfigErrors(t *testing.T) {
 		{"Config.Transport", func(c *Config) {
 			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 		}},
+		{"Config.Trust", func(c *Config) { c.Trust = FirstUse(nil) }},
+		{"Config.Trust", func(c *Config) { c.Trust = FirstUse(&KeyStore{}) }},
+		{"Config.Keys", func(c *Config) { c.Keys = &KeyStore{} }},
+		{"Config.Transport", func(c *Config) { c.Transport = (*http.Transport)(nil) }},
+		{"Config.Transport", func(c *Config) { c.Transport = roundTripFunc(nil) }},
+		{"Config.Limiter", func(c *Config) { c.Limiter = (*slowLimiter)(nil) }},
+		{"Config.Audit", func(c *Config) { c.Audit = (*AuditLog)(nil) }},
+		{"Config.Audit", func(c *Config) { c.Audit = AuditorFunc(nil) }},
 		{"Config.Transport", func(c *Config) { c.BaseURL, c.InsecureAllowHTTP = "http://localhost:1", true }}, // foreign RoundTripper
 	} {
 		config := Config{Trust: TrustHTTPS(), Transport: neverUsed(t), APIKey: secret(t, "good-key")}
@@ -205,6 +213,53 @@ func TestConfigErrors(t *testing.T) {
 	}
 	if _, err := NewEphemeralKeyStore(&KeyStoreOptions{Bits: 1024}); !strings.Contains(fmt.Sprint(err), "KeyStoreOptions.Bits") {
 		t.Errorf("1024 bits: %v", err)
+	}
+}
+
+// slowLimiter has state, so a nil one panics.
+type slowLimiter struct{ wait time.Duration }
+
+func (l *slowLimiter) Wait(ctx context.Context) error {
+	_ = pause(ctx, l.wait)
+	return ctx.Err()
+}
+
+func TestNilCallOptions(t *testing.T) {
+	s := newSealedServer(t)
+	if _, err := s.client(t, nil).Chat(t.Context(), ask("?"), nil, WithTier(TierHigh), nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.last().req.Header.Get(headerTier); got != "high" {
+		t.Errorf("asked for tier %q", got)
+	}
+	g := newTiny(t, wordByWord(nil, "x"))
+	for _, err := range directClient(t, g, nil).Stream(t.Context(), ask("?"), nil) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A client that NewSecureCompletionClient did not make is as good as closed.
+func TestZeroClient(t *testing.T) {
+	var c SecureCompletionClient
+	_, chat := c.Chat(t.Context(), ask("?"))
+	_, key := c.ServerKey(t.Context())
+	_, complete := c.Complete(t.Context(), &Request{Body: secret(t, `{}`)})
+	for name, err := range map[string]error{
+		"Chat": chat, "ServerKey": key, "Complete": complete, "Warm": c.Warm(t.Context()), "AcceptServerKey": c.AcceptServerKey(strings.Repeat("0", 64)),
+	} {
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		if !errors.Is(err, ErrClosed) && !errors.Is(err, ErrTooLarge) { // whose limit is 0
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for range 2 {
+		if err := c.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
 	}
 }
 

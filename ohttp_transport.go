@@ -4,6 +4,7 @@
 package sealedchat
 
 import (
+	"cmp"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -38,7 +39,8 @@ func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
 	}
 	opts, key := t.callOptions(req)
 	defer key.Destroy()
-	in := &plainRequest{method: req.Method, path: t.innerPath(req.Method, req.URL), header: fieldsOfSDK(req.Header), content: body}
+	method := methodOf(req)
+	in := &plainRequest{method: method, path: t.innerPath(method, req.URL), header: fieldsOfSDK(req.Header), content: body}
 	call := &sdkCall{}
 	if in.path == pathChat && in.method == http.MethodPost {
 		var err error
@@ -62,6 +64,9 @@ func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
 	}
 	return passOn(req, resp), nil
 }
+
+// methodOf is a request's method, of which net/http takes none for GET.
+func methodOf(req *http.Request) string { return cmp.Or(req.Method, http.MethodGet) }
 
 // innerPath is where the gateway is to look. An SDK's base URL may repeat what Config.BaseURL has, and often lacks /v1.
 // What is posted for a chat completion loses its query too, so that its checks need to know one path only.

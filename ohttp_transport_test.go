@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -74,6 +75,28 @@ func TestOHTTPHTTPClientPaths(t *testing.T) {
 		if inside.Get("X-Stainless-OS") != "" || inside.Get("User-Agent") != "" || inside.Get("OpenAI-Beta") != "assistants=v2" {
 			t.Errorf("%s: inside %v", test.url, inside)
 		}
+	}
+}
+
+// net/http takes no method for GET.
+func TestHTTPClientWithoutAMethod(t *testing.T) {
+	g := newTiny(t, answerText("x"))
+	req := &http.Request{URL: &url.URL{Scheme: "https", Host: "gateway.test", Path: "/v1/models"}}
+	resp, err := directClient(t, g, nil).HTTPClient().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK || g.last.Method != http.MethodGet || g.last.Path != "/v1/models" || req.Method != "" {
+		t.Errorf("%d, inside %+v; the request has the method %q now", resp.StatusCode, g.last, req.Method)
+	}
+	resp, err = startClient(t, "https://server.test", func(c *Config) { c.Transport = neverUsed(t) }).HTTPClient().Do(&http.Request{URL: req.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusNotFound {
+		t.Errorf("version 1: %d", resp.StatusCode)
 	}
 }
 

@@ -318,7 +318,7 @@ func (m *rememberedErrors) recall(req *http.Request, body []byte) error {
 
 // remember keeps err for who repeats req. What only reads may be done again.
 func (m *rememberedErrors) remember(req *http.Request, body []byte, err error) {
-	if body == nil || req.Method == http.MethodGet || req.Method == http.MethodHead {
+	if method := methodOf(req); body == nil || method == http.MethodGet || method == http.MethodHead {
 		return
 	}
 	id := m.digest(req, body)
@@ -342,7 +342,7 @@ func (m *rememberedErrors) digest(req *http.Request, body []byte) (id [sha256.Si
 		_, _ = rand.Read(m.key)
 	})
 	h := hmac.New(sha256.New, m.key)
-	_, _ = io.WriteString(h, req.Method+"\x00"+req.URL.RequestURI()+"\x00")
+	_, _ = io.WriteString(h, methodOf(req)+"\x00"+req.URL.RequestURI()+"\x00")
 	h.Write(body)
 	h.Sum(id[:0])
 	return id

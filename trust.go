@@ -106,6 +106,9 @@ func (f firstUse) validate() error {
 	if f.store == nil {
 		return errors.New("FirstUse needs a key store")
 	}
+	if f.store.life == nil {
+		return errors.New("FirstUse needs a key store that was opened or created, not a zero one")
+	}
 	return nil
 }
 
