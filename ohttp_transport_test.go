@@ -4,6 +4,8 @@
 package sealedchat
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -75,6 +77,39 @@ func TestOHTTPHTTPClientPaths(t *testing.T) {
 		if inside.Get("X-Stainless-OS") != "" || inside.Get("User-Agent") != "" || inside.Get("OpenAI-Beta") != "assistants=v2" {
 			t.Errorf("%s: inside %v", test.url, inside)
 		}
+	}
+}
+
+// A query is sealed, and still in what net/http makes of an error.
+func TestOHTTPHTTPClientQuery(t *testing.T) {
+	const marker = "QUERY-MARKER-77c0"
+	g := newTiny(t, answerText("x"))
+	fails := false
+	client := directClient(t, g, func(c *Config) {
+		c.Transport = roundTripFunc(func(r *http.Request) (*http.Response, error) {
+			var sent bytes.Buffer
+			body, _ := io.ReadAll(cmp.Or[io.Reader](r.Body, http.NoBody))
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			if _ = r.Write(&sent); bytes.Contains(sent.Bytes(), []byte(marker)) {
+				t.Errorf("outside: %s", sent.Bytes())
+			}
+			if fails {
+				return nil, io.ErrUnexpectedEOF
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			return direct{g}.RoundTrip(r)
+		})
+	}).HTTPClient()
+	resp, err := client.Get("https://gateway.test/v1/models?q=" + marker)
+	if err != nil || !strings.Contains(g.last.Path, marker) {
+		t.Fatalf("%v, inside %+v", err, g.last)
+	}
+	_ = resp.Body.Close()
+	fails = true
+	_, err = client.Get("https://gateway.test/v1/models?q=" + marker)
+	outer, ok := errors.AsType[*url.Error](err)
+	if !ok || !strings.Contains(outer.URL, marker) || strings.Contains(outer.Err.Error(), marker) {
+		t.Errorf("got %v", err)
 	}
 }
 
