@@ -283,7 +283,7 @@ func validMessages(data []byte) bool {
 }
 
 // forward sends the opened request upstream, wipes it, and returns a checked chat.completion.
-func (h *gatewayRequest) forward(ctx context.Context, request []byte) ([]byte, *refusal) {
+func (h *gatewayRequest) forward(ctx context.Context, request []byte) (answer []byte, p *refusal) {
 	start := time.Now()
 	defer func() { h.upstream = time.Since(start) }()
 	sent := &sentBytes{b: request}
@@ -305,10 +305,14 @@ func (h *gatewayRequest) forward(ctx context.Context, request []byte) ([]byte, *
 	if err != nil {
 		return nil, upstreamFailure(ctx, err)
 	}
+	defer func() {
+		if p != nil { // it may quote the prompt
+			clear(a.body[:cap(a.body)])
+		}
+	}()
 	if a.status != http.StatusOK {
 		return nil, upstreamRefusal(a)
 	}
-	var answer []byte
 	ok := validObject(a.body)
 	if ok { // what the upstream says of a payload id or a tier is not for the client
 		answer = jsonspan.CutOf(a.body[:0], a.body, func(m jsonspan.Member) bool { return m.Is("_metadata") })

@@ -181,6 +181,7 @@ func exchange(rt http.RoundTripper, req *http.Request, limit int64) (*answer, er
 	}
 	a := &answer{status: resp.StatusCode, header: resp.Header}
 	if a.body, err = readBody(resp, limit); err != nil {
+		clear(a.body[:cap(a.body)])
 		if errors.Is(err, ErrTooLarge) {
 			return nil, err
 		}
@@ -291,7 +292,7 @@ func readBody(resp *http.Response, limit int64) ([]byte, error) {
 	}
 }
 
-// readAll is io.ReadAll with the buffer made in one piece when the size is known.
+// readAll is io.ReadAll with the buffer made in one piece when the size is known. Those that it outgrows are cleared.
 func readAll(r io.Reader, size int64) ([]byte, error) {
 	const most = 1 << 20 // a promise of more is believed as it arrives
 	b := make([]byte, 0, min(max(size, 511), most)+1)
@@ -305,7 +306,9 @@ func readAll(r io.Reader, size int64) ([]byte, error) {
 			return b, err
 		}
 		if len(b) == cap(b) {
+			outgrown := b
 			b = append(b, 0)[:len(b)]
+			clear(outgrown)
 		}
 	}
 }
