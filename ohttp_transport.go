@@ -37,7 +37,10 @@ func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
 	if err := t.errors.recall(req, body); err != nil {
 		return nil, err
 	}
-	opts, key := t.callOptions(req)
+	opts, key, err := t.callOptions(req)
+	if err != nil {
+		return t.fail(req, nil, err)
+	}
 	defer key.Destroy()
 	method := methodOf(req)
 	in := &plainRequest{method: method, path: t.innerPath(method, req.URL), header: fieldsOfSDK(req.Header), content: body}

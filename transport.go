@@ -89,7 +89,10 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := t.errors.recall(req, call.body); err != nil {
 		return nil, err
 	}
-	opts, key := t.callOptions(req)
+	opts, key, err := t.callOptions(req)
+	if err != nil {
+		return t.fail(req, nil, err)
+	}
 	defer key.Destroy()
 	return t.complete(req, call, opts)
 }
@@ -133,7 +136,7 @@ func (t *sdkTransport) read(req *http.Request) ([]byte, error) {
 }
 
 // callOptions takes from the SDK's headers what may leave. The caller destroys the key, which may be nil.
-func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *Secret) {
+func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *Secret, err error) {
 	opts = append(opts, func(o *callOptions) { o.checked = true }) // by parseSDKCall
 	if tier := req.Header.Get(headerTier); tier != "" {
 		opts = append(opts, WithTier(SecurityTier(tier)))
@@ -141,10 +144,13 @@ func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *S
 	// An SDK reads its key from the environment unasked: it must not travel to somebody it was not meant for.
 	scheme, token, _ := strings.Cut(req.Header.Get("Authorization"), " ")
 	if t.client.cfg.APIKey == nil && strings.EqualFold(scheme, "Bearer") && token != "" && sameOrigin(req.URL, t.client.base) {
-		key, _ = NewSecret([]byte(token)) // the SDK's string stays on the heap in any case
+		// The SDK's string stays on the heap in any case.
+		if key, err = t.client.cfg.Memory.NewSecret([]byte(token)); err != nil {
+			return nil, nil, err
+		}
 		opts = append(opts, WithAPIKey(key))
 	}
-	return opts, key
+	return opts, key, nil
 }
 
 func sameOrigin(a, b *url.URL) bool {

@@ -411,3 +411,20 @@ func TestHTTPClientIsSafeForConcurrentUse(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// An SDK's key lies in the memory that the client's policy asks for.
+func TestHTTPClientTokenUnderPolicy(t *testing.T) {
+	for _, policy := range []MemoryPolicy{MemoryBestEffort, MemoryOff} {
+		client := startClient(t, "https://peer.example", func(c *Config) { c.Transport, c.Memory = neverUsed(t), policy })
+		req, err := http.NewRequest(http.MethodPost, "https://peer.example/v1/chat/completions", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer sk-1")
+		_, key, err := (&sdkTransport{client: client}).callOptions(req)
+		if err != nil || key.Locked() != (policy != MemoryOff && MemoryReport().Level == MemoryLocked) {
+			t.Errorf("%v: locked %v, %v", policy, key.Locked(), err)
+		}
+		key.Destroy()
+	}
+}
