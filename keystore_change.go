@@ -28,6 +28,7 @@ var errChangedElsewhere = fmt.Errorf("%w: the passphrase was changed elsewhere, 
 // change applies f to the store's body. When it fails nothing changes, neither on disk nor in memory, unless the error is
 // ErrUnconfirmed, or ErrAudit alone: then the Auditor could not be told of what is done.
 func (s *KeyStore) change(ctx context.Context, f func(*keyfile.Body) error) error {
+	defer s.sweeper.Soon() // what is made of keys to tell their fingerprints
 	var changes keyChanges
 	err := s.changeBody(ctx, changes.watch(f))
 	return s.tellChanges(ctx, &changes, err)

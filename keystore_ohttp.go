@@ -7,16 +7,14 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
@@ -34,6 +32,8 @@ type configKeys struct {
 	keys   []*configKey   // in the order of their making
 	signer []byte         // seed of an Ed25519 key; nil if there is none
 	at     *locked.Buffer // where the seeds lie
+	public ed25519.PublicKey
+	signed signedKeys // the last list that was signed
 }
 
 type configKey struct {
@@ -73,8 +73,9 @@ func kemName(id uint16) string {
 	return fmt.Sprintf("%#04x", id)
 }
 
-// configKey is the key of an id and KEM that opens requests now, or nil.
+// configKey is the key of an id and KEM that opens requests now, or nil. What its use leaves is collected soon.
 func (s *KeyStore) configKey(id uint8, kem uint16) *ohttp.PrivateKey {
+	defer s.sweeper.Soon()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
@@ -118,7 +119,7 @@ func (s *KeyStore) configList(ctx context.Context) ([]*ohttp.Config, error) {
 			return configs, nil
 		}
 		err := s.change(ctx, func(b *keyfile.Body) error {
-			if slices.ContainsFunc(b.ConfigKeys, func(c keyfile.ConfigKey) bool { return c.Retired.IsZero() && knownKEM(c) }) {
+			if slices.ContainsFunc(b.ConfigKeys, func(c keyfile.ConfigKey) bool { return c.Retired.IsZero() && ohttp.Supported(c.KEM) }) {
 				return errNoChange // another process was first
 			}
 			return makeConfigs(b, time.Now())
@@ -139,15 +140,6 @@ func (s *KeyStore) configList(ctx context.Context) ([]*ohttp.Config, error) {
 }
 
 var errNoConfigs = errors.New("sealedchat: the key store has no key configuration that is supported here")
-
-// knownKEM reports whether a key is of a KEM that this build has, and may use.
-func knownKEM(c keyfile.ConfigKey) bool {
-	key, err := ohttp.NewPrivateKey(c.ID, c.KEM, c.Seed)
-	if err == nil {
-		key.Close()
-	}
-	return !errors.Is(err, ohttp.ErrNoSuite)
-}
 
 // look takes over, once a second at most, what another process may have made of the file. If it cannot, what is known holds,
 // and the background reports it.
@@ -192,6 +184,10 @@ const configListed = keyfile.Next
 
 // addConfigStates adds the configurations of b by their fingerprints.
 func addConfigStates(states keyStates, b *keyfile.Body) {
+	erase.Do(func() { states.addConfigs(b) })
+}
+
+func (k keyStates) addConfigs(b *keyfile.Body) {
 	for _, c := range b.ConfigKeys {
 		key, err := ohttp.NewPrivateKey(c.ID, c.KEM, c.Seed)
 		if err != nil {
@@ -203,7 +199,7 @@ func addConfigStates(states keyStates, b *keyfile.Body) {
 		if !c.Retired.IsZero() {
 			state = keyfile.Retired
 		}
-		states[hex.EncodeToString(fp[:])] = state
+		k[hex.EncodeToString(fp[:])] = state
 	}
 }
 
@@ -221,7 +217,7 @@ func (s *KeyStore) replaceConfigs(b *keyfile.Body, now time.Time) error {
 	return makeConfigs(b, now)
 }
 
-// makeConfigs adds one key for each KEM, and the signer if there is none.
+// makeConfigs adds one key for each KEM, and the signer if there is none: their seeds, which b owns.
 func makeConfigs(b *keyfile.Body, now time.Time) error {
 	now = now.Round(0) // wall time, as in promote
 	if b.Signer == nil {
@@ -233,15 +229,11 @@ func makeConfigs(b *keyfile.Body, now time.Time) error {
 		if err != nil {
 			return err
 		}
-		key, err := ohttp.GenerateKey(id, kem)
-		if errors.Is(err, ohttp.ErrNoSuite) {
+		seed, err := ohttp.NewSeed(kem)
+		if err != nil {
 			continue // X25519, where FIPS 140 rules it out
 		}
-		if err != nil {
-			return fmt.Errorf("sealedchat: generating a key: %w", err)
-		}
-		b.ConfigKeys = append(b.ConfigKeys, keyfile.ConfigKey{ID: id, KEM: kem, Seed: key.Seed(), Created: now})
-		key.Close()
+		b.ConfigKeys = append(b.ConfigKeys, keyfile.ConfigKey{ID: id, KEM: kem, Seed: seed, Created: now})
 	}
 	return nil
 }
@@ -279,12 +271,18 @@ func (s *KeyStore) appendConfigs(b *keyfile.Body) {
 	if s.configs.signer == nil {
 		return
 	}
-	b.Signer = slices.Clone(s.configs.signer)
+	b.Signer = make([]byte, len(s.configs.signer))
 	for _, k := range s.configs.keys {
 		b.ConfigKeys = append(b.ConfigKeys, keyfile.ConfigKey{
-			ID: k.Config().ID(), KEM: k.Config().KEM(), Seed: slices.Clone(k.seed), Created: k.created, Retired: k.retired,
+			ID: k.Config().ID(), KEM: k.Config().KEM(), Seed: make([]byte, len(k.seed)), Created: k.created, Retired: k.retired,
 		})
 	}
+	erase.Do(func() { // copies go through registers
+		copy(b.Signer, s.configs.signer)
+		for i, k := range s.configs.keys {
+			copy(b.ConfigKeys[i].Seed, k.seed)
+		}
+	})
 }
 
 // takeOverConfigs makes memory say what b says. Keys that are known stay as they are; those that are gone are wiped when
@@ -300,7 +298,7 @@ func (s *KeyStore) takeOverConfigs(b *keyfile.Body) error {
 	}
 	room := at.Bytes()
 	now := configKeys{at: at, signer: room[:seedSize:seedSize]}
-	copy(now.signer, b.Signer)
+	erase.Do(func() { now.setSigner(b.Signer) })
 	old := s.configs.keys
 	for _, c := range b.ConfigKeys {
 		room = room[seedSize:]
@@ -314,7 +312,7 @@ func (s *KeyStore) takeOverConfigs(b *keyfile.Body) error {
 			now.wipe(old)
 			return err
 		}
-		copy(key.seed, c.Seed)
+		erase.Do(func() { copy(key.seed, c.Seed) })
 		now.keys = append(now.keys, key)
 	}
 	before := s.configs
@@ -326,7 +324,8 @@ func (s *KeyStore) takeOverConfigs(b *keyfile.Body) error {
 // loadConfig makes a key that works, what can be of it in protected memory.
 func (s *KeyStore) loadConfig(k *configKey, c keyfile.ConfigKey) (err error) {
 	defer s.sweeper.Soon()
-	if k.PrivateKey, err = ohttp.NewPrivateKey(c.ID, c.KEM, c.Seed); errors.Is(err, ohttp.ErrNoSuite) {
+	erase.Do(func() { k.PrivateKey, err = ohttp.NewPrivateKey(c.ID, c.KEM, c.Seed) })
+	if errors.Is(err, ohttp.ErrNoSuite) {
 		return err
 	} else if err != nil {
 		return fmt.Errorf("%w: a configuration key", ErrKeyStoreDamaged)
@@ -335,7 +334,8 @@ func (s *KeyStore) loadConfig(k *configKey, c keyfile.ConfigKey) (err error) {
 		k.Close()
 		return memoryError(err)
 	}
-	if err = k.MoveTo(k.memory.Bytes()); err != nil && s.policy == MemoryRequired {
+	erase.Do(func() { err = k.MoveTo(k.memory.Bytes()) })
+	if err != nil && s.policy == MemoryRequired {
 		k.wipe()
 		return memoryError(err)
 	} else if err != nil {
@@ -405,55 +405,4 @@ func (s *KeyStore) rotateConfigs(ctx context.Context) error {
 		}
 		return s.replaceConfigs(b, now)
 	})
-}
-
-const (
-	keysSignatureHeader = "Ohttp-Keys-Signature"
-	keysSignatureLife   = 24 * time.Hour
-	keysSignatureLabel  = "sealedchat ohttp keys v1"
-)
-
-// signedList is what a keysSignature signs.
-func signedList(list []byte, created, expires int64) []byte {
-	text := append([]byte(keysSignatureLabel), 0)
-	text = binary.BigEndian.AppendUint64(text, uint64(created))
-	text = binary.BigEndian.AppendUint64(text, uint64(expires))
-	return append(text, list...)
-}
-
-// signList vouches for a list of configurations, in a header's form.
-func (s *KeyStore) signList(list []byte, now time.Time) (string, error) {
-	created := now.Unix()
-	expires := now.Add(keysSignatureLife).Unix()
-	var public ed25519.PublicKey
-	var signature []byte
-	err := s.withSigner(func(key ed25519.PrivateKey) {
-		public = key.Public().(ed25519.PublicKey)
-		signature = ed25519.Sign(key, signedList(list, created, expires))
-	})
-	if err != nil {
-		return "", err
-	}
-	b64 := base64.StdEncoding.EncodeToString
-	return fmt.Sprintf("key=:%s:, created=%d, expires=%d, sig=:%s:", b64(public), created, expires, b64(signature)), nil
-}
-
-// signerFingerprint is SHA-256 of the signer's public key.
-func (s *KeyStore) signerFingerprint() (string, error) {
-	var sum [sha256.Size]byte
-	err := s.withSigner(func(key ed25519.PrivateKey) { sum = sha256.Sum256(key.Public().(ed25519.PublicKey)) })
-	return hex.EncodeToString(sum[:]), err
-}
-
-func (s *KeyStore) withSigner(f func(ed25519.PrivateKey)) error {
-	s.mu.Lock()
-	if s.configs.signer == nil {
-		s.mu.Unlock()
-		return s.errClosed() // whoever asks has seen a list, so there was one
-	}
-	key := ed25519.NewKeyFromSeed(s.configs.signer)
-	s.mu.Unlock()
-	defer clear(key)
-	f(key)
-	return nil
 }

@@ -315,6 +315,42 @@ func TestKeyList(t *testing.T) {
 	}
 }
 
+// A list is signed once a second, however many ask for it.
+func TestListIsSignedOnceASecond(t *testing.T) {
+	s, _ := weakStore(t, nil)
+	_ = listedIDs(t, s)
+	now := time.Unix(1_765_000_000, 0)
+	sign := func(list string, now time.Time) string {
+		t.Helper()
+		header, err := s.signList([]byte(list), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return header
+	}
+	for list, at := range map[string]time.Time{"another list": now, "list": now.Add(time.Second)} {
+		first := sign("list", now)
+		s.configs.signed.header = "kept"
+		if got := sign("list", now.Add(time.Second-1)); got != "kept" {
+			t.Errorf("signed again: %s", got)
+		}
+		if got := sign(list, at); got == "kept" || got == first {
+			t.Errorf("%s at %v: the signature of another", list, at)
+		}
+	}
+	s.configs.signed.header = "kept"
+	if err := s.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if sign("list", now) == "kept" {
+		t.Error("kept when the keys were replaced")
+	}
+	_ = s.Close()
+	if header, err := s.signList([]byte("list"), now); !errors.Is(err, ErrClosed) {
+		t.Errorf("after Close: %q, %v", header, err)
+	}
+}
+
 // A gateway whose key is replaced while clients have the old one: both open, until the grace is over.
 func TestObliviousRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

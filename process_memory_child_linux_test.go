@@ -69,6 +69,7 @@ type memoryClient struct {
 	apiKey  *sealedchat.Secret
 	stop    []chan struct{}
 	keep    [][]byte
+	gateway *sealedchat.Gateway
 }
 
 func (c *memoryClient) run() {
@@ -77,6 +78,7 @@ func (c *memoryClient) run() {
 		"idle": c.idle, "gc": c.gc, "scrub": c.scrub, "close": c.close,
 		"storm": c.storm, "churn": c.churn, "fragment": c.fragment, "calm": c.calm,
 		"plant": c.plant, "allow": c.allowCores, "abort": c.abort,
+		"serve": c.serve, "end": c.endGateway,
 	}
 	for {
 		line, err := readLine()

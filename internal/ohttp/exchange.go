@@ -47,11 +47,7 @@ func open(src io.Reader, keys Keys, maxChunk int, l labels) (*Exchange, error) {
 	if _, err := io.ReadFull(src, head[headerLen:]); err != nil {
 		return nil, cut(err)
 	}
-	recipient, err := key.recipient(head[headerLen:], l.info(head[:headerLen]))
-	if err != nil {
-		return nil, err
-	}
-	secret, err := recipient.Export(l.response, c.aead.key)
+	recipient, secret, err := key.recipient(head[headerLen:], head[:headerLen], l)
 	if err != nil {
 		return nil, err
 	}

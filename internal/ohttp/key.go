@@ -6,8 +6,11 @@ package ohttp
 import (
 	"bytes"
 	"crypto/hpke"
+	"crypto/rand"
 	"encoding/binary"
 	"sync"
+
+	"github.com/seed-017344ad/sealedchat/internal/erase"
 )
 
 // PrivateKey is a gateway's key with the configuration that it publishes. It is safe for concurrent use.
@@ -19,17 +22,32 @@ type PrivateKey struct {
 	seed []byte
 }
 
-// GenerateKey makes a key for XWing or X25519. Another KEM is ErrNoSuite.
-func GenerateKey(id uint8, kemID uint16) (*PrivateKey, error) {
+// Supported tells whether there can be keys of a KEM: not of X25519 where FIPS 140 is enforced.
+func Supported(kemID uint16) bool { return kemByID(kemID) != nil }
+
+// NewSeed draws the 32 bytes of a key for XWing or X25519. The caller wipes them. Another KEM is ErrNoSuite.
+func NewSeed(kemID uint16) ([]byte, error) {
 	k := kemByID(kemID)
 	if k == nil {
 		return nil, ErrNoSuite
 	}
-	key, err := k.new().GenerateKey()
+	seed := make([]byte, k.seed)
+	_, _ = rand.Read(seed)
+	if kemID == X25519 { // as Seed returns it (RFC 9180, section 7.1.2)
+		seed[0] &= 248
+		seed[31] = seed[31]&127 | 64
+	}
+	return seed, nil
+}
+
+// GenerateKey is NewPrivateKey of a seed that nobody else has. Another KEM than XWing and X25519 is ErrNoSuite.
+func GenerateKey(id uint8, kemID uint16) (*PrivateKey, error) {
+	seed, err := NewSeed(kemID)
 	if err != nil {
 		return nil, err
 	}
-	return newPrivateKey(id, k, aes256, key)
+	defer clear(seed)
+	return NewPrivateKey(id, kemID, seed)
 }
 
 // NewPrivateKey makes the key of a seed that Seed returned. It wipes nothing: seed stays the caller's.
@@ -87,16 +105,26 @@ func (k *PrivateKey) Close() {
 	k.key, k.seed = nil, nil
 }
 
-// recipient sets up the HPKE context of a request. After Close it is ErrUnknownKey.
-func (k *PrivateKey) recipient(enc, info []byte) (*hpke.Recipient, error) {
+// recipient sets up the HPKE context of a request, and exports the secret for its answer. After Close it is ErrUnknownKey.
+func (k *PrivateKey) recipient(enc, header []byte, l labels) (r *hpke.Recipient, secret []byte, err error) {
+	erase.Do(func() { r, secret, err = k.decapsulate(enc, header, l) })
+	return r, secret, err
+}
+
+func (k *PrivateKey) decapsulate(enc, header []byte, l labels) (*hpke.Recipient, []byte, error) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	if k.key == nil {
-		return nil, ErrUnknownKey
+		return nil, nil, ErrUnknownKey
 	}
-	r, err := hpke.NewRecipient(enc, k.key, hpke.HKDFSHA256(), k.config.aead.new(), info)
+	r, err := hpke.NewRecipient(enc, k.key, hpke.HKDFSHA256(), k.config.aead.new(), l.info(header))
 	if err != nil {
-		return nil, ErrDecryption
+		return nil, nil, ErrDecryption
 	}
-	return r, nil
+	secret, err := r.Export(l.response, k.config.aead.key)
+	if err != nil {
+		wipe(r)
+		return nil, nil, err
+	}
+	return r, secret, nil
 }
