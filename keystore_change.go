@@ -193,8 +193,11 @@ func (s *KeyStore) changeMemory(f func(*keyfile.Body) error) error {
 	for _, p := range s.pins {
 		body.Pins = append(body.Pins, p)
 	}
-	s.appendConfigs(body)
+	err := s.appendConfigs(body)
 	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	if err := f(body); err != nil {
 		return skipNoChange(err)
 	}

@@ -43,10 +43,18 @@ type configKey struct {
 	created, retired time.Time
 }
 
+// wipe clears the key. What memguard has destroyed is cleared, and cannot be written any more.
 func (k *configKey) wipe() {
-	k.Close()
+	if !k.purged() {
+		k.Close()
+	}
 	k.memory.Destroy()
 }
+
+// purged reports that the program has had memguard destroy its buffers, these with them.
+func (k *configKey) purged() bool { return k.memory.Bytes() == nil }
+
+func (c *configKeys) purged() bool { return c.at != nil && c.at.Bytes() == nil }
 
 const seedSize = 32
 
@@ -80,7 +88,7 @@ func (s *KeyStore) configKey(id uint8, kem uint16) *ohttp.PrivateKey {
 	defer s.mu.Unlock()
 	now := time.Now()
 	for _, k := range s.configs.keys {
-		if k.Config().ID() == id && k.Config().KEM() == kem && !s.configExpired(k.retired, now) {
+		if k.Config().ID() == id && k.Config().KEM() == kem && !k.purged() && !s.configExpired(k.retired, now) {
 			return k.PrivateKey
 		}
 	}
@@ -110,7 +118,7 @@ func (s *KeyStore) configList(ctx context.Context) ([]*ohttp.Config, error) {
 	s.look(ctx)
 	for range 2 {
 		s.mu.Lock()
-		closed := s.closed
+		closed := s.closed || s.configs.purged()
 		s.mu.Unlock()
 		if closed {
 			return nil, s.errClosed()
@@ -267,9 +275,12 @@ func (s *KeyStore) dropExpiredConfigs(b *keyfile.Body, now time.Time) bool {
 }
 
 // appendConfigs copies what the store holds into b. s.mu is held.
-func (s *KeyStore) appendConfigs(b *keyfile.Body) {
+func (s *KeyStore) appendConfigs(b *keyfile.Body) error {
+	if s.configs.purged() {
+		return s.errClosed()
+	}
 	if s.configs.signer == nil {
-		return
+		return nil
 	}
 	b.Signer = make([]byte, len(s.configs.signer))
 	for _, k := range s.configs.keys {
@@ -283,6 +294,7 @@ func (s *KeyStore) appendConfigs(b *keyfile.Body) {
 			copy(b.ConfigKeys[i].Seed, k.seed)
 		}
 	})
+	return nil
 }
 
 // takeOverConfigs makes memory say what b says. Keys that are known stay as they are; those that are gone are wiped when
@@ -299,10 +311,13 @@ func (s *KeyStore) takeOverConfigs(b *keyfile.Body) error {
 	room := at.Bytes()
 	now := configKeys{at: at, signer: room[:seedSize:seedSize]}
 	erase.Do(func() { now.setSigner(b.Signer) })
-	old := s.configs.keys
+	var old []*configKey
+	if !s.configs.purged() {
+		old = s.configs.keys
+	}
 	for _, c := range b.ConfigKeys {
 		room = room[seedSize:]
-		i := slices.IndexFunc(old, func(k *configKey) bool { return k.is(c) })
+		i := slices.IndexFunc(old, func(k *configKey) bool { return !k.purged() && k.is(c) })
 		key := &configKey{created: c.Created, retired: c.Retired, seed: room[:seedSize:seedSize]}
 		if i >= 0 {
 			key.PrivateKey, key.memory = old[i].PrivateKey, old[i].memory

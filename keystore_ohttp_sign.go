@@ -47,7 +47,11 @@ func (s *KeyStore) signList(list []byte, now time.Time) (string, error) {
 	expires := now.Add(keysSignatureLife).Unix()
 	s.mu.Lock()
 	last, public := s.configs.signed, s.configs.public
+	purged := s.configs.purged()
 	s.mu.Unlock()
+	if purged {
+		return "", s.errClosed()
+	}
 	if last.created == created && bytes.Equal(last.list, list) {
 		return last.header, nil
 	}
@@ -69,7 +73,7 @@ func (s *KeyStore) signList(list []byte, now time.Time) (string, error) {
 func (s *KeyStore) signerFingerprint() (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.configs.signer == nil {
+	if s.configs.signer == nil || s.configs.purged() {
 		return "", s.errClosed() // whoever asks has seen a list, so there was one
 	}
 	sum := sha256.Sum256(s.configs.public)
@@ -89,7 +93,7 @@ func (s *KeyStore) withSigner(f func(ed25519.PrivateKey)) (err error) {
 	defer s.sweeper.Soon()
 	erase.Do(func() {
 		s.mu.Lock()
-		if s.configs.signer == nil {
+		if s.configs.signer == nil || s.configs.purged() {
 			s.mu.Unlock()
 			err = s.errClosed()
 			return

@@ -38,6 +38,7 @@ var keyStoreChildren = map[string]func(t *testing.T, dir, arg string){
 	"full":       childFullDisk,
 	"full audit": childFullAuditLog,
 	"auditor":    childAuditor,
+	"purged":     childPurged,
 }
 
 // TestKeyStoreChild is what the other tests of this file run in processes of their own.

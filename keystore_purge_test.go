@@ -1,0 +1,73 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/awnumar/memguard"
+)
+
+// A program that has memguard destroy its buffers gets errors from a gateway's key store, in a process of its own, which a
+// fault would end.
+func TestPurgedKeyStore(t *testing.T) {
+	if out, err := child(t, "purged", storeDir(t), "").Output(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func childPurged(t *testing.T, dir, _ string) {
+	ephemeral, _ := weakStore(t, nil)
+	file, _ := createWeak(t, dir, nil)
+	untouched, _ := weakStore(t, nil) // only to be closed
+	_ = listedIDs(t, untouched)
+	type user struct {
+		store  *KeyStore
+		rig    *rig
+		sealed *sealedTest
+	}
+	var users []user
+	for _, s := range []*KeyStore{ephemeral, file} {
+		r := newRig(t, func(c *GatewayConfig) { c.Keys = s })
+		if w := r.do(httptest.NewRequest(http.MethodGet, pathOHTTP, nil)); w.Code != http.StatusOK {
+			t.Fatal(w.Code)
+		}
+		users = append(users, user{s, r, sealFor(t, r.keyConfig(), innerRequest{}.encode(t))})
+	}
+	memguard.Purge()
+	_ = untouched.Close()
+	for _, u := range users {
+		if w := u.rig.send(u.sealed); w.Code != http.StatusServiceUnavailable {
+			t.Errorf("a request: %d", w.Code)
+		}
+		if w := u.rig.do(httptest.NewRequest(http.MethodGet, pathOHTTP, nil)); w.Code != http.StatusServiceUnavailable {
+			t.Errorf("the list: %d", w.Code)
+		}
+		for id := range uint8(2) {
+			if u.store.configKey(id, configKEMs[id]) != nil {
+				t.Errorf("key %d is there", id)
+			}
+		}
+		_, list := u.store.configList(t.Context())
+		_, signer := u.store.signerFingerprint()
+		_, signature := u.store.signList([]byte("list"), time.Now())
+		_, private := u.store.signList([]byte("another"), time.Now())
+		_, configs := u.rig.g.KeyConfigs(t.Context())
+		for what, err := range map[string]error{
+			"configList": list, "signerFingerprint": signer, "signList": signature, "signList of another": private, "KeyConfigs": configs,
+			"Rotate": u.store.Rotate(t.Context()),
+		} {
+			if !errors.Is(err, ErrClosed) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if err := u.store.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	}
+}
