@@ -22,6 +22,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 const (
@@ -70,6 +71,7 @@ type KeyStore struct {
 	log        *slog.Logger
 	audit      teller
 	newKey     func(bits int) (*rsa.PrivateKey, error) // rsa.GenerateKey, but for tests
+	moveConfig func(*ohttp.PrivateKey, []byte) error   // its MoveTo, but for tests
 	kdf        []keyfile.Option                        // none, but for tests
 
 	dir *fsafe.Dir // nil: in memory alone
@@ -130,8 +132,8 @@ func newKeyStore(o *KeyStoreOptions) (*KeyStore, error) {
 	}
 	s := &KeyStore{
 		bits: o.Bits, iterations: o.Iterations, rotation: o.Rotation.withDefaults(), policy: o.Memory, log: o.Logger,
-		newKey:  func(bits int) (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, bits) },
-		writing: make(chan struct{}, 1), pins: make(map[string]keyfile.Pin),
+		newKey:     func(bits int) (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, bits) },
+		moveConfig: (*ohttp.PrivateKey).MoveTo, writing: make(chan struct{}, 1), pins: make(map[string]keyfile.Pin),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -312,9 +312,7 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	}()
 	s.mu.Lock()
 	defer s.mu.Unlock() // also when the store is closing: Close wipes what is here when it has its turn
-	if err := s.takeOverConfigs(body); err != nil {
-		return err
-	}
+	s.takeOverConfigs()
 	dataKeysAt := s.prepared.dataKeysAt
 	s.prepared.dataKeysAt = nil
 	known := make(map[string]*heldKey)

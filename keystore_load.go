@@ -22,6 +22,7 @@ type preparedKeys struct {
 	keys       map[string]*privateKey // by fingerprint
 	dataKeysAt *locked.Buffer
 	dataKeys   int
+	configs    configKeys
 }
 
 // prepare makes all of body's keys that are not in use yet.
@@ -46,6 +47,9 @@ func (s *KeyStore) prepare(body *keyfile.Body) error {
 			return err
 		}
 		p.keys[fingerprint] = k
+	}
+	if err := s.prepareConfigs(body); err != nil {
+		return err
 	}
 	if p.dataKeysAt != nil && p.dataKeys == len(body.DataKeys) {
 		return nil
@@ -72,6 +76,7 @@ func (s *KeyStore) dropPrepared() {
 	if s.prepared.dataKeysAt != nil {
 		s.prepared.dataKeysAt.Destroy()
 	}
+	s.prepared.configs.wipe(s.configKeysInUse())
 	s.prepared = preparedKeys{}
 }
 

@@ -30,6 +30,7 @@ var configKEMs = []uint16{ohttp.XWing, ohttp.X25519}
 // configKeys is what a store holds of them. KeyStore.mu guards it.
 type configKeys struct {
 	keys   []*configKey   // in the order of their making
+	others int            // of KEMs of a later version, or that FIPS 140 rules out here: they stay in the file
 	signer []byte         // seed of an Ed25519 key; nil if there is none
 	at     *locked.Buffer // where the seeds lie
 	public ed25519.PublicKey
@@ -294,68 +295,6 @@ func (s *KeyStore) appendConfigs(b *keyfile.Body) error {
 			copy(b.ConfigKeys[i].Seed, k.seed)
 		}
 	})
-	return nil
-}
-
-// takeOverConfigs makes memory say what b says. Keys that are known stay as they are; those that are gone are wiped when
-// the last request that is being opened is through. s.mu is held.
-func (s *KeyStore) takeOverConfigs(b *keyfile.Body) error {
-	if b.Signer == nil {
-		s.dropConfigs()
-		return nil
-	}
-	at, err := locked.NewResting(s.policy.internal(), seedSize*(1+len(b.ConfigKeys)))
-	if err != nil {
-		return memoryError(err)
-	}
-	room := at.Bytes()
-	now := configKeys{at: at, signer: room[:seedSize:seedSize]}
-	erase.Do(func() { now.setSigner(b.Signer) })
-	var old []*configKey
-	if !s.configs.purged() {
-		old = s.configs.keys
-	}
-	for _, c := range b.ConfigKeys {
-		room = room[seedSize:]
-		i := slices.IndexFunc(old, func(k *configKey) bool { return !k.purged() && k.is(c) })
-		key := &configKey{created: c.Created, retired: c.Retired, seed: room[:seedSize:seedSize]}
-		if i >= 0 {
-			key.PrivateKey, key.memory = old[i].PrivateKey, old[i].memory
-		} else if err := s.loadConfig(key, c); errors.Is(err, ohttp.ErrNoSuite) {
-			continue // a KEM of a later version, or one that FIPS 140 rules out here; it stays in the file
-		} else if err != nil {
-			now.wipe(old)
-			return err
-		}
-		erase.Do(func() { copy(key.seed, c.Seed) })
-		now.keys = append(now.keys, key)
-	}
-	before := s.configs
-	s.configs = now
-	before.wipe(now.keys)
-	return nil
-}
-
-// loadConfig makes a key that works, what can be of it in protected memory.
-func (s *KeyStore) loadConfig(k *configKey, c keyfile.ConfigKey) (err error) {
-	defer s.sweeper.Soon()
-	erase.Do(func() { k.PrivateKey, err = ohttp.NewPrivateKey(c.ID, c.KEM, c.Seed) })
-	if errors.Is(err, ohttp.ErrNoSuite) {
-		return err
-	} else if err != nil {
-		return fmt.Errorf("%w: a configuration key", ErrKeyStoreDamaged)
-	}
-	if k.memory, err = locked.NewResting(s.policy.internal(), ohttp.SecretSize); err != nil {
-		k.Close()
-		return memoryError(err)
-	}
-	erase.Do(func() { err = k.MoveTo(k.memory.Bytes()) })
-	if err != nil && s.policy == MemoryRequired {
-		k.wipe()
-		return memoryError(err)
-	} else if err != nil {
-		s.log.Warn("a private key stays in ordinary memory", "key_id", c.ID, "error", err)
-	}
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -183,6 +184,37 @@ func TestConfigsCannotBeSaved(t *testing.T) {
 	}
 	if _, err := s.configList(t.Context()); err == nil {
 		t.Error("keys that are nowhere saved are listed")
+	}
+}
+
+// askingHandler is a log's handler that asks the store.
+type askingHandler struct {
+	slog.Handler
+	store *KeyStore
+	said  []string
+}
+
+func (h *askingHandler) Handle(_ context.Context, r slog.Record) error {
+	h.said = append(h.said, r.Message)
+	_ = h.store.Keys()
+	return nil
+}
+
+func (h *askingHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+// A key that cannot be moved is used where it is, and the log says so, whose handler may ask the store; or it is refused.
+func TestConfigInOrdinaryMemory(t *testing.T) {
+	for policy, want := range map[MemoryPolicy]error{MemoryBestEffort: nil, MemoryRequired: ErrMemoryLimit} {
+		h := &askingHandler{}
+		s, _ := weakStore(t, &KeyStoreOptions{Memory: policy, Logger: slog.New(h)})
+		h.store, s.moveConfig = s, func(*ohttp.PrivateKey, []byte) error { return ohttp.ErrShape }
+		configs, err := s.configList(t.Context())
+		if !errors.Is(err, want) || (want == nil) != (len(configs) == 2) || (want == nil) != (len(h.said) == 2) {
+			t.Errorf("%v: %d configurations, %v, %q", policy, len(configs), err, h.said)
+		}
+		if err := s.Close(); err != nil {
+			t.Errorf("%v: %v", policy, err)
+		}
 	}
 }
 
