@@ -92,17 +92,34 @@ func (s *KeyStore) loadKey(from *keyfile.RSAKey) (*privateKey, error) {
 		erase.Wipe(private)
 		return nil, keyStoreError(err)
 	}
-	if err := k.protect(s.policy.internal()); err != nil {
-		if s.policy == MemoryRequired {
-			k.wipe()
-			if errors.Is(err, errKeyShape) || errors.Is(err, errKeyTest) {
-				return nil, fmt.Errorf("%w: %w", ErrMemoryLimit, err)
-			}
-			return nil, memoryError(err)
-		}
-		s.log.Warn("a private key stays in ordinary memory", "fingerprint", k.public.fingerprint, slog.Any("error", err))
+	if err := s.protect(k); err != nil {
+		k.wipe()
+		return nil, err
 	}
 	return k, nil
+}
+
+// protect moves a key into protected memory. One that has to stay where it is, and may, counts as not locked.
+func (s *KeyStore) protect(k *privateKey) error {
+	err := k.protect(s.policy.internal())
+	switch {
+	case err != nil && s.policy != MemoryRequired:
+		s.log.Warn("a private key stays in ordinary memory", "fingerprint", k.public.fingerprint, slog.Any("error", err))
+	case errors.Is(err, errKeyShape) || errors.Is(err, errKeyTest):
+		return fmt.Errorf("%w: %w", ErrMemoryLimit, err)
+	case err != nil:
+		return memoryError(err)
+	}
+	if k.memory == nil {
+		k.memory = elsewhere(11 * k.key.Size()) // about what crypto/rsa has of it
+	}
+	return nil
+}
+
+// elsewhere stands for n bytes of a key that lie in ordinary memory, so that MemoryReport knows of them. It never fails.
+func elsewhere(n int) *locked.Buffer {
+	b, _ := locked.NewWith(locked.Off, n)
+	return b
 }
 
 func (s *KeyStore) takeOverDataKeys(keys []keyfile.DataKey, at *locked.Buffer) {

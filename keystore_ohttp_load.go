@@ -108,6 +108,8 @@ func (s *KeyStore) loadConfig(k *configKey, c keyfile.ConfigKey) (err error) {
 		return fmt.Errorf("%w: %w", ErrMemoryLimit, err)
 	} else if err != nil {
 		s.log.Warn("a private key stays in ordinary memory", "key_id", c.ID, "error", err)
+		k.memory.Destroy()
+		k.memory = elsewhere(ohttp.SecretSize)
 	}
 	return nil
 }

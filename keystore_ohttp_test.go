@@ -208,12 +208,16 @@ func TestConfigInOrdinaryMemory(t *testing.T) {
 		h := &askingHandler{}
 		s, _ := weakStore(t, &KeyStoreOptions{Memory: policy, Logger: slog.New(h)})
 		h.store, s.moveConfig = s, func(*ohttp.PrivateKey, []byte) error { return ohttp.ErrShape }
+		before := MemoryReport().Unlocked
 		configs, err := s.configList(t.Context())
+		if n := MemoryReport().Unlocked - before; n < int64(len(configs))*ohttp.SecretSize || len(configs) == 0 && n != 0 {
+			t.Errorf("%v: the report has %d bytes more that are not locked", policy, n)
+		}
 		if !errors.Is(err, want) || (want == nil) != (len(configs) == 2) || (want == nil) != (len(h.said) == 2) {
 			t.Errorf("%v: %d configurations, %v, %q", policy, len(configs), err, h.said)
 		}
-		if err := s.Close(); err != nil {
-			t.Errorf("%v: %v", policy, err)
+		if err := s.Close(); err != nil || MemoryReport().Unlocked != before {
+			t.Errorf("%v: %v, %v", policy, err, MemoryReport())
 		}
 	}
 }
