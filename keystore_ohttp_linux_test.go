@@ -20,20 +20,7 @@ import (
 // written, however little is missing.
 func TestConfigsRequired(t *testing.T) {
 	memoryChild(t, "configs", func(t *testing.T) {
-		dir, err := os.MkdirTemp("", "sealedchat") // and not t.TempDir, in a folder that only root may change
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer os.RemoveAll(dir)
-		if os.Getuid() == 0 {
-			if err := errors.Join(os.Chown(dir, 65534, 65534), unix.Setgroups(nil), unix.Setgid(65534), unix.Setuid(65534)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		var limit unix.Rlimit
-		if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
-			t.Fatal(err)
-		}
+		dir, limit := nobodysFolder(t)
 		full := limit
 		allow := func(l unix.Rlimit) {
 			if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &l); err != nil {

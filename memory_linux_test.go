@@ -168,23 +168,29 @@ func TestAuditorMayStartProcesses(t *testing.T) {
 	}
 }
 
+// nobodysFolder gives up root's rights, in a child process, and makes a folder for whoever it is then.
+func nobodysFolder(t *testing.T) (dir string, limit unix.Rlimit) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sealedchat") // and not t.TempDir, in a folder that only root may change
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if os.Getuid() == 0 {
+		if err := errors.Join(os.Chown(dir, 65534, 65534), unix.Setgroups(nil), unix.Setgid(65534), unix.Setuid(65534)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
+		t.Fatal(err)
+	}
+	return dir, limit
+}
+
 // What a change of the passphrase opens follows the store's policy.
 func TestChangePassphraseUnderPolicy(t *testing.T) {
 	memoryChild(t, "change passphrase", func(t *testing.T) {
-		dir, err := os.MkdirTemp("", "sealedchat") // and not t.TempDir, in a folder that only root may change
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer os.RemoveAll(dir)
-		if os.Getuid() == 0 {
-			if err := errors.Join(os.Chown(dir, 65534, 65534), unix.Setgroups(nil), unix.Setgid(65534), unix.Setuid(65534)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		var limit unix.Rlimit
-		if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
-			t.Fatal(err)
-		}
+		dir, limit := nobodysFolder(t)
 		for _, policy := range []MemoryPolicy{MemoryRequired, MemoryOff} {
 			s, _ := createWeak(t, filepath.Join(dir, policy.String()), &KeyStoreOptions{Memory: policy})
 			old, next := secret(t, passphrase), secret(t, passphrase2)

@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat"
-	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -73,18 +72,7 @@ func configSecrets(t testing.TB, dir string, passphrase []byte) (all []testkit.M
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := keyfile.ParseHeader(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	master, err := f.Unlock(passphrase)
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, err := keyfile.Open(f, master)
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, _, body := unlockFile(t, text, passphrase)
 	add := func(row string, b []byte) { all = append(all, testkit.MemorySecret{Row: row, Name: row, Bytes: b}) }
 	for _, k := range body.ConfigKeys {
 		if k.KEM == ohttp.X25519 {

@@ -74,9 +74,7 @@ func hmacSecrets(row, name string, key []byte) (all []testkit.MemorySecret) {
 	return all
 }
 
-// storeSecrets are those of a key store's file: what the passphrase becomes, the data keys, the private key, and the
-// file's body that holds them.
-func storeSecrets(t testing.TB, file, passphrase []byte, key *rsa.PrivateKey) []testkit.MemorySecret {
+func unlockFile(t testing.TB, file, passphrase []byte) (*keyfile.File, *keyfile.MasterKey, *keyfile.Body) {
 	t.Helper()
 	f, err := keyfile.ParseHeader(file)
 	if err != nil {
@@ -90,6 +88,14 @@ func storeSecrets(t testing.TB, file, passphrase []byte, key *rsa.PrivateKey) []
 	if err != nil {
 		t.Fatal(err)
 	}
+	return f, master, body
+}
+
+// storeSecrets are those of a key store's file: what the passphrase becomes, the data keys, the private key, and the
+// file's body that holds them.
+func storeSecrets(t testing.TB, file, passphrase []byte, key *rsa.PrivateKey) []testkit.MemorySecret {
+	t.Helper()
+	f, master, body := unlockFile(t, file, passphrase)
 	masterKey := make([]byte, 32)
 	if err := master.MoveTo(masterKey); err != nil {
 		t.Fatal(err)
