@@ -46,11 +46,18 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest, o
 		done()
 		counted(&err)
 	}
+	returned := false
+	defer func() {
+		if !returned {
+			finish(errPanicked) // or else Close waits for this call for good
+		}
+	}()
 	var resp *openedResponse
 	err = c.persist(ctx, o, func() (again bool, err error) {
 		resp, again, err = c.streamOnce(ctx, in, o, finish)
 		return again, err
 	})
+	returned = true
 	if err != nil {
 		finish(err)
 		return nil, err
@@ -58,23 +65,29 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest, o
 	return resp, nil
 }
 
+// errPanicked is the end of what a callback of the caller's ended by panicking.
+var errPanicked = errors.New("sealedchat: a callback panicked")
+
 // streamOnce is attempt for a response that is read as it comes. finish is called when a good one has been read.
 func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainRequest, o *callOptions, finish func(error)) (_ *openedResponse, again bool, err error) {
 	start := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, errAttemptTimeout)
+	release, handedOn := func() { cancel() }, false
+	defer func() {
+		if !handedOn {
+			release()
+		}
+	}()
 	r, err := c.oblivious.sealInner(ctx, in, o)
 	if err != nil {
-		err = waitError(ctx, err)
-		cancel()
-		return nil, false, err
+		return nil, false, waitError(ctx, err)
 	}
-	release := func() {
+	release = func() {
 		r.release()
 		cancel()
 	}
 	o.sealed = r.payloadID
 	if err := c.tellSealed(ctx, r, len(in.content), o); err != nil {
-		release()
 		return nil, false, err
 	}
 	c.counts.attempts.Add(1)
@@ -86,21 +99,21 @@ func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainReques
 		err = c.tellRefused(ctx, r.payloadID, err, o.tier)
 		log.DebugContext(ctx, "request failed", "duration", time.Since(start), "error", logText(err))
 		again, err = c.refused(ctx, r, err)
-		release()
 		return nil, again, err
 	}
 	resp.body.over = func(end error) error {
+		failure := errPanicked
+		defer func() { finish(failure) }()
 		defer release()
 		c.counts.opened.Add(resp.body.opened)
 		end = c.tellStream(context.WithoutCancel(ctx), resp, start, end)
-		failure := end
-		if end == io.EOF || end == errBodyClosed {
+		log.DebugContext(ctx, "answer ended", "duration", time.Since(start), "bytes", resp.body.opened, "complete", end == io.EOF)
+		if failure = end; end == io.EOF || end == errBodyClosed {
 			failure = nil
 		}
-		log.DebugContext(ctx, "answer ended", "duration", time.Since(start), "bytes", resp.body.opened, "complete", end == io.EOF)
-		finish(failure)
 		return end
 	}
+	handedOn = true
 	resp.body.watch(ctx)
 	return resp, false, nil
 }
@@ -134,12 +147,15 @@ func (c *SecureCompletionClient) receive(ctx context.Context, in *plainRequest, 
 	if err != nil {
 		return nil, err
 	}
+	opened := false
+	defer func() {
+		if !opened {
+			_ = outside.Body.Close()
+		}
+	}()
 	resp, err := c.openHeader(ctx, in, r, outside)
-	if err != nil {
-		_ = outside.Body.Close()
-		return nil, err
-	}
-	return resp, nil
+	opened = err == nil
+	return resp, err
 }
 
 func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest, outside *http.Response) (*openedResponse, error) {
@@ -307,6 +323,7 @@ func (b *openedBody) end(err error) error {
 	b.reader.Close()
 	_ = b.outside.Close()
 	if b.over != nil {
+		b.err = errPanicked // unless it returns: the end of what is not audited is withheld
 		b.err = b.over(err)
 	}
 	return b.err

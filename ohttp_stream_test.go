@@ -1,0 +1,112 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+)
+
+// panickingLimiter is a Limiter that does.
+type panickingLimiter struct{}
+
+func (panickingLimiter) Wait(context.Context) error { panic("the limiter") }
+
+type panickingTransport struct{}
+
+func (panickingTransport) RoundTrip(*http.Request) (*http.Response, error) { panic("the transport") }
+
+// panickingAuditor panics at events of one type.
+func panickingAuditor(at EventType) Auditor {
+	return AuditorFunc(func(_ context.Context, e Event) error {
+		if e.Type == at {
+			panic("the auditor")
+		}
+		return nil
+	})
+}
+
+// Who recovers from a panic of his callback, as net/http does for a handler, can still close the client.
+func TestStreamSurvivesPanics(t *testing.T) {
+	for name, change := range map[string]func(*Config){
+		"OnServerKey":     func(c *Config) { c.OnServerKey = func(_, _ *PublicKey) error { panic("the callback") } },
+		"Limiter":         func(c *Config) { c.Limiter = panickingLimiter{} },
+		"Transport":       func(c *Config) { c.Transport = panickingTransport{} },
+		"request_sealed":  func(c *Config) { c.Audit = panickingAuditor(EventRequestSealed) },
+		"response_opened": func(c *Config) { c.Audit = panickingAuditor(EventResponseOpened) },
+	} {
+		ways := map[string]func(*SecureCompletionClient){
+			"Stream": func(c *SecureCompletionClient) {
+				for range c.Stream(context.Background(), ask("x")) {
+				}
+			},
+			"Stream left early": func(c *SecureCompletionClient) {
+				for range c.Stream(context.Background(), ask("x")) {
+					break
+				}
+			},
+			"HTTPClient": func(c *SecureCompletionClient) {
+				body := strings.NewReader(`{"model":"m","messages":[],"stream":true}`)
+				resp, err := c.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json", body)
+				if err != nil {
+					return
+				}
+				defer resp.Body.Close()
+				_, _ = io.ReadAll(resp.Body)
+			},
+		}
+		for way, call := range ways {
+			t.Run(name+" "+way, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { // where what hangs is told of
+					g := newTiny(t, wordByWord(nil, "a", "b"))
+					client := directClient(t, g, change)
+					if name == "Transport" { // which carries the list of keys first
+						client.http = direct{g}
+						if err := client.Warm(t.Context()); err != nil {
+							t.Fatal(err)
+						}
+						client.http = panickingTransport{}
+					}
+					func() {
+						defer func() {
+							if recover() == nil {
+								t.Error("no panic")
+							}
+						}()
+						call(client)
+					}()
+					if s := client.Stats(); s.InFlight != 0 || s.Requests != 1 || s.Failures != 1 {
+						t.Errorf("%+v", s)
+					}
+					if err := client.Close(); err != nil {
+						t.Error(err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// What the Auditor did not get to record is not whole, for whoever reads on.
+func TestStreamPanicWithholdsTheEnd(t *testing.T) {
+	g := newTiny(t, wordByWord(nil, "a"))
+	client := directClient(t, g, func(c *Config) { c.Audit = panickingAuditor(EventResponseOpened) })
+	resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json",
+		strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	func() {
+		defer func() { _ = recover() }()
+		_, _ = io.ReadAll(resp.Body)
+	}()
+	if n, err := resp.Body.Read(make([]byte, 1)); n != 0 || err == nil || err == io.EOF {
+		t.Errorf("read on: %d, %v", n, err)
+	}
+}
