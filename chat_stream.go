@@ -293,7 +293,8 @@ func parseChunk(e event) (*ChatChunk, error) {
 		return nil, schemaError("a chunk", "not a JSON object in valid UTF-8")
 	}
 	o, _ := pick(e.data, "object", "choices", "error")
-	if k, ok := o.kind("error"); e.name == "error" || (ok && k != jsonspan.Null && !o.is("choices", jsonspan.Array)) {
+	// Some servers put what went wrong midway into a chunk like any other, with choices.
+	if k, ok := o.kind("error"); e.name == "error" || (ok && k != jsonspan.Null) {
 		return nil, sealedAPIError(e.data)
 	}
 	if object := o.text("object"); object != "" && object != "chat.completion.chunk" {
