@@ -48,6 +48,34 @@ func TestAccumulatedMembers(t *testing.T) {
 	}
 }
 
+// Some texts come in pieces inside an object; of the others there the last one counts.
+func TestAccumulatedTextsInObjects(t *testing.T) {
+	for name, test := range map[string]struct {
+		member string
+		pieces []string
+		want   string
+	}{
+		"a function call": {"function_call", []string{`{"name":"f","arguments":""}`, `{"arguments":"{\"a\""}`, `null`, `{"arguments":":1}"}`},
+			`{"arguments":"{\"a\":1}","name":"f"}`},
+		"its name again":   {"function_call", []string{`{"name":"f","arguments":"1"}`, `{"name":"f","arguments":"2"}`}, `{"arguments":"12","name":"f"}`},
+		"odd spelling":     {"function_call", []string{`{"argument\u0073":"1"}`, ` { "arguments" : "2" } `}, `{"arguments":"12"}`},
+		"no text":          {"function_call", []string{`{"arguments":{"a":1}}`, `{"arguments":{"b":2}}`, `{"arguments":null}`}, `{"arguments":{"b":2}}`},
+		"audio":            {"audio", []string{`{"id":"a","data":"QUJD","transcript":"Hel"}`, `{"data":"REVG"}`, `{"transcript":"lo","expires_at":7}`}, `{"data":"QUJDREVG","expires_at":7,"id":"a","transcript":"Hello"}`},
+		"another's":        {"audio", []string{`{"arguments":"1"}`, `{"arguments":"2"}`}, `{"arguments":"2"}`},
+		"not known":        {"other", []string{`{"data":"1","arguments":"2"}`, `{"data":"3","arguments":"4"}`}, `{"arguments":"4","data":"3"}`},
+		"deeper than that": {"audio", []string{`{"x":{"data":"1"}}`, `{"x":{"data":"2"}}`}, `{"x":{"data":"2"}}`},
+	} {
+		var a ChatAccumulator
+		for _, p := range test.pieces {
+			m := map[string]json.RawMessage{test.member: json.RawMessage(p)}
+			a.Add(&ChatChunk{Choices: []ChunkChoice{{Delta: Delta{Extra: m}}}})
+		}
+		if got := a.Response().Choices[0].Message.Extra[test.member]; string(got) != test.want {
+			t.Errorf("%s: got %s, want %s", name, got, test.want)
+		}
+	}
+}
+
 // What a chunk costs does not depend on how much came before it.
 func TestAccumulatingIsLinear(t *testing.T) {
 	const n = 4000
