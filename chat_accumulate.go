@@ -22,8 +22,15 @@ type ChatAccumulator struct {
 type choiceSoFar struct {
 	role, finish     string
 	content, refusal strings.Builder
-	calls            map[int64]*callSoFar
+	calls            map[int64]*callsSoFar
 	extra, message   membersSoFar // of the choice, and of its message
+}
+
+// callsSoFar are the tool calls with one index: a single one, but for servers that leave the index out.
+type callsSoFar struct {
+	list []*callSoFar
+	last *callSoFar // that a piece was for
+	byID map[string]*callSoFar
 }
 
 type callSoFar struct {
@@ -35,8 +42,12 @@ type callSoFar struct {
 // Add takes in a copy of the next chunk, which stays the caller's. Members in Extra are joined where they are texts or
 // lists, and objects member by member; of anything else the last one counts. Inside those objects lists are joined, and the
 // texts that servers send in pieces: a message's function_call.arguments, audio.data and audio.transcript. Of other texts in
-// there, and of objects, the last one counts.
+// there, and of objects, the last one counts. Pieces of tool calls belong together that have the same index, and the same id or
+// none. Add(nil) does nothing.
 func (a *ChatAccumulator) Add(c *ChatChunk) {
+	if c == nil {
+		return
+	}
 	h := &a.head
 	setIfAny(&h.ID, c.ID)
 	setIfAny(&h.Model, c.Model)
@@ -97,19 +108,35 @@ func (a *ChatAccumulator) add(c *ChunkChoice) {
 }
 
 func (s *choiceSoFar) addCall(d *ToolCallDelta) {
-	call := s.calls[d.Index]
-	if call == nil {
+	calls := s.calls[d.Index]
+	if calls == nil {
 		if s.calls == nil {
-			s.calls = make(map[int64]*callSoFar)
+			s.calls = make(map[int64]*callsSoFar)
 		}
-		call = &callSoFar{}
-		s.calls[d.Index] = call
+		calls = &callsSoFar{byID: make(map[string]*callSoFar)}
+		s.calls[d.Index] = calls
 	}
-	setIfAny(&call.id, d.ID)
+	call := calls.of(d.ID)
 	setIfAny(&call.kind, d.Type)
 	setIfAny(&call.name, d.Function.Name)
 	call.arguments.WriteString(d.Function.Arguments)
 	call.extra.add(d.Extra, nil)
+}
+
+// of returns the call that a piece with that id is for, which it makes if need be.
+func (s *callsSoFar) of(id string) *callSoFar {
+	if known := s.byID[id]; known != nil {
+		s.last = known
+	}
+	if s.last == nil || (id != "" && s.last.id != "" && s.last.id != id) {
+		s.last = &callSoFar{}
+		s.list = append(s.list, s.last)
+	}
+	if id != "" {
+		s.last.id = id
+		s.byID[id] = s.last
+	}
+	return s.last
 }
 
 // membersSoFar are members that this package does not know, as their pieces come.
@@ -243,11 +270,12 @@ func (a *ChatAccumulator) Response() *ChatResponse {
 			m.Role = "assistant"
 		}
 		for _, i := range slices.Sorted(maps.Keys(s.calls)) {
-			call := s.calls[i]
-			m.ToolCalls = append(m.ToolCalls, ToolCall{
-				ID: call.id, Type: call.kind, Function: FunctionCall{Name: call.name, Arguments: call.arguments.String()},
-				Extra: call.extra.values(),
-			})
+			for _, call := range s.calls[i].list {
+				m.ToolCalls = append(m.ToolCalls, ToolCall{
+					ID: call.id, Type: call.kind, Function: FunctionCall{Name: call.name, Arguments: call.arguments.String()},
+					Extra: call.extra.values(),
+				})
+			}
 		}
 		r.Choices = append(r.Choices, Choice{Index: index, Message: m, FinishReason: s.finish, Extra: s.extra.values()})
 	}

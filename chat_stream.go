@@ -56,6 +56,7 @@ type Delta struct {
 }
 
 // ToolCallDelta is a piece of a tool call. Pieces with the same Index belong together, and their arguments are joined.
+// Of servers that leave the index out it is 0 in all of them, and another ID begins another call.
 type ToolCallDelta struct {
 	Index    int64                      `json:"index"`
 	ID       string                     `json:"id"`
