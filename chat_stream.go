@@ -204,8 +204,8 @@ func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, op
 		if resp.media() == mediaEvents {
 			return &chatEvents{Reader: resp.body, closer: resp.body, payloadID: resp.payloadID, most: maxEvent}, nil
 		}
-		events, err := wholeEvents(resp, call.includeUsage)
-		return eventsOf(events, resp.payloadID), c.tellSchema(ctx, resp.payloadID, err)
+		events, err := c.wholeEvents(ctx, resp, call.includeUsage)
+		return eventsOf(events, resp.payloadID), err
 	}
 	call, err := parseSDKCall(body)
 	if err != nil {
@@ -217,7 +217,7 @@ func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, op
 	}
 	defer clear(result.plaintext)
 	events, err := eventStream(result.plaintext, call.includeUsage)
-	return eventsOf(events, result.payloadID), err
+	return eventsOf(events, result.payloadID), c.tellSchema(ctx, result.payloadID, err)
 }
 
 // chatEvents is an event stream.
@@ -241,8 +241,9 @@ func eventsOf(events []byte, payloadID string) *chatEvents {
 	return &chatEvents{Reader: bytes.NewReader(events), payloadID: payloadID, most: len(events)}
 }
 
-// wholeEvents makes the events of a complete answer: some servers take no notice of stream.
-func wholeEvents(resp *openedResponse, includeUsage bool) ([]byte, error) {
+// wholeEvents makes the events of a complete answer: some servers take no notice of stream. An answer that is refused is told
+// of; of one that did not come as a whole, its body has told.
+func (c *SecureCompletionClient) wholeEvents(ctx context.Context, resp *openedResponse, includeUsage bool) ([]byte, error) {
 	defer resp.body.Close()
 	plaintext, err := readAll(resp.body, resp.length())
 	defer clear(plaintext)
@@ -250,9 +251,10 @@ func wholeEvents(resp *openedResponse, includeUsage bool) ([]byte, error) {
 		return nil, err
 	}
 	if err := checkCompletion(plaintext, resp.payloadID, ""); err != nil {
-		return nil, err
+		return nil, c.tellRefused(ctx, resp.payloadID, err, "")
 	}
-	return eventStream(plaintext, includeUsage)
+	events, err := eventStream(plaintext, includeUsage)
+	return events, c.tellSchema(ctx, resp.payloadID, err)
 }
 
 // readChunks reads events to their end.

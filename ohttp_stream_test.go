@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -108,5 +109,63 @@ func TestStreamPanicWithholdsTheEnd(t *testing.T) {
 	}()
 	if n, err := resp.Body.Read(make([]byte, 1)); n != 0 || err == nil || err == io.EOF {
 		t.Errorf("read on: %d, %v", n, err)
+	}
+}
+
+// Whoever asked for a stream and got a whole answer that is refused, finds that in the audit log as with Chat.
+func TestRefusedStreamsAreTold(t *testing.T) {
+	badCalls := strings.Replace(fineCompletion("x"), `"message":{`, `"message":{"tool_calls":5,`, 1)
+	foreign := func() string {
+		return strings.Replace(fineCompletion("x"), `{`, `{"_metadata":{"payload_id":"`+newUUID()+`"},`, 1)
+	}
+	for name, test := range map[string]struct {
+		answer func() string
+		want   error
+		ohttp  string
+		v1     string
+	}{
+		"another request's": {foreign, ErrReplay, "request_sealed response_opened replay_refused", "request_sealed replay_refused"},
+		"no completion": {func() string { return `{"id":1}` }, ErrResponseSchema,
+			"request_sealed response_opened schema_refused", "request_sealed schema_refused"},
+		"no tool calls": {func() string { return badCalls }, ErrResponseSchema,
+			"request_sealed response_opened schema_refused", "request_sealed response_opened schema_refused"},
+		"a server's error": {func() string { return `{"error":{"message":"x"}}` }, ErrServer, "request_sealed response_opened", "request_sealed"},
+	} {
+		h := &heard{}
+		g := newTiny(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, test.answer())
+		})
+		s := newSealedServer(t)
+		s.answer = func(q *sealedQuestion) *http.Response { return q.seal(test.answer()) }
+		for protocol, c := range map[string]struct {
+			client *SecureCompletionClient
+			want   string
+		}{
+			"ohttp": {directClient(t, g, func(c *Config) { c.Audit = h }), test.ohttp},
+			"v1":    {s.client(t, func(c *Config) { c.Audit = h }), test.v1},
+		} {
+			if err := c.client.Warm(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			h.take()
+			what := name + " over " + protocol
+			if _, err := collect(t, c.client, ask("x")); !errors.Is(err, test.want) {
+				t.Errorf("%s: %v", what, err)
+			}
+			events := h.mustHear(t, what, c.want)
+			if last := events[len(events)-1]; last.PayloadID == "" || last.PayloadID != events[0].PayloadID {
+				t.Errorf("%s: %+v", what, last)
+			}
+			resp, err := c.client.HTTPClient().Post("https://server.test/v1/chat/completions", "application/json",
+				strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
+			if err == nil {
+				resp.Body.Close()
+			}
+			if answered := test.want == ErrServer; answered != (err == nil) || !answered && !errors.Is(err, test.want) {
+				t.Errorf("%s, of an SDK: %v, %v", what, resp, err)
+			}
+			h.mustHear(t, what+", of an SDK", c.want)
+		}
 	}
 }

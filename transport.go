@@ -105,7 +105,7 @@ func (t *sdkTransport) complete(req *http.Request, call *sdkCall, opts []CallOpt
 	}
 	if call.stream {
 		events, err := eventStream(result.plaintext, call.includeUsage)
-		if err != nil {
+		if err = t.client.tellSchema(req.Context(), result.payloadID, err); err != nil {
 			return t.fail(req, call.body, err)
 		}
 		return sdkStream(req, events), nil
