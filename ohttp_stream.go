@@ -113,6 +113,7 @@ func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainReques
 		}
 		return end
 	}
+	resp.body.untold = func(err error) { log.ErrorContext(ctx, "audit failed", "cause", reason(err)) }
 	handedOn = true
 	resp.body.watch(ctx)
 	return resp, false, nil
@@ -226,6 +227,7 @@ type openedBody struct {
 	what    string
 	outside io.Closer
 	over    func(error) error // called once with the end, which it may replace; nil: nobody cares
+	untold  func(error)       // called by Close with an Auditor's error that no Read has returned; set with over
 	unwatch func() bool
 
 	mu      sync.Mutex
@@ -234,6 +236,7 @@ type openedBody struct {
 	ending  ending
 	opened  int64
 	err     error // nil until the end
+	told    bool  // Read has returned err, or it was logged
 }
 
 // watch ends the body with its context, whether or not somebody reads.
@@ -253,6 +256,7 @@ func (b *openedBody) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.err != nil {
+		b.told = true
 		return 0, b.err
 	}
 	n, err := b.content.Read(p)
@@ -261,6 +265,7 @@ func (b *openedBody) Read(p []byte) (int, error) {
 	if err == nil {
 		return n, nil
 	}
+	b.told = true
 	return n, b.end(b.judge(err))
 }
 
@@ -285,7 +290,10 @@ func (b *openedBody) Close() error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	_ = b.end(errBodyClosed)
+	if err := b.end(errBodyClosed); !b.told && b.untold != nil && errors.Is(err, ErrAudit) {
+		b.told = true
+		b.untold(err)
+	}
 	return nil
 }
 

@@ -4,9 +4,11 @@
 package sealedchat
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -166,6 +168,95 @@ func TestRefusedStreamsAreTold(t *testing.T) {
 				t.Errorf("%s, of an SDK: %v, %v", what, resp, err)
 			}
 			h.mustHear(t, what+", of an SDK", c.want)
+		}
+	}
+}
+
+// The Auditor's error is logged where a loop that was left, or a body that was closed, has nobody to return it to; once.
+func TestStreamLeftEarlyLogsTheAuditor(t *testing.T) {
+	post := func(t *testing.T, c *SecureCompletionClient, ctx context.Context) io.ReadCloser {
+		t.Helper()
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://gateway.test/v1/chat/completions",
+			strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := c.HTTPClient().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Body
+	}
+	for name, test := range map[string]struct {
+		fail   EventType
+		leave  func(t *testing.T, c *SecureCompletionClient)
+		logged int
+	}{
+		"a loop": {EventResponseOpened, func(t *testing.T, c *SecureCompletionClient) {
+			for _, err := range c.Stream(t.Context(), ask("x")) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				break
+			}
+		}, 1},
+		"a body": {EventResponseOpened, func(t *testing.T, c *SecureCompletionClient) {
+			body := post(t, c, t.Context())
+			_, _ = body.Close(), body.Close()
+		}, 1},
+		"a body behind [DONE]": {EventResponseOpened, func(t *testing.T, c *SecureCompletionClient) {
+			body := post(t, c, t.Context())
+			defer body.Close()
+			readEvents(t, body)
+		}, 1},
+		"a context that ended": {EventResponseOpened, func(t *testing.T, c *SecureCompletionClient) {
+			ctx, cancel := context.WithCancel(t.Context())
+			body := post(t, c, ctx)
+			cancel()
+			synctest.Wait()
+			_ = body.Close()
+		}, 1},
+		"read to its end": {EventResponseOpened, func(t *testing.T, c *SecureCompletionClient) {
+			body := post(t, c, t.Context())
+			if _, err := io.ReadAll(body); !errors.Is(err, errNotRecorded) {
+				t.Errorf("read: %v", err)
+			}
+			_ = body.Close()
+		}, 0},
+		"a loop to its end": {EventResponseOpened, func(t *testing.T, c *SecureCompletionClient) {
+			if _, err := collect(t, c, ask("x")); !errors.Is(err, errNotRecorded) {
+				t.Errorf("loop: %v", err)
+			}
+		}, 0},
+		"recorded": {"", func(t *testing.T, c *SecureCompletionClient) {
+			for range c.Stream(t.Context(), ask("x")) {
+				break
+			}
+		}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				client := directClient(t, newTiny(t, wordByWord(nil, "a", "b")), func(c *Config) {
+					c.Audit = &auditRecorder{fail: test.fail}
+					c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+				})
+				test.leave(t, client)
+				if n := strings.Count(log.String(), `level=ERROR msg="audit failed" payload_id=`); n != test.logged || strings.Count(log.String(), errNotRecorded.Error()) != n {
+					t.Errorf("logged %d times: %s", n, log.String())
+				}
+			})
+		})
+	}
+}
+
+// readEvents reads up to [DONE], where SDKs stop.
+func readEvents(t testing.TB, body io.Reader) {
+	t.Helper()
+	var got []byte
+	for b := make([]byte, 1); !bytes.HasSuffix(got, []byte(done)); got = append(got, b[0]) {
+		if _, err := io.ReadFull(body, b); err != nil {
+			t.Fatalf("after %q: %v", got, err)
 		}
 	}
 }
