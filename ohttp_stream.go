@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
@@ -229,6 +230,7 @@ type openedBody struct {
 	over    func(error) error // called once with the end, which it may replace; nil: nobody cares
 	untold  func(error)       // called by Close with an Auditor's error that no Read has returned; set with over
 	unwatch func() bool
+	gaveUp  atomic.Bool // Close has cut the answer: that it ends early is no fault of anybody's
 
 	mu      sync.Mutex
 	content *bhttp.Body
@@ -273,7 +275,10 @@ func (b *openedBody) Read(p []byte) (int, error) {
 func (b *openedBody) judge(err error) error {
 	switch {
 	case err != io.EOF:
-		return b.failure(err)
+		if err = b.failure(err); b.gaveUp.Load() && errors.Is(err, ErrTruncated) {
+			return errBodyClosed
+		}
+		return err
 	case !b.ending.ended():
 		return &truncatedError{"its content ends early"}
 	}
@@ -286,7 +291,7 @@ const drainTime = 50 * time.Millisecond
 // Close gives the rest of the answer up. A stream whose last event was read, where SDKs stop, is read to its end.
 func (b *openedBody) Close() error {
 	if !b.drain() {
-		_ = b.outside.Close() // a Read that waits ends
+		b.giveUp() // a Read that waits ends
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -297,6 +302,11 @@ func (b *openedBody) Close() error {
 	return nil
 }
 
+func (b *openedBody) giveUp() {
+	b.gaveUp.Store(true)
+	_ = b.outside.Close()
+}
+
 func (b *openedBody) drain() bool {
 	if !b.mu.TryLock() { // somebody reads
 		return false
@@ -305,7 +315,7 @@ func (b *openedBody) drain() bool {
 	if _, events := b.ending.(*eventEnding); b.err != nil || !events || !b.ending.ended() {
 		return b.err != nil
 	}
-	late := time.AfterFunc(drainTime, func() { _ = b.outside.Close() })
+	late := time.AfterFunc(drainTime, b.giveUp)
 	defer late.Stop()
 	var rest [512]byte
 	for n := 0; n < 16; n++ { // more than a final chunk needs

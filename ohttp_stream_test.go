@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // panickingLimiter is a Limiter that does.
@@ -258,5 +259,126 @@ func readEvents(t testing.TB, body io.Reader) {
 		if _, err := io.ReadFull(body, b); err != nil {
 			t.Fatalf("after %q: %v", got, err)
 		}
+	}
+}
+
+// piped is a transport without a network whose answers pass as they come, until their body is closed.
+type piped struct{ h http.Handler }
+
+func (p piped) RoundTrip(req *http.Request) (*http.Response, error) {
+	r, w := io.Pipe()
+	answer := &pipedWriter{header: make(http.Header), to: w, begun: make(chan struct{})}
+	in := req.Clone(req.Context())
+	if in.Body == nil {
+		in.Body = http.NoBody
+	}
+	stop := context.AfterFunc(req.Context(), func() { _ = w.CloseWithError(req.Context().Err()) })
+	go func() {
+		defer stop()
+		p.h.ServeHTTP(answer, in)
+		answer.WriteHeader(http.StatusOK)
+		_ = w.Close()
+	}()
+	<-answer.begun
+	return &http.Response{StatusCode: answer.status, Header: answer.header.Clone(), Body: r, ContentLength: -1, Request: req}, nil
+}
+
+type pipedWriter struct {
+	header http.Header
+	status int
+	to     io.Writer
+	begun  chan struct{}
+}
+
+func (w *pipedWriter) Header() http.Header { return w.header }
+
+func (w *pipedWriter) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+		close(w.begun)
+	}
+}
+
+func (w *pipedWriter) Write(b []byte) (int, error) {
+	w.WriteHeader(http.StatusOK)
+	return w.to.Write(b)
+}
+
+func (w *pipedWriter) Flush() {}
+
+func pipedClient(t testing.TB, g *tinyGateway, change func(*Config)) *SecureCompletionClient {
+	t.Helper()
+	return directClient(t, g, func(c *Config) {
+		c.Transport = piped{g}
+		if change != nil {
+			change(c)
+		}
+	})
+}
+
+// Who closes a stream ends it: what is not there then is nobody's failure. What was cut before is.
+func TestStreamsThatAreClosedAreNotCut(t *testing.T) {
+	const one = `data: {"choices":[{"index":0,"delta":{"content":"a"}}]}` + "\n\n"
+	lateBy := func(d time.Duration) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			answerEvents(one, done)(w, r)
+			select {
+			case <-time.After(d):
+			case <-r.Context().Done():
+			}
+		}
+	}
+	cut := func(events ...string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			answerEvents(events...)(w, r)
+			w.(*tinyWriter).abandon()
+		}
+	}
+	closeAtDone := func(t *testing.T, body io.ReadCloser) error {
+		readEvents(t, body)
+		return body.Close()
+	}
+	closeInRead := func(t *testing.T, body io.ReadCloser) error {
+		failed := make(chan error, 1)
+		go func() {
+			_, err := io.ReadAll(body)
+			failed <- err
+		}()
+		synctest.Wait()
+		return errors.Join(body.Close(), <-failed)
+	}
+	for name, test := range map[string]struct {
+		inner    http.HandlerFunc
+		end      func(*testing.T, io.ReadCloser) error
+		want     error
+		told     string
+		failures int64
+	}{
+		"closed at [DONE]":            {lateBy(drainTime / 2), closeAtDone, nil, "", 0},
+		"the final chunk comes late":  {lateBy(time.Second), closeAtDone, nil, " left early", 0},
+		"cut before it was closed":    {cut(one, done), closeAtDone, nil, " cut short", 1},
+		"closed while somebody reads": {func(w http.ResponseWriter, r *http.Request) { answerEvents(one)(w, r); <-r.Context().Done() }, closeInRead, errBodyClosed, " left early", 0},
+		"closed after it was cut":     {cut(one), closeInRead, ErrTruncated, " cut short", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				rec := &auditRecorder{}
+				client := pipedClient(t, newTiny(t, test.inner), func(c *Config) { c.Audit = rec })
+				resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json",
+					strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := test.end(t, resp.Body); !errors.Is(err, test.want) || (test.want == nil) != (err == nil) {
+					t.Errorf("got %v", err)
+				}
+				if told := rec.take(); told[len(told)-1] != string(EventResponseOpened)+test.told {
+					t.Errorf("told %q", told)
+				}
+				if s := client.Stats(); s.Failures != test.failures || s.InFlight != 0 {
+					t.Errorf("%+v", s)
+				}
+			})
+		})
 	}
 }
