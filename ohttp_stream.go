@@ -213,6 +213,8 @@ var errNotSealed = &OuterError{StatusCode: http.StatusOK, Detail: "not a sealed 
 // readWords reads the beginning of an error's content. What the gateway did not get to say does not matter: the status is
 // authentic.
 func readWords(b *openedBody) ([]byte, error) {
+	stalled := time.AfterFunc(maxErrorWait, func() { _ = b.outside.Close() })
+	defer stalled.Stop()
 	words, err := io.ReadAll(io.LimitReader(b.content, maxErrorBody))
 	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause, errAttemptTimeout) {
 		return nil, endedError(b.ctx)

@@ -382,3 +382,61 @@ func TestStreamsThatAreClosedAreNotCut(t *testing.T) {
 		})
 	}
 }
+
+// The words of an error whose status is known are not waited for as long as an answer.
+func TestSealedErrorThatStalls(t *testing.T) {
+	const words = `{"error":{"message":"words","code":"c"}}`
+	for name, test := range map[string]struct {
+		events []string
+		stall  time.Duration
+		took   time.Duration
+		detail string
+	}{
+		"at once":         {[]string{words}, 0, 0, "words"},
+		"late":            {[]string{words}, maxErrorWait / 2, maxErrorWait / 2, "words"},
+		"stalled":         {[]string{words[:9]}, time.Hour, maxErrorWait, ""},
+		"its end stalled": {[]string{words}, time.Hour, maxErrorWait, "words"},
+		"without words":   {nil, time.Hour, maxErrorWait, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client := pipedClient(t, newTiny(t, func(w http.ResponseWriter, r *http.Request) {
+					w.WriteHeader(http.StatusInternalServerError)
+					w.(http.Flusher).Flush()
+					for _, e := range test.events {
+						_, _ = io.WriteString(w, e)
+						w.(http.Flusher).Flush()
+					}
+					select {
+					case <-time.After(test.stall):
+					case <-r.Context().Done():
+					}
+				}), nil)
+				start := time.Now()
+				_, err := collect(t, client, ask("x"))
+				refused, ok := errors.AsType[*APIError](err)
+				if !ok || refused.StatusCode != http.StatusInternalServerError || refused.Detail != test.detail {
+					t.Errorf("got %v", err)
+				}
+				if took := time.Since(start); took != test.took {
+					t.Errorf("after %v", took)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // the caller's end still is the caller's
+		client := pipedClient(t, newTiny(t, func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusInternalServerError)
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+			w.(*tinyWriter).abandon() // or else its end could come before the client's
+		}), nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		for _, err := range client.Stream(ctx, ask("x")) {
+			if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrServer) {
+				t.Errorf("got %v", err)
+			}
+		}
+	})
+}
