@@ -138,9 +138,11 @@ func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
 // there all pieces are made from the complete answer, once that has come.
 //
 // An error comes last, alone, and with a nil chunk; errors are those of Chat. A stream that is cut, wherever and by
-// whomever, is [ErrTruncated]: without an error, it was complete. An error that the server sends within the stream is an
-// [*APIError] with status 200. Leaving the loop early ends the request. Nothing is sent before the loop, and each loop over
-// the result sends the request anew. Chunks are the caller's, who may keep them; [ChatAccumulator] puts them together.
+// whomever, is [ErrTruncated]: without an error, it was complete. One that the caller's own limits end is not called cut: the
+// end of ctx comes as itself, and that of Config.Timeout as [ErrConnection] and [context.DeadlineExceeded], also after chunks
+// came. An error that the server sends within the stream is an [*APIError] with status 200. Leaving the loop early ends the
+// request. Nothing is sent before the loop, and each loop over the result sends the request anew. Chunks are the caller's, who
+// may keep them; [ChatAccumulator] puts them together.
 //
 // The request is r with stream set, and, unless r.Extra has stream_options, with usage asked for: the last chunk then has
 // no choices, and Usage. Config.Timeout bounds the whole stream. Prompt and answer are ordinary memory, as in Chat.

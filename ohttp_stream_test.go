@@ -440,3 +440,48 @@ func TestSealedErrorThatStalls(t *testing.T) {
 		}
 	})
 }
+
+// The caller's own limits are told from cuts, also after chunks came.
+func TestStreamOutOfTime(t *testing.T) {
+	for name, test := range map[string]struct {
+		timeout time.Duration // Config's
+		ctx     time.Duration
+		want    []error
+		not     []error
+	}{
+		"Timeout": {time.Minute, time.Hour, []error{ErrConnection, context.DeadlineExceeded}, []error{ErrTruncated}},
+		"ctx":     {time.Hour, time.Minute, []error{context.DeadlineExceeded}, []error{ErrTruncated, ErrConnection}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client := pipedClient(t, newTiny(t, func(w http.ResponseWriter, r *http.Request) {
+					answerEvents(`data: {"choices":[]}`+"\n\n")(w, r)
+					<-r.Context().Done()
+					w.(*tinyWriter).abandon() // or else its end could come before the client's
+				}), func(c *Config) { c.Timeout = test.timeout })
+				ctx, cancel := context.WithTimeout(t.Context(), test.ctx)
+				defer cancel()
+				start, chunks := time.Now(), 0
+				var last error
+				for _, err := range client.Stream(ctx, ask("x")) {
+					if last = err; err == nil {
+						chunks++
+					}
+				}
+				if took := time.Since(start); took != time.Minute || chunks != 1 {
+					t.Errorf("%d chunks in %v", chunks, took)
+				}
+				for _, want := range test.want {
+					if !errors.Is(last, want) {
+						t.Errorf("%v is no %v", last, want)
+					}
+				}
+				for _, not := range test.not {
+					if errors.Is(last, not) {
+						t.Errorf("%v is %v", last, not)
+					}
+				}
+			})
+		})
+	}
+}
