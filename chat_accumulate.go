@@ -22,8 +22,15 @@ type ChatAccumulator struct {
 type choiceSoFar struct {
 	role, finish     string
 	content, refusal strings.Builder
-	calls            map[int64]*callSoFar
+	calls            map[int64]*callsSoFar
 	extra, message   membersSoFar // of the choice, and of its message
+}
+
+// callsSoFar are the tool calls with one index: a single one, but for servers that leave the index out.
+type callsSoFar struct {
+	list []*callSoFar
+	last *callSoFar // that a piece was for
+	byID map[string]*callSoFar
 }
 
 type callSoFar struct {
@@ -33,8 +40,14 @@ type callSoFar struct {
 }
 
 // Add takes in a copy of the next chunk, which stays the caller's. Members in Extra are joined where they are texts or
-// lists, and objects member by member; of anything else the last one counts.
+// lists, and objects member by member; of anything else the last one counts. Inside those objects lists are joined, and the
+// texts that servers send in pieces: a message's function_call.arguments, audio.data and audio.transcript. Of other texts in
+// there, and of objects, the last one counts. Pieces of tool calls belong together that have the same index, and the same id or
+// none. Add(nil) does nothing.
 func (a *ChatAccumulator) Add(c *ChatChunk) {
+	if c == nil {
+		return
+	}
 	h := &a.head
 	setIfAny(&h.ID, c.ID)
 	setIfAny(&h.Model, c.Model)
@@ -87,37 +100,56 @@ func (a *ChatAccumulator) add(c *ChunkChoice) {
 	setIfAny(&s.finish, c.FinishReason)
 	s.content.WriteString(c.Delta.Content)
 	s.refusal.WriteString(c.Delta.Refusal)
-	s.extra.add(c.Extra)
-	s.message.add(c.Delta.Extra)
+	s.extra.add(c.Extra, nil)
+	s.message.add(c.Delta.Extra, joinedTexts)
 	for i := range c.Delta.ToolCalls {
 		s.addCall(&c.Delta.ToolCalls[i])
 	}
 }
 
 func (s *choiceSoFar) addCall(d *ToolCallDelta) {
-	call := s.calls[d.Index]
-	if call == nil {
+	calls := s.calls[d.Index]
+	if calls == nil {
 		if s.calls == nil {
-			s.calls = make(map[int64]*callSoFar)
+			s.calls = make(map[int64]*callsSoFar)
 		}
-		call = &callSoFar{}
-		s.calls[d.Index] = call
+		calls = &callsSoFar{byID: make(map[string]*callSoFar)}
+		s.calls[d.Index] = calls
 	}
-	setIfAny(&call.id, d.ID)
+	call := calls.of(d.ID)
 	setIfAny(&call.kind, d.Type)
 	setIfAny(&call.name, d.Function.Name)
 	call.arguments.WriteString(d.Function.Arguments)
-	call.extra.add(d.Extra)
+	call.extra.add(d.Extra, nil)
+}
+
+// of returns the call that a piece with that id is for, which it makes if need be.
+func (s *callsSoFar) of(id string) *callSoFar {
+	if known := s.byID[id]; known != nil {
+		s.last = known
+	}
+	if s.last == nil || (id != "" && s.last.id != "" && s.last.id != id) {
+		s.last = &callSoFar{}
+		s.list = append(s.list, s.last)
+	}
+	if id != "" {
+		s.last.id = id
+		s.byID[id] = s.last
+	}
+	return s.last
 }
 
 // membersSoFar are members that this package does not know, as their pieces come.
 type membersSoFar map[string]*valueSoFar
 
+// joinedTexts are the texts inside a message's objects that come in pieces. It is never changed.
+var joinedTexts = map[string][]string{"function_call": {"arguments"}, "audio": {"data", "transcript"}}
+
 // add takes in pieces: texts and lists are joined, objects member by member, of anything else the last one that is not null
-// counts.
-func (s *membersSoFar) add(more map[string]json.RawMessage) {
+// counts. joined has, by the name of an object, which of its texts are joined as well.
+func (s *membersSoFar) add(more map[string]json.RawMessage, joined map[string][]string) {
 	for name, v := range more {
-		s.of(name).add(v, true)
+		s.of(name).add(v, true, joined[name])
 	}
 }
 
@@ -153,14 +185,14 @@ type valueSoFar struct {
 	members membersSoFar // in place of text, once there was a second piece of an object
 }
 
-// add takes in a copy of a piece. Inside an object only lists are joined: what OpenAI's own servers stream that way is
-// logprobs, an object of lists.
-func (v *valueSoFar) add(piece []byte, top bool) {
+// add takes in a copy of a piece. Lists are joined anywhere: logprobs is an object of lists. join says that a text is joined as
+// well, and an object member by member, with those of its texts that texts names.
+func (v *valueSoFar) add(piece []byte, join bool, texts []string) {
 	piece = bytes.TrimSpace(piece)
 	kind := jsonspan.KindOf(piece)
 	switch {
 	case v.set && kind == jsonspan.Null:
-	case !v.set || kind != v.kind || kind < jsonspan.String || (kind != jsonspan.Array && !top):
+	case !v.set || kind != v.kind || kind < jsonspan.String || (kind != jsonspan.Array && !join):
 		*v = valueSoFar{set: true, kind: kind, text: append(v.text[:0], unclosed(kind, piece)...)}
 	case kind == jsonspan.String:
 		v.text = append(v.text, unclosed(kind, piece)[1:]...)
@@ -172,10 +204,10 @@ func (v *valueSoFar) add(piece []byte, top bool) {
 		v.text = append(v.text, items...)
 	default:
 		if v.members == nil {
-			v.members.join(v.text)
+			v.members.join(v.text, texts)
 			v.text = nil
 		}
-		v.members.join(piece)
+		v.members.join(piece, texts)
 	}
 }
 
@@ -187,12 +219,13 @@ func unclosed(kind jsonspan.Kind, piece []byte) []byte {
 	return bytes.TrimRight(piece[:max(len(piece)-1, 1)], " \t\r\n")
 }
 
-func (s *membersSoFar) join(object []byte) {
+func (s *membersSoFar) join(object []byte, texts []string) {
 	if *s == nil {
 		*s = make(membersSoFar)
 	}
 	for m := range jsonspan.MembersOf(object) {
-		s.of(jsonspan.Text(m.Name)).add(m.Value, false)
+		name := jsonspan.Text(m.Name)
+		s.of(name).add(m.Value, jsonspan.KindOf(m.Value) == jsonspan.String && slices.Contains(texts, name), nil)
 	}
 }
 
@@ -237,11 +270,12 @@ func (a *ChatAccumulator) Response() *ChatResponse {
 			m.Role = "assistant"
 		}
 		for _, i := range slices.Sorted(maps.Keys(s.calls)) {
-			call := s.calls[i]
-			m.ToolCalls = append(m.ToolCalls, ToolCall{
-				ID: call.id, Type: call.kind, Function: FunctionCall{Name: call.name, Arguments: call.arguments.String()},
-				Extra: call.extra.values(),
-			})
+			for _, call := range s.calls[i].list {
+				m.ToolCalls = append(m.ToolCalls, ToolCall{
+					ID: call.id, Type: call.kind, Function: FunctionCall{Name: call.name, Arguments: call.arguments.String()},
+					Extra: call.extra.values(),
+				})
+			}
 		}
 		r.Choices = append(r.Choices, Choice{Index: index, Message: m, FinishReason: s.finish, Extra: s.extra.values()})
 	}

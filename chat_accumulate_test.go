@@ -48,6 +48,71 @@ func TestAccumulatedMembers(t *testing.T) {
 	}
 }
 
+// Some texts come in pieces inside an object; of the others there the last one counts.
+func TestAccumulatedTextsInObjects(t *testing.T) {
+	for name, test := range map[string]struct {
+		member string
+		pieces []string
+		want   string
+	}{
+		"a function call": {"function_call", []string{`{"name":"f","arguments":""}`, `{"arguments":"{\"a\""}`, `null`, `{"arguments":":1}"}`},
+			`{"arguments":"{\"a\":1}","name":"f"}`},
+		"its name again":   {"function_call", []string{`{"name":"f","arguments":"1"}`, `{"name":"f","arguments":"2"}`}, `{"arguments":"12","name":"f"}`},
+		"odd spelling":     {"function_call", []string{`{"argument\u0073":"1"}`, ` { "arguments" : "2" } `}, `{"arguments":"12"}`},
+		"no text":          {"function_call", []string{`{"arguments":{"a":1}}`, `{"arguments":{"b":2}}`, `{"arguments":null}`}, `{"arguments":{"b":2}}`},
+		"audio":            {"audio", []string{`{"id":"a","data":"QUJD","transcript":"Hel"}`, `{"data":"REVG"}`, `{"transcript":"lo","expires_at":7}`}, `{"data":"QUJDREVG","expires_at":7,"id":"a","transcript":"Hello"}`},
+		"another's":        {"audio", []string{`{"arguments":"1"}`, `{"arguments":"2"}`}, `{"arguments":"2"}`},
+		"not known":        {"other", []string{`{"data":"1","arguments":"2"}`, `{"data":"3","arguments":"4"}`}, `{"arguments":"4","data":"3"}`},
+		"deeper than that": {"audio", []string{`{"x":{"data":"1"}}`, `{"x":{"data":"2"}}`}, `{"x":{"data":"2"}}`},
+	} {
+		var a ChatAccumulator
+		for _, p := range test.pieces {
+			m := map[string]json.RawMessage{test.member: json.RawMessage(p)}
+			a.Add(&ChatChunk{Choices: []ChunkChoice{{Delta: Delta{Extra: m}}}})
+		}
+		if got := a.Response().Choices[0].Message.Extra[test.member]; string(got) != test.want {
+			t.Errorf("%s: got %s, want %s", name, got, test.want)
+		}
+	}
+}
+
+// Some servers send whole calls without an index: then the id tells them apart.
+func TestAccumulatedToolCalls(t *testing.T) {
+	type piece = ToolCallDelta
+	call := func(index int64, id, arguments string) piece {
+		return piece{Index: index, ID: id, Function: FunctionCall{Arguments: arguments}}
+	}
+	for name, test := range map[string]struct {
+		pieces []piece
+		want   string
+	}{
+		"no index":             {[]piece{call(0, "call_1", `{"x":1}`), call(0, "call_2", `{"y":2}`)}, `call_1 {"x":1}, call_2 {"y":2}`},
+		"no index, in pieces":  {[]piece{call(0, "call_1", `{"x"`), call(0, "", `:1}`), call(0, "call_2", `{"y"`), call(0, "", `:2}`)}, `call_1 {"x":1}, call_2 {"y":2}`},
+		"an id in every piece": {[]piece{call(0, "a", `1`), call(0, "b", `2`), call(0, "a", `3`), call(0, "", `4`)}, `a 134, b 2`},
+		"an id that is late":   {[]piece{call(0, "", `1`), call(0, "a", `2`), call(0, "", `3`)}, `a 123`},
+		"indices":              {[]piece{call(1, "b", `1`), call(0, "a", `2`), call(1, "", `3`), call(0, "a", `4`)}, `a 24, b 13`},
+		"no id at all":         {[]piece{call(0, "", `1`), call(1, "", `2`), call(0, "", `3`)}, ` 13,  2`},
+		"one id, two indices":  {[]piece{call(0, "a", `1`), call(1, "a", `2`)}, `a 1, a 2`},
+	} {
+		var a ChatAccumulator
+		for _, p := range test.pieces {
+			a.Add(&ChatChunk{Choices: []ChunkChoice{{Delta: Delta{ToolCalls: []piece{p}}}}})
+		}
+		var got []string
+		for _, c := range a.Response().Choices[0].Message.ToolCalls {
+			got = append(got, c.ID+" "+c.Function.Arguments)
+		}
+		if s := strings.Join(got, ", "); s != test.want {
+			t.Errorf("%s: got %s, want %s", name, s, test.want)
+		}
+	}
+	var a ChatAccumulator
+	a.Add(nil)
+	if r := a.Response(); len(r.Choices) != 0 {
+		t.Errorf("of nothing: %+v", r)
+	}
+}
+
 // What a chunk costs does not depend on how much came before it.
 func TestAccumulatingIsLinear(t *testing.T) {
 	const n = 4000

@@ -56,6 +56,7 @@ type Delta struct {
 }
 
 // ToolCallDelta is a piece of a tool call. Pieces with the same Index belong together, and their arguments are joined.
+// Of servers that leave the index out it is 0 in all of them, and another ID begins another call.
 type ToolCallDelta struct {
 	Index    int64                      `json:"index"`
 	ID       string                     `json:"id"`
@@ -137,9 +138,11 @@ func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
 // there all pieces are made from the complete answer, once that has come.
 //
 // An error comes last, alone, and with a nil chunk; errors are those of Chat. A stream that is cut, wherever and by
-// whomever, is [ErrTruncated]: without an error, it was complete. An error that the server sends within the stream is an
-// [*APIError] with status 200. Leaving the loop early ends the request. Nothing is sent before the loop, and each loop over
-// the result sends the request anew. Chunks are the caller's, who may keep them; [ChatAccumulator] puts them together.
+// whomever, is [ErrTruncated]: without an error, it was complete. One that the caller's own limits end is not called cut: the
+// end of ctx comes as itself, and that of Config.Timeout as [ErrConnection] and [context.DeadlineExceeded], also after chunks
+// came. An error that the server sends within the stream is an [*APIError] with status 200. Leaving the loop early ends the
+// request. Nothing is sent before the loop, and each loop over the result sends the request anew. Chunks are the caller's, who
+// may keep them; [ChatAccumulator] puts them together.
 //
 // The request is r with stream set, and, unless r.Extra has stream_options, with usage asked for: the last chunk then has
 // no choices, and Usage. Config.Timeout bounds the whole stream. Prompt and answer are ordinary memory, as in Chat.
@@ -203,8 +206,8 @@ func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, op
 		if resp.media() == mediaEvents {
 			return &chatEvents{Reader: resp.body, closer: resp.body, payloadID: resp.payloadID, most: maxEvent}, nil
 		}
-		events, err := wholeEvents(resp, call.includeUsage)
-		return eventsOf(events, resp.payloadID), c.tellSchema(ctx, resp.payloadID, err)
+		events, err := c.wholeEvents(ctx, resp, call.includeUsage)
+		return eventsOf(events, resp.payloadID), err
 	}
 	call, err := parseSDKCall(body)
 	if err != nil {
@@ -216,7 +219,7 @@ func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, op
 	}
 	defer clear(result.plaintext)
 	events, err := eventStream(result.plaintext, call.includeUsage)
-	return eventsOf(events, result.payloadID), err
+	return eventsOf(events, result.payloadID), c.tellSchema(ctx, result.payloadID, err)
 }
 
 // chatEvents is an event stream.
@@ -240,8 +243,9 @@ func eventsOf(events []byte, payloadID string) *chatEvents {
 	return &chatEvents{Reader: bytes.NewReader(events), payloadID: payloadID, most: len(events)}
 }
 
-// wholeEvents makes the events of a complete answer: some servers take no notice of stream.
-func wholeEvents(resp *openedResponse, includeUsage bool) ([]byte, error) {
+// wholeEvents makes the events of a complete answer: some servers take no notice of stream. An answer that is refused is told
+// of; of one that did not come as a whole, its body has told.
+func (c *SecureCompletionClient) wholeEvents(ctx context.Context, resp *openedResponse, includeUsage bool) ([]byte, error) {
 	defer resp.body.Close()
 	plaintext, err := readAll(resp.body, resp.length())
 	defer clear(plaintext)
@@ -249,9 +253,10 @@ func wholeEvents(resp *openedResponse, includeUsage bool) ([]byte, error) {
 		return nil, err
 	}
 	if err := checkCompletion(plaintext, resp.payloadID, ""); err != nil {
-		return nil, err
+		return nil, c.tellRefused(ctx, resp.payloadID, err, "")
 	}
-	return eventStream(plaintext, includeUsage)
+	events, err := eventStream(plaintext, includeUsage)
+	return events, c.tellSchema(ctx, resp.payloadID, err)
 }
 
 // readChunks reads events to their end.
@@ -293,7 +298,8 @@ func parseChunk(e event) (*ChatChunk, error) {
 		return nil, schemaError("a chunk", "not a JSON object in valid UTF-8")
 	}
 	o, _ := pick(e.data, "object", "choices", "error")
-	if k, ok := o.kind("error"); e.name == "error" || (ok && k != jsonspan.Null && !o.is("choices", jsonspan.Array)) {
+	// Some servers put what went wrong midway into a chunk like any other, with choices.
+	if k, ok := o.kind("error"); e.name == "error" || (ok && k != jsonspan.Null) {
 		return nil, sealedAPIError(e.data)
 	}
 	if object := o.text("object"); object != "" && object != "chat.completion.chunk" {

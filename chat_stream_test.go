@@ -55,7 +55,7 @@ func TestStreamChunks(t *testing.T) {
 		`data: {"id":"c1","object":"","created":0,"model":"","choices":[{"index":0,"delta":{"content":"ns","tool_calls":[{"index":1,"id":"t1","type":"function","function":{"name":"f","arguments":"{\"a\""}},{"index":0,"id":"t0","type":"function","function":{"name":"g"}}]}}]}`+"\n\n",
 		`data: {"id":"c1","choices":[{"index":0,"delta":{"tool_calls":[{"index":1,"function":{"arguments":":1}"}}],"refusal":"no"},"finish_reason":"tool_calls"},{"index":1,"delta":{"reasoning_content":"\ud83d"},"finish_reason":null}]}`+"\n\n",
 		`data: {"id":"c1","choices":[{"index":1,"delta":{"reasoning_content":"\ude00"},"finish_reason":"stop"},{"index":2,"delta":null}]}`+"\n\n",
-		`data: {"id":"c1","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3},"x":1}`+"\n\n",
+		`data: {"id":"c1","choices":[],"error":null,"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3},"x":1}`+"\n\n",
 		done,
 	))
 	client := directClient(t, g, nil)
@@ -136,20 +136,23 @@ func TestStreamsThatGoWrong(t *testing.T) {
 		want   error
 		text   string // in the error
 	}{
-		"without end":           {[]string{good}, ErrTruncated, ""},
-		"cut within an event":   {[]string{good, `data: {"choices":[{"ind`}, ErrTruncated, ""},
-		"a finish alone":        {[]string{good, `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"}, ErrTruncated, ""},
-		"an error":              {[]string{good, `data: {"error":{"message":"out of memory","code":"oom"}}` + "\n\n", done}, ErrServer, ""},
-		"event: error":          {[]string{good, "event: error\n" + `data: {"message":"out of memory"}` + "\n\n"}, ErrServer, ""},
-		"event: error, no JSON": {[]string{good, "event: error\ndata: out of memory\n\n"}, ErrServer, ""},
-		"no JSON":               {[]string{good, "data: hello\n\n", done}, ErrResponseSchema, ""},
-		"a list":                {[]string{good, "data: []\n\n", done}, ErrResponseSchema, ""},
-		"invalid UTF-8":         {[]string{good, "data: {\"choices\":[],\"a\":\"\xff\"}\n\n", done}, ErrResponseSchema, ""},
-		"no choices":            {[]string{good, `data: {"id":"x"}` + "\n\n", done}, ErrResponseSchema, "choices"},
-		"a whole completion":    {[]string{`data: {"object":"chat.completion","choices":[]}` + "\n\n", done}, ErrResponseSchema, "object"},
-		"a number for a text":   {[]string{`data: {"choices":[{"index":0,"delta":{"content":7}}]}` + "\n\n", done}, ErrResponseSchema, "choices"},
-		"too much of it":        {[]string{`data: {"choices":[` + strings.Repeat("{},", maxWeight) + `{}]}` + "\n\n", done}, ErrResponseSchema, ""},
-		"too large an event":    {[]string{"data: " + strings.Repeat(" ", maxEvent) + "\n\n", done}, ErrTooLarge, ""},
+		"without end":         {[]string{good}, ErrTruncated, ""},
+		"cut within an event": {[]string{good, `data: {"choices":[{"ind`}, ErrTruncated, ""},
+		"a finish alone":      {[]string{good, `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"}, ErrTruncated, ""},
+		"an error":            {[]string{good, `data: {"error":{"message":"out of memory","code":"oom"}}` + "\n\n", done}, ErrServer, ""},
+		"an error in a chunk": {[]string{good, `data: {"object":"chat.completion.chunk","error":{"code":502,"message":"memory"},` +
+			`"choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}` + "\n\n", done}, ErrServer, ""},
+		"an empty error in a chunk": {[]string{good, `data: {"error":{},"choices":[]}` + "\n\n", done}, ErrServer, ""},
+		"event: error":              {[]string{good, "event: error\n" + `data: {"message":"out of memory"}` + "\n\n"}, ErrServer, ""},
+		"event: error, no JSON":     {[]string{good, "event: error\ndata: out of memory\n\n"}, ErrServer, ""},
+		"no JSON":                   {[]string{good, "data: hello\n\n", done}, ErrResponseSchema, ""},
+		"a list":                    {[]string{good, "data: []\n\n", done}, ErrResponseSchema, ""},
+		"invalid UTF-8":             {[]string{good, "data: {\"choices\":[],\"a\":\"\xff\"}\n\n", done}, ErrResponseSchema, ""},
+		"no choices":                {[]string{good, `data: {"id":"x"}` + "\n\n", done}, ErrResponseSchema, "choices"},
+		"a whole completion":        {[]string{`data: {"object":"chat.completion","choices":[]}` + "\n\n", done}, ErrResponseSchema, "object"},
+		"a number for a text":       {[]string{`data: {"choices":[{"index":0,"delta":{"content":7}}]}` + "\n\n", done}, ErrResponseSchema, "choices"},
+		"too much of it":            {[]string{`data: {"choices":[` + strings.Repeat("{},", maxWeight) + `{}]}` + "\n\n", done}, ErrResponseSchema, ""},
+		"too large an event":        {[]string{"data: " + strings.Repeat(" ", maxEvent) + "\n\n", done}, ErrTooLarge, ""},
 	} {
 		g := newTiny(t, answerEvents(test.events...))
 		chunks, err := collect(t, directClient(t, g, nil), ask("x"))

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
@@ -46,11 +47,18 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest, o
 		done()
 		counted(&err)
 	}
+	returned := false
+	defer func() {
+		if !returned {
+			finish(errPanicked) // or else Close waits for this call for good
+		}
+	}()
 	var resp *openedResponse
 	err = c.persist(ctx, o, func() (again bool, err error) {
 		resp, again, err = c.streamOnce(ctx, in, o, finish)
 		return again, err
 	})
+	returned = true
 	if err != nil {
 		finish(err)
 		return nil, err
@@ -58,23 +66,29 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest, o
 	return resp, nil
 }
 
+// errPanicked is the end of what a callback of the caller's ended by panicking.
+var errPanicked = errors.New("sealedchat: a callback panicked")
+
 // streamOnce is attempt for a response that is read as it comes. finish is called when a good one has been read.
 func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainRequest, o *callOptions, finish func(error)) (_ *openedResponse, again bool, err error) {
 	start := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, errAttemptTimeout)
+	release, handedOn := func() { cancel() }, false
+	defer func() {
+		if !handedOn {
+			release()
+		}
+	}()
 	r, err := c.oblivious.sealInner(ctx, in, o)
 	if err != nil {
-		err = waitError(ctx, err)
-		cancel()
-		return nil, false, err
+		return nil, false, waitError(ctx, err)
 	}
-	release := func() {
+	release = func() {
 		r.release()
 		cancel()
 	}
 	o.sealed = r.payloadID
 	if err := c.tellSealed(ctx, r, len(in.content), o); err != nil {
-		release()
 		return nil, false, err
 	}
 	c.counts.attempts.Add(1)
@@ -86,21 +100,22 @@ func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainReques
 		err = c.tellRefused(ctx, r.payloadID, err, o.tier)
 		log.DebugContext(ctx, "request failed", "duration", time.Since(start), "error", logText(err))
 		again, err = c.refused(ctx, r, err)
-		release()
 		return nil, again, err
 	}
 	resp.body.over = func(end error) error {
+		failure := errPanicked
+		defer func() { finish(failure) }()
 		defer release()
 		c.counts.opened.Add(resp.body.opened)
 		end = c.tellStream(context.WithoutCancel(ctx), resp, start, end)
-		failure := end
-		if end == io.EOF || end == errBodyClosed {
+		log.DebugContext(ctx, "answer ended", "duration", time.Since(start), "bytes", resp.body.opened, "complete", end == io.EOF)
+		if failure = end; end == io.EOF || end == errBodyClosed {
 			failure = nil
 		}
-		log.DebugContext(ctx, "answer ended", "duration", time.Since(start), "bytes", resp.body.opened, "complete", end == io.EOF)
-		finish(failure)
 		return end
 	}
+	resp.body.untold = func(err error) { log.ErrorContext(ctx, "audit failed", "cause", reason(err)) }
+	handedOn = true
 	resp.body.watch(ctx)
 	return resp, false, nil
 }
@@ -134,12 +149,15 @@ func (c *SecureCompletionClient) receive(ctx context.Context, in *plainRequest, 
 	if err != nil {
 		return nil, err
 	}
+	opened := false
+	defer func() {
+		if !opened {
+			_ = outside.Body.Close()
+		}
+	}()
 	resp, err := c.openHeader(ctx, in, r, outside)
-	if err != nil {
-		_ = outside.Body.Close()
-		return nil, err
-	}
-	return resp, nil
+	opened = err == nil
+	return resp, err
 }
 
 func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest, outside *http.Response) (*openedResponse, error) {
@@ -195,6 +213,8 @@ var errNotSealed = &OuterError{StatusCode: http.StatusOK, Detail: "not a sealed 
 // readWords reads the beginning of an error's content. What the gateway did not get to say does not matter: the status is
 // authentic.
 func readWords(b *openedBody) ([]byte, error) {
+	stalled := time.AfterFunc(maxErrorWait, func() { _ = b.outside.Close() })
+	defer stalled.Stop()
 	words, err := io.ReadAll(io.LimitReader(b.content, maxErrorBody))
 	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause, errAttemptTimeout) {
 		return nil, endedError(b.ctx)
@@ -210,7 +230,9 @@ type openedBody struct {
 	what    string
 	outside io.Closer
 	over    func(error) error // called once with the end, which it may replace; nil: nobody cares
+	untold  func(error)       // called by Close with an Auditor's error that no Read has returned; set with over
 	unwatch func() bool
+	gaveUp  atomic.Bool // Close has cut the answer: that it ends early is no fault of anybody's
 
 	mu      sync.Mutex
 	content *bhttp.Body
@@ -218,6 +240,7 @@ type openedBody struct {
 	ending  ending
 	opened  int64
 	err     error // nil until the end
+	told    bool  // Read has returned err, or it was logged
 }
 
 // watch ends the body with its context, whether or not somebody reads.
@@ -237,6 +260,7 @@ func (b *openedBody) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.err != nil {
+		b.told = true
 		return 0, b.err
 	}
 	n, err := b.content.Read(p)
@@ -245,6 +269,7 @@ func (b *openedBody) Read(p []byte) (int, error) {
 	if err == nil {
 		return n, nil
 	}
+	b.told = true
 	return n, b.end(b.judge(err))
 }
 
@@ -252,7 +277,10 @@ func (b *openedBody) Read(p []byte) (int, error) {
 func (b *openedBody) judge(err error) error {
 	switch {
 	case err != io.EOF:
-		return b.failure(err)
+		if err = b.failure(err); b.gaveUp.Load() && errors.Is(err, ErrTruncated) {
+			return errBodyClosed
+		}
+		return err
 	case !b.ending.ended():
 		return &truncatedError{"its content ends early"}
 	}
@@ -265,12 +293,20 @@ const drainTime = 50 * time.Millisecond
 // Close gives the rest of the answer up. A stream whose last event was read, where SDKs stop, is read to its end.
 func (b *openedBody) Close() error {
 	if !b.drain() {
-		_ = b.outside.Close() // a Read that waits ends
+		b.giveUp() // a Read that waits ends
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	_ = b.end(errBodyClosed)
+	if err := b.end(errBodyClosed); !b.told && b.untold != nil && errors.Is(err, ErrAudit) {
+		b.told = true
+		b.untold(err)
+	}
 	return nil
+}
+
+func (b *openedBody) giveUp() {
+	b.gaveUp.Store(true)
+	_ = b.outside.Close()
 }
 
 func (b *openedBody) drain() bool {
@@ -281,7 +317,7 @@ func (b *openedBody) drain() bool {
 	if _, events := b.ending.(*eventEnding); b.err != nil || !events || !b.ending.ended() {
 		return b.err != nil
 	}
-	late := time.AfterFunc(drainTime, func() { _ = b.outside.Close() })
+	late := time.AfterFunc(drainTime, b.giveUp)
 	defer late.Stop()
 	var rest [512]byte
 	for n := 0; n < 16; n++ { // more than a final chunk needs
@@ -307,6 +343,7 @@ func (b *openedBody) end(err error) error {
 	b.reader.Close()
 	_ = b.outside.Close()
 	if b.over != nil {
+		b.err = errPanicked // unless it returns: the end of what is not audited is withheld
 		b.err = b.over(err)
 	}
 	return b.err

@@ -59,8 +59,8 @@ func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
 		return t.fail(req, body, err)
 	}
 	if call.stream && resp.media() != mediaEvents {
-		events, err := wholeEvents(resp, call.includeUsage)
-		if err = t.client.tellSchema(req.Context(), resp.payloadID, err); err != nil {
+		events, err := t.client.wholeEvents(req.Context(), resp, call.includeUsage)
+		if err != nil {
 			return t.fail(req, body, err)
 		}
 		return sdkStream(req, events), nil

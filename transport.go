@@ -42,8 +42,9 @@ import (
 // Config.BaseURL if they begin with it, so give the SDK a base URL that ends in /v1. Any path that ends in /chat/completions
 // becomes /v1/chat/completions, and a POST to it loses its query. Of the SDK's headers Accept, Content-Type and OpenAI-Beta
 // are sealed with it. The query is sealed too, but net/http puts the SDK's URL into the [*url.Error] of a call that fails, so
-// keep what is secret out of it. Streams pass as they come; Read returns [io.EOF] only if the answer was complete, down to the [DONE]
-// of a stream and the closing bracket of JSON, and otherwise [ErrTruncated]. Whoever stops reading closes the body.
+// keep what is secret out of it. Streams pass as they come; Read returns [io.EOF] only if the answer was complete, down to the
+// [DONE] of a stream and the closing bracket of JSON, and otherwise an error: [ErrTruncated] if it was cut. Whoever stops reading
+// closes the body.
 //
 // Prompt and answer are in ordinary memory here, as in [SecureCompletionClient.Chat]. The http.Client is safe for concurrent
 // use, and works until the client is closed. It follows no redirects and has no Timeout: [Config].Timeout holds.
@@ -105,7 +106,7 @@ func (t *sdkTransport) complete(req *http.Request, call *sdkCall, opts []CallOpt
 	}
 	if call.stream {
 		events, err := eventStream(result.plaintext, call.includeUsage)
-		if err != nil {
+		if err = t.client.tellSchema(req.Context(), result.payloadID, err); err != nil {
 			return t.fail(req, call.body, err)
 		}
 		return sdkStream(req, events), nil
