@@ -264,6 +264,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !g.begin() {
 		p := refuse(http.StatusServiceUnavailable, "the gateway is closing")
 		body := p.render(w.Header())
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.cfg.BodyTimeout)) // as below
 		w.WriteHeader(p.status)
 		_, _ = w.Write(body)
 		return
@@ -278,6 +279,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer context.AfterFunc(g.life, func() { h.within(0, reading|writing) })()
 	defer h.finish()
 
+	if r.ContentLength != 0 { // net/http reads what is left of a body before it answers
+		h.within(g.cfg.BodyTimeout, reading)
+	}
 	h.header("Cache-Control", "no-store")
 	h.header("X-Content-Type-Options", "nosniff")
 	path := r.URL.Path

@@ -81,10 +81,10 @@ func (h *gatewayRequest) completion() {
 // drain takes in, and forgets, the body of a request that is refused without it. Many clients look for an answer only
 // when they have sent everything; on a connection that is closed before, they find none, and repeat the request.
 func (h *gatewayRequest) drain() {
+	h.within(min(h.g.cfg.BodyTimeout, 10*time.Second), reading) // also for what net/http reads by itself
 	if h.r.Header.Get("Expect") != "" { // these wait for a word before they send
 		return
 	}
-	h.within(min(h.g.cfg.BodyTimeout, 10*time.Second), reading)
 	_, _ = io.CopyN(io.Discard, h.r.Body, 16<<20) // the protocol's largest request, sealed, has 14 MiB
 }
 

@@ -436,6 +436,7 @@ func (q *obliviousRequest) survive() {
 		return
 	}
 	q.logPanic(p)
+	q.within(min(q.g.cfg.BodyTimeout, 10*time.Second), reading) // net/http reads what is left of the body
 	if q.writer == nil && q.status == 0 {
 		q.refuse(refuse(http.StatusInternalServerError, "internal error"))
 		return
