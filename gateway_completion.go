@@ -82,7 +82,7 @@ func (h *gatewayRequest) completion() {
 // when they have sent everything; on a connection that is closed before, they find none, and repeat the request.
 func (h *gatewayRequest) drain() {
 	h.within(min(h.g.cfg.BodyTimeout, 10*time.Second), reading) // also for what net/http reads by itself
-	if h.r.Header.Get("Expect") != "" { // these wait for a word before they send
+	if h.r.Header.Get("Expect") != "" {                         // these wait for a word before they send
 		return
 	}
 	_, _ = io.CopyN(io.Discard, h.r.Body, 16<<20) // the protocol's largest request, sealed, has 14 MiB

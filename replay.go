@@ -39,7 +39,7 @@ func NewReplayCache(entries int) ReplayCache {
 	}
 	return &replayCache{
 		most: entries, known: make(map[[32]byte]replayClaim),
-		exchanges: exchangeIDs{most: entries, until: make(map[[32]byte]time.Time)},
+		exchanges: exchangeIDs{most: entries, until: make(map[[32]byte]exchangeClaim), began: time.Now()},
 	}
 }
 
@@ -58,27 +58,74 @@ type replayCache struct {
 type exchangeIDs struct {
 	mu    sync.Mutex
 	most  int
-	until map[[32]byte]time.Time
-	swept time.Time // when those whose time is over were taken out last
+	until map[[32]byte]exchangeClaim
+	swept time.Duration // when those whose time is over were taken out last; 0 = never
+	gone  []timeSpan    // ends of what was taken out, in order: the clock may be set back to before them
+	began time.Time
 }
+
+// exchangeClaim ends when the clock says so and when as much time has gone by: a clock that is wrong for a moment ends nothing.
+type exchangeClaim struct {
+	until time.Time
+	lives time.Duration // since began
+}
+
+func (e exchangeClaim) over(now time.Time, age time.Duration) bool {
+	return !now.Before(e.until) && age >= e.lives
+}
+
+type timeSpan struct{ from, to time.Time }
 
 var errReplayFull = errors.New("full")
 
-func (c *exchangeIDs) claim(id [32]byte, until, now time.Time) (bool, error) {
+// claim takes the clock's time, and the time that has gone by since began, which no clock changes.
+func (c *exchangeIDs) claim(id [32]byte, until, now time.Time, age time.Duration) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now.Before(c.until[id]) {
+	known, ok := c.until[id]
+	if ok && !known.over(now, age) || c.mayBeGone(until) {
 		return false, nil
 	}
-	if age := now.Sub(c.swept); age >= time.Minute || age < 0 || (len(c.until) >= c.most && age >= time.Second) {
-		maps.DeleteFunc(c.until, func(_ [32]byte, until time.Time) bool { return !now.Before(until) })
-		c.swept = now
+	if since := age - c.swept; c.swept == 0 || since >= time.Minute || len(c.until) >= c.most && since >= time.Second {
+		c.sweep(now, age)
 	}
-	if _, known := c.until[id]; !known && len(c.until) >= c.most {
+	if _, ok := c.until[id]; !ok && len(c.until) >= c.most {
 		return false, errReplayFull
 	}
-	c.until[id] = until
+	c.until[id] = exchangeClaim{until: until, lives: age + until.Sub(now)}
 	return true, nil
+}
+
+func (c *exchangeIDs) sweep(now time.Time, age time.Duration) {
+	var gone timeSpan
+	maps.DeleteFunc(c.until, func(_ [32]byte, e exchangeClaim) bool {
+		over := e.over(now, age)
+		if over && (gone.from.IsZero() || e.until.Before(gone.from)) {
+			gone.from = e.until
+		}
+		if over && e.until.After(gone.to) {
+			gone.to = e.until
+		}
+		return over
+	})
+	c.swept = max(age, 1)
+	if gone.from.IsZero() {
+		return
+	}
+	c.gone = append(c.gone, gone)
+	slices.SortFunc(c.gone, func(a, b timeSpan) int { return a.from.Compare(b.from) })
+	if len(c.gone) > 16 { // the oldest become one: what lies between them is over, too
+		c.gone[1].from = c.gone[0].from
+		if c.gone[0].to.After(c.gone[1].to) {
+			c.gone[1].to = c.gone[0].to
+		}
+		c.gone = slices.Delete(c.gone, 0, 1)
+	}
+}
+
+// mayBeGone tells of a request that may have been served and forgotten. With a clock that is never set back there is none.
+func (c *exchangeIDs) mayBeGone(until time.Time) bool {
+	return slices.ContainsFunc(c.gone, func(s timeSpan) bool { return !until.Before(s.from) && !until.After(s.to) })
 }
 
 // replayClaim is what is known of an id, and which claim it was: an id whose time was over can be claimed again.
@@ -96,7 +143,7 @@ type replayEntry struct {
 
 func (c *replayCache) Claim(_ context.Context, id, client [32]byte, until time.Time) (bool, error) {
 	if client == [32]byte{} {
-		return c.exchanges.claim(id, until, time.Now())
+		return c.exchanges.claim(id, until, time.Now(), time.Since(c.exchanges.began))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

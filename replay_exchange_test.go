@@ -63,3 +63,60 @@ func TestReplayCacheExchanges(t *testing.T) {
 		t.Errorf("%d of those who came at once were told true", told.Load())
 	}
 }
+
+// A clock that is wrong for some time, and set right, has nothing served twice, and honest requests only wait where they must.
+func TestReplayCacheClockSetBack(t *testing.T) {
+	start := time.Now().Round(0)
+	for name, c := range map[string]struct {
+		claims []clockedClaim
+	}{
+		"ahead for a moment": {[]clockedClaim{
+			{id: 1, clock: 0, age: 0, life: 3 * time.Minute, want: true},
+			{id: 2, clock: 5 * time.Minute, age: time.Second, life: 3 * time.Minute, want: true},
+			{id: 1, clock: 2 * time.Second, age: 2 * time.Second, life: 3*time.Minute - 2*time.Second, want: false},
+			{id: 3, clock: 2 * time.Second, age: 2 * time.Second, life: 3 * time.Minute, want: true}, // nobody's else
+			{id: 2, clock: 2 * time.Second, age: 2 * time.Second, life: 8*time.Minute - 2*time.Second, want: false},
+			{id: 2, clock: 7 * time.Minute, age: 7 * time.Minute, life: time.Minute, want: false}, // outlives what it had
+		}},
+		"ahead for long": {[]clockedClaim{
+			{id: 1, clock: time.Hour, age: 0, life: 3 * time.Minute, want: true},
+			{id: 2, clock: time.Hour + 10*time.Minute, age: 10 * time.Minute, life: 3 * time.Minute, want: true}, // 1 is forgotten
+			{id: 3, clock: 11 * time.Minute, age: 11 * time.Minute, life: 3 * time.Minute, want: true},
+			{id: 1, clock: time.Hour + time.Minute, age: time.Hour + time.Minute, life: 2 * time.Minute, want: false},
+			{id: 4, clock: time.Hour + time.Minute, age: time.Hour + time.Minute, life: 3 * time.Minute, want: true},
+		}},
+		"set back": {[]clockedClaim{
+			{id: 1, clock: time.Hour, age: 0, life: 3 * time.Minute, want: true},
+			{id: 2, clock: time.Hour + 4*time.Minute, age: 4 * time.Minute, life: 3 * time.Minute, want: true}, // 1 is forgotten
+			{id: 1, clock: time.Hour + time.Minute, age: 5 * time.Minute, life: 2 * time.Minute, want: false},
+			{id: 3, clock: time.Hour + time.Minute, age: 5 * time.Minute, life: 3 * time.Minute, want: true},
+		}},
+	} {
+		cache := NewReplayCache(0).(*replayCache)
+		for i, a := range c.claims {
+			now := start.Add(a.clock)
+			if got, err := cache.exchanges.claim(replayID(a.id), now.Add(a.life), now, a.age); got != a.want || err != nil {
+				t.Errorf("%s, claim %d: %v, %v", name, i, got, err)
+			}
+		}
+	}
+	cache := NewReplayCache(0).(*replayCache)
+	for i := range uint64(100) { // a clock that is never wrong refuses nobody, and keeps little
+		age := time.Duration(i) * 10 * time.Minute
+		if ok, err := cache.exchanges.claim(replayID(i), start.Add(age+time.Minute), start.Add(age), age); !ok || err != nil {
+			t.Fatalf("%d: %v, %v", i, ok, err)
+		}
+	}
+	if n := len(cache.exchanges.gone); n > 16 {
+		t.Errorf("%d spans", n)
+	}
+	if ok, _ := cache.exchanges.claim(replayID(1), start.Add(11*time.Minute), start.Add(10*time.Minute), 1000*time.Minute); ok {
+		t.Error("one of the oldest was served again")
+	}
+}
+
+type clockedClaim struct {
+	id               uint64
+	clock, age, life time.Duration
+	want             bool
+}
