@@ -38,7 +38,7 @@ const (
 // chapter 11). Zero values are defaults.
 type GatewayOHTTP struct {
 	// Allow lists what inner requests may ask for, as method and path: "POST /v1/chat/completions". Paths are compared as
-	// they are; a query goes along. What follows /v1 is asked of Upstream. nil = POST /v1/chat/completions,
+	// they are; a query goes along. What follows /v1 is asked of Upstream, and so is all of a path outside /v1. nil = POST /v1/chat/completions,
 	// /v1/completions, /v1/embeddings and /v1/responses, and GET /v1/models.
 	Allow []string
 	// DateWindow is how far a request's inner Date may be from this machine's clock, either way. A request is remembered

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -64,14 +65,21 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 }
 
 func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*http.Request, error) {
-	url := q.g.upstream.String() + strings.TrimPrefix(q.path, "/v1")
-	if q.query != "" {
-		url += "?" + q.query
+	path := q.path
+	if rest, ok := strings.CutPrefix(path, "/v1"); ok && (rest == "" || rest[0] == '/') {
+		path = rest
 	}
-	req, err := http.NewRequestWithContext(ctx, q.head.Method, url, nil)
-	if err != nil {
+	u := *q.g.upstream // never of a text: nothing that is asked for may change its host
+	u.RawPath, u.RawQuery = u.EscapedPath()+path, q.query
+	var err error
+	if u.Path, err = url.PathUnescape(u.RawPath); err != nil {
 		return nil, errors.New("not a URL") // the error quotes it
 	}
+	req, err := http.NewRequestWithContext(ctx, q.head.Method, q.g.upstream.String(), nil)
+	if err != nil {
+		return nil, errors.New("not a URL")
+	}
+	req.URL = &u
 	if len(sent.b) > 0 {
 		sent.attach(req)
 	}

@@ -72,11 +72,11 @@ func TestReplayCacheClockSetBack(t *testing.T) {
 	}{
 		"ahead for a moment": {[]clockedClaim{
 			{id: 1, clock: 0, age: 0, life: 3 * time.Minute, want: true},
-			{id: 2, clock: 5 * time.Minute, age: time.Second, life: 3 * time.Minute, want: true},
-			{id: 1, clock: 2 * time.Second, age: 2 * time.Second, life: 3*time.Minute - 2*time.Second, want: false},
-			{id: 3, clock: 2 * time.Second, age: 2 * time.Second, life: 3 * time.Minute, want: true}, // nobody's else
-			{id: 2, clock: 2 * time.Second, age: 2 * time.Second, life: 8*time.Minute - 2*time.Second, want: false},
-			{id: 2, clock: 7 * time.Minute, age: 7 * time.Minute, life: time.Minute, want: false}, // outlives what it had
+			{id: 2, clock: 6 * time.Minute, age: 61 * time.Second, life: 3 * time.Minute, want: true},
+			{id: 1, clock: 62 * time.Second, age: 62 * time.Second, life: 118 * time.Second, want: false},
+			{id: 3, clock: 62 * time.Second, age: 62 * time.Second, life: 118 * time.Second, want: true}, // nobody else has to wait
+			{id: 2, clock: 62 * time.Second, age: 62 * time.Second, life: 8 * time.Minute, want: false},
+			{id: 2, clock: 8 * time.Minute, age: 8 * time.Minute, life: time.Minute, want: false}, // when the clock gets there
 		}},
 		"ahead for long": {[]clockedClaim{
 			{id: 1, clock: time.Hour, age: 0, life: 3 * time.Minute, want: true},
