@@ -94,6 +94,7 @@ type Gateway struct {
 	counts    gatewayCounts
 	clients   clientKeys
 	strangers *strangers
+	busy      *strangers // one bucket: refusals for want of a place that are remembered
 	readers   *readers
 	audit     teller
 	opened    time.Time
@@ -120,6 +121,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	}
 	g := &Gateway{cfg: c, upstream: base, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
 	g.strangers = newStrangers(c.OHTTP.StrangerRate, c.OHTTP.StrangerBurst, time.Now)
+	g.busy = newStrangers(float64(c.MaxConcurrent), 4*c.MaxConcurrent, time.Now)
 	g.readers = newReaders(c.MaxConcurrent)
 	rules := *base
 	if c.InsecureUpstreamHTTP {
@@ -247,6 +249,7 @@ type refusal struct {
 	cause      error  // for the log; its text is sanitised there
 	kind       string // a problem type, in the second protocol
 	allow      string // methods, with 405 in the second protocol
+	forgotten  bool   // a copy of the request may be served later on, in the second protocol
 	event      EventType
 }
 

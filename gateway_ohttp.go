@@ -204,10 +204,7 @@ func (q *obliviousRequest) serve(ctx context.Context) *refusal {
 		defer func() { <-q.g.slots }()
 	default:
 		q.drain()
-		if p := q.claimExchange(ctx); p != nil { // this copy is not served: no other one is, either
-			return p
-		}
-		return tooManyAtOnce()
+		return q.turnAway(ctx)
 	}
 	for _, step := range []func(context.Context) *refusal{q.readContent, q.claimExchange, q.tellWhole, q.forward} {
 		if p := step(ctx); p != nil {
@@ -228,6 +225,20 @@ func (q *obliviousRequest) begins(ctx context.Context) *refusal {
 		return p
 	}
 	return q.check(ctx)
+}
+
+// turnAway refuses a request for which there is no place. No copy of it is served later on, so the refusal may say that it was
+// not processed. Beyond so many a second it says nothing, or else a busy gateway would fill its memory of replays.
+func (q *obliviousRequest) turnAway(ctx context.Context) *refusal {
+	busy := tooManyAtOnce()
+	if q.g.busy.take("all") > 0 {
+		busy.forgotten = true
+		return busy
+	}
+	if p := q.claimExchange(ctx); p != nil {
+		return p
+	}
+	return busy
 }
 
 func tooManyAtOnce() *refusal {

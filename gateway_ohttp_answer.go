@@ -68,7 +68,7 @@ func (q *obliviousRequest) refuseInner(p *refusal) {
 	if len(p.allow) > 0 {
 		header = append(header, bhttp.Field{Name: "allow", Value: p.allow})
 	}
-	if !q.asked && p.status != http.StatusConflict { // what was sent before may have been served then
+	if !q.asked && !p.forgotten && p.status != http.StatusConflict { // what was sent before may have been served then
 		header = append(header, bhttp.Field{Name: headerProcessed, Value: "no"})
 	}
 	body := p.problem()
