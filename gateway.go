@@ -96,6 +96,7 @@ type Gateway struct {
 	strangers *strangers
 	busy      *strangers // one bucket: refusals for want of a place that are remembered
 	readers   *readers
+	copies    copies
 	audit     teller
 	opened    time.Time
 

@@ -199,6 +199,14 @@ func (q *obliviousRequest) serve(ctx context.Context) *refusal {
 		}
 		return p
 	}
+	id := q.exchange.ID()
+	fresh := q.g.copies.take(id)
+	defer q.g.copies.giveBack(id)
+	if !fresh || q.g.knows(id) { // so that copies of one request do not take all places; claimExchange decides
+		q.drain()
+		return sentBefore()
+	}
+	defer q.g.copies.giveBack(id)
 	select {
 	case q.g.slots <- struct{}{}:
 		defer func() { <-q.g.slots }()

@@ -117,7 +117,7 @@ func (q *obliviousRequest) claimExchange(ctx context.Context) *refusal {
 		return &refusal{status: http.StatusServiceUnavailable, detail: "the replay cache is unavailable", retryAfter: time.Second, cause: err}
 	}
 	if !fresh {
-		return refuse(http.StatusConflict, "this request was sent before").as(EventReplayRefused)
+		return sentBefore()
 	}
 	if !time.Now().Before(until) { // it may have been forgotten when it was claimed
 		return wrongDate()
@@ -126,4 +126,14 @@ func (q *obliviousRequest) claimExchange(ctx context.Context) *refusal {
 		q.g.strangers.giveBack(q.address)
 	}
 	return nil
+}
+
+func sentBefore() *refusal {
+	return refuse(http.StatusConflict, "this request was sent before").as(EventReplayRefused)
+}
+
+// knows tells of a request that this process has claimed, if its own memory of replays is used.
+func (g *Gateway) knows(id [32]byte) bool {
+	cache, ok := g.cfg.Replay.(*replayCache)
+	return ok && cache.exchanges.knows(id, time.Now(), time.Since(cache.exchanges.began))
 }

@@ -231,3 +231,29 @@ func (r *readers) count(address, network string, n int) {
 		}
 	}
 }
+
+// copies counts deliveries of one request whose header was judged. Two may be read on at a time: one may be somebody's who
+// does not send the rest, and has captured the header.
+type copies struct {
+	mu sync.Mutex
+	of map[[32]byte]int
+}
+
+// take reports whether there is room for another one. It is given back in any case.
+func (c *copies) take(id [32]byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.of == nil {
+		c.of = make(map[[32]byte]int)
+	}
+	c.of[id]++
+	return c.of[id] <= 2
+}
+
+func (c *copies) giveBack(id [32]byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.of[id]--; c.of[id] <= 0 {
+		delete(c.of, id)
+	}
+}

@@ -4,9 +4,13 @@
 package sealedchat
 
 import (
+	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
+	"time"
 )
 
 // A gateway that is busy remembers some of what it refuses, says of these alone that they were not processed, and has room
@@ -61,4 +65,76 @@ func TestObliviousBusyFillsNoReplays(t *testing.T) {
 	if a := s.open(r.send(s)); a.status != 200 {
 		t.Errorf("when it is idle again: %+v", a)
 	}
+}
+
+// Somebody without a key who has captured the beginning of a request takes two places with it, and none once it was served.
+func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
+	keys, err := AuthenticateKeys(secret(t, "key-of-the-client"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		cache  ReplayCache
+		places int
+		status int
+	}{
+		"not served yet":        {NewReplayCache(0), 2, 0},
+		"served":                {NewReplayCache(0), 0, 200},
+		"served, another cache": {&sharedReplay{ReplayCache: NewReplayCache(0)}, 2, 200},
+	} {
+		r := newRig(t, func(g *GatewayConfig) {
+			g.MaxConcurrent, g.Authenticate, g.Replay, g.BodyTimeout = 4, keys, c.cache, 2*time.Second
+		})
+		srv := httptest.NewServer(r.g)
+		defer srv.Close()
+		defer srv.CloseClientConnections()
+		message := innerRequest{body: `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("x", 20000) + `"}]}`}.encode(t)
+		captured := sealFor(t, r.keyConfig(), message)
+		if c.status != 0 {
+			if a := captured.open(r.send(captured)); a.status != c.status {
+				t.Fatalf("%s: %+v", name, a)
+			}
+		}
+		var conns []net.Conn
+		for range 6 {
+			conn := rawDial(t, srv)
+			fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\nContent-Length: %d\r\n\r\n",
+				pathOHTTP, len(captured.body))
+			_, _ = conn.Write(captured.body[:len(captured.body)-1])
+			conns = append(conns, conn)
+		}
+		for deadline := time.Now().Add(5 * time.Second); r.g.copies.count() < 6 || len(r.g.slots) < c.places; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %d copies were judged", name, r.g.copies.count())
+			}
+		}
+		if n := len(r.g.slots); n != c.places {
+			t.Errorf("%s: %d places are taken, want %d", name, n, c.places)
+		}
+		s := r.seal(innerRequest{})
+		if a := s.open(r.send(s)); a.status != 200 {
+			t.Errorf("%s: a client: %+v", name, a)
+		}
+		for _, conn := range conns {
+			_ = conn.Close()
+		}
+		for deadline := time.Now().Add(5 * time.Second); r.g.copies.count() > 0 && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+		if n := r.g.copies.count(); n != 0 || len(r.g.copies.of) != 0 {
+			t.Errorf("%s: %d copies are left", name, n)
+		}
+	}
+}
+
+// sharedReplay is a cache that the gateway does not know from inside.
+type sharedReplay struct{ ReplayCache }
+
+func (c *copies) count() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, of := range c.of {
+		n += of
+	}
+	return n
 }

@@ -96,6 +96,13 @@ func (c *exchangeIDs) claim(id [32]byte, until, now time.Time, age time.Duration
 	return true, nil
 }
 
+func (c *exchangeIDs) knows(id [32]byte, now time.Time, age time.Duration) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.until[id]
+	return ok && !e.over(now, age)
+}
+
 func (c *exchangeIDs) sweep(now time.Time, age time.Duration) {
 	var gone timeSpan
 	maps.DeleteFunc(c.until, func(_ [32]byte, e exchangeClaim) bool {
