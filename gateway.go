@@ -34,7 +34,7 @@ type GatewayConfig struct {
 
 	// Authenticate judges a request by its headers; it must not read the body. It is called from several goroutines. In
 	// protocol v1 that is before anything of the request is decrypted. In Oblivious HTTP the headers are sealed too: it is
-	// called with a request that is made from the opened one, with its method, URL, headers and no body, and with RemoteAddr,
+	// called, once its date was judged, with a request that is made from the opened one, with its method, URL, headers and no body, and with RemoteAddr,
 	// TLS and context of the outer one, before its body is read. An error is answered 401, or 403 for ErrPermission, 429 for
 	// ErrRateLimited, 503 for ErrUnavailable; the RetryAfter of an *APIError goes along. See AuthenticateKeys.
 	Authenticate func(*http.Request) error

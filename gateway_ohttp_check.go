@@ -21,7 +21,7 @@ func (q *obliviousRequest) check(ctx context.Context) *refusal {
 	if q.inHeader.Get("Content-Encoding") != "" {
 		return refuse(http.StatusBadRequest, "the inner request has a content encoding")
 	}
-	for _, step := range []func(context.Context) *refusal{q.authenticate, q.checkDate, q.checkPath, q.checkInnerTier} {
+	for _, step := range []func(context.Context) *refusal{q.checkDate, q.authenticate, q.checkPath, q.checkInnerTier} {
 		if p := step(ctx); p != nil {
 			return p
 		}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 )
 
 // A gateway that is busy remembers some of what it refuses, says of these alone that they were not processed, and has room
@@ -137,4 +139,21 @@ func (c *copies) count() (n int) {
 		n += of
 	}
 	return n
+}
+
+// Authenticate does not hear of a captured request whose date is over: it may count what it is asked.
+func TestObliviousOldRequestsAreNobodys(t *testing.T) {
+	asked := 0
+	r := newRig(t, func(c *GatewayConfig) {
+		c.Authenticate = func(*http.Request) error { asked++; return ErrAuthentication }
+	})
+	for age, c := range map[time.Duration]struct{ status, asked int }{
+		24 * time.Hour: {400, 0}, -24 * time.Hour: {400, 0}, 3 * time.Minute: {400, 0}, time.Minute: {401, 1},
+	} {
+		asked = 0
+		s := r.seal(innerRequest{header: []bhttp.Field{dated(time.Now().Add(-age))}})
+		if a := s.open(r.send(s)); a.status != c.status || asked != c.asked {
+			t.Errorf("%v old: Authenticate was asked %d times: %+v", age, asked, a)
+		}
+	}
 }
