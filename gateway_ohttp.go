@@ -294,6 +294,7 @@ func (q *obliviousRequest) limit() int64 {
 
 const (
 	maxInnerHead    = 64 << 10
+	maxSealedHead   = 128 << 10 // of what holds the header, with its chunk's rest
 	maxInnerPadding = 1 << 20
 )
 
@@ -304,7 +305,9 @@ func (q *obliviousRequest) open(ctx context.Context) *refusal {
 		return &refusal{status: http.StatusServiceUnavailable, detail: "no key", retryAfter: time.Second, cause: err}
 	}
 	limit := q.limit()
-	body := &countedReader{r: &cappedReader{r: q.r.Body, left: limit, limit: limit}, n: &q.bytesIn}
+	capped := &cappedReader{r: q.r.Body, left: min(limit, maxSealedHead), limit: limit}
+	rest := limit - capped.left // for whoever is known by then: chunks of a byte cost 18 bytes, and work, each
+	body := &countedReader{r: capped, n: &q.bytesIn}
 	x, err := ohttp.Open(body, keyFinder{ctx, keys}, ohttp.MaxChunk)
 	if err != nil {
 		return q.openRefusal(err)
@@ -319,6 +322,7 @@ func (q *obliviousRequest) open(ctx context.Context) *refusal {
 	if err != nil {
 		return q.openRefusal(err)
 	}
+	capped.left += rest
 	q.within(unbounded, reading) // Authenticate may take its time: a deadline that passes would end the request
 	return nil
 }

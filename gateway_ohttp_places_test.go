@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -154,6 +155,29 @@ func TestObliviousOldRequestsAreNobodys(t *testing.T) {
 		s := r.seal(innerRequest{header: []bhttp.Field{dated(time.Now().Add(-age))}})
 		if a := s.open(r.send(s)); a.status != c.status || asked != c.asked {
 			t.Errorf("%v old: Authenticate was asked %d times: %+v", age, asked, a)
+		}
+	}
+}
+
+// A header in chunks of a byte each does not make the gateway open more than it says.
+func TestObliviousHeaderInManyChunks(t *testing.T) {
+	r := newRig(t, nil)
+	send := func(field, chunk int) (answer innerAnswer, size int) {
+		message := innerRequest{header: []bhttp.Field{{Name: "x", Value: strings.Repeat("y", field)}}, body: strings.Repeat("z", 300<<10)}.encode(t)
+		head := message[:field+100] // and a little more
+		var pieces [][]byte
+		for piece := range slices.Chunk(head, chunk) {
+			pieces = append(pieces, piece)
+		}
+		s := chunkedRequest(t, r.keyConfig(), true, append(pieces, message[len(head):])...)
+		w := r.send(s)
+		return s.open(w), len(s.body)
+	}
+	for _, c := range []struct{ field, chunk, status int }{
+		{60 << 10, 1, 413}, {10 << 10, 1, 413}, {5 << 10, 1, 200}, {60 << 10, 1 << 10, 200}, {60 << 10, 16 << 10, 200},
+	} {
+		if a, size := send(c.field, c.chunk); a.status != c.status || a.err != nil {
+			t.Errorf("a header of %d bytes in chunks of %d, %d bytes in all: %d, %v", c.field, c.chunk, size, a.status, a.err)
 		}
 	}
 }
