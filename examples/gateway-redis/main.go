@@ -23,7 +23,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -64,7 +63,7 @@ func main() {
 	flag.StringVar(&o.redis, "redis", "redis://127.0.0.1:6379/0", "`URL` of the Redis server; rediss:// for TLS")
 	flag.BoolVar(&o.durable, "redis-durable", false, "refuse a Redis server without \"appendonly yes\" and \"appendfsync always\", which forgets when it restarts")
 	flag.StringVar(&o.prefix, "redis-prefix", "sealedchat:replay:", "what keys in Redis begin with")
-	flag.StringVar(&o.apiKeys, "api-keys", "", "`file` with the API keys that are served, one on each line")
+	flag.StringVar(&o.apiKeys, "api-keys", "", "`file` with the API keys that are served, one on each line; # begins a comment line")
 	flag.BoolVar(&o.allowAll, "allow-unauthenticated", false, "serve everybody")
 	flag.DurationVar(&o.rotate, "rotate", 24*time.Hour, "age at which keys are replaced; negative = never")
 	flag.DurationVar(&o.window, "date-window", 0, "how far a request's Date may be off; 0 = 2m")
@@ -143,7 +142,7 @@ func run(ctx context.Context, o *options, arguments int) error {
 		log.Warn("-plain-http without -address-header: all clients behind the proxy share one limit for strangers")
 	}
 	if o.apiKeys != "" {
-		if config.Authenticate, err = readKeys(o.apiKeys); err != nil {
+		if config.Authenticate, err = readAPIKeys(o.apiKeys); err != nil {
 			return err
 		}
 	}
@@ -179,32 +178,6 @@ func (o *options) openKeys(ctx context.Context, log *slog.Logger) (*sealedchat.K
 	})
 }
 
-// readKeys reads one API key a line.
-func readKeys(file string) (func(*http.Request) error, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(text)
-	var keys []*sealedchat.Secret
-	defer func() {
-		for _, k := range keys { // AuthenticateKeys keeps digests
-			k.Destroy()
-		}
-	}()
-	for line := range bytes.Lines(text) {
-		if line = bytes.TrimSpace(line); len(line) == 0 {
-			continue
-		}
-		key, err := sealedchat.NewSecret(line)
-		if err != nil {
-			return nil, err
-		}
-		keys = append(keys, key)
-	}
-	return sealedchat.AuthenticateKeys(keys...)
-}
-
 // serve prints where it listens and what clients pin, and serves until ctx ends.
 func (o *options) serve(ctx context.Context, gateway *sealedchat.Gateway, log *slog.Logger) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
@@ -225,7 +198,7 @@ func (o *options) serve(ctx context.Context, gateway *sealedchat.Gateway, log *s
 	}
 	server := &http.Server{
 		Handler: gateway, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: 11 * time.Minute, IdleTimeout: 2 * time.Minute,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	failed := make(chan error, 1)
 	go func() {
