@@ -41,6 +41,9 @@ type anyEnding struct{}
 func (anyEnding) see([]byte)  {}
 func (anyEnding) ended() bool { return true }
 
+// noContent is that of an answer to HEAD, which ends with its header whatever that says.
+type noContent struct{ anyEnding }
+
 // eventEnding looks for the line that says that nothing more comes.
 type eventEnding struct {
 	last []string

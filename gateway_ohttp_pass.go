@@ -36,9 +36,13 @@ func (q *obliviousRequest) newPasser(resp *http.Response) *passer {
 	if resp.ContentLength >= 0 {
 		size = min(size, resp.ContentLength+1) // and the end of it
 	}
+	whole := newEnding(kind, q.path, resp.ContentLength)
+	if q.head.Method == http.MethodHead {
+		whole = noContent{}
+	}
 	return &passer{
 		q: q, pad: q.g.cfg.OHTTP.Pad, events: kind == "text/event-stream", live: resp.ContentLength < 0,
-		whole: newEnding(kind, q.path, resp.ContentLength), buf: make([]byte, size), out: make([]byte, 0, size+1<<10),
+		whole: whole, buf: make([]byte, size), out: make([]byte, 0, size+1<<10),
 	}
 }
 

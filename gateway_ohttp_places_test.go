@@ -181,3 +181,56 @@ func TestObliviousHeaderInManyChunks(t *testing.T) {
 		}
 	}
 }
+
+// An answer to HEAD has no content, and is whole without.
+func TestObliviousHead(t *testing.T) {
+	for name, chunked := range map[string][]string{"chunks": {"chunked"}, "nothing said": nil} {
+		r := newRig(t, func(c *GatewayConfig) { c.OHTTP.Allow = []string{"HEAD /v1/models", "GET /v1/models"} })
+		r.answer = func(*http.Request, []byte) (*http.Response, error) {
+			p := respond(200, "", "Content-Type", "application/json")
+			p.ContentLength, p.TransferEncoding, p.ProtoMajor = -1, chunked, 1
+			return p, nil
+		}
+		s := r.seal(innerRequest{method: http.MethodHead, path: "/v1/models"})
+		if a := s.open(r.send(s)); a.status != 200 || a.err != nil || a.body != "" {
+			t.Errorf("%s: %+v", name, a)
+		}
+		s = r.seal(innerRequest{method: http.MethodGet, path: "/v1/models"})
+		if a := s.open(r.send(s)); a.status == 200 && a.err == nil {
+			t.Errorf("%s: GET without content: %+v", name, a)
+		}
+	}
+}
+
+// A list is signed once a second, and again when it is another one.
+func TestListSignatureIsKept(t *testing.T) {
+	var s keptSignature
+	signed := 0
+	failing := error(nil)
+	sign := func(list []byte, now time.Time) (string, error) {
+		signed++
+		return fmt.Sprintf("%s at %d", list, now.Unix()), failing
+	}
+	now := time.Unix(1e9, 0)
+	for i, c := range []struct {
+		list   string
+		after  time.Duration
+		signed int
+	}{
+		{"a", 0, 1}, {"a", 999 * time.Millisecond, 1}, {"b", 999 * time.Millisecond, 2}, {"b", time.Second, 3}, {"b", 0, 4},
+	} {
+		at := now.Add(c.after)
+		got, err := s.sign([]byte(c.list), at, sign)
+		if want := fmt.Sprintf("%s at %d", c.list, at.Unix()); got != want || err != nil || signed != c.signed {
+			t.Errorf("%d: %q, %v, signed %d times", i, got, err, signed)
+		}
+	}
+	failing = ErrClosed
+	if _, err := s.sign([]byte("c"), now, sign); err == nil {
+		t.Error("a failure was kept")
+	}
+	failing = nil
+	if got, err := s.sign([]byte("c"), now, sign); err != nil || got == "" || signed != 6 {
+		t.Errorf("after a failure: %q, %v", got, err)
+	}
+}
