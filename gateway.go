@@ -47,7 +47,8 @@ type GatewayConfig struct {
 	// Tier is the security tier that this installation provides. Requests for a higher one are answered 403.
 	// "" = TierStandard.
 	Tier SecurityTier
-	// Replay remembers the requests that were served. Gateways that share Keys share it. nil = NewReplayCache(0) of its own.
+	// Replay remembers the requests that were served. Gateways that share Keys share it, and have the same ReplayWindow and
+	// OHTTP.DateWindow: each remembers for as long as its own says. nil = NewReplayCache(0) of its own.
 	Replay ReplayCache
 	// ReplayWindow is for how long, in protocol v1 (for the second see GatewayOHTTP.DateWindow). It has no timestamp: after
 	// the window, a captured request is served again. 0 = 24 h, or as long as the cache has room: with its 131,072 entries,

@@ -44,7 +44,7 @@ type GatewayOHTTP struct {
 	// /v1/completions, /v1/embeddings and /v1/responses, and GET /v1/models.
 	Allow []string
 	// DateWindow is how far a request's inner Date may be from this machine's clock, either way. A request is remembered
-	// until its Date, a window and a minute more; one that takes longer to arrive is refused. 0 = 2 minutes; at most 24 h.
+	// until its Date, a window and a minute more; one that takes longer to arrive is refused. Gateways that share Keys must have the same. 0 = 2 minutes; at most 24 h.
 	DateWindow time.Duration
 	// Pad makes the plaintext of every answer, and of every chunk of it, a multiple of so many bytes, so that lengths say
 	// less. Event streams get comment lines for it, which readers skip, and an event travels when it is complete; other

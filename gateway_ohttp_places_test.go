@@ -234,3 +234,27 @@ func TestListSignatureIsKept(t *testing.T) {
 		t.Errorf("after a failure: %q, %v", got, err)
 	}
 }
+
+// SECURITY.md says what an account sees of the upstream's refusals, and what it may say to the upstream.
+func TestObliviousUpstreamsOwnWords(t *testing.T) {
+	r := newRig(t, nil)
+	const words = "Traceback: /opt/model.py"
+	for status, passes := range map[int]bool{400: true, 404: true, 429: true, 500: true, 503: true, 302: false, 401: false, 403: false, 407: false} {
+		r.answer = func(*http.Request, []byte) (*http.Response, error) {
+			return respond(status, words, "Content-Type", "text/plain"), nil
+		}
+		s := r.seal(innerRequest{})
+		w := r.send(s)
+		if strings.Contains(w.Body.String(), words) {
+			t.Errorf("%d: in the clear", status)
+		}
+		if a := s.open(w); a.err != nil || (a.body == words) != passes || (a.status == status) != passes {
+			t.Errorf("%d: %+v", status, a)
+		}
+	}
+	const body = `{"model":"m","messages":[],"base_url":"http://a.test/","api_key":"k","security_tier":"maximum"}`
+	r.send(r.seal(innerRequest{body: body}))
+	if sent := r.forwarded(); sent[len(sent)-1].body != body {
+		t.Errorf("%s", sent[len(sent)-1].body)
+	}
+}
