@@ -122,7 +122,12 @@ func (s *KeyStore) tellLoaded(ctx context.Context) error {
 }
 
 func (s *KeyStore) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start time.Time) error {
-	return s.tell(ctx, Event{Type: EventKeyGenerated, Fingerprint: hexFingerprint(key), Bits: key.Bits(), Duration: time.Since(start)})
+	if ctx.Err() != nil {
+		return endedError(ctx) // the key is dropped, and nobody hears of it
+	}
+	// A store that is closed meanwhile waits for the Auditor: an event that it breaks off would count as lost.
+	e := Event{Type: EventKeyGenerated, Fingerprint: hexFingerprint(key), Bits: key.Bits(), Duration: time.Since(start)}
+	return s.tell(context.WithoutCancel(ctx), e)
 }
 
 func hexFingerprint(key *keyfile.RSAKey) string {

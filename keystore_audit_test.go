@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -279,5 +280,35 @@ func TestAuditUnconfirmedIsNotTheStores(t *testing.T) {
 		h.failOn(deaf, EventKeyGenerated, EventLockLost)
 		refused("rotate", s.Rotate(t.Context()))
 		refused("lost lock", s.failed(t.Context(), ErrLockLost))
+	}
+}
+
+// A store that is closed while its Auditor hears of a new key waits for him: he is not broken off.
+func TestCloseWaitsForTheAuditor(t *testing.T) {
+	s, _ := createHeard(t, storeDir(t), nil)
+	hears, ends := make(chan struct{}), make(chan struct{})
+	var armed, broken atomic.Bool // it hears of the first key as well
+	if err := s.SetAuditor(t.Context(), AuditorFunc(func(ctx context.Context, e Event) error {
+		if e.Type == EventKeyGenerated && armed.Load() {
+			close(hears)
+			<-ends
+			broken.Store(ctx.Err() != nil)
+		}
+		return nil
+	})); err != nil {
+		t.Fatal(err)
+	}
+	armed.Store(true)
+	rotated, closed := make(chan error), make(chan error)
+	go func() { rotated <- s.Rotate(t.Context()) }()
+	<-hears
+	go func() { closed <- s.Close() }()
+	<-s.life.Done()
+	close(ends)
+	if err := <-rotated; !errors.Is(err, ErrClosed) {
+		t.Errorf("Rotate: %v", err)
+	}
+	if err := <-closed; err != nil || broken.Load() {
+		t.Errorf("Close: %v; broken off: %v", err, broken.Load())
 	}
 }
