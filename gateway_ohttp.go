@@ -229,7 +229,6 @@ func (q *obliviousRequest) serve(ctx context.Context) *refusal {
 		q.drain()
 		return sentBefore()
 	}
-	defer q.g.copies.giveBack(id)
 	select {
 	case q.g.slots <- struct{}{}:
 		defer func() { <-q.g.slots }()

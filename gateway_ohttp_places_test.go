@@ -132,6 +132,42 @@ func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
 	}
 }
 
+// A copy that ends gives one place back, not the other copy's too.
+func TestObliviousCopiesAreGivenBackOnce(t *testing.T) {
+	r := newRig(t, func(g *GatewayConfig) { g.MaxConcurrent, g.BodyTimeout = 4, time.Minute })
+	srv := httptest.NewServer(r.g)
+	defer srv.Close()
+	defer srv.CloseClientConnections()
+	message := innerRequest{body: `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("x", 20000) + `"}]}`}.encode(t)
+	captured := sealFor(t, r.keyConfig(), message)
+	var conns []net.Conn
+	for range 2 {
+		conn := rawDial(t, srv)
+		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\nContent-Length: %d\r\n\r\n",
+			pathOHTTP, len(captured.body))
+		_, _ = conn.Write(captured.body[:len(captured.body)-1])
+		conns = append(conns, conn)
+	}
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %d copies, %d places", what, r.g.copies.count(), len(r.g.slots))
+			}
+		}
+	}
+	until("both begin", func() bool { return r.g.copies.count() == 2 && len(r.g.slots) == 2 })
+	_ = conns[0].Close()
+	until("one ends", func() bool { return r.g.copies.count() < 2 && len(r.g.slots) == 1 })
+	s := r.seal(innerRequest{})
+	if a := s.open(r.send(s)); a.status != 200 { // by then the other one's end is over, whatever it gave back
+		t.Errorf("a client: %+v", a)
+	}
+	if n := r.g.copies.count(); n != 1 {
+		t.Errorf("%d copies are left", n)
+	}
+}
+
 // sharedReplay is a cache that the gateway does not know from inside.
 type sharedReplay struct{ ReplayCache }
 
