@@ -96,7 +96,6 @@ type Gateway struct {
 	busy      *strangers // one bucket: refusals for want of a place that are remembered
 	readers   *readers
 	copies    copies
-	list      keptSignature
 	audit     teller
 	opened    time.Time
 

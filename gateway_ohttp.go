@@ -4,7 +4,6 @@
 package sealedchat
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,7 +15,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
@@ -143,7 +141,7 @@ func (h *gatewayRequest) keyList() {
 	var signature string
 	list := ohttp.AppendConfigs(nil, configs...)
 	if err == nil {
-		signature, err = h.g.list.sign(list, time.Now(), keys.signList)
+		signature, err = keys.signList(list, time.Now())
 	}
 	if err != nil {
 		h.refuseOuter(&refusal{status: http.StatusServiceUnavailable, detail: "no key", retryAfter: time.Second, cause: err})
@@ -152,27 +150,6 @@ func (h *gatewayRequest) keyList() {
 	h.header("Content-Type", ohttp.TypeKeys)
 	h.header(keysSignatureHeader, signature)
 	_ = h.write(http.StatusOK, list)
-}
-
-// keptSignature keeps the signature of a list for as long as a new one would say the same: whoever asks costs no more.
-type keptSignature struct {
-	mu        sync.Mutex
-	list      []byte
-	second    int64
-	signature string
-}
-
-func (s *keptSignature) sign(list []byte, now time.Time, sign func([]byte, time.Time) (string, error)) (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.signature != "" && s.second == now.Unix() && bytes.Equal(s.list, list) {
-		return s.signature, nil
-	}
-	signature, err := sign(list, now)
-	if err == nil {
-		s.list, s.second, s.signature = list, now.Unix(), signature
-	}
-	return signature, err
 }
 
 // obliviousRequest is one request of the second protocol.

@@ -240,39 +240,6 @@ func TestObliviousHead(t *testing.T) {
 	}
 }
 
-// A list is signed once a second, and again when it is another one.
-func TestListSignatureIsKept(t *testing.T) {
-	var s keptSignature
-	signed := 0
-	failing := error(nil)
-	sign := func(list []byte, now time.Time) (string, error) {
-		signed++
-		return fmt.Sprintf("%s at %d", list, now.Unix()), failing
-	}
-	now := time.Unix(1e9, 0)
-	for i, c := range []struct {
-		list   string
-		after  time.Duration
-		signed int
-	}{
-		{"a", 0, 1}, {"a", 999 * time.Millisecond, 1}, {"b", 999 * time.Millisecond, 2}, {"b", time.Second, 3}, {"b", 0, 4},
-	} {
-		at := now.Add(c.after)
-		got, err := s.sign([]byte(c.list), at, sign)
-		if want := fmt.Sprintf("%s at %d", c.list, at.Unix()); got != want || err != nil || signed != c.signed {
-			t.Errorf("%d: %q, %v, signed %d times", i, got, err, signed)
-		}
-	}
-	failing = ErrClosed
-	if _, err := s.sign([]byte("c"), now, sign); err == nil {
-		t.Error("a failure was kept")
-	}
-	failing = nil
-	if got, err := s.sign([]byte("c"), now, sign); err != nil || got == "" || signed != 6 {
-		t.Errorf("after a failure: %q, %v", got, err)
-	}
-}
-
 // SECURITY.md says what an account sees of the upstream's refusals, and what it may say to the upstream.
 func TestObliviousUpstreamsOwnWords(t *testing.T) {
 	r := newRig(t, nil)

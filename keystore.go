@@ -83,6 +83,7 @@ type KeyStore struct {
 	sweeper erase.Sweeper // of what private keys, data keys and sealing leave
 
 	prepared preparedKeys // has whoever has the token of writing
+	signing  sync.Mutex   // taken before mu
 
 	mu         sync.Mutex
 	keys       []*storedKeyEntry // the primary one and retired ones

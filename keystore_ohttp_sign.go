@@ -43,6 +43,8 @@ type signedKeys struct {
 
 // signList vouches for a list of configurations, in a header's form.
 func (s *KeyStore) signList(list []byte, now time.Time) (string, error) {
+	s.signing.Lock() // who comes meanwhile finds the signature
+	defer s.signing.Unlock()
 	created := now.Unix()
 	expires := now.Add(keysSignatureLife).Unix()
 	s.mu.Lock()

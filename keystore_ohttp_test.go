@@ -364,14 +364,17 @@ func TestListIsSignedOnceASecond(t *testing.T) {
 		}
 		return header
 	}
-	for list, at := range map[string]time.Time{"another list": now, "list": now.Add(time.Second)} {
+	for _, c := range []struct {
+		list string
+		at   time.Time
+	}{{"another list", now}, {"list", now.Add(time.Second)}, {"list", now.Add(-time.Second)}} {
 		first := sign("list", now)
 		s.configs.signed.header = "kept"
 		if got := sign("list", now.Add(time.Second-1)); got != "kept" {
 			t.Errorf("signed again: %s", got)
 		}
-		if got := sign(list, at); got == "kept" || got == first {
-			t.Errorf("%s at %v: the signature of another", list, at)
+		if got := sign(c.list, c.at); got == "kept" || got == first {
+			t.Errorf("%s at %v: the signature of another", c.list, c.at)
 		}
 	}
 	s.configs.signed.header = "kept"
