@@ -278,7 +278,7 @@ func (c *Config) validate() error {
 	if c.Keys != nil && c.Keys.life == nil {
 		return configError("Config.Keys", "a zero KeyStore; make one with OpenKeyStore, CreateKeyStore or NewEphemeralKeyStore")
 	}
-	if isNilTransport(c.Transport) {
+	if isNilPointer(c.Transport) {
 		return configError("Config.Transport", "a nil pointer; leave the field nil for the default")
 	}
 	if isNilPointer(c.Limiter) {
@@ -312,8 +312,6 @@ func (c *Config) validate() error {
 	}
 	return c.validateMemory()
 }
-
-func isNilTransport(rt http.RoundTripper) bool { return isNilPointer(rt) }
 
 // isNilPointer catches a nil pointer or function that has become an interface, which is not nil.
 func isNilPointer(v any) bool {

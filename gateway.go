@@ -155,7 +155,7 @@ func (c *GatewayConfig) setDefaults() error {
 			return &ConfigError{Field: "GatewayConfig.UpstreamKey", Err: err}
 		}
 	}
-	if isNilTransport(c.UpstreamTransport) {
+	if isNilPointer(c.UpstreamTransport) {
 		return configError("GatewayConfig.UpstreamTransport", "a nil *http.Transport; leave the field nil for the default")
 	}
 	if c.Tier.rank() < 0 {

@@ -6,7 +6,6 @@ package sealedchat
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -464,7 +463,6 @@ func privateKeys(held []*heldKey) (keys []*privateKey) {
 
 func hasPrimary(b *keyfile.Body, fingerprint string) bool {
 	return slices.ContainsFunc(b.Keys, func(e keyfile.Entry) bool {
-		fp := e.Key.Fingerprint()
-		return e.State == keyfile.Primary && hex.EncodeToString(fp[:]) == fingerprint
+		return e.State == keyfile.Primary && hexFingerprint(e.Key) == fingerprint
 	})
 }
