@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // This file carries one call to the server and back, in as many attempts as that takes.
@@ -50,7 +51,7 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, at
 	renewed := false
 	ended := func(err error) error {
 		if ctx.Err() != nil {
-			return endedError(ctx)
+			return fault.Ended(ctx)
 		}
 		return err // there is not time enough to wait
 	}
@@ -68,7 +69,7 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, at
 		if again && !renewed { // the key has changed: no fault of the request, and no reason to wait
 			renewed = true
 			if told := c.tellRetry(ctx, o.sealed, attempts, 0, err); told != nil {
-				return beside(err, told)
+				return fault.Join(err, told)
 			}
 			c.counts.retries.Add(1)
 			continue
@@ -82,7 +83,7 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, at
 		}
 		failures++
 		if told := c.tellRetry(ctx, o.sealed, attempts, wait, err); told != nil {
-			return beside(err, told)
+			return fault.Join(err, told)
 		}
 		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait, "error", logText(err))
 		if !pause(ctx, wait) {
@@ -103,7 +104,7 @@ var errRequestTooLarge = fmt.Errorf("%w: request", ErrTooLarge)
 
 func limiterError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return endedError(ctx)
+		return fault.Ended(ctx)
 	}
 	return fmt.Errorf("sealedchat: limiter: %w", err)
 }
@@ -112,7 +113,7 @@ func limiterError(ctx context.Context, err error) error {
 // and that the new one is trusted.
 func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, o *callOptions) (_ *completion, again bool, err error) {
 	start := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, errAttemptTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.AttemptTimeout)
 	defer cancel()
 	r, err := c.wire.seal(ctx, plaintext, o)
 	if err != nil {
@@ -162,7 +163,7 @@ func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest, 
 		return false, refreshErr
 	}
 	if errors.Is(refreshErr, ErrAudit) { // the Auditor did not take the new key
-		return false, beside(err, refreshErr)
+		return false, fault.Join(err, refreshErr)
 	}
 	return renewed, err
 }
@@ -190,10 +191,10 @@ type completion struct {
 // waitError gives an error of something that was waited for under ctx the shape of a call's error.
 func waitError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
-		if errors.Is(cause, errAttemptTimeout) {
-			return &connectionError{what: "before anything was sent", err: cause}
+		if errors.Is(cause, fault.AttemptTimeout) {
+			return &fault.ConnectionError{What: "before anything was sent", Err: cause}
 		}
-		return endedError(ctx)
+		return fault.Ended(ctx)
 	}
 	return err
 }

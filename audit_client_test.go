@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 var errDeaf = errors.New("the auditor is deaf")
@@ -241,7 +242,7 @@ func TestAuditStopsTheClient(t *testing.T) {
 	_, err = c.ServerKey(t.Context())
 	stopped("another server key", err)
 	s.present("rsa-2048")
-	h.failOn(&connectionError{what: "x", err: errDeaf}, EventRequestSealed) // which looks worth repeating
+	h.failOn(&fault.ConnectionError{What: "x", Err: errDeaf}, EventRequestSealed) // which looks worth repeating
 	_, before := s.counts()
 	if _, err = c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) {
 		t.Error(err)

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -267,7 +268,7 @@ func readChunks(events *chatEvents, yield func(*ChatChunk) bool) error {
 		e, err := reader.next()
 		switch {
 		case err == io.EOF && !done:
-			return &truncatedError{"the stream ends without [DONE]"}
+			return &fault.TruncatedError{What: "the stream ends without [DONE]"}
 		case err == io.EOF:
 			return nil
 		case err != nil:

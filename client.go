@@ -70,6 +70,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
@@ -446,7 +447,7 @@ func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, 
 }
 
 func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) ([]*PublicKey, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, errAttemptTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.AttemptTimeout)
 	defer cancel()
 	keys, err := c.fetchKeys(ctx)
 	if err != nil && context.Cause(c.life) != nil {

@@ -17,6 +17,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 var statusSentinels = []error{
@@ -190,7 +192,7 @@ func TestSanitise(t *testing.T) {
 		{"", 5, ""}, {"abc", 0, ""}, {"abc", 2, "ab"}, {"a  b", 9, "a b"}, {"\n\n a \n", 9, "a"}, {"\xff\xfe", 9, ""},
 		{"a\x00\x1b\u200b\u202e\u2028b", 9, "a b"}, {"日本語", 2, "日本"}, {"a\u00a0b", 9, "a b"}, {"a\ufeffb\ufffdc", 9, "a b\ufffdc"},
 	} {
-		if got := sanitise(c.in, c.n); got != c.want {
+		if got := fault.Sanitise(c.in, c.n); got != c.want {
 			t.Errorf("%q, %d: %q, want %q", c.in, c.n, got, c.want)
 		}
 	}
@@ -202,7 +204,7 @@ func FuzzSanitise(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string, n int) {
 		n %= 300
-		got := sanitise(s, n)
+		got := fault.Sanitise(s, n)
 		if !utf8.ValidString(got) || utf8.RuneCountInString(got) > max(n, 0) {
 			t.Fatalf("%q, %d: %q", s, n, got)
 		}
@@ -214,7 +216,7 @@ func FuzzSanitise(f *testing.F) {
 		if strings.HasPrefix(got, " ") || strings.Contains(got, "  ") {
 			t.Fatalf("%q: %q", s, got)
 		}
-		if again := sanitise(got, n); strings.TrimRight(again, " ") != strings.TrimRight(got, " ") {
+		if again := fault.Sanitise(got, n); strings.TrimRight(again, " ") != strings.TrimRight(got, " ") {
 			t.Fatalf("%q becomes %q", got, again)
 		}
 	})
@@ -228,7 +230,7 @@ func FuzzErrorDetail(f *testing.F) {
 		before := bytes.Clone(body)
 		code, detail := errorDetail(body)
 		for _, s := range []string{code, detail} {
-			if utf8.RuneCountInString(s) > maxDetail || s != sanitise(s, maxDetail) && s != sanitise(s, maxDetail)+" " {
+			if utf8.RuneCountInString(s) > maxDetail || s != fault.Sanitise(s, maxDetail) && s != fault.Sanitise(s, maxDetail)+" " {
 				t.Fatalf("%q gives %q", body, s)
 			}
 		}
@@ -273,7 +275,7 @@ func (e *rawCause) Error() string { return e.text }
 func TestConnectionErrorHidesRawText(t *testing.T) {
 	long := strings.Repeat("w", 1000)
 	cause := &rawCause{"peer said \x1b[2J\r\nX-Evil: 1\xff\u202e" + long}
-	var err error = fmt.Errorf("outer: %w", &connectionError{what: "POST /x", err: fmt.Errorf("inner: %w", cause)})
+	var err error = fmt.Errorf("outer: %w", &fault.ConnectionError{What: "POST /x", Err: fmt.Errorf("inner: %w", cause)})
 	if got, ok := errors.AsType[*rawCause](err); !ok || got != cause || !errors.Is(err, cause) || !errors.Is(err, ErrConnection) {
 		t.Error("the cause cannot be reached")
 	}
@@ -284,7 +286,7 @@ func TestConnectionErrorHidesRawText(t *testing.T) {
 	if !strings.Contains(text, "POST /x") || !strings.HasPrefix(text, "outer: sealedchat: connection failed: ") {
 		t.Errorf("got %q", text)
 	}
-	timeout := &connectionError{what: "x", err: errAttemptTimeout}
+	timeout := &fault.ConnectionError{What: "x", Err: fault.AttemptTimeout}
 	if !errors.Is(timeout, context.DeadlineExceeded) || !errors.Is(timeout, ErrConnection) || errors.Is(timeout, io.EOF) {
 		t.Error("a timeout is a deadline that was exceeded")
 	}
@@ -302,7 +304,7 @@ func TestEndedError(t *testing.T) {
 	} {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(c.cause)
-		err := endedError(ctx)
+		err := fault.Ended(ctx)
 		for _, want := range c.want {
 			if !errors.Is(err, want) {
 				t.Errorf("cause %v: %v is not %v", c.cause, err, want)

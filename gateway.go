@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // GatewayConfig is what [NewGateway] needs: Upstream, and Authenticate or AllowUnauthenticated. Every other zero value
@@ -458,7 +460,7 @@ func (h *gatewayRequest) finish() {
 		level = slog.LevelWarn
 	}
 	attrs := []slog.Attr{
-		slog.String("payload_id", h.payloadID), slog.String("method", sanitise(h.r.Method, 16)), slog.Int("status", h.status),
+		slog.String("payload_id", h.payloadID), slog.String("method", fault.Sanitise(h.r.Method, 16)), slog.Int("status", h.status),
 		slog.Int("bytes_in", h.bytesIn), slog.Int("bytes_out", h.bytesOut), slog.String("tier", string(h.tier)),
 		slog.Duration("duration", time.Since(h.start)), slog.Duration("upstream", h.upstream),
 	}
@@ -468,7 +470,7 @@ func (h *gatewayRequest) finish() {
 	if h.problem != nil {
 		attrs = append(attrs, slog.String("problem", h.problem.detail))
 		if h.problem.cause != nil {
-			attrs = append(attrs, slog.String("cause", reason(h.problem.cause)))
+			attrs = append(attrs, slog.String("cause", fault.Reason(h.problem.cause)))
 		}
 	}
 	h.g.cfg.Logger.LogAttrs(h.r.Context(), level, "request", attrs...)

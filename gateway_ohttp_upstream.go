@@ -12,6 +12,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // What passes between the inner messages and the upstream's, and nothing else.
@@ -47,7 +49,7 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 		return &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: fmt.Errorf("upstream status %d", s)}
 	}
 	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: errContentEncoding}
+		return &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: fault.ContentEncoding}
 	}
 	if resp.ContentLength > q.g.cfg.MaxResponseBytes {
 		return &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is too large"}

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -395,7 +396,7 @@ func FuzzValidPayloadID(f *testing.F) {
 			return
 		}
 		quoted, err := json.Marshal(id) // it stands in a log line, a header and JSON as it is
-		if err != nil || string(quoted) != `"`+id+`"` || id != sanitise(id, 128) || id == "" {
+		if err != nil || string(quoted) != `"`+id+`"` || id != fault.Sanitise(id, 128) || id == "" {
 			t.Fatalf("%q", id)
 		}
 	})

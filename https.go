@@ -19,6 +19,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // This file has the rules for every HTTP request that the package sends of its own accord: which URLs, which
@@ -153,9 +155,6 @@ func loopbackOnly(t *http.Transport) *http.Transport {
 	return t
 }
 
-// errAttemptTimeout is the cause with which an attempt's own clock ends it.
-var errAttemptTimeout = fmt.Errorf("no complete answer within the time for one attempt: %w", context.DeadlineExceeded)
-
 var errNotLoopback = fmt.Errorf("%w: http to an address that is not loopback", ErrInsecureURL)
 
 const maxErrorWait = 5 * time.Second // for the words of an error whose status is known
@@ -210,8 +209,8 @@ func readFailure(ctx context.Context, resp *http.Response) (*answer, error) {
 	stalled := time.AfterFunc(maxErrorWait, func() { _ = resp.Body.Close() })
 	defer stalled.Stop()
 	body, err := readBody(resp, maxErrorBody) // an error without words is still an error
-	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(cause, errAttemptTimeout) {
-		return nil, endedError(ctx)
+	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(cause, fault.AttemptTimeout) {
+		return nil, fault.Ended(ctx)
 	}
 	return &answer{status: resp.StatusCode, header: resp.Header, body: body}, nil
 }
@@ -229,9 +228,9 @@ func (b *countedBody) Read(p []byte) (int, error) {
 
 // unsentError marks the error of a request of which nothing was sent, as far as that is known.
 func unsentError(req *http.Request, err error) error {
-	failed, ok := errors.AsType[*connectionError](err)
+	failed, ok := errors.AsType[*fault.ConnectionError](err)
 	if body, counted := req.Body.(*countedBody); ok && counted {
-		failed.unsent = !body.read.Load()
+		failed.Unsent = !body.read.Load()
 	}
 	return err
 }
@@ -239,8 +238,8 @@ func unsentError(req *http.Request, err error) error {
 // neverSent marks the error of an exchange that comes before the request, of which nothing was sent then, whatever became of
 // the exchange. Others may have err as soon as it is handed on.
 func neverSent(err error) error {
-	if failed, ok := errors.AsType[*connectionError](err); ok {
-		failed.unsent = true
+	if failed, ok := errors.AsType[*fault.ConnectionError](err); ok {
+		failed.Unsent = true
 	}
 	return err
 }
@@ -250,24 +249,19 @@ func exchangeError(ctx context.Context, what string, err error, answered bool) e
 		return errNotLoopback
 	}
 	if cause := context.Cause(ctx); cause != nil {
-		if !errors.Is(cause, errAttemptTimeout) {
-			return endedError(ctx)
+		if !errors.Is(cause, fault.AttemptTimeout) {
+			return fault.Ended(ctx)
 		}
-		err = errAttemptTimeout
+		err = fault.AttemptTimeout
 	}
-	return &connectionError{what: what, err: err, answered: answered}
+	return &fault.ConnectionError{What: what, Err: err, Answered: answered}
 }
-
-var (
-	errGzip            = errors.New("damaged gzip")
-	errContentEncoding = errors.New("unknown content encoding")
-)
 
 func gzipError(err error) error {
 	if err == nil || errors.Is(err, ErrTooLarge) {
 		return err
 	}
-	return errors.Join(errGzip, err)
+	return errors.Join(fault.Gzip, err)
 }
 
 // readBody reads a response's body and undoes gzip. On ErrTooLarge, or a broken stream, it returns what it has, up to
@@ -288,7 +282,7 @@ func readBody(resp *http.Response, limit int64) ([]byte, error) {
 		body, err := readAll(&cappedReader{r: z, left: limit, limit: limit}, -1)
 		return body, gzipError(err)
 	default:
-		return nil, errContentEncoding
+		return nil, fault.ContentEncoding
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
@@ -463,9 +464,9 @@ func innerError(err error) error {
 	case malformed:
 		return fmt.Errorf("%w: %s: %s", ErrEnvelope, format.Part, format.Reason)
 	case errors.Is(err, ohttp.ErrTruncated):
-		return &truncatedError{"no final chunk"}
+		return &fault.TruncatedError{What: "no final chunk"}
 	case errors.Is(err, bhttp.ErrTruncated):
-		return &truncatedError{"the message ends early"}
+		return &fault.TruncatedError{What: "the message ends early"}
 	}
 	return fmt.Errorf("%w: %w", ErrEnvelope, err)
 }

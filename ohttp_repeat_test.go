@@ -19,6 +19,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // What the upstream says of itself comes sealed as well, when it has had the request.
@@ -152,7 +154,7 @@ func TestOHTTPRepeatsTheKeyFetch(t *testing.T) {
 		"no time":                   {first(1 << 20), 1 << 20, 10 * time.Second, ErrConnection, 0},
 		"a certificate":             {func(int) error { return untrusted }, 2, 0, ErrConnection, 1},
 		"http at a distance":        {func(int) error { return errNotLoopback }, 2, 0, ErrInsecureURL, 1},
-		"the attempt's time is out": {func(int) error { time.Sleep(2 * time.Minute); return cut }, 2, 0, errAttemptTimeout, 1},
+		"the attempt's time is out": {func(int) error { time.Sleep(2 * time.Minute); return cut }, 2, 0, fault.AttemptTimeout, 1},
 		"the call's time is out":    {func(int) error { time.Sleep(30 * time.Second); return cut }, 2, 20 * time.Second, context.DeadlineExceeded, 1},
 	} {
 		synctest.Test(t, func(t *testing.T) {

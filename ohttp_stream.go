@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -72,7 +73,7 @@ var errPanicked = errors.New("sealedchat: a callback panicked")
 // streamOnce is attempt for a response that is read as it comes. finish is called when a good one has been read.
 func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainRequest, o *callOptions, finish func(error)) (_ *openedResponse, again bool, err error) {
 	start := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, errAttemptTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.AttemptTimeout)
 	release, handedOn := func() { cancel() }, false
 	defer func() {
 		if !handedOn {
@@ -114,7 +115,7 @@ func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainReques
 		}
 		return end
 	}
-	resp.body.untold = func(err error) { log.ErrorContext(ctx, "audit failed", "cause", reason(err)) }
+	resp.body.untold = func(err error) { log.ErrorContext(ctx, "audit failed", "cause", fault.Reason(err)) }
 	handedOn = true
 	resp.body.watch(ctx)
 	return resp, false, nil
@@ -134,11 +135,11 @@ func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedRes
 	default:
 		e.Reason = "ended early"
 	}
-	if err := beside(c.audit.tell(ctx, e), c.tellMemory(ctx)); err != nil {
+	if err := fault.Join(c.audit.tell(ctx, e), c.tellMemory(ctx)); err != nil {
 		if end == io.EOF || end == errBodyClosed {
 			return err
 		}
-		return beside(end, err)
+		return fault.Join(end, err)
 	}
 	return end
 }
@@ -216,8 +217,8 @@ func readWords(b *openedBody) ([]byte, error) {
 	stalled := time.AfterFunc(maxErrorWait, func() { _ = b.outside.Close() })
 	defer stalled.Stop()
 	words, err := io.ReadAll(io.LimitReader(b.content, maxErrorBody))
-	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause, errAttemptTimeout) {
-		return nil, endedError(b.ctx)
+	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause, fault.AttemptTimeout) {
+		return nil, fault.Ended(b.ctx)
 	}
 	return words, nil
 }
@@ -282,7 +283,7 @@ func (b *openedBody) judge(err error) error {
 		}
 		return err
 	case !b.ending.ended():
-		return &truncatedError{"its content ends early"}
+		return &fault.TruncatedError{What: "its content ends early"}
 	}
 	return io.EOF
 }

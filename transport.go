@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -129,7 +130,7 @@ func (t *sdkTransport) read(req *http.Request) ([]byte, error) {
 	case errors.Is(err, ErrTooLarge):
 		return nil, fmt.Errorf("%w of more than %d bytes", errRequestTooLarge, t.client.cfg.MaxRequestBytes)
 	case err != nil && req.Context().Err() != nil:
-		return nil, endedError(req.Context())
+		return nil, fault.Ended(req.Context())
 	case err != nil:
 		return nil, fmt.Errorf("sealedchat: reading the request: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/flight"
 )
 
@@ -208,7 +209,7 @@ func (s *serverKey) enterJudging(ctx context.Context) (leave func(), err error) 
 	case judging <- struct{}{}:
 		return func() { <-judging }, nil
 	case <-ctx.Done():
-		return nil, endedError(ctx)
+		return nil, fault.Ended(ctx)
 	}
 }
 
