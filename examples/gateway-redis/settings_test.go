@@ -56,7 +56,7 @@ func TestDurability(t *testing.T) {
 	id := byte(0)
 	until := func(served bool) {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 			id++
 			ok, err := c.Claim(t.Context(), [32]byte{id, byte(time.Now().UnixMilli())}, [32]byte{}, time.Now().Add(time.Second))
 			if (err == nil && ok) == served {

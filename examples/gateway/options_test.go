@@ -40,7 +40,7 @@ func once(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	p := &program{env: environment, stdout: &out, stderr: &errs, keyBits: 2048}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // ends a gateway that should not have started
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // ends a gateway that should not have started
 	defer cancel()
 	status = p.run(ctx, args)
 	return status, out.String(), errs.String()
