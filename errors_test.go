@@ -139,12 +139,12 @@ func TestErrorDetailIsCheap(t *testing.T) {
 	const depth = 9000
 	words := strings.Repeat("x", 4<<20)
 	body := `{"error":` + strings.Repeat("[", depth) + `"` + words + `"` + strings.Repeat(`,"y"]`, depth) + `}`
-	start := time.Now()
+	start := cpuTime()
 	err := checkCompletion([]byte(body), newUUID(), "")
 	if e, ok := errors.AsType[*APIError](err); !ok || e.StatusCode != 200 || utf8.RuneCountInString(e.Detail) > maxDetail {
 		t.Errorf("got %.200v", err)
 	}
-	if d := time.Since(start); d > 2*time.Second {
+	if d := cpuTime() - start; d > 2*time.Second {
 		t.Errorf("took %v", d)
 	}
 }
