@@ -71,6 +71,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
@@ -330,9 +331,9 @@ type CallOption func(*callOptions)
 type callOptions struct {
 	apiKey  *Secret
 	tier    SecurityTier
-	into    room   // where the answer is opened to; nil: where it came
-	checked bool   // the plaintext has passed checkRequest
-	sealed  string // payload id of the last attempt
+	into    hybrid.Alloc // where the answer is opened to; nil: where it came
+	checked bool         // the plaintext has passed checkRequest
+	sealed  string       // payload id of the last attempt
 }
 
 // WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. It stays the caller's, who keeps it until

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -56,14 +57,14 @@ func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 			}
 		}
 	}
-	stall("GET /healthz", "HEAD /healthz", "GET "+pathPublicKey, "GET "+pathOHTTP, "PUT "+pathOHTTP, "POST "+pathOHTTP,
-		"POST /nowhere", "PUT "+pathCompletion, "POST "+pathCompletion)
+	stall("GET /healthz", "HEAD /healthz", "GET "+hybrid.PathPublicKey, "GET "+pathOHTTP, "PUT "+pathOHTTP, "POST "+pathOHTTP,
+		"POST /nowhere", "PUT "+hybrid.PathCompletion, "POST "+hybrid.PathCompletion)
 	for _, c := range conns {
 		endsSoon(t, c)
 	}
 	conns = nil
 	_ = g.Close()
-	stall("GET /healthz", "POST "+pathOHTTP, "POST "+pathCompletion)
+	stall("GET /healthz", "POST "+pathOHTTP, "POST "+hybrid.PathCompletion)
 	for _, c := range conns {
 		endsSoon(t, c)
 	}
@@ -81,7 +82,7 @@ func TestGatewayKeepsConnections(t *testing.T) {
 	for _, request := range []string{
 		"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab",
 		"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab",
-		"POST " + pathCompletion + " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+		"POST " + hybrid.PathCompletion + " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
 		"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
 	} {
 		if _, err := io.WriteString(c, request); err != nil {

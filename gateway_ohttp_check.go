@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 // check judges a request by its header, before the rest of it is read.
@@ -96,7 +98,7 @@ func (q *obliviousRequest) checkPath(context.Context) *refusal {
 }
 
 func (q *obliviousRequest) checkInnerTier(context.Context) *refusal {
-	tier := SecurityTier(q.inHeader.Get(headerTier))
+	tier := SecurityTier(q.inHeader.Get(hybrid.HeaderTier))
 	if tier.rank() < 0 {
 		return refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
 	}

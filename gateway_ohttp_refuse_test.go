@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -336,7 +337,7 @@ func TestObliviousReplayCacheFull(t *testing.T) {
 }
 
 func TestGatewayProtocols(t *testing.T) {
-	paths := []string{pathOHTTP, pathPublicKey, pathCompletion}
+	paths := []string{pathOHTTP, hybrid.PathPublicKey, hybrid.PathCompletion}
 	for name, c := range map[string]struct {
 		protocols []Protocol
 		served    []bool

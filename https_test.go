@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 func TestParseBaseURL(t *testing.T) {
@@ -95,7 +97,7 @@ func FuzzParseBaseURL(f *testing.F) {
 		if err != nil || again.String() != u.String() {
 			t.Fatalf("%q became %q, and that %v, %v", text, u, again, err)
 		}
-		if _, err := http.NewRequest(http.MethodGet, u.String()+pathPublicKey, nil); err != nil {
+		if _, err := http.NewRequest(http.MethodGet, u.String()+hybrid.PathPublicKey, nil); err != nil {
 			t.Fatalf("%q became %q: %v", text, u, err)
 		}
 	})
@@ -291,7 +293,7 @@ func TestPercentEncode(t *testing.T) {
 	for i := range all {
 		all[i] = byte(i)
 	}
-	got := percentEncode(all)
+	got := hybrid.PercentEncode(all)
 	plain := "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~"
 	for i, c := range all {
 		want := string(c)

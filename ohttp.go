@@ -20,6 +20,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
@@ -87,7 +88,7 @@ func (c *SecureCompletionClient) setProtocol() {
 		return
 	}
 	c.wire = &envelopeV1{
-		completionURL: c.base.String() + pathCompletion, keys: c.cfg.Keys, server: c.server, maxAnswer: c.cfg.MaxResponseBytes,
+		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server, maxAnswer: c.cfg.MaxResponseBytes,
 	}
 }
 
@@ -324,7 +325,7 @@ func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error
 }
 
 // open decrypts a whole answer, and returns its content if the status inside is 200.
-func (p *obliviousHTTP) open(r *sealedRequest, a *answer, into room) (*opened, error) {
+func (p *obliviousHTTP) open(r *sealedRequest, a *answer, into hybrid.Alloc) (*opened, error) {
 	if !hasType(a.header, ohttp.TypeResponse) {
 		return nil, &OuterError{StatusCode: a.status, Detail: "not a sealed answer"}
 	}
@@ -430,7 +431,7 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 
 // checkTier: the gateway states its tier in every answer. One that states none cannot be shown to be high enough.
 func (c *obliviousCall) checkTier(header http.Header) error {
-	if c.tier != "" && SecurityTier(header.Get(headerTier)).rank() < c.tier.rank() {
+	if c.tier != "" && SecurityTier(header.Get(hybrid.HeaderTier)).rank() < c.tier.rank() {
 		return ErrTierDowngrade
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -276,11 +277,11 @@ func TestOHTTPFollowsTheGatewaysClock(t *testing.T) {
 func TestOHTTPTier(t *testing.T) {
 	for stated, want := range map[string]error{"high": nil, "maximum": nil, "standard": ErrTierDowngrade, "": ErrTierDowngrade, "odd": ErrTierDowngrade} {
 		g := newTiny(t, func(w http.ResponseWriter, r *http.Request) {
-			if r.Header.Get(headerTier) != "high" {
-				t.Errorf("asked for %q", r.Header.Get(headerTier))
+			if r.Header.Get(hybrid.HeaderTier) != "high" {
+				t.Errorf("asked for %q", r.Header.Get(hybrid.HeaderTier))
 			}
 			if stated != "" {
-				w.Header().Set(headerTier, stated)
+				w.Header().Set(hybrid.HeaderTier, stated)
 			}
 			if strings.Contains(r.Header.Get("Accept"), "event-stream") {
 				wordByWord(nil, "x")(w, r)

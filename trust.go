@@ -16,6 +16,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/flight"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 // Trust decides whose public key prompts are sealed to. Whoever can answer for the server where TLS ends can offer a
@@ -60,7 +61,7 @@ func (memoryless) accept(context.Context, string, [32]byte) error     { return n
 func Pin(fingerprints ...string) Trust {
 	p := pins{}
 	for _, f := range fingerprints {
-		p.list = append(p.list, normalFingerprint(f))
+		p.list = append(p.list, hybrid.NormalFingerprint(f))
 	}
 	return p
 }
@@ -75,7 +76,7 @@ func (p pins) validate() error {
 		return errors.New("Pin needs at least one fingerprint")
 	}
 	for _, f := range p.list {
-		if err := validFingerprint(f); err != nil {
+		if err := hybrid.ValidFingerprint(f); err != nil {
 			return err
 		}
 	}
@@ -156,13 +157,6 @@ func originOf(base *url.URL) string {
 		u.Host = strings.TrimSuffix(u.Host, ":"+portOf(&u))
 	}
 	return u.String()
-}
-
-func validFingerprint(f string) error {
-	if b, err := hex.DecodeString(f); err != nil || len(b) != 32 {
-		return errors.New("a fingerprint is a SHA-256 as PublicKey.Fingerprint gives it, 64 hex digits")
-	}
-	return nil
 }
 
 const (
@@ -343,8 +337,8 @@ func (s *serverKey) ask(ctx context.Context, old, key *PublicKey) error {
 
 // accept trusts a fingerprint from now on, and forgets the key in use so that the next call asks the server.
 func (s *serverKey) accept(ctx context.Context, fingerprint string) error {
-	fingerprint = normalFingerprint(fingerprint)
-	fp, err := parseFingerprint(fingerprint)
+	fingerprint = hybrid.NormalFingerprint(fingerprint)
+	fp, err := hybrid.ParseFingerprint(fingerprint)
 	if err != nil {
 		return err
 	}
