@@ -18,6 +18,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // GatewayConfig is what [NewGateway] needs: Upstream, and Authenticate or AllowUnauthenticated. Every other zero value
@@ -298,7 +299,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.only(h.publicKey, http.MethodGet, http.MethodHead)
 	case path == hybrid.PathCompletion && envelope:
 		h.only(h.completion, http.MethodPost)
-	case path == pathOHTTP && g.serves(ProtocolOHTTP):
+	case path == ohttp.Path && g.serves(ProtocolOHTTP):
 		h.ohttp()
 	default:
 		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
@@ -450,7 +451,7 @@ func (h *gatewayRequest) finish() {
 	switch {
 	case h.r.URL.Path == hybrid.PathCompletion:
 		h.g.counts.done(h.status, h.cut)
-	case h.r.URL.Path == pathOHTTP && h.r.Method == http.MethodPost:
+	case h.r.URL.Path == ohttp.Path && h.r.Method == http.MethodPost:
 		h.g.counts.done(h.outcome(), h.cut)
 	}
 	if h.r.URL.Path == "/healthz" && h.status == http.StatusOK {

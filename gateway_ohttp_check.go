@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // check judges a request by its header, before the rest of it is read.
@@ -74,7 +75,7 @@ func (q *obliviousRequest) checkDate(context.Context) *refusal {
 
 func wrongDate() *refusal {
 	p := refuse(http.StatusBadRequest, "the request has no Date that is near the gateway's clock")
-	p.kind = problemDate
+	p.kind = ohttp.ProblemDate
 	return p
 }
 

@@ -69,3 +69,39 @@ func (k *PublicKey) Equal(other *PublicKey) bool {
 	}
 	return bytes.Equal(k.der, other.der)
 }
+
+func newConfigKey(c *ohttp.Config) *PublicKey {
+	return &PublicKey{config: c, der: c.Encoded(), fingerprint: hybrid.HexFingerprint(c.Fingerprint())}
+}
+
+// Signer is the fingerprint of the Ed25519 key that signed a key configuration's list: SHA-256 of its
+// 32 bytes, 64 hex digits. It is "" for a list without a signature, and for an RSA key. [Pin] and
+// [SecureCompletionClient.AcceptServerKey] take it, and then trust every configuration that it signs;
+// [FirstUse] remembers it in place of the configuration. It says nothing about where the configuration
+// comes from, since anybody can sign any list: compare it with [Gateway.KeySigner].
+func (k *PublicKey) Signer() string { return k.signer }
+
+// matches tells whether a fingerprint that is trusted is k's own, or its signer's.
+func (k *PublicKey) matches(fingerprint string) bool {
+	return fingerprint == k.fingerprint || (k.signer != "" && fingerprint == k.signer)
+}
+
+// lasting is the fingerprint to remember: the signer's, if there is one, since configurations come and go.
+func (k *PublicKey) lasting() string {
+	if k.signer != "" {
+		return k.signer
+	}
+	return k.fingerprint
+}
+
+// unsigned is k without its signer.
+func (k *PublicKey) unsigned() *PublicKey {
+	plain := *k
+	plain.signer, plain.signed, plain.list = "", 0, [32]byte{}
+	return &plain
+}
+
+// refusal is the error of a key that is not trusted.
+func (k *PublicKey) refusal(want []string, err error) *ServerKeyError {
+	return &ServerKeyError{Want: want, Got: k.fingerprint, Signer: k.signer, Err: err}
+}

@@ -81,7 +81,7 @@ func (c *SecureCompletionClient) setProtocol() {
 		c.server.origin = "ohttp+" + c.server.origin // what is remembered for one protocol says nothing about the other
 		c.retry.once = true
 		c.oblivious = &obliviousHTTP{
-			url: c.base.String() + pathOHTTP, scheme: c.base.Scheme, authority: c.base.Host, keys: c.cfg.Keys, server: c.server,
+			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host, keys: c.cfg.Keys, server: c.server,
 			memory: c.memory, padding: c.cfg.Padding, maxAnswer: c.cfg.MaxResponseBytes,
 		}
 		c.wire = c.oblivious
@@ -239,7 +239,7 @@ func (p *obliviousHTTP) request(ctx context.Context, body []byte) (*http.Request
 func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer, error) {
 	header := slices.Concat(in.header, []bhttp.Field{{Name: "date", Value: p.date()}})
 	if o.tier != "" {
-		header = append(header, bhttp.Field{Name: "x-security-tier", Value: string(o.tier)})
+		header = append(header, bhttp.Field{Name: ohttp.HeaderTier, Value: string(o.tier)})
 	}
 	if o.apiKey == nil {
 		return p.encodeWith(in, header)
@@ -291,7 +291,7 @@ func (p *obliviousHTTP) date() string {
 func (p *obliviousHTTP) failure(a *answer) error { return outerError(a.status, a.body) }
 
 func outerError(status int, body []byte) *OuterError {
-	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemTypeOf(body) == problemKey}
+	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemTypeOf(body) == ohttp.ProblemKey}
 	_, e.Detail = errorDetail(body)
 	return e
 }
@@ -417,9 +417,9 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 	}
 	content = content[:min(len(content), maxErrorBody)]
 	// Without this the answer may be the upstream's, which has worked on the request whatever its status says.
-	unprocessed := header.Get(headerProcessed) == "no"
+	unprocessed := header.Get(ohttp.HeaderProcessed) == "no"
 	// And a copy that was held back until its date was over is refused truly, although the first one was served.
-	if unprocessed && time.Since(c.dated) < maxDateAge && in.Status == http.StatusBadRequest && problemTypeOf(content) == problemDate {
+	if unprocessed && time.Since(c.dated) < maxDateAge && in.Status == http.StatusBadRequest && problemTypeOf(content) == ohttp.ProblemDate {
 		if at, err := http.ParseTime(header.Get("Date")); err == nil {
 			c.late, c.ahead = true, time.Until(at)
 		}

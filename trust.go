@@ -84,7 +84,7 @@ func (p pins) validate() error {
 }
 
 func (p pins) check(_ string, key *PublicKey) error {
-	if slices.ContainsFunc(p.list, key.goesBy) {
+	if slices.ContainsFunc(p.list, key.matches) {
 		return nil
 	}
 	return key.refusal(slices.Clone(p.list), nil)
@@ -133,7 +133,7 @@ func (f firstUse) remember(ctx context.Context, origin string, key *PublicKey) e
 }
 
 func sameKey(remembered [32]byte, key *PublicKey) error {
-	if want := hex.EncodeToString(remembered[:]); !key.goesBy(want) {
+	if want := hex.EncodeToString(remembered[:]); !key.matches(want) {
 		return key.refusal([]string{want}, nil)
 	}
 	return nil
@@ -280,7 +280,7 @@ func (s *serverKey) choose(offered []*PublicKey) (old, key *PublicKey, accepted 
 			k = k.unsigned() // an older list than the one that is known: somebody sends it again
 			offered[i] = k
 		}
-		accepted = slices.ContainsFunc(s.accepted, k.goesBy)
+		accepted = slices.ContainsFunc(s.accepted, k.matches)
 		if accepted || s.trust.check(s.origin, k) == nil {
 			return s.key, k, accepted
 		}
