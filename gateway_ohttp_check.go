@@ -13,6 +13,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/replay"
 )
 
 // check judges a request by its header, before the rest of it is read.
@@ -137,6 +138,6 @@ func sentBefore() *refusal {
 
 // knows tells of a request that this process has claimed, if its own memory of replays is used.
 func (g *Gateway) knows(id [32]byte) bool {
-	cache, ok := g.cfg.Replay.(*replayCache)
-	return ok && cache.exchanges.knows(id, time.Now(), time.Since(cache.exchanges.began))
+	cache, ok := g.cfg.Replay.(*replay.Memory)
+	return ok && cache.Knows(id)
 }

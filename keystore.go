@@ -22,6 +22,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/replay"
 )
 
 const (
@@ -110,7 +111,7 @@ type storedKeyEntry struct {
 // heldKey is a private key with a count of those who use it: the store itself, and every running request.
 type heldKey struct {
 	*hybrid.PrivateKey
-	seen  seenAnswers // by whichever client of the store
+	seen  replay.Seen // by all clients of the store
 	mu    sync.Mutex
 	users int
 }

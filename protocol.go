@@ -138,7 +138,7 @@ func (p *envelopeV1) open(r *sealedRequest, a *answer, into hybrid.Alloc) (*open
 	if err != nil {
 		return nil, err
 	}
-	if !r.key.seen.add(sha256.Sum256(e.WrappedKey)) {
+	if !r.key.seen.Add(sha256.Sum256(e.WrappedKey)) {
 		clear(plaintext)
 		return nil, fmt.Errorf("%w: this envelope was opened before", ErrReplay)
 	}
@@ -208,35 +208,4 @@ func newUUID() string {
 func formatUUID(b [16]byte) string {
 	s := hex.EncodeToString(b[:])
 	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
-}
-
-const maxSeen = 16384 // answers remembered; 1.3 MB when full
-
-// seenAnswers remembers the wrapped keys of the last answers. The zero value is ready.
-type seenAnswers struct {
-	mu   sync.Mutex
-	set  map[[32]byte]struct{}
-	ring [][32]byte // in the order of arrival; overwritten from next on once full
-	next int
-}
-
-// add reports whether id is new, and remembers it.
-func (s *seenAnswers) add(id [32]byte) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.set[id]; ok {
-		return false
-	}
-	if s.set == nil {
-		s.set = make(map[[32]byte]struct{})
-	}
-	if len(s.ring) < maxSeen {
-		s.ring = append(s.ring, id)
-	} else {
-		delete(s.set, s.ring[s.next])
-		s.ring[s.next] = id
-		s.next = (s.next + 1) % maxSeen
-	}
-	s.set[id] = struct{}{}
-	return true
 }
