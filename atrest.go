@@ -90,7 +90,7 @@ func (s *KeyStore) dataKey(generation uint32) (*locked.Buffer, uint32, error) {
 		if generation == 0 || k.generation == generation {
 			key, err := s.memory.Alloc(hybrid.DataKeySize)
 			if err != nil {
-				return nil, 0, memoryError(err)
+				return nil, 0, err
 			}
 			copy(key.Bytes(), k.key)
 			return key, k.generation, nil

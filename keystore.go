@@ -332,7 +332,7 @@ func (s *KeyStore) derive(passphrase *Secret, kdf func([]byte) (*keyfile.MasterK
 		at, err := locked.NewResting(s.policy.internal(), masterKeySize)
 		if err != nil {
 			master.Wipe()
-			return memoryError(err)
+			return err
 		}
 		if err := master.MoveTo(at.Bytes()); err != nil {
 			master.Wipe()

@@ -425,8 +425,8 @@ func fileError(err error) error {
 }
 
 func keyStoreError(err error) error {
-	if limit := memoryError(err); limit != err {
-		return limit
+	if errors.Is(err, ErrMemoryLimit) {
+		return err
 	}
 	switch err { // whose words are the sentinels' own
 	case keyfile.ErrPassphrase:

@@ -57,7 +57,7 @@ func (s *KeyStore) prepare(body *keyfile.Body) error {
 	}
 	at, err := locked.NewResting(s.policy.internal(), len(body.DataKeys)*hybrid.DataKeySize)
 	if err != nil {
-		return memoryError(err)
+		return err
 	}
 	if p.dataKeysAt != nil {
 		p.dataKeysAt.Destroy()
@@ -109,7 +109,7 @@ func (s *KeyStore) protect(k *hybrid.PrivateKey) error {
 	case errors.Is(err, hybrid.ErrKeyShape) || errors.Is(err, hybrid.ErrKeyTest):
 		return fmt.Errorf("%w: %w", ErrMemoryLimit, err)
 	case err != nil:
-		return memoryError(err)
+		return err
 	}
 	k.CountUnlocked()
 	return nil

@@ -145,7 +145,7 @@ func (p *obliviousHTTP) seal(ctx context.Context, plaintext []byte, o *callOptio
 	if asksForStream(plaintext) {
 		room, err := p.memory.Alloc(len(plaintext))
 		if err != nil {
-			return nil, memoryError(err)
+			return nil, err
 		}
 		defer room.Destroy()
 		if in.content, err = jsonspan.Cut(room.Bytes()[:0], plaintext, maxDepth, isStreamMember); err != nil {
@@ -251,7 +251,7 @@ func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer
 		}
 		bearer, err := p.memory.Alloc(len("Bearer ") + len(key))
 		if err != nil {
-			return memoryError(err)
+			return err
 		}
 		defer bearer.Destroy()
 		value := append(append(bearer.Bytes()[:0], "Bearer "...), key...)
@@ -269,7 +269,7 @@ func (p *obliviousHTTP) encodeWith(in *plainRequest, header []bhttp.Field) (*loc
 	}
 	buffer, err := p.memory.Alloc(most)
 	if err != nil {
-		return nil, memoryError(err)
+		return nil, err
 	}
 	message, err := bhttp.AppendRequest(buffer.Bytes()[:0], &bhttp.Request{
 		Method: in.method, Scheme: p.scheme, Authority: p.authority, Path: in.path, Header: header,
@@ -350,7 +350,7 @@ func (p *obliviousHTTP) openInto(message []byte, call *obliviousCall, sealed []b
 	if protect {
 		room, err := p.memory.Alloc(min(len(sealed), maxAnswerChunk+ohttp.Overhead) + 1)
 		if err != nil {
-			return nil, memoryError(err)
+			return nil, err
 		}
 		defer room.Destroy()
 		buffer = room.Bytes()
