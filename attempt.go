@@ -193,7 +193,7 @@ type completion struct {
 func waitError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
 		if errors.Is(cause, fault.AttemptTimeout) {
-			return &fault.ConnectionError{What: "before anything was sent", Err: cause}
+			return fault.Connection("before anything was sent", cause, false)
 		}
 		return fault.Ended(ctx)
 	}

@@ -72,6 +72,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
@@ -331,9 +332,9 @@ type CallOption func(*callOptions)
 type callOptions struct {
 	apiKey  *Secret
 	tier    SecurityTier
-	into    room   // where the answer is opened to; nil: where it came
-	checked bool   // the plaintext has passed checkRequest
-	sealed  string // payload id of the last attempt
+	into    hybrid.Alloc // where the answer is opened to; nil: where it came
+	checked bool         // the plaintext has passed checkRequest
+	sealed  string       // payload id of the last attempt
 }
 
 // WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. It stays the caller's, who keeps it until

@@ -18,6 +18,8 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // GatewayConfig is what [NewGateway] needs: Upstream, and Authenticate or AllowUnauthenticated. Every other zero value
@@ -294,11 +296,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch envelope := g.serves(ProtocolEnvelope); {
 	case path == "/healthz":
 		h.only(h.health, http.MethodGet, http.MethodHead)
-	case path == pathPublicKey && envelope:
+	case path == hybrid.PathPublicKey && envelope:
 		h.only(h.publicKey, http.MethodGet, http.MethodHead)
-	case path == pathCompletion && envelope:
+	case path == hybrid.PathCompletion && envelope:
 		h.only(h.completion, http.MethodPost)
-	case path == pathOHTTP && g.serves(ProtocolOHTTP):
+	case path == ohttp.Path && g.serves(ProtocolOHTTP):
 		h.ohttp()
 	default:
 		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
@@ -443,9 +445,9 @@ func (h *gatewayRequest) finish() {
 		h.refuse(refuse(http.StatusInternalServerError, "internal error"))
 	}
 	switch {
-	case h.r.URL.Path == pathCompletion:
+	case h.r.URL.Path == hybrid.PathCompletion:
 		h.g.counts.done(h.status, h.cut)
-	case h.r.URL.Path == pathOHTTP && h.r.Method == http.MethodPost:
+	case h.r.URL.Path == ohttp.Path && h.r.Method == http.MethodPost:
 		h.g.counts.done(h.outcome(), h.cut)
 	}
 	if h.r.URL.Path == "/healthz" && h.status == http.StatusOK {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -75,7 +76,7 @@ func (h *gatewayRequest) completion() {
 		h.refuse(p)
 		return
 	}
-	h.header("Content-Type", contentType)
+	h.header("Content-Type", hybrid.ContentType)
 	served = h.write(http.StatusOK, sealed) == nil
 }
 
@@ -96,12 +97,12 @@ func (h *gatewayRequest) admit() (*PublicKey, *refusal) {
 			return nil, authRefusal(err)
 		}
 	}
-	id := h.r.Header.Get(headerPayloadID)
+	id := h.r.Header.Get(hybrid.HeaderPayloadID)
 	if !validPayloadID(id) {
 		return nil, refuse(http.StatusBadRequest, "X-Payload-ID is missing or malformed")
 	}
 	h.payloadID = id
-	h.tier = SecurityTier(h.r.Header.Get(headerTier))
+	h.tier = SecurityTier(h.r.Header.Get(hybrid.HeaderTier))
 	if h.tier.rank() < 0 {
 		h.tier = ""
 		return nil, refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
@@ -109,8 +110,8 @@ func (h *gatewayRequest) admit() (*PublicKey, *refusal) {
 	if p := h.checkTier(); p != nil {
 		return nil, p
 	}
-	escaped := h.r.Header.Get(headerPublicKey)
-	if escaped == "" || len(escaped) > maxKeyText {
+	escaped := h.r.Header.Get(hybrid.HeaderPublicKey)
+	if escaped == "" || len(escaped) > hybrid.MaxKeyText {
 		return nil, refuse(http.StatusBadRequest, "X-Public-Key is missing or too large")
 	}
 	return h.g.clients.parse(escaped)
@@ -183,7 +184,7 @@ func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 	}
 	if err != nil {
-		return nil, &refusal{status: http.StatusBadRequest, detail: "malformed envelope", cause: envelopeError(err), event: EventSchemaRefused}
+		return nil, &refusal{status: http.StatusBadRequest, detail: "malformed envelope", cause: hybrid.EnvelopeError(err), event: EventSchemaRefused}
 	}
 	return &e, nil
 }
@@ -393,7 +394,7 @@ func (h *gatewayRequest) seal(answer []byte, clientKey *PublicKey, form envelope
 	plaintext = append(plaintext, '}')
 	defer clear(plaintext)
 	e := &envelope.Envelope{TagForm: form, ProcessedAt: float64(now), HasProcessedAt: true}
-	sealed, err := clientKey.appendSealed(nil, e, plaintext)
+	sealed, err := clientKey.rsa.AppendSealed(nil, e, plaintext)
 	if err != nil {
 		return nil, &refusal{status: http.StatusInternalServerError, detail: "internal error", cause: err}
 	}

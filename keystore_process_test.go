@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -218,7 +219,7 @@ func loggedKey(log string) (*rsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	public, err := newPublicKey(&key.PublicKey)
+	public, err := hybrid.NewPublicKey(&key.PublicKey)
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +227,7 @@ func loggedKey(log string) (*rsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = fmt.Fprintln(f, public.fingerprint)
+	_, err = fmt.Fprintln(f, public.Fingerprint())
 	return key, errors.Join(err, f.Close())
 }
 

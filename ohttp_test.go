@@ -323,7 +323,7 @@ func TestObliviousErrorsHoldNoContent(t *testing.T) {
 	own := ""
 	g := newTiny(t, func(w http.ResponseWriter, _ *http.Request) {
 		if own != "" {
-			w.Header().Set(headerProcessed, "no")
+			w.Header().Set(ohttp.HeaderProcessed, "no")
 		}
 		w.WriteHeader(http.StatusBadRequest)
 		_, _ = io.WriteString(w, `{"error":{"message":"the prompt `+marker+` is too long","code":"code-`+marker+`"}}`)

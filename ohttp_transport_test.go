@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -164,7 +165,7 @@ func TestOHTTPHTTPClientRefusals(t *testing.T) {
 		"an encoding":     {func(r *http.Request) { r.Header.Set("Content-Encoding", "gzip") }, "{}", 415},
 		"too large":       {nil, strings.Repeat(" ", 5000), 413},
 		"no JSON":         {nil, "hello", 400},
-		"an odd tier":     {func(r *http.Request) { r.Header.Set(headerTier, "odd") }, `{"model":"m"}`, 400},
+		"an odd tier":     {func(r *http.Request) { r.Header.Set(hybrid.HeaderTier, "odd") }, `{"model":"m"}`, 400},
 		"spoken outside":  {nil, `{"model":"m","stream":true,"api_key":"k"}`, 400},
 		"CONNECT":         {func(r *http.Request) { r.Method = http.MethodConnect }, "", 400},
 		"an odd query":    {func(r *http.Request) { r.URL.Path, r.URL.RawQuery = "/v1/models", "a b" }, "", 400},

@@ -20,6 +20,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -146,7 +147,7 @@ func (t *sdkTransport) read(req *http.Request) ([]byte, error) {
 // callOptions takes from the SDK's headers what may leave. The caller destroys the key, which may be nil.
 func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *Secret, err error) {
 	opts = append(opts, func(o *callOptions) { o.checked = true }) // by parseSDKCall
-	if tier := req.Header.Get(headerTier); tier != "" {
+	if tier := req.Header.Get(hybrid.HeaderTier); tier != "" {
 		opts = append(opts, WithTier(SecurityTier(tier)))
 	}
 	// An SDK reads its key from the environment unasked: it must not travel to somebody it was not meant for.

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -79,7 +80,7 @@ func TestRequestVectors(t *testing.T) {
 			if err := json.Unmarshal(sealed, &e); err != nil || time.Since(time.Unix(e.ProcessedAt, 0)).Abs() > time.Minute {
 				t.Errorf("processed_at %d, %v", e.ProcessedAt, err)
 			}
-			plaintext, appended := openPlainly(t, clientKeys.of(t, c), sealed)
+			plaintext, appended := testkit.OpenPlainly(t, clientKeys.of(t, c), sealed)
 			if appended != strings.HasPrefix(c.Name, "js-") {
 				t.Errorf("the tag is appended: %v", appended)
 			}
@@ -191,7 +192,7 @@ func TestRequestVectorsAnswers(t *testing.T) {
 	t.Parallel()
 	keys := parsedKeys{}
 	for _, c := range testkit.Vectors(t, testkit.Request) {
-		key, err := newPrivateKey(keys.of(t, c))
+		key, err := hybrid.NewPrivateKey(keys.of(t, c))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -199,7 +200,7 @@ func TestRequestVectorsAnswers(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", c, err)
 		}
-		plaintext, err := key.open(&e)
+		plaintext, err := key.Open(&e, nil)
 		if err != nil {
 			t.Fatalf("%s: %v", c, err)
 		}
