@@ -18,6 +18,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 // ChatChunk is one piece of a streamed answer: an OpenAI chat.completion.chunk. [ChatAccumulator] puts them together.
@@ -205,7 +206,7 @@ func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, op
 			return nil, err
 		}
 		if resp.media() == mediaEvents {
-			return &chatEvents{Reader: resp.body, closer: resp.body, payloadID: resp.payloadID, most: maxEvent}, nil
+			return &chatEvents{Reader: resp.body, closer: resp.body, payloadID: resp.payloadID, most: sse.MaxEvent}, nil
 		}
 		events, err := c.wholeEvents(ctx, resp, call.includeUsage)
 		return eventsOf(events, resp.payloadID), err
@@ -262,10 +263,10 @@ func (c *SecureCompletionClient) wholeEvents(ctx context.Context, resp *openedRe
 
 // readChunks reads events to their end.
 func readChunks(events *chatEvents, yield func(*ChatChunk) bool) error {
-	reader := newEventReader(events, events.most)
-	defer reader.wipe()
+	reader := sse.NewReader(events, events.most)
+	defer reader.Wipe()
 	for done := false; ; {
-		e, err := reader.next()
+		e, err := reader.Next()
 		switch {
 		case err == io.EOF && !done:
 			return &fault.TruncatedError{What: "the stream ends without [DONE]"}
@@ -275,7 +276,7 @@ func readChunks(events *chatEvents, yield func(*ChatChunk) bool) error {
 			return err
 		case done: // all that is left to learn is whether the end is one
 			continue
-		case string(e.data) == "[DONE]":
+		case e.IsDone():
 			done = true
 			continue
 		}
@@ -291,17 +292,17 @@ func readChunks(events *chatEvents, yield func(*ChatChunk) bool) error {
 }
 
 // parseChunk checks and decodes the data of an event, of which it makes a copy.
-func parseChunk(e event) (*ChatChunk, error) {
-	if !validObject(e.data) {
-		if e.name == "error" {
+func parseChunk(e sse.Event) (*ChatChunk, error) {
+	if !validObject(e.Data) {
+		if e.Name == "error" {
 			return nil, &APIError{StatusCode: http.StatusOK}
 		}
 		return nil, schemaError("a chunk", "not a JSON object in valid UTF-8")
 	}
-	o, _ := pick(e.data, "object", "choices", "error")
+	o, _ := pick(e.Data, "object", "choices", "error")
 	// Some servers put what went wrong midway into a chunk like any other, with choices.
-	if k, ok := o.kind("error"); e.name == "error" || (ok && k != jsonspan.Null) {
-		return nil, sealedAPIError(e.data)
+	if k, ok := o.kind("error"); e.Name == "error" || (ok && k != jsonspan.Null) {
+		return nil, sealedAPIError(e.Data)
 	}
 	if object := o.text("object"); object != "" && object != "chat.completion.chunk" {
 		return nil, schemaError("object", "want \"chat.completion.chunk\"")
@@ -309,11 +310,11 @@ func parseChunk(e event) (*ChatChunk, error) {
 	if !o.is("choices", jsonspan.Array) {
 		return nil, schemaError("choices", "want an array")
 	}
-	if chunkWeight(e.data, o["choices"]) > maxWeight {
+	if chunkWeight(e.Data, o["choices"]) > maxWeight {
 		return nil, schemaError("a chunk", "more members than are decoded")
 	}
 	chunk := &ChatChunk{}
-	if err := chunk.decodeJSON(bytes.Clone(e.data)); err != nil {
+	if err := chunk.decodeJSON(bytes.Clone(e.Data)); err != nil {
 		if bad, ok := errors.AsType[*memberError](err); ok {
 			return nil, schemaError(bad.path, "unexpected type or out of range")
 		}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -152,7 +153,7 @@ func TestStreamsThatGoWrong(t *testing.T) {
 		"a whole completion":        {[]string{`data: {"object":"chat.completion","choices":[]}` + "\n\n", done}, ErrResponseSchema, "object"},
 		"a number for a text":       {[]string{`data: {"choices":[{"index":0,"delta":{"content":7}}]}` + "\n\n", done}, ErrResponseSchema, "choices"},
 		"too much of it":            {[]string{`data: {"choices":[` + strings.Repeat("{},", maxWeight) + `{}]}` + "\n\n", done}, ErrResponseSchema, ""},
-		"too large an event":        {[]string{"data: " + strings.Repeat(" ", maxEvent) + "\n\n", done}, ErrTooLarge, ""},
+		"too large an event":        {[]string{"data: " + strings.Repeat(" ", sse.MaxEvent) + "\n\n", done}, ErrTooLarge, ""},
 	} {
 		g := newTiny(t, answerEvents(test.events...))
 		chunks, err := collect(t, directClient(t, g, nil), ask("x"))
@@ -246,7 +247,7 @@ func FuzzChatChunk(f *testing.F) {
 	f.Add("error", []byte(`{"error":{"message":"x"}}`))
 	f.Add("", []byte(`{"choices":[{"delta":null},{"delta":{"x":"\ud83d"}},{"delta":{"x":["y"]}}]}`))
 	f.Fuzz(func(t *testing.T, name string, data []byte) {
-		chunk, err := parseChunk(event{name, data})
+		chunk, err := parseChunk(sse.Event{Name: name, Data: data})
 		if err != nil {
 			if _, api := errors.AsType[*APIError](err); !api && !errors.Is(err, ErrResponseSchema) {
 				t.Fatalf("%v", err)

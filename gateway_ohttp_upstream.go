@@ -102,7 +102,7 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*
 func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err error) {
 	p := q.newPasser(resp)
 	defer p.wipe()
-	if _, any := p.whole.(anyEnding); any && endsUnseen(resp) {
+	if !p.whole.Known() && endsUnseen(resp) {
 		return &lateRefusal{&refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: errNoEnd}}
 	}
 	early := true // also in a panic
@@ -150,7 +150,7 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err e
 
 // complete says whether an answer that was read to its end may have one for the client.
 func (q *obliviousRequest) complete(ctx context.Context, p *passer) error {
-	if !p.whole.ended() {
+	if !p.whole.Ended() {
 		return errCutShort
 	}
 	if told := q.tellSealed(ctx, p.passed); told != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 // This file is for answers of the second protocol that are read as they come.
@@ -186,9 +187,9 @@ func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainReques
 	}
 	resp := &openedResponse{status: head.Status, header: headerOf(head.Header), body: b, payloadID: r.payloadID}
 	path, _, _ := strings.Cut(in.path, "?")
-	b.content, b.ending = body, newEnding(resp.media(), path, -1)
+	b.content, b.ending = body, sse.EndingOf(resp.media(), path, -1)
 	if in.method == http.MethodHead || head.Status == http.StatusNoContent {
-		b.ending = anyEnding{}
+		b.ending = sse.Any{}
 	}
 	if head.Status < 200 || head.Status > 299 {
 		content, err := readWords(b)
@@ -238,7 +239,7 @@ type openedBody struct {
 	mu      sync.Mutex
 	content *bhttp.Body
 	reader  *ohttp.Reader
-	ending  ending
+	ending  sse.Ending
 	opened  int64
 	err     error // nil until the end
 	told    bool  // Read has returned err, or it was logged
@@ -266,7 +267,7 @@ func (b *openedBody) Read(p []byte) (int, error) {
 	}
 	n, err := b.content.Read(p)
 	b.opened += int64(n)
-	b.ending.see(p[:n])
+	b.ending.See(p[:n])
 	if err == nil {
 		return n, nil
 	}
@@ -282,7 +283,7 @@ func (b *openedBody) judge(err error) error {
 			return errBodyClosed
 		}
 		return err
-	case !b.ending.ended():
+	case !b.ending.Ended():
 		return &fault.TruncatedError{What: "its content ends early"}
 	}
 	return io.EOF
@@ -315,7 +316,7 @@ func (b *openedBody) drain() bool {
 		return false
 	}
 	defer b.mu.Unlock()
-	if _, events := b.ending.(*eventEnding); b.err != nil || !events || !b.ending.ended() {
+	if s, events := b.ending.(*sse.Stream); b.err != nil || !events || !s.Known() || !s.Ended() {
 		return b.err != nil
 	}
 	late := time.AfterFunc(drainTime, b.giveUp)
@@ -342,6 +343,7 @@ func (b *openedBody) end(err error) error {
 		b.unwatch()
 	}
 	b.reader.Close()
+	b.ending.Wipe()
 	_ = b.outside.Close()
 	if b.over != nil {
 		b.err = errPanicked // unless it returns: the end of what is not audited is withheld

@@ -20,6 +20,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -339,17 +340,17 @@ func TestOHTTPHTTPClientStreams(t *testing.T) {
 		if kind := resp.Header.Get("Content-Type"); !strings.HasPrefix(kind, "text/event-stream") || resp.ContentLength != -1 {
 			t.Errorf("%s, %d bytes", kind, resp.ContentLength)
 		}
-		events := newEventReader(resp.Body, maxEvent)
+		events := sse.NewReader(resp.Body, sse.MaxEvent)
 		for i := range 3 {
-			e, err := events.next()
+			e, err := events.Next()
 			if err != nil {
 				t.Fatal(err)
 			}
 			if i == 0 {
 				gate <- struct{}{}
 			}
-			if i == 2 && string(e.data) != "[DONE]" {
-				t.Errorf("got %q", e.data)
+			if i == 2 && string(e.Data) != "[DONE]" {
+				t.Errorf("got %q", e.Data)
 			}
 		}
 		start := time.Now()
