@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 )
 
 func TestParseBaseURL(t *testing.T) {
@@ -312,7 +314,7 @@ func TestNewUUID(t *testing.T) {
 	seen := map[string]bool{}
 	for range 1000 {
 		id := newUUID()
-		if !isUUID(id) || id[14] != '4' || !strings.ContainsRune("89ab", rune(id[19])) || seen[id] {
+		if !chatjson.IsUUID(id) || id[14] != '4' || !strings.ContainsRune("89ab", rune(id[19])) || seen[id] {
 			t.Fatalf("got %q", id)
 		}
 		seen[id] = true

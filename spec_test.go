@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -103,7 +104,7 @@ func TestSpecExample(t *testing.T) {
 	if percentEncode(testkit.PublicPEM(t, "client-4096")) != values.Headers[headerPublicKey] {
 		t.Error("X-Public-Key is encoded differently")
 	}
-	if err := checkRequest(specFile(t, "request.json")); err != nil {
+	if err := chatjson.CheckRequest(specFile(t, "request.json")); err != nil {
 		t.Error(err)
 	}
 	if err := checkCompletion(specFile(t, "response.json"), values.Headers[headerPayloadID], TierStandard); err != nil {

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 )
 
 func TestHTTPClientAnswer(t *testing.T) {
@@ -94,7 +96,7 @@ func TestHTTPClientHeaders(t *testing.T) {
 			t.Errorf("went to %s", post.url)
 		}
 		h := post.header
-		if h.Get("User-Agent") != userAgent || h.Get("Content-Type") != contentType || h.Get("Accept-Encoding") != "identity" || !isUUID(h.Get("X-Payload-Id")) {
+		if h.Get("User-Agent") != userAgent || h.Get("Content-Type") != contentType || h.Get("Accept-Encoding") != "identity" || !chatjson.IsUUID(h.Get("X-Payload-Id")) {
 			t.Errorf("headers %v", h)
 		}
 	}
