@@ -142,8 +142,8 @@ func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
 //
 // An error comes last, alone, and with a nil chunk; errors are those of Chat. A stream that is cut, wherever and by
 // whomever, is [ErrTruncated]: without an error, it was complete. One that the caller's own limits end is not called cut: the
-// end of ctx comes as itself, and that of Config.Timeout as [ErrConnection] and [context.DeadlineExceeded], also after chunks
-// came. An error that the server sends within the stream is an [*APIError] with status 200. Leaving the loop early ends the
+// end of ctx comes as itself, that of Config.Timeout as [ErrConnection] and [context.DeadlineExceeded], also after chunks
+// came, and a stream that stands still for Config.IdleTimeout is [ErrConnection]. An error that the server sends within the stream is an [*APIError] with status 200. Leaving the loop early ends the
 // request. Nothing is sent before the loop, and each loop over the result sends the request anew. Chunks are the caller's, who
 // may keep them; [ChatAccumulator] puts them together.
 //

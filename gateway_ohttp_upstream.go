@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 // What passes between the inner messages and the upstream's, and nothing else.
@@ -111,7 +112,10 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err e
 			q.tellCut(ctx, p.passed, err)
 		}
 	}()
-	body := &cappedReader{r: resp.Body, left: q.g.cfg.MaxResponseBytes, limit: q.g.cfg.MaxResponseBytes}
+	var body io.Reader = &cappedReader{r: resp.Body, left: q.g.cfg.MaxResponseBytes, limit: q.g.cfg.MaxResponseBytes}
+	if p.events != nil {
+		body = sse.NewIdle(body, q.g.cfg.IdleTimeout, p.events.Begun, func() { _ = resp.Body.Close() })
+	}
 	if p.live { // the client learns the status, and what kind of answer comes
 		if err := p.head(resp); err != nil {
 			return err

@@ -188,6 +188,9 @@ func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainReques
 	resp := &openedResponse{status: head.Status, header: headerOf(head.Header), body: b, payloadID: r.payloadID}
 	path, _, _ := strings.Cut(in.path, "?")
 	b.content, b.ending = body, sse.EndingOf(resp.media(), path, -1)
+	if events, ok := b.ending.(*sse.Stream); ok {
+		b.content = sse.NewIdle(body, c.cfg.IdleTimeout, events.Begun, func() { _ = outside.Body.Close() })
+	}
 	if in.method == http.MethodHead || head.Status == http.StatusNoContent {
 		b.ending = sse.Any{}
 	}
@@ -237,7 +240,7 @@ type openedBody struct {
 	gaveUp  atomic.Bool // Close has cut the answer: that it ends early is no fault of anybody's
 
 	mu      sync.Mutex
-	content *bhttp.Body
+	content io.Reader // ends an event stream that stands still
 	reader  *ohttp.Reader
 	ending  sse.Ending
 	opened  int64
@@ -356,6 +359,9 @@ func (b *openedBody) end(err error) error {
 func (b *openedBody) failure(err error) error {
 	if cause := context.Cause(b.ctx); cause != nil {
 		return exchangeError(b.ctx, b.what, cause, true)
+	}
+	if errors.Is(err, fault.Stalled) {
+		return &fault.ConnectionError{What: b.what, Err: err, Answered: true}
 	}
 	return innerError(err)
 }
