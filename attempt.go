@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
@@ -28,7 +29,7 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 		return nil, err
 	}
 	if !o.checked {
-		erase.Do(func() { err = checkRequest(plaintext) }) // what looks at many bytes at once leaves some in registers
+		erase.Do(func() { err = chatjson.CheckRequest(plaintext) }) // what looks at many bytes at once leaves some in registers
 		if err != nil {
 			return nil, err
 		}

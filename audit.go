@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
@@ -123,7 +124,7 @@ func (e Event) MarshalJSON() ([]byte, error) {
 	if e.Details, err = redactDetails(e.Details); err != nil {
 		return nil, err
 	}
-	return marshal(plain(e))
+	return chatjson.Marshal(plain(e))
 }
 
 // LogValue gives the event's members as a group, with what is secret in its details redacted.

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
@@ -458,7 +459,7 @@ func TestComplete(t *testing.T) {
 		}
 		return nil
 	})
-	if resp.PayloadID != s.last().req.Header.Get("X-Payload-ID") || !isUUID(resp.PayloadID) || resp.PayloadID[14] != '4' {
+	if resp.PayloadID != s.last().req.Header.Get("X-Payload-ID") || !chatjson.IsUUID(resp.PayloadID) || resp.PayloadID[14] != '4' {
 		t.Errorf("PayloadID %q", resp.PayloadID)
 	}
 	for range 2 {

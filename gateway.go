@@ -70,6 +70,11 @@ type GatewayConfig struct {
 	// 0 = 10 minutes and 1 minute. In Oblivious HTTP a request's header has 5 seconds at most.
 	Timeout, BodyTimeout time.Duration
 
+	// IdleTimeout is the longest time between two pieces of the upstream's event stream, counted from its first event on:
+	// until then only Timeout holds. Comments count as pieces. The answer of a stream that stands still for longer stays
+	// without its end, so that no client takes it for whole. 0 = 1 minute; negative = no limit.
+	IdleTimeout time.Duration
+
 	// Protocols are those that are served, all on the same listener. nil = both.
 	Protocols []Protocol
 	// OHTTP is for the second protocol.
@@ -183,6 +188,9 @@ func (c *GatewayConfig) setDefaults() error {
 		if *n.value == 0 {
 			*n.value = n.zero
 		}
+	}
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = defaultIdle
 	}
 	if c.MaxConcurrent < 0 {
 		return configError("GatewayConfig.MaxConcurrent", "negative")

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
@@ -245,17 +246,17 @@ func (h *gatewayRequest) answer(ctx context.Context, plaintext []byte, clientKey
 // upstreamRequest checks that the plaintext is a chat request and takes out what is not the upstream's business. A
 // tier that is sealed in it counts like the header: the header can be stripped on the way.
 func (h *gatewayRequest) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
-	if !validObject(plaintext) {
+	if !chatjson.ValidObject(plaintext) {
 		return nil, refuse(http.StatusBadRequest, "the request is not a JSON object").as(EventSchemaRefused)
 	}
-	o, _ := pick(plaintext, "model", "messages", "security_tier")
-	if o.text("model") == "" {
+	o, _ := chatjson.Pick(plaintext, "model", "messages", "security_tier")
+	if o.Text("model") == "" {
 		return nil, refuse(http.StatusBadRequest, "the request names no model").as(EventSchemaRefused)
 	}
 	if !validMessages(o["messages"]) {
 		return nil, refuse(http.StatusBadRequest, "messages must be a list of objects with a role, and not empty").as(EventSchemaRefused)
 	}
-	tier := SecurityTier(o.text("security_tier"))
+	tier := SecurityTier(o.Text("security_tier"))
 	if tier.rank() < 0 {
 		return nil, refuse(http.StatusBadRequest, "security_tier is not standard, high or maximum").as(EventSchemaRefused)
 	}
@@ -265,18 +266,18 @@ func (h *gatewayRequest) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
 			return nil, p
 		}
 	}
-	dropped := append([]string{"stream", "stream_options"}, spokenOutside...)
+	dropped := append([]string{"stream", "stream_options"}, chatjson.SpokenOutside...)
 	return jsonspan.CutOf(nil, plaintext, func(m jsonspan.Member) bool { return slices.ContainsFunc(dropped, m.Is) }), nil
 }
 
 func validMessages(data []byte) bool {
-	messages, ok := elements(data)
+	messages, ok := chatjson.Elements(data)
 	if !ok {
 		return false
 	}
 	n := 0
 	for message := range messages {
-		if o, ok := pick(message, "role"); !ok || o.text("role") == "" {
+		if o, ok := chatjson.Pick(message, "role"); !ok || o.Text("role") == "" {
 			return false
 		}
 		n++
@@ -315,10 +316,10 @@ func (h *gatewayRequest) forward(ctx context.Context, request []byte) (answer []
 	if a.Status != http.StatusOK {
 		return nil, upstreamRefusal(a)
 	}
-	ok := validObject(a.Body)
+	ok := chatjson.ValidObject(a.Body)
 	if ok { // what the upstream says of a payload id or a tier is not for the client
 		answer = jsonspan.CutOf(a.Body[:0], a.Body, func(m jsonspan.Member) bool { return m.Is("_metadata") })
-		ok = checkCompletionObject(answer, "", "") == nil
+		ok = chatjson.CheckCompletionObject(answer, chatjson.Asked{}) == nil
 	}
 	if !ok {
 		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is not a chat completion", cause: errNotCompletion, event: EventSchemaRefused}

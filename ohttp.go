@@ -17,11 +17,11 @@ import (
 	"unsafe"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
-	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
@@ -142,15 +142,13 @@ func (p *obliviousHTTP) warm(ctx context.Context) error {
 // seal makes a chat completion's request. Like the servers of version 1, it takes no notice of stream.
 func (p *obliviousHTTP) seal(ctx context.Context, plaintext []byte, o *callOptions) (*sealedRequest, error) {
 	in := &plainRequest{method: http.MethodPost, path: pathChat, header: jsonFields(mediaJSON), content: plaintext}
-	if asksForStream(plaintext) {
+	if chatjson.HasStreamMember(plaintext) {
 		room, err := p.memory.Alloc(len(plaintext))
 		if err != nil {
 			return nil, err
 		}
 		defer room.Destroy()
-		if in.content, err = jsonspan.Cut(room.Bytes()[:0], plaintext, maxDepth, isStreamMember); err != nil {
-			return nil, fmt.Errorf("%w: the request is not a JSON object", ErrInvalidRequest)
-		}
+		in.content = chatjson.CutStream(room.Bytes()[:0], plaintext)
 	}
 	return p.sealInner(ctx, in, o)
 }
@@ -163,17 +161,6 @@ const (
 // jsonFields are the fields of a request that carries JSON.
 func jsonFields(accept string) []bhttp.Field {
 	return []bhttp.Field{{Name: "content-type", Value: mediaJSON}, {Name: "accept", Value: accept}}
-}
-
-func isStreamMember(m jsonspan.Member) bool { return m.Is("stream") || m.Is("stream_options") }
-
-func asksForStream(valid []byte) bool {
-	for m := range jsonspan.MembersOf(valid) {
-		if isStreamMember(m) {
-			return true
-		}
-	}
-	return false
 }
 
 // sealInner seals a request of any kind for the server's key.
@@ -292,11 +279,11 @@ func outerError(status int, body []byte) *OuterError {
 
 // problemTypeOf is the type of a problem document (RFC 9457), "" of anything else.
 func problemTypeOf(body []byte) string {
-	if !validObject(body) {
+	if !chatjson.ValidObject(body) {
 		return ""
 	}
-	o, _ := pick(body, "type")
-	return o.text("type")
+	o, _ := chatjson.Pick(body, "type")
+	return o.Text("type")
 }
 
 // refused asks for the list of keys again when the gateway does not know the one that was used, and sets the clock after

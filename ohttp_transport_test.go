@@ -22,6 +22,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -341,17 +342,17 @@ func TestOHTTPHTTPClientStreams(t *testing.T) {
 		if kind := resp.Header.Get("Content-Type"); !strings.HasPrefix(kind, "text/event-stream") || resp.ContentLength != -1 {
 			t.Errorf("%s, %d bytes", kind, resp.ContentLength)
 		}
-		events := newEventReader(resp.Body, maxEvent)
+		events := sse.NewReader(resp.Body, sse.MaxEvent)
 		for i := range 3 {
-			e, err := events.next()
+			e, err := events.Next()
 			if err != nil {
 				t.Fatal(err)
 			}
 			if i == 0 {
 				gate <- struct{}{}
 			}
-			if i == 2 && string(e.data) != "[DONE]" {
-				t.Errorf("got %q", e.data)
+			if i == 2 && string(e.Data) != "[DONE]" {
+				t.Errorf("got %q", e.Data)
 			}
 		}
 		start := time.Now()

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
@@ -96,7 +97,7 @@ func TestHTTPClientHeaders(t *testing.T) {
 			t.Errorf("went to %s", post.url)
 		}
 		h := post.header
-		if h.Get("User-Agent") != userAgent || h.Get("Content-Type") != hybrid.ContentType || h.Get("Accept-Encoding") != "identity" || !isUUID(h.Get("X-Payload-Id")) {
+		if h.Get("User-Agent") != userAgent || h.Get("Content-Type") != hybrid.ContentType || h.Get("Accept-Encoding") != "identity" || !chatjson.IsUUID(h.Get("X-Payload-Id")) {
 			t.Errorf("headers %v", h)
 		}
 	}

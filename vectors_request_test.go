@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
@@ -217,7 +218,7 @@ func TestRequestVectorsAnswers(t *testing.T) {
 		if err := checkCompletion(plaintext, payloadIDOf(t, c), ""); err != nil {
 			t.Errorf("%s: %v", c, err)
 		}
-		if err := checkCompletion(plaintext, newUUID(), ""); sealedMetadata && isUUID(payloadIDOf(t, c)) && !errors.Is(err, ErrReplay) {
+		if err := checkCompletion(plaintext, newUUID(), ""); sealedMetadata && chatjson.IsUUID(payloadIDOf(t, c)) && !errors.Is(err, ErrReplay) {
 			t.Errorf("%s: for another request: %v", c, err)
 		}
 	}

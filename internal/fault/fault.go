@@ -20,6 +20,9 @@ import (
 var AttemptTimeout = fmt.Errorf("no complete answer within the time for one attempt: %w",
 	context.DeadlineExceeded)
 
+// Stalled is the cause of a stream that was ended because no piece of it came for too long.
+var Stalled = errors.New("the event stream stood still for longer than IdleTimeout")
+
 // Causes of a failed exchange that hold none of the peer's words.
 var (
 	Gzip            = errors.New("damaged gzip")
@@ -60,7 +63,7 @@ func (e *ConnectionError) Unwrap() []error {
 // errors, and an upstream's bytes can be a prompt: only causes that are known to hold none are repeated.
 func transportReason(err error) string {
 	for _, known := range []error{
-		AttemptTimeout, http.ErrSchemeMismatch, io.ErrUnexpectedEOF, io.EOF, Gzip, ContentEncoding,
+		AttemptTimeout, Stalled, http.ErrSchemeMismatch, io.ErrUnexpectedEOF, io.EOF, Gzip, ContentEncoding,
 	} {
 		if errors.Is(err, known) {
 			return Reason(known)
