@@ -189,10 +189,11 @@ func writeKeyStore(t testing.TB, dir string, passphrase []byte, key *rsa.Private
 	return file
 }
 
-func (r *memoryRun) round() {
+// round has the client make a round, with the command "round" or "deep".
+func (r *memoryRun) round(command string) {
 	prompt := randomText(memoryPromptSize)
 	r.prompts = append(r.prompts, string(prompt))
-	r.tell("round", fmt.Appendf(nil, `{"model":"test-model","messages":[{"role":"user","content":"%s"}]}`, prompt))
+	r.tell(command, fmt.Appendf(nil, `{"model":"test-model","messages":[{"role":"user","content":"%s"}]}`, prompt))
 }
 
 func (r *memoryRun) secrets() []testkit.MemorySecret {
@@ -267,7 +268,10 @@ func TestProcessMemory(t *testing.T) {
 	if underRace {
 		t.Skip("what is measured is the ordinary build")
 	}
-	scenarios := []memoryScenario{{name: "rounds", protocol: "v1", asserted: true, control: true}, {name: "rounds over OHTTP", protocol: "ohttp", asserted: true}}
+	scenarios := []memoryScenario{
+		{name: "rounds", protocol: "v1", asserted: true, control: true},
+		{name: "rounds over OHTTP", protocol: "ohttp", asserted: true},
+	}
 	if os.Getenv(memoryVar) == "full" {
 		scenarios = append(scenarios,
 			memoryScenario{name: "collections beside", protocol: "v1", before: "storm", asserted: true},
@@ -281,6 +285,37 @@ func TestProcessMemory(t *testing.T) {
 			t.Run(fmt.Sprintf("%s %d", s.name, run+1), s.run)
 		}
 	}
+}
+
+// TestProcessMemoryOfLargeStacks has a client make each round on a goroutine whose stack was large
+// before, with a collection meanwhile, and looks for session keys and content after each.
+func TestProcessMemoryOfLargeStacks(t *testing.T) {
+	if underRace {
+		t.Skip("what is measured is the ordinary build")
+	}
+	r := startMemoryRun(t, memoryScenario{protocol: "v1"})
+	r.tell("warm")
+	for n, kib := range largeStacks() {
+		r.round("deep " + strconv.Itoa(kib))
+		if runtimeSecret {
+			r.tell("gc")
+		}
+		c := r.column(fmt.Sprintf("round %d, %d KiB", n+1, kib), testkit.NewSecretSearch(r.secrets()))
+		for _, row := range []string{rowSession, rowContent} {
+			if found := c.unlocked[row]; found.total() > 0 {
+				t.Errorf("%s: %s of %q, want none%s", c.name, found, row, c.listing(row))
+			}
+		}
+	}
+}
+
+// largeStacks are how many KiB of the stack were in use before each round.
+func largeStacks() []int {
+	all := []int{200, 400, 1000}
+	if os.Getenv(memoryVar) == "full" {
+		all = slices.Concat([]int{0, 60, 100}, slices.Repeat(all, 3))
+	}
+	return all
 }
 
 func (s memoryScenario) run(t *testing.T) {
@@ -301,6 +336,14 @@ func (s memoryScenario) unlocks() int {
 	return 1
 }
 
+// rounds is how often the client asks.
+func (s memoryScenario) rounds() int {
+	if os.Getenv(memoryVar) == "full" {
+		return memoryRounds
+	}
+	return memoryRounds / 4
+}
+
 // play loads the client and makes the rounds.
 func (s memoryScenario) play(t *testing.T) (r *memoryRun, loaded *memoryCounts, all *testkit.SecretSearch) {
 	t.Helper()
@@ -310,8 +353,8 @@ func (s memoryScenario) play(t *testing.T) (r *memoryRun, loaded *memoryCounts, 
 	if s.before != "" {
 		r.tell(s.before)
 	}
-	for range memoryRounds {
-		r.round()
+	for range s.rounds() {
+		r.round("round")
 	}
 	r.tell("calm")
 	return r, loaded, testkit.NewSecretSearch(r.secrets())
