@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // This file carries one call to the server and back, in as many attempts as that takes.
@@ -50,7 +52,7 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, at
 	renewed := false
 	ended := func(err error) error {
 		if ctx.Err() != nil {
-			return endedError(ctx)
+			return fault.Ended(ctx)
 		}
 		return err // there is not time enough to wait
 	}
@@ -68,7 +70,7 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, at
 		if again && !renewed { // the key has changed: no fault of the request, and no reason to wait
 			renewed = true
 			if told := c.tellRetry(ctx, o.sealed, attempts, 0, err); told != nil {
-				return beside(err, told)
+				return fault.Join(err, told)
 			}
 			c.counts.retries.Add(1)
 			continue
@@ -82,7 +84,7 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, at
 		}
 		failures++
 		if told := c.tellRetry(ctx, o.sealed, attempts, wait, err); told != nil {
-			return beside(err, told)
+			return fault.Join(err, told)
 		}
 		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait, "error", logText(err))
 		if !pause(ctx, wait) {
@@ -103,7 +105,7 @@ var errRequestTooLarge = fmt.Errorf("%w: request", ErrTooLarge)
 
 func limiterError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return endedError(ctx)
+		return fault.Ended(ctx)
 	}
 	return fmt.Errorf("sealedchat: limiter: %w", err)
 }
@@ -112,7 +114,7 @@ func limiterError(ctx context.Context, err error) error {
 // and that the new one is trusted.
 func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, o *callOptions) (_ *completion, again bool, err error) {
 	start := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, errAttemptTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.AttemptTimeout)
 	defer cancel()
 	r, err := c.wire.seal(ctx, plaintext, o)
 	if err != nil {
@@ -128,8 +130,8 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 	log := c.log.With("payload_id", r.payloadID)
 	log.DebugContext(ctx, "request sealed", "bytes", len(plaintext), "server_key", r.server.fingerprint)
 
-	a, err := exchange(c.http, r.http, c.cfg.MaxResponseBytes)
-	if err == nil && a.status != http.StatusOK {
+	a, err := httpx.Exchange(c.http, r.http, c.cfg.MaxResponseBytes)
+	if err == nil && a.Status != http.StatusOK {
 		err = c.wire.failure(a)
 	}
 	var result *completion
@@ -162,13 +164,13 @@ func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest, 
 		return false, refreshErr
 	}
 	if errors.Is(refreshErr, ErrAudit) { // the Auditor did not take the new key
-		return false, beside(err, refreshErr)
+		return false, fault.Join(err, refreshErr)
 	}
 	return renewed, err
 }
 
 // open decrypts and checks an answer. Nothing of it leaves here unless all of it is right.
-func (c *SecureCompletionClient) open(r *sealedRequest, a *answer, o *callOptions) (*completion, error) {
+func (c *SecureCompletionClient) open(r *sealedRequest, a *httpx.Answer, o *callOptions) (*completion, error) {
 	plain, err := c.wire.open(r, a, o.into)
 	if err != nil {
 		return nil, err
@@ -190,12 +192,14 @@ type completion struct {
 // waitError gives an error of something that was waited for under ctx the shape of a call's error.
 func waitError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
-		if errors.Is(cause, errAttemptTimeout) {
-			return &connectionError{what: "before anything was sent", err: cause}
+		if errors.Is(cause, fault.AttemptTimeout) {
+			return &fault.ConnectionError{What: "before anything was sent", Err: cause}
 		}
-		return endedError(ctx)
+		return fault.Ended(ctx)
 	}
 	return err
 }
 
-func apiErrorFrom(a *answer) *APIError { return newAPIError(a.status, a.header, a.body, time.Now()) }
+func apiErrorFrom(a *httpx.Answer) *APIError {
+	return newAPIError(a.Status, a.Header, a.Body, time.Now())
+}

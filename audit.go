@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // Auditor is told what a client, a key store or a gateway does with keys and sealed messages. [AuditLog] keeps it in a
@@ -196,7 +198,7 @@ func (s Severity) level() slog.Level {
 }
 
 func errEventType(t EventType) error {
-	return fmt.Errorf("%w: there is no audit event %q", ErrInvalidRequest, sanitise(string(t), 40))
+	return fmt.Errorf("%w: there is no audit event %q", ErrInvalidRequest, fault.Sanitise(string(t), 40))
 }
 
 // teller is the end of an Auditor's line in a client, a key store or a gateway. A nil one and the zero one tell nobody.
@@ -255,18 +257,7 @@ func (e *auditError) As(target any) bool {
 
 // failed hands on an event about err, the error of a call: what comes back is err, with the Auditor's error beside it.
 func (t *teller) failed(ctx context.Context, err error, e Event) error {
-	return beside(err, t.tell(ctx, e))
-}
-
-// beside is err and what went wrong on top of it.
-func beside(err, second error) error {
-	if err == nil || second == nil {
-		if err == nil {
-			return second
-		}
-		return err
-	}
-	return fmt.Errorf("%w (and %w)", err, second)
+	return fault.Join(err, t.tell(ctx, e))
 }
 
 // fields is an event's JSON without the braces.

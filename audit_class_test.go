@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // auditorsOwn are errors of an Auditor that ships events, and that look like those of the client's own server.
@@ -24,7 +26,7 @@ func auditorsOwn() map[string]error {
 		"an invalid one":    fmt.Errorf("ship: %w", ErrInvalidRequest),
 		"too large":         fmt.Errorf("ship: %w", errRequestTooLarge),
 		"not trusted":       &ServerKeyError{Got: strings.Repeat("0", 64)},
-		"a connection":      &connectionError{what: "ship", err: io.EOF, unsent: true},
+		"a connection":      &fault.ConnectionError{What: "ship", Err: io.EOF, Unsent: true},
 		"a refused opening": fmt.Errorf("ship: %w", ErrDecryption),
 	}
 }

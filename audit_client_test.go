@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 var errDeaf = errors.New("the auditor is deaf")
@@ -163,7 +164,7 @@ func TestRetryEvents(t *testing.T) {
 	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 3 })
 	h.take()
 	s.answer = func(*sealedQuestion) *http.Response { return respond(429, "", "Retry-After", "50") }
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if _, err := c.Chat(ctx, ask("?")); !errors.Is(err, ErrRateLimited) {
 		t.Error(err)
@@ -241,7 +242,7 @@ func TestAuditStopsTheClient(t *testing.T) {
 	_, err = c.ServerKey(t.Context())
 	stopped("another server key", err)
 	s.present("rsa-2048")
-	h.failOn(&connectionError{what: "x", err: errDeaf}, EventRequestSealed) // which looks worth repeating
+	h.failOn(&fault.ConnectionError{What: "x", Err: errDeaf}, EventRequestSealed) // which looks worth repeating
 	_, before := s.counts()
 	if _, err = c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) {
 		t.Error(err)

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
@@ -170,7 +171,7 @@ func (c *SecureCompletionClient) tellAnswer(ctx context.Context, id string, answ
 	err = c.audit.tell(ctx, Event{
 		Type: EventResponseOpened, PayloadID: id, Bytes: int64(len(answer.plaintext)), Duration: time.Since(start),
 	})
-	if err = beside(err, c.tellMemory(ctx)); err != nil {
+	if err = fault.Join(err, c.tellMemory(ctx)); err != nil {
 		clear(answer.plaintext)
 	}
 	return err
@@ -330,7 +331,7 @@ func (h *gatewayRequest) tellRefused(p *refusal) {
 
 func (h *gatewayRequest) logAudit(err error) {
 	if err != nil {
-		h.g.cfg.Logger.Error("audit failed", "payload_id", h.payloadID, "cause", reason(err))
+		h.g.cfg.Logger.Error("audit failed", "payload_id", h.payloadID, "cause", fault.Reason(err))
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/auditfile"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 )
 
@@ -230,7 +231,7 @@ func (l *AuditLog) enter(ctx context.Context) (leave func(), err error) {
 	select {
 	case l.turn <- struct{}{}:
 	case <-ctx.Done():
-		return nil, endedError(ctx)
+		return nil, fault.Ended(ctx)
 	}
 	if l.closed {
 		<-l.turn
@@ -277,11 +278,11 @@ func (l *AuditLog) Close() error {
 	l.closed = true
 	err := l.flush.stop()
 	if l.file != nil {
-		err = beside(err, l.confirm(l.file))
+		err = fault.Join(err, l.confirm(l.file))
 	}
 	l.dropFile()
 	if lost := l.lost.Load(); lost > 0 {
-		err = beside(err, fmt.Errorf("sealedchat: audit log: %d events could not be written", lost))
+		err = fault.Join(err, fmt.Errorf("sealedchat: audit log: %d events could not be written", lost))
 	}
 	_ = l.dir.Close()
 	l.wipeKeys()

@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/seed-017344ad/sealedchat/internal/auditfile"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 )
 
@@ -240,7 +241,7 @@ func stepLines(ctx context.Context, chain *auditfile.Chain, p part) (number int,
 	lines := bufio.NewReaderSize(p.text, auditfile.MaxLine+1)
 	for number = 1; ; number++ {
 		if number%1024 == 0 && ctx.Err() != nil {
-			return number, nil, endedError(ctx)
+			return number, nil, fault.Ended(ctx)
 		}
 		text, err := lines.ReadSlice('\n')
 		if errors.Is(err, io.EOF) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -61,7 +62,7 @@ func (s *KeyStore) ImportPEM(ctx context.Context, text []byte, passphrase *Secre
 		return nil, err
 	}
 	s.keyInUse()
-	return result, beside(err, s.tell(ctx, Event{
+	return result, fault.Join(err, s.tell(ctx, Event{
 		Type: EventKeyImported, Fingerprint: result.Fingerprint, Bits: result.Bits, Reason: result.Format,
 	}))
 }
@@ -187,7 +188,7 @@ func (s *KeyStore) ChangePassphrase(ctx context.Context, old, new *Secret) error
 	if err != nil && !unconfirmed(err) {
 		return s.failed(ctx, err)
 	}
-	return beside(err, s.tell(ctx, Event{Type: EventPassphraseChanged, Path: s.path(), Generation: s.dataGeneration()}))
+	return fault.Join(err, s.tell(ctx, Event{Type: EventPassphraseChanged, Path: s.path(), Generation: s.dataGeneration()}))
 }
 
 func (s *KeyStore) checkPassphrase(p *Secret) error {

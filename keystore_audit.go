@@ -12,6 +12,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/auditfile"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -39,7 +40,7 @@ func (s *KeyStore) SetAuditor(ctx context.Context, a Auditor) (err error) {
 	s.unheard = nil
 	s.mu.Unlock()
 	for _, e := range unheard {
-		err = beside(err, s.audit.tell(ctx, e))
+		err = fault.Join(err, s.audit.tell(ctx, e))
 	}
 	return err
 }
@@ -70,7 +71,7 @@ func (s *KeyStore) failed(ctx context.Context, err error) error {
 	if e.Path == "" && s.dir != nil {
 		e.Path = s.dir.Path()
 	}
-	return &toldError{beside(err, s.tell(ctx, e))}
+	return &toldError{fault.Join(err, s.tell(ctx, e))}
 }
 
 // toldError is an error that is an event, and was told.
@@ -93,7 +94,7 @@ func stands(err error) bool {
 func (s *KeyStore) opened(ctx context.Context, err error) error {
 	switch {
 	case err == nil, unconfirmed(err):
-		err = beside(err, s.tellLoaded(ctx))
+		err = fault.Join(err, s.tellLoaded(ctx))
 	default:
 		err = s.failed(ctx, err)
 	}
@@ -123,7 +124,7 @@ func (s *KeyStore) tellLoaded(ctx context.Context) error {
 
 func (s *KeyStore) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start time.Time) error {
 	if ctx.Err() != nil {
-		return endedError(ctx) // the key is dropped, and nobody hears of it
+		return fault.Ended(ctx) // the key is dropped, and nobody hears of it
 	}
 	// A store that is closed meanwhile waits for the Auditor: an event that it breaks off would count as lost.
 	e := Event{Type: EventKeyGenerated, Fingerprint: hexFingerprint(key), Bits: key.Bits(), Duration: time.Since(start)}
@@ -181,7 +182,7 @@ func (s *KeyStore) tellChanges(ctx context.Context, c *keyChanges, err error) er
 	}
 	tell := func(e Event) {
 		if untold := s.tell(ctx, e); untold != nil {
-			err = &untoldError{beside(err, untold)}
+			err = &untoldError{fault.Join(err, untold)}
 		}
 	}
 	was, is := c.before.primary(), c.after.primary()
@@ -236,7 +237,7 @@ func (s *KeyStore) tellUnopened(err error) error {
 	if !errors.Is(err, ErrDecryption) {
 		return err
 	}
-	return beside(err, s.tell(context.Background(), Event{Type: EventDecryptionRefused, Path: s.path(), Reason: "data at rest"}))
+	return fault.Join(err, s.tell(context.Background(), Event{Type: EventDecryptionRefused, Path: s.path(), Reason: "data at rest"}))
 }
 
 // isNews reports whether a failure of the background is another one than the last, which was told already.

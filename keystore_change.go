@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
@@ -101,7 +102,7 @@ func (s *KeyStore) enter(ctx context.Context) (leave func(), err error) {
 	select {
 	case s.writing <- struct{}{}:
 	case <-ctx.Done():
-		return nil, endedError(ctx)
+		return nil, fault.Ended(ctx)
 	case <-s.life.Done():
 		return nil, s.errClosed()
 	}

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -81,7 +82,7 @@ func appendObject[V any](dst []byte, v any, extra map[string]V) ([]byte, error) 
 		separator()
 		dst = append(jsonspan.AppendString(dst, name), ':')
 		if dst, err = appendAny(dst, extra[name]); err != nil {
-			return nil, fmt.Errorf("%w: Extra[%q] cannot be marshalled", ErrInvalidRequest, sanitise(name, 40)) // it may be anything
+			return nil, fmt.Errorf("%w: Extra[%q] cannot be marshalled", ErrInvalidRequest, fault.Sanitise(name, 40)) // it may be anything
 		}
 	}
 	if len(dst) == start {

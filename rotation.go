@@ -14,6 +14,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/flight"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
@@ -126,7 +127,7 @@ func (s *KeyStore) hold(ctx context.Context) (*heldKey, error) {
 func (s *KeyStore) waitError(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
-		return endedError(ctx)
+		return fault.Ended(ctx)
 	case s.life.Err() != nil:
 		return s.errClosed()
 	}
@@ -299,7 +300,7 @@ func (s *KeyStore) due(now time.Time) bool {
 // generate makes a key. That cannot be interrupted.
 func (s *KeyStore) generate(ctx context.Context) (*keyfile.RSAKey, error) {
 	if ctx.Err() != nil {
-		return nil, endedError(ctx)
+		return nil, fault.Ended(ctx)
 	}
 	start := time.Now()
 	var copied *keyfile.RSAKey

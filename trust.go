@@ -8,12 +8,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
-	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/flight"
 )
 
@@ -147,16 +146,6 @@ func restsOnTLS(t Trust) bool {
 	return first || t == TrustHTTPS()
 }
 
-// originOf is a base URL in one spelling: what is remembered for it must not be forgotten over another one.
-func originOf(base *url.URL) string {
-	u := *base
-	u.Host = strings.ToLower(u.Host)
-	if portOf(&u) == portOf(&url.URL{Scheme: u.Scheme}) {
-		u.Host = strings.TrimSuffix(u.Host, ":"+portOf(&u))
-	}
-	return u.String()
-}
-
 func validFingerprint(f string) error {
 	if b, err := hex.DecodeString(f); err != nil || len(b) != 32 {
 		return errors.New("a fingerprint is a SHA-256 as PublicKey.Fingerprint gives it, 64 hex digits")
@@ -208,7 +197,7 @@ func (s *serverKey) enterJudging(ctx context.Context) (leave func(), err error) 
 	case judging <- struct{}{}:
 		return func() { <-judging }, nil
 	case <-ctx.Done():
-		return nil, endedError(ctx)
+		return nil, fault.Ended(ctx)
 	}
 }
 
