@@ -100,7 +100,10 @@ func VerifyAuditLog(ctx context.Context, path string, keys *KeyStore, head *Audi
 		return nil, err
 	}
 	newest.Wipe()
-	dir, name, err := auditFolder(path, fsafe.OpenDir)
+	dir, name, err := auditFolder(path, func(folder string) (*fsafe.Dir, error) {
+		dir, err := fsafe.OpenDir(folder)
+		return dir, fsafe.MissingFirst(path, err)
+	})
 	if err != nil {
 		return nil, err
 	}
