@@ -63,6 +63,6 @@ func TestAdviceHarmsNobody(t *testing.T) {
 }
 
 func verifyError(t *testing.T, path string, keys *KeyStore) error {
-	_, err := VerifyAuditLog(t.Context(), path, keys, nil)
+	_, err := VerifyAuditLog(t.Context(), path, keys, "")
 	return err
 }

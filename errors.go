@@ -87,13 +87,13 @@ var (
 	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. [*MemoryLimitError] has the
 	// figures, where the limit is the reason.
 	ErrMemoryLimit = fault.ErrMemoryLimit
-	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType.Happened), the
+	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType), the
 	// call stands. Of a stream only the end is withheld. errors.Is also finds the Auditor's error, but not ErrUnconfirmed in
 	// it: a call that returns that speaks of the key store.
 	ErrAudit = fault.ErrAudit
-	// ErrAuditTampered: an audit log is not as it was written. See AuditLogError.
+	// ErrAuditTampered: an audit log is not as it was written. See AuditReport.
 	ErrAuditTampered = fault.ErrAuditTampered
-	// ErrAuditTorn: the last line of an audit log is unfinished, as a crash leaves it, or a cut. See AuditLogError.
+	// ErrAuditTorn: the last line of an audit log is unfinished, as a crash leaves it, or a cut. See AuditReport.
 	ErrAuditTorn = fault.ErrAuditTorn
 	// ErrClosed: the client, key store, gateway, audit log or secret was closed.
 	ErrClosed = fault.ErrClosed
