@@ -13,6 +13,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // This file carries one call to the server and back, in as many attempts as that takes.
@@ -130,8 +131,8 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 	log := c.log.With("payload_id", r.payloadID)
 	log.DebugContext(ctx, "request sealed", "bytes", len(plaintext), "server_key", r.server.fingerprint)
 
-	a, err := exchange(c.http, r.http, c.cfg.MaxResponseBytes)
-	if err == nil && a.status != http.StatusOK {
+	a, err := httpx.Exchange(c.http, r.http, c.cfg.MaxResponseBytes)
+	if err == nil && a.Status != http.StatusOK {
 		err = c.wire.failure(a)
 	}
 	var result *completion
@@ -170,7 +171,7 @@ func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest, 
 }
 
 // open decrypts and checks an answer. Nothing of it leaves here unless all of it is right.
-func (c *SecureCompletionClient) open(r *sealedRequest, a *answer, o *callOptions) (*completion, error) {
+func (c *SecureCompletionClient) open(r *sealedRequest, a *httpx.Answer, o *callOptions) (*completion, error) {
 	plain, err := c.wire.open(r, a, o.into)
 	if err != nil {
 		return nil, err
@@ -200,7 +201,9 @@ func waitError(ctx context.Context, err error) error {
 	return err
 }
 
-func apiErrorFrom(a *answer) *APIError { return newAPIError(a.status, a.header, a.body, time.Now()) }
+func apiErrorFrom(a *httpx.Answer) *APIError {
+	return newAPIError(a.Status, a.Header, a.Body, time.Now())
+}
 
 // refusals are the errors that are events of their own, and why, in words of this package.
 var refusals = []struct {

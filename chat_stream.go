@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -248,7 +249,7 @@ func eventsOf(events []byte, payloadID string) *chatEvents {
 // of; of one that did not come as a whole, its body has told.
 func (c *SecureCompletionClient) wholeEvents(ctx context.Context, resp *openedResponse, includeUsage bool) ([]byte, error) {
 	defer resp.body.Close()
-	plaintext, err := readAll(resp.body, resp.length())
+	plaintext, err := httpx.ReadAll(resp.body, resp.length())
 	defer clear(plaintext)
 	if err != nil {
 		return nil, err

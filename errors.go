@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // Sentinels to decide on with [errors.Is]. Those of this group classify an [*APIError] by its status.
@@ -278,14 +279,11 @@ func logText(err error) string {
 	return err.Error()
 }
 
-const (
-	maxDetail    = 100     // characters of a server's word that are kept
-	maxErrorBody = 1 << 16 // bytes of an error's body that are looked at
-)
+const maxDetail = 100 // characters of a server's word that are kept
 
 // newAPIError makes sense of an answer that is not 200. body may be cut short.
 func newAPIError(status int, header http.Header, body []byte, now time.Time) *APIError {
-	e := &APIError{StatusCode: status, RetryAfter: retryAfter(header.Get("Retry-After"), now)}
+	e := &APIError{StatusCode: status, RetryAfter: httpx.RetryAfter(header.Get("Retry-After"), now)}
 	e.Code, e.Detail = errorDetail(body)
 	return e
 }
@@ -352,23 +350,4 @@ func scalar(v any) string {
 		return v.String()
 	}
 	return ""
-}
-
-// maxRetryAfter bounds what a Retry-After header can say, so that no arithmetic on it overflows.
-const maxRetryAfter = 365 * 24 * time.Hour
-
-// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3): seconds, or a date. 0 means none.
-func retryAfter(v string, now time.Time) time.Duration {
-	v = strings.TrimSpace(v)
-	if v == "" {
-		return 0
-	}
-	if n, err := strconv.ParseUint(v, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
-		return time.Duration(min(n, uint64(maxRetryAfter/time.Second))) * time.Second
-	}
-	t, err := http.ParseTime(v)
-	if err != nil {
-		return 0
-	}
-	return min(max(t.Sub(now), 0), maxRetryAfter)
 }

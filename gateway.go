@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // GatewayConfig is what [NewGateway] needs: Upstream, and Authenticate or AllowUnauthenticated. Every other zero value
@@ -117,7 +118,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
 	}
-	base, err := parseBaseURL(c.Upstream, true)
+	base, err := httpx.ParseBaseURL(c.Upstream, true)
 	if err != nil {
 		return nil, &ConfigError{Field: "GatewayConfig.Upstream", Err: err}
 	}
@@ -129,8 +130,8 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if c.InsecureUpstreamHTTP {
 		rules.Scheme = "https" // the rules for http do not apply
 	}
-	if g.http, g.ownHTTP, err = newTransport(c.UpstreamTransport, &rules, "GatewayConfig.UpstreamTransport"); err != nil {
-		return nil, err
+	if g.http, g.ownHTTP, err = httpx.NewTransport(c.UpstreamTransport, &rules); err != nil {
+		return nil, &ConfigError{Field: "GatewayConfig.UpstreamTransport", Err: err}
 	}
 	if c.Keys == nil {
 		// One key for as long as the gateway lives: rotation would turn away whoever pinned it.
@@ -153,7 +154,7 @@ func (c *GatewayConfig) setDefaults() error {
 		return configError("GatewayConfig.Authenticate", "set it (see AuthenticateKeys), or AllowUnauthenticated to serve everybody")
 	}
 	if c.UpstreamKey != nil {
-		if err := c.UpstreamKey.Use(validAPIKey); err != nil {
+		if err := c.UpstreamKey.Use(httpx.ValidAPIKey); err != nil {
 			return &ConfigError{Field: "GatewayConfig.UpstreamKey", Err: err}
 		}
 	}
@@ -222,7 +223,7 @@ func (g *Gateway) Close() (err error) {
 	g.running.Wait()
 	g.cleanup.Do(func() {
 		if g.ownHTTP {
-			closeIdle(g.http)
+			httpx.CloseIdle(g.http)
 		}
 		if g.ownKeys {
 			_ = g.cfg.Keys.Close()
@@ -424,14 +425,9 @@ func (p *refusal) render(header http.Header) []byte {
 		header.Set("WWW-Authenticate", "Bearer")
 	}
 	if p.retryAfter > 0 {
-		header.Set("Retry-After", wholeSeconds(p.retryAfter))
+		header.Set("Retry-After", httpx.WholeSeconds(p.retryAfter))
 	}
 	return body
-}
-
-// wholeSeconds rounds up: for a Retry-After header.
-func wholeSeconds(d time.Duration) string {
-	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
 }
 
 // finish survives a panic and writes the log line.

@@ -10,12 +10,13 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 func TestClientKeyIsParsedOnce(t *testing.T) {
 	var c clientKeys
-	header := percentEncode(testkit.PublicPEM(t, "client-4096"))
+	header := httpx.PercentEncode(testkit.PublicPEM(t, "client-4096"))
 	first, p := c.parse(header)
 	if p != nil {
 		t.Fatal(p)
@@ -25,7 +26,7 @@ func TestClientKeyIsParsedOnce(t *testing.T) {
 			t.Fatalf("got %p, %v, want %p", again, p, first)
 		}
 	}
-	other, p := c.parse(percentEncode(testkit.PublicPEM(t, "rsa-2048")))
+	other, p := c.parse(httpx.PercentEncode(testkit.PublicPEM(t, "rsa-2048")))
 	if p != nil || !other.Equal(publicOf(t, "rsa-2048")) || !first.Equal(publicOf(t, "client-4096")) {
 		t.Errorf("got another key: %v, %v", other, p)
 	}
@@ -52,7 +53,7 @@ func TestGatewayKeepsClientKeysApart(t *testing.T) {
 
 func TestBadClientKeysAreNotKept(t *testing.T) {
 	var c clientKeys
-	for _, header := range []string{"%", "%zz", "x", percentEncode(testkit.PublicPEM(t, "rsa-2048")) + "x"} {
+	for _, header := range []string{"%", "%zz", "x", httpx.PercentEncode(testkit.PublicPEM(t, "rsa-2048")) + "x"} {
 		for range 2 {
 			if key, p := c.parse(header); key != nil || p == nil || p.status != 400 {
 				t.Errorf("%.20q: %v, %v", header, key, p)
@@ -109,7 +110,7 @@ func TestClientKeysConcurrently(t *testing.T) {
 	var c clientKeys
 	var headers []string
 	for _, name := range []string{"client-4096", "other-4096", "rsa-3072", "rsa-2048"} {
-		headers = append(headers, percentEncode(testkit.PublicPEM(t, name)))
+		headers = append(headers, httpx.PercentEncode(testkit.PublicPEM(t, name)))
 	}
 	var wg sync.WaitGroup
 	for range 8 {

@@ -17,7 +17,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// rawDial is a connection that fails when nothing comes for 5 seconds.
+// rawDial is a connection that fails when nothing comes for 20 seconds.
 func rawDial(t *testing.T, srv *httptest.Server) net.Conn {
 	t.Helper()
 	c, err := net.Dial("tcp", srv.Listener.Addr().String())
@@ -25,7 +25,7 @@ func rawDial(t *testing.T, srv *httptest.Server) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	return c
 }
 

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -304,8 +305,7 @@ func (q *obliviousRequest) open(ctx context.Context) *refusal {
 		return &refusal{status: http.StatusServiceUnavailable, detail: "no key", retryAfter: time.Second, cause: err}
 	}
 	limit := q.limit()
-	capped := &cappedReader{r: q.r.Body, left: min(limit, maxSealedHead), limit: limit}
-	rest := limit - capped.left // for whoever is known by then: chunks of a byte cost 18 bytes, and work, each
+	capped := httpx.CappedAt(q.r.Body, maxSealedHead, limit) // the rest is for whoever is known by then: chunks of a byte cost 18 bytes, and work, each
 	body := &countedReader{r: capped, n: &q.bytesIn}
 	x, err := ohttp.Open(body, keyFinder{ctx, keys}, ohttp.MaxChunk)
 	if err != nil {
@@ -321,7 +321,7 @@ func (q *obliviousRequest) open(ctx context.Context) *refusal {
 	if err != nil {
 		return q.openRefusal(err)
 	}
-	capped.left += rest
+	capped.AllowRest()
 	q.within(unbounded, reading) // Authenticate may take its time: a deadline that passes would end the request
 	return nil
 }
@@ -427,7 +427,7 @@ func (h *gatewayRequest) refuseOuter(p *refusal) {
 	body := p.problem()
 	h.header("Content-Type", problemType)
 	if p.retryAfter > 0 {
-		h.header("Retry-After", wholeSeconds(p.retryAfter))
+		h.header("Retry-After", httpx.WholeSeconds(p.retryAfter))
 	}
 	_ = h.write(p.status, body) // the client may be gone
 }

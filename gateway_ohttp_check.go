@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/replay"
 )
 
 // check judges a request by its header, before the rest of it is read.
@@ -134,6 +136,6 @@ func sentBefore() *refusal {
 
 // knows tells of a request that this process has claimed, if its own memory of replays is used.
 func (g *Gateway) knows(id [32]byte) bool {
-	cache, ok := g.cfg.Replay.(*replayCache)
-	return ok && cache.exchanges.knows(id, time.Now(), time.Since(cache.exchanges.began))
+	cache, ok := g.cfg.Replay.(*replay.Memory)
+	return ok && cache.Knows(id)
 }

@@ -86,7 +86,7 @@ func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
 		"served, another cache": {&sharedReplay{ReplayCache: NewReplayCache(0)}, 2, 200},
 	} {
 		r := newRig(t, func(g *GatewayConfig) {
-			g.MaxConcurrent, g.Authenticate, g.Replay, g.BodyTimeout = 4, keys, c.cache, 2*time.Second
+			g.MaxConcurrent, g.Authenticate, g.Replay, g.BodyTimeout = 4, keys, c.cache, time.Minute
 		})
 		srv := httptest.NewServer(r.g)
 		defer srv.Close()
@@ -106,7 +106,7 @@ func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
 			_, _ = conn.Write(captured.body[:len(captured.body)-1])
 			conns = append(conns, conn)
 		}
-		for deadline := time.Now().Add(5 * time.Second); r.g.copies.count() < 6 || len(r.g.slots) < c.places; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); r.g.copies.count() < 6 || len(r.g.slots) < c.places; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: %d copies were judged", name, r.g.copies.count())
 			}
@@ -121,7 +121,7 @@ func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
 		for _, conn := range conns {
 			_ = conn.Close()
 		}
-		for deadline := time.Now().Add(5 * time.Second); r.g.copies.count() > 0 && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(time.Minute); r.g.copies.count() > 0 && time.Now().Before(deadline); {
 			time.Sleep(time.Millisecond)
 		}
 		r.g.copies.mu.Lock()
@@ -150,7 +150,7 @@ func TestObliviousCopiesAreGivenBackOnce(t *testing.T) {
 	}
 	until := func(what string, ok func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: %d copies, %d places", what, r.g.copies.count(), len(r.g.slots))
 			}

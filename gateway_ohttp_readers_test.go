@@ -49,7 +49,7 @@ func TestObliviousStrangersHoldNoPlace(t *testing.T) {
 	start := time.Now()
 	go func() { told <- post("a stranger", body).StatusCode }()
 	_, _ = hold.Write([]byte{1, 2, 3}) // the gateway's server has the header
-	for len(g.readers.held()) == 0 && time.Since(start) < 10*time.Second {
+	for len(g.readers.held()) == 0 && time.Since(start) < time.Minute {
 		time.Sleep(time.Millisecond)
 	}
 	if n := len(g.slots); n != 0 {
@@ -107,24 +107,25 @@ func TestObliviousStrangersContent(t *testing.T) {
 
 // The time that a header has is not Authenticate's: over HTTP/2 a deadline that passes meanwhile would end the body.
 func TestObliviousSlowAuthenticate(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, answerText("fine"), func(c *GatewayConfig) {
 		c.Authenticate = func(r *http.Request) error {
 			select {
-			case <-time.After(300 * time.Millisecond):
+			case <-time.After(700 * time.Millisecond):
 				return nil
 			case <-r.Context().Done():
 				return r.Context().Err()
 			}
 		}
 	})
-	g.readers.within = 100 * time.Millisecond
+	g.readers.within = 500 * time.Millisecond
 	server := testkit.TLSServer(t, g)
 	message := innerRequest{}.encode(t)
 	s := chunkedRequest(t, (&rig{t: t, g: g}).keyConfig(), true, message[:len(message)-10], message[len(message)-10:])
 	body, in := io.Pipe()
 	go func() {
 		_, _ = in.Write(s.body[:len(s.body)-27]) // all but the final chunk
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(600 * time.Millisecond)
 		_, _ = in.Write(s.body[len(s.body)-27:])
 		_ = in.Close()
 	}()

@@ -439,7 +439,8 @@ func TestObliviousUnavailable(t *testing.T) {
 
 // A body that does not come in time, before and after a chunk has opened.
 func TestObliviousSlowBody(t *testing.T) {
-	g := startGateway(t, answerText("never"), func(c *GatewayConfig) { c.BodyTimeout = 150 * time.Millisecond })
+	t.Parallel()
+	g := startGateway(t, answerText("never"), func(c *GatewayConfig) { c.BodyTimeout = 500 * time.Millisecond })
 	server := httptest.NewServer(g)
 	defer server.Close()
 	r := &rig{t: t, g: g}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -31,7 +32,7 @@ func rawSealedPost(t *testing.T, url string) *http.Request {
 		t.Fatal(err)
 	}
 	req.Header.Set(headerPayloadID, newUUID())
-	req.Header.Set(headerPublicKey, percentEncode(testkit.PublicPEM(t, "rsa-2048")))
+	req.Header.Set(headerPublicKey, httpx.PercentEncode(testkit.PublicPEM(t, "rsa-2048")))
 	return req
 }
 

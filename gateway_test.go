@@ -22,6 +22,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -358,8 +359,8 @@ func TestGatewayHeaders(t *testing.T) {
 	for name, header := range map[string][2]string{
 		"JavaScript id": {"X-Payload-ID", "openai-compat-1765250382-x_y.z:1"}, "one letter": {"X-Payload-ID", "a"}, "128": {"X-Payload-ID", strings.Repeat("a", 128)},
 		"tier": {"X-Security-Tier", "standard"}, "the same tier": {"X-Security-Tier", "high"}, "type": {"Content-Type", "text/html"}, "no type": {"Content-Type", ""},
-		"encodeURIComponent": {"X-Public-Key", percentEncode([]byte(pem))}, "quote": {"X-Public-Key", strings.ReplaceAll(percentEncode([]byte(pem)), "%2F", "/")},
-		"no final newline": {"X-Public-Key", percentEncode([]byte(strings.TrimSpace(pem)))}, "lower-case hex": {"X-Public-Key", lowerEscapes(percentEncode([]byte(pem)))},
+		"encodeURIComponent": {"X-Public-Key", httpx.PercentEncode([]byte(pem))}, "quote": {"X-Public-Key", strings.ReplaceAll(httpx.PercentEncode([]byte(pem)), "%2F", "/")},
+		"no final newline": {"X-Public-Key", httpx.PercentEncode([]byte(strings.TrimSpace(pem)))}, "lower-case hex": {"X-Public-Key", lowerEscapes(httpx.PercentEncode([]byte(pem)))},
 	} {
 		openedAnswer(t, name, r.do(post(t, fineRequest, header[0], header[1])))
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -124,7 +125,7 @@ func newPublicKey(key *rsa.PublicKey) (*PublicKey, error) {
 	}
 	sum := sha256.Sum256(der)
 	public := &PublicKey{key: key, der: der, fingerprint: hex.EncodeToString(sum[:])}
-	public.escaped = sync.OnceValue(func() string { return percentEncode(public.PEM()) })
+	public.escaped = sync.OnceValue(func() string { return httpx.PercentEncode(public.PEM()) })
 	return public, nil
 }
 

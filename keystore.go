@@ -23,6 +23,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/replay"
 )
 
 const (
@@ -111,7 +112,7 @@ type storedKeyEntry struct {
 // heldKey is a private key with a count of those who use it: the store itself, and every running request.
 type heldKey struct {
 	*privateKey
-	seen  seenAnswers // by whichever client of the store
+	seen  replay.Seen // by whichever client of the store
 	mu    sync.Mutex
 	users int
 }

@@ -264,7 +264,7 @@ func TestOnlyUnknownKEMs(t *testing.T) {
 		t.Fatal(err)
 	}
 	listed := func() ([]*ohttp.Config, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // ends a loop
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // ends a loop
 		defer cancel()
 		return s.configList(ctx)
 	}

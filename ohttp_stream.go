@@ -16,6 +16,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -146,7 +147,7 @@ func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedRes
 
 // receive sends r and opens the header of the answer. Statuses inside that are errors are *APIError.
 func (c *SecureCompletionClient) receive(ctx context.Context, in *plainRequest, r *sealedRequest) (*openedResponse, error) {
-	outside, err := send(c.http, r.http)
+	outside, err := httpx.Send(c.http, r.http)
 	if err != nil {
 		return nil, err
 	}
@@ -163,28 +164,28 @@ func (c *SecureCompletionClient) receive(ctx context.Context, in *plainRequest, 
 
 func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest, outside *http.Response) (*openedResponse, error) {
 	if outside.StatusCode != http.StatusOK {
-		a, err := readFailure(ctx, outside)
+		a, err := httpx.ReadFailure(ctx, outside)
 		if err != nil {
 			return nil, err
 		}
 		return nil, c.wire.failure(a)
 	}
 	encoding := outside.Header.Get("Content-Encoding")
-	if !hasType(outside.Header, ohttp.TypeResponse) || (encoding != "" && !strings.EqualFold(encoding, "identity")) {
+	if !httpx.HasType(outside.Header, ohttp.TypeResponse) || (encoding != "" && !strings.EqualFold(encoding, "identity")) {
 		return nil, errNotSealed
 	}
 	limit := c.cfg.MaxResponseBytes
-	reader, err := r.ohttp.Response(&cappedReader{r: outside.Body, left: limit, limit: limit}, maxAnswerChunk)
+	reader, err := r.ohttp.Response(httpx.Capped(outside.Body, limit), maxAnswerChunk)
 	if err != nil {
 		return nil, innerError(err)
 	}
-	b := &openedBody{ctx: ctx, what: describe(r.http), outside: outside.Body, reader: reader}
+	b := &openedBody{ctx: ctx, what: httpx.Describe(r.http), outside: outside.Body, reader: reader}
 	head, body, err := bhttp.ReadResponse(reader, bhttp.Limits{Content: limit})
 	if err != nil {
 		reader.Close()
 		return nil, b.failure(err)
 	}
-	resp := &openedResponse{status: head.Status, header: headerOf(head.Header), body: b, payloadID: r.payloadID}
+	resp := &openedResponse{status: head.Status, header: httpx.HeaderOf(head.Header), body: b, payloadID: r.payloadID}
 	path, _, _ := strings.Cut(in.path, "?")
 	b.content, b.ending = body, newEnding(resp.media(), path, -1)
 	if in.method == http.MethodHead || head.Status == http.StatusNoContent {
@@ -214,9 +215,9 @@ var errNotSealed = &OuterError{StatusCode: http.StatusOK, Detail: "not a sealed 
 // readWords reads the beginning of an error's content. What the gateway did not get to say does not matter: the status is
 // authentic.
 func readWords(b *openedBody) ([]byte, error) {
-	stalled := time.AfterFunc(maxErrorWait, func() { _ = b.outside.Close() })
+	stalled := time.AfterFunc(httpx.MaxErrorWait, func() { _ = b.outside.Close() })
 	defer stalled.Stop()
-	words, err := io.ReadAll(io.LimitReader(b.content, maxErrorBody))
+	words, err := io.ReadAll(io.LimitReader(b.content, httpx.MaxErrorBody))
 	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause, fault.AttemptTimeout) {
 		return nil, fault.Ended(b.ctx)
 	}
@@ -353,7 +354,7 @@ func (b *openedBody) end(err error) error {
 // failure gives an error of reading its type. A context that ended explains whatever else went wrong.
 func (b *openedBody) failure(err error) error {
 	if cause := context.Cause(b.ctx); cause != nil {
-		return exchangeError(b.ctx, b.what, cause, true)
+		return httpx.ExchangeError(b.ctx, b.what, cause, true)
 	}
 	return innerError(err)
 }

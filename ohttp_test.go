@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -36,7 +37,7 @@ func TestOHTTPChat(t *testing.T) {
 	if answer.Text() != "Paris" || !isUUID(answer.PayloadID) {
 		t.Errorf("got %q, id %q", answer.Text(), answer.PayloadID)
 	}
-	h := headerOf(g.last.Header)
+	h := httpx.HeaderOf(g.last.Header)
 	if g.last.Method != "POST" || g.last.Path != "/v1/chat/completions" || h.Get("Authorization") != "Bearer sk-inner-5b1f" {
 		t.Errorf("inside: %+v", g.last)
 	}
@@ -189,7 +190,7 @@ func TestOHTTPOpensIntoRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.release()
-	a, err := exchange(client.http, r.http, 1<<20)
+	a, err := httpx.Exchange(client.http, r.http, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +209,7 @@ func TestOHTTPOpensIntoRoom(t *testing.T) {
 	if rest := bytes.Trim(room[n:], "\xff"); len(bytes.Trim(rest, "\x00")) > 0 {
 		t.Errorf("behind it: %q", rest)
 	}
-	if bytes.Contains(a.body, []byte("Paris")) {
+	if bytes.Contains(a.Body, []byte("Paris")) {
 		t.Error("it was opened where it came, too")
 	}
 }

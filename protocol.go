@@ -13,10 +13,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"strings"
 	"sync"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // protocol is one way to carry a sealed chat completion over HTTP. The client above it knows requests, answers and
@@ -28,9 +28,9 @@ type protocol interface {
 	seal(ctx context.Context, plaintext []byte, o *callOptions) (*sealedRequest, error)
 	// open decrypts an answer to r whose status is 200, into the memory that into returns, or in place when into is nil. It
 	// takes the body over.
-	open(r *sealedRequest, a *answer, into room) (*opened, error)
+	open(r *sealedRequest, a *httpx.Answer, into room) (*opened, error)
 	// failure is the error of an answer whose status is not 200.
-	failure(a *answer) error
+	failure(a *httpx.Answer) error
 	// refused is told of what failure returned, and of an *APIError of open's. It reports whether sealing afresh can help:
 	// the server has another key.
 	refused(ctx context.Context, r *sealedRequest, err error) (bool, error)
@@ -131,15 +131,15 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 		h.Set(headerTier, string(o.tier))
 	}
 	if o.apiKey != nil {
-		if err := setBearer(h, o.apiKey); err != nil {
+		if err := httpx.SetBearer(h, o.apiKey); err != nil {
 			return nil, err
 		}
 	}
 	return req, nil
 }
 
-func (p *envelopeV1) open(r *sealedRequest, a *answer, into room) (*opened, error) {
-	e, err := envelope.Parse(a.body, int(min(p.maxAnswer, maxBytes)))
+func (p *envelopeV1) open(r *sealedRequest, a *httpx.Answer, into room) (*opened, error) {
+	e, err := envelope.Parse(a.Body, int(min(p.maxAnswer, maxBytes)))
 	if err != nil {
 		return nil, envelopeError(err)
 	}
@@ -147,14 +147,14 @@ func (p *envelopeV1) open(r *sealedRequest, a *answer, into room) (*opened, erro
 	if err != nil {
 		return nil, err
 	}
-	if !r.key.seen.add(sha256.Sum256(e.WrappedKey)) {
+	if !r.key.seen.Add(sha256.Sum256(e.WrappedKey)) {
 		clear(plaintext)
 		return nil, fmt.Errorf("%w: this envelope was opened before", ErrReplay)
 	}
 	return &opened{plaintext: plaintext, processedAt: e.ProcessedAt}, nil
 }
 
-func (p *envelopeV1) failure(a *answer) error { return apiErrorFrom(a) }
+func (p *envelopeV1) failure(a *httpx.Answer) error { return apiErrorFrom(a) }
 
 // refused asks for the server's key again when the status is the one that an envelope for another key gets.
 func (p *envelopeV1) refused(ctx context.Context, r *sealedRequest, err error) (bool, error) {
@@ -171,44 +171,15 @@ func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) ([
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}
 	req.Header.Set("User-Agent", userAgent)
-	a, err := exchange(rt, req, maxKeyText)
+	a, err := httpx.Exchange(rt, req, maxKeyText)
 	if err != nil {
 		return nil, err
 	}
-	if a.status != http.StatusOK {
+	if a.Status != http.StatusOK {
 		return nil, apiErrorFrom(a)
 	}
-	key, err := ParsePublicKey(a.body)
+	key, err := ParsePublicKey(a.Body)
 	return []*PublicKey{key}, err
-}
-
-// setBearer puts an API key into a header, which takes a string: copies of it stay on the heap until they are reused.
-func setBearer(h http.Header, key *Secret) error {
-	return key.Use(func(b []byte) error {
-		if err := validAPIKey(b); err != nil {
-			return err
-		}
-		h.Set("Authorization", "Bearer "+string(b))
-		return nil
-	})
-}
-
-// validAPIKey refuses what could end a header line, or could not stand in one.
-func validAPIKey(b []byte) error {
-	if len(b) == 0 || len(b) > 4096 {
-		return fmt.Errorf("%w: the API key has %d bytes, want 1 to 4096", ErrInvalidRequest, len(b))
-	}
-	for _, c := range b {
-		if c <= ' ' || c >= 0x7f {
-			return fmt.Errorf("%w: the API key holds a control character, white space or non-ASCII", ErrInvalidRequest)
-		}
-	}
-	return nil
-}
-
-// percentEncode escapes everything but letters, digits and "-_.~".
-func percentEncode(b []byte) string {
-	return strings.ReplaceAll(url.QueryEscape(string(b)), "+", "%20")
 }
 
 // newUUID is a random UUID (RFC 9562, version 4).
@@ -222,35 +193,4 @@ func newUUID() string {
 func formatUUID(b [16]byte) string {
 	s := hex.EncodeToString(b[:])
 	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
-}
-
-const maxSeen = 16384 // answers remembered; 1.3 MB when full
-
-// seenAnswers remembers the wrapped keys of the last answers. The zero value is ready.
-type seenAnswers struct {
-	mu   sync.Mutex
-	set  map[[32]byte]struct{}
-	ring [][32]byte // in the order of arrival; overwritten from next on once full
-	next int
-}
-
-// add reports whether id is new, and remembers it.
-func (s *seenAnswers) add(id [32]byte) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.set[id]; ok {
-		return false
-	}
-	if s.set == nil {
-		s.set = make(map[[32]byte]struct{})
-	}
-	if len(s.ring) < maxSeen {
-		s.ring = append(s.ring, id)
-	} else {
-		delete(s.set, s.ring[s.next])
-		s.ring[s.next] = id
-		s.next = (s.next + 1) % maxSeen
-	}
-	s.set[id] = struct{}{}
-	return true
 }

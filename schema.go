@@ -8,6 +8,7 @@ import (
 	"iter"
 	"strings"
 
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -254,7 +255,7 @@ func checkMetadata(data []byte, payloadID string, tier SecurityTier) error {
 // sealedAPIError is an error object that came sealed, with status 200.
 func sealedAPIError(data []byte) error {
 	e := &APIError{StatusCode: 200}
-	if len(data) > maxErrorBody {
+	if len(data) > httpx.MaxErrorBody {
 		return e // as of an error in the clear, only so much is looked at
 	}
 	e.Code, e.Detail = errorDetail(data)

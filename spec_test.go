@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -100,7 +101,7 @@ func TestSpecExample(t *testing.T) {
 	if key, err := ParsePublicKey([]byte(text)); err != nil || key.Fingerprint() != values.Response.Fingerprint {
 		t.Errorf("X-Public-Key: %v, %v", key, err)
 	}
-	if percentEncode(testkit.PublicPEM(t, "client-4096")) != values.Headers[headerPublicKey] {
+	if httpx.PercentEncode(testkit.PublicPEM(t, "client-4096")) != values.Headers[headerPublicKey] {
 		t.Error("X-Public-Key is encoded differently")
 	}
 	if err := checkRequest(specFile(t, "request.json")); err != nil {

@@ -8,9 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
-	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -146,16 +144,6 @@ func (f firstUse) accept(ctx context.Context, origin string, fingerprint [32]byt
 func restsOnTLS(t Trust) bool {
 	_, first := t.(firstUse)
 	return first || t == TrustHTTPS()
-}
-
-// originOf is a base URL in one spelling: what is remembered for it must not be forgotten over another one.
-func originOf(base *url.URL) string {
-	u := *base
-	u.Host = strings.ToLower(u.Host)
-	if portOf(&u) == portOf(&url.URL{Scheme: u.Scheme}) {
-		u.Host = strings.TrimSuffix(u.Host, ":"+portOf(&u))
-	}
-	return u.String()
 }
 
 func validFingerprint(f string) error {

@@ -111,7 +111,7 @@ func sendRaw(t *testing.T, addr string, request []byte) (status int, body []byte
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := conn.Write(request); err != nil {
 		t.Fatal(err)
 	}

@@ -221,7 +221,7 @@ func TestAuditLogLost(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		err = l.Record(ctx, "note", note(0))
 		cancel()
 		if !goesOn && !errors.Is(err, fault.ErrLocked) || goesOn && err != nil {

@@ -49,7 +49,7 @@ func child(t testing.TB, name, path, arg string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, exe, "-test.run=^TestChild$", "-test.v=false", "-test.count=1")
 	cmd.Env = append(os.Environ(), childVar+"="+name, pathVar+"="+path, argVar+"="+arg)

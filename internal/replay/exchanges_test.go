@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package replay
 
 import (
 	"errors"
@@ -15,7 +15,7 @@ import (
 // Requests of the second protocol are not forgotten before their time, whatever else comes; without room they are refused.
 func TestReplayCacheExchanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := NewReplayCache(3)
+		c := NewMemory(3)
 		claim := func(n uint64, life time.Duration, want bool, wantErr error) {
 			t.Helper()
 			got, err := c.Claim(t.Context(), replayID(n), [32]byte{}, time.Now().Add(life))
@@ -29,24 +29,24 @@ func TestReplayCacheExchanges(t *testing.T) {
 		claim(1, time.Minute, false, nil)
 		claim(2, 10*time.Second, true, nil)
 		claim(3, time.Minute, true, nil)
-		claim(4, time.Minute, false, errReplayFull)
+		claim(4, time.Minute, false, ErrFull)
 		claim(1, time.Minute, false, nil) // full, and still known
 		for n := range uint64(10) {       // of protocol v1, with the same ids: they have a table of their own
 			mustClaim(t, c, n, time.Now().Add(time.Hour), true)
 		}
 		claim(1, time.Minute, false, nil)
 		time.Sleep(10*time.Second - time.Nanosecond)
-		claim(4, time.Minute, false, errReplayFull)
+		claim(4, time.Minute, false, ErrFull)
 		time.Sleep(time.Second)
 		claim(4, time.Minute, true, nil) // 2 is over
-		claim(2, time.Minute, false, errReplayFull)
+		claim(2, time.Minute, false, ErrFull)
 		time.Sleep(time.Hour)
 		claim(1, time.Minute, true, nil)
-		if n := len(c.(*replayCache).exchanges.until); n != 1 {
+		if n := len(c.exchanges.lives); n != 1 {
 			t.Errorf("%d entries are left of those that are over", n)
 		}
 	})
-	c := NewReplayCache(0)
+	c := NewMemory(0)
 	var told atomic.Int64
 	var all sync.WaitGroup
 	for range 64 {
@@ -92,7 +92,7 @@ func TestReplayCacheClockSetBack(t *testing.T) {
 			{id: 3, clock: time.Hour + time.Minute, age: 5 * time.Minute, life: 3 * time.Minute, want: true},
 		}},
 	} {
-		cache := NewReplayCache(0).(*replayCache)
+		cache := NewMemory(0)
 		for i, a := range c.claims {
 			now := start.Add(a.clock)
 			if got, err := cache.exchanges.claim(replayID(a.id), now.Add(a.life), now, a.age); got != a.want || err != nil {
@@ -100,7 +100,7 @@ func TestReplayCacheClockSetBack(t *testing.T) {
 			}
 		}
 	}
-	cache := NewReplayCache(0).(*replayCache)
+	cache := NewMemory(0)
 	for i := range uint64(100) { // a clock that is never wrong refuses nobody, and keeps little
 		age := time.Duration(i) * 10 * time.Minute
 		if ok, err := cache.exchanges.claim(replayID(i), start.Add(age+time.Minute), start.Add(age), age); !ok || err != nil {

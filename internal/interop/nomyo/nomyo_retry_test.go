@@ -3,7 +3,7 @@
 
 //go:build interop
 
-package interop
+package nomyo
 
 import (
 	"bytes"

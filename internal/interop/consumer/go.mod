@@ -1,11 +1,9 @@
-module github.com/seed-017344ad/sealedchat/internal/wycheproof
+// A module of its own, which sees of the package what "go get" gives: its public API. The replace line is all that differs.
+module example.com/consumer
 
-go 1.26.4
+go 1.26.0
 
-require (
-	github.com/c2sp/wycheproof v0.0.0-20260902155932-3fa63dd0344a
-	github.com/seed-017344ad/sealedchat v0.0.0-00010101000000-000000000000
-)
+require github.com/seed-017344ad/sealedchat v0.0.0
 
 require (
 	github.com/awnumar/memcall v0.4.0 // indirect
@@ -16,4 +14,4 @@ require (
 	golang.org/x/sys v0.49.0 // indirect
 )
 
-replace github.com/seed-017344ad/sealedchat => ../..
+replace github.com/seed-017344ad/sealedchat => ../../..

@@ -1,4 +1,4 @@
-module github.com/seed-017344ad/sealedchat/internal/ohttpinterop
+module github.com/seed-017344ad/sealedchat/internal/interop/ohttp
 
 go 1.26.0
 
@@ -25,4 +25,4 @@ require (
 	github.com/openpcc/twoway v0.0.80 // indirect
 )
 
-replace github.com/seed-017344ad/sealedchat => ../..
+replace github.com/seed-017344ad/sealedchat => ../../..
