@@ -39,7 +39,7 @@ func TestAuditorsErrorIsNotTheServers(t *testing.T) {
 		fail := true
 		c := s.client(t, func(c *Config) {
 			c.MaxRetries = 3
-			c.Audit = AuditorFunc(func(_ context.Context, e Event) error {
+			c.Audit = Auditor(func(_ context.Context, e Event) error {
 				if e.Type != EventResponseOpened || !fail {
 					return nil
 				}
@@ -74,7 +74,7 @@ func TestAuditorsErrorIsNotTheGateways(t *testing.T) {
 			var told []EventType
 			c := directClient(t, g, func(c *Config) {
 				c.MaxRetries = 3
-				c.Audit = AuditorFunc(func(_ context.Context, e Event) error {
+				c.Audit = Auditor(func(_ context.Context, e Event) error {
 					told = append(told, e.Type)
 					if e.Type == event {
 						g.rotate()
@@ -131,7 +131,7 @@ func TestAuditorsErrorIsNotTheGateways(t *testing.T) {
 func TestAuditorRefusesTheNewKey(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
-	c := s.client(t, func(c *Config) { c.Audit = h })
+	c := s.client(t, func(c *Config) { c.Audit = h.Record })
 	if err := c.Warm(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -25,7 +26,7 @@ func TestClientEvents(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
 	server, other := publicOf(t, "rsa-2048").fingerprint, publicOf(t, "server-4096").fingerprint
-	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 1 })
+	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 1 })
 	c.retry.base = time.Microsecond
 	e := h.mustHear(t, "opening", "client_opened")[0]
 	if e.Server != "https://server.test" || e.Memory == nil {
@@ -62,7 +63,7 @@ func TestClientEvents(t *testing.T) {
 	if e := events[2]; e.Attempt != 1 || e.Wait != 0 || e.PayloadID != events[0].PayloadID || e.Status == 0 {
 		t.Errorf("%+v", e)
 	}
-	if e := events[1]; e.Fingerprint != other || e.OldFingerprint != server || e.Severity != SeverityWarn {
+	if e := events[1]; e.Fingerprint != other || e.OldFingerprint != server || e.Severity != slog.LevelWarn {
 		t.Errorf("%+v", e)
 	}
 	seen := ""
@@ -133,7 +134,7 @@ func TestServerKeyEvents(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
 	right, wrong := publicOf(t, "rsa-2048").fingerprint, publicOf(t, "server-4096").fingerprint
-	c := s.client(t, func(c *Config) { c.Audit, c.Trust = h, Pin(wrong) })
+	c := s.client(t, func(c *Config) { c.Audit, c.Trust = h.Record, Pin(wrong) })
 	if _, err := c.Chat(t.Context(), ask("?")); !isServerKeyError(err) {
 		t.Fatal(err)
 	}
@@ -149,7 +150,7 @@ func TestServerKeyEvents(t *testing.T) {
 	}
 	h.mustHear(t, "accepted", "server_key_accepted server_key_first_seen request_sealed response_opened")
 	c = s.client(t, func(c *Config) {
-		c.Audit, c.OnServerKey = h, func(_, _ *PublicKey) error { return errors.New(leak) }
+		c.Audit, c.OnServerKey = h.Record, func(_, _ *PublicKey) error { return errors.New(leak) }
 	})
 	_, _ = c.Chat(t.Context(), ask("?"))
 	if e := h.mustHear(t, "OnServerKey", "client_opened server_key_refused")[1]; e.Reason != "OnServerKey" || e.Fingerprint != right {
@@ -162,7 +163,7 @@ func TestServerKeyEvents(t *testing.T) {
 func TestRetryEvents(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
-	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 3 })
+	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 3 })
 	h.take()
 	s.answer = func(*sealedQuestion) *http.Response { return respond(429, "", "Retry-After", "50") }
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -209,10 +210,10 @@ func TestAuditStopsTheClient(t *testing.T) {
 		}
 	}
 	h.failOn(errDeaf, EventClientOpened)
-	_, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t), Audit: h})
+	_, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t), Audit: h.Record})
 	stopped("opening", err)
 	h.failOn(nil)
-	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 2 })
+	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 2 })
 	c.retry.base = time.Microsecond
 
 	h.failOn(errDeaf, EventServerKeyFirstSeen)
@@ -268,7 +269,7 @@ func TestAuditStopsTheClient(t *testing.T) {
 func TestMemoryLoweredEvent(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
-	c := s.client(t, func(c *Config) { c.Audit = h })
+	c := s.client(t, func(c *Config) { c.Audit = h.Record })
 	for i, step := range []struct{ level, types string }{
 		{"locked", "client_opened server_key_first_seen request_sealed response_opened"},
 		{"wiped only", "request_sealed response_opened memory_lowered"},
@@ -299,7 +300,7 @@ func TestGatewayEvents(t *testing.T) {
 	h := &heard{}
 	panics := false
 	r := newRig(t, func(c *GatewayConfig) {
-		c.Audit = h
+		c.Audit = h.Record
 		c.Replay = &panickingReplay{NewReplayCache(0), func() {
 			if panics {
 				panic(leak)
@@ -369,7 +370,7 @@ func TestGatewayEvents(t *testing.T) {
 		t.Errorf("closing: %v", err)
 	}
 	h.failOn(errDeaf, EventGatewayOpened)
-	if _, err := NewGateway(GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true, Audit: h}); !errors.Is(err, ErrAudit) {
+	if _, err := NewGateway(GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true, Audit: h.Record}); !errors.Is(err, ErrAudit) {
 		t.Errorf("opening: %v", err)
 	}
 }
@@ -378,7 +379,7 @@ func TestGatewayEvents(t *testing.T) {
 // a peer says.
 func TestAuditHoldsNoContent(t *testing.T) {
 	l, path, keys := startAuditLog(t, nil)
-	if err := keys.SetAuditor(t.Context(), l); err != nil {
+	if err := keys.SetAuditor(t.Context(), l.Record); err != nil {
 		t.Fatal(err)
 	}
 	key := secret(t, "key-"+leak)
@@ -396,12 +397,12 @@ func TestAuditHoldsNoContent(t *testing.T) {
 	}
 	n := 0
 	g := startGateway(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answers[n](w, r) }), func(c *GatewayConfig) {
-		c.Audit, c.Authenticate = l, auth
+		c.Audit, c.Authenticate = l.Record, auth
 	})
 	srv := httptest.NewServer(g)
 	defer srv.Close()
 	c := startClient(t, srv.URL, func(c *Config) {
-		c.Audit, c.APIKey, c.Trust, c.MaxRetries = l, key, FirstUse(keys), 1
+		c.Audit, c.APIKey, c.Trust, c.MaxRetries = l.Record, key, FirstUse(keys), 1
 		c.OnServerKey = func(_, _ *PublicKey) error { return nil }
 	})
 	c.retry.base = time.Microsecond
@@ -446,5 +447,5 @@ func TestAuditHoldsNoContent(t *testing.T) {
 			t.Errorf("no %s was written: this test shows less than it should", name)
 		}
 	}
-	mustVerify(t, path, keys, nil)
+	mustVerify(t, path, keys, "")
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
@@ -18,7 +19,7 @@ func TestAuditEventCost(t *testing.T) {
 	if os.Getenv(longVar) != "1" {
 		t.Skip("it is for a quiet machine: " + longVar + "=1")
 	}
-	for name, o := range map[string]*AuditLogOptions{"FlushEachSecond": {Flush: FlushEachSecond}, "FlushEachEvent": nil} {
+	for name, o := range map[string]*AuditLogOptions{"FlushEachSecond": {FlushEvery: time.Second}, "FlushEachEvent": nil} {
 		round := auditCost(t, o)
 		var requests, events float64
 		for range 10 {
@@ -33,7 +34,7 @@ func TestAuditEventCost(t *testing.T) {
 }
 
 func BenchmarkAuditEvent(b *testing.B) {
-	for name, o := range map[string]*AuditLogOptions{"EachSecond": {Flush: FlushEachSecond}, "EachEvent": nil} {
+	for name, o := range map[string]*AuditLogOptions{"EachSecond": {FlushEvery: time.Second}, "EachEvent": nil} {
 		b.Run(name, func(b *testing.B) {
 			round := auditCost(b, o)
 			var requests, events float64

@@ -492,3 +492,12 @@ func (h *gatewayRequest) outcome() int {
 	}
 	return h.status
 }
+
+func (g *Gateway) tellOpened() error {
+	g.audit.set(g.cfg.Audit)
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayOpened, Memory: memoryStats()})
+}
+
+func (g *Gateway) tellClosed() error {
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayClosed, Duration: time.Since(g.opened), Memory: memoryStats()})
+}

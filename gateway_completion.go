@@ -18,6 +18,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
@@ -401,4 +402,43 @@ func (h *gatewayRequest) seal(answer []byte, clientKey *PublicKey, form envelope
 	}
 	h.g.counts.sealed.Add(int64(len(plaintext)))
 	return sealed, nil
+}
+
+func (h *gatewayRequest) tell(ctx context.Context, e Event) error {
+	e.PayloadID = h.payloadID
+	return h.g.audit.tell(ctx, e)
+}
+
+// tellOpened tells of a request that is about to go upstream.
+func (h *gatewayRequest) tellOpened(ctx context.Context, size int) *refusal {
+	return h.unaudited(h.tell(ctx, Event{Type: EventRequestOpened, Tier: h.tier, Bytes: int64(size)}))
+}
+
+func (h *gatewayRequest) tellSealed(ctx context.Context, size int) *refusal {
+	return h.unaudited(h.tell(ctx, Event{Type: EventResponseSealed, Bytes: int64(size), Duration: time.Since(h.start)}))
+}
+
+func (h *gatewayRequest) unaudited(err error) *refusal {
+	if err == nil {
+		return nil
+	}
+	return &refusal{status: http.StatusServiceUnavailable, detail: "the audit log is unavailable", cause: err}
+}
+
+// tellRefused tells of a refusal that is an event. An error of the Auditor's can only be logged: the request is refused.
+func (h *gatewayRequest) tellRefused(p *refusal) {
+	if p.event == "" {
+		return
+	}
+	e := Event{Type: p.event, Status: p.status, Reason: p.detail}
+	if p.event == EventTierRefused {
+		e.Tier = h.tier
+	}
+	h.logAudit(h.tell(h.r.Context(), e))
+}
+
+func (h *gatewayRequest) logAudit(err error) {
+	if err != nil {
+		h.g.cfg.Logger.Error("audit failed", "payload_id", h.payloadID, "cause", fault.Reason(err))
+	}
 }

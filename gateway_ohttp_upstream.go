@@ -181,3 +181,18 @@ func endsUnseen(resp *http.Response) bool {
 var errNoEnd = errors.New("the upstream's answer has neither a length nor chunks")
 
 var errCutShort = errors.New("the upstream's answer ends before its end")
+
+// tellCut tells of an answer that began and gets no end. An error of the Auditor's can only be logged.
+func (q *obliviousRequest) tellCut(ctx context.Context, size int, err error) {
+	if _, tried := errors.AsType[*lateRefusal](err); tried {
+		return // it was the Auditor who ended it
+	}
+	e := Event{Type: EventResponseSealed, Bytes: int64(size), Duration: time.Since(q.start), Reason: "ended early"}
+	switch {
+	case q.stuck || q.r.Context().Err() != nil:
+		e.Reason = "left early"
+	case errors.Is(err, errCutShort) || errors.Is(err, ErrConnection):
+		e.Reason = "cut short"
+	}
+	q.logAudit(q.tell(context.WithoutCancel(ctx), e))
+}

@@ -1,10 +1,11 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package auditlog
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,19 +19,56 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// auditorOptions are shared by the processes of a test.
-var auditorOptions = AuditLogOptions{Flush: FlushEachSecond, MaxFileBytes: 512 << 10, MaxFiles: 1000}
+const (
+	childVar = "AUDITLOG_TEST_CHILD" // the name of the child that this process is to be
+	pathVar  = "AUDITLOG_TEST_PATH"
+	argVar   = "AUDITLOG_TEST_ARG"
+	longVar  = "SEALEDCHAT_LONG" // "1": tests with real time take longer
+)
 
-// childAuditor writes events into a log: arg has the log, who it is, and how many; 0 = until it is killed. It says which
-// ones were reported as written.
-func childAuditor(t *testing.T, dir, arg string) {
-	args := strings.Split(arg, "\n")
-	path, me := args[0], args[1]
-	count, _ := strconv.Atoi(args[2])
-	keys := openWeak(t, dir, passphrase, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
-	l, err := OpenAuditLog(t.Context(), path, keys, &auditorOptions)
+// children are what the test binary does when it runs itself again.
+var children = map[string]func(t *testing.T, path, arg string){"writer": childWriter, "full": childFull}
+
+// TestChild is not a test of its own: it is a process of the tests below.
+func TestChild(t *testing.T) {
+	name := os.Getenv(childVar)
+	if name == "" {
+		t.Skip("a process of other tests")
+	}
+	children[name](t, os.Getenv(pathVar), os.Getenv(argVar))
+}
+
+// child is a process that is not started yet. It is killed when the test ends.
+func child(t testing.TB, name, path, arg string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, exe, "-test.run=^TestChild$", "-test.v=false", "-test.count=1")
+	cmd.Env = append(os.Environ(), childVar+"="+name, pathVar+"="+path, argVar+"="+arg)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// processKeys are the same in each process.
+func processKeys() *testKeys { return &testKeys{store: newTestStore()} }
+
+// auditorOptions are shared by the processes of a test.
+var auditorOptions = Options{FlushEvery: time.Second, MaxFileBytes: 512 << 10, MaxFiles: 1000}
+
+// childWriter writes events into a log: arg has who it is, and how many; 0 = until it is killed. It says
+// which ones were reported as written.
+func childWriter(t *testing.T, path, arg string) {
+	me, number, _ := strings.Cut(arg, "\n")
+	count, _ := strconv.Atoi(number)
+	l, err := Open(t.Context(), path, processKeys(), withDefaults(&auditorOptions))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,11 +78,8 @@ func childAuditor(t *testing.T, dir, arg string) {
 	}
 	filler := strings.Repeat("x", 10_000) // over several pages: a kill may come in the middle of the line
 	for n := 0; n < count || count == 0; n++ {
-		e := Event{Type: EventNote, Details: map[string]any{"who": me, "n": n}}
-		if count == 0 {
-			e.Details["filler"] = filler
-		}
-		if err := l.Record(t.Context(), e); err != nil {
+		e := fmt.Appendf(nil, `"type":"note","details":{"who":%q,"n":%d,"filler":"%s"}`, me, n, filler[:10_000*(1-min(count, 1))])
+		if err := l.Record(t.Context(), "note", e); err != nil {
 			t.Fatal(err)
 		}
 		if count == 0 {
@@ -63,14 +98,13 @@ func TestSharedAuditLog(t *testing.T) {
 	if os.Getenv(longVar) == "1" {
 		processes, events = 8, 2000
 	}
-	dir := storeDir(t)
-	keys, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	keys := processKeys()
 	path := filepath.Join(t.TempDir(), "log", "audit.log")
 	start := time.Now()
 	var running []*exec.Cmd
 	var begin []io.Closer
 	for i := range processes {
-		cmd := child(t, "auditor", dir, fmt.Sprintf("%s\n%d\n%d", path, i, events))
+		cmd := child(t, "writer", path, fmt.Sprintf("%d\n%d", i, events))
 		in, inErr := cmd.StdinPipe()
 		out, outErr := cmd.StdoutPipe()
 		if err := errors.Join(inErr, outErr, cmd.Start()); err != nil {
@@ -91,14 +125,14 @@ func TestSharedAuditLog(t *testing.T) {
 		}
 	}
 	took := time.Since(start)
-	r := mustVerify(t, path, keys, nil)
+	r := mustVerify(t, path, keys, Head{})
 	if want := uint64(processes * events); r.Lines != want || r.Torn != 0 || r.Lost != 0 || r.First != 1 || r.Head.Seq != want {
 		t.Errorf("%+v", r)
 	}
 	next := make(map[any]float64)
 	for _, file := range r.Files {
 		for _, line := range logLines(t, file) {
-			var e Event
+			var e struct{ Details map[string]any }
 			if err := json.Unmarshal(line, &e); err != nil {
 				t.Fatalf("%s: %v", line, err)
 			}
@@ -118,18 +152,19 @@ func TestKilledAuditLog(t *testing.T) {
 	if os.Getenv(longVar) == "1" {
 		kills = 50
 	}
-	seed := testSeed(t)
+	seed := testkit.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 0))
-	dir := storeDir(t)
-	keys, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	keys := processKeys()
 	path := filepath.Join(t.TempDir(), "log", "audit.log")
 	torn, noted := 0, uint64(0)
 	var before uint64
 	for kill := range kills {
-		said := runAndKillAuditor(t, dir, path, strconv.Itoa(kill), random)
-		r, err := VerifyAuditLog(t.Context(), path, keys, nil)
+		said := runAndKillWriter(t, path, strconv.Itoa(kill), random)
+		r, err := Verify(t.Context(), path, keys, Head{})
 		if err != nil {
-			wantError(t, fmt.Sprintf("seed %d, kill %d", seed, kill), err, ErrAuditTorn)
+			if problem, ok := errors.AsType[*Problem](err); !ok || problem.Finding != Torn {
+				t.Fatalf("seed %d, kill %d: %v", seed, kill, err)
+			}
 			torn++
 		}
 		if r.Lines < before+said || r.Lines > before+said+1 {
@@ -138,9 +173,9 @@ func TestKilledAuditLog(t *testing.T) {
 		before = r.Lines
 		noted = r.Torn
 	}
-	l := openAuditLog(t, path, keys, &auditorOptions)
+	l := openLog(t, path, keys, &auditorOptions)
 	writeNotes(t, l, 0, 1)
-	r := mustVerify(t, path, keys, nil)
+	r := mustVerify(t, path, keys, Head{})
 	if r.Lines != before+1 || int(r.Torn) != torn || r.Lost != 0 {
 		t.Errorf("seed %d: %+v; %d lines were there, %d were unfinished, %d noted before", seed, r, before, torn, noted)
 	}
@@ -148,8 +183,8 @@ func TestKilledAuditLog(t *testing.T) {
 }
 
 // runAndKillAuditor returns how many events were reported as written.
-func runAndKillAuditor(t *testing.T, dir, path, who string, random *rand.Rand) (said uint64) {
-	cmd := child(t, "auditor", dir, path+"\n"+who+"\n0")
+func runAndKillWriter(t *testing.T, path, who string, random *rand.Rand) (said uint64) {
+	cmd := child(t, "writer", path, who+"\n0")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -182,13 +217,12 @@ func TestTamperedAuditLog(t *testing.T) {
 	if os.Getenv(longVar) == "1" {
 		rounds = 1000
 	}
-	seed := testSeed(t)
+	seed := testkit.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 1))
-	l, path, keys := startAuditLog(t, &AuditLogOptions{Flush: FlushEachSecond, MaxFileBytes: 64 << 10, MaxFiles: 3})
+	l, path, keys := startLog(t, &Options{FlushEvery: time.Second, MaxFileBytes: 64 << 10, MaxFiles: 3})
 	for n := range 60 {
-		e := note(n)
-		e.Details["filler"] = strings.Repeat("y", random.IntN(8000))
-		if err := l.Record(t.Context(), e); err != nil {
+		e := fmt.Appendf(nil, `"type":"note","details":{"n":%d,"filler":"%s"}`, n, strings.Repeat("y", random.IntN(8000)))
+		if err := l.Record(t.Context(), "note", e); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -196,7 +230,7 @@ func TestTamperedAuditLog(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r := mustVerify(t, path, keys, &head)
+	r := mustVerify(t, path, keys, head)
 	if len(r.Files) != 3 || r.First == 1 {
 		t.Fatalf("%+v: want three files, and older ones dropped", r)
 	}
@@ -224,12 +258,12 @@ func TestTamperedAuditLog(t *testing.T) {
 		for i, file := range r.Files {
 			writeLog(t, file, bytes.Join(files[i], nil))
 		}
-		_, err := VerifyAuditLog(t.Context(), path, keys, nil)
+		_, err := Verify(t.Context(), path, keys, Head{})
 		if cutEnd { // which needs the head, but where a whole file went that said what was dropped before it
-			_, err = VerifyAuditLog(t.Context(), path, keys, &head)
+			_, err = Verify(t.Context(), path, keys, head)
 			name = "cut off, with the head"
 		}
-		if problem, ok := err.(*AuditLogError); !ok || problem.Line == 0 || problem.File == "" {
+		if problem, ok := err.(*Problem); !ok || problem.Line == 0 || problem.File == "" {
 			t.Errorf("seed %d, round %d: %s: not found: %v", seed, round, what, err)
 			continue
 		}

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package auditfile
+package auditlog
 
 import (
 	"crypto/sha256"
@@ -31,7 +31,7 @@ type Problem struct {
 }
 
 func (p *Problem) Error() string {
-	return fmt.Sprintf("auditfile: %s, line %d: %s", p.File, p.Line, p.Finding)
+	return fmt.Sprintf("auditlog: %s, line %d: %s", p.File, p.Line, p.Finding)
 }
 
 // Chain checks the lines of a log, oldest first. The zero value, with Key set, is ready.

@@ -1,16 +1,14 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package auditfile is the form of an audit log: lines of JSON, each with a message authentication code over itself and
-// the code of the line before, and the check of such a chain. It touches no files.
-//
+package auditlog
+
 // A line is
 //
 //	{"seq":N,"key":G,"prev":"HEX"[,"begins":N][,"torn":N,"torn_sha256":"HEX"][,"lost":N],EVENT,"mac":"HEX"}
 //
-// with exactly these members in exactly this order and spelling, and a line feed behind it. EVENT is what the line is
-// for: members of any name. The code is HMAC-SHA256 over everything before `,"mac"`.
-package auditfile
+// with exactly these members in exactly this order and spelling, and a line feed after it. EVENT is what
+// the line is for: members of any name. The code is HMAC-SHA256 over everything before `,"mac"`.
 
 import (
 	"bytes"
@@ -20,10 +18,13 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"hash"
 	"strconv"
+	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // Limits of a line.
@@ -33,7 +34,7 @@ const (
 )
 
 // ErrLine means that a text is not a line of an audit log.
-var ErrLine = errors.New("auditfile: not a line of an audit log")
+var ErrLine = errors.New("auditlog: not a line of an audit log")
 
 const purpose = "sealedchat audit log v1"
 
@@ -41,6 +42,28 @@ const purpose = "sealedchat audit log v1"
 type Head struct {
 	Seq uint64
 	MAC [sha256.Size]byte
+}
+
+// String is "SEQ-MAC", the number in decimal and the code in lower-case hex; "" for the zero Head.
+// [ParseHead] reads it.
+func (h Head) String() string {
+	if h == (Head{}) {
+		return ""
+	}
+	return strconv.FormatUint(h.Seq, 10) + "-" + hex.EncodeToString(h.MAC[:])
+}
+
+// ParseHead reads what [Head.String] gives, with white space around it or not. Its error is
+// ErrInvalidRequest, also for an empty text.
+func ParseHead(text string) (h Head, err error) {
+	seq, mac, _ := strings.Cut(strings.TrimSpace(text), "-")
+	h.Seq, err = strconv.ParseUint(seq, 10, 64)
+	b, hexErr := hex.DecodeString(mac)
+	if err != nil || hexErr != nil || h.Seq == 0 || len(b) != len(h.MAC) {
+		return Head{}, fmt.Errorf("%w: the head of an audit log is NUMBER-HEX, with 64 hex digits", fault.ErrInvalidRequest)
+	}
+	copy(h.MAC[:], b)
+	return h, nil
 }
 
 // Line is one line without its event.

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package auditlog
 
 import (
 	"bufio"
@@ -17,7 +17,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/seed-017344ad/sealedchat/internal/auditfile"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 )
 
@@ -52,7 +51,7 @@ const mostNumber = 1 << 53 // of an older file; others are not the log's
 func olderName(log string, number uint64) string { return fmt.Sprintf("%s.%06d", log, number) }
 
 // rotate ends the file and begins another one. Its first line will say where the log begins. The lock is held.
-func (l *AuditLog) rotate() error {
+func (l *Log) rotate() error {
 	files, err := olderFiles(l.dir, l.name)
 	if err != nil {
 		return err
@@ -75,7 +74,7 @@ func (l *AuditLog) rotate() error {
 }
 
 // olderTail is the last line of the newest older file that has one.
-func (l *AuditLog) olderTail() (*auditfile.Head, error) {
+func (l *Log) olderTail() (*Head, error) {
 	files, err := olderFiles(l.dir, l.name)
 	if err != nil {
 		return nil, err
@@ -94,7 +93,7 @@ func (l *AuditLog) olderTail() (*auditfile.Head, error) {
 // Only files count that lead from the log's last line to where it began so far without a gap, and whose ends have the codes
 // that belong to them. Others were put there, or changed: they and what they hide are left for VerifyAuditLog to find, and
 // nothing is dropped while something is missing. A file is checked line by line before the log begins behind it.
-func (l *AuditLog) kept() (begins uint64, old []string, err error) {
+func (l *Log) kept() (begins uint64, old []string, err error) {
 	run, begins, err := l.genuine()
 	if err != nil {
 		return 0, nil, err
@@ -127,13 +126,13 @@ func (l *AuditLog) kept() (begins uint64, old []string, err error) {
 // genuineFile is an older file whose ends were checked.
 type genuineFile struct {
 	name  string
-	first *auditfile.Line
-	last  auditfile.Head
+	first *Line
+	last  Head
 }
 
 // genuine are the older files that lead to the log's last line without a gap, oldest first, and where they say that
 // the log begins.
-func (l *AuditLog) genuine() (run []genuineFile, begins uint64, err error) {
+func (l *Log) genuine() (run []genuineFile, begins uint64, err error) {
 	files, err := olderFiles(l.dir, l.name)
 	if err != nil {
 		return nil, 0, err
@@ -151,14 +150,14 @@ func (l *AuditLog) genuine() (run []genuineFile, begins uint64, err error) {
 		}
 		begins = max(begins, first.Begins) // the newest says less if its writer had no key for those before
 		run = append(run, genuineFile{file.name, first, *last})
-		want = auditfile.Head{Seq: first.Seq - 1, MAC: first.Prev}
+		want = Head{Seq: first.Seq - 1, MAC: first.Prev}
 	}
 	slices.Reverse(run)
 	return run, begins, nil
 }
 
 // isWhole checks all lines of a file.
-func (l *AuditLog) isWhole(file genuineFile) (bool, error) {
+func (l *Log) isWhole(file genuineFile) (bool, error) {
 	f, err := l.dir.OpenRead(file.name)
 	if err != nil {
 		return false, err
@@ -168,17 +167,17 @@ func (l *AuditLog) isWhole(file genuineFile) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	chain := &auditfile.Chain{Key: func(generation uint32) (*auditfile.Key, error) { return l.keyOf(generation), nil }}
+	chain := &Chain{Key: func(generation uint32) (*Key, error) { return l.keyOf(generation), nil }}
 	p := part{f, file.name, io.NewSectionReader(f, 0, info.Size())}
 	_, rest, err := stepLines(context.Background(), chain, p)
-	if _, wrong := errors.AsType[*auditfile.Problem](err); wrong {
+	if _, wrong := errors.AsType[*Problem](err); wrong {
 		return false, nil
 	}
 	return chain.Settled() && len(rest) == 0 && chain.First == file.first.Seq && chain.Head == file.last, err
 }
 
 // ends are a file's first line and its last one that pass the check; nil where it has none.
-func (l *AuditLog) ends(name string, check lineCheck) (first *auditfile.Line, last *auditfile.Head, err error) {
+func (l *Log) ends(name string, check lineCheck) (first *Line, last *Head, err error) {
 	f, err := l.dir.OpenRead(name)
 	if err != nil {
 		return nil, nil, err
@@ -191,11 +190,11 @@ func (l *AuditLog) ends(name string, check lineCheck) (first *auditfile.Line, la
 	if last, _, err = lastLine(f, info.Size(), check); err != nil || last == nil {
 		return nil, nil, err
 	}
-	lines := bufio.NewReaderSize(f, auditfile.MaxLine)
-	next := func() (text []byte, line *auditfile.Line) {
+	lines := bufio.NewReaderSize(f, MaxLine)
+	next := func() (text []byte, line *Line) {
 		text, _ = lines.ReadSlice('\n')
 		text = bytes.TrimSuffix(text, []byte("\n"))
-		if line, err := auditfile.Parse(text); err == nil && check(text, line) {
+		if line, err := Parse(text); err == nil && check(text, line) {
 			return text, line
 		}
 		return text, nil
@@ -213,7 +212,7 @@ func (l *AuditLog) ends(name string, check lineCheck) (first *auditfile.Line, la
 
 // dropOld deletes files, oldest first, after the line that says so is on the disk. What stays is deleted with the next file:
 // with all that follows it, since nothing may be missing in between. (On Windows a file stays that somebody has open.)
-func (l *AuditLog) dropOld(names []string) {
+func (l *Log) dropOld(names []string) {
 	if len(names) == 0 {
 		return
 	}

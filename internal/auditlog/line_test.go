@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package auditfile
+package auditlog
 
 import (
 	"bytes"
