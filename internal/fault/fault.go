@@ -31,7 +31,7 @@ var (
 // short is an [ErrTruncated], too.
 type ConnectionError struct {
 	What     string // the exchange: method and path
-	Err      error  // the cause
+	Err      error  `json:"-"` // the cause, which may quote the peer
 	Answered bool   // an answer had begun
 	Unsent   bool   // nothing of the request's body was asked for, or it was not its turn yet
 }
