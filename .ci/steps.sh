@@ -87,7 +87,7 @@ step_memory() {
 		case $(go env GOOS)/$(go env GOARCH)/$experiment in
 		linux/amd64/* | linux/arm64/* | linux/*/)
 			echo "GOEXPERIMENT=$experiment"
-			GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessMemory
+			GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessMemory TestProcessMemoryOfLargeStacks
 			sed -n '/rounds_1/,/KB of heap/p' "$tools/must.out" | grep -F '| ' || true
 			if command -v gcore >/dev/null; then GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessCore; fi
 			;;
