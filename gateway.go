@@ -8,7 +8,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,7 +15,10 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/limit"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // GatewayConfig is what [NewGateway] needs: Upstream, and Authenticate or AllowUnauthenticated. Every other zero value
@@ -27,7 +29,12 @@ type GatewayConfig struct {
 	Upstream string
 	// UpstreamKey is sent upstream as a bearer token; a client's key never is. It stays the caller's. nil = none.
 	UpstreamKey *Secret
-	// UpstreamTransport carries the requests upstream. It stays the caller's. nil = DefaultTransport() of its own.
+	// UpstreamTransport carries the requests upstream. It stays the caller's. Of an [*http.Transport] the gateway takes a copy
+	// of the settings, and makes connections of its own: over HTTP/1 one connection for each request that is under way, used
+	// again only where no content can be left on it, and closed with the gateway. Its limits on the number of connections do
+	// not hold, IdleConnTimeout does. To any other RoundTripper requests with content come with [http.Request.Close] set, so
+	// that nothing of one client is left on a connection for the next one; it must obey, and copies that it makes of prompts
+	// and answers stay in memory. nil = the settings of DefaultTransport().
 	UpstreamTransport http.RoundTripper
 	// InsecureUpstreamHTTP allows http upstream to any address: opened prompts cross that network in the clear.
 	InsecureUpstreamHTTP bool
@@ -71,6 +78,11 @@ type GatewayConfig struct {
 	// has to have come at 8 KiB/s. A server's WriteTimeout does not count: the gateway lifts it.
 	Timeout, BodyTimeout time.Duration
 
+	// IdleTimeout is the longest time between two pieces of the upstream's event stream, counted from its first event on:
+	// until then only Timeout holds. Comments count as pieces. The answer of a stream that stands still for longer stays
+	// without its end, so that no client takes it for whole. 0 = 1 minute; negative = no limit.
+	IdleTimeout time.Duration
+
 	// AddressHeader names the header in which the proxy in front says whom a request comes from: "X-Forwarded-For" for
 	// example. The last address in it counts; of an IPv6 address its first 64 bits. The proxy next to the gateway has to set
 	// that header, or to append to it: what stands last is taken at its word. Without the header, or an address in it, the
@@ -98,17 +110,15 @@ type GatewayConfig struct {
 // /.well-known/ohttp-gateway for Oblivious HTTP, and GET /healthz. Put it behind TLS: an [http.Server] with a certificate,
 // or a proxy. Its methods may be called from several goroutines.
 type Gateway struct {
-	cfg      GatewayConfig
-	upstream *url.URL
-	http     http.RoundTripper
-	ownHTTP  bool
-	ownKeys  bool
-	slots    chan struct{}
-	counts   gatewayCounts
-	clients  clientKeys
-	limits   gatewayLimits
-	audit    teller
-	opened   time.Time
+	cfg     GatewayConfig
+	way     *upstreamWay
+	ownKeys bool
+	slots   chan struct{}
+	counts  gatewayCounts
+	clients clientKeys
+	limits  gatewayLimits
+	audit   teller
+	opened  time.Time
 
 	life context.Context
 	end  context.CancelFunc
@@ -126,18 +136,14 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
 	}
-	base, err := parseBaseURL(c.Upstream, true)
+	base, err := httpx.ParseBaseURL(c.Upstream, true)
 	if err != nil {
 		return nil, &ConfigError{Field: "GatewayConfig.Upstream", Err: err}
 	}
-	g := &Gateway{cfg: c, upstream: base, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
+	g := &Gateway{cfg: c, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
 	g.limits = newGatewayLimits(&c)
-	rules := *base
-	if c.InsecureUpstreamHTTP {
-		rules.Scheme = "https" // the rules for http do not apply
-	}
-	if g.http, g.ownHTTP, err = newTransport(c.UpstreamTransport, &rules, "GatewayConfig.UpstreamTransport"); err != nil {
-		return nil, err
+	if g.way, err = newUpstreamWay(&c, base); err != nil {
+		return nil, &ConfigError{Field: "GatewayConfig.UpstreamTransport", Err: err}
 	}
 	if c.Keys == nil {
 		// One key for as long as the gateway lives: rotation would turn away whoever pinned it.
@@ -160,7 +166,7 @@ func (c *GatewayConfig) setDefaults() error {
 		return configError("GatewayConfig.Authenticate", "set it (see AuthenticateKeys), or AllowUnauthenticated to serve everybody")
 	}
 	if c.UpstreamKey != nil {
-		if err := c.UpstreamKey.Use(validAPIKey); err != nil {
+		if err := c.UpstreamKey.Use(httpx.ValidAPIKey); err != nil {
 			return &ConfigError{Field: "GatewayConfig.UpstreamKey", Err: err}
 		}
 	}
@@ -187,6 +193,9 @@ func (c *GatewayConfig) setDefaults() error {
 		if *n.value == 0 {
 			*n.value = n.zero
 		}
+	}
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = defaultIdle
 	}
 	if c.MaxConcurrent < 0 {
 		return configError("GatewayConfig.MaxConcurrent", "negative")
@@ -250,9 +259,7 @@ func (g *Gateway) Close() (err error) {
 	g.end()
 	g.running.Wait()
 	g.cleanup.Do(func() {
-		if g.ownHTTP {
-			closeIdle(g.http)
-		}
+		g.way.close()
 		if g.ownKeys {
 			_ = g.cfg.Keys.Close()
 		}
@@ -304,11 +311,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch envelope := g.serves(ProtocolEnvelope); {
 	case path == "/healthz":
 		h.only(h.health, http.MethodGet, http.MethodHead)
-	case path == pathPublicKey && envelope:
+	case path == hybrid.PathPublicKey && envelope:
 		h.only(h.publicKey, http.MethodGet, http.MethodHead)
-	case path == pathCompletion && envelope:
+	case path == hybrid.PathCompletion && envelope:
 		h.only(h.completion, http.MethodPost)
-	case path == pathOHTTP && g.serves(ProtocolOHTTP):
+	case path == ohttp.Path && g.serves(ProtocolOHTTP):
 		h.ohttp()
 	default:
 		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
@@ -442,9 +449,9 @@ func (h *gatewayRequest) finish() {
 		h.refuse(refuse(http.StatusInternalServerError, "internal error"))
 	}
 	switch {
-	case h.r.URL.Path == pathCompletion:
+	case h.r.URL.Path == hybrid.PathCompletion:
 		h.g.counts.done(h.status, h.cut)
-	case h.r.URL.Path == pathOHTTP && h.r.Method == http.MethodPost:
+	case h.r.URL.Path == ohttp.Path && h.r.Method == http.MethodPost:
 		h.g.counts.done(h.outcome(), h.cut)
 	}
 	if h.r.URL.Path == "/healthz" && h.status == http.StatusOK {
@@ -480,4 +487,13 @@ func (h *gatewayRequest) outcome() int {
 		return h.inner
 	}
 	return h.status
+}
+
+func (g *Gateway) tellOpened() error {
+	g.audit.set(g.cfg.Audit)
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayOpened, Memory: memoryStats()})
+}
+
+func (g *Gateway) tellClosed() error {
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayClosed, Duration: time.Since(g.opened), Memory: memoryStats()})
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/limit"
 )
 
@@ -99,8 +100,8 @@ func hasEncoding(header http.Header) bool {
 
 // tierIn is the tier that a header asks for.
 func tierIn(header http.Header) (SecurityTier, *refusal) {
-	tier := SecurityTier(header.Get(headerTier))
-	if len(header.Values(headerTier)) > 1 || tier.rank() < 0 {
+	tier := SecurityTier(header.Get(hybrid.HeaderTier))
+	if len(header.Values(hybrid.HeaderTier)) > 1 || tier.rank() < 0 {
 		return "", refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
 	}
 	return tier, nil

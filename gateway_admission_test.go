@@ -257,7 +257,7 @@ func TestGatewayWaitEnds(t *testing.T) {
 				if close {
 					want = 503
 				}
-				if status != want || time.Since(start) != 500*time.Millisecond || header.Get(headerProcessed) != "" {
+				if status != want || time.Since(start) != 500*time.Millisecond || header.Get(ohttp.HeaderProcessed) != "" {
 					t.Errorf("%v, close %v: %d after %v, %v", p.protocol, close, status, time.Since(start), header)
 				}
 				if n := r.g.limits.bodies.Taken(); n != 0 || len(r.g.slots) != 1 || len(r.forwarded()) != 0 {

@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/replay"
 )
 
 // check judges a request by its header, before the rest of it is read.
@@ -80,7 +83,7 @@ func (q *obliviousRequest) checkDate(context.Context) *refusal {
 
 func wrongDate() *refusal {
 	p := refuse(http.StatusBadRequest, "the request has no Date that is near the gateway's clock")
-	p.kind = problemDate
+	p.kind = ohttp.ProblemDate
 	return p
 }
 
@@ -142,6 +145,6 @@ func sentBefore() *refusal {
 
 // knows tells of a request that this process has claimed, if its own memory of replays is used.
 func (g *Gateway) knows(id [32]byte) bool {
-	cache, ok := g.cfg.Replay.(*replayCache)
-	return ok && cache.exchanges.knows(id, time.Now(), time.Since(cache.exchanges.began))
+	cache, ok := g.cfg.Replay.(*replay.Memory)
+	return ok && cache.Knows(id)
 }

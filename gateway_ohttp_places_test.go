@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // A gateway that is busy remembers some of what it refuses, says of these alone that they were not processed, and has room
@@ -57,7 +58,7 @@ func testBusyFillsNoReplays(t *testing.T) {
 		if a.err != nil || a.status != 503 || a.header.Get("Retry-After") != "1" {
 			t.Fatalf("%+v", a)
 		}
-		if a.header.Get(headerProcessed) == "no" {
+		if a.header.Get(ohttp.HeaderProcessed) == "no" {
 			said = append(said, s)
 		} else {
 			silent = append(silent, s)
@@ -101,7 +102,7 @@ func TestObliviousCopiesAreTwo(t *testing.T) {
 	} {
 		var judged atomic.Int64
 		r := newRig(t, func(g *GatewayConfig) {
-			g.MaxConcurrent, g.Replay, g.BodyTimeout = 4, c.cache, 2*time.Second
+			g.MaxConcurrent, g.Replay, g.BodyTimeout = 4, c.cache, time.Minute
 			g.Authenticate = func(r *http.Request) error {
 				judged.Add(1)
 				return keys(r)
@@ -122,7 +123,7 @@ func TestObliviousCopiesAreTwo(t *testing.T) {
 		for range 6 {
 			conn := rawDial(t, srv)
 			fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\nContent-Length: %d\r\n\r\n",
-				pathOHTTP, len(captured.body))
+				ohttp.Path, len(captured.body))
 			_, _ = conn.Write(captured.body[:len(captured.body)-1])
 			conns = append(conns, conn)
 		}
@@ -131,7 +132,7 @@ func TestObliviousCopiesAreTwo(t *testing.T) {
 			return judged.Load() == 6 && limits.heads.Taken() == 0 && limits.deliveries.Taken() == c.copies &&
 				(limits.bodies.Taken() > 0) == (c.copies > 0)
 		}
-		for deadline := time.Now().Add(10 * time.Second); !reading(); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); !reading(); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: %d copies were judged, %d are read on", name, judged.Load(), limits.deliveries.Taken())
 			}
@@ -149,7 +150,7 @@ func TestObliviousCopiesAreTwo(t *testing.T) {
 		for _, conn := range conns {
 			_ = conn.Close()
 		}
-		for deadline := time.Now().Add(5 * time.Second); limits.deliveries.Taken() > 0 && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(time.Minute); limits.deliveries.Taken() > 0 && time.Now().Before(deadline); {
 			time.Sleep(time.Millisecond)
 		}
 		if n := limits.deliveries.Len(); n != 0 { // not even with a count of 0
@@ -170,13 +171,13 @@ func TestObliviousCopiesAreGivenBackOnce(t *testing.T) {
 	for range 2 {
 		conn := rawDial(t, srv)
 		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\nContent-Length: %d\r\n\r\n",
-			pathOHTTP, len(captured.body))
+			ohttp.Path, len(captured.body))
 		_, _ = conn.Write(captured.body[:len(captured.body)-1])
 		conns = append(conns, conn)
 	}
 	until := func(what string, ok func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: %d copies, %d places", what, r.g.limits.deliveries.Taken(), len(r.g.slots))
 			}

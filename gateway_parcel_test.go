@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -39,8 +40,8 @@ func (r *rig) parcels(size int) []*parcel {
 	}
 	s := chunkedRequest(r.t, r.keyConfig(), true, pieces...)
 	return []*parcel{
-		{ProtocolEnvelope, pathCompletion, postBody(r.t, nil).Header, sealedBody(r.t, prompt, envelope.Separate), nil},
-		{ProtocolOHTTP, pathOHTTP, obliviousPost(r.t, nil).Header, s.body, s},
+		{ProtocolEnvelope, hybrid.PathCompletion, postBody(r.t, nil).Header, sealedBody(r.t, prompt, envelope.Separate), nil},
+		{ProtocolOHTTP, ohttp.Path, obliviousPost(r.t, nil).Header, s.body, s},
 	}
 }
 

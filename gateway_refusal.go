@@ -6,8 +6,9 @@ package sealedchat
 import (
 	"encoding/json"
 	"net/http"
-	"strconv"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // refusal is an answer that is not a completion. detail is the gateway's own words: nothing of the request, nothing
@@ -43,14 +44,9 @@ func (p *refusal) render(header http.Header) []byte {
 		header.Set("WWW-Authenticate", "Bearer")
 	}
 	if p.retryAfter > 0 {
-		header.Set("Retry-After", wholeSeconds(p.retryAfter))
+		header.Set("Retry-After", httpx.WholeSeconds(p.retryAfter))
 	}
 	return body
-}
-
-// wholeSeconds rounds up: for a Retry-After header.
-func wholeSeconds(d time.Duration) string {
-	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
 }
 
 // problem is the refusal as a problem document (RFC 9457), with OpenAI's error object for SDKs.

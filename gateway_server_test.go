@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -83,7 +84,7 @@ func TestGatewayServerIdleConnections(t *testing.T) {
 		"header does not end, TLS":       {secure: true, send: line + fits},
 		"one field does not end":         {send: line + "X: " + strings.Repeat("v", maxHeaderBytes)},
 		"thousands of fields do not end": {send: line + strings.Repeat("a:\r\n", maxHeaderBytes/4), times: 4}, // for 10 seconds at most
-		"body does not come":             {send: "POST " + pathCompletion + " HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n" + fits + "\r\n"},
+		"body does not come":             {send: "POST " + hybrid.PathCompletion + " HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n" + fits + "\r\n"},
 		"HTTP/2":                         {secure: true, send: http2Request(maxHeaderBytes-500, true), answer: "\x00"},
 		"HTTP/2 header does not end":     {secure: true, send: http2Request(maxHeaderBytes-500, false), answer: "\x00"},
 	} {
