@@ -18,8 +18,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
-// TestFolderGoneBetweenEvents: a log whose folder is not where it was writes nothing, says so, and makes
-// nothing in the place of the folder.
+// TestFolderGoneBetweenEvents: a log whose folder is not where it was writes nothing, says so, and
+// makes nothing in the place of the folder.
 func TestFolderGoneBetweenEvents(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("an open folder can be neither removed nor renamed there")
@@ -32,7 +32,8 @@ func TestFolderGoneBetweenEvents(t *testing.T) {
 		},
 		"replaced by a new log": func(dir string) error {
 			err := errors.Join(os.Rename(dir, dir+".away"), os.Mkdir(dir, 0o700))
-			l, openErr := Open(t.Context(), filepath.Join(dir, "audit.log"), &testKeys{store: newTestStore()}, withDefaults(nil))
+			l, openErr := Open(t.Context(), filepath.Join(dir, "audit.log"),
+				&testKeys{store: newTestStore()}, withDefaults(nil))
 			return errors.Join(err, openErr, l.Close())
 		},
 		"replaced by a link to it": func(dir string) error {
@@ -45,7 +46,8 @@ func TestFolderGoneBetweenEvents(t *testing.T) {
 		for _, after := range []time.Duration{0, time.Nanosecond} {
 			t.Run(what, func(t *testing.T) {
 				var said bytes.Buffer
-				l, path, keys := startLog(t, &Options{FlushEvery: after, Logger: slog.New(slog.NewTextHandler(&said, nil))})
+				l, path, keys := startLog(t, &Options{FlushEvery: after,
+					Logger: slog.New(slog.NewTextHandler(&said, nil))})
 				writeNotes(t, l, 0, 3)
 				dir := filepath.Dir(path)
 				if err := take(dir); err != nil {
@@ -54,7 +56,8 @@ func TestFolderGoneBetweenEvents(t *testing.T) {
 				before := tree(t, dir)
 				for range 2 {
 					err := l.Record(t.Context(), "note", note(3))
-					if !errors.Is(err, fault.ErrAuditTampered) || !strings.Contains(err.Error(), "folder") || !strings.Contains(err.Error(), "restore it") {
+					if !errors.Is(err, fault.ErrAuditTampered) || !strings.Contains(err.Error(), "folder") ||
+						!strings.Contains(err.Error(), "restore it") {
 						t.Errorf("%v", err)
 					}
 				}
@@ -97,14 +100,20 @@ func tree(t *testing.T, path string) string {
 	return all.String()
 }
 
-// TestFileGoneBetweenEvents: lines that were there and are gone leave a gap that Verify finds, whichever
-// process writes on, also one that has only read them.
+// TestFileGoneBetweenEvents: lines that were there and are gone leave a gap that Verify finds,
+// whichever process writes on, also one that has only read them.
 func TestFileGoneBetweenEvents(t *testing.T) {
 	for what, take := range map[string]func(path string) error{
-		"removed":     os.Remove,
-		"emptied":     func(path string) error { return os.Truncate(path, 0) },
-		"replaced":    func(path string) error { return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o600)) },
-		"rolled back": func(path string) error { return os.Truncate(path, int64(bytes.IndexByte(readLog(t, path), '\n')+1)) },
+		"removed": os.Remove,
+		"emptied": func(path string) error { return os.Truncate(path, 0) },
+		"replaced": func(path string) error {
+			return errors.Join(os.Remove(path), os.WriteFile(path,
+				nil, 0o600))
+		},
+		"rolled back": func(path string) error {
+			return os.Truncate(path, int64(bytes.IndexByte(readLog(t,
+				path), '\n')+1))
+		},
 		"everything but the folder": func(path string) error {
 			return errors.Join(os.Remove(path), os.Remove(path+lockSuffix))
 		},
@@ -117,7 +126,8 @@ func TestFileGoneBetweenEvents(t *testing.T) {
 				writeNotes(t, l, 0, 2)
 				older := openLog(t, path, keys, o)
 				writeNotes(t, l, 2, 4)
-				next := map[string]*Log{"the writer": l, "a reader": openLog(t, path, keys, o), "a reader of older lines": older}[who]
+				next := map[string]*Log{"the writer": l, "a reader": openLog(t, path, keys, o),
+					"a reader of older lines": older}[who]
 				reached := next.Head()
 				if err := take(path); err != nil {
 					t.Fatal(err)
@@ -152,8 +162,8 @@ func TestFlushMakesNoFile(t *testing.T) {
 	}
 }
 
-// TestLogGoneBetweenOpens: where a log was, no new one is begun: without a head as far as its lock file
-// tells, and with one always.
+// TestLogGoneBetweenOpens: where a log was, no new one is begun: without a head as far as its lock
+// file tells, and with one always.
 func TestLogGoneBetweenOpens(t *testing.T) {
 	first := func(path string) int64 { return int64(bytes.IndexByte(readLog(t, path), '\n') + 1) }
 	remove := func(path string) error { return os.Remove(path) }
@@ -161,14 +171,22 @@ func TestLogGoneBetweenOpens(t *testing.T) {
 		take      func(path string) error
 		lockTells bool
 	}{
-		"the file removed":    {remove, true},
-		"the file moved":      {func(path string) error { return os.Rename(path, path+".old") }, true},
-		"the file emptied":    {func(path string) error { return os.Truncate(path, 0) }, false},
-		"the file replaced":   {func(path string) error { return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o600)) }, false},
-		"the file cut":        {func(path string) error { return os.Truncate(path, first(path)) }, false},
-		"half of a line left": {func(path string) error { return os.Truncate(path, first(path)/2) }, false},
-		"the folder removed":  {func(path string) error { return os.RemoveAll(filepath.Dir(path)) }, false},
-		"the folder emptied":  {func(path string) error { return errors.Join(os.Remove(path), os.Remove(path+lockSuffix)) }, false},
+		"the file removed": {remove, true},
+		"the file moved":   {func(path string) error { return os.Rename(path, path+".old") }, true},
+		"the file emptied": {func(path string) error { return os.Truncate(path, 0) }, false},
+		"the file replaced": {func(path string) error {
+			return errors.Join(os.Remove(path),
+				os.WriteFile(path, nil, 0o600))
+		}, false},
+		"the file cut": {func(path string) error { return os.Truncate(path, first(path)) }, false},
+		"half of a line left": {func(path string) error { return os.Truncate(path, first(path)/2) },
+			false},
+		"the folder removed": {func(path string) error { return os.RemoveAll(filepath.Dir(path)) },
+			false},
+		"the folder emptied": {func(path string) error {
+			return errors.Join(os.Remove(path),
+				os.Remove(path+lockSuffix))
+		}, false},
 		"the folder replaced": {func(path string) error {
 			dir := filepath.Dir(path)
 			return errors.Join(os.Rename(dir, dir+".away"), os.Mkdir(dir, 0o700))
@@ -192,7 +210,8 @@ func TestLogGoneBetweenOpens(t *testing.T) {
 			dir := filepath.Dir(path)
 			before := tree(t, dir)
 			_, err := Open(t.Context(), path, keys, withDefaults(&Options{Head: head}))
-			if !errors.Is(err, fault.ErrAuditTampered) || !strings.Contains(err.Error(), "under another name") {
+			if !errors.Is(err, fault.ErrAuditTampered) || !strings.Contains(err.Error(),
+				"under another name") {
 				t.Errorf("with a head: %v", err)
 			}
 			if got := tree(t, dir); got != before && !strings.HasPrefix(got, before) {
@@ -202,7 +221,8 @@ func TestLogGoneBetweenOpens(t *testing.T) {
 				t.Errorf("something was made: %q", tree(t, dir))
 			}
 			l, err = Open(t.Context(), path, keys, withDefaults(nil))
-			if c.lockTells != errors.Is(err, fault.ErrAuditTampered) || c.lockTells != errors.Is(err, fs.ErrNotExist) {
+			if c.lockTells != errors.Is(err, fault.ErrAuditTampered) || c.lockTells != errors.Is(err,
+				fs.ErrNotExist) {
 				t.Errorf("without one: %v", err)
 			}
 			if err == nil {
@@ -236,8 +256,8 @@ func TestHeadReached(t *testing.T) {
 	mustVerify(t, path, keys, head)
 }
 
-// TestFirstOpen: a process that was killed while it began a log keeps nobody from it, and looking for a log
-// leaves nothing that tells of one.
+// TestFirstOpen: a process that was killed while it began a log keeps nobody from it, and looking
+// for a log leaves nothing that tells of one.
 func TestFirstOpen(t *testing.T) {
 	keys := &testKeys{store: newTestStore()}
 	path := filepath.Join(t.TempDir(), "log", "audit.log")
@@ -248,7 +268,8 @@ func TestFirstOpen(t *testing.T) {
 	if _, err := Verify(t.Context(), path, keys, Head{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
-	if _, err := Open(t.Context(), path, keys, withDefaults(&Options{Head: Head{Seq: 1}})); !errors.Is(err, fault.ErrAuditTampered) {
+	if _, err := Open(t.Context(), path, keys,
+		withDefaults(&Options{Head: Head{Seq: 1}})); !errors.Is(err, fault.ErrAuditTampered) {
 		t.Errorf("%v", err)
 	}
 	if got := tree(t, filepath.Dir(path)); got != before {
