@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
@@ -29,7 +30,7 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 		return nil, err
 	}
 	if !o.checked {
-		erase.Do(func() { err = checkRequest(plaintext) }) // what looks at many bytes at once leaves some in registers
+		erase.Do(func() { err = chatjson.CheckRequest(plaintext) }) // what looks at many bytes at once leaves some in registers
 		if err != nil {
 			return nil, err
 		}
@@ -194,7 +195,7 @@ type completion struct {
 func waitError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
 		if errors.Is(cause, fault.AttemptTimeout) {
-			return &fault.ConnectionError{What: "before anything was sent", Err: cause}
+			return fault.Connection("before anything was sent", cause, false)
 		}
 		return fault.Ended(ctx)
 	}

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
@@ -158,7 +159,7 @@ func (e Event) MarshalJSON() ([]byte, error) {
 	if e.Details, err = redactDetails(e.Details); err != nil {
 		return nil, err
 	}
-	return marshal(eventJSON{e.Time, e.Type, severity(e.Severity), plainEvent(e)})
+	return chatjson.Marshal(eventJSON{e.Time, e.Type, severity(e.Severity), plainEvent(e)})
 }
 
 // UnmarshalJSON reads what MarshalJSON gives, as a line of an audit log has it.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 // What passes between the inner messages and the upstream's, and nothing else.
@@ -103,7 +104,7 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *httpx.Sent) (
 func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err error) {
 	p := q.newPasser(resp)
 	defer p.wipe()
-	if _, any := p.whole.(anyEnding); any && endsUnseen(resp) {
+	if !p.whole.Known() && endsUnseen(resp) {
 		return &lateRefusal{&refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: errNoEnd}}
 	}
 	early := true // also in a panic
@@ -112,7 +113,10 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err e
 			q.tellCut(ctx, p.passed, err)
 		}
 	}()
-	body := httpx.Capped(resp.Body, q.g.cfg.MaxResponseBytes)
+	var body io.Reader = httpx.Capped(resp.Body, q.g.cfg.MaxResponseBytes)
+	if p.events != nil {
+		body = sse.NewIdle(body, q.g.cfg.IdleTimeout, p.events.Begun, func() { _ = resp.Body.Close() })
+	}
 	if p.live { // the client learns the status, and what kind of answer comes
 		if err := p.head(resp); err != nil {
 			return err
@@ -151,7 +155,7 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err e
 
 // complete says whether an answer that was read to its end may have one for the client.
 func (q *obliviousRequest) complete(ctx context.Context, p *passer) error {
-	if !p.whole.ended() {
+	if !p.whole.Ended() {
 		return errCutShort
 	}
 	if told := q.tellSealed(ctx, p.passed); told != nil {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -216,7 +217,7 @@ func loggedKey(log string) (*rsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	public, err := newPublicKey(&key.PublicKey)
+	public, err := hybrid.NewPublicKey(&key.PublicKey)
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +225,7 @@ func loggedKey(log string) (*rsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = fmt.Fprintln(f, public.fingerprint)
+	_, err = fmt.Fprintln(f, public.Fingerprint())
 	return key, errors.Join(err, f.Close())
 }
 

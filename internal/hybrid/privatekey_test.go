@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package hybrid
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 	"unsafe"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -30,13 +31,13 @@ func ownKey(t *testing.T, name string) *rsa.PrivateKey {
 	return key.(*rsa.PrivateKey)
 }
 
-func protectedKey(t *testing.T, name string) *privateKey {
+func protectedKey(t *testing.T, name string) *PrivateKey {
 	t.Helper()
-	k, err := newPrivateKey(ownKey(t, name))
+	k, err := NewPrivateKey(ownKey(t, name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := k.protect(locked.BestEffort); err != nil {
+	if err := k.Protect(locked.BestEffort); err != nil {
 		t.Fatal(err)
 	}
 	return k
@@ -44,7 +45,7 @@ func protectedKey(t *testing.T, name string) *privateKey {
 
 func sealedFor(t *testing.T, k *PublicKey, plaintext string) *envelope.Envelope {
 	t.Helper()
-	text, err := k.appendSealed(nil, &envelope.Envelope{}, []byte(plaintext))
+	text, err := k.AppendSealed(nil, &envelope.Envelope{}, []byte(plaintext))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,16 +67,16 @@ func TestProtectedKey(t *testing.T) {
 		if contains(memory, &k.public.key.N.Bits()[0]) {
 			t.Errorf("%s: the public key would go with the private one", name)
 		}
-		if k.locked() != k.memory.Locked() {
-			t.Errorf("%s: locked() says %v", name, k.locked())
+		if k.Locked() != k.memory.Locked() {
+			t.Errorf("%s: Locked() says %v", name, k.Locked())
 		}
 		fingerprint := k.public.Fingerprint()
 		e := sealedFor(t, k.public, "a prompt")
-		got, err := k.open(e)
+		got, err := k.Open(e, nil)
 		if err != nil || string(got) != "a prompt" {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
-		k.wipe()
+		k.Wipe()
 		if k.key != nil || k.memory.Bytes() != nil {
 			t.Errorf("%s: wipe left something", name)
 		}
@@ -99,12 +100,12 @@ func contains(memory []byte, word *big.Word) bool {
 // One key, many goroutines, as gateways use it.
 func TestProtectedKeyConcurrently(t *testing.T) {
 	k := protectedKey(t, "rsa-2048")
-	defer k.wipe()
+	defer k.Wipe()
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
 			for range 8 {
-				if got, err := k.open(sealedFor(t, k.public, "x")); err != nil || string(got) != "x" {
+				if got, err := k.Open(sealedFor(t, k.public, "x"), nil); err != nil || string(got) != "x" {
 					t.Errorf("%q, %v", got, err)
 				}
 			}
@@ -115,56 +116,56 @@ func TestProtectedKeyConcurrently(t *testing.T) {
 
 // A key that fails its test after the move goes back to where it was, whole, and is not called locked.
 func TestProtectRefusesAnotherKeysPublicHalf(t *testing.T) {
-	k, err := newPrivateKey(ownKey(t, "rsa-2048"))
+	k, err := NewPrivateKey(ownKey(t, "rsa-2048"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	real := k.public
-	if k.public, err = newPublicKey(&testkit.Key(t, "rsa-3072").PublicKey); err != nil {
+	if k.public, err = NewPublicKey(&testkit.Key(t, "rsa-3072").PublicKey); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.protect(locked.BestEffort); err == nil {
+	if err := k.Protect(locked.BestEffort); err == nil {
 		t.Fatal("a key that opens nothing was taken")
 	}
-	if k.memory != nil || k.locked() {
+	if k.memory != nil || k.Locked() {
 		t.Error("it is called protected")
 	}
 	k.public = real
 	if err := k.key.Validate(); err != nil {
 		t.Errorf("the key did not come back: %v", err)
 	}
-	if _, err := k.open(sealedFor(t, k.public, "x")); err != nil {
+	if _, err := k.Open(sealedFor(t, k.public, "x"), nil); err != nil {
 		t.Error(err)
 	}
-	k.wipe()
+	k.Wipe()
 }
 
 // Less than all numbers found is no protection, and is said.
 func TestProtectUnknownShape(t *testing.T) {
 	whole := ownKey(t, "rsa-2048")
 	bare := &rsa.PrivateKey{PublicKey: whole.PublicKey, D: whole.D, Primes: whole.Primes} // crypto/rsa's own form is missing
-	k, err := newPrivateKey(bare)
+	k, err := NewPrivateKey(bare)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := k.protect(locked.BestEffort); !errors.Is(err, errKeyShape) {
+	if err := k.Protect(locked.BestEffort); !errors.Is(err, ErrKeyShape) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := k.open(sealedFor(t, k.public, "x")); err != nil {
+	if _, err := k.Open(sealedFor(t, k.public, "x"), nil); err != nil {
 		t.Errorf("the ordinary key does not work: %v", err)
 	}
 }
 
 func TestProtectOff(t *testing.T) {
-	k, err := newPrivateKey(ownKey(t, "rsa-2048"))
+	k, err := NewPrivateKey(ownKey(t, "rsa-2048"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := k.protect(locked.Off); err != nil || k.memory != nil {
+	if err := k.Protect(locked.Off); err != nil || k.memory != nil {
 		t.Errorf("%v, %v", err, k.memory)
 	}
 	d := k.key.D.Bits()
-	k.wipe()
+	k.Wipe()
 	for _, w := range d {
 		if w != 0 {
 			t.Fatal("ordinary memory was not wiped")
@@ -175,11 +176,11 @@ func TestProtectOff(t *testing.T) {
 // The plaintext goes where it is told to, and nowhere else: what came stays ciphertext.
 func TestOpenInto(t *testing.T) {
 	k := protectedKey(t, "rsa-2048")
-	defer k.wipe()
+	defer k.Wipe()
 	const prompt = "a prompt that is long enough to be recognised wherever it lies"
 	e := sealedFor(t, k.public, prompt)
 	var to []byte
-	got, err := openWith(e, []*privateKey{k}, nil, func(n int) ([]byte, error) { to = make([]byte, n); return to, nil })
+	got, err := Open(e, []*PrivateKey{k}, nil, func(n int) ([]byte, error) { to = make([]byte, n); return to, nil })
 	if err != nil || string(got) != prompt {
 		t.Fatalf("%q, %v", got, err)
 	}
@@ -192,19 +193,19 @@ func TestOpenInto(t *testing.T) {
 
 	full := errors.New("no memory")
 	e = sealedFor(t, k.public, prompt)
-	if _, err := openWith(e, []*privateKey{k}, nil, func(int) ([]byte, error) { return nil, full }); !errors.Is(err, full) {
+	if _, err := Open(e, []*PrivateKey{k}, nil, func(int) ([]byte, error) { return nil, full }); !errors.Is(err, full) {
 		t.Errorf("without room: %v", err)
 	}
 	e = sealedFor(t, k.public, prompt)
 	e.Sealed[20] ^= 1
-	if _, err := openWith(e, []*privateKey{k}, nil, func(n int) ([]byte, error) { to = make([]byte, n); return to, nil }); !errors.Is(err, ErrDecryption) {
+	if _, err := Open(e, []*PrivateKey{k}, nil, func(n int) ([]byte, error) { to = make([]byte, n); return to, nil }); !errors.Is(err, fault.ErrDecryption) {
 		t.Errorf("changed: %v", err)
 	}
 	if !bytes.Equal(to, make([]byte, len(to))) {
 		t.Error("a refused plaintext was handed out")
 	}
 	e.Sealed = e.Sealed[:5] // shorter than nonce and tag: the codec lets none pass, and nothing may panic
-	if _, err := openWith(e, []*privateKey{k}, nil, func(n int) ([]byte, error) { return make([]byte, n), nil }); !errors.Is(err, ErrDecryption) {
+	if _, err := Open(e, []*PrivateKey{k}, nil, func(n int) ([]byte, error) { return make([]byte, n), nil }); !errors.Is(err, fault.ErrDecryption) {
 		t.Errorf("cut: %v", err)
 	}
 }

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package sse
 
 import (
 	"errors"
@@ -10,18 +10,20 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // eventsIn reads text in the given way, and returns its events as "name|data".
 func eventsIn(text io.Reader, most int) (all []string, err error) {
-	r := newEventReader(text, most)
-	defer r.wipe()
+	r := NewReader(text, most)
+	defer r.Wipe()
 	for {
-		e, err := r.next()
+		e, err := r.Next()
 		if err != nil {
 			return all, err
 		}
-		all = append(all, e.name+"|"+string(e.data))
+		all = append(all, e.Name+"|"+string(e.Data))
 	}
 }
 
@@ -80,22 +82,22 @@ func TestEventReaderLimits(t *testing.T) {
 		"many comments":    {strings.Repeat(": keep alive\n\n", 3000), true},
 	} {
 		_, err := eventsIn(strings.NewReader(test.text), most)
-		if test.ok != (err == io.EOF) || test.ok == errors.Is(err, ErrTooLarge) {
+		if test.ok != (err == io.EOF) || test.ok == errors.Is(err, fault.ErrTooLarge) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	broken := errors.New("broken")
-	r := newEventReader(io.MultiReader(strings.NewReader("data: a\n\ndata: b\n"), iotest.ErrReader(broken)), most)
-	if e, err := r.next(); err != nil || string(e.data) != "a" {
-		t.Errorf("%q, %v", e.data, err)
+	r := NewReader(io.MultiReader(strings.NewReader("data: a\n\ndata: b\n"), iotest.ErrReader(broken)), most)
+	if e, err := r.Next(); err != nil || string(e.Data) != "a" {
+		t.Errorf("%q, %v", e.Data, err)
 	}
 	for range 2 { // what was not complete is not handed out
-		if e, err := r.next(); err != broken || e.data != nil {
-			t.Errorf("%q, %v", e.data, err)
+		if e, err := r.Next(); err != broken || e.Data != nil {
+			t.Errorf("%q, %v", e.Data, err)
 		}
 	}
-	r.wipe()
-	if _, err := r.next(); err != broken {
+	r.Wipe()
+	if _, err := r.Next(); err != broken {
 		t.Errorf("after wiping: %v", err)
 	}
 }
@@ -105,9 +107,9 @@ func TestEventsAreNotHeldBack(t *testing.T) {
 	for _, end := range []string{"\n\n", "\r\n\r\n", "\r\r"} {
 		in, out := io.Pipe()
 		go func() { _, _ = io.WriteString(out, "data: a"+end) }()
-		r := newEventReader(in, 100)
-		if e, err := r.next(); err != nil || string(e.data) != "a" {
-			t.Errorf("%q: %q, %v", end, e.data, err)
+		r := NewReader(in, 100)
+		if e, err := r.Next(); err != nil || string(e.Data) != "a" {
+			t.Errorf("%q: %q, %v", end, e.Data, err)
 		}
 		in.Close()
 	}
@@ -135,7 +137,7 @@ func FuzzEventReader(f *testing.F) {
 		if size > len(text) {
 			t.Errorf("%d bytes from %d", size, len(text))
 		}
-		if err != io.EOF && !errors.Is(err, ErrTooLarge) {
+		if err != io.EOF && !errors.Is(err, fault.ErrTooLarge) {
 			t.Errorf("%v", err)
 		}
 	})

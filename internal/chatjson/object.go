@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package chatjson
 
 import (
 	"encoding/json"
@@ -21,38 +21,24 @@ import (
 // JSON objects of which this package knows some members, and keeps the others as they are. encoding/json alone
 // matches names without regard to case and drops what it does not know; here names are exact.
 
-// memberError says which member does not fit its Go type. It holds names and no values.
-type memberError struct{ path string }
+// MemberError says which member does not fit its Go type. It holds names and no values.
+type MemberError struct{ Path string }
 
-func (e *memberError) Error() string { return e.path + " does not fit its type" }
+func (e *MemberError) Error() string { return e.Path + " does not fit its type" }
 
-// appender is a type that writes itself as JSON. Through its MarshalJSON alone, encoding/json would read and copy all of a
-// prompt once more at each level of nesting.
-type appender interface {
-	appendJSON(dst []byte) ([]byte, error)
+// Codec writes and reads the values of types that do so themselves. Through their MarshalJSON and
+// UnmarshalJSON, encoding/json would read and copy all of a prompt once more at each level of nesting.
+type Codec struct {
+	// Append appends v, which is no pointer, as JSON. known is false when v does not write itself.
+	Append func(dst []byte, v any) (_ []byte, known bool, err error)
+	// Decode reads what v points to from JSON that was checked before, of which it may keep slices.
+	// known is false when v does not read itself.
+	Decode func(valid []byte, v any) (known bool, err error)
 }
 
-// sizeHint is about the number of bytes of the request's JSON: mostly a little more.
-func (r *ChatRequest) sizeHint() int {
-	n := 0
-	for _, m := range r.Messages {
-		n += len(m.Content) + len(m.Refusal)
-		for _, p := range m.Parts {
-			n += len(p.Text) + 64
-			if p.ImageURL != nil {
-				n += len(p.ImageURL.URL)
-			}
-			if p.Audio != nil {
-				n += len(p.Audio.Data)
-			}
-		}
-	}
-	return n + n/16 + 64*len(r.Messages) + 512 // a sixteenth for escapes
-}
-
-// appendObject appends the struct v as an object, and extra's members in the order of their names. A name that v knows
+// AppendObject appends the struct v as an object, and extra's members in the order of their names. A name that v knows
 // already is an error.
-func appendObject[V any](dst []byte, v any, extra map[string]V) ([]byte, error) {
+func AppendObject[V any](c Codec, dst []byte, v any, extra map[string]V) ([]byte, error) {
 	object := reflect.ValueOf(v)
 	known := fieldsOf(object.Type())
 	start := len(dst)
@@ -71,18 +57,18 @@ func appendObject[V any](dst []byte, v any, extra map[string]V) ([]byte, error) 
 		}
 		separator()
 		dst = append(jsonspan.AppendString(dst, f.name), ':')
-		if dst, err = appendValue(dst, value); err != nil {
+		if dst, err = c.appendValue(dst, value); err != nil {
 			return nil, err
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(extra)) {
 		if slices.ContainsFunc(known, func(f objectField) bool { return f.name == name }) {
-			return nil, fmt.Errorf("%w: Extra[%q] has a field of its own", ErrInvalidRequest, name)
+			return nil, fmt.Errorf("%w: Extra[%q] has a field of its own", fault.ErrInvalidRequest, name)
 		}
 		separator()
 		dst = append(jsonspan.AppendString(dst, name), ':')
 		if dst, err = appendAny(dst, extra[name]); err != nil {
-			return nil, fmt.Errorf("%w: Extra[%q] cannot be marshalled", ErrInvalidRequest, fault.Sanitise(name, 40)) // it may be anything
+			return nil, fmt.Errorf("%w: Extra[%q] cannot be marshalled", fault.ErrInvalidRequest, fault.Sanitise(name, 40)) // it may be anything
 		}
 	}
 	if len(dst) == start {
@@ -92,30 +78,32 @@ func appendObject[V any](dst []byte, v any, extra map[string]V) ([]byte, error) 
 }
 
 // appendValue appends v as encoding/json does, without the escapes for HTML, which only cost tokens.
-func appendValue(dst []byte, v reflect.Value) ([]byte, error) {
+func (c Codec) appendValue(dst []byte, v reflect.Value) ([]byte, error) {
 	if v.Kind() == reflect.Interface && !v.IsNil() {
 		v = v.Elem()
 	}
-	if a, ok := v.Interface().(appender); ok && v.Kind() != reflect.Pointer { // which may be nil
-		return a.appendJSON(dst)
+	if v.Kind() == reflect.Struct {
+		if out, known, err := c.Append(dst, v.Interface()); known {
+			return out, err
+		}
 	}
 	switch {
 	case v.Type() == reflect.TypeFor[string]():
 		return jsonspan.AppendString(dst, v.String()), nil
-	case v.Kind() == reflect.Slice && v.Type().Elem().Implements(reflect.TypeFor[appender]()) && !v.IsNil():
-		return appendElements(dst, v)
+	case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct && !v.IsNil():
+		return c.appendElements(dst, v)
 	}
 	return appendAny(dst, v.Interface())
 }
 
-func appendElements(dst []byte, list reflect.Value) ([]byte, error) {
+func (c Codec) appendElements(dst []byte, list reflect.Value) ([]byte, error) {
 	dst = append(dst, '[')
 	var err error
 	for i := range list.Len() {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		if dst, err = appendValue(dst, list.Index(i)); err != nil {
+		if dst, err = c.appendValue(dst, list.Index(i)); err != nil {
 			return nil, err
 		}
 	}
@@ -128,10 +116,10 @@ func appendAny(dst []byte, v any) ([]byte, error) {
 	enc := json.NewEncoder(&w)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
-		if invalid, ok := errors.AsType[*json.MarshalerError](err); ok && errors.Is(invalid, ErrInvalidRequest) {
+		if invalid, ok := errors.AsType[*json.MarshalerError](err); ok && errors.Is(invalid, fault.ErrInvalidRequest) {
 			return nil, invalid.Unwrap()
 		}
-		return nil, fmt.Errorf("%w: cannot be marshalled", ErrInvalidRequest) // the cause could quote a value
+		return nil, fmt.Errorf("%w: cannot be marshalled", fault.ErrInvalidRequest) // the cause could quote a value
 	}
 	return w.b[:len(w.b)-len("\n")], nil
 }
@@ -143,7 +131,8 @@ func (w *appendWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func marshal(v any) ([]byte, error) { return appendAny(nil, v) }
+// Marshal is json.Marshal without the escapes for HTML, and with errors that quote no value.
+func Marshal(v any) ([]byte, error) { return appendAny(nil, v) }
 
 // isEmpty is what encoding/json's omitempty leaves out.
 func isEmpty(v reflect.Value) bool {
@@ -156,26 +145,14 @@ func isEmpty(v reflect.Value) bool {
 	return v.IsZero()
 }
 
-// decoder is a type that reads itself from JSON text that was checked before. What it keeps may be slices of that.
-type decoder interface {
-	decodeJSON(valid []byte) error
-}
+// ErrNoObject is the error of what is not an object.
+var ErrNoObject = &MemberError{Path: "the object"}
 
-// unmarshal is for the UnmarshalJSON of a decoder.
-func unmarshal(data []byte, v decoder) error {
-	if jsonspan.Valid(data, maxDepth) != nil {
-		return errNoObject
-	}
-	return v.decodeJSON(data)
-}
-
-var errNoObject = &memberError{path: "the object"}
-
-// decodeObject sets the fields of the struct that v points to from the members that its json tags name, and returns
+// DecodeObject sets the fields of the struct that v points to from the members that its json tags name, and returns
 // the others, as slices of the text. That was checked before: it is not checked again at each level of nesting.
-func decodeObject(valid []byte, v any) (map[string]json.RawMessage, error) {
+func (c Codec) DecodeObject(valid []byte, v any) (map[string]json.RawMessage, error) {
 	if jsonspan.KindOf(valid) != jsonspan.Object {
-		return nil, errNoObject
+		return nil, ErrNoObject
 	}
 	target := reflect.ValueOf(v).Elem()
 	known := fieldsOf(target.Type())
@@ -195,27 +172,28 @@ func decodeObject(valid []byte, v any) (map[string]json.RawMessage, error) {
 		if value == nil {
 			continue
 		}
-		if err := decodeField(value, target.Field(known[i].index)); err != nil {
-			return nil, prefixPath(known[i].name, err)
+		if err := c.DecodeField(value, target.Field(known[i].index)); err != nil {
+			return nil, PrefixPath(known[i].name, err)
 		}
 	}
 	return extra, nil
 }
 
-func prefixPath(name string, err error) error {
-	if inner, ok := errors.AsType[*memberError](err); ok {
-		return &memberError{path: name + "." + inner.path}
+// PrefixPath puts a name before the path of an error.
+func PrefixPath(name string, err error) error {
+	if inner, ok := errors.AsType[*MemberError](err); ok {
+		return &MemberError{Path: name + "." + inner.Path}
 	}
-	return &memberError{path: name}
+	return &MemberError{Path: name}
 }
 
 var errKind = errors.New("another kind of value")
 
-// decodeField does what encoding/json does, but that it does not check the text again, that a json.RawMessage becomes a
-// slice of it, and that integers are read by wholeNumber.
-func decodeField(value []byte, field reflect.Value) error {
-	if d, ok := field.Addr().Interface().(decoder); ok {
-		return d.decodeJSON(value)
+// DecodeField does what encoding/json does, but that it does not check the text again, that a json.RawMessage becomes a
+// slice of it, and that integers are read by WholeNumber.
+func (c Codec) DecodeField(value []byte, field reflect.Value) error {
+	if known, err := c.Decode(value, field.Addr().Interface()); known {
+		return err
 	}
 	if field.Type() == reflect.TypeFor[json.RawMessage]() {
 		field.SetBytes(value)
@@ -225,7 +203,7 @@ func decodeField(value []byte, field reflect.Value) error {
 	switch field.Kind() {
 	case reflect.Int64:
 		if kind == jsonspan.Number {
-			n, err := wholeNumber(value)
+			n, err := WholeNumber(value)
 			field.SetInt(n)
 			return err
 		}
@@ -235,34 +213,34 @@ func decodeField(value []byte, field reflect.Value) error {
 			return nil
 		}
 	case reflect.Pointer:
-		if _, ok := reflect.Zero(field.Type()).Interface().(decoder); ok && kind != jsonspan.Null {
+		if field.Type().Elem().Kind() == reflect.Struct && kind != jsonspan.Null {
 			field.Set(reflect.New(field.Type().Elem()))
-			return decodeField(value, field.Elem())
+			return c.DecodeField(value, field.Elem())
 		}
 	case reflect.Slice:
-		if reflect.PointerTo(field.Type().Elem()).Implements(reflect.TypeFor[decoder]()) && kind != jsonspan.Null {
-			return decodeElements(value, kind, field)
+		if field.Type().Elem().Kind() == reflect.Struct && kind != jsonspan.Null {
+			return c.decodeElements(value, kind, field)
 		}
 	}
 	return json.Unmarshal(value, field.Addr().Interface())
 }
 
-func decodeElements(value []byte, kind jsonspan.Kind, list reflect.Value) error {
+func (c Codec) decodeElements(value []byte, kind jsonspan.Kind, list reflect.Value) error {
 	if kind != jsonspan.Array {
 		return errKind
 	}
 	list.Set(reflect.MakeSlice(list.Type(), 0, 1))
 	for element := range jsonspan.ElementsOf(value) {
 		list.Set(reflect.Append(list, reflect.Zero(list.Type().Elem())))
-		if err := decodeField(element, list.Index(list.Len()-1)); err != nil {
+		if err := c.DecodeField(element, list.Index(list.Len()-1)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// wholeNumber reads a JSON number, cutting off a fraction: some servers write a float where an integer is meant.
-func wholeNumber(value []byte) (int64, error) {
+// WholeNumber reads a JSON number, cutting off a fraction: some servers write a float where an integer is meant.
+func WholeNumber(value []byte) (int64, error) {
 	text := string(value)
 	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
 		return n, nil
