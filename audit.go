@@ -60,7 +60,8 @@ type Event struct {
 	// Account is whose request it is, where a program's own Auditor knows that and puts it here.
 	Account string `json:"account,omitempty"`
 	// Fingerprint is that of the key that the event is about, and OldFingerprint that of the key in
-	// whose place it came. Server is the client's base URL, with "ohttp+" before it for ProtocolOHTTP.
+	// whose place it came. Server is the client's base URL, with "ohttp+" before it for
+	// ProtocolOHTTP.
 	Fingerprint    string       `json:"fingerprint,omitempty"`
 	OldFingerprint string       `json:"old_fingerprint,omitempty"`
 	Server         string       `json:"server,omitempty"`
@@ -72,14 +73,15 @@ type Event struct {
 	Bytes          int64        `json:"bytes,omitempty"`      // of plaintext
 	Attempt        int          `json:"attempt,omitempty"`    // that failed, from 1
 	Status         int          `json:"status,omitempty"`     // of HTTP
-	// Wait is the time before the next attempt, and Duration that since the work, or the life, began.
-	// Both are in nanoseconds in JSON. Reason is in this package's own words, never a peer's.
+	// Wait is the time before the next attempt, and Duration that since the work, or the life,
+	// began. Both are in nanoseconds in JSON. Reason is in this package's own words, never a
+	// peer's.
 	Wait     time.Duration `json:"wait_ns,omitempty"`
 	Duration time.Duration `json:"duration_ns,omitempty"`
 	Reason   string        `json:"reason,omitempty"`
 	Memory   *MemoryStats  `json:"memory,omitempty"`
 
-	// Details are the program's own. Whoever puts them here sees to it that they hold no content.
+	// Details are the program's own. The program sees to it that they hold no content.
 	// When the event is written, the value of every member whose name contains key, password,
 	// passphrase, secret, token or authorization, in whatever case and at whatever depth, becomes
 	// "[REDACTED]". Values are what encoding/json makes of them: a struct's members are those of
@@ -302,7 +304,7 @@ func (t *teller) tell(ctx context.Context, e Event) error {
 	return nil
 }
 
-// auditError is ErrAudit and all that the Auditor's error is, but for ErrUnconfirmed, which the
+// auditError is ErrAudit and all that the Auditor's error is, except ErrUnconfirmed, which the
 // caller would take for his own key store's, and what this package says to itself.
 type auditError struct {
 	event EventType

@@ -27,9 +27,10 @@ type AuditLogOptions struct {
 	// KeepGoing has Record return nil when it cannot write, and tell Logger. Without it Record
 	// returns the error, which stops the call that the event belongs to.
 	KeepGoing bool
-	// Head is a place that the log had reached, as [AuditLog.Head] or [AuditReport] gave it, and
-	// that was kept elsewhere. OpenAuditLog then begins no new log, and refuses one that ends
-	// before it, or has another line in its place, as [ErrAuditTampered]. "" = the log may be new.
+	// Head is a place that the log had reached, as [AuditLog.Head] or [AuditReport] gave it, and that
+	// was kept elsewhere. OpenAuditLog then begins no new log: one that is gone, ends before it or has
+	// another line in its place is [ErrAuditTampered]. A line that was dropped with an older file is not
+	// missed, and only VerifyAuditLog looks at the lines after it. "" = the log may be new.
 	Head string
 	// MaxFileBytes is the size that no file exceeds: before it does, it is renamed and a new one is
 	// begun. At least 64 KiB; 0 = 16 MiB.

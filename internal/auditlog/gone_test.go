@@ -191,6 +191,14 @@ func TestLogGoneBetweenOpens(t *testing.T) {
 			dir := filepath.Dir(path)
 			return errors.Join(os.Rename(dir, dir+".away"), os.Mkdir(dir, 0o700))
 		}, false},
+		"a longer log in its place": {func(path string) error {
+			l, err := Open(t.Context(), path+"2", &testKeys{store: newTestStore()}, withDefaults(nil))
+			if err != nil {
+				return err
+			}
+			writeNotes(t, l, 10, 20)
+			return errors.Join(l.Close(), os.Rename(path+"2", path))
+		}, false},
 		"another log in its place": {func(path string) error {
 			l, err := Open(t.Context(), path+"2", &testKeys{store: newTestStore()}, withDefaults(nil))
 			if err != nil {
@@ -279,4 +287,36 @@ func TestFirstOpen(t *testing.T) {
 	l := openLog(t, path, keys, nil)
 	writeNotes(t, l, 0, 1)
 	mustVerify(t, path, keys, l.Head())
+}
+
+// TestHeadInOlderFiles: a head is looked for where its line is, and is not missed where its line was
+// dropped.
+func TestHeadInOlderFiles(t *testing.T) {
+	l, path, keys := startLog(t, smallFiles)
+	var heads []Head
+	for range 5 * smallFiles.MaxFiles {
+		if err := l.Record(t.Context(), "note", largeNote()); err != nil {
+			t.Fatal(err)
+		}
+		heads = append(heads, l.Head())
+	}
+	_ = l.Close()
+	first := mustVerify(t, path, keys, Head{}).First
+	for _, head := range heads {
+		o := *smallFiles
+		o.Head = head
+		l, err := Open(t.Context(), path, keys, withDefaults(&o))
+		if err != nil {
+			t.Fatalf("line %d: %v", head.Seq, err)
+		}
+		_ = l.Close()
+		o.Head.MAC[0] ^= 1
+		l, err = Open(t.Context(), path, keys, withDefaults(&o))
+		if refused := errors.Is(err, fault.ErrAuditTampered); refused != (head.Seq >= first) {
+			t.Errorf("another line %d, where the first is %d: %v", head.Seq, first, err)
+		}
+		if err == nil {
+			_ = l.Close()
+		}
+	}
 }

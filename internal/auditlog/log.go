@@ -49,7 +49,7 @@ const MaxEvent = MaxLine - 1024
 
 // Log appends to a log. Its methods may be called from several goroutines.
 //
-// Whoever has put a token into turn is the only goroutine of this process that uses what stands
+// The goroutine that has put a token into turn is the only one of this process that uses the fields
 // below it. The lock file beside the log keeps other processes out while a line is appended. Locks
 // are taken in this order: turn, the lock file, then mu or flush.mu, of which nobody holds both.
 //
@@ -80,7 +80,7 @@ type Log struct {
 	line       []byte
 
 	mu   sync.Mutex
-	seen Head // written by whoever has the turn
+	seen Head // written by the goroutine that has the turn
 }
 
 const (
@@ -168,17 +168,19 @@ func (l *Log) gone(err error) error {
 
 const restoreIt = "restore it, or begin another one under another name"
 
-// mustReach refuses a log that ends before a line that it had, or has another one in its place.
+// mustReach refuses a log that ends before a line that it had, or has another one in its place. What
+// is between that line and the end is for Verify to check.
 func (l *Log) mustReach(head Head) error {
-	switch {
-	case l.tail.Seq < head.Seq:
+	if l.tail.Seq < head.Seq {
 		return fmt.Errorf("%w: it ends with line %d, and had reached %d: "+restoreIt,
 			fault.ErrAuditTampered, l.tail.Seq, head.Seq)
-	case head.Seq > 0 && l.tail.Seq == head.Seq && l.tail.MAC != head.MAC:
+	}
+	found, err := l.lineAt(head.Seq)
+	if err == nil && found != nil && *found != head {
 		return fmt.Errorf("%w: line %d is not the one that it had: "+restoreIt,
 			fault.ErrAuditTampered, head.Seq)
 	}
-	return nil
+	return err
 }
 
 // newKey derives the key of a generation, or of the newest for 0. The caller wipes it.

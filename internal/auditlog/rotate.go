@@ -96,7 +96,7 @@ func (l *Log) olderTail() (*Head, error) {
 // Only files count that lead from the log's last line to where it began so far without a gap, and
 // whose ends have the codes that belong to them. Others were put there, or changed: they and what
 // they hide are left for VerifyAuditLog to find, and nothing is dropped while something is missing.
-// A file is checked line by line before the log begins behind it.
+// A file is checked line by line before the log begins after it.
 func (l *Log) kept() (begins uint64, old []string, err error) {
 	run, begins, err := l.genuine()
 	if err != nil {
@@ -237,6 +237,56 @@ func (l *Log) dropOld(names []string) {
 		if err != nil {
 			l.opts.Logger.Warn("audit log: an old file could not be deleted", "file", name, "error", err)
 			return
+		}
+	}
+}
+
+// lineAt is the place of the line with a number; nil for 0, and where the line was dropped or is not as
+// it was written.
+func (l *Log) lineAt(seq uint64) (*Head, error) {
+	if seq == 0 {
+		return nil, nil
+	}
+	files, err := olderFiles(l.dir, l.name)
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range slices.Backward(append(files, olderFile{name: l.name})) {
+		head, older, err := l.findLine(file.name, seq)
+		if head != nil || err != nil || !older {
+			return head, err
+		}
+	}
+	return nil, nil
+}
+
+// findLine looks for a line in one file. older says that the file has no line up to that number.
+func (l *Log) findLine(name string, seq uint64) (head *Head, older bool, err error) {
+	f, err := l.dir.OpenRead(name)
+	if err != nil {
+		return nil, false, err
+	}
+	defer f.Close()
+	older = true
+	for lines := bufio.NewReaderSize(f, MaxLine); ; {
+		text, err := lines.ReadSlice('\n')
+		if errors.Is(err, io.EOF) {
+			return nil, older, nil
+		}
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return nil, false, err
+		}
+		text = bytes.TrimSuffix(text, []byte("\n"))
+		line, err := Parse(text)
+		switch {
+		case err != nil:
+		case line.Seq > seq:
+			return nil, older, nil
+		case line.Seq == seq && l.believes(text, line):
+			at := line.Head()
+			return &at, false, nil
+		default:
+			older = false
 		}
 	}
 }
