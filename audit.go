@@ -145,7 +145,7 @@ func (e *Event) checkTime() error {
 type eventJSON struct {
 	Time     time.Time `json:"time"`
 	Type     EventType `json:"type"`
-	Severity severity  `json:"severity"`
+	Severity string    `json:"severity"`
 	plainEvent
 }
 
@@ -161,25 +161,26 @@ func (e Event) MarshalJSON() ([]byte, error) {
 	if e.Details, err = redactDetails(e.Details); err != nil {
 		return nil, err
 	}
-	return chatjson.Marshal(eventJSON{e.Time, e.Type, severity(e.Severity), plainEvent(e)})
+	return chatjson.Marshal(eventJSON{e.Time, e.Type, severityText(e.Severity), plainEvent(e)})
 }
 
 // UnmarshalJSON reads what MarshalJSON gives, as a line of an audit log has it.
 func (e *Event) UnmarshalJSON(text []byte) error {
-	j := eventJSON{e.Time, e.Type, severity(e.Severity), plainEvent(*e)}
+	j := eventJSON{Time: e.Time, Type: e.Type, plainEvent: plainEvent(*e)}
 	if err := json.Unmarshal(text, &j); err != nil {
 		return err
 	}
 	*e = Event(j.plainEvent)
-	e.Time, e.Type, e.Severity = j.Time, j.Type, slog.Level(j.Severity)
+	e.Time, e.Type = j.Time, j.Type
+	if j.Severity != "" {
+		e.Severity = parseSeverity(j.Severity)
+	}
 	return nil
 }
 
-// severity is a level in JSON and in the attributes of a log.
-type severity slog.Level
-
-func (s severity) String() string {
-	switch l := slog.Level(s); {
+// severityText is a level in JSON and in the attributes of a log.
+func severityText(l slog.Level) string {
+	switch {
 	case l >= SeverityCritical:
 		return "CRITICAL"
 	case l >= slog.LevelError:
@@ -190,18 +191,15 @@ func (s severity) String() string {
 	return "INFO"
 }
 
-func (s severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// UnmarshalText takes slog's own names, too, and a name that it does not know for an error.
-func (s *severity) UnmarshalText(text []byte) error {
-	if string(text) == "CRITICAL" {
-		*s = severity(SeverityCritical)
-		return nil
+// parseSeverity takes slog's own names, too, and a name that it does not know for an error.
+func parseSeverity(text string) (l slog.Level) {
+	if text == "CRITICAL" {
+		return SeverityCritical
 	}
-	if (*slog.Level)(s).UnmarshalText(text) != nil {
-		*s = severity(slog.LevelError)
+	if l.UnmarshalText([]byte(text)) != nil {
+		return slog.LevelError
 	}
-	return nil
+	return l
 }
 
 // LogValue gives the event's members as a group, with what is secret in its details redacted.
@@ -219,7 +217,7 @@ func (e Event) attrs() []slog.Attr {
 	number := func(name string, value int64) { add(name, slog.Int64Value(value), value == 0) }
 	add("event_time", slog.TimeValue(e.Time), e.Time.IsZero())
 	text("type", string(e.Type))
-	text("severity", severity(e.Severity).String())
+	text("severity", severityText(e.Severity))
 	text("user", e.User)
 	number("pid", int64(e.PID))
 	text("payload_id", e.PayloadID)

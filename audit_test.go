@@ -80,7 +80,7 @@ func TestEventTable(t *testing.T) {
 		name := EventType(strings.ToLower(strings.Join(camel.FindAllString(strings.TrimPrefix(words[1],
 			"Event"), -1), "_")))
 		info, ok := eventTypes[name]
-		if want := []string{told[info.happened], severity(info.severity).String()}; !ok ||
+		if want := []string{told[info.happened], severityText(info.severity)}; !ok ||
 			!slices.Equal(words[2:4], want) {
 			t.Errorf("%s: the table says %v, want %v", name, words[2:4], want)
 		}
@@ -109,14 +109,14 @@ func TestSeverities(t *testing.T) {
 			t.Errorf("%v: %s, %v", level, text, err)
 		}
 		var back Event
-		if err := json.Unmarshal(text, &back); err != nil || severity(back.Severity).String() != want {
+		if err := json.Unmarshal(text, &back); err != nil || severityText(back.Severity) != want {
 			t.Errorf("%v: read as %v, %v", level, back.Severity, err)
 		}
 	}
 	for text, want := range map[string]slog.Level{
 		`"INFO"`: 0, `"WARN"`: slog.LevelWarn, `"ERROR"`: slog.LevelError, `"CRITICAL"`: SeverityCritical,
 		`"ERROR+4"`: SeverityCritical,
-		`"DEBUG"`:   slog.LevelDebug, `"NOTICE"`: slog.LevelError, `""`: slog.LevelError,
+		`"DEBUG"`:   slog.LevelDebug, `"NOTICE"`: slog.LevelError, `""`: 0,
 	} {
 		var e Event
 		if err := json.Unmarshal([]byte(`{"type":"note","severity":`+text+`,"pid":7}`), &e); err != nil ||

@@ -91,7 +91,7 @@ func TestOldAuditLog(t *testing.T) {
 			if err != nil || !bytes.Contains(line, append(append([]byte(","), event...), `,"mac":"`...)) {
 				t.Errorf("%.300q is written as %.300q, %v", line, event, err)
 			}
-			seen[severity(e.Severity).String()]++
+			seen[severityText(e.Severity)]++
 		}
 	}
 	if seen["INFO"] != 7 || seen["WARN"] != 1 || seen["ERROR"] != 1 || seen["CRITICAL"] != 1 {

@@ -27,12 +27,13 @@ func (l *Log) write(ctx context.Context, event []byte) error {
 	if err := l.useKey(); err != nil {
 		return err
 	}
-	if err := l.dir.AtPath(); err != nil { // others would not find what is written to the open folder
-		return fmt.Errorf("%w: its folder is no longer where it was: restore it: %w",
-			fault.ErrAuditTampered, err)
-	}
 	lock, err := l.dir.Lock(ctx, l.name+lockSuffix)
 	if err != nil {
+		// The lock is taken by the folder's path, so that a folder which is no longer there fails here.
+		if gone := l.dir.AtPath(); gone != nil {
+			return fmt.Errorf("%w: its folder is no longer where it was: restore it: %w",
+				fault.ErrAuditTampered, gone)
+		}
 		return err
 	}
 	err = l.append(lock, event)
