@@ -180,7 +180,7 @@ func TestRetryEvents(t *testing.T) {
 	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 3 })
 	h.take()
 	s.answer = func(*sealedQuestion) *http.Response { return respond(429, "", "Retry-After", "50") }
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // less than the wait that is asked for
 	defer cancel()
 	if _, err := c.Chat(ctx, ask("?")); !errors.Is(err, ErrRateLimited) {
 		t.Error(err)

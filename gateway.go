@@ -9,7 +9,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,7 +29,12 @@ type GatewayConfig struct {
 	Upstream string
 	// UpstreamKey is sent upstream as a bearer token; a client's key never is. It stays the caller's. nil = none.
 	UpstreamKey *Secret
-	// UpstreamTransport carries the requests upstream. It stays the caller's. nil = DefaultTransport() of its own.
+	// UpstreamTransport carries the requests upstream. It stays the caller's. Of an [*http.Transport] the gateway takes a copy
+	// of the settings, and makes connections of its own: over HTTP/1 one connection for each request that is under way, used
+	// again only where no content can be left on it, and closed with the gateway. Its limits on the number of connections do
+	// not hold, IdleConnTimeout does. To any other RoundTripper requests with content come with [http.Request.Close] set, so
+	// that nothing of one client is left on a connection for the next one; it must obey, and copies that it makes of prompts
+	// and answers stay in memory. nil = the settings of DefaultTransport().
 	UpstreamTransport http.RoundTripper
 	// InsecureUpstreamHTTP allows http upstream to any address: opened prompts cross that network in the clear.
 	InsecureUpstreamHTTP bool
@@ -95,9 +99,7 @@ type GatewayConfig struct {
 // or a proxy. Its methods may be called from several goroutines.
 type Gateway struct {
 	cfg       GatewayConfig
-	upstream  *url.URL
-	http      http.RoundTripper
-	ownHTTP   bool
+	way       *upstreamWay
 	ownKeys   bool
 	slots     chan struct{}
 	counts    gatewayCounts
@@ -129,15 +131,11 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if err != nil {
 		return nil, &ConfigError{Field: "GatewayConfig.Upstream", Err: err}
 	}
-	g := &Gateway{cfg: c, upstream: base, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
+	g := &Gateway{cfg: c, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
 	g.strangers = newStrangers(c.OHTTP.StrangerRate, c.OHTTP.StrangerBurst, time.Now)
 	g.busy = newStrangers(float64(c.MaxConcurrent), 4*c.MaxConcurrent, time.Now)
 	g.readers = newReaders(c.MaxConcurrent)
-	rules := *base
-	if c.InsecureUpstreamHTTP {
-		rules.Scheme = "https" // the rules for http do not apply
-	}
-	if g.http, g.ownHTTP, err = httpx.NewTransport(c.UpstreamTransport, &rules); err != nil {
+	if g.way, err = newUpstreamWay(&c, base); err != nil {
 		return nil, &ConfigError{Field: "GatewayConfig.UpstreamTransport", Err: err}
 	}
 	if c.Keys == nil {
@@ -232,9 +230,7 @@ func (g *Gateway) Close() (err error) {
 	g.end()
 	g.running.Wait()
 	g.cleanup.Do(func() {
-		if g.ownHTTP {
-			httpx.CloseIdle(g.http)
-		}
+		g.way.close()
 		if g.ownKeys {
 			_ = g.cfg.Keys.Close()
 		}

@@ -292,20 +292,13 @@ func (h *gatewayRequest) forward(ctx context.Context, request []byte) (answer []
 	defer func() { h.upstream = time.Since(start) }()
 	sent := httpx.NewSent(request)
 	defer sent.Finish()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.g.upstream.String()+"/chat/completions", nil)
+	req, err := h.g.way.request(ctx, http.MethodPost, "/chat/completions", "", sent)
 	if err != nil {
 		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
 	}
-	sent.Attach(req)
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", userAgent)
-	if h.g.cfg.UpstreamKey != nil {
-		if err := httpx.SetBearer(req.Header, h.g.cfg.UpstreamKey); err != nil {
-			return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
-		}
-	}
-	a, err := httpx.Exchange(h.g.http, req, h.g.cfg.MaxResponseBytes)
+	a, err := httpx.Exchange(h.g.way.transport(""), req, h.g.cfg.MaxResponseBytes)
 	if err != nil {
 		return nil, upstreamFailure(ctx, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"mime"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -329,8 +330,15 @@ func (q *obliviousRequest) readContent(context.Context) *refusal {
 	if len(q.body.Trailer()) > 0 {
 		return refuse(http.StatusBadRequest, "a request with trailers")
 	}
+	if len(q.content) > 0 && slices.Contains(withoutContent, q.head.Method) {
+		return refuse(http.StatusBadRequest, "content with "+q.head.Method)
+	}
 	return nil
 }
+
+// withoutContent are the methods for which content has no meaning (RFC 9110, section 9.3). An upstream may leave it on the
+// connection.
+var withoutContent = []string{http.MethodGet, http.MethodHead, http.MethodDelete, http.MethodOptions}
 
 // keyFinder looks once more for a key that another process may have made a moment ago.
 type keyFinder struct {
