@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/replay"
 )
 
 // GatewayConfig is what [NewGateway] needs: Upstream, and Authenticate or AllowUnauthenticated. Every other zero value
@@ -50,7 +51,13 @@ type GatewayConfig struct {
 	// "" = TierStandard.
 	Tier SecurityTier
 	// Replay remembers the requests that were served. Gateways that share Keys share it, and have the same ReplayWindow and
-	// OHTTP.DateWindow: each remembers for as long as its own says. nil = NewReplayCache(0) of its own.
+	// OHTTP.DateWindow: each remembers for as long as its own says.
+	//
+	// nil = one of the gateway's own, for 131,072 requests of each protocol. With Keys in a folder it is
+	// the file "replays" there, shared by the gateways of one machine: what was served before a restart,
+	// a crash or a kill is refused after it, except that a power cut may lose the last second. While
+	// the file cannot be written, requests get 503 and Logger says why. Gateways on several machines need
+	// a shared cache, also when they see one folder. With Keys in memory it is NewReplayCache(0).
 	Replay ReplayCache
 	// ReplayWindow is for how long, in protocol v1 (for the second see GatewayOHTTP.DateWindow). It has no timestamp: after
 	// the window, a captured request is served again. 0 = 24 h, or as long as the cache has room: with its 131,072 entries,
@@ -91,6 +98,7 @@ type Gateway struct {
 	http      http.RoundTripper
 	ownHTTP   bool
 	ownKeys   bool
+	replays   *replay.File // cfg.Replay, where it is the gateway's own and in a file
 	slots     chan struct{}
 	counts    gatewayCounts
 	clients   clientKeys
@@ -138,6 +146,9 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 			return nil, err
 		}
 		g.ownKeys = true
+	}
+	if c.Replay == nil {
+		g.cfg.Replay, g.replays = ownReplay(g.cfg.Keys)
 	}
 	g.life, g.end = context.WithCancel(context.Background())
 	if err := g.tellOpened(); err != nil {
@@ -198,9 +209,6 @@ func (c *GatewayConfig) setDefaults() error {
 	if err := c.OHTTP.setDefaults(); err != nil {
 		return err
 	}
-	if c.Replay == nil {
-		c.Replay = NewReplayCache(0)
-	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -226,6 +234,9 @@ func (g *Gateway) Close() (err error) {
 		}
 		if g.ownKeys {
 			_ = g.cfg.Keys.Close()
+		}
+		if g.replays != nil {
+			_ = g.replays.Close()
 		}
 		err = g.tellClosed()
 	})

@@ -39,6 +39,7 @@ var keyStoreChildren = map[string]func(t *testing.T, dir, arg string){
 	"full audit": childFullAuditLog,
 	"auditor":    childAuditor,
 	"purged":     childPurged,
+	"gateway":    childGateway,
 }
 
 // TestKeyStoreChild is what the other tests of this file run in processes of their own.

@@ -11,7 +11,8 @@ import (
 )
 
 // ReplayCache remembers which requests a gateway has opened, so that a captured one is not served again. Gateways that
-// share a key share one cache: [NewReplayCache] is for one process, examples/gateway-redis has one for several. Methods are
+// share a key share one cache: [NewReplayCache] is for one process, a key store in a folder brings one for one machine
+// (GatewayConfig.Replay), examples/gateway-redis has one for several machines. Methods are
 // called from several goroutines. Ids and client keys are SHA-256 sums, and tell nothing of the content.
 type ReplayCache interface {
 	// Claim remembers id, with the client key that it came with, until the time until, and reports whether the request
@@ -32,3 +33,12 @@ type ReplayCache interface {
 // 1 are 131,072. When it is full, the oldest request of protocol v1 is forgotten before its time; requests of the second
 // protocol are refused until there is room. Size it for the window and the load.
 func NewReplayCache(entries int) ReplayCache { return replay.NewMemory(entries) }
+
+// ownReplay makes the cache of a gateway that was given none: in the folder of its keys, where they have one.
+func ownReplay(keys *KeyStore) (ReplayCache, *replay.File) {
+	if dir := keys.folder(); dir != nil {
+		file := replay.NewFile(dir, 0)
+		return file, file
+	}
+	return NewReplayCache(0), nil
+}

@@ -98,3 +98,52 @@ func (c *envelopeIDs) release(id [32]byte) bool {
 	c.known[id] = known
 	return true
 }
+
+// hold takes back a release.
+func (c *envelopeIDs) hold(id [32]byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if known, ok := c.known[id]; ok {
+		known.released = false
+		c.known[id] = known
+	}
+}
+
+func (c *envelopeIDs) len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.known)
+}
+
+// keep takes over what another process knows.
+func (c *envelopeIDs) keep(id [32]byte, e envelopeClaim) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if known, ok := c.known[id]; ok {
+		e.claim = known.claim
+		c.known[id] = e
+		return
+	}
+	for len(c.known) >= c.most && c.head < len(c.queue) {
+		if oldest := c.queue[c.head]; c.stands(oldest) {
+			delete(c.known, oldest.id)
+		}
+		c.head++
+	}
+	c.put(id, e)
+}
+
+// snapshot appends a record of each claim whose time is not over, the oldest first.
+func (c *envelopeIDs) snapshot(to []record, now time.Time, age time.Duration) []record {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, at := range c.queue[c.head:] {
+		if e := c.known[at.id]; c.stands(at) && !e.life.over(now, age) {
+			to = append(to, record{
+				kind: kindKept, id: at.id, client: e.client, released: e.released,
+				until: nanoseconds(e.life.until), age: e.life.age,
+			})
+		}
+	}
+	return to
+}
