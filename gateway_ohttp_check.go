@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/replay"
 )
 
@@ -74,7 +76,7 @@ func (q *obliviousRequest) checkDate(context.Context) *refusal {
 
 func wrongDate() *refusal {
 	p := refuse(http.StatusBadRequest, "the request has no Date that is near the gateway's clock")
-	p.kind = problemDate
+	p.kind = ohttp.ProblemDate
 	return p
 }
 
@@ -98,7 +100,7 @@ func (q *obliviousRequest) checkPath(context.Context) *refusal {
 }
 
 func (q *obliviousRequest) checkInnerTier(context.Context) *refusal {
-	tier := SecurityTier(q.inHeader.Get(headerTier))
+	tier := SecurityTier(q.inHeader.Get(hybrid.HeaderTier))
 	if tier.rank() < 0 {
 		return refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
 	}

@@ -19,18 +19,21 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// childGateway is a gateway on a folder, in front of the upstream that arg names, until it is killed.
+// childGateway is a gateway on a folder, in front of the upstream that arg names, until it is
+// killed.
 func childGateway(t *testing.T, dir, arg string) {
 	keys, err := OpenKeyStore(t.Context(), dir, secret(t, passphrase), &KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer keys.Close()
-	srv := httptest.NewServer(newGateway(t, GatewayConfig{Upstream: arg, AllowUnauthenticated: true, Keys: keys}))
+	config := GatewayConfig{Upstream: arg, AllowUnauthenticated: true, Keys: keys}
+	srv := httptest.NewServer(newGateway(t, config))
 	defer srv.Close()
 	fmt.Println(srv.URL)
 	_, _ = io.Copy(io.Discard, os.Stdin)
@@ -95,7 +98,8 @@ func (w *wire) pass(r *http.Request, body []byte) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(req)
 }
 
-// TestReplayAfterKill captures requests of both protocols, kills the gateway, and sends them to the next one.
+// TestReplayAfterKill captures requests of both protocols, kills the gateway, and sends them to the
+// next one.
 func TestReplayAfterKill(t *testing.T) {
 	t.Cleanup(http.DefaultTransport.(*http.Transport).CloseIdleConnections)
 	dir := newKeyFolder(t)
@@ -119,7 +123,7 @@ func TestReplayAfterKill(t *testing.T) {
 		}
 	}
 	// One more, whose refusal can be read here.
-	list, err := http.Get(url + pathOHTTP)
+	list, err := http.Get(url + ohttp.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,11 +168,12 @@ func TestReplayAfterKill(t *testing.T) {
 	on.to, _ = startGatewayProcess(t, dir, upstream.URL+"/v1")
 	for i, r := range on.sent {
 		for what, key := range map[string]string{
-			"as it was": r.Header.Get("X-Public-Key"), "with another's key": percentEncode(testkit.PublicPEM(t, "rsa-3072")),
+			"as it was":          r.Header.Get("X-Public-Key"),
+			"with another's key": hybrid.PercentEncode(testkit.PublicPEM(t, "rsa-3072")),
 		} {
 			again := r.Clone(t.Context())
 			want := http.StatusOK // whose inside is sealed
-			if r.URL.Path == pathCompletion {
+			if r.URL.Path == hybrid.PathCompletion {
 				want = http.StatusConflict
 				again.Header.Set("X-Public-Key", key)
 			}
@@ -214,7 +219,8 @@ func newKeyFolder(t *testing.T) string {
 	return dir
 }
 
-// Two gateways of one machine share what they served with the folder, and a restart in order keeps it.
+// Two gateways of one machine share what they served with the folder, and a restart in order keeps
+// it.
 func TestReplaySharedByFolder(t *testing.T) {
 	testkit.NoLeaks(t)
 	dir := newKeyFolder(t)

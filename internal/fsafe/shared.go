@@ -5,102 +5,65 @@ package fsafe
 
 import (
 	"errors"
-	"fmt"
+	"io"
 	"io/fs"
 	"os"
-	"time"
+	"path/filepath"
 )
 
-// This file is for a file that several processes keep open and write, each while it holds the lock on the
-// file itself. [Dir.Lock] costs some 24 µs, most of it for opening its file; this one is taken on what is
-// open already.
+// maxLooked is how many entries of a refused folder are looked at; one with more counts as shared.
+const maxLooked = 1000
 
-// OpenShared opens a file to be read and written at any place, and makes it, empty and with mode 0600,
-// where there is none. The handle is the caller's.
-func (d *Dir) OpenShared(name string) (*os.File, error) {
-	if err := d.ready("open", name); err != nil {
-		return nil, err
+// ownFolder reports whether a refused folder is the current user's alone, so that a command which takes
+// it away from all others harms nobody: nothing is in it that others may use. It looks by name, which is
+// good enough for the words of a refusal.
+//
+// An empty folder says nothing about who needs it. It counts as the user's own if he owns it and it does
+// not stand where systems have theirs, at the top or one level below, such as /mnt and /var/opt.
+func ownFolder(path string, owned bool, ownEntry func(path string, fi fs.FileInfo) bool) bool {
+	if depth(path) < 2 {
+		return false
 	}
-	f, err := d.openOrCreate(name, os.O_RDWR)
+	dir, err := os.Open(path)
 	if err != nil {
-		return nil, d.fail("open", name, err)
+		return false
 	}
-	return f, nil
-}
-
-// Current returns the size of the file that is open as f, and whether name still names it: it does not
-// once the file was renamed, removed or replaced.
-func (d *Dir) Current(f *os.File, name string) (size int64, named bool, err error) {
-	mine, err := f.Stat()
-	if err != nil {
-		return 0, false, d.fail("stat", name, err)
+	defer dir.Close()
+	names, err := dir.Readdirnames(maxLooked + 1)
+	if len(names) == 0 {
+		return owned && errors.Is(err, io.EOF) && depth(path) > 2
 	}
-	at, err := d.root.Lstat(name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return mine.Size(), false, nil
-	case err != nil:
-		return 0, false, d.fail("stat", name, err)
+	if len(names) > maxLooked {
+		return false
 	}
-	return mine.Size(), os.SameFile(mine, at), nil
-}
-
-const (
-	fileLockFirst = 20 * time.Microsecond // the wait after the first try; it doubles
-	fileLockLast  = 5 * time.Millisecond
-)
-
-// LockFile takes the lock on an open file, which no other handle then has, in whatever process. After wait
-// the error is [ErrLocked]. The kernel lets go of it when the file is closed or the process ends. Whoever
-// has the lock asks [Dir.Current] whether it is still the right file.
-func LockFile(f *os.File, wait time.Duration) error {
-	deadline := time.Now().Add(wait)
-	for delay := fileLockFirst; ; delay = min(2*delay, fileLockLast) {
-		ok, err := tryLockFile(f)
-		switch {
-		case err != nil:
-			return &fs.PathError{Op: "lock", Path: f.Name(), Err: err}
-		case ok:
-			return nil
-		case !time.Now().Before(deadline):
-			return &fs.PathError{Op: "lock", Path: f.Name(), Err: fmt.Errorf("%w for %v", ErrLocked, wait)}
-		}
-		time.Sleep(delay)
-	}
-}
-
-// UnlockFile lets go of what [LockFile] took.
-func UnlockFile(f *os.File) error {
-	if err := unlockFile(f); err != nil {
-		return &fs.PathError{Op: "unlock", Path: f.Name(), Err: err}
-	}
-	return nil
-}
-
-// RemoveTemps is [Lock.RemoveStaleTemps] for files that another lock guards. The caller has that lock.
-func (d *Dir) RemoveTemps(files ...string) (int, error) {
-	names, err := d.Names()
-	if err != nil {
-		return 0, err
-	}
-	removed := 0
-	for _, temp := range names {
-		for _, name := range files {
-			if !isTemp(temp, name) {
-				continue
-			}
-			fi, err := d.root.Lstat(temp)
-			if err == nil && !fi.Mode().IsRegular() {
-				continue
-			}
-			if err == nil {
-				err = d.root.Remove(temp)
-			}
-			if err != nil {
-				return removed, d.fail("remove", temp, err)
-			}
-			removed++
+	for _, name := range names {
+		entry := filepath.Join(path, name)
+		fi, err := os.Lstat(entry)
+		if err != nil || !ownEntry(entry, fi) {
+			return false
 		}
 	}
-	return removed, nil
+	return true
+}
+
+// depth is how many folders lead to an absolute path, with itself: 0 for the top.
+func depth(path string) int {
+	n := 0
+	for parent := filepath.Dir(path); parent != path; parent = filepath.Dir(path) {
+		path = parent
+		n++
+	}
+	return n
+}
+
+// MissingFirst is err, the refusal of a folder, unless the file at path, which the caller wants from that
+// folder, does not exist: then that is the error, since nobody has to fix a folder that was named by mistake.
+func MissingFirst(path string, err error) error {
+	if !errors.Is(err, ErrInsecurePermissions) {
+		return err
+	}
+	if _, missing := os.Lstat(path); errors.Is(missing, fs.ErrNotExist) {
+		return &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+	}
+	return err
 }

@@ -16,7 +16,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// TestFullDiskAndReadOnly fills a file system of 64 KiB, and makes it read-only, in a child's own mounts.
+// TestFullDiskAndReadOnly fills a file system of 64 KiB, and makes it read-only, in a child's own
+// mounts.
 func TestFullDiskAndReadOnly(t *testing.T) {
 	t.Logf("%s", testkit.RunWithOwnMounts(t, command(t, "full", newFolder(t).Path())))
 }

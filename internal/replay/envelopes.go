@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// envelopeIDs remembers requests of protocol v1, each with the client that it came from. When it is full,
-// the oldest is forgotten.
+// envelopeIDs remembers requests of protocol v1, each with the client that it came from. When it is
+// full, the oldest is forgotten.
 type envelopeIDs struct {
 	mu    sync.Mutex
 	most  int
@@ -75,7 +75,8 @@ func (c *envelopeIDs) makeRoom(now time.Time, age time.Duration) {
 	}
 	// Half of it or more is gone: keep the memory in proportion to what is alive.
 	if len(c.queue) >= 2*c.most+2 {
-		c.queue = slices.DeleteFunc(c.queue[c.head:], func(e envelopeEntry) bool { return !c.stands(e) })
+		gone := func(e envelopeEntry) bool { return !c.stands(e) }
+		c.queue = slices.DeleteFunc(c.queue[c.head:], gone)
 		c.head = 0
 	}
 }

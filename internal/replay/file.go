@@ -27,12 +27,12 @@ const (
 	readChunk  = 1000        // records
 )
 
-// File remembers requests in a file, which all processes of one machine that open the same folder share.
-// To the end of a process, however it comes, it loses nothing; to a power cut, the last second.
-// Its methods may be called from several goroutines. Close it.
+// File remembers requests in a file, which all processes of one machine that open the same folder
+// share. To the end of a process, however it comes, it loses nothing; to a power cut, the last
+// second. Its methods may be called from several goroutines. Close it.
 //
-// Each process keeps what the file says in memory, and reads what others have added before it decides.
-// Order of locks: turn, then the lock on the file, then mu or one of the tables'.
+// Each process keeps what the file says in memory, and reads what others have added before it
+// decides. Order of locks: turn, then the lock on the file, then mu or one of the tables'.
 type File struct {
 	clock     // age counts from when the process began
 	dir       *fsafe.Dir
@@ -71,13 +71,16 @@ type disk struct {
 	replace func(d *fsafe.Dir, name string, data []byte) error
 }
 
-// NewFile makes a File in dir, which stays the caller's, for at most entries requests of each protocol;
-// entries below 1 are [Entries]. It touches nothing before the first claim.
+// NewFile makes a File in dir, which stays the caller's, for at most entries requests of each
+// protocol; entries below 1 are [Entries]. It touches nothing before the first claim.
 func NewFile(dir *fsafe.Dir, entries int) *File {
 	if entries < 1 {
 		entries = Entries
 	}
-	f := &File{clock: systemClock(), dir: dir, name: FileName, most: entries, spare: 4096, turn: make(chan struct{}, 1)}
+	f := &File{
+		clock: systemClock(), dir: dir, name: FileName, most: entries, spare: 4096,
+		turn: make(chan struct{}, 1),
+	}
 	f.disk = disk{(*os.File).WriteAt, (*os.File).Sync, (*fsafe.Dir).WriteFile}
 	f.envelopes.init(entries)
 	f.exchanges.init(entries)
@@ -113,14 +116,19 @@ func (f *File) Release(_ context.Context, id [32]byte) error {
 	return s.err
 }
 
-// Knows reports whether a request of the second protocol is remembered, as far as this process has read.
+// Knows reports whether a request of the second protocol is remembered, as far as this process has
+// read.
 func (f *File) Knows(id [32]byte) bool {
 	now, age := f.time()
 	return f.exchanges.knows(id, now, age)
 }
 
-// Close has the disk confirm what was written, and closes the file. Claims then fail.
+// Close has the disk confirm what was written, and closes the file. Claims then fail. A nil File
+// has nothing to close.
 func (f *File) Close() error {
+	if f == nil {
+		return nil
+	}
 	f.mu.Lock()
 	f.closed = true
 	f.mu.Unlock()
@@ -136,13 +144,14 @@ func (f *File) Close() error {
 	return err
 }
 
-// time is the clock's time as the file writes it, and the time that has gone by in the life of the file.
+// time is the clock's time as the file writes it, and the time that has gone by in the life of the
+// file.
 func (f *File) time() (time.Time, time.Duration) {
 	return time.Unix(0, nanoseconds(f.now())), time.Duration(f.base.Load()) + f.age()
 }
 
-// do takes care of s, and of all that wait: whoever comes while another has the lock on the file finds
-// his step done, or does those of all.
+// do takes care of s, and of all that wait: whoever comes while another has the lock on the file
+// finds his step done, or does those of all.
 func (f *File) do(s *step) {
 	f.mu.Lock()
 	f.waiting = append(f.waiting, s)
@@ -185,7 +194,8 @@ func (f *File) run(steps []*step) error {
 
 // cannotKeep begins with what to do, since a log line may cut the end.
 func cannotKeep(err error) error {
-	return fmt.Errorf("sealedchat: cannot keep what was served beside the keys: set Replay, or mend this: %w", err)
+	const advice = "cannot keep what was served beside the keys: set Replay, or fix this"
+	return fmt.Errorf("sealedchat: %s: %w", advice, err)
 }
 
 // write decides steps in order, and writes those that change something. The lock is held.
@@ -227,8 +237,9 @@ func (f *File) write(steps []*step) error {
 	return nil
 }
 
-// undo takes back what was decided and could not be written. Of protocol v1 the client may try again, as
-// after a release. What a partial write left in the file is found there by the next one, and holds.
+// undo takes back what was decided and could not be written. Of protocol v1 the client may try
+// again, as after a release. What a partial write left in the file is found there by the next one,
+// and holds.
 func (f *File) undo(steps []*step) {
 	for _, s := range slices.Backward(steps) {
 		switch {

@@ -23,8 +23,8 @@ var (
 	errMissing = errors.New("it was removed, cut or replaced by an older one")
 )
 
-// lockCurrent makes f.file the file of that name, takes its lock, and reads what it has not read yet. On
-// error there is no lock.
+// lockCurrent makes f.file the file of that name, takes its lock, and reads what it has not read
+// yet. On error there is no lock.
 func (f *File) lockCurrent() error {
 	if _, age := f.time(); f.version == ([32]byte{}) && age < f.retryAt {
 		return f.failed
@@ -64,7 +64,8 @@ func (f *File) drop() {
 	}
 }
 
-// lockOpen locks the file that is open. It is to be tried again with the file that has the name by then.
+// lockOpen locks the file that is open. It is to be tried again with the file that has the name by
+// then.
 func (f *File) lockOpen() (again bool, err error) {
 	if err := fsafe.LockFile(f.file, lockWait); err != nil {
 		return false, err
@@ -73,7 +74,8 @@ func (f *File) lockOpen() (again bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := f.catchUp(size); err != nil { // also of a file that was replaced: its end may be new to us
+	// Also of a file that was replaced: its end may be new to us.
+	if err := f.catchUp(size); err != nil {
 		_, age := f.time()
 		f.version, f.retryAt, f.failed = [32]byte{}, age+retryAfter, &namedError{f.name, err}
 		return false, f.failed
@@ -167,7 +169,8 @@ func (f *File) catchUp(size int64) error {
 	return nil
 }
 
-// read applies the record at f.end. One with a wrong checksum is left out, if the disk may not have had it.
+// read applies the record at f.end. One with a wrong checksum is left out, if the disk may not have
+// had it.
 func (f *File) read(b []byte, bad *int64) error {
 	var r record
 	switch err := r.parse(b); {
@@ -236,7 +239,8 @@ func (f *File) begin(records int64) error {
 func (f *File) header(records int) record {
 	now, age := f.time()
 	r := record{
-		kind: kindHeader, synced: uint32(records), until: f.changes, now: now.UnixNano(), age: age, id: magic,
+		kind: kindHeader, id: magic, synced: uint32(records),
+		until: f.changes, now: now.UnixNano(), age: age,
 	}
 	_, _ = rand.Read(r.client[:])
 	return r
@@ -269,7 +273,9 @@ func (f *File) apply(r *record) {
 		if r.exchange() {
 			f.exchanges.keep(r.id, life{until, r.age})
 		} else {
-			f.envelopes.keep(r.id, envelopeClaim{client: r.client, life: life{until, r.age}, released: r.released})
+			f.envelopes.keep(r.id, envelopeClaim{
+				client: r.client, life: life{until, r.age}, released: r.released,
+			})
 		}
 	case kindGone:
 		f.exchanges.keepGone(timeSpan{until, now})
@@ -289,7 +295,8 @@ func (f *File) replace() error {
 	}
 	err := f.disk.replace(f.dir, f.name, b)
 	if err == nil || errors.Is(err, fsafe.ErrNotDurable) {
-		f.version, f.end, f.synced = header.client, int64(len(b)/recordSize), int64(len(b)/recordSize)
+		f.version, f.end = header.client, int64(len(b)/recordSize)
+		f.synced = f.end
 		f.pending = false
 	}
 	return err

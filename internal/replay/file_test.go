@@ -212,7 +212,8 @@ func TestFileThatIsNotOurs(t *testing.T) {
 	}
 }
 
-// A record that the disk had confirmed and that is not as it was stops the service; each byte counts.
+// A record that the disk had confirmed and that is not as it was stops the service; each byte
+// counts.
 func TestDamagedFile(t *testing.T) {
 	d := newFolder(t)
 	path := filepath.Join(d.Path(), FileName)
@@ -242,7 +243,8 @@ func TestDamagedFile(t *testing.T) {
 	}
 }
 
-// TestFileClocks: after a restart with a clock that is wrong, and when it is right again, nothing is served twice.
+// TestFileClocks: after a restart with a clock that is wrong, and when it is right again, nothing
+// is served twice.
 func TestFileClocks(t *testing.T) {
 	for name, jump := range map[string]time.Duration{"right": 0, "ahead": 48 * time.Hour, "behind": -48 * time.Hour} {
 		for _, client := range [][32]byte{client1, {}} {
@@ -312,27 +314,27 @@ func TestFileWindowChanges(t *testing.T) {
 func TestFileSynced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := openFile(t, newFolder(t), 0, nil)
-		syncs := 0
-		f.disk.sync = func(*os.File) error { syncs++; return nil }
+		var syncs atomic.Int64
+		f.disk.sync = func(*os.File) error { syncs.Add(1); return nil }
 		mustClaimFile(t, f, 0, true)
-		syncs = 0 // what a new file takes
+		syncs.Store(0) // what a new file takes
 		for n := range uint64(50) {
 			mustClaimFile(t, f, n+1, true)
 			time.Sleep(100 * time.Millisecond)
 		}
 		synctest.Wait()
-		if syncs < 4 || syncs > 5 {
-			t.Errorf("%d times in 5 s", syncs)
+		if n := syncs.Load(); n < 4 || n > 5 {
+			t.Errorf("%d times in 5 s", n)
 		}
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		had := syncs
+		had := syncs.Load()
 		mustClaimFile(t, f, 100, true)
-		if err := f.Close(); err != nil || syncs != had+1 {
-			t.Errorf("Close: %v, %d more", err, syncs-had)
+		if err := f.Close(); err != nil || syncs.Load() != had+1 {
+			t.Errorf("Close: %v, %d more", err, syncs.Load()-had)
 		}
 		time.Sleep(time.Hour)
-		if syncs != had+1 {
+		if syncs.Load() != had+1 {
 			t.Error("somebody works on after Close")
 		}
 	})

@@ -18,8 +18,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 )
 
-// childClaimer claims ids in both protocols, as fast as it can, and says of each that it had it. Every
-// third of protocol v1 it releases before it says so.
+// childClaimer claims ids in both protocols, as fast as it can, and says of each that it had it.
+// Every third of protocol v1 it releases before it says so.
 func childClaimer(d *fsafe.Dir) error {
 	f := NewFile(d, 0)
 	f.spare = 64
@@ -54,8 +54,8 @@ func childClaimer(d *fsafe.Dir) error {
 	}
 }
 
-// TestKilledFile kills processes that claim in one folder, at any moment: what one of them was told that
-// it had, no other ever has.
+// TestKilledFile kills processes that claim in one folder, at any moment: what one of them was told
+// that it had, no other ever has.
 func TestKilledFile(t *testing.T) {
 	kills := 8
 	if os.Getenv("SEALEDCHAT_LONG") == "1" {
@@ -132,7 +132,8 @@ func (w *firstWrite) Write(b []byte) (int, error) {
 	return w.to.Write(b)
 }
 
-// TestTornTail cuts the file at each byte of its last records, and spoils them as a power cut would.
+// TestTornTail cuts the file at each byte of its last records, and spoils them as a power cut
+// would.
 func TestTornTail(t *testing.T) {
 	until := time.Now().Add(time.Hour)
 	d := newFolder(t)
