@@ -66,14 +66,15 @@ var (
 	ErrPublicKey = fault.ErrPublicKey
 	// ErrPassphrase: wrong passphrase, or a damaged key store or key file. Without the passphrase the two look the same.
 	ErrPassphrase = fault.ErrPassphrase
-	// ErrPrivateKey: not a private key that can be imported. The cause says why, and which command mends it.
+	// ErrPrivateKey: not a private key that can be imported. The cause says why, and which command converts it.
 	ErrPrivateKey = fault.ErrPrivateKey
 	// ErrKeyStoreExists: there is a key store in the folder already. It was not touched.
 	ErrKeyStoreExists = fault.ErrKeyStoreExists
 	// ErrKeyStoreDamaged: the file is not a key store, or not one of a version that is known.
 	ErrKeyStoreDamaged = fault.ErrKeyStoreDamaged
-	// ErrInsecurePermissions: a file or folder is open to others, belongs to another user, or is a link. The error's
-	// text names it, and the command that mends it.
+	// ErrInsecurePermissions: a file or folder is open to others, belongs to another user, or is a link.
+	// The error's text names it, and the command that fixes it. For a folder that others may need, such
+	// as /tmp or /var/log, it names no command: use a folder of its own.
 	ErrInsecurePermissions = fault.ErrInsecurePermissions
 	// ErrLocked: another process held the lock of the key store or the audit log until the context's deadline, or for 10 s
 	// where it has none.
@@ -84,16 +85,16 @@ var (
 	// or it could not be read back. Repeat what can be repeated; a new passphrase is the one that counts. Of an audit log:
 	// the event is written, and not confirmed.
 	ErrUnconfirmed = fault.ErrUnconfirmed
-	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. [*MemoryLimitError] has the
-	// figures, where the limit is the reason.
+	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. Its text has
+	// the figures, where the limit of the process (ulimit -l) is the reason.
 	ErrMemoryLimit = fault.ErrMemoryLimit
-	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType.Happened), the
+	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType), the
 	// call stands. Of a stream only the end is withheld. errors.Is also finds the Auditor's error, but not ErrUnconfirmed in
 	// it: a call that returns that speaks of the key store.
 	ErrAudit = fault.ErrAudit
-	// ErrAuditTampered: an audit log is not as it was written. See AuditLogError.
+	// ErrAuditTampered: an audit log is not as it was written. See AuditReport.
 	ErrAuditTampered = fault.ErrAuditTampered
-	// ErrAuditTorn: the last line of an audit log is unfinished, as a crash leaves it, or a cut. See AuditLogError.
+	// ErrAuditTorn: the last line of an audit log is unfinished, as a crash leaves it, or a cut. See AuditReport.
 	ErrAuditTorn = fault.ErrAuditTorn
 	// ErrClosed: the client, key store, gateway, audit log or secret was closed.
 	ErrClosed = fault.ErrClosed
@@ -111,26 +112,6 @@ func (e *ConfigError) Unwrap() error { return e.Err }
 func configError(field, format string, args ...any) error {
 	return &ConfigError{Field: field, Err: fmt.Errorf(format, args...)}
 }
-
-// MemoryLimitError says how much memory could not be locked. It is an [ErrMemoryLimit].
-type MemoryLimitError struct {
-	Limit  int64 // what the process may lock (ulimit -l), in bytes; negative: no limit, or not known
-	InUse  int64 // what this package has locked, in bytes; others in the process may have more
-	Needed int64 // what it would have had to lock in addition, in bytes
-	Err    error // the system's reason, or nil
-}
-
-func (e *MemoryLimitError) Error() string {
-	limit := "no limit is known"
-	if e.Limit >= 0 {
-		limit = fmt.Sprintf("the limit (ulimit -l) is %d", e.Limit)
-	}
-	return fmt.Sprintf("%v: %d bytes more are needed, %d are locked, %s", ErrMemoryLimit, e.Needed, e.InUse, limit)
-}
-
-// Is makes errors.Is(e, ErrMemoryLimit) true.
-func (e *MemoryLimitError) Is(target error) bool { return target == ErrMemoryLimit }
-func (e *MemoryLimitError) Unwrap() error        { return e.Err }
 
 // ServerKeyError reports that the server presented a key that is not trusted. Nothing was sealed to it. Ask the operator,
 // by another way than this connection; if the change is legitimate, pass Got to [SecureCompletionClient.AcceptServerKey].

@@ -17,6 +17,8 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // GatewayConfig is what [NewGateway] needs: Upstream, and Authenticate or AllowUnauthenticated. Every other zero value
@@ -71,6 +73,11 @@ type GatewayConfig struct {
 	// Timeout bounds the work on one request, and BodyTimeout the arrival of its body and the delivery of its answer.
 	// 0 = 10 minutes and 1 minute. In Oblivious HTTP a request's header has 5 seconds at most.
 	Timeout, BodyTimeout time.Duration
+
+	// IdleTimeout is the longest time between two pieces of the upstream's event stream, counted from its first event on:
+	// until then only Timeout holds. Comments count as pieces. The answer of a stream that stands still for longer stays
+	// without its end, so that no client takes it for whole. 0 = 1 minute; negative = no limit.
+	IdleTimeout time.Duration
 
 	// Protocols are those that are served, all on the same listener. nil = both.
 	Protocols []Protocol
@@ -179,6 +186,9 @@ func (c *GatewayConfig) setDefaults() error {
 		if *n.value == 0 {
 			*n.value = n.zero
 		}
+	}
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = defaultIdle
 	}
 	if c.MaxConcurrent < 0 {
 		return configError("GatewayConfig.MaxConcurrent", "negative")
@@ -290,11 +300,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch envelope := g.serves(ProtocolEnvelope); {
 	case path == "/healthz":
 		h.only(h.health, http.MethodGet, http.MethodHead)
-	case path == pathPublicKey && envelope:
+	case path == hybrid.PathPublicKey && envelope:
 		h.only(h.publicKey, http.MethodGet, http.MethodHead)
-	case path == pathCompletion && envelope:
+	case path == hybrid.PathCompletion && envelope:
 		h.only(h.completion, http.MethodPost)
-	case path == pathOHTTP && g.serves(ProtocolOHTTP):
+	case path == ohttp.Path && g.serves(ProtocolOHTTP):
 		h.ohttp()
 	default:
 		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
@@ -439,9 +449,9 @@ func (h *gatewayRequest) finish() {
 		h.refuse(refuse(http.StatusInternalServerError, "internal error"))
 	}
 	switch {
-	case h.r.URL.Path == pathCompletion:
+	case h.r.URL.Path == hybrid.PathCompletion:
 		h.g.counts.done(h.status, h.cut)
-	case h.r.URL.Path == pathOHTTP && h.r.Method == http.MethodPost:
+	case h.r.URL.Path == ohttp.Path && h.r.Method == http.MethodPost:
 		h.g.counts.done(h.outcome(), h.cut)
 	}
 	if h.r.URL.Path == "/healthz" && h.status == http.StatusOK {
@@ -477,4 +487,13 @@ func (h *gatewayRequest) outcome() int {
 		return h.inner
 	}
 	return h.status
+}
+
+func (g *Gateway) tellOpened() error {
+	g.audit.set(g.cfg.Audit)
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayOpened, Memory: memoryStats()})
+}
+
+func (g *Gateway) tellClosed() error {
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayClosed, Duration: time.Since(g.opened), Memory: memoryStats()})
 }

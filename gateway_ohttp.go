@@ -27,15 +27,6 @@ import (
 // message that is whole. Its header says who sends it, when, and what for; nothing else acts on a request before its final chunk has
 // opened.
 
-const (
-	pathOHTTP = "/.well-known/ohttp-gateway"
-
-	problemKey  = "https://iana.org/assignments/http-problem-types#ohttp-key"
-	problemDate = "https://iana.org/assignments/http-problem-types#date"
-
-	problemType = "application/problem+json"
-)
-
 // GatewayOHTTP is the part of [GatewayConfig] for the second protocol, Oblivious HTTP in chunks (RFC 9458; SPEC.md,
 // chapter 11). Zero values are defaults.
 type GatewayOHTTP struct {
@@ -150,7 +141,7 @@ func (h *gatewayRequest) keyList() {
 		return
 	}
 	h.header("Content-Type", ohttp.TypeKeys)
-	h.header(keysSignatureHeader, signature)
+	h.header(ohttp.HeaderSignature, signature)
 	_ = h.write(http.StatusOK, list)
 }
 
@@ -402,7 +393,7 @@ func (q *obliviousRequest) openRefusal(err error) *refusal {
 		return refuse(http.StatusRequestTimeout, "the request did not arrive in time")
 	case errors.Is(err, ohttp.ErrUnknownKey), errors.Is(err, ohttp.ErrDecryption) && !q.opened:
 		p := refuse(http.StatusUnprocessableEntity, "the request cannot be decrypted; fetch the key configurations again")
-		p.kind = problemKey
+		p.kind = ohttp.ProblemKey
 		return p
 	case errors.Is(err, ohttp.ErrDecryption):
 		return refuse(http.StatusBadRequest, "a chunk of the request does not open")
@@ -433,7 +424,7 @@ func (q *obliviousRequest) refuse(p *refusal) {
 func (h *gatewayRequest) refuseOuter(p *refusal) {
 	h.problem = p
 	body := p.problem()
-	h.header("Content-Type", problemType)
+	h.header("Content-Type", ohttp.TypeProblem)
 	if p.retryAfter > 0 {
 		h.header("Retry-After", httpx.WholeSeconds(p.retryAfter))
 	}

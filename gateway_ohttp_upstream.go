@@ -14,6 +14,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 // What passes between the inner messages and the upstream's, and nothing else.
@@ -87,7 +88,7 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *httpx.Sent) (
 func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err error) {
 	p := q.newPasser(resp)
 	defer p.wipe()
-	if _, any := p.whole.(anyEnding); any && endsUnseen(resp) {
+	if !p.whole.Known() && endsUnseen(resp) {
 		return &lateRefusal{&refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: errNoEnd}}
 	}
 	early := true // also in a panic
@@ -96,7 +97,10 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err e
 			q.tellCut(ctx, p.passed, err)
 		}
 	}()
-	body := httpx.Capped(resp.Body, q.g.cfg.MaxResponseBytes)
+	var body io.Reader = httpx.Capped(resp.Body, q.g.cfg.MaxResponseBytes)
+	if p.events != nil {
+		body = sse.NewIdle(body, q.g.cfg.IdleTimeout, p.events.Begun, func() { _ = resp.Body.Close() })
+	}
 	if p.live { // the client learns the status, and what kind of answer comes
 		if err := p.head(resp); err != nil {
 			return err
@@ -135,7 +139,7 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err e
 
 // complete says whether an answer that was read to its end may have one for the client.
 func (q *obliviousRequest) complete(ctx context.Context, p *passer) error {
-	if !p.whole.ended() {
+	if !p.whole.Ended() {
 		return errCutShort
 	}
 	if told := q.tellSealed(ctx, p.passed); told != nil {
@@ -161,3 +165,18 @@ func endsUnseen(resp *http.Response) bool {
 var errNoEnd = errors.New("the upstream's answer has neither a length nor chunks")
 
 var errCutShort = errors.New("the upstream's answer ends before its end")
+
+// tellCut tells of an answer that began and gets no end. An error of the Auditor's can only be logged.
+func (q *obliviousRequest) tellCut(ctx context.Context, size int, err error) {
+	if _, tried := errors.AsType[*lateRefusal](err); tried {
+		return // it was the Auditor who ended it
+	}
+	e := Event{Type: EventResponseSealed, Bytes: int64(size), Duration: time.Since(q.start), Reason: "ended early"}
+	switch {
+	case q.stuck || q.r.Context().Err() != nil:
+		e.Reason = "left early"
+	case errors.Is(err, errCutShort) || errors.Is(err, ErrConnection):
+		e.Reason = "cut short"
+	}
+	q.logAudit(q.tell(context.WithoutCancel(ctx), e))
+}

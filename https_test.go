@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
@@ -73,25 +74,9 @@ func TestNewUUID(t *testing.T) {
 	seen := map[string]bool{}
 	for range 1000 {
 		id := newUUID()
-		if !isUUID(id) || id[14] != '4' || !strings.ContainsRune("89ab", rune(id[19])) || seen[id] {
+		if !chatjson.IsUUID(id) || id[14] != '4' || !strings.ContainsRune("89ab", rune(id[19])) || seen[id] {
 			t.Fatalf("got %q", id)
 		}
 		seen[id] = true
-	}
-}
-
-func TestSeenAnswers(t *testing.T) {
-	var s seenAnswers
-	id := func(i int) (b [32]byte) { b[0], b[1], b[2] = byte(i), byte(i>>8), byte(i>>16); return b }
-	for i := range maxSeen {
-		if !s.add(id(i)) || s.add(id(i)) {
-			t.Fatalf("%d", i)
-		}
-	}
-	if s.add(id(0)) || !s.add(id(maxSeen)) || len(s.set) != maxSeen || len(s.ring) != maxSeen {
-		t.Error("the set is full: the oldest goes, and only that")
-	}
-	if !s.add(id(0)) || s.add(id(2)) || len(s.set) != maxSeen {
-		t.Error("the oldest was not forgotten, or another was")
 	}
 }

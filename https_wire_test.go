@@ -27,7 +27,7 @@ import (
 
 // soon is the deadline of everything that touches the network.
 func soon(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -324,7 +324,7 @@ func TestPeersWordsInErrors(t *testing.T) {
 				}
 				wg.Go(func() {
 					defer c.Close()
-					_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+					_ = c.SetDeadline(time.Now().Add(time.Minute))
 					_, _ = http.ReadRequest(bufio.NewReader(c)) // all of it: closing with unread bytes resets the connection
 					_, _ = c.Write([]byte(raw))
 				})

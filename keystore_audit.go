@@ -5,14 +5,14 @@ package sealedchat
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"path/filepath"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/auditfile"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/fsafe"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -24,7 +24,7 @@ import (
 //
 //	store, err := OpenKeyStore(ctx, dir, passphrase, nil)
 //	log, err := OpenAuditLog(ctx, path, store, nil)
-//	err = store.SetAuditor(ctx, log)
+//	err = store.SetAuditor(ctx, log.Record)
 //	…
 //	store.Close() // after the clients and gateways; rotation in the background tells until here
 //	log.Close()
@@ -116,7 +116,7 @@ func (s *KeyStore) tellLoaded(ctx context.Context) error {
 	s.mu.Lock()
 	e.Keys = len(s.keys)
 	if k := s.primary(); k != nil {
-		e.Fingerprint, e.Bits = k.public.fingerprint, k.public.Bits()
+		e.Fingerprint, e.Bits = k.Public().Fingerprint(), k.Public().Bits()
 	}
 	s.mu.Unlock()
 	return s.tell(ctx, e)
@@ -132,8 +132,7 @@ func (s *KeyStore) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start
 }
 
 func hexFingerprint(key *keyfile.RSAKey) string {
-	fp := key.Fingerprint()
-	return hex.EncodeToString(fp[:])
+	return hybrid.HexFingerprint(key.Fingerprint())
 }
 
 // keyStates are the states of a body's keys by fingerprint.
@@ -206,20 +205,19 @@ func (s *KeyStore) tellChanges(ctx context.Context, c *keyChanges, err error) er
 	return err
 }
 
-// auditKey derives the key of an audit log from the data key of a generation, or the newest for 0. The caller wipes it.
-func (s *KeyStore) auditKey(generation uint32) (*auditfile.Key, uint32, error) {
+// useDataKey lends f the data key of a generation, or the newest for 0, and returns its generation.
+func (s *KeyStore) useDataKey(generation uint32, f func(dataKey []byte) error) (uint32, error) {
 	dataKey, generation, err := s.dataKey(generation)
 	if err != nil {
-		return nil, 0, err
+		return 0, err
 	}
 	defer dataKey.Destroy()
 	defer s.sweeper.Soon()
-	var key *auditfile.Key
-	erase.Do(func() { key, err = auditfile.NewKey(dataKey.Bytes()) })
+	erase.Do(func() { err = f(dataKey.Bytes()) })
 	if err != nil {
-		return nil, 0, keyStoreError(err)
+		return 0, keyStoreError(err)
 	}
-	return key, generation, nil
+	return generation, nil
 }
 
 // dataGeneration is the newest generation of data keys that is known here; 0 if there is none.
@@ -243,4 +241,18 @@ func (s *KeyStore) tellUnopened(err error) error {
 // isNews reports whether a failure of the background is another one than the last, which was told already.
 func isNews(before, now error) bool {
 	return now != nil && (before == nil || before.Error() != now.Error())
+}
+
+// fileEvent is the event that an error of the file system is, if it is one.
+func fileEvent(err error) (Event, bool) {
+	if denied, ok := errors.AsType[*fsafe.PermissionError](err); ok {
+		return Event{Type: EventPermissionsRefused, Path: denied.Path, Reason: denied.Reason}, true
+	}
+	if errors.Is(err, ErrInsecurePermissions) {
+		return Event{Type: EventPermissionsRefused, Reason: "not a regular file or folder"}, true
+	}
+	if errors.Is(err, ErrLockLost) {
+		return Event{Type: EventLockLost}, true
+	}
+	return Event{}, false
 }
