@@ -12,6 +12,7 @@ import (
 
 // An RSA key that stays in ordinary memory is known to MemoryReport until it is wiped; or it is refused.
 func TestKeyInOrdinaryMemory(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	for policy, want := range map[MemoryPolicy]error{MemoryBestEffort: nil, MemoryOff: nil, MemoryRequired: ErrMemoryLimit} {
 		s, _ := weakStore(t, &KeyStoreOptions{Memory: policy})
 		k, err := newPrivateKey(ownKey(t, "rsa-2048"))

@@ -81,6 +81,7 @@ func TestScannedChild(t *testing.T) {
 }
 
 func TestScanProcess(t *testing.T) {
+	NeedLocked(t, 64<<10)
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "shared"), make([]byte, os.Getpagesize()), 0o600); err != nil {
 		t.Fatal(err)
