@@ -4,58 +4,54 @@
 package sealedchat
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/user"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
-// Auditor is told what a client, a key store or a gateway does with keys and sealed messages. [AuditLog] keeps it in a
-// file that nobody can change unnoticed, [NewSlogAuditor] sends it to a logger; a program's own can add [Event].Details and
-// hand the event on ([AuditorFunc]).
+// Auditor is told what a client, a key store or a gateway does with keys and sealed messages.
+// [AuditLog.Record] keeps it in a file that nobody can change unnoticed, [NewSlogAuditor] sends it to a
+// logger; a program's own can add [Event].Details and hand the event on. nil tells nobody.
 //
-// An error stops the call: where the event comes before its effect, nothing is sent, used or handed out ([ErrAudit] with
-// the Auditor's error). Events that report what has happened already (see [EventType.Happened]) cannot undo it: their
-// error is returned by the call, beside the call's own if it failed, and logged where there is no call.
+// An error stops the call: where the event comes before its effect, nothing is sent, used or handed out
+// ([ErrAudit] with the Auditor's error). Events that report what has happened already (see [EventType])
+// cannot undo it: their error is returned by the call, beside the call's own if it failed, and logged where
+// there is no call.
 //
-// Record is called from several goroutines, and holds up the call meanwhile. It must not call the client, gateway or key
-// store that it is told by, but for [KeyStore.Seal] and [KeyStore.Open] of a store that tells nothing itself. ctx is the
-// call's; for what has happened already it does not end with the call.
-type Auditor interface {
-	Record(ctx context.Context, e Event) error
-}
+// It is called from several goroutines, and holds up the call meanwhile. It must not call the client,
+// gateway or key store that it is told by, except [KeyStore.Seal] and [KeyStore.Open] of a store that tells
+// nothing itself. ctx is the call's; for what has happened already it does not end with the call.
+type Auditor func(ctx context.Context, e Event) error
 
-// AuditorFunc is a function that is an [Auditor]. It is called from several goroutines.
-type AuditorFunc func(ctx context.Context, e Event) error
-
-// Record calls f.
-func (f AuditorFunc) Record(ctx context.Context, e Event) error { return f(ctx, e) }
-
-// Severity says how much attention an event wants.
-type Severity string
-
-// The severities, lowest first.
-const (
-	SeverityInfo     Severity = "INFO"
-	SeverityWarn     Severity = "WARN"
-	SeverityError    Severity = "ERROR"
-	SeverityCritical Severity = "CRITICAL"
-)
+// SeverityCritical is the highest severity of an [Event]: "CRITICAL" in an audit log, Error+4 in a logger.
+const SeverityCritical = slog.LevelError + 4
 
 // Event is one thing that happened. It holds ids, sizes and durations, never content: no prompt, no answer, no label of
 // data at rest, no key, no passphrase. Fields that do not belong to its type are zero, and absent from its JSON.
 type Event struct {
-	// Time (UTC), User (its name, or its number where it has none) and PID say when and by whom. What is zero is filled in.
-	Time     time.Time `json:"time"`
-	Type     EventType `json:"type"`
-	Severity Severity  `json:"severity"` // "" = that of the type
-	User     string    `json:"user"`
-	PID      int       `json:"pid"`
+	// Time (UTC, in the years 0 to 9999), User (its name, or its number where it has none) and PID say when
+	// and by whom. What is zero is filled in.
+	Time time.Time `json:"time"`
+	Type EventType `json:"type"`
+	// Severity is how much attention the event wants: slog.LevelInfo, LevelWarn, LevelError or
+	// SeverityCritical. 0 = that of the type; slog.LevelDebug makes it the lowest. In JSON it is "INFO",
+	// "WARN", "ERROR" or "CRITICAL", the highest of them that it reaches.
+	Severity slog.Level `json:"severity"`
+	User     string     `json:"user"`
+	PID      int        `json:"pid"`
 
 	PayloadID      string        `json:"payload_id,omitempty"`      // of the request, the same on both ends
 	Fingerprint    string        `json:"fingerprint,omitempty"`     // of the key that the event is about
@@ -89,13 +85,22 @@ type MemoryStats struct {
 	LimitBytes    int64  `json:"limit_bytes,omitempty"`    // of the process (RLIMIT_MEMLOCK); 0 = none, or not known
 }
 
+// memoryStats is the state of protected memory now.
+func memoryStats() *MemoryStats {
+	s := locked.Report()
+	return &MemoryStats{Level: s.Level.String(), LockedBytes: s.Locked, UnlockedBytes: s.Unlocked, LimitBytes: max(s.Limit, 0)}
+}
+
+// memoryRanks orders the levels of MemoryStats. It is never changed.
+var memoryRanks = map[string]int{locked.Wiped.String(): 1, locked.Locked.String(): 2}
+
 // complete fills in what is zero.
 func (e *Event) complete() {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
 	e.Time = e.Time.Round(0).UTC() // wall time, in one spelling
-	if e.Severity == "" {
+	if e.Severity == 0 {
 		e.Severity = eventTypes[e.Type].severity
 	}
 	if e.User == "" {
@@ -114,14 +119,76 @@ func currentUser() string {
 	return strconv.Itoa(os.Geteuid())
 }
 
-// MarshalJSON gives the event with what is secret in its details redacted. Its error is that of details that are no JSON.
+// checkTime refuses what JSON has no form for.
+func (e *Event) checkTime() error {
+	if year := e.Time.UTC().Year(); year < 0 || year > 9999 {
+		return fmt.Errorf("%w: %w: the event's Time is in the year %d, and an audit event has the years 0 to 9999",
+			ErrAudit, ErrInvalidRequest, year)
+	}
+	return nil
+}
+
+// eventJSON is the JSON of an event: its first three members, and the others as they are.
+type eventJSON struct {
+	Time     time.Time `json:"time"`
+	Type     EventType `json:"type"`
+	Severity severity  `json:"severity"`
+	plainEvent
+}
+
+type plainEvent Event
+
+// MarshalJSON gives the event with what is secret in its details redacted. Its error is that of details
+// that are no JSON, or [ErrAudit] for a Time outside of the years 0 to 9999.
 func (e Event) MarshalJSON() ([]byte, error) {
-	type plain Event
-	var err error
+	err := e.checkTime()
+	if err != nil {
+		return nil, err
+	}
 	if e.Details, err = redactDetails(e.Details); err != nil {
 		return nil, err
 	}
-	return marshal(plain(e))
+	return chatjson.Marshal(eventJSON{e.Time, e.Type, severity(e.Severity), plainEvent(e)})
+}
+
+// UnmarshalJSON reads what MarshalJSON gives, as a line of an audit log has it.
+func (e *Event) UnmarshalJSON(text []byte) error {
+	j := eventJSON{e.Time, e.Type, severity(e.Severity), plainEvent(*e)}
+	if err := json.Unmarshal(text, &j); err != nil {
+		return err
+	}
+	*e = Event(j.plainEvent)
+	e.Time, e.Type, e.Severity = j.Time, j.Type, slog.Level(j.Severity)
+	return nil
+}
+
+// severity is a level in JSON and in the attributes of a log.
+type severity slog.Level
+
+func (s severity) String() string {
+	switch l := slog.Level(s); {
+	case l >= SeverityCritical:
+		return "CRITICAL"
+	case l >= slog.LevelError:
+		return "ERROR"
+	case l >= slog.LevelWarn:
+		return "WARN"
+	}
+	return "INFO"
+}
+
+func (s severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText takes slog's own names, too, and a name that it does not know for an error.
+func (s *severity) UnmarshalText(text []byte) error {
+	if string(text) == "CRITICAL" {
+		*s = severity(SeverityCritical)
+		return nil
+	}
+	if (*slog.Level)(s).UnmarshalText(text) != nil {
+		*s = severity(slog.LevelError)
+	}
+	return nil
 }
 
 // LogValue gives the event's members as a group, with what is secret in its details redacted.
@@ -139,7 +206,7 @@ func (e Event) attrs() []slog.Attr {
 	number := func(name string, value int64) { add(name, slog.Int64Value(value), value == 0) }
 	add("event_time", slog.TimeValue(e.Time), e.Time.IsZero())
 	text("type", string(e.Type))
-	text("severity", string(e.Severity))
+	text("severity", severity(e.Severity).String())
 	text("user", e.User)
 	number("pid", int64(e.PID))
 	text("payload_id", e.PayloadID)
@@ -169,34 +236,25 @@ func (e Event) attrs() []slog.Attr {
 	return attrs
 }
 
-// NewSlogAuditor sends events to l, as records with the message "audit" at the levels Info, Warn, Error, and Error+4 for
-// CRITICAL. slog's handlers tell nobody whether they wrote anything, so its Record never fails, but for an event of an
-// unknown type.
+// NewSlogAuditor sends events to l, as records with the message "audit" at the event's severity. slog's
+// handlers tell nobody whether they wrote anything, so it never fails, except for an event of an unknown
+// type ([ErrInvalidRequest]) or outside of the years 0 to 9999 ([ErrAudit]).
 func NewSlogAuditor(l *slog.Logger) Auditor {
-	return AuditorFunc(func(ctx context.Context, e Event) error {
+	return func(ctx context.Context, e Event) error {
 		if !e.Type.valid() {
 			return errEventType(e.Type)
 		}
 		e.complete()
-		l.LogAttrs(ctx, e.Severity.level(), "audit", e.attrs()...)
+		if err := e.checkTime(); err != nil {
+			return err
+		}
+		l.LogAttrs(ctx, e.Severity, "audit", e.attrs()...)
 		return nil
-	})
-}
-
-func (s Severity) level() slog.Level {
-	switch s {
-	case SeverityInfo:
-		return slog.LevelInfo
-	case SeverityWarn:
-		return slog.LevelWarn
-	case SeverityCritical:
-		return slog.LevelError + 4
 	}
-	return slog.LevelError
 }
 
 func errEventType(t EventType) error {
-	return fmt.Errorf("%w: there is no audit event %q", ErrInvalidRequest, sanitise(string(t), 40))
+	return fmt.Errorf("%w: there is no audit event %q", ErrInvalidRequest, fault.Sanitise(string(t), 40))
 }
 
 // teller is the end of an Auditor's line in a client, a key store or a gateway. A nil one and the zero one tell nobody.
@@ -220,11 +278,11 @@ func (t *teller) tell(ctx context.Context, e Event) error {
 	if to == nil {
 		return nil
 	}
-	if e.Type.Happened() {
+	if e.Type.happened() {
 		ctx = context.WithoutCancel(ctx)
 	}
 	e.complete()
-	if err := (*to).Record(ctx, e); err != nil {
+	if err := (*to)(ctx, e); err != nil {
 		return &auditError{e.Type, err}
 	}
 	return nil
@@ -255,25 +313,76 @@ func (e *auditError) As(target any) bool {
 
 // failed hands on an event about err, the error of a call: what comes back is err, with the Auditor's error beside it.
 func (t *teller) failed(ctx context.Context, err error, e Event) error {
-	return beside(err, t.tell(ctx, e))
-}
-
-// beside is err and what went wrong on top of it.
-func beside(err, second error) error {
-	if err == nil || second == nil {
-		if err == nil {
-			return second
-		}
-		return err
-	}
-	return fmt.Errorf("%w (and %w)", err, second)
+	return fault.Join(err, t.tell(ctx, e))
 }
 
 // fields is an event's JSON without the braces.
 func (e Event) fields() ([]byte, error) {
 	b, err := e.MarshalJSON() // not json.Marshal, which would escape for HTML
+	if errors.Is(err, ErrAudit) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: the details of an audit event: %s", ErrInvalidRequest, jsonProblem(err))
 	}
 	return b[1 : len(b)-1], nil
+}
+
+// secretNames are what a member's name contains whose value is nobody's business.
+var secretNames = []string{"key", "password", "passphrase", "secret", "token", "authorization"}
+
+// redactDetails copies details as JSON sees them, which is how they are written, and replaces what is secret.
+func redactDetails(details map[string]any) (map[string]any, error) {
+	if len(details) == 0 {
+		return nil, nil
+	}
+	text, err := json.Marshal(details)
+	if err != nil {
+		return nil, err
+	}
+	var copied map[string]any
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.UseNumber() // 2^60 stays what it is
+	if err := dec.Decode(&copied); err != nil {
+		return nil, err
+	}
+	redact(copied)
+	return copied, nil
+}
+
+// redact works in place. encoding/json bounds the depth.
+func redact(v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		for name, value := range v {
+			if namesSecret(name) {
+				v[name] = redacted
+			} else {
+				redact(value)
+			}
+		}
+	case []any:
+		for _, value := range v {
+			redact(value)
+		}
+	}
+}
+
+// namesSecret folds case in both directions: some letters have only one lower or upper neighbour in ASCII.
+func namesSecret(name string) bool {
+	name = strings.ToLower(strings.ToUpper(name))
+	for _, secret := range secretNames {
+		if strings.Contains(name, secret) {
+			return true
+		}
+	}
+	return false
+}
+
+// jsonProblem says what kept a value from becoming JSON, without repeating the value.
+func jsonProblem(err error) string {
+	if e, ok := errors.AsType[*json.UnsupportedTypeError](err); ok {
+		return fmt.Sprintf("a %s is no JSON", e.Type)
+	}
+	return "not JSON"
 }

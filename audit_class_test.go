@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // auditorsOwn are errors of an Auditor that ships events, and that look like those of the client's own server.
@@ -24,7 +26,7 @@ func auditorsOwn() map[string]error {
 		"an invalid one":    fmt.Errorf("ship: %w", ErrInvalidRequest),
 		"too large":         fmt.Errorf("ship: %w", errRequestTooLarge),
 		"not trusted":       &ServerKeyError{Got: strings.Repeat("0", 64)},
-		"a connection":      &connectionError{what: "ship", err: io.EOF, unsent: true},
+		"a connection":      unsent(fault.Connection("ship", io.EOF, false)),
 		"a refused opening": fmt.Errorf("ship: %w", ErrDecryption),
 	}
 }
@@ -37,7 +39,7 @@ func TestAuditorsErrorIsNotTheServers(t *testing.T) {
 		fail := true
 		c := s.client(t, func(c *Config) {
 			c.MaxRetries = 3
-			c.Audit = AuditorFunc(func(_ context.Context, e Event) error {
+			c.Audit = Auditor(func(_ context.Context, e Event) error {
 				if e.Type != EventResponseOpened || !fail {
 					return nil
 				}
@@ -72,7 +74,7 @@ func TestAuditorsErrorIsNotTheGateways(t *testing.T) {
 			var told []EventType
 			c := directClient(t, g, func(c *Config) {
 				c.MaxRetries = 3
-				c.Audit = AuditorFunc(func(_ context.Context, e Event) error {
+				c.Audit = Auditor(func(_ context.Context, e Event) error {
 					told = append(told, e.Type)
 					if e.Type == event {
 						g.rotate()
@@ -129,7 +131,7 @@ func TestAuditorsErrorIsNotTheGateways(t *testing.T) {
 func TestAuditorRefusesTheNewKey(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
-	c := s.client(t, func(c *Config) { c.Audit = h })
+	c := s.client(t, func(c *Config) { c.Audit = h.Record })
 	if err := c.Warm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -143,4 +145,9 @@ func TestAuditorRefusesTheNewKey(t *testing.T) {
 		t.Errorf("%d posts", posts)
 	}
 	h.failOn(nil)
+}
+
+func unsent(e *fault.ConnectionError) error {
+	e.Unsent = true
+	return e
 }

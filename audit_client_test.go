@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -15,6 +16,8 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 var errDeaf = errors.New("the auditor is deaf")
@@ -23,7 +26,7 @@ func TestClientEvents(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
 	server, other := publicOf(t, "rsa-2048").fingerprint, publicOf(t, "server-4096").fingerprint
-	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 1 })
+	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 1 })
 	c.retry.base = time.Microsecond
 	e := h.mustHear(t, "opening", "client_opened")[0]
 	if e.Server != "https://server.test" || e.Memory == nil {
@@ -41,7 +44,7 @@ func TestClientEvents(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	q := s.last()
-	if e := events[1]; e.Fingerprint != server || e.Tier != TierHigh || e.PayloadID != q.req.Header.Get(headerPayloadID) || e.Bytes != int64(len(q.plaintext)) {
+	if e := events[1]; e.Fingerprint != server || e.Tier != TierHigh || e.PayloadID != q.req.Header.Get(hybrid.HeaderPayloadID) || e.Bytes != int64(len(q.plaintext)) {
 		t.Errorf("%+v", e)
 	}
 	if e := events[2]; e.PayloadID != events[1].PayloadID || e.Bytes != int64(len(fineCompletion("fine"))) || e.Duration <= 0 {
@@ -60,7 +63,7 @@ func TestClientEvents(t *testing.T) {
 	if e := events[2]; e.Attempt != 1 || e.Wait != 0 || e.PayloadID != events[0].PayloadID || e.Status == 0 {
 		t.Errorf("%+v", e)
 	}
-	if e := events[1]; e.Fingerprint != other || e.OldFingerprint != server || e.Severity != SeverityWarn {
+	if e := events[1]; e.Fingerprint != other || e.OldFingerprint != server || e.Severity != slog.LevelWarn {
 		t.Errorf("%+v", e)
 	}
 	seen := ""
@@ -70,7 +73,7 @@ func TestClientEvents(t *testing.T) {
 	}{
 		"decryption": {func(q *sealedQuestion) *http.Response {
 			e, _ := publicOf(t, "other-4096").seal([]byte(fineCompletion("x")))
-			e.WrappedKey = e.WrappedKey[:q.client.key.Size()]
+			e.WrappedKey = e.WrappedKey[:q.client.rsa.Size()]
 			return respond(200, string(envelope.Append(nil, e)))
 		}, "decryption_refused"},
 		"replay": {func(q *sealedQuestion) *http.Response {
@@ -104,7 +107,7 @@ func TestClientEvents(t *testing.T) {
 		}
 		events := h.mustHear(t, what, "request_sealed "+refused.types)
 		last := events[len(events)-1]
-		if last.PayloadID != s.last().req.Header.Get(headerPayloadID) {
+		if last.PayloadID != s.last().req.Header.Get(hybrid.HeaderPayloadID) {
 			t.Errorf("%s: %+v", what, last)
 		}
 		if what == "retry" {
@@ -131,7 +134,7 @@ func TestServerKeyEvents(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
 	right, wrong := publicOf(t, "rsa-2048").fingerprint, publicOf(t, "server-4096").fingerprint
-	c := s.client(t, func(c *Config) { c.Audit, c.Trust = h, Pin(wrong) })
+	c := s.client(t, func(c *Config) { c.Audit, c.Trust = h.Record, Pin(wrong) })
 	if _, err := c.Chat(t.Context(), ask("?")); !isServerKeyError(err) {
 		t.Fatal(err)
 	}
@@ -147,7 +150,7 @@ func TestServerKeyEvents(t *testing.T) {
 	}
 	h.mustHear(t, "accepted", "server_key_accepted server_key_first_seen request_sealed response_opened")
 	c = s.client(t, func(c *Config) {
-		c.Audit, c.OnServerKey = h, func(_, _ *PublicKey) error { return errors.New(leak) }
+		c.Audit, c.OnServerKey = h.Record, func(_, _ *PublicKey) error { return errors.New(leak) }
 	})
 	_, _ = c.Chat(t.Context(), ask("?"))
 	if e := h.mustHear(t, "OnServerKey", "client_opened server_key_refused")[1]; e.Reason != "OnServerKey" || e.Fingerprint != right {
@@ -160,7 +163,7 @@ func TestServerKeyEvents(t *testing.T) {
 func TestRetryEvents(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
-	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 3 })
+	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 3 })
 	h.take()
 	s.answer = func(*sealedQuestion) *http.Response { return respond(429, "", "Retry-After", "50") }
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // less than the wait that is asked for
@@ -207,10 +210,10 @@ func TestAuditStopsTheClient(t *testing.T) {
 		}
 	}
 	h.failOn(errDeaf, EventClientOpened)
-	_, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t), Audit: h})
+	_, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t), Audit: h.Record})
 	stopped("opening", err)
 	h.failOn(nil)
-	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 2 })
+	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 2 })
 	c.retry.base = time.Microsecond
 
 	h.failOn(errDeaf, EventServerKeyFirstSeen)
@@ -241,7 +244,7 @@ func TestAuditStopsTheClient(t *testing.T) {
 	_, err = c.ServerKey(t.Context())
 	stopped("another server key", err)
 	s.present("rsa-2048")
-	h.failOn(&connectionError{what: "x", err: errDeaf}, EventRequestSealed) // which looks worth repeating
+	h.failOn(fault.Connection("x", errDeaf, false), EventRequestSealed) // which looks worth repeating
 	_, before := s.counts()
 	if _, err = c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) {
 		t.Error(err)
@@ -266,7 +269,7 @@ func TestAuditStopsTheClient(t *testing.T) {
 func TestMemoryLoweredEvent(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
-	c := s.client(t, func(c *Config) { c.Audit = h })
+	c := s.client(t, func(c *Config) { c.Audit = h.Record })
 	for i, step := range []struct{ level, types string }{
 		{"locked", "client_opened server_key_first_seen request_sealed response_opened"},
 		{"wiped only", "request_sealed response_opened memory_lowered"},
@@ -297,7 +300,7 @@ func TestGatewayEvents(t *testing.T) {
 	h := &heard{}
 	panics := false
 	r := newRig(t, func(c *GatewayConfig) {
-		c.Audit = h
+		c.Audit = h.Record
 		c.Replay = &panickingReplay{NewReplayCache(0), func() {
 			if panics {
 				panic(leak)
@@ -306,7 +309,7 @@ func TestGatewayEvents(t *testing.T) {
 	})
 	h.mustHear(t, "opening", "gateway_opened")
 	body := sealedBody(t, fineRequest, envelope.Separate)
-	openedAnswer(t, "fine", r.do(postBody(t, bytes.NewReader(body), headerTier, "standard")))
+	openedAnswer(t, "fine", r.do(postBody(t, bytes.NewReader(body), hybrid.HeaderTier, "standard")))
 	events := h.mustHear(t, "fine", "request_opened response_sealed")
 	if e := events[0]; e.PayloadID == "" || e.Tier != TierStandard || e.Bytes != int64(len(fineRequest)) {
 		t.Errorf("%+v", e)
@@ -326,12 +329,12 @@ func TestGatewayEvents(t *testing.T) {
 		types  string
 	}{
 		"replay":     {body, nil, 409, "replay_refused"},
-		"tier":       {body, []string{headerTier, "maximum"}, 403, "tier_refused"},
+		"tier":       {body, []string{hybrid.HeaderTier, "maximum"}, 403, "tier_refused"},
 		"inner tier": {sealedBody(t, `{"security_tier":"high",`+fineRequest[1:], envelope.Separate), nil, 403, "tier_refused"},
 		"decryption": {envelope.Append(nil, stranger), nil, 400, "decryption_refused"},
 		"envelope":   {[]byte("{}"), nil, 400, "schema_refused"},
 		"schema":     {sealedBody(t, `{"model":"m"}`, envelope.Separate), nil, 400, "schema_refused"},
-		"a stranger's header is not worth an event": {body, []string{headerTier, leak}, 400, ""},
+		"a stranger's header is not worth an event": {body, []string{hybrid.HeaderTier, leak}, 400, ""},
 	} {
 		refused(t, what, r.do(postBody(t, bytes.NewReader(c.body), c.header...)), c.status)
 		for _, e := range h.mustHear(t, what, c.types) {
@@ -367,7 +370,7 @@ func TestGatewayEvents(t *testing.T) {
 		t.Errorf("closing: %v", err)
 	}
 	h.failOn(errDeaf, EventGatewayOpened)
-	if _, err := NewGateway(GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true, Audit: h}); !errors.Is(err, ErrAudit) {
+	if _, err := NewGateway(GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true, Audit: h.Record}); !errors.Is(err, ErrAudit) {
 		t.Errorf("opening: %v", err)
 	}
 }
@@ -376,7 +379,7 @@ func TestGatewayEvents(t *testing.T) {
 // a peer says.
 func TestAuditHoldsNoContent(t *testing.T) {
 	l, path, keys := startAuditLog(t, nil)
-	if err := keys.SetAuditor(t.Context(), l); err != nil {
+	if err := keys.SetAuditor(t.Context(), l.Record); err != nil {
 		t.Fatal(err)
 	}
 	key := secret(t, "key-"+leak)
@@ -394,12 +397,12 @@ func TestAuditHoldsNoContent(t *testing.T) {
 	}
 	n := 0
 	g := startGateway(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answers[n](w, r) }), func(c *GatewayConfig) {
-		c.Audit, c.Authenticate = l, auth
+		c.Audit, c.Authenticate = l.Record, auth
 	})
 	srv := httptest.NewServer(g)
 	defer srv.Close()
 	c := startClient(t, srv.URL, func(c *Config) {
-		c.Audit, c.APIKey, c.Trust, c.MaxRetries = l, key, FirstUse(keys), 1
+		c.Audit, c.APIKey, c.Trust, c.MaxRetries = l.Record, key, FirstUse(keys), 1
 		c.OnServerKey = func(_, _ *PublicKey) error { return nil }
 	})
 	c.retry.base = time.Microsecond
@@ -411,7 +414,7 @@ func TestAuditHoldsNoContent(t *testing.T) {
 	}
 	for range 2 {
 		raw := strings.Replace(fineRequest, "hi", leak, 1)
-		if w, err := http.Post(srv.URL+pathCompletion, contentType, strings.NewReader(raw)); err == nil {
+		if w, err := http.Post(srv.URL+hybrid.PathCompletion, hybrid.ContentType, strings.NewReader(raw)); err == nil {
 			_ = w.Body.Close()
 		}
 	}
@@ -444,5 +447,5 @@ func TestAuditHoldsNoContent(t *testing.T) {
 			t.Errorf("no %s was written: this test shows less than it should", name)
 		}
 	}
-	mustVerify(t, path, keys, nil)
+	mustVerify(t, path, keys, "")
 }

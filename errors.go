@@ -6,20 +6,17 @@ package sealedchat
 import (
 	"bytes"
 	"cmp"
-	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // Sentinels to decide on with [errors.Is]. Those of this group classify an [*APIError] by its status.
@@ -27,79 +24,80 @@ var (
 	// ErrInvalidRequest: the request is not acceptable. Either the server said so (400, and every other 4xx that has
 	// no sentinel of its own), or this package refused it before anything was sealed. It is also the error of arguments
 	// that make no sense: a passphrase that is too short, what is no fingerprint.
-	ErrInvalidRequest = errors.New("sealedchat: invalid request")
+	ErrInvalidRequest = fault.ErrInvalidRequest
 	// ErrAuthentication: the API key is missing or wrong (401).
-	ErrAuthentication = errors.New("sealedchat: authentication failed")
+	ErrAuthentication = fault.ErrAuthentication
 	// ErrPermission: the key is good but not for this model or tier (403).
-	ErrPermission = errors.New("sealedchat: permission denied")
+	ErrPermission = fault.ErrPermission
 	// ErrNotFound: no such endpoint; on NOMYO servers, sealed inference is not enabled (404).
-	ErrNotFound = errors.New("sealedchat: not found")
+	ErrNotFound = fault.ErrNotFound
 	// ErrRateLimited: too many requests (429).
-	ErrRateLimited = errors.New("sealedchat: rate limited")
+	ErrRateLimited = fault.ErrRateLimited
 	// ErrServer: the server failed (500 and every 5xx but 503), or answered a status that the protocol does not have.
-	ErrServer = errors.New("sealedchat: server error")
+	ErrServer = fault.ErrServer
 	// ErrUnavailable: the server is down or has this key in a cool-down, 30 minutes on NOMYO servers (503).
-	ErrUnavailable = errors.New("sealedchat: service unavailable")
+	ErrUnavailable = fault.ErrUnavailable
 )
 
 // Sentinels for all else that goes wrong, for [errors.Is] as well.
 var (
 	// ErrConnection: no complete answer arrived: the connection failed, was cut, or the attempt's time ran out. With
 	// ProtocolOHTTP also: what arrived was not sealed (OuterError).
-	ErrConnection = errors.New("sealedchat: connection failed")
+	ErrConnection = fault.ErrConnection
 	// ErrTruncated: an answer began, and was cut short before its end. With ProtocolOHTTP what came of it before is genuine,
 	// and nobody knows what would have followed. It is never repeated by itself. errors.Is also finds ErrConnection.
-	ErrTruncated = errors.New("sealedchat: the answer was cut short")
+	ErrTruncated = fault.ErrTruncated
 	// ErrInsecureURL: a URL is not https, and not the loopback exception of [Config].InsecureAllowHTTP.
-	ErrInsecureURL = errors.New("sealedchat: insecure URL")
+	ErrInsecureURL = fault.ErrInsecureURL
 	// ErrEnvelope: what came as an envelope is not one. Nothing secret was touched. With ProtocolOHTTP: what was sealed is no
 	// binary HTTP message.
-	ErrEnvelope = errors.New("sealedchat: malformed envelope")
+	ErrEnvelope = fault.ErrEnvelope
 	// ErrDecryption: an envelope does not open. One error for every cause, on purpose.
-	ErrDecryption = errors.New("sealedchat: decryption failed")
+	ErrDecryption = fault.ErrDecryption
 	// ErrResponseSchema: the opened answer is not a chat.completion object.
-	ErrResponseSchema = errors.New("sealedchat: the answer is not a chat completion")
+	ErrResponseSchema = fault.ErrResponseSchema
 	// ErrReplay: the answer was seen before, or belongs to another request.
-	ErrReplay = errors.New("sealedchat: replayed answer")
+	ErrReplay = fault.ErrReplay
 	// ErrTierDowngrade: the answer comes from a lower security tier than was asked for.
-	ErrTierDowngrade = errors.New("sealedchat: security tier is lower than asked for")
+	ErrTierDowngrade = fault.ErrTierDowngrade
 	// ErrTooLarge: a request, an answer, a key, data at rest or an audit event exceeds its limit.
-	ErrTooLarge = errors.New("sealedchat: too large")
+	ErrTooLarge = fault.ErrTooLarge
 	// ErrPublicKey: not an RSA public key that this package takes, see [ParsePublicKey], or no list of key configurations.
-	ErrPublicKey = errors.New("sealedchat: unusable public key")
+	ErrPublicKey = fault.ErrPublicKey
 	// ErrPassphrase: wrong passphrase, or a damaged key store or key file. Without the passphrase the two look the same.
-	ErrPassphrase = errors.New("sealedchat: wrong passphrase or damaged key store")
-	// ErrPrivateKey: not a private key that can be imported. The cause says why, and which command mends it.
-	ErrPrivateKey = errors.New("sealedchat: unusable private key")
+	ErrPassphrase = fault.ErrPassphrase
+	// ErrPrivateKey: not a private key that can be imported. The cause says why, and which command converts it.
+	ErrPrivateKey = fault.ErrPrivateKey
 	// ErrKeyStoreExists: there is a key store in the folder already. It was not touched.
-	ErrKeyStoreExists = errors.New("sealedchat: there is a key store already")
+	ErrKeyStoreExists = fault.ErrKeyStoreExists
 	// ErrKeyStoreDamaged: the file is not a key store, or not one of a version that is known.
-	ErrKeyStoreDamaged = errors.New("sealedchat: damaged key store")
-	// ErrInsecurePermissions: a file or folder is open to others, belongs to another user, or is a link. The error's
-	// text names it, and the command that mends it.
-	ErrInsecurePermissions = errors.New("sealedchat: insecure permissions")
+	ErrKeyStoreDamaged = fault.ErrKeyStoreDamaged
+	// ErrInsecurePermissions: a file or folder is open to others, belongs to another user, or is a link.
+	// The error's text names it, and the command that fixes it. For a folder that others may need, such
+	// as /tmp or /var/log, it names no command: use a folder of its own.
+	ErrInsecurePermissions = fault.ErrInsecurePermissions
 	// ErrLocked: another process held the lock of the key store or the audit log until the context's deadline, or for 10 s
 	// where it has none.
-	ErrLocked = errors.New("sealedchat: locked by another process")
+	ErrLocked = fault.ErrLocked
 	// ErrLockLost: the lock file was replaced while it was held. Nothing was written.
-	ErrLockLost = errors.New("sealedchat: lock lost")
+	ErrLockLost = fault.ErrLockLost
 	// ErrUnconfirmed: a change of the key store was written and is in force, but the disk did not confirm that it lasts,
 	// or it could not be read back. Repeat what can be repeated; a new passphrase is the one that counts. Of an audit log:
 	// the event is written, and not confirmed.
-	ErrUnconfirmed = errors.New("sealedchat: saved, but not confirmed")
-	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. [*MemoryLimitError] has the
-	// figures, where the limit is the reason.
-	ErrMemoryLimit = errors.New("sealedchat: memory cannot be locked")
-	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType.Happened), the
+	ErrUnconfirmed = fault.ErrUnconfirmed
+	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. Its text has
+	// the figures, where the limit of the process (ulimit -l) is the reason.
+	ErrMemoryLimit = fault.ErrMemoryLimit
+	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType), the
 	// call stands. Of a stream only the end is withheld. errors.Is also finds the Auditor's error, but not ErrUnconfirmed in
 	// it: a call that returns that speaks of the key store.
-	ErrAudit = errors.New("sealedchat: not audited")
-	// ErrAuditTampered: an audit log is not as it was written. See AuditLogError.
-	ErrAuditTampered = errors.New("sealedchat: audit log changed")
-	// ErrAuditTorn: the last line of an audit log is unfinished, as a crash leaves it, or a cut. See AuditLogError.
-	ErrAuditTorn = errors.New("sealedchat: the audit log's last line is unfinished")
+	ErrAudit = fault.ErrAudit
+	// ErrAuditTampered: an audit log is not as it was written. See AuditReport.
+	ErrAuditTampered = fault.ErrAuditTampered
+	// ErrAuditTorn: the last line of an audit log is unfinished, as a crash leaves it, or a cut. See AuditReport.
+	ErrAuditTorn = fault.ErrAuditTorn
 	// ErrClosed: the client, key store, gateway, audit log or secret was closed.
-	ErrClosed = errors.New("sealedchat: closed")
+	ErrClosed = fault.ErrClosed
 )
 
 // ConfigError tells which field of a configuration is wrong, and why.
@@ -108,32 +106,12 @@ type ConfigError struct {
 	Err   error  // the reason; errors.Is finds ErrInsecureURL and others through it
 }
 
-func (e *ConfigError) Error() string { return "sealedchat: " + e.Field + ": " + reason(e.Err) }
+func (e *ConfigError) Error() string { return "sealedchat: " + e.Field + ": " + fault.Reason(e.Err) }
 func (e *ConfigError) Unwrap() error { return e.Err }
 
 func configError(field, format string, args ...any) error {
 	return &ConfigError{Field: field, Err: fmt.Errorf(format, args...)}
 }
-
-// MemoryLimitError says how much memory could not be locked. It is an [ErrMemoryLimit].
-type MemoryLimitError struct {
-	Limit  int64 // what the process may lock (ulimit -l), in bytes; negative: no limit, or not known
-	InUse  int64 // what this package has locked, in bytes; others in the process may have more
-	Needed int64 // what it would have had to lock in addition, in bytes
-	Err    error // the system's reason, or nil
-}
-
-func (e *MemoryLimitError) Error() string {
-	limit := "no limit is known"
-	if e.Limit >= 0 {
-		limit = fmt.Sprintf("the limit (ulimit -l) is %d", e.Limit)
-	}
-	return fmt.Sprintf("%v: %d bytes more are needed, %d are locked, %s", ErrMemoryLimit, e.Needed, e.InUse, limit)
-}
-
-// Is makes errors.Is(e, ErrMemoryLimit) true.
-func (e *MemoryLimitError) Is(target error) bool { return target == ErrMemoryLimit }
-func (e *MemoryLimitError) Unwrap() error        { return e.Err }
 
 // ServerKeyError reports that the server presented a key that is not trusted. Nothing was sealed to it. Ask the operator,
 // by another way than this connection; if the change is legitimate, pass Got to [SecureCompletionClient.AcceptServerKey].
@@ -152,7 +130,7 @@ func (e *ServerKeyError) Error() string {
 		s += ", expected " + strings.Join(e.Want, " or ")
 	}
 	if e.Err != nil {
-		s += ": " + reason(e.Err)
+		s += ": " + fault.Reason(e.Err)
 	}
 	return s
 }
@@ -193,12 +171,6 @@ func (e *OuterError) Error() string {
 
 // Unwrap returns [ErrConnection].
 func (e *OuterError) Unwrap() error { return ErrConnection }
-
-// truncatedError is an answer that ended before its end, although the transport did not notice.
-type truncatedError struct{ what string }
-
-func (e *truncatedError) Error() string   { return ErrTruncated.Error() + ": " + e.what }
-func (e *truncatedError) Unwrap() []error { return []error{ErrTruncated, ErrConnection} }
 
 // APIError is an answer that is not a completion: an HTTP status other than 200 (with [ProtocolOHTTP] the sealed one, see
 // [OuterError] for the others), or an error object that was sealed with status 200. errors.Is maps it to the sentinels
@@ -276,52 +248,6 @@ func (e *APIError) sentinel() error {
 	}
 }
 
-// connectionError hides what a failed exchange left in its error text behind words of our own, and keeps the cause for
-// errors.As.
-type connectionError struct {
-	what     string
-	err      error
-	answered bool // an answer had begun
-	unsent   bool // nothing of the request's body was asked for, or it was not its turn yet
-}
-
-func (e *connectionError) Error() string {
-	return ErrConnection.Error() + ": " + e.what + ": " + transportReason(e.err)
-}
-
-// GoString keeps %#v, which spells out the cause, to the same words.
-func (e *connectionError) GoString() string { return e.Error() }
-
-func (e *connectionError) Unwrap() []error {
-	if e.answered && errors.Is(e.err, io.ErrUnexpectedEOF) {
-		return []error{ErrTruncated, ErrConnection, e.err}
-	}
-	return []error{ErrConnection, e.err}
-}
-
-// transportReason is what a failed exchange says of itself. net/http quotes the peer's bytes in its own errors, and an
-// upstream's bytes can be a prompt: only causes that are known to hold none are repeated.
-func transportReason(err error) string {
-	for _, known := range []error{errAttemptTimeout, http.ErrSchemeMismatch, io.ErrUnexpectedEOF, io.EOF, errGzip, errContentEncoding} {
-		if errors.Is(err, known) {
-			return reason(known)
-		}
-	}
-	if cause, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return reason(cause)
-	}
-	if cause, ok := errors.AsType[tls.AlertError](err); ok {
-		return reason(cause)
-	}
-	if cause, ok := errors.AsType[*net.OpError](err); ok {
-		return reason(cause)
-	}
-	if cause, ok := errors.AsType[net.Error](err); ok && cause.Timeout() {
-		return "timeout"
-	}
-	return "the HTTP exchange failed"
-}
-
 // logText is an error for the log: an *APIError quotes the server, whose words can hold a prompt.
 func logText(err error) string {
 	if answer, ok := errors.AsType[*APIError](err); ok {
@@ -333,28 +259,11 @@ func logText(err error) string {
 	return err.Error()
 }
 
-// endedError is returned when the caller's context ended a call.
-func endedError(ctx context.Context) error {
-	cause := context.Cause(ctx)
-	if errors.Is(cause, ErrClosed) || cause == ctx.Err() {
-		return fmt.Errorf("sealedchat: call ended: %w", cause)
-	}
-	return fmt.Errorf("sealedchat: call ended: %w (%w)", ctx.Err(), cause)
-}
-
-// reason is an error's text without this package's prefix, printable and bounded, so that it can end another one's.
-func reason(err error) string {
-	return sanitise(strings.TrimPrefix(err.Error(), "sealedchat: "), 300)
-}
-
-const (
-	maxDetail    = 100     // characters of a server's word that are kept
-	maxErrorBody = 1 << 16 // bytes of an error's body that are looked at
-)
+const maxDetail = 100 // characters of a server's word that are kept
 
 // newAPIError makes sense of an answer that is not 200. body may be cut short.
 func newAPIError(status int, header http.Header, body []byte, now time.Time) *APIError {
-	e := &APIError{StatusCode: status, RetryAfter: retryAfter(header.Get("Retry-After"), now)}
+	e := &APIError{StatusCode: status, RetryAfter: httpx.RetryAfter(header.Get("Retry-After"), now)}
 	e.Code, e.Detail = errorDetail(body)
 	return e
 }
@@ -373,11 +282,11 @@ func errorDetail(body []byte) (code, detail string) {
 		if body[0] == '{' || body[0] == '[' || body[0] == '"' {
 			return "", "" // JSON that was cut or is damaged: not words
 		}
-		return "", sanitise(string(body), maxDetail)
+		return "", fault.Sanitise(string(body), maxDetail)
 	}
 	o, ok := doc.(map[string]any)
 	if !ok {
-		return "", sanitise(words(doc), maxDetail)
+		return "", fault.Sanitise(words(doc), maxDetail)
 	}
 	for _, name := range []string{"detail", "error", "message"} {
 		if s := words(o[name]); s != "" {
@@ -389,7 +298,7 @@ func errorDetail(body []byte) (code, detail string) {
 		code = cmp.Or(scalar(inner["code"]), scalar(inner["type"]))
 	}
 	code = cmp.Or(code, scalar(o["code"]))
-	return sanitise(code, maxDetail), sanitise(detail, maxDetail)
+	return fault.Sanitise(code, maxDetail), fault.Sanitise(detail, maxDetail)
 }
 
 // words finds the human text in one value of an error body.
@@ -421,48 +330,4 @@ func scalar(v any) string {
 		return v.String()
 	}
 	return ""
-}
-
-// sanitise keeps at most n printable characters of s. Runs of anything else become one space.
-func sanitise(s string, n int) string {
-	var b strings.Builder
-	space := false
-	for count := 0; s != "" && count < n; {
-		r, size := utf8.DecodeRuneInString(s)
-		s = s[size:]
-		if (r == utf8.RuneError && size == 1) || r == ' ' || !unicode.IsPrint(r) {
-			space = b.Len() > 0
-			continue
-		}
-		if space {
-			b.WriteByte(' ')
-			count++
-			space = false
-			if count == n {
-				break
-			}
-		}
-		b.WriteRune(r)
-		count++
-	}
-	return b.String()
-}
-
-// maxRetryAfter bounds what a Retry-After header can say, so that no arithmetic on it overflows.
-const maxRetryAfter = 365 * 24 * time.Hour
-
-// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3): seconds, or a date. 0 means none.
-func retryAfter(v string, now time.Time) time.Duration {
-	v = strings.TrimSpace(v)
-	if v == "" {
-		return 0
-	}
-	if n, err := strconv.ParseUint(v, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
-		return time.Duration(min(n, uint64(maxRetryAfter/time.Second))) * time.Second
-	}
-	t, err := http.ParseTime(v)
-	if err != nil {
-		return 0
-	}
-	return min(max(t.Sub(now), 0), maxRetryAfter)
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 var statusSentinels = []error{
@@ -147,32 +149,6 @@ func TestErrorDetailIsCheap(t *testing.T) {
 	}
 }
 
-func TestRetryAfter(t *testing.T) {
-	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	for _, c := range []struct {
-		value string
-		want  time.Duration
-	}{
-		{"", 0}, {" ", 0}, {"0", 0}, {"1", time.Second}, {" 120 ", 2 * time.Minute}, {"007", 7 * time.Second},
-		{"-1", 0}, {"+1", 0}, {"1.5", 0}, {"1e3", 0}, {"0x10", 0}, {"soon", 0}, {"1 2", 0}, {"1, 2", 0}, {"١", 0},
-		{"31536000", maxRetryAfter}, {"31536001", maxRetryAfter}, {"9223372036854775807", maxRetryAfter},
-		{"18446744073709551615", maxRetryAfter}, {"99999999999999999999999999", maxRetryAfter},
-		{now.Add(90 * time.Second).Format(http.TimeFormat), 90 * time.Second},
-		{now.Add(90 * time.Second).Format("Monday, 02-Jan-06 15:04:05 GMT"), 90 * time.Second}, // RFC 850
-		{now.Add(90 * time.Second).Format(time.ANSIC), 90 * time.Second},
-		{now.Format(http.TimeFormat), 0},
-		{now.Add(-time.Hour).Format(http.TimeFormat), 0},
-		{"Thu, 01 Jan 1970 00:00:00 GMT", 0},
-		{"Fri, 31 Dec 9999 23:59:59 GMT", maxRetryAfter},
-		{"Fri, 31 Dec 9999 23:59:60 GMT", 0},
-		{now.Format(time.RFC3339), 0},
-	} {
-		if got := retryAfter(c.value, now); got != c.want {
-			t.Errorf("%q: %v, want %v", c.value, got, c.want)
-		}
-	}
-}
-
 func TestNewAPIError(t *testing.T) {
 	h := http.Header{"Retry-After": {"3"}}
 	e := newAPIError(429, h, []byte(`{"detail":"slow"}`), time.Now())
@@ -190,7 +166,7 @@ func TestSanitise(t *testing.T) {
 		{"", 5, ""}, {"abc", 0, ""}, {"abc", 2, "ab"}, {"a  b", 9, "a b"}, {"\n\n a \n", 9, "a"}, {"\xff\xfe", 9, ""},
 		{"a\x00\x1b\u200b\u202e\u2028b", 9, "a b"}, {"日本語", 2, "日本"}, {"a\u00a0b", 9, "a b"}, {"a\ufeffb\ufffdc", 9, "a b\ufffdc"},
 	} {
-		if got := sanitise(c.in, c.n); got != c.want {
+		if got := fault.Sanitise(c.in, c.n); got != c.want {
 			t.Errorf("%q, %d: %q, want %q", c.in, c.n, got, c.want)
 		}
 	}
@@ -202,7 +178,7 @@ func FuzzSanitise(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string, n int) {
 		n %= 300
-		got := sanitise(s, n)
+		got := fault.Sanitise(s, n)
 		if !utf8.ValidString(got) || utf8.RuneCountInString(got) > max(n, 0) {
 			t.Fatalf("%q, %d: %q", s, n, got)
 		}
@@ -214,7 +190,7 @@ func FuzzSanitise(f *testing.F) {
 		if strings.HasPrefix(got, " ") || strings.Contains(got, "  ") {
 			t.Fatalf("%q: %q", s, got)
 		}
-		if again := sanitise(got, n); strings.TrimRight(again, " ") != strings.TrimRight(got, " ") {
+		if again := fault.Sanitise(got, n); strings.TrimRight(again, " ") != strings.TrimRight(got, " ") {
 			t.Fatalf("%q becomes %q", got, again)
 		}
 	})
@@ -228,7 +204,7 @@ func FuzzErrorDetail(f *testing.F) {
 		before := bytes.Clone(body)
 		code, detail := errorDetail(body)
 		for _, s := range []string{code, detail} {
-			if utf8.RuneCountInString(s) > maxDetail || s != sanitise(s, maxDetail) && s != sanitise(s, maxDetail)+" " {
+			if utf8.RuneCountInString(s) > maxDetail || s != fault.Sanitise(s, maxDetail) && s != fault.Sanitise(s, maxDetail)+" " {
 				t.Fatalf("%q gives %q", body, s)
 			}
 		}
@@ -273,7 +249,7 @@ func (e *rawCause) Error() string { return e.text }
 func TestConnectionErrorHidesRawText(t *testing.T) {
 	long := strings.Repeat("w", 1000)
 	cause := &rawCause{"peer said \x1b[2J\r\nX-Evil: 1\xff\u202e" + long}
-	var err error = fmt.Errorf("outer: %w", &connectionError{what: "POST /x", err: fmt.Errorf("inner: %w", cause)})
+	var err error = fmt.Errorf("outer: %w", fault.Connection("POST /x", fmt.Errorf("inner: %w", cause), false))
 	if got, ok := errors.AsType[*rawCause](err); !ok || got != cause || !errors.Is(err, cause) || !errors.Is(err, ErrConnection) {
 		t.Error("the cause cannot be reached")
 	}
@@ -284,7 +260,7 @@ func TestConnectionErrorHidesRawText(t *testing.T) {
 	if !strings.Contains(text, "POST /x") || !strings.HasPrefix(text, "outer: sealedchat: connection failed: ") {
 		t.Errorf("got %q", text)
 	}
-	timeout := &connectionError{what: "x", err: errAttemptTimeout}
+	timeout := fault.Connection("x", fault.AttemptTimeout, false)
 	if !errors.Is(timeout, context.DeadlineExceeded) || !errors.Is(timeout, ErrConnection) || errors.Is(timeout, io.EOF) {
 		t.Error("a timeout is a deadline that was exceeded")
 	}
@@ -302,7 +278,7 @@ func TestEndedError(t *testing.T) {
 	} {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(c.cause)
-		err := endedError(ctx)
+		err := fault.Ended(ctx)
 		for _, want := range c.want {
 			if !errors.Is(err, want) {
 				t.Errorf("cause %v: %v is not %v", c.cause, err, want)

@@ -48,9 +48,8 @@ func ExampleMemoryPolicy() {
 	logger := slog.New(slog.DiscardHandler) // the program's own
 	text := []byte("an-api-key")
 	key, err := sealedchat.MemoryRequired.NewSecret(text)
-	var limit *sealedchat.MemoryLimitError
-	if errors.As(err, &limit) {
-		logger.Warn("raise ulimit -l", "needed", limit.Needed, "now", limit.Limit)
+	if errors.Is(err, sealedchat.ErrMemoryLimit) {
+		logger.Warn("raise ulimit -l", "error", err)           // with the figures
 		key, err = sealedchat.MemoryBestEffort.NewSecret(text) // which NewSecret does as well
 	}
 	if err != nil {

@@ -9,12 +9,16 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // GatewayConfig is what [NewGateway] needs: Upstream, and Authenticate or AllowUnauthenticated. Every other zero value
@@ -25,7 +29,12 @@ type GatewayConfig struct {
 	Upstream string
 	// UpstreamKey is sent upstream as a bearer token; a client's key never is. It stays the caller's. nil = none.
 	UpstreamKey *Secret
-	// UpstreamTransport carries the requests upstream. It stays the caller's. nil = DefaultTransport() of its own.
+	// UpstreamTransport carries the requests upstream. It stays the caller's. Of an [*http.Transport] the gateway takes a copy
+	// of the settings, and makes connections of its own: over HTTP/1 one connection for each request that is under way, used
+	// again only where no content can be left on it, and closed with the gateway. Its limits on the number of connections do
+	// not hold, IdleConnTimeout does. To any other RoundTripper requests with content come with [http.Request.Close] set, so
+	// that nothing of one client is left on a connection for the next one; it must obey, and copies that it makes of prompts
+	// and answers stay in memory. nil = the settings of DefaultTransport().
 	UpstreamTransport http.RoundTripper
 	// InsecureUpstreamHTTP allows http upstream to any address: opened prompts cross that network in the clear.
 	InsecureUpstreamHTTP bool
@@ -65,6 +74,11 @@ type GatewayConfig struct {
 	// 0 = 10 minutes and 1 minute. In Oblivious HTTP a request's header has 5 seconds at most.
 	Timeout, BodyTimeout time.Duration
 
+	// IdleTimeout is the longest time between two pieces of the upstream's event stream, counted from its first event on:
+	// until then only Timeout holds. Comments count as pieces. The answer of a stream that stands still for longer stays
+	// without its end, so that no client takes it for whole. 0 = 1 minute; negative = no limit.
+	IdleTimeout time.Duration
+
 	// Protocols are those that are served, all on the same listener. nil = both.
 	Protocols []Protocol
 	// OHTTP is for the second protocol.
@@ -85,9 +99,7 @@ type GatewayConfig struct {
 // or a proxy. Its methods may be called from several goroutines.
 type Gateway struct {
 	cfg       GatewayConfig
-	upstream  *url.URL
-	http      http.RoundTripper
-	ownHTTP   bool
+	way       *upstreamWay
 	ownKeys   bool
 	slots     chan struct{}
 	counts    gatewayCounts
@@ -115,20 +127,16 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
 	}
-	base, err := parseBaseURL(c.Upstream, true)
+	base, err := httpx.ParseBaseURL(c.Upstream, true)
 	if err != nil {
 		return nil, &ConfigError{Field: "GatewayConfig.Upstream", Err: err}
 	}
-	g := &Gateway{cfg: c, upstream: base, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
+	g := &Gateway{cfg: c, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
 	g.strangers = newStrangers(c.OHTTP.StrangerRate, c.OHTTP.StrangerBurst, time.Now)
 	g.busy = newStrangers(float64(c.MaxConcurrent), 4*c.MaxConcurrent, time.Now)
 	g.readers = newReaders(c.MaxConcurrent)
-	rules := *base
-	if c.InsecureUpstreamHTTP {
-		rules.Scheme = "https" // the rules for http do not apply
-	}
-	if g.http, g.ownHTTP, err = newTransport(c.UpstreamTransport, &rules, "GatewayConfig.UpstreamTransport"); err != nil {
-		return nil, err
+	if g.way, err = newUpstreamWay(&c, base); err != nil {
+		return nil, &ConfigError{Field: "GatewayConfig.UpstreamTransport", Err: err}
 	}
 	if c.Keys == nil {
 		// One key for as long as the gateway lives: rotation would turn away whoever pinned it.
@@ -151,7 +159,7 @@ func (c *GatewayConfig) setDefaults() error {
 		return configError("GatewayConfig.Authenticate", "set it (see AuthenticateKeys), or AllowUnauthenticated to serve everybody")
 	}
 	if c.UpstreamKey != nil {
-		if err := c.UpstreamKey.Use(validAPIKey); err != nil {
+		if err := c.UpstreamKey.Use(httpx.ValidAPIKey); err != nil {
 			return &ConfigError{Field: "GatewayConfig.UpstreamKey", Err: err}
 		}
 	}
@@ -178,6 +186,9 @@ func (c *GatewayConfig) setDefaults() error {
 		if *n.value == 0 {
 			*n.value = n.zero
 		}
+	}
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = defaultIdle
 	}
 	if c.MaxConcurrent < 0 {
 		return configError("GatewayConfig.MaxConcurrent", "negative")
@@ -219,9 +230,7 @@ func (g *Gateway) Close() (err error) {
 	g.end()
 	g.running.Wait()
 	g.cleanup.Do(func() {
-		if g.ownHTTP {
-			closeIdle(g.http)
-		}
+		g.way.close()
 		if g.ownKeys {
 			_ = g.cfg.Keys.Close()
 		}
@@ -291,11 +300,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch envelope := g.serves(ProtocolEnvelope); {
 	case path == "/healthz":
 		h.only(h.health, http.MethodGet, http.MethodHead)
-	case path == pathPublicKey && envelope:
+	case path == hybrid.PathPublicKey && envelope:
 		h.only(h.publicKey, http.MethodGet, http.MethodHead)
-	case path == pathCompletion && envelope:
+	case path == hybrid.PathCompletion && envelope:
 		h.only(h.completion, http.MethodPost)
-	case path == pathOHTTP && g.serves(ProtocolOHTTP):
+	case path == ohttp.Path && g.serves(ProtocolOHTTP):
 		h.ohttp()
 	default:
 		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
@@ -422,14 +431,9 @@ func (p *refusal) render(header http.Header) []byte {
 		header.Set("WWW-Authenticate", "Bearer")
 	}
 	if p.retryAfter > 0 {
-		header.Set("Retry-After", wholeSeconds(p.retryAfter))
+		header.Set("Retry-After", httpx.WholeSeconds(p.retryAfter))
 	}
 	return body
-}
-
-// wholeSeconds rounds up: for a Retry-After header.
-func wholeSeconds(d time.Duration) string {
-	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
 }
 
 // finish survives a panic and writes the log line.
@@ -445,9 +449,9 @@ func (h *gatewayRequest) finish() {
 		h.refuse(refuse(http.StatusInternalServerError, "internal error"))
 	}
 	switch {
-	case h.r.URL.Path == pathCompletion:
+	case h.r.URL.Path == hybrid.PathCompletion:
 		h.g.counts.done(h.status, h.cut)
-	case h.r.URL.Path == pathOHTTP && h.r.Method == http.MethodPost:
+	case h.r.URL.Path == ohttp.Path && h.r.Method == http.MethodPost:
 		h.g.counts.done(h.outcome(), h.cut)
 	}
 	if h.r.URL.Path == "/healthz" && h.status == http.StatusOK {
@@ -458,7 +462,7 @@ func (h *gatewayRequest) finish() {
 		level = slog.LevelWarn
 	}
 	attrs := []slog.Attr{
-		slog.String("payload_id", h.payloadID), slog.String("method", sanitise(h.r.Method, 16)), slog.Int("status", h.status),
+		slog.String("payload_id", h.payloadID), slog.String("method", fault.Sanitise(h.r.Method, 16)), slog.Int("status", h.status),
 		slog.Int("bytes_in", h.bytesIn), slog.Int("bytes_out", h.bytesOut), slog.String("tier", string(h.tier)),
 		slog.Duration("duration", time.Since(h.start)), slog.Duration("upstream", h.upstream),
 	}
@@ -468,7 +472,7 @@ func (h *gatewayRequest) finish() {
 	if h.problem != nil {
 		attrs = append(attrs, slog.String("problem", h.problem.detail))
 		if h.problem.cause != nil {
-			attrs = append(attrs, slog.String("cause", reason(h.problem.cause)))
+			attrs = append(attrs, slog.String("cause", fault.Reason(h.problem.cause)))
 		}
 	}
 	h.g.cfg.Logger.LogAttrs(h.r.Context(), level, "request", attrs...)
@@ -483,4 +487,13 @@ func (h *gatewayRequest) outcome() int {
 		return h.inner
 	}
 	return h.status
+}
+
+func (g *Gateway) tellOpened() error {
+	g.audit.set(g.cfg.Audit)
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayOpened, Memory: memoryStats()})
+}
+
+func (g *Gateway) tellClosed() error {
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayClosed, Duration: time.Since(g.opened), Memory: memoryStats()})
 }

@@ -16,7 +16,11 @@ import (
 	"slices"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -74,7 +78,7 @@ func (h *gatewayRequest) completion() {
 		h.refuse(p)
 		return
 	}
-	h.header("Content-Type", contentType)
+	h.header("Content-Type", hybrid.ContentType)
 	served = h.write(http.StatusOK, sealed) == nil
 }
 
@@ -95,12 +99,12 @@ func (h *gatewayRequest) admit() (*PublicKey, *refusal) {
 			return nil, authRefusal(err)
 		}
 	}
-	id := h.r.Header.Get(headerPayloadID)
+	id := h.r.Header.Get(hybrid.HeaderPayloadID)
 	if !validPayloadID(id) {
 		return nil, refuse(http.StatusBadRequest, "X-Payload-ID is missing or malformed")
 	}
 	h.payloadID = id
-	h.tier = SecurityTier(h.r.Header.Get(headerTier))
+	h.tier = SecurityTier(h.r.Header.Get(hybrid.HeaderTier))
 	if h.tier.rank() < 0 {
 		h.tier = ""
 		return nil, refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
@@ -108,8 +112,8 @@ func (h *gatewayRequest) admit() (*PublicKey, *refusal) {
 	if p := h.checkTier(); p != nil {
 		return nil, p
 	}
-	escaped := h.r.Header.Get(headerPublicKey)
-	if escaped == "" || len(escaped) > maxKeyText {
+	escaped := h.r.Header.Get(hybrid.HeaderPublicKey)
+	if escaped == "" || len(escaped) > hybrid.MaxKeyText {
 		return nil, refuse(http.StatusBadRequest, "X-Public-Key is missing or too large")
 	}
 	return h.g.clients.parse(escaped)
@@ -164,7 +168,7 @@ func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
 	if h.r.ContentLength > limit {
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 	}
-	body, err := readAll(&cappedReader{r: h.r.Body, left: limit, limit: limit}, h.r.ContentLength)
+	body, err := httpx.ReadAll(httpx.Capped(h.r.Body, limit), h.r.ContentLength)
 	if err == nil {
 		h.within(unbounded, reading) // from here on Timeout holds
 	}
@@ -182,7 +186,7 @@ func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 	}
 	if err != nil {
-		return nil, &refusal{status: http.StatusBadRequest, detail: "malformed envelope", cause: envelopeError(err), event: EventSchemaRefused}
+		return nil, &refusal{status: http.StatusBadRequest, detail: "malformed envelope", cause: hybrid.EnvelopeError(err), event: EventSchemaRefused}
 	}
 	return &e, nil
 }
@@ -243,17 +247,17 @@ func (h *gatewayRequest) answer(ctx context.Context, plaintext []byte, clientKey
 // upstreamRequest checks that the plaintext is a chat request and takes out what is not the upstream's business. A
 // tier that is sealed in it counts like the header: the header can be stripped on the way.
 func (h *gatewayRequest) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
-	if !validObject(plaintext) {
+	if !chatjson.ValidObject(plaintext) {
 		return nil, refuse(http.StatusBadRequest, "the request is not a JSON object").as(EventSchemaRefused)
 	}
-	o, _ := pick(plaintext, "model", "messages", "security_tier")
-	if o.text("model") == "" {
+	o, _ := chatjson.Pick(plaintext, "model", "messages", "security_tier")
+	if o.Text("model") == "" {
 		return nil, refuse(http.StatusBadRequest, "the request names no model").as(EventSchemaRefused)
 	}
 	if !validMessages(o["messages"]) {
 		return nil, refuse(http.StatusBadRequest, "messages must be a list of objects with a role, and not empty").as(EventSchemaRefused)
 	}
-	tier := SecurityTier(o.text("security_tier"))
+	tier := SecurityTier(o.Text("security_tier"))
 	if tier.rank() < 0 {
 		return nil, refuse(http.StatusBadRequest, "security_tier is not standard, high or maximum").as(EventSchemaRefused)
 	}
@@ -263,18 +267,18 @@ func (h *gatewayRequest) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
 			return nil, p
 		}
 	}
-	dropped := append([]string{"stream", "stream_options"}, spokenOutside...)
+	dropped := append([]string{"stream", "stream_options"}, chatjson.SpokenOutside...)
 	return jsonspan.CutOf(nil, plaintext, func(m jsonspan.Member) bool { return slices.ContainsFunc(dropped, m.Is) }), nil
 }
 
 func validMessages(data []byte) bool {
-	messages, ok := elements(data)
+	messages, ok := chatjson.Elements(data)
 	if !ok {
 		return false
 	}
 	n := 0
 	for message := range messages {
-		if o, ok := pick(message, "role"); !ok || o.text("role") == "" {
+		if o, ok := chatjson.Pick(message, "role"); !ok || o.Text("role") == "" {
 			return false
 		}
 		n++
@@ -286,37 +290,30 @@ func validMessages(data []byte) bool {
 func (h *gatewayRequest) forward(ctx context.Context, request []byte) (answer []byte, p *refusal) {
 	start := time.Now()
 	defer func() { h.upstream = time.Since(start) }()
-	sent := &sentBytes{b: request}
-	defer sent.finish()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.g.upstream.String()+"/chat/completions", nil)
+	sent := httpx.NewSent(request)
+	defer sent.Finish()
+	req, err := h.g.way.request(ctx, http.MethodPost, "/chat/completions", "", sent)
 	if err != nil {
 		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
 	}
-	sent.attach(req)
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", userAgent)
-	if h.g.cfg.UpstreamKey != nil {
-		if err := setBearer(req.Header, h.g.cfg.UpstreamKey); err != nil {
-			return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
-		}
-	}
-	a, err := exchange(h.g.http, req, h.g.cfg.MaxResponseBytes)
+	a, err := httpx.Exchange(h.g.way.transport(""), req, h.g.cfg.MaxResponseBytes)
 	if err != nil {
 		return nil, upstreamFailure(ctx, err)
 	}
 	defer func() {
 		if p != nil { // it may quote the prompt
-			clear(a.body[:cap(a.body)])
+			clear(a.Body[:cap(a.Body)])
 		}
 	}()
-	if a.status != http.StatusOK {
+	if a.Status != http.StatusOK {
 		return nil, upstreamRefusal(a)
 	}
-	ok := validObject(a.body)
+	ok := chatjson.ValidObject(a.Body)
 	if ok { // what the upstream says of a payload id or a tier is not for the client
-		answer = jsonspan.CutOf(a.body[:0], a.body, func(m jsonspan.Member) bool { return m.Is("_metadata") })
-		ok = checkCompletionObject(answer, "", "") == nil
+		answer = jsonspan.CutOf(a.Body[:0], a.Body, func(m jsonspan.Member) bool { return m.Is("_metadata") })
+		ok = chatjson.CheckCompletionObject(answer, chatjson.Asked{}) == nil
 	}
 	if !ok {
 		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is not a chat completion", cause: errNotCompletion, event: EventSchemaRefused}
@@ -340,25 +337,25 @@ func upstreamFailure(ctx context.Context, err error) *refusal {
 }
 
 // upstreamRefusal keeps the kind of an upstream's error status and none of its words, which may quote the prompt.
-func upstreamRefusal(a *answer) *refusal {
+func upstreamRefusal(a *httpx.Answer) *refusal {
 	p := refuse(http.StatusBadGateway, "the upstream failed")
-	p.cause = fmt.Errorf("upstream status %d", a.status)
-	switch a.status {
+	p.cause = fmt.Errorf("upstream status %d", a.Status)
+	switch a.Status {
 	case http.StatusBadRequest, http.StatusUnprocessableEntity:
 		p.status, p.detail = http.StatusBadRequest, "the upstream refused the request as invalid"
 	case http.StatusNotFound:
 		p.status, p.detail = http.StatusNotFound, "the upstream does not know this model"
 	case http.StatusRequestEntityTooLarge:
-		p.status, p.detail = a.status, "the request is too large for the upstream"
+		p.status, p.detail = a.Status, "the request is too large for the upstream"
 	case http.StatusTooManyRequests:
-		p.status, p.detail = a.status, "the upstream is rate limited"
+		p.status, p.detail = a.Status, "the upstream is rate limited"
 	case http.StatusServiceUnavailable:
-		p.status, p.detail = a.status, "the upstream is unavailable"
+		p.status, p.detail = a.Status, "the upstream is unavailable"
 	case http.StatusRequestTimeout, http.StatusGatewayTimeout:
 		p.status, p.detail = http.StatusGatewayTimeout, "the upstream did not answer in time"
 	}
 	if p.status == http.StatusTooManyRequests || p.status == http.StatusServiceUnavailable {
-		p.retryAfter = retryAfter(a.header.Get("Retry-After"), time.Now())
+		p.retryAfter = httpx.RetryAfter(a.Header.Get("Retry-After"), time.Now())
 	}
 	return p
 }
@@ -392,10 +389,49 @@ func (h *gatewayRequest) seal(answer []byte, clientKey *PublicKey, form envelope
 	plaintext = append(plaintext, '}')
 	defer clear(plaintext)
 	e := &envelope.Envelope{TagForm: form, ProcessedAt: float64(now), HasProcessedAt: true}
-	sealed, err := clientKey.appendSealed(nil, e, plaintext)
+	sealed, err := clientKey.rsa.AppendSealed(nil, e, plaintext)
 	if err != nil {
 		return nil, &refusal{status: http.StatusInternalServerError, detail: "internal error", cause: err}
 	}
 	h.g.counts.sealed.Add(int64(len(plaintext)))
 	return sealed, nil
+}
+
+func (h *gatewayRequest) tell(ctx context.Context, e Event) error {
+	e.PayloadID = h.payloadID
+	return h.g.audit.tell(ctx, e)
+}
+
+// tellOpened tells of a request that is about to go upstream.
+func (h *gatewayRequest) tellOpened(ctx context.Context, size int) *refusal {
+	return h.unaudited(h.tell(ctx, Event{Type: EventRequestOpened, Tier: h.tier, Bytes: int64(size)}))
+}
+
+func (h *gatewayRequest) tellSealed(ctx context.Context, size int) *refusal {
+	return h.unaudited(h.tell(ctx, Event{Type: EventResponseSealed, Bytes: int64(size), Duration: time.Since(h.start)}))
+}
+
+func (h *gatewayRequest) unaudited(err error) *refusal {
+	if err == nil {
+		return nil
+	}
+	return &refusal{status: http.StatusServiceUnavailable, detail: "the audit log is unavailable", cause: err}
+}
+
+// tellRefused tells of a refusal that is an event. An error of the Auditor's can only be logged: the request is refused.
+func (h *gatewayRequest) tellRefused(p *refusal) {
+	if p.event == "" {
+		return
+	}
+	e := Event{Type: p.event, Status: p.status, Reason: p.detail}
+	if p.event == EventTierRefused {
+		e.Tier = h.tier
+	}
+	h.logAudit(h.tell(h.r.Context(), e))
+}
+
+func (h *gatewayRequest) logAudit(err error) {
+	if err != nil {
+		h.g.cfg.Logger.Error("audit failed", "payload_id", h.payloadID, "cause", fault.Reason(err))
+	}
 }

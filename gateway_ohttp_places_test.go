@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // A gateway that is busy remembers some of what it refuses, says of these alone that they were not processed, and has room
@@ -43,7 +44,7 @@ func TestObliviousBusyFillsNoReplays(t *testing.T) {
 		if a.err != nil || a.status != 503 || a.header.Get("Retry-After") != "1" {
 			t.Fatalf("%+v", a)
 		}
-		if a.header.Get(headerProcessed) == "no" {
+		if a.header.Get(ohttp.HeaderProcessed) == "no" {
 			said = append(said, s)
 		} else {
 			silent = append(silent, s)
@@ -102,7 +103,7 @@ func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
 		for range 6 {
 			conn := rawDial(t, srv)
 			fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\nContent-Length: %d\r\n\r\n",
-				pathOHTTP, len(captured.body))
+				ohttp.Path, len(captured.body))
 			_, _ = conn.Write(captured.body[:len(captured.body)-1])
 			conns = append(conns, conn)
 		}
@@ -144,7 +145,7 @@ func TestObliviousCopiesAreGivenBackOnce(t *testing.T) {
 	for range 2 {
 		conn := rawDial(t, srv)
 		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\nContent-Length: %d\r\n\r\n",
-			pathOHTTP, len(captured.body))
+			ohttp.Path, len(captured.body))
 		_, _ = conn.Write(captured.body[:len(captured.body)-1])
 		conns = append(conns, conn)
 	}

@@ -29,7 +29,7 @@ func TestObliviousStrangersHoldNoPlace(t *testing.T) {
 	defer server.Close()
 	r := &rig{t: t, g: g}
 	post := func(from string, body io.Reader) *http.Response {
-		req, err := http.NewRequest(http.MethodPost, server.URL+pathOHTTP, body)
+		req, err := http.NewRequest(http.MethodPost, server.URL+ohttp.Path, body)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -131,7 +131,7 @@ func TestObliviousSlowAuthenticate(t *testing.T) {
 	}()
 	client := &http.Client{Transport: testkit.ClientTransport(server)}
 	defer client.CloseIdleConnections()
-	resp, err := client.Post(server.URL+pathOHTTP, ohttp.TypeRequest, body)
+	resp, err := client.Post(server.URL+ohttp.Path, ohttp.TypeRequest, body)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,13 +5,14 @@ package sealedchat
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"path/filepath"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/auditfile"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/fsafe"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -23,7 +24,7 @@ import (
 //
 //	store, err := OpenKeyStore(ctx, dir, passphrase, nil)
 //	log, err := OpenAuditLog(ctx, path, store, nil)
-//	err = store.SetAuditor(ctx, log)
+//	err = store.SetAuditor(ctx, log.Record)
 //	…
 //	store.Close() // after the clients and gateways; rotation in the background tells until here
 //	log.Close()
@@ -39,7 +40,7 @@ func (s *KeyStore) SetAuditor(ctx context.Context, a Auditor) (err error) {
 	s.unheard = nil
 	s.mu.Unlock()
 	for _, e := range unheard {
-		err = beside(err, s.audit.tell(ctx, e))
+		err = fault.Join(err, s.audit.tell(ctx, e))
 	}
 	return err
 }
@@ -70,7 +71,7 @@ func (s *KeyStore) failed(ctx context.Context, err error) error {
 	if e.Path == "" && s.dir != nil {
 		e.Path = s.dir.Path()
 	}
-	return &toldError{beside(err, s.tell(ctx, e))}
+	return &toldError{fault.Join(err, s.tell(ctx, e))}
 }
 
 // toldError is an error that is an event, and was told.
@@ -93,7 +94,7 @@ func stands(err error) bool {
 func (s *KeyStore) opened(ctx context.Context, err error) error {
 	switch {
 	case err == nil, unconfirmed(err):
-		err = beside(err, s.tellLoaded(ctx))
+		err = fault.Join(err, s.tellLoaded(ctx))
 	default:
 		err = s.failed(ctx, err)
 	}
@@ -115,7 +116,7 @@ func (s *KeyStore) tellLoaded(ctx context.Context) error {
 	s.mu.Lock()
 	e.Keys = len(s.keys)
 	if k := s.primary(); k != nil {
-		e.Fingerprint, e.Bits = k.public.fingerprint, k.public.Bits()
+		e.Fingerprint, e.Bits = k.Public().Fingerprint(), k.Public().Bits()
 	}
 	s.mu.Unlock()
 	return s.tell(ctx, e)
@@ -123,7 +124,7 @@ func (s *KeyStore) tellLoaded(ctx context.Context) error {
 
 func (s *KeyStore) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start time.Time) error {
 	if ctx.Err() != nil {
-		return endedError(ctx) // the key is dropped, and nobody hears of it
+		return fault.Ended(ctx) // the key is dropped, and nobody hears of it
 	}
 	// A store that is closed meanwhile waits for the Auditor: an event that it breaks off would count as lost.
 	e := Event{Type: EventKeyGenerated, Fingerprint: hexFingerprint(key), Bits: key.Bits(), Duration: time.Since(start)}
@@ -131,8 +132,7 @@ func (s *KeyStore) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start
 }
 
 func hexFingerprint(key *keyfile.RSAKey) string {
-	fp := key.Fingerprint()
-	return hex.EncodeToString(fp[:])
+	return hybrid.HexFingerprint(key.Fingerprint())
 }
 
 // keyStates are the states of a body's keys by fingerprint.
@@ -181,7 +181,7 @@ func (s *KeyStore) tellChanges(ctx context.Context, c *keyChanges, err error) er
 	}
 	tell := func(e Event) {
 		if untold := s.tell(ctx, e); untold != nil {
-			err = &untoldError{beside(err, untold)}
+			err = &untoldError{fault.Join(err, untold)}
 		}
 	}
 	was, is := c.before.primary(), c.after.primary()
@@ -205,20 +205,19 @@ func (s *KeyStore) tellChanges(ctx context.Context, c *keyChanges, err error) er
 	return err
 }
 
-// auditKey derives the key of an audit log from the data key of a generation, or the newest for 0. The caller wipes it.
-func (s *KeyStore) auditKey(generation uint32) (*auditfile.Key, uint32, error) {
+// useDataKey lends f the data key of a generation, or the newest for 0, and returns its generation.
+func (s *KeyStore) useDataKey(generation uint32, f func(dataKey []byte) error) (uint32, error) {
 	dataKey, generation, err := s.dataKey(generation)
 	if err != nil {
-		return nil, 0, err
+		return 0, err
 	}
 	defer dataKey.Destroy()
 	defer s.sweeper.Soon()
-	var key *auditfile.Key
-	erase.Do(func() { key, err = auditfile.NewKey(dataKey.Bytes()) })
+	erase.Do(func() { err = f(dataKey.Bytes()) })
 	if err != nil {
-		return nil, 0, keyStoreError(err)
+		return 0, keyStoreError(err)
 	}
-	return key, generation, nil
+	return generation, nil
 }
 
 // dataGeneration is the newest generation of data keys that is known here; 0 if there is none.
@@ -236,10 +235,24 @@ func (s *KeyStore) tellUnopened(err error) error {
 	if !errors.Is(err, ErrDecryption) {
 		return err
 	}
-	return beside(err, s.tell(context.Background(), Event{Type: EventDecryptionRefused, Path: s.path(), Reason: "data at rest"}))
+	return fault.Join(err, s.tell(context.Background(), Event{Type: EventDecryptionRefused, Path: s.path(), Reason: "data at rest"}))
 }
 
 // isNews reports whether a failure of the background is another one than the last, which was told already.
 func isNews(before, now error) bool {
 	return now != nil && (before == nil || before.Error() != now.Error())
+}
+
+// fileEvent is the event that an error of the file system is, if it is one.
+func fileEvent(err error) (Event, bool) {
+	if denied, ok := errors.AsType[*fsafe.PermissionError](err); ok {
+		return Event{Type: EventPermissionsRefused, Path: denied.Path, Reason: denied.Reason}, true
+	}
+	if errors.Is(err, ErrInsecurePermissions) {
+		return Event{Type: EventPermissionsRefused, Reason: "not a regular file or folder"}, true
+	}
+	if errors.Is(err, ErrLockLost) {
+		return Event{Type: EventLockLost}, true
+	}
+	return Event{}, false
 }

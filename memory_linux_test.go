@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -83,7 +84,7 @@ func TestMemoryRequired(t *testing.T) {
 			},
 		} {
 			err := f()
-			limit, ok := errors.AsType[*MemoryLimitError](err)
+			limit, ok := errors.AsType[*locked.LimitError](err)
 			if !ok || !errors.Is(err, ErrMemoryLimit) || limit.Limit != 0 || limit.InUse != 0 || limit.Needed < int64(os.Getpagesize()) {
 				t.Errorf("%s: %v", what, err)
 			}
@@ -147,7 +148,7 @@ func TestAuditorMayStartProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := false
-	if err := two.SetAuditor(t.Context(), AuditorFunc(func(_ context.Context, e Event) error {
+	if err := two.SetAuditor(t.Context(), Auditor(func(_ context.Context, e Event) error {
 		if e.Type != EventKeyLoaded {
 			return nil
 		}

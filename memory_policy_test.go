@@ -74,19 +74,6 @@ func memoryOff(t testing.TB) *Secret {
 	return s
 }
 
-func TestMemoryLimitErrorText(t *testing.T) {
-	cause := errors.New("cause")
-	err := error(&MemoryLimitError{Limit: 65536, InUse: 61440, Needed: 12288, Err: cause})
-	if !errors.Is(err, ErrMemoryLimit) || !errors.Is(err, cause) || errors.Is(err, ErrTooLarge) {
-		t.Error("not what it should be")
-	}
-	for _, figure := range []string{"65536", "61440", "12288"} {
-		if !strings.Contains(err.Error(), figure) {
-			t.Errorf("%s is not in %q", figure, err)
-		}
-	}
-}
-
 // A Secret that is lost is wiped and counted; one that is in use meanwhile is neither.
 func TestLeakedSecret(t *testing.T) {
 	before := MemoryReport()

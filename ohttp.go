@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"slices"
 	"strconv"
@@ -18,8 +17,11 @@ import (
 	"unsafe"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
-	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
@@ -79,14 +81,14 @@ func (c *SecureCompletionClient) setProtocol() {
 		c.server.origin = "ohttp+" + c.server.origin // what is remembered for one protocol says nothing about the other
 		c.retry.once = true
 		c.oblivious = &obliviousHTTP{
-			url: c.base.String() + pathOHTTP, scheme: c.base.Scheme, authority: c.base.Host, keys: c.cfg.Keys, server: c.server,
+			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host, keys: c.cfg.Keys, server: c.server,
 			memory: c.memory, padding: c.cfg.Padding, maxAnswer: c.cfg.MaxResponseBytes,
 		}
 		c.wire = c.oblivious
 		return
 	}
 	c.wire = &envelopeV1{
-		completionURL: c.base.String() + pathCompletion, keys: c.cfg.Keys, server: c.server, maxAnswer: c.cfg.MaxResponseBytes,
+		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server, maxAnswer: c.cfg.MaxResponseBytes,
 	}
 }
 
@@ -140,15 +142,13 @@ func (p *obliviousHTTP) warm(ctx context.Context) error {
 // seal makes a chat completion's request. Like the servers of version 1, it takes no notice of stream.
 func (p *obliviousHTTP) seal(ctx context.Context, plaintext []byte, o *callOptions) (*sealedRequest, error) {
 	in := &plainRequest{method: http.MethodPost, path: pathChat, header: jsonFields(mediaJSON), content: plaintext}
-	if asksForStream(plaintext) {
+	if chatjson.HasStreamMember(plaintext) {
 		room, err := p.memory.Alloc(len(plaintext))
 		if err != nil {
-			return nil, memoryError(err)
+			return nil, err
 		}
 		defer room.Destroy()
-		if in.content, err = jsonspan.Cut(room.Bytes()[:0], plaintext, maxDepth, isStreamMember); err != nil {
-			return nil, fmt.Errorf("%w: the request is not a JSON object", ErrInvalidRequest)
-		}
+		in.content = chatjson.CutStream(room.Bytes()[:0], plaintext)
 	}
 	return p.sealInner(ctx, in, o)
 }
@@ -161,17 +161,6 @@ const (
 // jsonFields are the fields of a request that carries JSON.
 func jsonFields(accept string) []bhttp.Field {
 	return []bhttp.Field{{Name: "content-type", Value: mediaJSON}, {Name: "accept", Value: accept}}
-}
-
-func isStreamMember(m jsonspan.Member) bool { return m.Is("stream") || m.Is("stream_options") }
-
-func asksForStream(valid []byte) bool {
-	for m := range jsonspan.MembersOf(valid) {
-		if isStreamMember(m) {
-			return true
-		}
-	}
-	return false
 }
 
 // sealInner seals a request of any kind for the server's key.
@@ -216,13 +205,7 @@ func (p *obliviousHTTP) request(ctx context.Context, body []byte) (*http.Request
 	if err != nil {
 		return nil, err
 	}
-	counted := &countedBody{req.Body, new(atomic.Bool)}
-	again := req.GetBody
-	req.Body = counted
-	req.GetBody = func() (io.ReadCloser, error) { // the same ciphertext, which a gateway serves once
-		b, err := again()
-		return &countedBody{b, counted.read}, err
-	}
+	httpx.Count(req) // what is sent again is the same ciphertext, which a gateway serves once
 	req.Header = http.Header{
 		"Content-Type":  {ohttp.TypeRequest},
 		"Accept":        {ohttp.TypeResponse},
@@ -237,19 +220,19 @@ func (p *obliviousHTTP) request(ctx context.Context, body []byte) (*http.Request
 func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer, error) {
 	header := slices.Concat(in.header, []bhttp.Field{{Name: "date", Value: p.date()}})
 	if o.tier != "" {
-		header = append(header, bhttp.Field{Name: "x-security-tier", Value: string(o.tier)})
+		header = append(header, bhttp.Field{Name: ohttp.HeaderTier, Value: string(o.tier)})
 	}
 	if o.apiKey == nil {
 		return p.encodeWith(in, header)
 	}
 	var message *locked.Buffer
 	err := o.apiKey.Use(func(key []byte) error {
-		if err := validAPIKey(key); err != nil {
+		if err := httpx.ValidAPIKey(key); err != nil {
 			return err
 		}
 		bearer, err := p.memory.Alloc(len("Bearer ") + len(key))
 		if err != nil {
-			return memoryError(err)
+			return err
 		}
 		defer bearer.Destroy()
 		value := append(append(bearer.Bytes()[:0], "Bearer "...), key...)
@@ -267,7 +250,7 @@ func (p *obliviousHTTP) encodeWith(in *plainRequest, header []bhttp.Field) (*loc
 	}
 	buffer, err := p.memory.Alloc(most)
 	if err != nil {
-		return nil, memoryError(err)
+		return nil, err
 	}
 	message, err := bhttp.AppendRequest(buffer.Bytes()[:0], &bhttp.Request{
 		Method: in.method, Scheme: p.scheme, Authority: p.authority, Path: in.path, Header: header,
@@ -286,21 +269,21 @@ func (p *obliviousHTTP) date() string {
 }
 
 // failure: nothing in the clear is the gateway's word.
-func (p *obliviousHTTP) failure(a *answer) error { return outerError(a.status, a.body) }
+func (p *obliviousHTTP) failure(a *httpx.Answer) error { return outerError(a.Status, a.Body) }
 
 func outerError(status int, body []byte) *OuterError {
-	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemTypeOf(body) == problemKey}
+	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemTypeOf(body) == ohttp.ProblemKey}
 	_, e.Detail = errorDetail(body)
 	return e
 }
 
 // problemTypeOf is the type of a problem document (RFC 9457), "" of anything else.
 func problemTypeOf(body []byte) string {
-	if !validObject(body) {
+	if !chatjson.ValidObject(body) {
 		return ""
 	}
-	o, _ := pick(body, "type")
-	return o.text("type")
+	o, _ := chatjson.Pick(body, "type")
+	return o.Text("type")
 }
 
 // refused asks for the list of keys again when the gateway does not know the one that was used, and sets the clock after
@@ -323,18 +306,18 @@ func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error
 }
 
 // open decrypts a whole answer, and returns its content if the status inside is 200.
-func (p *obliviousHTTP) open(r *sealedRequest, a *answer, into room) (*opened, error) {
-	if !hasType(a.header, ohttp.TypeResponse) {
-		return nil, &OuterError{StatusCode: a.status, Detail: "not a sealed answer"}
+func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error) {
+	if !httpx.HasType(a.Header, ohttp.TypeResponse) {
+		return nil, &OuterError{StatusCode: a.Status, Detail: "not a sealed answer"}
 	}
-	message := a.body // in place: what is opened is never ahead of what was read
+	message := a.Body // in place: what is opened is never ahead of what was read
 	if into != nil {
 		var err error
-		if message, err = into(len(a.body)); err != nil {
+		if message, err = into(len(a.Body)); err != nil {
 			return nil, err
 		}
 	}
-	content, err := p.openInto(message, r.ohttp, a.body, into != nil)
+	content, err := p.openInto(message, r.ohttp, a.Body, into != nil)
 	if err != nil {
 		clear(message)
 		return nil, err
@@ -348,7 +331,7 @@ func (p *obliviousHTTP) openInto(message []byte, call *obliviousCall, sealed []b
 	if protect {
 		room, err := p.memory.Alloc(min(len(sealed), maxAnswerChunk+ohttp.Overhead) + 1)
 		if err != nil {
-			return nil, memoryError(err)
+			return nil, err
 		}
 		defer room.Destroy()
 		buffer = room.Bytes()
@@ -409,15 +392,15 @@ func openAll(dst []byte, call *obliviousCall, sealed, buffer []byte) ([]byte, er
 
 // judge makes an error of an authentic answer that is none to be content with. Of content it keeps nothing but words.
 func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
-	header := headerOf(in.Header)
+	header := httpx.HeaderOf(in.Header)
 	if in.Status == http.StatusOK {
 		return c.checkTier(header)
 	}
-	content = content[:min(len(content), maxErrorBody)]
+	content = content[:min(len(content), httpx.MaxErrorBody)]
 	// Without this the answer may be the upstream's, which has worked on the request whatever its status says.
-	unprocessed := header.Get(headerProcessed) == "no"
+	unprocessed := header.Get(ohttp.HeaderProcessed) == "no"
 	// And a copy that was held back until its date was over is refused truly, although the first one was served.
-	if unprocessed && time.Since(c.dated) < maxDateAge && in.Status == http.StatusBadRequest && problemTypeOf(content) == problemDate {
+	if unprocessed && time.Since(c.dated) < maxDateAge && in.Status == http.StatusBadRequest && problemTypeOf(content) == ohttp.ProblemDate {
 		if at, err := http.ParseTime(header.Get("Date")); err == nil {
 			c.late, c.ahead = true, time.Until(at)
 		}
@@ -429,25 +412,10 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 
 // checkTier: the gateway states its tier in every answer. One that states none cannot be shown to be high enough.
 func (c *obliviousCall) checkTier(header http.Header) error {
-	if c.tier != "" && SecurityTier(header.Get(headerTier)).rank() < c.tier.rank() {
+	if c.tier != "" && SecurityTier(header.Get(hybrid.HeaderTier)).rank() < c.tier.rank() {
 		return ErrTierDowngrade
 	}
 	return nil
-}
-
-// headerOf is a field section as net/http has it.
-func headerOf(fields []bhttp.Field) http.Header {
-	h := make(http.Header, len(fields))
-	for _, f := range fields {
-		h.Add(f.Name, f.Value)
-	}
-	return h
-}
-
-// hasType tells whether a body is of a media type, whatever its parameters.
-func hasType(h http.Header, want string) bool {
-	got, _, err := mime.ParseMediaType(h.Get("Content-Type"))
-	return err == nil && got == want
 }
 
 // innerError gives errors of the sealed message this package's types.
@@ -463,9 +431,9 @@ func innerError(err error) error {
 	case malformed:
 		return fmt.Errorf("%w: %s: %s", ErrEnvelope, format.Part, format.Reason)
 	case errors.Is(err, ohttp.ErrTruncated):
-		return &truncatedError{"no final chunk"}
+		return &fault.TruncatedError{What: "no final chunk"}
 	case errors.Is(err, bhttp.ErrTruncated):
-		return &truncatedError{"the message ends early"}
+		return &fault.TruncatedError{What: "the message ends early"}
 	}
 	return fmt.Errorf("%w: %w", ErrEnvelope, err)
 }

@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 const (
@@ -52,8 +54,8 @@ func unprocessed(err error) bool {
 	if answer, ok := errors.AsType[*APIError](err); ok {
 		return answer.unprocessed
 	}
-	failed, ok := errors.AsType[*connectionError](err)
-	return ok && failed.unsent
+	failed, ok := errors.AsType[*fault.ConnectionError](err)
+	return ok && failed.Unsent
 }
 
 // wantsRetry tells failures that may pass by themselves, with the wait that the server asked for. A connection that
@@ -74,8 +76,8 @@ func wantsRetry(err error) (time.Duration, bool) {
 		}
 		return 0, false
 	}
-	failed, ok := errors.AsType[*connectionError](err)
-	if !ok || failed.answered || errors.Is(err, errAttemptTimeout) {
+	failed, ok := errors.AsType[*fault.ConnectionError](err)
+	if !ok || failed.Answered || errors.Is(err, fault.AttemptTimeout) {
 		return 0, false
 	}
 	_, distrusted := errors.AsType[*tls.CertificateVerificationError](err)

@@ -15,6 +15,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -45,7 +46,7 @@ func TestHTTPErrorVectors(t *testing.T) {
 			if !decided {
 				t.Fatal("nobody decided about this vector: add it to errorDetails")
 			}
-			if c.Expected.Detail != nil && sanitise(*c.Expected.Detail, maxDetail) != detail {
+			if c.Expected.Detail != nil && fault.Sanitise(*c.Expected.Detail, maxDetail) != detail {
 				t.Errorf("the vector's own detail is %q", *c.Expected.Detail)
 			}
 			client := startClient(t, testkit.Stub(t, c, nil).URL, func(cfg *Config) { cfg.Keys = keys })

@@ -68,9 +68,9 @@ step_python() {
 	fi
 	need_staticcheck
 	SEALEDCHAT_PYTHON="$python" must_run TestCapturedRequestOpensWithPython TestCapturedRequestOpensWithOpenSSL
-	go vet -tags interop ./internal/interop/
-	"$tools/staticcheck" -tags interop ./internal/interop/
-	SEALEDCHAT_PYTHON="$python" SEALEDCHAT_INTEROP=required go test -count=1 -tags interop ./internal/interop/
+	go vet -tags interop ./internal/interop/nomyo/
+	"$tools/staticcheck" -tags interop ./internal/interop/nomyo/
+	SEALEDCHAT_PYTHON="$python" SEALEDCHAT_INTEROP=required go test -count=1 -tags interop ./internal/interop/nomyo/
 }
 
 # The tests that do more with SEALEDCHAT_LONG=1, but for the audit log's.
@@ -87,7 +87,7 @@ step_memory() {
 		case $(go env GOOS)/$(go env GOARCH)/$experiment in
 		linux/amd64/* | linux/arm64/* | linux/*/)
 			echo "GOEXPERIMENT=$experiment"
-			GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessMemory
+			GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessMemory TestProcessMemoryOfLargeStacks
 			sed -n '/rounds_1/,/KB of heap/p' "$tools/must.out" | grep -F '| ' || true
 			if command -v gcore >/dev/null; then GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessCore; fi
 			;;
@@ -143,12 +143,12 @@ step_modules() {
 		skip "gateways that share a Redis server: no redis-server"
 	fi
 	local dir failed=()
-	for dir in internal/consumer internal/wycheproof internal/ohttpinterop examples/openai-sdk examples/keystore examples/gateway-redis bench/peers; do
+	for dir in internal/interop/consumer internal/interop/wycheproof internal/interop/ohttp examples/openai-sdk examples/keystore examples/gateway-redis bench/peers; do
 		echo "$dir"
 		bash -ec 'cd "$1"; go mod tidy -diff; go vet ./...; "$2/staticcheck" ./...; go test -count=1 ./...' - "$dir" "$tools" || failed+=("$dir")
 	done
 	[ "${#failed[@]}" = 0 ] || { echo "failed: ${failed[*]}"; return 1; }
-	[ "$(cd internal/consumer && go run .)" = "Paris." ] || { echo "the consumer got no answer"; return 1; }
+	[ "$(cd internal/interop/consumer && go run .)" = "Paris." ] || { echo "the consumer got no answer"; return 1; }
 }
 
 step_bench() {

@@ -70,7 +70,7 @@ func TestVerify(t *testing.T) {
 	w := newWorld(t)
 	w.write(t, 0, 3, "")
 	head, said, status := w.run(t.Context(), passphrase, "verify", w.path)
-	if status != 0 || head != w.log.Head().String()+"\n" || !strings.Contains(said, "3 events in 1 files") || !strings.Contains(said, "no -head") {
+	if status != 0 || head != w.log.Head()+"\n" || !strings.Contains(said, "3 events in 1 files") || !strings.Contains(said, "no -head") {
 		t.Errorf("%d: %s %s", status, head, said)
 	}
 	file := filepath.Join(t.TempDir(), "pass")
@@ -189,7 +189,7 @@ func TestTail(t *testing.T) {
 func TestDroppedHead(t *testing.T) {
 	w := newWorld(t)
 	w.write(t, 0, 1, "")
-	head := w.log.Head().String()
+	head := w.log.Head()
 	shown := &lockedBuffer{}
 	p := &program{stdout: shown, stderr: shown}
 	first := lastLine(t, w.path)

@@ -137,6 +137,8 @@ func (p *program) print(line string) error {
 		}
 		p.seq = seq
 	}
+	var severity string // as the file has it
+	_ = json.Unmarshal(members["severity"], &severity)
 	for _, name := range []string{"time", "severity", "type", "prev", "mac", "key"} {
 		delete(members, name)
 	}
@@ -144,6 +146,6 @@ func (p *program) print(line string) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(p.stdout, "%s  %-8s  %-21s  %s\n", e.Time.Format(time.RFC3339), oneLine(string(e.Severity)), oneLine(string(e.Type)), oneLine(string(rest)))
+	_, err = fmt.Fprintf(p.stdout, "%s  %-8s  %-21s  %s\n", e.Time.Format(time.RFC3339), oneLine(severity), oneLine(string(e.Type)), oneLine(string(rest)))
 	return err
 }

@@ -31,17 +31,30 @@ var (
 	ErrLockLost = errors.New("fsafe: lock lost")
 )
 
-// PermissionError says that a file or folder is open to others or belongs to another user, and how to mend
-// it. It matches [ErrInsecurePermissions].
+// PermissionError says that a file or folder is open to others or belongs to another user, and how
+// to fix that. It matches [ErrInsecurePermissions].
 type PermissionError struct {
 	Path   string // absolute
-	Reason string // what is wrong, such as "mode is 0644, want 0600"
-	Mend   string // the command that mends it, such as "chmod 600 /path/file", quoted for the system's shell
+	Reason string // such as "mode is 0644, want 0600"
+	// Fix is the command that fixes it, such as "chmod 600 /path/file", quoted for the system's shell.
+	// It is empty where a command would take the file or folder away from others: see Advice.
+	Fix    string
+	Advice string // what to do where there is no Fix
 }
 
 func (e *PermissionError) Error() string {
-	return ErrInsecurePermissions.Error() + ": " + e.Path + ": " + e.Reason + "; mend it with: " + e.Mend
+	text := ErrInsecurePermissions.Error() + ": " + e.Path + ": " + e.Reason
+	if e.Fix == "" {
+		return text + "; " + e.Advice
+	}
+	return text + "; fix it with: " + e.Fix
 }
 
 // Is makes errors.Is(err, ErrInsecurePermissions) true.
 func (e *PermissionError) Is(target error) bool { return target == ErrInsecurePermissions }
+
+// What to do with what others may need. A command would lock them out.
+const (
+	adviceFolder = "others may need it as it is: use a folder of its own"
+	adviceFile   = "it has other names, which others may need as they are: use a file of its own"
+)

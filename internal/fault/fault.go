@@ -1,0 +1,142 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fault
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// AttemptTimeout is the cause with which an attempt's own clock ends it.
+var AttemptTimeout = fmt.Errorf("no complete answer within the time for one attempt: %w",
+	context.DeadlineExceeded)
+
+// Stalled is the cause of a stream that was ended because no piece of it came for too long.
+var Stalled = errors.New("the event stream stood still for longer than IdleTimeout")
+
+// Causes of a failed exchange that hold none of the peer's words.
+var (
+	Gzip            = errors.New("damaged gzip")
+	ContentEncoding = errors.New("unknown content encoding")
+)
+
+// ConnectionError hides the text that a failed exchange left in its error behind words of our own,
+// and keeps the cause for errors.As. It is an [ErrConnection]; an answer that had begun and was cut
+// short is an [ErrTruncated], too.
+type ConnectionError struct {
+	What     string // the exchange: method and path
+	Answered bool   // an answer had begun
+	Unsent   bool   // nothing of the request's body was asked for, or it was not its turn yet
+
+	err error // the cause; not exported, since encoding/json writes exported fields
+}
+
+// Connection is the failure of the exchange what, whose cause is err.
+func Connection(what string, err error, answered bool) *ConnectionError {
+	return &ConnectionError{What: what, Answered: answered, err: err}
+}
+
+func (e *ConnectionError) Error() string {
+	return ErrConnection.Error() + ": " + e.What + ": " + transportReason(e.err)
+}
+
+// GoString keeps %#v, which spells out the cause, to the same words.
+func (e *ConnectionError) GoString() string { return e.Error() }
+
+func (e *ConnectionError) Unwrap() []error {
+	if e.Answered && errors.Is(e.err, io.ErrUnexpectedEOF) {
+		return []error{ErrTruncated, ErrConnection, e.err}
+	}
+	return []error{ErrConnection, e.err}
+}
+
+// transportReason gives the reason of a failed exchange. net/http quotes the peer's bytes in its own
+// errors, and an upstream's bytes can be a prompt: only causes that are known to hold none are repeated.
+func transportReason(err error) string {
+	for _, known := range []error{
+		AttemptTimeout, Stalled, http.ErrSchemeMismatch, io.ErrUnexpectedEOF, io.EOF, Gzip, ContentEncoding,
+	} {
+		if errors.Is(err, known) {
+			return Reason(known)
+		}
+	}
+	if cause, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return Reason(cause)
+	}
+	if cause, ok := errors.AsType[tls.AlertError](err); ok {
+		return Reason(cause)
+	}
+	if cause, ok := errors.AsType[*net.OpError](err); ok {
+		return Reason(cause)
+	}
+	if cause, ok := errors.AsType[net.Error](err); ok && cause.Timeout() {
+		return "timeout"
+	}
+	return "the HTTP exchange failed"
+}
+
+// TruncatedError is an answer that ended before its end, although the transport did not notice.
+type TruncatedError struct{ What string }
+
+func (e *TruncatedError) Error() string   { return ErrTruncated.Error() + ": " + e.What }
+func (e *TruncatedError) Unwrap() []error { return []error{ErrTruncated, ErrConnection} }
+
+// Ended is the error of a call that its caller's context, or Close, ended.
+func Ended(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, ErrClosed) || cause == ctx.Err() {
+		return fmt.Errorf("sealedchat: call ended: %w", cause)
+	}
+	return fmt.Errorf("sealedchat: call ended: %w (%w)", ctx.Err(), cause)
+}
+
+// Join is err and the error that came on top of it, in one line. Either may be nil.
+func Join(err, second error) error {
+	switch {
+	case err == nil:
+		return second
+	case second == nil:
+		return err
+	}
+	return fmt.Errorf("%w (and %w)", err, second)
+}
+
+// Reason is an error's text without the package's prefix, printable and bounded, so that it can end
+// another error's text.
+func Reason(err error) string {
+	return Sanitise(strings.TrimPrefix(err.Error(), "sealedchat: "), 300)
+}
+
+// Sanitise keeps at most n printable characters of s. Runs of anything else become one space.
+func Sanitise(s string, n int) string {
+	var b strings.Builder
+	space := false
+	for count := 0; s != "" && count < n; {
+		r, size := utf8.DecodeRuneInString(s)
+		s = s[size:]
+		if (r == utf8.RuneError && size == 1) || r == ' ' || !unicode.IsPrint(r) {
+			space = b.Len() > 0
+			continue
+		}
+		if space {
+			b.WriteByte(' ')
+			count++
+			space = false
+			if count == n {
+				break
+			}
+		}
+		b.WriteRune(r)
+		count++
+	}
+	return b.String()
+}
