@@ -8,12 +8,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"iter"
 	"maps"
-	"math"
-	"net/http"
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
@@ -159,29 +156,110 @@ func (c *SecureCompletionClient) Stream(ctx context.Context, r *ChatRequest, opt
 
 // streamChat gives each chunk to yield. It returns nil at the end, and after yield returned false.
 func (c *SecureCompletionClient) streamChat(ctx context.Context, r *ChatRequest, opts []CallOption, yield func(*ChatChunk) bool) error {
-	if r == nil {
-		return fmt.Errorf("%w: no ChatRequest", ErrInvalidRequest)
+	if !c.wire.streams() {
+		usage, err := r.wantsUsage()
+		if err != nil {
+			return err
+		}
+		body, err := r.encode("stream", "stream_options")
+		if err != nil {
+			return err
+		}
+		defer clear(body)
+		result, err := c.do(ctx, chatRequest(body, true), opts)
+		if err != nil {
+			return err
+		}
+		return c.madeChunks(ctx, result, usage, yield)
 	}
-	streaming := *r
-	streaming.Extra = maps.Clone(r.Extra)
-	if streaming.Extra == nil {
-		streaming.Extra = make(map[string]any)
-	}
-	streaming.Extra["stream"] = true
-	if _, set := streaming.Extra["stream_options"]; !set {
-		streaming.Extra["stream_options"] = map[string]bool{"include_usage": true}
-	}
-	body, err := streaming.encode()
+	body, err := r.streaming().encode()
 	if err != nil {
 		return err
 	}
 	defer clear(body)
-	events, err := c.chatEvents(ctx, body, opts)
+	resp, err := c.stream(ctx, chatRequest(body, false), opts)
 	if err != nil {
 		return err
 	}
-	defer events.Close()
-	return c.tellSchema(ctx, events.payloadID, readChunks(events, yield))
+	defer resp.body.Close()
+	if resp.media() == mediaEvents {
+		return c.tellSchema(ctx, resp.payloadID, readChunks(resp, yield))
+	}
+	result, err := c.readWhole(ctx, resp)
+	if err != nil {
+		return err
+	}
+	return c.madeChunks(ctx, result, chatjson.CallOf(body).IncludeUsage, yield)
+}
+
+// streaming is the request with what asks for a stream.
+func (r *ChatRequest) streaming() *ChatRequest {
+	if r == nil {
+		return nil
+	}
+	s := *r
+	s.Extra = make(map[string]any, len(r.Extra)+2)
+	s.Extra["stream_options"] = map[string]bool{"include_usage": true}
+	maps.Copy(s.Extra, r.Extra)
+	s.Extra["stream"] = true
+	return &s
+}
+
+// wantsUsage reports whether a stream is to end with the usage.
+func (r *ChatRequest) wantsUsage() (bool, error) {
+	if r == nil {
+		return false, nil // which is no request
+	}
+	options, set := r.Extra["stream_options"]
+	if !set {
+		return true, nil
+	}
+	text, err := chatjson.Marshal(options)
+	if err != nil {
+		return false, err
+	}
+	return chatjson.IncludesUsage(text), nil
+}
+
+// madeChunks gives the chunks of a whole answer, which it wipes, to yield.
+func (c *SecureCompletionClient) madeChunks(ctx context.Context, answer *completion, usage bool, yield func(*ChatChunk) bool) error {
+	defer clear(answer.plaintext)
+	events, err := chatjson.NewEvents(answer.plaintext, usage)
+	if err != nil {
+		return c.tellSchema(ctx, answer.payloadID, err)
+	}
+	defer events.Wipe()
+	for {
+		text, err := events.Next()
+		if err == io.EOF {
+			return nil
+		}
+		chunk, err := decodeChunk(text)
+		if err != nil {
+			return c.tellSchema(ctx, answer.payloadID, err)
+		}
+		chunk.PayloadID = answer.payloadID
+		if !yield(chunk) {
+			return nil
+		}
+	}
+}
+
+// readWhole reads the answer of a server that took no notice of stream. An answer that is refused is told of; of one that
+// did not come as a whole, its body has told.
+func (c *SecureCompletionClient) readWhole(ctx context.Context, resp *openedResponse) (*completion, error) {
+	defer resp.body.Close()
+	plaintext, err := readAll(resp.body, resp.length())
+	if err == nil {
+		if err = checkCompletion(plaintext, resp.payloadID, ""); err != nil {
+			err = c.tellRefused(ctx, resp.payloadID, err, "")
+		}
+	}
+	if err != nil {
+		clear(plaintext)
+		return nil, err
+	}
+	return &completion{opened: opened{plaintext: plaintext}, payloadID: resp.payloadID}, nil
 }
 
 // tellSchema tells of an answer that opened and is not what it should be. What did not open was told of when it did not.
@@ -192,90 +270,9 @@ func (c *SecureCompletionClient) tellSchema(ctx context.Context, id string, err 
 	return c.tellRefused(ctx, id, err, "")
 }
 
-// chatEvents returns the events of a chat completion, whose request is body; they are the caller's to close. It may change
-// body.
-func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, opts []CallOption) (*chatEvents, error) {
-	if c.oblivious != nil {
-		call, err := chatjson.LookAtCall(body)
-		if err != nil {
-			return nil, err
-		}
-		resp, err := c.streamRequest(ctx, &plainRequest{
-			method: http.MethodPost, path: pathChat, header: jsonFields(mediaEvents), content: body,
-		}, opts)
-		if err != nil {
-			return nil, err
-		}
-		if resp.media() == mediaEvents {
-			return &chatEvents{Reader: resp.body, closer: resp.body, payloadID: resp.payloadID, most: sse.MaxEvent}, nil
-		}
-		events, err := c.wholeEvents(ctx, resp, call.IncludeUsage)
-		if err != nil {
-			return nil, err
-		}
-		return eventsOf(events, resp.payloadID), nil
-	}
-	call, err := chatjson.LookAtCall(body)
-	if err != nil {
-		return nil, err
-	}
-	result, err := c.do(ctx, chatjson.CutStream(body[:0], body), opts)
-	if err != nil {
-		return nil, err
-	}
-	events, err := chatjson.NewEventText(result.plaintext, call.IncludeUsage)
-	if err != nil {
-		clear(result.plaintext)
-		return nil, c.tellSchema(ctx, result.payloadID, err)
-	}
-	return eventsOf(events, result.payloadID), nil
-}
-
-// chatEvents is an event stream.
-type chatEvents struct {
-	io.Reader
-	closer    io.Closer // nil: nothing to close
-	payloadID string
-	most      int // bytes of an event
-}
-
-// Close gives up what was not read.
-func (e *chatEvents) Close() error {
-	if e.closer == nil {
-		return nil
-	}
-	return e.closer.Close()
-}
-
-// eventsOf is a stream that is made of a whole answer.
-func eventsOf(events *chatjson.EventText, payloadID string) *chatEvents {
-	return &chatEvents{Reader: events, closer: events, payloadID: payloadID, most: math.MaxInt32}
-}
-
-// wholeEvents makes the events of a complete answer: some servers take no notice of stream. An answer that is refused is told
-// of; of one that did not come as a whole, its body has told.
-func (c *SecureCompletionClient) wholeEvents(ctx context.Context, resp *openedResponse, includeUsage bool) (*chatjson.EventText, error) {
-	defer resp.body.Close()
-	plaintext, err := readAll(resp.body, resp.length())
-	if err != nil {
-		clear(plaintext)
-		return nil, err
-	}
-	if err := checkCompletion(plaintext, resp.payloadID, ""); err != nil {
-		clear(plaintext)
-		return nil, c.tellRefused(ctx, resp.payloadID, err, "")
-	}
-	events, err := chatjson.NewEventText(plaintext, includeUsage)
-	if err != nil {
-		clear(plaintext)
-		return nil, c.tellSchema(ctx, resp.payloadID, err)
-	}
-	return events, nil
-}
-
 // readChunks reads events to their end.
-func readChunks(events *chatEvents, yield func(*ChatChunk) bool) error {
-	reader := sse.NewReader(events, events.most)
+func readChunks(resp *openedResponse, yield func(*ChatChunk) bool) error {
+	reader := sse.NewReader(resp.body, sse.MaxEvent)
 	defer reader.Wipe()
 	for done := false; ; {
 		e, err := reader.Next()
@@ -296,7 +293,7 @@ func readChunks(events *chatEvents, yield func(*ChatChunk) bool) error {
 		if err != nil {
 			return err
 		}
-		chunk.PayloadID = events.payloadID
+		chunk.PayloadID = resp.payloadID
 		if !yield(chunk) {
 			return nil
 		}
@@ -318,30 +315,4 @@ func decodeChunk(valid []byte) (*ChatChunk, error) {
 		return nil, decodeError(err)
 	}
 	return chunk, nil
-}
-
-// length is how long the content is to be, as far as the server said; -1 if it did not.
-func (r *openedResponse) length() int64 {
-	n, err := chatjson.WholeNumber([]byte(r.header.Get("Content-Length")))
-	if err != nil || n < 0 || n > math.MaxInt32 {
-		return -1
-	}
-	return n
-}
-
-// streamRequest checks a chat completion that asks for a stream, and sends it.
-func (c *SecureCompletionClient) streamRequest(ctx context.Context, in *plainRequest, opts []CallOption) (*openedResponse, error) {
-	o, err := c.options(opts)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.checkSize(len(in.content)); err != nil {
-		return nil, err
-	}
-	if in.path == pathChat {
-		if err := chatjson.CheckRequest(in.content); err != nil {
-			return nil, err
-		}
-	}
-	return c.stream(ctx, in, o)
 }

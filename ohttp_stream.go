@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/sse"
@@ -36,90 +38,37 @@ func (r *openedResponse) media() string {
 	return strings.ToLower(strings.TrimSpace(kind))
 }
 
-// stream sends in, again where that is worth it, and returns as soon as the header of a good answer has come. Other answers
-// are errors: those of do. The response counts as a running call until its body is closed or has been read to its end.
-func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest, o *callOptions) (_ *openedResponse, err error) {
-	counted := c.counts.call()
-	ctx, done, err := c.begin(ctx)
-	if err != nil {
-		counted(&err)
-		return nil, err
+// length is how long the content is to be, as far as the server said; -1 if it did not.
+func (r *openedResponse) length() int64 {
+	n, err := chatjson.WholeNumber([]byte(r.header.Get("Content-Length")))
+	if err != nil || n < 0 || n > math.MaxInt32 {
+		return -1
 	}
-	finish := func(err error) {
-		done()
-		counted(&err)
-	}
-	returned := false
-	defer func() {
-		if !returned {
-			finish(errPanicked) // or else Close waits for this call for good
-		}
-	}()
-	var resp *openedResponse
-	err = c.persist(ctx, o, func() (again bool, err error) {
-		resp, again, err = c.streamOnce(ctx, in, o, finish)
-		return again, err
-	})
-	returned = true
-	if err != nil {
-		finish(err)
-		return nil, err
-	}
-	return resp, nil
+	return n
 }
 
-// errPanicked is the end of what a callback of the caller's ended by panicking.
-var errPanicked = errors.New("sealedchat: a callback panicked")
-
-// streamOnce is attempt for a response that is read as it comes. finish is called when a good one has been read.
-func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainRequest, o *callOptions, finish func(error)) (_ *openedResponse, again bool, err error) {
-	start := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.AttemptTimeout)
-	release, handedOn := func() { cancel() }, false
-	defer func() {
-		if !handedOn {
-			release()
-		}
-	}()
-	r, err := c.oblivious.sealInner(ctx, in, o)
+// receiveStream sends t and opens the header of its answer. finish is called when a good answer has been read.
+func (c *SecureCompletionClient) receiveStream(ctx context.Context, t *trip, finish func(error)) (*openedResponse, error) {
+	resp, err := c.sendForHeader(ctx, t)
 	if err != nil {
-		return nil, false, waitError(ctx, err)
-	}
-	release = func() {
-		r.release()
-		cancel()
-	}
-	o.sealed = r.payloadID
-	if err := c.tellSealed(ctx, r, len(in.content), o); err != nil {
-		return nil, false, err
-	}
-	c.counts.attempts.Add(1)
-	c.counts.sealed.Add(int64(len(in.content)))
-	log := c.log.With("payload_id", r.payloadID)
-	log.DebugContext(ctx, "request sealed", "bytes", len(in.content), "server_key", r.server.fingerprint)
-	resp, err := c.receive(ctx, in, r)
-	if err != nil {
-		err = c.tellRefused(ctx, r.payloadID, err, o.tier)
-		log.DebugContext(ctx, "request failed", "duration", time.Since(start), "error", logText(err))
-		again, err = c.refused(ctx, r, err)
-		return nil, again, err
+		return nil, c.tellRefused(ctx, t.payloadID, err, t.o.tier)
 	}
 	resp.body.over = func(end error) error {
 		failure := errPanicked
 		defer func() { finish(failure) }()
-		defer release()
+		defer t.release()
 		c.counts.opened.Add(resp.body.opened)
-		end = c.tellStream(context.WithoutCancel(ctx), resp, start, end)
-		log.DebugContext(ctx, "answer ended", "duration", time.Since(start), "bytes", resp.body.opened, "complete", end == io.EOF)
+		end = c.tellStream(context.WithoutCancel(ctx), resp, t.start, end)
+		t.log.DebugContext(ctx, "answer ended", "duration", time.Since(t.start), "bytes", resp.body.opened, "complete", end == io.EOF)
 		if failure = end; end == io.EOF || end == errBodyClosed {
 			failure = nil
 		}
 		return end
 	}
-	resp.body.untold = func(err error) { log.ErrorContext(ctx, "audit failed", "cause", fault.Reason(err)) }
-	handedOn = true
+	resp.body.untold = func(err error) { t.log.ErrorContext(ctx, "audit failed", "cause", fault.Reason(err)) }
+	t.kept = true
 	resp.body.watch(ctx)
-	return resp, false, nil
+	return resp, nil
 }
 
 // tellStream tells how an answer ended of which something may have been handed out; end comes back, or the Auditor's error.
@@ -145,9 +94,9 @@ func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedRes
 	return end
 }
 
-// receive sends r and opens the header of the answer. Statuses inside that are errors are *APIError.
-func (c *SecureCompletionClient) receive(ctx context.Context, in *plainRequest, r *sealedRequest) (*openedResponse, error) {
-	outside, err := send(c.http, r.http)
+// sendForHeader sends t. Statuses inside that are errors are *APIError.
+func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*openedResponse, error) {
+	outside, err := send(c.http, t.http)
 	if err != nil {
 		return nil, err
 	}
@@ -157,12 +106,6 @@ func (c *SecureCompletionClient) receive(ctx context.Context, in *plainRequest, 
 			_ = outside.Body.Close()
 		}
 	}()
-	resp, err := c.openHeader(ctx, in, r, outside)
-	opened = err == nil
-	return resp, err
-}
-
-func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest, outside *http.Response) (*openedResponse, error) {
 	if outside.StatusCode != http.StatusOK {
 		a, err := readFailure(ctx, outside)
 		if err != nil {
@@ -170,11 +113,17 @@ func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainReques
 		}
 		return nil, c.wire.failure(a)
 	}
+	resp, err := c.wire.openHeader(ctx, t.in, t.sealedRequest, outside)
+	opened = err == nil
+	return resp, err
+}
+
+func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest, outside *http.Response) (*openedResponse, error) {
 	encoding := outside.Header.Get("Content-Encoding")
 	if !hasType(outside.Header, ohttp.TypeResponse) || (encoding != "" && !strings.EqualFold(encoding, "identity")) {
 		return nil, errNotSealed
 	}
-	limit := c.cfg.MaxResponseBytes
+	limit := p.maxAnswer
 	reader, err := r.ohttp.Response(&cappedReader{r: outside.Body, left: limit, limit: limit}, maxAnswerChunk)
 	if err != nil {
 		return nil, innerError(err)
@@ -189,7 +138,7 @@ func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainReques
 	path, _, _ := strings.Cut(in.path, "?")
 	b.content, b.ending = body, sse.EndingOf(resp.media(), path, -1)
 	if events, ok := b.ending.(*sse.Stream); ok {
-		b.content = sse.NewIdle(body, c.cfg.IdleTimeout, events.Begun, func() { _ = outside.Body.Close() })
+		b.content = sse.NewIdle(body, p.idle, events.Begun, func() { _ = outside.Body.Close() })
 	}
 	if in.method == http.MethodHead || head.Status == http.StatusNoContent {
 		b.ending = sse.Any{}

@@ -458,7 +458,7 @@ func TestStreamOutOfTime(t *testing.T) {
 					answerEvents(`data: {"choices":[]}`+"\n\n")(w, r)
 					<-r.Context().Done()
 					w.(*tinyWriter).abandon() // or else its end could come before the client's
-				}), func(c *Config) { c.Timeout = test.timeout })
+				}), func(c *Config) { c.Timeout, c.IdleTimeout = test.timeout, -1 })
 				ctx, cancel := context.WithTimeout(t.Context(), test.ctx)
 				defer cancel()
 				start, chunks := time.Now(), 0

@@ -6,6 +6,7 @@ package chatjson
 import (
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
@@ -26,17 +27,20 @@ func CheckRequest(plaintext []byte) error {
 	if !ValidObject(plaintext) {
 		return fmt.Errorf("%w: the request is not a JSON object in valid UTF-8", fault.ErrInvalidRequest)
 	}
-	return CheckSpokenOutside(plaintext)
-}
-
-// CheckSpokenOutside is the second half of CheckRequest, for an object that was checked before.
-func CheckSpokenOutside(plaintext []byte) error {
 	for m := range jsonspan.MembersOf(plaintext) {
 		for _, name := range SpokenOutside {
 			if m.Is(name) {
-				return fmt.Errorf("%w: %s does not belong into the request; see Config and CallOption", fault.ErrInvalidRequest, name)
+				return CheckName(name)
 			}
 		}
+	}
+	return nil
+}
+
+// CheckName refuses the name of a member that is spoken outside the envelope.
+func CheckName(name string) error {
+	if slices.Contains(SpokenOutside, name) {
+		return fmt.Errorf("%w: %s does not belong into the request; see Config and CallOption", fault.ErrInvalidRequest, name)
 	}
 	return nil
 }
@@ -271,7 +275,7 @@ func checkMetadata(data []byte, asked Asked) error {
 	return nil
 }
 
-// IsUUID: 8-4-4-4-12 lower-case hex digits.
+// IsUUID tells a UUID: 8-4-4-4-12 lower-case hex digits.
 func IsUUID(s string) bool {
 	if len(s) != 36 {
 		return false

@@ -121,8 +121,16 @@ func appendAny(dst []byte, v any) ([]byte, error) {
 		}
 		return nil, fmt.Errorf("%w: cannot be marshalled", fault.ErrInvalidRequest) // the cause could quote a value
 	}
-	return w.b[:len(w.b)-len("\n")], nil
+	out := w.b[:len(w.b)-len("\n")]
+	// encoding/json lets through what a json.RawMessage or a MarshalJSON brings: bytes that are no UTF-8, and depth.
+	if jsonspan.Valid(out[len(dst):], MaxDepth-levels) != nil {
+		return nil, fmt.Errorf("%w: cannot be marshalled", fault.ErrInvalidRequest)
+	}
+	return out, nil
 }
+
+// levels is more than those of objects and lists that any value has around it in a request.
+const levels = 8
 
 type appendWriter struct{ b []byte }
 
