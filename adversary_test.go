@@ -9,13 +9,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -107,29 +107,6 @@ func TestSharedKeysShareWhatTheySaw(t *testing.T) {
 	}
 }
 
-// TestOriginsHaveOneSpelling: what FirstUse remembers must not be forgotten over another spelling of the base URL.
-func TestOriginsHaveOneSpelling(t *testing.T) {
-	for spelling, want := range map[string]string{
-		"https://API.example":         "https://api.example",
-		"HTTPS://api.example:443/":    "https://api.example",
-		"https://api.example:8443":    "https://api.example:8443",
-		"http://LOCALHOST:80/Prefix/": "http://localhost/Prefix",
-		"https://[::1]:443/a":         "https://[::1]/a",
-		"https://api.example:4430":    "https://api.example:4430",
-	} {
-		u, err := parseBaseURL(spelling, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := originOf(u); got != want {
-			t.Errorf("%s is %s, want %s", spelling, got, want)
-		}
-	}
-	if got := originOf(&url.URL{Scheme: "https", Host: "a:443"}); got != "https://a" {
-		t.Error(got)
-	}
-}
-
 // TestCutDeliveryIsRepeatedForTheSameClientOnly has somebody cut the delivery of an answer, and send the request again
 // under a key of his own.
 func TestCutDeliveryIsRepeatedForTheSameClientOnly(t *testing.T) {
@@ -139,9 +116,9 @@ func TestCutDeliveryIsRepeatedForTheSameClientOnly(t *testing.T) {
 		answerText("secret answer")(w, r)
 	}), nil)
 	post := func(w http.ResponseWriter, key string, body []byte) {
-		req := httptest.NewRequest(http.MethodPost, pathCompletion, strings.NewReader(string(body)))
-		req.Header.Set(headerPayloadID, newUUID())
-		req.Header.Set(headerPublicKey, percentEncode(testkit.PublicPEM(t, key)))
+		req := httptest.NewRequest(http.MethodPost, hybrid.PathCompletion, strings.NewReader(string(body)))
+		req.Header.Set(hybrid.HeaderPayloadID, newUUID())
+		req.Header.Set(hybrid.HeaderPublicKey, hybrid.PercentEncode(testkit.PublicPEM(t, key)))
 		g.ServeHTTP(w, req)
 	}
 	e, err := publicOf(t, "server-4096").seal([]byte(`{"model":"m","messages":[{"role":"user","content":"?"}]}`))

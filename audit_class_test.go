@@ -26,7 +26,7 @@ func auditorsOwn() map[string]error {
 		"an invalid one":    fmt.Errorf("ship: %w", ErrInvalidRequest),
 		"too large":         fmt.Errorf("ship: %w", errRequestTooLarge),
 		"not trusted":       &ServerKeyError{Got: strings.Repeat("0", 64)},
-		"a connection":      &fault.ConnectionError{What: "ship", Err: io.EOF, Unsent: true},
+		"a connection":      unsent(fault.Connection("ship", io.EOF, false)),
 		"a refused opening": fmt.Errorf("ship: %w", ErrDecryption),
 	}
 }
@@ -145,4 +145,9 @@ func TestAuditorRefusesTheNewKey(t *testing.T) {
 		t.Errorf("%d posts", posts)
 	}
 	h.failOn(nil)
+}
+
+func unsent(e *fault.ConnectionError) error {
+	e.Unsent = true
+	return e
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 var errDeaf = errors.New("the auditor is deaf")
@@ -42,7 +43,7 @@ func TestClientEvents(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	q := s.last()
-	if e := events[1]; e.Fingerprint != server || e.Tier != TierHigh || e.PayloadID != q.req.Header.Get(headerPayloadID) || e.Bytes != int64(len(q.plaintext)) {
+	if e := events[1]; e.Fingerprint != server || e.Tier != TierHigh || e.PayloadID != q.req.Header.Get(hybrid.HeaderPayloadID) || e.Bytes != int64(len(q.plaintext)) {
 		t.Errorf("%+v", e)
 	}
 	if e := events[2]; e.PayloadID != events[1].PayloadID || e.Bytes != int64(len(fineCompletion("fine"))) || e.Duration <= 0 {
@@ -71,7 +72,7 @@ func TestClientEvents(t *testing.T) {
 	}{
 		"decryption": {func(q *sealedQuestion) *http.Response {
 			e, _ := publicOf(t, "other-4096").seal([]byte(fineCompletion("x")))
-			e.WrappedKey = e.WrappedKey[:q.client.key.Size()]
+			e.WrappedKey = e.WrappedKey[:q.client.rsa.Size()]
 			return respond(200, string(envelope.Append(nil, e)))
 		}, "decryption_refused"},
 		"replay": {func(q *sealedQuestion) *http.Response {
@@ -105,7 +106,7 @@ func TestClientEvents(t *testing.T) {
 		}
 		events := h.mustHear(t, what, "request_sealed "+refused.types)
 		last := events[len(events)-1]
-		if last.PayloadID != s.last().req.Header.Get(headerPayloadID) {
+		if last.PayloadID != s.last().req.Header.Get(hybrid.HeaderPayloadID) {
 			t.Errorf("%s: %+v", what, last)
 		}
 		if what == "retry" {
@@ -242,7 +243,7 @@ func TestAuditStopsTheClient(t *testing.T) {
 	_, err = c.ServerKey(t.Context())
 	stopped("another server key", err)
 	s.present("rsa-2048")
-	h.failOn(&fault.ConnectionError{What: "x", Err: errDeaf}, EventRequestSealed) // which looks worth repeating
+	h.failOn(fault.Connection("x", errDeaf, false), EventRequestSealed) // which looks worth repeating
 	_, before := s.counts()
 	if _, err = c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) {
 		t.Error(err)
@@ -307,7 +308,7 @@ func TestGatewayEvents(t *testing.T) {
 	})
 	h.mustHear(t, "opening", "gateway_opened")
 	body := sealedBody(t, fineRequest, envelope.Separate)
-	openedAnswer(t, "fine", r.do(postBody(t, bytes.NewReader(body), headerTier, "standard")))
+	openedAnswer(t, "fine", r.do(postBody(t, bytes.NewReader(body), hybrid.HeaderTier, "standard")))
 	events := h.mustHear(t, "fine", "request_opened response_sealed")
 	if e := events[0]; e.PayloadID == "" || e.Tier != TierStandard || e.Bytes != int64(len(fineRequest)) {
 		t.Errorf("%+v", e)
@@ -327,12 +328,12 @@ func TestGatewayEvents(t *testing.T) {
 		types  string
 	}{
 		"replay":     {body, nil, 409, "replay_refused"},
-		"tier":       {body, []string{headerTier, "maximum"}, 403, "tier_refused"},
+		"tier":       {body, []string{hybrid.HeaderTier, "maximum"}, 403, "tier_refused"},
 		"inner tier": {sealedBody(t, `{"security_tier":"high",`+fineRequest[1:], envelope.Separate), nil, 403, "tier_refused"},
 		"decryption": {envelope.Append(nil, stranger), nil, 400, "decryption_refused"},
 		"envelope":   {[]byte("{}"), nil, 400, "schema_refused"},
 		"schema":     {sealedBody(t, `{"model":"m"}`, envelope.Separate), nil, 400, "schema_refused"},
-		"a stranger's header is not worth an event": {body, []string{headerTier, leak}, 400, ""},
+		"a stranger's header is not worth an event": {body, []string{hybrid.HeaderTier, leak}, 400, ""},
 	} {
 		refused(t, what, r.do(postBody(t, bytes.NewReader(c.body), c.header...)), c.status)
 		for _, e := range h.mustHear(t, what, c.types) {
@@ -412,7 +413,7 @@ func TestAuditHoldsNoContent(t *testing.T) {
 	}
 	for range 2 {
 		raw := strings.Replace(fineRequest, "hi", leak, 1)
-		if w, err := http.Post(srv.URL+pathCompletion, contentType, strings.NewReader(raw)); err == nil {
+		if w, err := http.Post(srv.URL+hybrid.PathCompletion, hybrid.ContentType, strings.NewReader(raw)); err == nil {
 			_ = w.Body.Close()
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 // TestAuditEventCost and BenchmarkAuditEvent tell what an event costs of the CPU that the client spends on the cryptography
@@ -52,22 +53,22 @@ const costRounds = 20
 // auditCost returns a function that works off costRounds requests, then as many events, and returns the CPU seconds of each.
 func auditCost(t testing.TB, o *AuditLogOptions) func() (requests, events float64) {
 	t.Helper()
-	server, err := newPrivateKey(storedKey(t, "server-4096"))
+	server, err := hybrid.NewPrivateKey(storedKey(t, "server-4096"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	mine, err := newPrivateKey(storedKey(t, "client-4096"))
+	mine, err := hybrid.NewPrivateKey(storedKey(t, "client-4096"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	plaintext := []byte(`{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("x", 1024) + `"}]}`)
-	answer, err := mine.public.seal(plaintext)
+	answer, err := sealEnvelope(mine.Public(), plaintext)
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := envelope.Append(nil, answer)
 	request := func() {
-		e, err := server.public.seal(plaintext)
+		e, err := sealEnvelope(server.Public(), plaintext)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -76,13 +77,13 @@ func auditCost(t testing.TB, o *AuditLogOptions) func() (requests, events float6
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := mine.open(&again); err != nil {
+		if _, err := mine.Open(&again, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
 	l, _, _ := startAuditLog(t, o)
 	e := Event{
-		Type: EventRequestSealed, PayloadID: newUUID(), Fingerprint: server.public.fingerprint, Tier: TierStandard, Bytes: int64(len(plaintext)),
+		Type: EventRequestSealed, PayloadID: newUUID(), Fingerprint: server.Public().Fingerprint(), Tier: TierStandard, Bytes: int64(len(plaintext)),
 	}
 	return func() (requests, events float64) {
 		start := cpuTime()

@@ -432,7 +432,7 @@ func TestAuditLogLost(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		err = l.Record(ctx, note(0))
 		cancel()
 		if policy == AuditStop && !errors.Is(err, ErrLocked) || policy == AuditGoOn && err != nil {

@@ -15,6 +15,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 // This file carries one call to the server and back, in as many attempts as that takes.
@@ -34,12 +36,12 @@ type protocol interface {
 	seal(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest, error)
 	// open decrypts a whole answer to r whose status is 200, into the memory that into returns, or in place when into is
 	// nil. It takes the body over.
-	open(r *sealedRequest, a *answer, into room) (*opened, error)
+	open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error)
 	// openHeader opens the header of an answer that is read as it comes. Without an error the response owns the body. It is
 	// only called where streams is true.
 	openHeader(ctx context.Context, in *plainRequest, r *sealedRequest, outside *http.Response) (*openedResponse, error)
 	// failure is the error of an answer whose status is not 200.
-	failure(a *answer) error
+	failure(a *httpx.Answer) error
 	// refused is told of what failure returned, and of an *APIError of open's. It reports whether sealing afresh can help:
 	// the server has another key.
 	refused(ctx context.Context, r *sealedRequest, err error) (bool, error)
@@ -358,8 +360,8 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, in *plainRequest, 
 
 // receiveWhole sends t, and opens and checks the whole of its answer.
 func (c *SecureCompletionClient) receiveWhole(ctx context.Context, t *trip) (*completion, error) {
-	a, err := exchange(c.http, t.http, c.cfg.MaxResponseBytes)
-	if err == nil && a.status != http.StatusOK {
+	a, err := httpx.Exchange(c.http, t.http, c.cfg.MaxResponseBytes)
+	if err == nil && a.Status != http.StatusOK {
 		err = c.wire.failure(a)
 	}
 	var result *completion
@@ -396,7 +398,7 @@ func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest, 
 }
 
 // open decrypts and checks an answer. Nothing of it leaves here unless all of it is right.
-func (c *SecureCompletionClient) open(r *sealedRequest, a *answer, o *callOptions) (*completion, error) {
+func (c *SecureCompletionClient) open(r *sealedRequest, a *httpx.Answer, o *callOptions) (*completion, error) {
 	plain, err := c.wire.open(r, a, o.into)
 	if err != nil {
 		return nil, err
@@ -419,11 +421,13 @@ type completion struct {
 func waitError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
 		if errors.Is(cause, fault.AttemptTimeout) {
-			return &fault.ConnectionError{What: "before anything was sent", Err: cause}
+			return fault.Connection("before anything was sent", cause, false)
 		}
 		return fault.Ended(ctx)
 	}
 	return err
 }
 
-func apiErrorFrom(a *answer) *APIError { return newAPIError(a.status, a.header, a.body, time.Now()) }
+func apiErrorFrom(a *httpx.Answer) *APIError {
+	return newAPIError(a.Status, a.Header, a.Body, time.Now())
+}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
@@ -249,7 +250,7 @@ func (c *SecureCompletionClient) madeChunks(ctx context.Context, answer *complet
 // did not come as a whole, its body has told.
 func (c *SecureCompletionClient) readWhole(ctx context.Context, resp *openedResponse) (*completion, error) {
 	defer resp.body.Close()
-	plaintext, err := readAll(resp.body, resp.length())
+	plaintext, err := httpx.ReadAll(resp.body, resp.length())
 	if err == nil {
 		if err = checkCompletion(plaintext, resp.payloadID, ""); err != nil {
 			err = c.tellRefused(ctx, resp.payloadID, err, "")

@@ -71,6 +71,8 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
@@ -214,15 +216,15 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
 	}
-	base, err := parseBaseURL(c.BaseURL, c.InsecureAllowHTTP)
+	base, err := httpx.ParseBaseURL(c.BaseURL, c.InsecureAllowHTTP)
 	if err != nil {
 		return nil, &ConfigError{Field: "Config.BaseURL", Err: err}
 	}
 	client := &SecureCompletionClient{
 		cfg: c, base: base, log: c.Logger, retry: retryPolicy{most: c.MaxRetries, base: retryBase}, opened: time.Now(),
 	}
-	if client.http, client.ownHTTP, err = newTransport(c.Transport, base, "Config.Transport"); err != nil {
-		return nil, err
+	if client.http, client.ownHTTP, err = httpx.NewTransport(c.Transport, base); err != nil {
+		return nil, &ConfigError{Field: "Config.Transport", Err: err}
 	}
 	if client.memory, err = newArena(c.Memory); err != nil {
 		return nil, err
@@ -239,7 +241,7 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	}
 	client.life, client.end = context.WithCancelCause(context.Background())
 	client.server = &serverKey{
-		fetch: client.fetchServerKey, trust: c.Trust, origin: originOf(base), notify: c.OnServerKey, log: client.log, life: client.life,
+		fetch: client.fetchServerKey, trust: c.Trust, origin: httpx.OriginOf(base), notify: c.OnServerKey, log: client.log, life: client.life,
 		audit: &client.audit,
 	}
 	client.setProtocol()
@@ -300,7 +302,7 @@ func (c *Config) validate() error {
 		return configError("Config.Transport", "InsecureSkipVerify leaves nothing of TrustHTTPS or FirstUse; pin the server's key instead")
 	}
 	if c.APIKey != nil {
-		if err := c.APIKey.Use(validAPIKey); err != nil {
+		if err := c.APIKey.Use(httpx.ValidAPIKey); err != nil {
 			return &ConfigError{Field: "Config.APIKey", Err: err}
 		}
 	}
@@ -338,8 +340,8 @@ type CallOption func(*callOptions)
 type callOptions struct {
 	apiKey *Secret
 	tier   SecurityTier
-	into   room   // where the answer is opened to; nil: where it came
-	sealed string // payload id of the last attempt
+	into   hybrid.Alloc // where the answer is opened to; nil: where it came
+	sealed string       // payload id of the last attempt
 }
 
 // WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. It stays the caller's, who keeps it until
@@ -361,7 +363,7 @@ func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error
 		return nil, fmt.Errorf("%w: security tier, want standard, high or maximum", ErrInvalidRequest)
 	}
 	if o.apiKey != nil {
-		if err := o.apiKey.Use(validAPIKey); err != nil {
+		if err := o.apiKey.Use(httpx.ValidAPIKey); err != nil {
 			return nil, err
 		}
 		if c.cfg.Memory == MemoryRequired && !o.apiKey.Locked() {
@@ -424,7 +426,7 @@ func (c *SecureCompletionClient) Close() (err error) {
 	c.server.fetching.Close()
 	c.cleanup.Do(func() {
 		if c.ownHTTP {
-			closeIdle(c.http)
+			httpx.CloseIdle(c.http)
 		}
 		if c.ownKeys {
 			_ = c.cfg.Keys.Close()

@@ -9,6 +9,7 @@ import (
 	"net/http"
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -76,7 +77,7 @@ func answerError(err error) error {
 		return err
 	}
 	e := &APIError{StatusCode: http.StatusOK}
-	if len(failed.Data) <= maxErrorBody { // as of an error in the clear, only so much is looked at
+	if len(failed.Data) <= httpx.MaxErrorBody { // as of an error in the clear, only so much is looked at
 		e.Code, e.Detail = errorDetail(failed.Data)
 	}
 	return e

@@ -187,7 +187,7 @@ func (w *cutWorld) run(t *testing.T, idle func(), stream func(cutPlan) string) (
 // nothingStays fails when connections, places in the gateway or memory stay behind.
 func (w *cutWorld) nothingStays(t *testing.T, idle func(), before int64) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		idle()
 		w.idle()

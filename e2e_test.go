@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -39,11 +40,11 @@ func count(h http.Handler) *counter {
 func (c *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	switch r.URL.Path {
-	case pathPublicKey:
+	case hybrid.PathPublicKey:
 		c.keys++
-	case pathCompletion:
+	case hybrid.PathCompletion:
 		c.posts++
-		c.publicKeys[r.Header.Get(headerPublicKey)] = true
+		c.publicKeys[r.Header.Get(hybrid.HeaderPublicKey)] = true
 	}
 	c.protocols[r.Proto]++
 	c.conns[r.RemoteAddr] = true
@@ -149,7 +150,7 @@ func TestNothingReadableOnTheWire(t *testing.T) {
 	witness.MustNotSee(prompt, answer, system, schema, argument, result, image, extra, raw, failing)
 	witness.MustSee("sk-not-sealed-5150") // the protocol leaves the API key to TLS: this is how sharp the witness's eyes are
 	body := strings.NewReader(`{"messages":[{"role":"user","content":"` + planted + `"}]}`)
-	plain, err := http.Post("http://"+witness.Addr()+pathCompletion, "application/json", body)
+	plain, err := http.Post("http://"+witness.Addr()+hybrid.PathCompletion, "application/json", body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,10 +158,16 @@ func TestNothingReadableOnTheWire(t *testing.T) {
 	witness.MustSee(planted)
 }
 
-// A prompt and an answer of 1 MiB, which take many reads and writes.
+// A prompt and an answer of 256 KiB, which take many reads and writes; of 1 MiB with SEALEDCHAT_LONG=1, since the witness
+// looks for them in every encoding.
 func TestLargeChat(t *testing.T) {
+	t.Parallel()
+	size := 1 << 18
+	if longTests() {
+		size = 1 << 20
+	}
 	const prompt, answer = "Marker-prompt-Ω3f91", "Marker-answer-ß77c2"
-	filling := strings.Repeat("lorem ipsum ключ \n", 1<<20/len("lorem ipsum ключ \n"))
+	filling := strings.Repeat("lorem ipsum ключ \n", size/len("lorem ipsum ключ \n"))
 	srv := httptest.NewServer(startGateway(t, parrot(answer), nil))
 	t.Cleanup(srv.Close)
 	witness := testkit.NewWitness(t, srv.Listener.Addr().String())
@@ -361,10 +368,10 @@ func TestOnServerKeyRefusesTheNewKey(t *testing.T) {
 // A server that refuses everything is not asked for its key each time.
 func TestNoKeyFetchStorm(t *testing.T) {
 	mux := http.NewServeMux()
-	mux.HandleFunc(pathPublicKey, func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc(hybrid.PathPublicKey, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write(testkit.PublicPEM(t, "rsa-2048"))
 	})
-	mux.HandleFunc(pathCompletion, func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc(hybrid.PathCompletion, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		http.Error(w, `{"detail":"no"}`, http.StatusBadRequest)
 	})
@@ -399,10 +406,10 @@ func TestReplayedAnswer(t *testing.T) {
 	gateway := startGateway(t, parrot("!"), nil)
 	var first []byte
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != pathCompletion || first == nil {
+		if r.URL.Path != hybrid.PathCompletion || first == nil {
 			rec := httptest.NewRecorder()
 			gateway.ServeHTTP(rec, r)
-			if r.URL.Path == pathCompletion {
+			if r.URL.Path == hybrid.PathCompletion {
 				first = rec.Body.Bytes()
 			}
 			_, _ = w.Write(rec.Body.Bytes())

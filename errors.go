@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // Sentinels to decide on with [errors.Is]. Those of this group classify an [*APIError] by its status.
@@ -83,8 +84,8 @@ var (
 	// or it could not be read back. Repeat what can be repeated; a new passphrase is the one that counts. Of an audit log:
 	// the event is written, and not confirmed.
 	ErrUnconfirmed = fault.ErrUnconfirmed
-	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. [*MemoryLimitError] has the
-	// figures, where the limit is the reason.
+	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. Its text has
+	// the figures, where the limit of the process (ulimit -l) is the reason.
 	ErrMemoryLimit = fault.ErrMemoryLimit
 	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType.Happened), the
 	// call stands. Of a stream only the end is withheld. errors.Is also finds the Auditor's error, but not ErrUnconfirmed in
@@ -110,26 +111,6 @@ func (e *ConfigError) Unwrap() error { return e.Err }
 func configError(field, format string, args ...any) error {
 	return &ConfigError{Field: field, Err: fmt.Errorf(format, args...)}
 }
-
-// MemoryLimitError says how much memory could not be locked. It is an [ErrMemoryLimit].
-type MemoryLimitError struct {
-	Limit  int64 // what the process may lock (ulimit -l), in bytes; negative: no limit, or not known
-	InUse  int64 // what this package has locked, in bytes; others in the process may have more
-	Needed int64 // what it would have had to lock in addition, in bytes
-	Err    error // the system's reason, or nil
-}
-
-func (e *MemoryLimitError) Error() string {
-	limit := "no limit is known"
-	if e.Limit >= 0 {
-		limit = fmt.Sprintf("the limit (ulimit -l) is %d", e.Limit)
-	}
-	return fmt.Sprintf("%v: %d bytes more are needed, %d are locked, %s", ErrMemoryLimit, e.Needed, e.InUse, limit)
-}
-
-// Is makes errors.Is(e, ErrMemoryLimit) true.
-func (e *MemoryLimitError) Is(target error) bool { return target == ErrMemoryLimit }
-func (e *MemoryLimitError) Unwrap() error        { return e.Err }
 
 // ServerKeyError reports that the server presented a key that is not trusted. Nothing was sealed to it. Ask the operator,
 // by another way than this connection; if the change is legitimate, pass Got to [SecureCompletionClient.AcceptServerKey].
@@ -277,14 +258,11 @@ func logText(err error) string {
 	return err.Error()
 }
 
-const (
-	maxDetail    = 100     // characters of a server's word that are kept
-	maxErrorBody = 1 << 16 // bytes of an error's body that are looked at
-)
+const maxDetail = 100 // characters of a server's word that are kept
 
 // newAPIError makes sense of an answer that is not 200. body may be cut short.
 func newAPIError(status int, header http.Header, body []byte, now time.Time) *APIError {
-	e := &APIError{StatusCode: status, RetryAfter: retryAfter(header.Get("Retry-After"), now)}
+	e := &APIError{StatusCode: status, RetryAfter: httpx.RetryAfter(header.Get("Retry-After"), now)}
 	e.Code, e.Detail = errorDetail(body)
 	return e
 }
@@ -351,23 +329,4 @@ func scalar(v any) string {
 		return v.String()
 	}
 	return ""
-}
-
-// maxRetryAfter bounds what a Retry-After header can say, so that no arithmetic on it overflows.
-const maxRetryAfter = 365 * 24 * time.Hour
-
-// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3): seconds, or a date. 0 means none.
-func retryAfter(v string, now time.Time) time.Duration {
-	v = strings.TrimSpace(v)
-	if v == "" {
-		return 0
-	}
-	if n, err := strconv.ParseUint(v, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
-		return time.Duration(min(n, uint64(maxRetryAfter/time.Second))) * time.Second
-	}
-	t, err := http.ParseTime(v)
-	if err != nil {
-		return 0
-	}
-	return min(max(t.Sub(now), 0), maxRetryAfter)
 }

@@ -46,9 +46,8 @@ func ExampleRotation() {
 func ExampleMemoryPolicy() {
 	text := []byte("an-api-key")
 	key, err := sealedchat.MemoryRequired.NewSecret(text)
-	var limit *sealedchat.MemoryLimitError
-	if errors.As(err, &limit) {
-		log.Printf("%d bytes more are to be locked: raise ulimit -l, now %d bytes", limit.Needed, limit.Limit)
+	if errors.Is(err, sealedchat.ErrMemoryLimit) {
+		log.Print("raise ulimit -l: ", err)                    // with the figures
 		key, err = sealedchat.MemoryBestEffort.NewSecret(text) // which NewSecret does as well
 	}
 	if err != nil {

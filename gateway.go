@@ -17,6 +17,9 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // GatewayConfig is what [NewGateway] needs: Upstream, and Authenticate or AllowUnauthenticated. Every other zero value
@@ -122,7 +125,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
 	}
-	base, err := parseBaseURL(c.Upstream, true)
+	base, err := httpx.ParseBaseURL(c.Upstream, true)
 	if err != nil {
 		return nil, &ConfigError{Field: "GatewayConfig.Upstream", Err: err}
 	}
@@ -134,8 +137,8 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if c.InsecureUpstreamHTTP {
 		rules.Scheme = "https" // the rules for http do not apply
 	}
-	if g.http, g.ownHTTP, err = newTransport(c.UpstreamTransport, &rules, "GatewayConfig.UpstreamTransport"); err != nil {
-		return nil, err
+	if g.http, g.ownHTTP, err = httpx.NewTransport(c.UpstreamTransport, &rules); err != nil {
+		return nil, &ConfigError{Field: "GatewayConfig.UpstreamTransport", Err: err}
 	}
 	if c.Keys == nil {
 		// One key for as long as the gateway lives: rotation would turn away whoever pinned it.
@@ -158,7 +161,7 @@ func (c *GatewayConfig) setDefaults() error {
 		return configError("GatewayConfig.Authenticate", "set it (see AuthenticateKeys), or AllowUnauthenticated to serve everybody")
 	}
 	if c.UpstreamKey != nil {
-		if err := c.UpstreamKey.Use(validAPIKey); err != nil {
+		if err := c.UpstreamKey.Use(httpx.ValidAPIKey); err != nil {
 			return &ConfigError{Field: "GatewayConfig.UpstreamKey", Err: err}
 		}
 	}
@@ -230,7 +233,7 @@ func (g *Gateway) Close() (err error) {
 	g.running.Wait()
 	g.cleanup.Do(func() {
 		if g.ownHTTP {
-			closeIdle(g.http)
+			httpx.CloseIdle(g.http)
 		}
 		if g.ownKeys {
 			_ = g.cfg.Keys.Close()
@@ -301,11 +304,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch envelope := g.serves(ProtocolEnvelope); {
 	case path == "/healthz":
 		h.only(h.health, http.MethodGet, http.MethodHead)
-	case path == pathPublicKey && envelope:
+	case path == hybrid.PathPublicKey && envelope:
 		h.only(h.publicKey, http.MethodGet, http.MethodHead)
-	case path == pathCompletion && envelope:
+	case path == hybrid.PathCompletion && envelope:
 		h.only(h.completion, http.MethodPost)
-	case path == pathOHTTP && g.serves(ProtocolOHTTP):
+	case path == ohttp.Path && g.serves(ProtocolOHTTP):
 		h.ohttp()
 	default:
 		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
@@ -432,14 +435,9 @@ func (p *refusal) render(header http.Header) []byte {
 		header.Set("WWW-Authenticate", "Bearer")
 	}
 	if p.retryAfter > 0 {
-		header.Set("Retry-After", wholeSeconds(p.retryAfter))
+		header.Set("Retry-After", httpx.WholeSeconds(p.retryAfter))
 	}
 	return body
-}
-
-// wholeSeconds rounds up: for a Retry-After header.
-func wholeSeconds(d time.Duration) string {
-	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
 }
 
 // finish survives a panic and writes the log line.
@@ -455,9 +453,9 @@ func (h *gatewayRequest) finish() {
 		h.refuse(refuse(http.StatusInternalServerError, "internal error"))
 	}
 	switch {
-	case h.r.URL.Path == pathCompletion:
+	case h.r.URL.Path == hybrid.PathCompletion:
 		h.g.counts.done(h.status, h.cut)
-	case h.r.URL.Path == pathOHTTP && h.r.Method == http.MethodPost:
+	case h.r.URL.Path == ohttp.Path && h.r.Method == http.MethodPost:
 		h.g.counts.done(h.outcome(), h.cut)
 	}
 	if h.r.URL.Path == "/healthz" && h.status == http.StatusOK {

@@ -18,6 +18,8 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -75,7 +77,7 @@ func (h *gatewayRequest) completion() {
 		h.refuse(p)
 		return
 	}
-	h.header("Content-Type", contentType)
+	h.header("Content-Type", hybrid.ContentType)
 	served = h.write(http.StatusOK, sealed) == nil
 }
 
@@ -96,12 +98,12 @@ func (h *gatewayRequest) admit() (*PublicKey, *refusal) {
 			return nil, authRefusal(err)
 		}
 	}
-	id := h.r.Header.Get(headerPayloadID)
+	id := h.r.Header.Get(hybrid.HeaderPayloadID)
 	if !validPayloadID(id) {
 		return nil, refuse(http.StatusBadRequest, "X-Payload-ID is missing or malformed")
 	}
 	h.payloadID = id
-	h.tier = SecurityTier(h.r.Header.Get(headerTier))
+	h.tier = SecurityTier(h.r.Header.Get(hybrid.HeaderTier))
 	if h.tier.rank() < 0 {
 		h.tier = ""
 		return nil, refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
@@ -109,8 +111,8 @@ func (h *gatewayRequest) admit() (*PublicKey, *refusal) {
 	if p := h.checkTier(); p != nil {
 		return nil, p
 	}
-	escaped := h.r.Header.Get(headerPublicKey)
-	if escaped == "" || len(escaped) > maxKeyText {
+	escaped := h.r.Header.Get(hybrid.HeaderPublicKey)
+	if escaped == "" || len(escaped) > hybrid.MaxKeyText {
 		return nil, refuse(http.StatusBadRequest, "X-Public-Key is missing or too large")
 	}
 	return h.g.clients.parse(escaped)
@@ -165,7 +167,7 @@ func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
 	if h.r.ContentLength > limit {
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 	}
-	body, err := readAll(&cappedReader{r: h.r.Body, left: limit, limit: limit}, h.r.ContentLength)
+	body, err := httpx.ReadAll(httpx.Capped(h.r.Body, limit), h.r.ContentLength)
 	if err == nil {
 		h.within(unbounded, reading) // from here on Timeout holds
 	}
@@ -183,7 +185,7 @@ func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 	}
 	if err != nil {
-		return nil, &refusal{status: http.StatusBadRequest, detail: "malformed envelope", cause: envelopeError(err), event: EventSchemaRefused}
+		return nil, &refusal{status: http.StatusBadRequest, detail: "malformed envelope", cause: hybrid.EnvelopeError(err), event: EventSchemaRefused}
 	}
 	return &e, nil
 }
@@ -287,36 +289,36 @@ func validMessages(data []byte) bool {
 func (h *gatewayRequest) forward(ctx context.Context, request []byte) (answer []byte, p *refusal) {
 	start := time.Now()
 	defer func() { h.upstream = time.Since(start) }()
-	sent := &sentBytes{b: request}
-	defer sent.finish()
+	sent := httpx.NewSent(request)
+	defer sent.Finish()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.g.upstream.String()+"/chat/completions", nil)
 	if err != nil {
 		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
 	}
-	sent.attach(req)
+	sent.Attach(req)
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", userAgent)
 	if h.g.cfg.UpstreamKey != nil {
-		if err := setBearer(req.Header, h.g.cfg.UpstreamKey); err != nil {
+		if err := httpx.SetBearer(req.Header, h.g.cfg.UpstreamKey); err != nil {
 			return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
 		}
 	}
-	a, err := exchange(h.g.http, req, h.g.cfg.MaxResponseBytes)
+	a, err := httpx.Exchange(h.g.http, req, h.g.cfg.MaxResponseBytes)
 	if err != nil {
 		return nil, upstreamFailure(ctx, err)
 	}
 	defer func() {
 		if p != nil { // it may quote the prompt
-			clear(a.body[:cap(a.body)])
+			clear(a.Body[:cap(a.Body)])
 		}
 	}()
-	if a.status != http.StatusOK {
+	if a.Status != http.StatusOK {
 		return nil, upstreamRefusal(a)
 	}
-	ok := chatjson.ValidObject(a.body)
+	ok := chatjson.ValidObject(a.Body)
 	if ok { // what the upstream says of a payload id or a tier is not for the client
-		answer = jsonspan.CutOf(a.body[:0], a.body, func(m jsonspan.Member) bool { return m.Is("_metadata") })
+		answer = jsonspan.CutOf(a.Body[:0], a.Body, func(m jsonspan.Member) bool { return m.Is("_metadata") })
 		ok = chatjson.CheckCompletionObject(answer, chatjson.Asked{}) == nil
 	}
 	if !ok {
@@ -341,25 +343,25 @@ func upstreamFailure(ctx context.Context, err error) *refusal {
 }
 
 // upstreamRefusal keeps the kind of an upstream's error status and none of its words, which may quote the prompt.
-func upstreamRefusal(a *answer) *refusal {
+func upstreamRefusal(a *httpx.Answer) *refusal {
 	p := refuse(http.StatusBadGateway, "the upstream failed")
-	p.cause = fmt.Errorf("upstream status %d", a.status)
-	switch a.status {
+	p.cause = fmt.Errorf("upstream status %d", a.Status)
+	switch a.Status {
 	case http.StatusBadRequest, http.StatusUnprocessableEntity:
 		p.status, p.detail = http.StatusBadRequest, "the upstream refused the request as invalid"
 	case http.StatusNotFound:
 		p.status, p.detail = http.StatusNotFound, "the upstream does not know this model"
 	case http.StatusRequestEntityTooLarge:
-		p.status, p.detail = a.status, "the request is too large for the upstream"
+		p.status, p.detail = a.Status, "the request is too large for the upstream"
 	case http.StatusTooManyRequests:
-		p.status, p.detail = a.status, "the upstream is rate limited"
+		p.status, p.detail = a.Status, "the upstream is rate limited"
 	case http.StatusServiceUnavailable:
-		p.status, p.detail = a.status, "the upstream is unavailable"
+		p.status, p.detail = a.Status, "the upstream is unavailable"
 	case http.StatusRequestTimeout, http.StatusGatewayTimeout:
 		p.status, p.detail = http.StatusGatewayTimeout, "the upstream did not answer in time"
 	}
 	if p.status == http.StatusTooManyRequests || p.status == http.StatusServiceUnavailable {
-		p.retryAfter = retryAfter(a.header.Get("Retry-After"), time.Now())
+		p.retryAfter = httpx.RetryAfter(a.Header.Get("Retry-After"), time.Now())
 	}
 	return p
 }
@@ -393,7 +395,7 @@ func (h *gatewayRequest) seal(answer []byte, clientKey *PublicKey, form envelope
 	plaintext = append(plaintext, '}')
 	defer clear(plaintext)
 	e := &envelope.Envelope{TagForm: form, ProcessedAt: float64(now), HasProcessedAt: true}
-	sealed, err := clientKey.appendSealed(nil, e, plaintext)
+	sealed, err := clientKey.rsa.AppendSealed(nil, e, plaintext)
 	if err != nil {
 		return nil, &refusal{status: http.StatusInternalServerError, detail: "internal error", cause: err}
 	}

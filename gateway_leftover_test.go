@@ -14,10 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// rawDial is a connection that fails when nothing comes for 5 seconds.
+// rawDial is a connection that fails when nothing comes for 20 seconds.
 func rawDial(t *testing.T, srv *httptest.Server) net.Conn {
 	t.Helper()
 	c, err := net.Dial("tcp", srv.Listener.Addr().String())
@@ -25,7 +27,7 @@ func rawDial(t *testing.T, srv *httptest.Server) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	return c
 }
 
@@ -56,14 +58,14 @@ func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 			}
 		}
 	}
-	stall("GET /healthz", "HEAD /healthz", "GET "+pathPublicKey, "GET "+pathOHTTP, "PUT "+pathOHTTP, "POST "+pathOHTTP,
-		"POST /nowhere", "PUT "+pathCompletion, "POST "+pathCompletion)
+	stall("GET /healthz", "HEAD /healthz", "GET "+hybrid.PathPublicKey, "GET "+ohttp.Path, "PUT "+ohttp.Path, "POST "+ohttp.Path,
+		"POST /nowhere", "PUT "+hybrid.PathCompletion, "POST "+hybrid.PathCompletion)
 	for _, c := range conns {
 		endsSoon(t, c)
 	}
 	conns = nil
 	_ = g.Close()
-	stall("GET /healthz", "POST "+pathOHTTP, "POST "+pathCompletion)
+	stall("GET /healthz", "POST "+ohttp.Path, "POST "+hybrid.PathCompletion)
 	for _, c := range conns {
 		endsSoon(t, c)
 	}
@@ -81,7 +83,7 @@ func TestGatewayKeepsConnections(t *testing.T) {
 	for _, request := range []string{
 		"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab",
 		"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab",
-		"POST " + pathCompletion + " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+		"POST " + hybrid.PathCompletion + " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
 		"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
 	} {
 		if _, err := io.WriteString(c, request); err != nil {
@@ -132,7 +134,7 @@ func TestObliviousRefusedBodiesThatDoNotCome(t *testing.T) {
 		for _, expect := range []string{"", "Expect: 100-continue\r\n"} {
 			c := rawDial(t, srv)
 			fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\n%sContent-Length: %d\r\n\r\n",
-				pathOHTTP, expect, len(s.body)+10)
+				ohttp.Path, expect, len(s.body)+10)
 			_, _ = c.Write(s.body)
 			t.Log(name, expect)
 			endsSoon(t, c)

@@ -18,21 +18,13 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // This file has the outside of the second protocol: the list of configurations, and a request's way from ciphertext to a
 // message that is whole. Its header says who sends it, when, and what for; nothing else acts on a request before its final chunk has
 // opened.
-
-const (
-	pathOHTTP = "/.well-known/ohttp-gateway"
-
-	problemKey  = "https://iana.org/assignments/http-problem-types#ohttp-key"
-	problemDate = "https://iana.org/assignments/http-problem-types#date"
-
-	problemType = "application/problem+json"
-)
 
 // GatewayOHTTP is the part of [GatewayConfig] for the second protocol, Oblivious HTTP in chunks (RFC 9458; SPEC.md,
 // chapter 11). Zero values are defaults.
@@ -148,7 +140,7 @@ func (h *gatewayRequest) keyList() {
 		return
 	}
 	h.header("Content-Type", ohttp.TypeKeys)
-	h.header(keysSignatureHeader, signature)
+	h.header(ohttp.HeaderSignature, signature)
 	_ = h.write(http.StatusOK, list)
 }
 
@@ -304,8 +296,7 @@ func (q *obliviousRequest) open(ctx context.Context) *refusal {
 		return &refusal{status: http.StatusServiceUnavailable, detail: "no key", retryAfter: time.Second, cause: err}
 	}
 	limit := q.limit()
-	capped := &cappedReader{r: q.r.Body, left: min(limit, maxSealedHead), limit: limit}
-	rest := limit - capped.left // for whoever is known by then: chunks of a byte cost 18 bytes, and work, each
+	capped := httpx.CappedAt(q.r.Body, maxSealedHead, limit) // the rest is for whoever is known by then: chunks of a byte cost 18 bytes, and work, each
 	body := &countedReader{r: capped, n: &q.bytesIn}
 	x, err := ohttp.Open(body, keyFinder{ctx, keys}, ohttp.MaxChunk)
 	if err != nil {
@@ -321,7 +312,7 @@ func (q *obliviousRequest) open(ctx context.Context) *refusal {
 	if err != nil {
 		return q.openRefusal(err)
 	}
-	capped.left += rest
+	capped.AllowRest()
 	q.within(unbounded, reading) // Authenticate may take its time: a deadline that passes would end the request
 	return nil
 }
@@ -394,7 +385,7 @@ func (q *obliviousRequest) openRefusal(err error) *refusal {
 		return refuse(http.StatusRequestTimeout, "the request did not arrive in time")
 	case errors.Is(err, ohttp.ErrUnknownKey), errors.Is(err, ohttp.ErrDecryption) && !q.opened:
 		p := refuse(http.StatusUnprocessableEntity, "the request cannot be decrypted; fetch the key configurations again")
-		p.kind = problemKey
+		p.kind = ohttp.ProblemKey
 		return p
 	case errors.Is(err, ohttp.ErrDecryption):
 		return refuse(http.StatusBadRequest, "a chunk of the request does not open")
@@ -425,9 +416,9 @@ func (q *obliviousRequest) refuse(p *refusal) {
 func (h *gatewayRequest) refuseOuter(p *refusal) {
 	h.problem = p
 	body := p.problem()
-	h.header("Content-Type", problemType)
+	h.header("Content-Type", ohttp.TypeProblem)
 	if p.retryAfter > 0 {
-		h.header("Retry-After", wholeSeconds(p.retryAfter))
+		h.header("Retry-After", httpx.WholeSeconds(p.retryAfter))
 	}
 	_ = h.write(p.status, body) // the client may be gone
 }

@@ -10,6 +10,10 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/replay"
 )
 
 // check judges a request by its header, before the rest of it is read.
@@ -72,7 +76,7 @@ func (q *obliviousRequest) checkDate(context.Context) *refusal {
 
 func wrongDate() *refusal {
 	p := refuse(http.StatusBadRequest, "the request has no Date that is near the gateway's clock")
-	p.kind = problemDate
+	p.kind = ohttp.ProblemDate
 	return p
 }
 
@@ -96,7 +100,7 @@ func (q *obliviousRequest) checkPath(context.Context) *refusal {
 }
 
 func (q *obliviousRequest) checkInnerTier(context.Context) *refusal {
-	tier := SecurityTier(q.inHeader.Get(headerTier))
+	tier := SecurityTier(q.inHeader.Get(hybrid.HeaderTier))
 	if tier.rank() < 0 {
 		return refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
 	}
@@ -134,6 +138,6 @@ func sentBefore() *refusal {
 
 // knows tells of a request that this process has claimed, if its own memory of replays is used.
 func (g *Gateway) knows(id [32]byte) bool {
-	cache, ok := g.cfg.Replay.(*replayCache)
-	return ok && cache.exchanges.knows(id, time.Now(), time.Since(cache.exchanges.began))
+	cache, ok := g.cfg.Replay.(*replay.Memory)
+	return ok && cache.Knows(id)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // A gateway that is busy remembers some of what it refuses, says of these alone that they were not processed, and has room
@@ -43,7 +44,7 @@ func TestObliviousBusyFillsNoReplays(t *testing.T) {
 		if a.err != nil || a.status != 503 || a.header.Get("Retry-After") != "1" {
 			t.Fatalf("%+v", a)
 		}
-		if a.header.Get(headerProcessed) == "no" {
+		if a.header.Get(ohttp.HeaderProcessed) == "no" {
 			said = append(said, s)
 		} else {
 			silent = append(silent, s)
@@ -86,7 +87,7 @@ func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
 		"served, another cache": {&sharedReplay{ReplayCache: NewReplayCache(0)}, 2, 200},
 	} {
 		r := newRig(t, func(g *GatewayConfig) {
-			g.MaxConcurrent, g.Authenticate, g.Replay, g.BodyTimeout = 4, keys, c.cache, 2*time.Second
+			g.MaxConcurrent, g.Authenticate, g.Replay, g.BodyTimeout = 4, keys, c.cache, time.Minute
 		})
 		srv := httptest.NewServer(r.g)
 		defer srv.Close()
@@ -102,11 +103,11 @@ func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
 		for range 6 {
 			conn := rawDial(t, srv)
 			fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\nContent-Length: %d\r\n\r\n",
-				pathOHTTP, len(captured.body))
+				ohttp.Path, len(captured.body))
 			_, _ = conn.Write(captured.body[:len(captured.body)-1])
 			conns = append(conns, conn)
 		}
-		for deadline := time.Now().Add(5 * time.Second); r.g.copies.count() < 6 || len(r.g.slots) < c.places; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); r.g.copies.count() < 6 || len(r.g.slots) < c.places; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: %d copies were judged", name, r.g.copies.count())
 			}
@@ -121,7 +122,7 @@ func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
 		for _, conn := range conns {
 			_ = conn.Close()
 		}
-		for deadline := time.Now().Add(5 * time.Second); r.g.copies.count() > 0 && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(time.Minute); r.g.copies.count() > 0 && time.Now().Before(deadline); {
 			time.Sleep(time.Millisecond)
 		}
 		r.g.copies.mu.Lock()
@@ -144,13 +145,13 @@ func TestObliviousCopiesAreGivenBackOnce(t *testing.T) {
 	for range 2 {
 		conn := rawDial(t, srv)
 		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\nContent-Length: %d\r\n\r\n",
-			pathOHTTP, len(captured.body))
+			ohttp.Path, len(captured.body))
 		_, _ = conn.Write(captured.body[:len(captured.body)-1])
 		conns = append(conns, conn)
 	}
 	until := func(what string, ok func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: %d copies, %d places", what, r.g.copies.count(), len(r.g.slots))
 			}

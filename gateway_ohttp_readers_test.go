@@ -29,7 +29,7 @@ func TestObliviousStrangersHoldNoPlace(t *testing.T) {
 	defer server.Close()
 	r := &rig{t: t, g: g}
 	post := func(from string, body io.Reader) *http.Response {
-		req, err := http.NewRequest(http.MethodPost, server.URL+pathOHTTP, body)
+		req, err := http.NewRequest(http.MethodPost, server.URL+ohttp.Path, body)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,7 +49,7 @@ func TestObliviousStrangersHoldNoPlace(t *testing.T) {
 	start := time.Now()
 	go func() { told <- post("a stranger", body).StatusCode }()
 	_, _ = hold.Write([]byte{1, 2, 3}) // the gateway's server has the header
-	for len(g.readers.held()) == 0 && time.Since(start) < 10*time.Second {
+	for len(g.readers.held()) == 0 && time.Since(start) < time.Minute {
 		time.Sleep(time.Millisecond)
 	}
 	if n := len(g.slots); n != 0 {
@@ -107,30 +107,31 @@ func TestObliviousStrangersContent(t *testing.T) {
 
 // The time that a header has is not Authenticate's: over HTTP/2 a deadline that passes meanwhile would end the body.
 func TestObliviousSlowAuthenticate(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, answerText("fine"), func(c *GatewayConfig) {
 		c.Authenticate = func(r *http.Request) error {
 			select {
-			case <-time.After(300 * time.Millisecond):
+			case <-time.After(700 * time.Millisecond):
 				return nil
 			case <-r.Context().Done():
 				return r.Context().Err()
 			}
 		}
 	})
-	g.readers.within = 100 * time.Millisecond
+	g.readers.within = 500 * time.Millisecond
 	server := testkit.TLSServer(t, g)
 	message := innerRequest{}.encode(t)
 	s := chunkedRequest(t, (&rig{t: t, g: g}).keyConfig(), true, message[:len(message)-10], message[len(message)-10:])
 	body, in := io.Pipe()
 	go func() {
 		_, _ = in.Write(s.body[:len(s.body)-27]) // all but the final chunk
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(600 * time.Millisecond)
 		_, _ = in.Write(s.body[len(s.body)-27:])
 		_ = in.Close()
 	}()
 	client := &http.Client{Transport: testkit.ClientTransport(server)}
 	defer client.CloseIdleConnections()
-	resp, err := client.Post(server.URL+pathOHTTP, ohttp.TypeRequest, body)
+	resp, err := client.Post(server.URL+ohttp.Path, ohttp.TypeRequest, body)
 	if err != nil {
 		t.Fatal(err)
 	}

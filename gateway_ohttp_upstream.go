@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
@@ -29,8 +30,8 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 	defer func() { q.upstream = time.Since(start) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the upstream's work when the client takes no more
-	sent := &sentBytes{b: q.content}
-	defer sent.finish()
+	sent := httpx.NewSent(q.content)
+	defer sent.Finish()
 	q.content = nil
 	req, err := q.upstreamCall(ctx, sent)
 	if err != nil {
@@ -42,7 +43,7 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 		err = errors.New("the RoundTripper returned nothing")
 	}
 	if err != nil {
-		return upstreamFailure(ctx, exchangeError(ctx, "the upstream", err, false))
+		return upstreamFailure(ctx, httpx.ExchangeError(ctx, "the upstream", err, false))
 	}
 	defer resp.Body.Close()
 	switch s := resp.StatusCode; {
@@ -67,7 +68,7 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 	return nil
 }
 
-func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*http.Request, error) {
+func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *httpx.Sent) (*http.Request, error) {
 	path := q.path
 	if rest, ok := strings.CutPrefix(path, "/v1"); ok && (rest == "" || rest[0] == '/') {
 		path = rest
@@ -83,8 +84,8 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*
 		return nil, errors.New("not a URL")
 	}
 	req.URL = &u
-	if len(sent.b) > 0 {
-		sent.attach(req)
+	if sent.Len() > 0 {
+		sent.Attach(req)
 	}
 	for _, name := range headersUp {
 		if v := q.inHeader.Values(name); len(v) > 0 {
@@ -94,7 +95,7 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*
 	req.Header.Set("User-Agent", userAgent)
 	req.Header.Set("Accept-Encoding", "identity") // what is compressed comes in lumps
 	if q.g.cfg.UpstreamKey != nil {
-		return req, setBearer(req.Header, q.g.cfg.UpstreamKey)
+		return req, httpx.SetBearer(req.Header, q.g.cfg.UpstreamKey)
 	}
 	return req, nil
 }
@@ -112,7 +113,7 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err e
 			q.tellCut(ctx, p.passed, err)
 		}
 	}()
-	var body io.Reader = &cappedReader{r: resp.Body, left: q.g.cfg.MaxResponseBytes, limit: q.g.cfg.MaxResponseBytes}
+	var body io.Reader = httpx.Capped(resp.Body, q.g.cfg.MaxResponseBytes)
 	if p.events != nil {
 		body = sse.NewIdle(body, q.g.cfg.IdleTimeout, p.events.Begun, func() { _ = resp.Body.Close() })
 	}
@@ -139,7 +140,7 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err e
 		}
 		switch {
 		case readErr != nil && !last:
-			return exchangeError(ctx, "the upstream", readErr, true)
+			return httpx.ExchangeError(ctx, "the upstream", readErr, true)
 		case last && !checked:
 			if err := q.complete(ctx, p); err != nil {
 				return err

@@ -16,6 +16,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -56,7 +57,7 @@ func (s *KeyStore) adopt(key *rsa.PrivateKey) error {
 
 func publicOf(t testing.TB, name string) *PublicKey {
 	t.Helper()
-	k, err := newPublicKey(&testkit.Key(t, name).PublicKey)
+	k, err := ParsePublicKey(testkit.PublicPEM(t, name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,10 +66,24 @@ func publicOf(t testing.TB, name string) *PublicKey {
 
 // seal seals plaintext for k, for tests that change something about the envelope.
 func (k *PublicKey) seal(plaintext []byte) (*envelope.Envelope, error) {
+	return sealEnvelope(k.rsa, plaintext)
+}
+
+func sealEnvelope(k *hybrid.PublicKey, plaintext []byte) (*envelope.Envelope, error) {
 	e := &envelope.Envelope{}
-	_, err := k.sealInto(nil, e, plaintext)
+	_, err := k.Seal(nil, e, plaintext)
 	e.Sealed = bytes.Clone(e.Sealed)
 	return e, err
+}
+
+// rsaOf is the key in the standard library's terms.
+func rsaOf(t testing.TB, k *PublicKey) *rsa.PublicKey {
+	t.Helper()
+	key, err := x509.ParsePKIXPublicKey(k.der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key.(*rsa.PublicKey)
 }
 
 func secret(t testing.TB, text string) *Secret {

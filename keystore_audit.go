@@ -5,7 +5,6 @@ package sealedchat
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"path/filepath"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/auditfile"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -116,7 +116,7 @@ func (s *KeyStore) tellLoaded(ctx context.Context) error {
 	s.mu.Lock()
 	e.Keys = len(s.keys)
 	if k := s.primary(); k != nil {
-		e.Fingerprint, e.Bits = k.public.fingerprint, k.public.Bits()
+		e.Fingerprint, e.Bits = k.Public().Fingerprint(), k.Public().Bits()
 	}
 	s.mu.Unlock()
 	return s.tell(ctx, e)
@@ -132,8 +132,7 @@ func (s *KeyStore) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start
 }
 
 func hexFingerprint(key *keyfile.RSAKey) string {
-	fp := key.Fingerprint()
-	return hex.EncodeToString(fp[:])
+	return hybrid.HexFingerprint(key.Fingerprint())
 }
 
 // keyStates are the states of a body's keys by fingerprint.

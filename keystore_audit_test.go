@@ -215,7 +215,7 @@ func TestAuditLogOfItsOwnStore(t *testing.T) {
 	s, _ := createHeard(t, storeDir(t), &KeyStoreOptions{Rotation: Rotation{Every: 30 * time.Millisecond, Grace: -1}})
 	path := filepath.Join(t.TempDir(), "log", "audit.log")
 	l := openAuditLog(t, path, s, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := s.SetAuditor(ctx, l); err != nil {
 		t.Fatal(err)

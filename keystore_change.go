@@ -14,6 +14,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -178,10 +179,10 @@ func (s *KeyStore) changeMemory(f func(*keyfile.Body) error) error {
 	defer body.Wipe()
 	s.mu.Lock()
 	for _, k := range s.keys {
-		if k.purged() {
+		if k.Purged() {
 			continue
 		}
-		key, err := keyfile.NewRSAKey(k.key, s.options()...)
+		key, err := keyfile.NewRSAKey(k.RSA(), s.options()...)
 		if err != nil {
 			s.mu.Unlock()
 			return keyStoreError(err)
@@ -317,7 +318,7 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	s.prepared.dataKeysAt = nil
 	known := make(map[string]*heldKey)
 	for _, k := range s.keys {
-		known[k.public.fingerprint] = k.heldKey
+		known[k.Public().Fingerprint()] = k.heldKey
 	}
 	var keys []*storedKeyEntry
 	for _, e := range body.Keys {
@@ -327,7 +328,7 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 		fingerprint := hexFingerprint(e.Key)
 		held := known[fingerprint]
 		if held == nil {
-			held = &heldKey{privateKey: s.prepared.keys[fingerprint], users: 1}
+			held = &heldKey{PrivateKey: s.prepared.keys[fingerprint], users: 1}
 			delete(s.prepared.keys, fingerprint)
 		}
 		keys = append(keys, &storedKeyEntry{heldKey: held, state: e.State, created: e.Created, activated: e.Activated, retired: e.Retired})
@@ -337,7 +338,7 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	if now := s.primary(); before == nil || now == nil || before.heldKey != now.heldKey {
 		s.rotator.uses.Store(0)
 		if before != nil && now != nil {
-			replacedBy = now.public.fingerprint
+			replacedBy = now.Public().Fingerprint()
 		}
 	}
 	for _, k := range old {
@@ -362,7 +363,7 @@ func addDataKey(body *keyfile.Body, now time.Time) error {
 	if len(body.DataKeys) >= keyfile.MaxDataKeys {
 		return fmt.Errorf("%w: %d generations of data keys", ErrTooLarge, len(body.DataKeys))
 	}
-	key := make([]byte, dataKeySize)
+	key := make([]byte, hybrid.DataKeySize)
 	_, _ = rand.Read(key)
 	body.DataKeys = append(body.DataKeys, keyfile.DataKey{Generation: last + 1, Key: key, Created: now})
 	return nil
@@ -424,8 +425,8 @@ func fileError(err error) error {
 }
 
 func keyStoreError(err error) error {
-	if limit := memoryError(err); limit != err {
-		return limit
+	if errors.Is(err, ErrMemoryLimit) {
+		return err
 	}
 	switch err { // whose words are the sentinels' own
 	case keyfile.ErrPassphrase:
@@ -455,9 +456,9 @@ func importError(err error) error {
 	return fmt.Errorf("%w: %w", ErrPrivateKey, err)
 }
 
-func privateKeys(held []*heldKey) (keys []*privateKey) {
+func privateKeys(held []*heldKey) (keys []*hybrid.PrivateKey) {
 	for _, k := range held {
-		keys = append(keys, k.privateKey)
+		keys = append(keys, k.PrivateKey)
 	}
 	return keys
 }

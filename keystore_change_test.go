@@ -335,10 +335,10 @@ func TestReloadKeepsKeysInUse(t *testing.T) {
 	if err := there.refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := fingerprints(there); len(got) != 1 || got[0] == held.public.fingerprint {
+	if got := fingerprints(there); len(got) != 1 || got[0] == held.Public().Fingerprint() {
 		t.Errorf("keys %v", got)
 	}
-	if plain, err := held.open(e); err != nil || string(plain) != "x" {
+	if plain, err := held.Open(e, nil); err != nil || string(plain) != "x" {
 		t.Errorf("%q, %v", plain, err)
 	}
 	held.release()
@@ -355,28 +355,33 @@ func TestKeyStoreConcurrency(t *testing.T) {
 	ephemeral, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{AfterRequests: 3}})
 	var retired atomic.Value
 	retired.Store("")
+	const first, more = 3, 40       // calls of each method, and calls in all that the file's changing methods go on with
+	ctx := within(t, 5*time.Minute) // or the lock would be waited for by the clock
 	var wg, begun sync.WaitGroup
+	var changes atomic.Int64
+	together, middle := make(chan struct{}), make(chan struct{})
+	changing := []string{"Rotate", "Delete", "ImportPEM", "pins", "ChangePassphrase"}
 	for what, s := range map[string]*KeyStore{"file": file, "ephemeral": ephemeral} {
 		pass, text := secret(t, passphrase), testkit.KeyPEM(t, "rsa-2048")
 		e := sealTo(t, s, "x")
 		for name, f := range map[string]func() error{
-			"Public": func() error { _, err := s.Public(t.Context()); return err },
+			"Public": func() error { _, err := s.Public(ctx); return err },
 			"Keys": func() error {
 				if k := s.Keys(); len(k) > 1 {
 					retired.Store(k[len(k)-1].Fingerprint)
 				}
 				return nil
 			},
-			"Rotate":        func() error { return s.Rotate(t.Context()) },
+			"Rotate":        func() error { return s.Rotate(ctx) },
 			"RotationError": s.RotationError,
 			"Delete": func() error {
 				if fp := retired.Load().(string); fp != "" {
-					_ = s.Delete(t.Context(), fp) // it may be gone, or be the other store's
+					_ = s.Delete(ctx, fp) // it may be gone, or be the other store's
 				}
 				return nil
 			},
 			"ImportPEM": func() error {
-				_, err := s.ImportPEM(t.Context(), text, nil)
+				_, err := s.ImportPEM(ctx, text, nil)
 				if errors.Is(err, ErrInvalidRequest) {
 					return nil // retired again by now
 				}
@@ -384,18 +389,18 @@ func TestKeyStoreConcurrency(t *testing.T) {
 			},
 			"openEnvelope": func() error {
 				e := &envelope.Envelope{Sealed: slices.Clone(e.Sealed), WrappedKey: e.WrappedKey}
-				_, err := s.openEnvelope(t.Context(), e)
+				_, err := s.openEnvelope(ctx, e)
 				if errors.Is(err, ErrDecryption) {
 					return nil // its key was deleted
 				}
 				return err
 			},
 			"pins": func() error {
-				if err := s.acceptPin(t.Context(), "https://a.test", [32]byte{1}); err != nil {
+				if err := s.acceptPin(ctx, "https://a.test", [32]byte{1}); err != nil {
 					return err
 				}
 				_, _ = s.pin("https://a.test")
-				_, err := s.addPin(t.Context(), "https://b.test", publicOf(t, "rsa-2048"))
+				_, err := s.addPin(ctx, "https://b.test", publicOf(t, "rsa-2048"))
 				return err
 			},
 			"data": func() error {
@@ -412,24 +417,29 @@ func TestKeyStoreConcurrency(t *testing.T) {
 				if s == ephemeral {
 					return nil
 				}
-				return s.ChangePassphrase(t.Context(), pass, pass)
+				return s.ChangePassphrase(ctx, pass, pass)
 			},
 		} {
 			begun.Add(1)
 			wg.Go(func() {
 				for i := 0; s.life.Err() == nil && i < 100; i++ {
-					err := f()
-					if i == 2 {
+					if i == first { // nobody's first calls wait for the others' hundredth
 						begun.Done()
+						<-together
 					}
-					if err != nil && !errors.Is(err, ErrClosed) {
+					if err := f(); err != nil && !errors.Is(err, ErrClosed) {
 						t.Errorf("%s %s: %v", what, name, err)
+					}
+					if i >= first && s == file && slices.Contains(changing, name) && changes.Add(1) == more {
+						close(middle)
 					}
 				}
 			})
 		}
 	}
 	begun.Wait()
+	close(together)
+	<-middle
 	var closing sync.WaitGroup
 	for _, s := range []*KeyStore{file, ephemeral, file, ephemeral} {
 		closing.Go(func() { _ = s.Close() })

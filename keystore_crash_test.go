@@ -47,10 +47,11 @@ func childSaver(t *testing.T, dir, arg string) {
 }
 
 // TestKilledKeyStore kills a process that saves all the time, at random moments: the store opens with the old passphrase
-// or the new one, and every key that was reported is there.
+// or the new one, and every key that was reported is there. The moments are counted in saves, and only their fractions in
+// time: a slow machine has as many saves before each.
 func TestKilledKeyStore(t *testing.T) {
 	seed := testSeed(t)
-	kills, lanes := 60, 4
+	kills, lanes := 40, 4
 	if os.Getenv(longVar) == "1" {
 		kills = 200
 	}
@@ -69,9 +70,6 @@ func TestKilledKeyStore(t *testing.T) {
 				saves += n
 			}
 			t.Logf("%d kills, %d saves", kills/lanes, saves)
-			if saves < kills/lanes/10 && !t.Failed() {
-				t.Error("hardly anything was saved")
-			}
 		})
 	}
 	wg.Wait()
@@ -88,7 +86,7 @@ func killedStore(t *testing.T, r *rand.Rand, rounds int) (saves int, err error) 
 	s.Close()
 	now := passphrase
 	for range rounds {
-		lines, err := runAndKill(t, r, dir, now)
+		lines, err := runAndKill(t, r, dir, now, r.IntN(5))
 		if err != nil {
 			return saves, err
 		}
@@ -129,8 +127,8 @@ func killedStore(t *testing.T, r *rand.Rand, rounds int) (saves int, err error) 
 	return saves, err
 }
 
-// runAndKill runs a saver, and returns what it reported after it began.
-func runAndKill(t *testing.T, r *rand.Rand, dir, pass string) ([]string, error) {
+// runAndKill runs a saver, and kills it some time after so many saves. It returns all that it reported.
+func runAndKill(t *testing.T, r *rand.Rand, dir, pass string, saves int) ([]string, error) {
 	cmd := child(t, "saver", dir, pass)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -144,7 +142,16 @@ func runAndKill(t *testing.T, r *rand.Rand, dir, pass string) ([]string, error) 
 		rest, _ := io.ReadAll(lines)
 		return nil, fmt.Errorf("the child says %q, %w: %s", line, err, rest)
 	}
-	time.Sleep(time.Duration(r.IntN(25_000*raceSlowdown)) * time.Microsecond) // real time: this is about processes
+	var said strings.Builder
+	for range saves {
+		line, err := lines.ReadString('\n')
+		said.WriteString(line)
+		if err != nil {
+			return nil, fmt.Errorf("the child says %q, %w", said.String(), err)
+		}
+	}
+	// Real time, of a save or two: this is about processes, and nothing depends on where in a save the child is.
+	time.Sleep(time.Duration(r.IntN(5_000*raceSlowdown)) * time.Microsecond)
 	if err := cmd.Process.Kill(); err != nil {
 		return nil, err
 	}
@@ -152,13 +159,14 @@ func runAndKill(t *testing.T, r *rand.Rand, dir, pass string) ([]string, error) 
 	if err != nil {
 		return nil, err
 	}
+	said.Write(rest)
 	if err := cmd.Wait(); err == nil {
 		return nil, errors.New("the child ended by itself")
 	}
-	if len(rest) == 0 {
+	if said.Len() == 0 {
 		return nil, nil
 	}
-	return strings.Split(strings.TrimSuffix(string(rest), "\n"), "\n"), nil
+	return strings.Split(strings.TrimSuffix(said.String(), "\n"), "\n"), nil
 }
 
 // openEither opens a store with one of the two passphrases, and says with which.

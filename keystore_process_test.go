@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -57,7 +58,7 @@ func child(t testing.TB, name, dir, arg string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, exe, "-test.run=^TestKeyStoreChild$", "-test.v=false", "-test.count=1")
 	cmd.Env = append(os.Environ(), childVar+"="+name, childDirVar+"="+dir, childArgVar+"="+arg)
@@ -74,6 +75,7 @@ const (
 // TestSharedKeyStore has 8 processes open, rotate and use one store: they seal to the key that they know, and open what
 // the others sealed.
 func TestSharedKeyStore(t *testing.T) {
+	t.Parallel()
 	dir, work := storeDir(t), t.TempDir()
 	s, m := weakStore(t, nil)
 	m.use(func(int) (*rsa.PrivateKey, error) { return pairedKey(0) })
@@ -82,18 +84,17 @@ func TestSharedKeyStore(t *testing.T) {
 	}
 	first := fingerprints(s)[0]
 	s.Close()
-	last := 2 * time.Second
+	rotations := 6 // however long they take
 	switch {
 	case os.Getenv(longVar) == "1":
-		last = 10 * time.Second
+		rotations = 60
 	case testing.Short():
-		last = time.Second
+		rotations = 3
 	}
-	until := strconv.FormatInt(time.Now().Add(last).UnixMilli(), 10)
 	var running []*exec.Cmd
 	var said []*bytes.Buffer
 	for i := range sharers {
-		cmd := child(t, "sharer", dir, fmt.Sprintf("%d\n%s\n%s", i, until, work))
+		cmd := child(t, "sharer", dir, fmt.Sprintf("%d\n%d\n%s", i, rotations, work))
 		out := new(bytes.Buffer)
 		cmd.Stdout = out
 		if err := cmd.Start(); err != nil {
@@ -117,7 +118,7 @@ func TestSharedKeyStore(t *testing.T) {
 		fp := k.Key.Fingerprint()
 		have = append(have, hex.EncodeToString(fp[:]))
 	}
-	if body.Rotations != uint64(len(made)) || len(have) != len(made)+1 || len(made) < 2 {
+	if body.Rotations != uint64(len(made)) || len(have) != len(made)+1 || len(made) < rotations {
 		t.Errorf("%d keys were made, %d rotations, %d keys", len(made), body.Rotations, len(have))
 	}
 	for _, fp := range append(made, first) {
@@ -149,7 +150,7 @@ func openedBy(said []*bytes.Buffer) string {
 func childSharer(t *testing.T, dir, arg string) {
 	args := strings.Split(arg, "\n")
 	me, _ := strconv.Atoi(args[0])
-	until, _ := strconv.ParseInt(args[1], 10, 64)
+	rotations, _ := strconv.Atoi(args[1])
 	work := args[2]
 	s, m := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: shareEvery, Grace: time.Hour}})
 	m.use(func(int) (*rsa.PrivateKey, error) { return loggedKey(filepath.Join(work, generationsLog)) })
@@ -158,7 +159,7 @@ func childSharer(t *testing.T, dir, arg string) {
 	}
 	s.startWorker()
 	count := 0
-	for n := 0; time.Now().UnixMilli() < until; n++ {
+	for n := 0; n < 3 || generations(t, work) < rotations; n++ {
 		if err := publish(s, work, me, fmt.Sprintf("message %d of %d", n, me)); err != nil {
 			t.Fatal(err)
 		}
@@ -199,6 +200,15 @@ func childSharer(t *testing.T, dir, arg string) {
 	fmt.Println("opened", count)
 }
 
+// generations is how many keys were made by now.
+func generations(t *testing.T, work string) int {
+	text, err := os.ReadFile(filepath.Join(work, generationsLog))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return bytes.Count(text, []byte("\n"))
+}
+
 // loggedKey makes a key, and adds its fingerprint to a file. Whoever makes keys holds a lock meanwhile.
 func loggedKey(log string) (*rsa.PrivateKey, error) {
 	text, err := os.ReadFile(log)
@@ -209,7 +219,7 @@ func loggedKey(log string) (*rsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	public, err := newPublicKey(&key.PublicKey)
+	public, err := hybrid.NewPublicKey(&key.PublicKey)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +227,7 @@ func loggedKey(log string) (*rsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = fmt.Fprintln(f, public.fingerprint)
+	_, err = fmt.Fprintln(f, public.Fingerprint())
 	return key, errors.Join(err, f.Close())
 }
 

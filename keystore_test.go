@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -448,21 +449,27 @@ func TestUnlockingCostsOneKDF(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
-	start := time.Now()
-	if _, err := keyfile.NewMasterKey([]byte(passphrase), iterations, keyfile.AllowWeak); err != nil {
-		t.Fatal(err)
+	// Of the process's own time, which other programs take nothing of. The least of some tries has the least of the
+	// garbage collector in it.
+	one, took := time.Hour, time.Hour
+	for range 3 {
+		start := cpuTime()
+		if _, err := keyfile.NewMasterKey([]byte(passphrase), iterations, keyfile.AllowWeak); err != nil {
+			t.Fatal(err)
+		}
+		one = min(one, cpuTime()-start)
+		again, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Grace: time.Hour}})
+		start = cpuTime()
+		err = again.open(t.Context(), dir, secret(t, passphrase))
+		took = min(took, cpuTime()-start)
+		if err != nil || len(again.Keys()) != keys {
+			t.Fatalf("%d keys, %v", len(again.Keys()), err)
+		}
+		again.Close()
 	}
-	one := time.Since(start)
-	again, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Grace: time.Hour}})
-	start = time.Now()
-	err = again.open(t.Context(), dir, secret(t, passphrase))
-	took := time.Since(start)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("one PBKDF2 %v, opening %d keys %v", one, len(again.Keys()), took)
-	if len(again.Keys()) != keys || took > one*keys/3 {
-		t.Errorf("opening %d keys took %v, one PBKDF2 %v", len(again.Keys()), took, one)
+	t.Logf("one PBKDF2 %v, opening %d keys %v", one, keys, took)
+	if took < one/2 || took > one*keys/3 {
+		t.Errorf("opening %d keys took %v, one PBKDF2 %v", keys, took, one)
 	}
 }
 
@@ -475,7 +482,7 @@ func (s *KeyStore) firstKey(t testing.TB) int {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p, err := newPublicKey(&k.PublicKey); err != nil || p.fingerprint == fp {
+		if p, err := hybrid.NewPublicKey(&k.PublicKey); err != nil || p.Fingerprint() == fp {
 			return n
 		}
 	}
@@ -516,7 +523,7 @@ func TestKeysOrderAndDelete(t *testing.T) {
 			wantError(t, bad, s.Delete(t.Context(), bad), ErrInvalidRequest)
 		}
 	})
-	held := s.keys[slices.IndexFunc(s.keys, func(k *storedKeyEntry) bool { return k.public.fingerprint == made[2] })].heldKey
+	held := s.keys[slices.IndexFunc(s.keys, func(k *storedKeyEntry) bool { return k.Public().Fingerprint() == made[2] })].heldKey
 	if err := s.Delete(t.Context(), made[2]); err != nil {
 		t.Fatal(err)
 	}
@@ -539,5 +546,5 @@ func TestKeysOrderAndDelete(t *testing.T) {
 func wiped(k *heldKey) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.key == nil && len(k.memory.Bytes()) == 0
+	return k.RSA() == nil && !k.Locked()
 }

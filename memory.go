@@ -39,7 +39,7 @@ func NewSecret(b []byte) (*Secret, error) { return MemoryBestEffort.NewSecret(b)
 func newRoom(a *locked.Arena, n int) (*Secret, []byte, error) {
 	buf, err := a.Alloc(n)
 	if err != nil {
-		return nil, nil, memoryError(err)
+		return nil, nil, err
 	}
 	return secretOf(buf), buf.Bytes(), nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -83,7 +84,7 @@ func TestMemoryRequired(t *testing.T) {
 			},
 		} {
 			err := f()
-			limit, ok := errors.AsType[*MemoryLimitError](err)
+			limit, ok := errors.AsType[*locked.LimitError](err)
 			if !ok || !errors.Is(err, ErrMemoryLimit) || limit.Limit != 0 || limit.InUse != 0 || limit.Needed < int64(os.Getpagesize()) {
 				t.Errorf("%s: %v", what, err)
 			}

@@ -68,7 +68,7 @@ func (p MemoryPolicy) NewSecret(b []byte) (*Secret, error) {
 	}
 	buf, err := locked.NewWith(p.internal(), len(b))
 	if err != nil {
-		return nil, memoryError(err)
+		return nil, err
 	}
 	erase.Do(func() { copy(buf.Bytes(), b) }) // a copy goes through registers
 	clear(b)
@@ -89,22 +89,11 @@ func newArena(p MemoryPolicy) (*locked.Arena, error) {
 	if p == MemoryRequired {
 		b, err := a.Alloc(1)
 		if err != nil {
-			return nil, memoryError(err)
+			return nil, err
 		}
 		b.Destroy() // the arena keeps one empty chunk
 	}
 	return a, nil
-}
-
-// memoryError gives errors of package locked this package's types.
-func memoryError(err error) error {
-	if limit, ok := errors.AsType[*locked.LimitError](err); ok {
-		return &MemoryLimitError{Limit: limit.Limit, InUse: limit.InUse, Needed: limit.Needed, Err: limit.Err}
-	}
-	if errors.Is(err, locked.ErrClosed) {
-		return fmt.Errorf("%w: its memory was given back", ErrClosed)
-	}
-	return err
 }
 
 // validateMemory checks that what a client borrows is as well protected as what it owns.

@@ -73,19 +73,6 @@ func memoryOff(t testing.TB) *Secret {
 	return s
 }
 
-func TestMemoryLimitErrorText(t *testing.T) {
-	cause := errors.New("cause")
-	err := error(&MemoryLimitError{Limit: 65536, InUse: 61440, Needed: 12288, Err: cause})
-	if !errors.Is(err, ErrMemoryLimit) || !errors.Is(err, cause) || errors.Is(err, ErrTooLarge) {
-		t.Error("not what it should be")
-	}
-	for _, figure := range []string{"65536", "61440", "12288"} {
-		if !strings.Contains(err.Error(), figure) {
-			t.Errorf("%s is not in %q", figure, err)
-		}
-	}
-}
-
 // A Secret that is lost is wiped and counted; one that is in use meanwhile is neither.
 func TestLeakedSecret(t *testing.T) {
 	before := MemoryReport()
@@ -95,7 +82,7 @@ func TestLeakedSecret(t *testing.T) {
 		}
 	}
 	lose()
-	for end := time.Now().Add(10 * time.Second); MemoryReport().Leaked == before.Leaked; runtime.GC() {
+	for end := time.Now().Add(time.Minute); MemoryReport().Leaked == before.Leaked; runtime.GC() {
 		if time.Now().After(end) {
 			t.Fatal("not found")
 		}
@@ -111,7 +98,7 @@ func TestLeakedSecret(t *testing.T) {
 	}
 	before = MemoryReport()
 	loseOff()
-	for end := time.Now().Add(10 * time.Second); MemoryReport().Secrets >= before.Secrets+1; runtime.GC() {
+	for end := time.Now().Add(time.Minute); MemoryReport().Secrets >= before.Secrets+1; runtime.GC() {
 		if time.Now().After(end) {
 			t.Fatal("not wiped")
 		}

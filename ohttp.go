@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"net/url"
 	"slices"
@@ -22,6 +21,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
@@ -81,14 +82,14 @@ func (c *SecureCompletionClient) setProtocol() {
 		c.server.origin = "ohttp+" + c.server.origin // what is remembered for one protocol says nothing about the other
 		c.retry.once = true
 		c.wire = &obliviousHTTP{
-			url: c.base.String() + pathOHTTP, scheme: c.base.Scheme, authority: c.base.Host, keys: c.cfg.Keys, server: c.server,
+			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host, keys: c.cfg.Keys, server: c.server,
 			memory: c.memory, padding: c.cfg.Padding, maxAnswer: c.cfg.MaxResponseBytes, idle: c.cfg.IdleTimeout,
 			base: c.base, takeX25519: c.cfg.AllowX25519,
 		}
 		return
 	}
 	c.wire = &envelopeV1{
-		completionURL: c.base.String() + pathCompletion, keys: c.cfg.Keys, server: c.server, maxAnswer: c.cfg.MaxResponseBytes,
+		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server, maxAnswer: c.cfg.MaxResponseBytes,
 		base: c.base,
 	}
 }
@@ -155,7 +156,7 @@ func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest, o *callOptio
 	if in.whole && chatjson.HasStreamMember(in.content) {
 		room, err := p.memory.Alloc(len(in.content))
 		if err != nil {
-			return nil, memoryError(err)
+			return nil, err
 		}
 		defer room.Destroy()
 		clean := *in
@@ -197,13 +198,7 @@ func (p *obliviousHTTP) request(ctx context.Context, body []byte) (*http.Request
 	if err != nil {
 		return nil, err
 	}
-	counted := &countedBody{req.Body, new(atomic.Bool)}
-	again := req.GetBody
-	req.Body = counted
-	req.GetBody = func() (io.ReadCloser, error) { // the same ciphertext, which a gateway serves once
-		b, err := again()
-		return &countedBody{b, counted.read}, err
-	}
+	httpx.Count(req) // what is sent again is the same ciphertext, which a gateway serves once
 	req.Header = http.Header{
 		"Content-Type":  {ohttp.TypeRequest},
 		"Accept":        {ohttp.TypeResponse},
@@ -218,19 +213,19 @@ func (p *obliviousHTTP) request(ctx context.Context, body []byte) (*http.Request
 func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer, error) {
 	header := slices.Concat(in.header, []bhttp.Field{{Name: "date", Value: p.date()}})
 	if o.tier != "" {
-		header = append(header, bhttp.Field{Name: "x-security-tier", Value: string(o.tier)})
+		header = append(header, bhttp.Field{Name: ohttp.HeaderTier, Value: string(o.tier)})
 	}
 	if o.apiKey == nil {
 		return p.encodeWith(in, header)
 	}
 	var message *locked.Buffer
 	err := o.apiKey.Use(func(key []byte) error {
-		if err := validAPIKey(key); err != nil {
+		if err := httpx.ValidAPIKey(key); err != nil {
 			return err
 		}
 		bearer, err := p.memory.Alloc(len("Bearer ") + len(key))
 		if err != nil {
-			return memoryError(err)
+			return err
 		}
 		defer bearer.Destroy()
 		value := append(append(bearer.Bytes()[:0], "Bearer "...), key...)
@@ -248,7 +243,7 @@ func (p *obliviousHTTP) encodeWith(in *plainRequest, header []bhttp.Field) (*loc
 	}
 	buffer, err := p.memory.Alloc(most)
 	if err != nil {
-		return nil, memoryError(err)
+		return nil, err
 	}
 	message, err := bhttp.AppendRequest(buffer.Bytes()[:0], &bhttp.Request{
 		Method: in.method, Scheme: p.scheme, Authority: p.authority, Path: in.path, Header: header,
@@ -267,10 +262,10 @@ func (p *obliviousHTTP) date() string {
 }
 
 // failure: nothing in the clear is the gateway's word.
-func (p *obliviousHTTP) failure(a *answer) error { return outerError(a.status, a.body) }
+func (p *obliviousHTTP) failure(a *httpx.Answer) error { return outerError(a.Status, a.Body) }
 
 func outerError(status int, body []byte) *OuterError {
-	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemTypeOf(body) == problemKey}
+	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemTypeOf(body) == ohttp.ProblemKey}
 	_, e.Detail = errorDetail(body)
 	return e
 }
@@ -304,18 +299,18 @@ func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error
 }
 
 // open decrypts a whole answer, and returns its content if the status inside is 200.
-func (p *obliviousHTTP) open(r *sealedRequest, a *answer, into room) (*opened, error) {
-	if !hasType(a.header, ohttp.TypeResponse) {
-		return nil, &OuterError{StatusCode: a.status, Detail: "not a sealed answer"}
+func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error) {
+	if !httpx.HasType(a.Header, ohttp.TypeResponse) {
+		return nil, &OuterError{StatusCode: a.Status, Detail: "not a sealed answer"}
 	}
-	message := a.body // in place: what is opened is never ahead of what was read
+	message := a.Body // in place: what is opened is never ahead of what was read
 	if into != nil {
 		var err error
-		if message, err = into(len(a.body)); err != nil {
+		if message, err = into(len(a.Body)); err != nil {
 			return nil, err
 		}
 	}
-	content, err := p.openInto(message, r.ohttp, a.body, into != nil)
+	content, err := p.openInto(message, r.ohttp, a.Body, into != nil)
 	if err != nil {
 		clear(message)
 		return nil, err
@@ -329,7 +324,7 @@ func (p *obliviousHTTP) openInto(message []byte, call *obliviousCall, sealed []b
 	if protect {
 		room, err := p.memory.Alloc(min(len(sealed), maxAnswerChunk+ohttp.Overhead) + 1)
 		if err != nil {
-			return nil, memoryError(err)
+			return nil, err
 		}
 		defer room.Destroy()
 		buffer = room.Bytes()
@@ -390,15 +385,15 @@ func openAll(dst []byte, call *obliviousCall, sealed, buffer []byte) ([]byte, er
 
 // judge makes an error of an authentic answer that is none to be content with. Of content it keeps nothing but words.
 func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
-	header := headerOf(in.Header)
+	header := httpx.HeaderOf(in.Header)
 	if in.Status == http.StatusOK {
 		return c.checkTier(header)
 	}
-	content = content[:min(len(content), maxErrorBody)]
+	content = content[:min(len(content), httpx.MaxErrorBody)]
 	// Without this the answer may be the upstream's, which has worked on the request whatever its status says.
-	unprocessed := header.Get(headerProcessed) == "no"
+	unprocessed := header.Get(ohttp.HeaderProcessed) == "no"
 	// And a copy that was held back until its date was over is refused truly, although the first one was served.
-	if unprocessed && time.Since(c.dated) < maxDateAge && in.Status == http.StatusBadRequest && problemTypeOf(content) == problemDate {
+	if unprocessed && time.Since(c.dated) < maxDateAge && in.Status == http.StatusBadRequest && problemTypeOf(content) == ohttp.ProblemDate {
 		if at, err := http.ParseTime(header.Get("Date")); err == nil {
 			c.late, c.ahead = true, time.Until(at)
 		}
@@ -410,25 +405,10 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 
 // checkTier: the gateway states its tier in every answer. One that states none cannot be shown to be high enough.
 func (c *obliviousCall) checkTier(header http.Header) error {
-	if c.tier != "" && SecurityTier(header.Get(headerTier)).rank() < c.tier.rank() {
+	if c.tier != "" && SecurityTier(header.Get(hybrid.HeaderTier)).rank() < c.tier.rank() {
 		return ErrTierDowngrade
 	}
 	return nil
-}
-
-// headerOf is a field section as net/http has it.
-func headerOf(fields []bhttp.Field) http.Header {
-	h := make(http.Header, len(fields))
-	for _, f := range fields {
-		h.Add(f.Name, f.Value)
-	}
-	return h
-}
-
-// hasType tells whether a body is of a media type, whatever its parameters.
-func hasType(h http.Header, want string) bool {
-	got, _, err := mime.ParseMediaType(h.Get("Content-Type"))
-	return err == nil && got == want
 }
 
 // innerError gives errors of the sealed message this package's types.

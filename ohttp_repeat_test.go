@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // What the upstream says of itself comes sealed as well, when it has had the request.
@@ -34,10 +36,10 @@ func TestUpstreamRefusalsAreNotRepeated(t *testing.T) {
 					w.Header().Set("Retry-After", "1")
 					w.Header().Set("Date", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
 					if processed != "" {
-						w.Header().Set(headerProcessed, processed)
+						w.Header().Set(ohttp.HeaderProcessed, processed)
 					}
 					w.WriteHeader(status)
-					_, _ = io.WriteString(w, `{"type":"`+problemDate+`","detail":"date"}`)
+					_, _ = io.WriteString(w, `{"type":"`+ohttp.ProblemDate+`","detail":"date"}`)
 				})
 				client := directClient(t, g, func(c *Config) { c.MaxRetries = 5 })
 				for name, call := range callsOf(client) {
@@ -153,7 +155,7 @@ func TestOHTTPRepeatsTheKeyFetch(t *testing.T) {
 		"no retries":                {first(1), -1, 0, ErrConnection, 1},
 		"no time":                   {first(1 << 20), 1 << 20, 10 * time.Second, ErrConnection, 0},
 		"a certificate":             {func(int) error { return untrusted }, 2, 0, ErrConnection, 1},
-		"http at a distance":        {func(int) error { return errNotLoopback }, 2, 0, ErrInsecureURL, 1},
+		"http at a distance":        {func(int) error { return httpx.ErrNotLoopback }, 2, 0, ErrInsecureURL, 1},
 		"the attempt's time is out": {func(int) error { time.Sleep(2 * time.Minute); return cut }, 2, 0, fault.AttemptTimeout, 1},
 		"the call's time is out":    {func(int) error { time.Sleep(30 * time.Second); return cut }, 2, 20 * time.Second, context.DeadlineExceeded, 1},
 	} {
@@ -285,9 +287,9 @@ func TestHeldBackCopyRunsNothingTwice(t *testing.T) {
 		g := newTiny(t, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
 			if sent, err := http.ParseTime(r.Header.Get("Date")); err != nil || time.Since(sent).Abs() > 2*time.Minute {
-				w.Header().Set(headerProcessed, "no")
+				w.Header().Set(ohttp.HeaderProcessed, "no")
 				w.WriteHeader(http.StatusBadRequest)
-				_, _ = io.WriteString(w, `{"type":"`+problemDate+`"}`)
+				_, _ = io.WriteString(w, `{"type":"`+ohttp.ProblemDate+`"}`)
 				return
 			}
 			ran++

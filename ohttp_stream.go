@@ -18,6 +18,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
@@ -96,7 +97,7 @@ func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedRes
 
 // sendForHeader sends t. Statuses inside that are errors are *APIError.
 func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*openedResponse, error) {
-	outside, err := send(c.http, t.http)
+	outside, err := httpx.Send(c.http, t.http)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +108,7 @@ func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*o
 		}
 	}()
 	if outside.StatusCode != http.StatusOK {
-		a, err := readFailure(ctx, outside)
+		a, err := httpx.ReadFailure(ctx, outside)
 		if err != nil {
 			return nil, err
 		}
@@ -120,21 +121,21 @@ func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*o
 
 func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest, outside *http.Response) (*openedResponse, error) {
 	encoding := outside.Header.Get("Content-Encoding")
-	if !hasType(outside.Header, ohttp.TypeResponse) || (encoding != "" && !strings.EqualFold(encoding, "identity")) {
+	if !httpx.HasType(outside.Header, ohttp.TypeResponse) || (encoding != "" && !strings.EqualFold(encoding, "identity")) {
 		return nil, errNotSealed
 	}
 	limit := p.maxAnswer
-	reader, err := r.ohttp.Response(&cappedReader{r: outside.Body, left: limit, limit: limit}, maxAnswerChunk)
+	reader, err := r.ohttp.Response(httpx.Capped(outside.Body, limit), maxAnswerChunk)
 	if err != nil {
 		return nil, innerError(err)
 	}
-	b := &openedBody{ctx: ctx, what: describe(r.http), outside: outside.Body, reader: reader}
+	b := &openedBody{ctx: ctx, what: httpx.Describe(r.http), outside: outside.Body, reader: reader}
 	head, body, err := bhttp.ReadResponse(reader, bhttp.Limits{Content: limit})
 	if err != nil {
 		reader.Close()
 		return nil, b.failure(err)
 	}
-	resp := &openedResponse{status: head.Status, header: headerOf(head.Header), body: b, payloadID: r.payloadID}
+	resp := &openedResponse{status: head.Status, header: httpx.HeaderOf(head.Header), body: b, payloadID: r.payloadID}
 	path, _, _ := strings.Cut(in.path, "?")
 	b.content, b.ending = body, sse.EndingOf(resp.media(), path, -1)
 	if events, ok := b.ending.(*sse.Stream); ok {
@@ -167,9 +168,9 @@ var errNotSealed = &OuterError{StatusCode: http.StatusOK, Detail: "not a sealed 
 // readWords reads the beginning of an error's content. What the gateway did not get to say does not matter: the status is
 // authentic.
 func readWords(b *openedBody) ([]byte, error) {
-	stalled := time.AfterFunc(maxErrorWait, func() { _ = b.outside.Close() })
+	stalled := time.AfterFunc(httpx.MaxErrorWait, func() { _ = b.outside.Close() })
 	defer stalled.Stop()
-	words, err := io.ReadAll(io.LimitReader(b.content, maxErrorBody))
+	words, err := io.ReadAll(io.LimitReader(b.content, httpx.MaxErrorBody))
 	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause, fault.AttemptTimeout) {
 		return nil, fault.Ended(b.ctx)
 	}
@@ -307,10 +308,10 @@ func (b *openedBody) end(err error) error {
 // failure gives an error of reading its type. A context that ended explains whatever else went wrong.
 func (b *openedBody) failure(err error) error {
 	if cause := context.Cause(b.ctx); cause != nil {
-		return exchangeError(b.ctx, b.what, cause, true)
+		return httpx.ExchangeError(b.ctx, b.what, cause, true)
 	}
 	if errors.Is(err, fault.Stalled) {
-		return &fault.ConnectionError{What: b.what, Err: err, Answered: true}
+		return fault.Connection(b.what, err, true)
 	}
 	return innerError(err)
 }

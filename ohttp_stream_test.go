@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // panickingLimiter is a Limiter that does.
@@ -393,10 +395,10 @@ func TestSealedErrorThatStalls(t *testing.T) {
 		detail string
 	}{
 		"at once":         {[]string{words}, 0, 0, "words"},
-		"late":            {[]string{words}, maxErrorWait / 2, maxErrorWait / 2, "words"},
-		"stalled":         {[]string{words[:9]}, time.Hour, maxErrorWait, ""},
-		"its end stalled": {[]string{words}, time.Hour, maxErrorWait, "words"},
-		"without words":   {nil, time.Hour, maxErrorWait, ""},
+		"late":            {[]string{words}, httpx.MaxErrorWait / 2, httpx.MaxErrorWait / 2, "words"},
+		"stalled":         {[]string{words[:9]}, time.Hour, httpx.MaxErrorWait, ""},
+		"its end stalled": {[]string{words}, time.Hour, httpx.MaxErrorWait, "words"},
+		"without words":   {nil, time.Hour, httpx.MaxErrorWait, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -37,7 +38,7 @@ func TestOHTTPChat(t *testing.T) {
 	if answer.Text() != "Paris" || !chatjson.IsUUID(answer.PayloadID) {
 		t.Errorf("got %q, id %q", answer.Text(), answer.PayloadID)
 	}
-	h := headerOf(g.last.Header)
+	h := httpx.HeaderOf(g.last.Header)
 	if g.last.Method != "POST" || g.last.Path != "/v1/chat/completions" || h.Get("Authorization") != "Bearer sk-inner-5b1f" {
 		t.Errorf("inside: %+v", g.last)
 	}
@@ -186,7 +187,7 @@ func TestOHTTPOpensIntoRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.release()
-	a, err := exchange(client.http, r.http, 1<<20)
+	a, err := httpx.Exchange(client.http, r.http, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +206,7 @@ func TestOHTTPOpensIntoRoom(t *testing.T) {
 	if rest := bytes.Trim(room[n:], "\xff"); len(bytes.Trim(rest, "\x00")) > 0 {
 		t.Errorf("behind it: %q", rest)
 	}
-	if bytes.Contains(a.body, []byte("Paris")) {
+	if bytes.Contains(a.Body, []byte("Paris")) {
 		t.Error("it was opened where it came, too")
 	}
 }
@@ -319,7 +320,7 @@ func TestObliviousErrorsHoldNoContent(t *testing.T) {
 	own := ""
 	g := newTiny(t, func(w http.ResponseWriter, _ *http.Request) {
 		if own != "" {
-			w.Header().Set(headerProcessed, "no")
+			w.Header().Set(ohttp.HeaderProcessed, "no")
 		}
 		w.WriteHeader(http.StatusBadRequest)
 		_, _ = io.WriteString(w, `{"error":{"message":"the prompt `+marker+` is too long","code":"code-`+marker+`"}}`)

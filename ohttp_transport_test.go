@@ -20,6 +20,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/sse"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -74,7 +76,7 @@ func TestOHTTPHTTPClientPaths(t *testing.T) {
 		if g.last.Path != test.want || g.last.Method != test.method {
 			t.Errorf("%s: inside %s %s", test.url, g.last.Method, g.last.Path)
 		}
-		inside := headerOf(g.last.Header)
+		inside := httpx.HeaderOf(g.last.Header)
 		if inside.Get("X-Stainless-OS") != "" || inside.Get("User-Agent") != "" || inside.Get("OpenAI-Beta") != "assistants=v2" {
 			t.Errorf("%s: inside %v", test.url, inside)
 		}
@@ -164,7 +166,7 @@ func TestOHTTPHTTPClientRefusals(t *testing.T) {
 		"an encoding":     {func(r *http.Request) { r.Header.Set("Content-Encoding", "gzip") }, "{}", 415},
 		"too large":       {nil, strings.Repeat(" ", 5000), 413},
 		"no JSON":         {nil, "hello", 400},
-		"an odd tier":     {func(r *http.Request) { r.Header.Set(headerTier, "odd") }, `{"model":"m"}`, 400},
+		"an odd tier":     {func(r *http.Request) { r.Header.Set(hybrid.HeaderTier, "odd") }, `{"model":"m"}`, 400},
 		"spoken outside":  {nil, `{"model":"m","stream":true,"api_key":"k"}`, 400},
 		"CONNECT":         {func(r *http.Request) { r.Method = http.MethodConnect }, "", 400},
 		"an odd query":    {func(r *http.Request) { r.URL.Path, r.URL.RawQuery = "/v1/models", "a b" }, "", 400},
@@ -355,7 +357,7 @@ func TestOHTTPHTTPClientStreams(t *testing.T) {
 		}
 		start := time.Now()
 		resp.Body.Close() // where SDKs stop
-		if d := time.Since(start); d > 2*drainTime {
+		if d := time.Since(start); d > 30*time.Second {
 			t.Errorf("closing took %v", d)
 		}
 		if _, err := resp.Body.Read(make([]byte, 1)); err == nil {

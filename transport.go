@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,7 +20,15 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
+
+// DefaultTransport returns a new transport with the settings that clients use when Config.Transport is nil: TLS 1.2
+// or later, HTTP/2, the proxy of the environment, up to 100 idle connections per host for 90 s, and pings that notice
+// a dead HTTP/2 connection after 45 s. Change it before handing it over: for a private certificate authority set
+// TLSClientConfig.RootCAs. It is the caller's, who closes its idle connections at the end.
+func DefaultTransport() *http.Transport { return httpx.DefaultTransport() }
 
 // HTTPClient is for OpenAI SDKs: whatever they POST to a path that ends in /chat/completions is sealed and goes to
 // Config.BaseURL, whatever host the SDK was given. Other requests are answered 404 with an explanation. Nothing that
@@ -158,7 +165,7 @@ func (t *sdkTransport) read(req *http.Request, in *plainRequest) ([]byte, error)
 		return []byte{}, nil // not nil: a POST without one is remembered too
 	}
 	limit := t.client.cfg.MaxRequestBytes + 1024
-	body, err := readAll(&cappedReader{r: req.Body, left: limit, limit: limit}, req.ContentLength)
+	body, err := httpx.ReadAll(httpx.Capped(req.Body, limit), req.ContentLength)
 	switch {
 	case errors.Is(err, ErrTooLarge):
 		return nil, fmt.Errorf("%w of more than %d bytes", errRequestTooLarge, t.client.cfg.MaxRequestBytes)
@@ -172,12 +179,12 @@ func (t *sdkTransport) read(req *http.Request, in *plainRequest) ([]byte, error)
 
 // callOptions takes from the SDK's headers what may leave. The caller destroys the key, which may be nil.
 func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *Secret, err error) {
-	if tier := req.Header.Get(headerTier); tier != "" {
+	if tier := req.Header.Get(hybrid.HeaderTier); tier != "" {
 		opts = append(opts, WithTier(SecurityTier(tier)))
 	}
 	// An SDK reads its key from the environment unasked: it must not travel to somebody it was not meant for.
 	scheme, token, _ := strings.Cut(req.Header.Get("Authorization"), " ")
-	if t.client.cfg.APIKey == nil && strings.EqualFold(scheme, "Bearer") && token != "" && sameOrigin(req.URL, t.client.base) {
+	if t.client.cfg.APIKey == nil && strings.EqualFold(scheme, "Bearer") && token != "" && httpx.SameOrigin(req.URL, t.client.base) {
 		// The SDK's string stays on the heap in any case.
 		if key, err = t.client.cfg.Memory.NewSecret([]byte(token)); err != nil {
 			return nil, nil, err
@@ -185,20 +192,6 @@ func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *S
 		opts = append(opts, WithAPIKey(key))
 	}
 	return opts, key, nil
-}
-
-func sameOrigin(a, b *url.URL) bool {
-	return strings.EqualFold(a.Scheme, b.Scheme) && strings.EqualFold(a.Hostname(), b.Hostname()) && portOf(a) == portOf(b)
-}
-
-func portOf(u *url.URL) string {
-	if p := u.Port(); p != "" {
-		return p
-	}
-	if strings.EqualFold(u.Scheme, "http") {
-		return "80"
-	}
-	return "443"
 }
 
 // fail turns an error into what an SDK understands: an OpenAI error where the request was refused, or the error
@@ -251,7 +244,7 @@ func sdkError(req *http.Request, status int, code, message string, retryAfter ti
 	}})
 	resp := sdkResponse(req, status, "application/json", body)
 	if retryAfter > 0 {
-		resp.Header.Set("Retry-After", wholeSeconds(retryAfter))
+		resp.Header.Set("Retry-After", httpx.WholeSeconds(retryAfter))
 	}
 	return resp
 }

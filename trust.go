@@ -8,14 +8,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
-	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/flight"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 // Trust decides whose public key prompts are sealed to. Whoever can answer for the server where TLS ends can offer a
@@ -60,7 +59,7 @@ func (memoryless) accept(context.Context, string, [32]byte) error     { return n
 func Pin(fingerprints ...string) Trust {
 	p := pins{}
 	for _, f := range fingerprints {
-		p.list = append(p.list, normalFingerprint(f))
+		p.list = append(p.list, hybrid.NormalFingerprint(f))
 	}
 	return p
 }
@@ -75,7 +74,7 @@ func (p pins) validate() error {
 		return errors.New("Pin needs at least one fingerprint")
 	}
 	for _, f := range p.list {
-		if err := validFingerprint(f); err != nil {
+		if err := hybrid.ValidFingerprint(f); err != nil {
 			return err
 		}
 	}
@@ -83,7 +82,7 @@ func (p pins) validate() error {
 }
 
 func (p pins) check(_ string, key *PublicKey) error {
-	if slices.ContainsFunc(p.list, key.goesBy) {
+	if slices.ContainsFunc(p.list, key.matches) {
 		return nil
 	}
 	return key.refusal(slices.Clone(p.list), nil)
@@ -132,7 +131,7 @@ func (f firstUse) remember(ctx context.Context, origin string, key *PublicKey) e
 }
 
 func sameKey(remembered [32]byte, key *PublicKey) error {
-	if want := hex.EncodeToString(remembered[:]); !key.goesBy(want) {
+	if want := hex.EncodeToString(remembered[:]); !key.matches(want) {
 		return key.refusal([]string{want}, nil)
 	}
 	return nil
@@ -146,23 +145,6 @@ func (f firstUse) accept(ctx context.Context, origin string, fingerprint [32]byt
 func restsOnTLS(t Trust) bool {
 	_, first := t.(firstUse)
 	return first || t == TrustHTTPS()
-}
-
-// originOf is a base URL in one spelling: what is remembered for it must not be forgotten over another one.
-func originOf(base *url.URL) string {
-	u := *base
-	u.Host = strings.ToLower(u.Host)
-	if portOf(&u) == portOf(&url.URL{Scheme: u.Scheme}) {
-		u.Host = strings.TrimSuffix(u.Host, ":"+portOf(&u))
-	}
-	return u.String()
-}
-
-func validFingerprint(f string) error {
-	if b, err := hex.DecodeString(f); err != nil || len(b) != 32 {
-		return errors.New("a fingerprint is a SHA-256 as PublicKey.Fingerprint gives it, 64 hex digits")
-	}
-	return nil
 }
 
 const (
@@ -286,7 +268,7 @@ func (s *serverKey) choose(offered []*PublicKey) (old, key *PublicKey, accepted 
 			k = k.unsigned() // an older list than the one that is known: somebody sends it again
 			offered[i] = k
 		}
-		accepted = slices.ContainsFunc(s.accepted, k.goesBy)
+		accepted = slices.ContainsFunc(s.accepted, k.matches)
 		if accepted || s.trust.check(s.origin, k) == nil {
 			return s.key, k, accepted
 		}
@@ -343,8 +325,8 @@ func (s *serverKey) ask(ctx context.Context, old, key *PublicKey) error {
 
 // accept trusts a fingerprint from now on, and forgets the key in use so that the next call asks the server.
 func (s *serverKey) accept(ctx context.Context, fingerprint string) error {
-	fingerprint = normalFingerprint(fingerprint)
-	fp, err := parseFingerprint(fingerprint)
+	fingerprint = hybrid.NormalFingerprint(fingerprint)
+	fp, err := hybrid.ParseFingerprint(fingerprint)
 	if err != nil {
 		return err
 	}

@@ -17,18 +17,11 @@ import (
 	"sync"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
-const (
-	pathPublicKey  = "/pki/public_key"
-	pathCompletion = "/v1/chat/secure_completion"
-
-	headerPayloadID = "X-Payload-ID"
-	headerPublicKey = "X-Public-Key"
-	headerTier      = "X-Security-Tier"
-	contentType     = "application/octet-stream"
-	userAgent       = "sealedchat"
-)
+const userAgent = "sealedchat"
 
 // envelopeV1 is the client's end of NOMYO's protocol v1.
 type envelopeV1 struct {
@@ -92,7 +85,7 @@ func (p *envelopeV1) seal(ctx context.Context, in *plainRequest, o *callOptions)
 }
 
 func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []byte, o *callOptions) (*http.Request, error) {
-	body, err := r.server.appendSealed(nil, &envelope.Envelope{}, plaintext)
+	body, err := r.server.rsa.AppendSealed(nil, &envelope.Envelope{}, plaintext)
 	if err != nil {
 		return nil, err
 	}
@@ -101,38 +94,38 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}
 	h := req.Header
-	h.Set("Content-Type", contentType)
+	h.Set("Content-Type", hybrid.ContentType)
 	h.Set("User-Agent", userAgent)
-	h.Set(headerPayloadID, r.payloadID)
-	h.Set(headerPublicKey, r.key.public.header())
+	h.Set(hybrid.HeaderPayloadID, r.payloadID)
+	h.Set(hybrid.HeaderPublicKey, r.key.Public().Header())
 	if o.tier != "" {
-		h.Set(headerTier, string(o.tier))
+		h.Set(hybrid.HeaderTier, string(o.tier))
 	}
 	if o.apiKey != nil {
-		if err := setBearer(h, o.apiKey); err != nil {
+		if err := httpx.SetBearer(h, o.apiKey); err != nil {
 			return nil, err
 		}
 	}
 	return req, nil
 }
 
-func (p *envelopeV1) open(r *sealedRequest, a *answer, into room) (*opened, error) {
-	e, err := envelope.Parse(a.body, int(min(p.maxAnswer, maxBytes)))
+func (p *envelopeV1) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error) {
+	e, err := envelope.Parse(a.Body, int(min(p.maxAnswer, maxBytes)))
 	if err != nil {
-		return nil, envelopeError(err)
+		return nil, hybrid.EnvelopeError(err)
 	}
-	plaintext, err := openWith(&e, []*privateKey{r.key.privateKey}, nil, into)
+	plaintext, err := hybrid.Open(&e, []*hybrid.PrivateKey{r.key.PrivateKey}, nil, into)
 	if err != nil {
 		return nil, err
 	}
-	if !r.key.seen.add(sha256.Sum256(e.WrappedKey)) {
+	if !r.key.seen.Add(sha256.Sum256(e.WrappedKey)) {
 		clear(plaintext)
 		return nil, fmt.Errorf("%w: this envelope was opened before", ErrReplay)
 	}
 	return &opened{plaintext: plaintext, processedAt: e.ProcessedAt}, nil
 }
 
-func (p *envelopeV1) failure(a *answer) error { return apiErrorFrom(a) }
+func (p *envelopeV1) failure(a *httpx.Answer) error { return apiErrorFrom(a) }
 
 // refused asks for the server's key again when the status is the one that an envelope for another key gets.
 func (p *envelopeV1) refused(ctx context.Context, r *sealedRequest, err error) (bool, error) {
@@ -144,49 +137,20 @@ func (p *envelopeV1) refused(ctx context.Context, r *sealedRequest, err error) (
 
 // fetchServerKey asks for the server's public key.
 func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) ([]*PublicKey, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String()+pathPublicKey, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String()+hybrid.PathPublicKey, nil)
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}
 	req.Header.Set("User-Agent", userAgent)
-	a, err := exchange(rt, req, maxKeyText)
+	a, err := httpx.Exchange(rt, req, hybrid.MaxKeyText)
 	if err != nil {
 		return nil, err
 	}
-	if a.status != http.StatusOK {
+	if a.Status != http.StatusOK {
 		return nil, apiErrorFrom(a)
 	}
-	key, err := ParsePublicKey(a.body)
+	key, err := ParsePublicKey(a.Body)
 	return []*PublicKey{key}, err
-}
-
-// setBearer puts an API key into a header, which takes a string: copies of it stay on the heap until they are reused.
-func setBearer(h http.Header, key *Secret) error {
-	return key.Use(func(b []byte) error {
-		if err := validAPIKey(b); err != nil {
-			return err
-		}
-		h.Set("Authorization", "Bearer "+string(b))
-		return nil
-	})
-}
-
-// validAPIKey refuses what could end a header line, or could not stand in one.
-func validAPIKey(b []byte) error {
-	if len(b) == 0 || len(b) > 4096 {
-		return fmt.Errorf("%w: the API key has %d bytes, want 1 to 4096", ErrInvalidRequest, len(b))
-	}
-	for _, c := range b {
-		if c <= ' ' || c >= 0x7f {
-			return fmt.Errorf("%w: the API key holds a control character, white space or non-ASCII", ErrInvalidRequest)
-		}
-	}
-	return nil
-}
-
-// percentEncode escapes everything but letters, digits and "-_.~".
-func percentEncode(b []byte) string {
-	return strings.ReplaceAll(url.QueryEscape(string(b)), "+", "%20")
 }
 
 // newUUID is a random UUID (RFC 9562, version 4).
@@ -200,35 +164,4 @@ func newUUID() string {
 func formatUUID(b [16]byte) string {
 	s := hex.EncodeToString(b[:])
 	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
-}
-
-const maxSeen = 16384 // answers remembered; 1.3 MB when full
-
-// seenAnswers remembers the wrapped keys of the last answers. The zero value is ready.
-type seenAnswers struct {
-	mu   sync.Mutex
-	set  map[[32]byte]struct{}
-	ring [][32]byte // in the order of arrival; overwritten from next on once full
-	next int
-}
-
-// add reports whether id is new, and remembers it.
-func (s *seenAnswers) add(id [32]byte) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.set[id]; ok {
-		return false
-	}
-	if s.set == nil {
-		s.set = make(map[[32]byte]struct{})
-	}
-	if len(s.ring) < maxSeen {
-		s.ring = append(s.ring, id)
-	} else {
-		delete(s.set, s.ring[s.next])
-		s.ring[s.next] = id
-		s.next = (s.next + 1) % maxSeen
-	}
-	s.set[id] = struct{}{}
-	return true
 }

@@ -161,7 +161,7 @@ func TestTail(t *testing.T) {
 		!strings.Contains(lines[1], "INFO") || !strings.Contains(lines[1], "note") || strings.Contains(out, "hidden") || strings.Contains(out, "mac") {
 		t.Errorf("%d: %s%s", status, out, said)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	shown := &lockedBuffer{}
 	p := &program{stdout: shown, stderr: shown, wait: time.Millisecond, env: func(string) string { return "" }}

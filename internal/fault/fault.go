@@ -34,23 +34,29 @@ var (
 // short is an [ErrTruncated], too.
 type ConnectionError struct {
 	What     string // the exchange: method and path
-	Err      error  // the cause
 	Answered bool   // an answer had begun
 	Unsent   bool   // nothing of the request's body was asked for, or it was not its turn yet
+
+	err error // the cause; not exported, since encoding/json writes exported fields
+}
+
+// Connection is the failure of the exchange what, whose cause is err.
+func Connection(what string, err error, answered bool) *ConnectionError {
+	return &ConnectionError{What: what, Answered: answered, err: err}
 }
 
 func (e *ConnectionError) Error() string {
-	return ErrConnection.Error() + ": " + e.What + ": " + transportReason(e.Err)
+	return ErrConnection.Error() + ": " + e.What + ": " + transportReason(e.err)
 }
 
 // GoString keeps %#v, which spells out the cause, to the same words.
 func (e *ConnectionError) GoString() string { return e.Error() }
 
 func (e *ConnectionError) Unwrap() []error {
-	if e.Answered && errors.Is(e.Err, io.ErrUnexpectedEOF) {
-		return []error{ErrTruncated, ErrConnection, e.Err}
+	if e.Answered && errors.Is(e.err, io.ErrUnexpectedEOF) {
+		return []error{ErrTruncated, ErrConnection, e.err}
 	}
-	return []error{ErrConnection, e.Err}
+	return []error{ErrConnection, e.err}
 }
 
 // transportReason gives the reason of a failed exchange. net/http quotes the peer's bytes in its own

@@ -140,7 +140,7 @@ func TestPipes(t *testing.T) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(3 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("waits for a pipe")
 	}
 	write(t, d, "f", "x")
@@ -346,7 +346,7 @@ func TestLockThatIsNoLongerPrivate(t *testing.T) {
 	if err := os.Chmod(path, 0o666); err != nil { // anybody could hold it forever
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	_, err = d.Lock(ctx, "l")
 	wantPermission(t, err, path, "chmod 600")

@@ -227,7 +227,7 @@ func TestWatch(t *testing.T) {
 	if n := Report().Watched; n != before.Watched+2 {
 		t.Errorf("%d are watched", n)
 	}
-	for end := time.Now().Add(10 * time.Second); Report().Leaked == before.Leaked && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); Report().Leaked == before.Leaked && time.Now().Before(end); time.Sleep(time.Millisecond) {
 		runtime.GC()
 	}
 	w.Stop()
