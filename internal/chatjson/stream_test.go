@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package chatjson
 
 import (
 	"bufio"
@@ -11,21 +11,19 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
 	"unicode/utf8"
 
-	"github.com/seed-017344ad/sealedchat/internal/chatjson"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // eventStream is the whole event stream of a completion, read in small pieces.
 func eventStream(completion []byte, includeUsage bool) ([]byte, error) {
-	text, err := chatjson.NewEventText(bytes.Clone(completion), includeUsage)
+	text, err := NewEventText(bytes.Clone(completion), includeUsage)
 	if err != nil {
 		return nil, err
 	}
@@ -33,132 +31,11 @@ func eventStream(completion []byte, includeUsage bool) ([]byte, error) {
 	return io.ReadAll(text)
 }
 
-const eventPiece = 8 << 10 // text in one event
-
-// testSeed is for tests with random input: SEALEDCHAT_SEED, or the time. It is printed when the test fails.
-func testSeed(t testing.TB) uint64 {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("SEALEDCHAT_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("repeat with SEALEDCHAT_SEED=%d", seed)
-		}
-	})
-	return seed
-}
-
-// streamEvents demands a well-formed event stream and returns its chunks without the [DONE].
-func streamEvents(t testing.TB, stream []byte) []map[string]any {
-	t.Helper()
-	const done = "data: [DONE]\n\n"
-	rest, ok := strings.CutSuffix(string(stream), done)
-	if !ok || strings.Contains(rest, done) {
-		t.Fatalf("the stream does not end with one [DONE]: %.300q", stream)
-	}
-	var chunks []map[string]any
-	for event := range strings.SplitAfterSeq(rest, "\n\n") {
-		if event == "" {
-			continue
-		}
-		text, ok := strings.CutPrefix(strings.TrimSuffix(event, "\n\n"), "data: ")
-		if !ok || strings.ContainsAny(text, "\r\n") {
-			t.Fatalf("not one data line: %.300q", event)
-		}
-		var chunk map[string]any
-		dec := json.NewDecoder(strings.NewReader(text))
-		dec.UseNumber()
-		if err := dec.Decode(&chunk); err != nil {
-			t.Fatalf("%v in %.300q", err, text)
-		}
-		if chunk["object"] != "chat.completion.chunk" {
-			t.Fatalf("object %v", chunk["object"])
-		}
-		if _, ok := chunk["choices"].([]any); !ok {
-			t.Fatalf("choices in %.300q", text)
-		}
-		chunks = append(chunks, chunk)
-	}
-	return chunks
-}
-
-// streamChoice is one choice put together again by the rules that SDKs follow.
-type streamChoice struct {
-	message  map[string]any // with content "" where there was none
-	finish   any
-	logprobs []any
-}
-
-func reassemble(t testing.TB, chunks []map[string]any) map[string]*streamChoice {
-	t.Helper()
-	choices := make(map[string]*streamChoice)
-	for _, chunk := range chunks {
-		for _, item := range chunk["choices"].([]any) {
-			c := item.(map[string]any)
-			delta, ok := c["delta"].(map[string]any)
-			if !ok {
-				t.Fatalf("the delta is no object in %v", c)
-			}
-			id := fmt.Sprint(c["index"])
-			known := choices[id]
-			if known == nil {
-				if _, ok := delta["role"].(string); !ok {
-					t.Fatalf("the first delta has no role: %v", delta)
-				}
-				known = &streamChoice{message: map[string]any{"content": "", "role": delta["role"]}}
-				choices[id] = known
-			} else if _, again := delta["role"]; again || known.finish != nil {
-				t.Fatalf("a second role, or something after finish_reason: %v", c)
-			}
-			known.add(t, delta)
-			if finish, ok := c["finish_reason"]; !ok {
-				t.Fatalf("no finish_reason in %v", c)
-			} else if finish != nil {
-				known.finish = finish
-			}
-			if c["logprobs"] != nil {
-				known.logprobs = append(known.logprobs, c["logprobs"])
-			}
-		}
-	}
-	for id, c := range choices {
-		if c.finish == nil {
-			t.Fatalf("choice %s has no finish_reason", id)
-		}
-	}
-	return choices
-}
-
-func (c *streamChoice) add(t testing.TB, delta map[string]any) {
-	for name, v := range delta {
-		text, isText := v.(string)
-		switch {
-		case name == "role":
-		case name == "content" && isText:
-			c.message["content"] = c.message["content"].(string) + text
-		case name == "tool_calls":
-			calls, _ := c.message[name].([]any)
-			for _, item := range v.([]any) {
-				call := item.(map[string]any)
-				if fmt.Sprint(call["index"]) != strconv.Itoa(len(calls)) {
-					t.Fatalf("index %v of tool call %d", call["index"], len(calls))
-				}
-				delete(call, "index")
-				calls = append(calls, call)
-			}
-			c.message[name] = calls
-		default:
-			if _, twice := c.message[name]; twice && name != "content" {
-				t.Fatalf("%s comes twice", name)
-			}
-			c.message[name] = v
-		}
-	}
+// completionJSON is a chat.completion; more is put behind its members.
+func completionJSON(text, more string) string {
+	content, _ := json.Marshal(text)
+	return `{"id":"chatcmpl-1","object":"chat.completion","created":1765250382,"model":"test-model","choices":[{"index":0,` +
+		`"message":{"role":"assistant","content":` + string(content) + `},"finish_reason":"stop"}]` + more + `}`
 }
 
 // sameMessage compares what came out of a stream with the message that went in. Streams cannot tell null from nothing.
@@ -206,7 +83,7 @@ func TestEventStreamIsAsOpenAIWritesIt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		chunks := streamEvents(t, got)
+		chunks := testkit.StreamEvents(t, got)
 		for i, want := range []string{
 			`{"role":"assistant","content":""}`, "{\"content\":\"<Héllo> \u2028\\n\"}", `{"refusal":null}`, `{}`,
 		} {
@@ -227,43 +104,6 @@ func TestEventStreamIsAsOpenAIWritesIt(t *testing.T) {
 	}
 }
 
-func TestHTTPClientStreams(t *testing.T) {
-	for options, usage := range map[string]bool{
-		``: false,
-		`,"stream_options":{"include_usage":true}`:                   true,
-		`,"stream_options":{"include_usage":false}`:                  false,
-		`,"stream_options":{"include_usage":"true"}`:                 false,
-		`,"stream_options":{}`:                                       false,
-		`,"stream_options":null`:                                     false,
-		`,"stream_options":true`:                                     false,
-		`,"stream_options":{ "x":[] , "include_us\u0061ge" : true }`: true,
-	} {
-		p := newPeer(t)
-		req, _ := sdkRequest(t, sdkBody(`,"stream": true `+options))
-		resp, body, err := sdkTrip(t, peerClient(t, p, nil).HTTPClient().Transport, req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if ct := resp.Header.Get("Content-Type"); resp.StatusCode != 200 || ct != "text/event-stream; charset=utf-8" {
-			t.Errorf("status %d, Content-Type %q", resp.StatusCode, ct)
-		}
-		chunks := streamEvents(t, []byte(body))
-		choice := reassemble(t, chunks)["0"]
-		if choice.message["content"] != sdkAnswer || choice.finish != "stop" {
-			t.Errorf("put together: %v", choice)
-		}
-		last := chunks[len(chunks)-1]
-		if got := last["usage"] != nil; got != usage || usage && len(last["choices"].([]any)) != 0 {
-			t.Errorf("%s: last chunk %v", options, last)
-		}
-		for _, chunk := range chunks[:len(chunks)-1] {
-			if v, ok := chunk["usage"]; ok != usage || v != nil {
-				t.Errorf("%s: usage %v in %v", options, v, chunk)
-			}
-		}
-	}
-}
-
 func TestEventStreamToolCalls(t *testing.T) {
 	completion := `{"id":"c","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant",` +
 		`"content":null,"tool_calls":[{"id":"call_a","type":"function","function":{"name":"f","arguments":"{\"x\":1}"}},` +
@@ -272,10 +112,10 @@ func TestEventStreamToolCalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	choice := reassemble(t, streamEvents(t, stream))["0"]
+	choice := testkit.Reassemble(t, testkit.StreamEvents(t, stream))["0"]
 	want := decodeNumbers(t, []byte(completion))["choices"].([]any)[0].(map[string]any)
-	sameMessage(t, choice.message, want["message"].(map[string]any))
-	if choice.finish != "tool_calls" || len(choice.message["tool_calls"].([]any)) != 2 {
+	sameMessage(t, choice.Message, want["message"].(map[string]any))
+	if choice.Finish != "tool_calls" || len(choice.Message["tool_calls"].([]any)) != 2 {
 		t.Errorf("%+v", choice)
 	}
 }
@@ -299,8 +139,8 @@ func TestEventStreamOfSparseChoices(t *testing.T) {
 			t.Fatalf("%s: %v", choices, err)
 		}
 		var got []string
-		for id, c := range reassemble(t, streamEvents(t, stream)) {
-			got = append(got, fmt.Sprintf("%s:%v:%v:%v", id, c.message["role"], c.message["content"], c.finish))
+		for id, c := range testkit.Reassemble(t, testkit.StreamEvents(t, stream)) {
+			got = append(got, fmt.Sprintf("%s:%v:%v:%v", id, c.Message["role"], c.Message["content"], c.Finish))
 		}
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
@@ -312,10 +152,10 @@ func TestEventStreamOfSparseChoices(t *testing.T) {
 func TestEventStreamRefusals(t *testing.T) {
 	for _, calls := range []string{`{}`, `"x"`, `1`, `[1]`, `[{},[]]`, `[null]`} {
 		completion := `{"id":null,"object":"chat.completion","created":1,"model":null,"choices":[{"message":{"tool_calls":` + calls + `}}]}`
-		if err := checkCompletion([]byte(completion), "", ""); err != nil {
+		if err := CheckCompletion([]byte(completion), Asked{}); err != nil {
 			t.Fatal(err)
 		}
-		if stream, err := eventStream([]byte(completion), true); !errors.Is(err, ErrResponseSchema) || stream != nil {
+		if stream, err := eventStream([]byte(completion), true); !errors.Is(err, fault.ErrResponseSchema) || stream != nil {
 			t.Errorf("%s: %v, %s", completion, err, stream)
 		}
 	}
@@ -340,8 +180,8 @@ func TestEventStreamSplitsLongContent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		chunks := streamEvents(t, stream)
-		if got := reassemble(t, chunks)["0"].message["content"]; got != text {
+		chunks := testkit.StreamEvents(t, stream)
+		if got := testkit.Reassemble(t, chunks)["0"].Message["content"]; got != text {
 			t.Errorf("%s: %d bytes came of %d", name, len(got.(string)), len(text))
 		}
 		if want := (len(text) + eventPiece - 1) / eventPiece; len(chunks) < want+2 {
@@ -409,7 +249,7 @@ func randomCompletion(r *rand.Rand) []byte {
 	case 1:
 		data, _ = json.MarshalIndent(doc, "", "\t")
 	default:
-		data, _ = chatjson.Marshal(doc)
+		data, _ = Marshal(doc)
 		data = bytes.ReplaceAll(data, []byte("a"), []byte("\\u0061")) // in names too
 		data = bytes.ReplaceAll(data, []byte("f\\u0061lse"), []byte("false"))
 	}
@@ -417,11 +257,11 @@ func randomCompletion(r *rand.Rand) []byte {
 }
 
 func TestEventStreamEqualsTheCompletion(t *testing.T) {
-	seed := testSeed(t)
+	seed := testkit.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range 150 {
 		completion := randomCompletion(r)
-		if err := checkCompletion(completion, "p", ""); err != nil {
+		if err := CheckCompletion(completion, Asked{PayloadID: "p"}); err != nil {
 			t.Fatalf("the generator is wrong: %v in %.500s", err, completion)
 		}
 		usage := r.IntN(2) == 0
@@ -430,7 +270,7 @@ func TestEventStreamEqualsTheCompletion(t *testing.T) {
 			t.Fatalf("%v in %.500s", err, completion)
 		}
 		want := decodeNumbers(t, completion)
-		chunks := streamEvents(t, stream)
+		chunks := testkit.StreamEvents(t, stream)
 		for _, chunk := range chunks {
 			for _, name := range []string{"id", "created", "model"} {
 				if !reflect.DeepEqual(chunk[name], want[name]) {
@@ -441,19 +281,19 @@ func TestEventStreamEqualsTheCompletion(t *testing.T) {
 		if usage && !reflect.DeepEqual(chunks[len(chunks)-1]["usage"], want["usage"]) {
 			t.Fatalf("usage %v", chunks[len(chunks)-1])
 		}
-		got, choices := reassemble(t, chunks), want["choices"].([]any)
+		got, choices := testkit.Reassemble(t, chunks), want["choices"].([]any)
 		if len(got) != len(choices) {
 			t.Fatalf("%d choices of %d", len(got), len(choices))
 		}
 		for _, item := range choices {
 			choice := item.(map[string]any)
 			c := got[fmt.Sprint(choice["index"])]
-			sameMessage(t, c.message, choice["message"].(map[string]any))
-			if choice["finish_reason"] != nil && c.finish != choice["finish_reason"] {
-				t.Fatalf("finish_reason %v, want %v", c.finish, choice["finish_reason"])
+			sameMessage(t, c.Message, choice["message"].(map[string]any))
+			if choice["finish_reason"] != nil && c.Finish != choice["finish_reason"] {
+				t.Fatalf("finish_reason %v, want %v", c.Finish, choice["finish_reason"])
 			}
-			if p := choice["logprobs"]; p != nil && !reflect.DeepEqual(c.logprobs, []any{p}) || p == nil && c.logprobs != nil {
-				t.Fatalf("logprobs %v, want %v once", c.logprobs, p)
+			if p := choice["logprobs"]; p != nil && !reflect.DeepEqual(c.LogProbs, []any{p}) || p == nil && c.LogProbs != nil {
+				t.Fatalf("logprobs %v, want %v once", c.LogProbs, p)
 			}
 		}
 	}
@@ -470,17 +310,17 @@ func FuzzEventStream(f *testing.F) {
 	f.Add([]byte(completionJSON("\ufffd", `,"choices":[{"message":{"content":[{"type":"text"}],"tool_calls":[{}]}}]`)), true)
 	f.Add([]byte(`{"id":null,"object":"chat.completion","created":1,"model":null,"choices":[{"index":{},"message":{},"logprobs":"\ud800"}]}`), false)
 	f.Fuzz(func(t *testing.T, completion []byte, usage bool) {
-		if checkCompletion(completion, "", "") != nil {
+		if CheckCompletion(completion, Asked{}) != nil {
 			return
 		}
 		stream, err := eventStream(bytes.Clone(completion), usage)
 		if err != nil {
-			if !errors.Is(err, ErrResponseSchema) || stream != nil {
+			if !errors.Is(err, fault.ErrResponseSchema) || stream != nil {
 				t.Errorf("error %v", err)
 			}
 			return
 		}
-		for _, chunk := range streamEvents(t, stream) {
+		for _, chunk := range testkit.StreamEvents(t, stream) {
 			for _, item := range chunk["choices"].([]any) {
 				if _, ok := item.(map[string]any)["delta"].(map[string]any); !ok {
 					t.Errorf("no delta in %v", item)
