@@ -21,29 +21,32 @@ import (
 
 // This file carries one call to the server and back, in as many attempts as that takes.
 
-// protocol is one way to carry sealed requests over HTTP, and the only way from the client to it. The client above it
-// knows requests, answers and errors; keys, ciphers and paths are below.
+// protocol is one way to carry sealed requests over HTTP, and the only way from the client to it.
+// The client above it knows requests, answers and errors; keys, ciphers and paths are below.
 type protocol interface {
 	// warm does ahead of time what the first call would otherwise wait for.
 	warm(ctx context.Context) error
 	// fetchKeys asks the server for its keys over rt, best first.
 	fetchKeys(ctx context.Context, rt http.RoundTripper) ([]*PublicKey, error)
-	// route says as what an SDK's request is sealed, all but its content, or with which answer it is refused.
+	// route says as what an SDK's request is sealed, all but its content, or with which answer it
+	// is refused.
 	route(req *http.Request) (*plainRequest, *unrouted)
 	// streams reports whether answers are opened as they come. Otherwise every answer comes whole.
 	streams() bool
-	// seal encrypts in, which it leaves as it is, with fresh keys into an HTTP request that is ready to go.
+	// seal encrypts in, which it leaves as it is, with fresh keys into an HTTP request that is
+	// ready to go.
 	seal(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest, error)
-	// open decrypts a whole answer to r whose status is 200, into the memory that into returns, or in place when into is
-	// nil. It takes the body over.
+	// open decrypts a whole answer to r whose status is 200, into the memory that into returns, or
+	// in place when into is nil. It takes the body over.
 	open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error)
-	// openHeader opens the header of an answer that is read as it comes. Without an error the response owns the body. It is
-	// only called where streams is true.
-	openHeader(ctx context.Context, in *plainRequest, r *sealedRequest, outside *http.Response) (*openedResponse, error)
+	// openHeader opens the header of an answer that is read as it comes. Without an error the
+	// response owns the body. It is only called where streams is true.
+	openHeader(ctx context.Context, in *plainRequest, r *sealedRequest,
+		outside *http.Response) (*openedResponse, error)
 	// failure is the error of an answer whose status is not 200.
 	failure(a *httpx.Answer) error
-	// refused is told of what failure returned, and of an *APIError of open's. It reports whether sealing afresh can help:
-	// the server has another key.
+	// refused is told of what failure returned, and of an *APIError of open's. It reports whether
+	// sealing afresh can help: the server has another key.
 	refused(ctx context.Context, r *sealedRequest, err error) (bool, error)
 }
 
@@ -62,7 +65,8 @@ func chatRequest(content []byte, whole bool) *plainRequest {
 	if whole {
 		accept = mediaJSON
 	}
-	return &plainRequest{method: http.MethodPost, path: pathChat, header: jsonFields(accept), content: content, whole: whole}
+	return &plainRequest{method: http.MethodPost, path: pathChat, header: jsonFields(accept),
+		content: content, whole: whole}
 }
 
 // isChat tells the requests that are checked before they are sealed.
@@ -74,7 +78,8 @@ type unrouted struct {
 	code, message string
 }
 
-// sealedRequest is one attempt. Whoever seals it calls release when its answer has been opened or given up.
+// sealedRequest is one attempt. Whoever seals it calls release when its answer has been opened or
+// given up.
 type sealedRequest struct {
 	http      *http.Request
 	payloadID string
@@ -100,18 +105,22 @@ type opened struct {
 	processedAt float64 // Unix seconds, unauthenticated; 0 when absent
 }
 
-// Chat seals r, sends it, and returns the opened and checked answer. It makes up to 1 + [Config].MaxRetries attempts of
-// [Config].Timeout each, and one more when the server's key has changed and the new one is trusted; ctx bounds them all.
+// Chat seals r, sends it, and returns the opened and checked answer. It makes up to 1 +
+// [Config].MaxRetries attempts of [Config].Timeout each, and one more when the server's key has
+// changed and the new one is trusted; ctx bounds them all.
 //
-// Errors: [*ServerKeyError] when the server's key is not trusted (nothing was sent), [*APIError] when the server
-// refused, [*OuterError] for an answer in the clear where [ProtocolOHTTP] wants a sealed one, and the sentinels
-// [ErrInvalidRequest], [ErrTooLarge], [ErrConnection], [ErrTruncated], [ErrEnvelope], [ErrDecryption], [ErrResponseSchema],
-// [ErrReplay], [ErrTierDowngrade], [ErrPublicKey], [ErrInsecureURL], [ErrMemoryLimit], [ErrAudit] and [ErrClosed]; those of
-// Config.Limiter and of saving in Config.Keys; the cause of ctx when that ended the call.
+// Errors: [*ServerKeyError] when the server's key is not trusted (nothing was sent), [*APIError]
+// when the server refused, [*OuterError] for an answer in the clear where [ProtocolOHTTP] wants a
+// sealed one, and the sentinels [ErrInvalidRequest], [ErrTooLarge], [ErrConnection],
+// [ErrTruncated], [ErrEnvelope], [ErrDecryption], [ErrResponseSchema], [ErrReplay],
+// [ErrTierDowngrade], [ErrPublicKey], [ErrInsecureURL], [ErrMemoryLimit], [ErrAudit] and
+// [ErrClosed]; those of Config.Limiter and of saving in Config.Keys; the cause of ctx when that
+// ended the call.
 //
-// Prompt and answer are Go strings here: the garbage collector may copy them, nothing wipes them, and they can be
-// swapped out. [SecureCompletionClient.Complete] keeps both in protected memory.
-func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest, opts ...CallOption) (*ChatResponse, error) {
+// Prompt and answer are Go strings here: the garbage collector may copy them, nothing wipes them,
+// and they can be swapped out. [SecureCompletionClient.Complete] keeps both in protected memory.
+func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest,
+	opts ...CallOption) (*ChatResponse, error) {
 	body, err := r.encode()
 	if err != nil {
 		return nil, err
@@ -154,15 +163,17 @@ func (r *Response) Close() error {
 	return nil
 }
 
-// Complete is [SecureCompletionClient.Chat] for raw JSON: the answer is checked the same way and handed out byte for byte.
-// Request and answer stay in memory under [Config].Memory. Errors are those of Chat, with [ErrClosed] for a destroyed
-// r.Body too. The caller closes the response.
-func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request, opts ...CallOption) (*Response, error) {
+// Complete is [SecureCompletionClient.Chat] for raw JSON: the answer is checked the same way and
+// handed out byte for byte. Request and answer stay in memory under [Config].Memory. Errors are
+// those of Chat, with [ErrClosed] for a destroyed r.Body too. The caller closes the response.
+func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request,
+	opts ...CallOption) (*Response, error) {
 	if r == nil || r.Body == nil {
 		return nil, fmt.Errorf("%w: no Request.Body", ErrInvalidRequest)
 	}
 	if c.cfg.Memory == MemoryRequired && r.Body.Len() > 0 && !r.Body.Locked() {
-		return nil, fmt.Errorf("%w: Request.Body is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
+		return nil,
+			fmt.Errorf("%w: Request.Body is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
 	}
 	var body *Secret
 	into := func(n int) (b []byte, err error) {
@@ -174,7 +185,8 @@ func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request, opts 
 	err := r.Body.Use(func(b []byte) (err error) {
 		in := chatRequest(b, true)
 		in.unchecked = true
-		result, err = c.do(ctx, in, append(opts[:len(opts):len(opts)], func(o *callOptions) { o.into = into }))
+		result, err = c.do(ctx, in, append(opts[:len(opts):len(opts)],
+			func(o *callOptions) { o.into = into }))
 		return err
 	})
 	if err != nil {
@@ -185,8 +197,10 @@ func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request, opts 
 	return &Response{Body: body, PayloadID: result.payloadID}, nil
 }
 
-// do carries one request to the server and back, and returns the whole of its answer, which is the caller's.
-func (c *SecureCompletionClient) do(ctx context.Context, in *plainRequest, opts []CallOption) (result *completion, err error) {
+// do carries one request to the server and back, and returns the whole of its answer, which is the
+// caller's.
+func (c *SecureCompletionClient) do(ctx context.Context, in *plainRequest,
+	opts []CallOption) (result *completion, err error) {
 	defer c.counts.call()(&err)
 	o, err := c.check(in, opts)
 	if err != nil {
@@ -206,9 +220,11 @@ func (c *SecureCompletionClient) do(ctx context.Context, in *plainRequest, opts 
 	return result, err
 }
 
-// stream carries one request to the server and returns as soon as the header of a good answer has come. Other answers are
-// errors: those of do. The response counts as a running call until its body is closed or has been read to its end.
-func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest, opts []CallOption) (resp *openedResponse, err error) {
+// stream carries one request to the server and returns as soon as the header of a good answer has
+// come. Other answers are errors: those of do. The response counts as a running call until its body
+// is closed or has been read to its end.
+func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
+	opts []CallOption) (resp *openedResponse, err error) {
 	o, err := c.check(in, opts)
 	if err != nil {
 		return nil, err
@@ -241,24 +257,28 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest, o
 // errPanicked is the end of what a callback of the caller's ended by panicking.
 var errPanicked = errors.New("sealedchat: a callback panicked")
 
-// check says with which options in is sent, if it may be. Only content that came from outside is looked at, once.
+// check says with which options in is sent, if it may be. Only content that came from outside is
+// looked at, once.
 func (c *SecureCompletionClient) check(in *plainRequest, opts []CallOption) (*callOptions, error) {
 	o, err := c.options(opts)
 	if err != nil {
 		return nil, err
 	}
 	if n := len(in.content); int64(n) > c.cfg.MaxRequestBytes {
-		return nil, fmt.Errorf("%w of %d bytes, limit %d", errRequestTooLarge, n, c.cfg.MaxRequestBytes)
+		return nil, fmt.Errorf("%w of %d bytes, limit %d", errRequestTooLarge, n,
+			c.cfg.MaxRequestBytes)
 	}
 	if in.unchecked {
-		erase.Do(func() { err = chatjson.CheckRequest(in.content) }) // what looks at many bytes leaves some in registers
+		// what looks at many bytes leaves some in registers
+		erase.Do(func() { err = chatjson.CheckRequest(in.content) })
 	}
 	return o, err
 }
 
-// persist makes attempts until one succeeds or another one is not worth making. An attempt that failed says whether the
-// server's key has changed meanwhile.
-func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, attempt func() (again bool, err error)) error {
+// persist makes attempts until one succeeds or another one is not worth making. An attempt that
+// failed says whether the server's key has changed meanwhile.
+func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions,
+	attempt func() (again bool, err error)) error {
 	renewed := false
 	ended := func(err error) error {
 		if ctx.Err() != nil {
@@ -277,7 +297,8 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, at
 		if err == nil {
 			return nil
 		}
-		if again && !renewed { // the key has changed: no fault of the request, and no reason to wait
+		// the key has changed: no fault of the request, and no reason to wait
+		if again && !renewed {
 			renewed = true
 			if told := c.tellRetry(ctx, o.sealed, attempts, 0, err); told != nil {
 				return fault.Join(err, told)
@@ -296,7 +317,8 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions, at
 		if told := c.tellRetry(ctx, o.sealed, attempts, wait, err); told != nil {
 			return fault.Join(err, told)
 		}
-		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait, "error", logText(err))
+		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait,
+			"error", logText(err))
 		if !pause(ctx, wait) {
 			return ended(err)
 		}
@@ -324,8 +346,8 @@ type trip struct {
 	kept    bool   // the answer lives on, and calls release
 }
 
-// attempt seals in, sends it, and has receive take the answer, once. again reports that the server refused the request
-// because its key has changed, and that the new one is trusted.
+// attempt seals in, sends it, and has receive take the answer, once. again reports that the server
+// refused the request because its key has changed, and that the new one is trusted.
 func (c *SecureCompletionClient) attempt(ctx context.Context, in *plainRequest, o *callOptions,
 	receive func(context.Context, *trip) error) (again bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.AttemptTimeout)
@@ -350,9 +372,11 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, in *plainRequest, 
 	c.counts.attempts.Add(1)
 	c.counts.sealed.Add(int64(len(in.content)))
 	t.log = c.log.With("payload_id", r.payloadID)
-	t.log.DebugContext(ctx, "request sealed", "bytes", len(in.content), "server_key", r.server.fingerprint)
+	t.log.DebugContext(ctx, "request sealed", "bytes", len(in.content), "server_key",
+		r.server.fingerprint)
 	if err := receive(ctx, t); err != nil {
-		t.log.DebugContext(ctx, "request failed", "duration", time.Since(t.start), "error", logText(err))
+		t.log.DebugContext(ctx, "request failed", "duration", time.Since(t.start), "error",
+			logText(err))
 		return c.refused(ctx, r, err)
 	}
 	return false, nil
@@ -373,12 +397,15 @@ func (c *SecureCompletionClient) receiveWhole(ctx context.Context, t *trip) (*co
 		return nil, err
 	}
 	c.counts.opened.Add(int64(len(result.plaintext)))
-	t.log.DebugContext(ctx, "answer opened", "duration", time.Since(t.start), "bytes", len(result.plaintext))
+	t.log.DebugContext(ctx, "answer opened", "duration", time.Since(t.start), "bytes",
+		len(result.plaintext))
 	return result, nil
 }
 
-// refused asks whether sealing afresh can help. A server's new key that is not trusted replaces the error.
-func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest, err error) (again bool, _ error) {
+// refused asks whether sealing afresh can help. A server's new key that is not trusted replaces the
+// error.
+func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest,
+	err error) (again bool, _ error) {
 	if errors.Is(err, ErrAudit) {
 		return false, err // whatever the Auditor returned
 	}
@@ -398,7 +425,8 @@ func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest, 
 }
 
 // open decrypts and checks an answer. Nothing of it leaves here unless all of it is right.
-func (c *SecureCompletionClient) open(r *sealedRequest, a *httpx.Answer, o *callOptions) (*completion, error) {
+func (c *SecureCompletionClient) open(r *sealedRequest, a *httpx.Answer,
+	o *callOptions) (*completion, error) {
 	plain, err := c.wire.open(r, a, o.into)
 	if err != nil {
 		return nil, err

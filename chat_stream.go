@@ -20,7 +20,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
-// ChatChunk is one piece of a streamed answer: an OpenAI chat.completion.chunk. [ChatAccumulator] puts them together.
+// ChatChunk is one piece of a streamed answer: an OpenAI chat.completion.chunk. [ChatAccumulator]
+// puts them together.
 type ChatChunk struct {
 	ID                string        `json:"id"`
 	Object            string        `json:"object"`
@@ -56,8 +57,9 @@ type Delta struct {
 	Extra     map[string]json.RawMessage `json:"-"` // "reasoning_content" and others
 }
 
-// ToolCallDelta is a piece of a tool call. Pieces with the same Index belong together, and their arguments are joined.
-// Of servers that leave the index out it is 0 in all of them, and another ID begins another call.
+// ToolCallDelta is a piece of a tool call. Pieces with the same Index belong together, and their
+// arguments are joined. Of servers that leave the index out it is 0 in all of them, and another ID
+// begins another call.
 type ToolCallDelta struct {
 	Index    int64                      `json:"index"`
 	ID       string                     `json:"id"`
@@ -89,7 +91,8 @@ func (c *ChatChunk) decodeJSON(valid []byte) (err error) {
 	return err
 }
 
-// UnmarshalJSON reads a choice by exact names and keeps what it does not know in Extra. Extra aliases data.
+// UnmarshalJSON reads a choice by exact names and keeps what it does not know in Extra. Extra
+// aliases data.
 func (c *ChunkChoice) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
 
 func (c *ChunkChoice) decodeJSON(valid []byte) (err error) {
@@ -100,7 +103,8 @@ func (c *ChunkChoice) decodeJSON(valid []byte) (err error) {
 	return err
 }
 
-// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra aliases data.
+// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra
+// aliases data.
 func (d *Delta) UnmarshalJSON(data []byte) error { return unmarshal(data, d) }
 
 func (d *Delta) decodeJSON(valid []byte) (err error) {
@@ -115,7 +119,8 @@ func (d *Delta) decodeJSON(valid []byte) (err error) {
 	return err
 }
 
-// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra aliases data.
+// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra
+// aliases data.
 func (c *ToolCallDelta) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
 
 func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
@@ -135,28 +140,36 @@ func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
 //		fmt.Print(chunk.Text())
 //	}
 //
-// With [ProtocolOHTTP] each piece is handed out as it comes, once it is authenticated. Protocol version 1 has no streams:
-// there all pieces are made from the complete answer, once that has come.
+// With [ProtocolOHTTP] each piece is handed out as it comes, once it is authenticated. Protocol
+// version 1 has no streams: there all pieces are made from the complete answer, once that has come.
 //
-// An error comes last, alone, and with a nil chunk; errors are those of Chat. A stream that is cut, wherever and by
-// whomever, is [ErrTruncated]: without an error, it was complete. One that the caller's own limits end is not called cut: the
-// end of ctx comes as itself, that of Config.Timeout as [ErrConnection] and [context.DeadlineExceeded], also after chunks
-// came, and a stream that stands still for Config.IdleTimeout is [ErrConnection]. An error that the server sends within the stream is an [*APIError] with status 200. Leaving the loop early ends the
-// request. Nothing is sent before the loop, and each loop over the result sends the request anew. Chunks are the caller's, who
-// may keep them; [ChatAccumulator] puts them together.
+// An error comes last, alone, and with a nil chunk; errors are those of Chat. A stream that is cut,
+// wherever and by whomever, is [ErrTruncated]: without an error, it was complete. One that the
+// caller's own limits end is not called cut: the end of ctx comes as itself, that of Config.Timeout
+// as [ErrConnection] and [context.DeadlineExceeded], also after chunks came, and a stream that
+// stands still for Config.IdleTimeout is [ErrConnection]. An error that the server sends within the
+// stream is an [*APIError] with status 200. Leaving the loop early ends the request. Nothing is
+// sent before the loop, and each loop over the result sends the request anew. Chunks are the
+// caller's, who may keep them; [ChatAccumulator] puts them together.
 //
-// The request is r with stream set, and, unless r.Extra has stream_options, with usage asked for: the last chunk then has
-// no choices, and Usage. Config.Timeout bounds the whole stream. Prompt and answer are ordinary memory, as in Chat.
-func (c *SecureCompletionClient) Stream(ctx context.Context, r *ChatRequest, opts ...CallOption) iter.Seq2[*ChatChunk, error] {
+// The request is r with stream set, and, unless r.Extra has stream_options, with usage asked for:
+// the last chunk then has no choices, and Usage. Config.Timeout bounds the whole stream. Prompt and
+// answer are ordinary memory, as in Chat.
+func (c *SecureCompletionClient) Stream(ctx context.Context, r *ChatRequest,
+	opts ...CallOption) iter.Seq2[*ChatChunk, error] {
 	return func(yield func(*ChatChunk, error) bool) {
-		if err := c.streamChat(ctx, r, opts, func(chunk *ChatChunk) bool { return yield(chunk, nil) }); err != nil {
+		if err := c.streamChat(ctx, r, opts, func(chunk *ChatChunk) bool {
+			return yield(chunk,
+				nil)
+		}); err != nil {
 			yield(nil, err)
 		}
 	}
 }
 
 // streamChat gives each chunk to yield. It returns nil at the end, and after yield returned false.
-func (c *SecureCompletionClient) streamChat(ctx context.Context, r *ChatRequest, opts []CallOption, yield func(*ChatChunk) bool) error {
+func (c *SecureCompletionClient) streamChat(ctx context.Context, r *ChatRequest, opts []CallOption,
+	yield func(*ChatChunk) bool) error {
 	if !c.wire.streams() {
 		usage, err := r.wantsUsage()
 		if err != nil {
@@ -223,7 +236,8 @@ func (r *ChatRequest) wantsUsage() (bool, error) {
 }
 
 // madeChunks gives the chunks of a whole answer, which it wipes, to yield.
-func (c *SecureCompletionClient) madeChunks(ctx context.Context, answer *completion, usage bool, yield func(*ChatChunk) bool) error {
+func (c *SecureCompletionClient) madeChunks(ctx context.Context, answer *completion, usage bool,
+	yield func(*ChatChunk) bool) error {
 	defer clear(answer.plaintext)
 	events, err := chatjson.NewEvents(answer.plaintext, usage)
 	if err != nil {
@@ -246,9 +260,10 @@ func (c *SecureCompletionClient) madeChunks(ctx context.Context, answer *complet
 	}
 }
 
-// readWhole reads the answer of a server that took no notice of stream. An answer that is refused is told of; of one that
-// did not come as a whole, its body has told.
-func (c *SecureCompletionClient) readWhole(ctx context.Context, resp *openedResponse) (*completion, error) {
+// readWhole reads the answer of a server that took no notice of stream. An answer that is refused
+// is told of; of one that did not come as a whole, its body has told.
+func (c *SecureCompletionClient) readWhole(ctx context.Context, resp *openedResponse) (*completion,
+	error) {
 	defer resp.body.Close()
 	plaintext, err := httpx.ReadAll(resp.body, resp.length())
 	if err == nil {
@@ -263,7 +278,8 @@ func (c *SecureCompletionClient) readWhole(ctx context.Context, resp *openedResp
 	return &completion{opened: opened{plaintext: plaintext}, payloadID: resp.payloadID}, nil
 }
 
-// tellSchema tells of an answer that opened and is not what it should be. What did not open was told of when it did not.
+// tellSchema tells of an answer that opened and is not what it should be. What did not open was
+// told of when it did not.
 func (c *SecureCompletionClient) tellSchema(ctx context.Context, id string, err error) error {
 	if !errors.Is(err, ErrResponseSchema) {
 		return err

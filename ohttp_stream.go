@@ -25,7 +25,8 @@ import (
 
 // This file is for answers of the second protocol that are read as they come.
 
-// openedResponse is an answer whose header has opened, and whose content opens as it comes. The body has to be closed.
+// openedResponse is an answer whose header has opened, and whose content opens as it comes. The
+// body has to be closed.
 type openedResponse struct {
 	status    int
 	header    http.Header
@@ -48,8 +49,10 @@ func (r *openedResponse) length() int64 {
 	return n
 }
 
-// receiveStream sends t and opens the header of its answer. finish is called when a good answer has been read.
-func (c *SecureCompletionClient) receiveStream(ctx context.Context, t *trip, finish func(error)) (*openedResponse, error) {
+// receiveStream sends t and opens the header of its answer. finish is called when a good answer has
+// been read.
+func (c *SecureCompletionClient) receiveStream(ctx context.Context, t *trip,
+	finish func(error)) (*openedResponse, error) {
 	resp, err := c.sendForHeader(ctx, t)
 	if err != nil {
 		return nil, c.tellRefused(ctx, t.payloadID, err, t.o.tier)
@@ -60,21 +63,28 @@ func (c *SecureCompletionClient) receiveStream(ctx context.Context, t *trip, fin
 		defer t.release()
 		c.counts.opened.Add(resp.body.opened)
 		end = c.tellStream(context.WithoutCancel(ctx), resp, t.start, end)
-		t.log.DebugContext(ctx, "answer ended", "duration", time.Since(t.start), "bytes", resp.body.opened, "complete", end == io.EOF)
+		t.log.DebugContext(ctx, "answer ended", "duration", time.Since(t.start), "bytes",
+			resp.body.opened, "complete", end == io.EOF)
 		if failure = end; end == io.EOF || end == errBodyClosed {
 			failure = nil
 		}
 		return end
 	}
-	resp.body.untold = func(err error) { t.log.ErrorContext(ctx, "audit failed", "cause", fault.Reason(err)) }
+	resp.body.untold = func(err error) {
+		t.log.ErrorContext(ctx, "audit failed", "cause",
+			fault.Reason(err))
+	}
 	t.kept = true
 	resp.body.watch(ctx)
 	return resp, nil
 }
 
-// tellStream tells how an answer ended of which something may have been handed out; end comes back, or the Auditor's error.
-func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedResponse, start time.Time, end error) error {
-	e := Event{Type: EventResponseOpened, PayloadID: resp.payloadID, Bytes: resp.body.opened, Duration: time.Since(start)}
+// tellStream tells how an answer ended of which something may have been handed out; end comes back,
+// or the Auditor's error.
+func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedResponse,
+	start time.Time, end error) error {
+	e := Event{Type: EventResponseOpened, PayloadID: resp.payloadID, Bytes: resp.body.opened,
+		Duration: time.Since(start)}
 	switch {
 	case end == io.EOF:
 	case end == errBodyClosed:
@@ -96,7 +106,8 @@ func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedRes
 }
 
 // sendForHeader sends t. Statuses inside that are errors are *APIError.
-func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*openedResponse, error) {
+func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*openedResponse,
+	error) {
 	outside, err := httpx.Send(c.http, t.http)
 	if err != nil {
 		return nil, err
@@ -119,9 +130,11 @@ func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*o
 	return resp, err
 }
 
-func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest, outside *http.Response) (*openedResponse, error) {
+func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest,
+	outside *http.Response) (*openedResponse, error) {
 	encoding := outside.Header.Get("Content-Encoding")
-	if !httpx.HasType(outside.Header, ohttp.TypeResponse) || (encoding != "" && !strings.EqualFold(encoding, "identity")) {
+	if !httpx.HasType(outside.Header, ohttp.TypeResponse) || (encoding != "" &&
+		!strings.EqualFold(encoding, "identity")) {
 		return nil, errNotSealed
 	}
 	limit := p.maxAnswer
@@ -135,7 +148,8 @@ func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sea
 		reader.Close()
 		return nil, b.failure(err)
 	}
-	resp := &openedResponse{status: head.Status, header: httpx.HeaderOf(head.Header), body: b, payloadID: r.payloadID}
+	resp := &openedResponse{status: head.Status, header: httpx.HeaderOf(head.Header), body: b,
+		payloadID: r.payloadID}
 	path, _, _ := strings.Cut(in.path, "?")
 	b.content, b.ending = body, sse.EndingOf(resp.media(), path, -1)
 	if events, ok := b.ending.(*sse.Stream); ok {
@@ -165,21 +179,23 @@ func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sea
 
 var errNotSealed = &OuterError{StatusCode: http.StatusOK, Detail: "not a sealed answer"}
 
-// readWords reads the beginning of an error's content. What the gateway did not get to say does not matter: the status is
-// authentic.
+// readWords reads the beginning of an error's content. What the gateway did not get to say does not
+// matter: the status is authentic.
 func readWords(b *openedBody) ([]byte, error) {
 	stalled := time.AfterFunc(httpx.MaxErrorWait, func() { _ = b.outside.Close() })
 	defer stalled.Stop()
 	words, err := io.ReadAll(io.LimitReader(b.content, httpx.MaxErrorBody))
-	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause, fault.AttemptTimeout) {
+	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause,
+		fault.AttemptTimeout) {
 		return nil, fault.Ended(b.ctx)
 	}
 	return words, nil
 }
 
-// openedBody is the content of an answer, opened as it comes. Read returns io.EOF only after the final chunk has opened and
-// the content has come to an end of its own: the closing bracket of JSON, the last event of a stream. Every other end is an
-// error that stays. Close may be called at any time, from any goroutine.
+// openedBody is the content of an answer, opened as it comes. Read returns io.EOF only after the
+// final chunk has opened and the content has come to an end of its own: the closing bracket of
+// JSON, the last event of a stream. Every other end is an error that stays. Close may be called at
+// any time, from any goroutine.
 type openedBody struct {
 	ctx     context.Context // of the call
 	what    string
@@ -242,10 +258,12 @@ func (b *openedBody) judge(err error) error {
 	return io.EOF
 }
 
-// drainTime is for what follows the last event: the final chunk. With it read, the connection serves the next request.
+// drainTime is for what follows the last event: the final chunk. With it read, the connection
+// serves the next request.
 const drainTime = 50 * time.Millisecond
 
-// Close gives the rest of the answer up. A stream whose last event was read, where SDKs stop, is read to its end.
+// Close gives the rest of the answer up. A stream whose last event was read, where SDKs stop, is
+// read to its end.
 func (b *openedBody) Close() error {
 	if !b.drain() {
 		b.giveUp() // a Read that waits ends
@@ -305,7 +323,8 @@ func (b *openedBody) end(err error) error {
 	return b.err
 }
 
-// failure gives an error of reading its type. A context that ended explains whatever else went wrong.
+// failure gives an error of reading its type. A context that ended explains whatever else went
+// wrong.
 func (b *openedBody) failure(err error) error {
 	if cause := context.Cause(b.ctx); cause != nil {
 		return httpx.ExchangeError(b.ctx, b.what, cause, true)

@@ -39,13 +39,15 @@ func (p *envelopeV1) fetchKeys(ctx context.Context, rt http.RoundTripper) ([]*Pu
 func (p *envelopeV1) streams() bool { return false }
 
 // openHeader is never called: answers come whole.
-func (p *envelopeV1) openHeader(context.Context, *plainRequest, *sealedRequest, *http.Response) (*openedResponse, error) {
+func (p *envelopeV1) openHeader(context.Context, *plainRequest, *sealedRequest,
+	*http.Response) (*openedResponse, error) {
 	return nil, errNotSealed
 }
 
 // route takes chat completions, whatever the path says before.
 func (p *envelopeV1) route(req *http.Request) (*plainRequest, *unrouted) {
-	if req.Method != http.MethodPost || !strings.HasSuffix(strings.TrimRight(req.URL.Path, "/"), "/chat/completions") {
+	if req.Method != http.MethodPost || !strings.HasSuffix(strings.TrimRight(req.URL.Path, "/"),
+		"/chat/completions") {
 		return nil, &unrouted{http.StatusNotFound, "unsupported_endpoint",
 			"sealedchat: only POST …/chat/completions travels sealed; nothing was sent"}
 	}
@@ -58,15 +60,17 @@ func (p *envelopeV1) warm(ctx context.Context) error {
 	keyCtx, cancel := context.WithCancel(ctx)
 	wg.Go(func() { _, keyErr = p.keys.Public(keyCtx) })
 	defer wg.Wait()
-	defer cancel()                               // a server that is not trusted is told at once; the key is made all the same
-	if _, err := p.server.get(ctx); err != nil { // here, where a panic of OnServerKey reaches the caller
+	defer cancel() // a server that is not trusted is told at once; the key is made all the same
+	// here, where a panic of OnServerKey reaches the caller
+	if _, err := p.server.get(ctx); err != nil {
 		return err
 	}
 	wg.Wait()
 	return keyErr
 }
 
-func (p *envelopeV1) seal(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest, error) {
+func (p *envelopeV1) seal(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest,
+	error) {
 	server, err := p.server.get(ctx) // first: with an untrusted server nothing else happens
 	if err != nil {
 		return nil, err
@@ -84,12 +88,14 @@ func (p *envelopeV1) seal(ctx context.Context, in *plainRequest, o *callOptions)
 	return r, nil
 }
 
-func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []byte, o *callOptions) (*http.Request, error) {
+func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []byte,
+	o *callOptions) (*http.Request, error) {
 	body, err := r.server.rsa.AppendSealed(nil, &envelope.Envelope{}, plaintext)
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.completionURL, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.completionURL,
+		bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}
@@ -127,17 +133,21 @@ func (p *envelopeV1) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) 
 
 func (p *envelopeV1) failure(a *httpx.Answer) error { return apiErrorFrom(a) }
 
-// refused asks for the server's key again when the status is the one that an envelope for another key gets.
+// refused asks for the server's key again when the status is the one that an envelope for another
+// key gets.
 func (p *envelopeV1) refused(ctx context.Context, r *sealedRequest, err error) (bool, error) {
-	if refusal, ok := errors.AsType[*APIError](err); !ok || refusal.StatusCode != http.StatusBadRequest {
+	if refusal, ok := errors.AsType[*APIError](err); !ok ||
+		refusal.StatusCode != http.StatusBadRequest {
 		return false, nil
 	}
 	return p.server.refresh(ctx, r.server)
 }
 
 // fetchServerKey asks for the server's public key.
-func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) ([]*PublicKey, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String()+hybrid.PathPublicKey, nil)
+func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) ([]*PublicKey,
+	error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String()+hybrid.PathPublicKey,
+		nil)
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}

@@ -38,7 +38,8 @@ func completionJSON(text, more string) string {
 		`"message":{"role":"assistant","content":` + string(content) + `},"finish_reason":"stop"}]` + more + `}`
 }
 
-// sameMessage compares what came out of a stream with the message that went in. Streams cannot tell null from nothing.
+// sameMessage compares what came out of a stream with the message that went in. Streams cannot tell
+// null from nothing.
 func sameMessage(t testing.TB, got, want map[string]any) {
 	t.Helper()
 	if want["content"] == nil {
@@ -77,7 +78,8 @@ func TestEventStreamIsAsOpenAIWritesIt(t *testing.T) {
 	for _, usage := range []bool{false, true} {
 		tail, last := "}\n\n", ""
 		if usage {
-			tail, last = `,"usage":null}`+"\n\n", head+`"choices":[],"usage":{"total_tokens":3}}`+"\n\n"
+			tail, last = `,"usage":null}`+"\n\n",
+				head+`"choices":[],"usage":{"total_tokens":3}}`+"\n\n"
 		}
 		got, err := eventStream([]byte(completion), usage)
 		if err != nil {
@@ -85,7 +87,8 @@ func TestEventStreamIsAsOpenAIWritesIt(t *testing.T) {
 		}
 		chunks := testkit.StreamEvents(t, got)
 		for i, want := range []string{
-			`{"role":"assistant","content":""}`, "{\"content\":\"<Héllo> \u2028\\n\"}", `{"refusal":null}`, `{}`,
+			`{"role":"assistant","content":""}`, "{\"content\":\"<Héllo> \u2028\\n\"}",
+			`{"refusal":null}`, `{}`,
 		} {
 			text, _ := json.Marshal(chunks[i]["choices"].([]any)[0].(map[string]any)["delta"])
 			var a, b any
@@ -94,11 +97,13 @@ func TestEventStreamIsAsOpenAIWritesIt(t *testing.T) {
 				t.Errorf("delta %d: %s, want %s", i, text, want)
 			}
 		}
-		if !strings.HasPrefix(string(got), head) || !strings.HasSuffix(string(got), last+"data: [DONE]\n\n") ||
+		if !strings.HasPrefix(string(got), head) || !strings.HasSuffix(string(got),
+			last+"data: [DONE]\n\n") ||
 			strings.Count(string(got), tail) != 4 {
 			t.Errorf("usage %v:\n%s", usage, got)
 		}
-		if strings.Contains(string(got), "_metadata") || !usage && strings.Contains(string(got), "usage") {
+		if strings.Contains(string(got), "_metadata") || !usage && strings.Contains(string(got),
+			"usage") {
 			t.Errorf("usage %v, more than a stream has:\n%s", usage, got)
 		}
 	}
@@ -140,7 +145,8 @@ func TestEventStreamOfSparseChoices(t *testing.T) {
 		}
 		var got []string
 		for id, c := range testkit.Reassemble(t, testkit.StreamEvents(t, stream)) {
-			got = append(got, fmt.Sprintf("%s:%v:%v:%v", id, c.Message["role"], c.Message["content"], c.Finish))
+			got = append(got, fmt.Sprintf("%s:%v:%v:%v", id, c.Message["role"],
+				c.Message["content"], c.Finish))
 		}
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
@@ -155,25 +161,28 @@ func TestEventStreamRefusals(t *testing.T) {
 		if err := CheckCompletion([]byte(completion), Asked{}); err != nil {
 			t.Fatal(err)
 		}
-		if stream, err := eventStream([]byte(completion), true); !errors.Is(err, fault.ErrResponseSchema) || stream != nil {
+		if stream, err := eventStream([]byte(completion), true); !errors.Is(err,
+			fault.ErrResponseSchema) || stream != nil {
 			t.Errorf("%s: %v, %s", completion, err, stream)
 		}
 	}
 }
 
-// Long content travels in pieces that end between characters, in lines that a bufio.Scanner takes by default.
+// Long content travels in pieces that end between characters, in lines that a bufio.Scanner takes
+// by default.
 func TestEventStreamSplitsLongContent(t *testing.T) {
 	for name, text := range map[string]string{
-		"ASCII":        strings.Repeat("abcdefg ", 10_000),
-		"two bytes":    strings.Repeat("é", 40_000),
-		"three bytes":  "x" + strings.Repeat("€", 30_000),
-		"four bytes":   "xyz" + strings.Repeat("😀", 20_000),
-		"mixed":        strings.Repeat("aé€😀\u2028", 10_000),
-		"controls":     strings.Repeat("\x00\x1f\x7f", 20_000),
-		"quotes":       strings.Repeat(`\"`, 30_000),
-		"one piece":    strings.Repeat("a", eventPiece-2),
-		"just two":     strings.Repeat("a", eventPiece+1),
-		"at a border":  strings.Repeat("a", eventPiece-1) + "€" + strings.Repeat("b", eventPiece-1) + "😀",
+		"ASCII":       strings.Repeat("abcdefg ", 10_000),
+		"two bytes":   strings.Repeat("é", 40_000),
+		"three bytes": "x" + strings.Repeat("€", 30_000),
+		"four bytes":  "xyz" + strings.Repeat("😀", 20_000),
+		"mixed":       strings.Repeat("aé€😀\u2028", 10_000),
+		"controls":    strings.Repeat("\x00\x1f\x7f", 20_000),
+		"quotes":      strings.Repeat(`\"`, 30_000),
+		"one piece":   strings.Repeat("a", eventPiece-2),
+		"just two":    strings.Repeat("a", eventPiece+1),
+		"at a border": strings.Repeat("a", eventPiece-1) + "€" + strings.Repeat("b",
+			eventPiece-1) + "😀",
 		"replacements": strings.Repeat("\ufffd", 20_000),
 	} {
 		stream, err := eventStream([]byte(completionJSON(text, "")), false)
@@ -199,7 +208,8 @@ func TestEventStreamSplitsLongContent(t *testing.T) {
 	}
 }
 
-// randomCompletion is a chat.completion as a server could write it, with unknown members, escapes and white space.
+// randomCompletion is a chat.completion as a server could write it, with unknown members, escapes
+// and white space.
 func randomCompletion(r *rand.Rand) []byte {
 	text := func(most int) string {
 		letters := []rune("ab \n\t\"\\/<>&\x00\x1féñ€\u2028\u2029\ufffd😀👩‍👩‍👧漢")
@@ -216,15 +226,18 @@ func randomCompletion(r *rand.Rand) []byte {
 		if r.IntN(5) > 0 {
 			message["content"] = some(nil, "", text(20), text(300), text(30_000))
 		}
-		for _, extra := range []string{"refusal", "reasoning_content", "annotations", "function_call", "Content", "rôle", "audio"} {
+		for _, extra := range []string{"refusal", "reasoning_content", "annotations",
+			"function_call", "Content", "rôle", "audio"} {
 			if r.IntN(4) == 0 {
-				message[extra] = some(nil, text(10), []any{}, []any{text(5), 1.5e300}, map[string]any{text(4): nil}, true, 12)
+				message[extra] = some(nil, text(10), []any{}, []any{text(5), 1.5e300},
+					map[string]any{text(4): nil}, true, 12)
 			}
 		}
 		if r.IntN(2) == 0 {
 			calls := []any{}
 			for range r.IntN(4) {
-				call := map[string]any{"id": text(8), "type": "function", "function": map[string]any{"name": text(9), "arguments": text(2000)}}
+				call := map[string]any{"id": text(8), "type": "function",
+					"function": map[string]any{"name": text(9), "arguments": text(2000)}}
 				if r.IntN(3) == 0 {
 					call["index"] = some(nil, 0, 5, "x")
 				}
@@ -232,15 +245,18 @@ func randomCompletion(r *rand.Rand) []byte {
 			}
 			message["tool_calls"] = some(calls, calls, nil)
 		}
-		choice := map[string]any{"index": i, "message": message, "finish_reason": some("stop", "tool_calls", "length", nil)}
+		choice := map[string]any{"index": i, "message": message, "finish_reason": some("stop",
+			"tool_calls", "length", nil)}
 		if r.IntN(2) == 0 {
 			choice["logprobs"] = some(nil, map[string]any{"content": []any{text(3)}})
 		}
 		choices = append(choices, choice)
 	}
 	doc := map[string]any{
-		"id": some(nil, text(12)), "object": "chat.completion", "created": some(1, 1.5, 1765250382), "model": some(nil, text(9)), "choices": choices,
-		"usage": some(nil, map[string]any{"total_tokens": r.IntN(100)}), "_metadata": some(nil, map[string]any{"payload_id": "p"}),
+		"id": some(nil, text(12)), "object": "chat.completion", "created": some(1, 1.5, 1765250382),
+		"model": some(nil, text(9)), "choices": choices,
+		"usage": some(nil, map[string]any{"total_tokens": r.IntN(100)}), "_metadata": some(nil,
+			map[string]any{"payload_id": "p"}),
 	}
 	var data []byte
 	switch r.IntN(3) {
@@ -292,7 +308,8 @@ func TestEventStreamEqualsTheCompletion(t *testing.T) {
 			if choice["finish_reason"] != nil && c.Finish != choice["finish_reason"] {
 				t.Fatalf("finish_reason %v, want %v", c.Finish, choice["finish_reason"])
 			}
-			if p := choice["logprobs"]; p != nil && !reflect.DeepEqual(c.LogProbs, []any{p}) || p == nil && c.LogProbs != nil {
+			if p := choice["logprobs"]; p != nil && !reflect.DeepEqual(c.LogProbs, []any{p}) ||
+				p == nil && c.LogProbs != nil {
 				t.Fatalf("logprobs %v, want %v once", c.LogProbs, p)
 			}
 		}
@@ -307,7 +324,8 @@ func FuzzEventStream(f *testing.F) {
 			n++
 		}
 	}
-	f.Add([]byte(completionJSON("\ufffd", `,"choices":[{"message":{"content":[{"type":"text"}],"tool_calls":[{}]}}]`)), true)
+	f.Add([]byte(completionJSON("\ufffd",
+		`,"choices":[{"message":{"content":[{"type":"text"}],"tool_calls":[{}]}}]`)), true)
 	f.Add([]byte(`{"id":null,"object":"chat.completion","created":1,"model":null,"choices":[{"index":{},"message":{},"logprobs":"\ud800"}]}`), false)
 	f.Fuzz(func(t *testing.T, completion []byte, usage bool) {
 		if CheckCompletion(completion, Asked{}) != nil {
