@@ -74,21 +74,13 @@ type Event struct {
 	Wait           time.Duration `json:"wait_ns,omitempty"`         // before the next attempt; nanoseconds in JSON
 	Duration       time.Duration `json:"duration_ns,omitempty"`     // since the work, or the life, began; nanoseconds in JSON
 	Reason         string        `json:"reason,omitempty"`          // this package's own words, never a peer's
-	Memory         *MemoryStats  `json:"memory,omitempty"`
+	Memory         *MemoryStatus `json:"memory,omitempty"`          // when the event happened
 
 	// Details are the program's own. Whoever puts them here sees to it that they hold no content. When the event is
 	// written, the value of every member whose name contains key, password, passphrase, secret, token or authorization,
 	// in whatever case and at whatever depth, becomes "[REDACTED]". Values are what encoding/json makes of them: a
 	// struct's members are those of its JSON, and text is text, also if there is JSON in it.
 	Details map[string]any `json:"details,omitempty"`
-}
-
-// MemoryStats is the state of protected memory when an event happened.
-type MemoryStats struct {
-	Level         string `json:"level"`                    // "locked", or "wiped only" when some of it may be swapped out
-	LockedBytes   int64  `json:"locked_bytes,omitempty"`   // by this package, in the whole process
-	UnlockedBytes int64  `json:"unlocked_bytes,omitempty"` // of secrets that are not locked
-	LimitBytes    int64  `json:"limit_bytes,omitempty"`    // of the process (RLIMIT_MEMLOCK); 0 = none, or not known
 }
 
 // complete fills in what is zero.
@@ -160,8 +152,8 @@ func (e Event) attrs() []slog.Attr {
 	add("duration", slog.DurationValue(e.Duration), e.Duration == 0)
 	text("reason", e.Reason)
 	if m := e.Memory; m != nil {
-		attrs = append(attrs, slog.Group("memory", "level", m.Level, "locked_bytes", m.LockedBytes,
-			"unlocked_bytes", m.UnlockedBytes, "limit_bytes", m.LimitBytes))
+		attrs = append(attrs, slog.Group("memory", "all_locked", m.AllLocked, "locked", m.Locked,
+			"unlocked", m.Unlocked, "limit", m.Limit))
 	}
 	if len(e.Details) > 0 {
 		details, err := redactDetails(e.Details)

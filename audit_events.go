@@ -12,7 +12,6 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
-	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 // EventType names what happened. The set is closed: [AuditLog.Record] refuses other names. What a program has to say
@@ -122,14 +121,11 @@ func (t EventType) valid() bool { _, ok := eventTypes[t]; return ok }
 // It is false for a name that is not in the set.
 func (t EventType) Happened() bool { return eventTypes[t].happened }
 
-// memoryStats is the state of protected memory now.
-func memoryStats() *MemoryStats {
-	s := locked.Report()
-	return &MemoryStats{Level: s.Level.String(), LockedBytes: s.Locked, UnlockedBytes: s.Unlocked, LimitBytes: max(s.Limit, 0)}
+// memoryNow is the state of protected memory, for an event.
+func memoryNow() *MemoryStatus {
+	m := MemoryReport()
+	return &m
 }
-
-// memoryRanks orders the levels of MemoryStats. It is never changed.
-var memoryRanks = map[string]int{locked.Wiped.String(): 1, locked.Locked.String(): 2}
 
 // refusals are the errors that are events of their own, and why, in words of this package.
 var refusals = []struct {
@@ -201,24 +197,23 @@ func (c *SecureCompletionClient) tellMemory(ctx context.Context) error {
 	if c.audit.to.Load() == nil {
 		return nil
 	}
-	now := c.stats()
-	rank := int32(memoryRanks[now.Level])
-	before := c.memoryRank.Swap(rank)
-	if rank == 0 || rank >= before {
+	now := c.allLocked()
+	if before := c.wasLocked.Swap(now); now || !before {
 		return nil
 	}
-	return c.audit.tell(ctx, Event{Type: EventMemoryLowered, Memory: now})
+	return c.audit.tell(ctx, Event{Type: EventMemoryLowered, Memory: memoryNow()})
 }
 
 func (c *SecureCompletionClient) tellOpened() error {
-	c.stats = memoryStats
+	c.allLocked = allLocked
 	if c.cfg.Audit == nil {
 		return nil
 	}
 	c.audit.set(c.cfg.Audit)
-	stats := c.stats()
-	c.memoryRank.Store(int32(memoryRanks[stats.Level]))
-	return c.audit.tell(context.Background(), Event{Type: EventClientOpened, Server: c.server.origin, Memory: stats})
+	now := memoryNow()
+	c.wasLocked.Store(now.AllLocked)
+	return c.audit.tell(context.Background(),
+		Event{Type: EventClientOpened, Server: c.server.origin, Memory: now})
 }
 
 func (c *SecureCompletionClient) tellClosed() error {
@@ -226,7 +221,7 @@ func (c *SecureCompletionClient) tellClosed() error {
 		return nil
 	}
 	return c.audit.tell(context.Background(), Event{
-		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened), Memory: c.stats(),
+		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened), Memory: memoryNow(),
 	})
 }
 
@@ -337,11 +332,11 @@ func (h *gatewayRequest) logAudit(err error) {
 
 func (g *Gateway) tellOpened() error {
 	g.audit.set(g.cfg.Audit)
-	return g.audit.tell(context.Background(), Event{Type: EventGatewayOpened, Memory: memoryStats()})
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayOpened, Memory: memoryNow()})
 }
 
 func (g *Gateway) tellClosed() error {
-	return g.audit.tell(context.Background(), Event{Type: EventGatewayClosed, Duration: time.Since(g.opened), Memory: memoryStats()})
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayClosed, Duration: time.Since(g.opened), Memory: memoryNow()})
 }
 
 // fileEvent is the event that an error of the file system is, if it is one.

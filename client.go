@@ -189,10 +189,10 @@ type SecureCompletionClient struct {
 	ownHTTP   bool
 	counts    clientCounts
 
-	audit      teller
-	stats      func() *MemoryStats // memoryStats, but for tests
-	memoryRank atomic.Int32        // of the level that was told last
-	opened     time.Time
+	audit     teller
+	allLocked func() bool // the function allLocked, except in tests
+	wasLocked atomic.Bool // what it said when it was asked last
+	opened    time.Time
 
 	life context.Context // ends with Close, with ErrClosed as its cause
 	end  context.CancelCauseFunc

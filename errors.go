@@ -84,8 +84,8 @@ var (
 	// or it could not be read back. Repeat what can be repeated; a new passphrase is the one that counts. Of an audit log:
 	// the event is written, and not confirmed.
 	ErrUnconfirmed = fault.ErrUnconfirmed
-	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. [*MemoryLimitError] has the
-	// figures, where the limit is the reason.
+	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. The text has
+	// the figures, where the limit is the reason.
 	ErrMemoryLimit = fault.ErrMemoryLimit
 	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType.Happened), the
 	// call stands. Of a stream only the end is withheld. errors.Is also finds the Auditor's error, but not ErrUnconfirmed in
@@ -111,26 +111,6 @@ func (e *ConfigError) Unwrap() error { return e.Err }
 func configError(field, format string, args ...any) error {
 	return &ConfigError{Field: field, Err: fmt.Errorf(format, args...)}
 }
-
-// MemoryLimitError says how much memory could not be locked. It is an [ErrMemoryLimit].
-type MemoryLimitError struct {
-	Limit  int64 // what the process may lock (ulimit -l), in bytes; negative: no limit, or not known
-	InUse  int64 // what this package has locked, in bytes; others in the process may have more
-	Needed int64 // what it would have had to lock in addition, in bytes
-	Err    error // the system's reason, or nil
-}
-
-func (e *MemoryLimitError) Error() string {
-	limit := "no limit is known"
-	if e.Limit >= 0 {
-		limit = fmt.Sprintf("the limit (ulimit -l) is %d", e.Limit)
-	}
-	return fmt.Sprintf("%v: %d bytes more are needed, %d are locked, %s", ErrMemoryLimit, e.Needed, e.InUse, limit)
-}
-
-// Is makes errors.Is(e, ErrMemoryLimit) true.
-func (e *MemoryLimitError) Is(target error) bool { return target == ErrMemoryLimit }
-func (e *MemoryLimitError) Unwrap() error        { return e.Err }
 
 // ServerKeyError reports that the server presented a key that is not trusted. Nothing was sealed to it. Ask the operator,
 // by another way than this connection; if the change is legitimate, pass Got to [SecureCompletionClient.AcceptServerKey].

@@ -46,9 +46,8 @@ func ExampleRotation() {
 func ExampleMemoryPolicy() {
 	text := []byte("an-api-key")
 	key, err := sealedchat.MemoryRequired.NewSecret(text)
-	var limit *sealedchat.MemoryLimitError
-	if errors.As(err, &limit) {
-		log.Printf("%d bytes more are to be locked: raise ulimit -l, now %d bytes", limit.Needed, limit.Limit)
+	if errors.Is(err, sealedchat.ErrMemoryLimit) {
+		log.Print(err)                                         // with the figures
 		key, err = sealedchat.MemoryBestEffort.NewSecret(text) // which NewSecret does as well
 	}
 	if err != nil {
@@ -68,7 +67,7 @@ func ExampleMemoryReport() {
 	defer key.Destroy()
 
 	report := sealedchat.MemoryReport()
-	if report.Level != sealedchat.MemoryLocked {
+	if !report.AllLocked {
 		log.Printf("secrets may be swapped out: %d of %d bytes are not locked", report.Unlocked, report.InUse)
 	}
 	if report.Leaked > 0 {

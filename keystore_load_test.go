@@ -27,7 +27,7 @@ func TestKeyInOrdinaryMemory(t *testing.T) {
 			t.Errorf("%v: %v, locked %t", policy, err, k.locked())
 		}
 		now := MemoryReport()
-		if more := now.Unlocked - before; (want == nil) != (more >= int64(k.key.Size())) || want == nil && now.Level != MemoryWiped {
+		if more := now.Unlocked - before; (want == nil) != (more >= int64(k.key.Size())) || want == nil && now.AllLocked {
 			t.Errorf("%v: %v", policy, now)
 		}
 		k.public = real
