@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
-	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -116,9 +116,9 @@ func TestCutDeliveryIsRepeatedForTheSameClientOnly(t *testing.T) {
 		answerText("secret answer")(w, r)
 	}), nil)
 	post := func(w http.ResponseWriter, key string, body []byte) {
-		req := httptest.NewRequest(http.MethodPost, pathCompletion, strings.NewReader(string(body)))
-		req.Header.Set(headerPayloadID, newUUID())
-		req.Header.Set(headerPublicKey, httpx.PercentEncode(testkit.PublicPEM(t, key)))
+		req := httptest.NewRequest(http.MethodPost, hybrid.PathCompletion, strings.NewReader(string(body)))
+		req.Header.Set(hybrid.HeaderPayloadID, newUUID())
+		req.Header.Set(hybrid.HeaderPublicKey, hybrid.PercentEncode(testkit.PublicPEM(t, key)))
 		g.ServeHTTP(w, req)
 	}
 	e, err := publicOf(t, "server-4096").seal([]byte(`{"model":"m","messages":[{"role":"user","content":"?"}]}`))

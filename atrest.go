@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
@@ -87,9 +88,9 @@ func (s *KeyStore) dataKey(generation uint32) (*locked.Buffer, uint32, error) {
 	}
 	for _, k := range slices.Backward(s.dataKeys) {
 		if generation == 0 || k.generation == generation {
-			key, err := s.memory.Alloc(dataKeySize)
+			key, err := s.memory.Alloc(hybrid.DataKeySize)
 			if err != nil {
-				return nil, 0, memoryError(err)
+				return nil, 0, err
 			}
 			copy(key.Bytes(), k.key)
 			return key, k.generation, nil

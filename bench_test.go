@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -35,7 +36,7 @@ func BenchmarkSeal(b *testing.B) {
 		b.Run(size.name, func(b *testing.B) {
 			plaintext := randomBytes(size.n)
 			against(b, size.n, sealFloor(b, key, plaintext), func() {
-				if _, err := key.appendSealed(nil, &envelope.Envelope{}, plaintext); err != nil {
+				if _, err := key.rsa.AppendSealed(nil, &envelope.Envelope{}, plaintext); err != nil {
 					b.Fatal(err)
 				}
 			}, nil)
@@ -44,22 +45,22 @@ func BenchmarkSeal(b *testing.B) {
 }
 
 func BenchmarkOpen(b *testing.B) {
-	key, err := newPrivateKey(testkit.Key(b, "client-4096"))
+	key, err := hybrid.NewPrivateKey(testkit.Key(b, "client-4096"))
 	if err != nil {
 		b.Fatal(err)
 	}
 	for _, size := range benchSizes {
 		b.Run(size.name, func(b *testing.B) {
-			e, err := key.public.seal(randomBytes(size.n))
+			e, err := sealEnvelope(key.Public(), randomBytes(size.n))
 			if err != nil {
 				b.Fatal(err)
 			}
 			text := envelope.Append(nil, e)
 			body := bytes.Clone(text)
-			against(b, size.n, openFloor(b, key.key, e), func() {
+			against(b, size.n, openFloor(b, key.RSA(), e), func() {
 				e, err := envelope.Parse(body, size.n)
 				if err == nil {
-					_, err = key.open(&e)
+					_, err = key.Open(&e, nil)
 				}
 				if err != nil {
 					b.Fatal(err)
@@ -72,9 +73,10 @@ func BenchmarkOpen(b *testing.B) {
 // sealFloor wraps a new AES key with RSA, and encrypts with it.
 func sealFloor(tb testing.TB, key *PublicKey, plaintext []byte) func() {
 	dst := make([]byte, 0, len(plaintext)+envelope.NonceSize+envelope.TagSize)
+	public := rsaOf(tb, key)
 	return func() {
-		dataKey := randomBytes(dataKeySize)
-		if _, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, key.key, dataKey, nil); err != nil {
+		dataKey := randomBytes(hybrid.DataKeySize)
+		if _, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, public, dataKey, nil); err != nil {
 			tb.Fatal(err)
 		}
 		floorGCM(tb, dataKey).Seal(dst, nil, plaintext, nil)

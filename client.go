@@ -72,6 +72,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
@@ -80,6 +81,7 @@ const DefaultBaseURL = "https://api.nomyo.ai"
 
 const (
 	defaultTimeout     = 10 * time.Minute
+	defaultIdle        = time.Minute
 	defaultMaxRequest  = 10 << 20 // what the protocol documents
 	defaultMaxResponse = 64 << 20
 	maxBytes           = math.MaxInt32 // largest size limit that is taken, on every platform
@@ -148,6 +150,11 @@ type Config struct {
 	// Timeout bounds one attempt: fetching the server's key or making the client's, where that is still to be done,
 	// connecting, and waiting for the last byte of the answer, or of the stream. 0 = 10 minutes.
 	Timeout time.Duration
+	// IdleTimeout is the longest time between two pieces of an event stream that passes as it comes, counted from its
+	// first event on: until then only Timeout holds, since a model may think. Comments count as pieces. A stream that
+	// stands still for longer is ended with ErrConnection. Protocol version 1 has no such streams.
+	// 0 = 1 minute; negative = no limit.
+	IdleTimeout time.Duration
 	// MaxRetries is how often a failed attempt is repeated: after 429, 500, 502 and 504, after 503 if it comes with
 	// Retry-After, and when the connection failed before there was an answer. The waits are random, up to 1 s, 2 s, 4 s
 	// and so on, on top of what Retry-After says; a Retry-After of more than a minute, or a wait beyond the context's
@@ -254,6 +261,9 @@ func (c *Config) setDefaults() error {
 	if c.Timeout == 0 {
 		c.Timeout = defaultTimeout
 	}
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = defaultIdle
+	}
 	if c.MaxRetries == 0 {
 		c.MaxRetries = defaultRetries
 	}
@@ -285,9 +295,6 @@ func (c *Config) validate() error {
 	}
 	if isNilPointer(c.Limiter) {
 		return configError("Config.Limiter", "a nil pointer; leave the field nil for no limit")
-	}
-	if isNilPointer(c.Audit) {
-		return configError("Config.Audit", "a nil pointer; leave the field nil to tell nobody")
 	}
 	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) && restsOnTLS(c.Trust) {
 		return configError("Config.Transport", "InsecureSkipVerify leaves nothing of TrustHTTPS or FirstUse; pin the server's key instead")
@@ -331,9 +338,9 @@ type CallOption func(*callOptions)
 type callOptions struct {
 	apiKey  *Secret
 	tier    SecurityTier
-	into    room   // where the answer is opened to; nil: where it came
-	checked bool   // the plaintext has passed checkRequest
-	sealed  string // payload id of the last attempt
+	into    hybrid.Alloc // where the answer is opened to; nil: where it came
+	checked bool         // the plaintext has passed checkRequest
+	sealed  string       // payload id of the last attempt
 }
 
 // WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. It stays the caller's, who keeps it until
@@ -455,4 +462,24 @@ func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) ([]*PublicK
 		return nil, context.Cause(c.life)
 	}
 	return keys, err
+}
+
+func (c *SecureCompletionClient) tellOpened() error {
+	c.allLocked = allLocked
+	if c.cfg.Audit == nil {
+		return nil
+	}
+	c.audit.set(c.cfg.Audit)
+	now := memoryNow()
+	c.wasLocked.Store(now.AllLocked)
+	return c.audit.tell(context.Background(), Event{Type: EventClientOpened, Server: c.server.origin, Memory: now})
+}
+
+func (c *SecureCompletionClient) tellClosed() error {
+	if c.audit.to.Load() == nil {
+		return nil
+	}
+	return c.audit.tell(context.Background(), Event{
+		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened), Memory: memoryNow(),
+	})
 }

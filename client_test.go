@@ -19,7 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 // sealedServer is a server without a network: the RoundTripper of an https client. It opens what it gets and seals
@@ -95,7 +97,7 @@ func (s *sealedServer) RoundTrip(req *http.Request) (*http.Response, error) {
 	s.mu.Unlock()
 	q := &sealedQuestion{s: s, req: req}
 	q.body, _ = io.ReadAll(req.Body)
-	text, _ := url.PathUnescape(req.Header.Get(headerPublicKey))
+	text, _ := url.PathUnescape(req.Header.Get(hybrid.HeaderPublicKey))
 	var err error
 	if q.client, err = ParsePublicKey([]byte(text)); err != nil {
 		s.t.Errorf("X-Public-Key: %v", err)
@@ -105,8 +107,8 @@ func (s *sealedServer) RoundTrip(req *http.Request) (*http.Response, error) {
 		s.t.Errorf("envelope: %v", err)
 		return respond(400, ""), nil
 	}
-	k, _ := newPrivateKey(storedKey(s.t, key))
-	q.plaintext, _ = k.open(&e)
+	k, _ := hybrid.NewPrivateKey(storedKey(s.t, key))
+	q.plaintext, _ = k.Open(&e, nil)
 	s.mu.Lock()
 	s.posts = append(s.posts, q)
 	s.mu.Unlock()
@@ -196,8 +198,6 @@ func TestConfigErrors(t *testing.T) {
 		{"Config.Transport", func(c *Config) { c.Transport = (*http.Transport)(nil) }},
 		{"Config.Transport", func(c *Config) { c.Transport = roundTripFunc(nil) }},
 		{"Config.Limiter", func(c *Config) { c.Limiter = (*slowLimiter)(nil) }},
-		{"Config.Audit", func(c *Config) { c.Audit = (*AuditLog)(nil) }},
-		{"Config.Audit", func(c *Config) { c.Audit = AuditorFunc(nil) }},
 		{"Config.Transport", func(c *Config) { c.BaseURL, c.InsecureAllowHTTP = "http://localhost:1", true }}, // foreign RoundTripper
 	} {
 		config := Config{Trust: TrustHTTPS(), Transport: neverUsed(t), APIKey: secret(t, "good-key")}
@@ -229,7 +229,7 @@ func TestNilCallOptions(t *testing.T) {
 	if _, err := s.client(t, nil).Chat(t.Context(), ask("?"), nil, WithTier(TierHigh), nil); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.last().req.Header.Get(headerTier); got != "high" {
+	if got := s.last().req.Header.Get(hybrid.HeaderTier); got != "high" {
 		t.Errorf("asked for tier %q", got)
 	}
 	g := newTiny(t, wordByWord(nil, "x"))
@@ -415,7 +415,7 @@ func TestKeyFetchErrors(t *testing.T) {
 		"empty":        {func() *http.Response { return respond(200, "") }, ErrPublicKey},
 		"html":         {func() *http.Response { return respond(200, "<html>") }, ErrPublicKey},
 		"two keys":     {func() *http.Response { return respond(200, pem+pem) }, ErrPublicKey},
-		"too large":    {func() *http.Response { return respond(200, pem+strings.Repeat(" ", maxKeyText)) }, ErrTooLarge},
+		"too large":    {func() *http.Response { return respond(200, pem+strings.Repeat(" ", hybrid.MaxKeyText)) }, ErrTooLarge},
 		"bad encoding": {func() *http.Response { return respond(200, pem, "Content-Encoding", "br") }, ErrConnection},
 	} {
 		s := newSealedServer(t)
@@ -457,7 +457,7 @@ func TestComplete(t *testing.T) {
 		}
 		return nil
 	})
-	if resp.PayloadID != s.last().req.Header.Get("X-Payload-ID") || !isUUID(resp.PayloadID) || resp.PayloadID[14] != '4' {
+	if resp.PayloadID != s.last().req.Header.Get("X-Payload-ID") || !chatjson.IsUUID(resp.PayloadID) || resp.PayloadID[14] != '4' {
 		t.Errorf("PayloadID %q", resp.PayloadID)
 	}
 	for range 2 {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/flight"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -38,7 +39,7 @@ func (s *stuck) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		<-r.Context().Done()
 	}
 	switch {
-	case r.URL.Path == pathPublicKey:
+	case r.URL.Path == hybrid.PathPublicKey:
 		if s.at == "key fetch" {
 			wait()
 			return
@@ -234,7 +235,7 @@ func TestCancelledCallerLeavesOthersAlone(t *testing.T) {
 	gateway := startGateway(t, parrot("!"), nil)
 	asked, release := make(chan struct{}, 10), make(chan struct{})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == pathPublicKey {
+		if r.URL.Path == hybrid.PathPublicKey {
 			asked <- struct{}{}
 			<-release
 		}

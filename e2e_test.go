@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -39,11 +40,11 @@ func count(h http.Handler) *counter {
 func (c *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	switch r.URL.Path {
-	case pathPublicKey:
+	case hybrid.PathPublicKey:
 		c.keys++
-	case pathCompletion:
+	case hybrid.PathCompletion:
 		c.posts++
-		c.publicKeys[r.Header.Get(headerPublicKey)] = true
+		c.publicKeys[r.Header.Get(hybrid.HeaderPublicKey)] = true
 	}
 	c.protocols[r.Proto]++
 	c.conns[r.RemoteAddr] = true
@@ -149,7 +150,7 @@ func TestNothingReadableOnTheWire(t *testing.T) {
 	witness.MustNotSee(prompt, answer, system, schema, argument, result, image, extra, raw, failing)
 	witness.MustSee("sk-not-sealed-5150") // the protocol leaves the API key to TLS: this is how sharp the witness's eyes are
 	body := strings.NewReader(`{"messages":[{"role":"user","content":"` + planted + `"}]}`)
-	plain, err := http.Post("http://"+witness.Addr()+pathCompletion, "application/json", body)
+	plain, err := http.Post("http://"+witness.Addr()+hybrid.PathCompletion, "application/json", body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -367,10 +368,10 @@ func TestOnServerKeyRefusesTheNewKey(t *testing.T) {
 // A server that refuses everything is not asked for its key each time.
 func TestNoKeyFetchStorm(t *testing.T) {
 	mux := http.NewServeMux()
-	mux.HandleFunc(pathPublicKey, func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc(hybrid.PathPublicKey, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write(testkit.PublicPEM(t, "rsa-2048"))
 	})
-	mux.HandleFunc(pathCompletion, func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc(hybrid.PathCompletion, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		http.Error(w, `{"detail":"no"}`, http.StatusBadRequest)
 	})
@@ -405,10 +406,10 @@ func TestReplayedAnswer(t *testing.T) {
 	gateway := startGateway(t, parrot("!"), nil)
 	var first []byte
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != pathCompletion || first == nil {
+		if r.URL.Path != hybrid.PathCompletion || first == nil {
 			rec := httptest.NewRecorder()
 			gateway.ServeHTTP(rec, r)
-			if r.URL.Path == pathCompletion {
+			if r.URL.Path == hybrid.PathCompletion {
 				first = rec.Body.Bytes()
 			}
 			_, _ = w.Write(rec.Body.Bytes())

@@ -249,7 +249,7 @@ func (e *rawCause) Error() string { return e.text }
 func TestConnectionErrorHidesRawText(t *testing.T) {
 	long := strings.Repeat("w", 1000)
 	cause := &rawCause{"peer said \x1b[2J\r\nX-Evil: 1\xff\u202e" + long}
-	var err error = fmt.Errorf("outer: %w", &fault.ConnectionError{What: "POST /x", Err: fmt.Errorf("inner: %w", cause)})
+	var err error = fmt.Errorf("outer: %w", fault.Connection("POST /x", fmt.Errorf("inner: %w", cause), false))
 	if got, ok := errors.AsType[*rawCause](err); !ok || got != cause || !errors.Is(err, cause) || !errors.Is(err, ErrConnection) {
 		t.Error("the cause cannot be reached")
 	}
@@ -260,7 +260,7 @@ func TestConnectionErrorHidesRawText(t *testing.T) {
 	if !strings.Contains(text, "POST /x") || !strings.HasPrefix(text, "outer: sealedchat: connection failed: ") {
 		t.Errorf("got %q", text)
 	}
-	timeout := &fault.ConnectionError{What: "x", Err: fault.AttemptTimeout}
+	timeout := fault.Connection("x", fault.AttemptTimeout, false)
 	if !errors.Is(timeout, context.DeadlineExceeded) || !errors.Is(timeout, ErrConnection) || errors.Is(timeout, io.EOF) {
 		t.Error("a timeout is a deadline that was exceeded")
 	}

@@ -10,13 +10,13 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 func TestClientKeyIsParsedOnce(t *testing.T) {
 	var c clientKeys
-	header := httpx.PercentEncode(testkit.PublicPEM(t, "client-4096"))
+	header := hybrid.PercentEncode(testkit.PublicPEM(t, "client-4096"))
 	first, p := c.parse(header)
 	if p != nil {
 		t.Fatal(p)
@@ -26,7 +26,7 @@ func TestClientKeyIsParsedOnce(t *testing.T) {
 			t.Fatalf("got %p, %v, want %p", again, p, first)
 		}
 	}
-	other, p := c.parse(httpx.PercentEncode(testkit.PublicPEM(t, "rsa-2048")))
+	other, p := c.parse(hybrid.PercentEncode(testkit.PublicPEM(t, "rsa-2048")))
 	if p != nil || !other.Equal(publicOf(t, "rsa-2048")) || !first.Equal(publicOf(t, "client-4096")) {
 		t.Errorf("got another key: %v, %v", other, p)
 	}
@@ -53,7 +53,7 @@ func TestGatewayKeepsClientKeysApart(t *testing.T) {
 
 func TestBadClientKeysAreNotKept(t *testing.T) {
 	var c clientKeys
-	for _, header := range []string{"%", "%zz", "x", httpx.PercentEncode(testkit.PublicPEM(t, "rsa-2048")) + "x"} {
+	for _, header := range []string{"%", "%zz", "x", hybrid.PercentEncode(testkit.PublicPEM(t, "rsa-2048")) + "x"} {
 		for range 2 {
 			if key, p := c.parse(header); key != nil || p == nil || p.status != 400 {
 				t.Errorf("%.20q: %v, %v", header, key, p)
@@ -72,11 +72,11 @@ func numberedKey(t testing.TB, n uint32, size int) (id [32]byte, key *PublicKey)
 	modulus[0], modulus[size-1] = 0x80, 1
 	binary.BigEndian.PutUint32(modulus[1:], n)
 	binary.BigEndian.PutUint32(id[:], n)
-	key, err := newPublicKey(&rsa.PublicKey{N: new(big.Int).SetBytes(modulus), E: 65537})
+	made, err := hybrid.NewPublicKey(&rsa.PublicKey{N: new(big.Int).SetBytes(modulus), E: 65537})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return id, key
+	return id, publicKeyOf(made)
 }
 
 func TestClientKeysAreBounded(t *testing.T) {
@@ -110,14 +110,14 @@ func TestClientKeysConcurrently(t *testing.T) {
 	var c clientKeys
 	var headers []string
 	for _, name := range []string{"client-4096", "other-4096", "rsa-3072", "rsa-2048"} {
-		headers = append(headers, httpx.PercentEncode(testkit.PublicPEM(t, name)))
+		headers = append(headers, hybrid.PercentEncode(testkit.PublicPEM(t, name)))
 	}
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
 			for range 10 {
 				for _, h := range headers {
-					if key, p := c.parse(h); p != nil || key.header() != h {
+					if key, p := c.parse(h); p != nil || key.rsa.Header() != h {
 						t.Errorf("got %v, %v", key, p)
 					}
 				}

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -41,7 +43,7 @@ func endsSoon(t *testing.T, c net.Conn) {
 func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 	testkit.NoLeaks(t)
 	g := startGateway(t, answerText("fine"), func(c *GatewayConfig) { c.BodyTimeout = 200 * time.Millisecond })
-	g.readers.within = 200 * time.Millisecond
+	g.limits.headTimeout = 200 * time.Millisecond
 	srv := httptest.NewServer(g)
 	defer srv.Close()
 	defer srv.CloseClientConnections()
@@ -56,14 +58,14 @@ func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 			}
 		}
 	}
-	stall("GET /healthz", "HEAD /healthz", "GET "+pathPublicKey, "GET "+pathOHTTP, "PUT "+pathOHTTP, "POST "+pathOHTTP,
-		"POST /nowhere", "PUT "+pathCompletion, "POST "+pathCompletion)
+	stall("GET /healthz", "HEAD /healthz", "GET "+hybrid.PathPublicKey, "GET "+ohttp.Path, "PUT "+ohttp.Path, "POST "+ohttp.Path,
+		"POST /nowhere", "PUT "+hybrid.PathCompletion, "POST "+hybrid.PathCompletion)
 	for _, c := range conns {
 		endsSoon(t, c)
 	}
 	conns = nil
 	_ = g.Close()
-	stall("GET /healthz", "POST "+pathOHTTP, "POST "+pathCompletion)
+	stall("GET /healthz", "POST "+ohttp.Path, "POST "+hybrid.PathCompletion)
 	for _, c := range conns {
 		endsSoon(t, c)
 	}
@@ -81,7 +83,7 @@ func TestGatewayKeepsConnections(t *testing.T) {
 	for _, request := range []string{
 		"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab",
 		"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab",
-		"POST " + pathCompletion + " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+		"POST " + hybrid.PathCompletion + " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
 		"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
 	} {
 		if _, err := io.WriteString(c, request); err != nil {
@@ -132,7 +134,7 @@ func TestObliviousRefusedBodiesThatDoNotCome(t *testing.T) {
 		for _, expect := range []string{"", "Expect: 100-continue\r\n"} {
 			c := rawDial(t, srv)
 			fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\n%sContent-Length: %d\r\n\r\n",
-				pathOHTTP, expect, len(s.body)+10)
+				ohttp.Path, expect, len(s.body)+10)
 			_, _ = c.Write(s.body)
 			t.Log(name, expect)
 			endsSoon(t, c)

@@ -20,24 +20,24 @@ func TestObliviousMaybeProcessed(t *testing.T) {
 	for _, status := range []int{429, 503} {
 		r.answer = func(*http.Request, []byte) (*http.Response, error) {
 			resp := respond(status, `{"error":{}}`)
-			resp.Header.Set(headerProcessed, "no")
+			resp.Header.Set(ohttp.HeaderProcessed, "no")
 			resp.Header.Set("Retry-After", "7")
 			return resp, nil
 		}
 		s := r.seal(innerRequest{})
 		a := s.open(r.send(s))
-		if a.status != status || a.header.Get(headerProcessed) != "" || (a.header.Get("Retry-After") != "") != (status == 429) {
+		if a.status != status || a.header.Get(ohttp.HeaderProcessed) != "" || (a.header.Get("Retry-After") != "") != (status == 429) {
 			t.Errorf("the upstream's %d: %+v", status, a)
 		}
 		s = r.seal(innerRequest{})
 		r.send(s)
-		if a := s.open(r.send(s)); a.status != 409 || a.header.Get(headerProcessed) != "" {
+		if a := s.open(r.send(s)); a.status != 409 || a.header.Get(ohttp.HeaderProcessed) != "" {
 			t.Errorf("sent again: %+v", a)
 		}
 	}
 	r.answer = func(*http.Request, []byte) (*http.Response, error) { return nil, errors.New("down") }
 	s := r.seal(innerRequest{})
-	if a := s.open(r.send(s)); a.status != 502 || a.header.Get(headerProcessed) != "" {
+	if a := s.open(r.send(s)); a.status != 502 || a.header.Get(ohttp.HeaderProcessed) != "" {
 		t.Errorf("no answer: %+v", a)
 	}
 }
@@ -65,7 +65,7 @@ func TestObliviousReplayAtTheEdge(t *testing.T) {
 	}
 	for age, status := range map[time.Duration]int{time.Hour: 0, 61*time.Minute - 10*time.Second: 0, 61 * time.Minute: 400} {
 		q := &obliviousRequest{gatewayRequest: &gatewayRequest{g: r.g}, exchange: &ohttp.Exchange{}, date: time.Now().Add(-age)}
-		if got := q.claimExchange(t.Context()); (got == nil) != (status == 0) || got != nil && (got.status != status || got.kind != problemDate) {
+		if got := q.claimExchange(t.Context()); (got == nil) != (status == 0) || got != nil && (got.status != status || got.kind != ohttp.ProblemDate) {
 			t.Errorf("%v after its date: %+v", age, got)
 		}
 	}

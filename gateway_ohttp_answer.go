@@ -54,12 +54,9 @@ func (s chunkSink) Write(chunk []byte) (int, error) {
 	return n, err
 }
 
-// headerProcessed says under seal, with the value "no", that nothing of a request went upstream.
-const headerProcessed = "sealedchat-processed"
-
 // refuseInner seals a refusal.
 func (q *obliviousRequest) refuseInner(p *refusal) {
-	header := []bhttp.Field{{Name: "content-type", Value: problemType}}
+	header := []bhttp.Field{{Name: "content-type", Value: ohttp.TypeProblem}}
 	if p.retryAfter > 0 {
 		header = append(header, bhttp.Field{Name: "retry-after", Value: httpx.WholeSeconds(p.retryAfter)})
 	}
@@ -70,7 +67,7 @@ func (q *obliviousRequest) refuseInner(p *refusal) {
 		header = append(header, bhttp.Field{Name: "allow", Value: p.allow})
 	}
 	if !q.asked && !p.forgotten && p.status != http.StatusConflict { // what was sent before may have been served then
-		header = append(header, bhttp.Field{Name: headerProcessed, Value: "no"})
+		header = append(header, bhttp.Field{Name: ohttp.HeaderProcessed, Value: "no"})
 	}
 	body := p.problem()
 	message, err := bhttp.AppendResponse(nil, &bhttp.Response{Status: p.status, Header: q.answerHeader(header, len(body))}, body, nil, q.g.cfg.OHTTP.Pad)
@@ -93,5 +90,5 @@ func (q *obliviousRequest) answerHeader(header []bhttp.Field, length int) []bhtt
 	}
 	return append(header,
 		bhttp.Field{Name: "date", Value: time.Now().UTC().Format(http.TimeFormat)},
-		bhttp.Field{Name: "x-security-tier", Value: string(q.g.cfg.Tier)})
+		bhttp.Field{Name: ohttp.HeaderTier, Value: string(q.g.cfg.Tier)})
 }

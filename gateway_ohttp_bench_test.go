@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -59,7 +60,7 @@ func BenchmarkGatewayProtocols(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		req := httptest.NewRequest(http.MethodPost, pathCompletion, bytes.NewReader(envelope.Append(nil, e)))
+		req := httptest.NewRequest(http.MethodPost, hybrid.PathCompletion, bytes.NewReader(envelope.Append(nil, e)))
 		req.Header.Set("X-Payload-ID", newUUID())
 		req.Header.Set("X-Public-Key", clientKey)
 		return req

@@ -48,7 +48,7 @@ func TestObliviousHTTP2(t *testing.T) {
 	begin := func() (*http.Response, *ohttp.Reader, *bhttp.Body) {
 		t.Helper()
 		s := r.seal(innerRequest{})
-		req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+pathOHTTP, bytes.NewReader(s.body))
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+ohttp.Path, bytes.NewReader(s.body))
 		req.Header.Set("Content-Type", ohttp.TypeRequest)
 		resp, err := server.Client().Do(req)
 		if err != nil {
@@ -104,7 +104,7 @@ func TestObliviousHTTP2(t *testing.T) {
 	expect(content, "data: 1\n\n")
 	// Beside it, a request whose body does not come.
 	body, in := io.Pipe()
-	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+pathOHTTP, body)
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+ohttp.Path, body)
 	req.Header.Set("Content-Type", ohttp.TypeRequest)
 	slow, err := server.Client().Do(req)
 	if err != nil || slow.StatusCode != http.StatusRequestTimeout {

@@ -13,9 +13,11 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -27,7 +29,7 @@ func problemOf(t testing.TB, status int, header http.Header, body string) (kind,
 		Status              int
 		Error               *struct{ Message, Type string }
 	}
-	if err := json.Unmarshal([]byte(body), &p); err != nil || header.Get("Content-Type") != problemType || p.Status != status ||
+	if err := json.Unmarshal([]byte(body), &p); err != nil || header.Get("Content-Type") != ohttp.TypeProblem || p.Status != status ||
 		p.Title != http.StatusText(status) || p.Type == "" || p.Error == nil || p.Error.Message != p.Detail {
 		t.Errorf("not a problem document of status %d: %v, %s, %v", status, header, body, err)
 	}
@@ -56,12 +58,12 @@ func TestObliviousInnerRefusals(t *testing.T) {
 		"not a bearer":       {m: innerRequest{header: []bhttp.Field{{Name: "authorization", Value: "Basic key-of-the-client"}}}, status: 401},
 		"forbidden":          {change: func(c *GatewayConfig) { c.Authenticate = func(*http.Request) error { return ErrPermission } }, status: 403},
 		"rate limited":       {change: func(c *GatewayConfig) { c.Authenticate = func(*http.Request) error { return ErrRateLimited } }, status: 429},
-		"no date":            {m: innerRequest{header: []bhttp.Field{{Name: "date"}}}, status: 400, kind: problemDate},
-		"a date of words":    {m: innerRequest{header: []bhttp.Field{{Name: "date", Value: "today"}}}, status: 400, kind: problemDate},
-		"two dates":          {m: innerRequest{header: []bhttp.Field{dated(now), dated(now)}}, status: 400, kind: problemDate},
-		"an old date":        {m: innerRequest{header: []bhttp.Field{dated(now.Add(-2*time.Minute - 2*time.Second))}}, status: 400, kind: problemDate},
-		"a date to come":     {m: innerRequest{header: []bhttp.Field{dated(now.Add(2*time.Minute + 10*time.Second))}}, status: 400, kind: problemDate},
-		"a narrow window":    {m: innerRequest{header: []bhttp.Field{dated(now.Add(-5 * time.Second))}}, change: func(c *GatewayConfig) { c.OHTTP.DateWindow = 3 * time.Second }, status: 400, kind: problemDate},
+		"no date":            {m: innerRequest{header: []bhttp.Field{{Name: "date"}}}, status: 400, kind: ohttp.ProblemDate},
+		"a date of words":    {m: innerRequest{header: []bhttp.Field{{Name: "date", Value: "today"}}}, status: 400, kind: ohttp.ProblemDate},
+		"two dates":          {m: innerRequest{header: []bhttp.Field{dated(now), dated(now)}}, status: 400, kind: ohttp.ProblemDate},
+		"an old date":        {m: innerRequest{header: []bhttp.Field{dated(now.Add(-2*time.Minute - 2*time.Second))}}, status: 400, kind: ohttp.ProblemDate},
+		"a date to come":     {m: innerRequest{header: []bhttp.Field{dated(now.Add(2*time.Minute + 10*time.Second))}}, status: 400, kind: ohttp.ProblemDate},
+		"a narrow window":    {m: innerRequest{header: []bhttp.Field{dated(now.Add(-5 * time.Second))}}, change: func(c *GatewayConfig) { c.OHTTP.DateWindow = 3 * time.Second }, status: 400, kind: ohttp.ProblemDate},
 		"another path":       {m: innerRequest{path: "/v1/files"}, status: 404},
 		"a longer path":      {m: innerRequest{path: "/v1/chat/completions/"}, status: 404},
 		"dots":               {m: innerRequest{path: "/v1/chat/../chat/completions"}, status: 404},
@@ -105,7 +107,7 @@ func TestObliviousInnerRefusals(t *testing.T) {
 			if c.status == 405 && a.header.Get("Allow") == "" || c.status == 401 && a.header.Get("Www-Authenticate") != "Bearer" {
 				t.Errorf("header %v", a.header)
 			}
-			if a.header.Get(headerProcessed) != "no" {
+			if a.header.Get(ohttp.HeaderProcessed) != "no" {
 				t.Errorf("it does not say that nothing was processed: %v", a.header)
 			}
 			if n := len(r.forwarded()); n != 0 {
@@ -187,7 +189,7 @@ func TestObliviousOuterRefusals(t *testing.T) {
 				t.Fatalf("%d %s, want %d", w.Code, w.Body, c.status)
 			}
 			kind, detail := problemOf(t, c.status, w.Header(), w.Body.String())
-			if (kind == problemKey) != (c.status == 422) {
+			if (kind == ohttp.ProblemKey) != (c.status == 422) {
 				t.Errorf("type %q", kind)
 			}
 			if c.status == 422 && detail != "the request cannot be decrypted; fetch the key configurations again" {
@@ -336,7 +338,7 @@ func TestObliviousReplayCacheFull(t *testing.T) {
 }
 
 func TestGatewayProtocols(t *testing.T) {
-	paths := []string{pathOHTTP, pathPublicKey, pathCompletion}
+	paths := []string{ohttp.Path, hybrid.PathPublicKey, hybrid.PathCompletion}
 	for name, c := range map[string]struct {
 		protocols []Protocol
 		served    []bool
@@ -367,7 +369,7 @@ func TestGatewayProtocols(t *testing.T) {
 
 func TestObliviousMethods(t *testing.T) {
 	r := newRig(t, nil)
-	if w := r.do(httptest.NewRequest(http.MethodPut, pathOHTTP, nil)); w.Code != 405 || w.Header().Get("Allow") != "GET, HEAD, POST" {
+	if w := r.do(httptest.NewRequest(http.MethodPut, ohttp.Path, nil)); w.Code != 405 || w.Header().Get("Allow") != "GET, HEAD, POST" {
 		t.Errorf("PUT: %d %v", w.Code, w.Header())
 	}
 }
@@ -395,7 +397,9 @@ func TestGatewayOHTTPConfig(t *testing.T) {
 }
 
 // Closing, too many at a time, and a store that is closed.
-func TestObliviousUnavailable(t *testing.T) {
+func TestObliviousUnavailable(t *testing.T) { synctest.Test(t, testObliviousUnavailable) }
+
+func testObliviousUnavailable(t *testing.T) {
 	began, release := make(chan struct{}), make(chan struct{})
 	r := newRig(t, func(c *GatewayConfig) { c.MaxConcurrent = 1 })
 	r.answer = func(*http.Request, []byte) (*http.Response, error) {
@@ -409,7 +413,7 @@ func TestObliviousUnavailable(t *testing.T) {
 	<-began
 	second := r.seal(innerRequest{})
 	a := second.open(r.send(second))
-	if a.err != nil || a.status != 503 || a.header.Get("Retry-After") != "1" || a.header.Get(headerProcessed) != "no" {
+	if a.err != nil || a.status != 503 || a.header.Get("Retry-After") != "1" || a.header.Get(ohttp.HeaderProcessed) != "no" {
 		t.Errorf("too many: %+v", a)
 	}
 	problemOf(t, 503, a.header, a.body)
@@ -420,7 +424,7 @@ func TestObliviousUnavailable(t *testing.T) {
 		t.Errorf("the first: %+v", a)
 	}
 	// What was refused as not served is not served later on: whoever holds the refusal may repeat it.
-	if a := third.open(r.send(third)); a.err != nil || a.status != 409 || a.header.Get(headerProcessed) != "" {
+	if a := third.open(r.send(third)); a.err != nil || a.status != 409 || a.header.Get(ohttp.HeaderProcessed) != "" {
 		t.Errorf("the refused one again: %+v", a)
 	}
 	s = r.seal(innerRequest{})
@@ -428,7 +432,7 @@ func TestObliviousUnavailable(t *testing.T) {
 	if w := r.send(s); w.Code != 503 {
 		t.Errorf("without keys: %d", w.Code)
 	}
-	if w := r.do(httptest.NewRequest(http.MethodGet, pathOHTTP, nil)); w.Code != 503 {
+	if w := r.do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != 503 {
 		t.Errorf("the list without keys: %d", w.Code)
 	}
 	_ = r.g.Close()
@@ -452,7 +456,7 @@ func TestObliviousSlowBody(t *testing.T) {
 	}{"nothing opened": {s.body[:100], 408}, "a chunk opened": {s.body, 200}} {
 		body, in := io.Pipe()
 		go func() { _, _ = in.Write(c.part) }()
-		req, _ := http.NewRequest(http.MethodPost, server.URL+pathOHTTP, body)
+		req, _ := http.NewRequest(http.MethodPost, server.URL+ohttp.Path, body)
 		req.Header.Set("Content-Type", ohttp.TypeRequest)
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {

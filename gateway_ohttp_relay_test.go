@@ -61,7 +61,7 @@ func throughRelay(t *testing.T, rt http.RoundTripper, relay string, c *ohttp.Con
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, relay+pathOHTTP, bytes.NewReader(sealed))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, relay+ohttp.Path, bytes.NewReader(sealed))
 	if err != nil {
 		return false, err
 	}

@@ -230,27 +230,6 @@ func TestObliviousPadding(t *testing.T) {
 	}
 }
 
-func TestEventLines(t *testing.T) {
-	for in, want := range map[string]int{
-		"a": 0, "a\n": 0, "a\n\n": 3, "a\n\nb": 3, "a\n\nb\n\nc": 6, "a\r\n\r\n": 5, "a\r\r": 3, "\n": 1, "a\n\n\n": 4, "a\n:\n\n": 5, "": 0,
-	} {
-		var whole eventLines
-		if n := whole.complete([]byte(in)); n != want {
-			t.Errorf("%q: %d, want %d", in, n, want)
-		}
-		var parts eventLines
-		last := 0
-		for i := range len(in) {
-			if parts.complete([]byte{in[i]}) > 0 {
-				last = i + 1
-			}
-		}
-		if last != want {
-			t.Errorf("%q byte by byte: %d, want %d", in, last, want)
-		}
-	}
-}
-
 // What the upstream says of itself does not reach the client; what it says of the request does.
 func TestObliviousUpstreamAnswers(t *testing.T) {
 	broken := errors.New("no connection to 192.0.2.1")
@@ -411,7 +390,7 @@ func TestObliviousFlushAndBackPressure(t *testing.T) {
 	defer transport.CloseIdleConnections()
 	r := &rig{t: t, g: g}
 	s := r.seal(innerRequest{})
-	req, _ := http.NewRequest(http.MethodPost, server.URL+pathOHTTP, bytes.NewReader(s.body))
+	req, _ := http.NewRequest(http.MethodPost, server.URL+ohttp.Path, bytes.NewReader(s.body))
 	req.Header.Set("Content-Type", ohttp.TypeRequest)
 	go func() { next <- 1 }()
 	resp, err := transport.RoundTrip(req)

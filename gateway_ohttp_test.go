@@ -67,7 +67,7 @@ func (m innerRequest) encode(t testing.TB) []byte {
 // keyConfig asks the gateway for its list.
 func (r *rig) keyConfig() *ohttp.Config {
 	r.t.Helper()
-	w := r.do(httptest.NewRequest(http.MethodGet, pathOHTTP, nil))
+	w := r.do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil))
 	if w.Code != http.StatusOK || w.Header().Get("Content-Type") != ohttp.TypeKeys {
 		r.t.Fatalf("the list: %d %v", w.Code, w.Header())
 	}
@@ -110,7 +110,7 @@ func sealFor(t testing.TB, c *ohttp.Config, message []byte) *sealedTest {
 
 func obliviousPost(t testing.TB, body io.Reader) *http.Request {
 	t.Helper()
-	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, pathOHTTP, body)
+	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, ohttp.Path, body)
 	req.Header.Set("Content-Type", ohttp.TypeRequest)
 	return req
 }

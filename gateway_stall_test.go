@@ -15,8 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
-	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -27,12 +28,12 @@ func rawSealedPost(t *testing.T, url string) *http.Request {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req, err := http.NewRequest(http.MethodPost, url+pathCompletion, bytes.NewReader(envelope.Append(nil, e)))
+	req, err := http.NewRequest(http.MethodPost, url+hybrid.PathCompletion, bytes.NewReader(envelope.Append(nil, e)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set(headerPayloadID, newUUID())
-	req.Header.Set(headerPublicKey, httpx.PercentEncode(testkit.PublicPEM(t, "rsa-2048")))
+	req.Header.Set(hybrid.HeaderPayloadID, newUUID())
+	req.Header.Set(hybrid.HeaderPublicKey, hybrid.PercentEncode(testkit.PublicPEM(t, "rsa-2048")))
 	return req
 }
 
@@ -111,7 +112,7 @@ func TestGatewayCloseDuringHTTP2Requests(t *testing.T) {
 			defer close(done)
 			for {
 				req := rawSealedPost(t, srv.URL).WithContext(ctx)
-				req.Header.Set(headerPublicKey, "malformed") // refused: handlers return quickly
+				req.Header.Set(hybrid.HeaderPublicKey, "malformed") // refused: handlers return quickly
 				resp, err := client.Do(req)
 				if err != nil {
 					return
@@ -154,7 +155,7 @@ func TestAnswersMadeToBeLarge(t *testing.T) {
 			}
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			if err := checkWeight([]byte(answer)); !errors.Is(err, ErrResponseSchema) {
+			if err := chatjson.CheckWeight([]byte(answer)); !errors.Is(err, ErrResponseSchema) {
 				t.Errorf("weighed: %v", err)
 			}
 			if _, err := eventStream([]byte(answer), false); !errors.Is(err, ErrResponseSchema) {

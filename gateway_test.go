@@ -22,7 +22,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
-	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -161,8 +161,8 @@ func openedAnswer(t testing.TB, what string, w *httptest.ResponseRecorder) (stri
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
-	key, _ := newPrivateKey(storedKey(t, "rsa-3072"))
-	plaintext, err := key.open(&e)
+	key, _ := hybrid.NewPrivateKey(storedKey(t, "rsa-3072"))
+	plaintext, err := key.Open(&e, nil)
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
@@ -266,7 +266,7 @@ func TestGatewayAuthenticatesFirst(t *testing.T) {
 		c.Replay = failingReplay{t}
 	})
 	for _, header := range []string{
-		"", "key-one", "Bearer", "Bearer ", "Bearer  key-one", "Basic key-one", "Bearer key-on", "Bearer key-one ", "Bearer key-onee", "Bearer KEY-ONE", "Bearer key-one key-two",
+		"", "key-one", "Bearer", "Bearer ", "Bearer  key-on", "Bearer \tkey-one", "Bearer  key-one ", "Bearer  ", "Basic key-one", "Bearer key-on", "Bearer key-one ", "Bearer key-onee", "Bearer KEY-ONE", "Bearer key-one key-two",
 		"Bearer key-one,key-two", "Bearer\tkey-one", " Bearer key-one", "Bearer " + strings.Repeat("k", 1<<20), "Bearer \x00", "Bearerkey-one", "Token key-one",
 	} {
 		w := r.do(postBody(t, untouchable{t}, "Authorization", header, "X-Payload-ID", "\x00bad", "X-Public-Key", "bad"))
@@ -276,7 +276,7 @@ func TestGatewayAuthenticatesFirst(t *testing.T) {
 		}
 	}
 	r = newRig(t, func(c *GatewayConfig) { c.Authenticate = auth })
-	for _, header := range []string{"Bearer key-one", "Bearer key-two", "bearer key-one", "BEARER key-two"} {
+	for _, header := range []string{"Bearer key-one", "Bearer  key-one", "bearer   key-two", "Bearer key-two", "bearer key-one", "BEARER key-two"} {
 		openedAnswer(t, header, r.do(post(t, fineRequest, "Authorization", header)))
 	}
 	if w := r.do(httptest.NewRequestWithContext(t.Context(), "GET", "/pki/public_key", nil)); w.Code != 200 {
@@ -343,7 +343,7 @@ func TestGatewayHeaders(t *testing.T) {
 	}{
 		{"no id", "X-Payload-ID", "", 400}, {"long id", "X-Payload-ID", strings.Repeat("a", 129), 400}, {"id with a space", "X-Payload-ID", "a b", 400},
 		{"id with a quote", "X-Payload-ID", `a"b`, 400}, {"id with LF", "X-Payload-ID", "a\nb", 400}, {"id with é", "X-Payload-ID", "é", 400}, {"id with /", "X-Payload-ID", "a/b", 400},
-		{"no key", "X-Public-Key", "", 400}, {"huge key", "X-Public-Key", strings.Repeat("A", maxKeyText+1), 400}, {"bad escape", "X-Public-Key", "%zz", 400},
+		{"no key", "X-Public-Key", "", 400}, {"huge key", "X-Public-Key", strings.Repeat("A", hybrid.MaxKeyText+1), 400}, {"bad escape", "X-Public-Key", "%zz", 400},
 		{"cut escape", "X-Public-Key", url.PathEscape(pem) + "%0", 400}, {"not PEM", "X-Public-Key", "hello", 400}, {"plus for space", "X-Public-Key", url.QueryEscape(pem), 400},
 		{"escaped twice", "X-Public-Key", url.PathEscape(url.PathEscape(pem)), 400}, {"two keys", "X-Public-Key", url.PathEscape(pem + pem), 400},
 		{"private key", "X-Public-Key", url.PathEscape(string(testkit.KeyPEM(t, "rsa-2048"))), 400}, {"small key", "X-Public-Key", url.PathEscape(smallKey), 400},
@@ -359,8 +359,8 @@ func TestGatewayHeaders(t *testing.T) {
 	for name, header := range map[string][2]string{
 		"JavaScript id": {"X-Payload-ID", "openai-compat-1765250382-x_y.z:1"}, "one letter": {"X-Payload-ID", "a"}, "128": {"X-Payload-ID", strings.Repeat("a", 128)},
 		"tier": {"X-Security-Tier", "standard"}, "the same tier": {"X-Security-Tier", "high"}, "type": {"Content-Type", "text/html"}, "no type": {"Content-Type", ""},
-		"encodeURIComponent": {"X-Public-Key", httpx.PercentEncode([]byte(pem))}, "quote": {"X-Public-Key", strings.ReplaceAll(httpx.PercentEncode([]byte(pem)), "%2F", "/")},
-		"no final newline": {"X-Public-Key", httpx.PercentEncode([]byte(strings.TrimSpace(pem)))}, "lower-case hex": {"X-Public-Key", lowerEscapes(httpx.PercentEncode([]byte(pem)))},
+		"encodeURIComponent": {"X-Public-Key", hybrid.PercentEncode([]byte(pem))}, "quote": {"X-Public-Key", strings.ReplaceAll(hybrid.PercentEncode([]byte(pem)), "%2F", "/")},
+		"no final newline": {"X-Public-Key", hybrid.PercentEncode([]byte(strings.TrimSpace(pem)))}, "lower-case hex": {"X-Public-Key", lowerEscapes(hybrid.PercentEncode([]byte(pem)))},
 	} {
 		openedAnswer(t, name, r.do(post(t, fineRequest, header[0], header[1])))
 	}

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 )
 
@@ -60,7 +61,7 @@ func TestGatewayForwards(t *testing.T) {
 
 func TestGatewayRefusesPlaintext(t *testing.T) {
 	r := newRig(t, func(c *GatewayConfig) { c.Tier = TierHigh })
-	deep := strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth)
+	deep := strings.Repeat("[", chatjson.MaxDepth) + strings.Repeat("]", chatjson.MaxDepth)
 	for _, c := range []struct {
 		plaintext string
 		status    int

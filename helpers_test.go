@@ -14,7 +14,9 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -55,7 +57,7 @@ func (s *KeyStore) adopt(key *rsa.PrivateKey) error {
 
 func publicOf(t testing.TB, name string) *PublicKey {
 	t.Helper()
-	k, err := newPublicKey(&testkit.Key(t, name).PublicKey)
+	k, err := ParsePublicKey(testkit.PublicPEM(t, name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,10 +66,24 @@ func publicOf(t testing.TB, name string) *PublicKey {
 
 // seal seals plaintext for k, for tests that change something about the envelope.
 func (k *PublicKey) seal(plaintext []byte) (*envelope.Envelope, error) {
+	return sealEnvelope(k.rsa, plaintext)
+}
+
+func sealEnvelope(k *hybrid.PublicKey, plaintext []byte) (*envelope.Envelope, error) {
 	e := &envelope.Envelope{}
-	_, err := k.sealInto(nil, e, plaintext)
+	_, err := k.Seal(nil, e, plaintext)
 	e.Sealed = bytes.Clone(e.Sealed)
 	return e, err
+}
+
+// rsaOf is the key in the standard library's terms.
+func rsaOf(t testing.TB, k *PublicKey) *rsa.PublicKey {
+	t.Helper()
+	key, err := x509.ParsePKIXPublicKey(k.der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key.(*rsa.PublicKey)
 }
 
 func secret(t testing.TB, text string) *Secret {
@@ -84,7 +100,7 @@ func secret(t testing.TB, text string) *Secret {
 func answerText(text string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
-		body, _ := marshal(map[string]any{
+		body, _ := chatjson.Marshal(map[string]any{
 			"id": "chatcmpl-1", "object": "chat.completion", "created": 1765250382, "model": "test-model",
 			"choices": []any{map[string]any{
 				"index": 0, "message": map[string]any{"role": "assistant", "content": text}, "finish_reason": "stop",

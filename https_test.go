@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
@@ -73,7 +74,7 @@ func TestNewUUID(t *testing.T) {
 	seen := map[string]bool{}
 	for range 1000 {
 		id := newUUID()
-		if !isUUID(id) || id[14] != '4' || !strings.ContainsRune("89ab", rune(id[19])) || seen[id] {
+		if !chatjson.IsUUID(id) || id[14] != '4' || !strings.ContainsRune("89ab", rune(id[19])) || seen[id] {
 			t.Fatalf("got %q", id)
 		}
 		seen[id] = true

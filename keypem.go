@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -97,10 +98,10 @@ func (s *KeyStore) ExportPEM(ctx context.Context, fingerprint string, passphrase
 	}
 	defer held.release()
 	defer s.sweeper.Soon()
-	if held.purged() {
+	if held.Purged() {
 		return nil, s.errClosed()
 	}
-	key, err := keyfile.NewRSAKey(held.key, s.options()...)
+	key, err := keyfile.NewRSAKey(held.RSA(), s.options()...)
 	if err != nil {
 		return nil, keyStoreError(err)
 	}
@@ -113,7 +114,7 @@ func (s *KeyStore) ExportPEM(ctx context.Context, fingerprint string, passphrase
 	if err != nil {
 		return nil, keyStoreError(err)
 	}
-	e := Event{Type: EventKeyExported, Fingerprint: held.public.fingerprint, Bits: held.public.Bits()}
+	e := Event{Type: EventKeyExported, Fingerprint: held.Public().Fingerprint(), Bits: held.Public().Bits()}
 	if err := s.tell(ctx, e); err != nil {
 		return nil, err
 	}
@@ -125,7 +126,7 @@ func (s *KeyStore) find(ctx context.Context, fingerprint string) (*heldKey, erro
 	if fingerprint == "" {
 		return s.hold(ctx)
 	}
-	fp, err := parseFingerprint(fingerprint)
+	fp, err := hybrid.ParseFingerprint(fingerprint)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +137,7 @@ func (s *KeyStore) find(ctx context.Context, fingerprint string) (*heldKey, erro
 		return nil, s.errClosed()
 	}
 	for _, k := range s.keys {
-		if k.public.fingerprint == fingerprint {
+		if k.Public().Fingerprint() == fingerprint {
 			k.retain()
 			return k.heldKey, nil
 		}
@@ -147,7 +148,7 @@ func (s *KeyStore) find(ctx context.Context, fingerprint string) (*heldKey, erro
 // Delete wipes a retired RSA key before its grace is over, and takes it out of the file. The primary key cannot be deleted:
 // rotate first. Errors: [ErrInvalidRequest] for that key, or a fingerprint that no key has; and those of [KeyStore].
 func (s *KeyStore) Delete(ctx context.Context, fingerprint string) error {
-	fp, err := parseFingerprint(fingerprint)
+	fp, err := hybrid.ParseFingerprint(fingerprint)
 	if err != nil {
 		return err
 	}

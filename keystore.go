@@ -7,19 +7,18 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
@@ -111,8 +110,8 @@ type storedKeyEntry struct {
 
 // heldKey is a private key with a count of those who use it: the store itself, and every running request.
 type heldKey struct {
-	*privateKey
-	seen  replay.Seen // by whichever client of the store
+	*hybrid.PrivateKey
+	seen  replay.Seen // by all clients of the store
 	mu    sync.Mutex
 	users int
 }
@@ -248,7 +247,7 @@ func (s *KeyStore) existsError(err error) error {
 // When the file is deleted while the store is open, its keys go on in memory until Close: save them with
 // [KeyStore.ExportPEM].
 //
-// Errors: [fs.ErrNotExist], [ErrPassphrase], [ErrKeyStoreDamaged], [ErrInsecurePermissions] with the command that mends it,
+// Errors: [fs.ErrNotExist], [ErrPassphrase], [ErrKeyStoreDamaged], [ErrInsecurePermissions] with what fixes it,
 // or for a link, which is refused; [ErrLocked], [ErrClosed] for a destroyed passphrase, [*ConfigError] for o,
 // [ErrMemoryLimit], [ErrAudit].
 func OpenKeyStore(ctx context.Context, dir string, passphrase *Secret, o *KeyStoreOptions) (*KeyStore, error) {
@@ -270,7 +269,7 @@ func (s *KeyStore) open(ctx context.Context, dir string, passphrase *Secret) (er
 		return err
 	}
 	if s.dir, err = fsafe.OpenDir(dir); err != nil {
-		return missingError(dir, err)
+		return missingError(dir, fsafe.MissingFirst(filepath.Join(dir, keyStoreFile), err))
 	}
 	for {
 		if err = s.unlock(ctx, dir, passphrase); !errors.Is(err, errChangedElsewhere) {
@@ -333,7 +332,7 @@ func (s *KeyStore) derive(passphrase *Secret, kdf func([]byte) (*keyfile.MasterK
 		at, err := locked.NewResting(s.policy.internal(), masterKeySize)
 		if err != nil {
 			master.Wipe()
-			return memoryError(err)
+			return err
 		}
 		if err := master.MoveTo(at.Bytes()); err != nil {
 			master.Wipe()
@@ -371,7 +370,7 @@ func (s *KeyStore) Public(ctx context.Context) (*PublicKey, error) {
 		return nil, err
 	}
 	defer k.release()
-	return k.public, nil
+	return publicKeyOf(k.Public()), nil
 }
 
 // KeyState says what a key is for: "primary", in use, or "retired", kept for what was sealed to it before.
@@ -403,7 +402,7 @@ func (s *KeyStore) Keys() []KeyInfo {
 	var list []KeyInfo
 	for _, k := range s.keys {
 		info := KeyInfo{
-			Fingerprint: k.public.fingerprint, State: KeyPrimary, Bits: k.public.Bits(), Locked: k.locked(),
+			Fingerprint: k.Public().Fingerprint(), State: KeyPrimary, Bits: k.Public().Bits(), Locked: k.Locked(),
 			Created: k.created, Activated: k.activated, Retired: k.retired,
 		}
 		if k.state == keyfile.Retired {
@@ -470,16 +469,6 @@ func (k *heldKey) release() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.users--; k.users == 0 {
-		k.wipe()
+		k.Wipe()
 	}
-}
-
-func normalFingerprint(text string) string { return strings.ToLower(strings.TrimSpace(text)) }
-
-func parseFingerprint(text string) (fp [32]byte, err error) {
-	if err := validFingerprint(text); err != nil {
-		return fp, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
-	}
-	_, err = hex.Decode(fp[:], []byte(text))
-	return fp, err
 }

@@ -9,11 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -178,10 +178,10 @@ func (s *KeyStore) changeMemory(f func(*keyfile.Body) error) error {
 	defer body.Wipe()
 	s.mu.Lock()
 	for _, k := range s.keys {
-		if k.purged() {
+		if k.Purged() {
 			continue
 		}
-		key, err := keyfile.NewRSAKey(k.key, s.options()...)
+		key, err := keyfile.NewRSAKey(k.RSA(), s.options()...)
 		if err != nil {
 			s.mu.Unlock()
 			return keyStoreError(err)
@@ -317,7 +317,7 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	s.prepared.dataKeysAt = nil
 	known := make(map[string]*heldKey)
 	for _, k := range s.keys {
-		known[k.public.fingerprint] = k.heldKey
+		known[k.Public().Fingerprint()] = k.heldKey
 	}
 	var keys []*storedKeyEntry
 	for _, e := range body.Keys {
@@ -327,7 +327,7 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 		fingerprint := hexFingerprint(e.Key)
 		held := known[fingerprint]
 		if held == nil {
-			held = &heldKey{privateKey: s.prepared.keys[fingerprint], users: 1}
+			held = &heldKey{PrivateKey: s.prepared.keys[fingerprint], users: 1}
 			delete(s.prepared.keys, fingerprint)
 		}
 		keys = append(keys, &storedKeyEntry{heldKey: held, state: e.State, created: e.Created, activated: e.Activated, retired: e.Retired})
@@ -337,7 +337,7 @@ func (s *KeyStore) takeOver(body *keyfile.Body) error {
 	if now := s.primary(); before == nil || now == nil || before.heldKey != now.heldKey {
 		s.rotator.uses.Store(0)
 		if before != nil && now != nil {
-			replacedBy = now.public.fingerprint
+			replacedBy = now.Public().Fingerprint()
 		}
 	}
 	for _, k := range old {
@@ -362,7 +362,7 @@ func addDataKey(body *keyfile.Body, now time.Time) error {
 	if len(body.DataKeys) >= keyfile.MaxDataKeys {
 		return fmt.Errorf("%w: %d generations of data keys", ErrTooLarge, len(body.DataKeys))
 	}
-	key := make([]byte, dataKeySize)
+	key := make([]byte, hybrid.DataKeySize)
 	_, _ = rand.Read(key)
 	body.DataKeys = append(body.DataKeys, keyfile.DataKey{Generation: last + 1, Key: key, Created: now})
 	return nil
@@ -397,35 +397,17 @@ func (s *KeyStore) rewrite(ctx context.Context, passphrase *Secret, f func(*keyf
 	})
 }
 
-// fileProblem is an error of the file system below one of this package's sentinels.
-type fileProblem struct{ sentinel, err error }
-
-func (e *fileProblem) Error() string {
-	text := strings.ReplaceAll(e.err.Error(), "fsafe: ", "")
-	for _, repeated := range []string{"insecure permissions: ", "locked by another process: "} {
-		text = strings.TrimPrefix(text, repeated)
-	}
-	return e.sentinel.Error() + ": " + text
-}
-func (e *fileProblem) Unwrap() []error { return []error{e.sentinel, e.err} }
-
 // fileError gives errors of files this package's sentinels, and keyStoreError those of their contents.
 func fileError(err error) error {
-	for _, m := range []struct{ from, to error }{
-		{fsafe.ErrInsecurePermissions, ErrInsecurePermissions}, {fsafe.ErrFileType, ErrInsecurePermissions},
-		{fsafe.ErrLocked, ErrLocked}, {fsafe.ErrLockLost, ErrLockLost}, {fsafe.ErrTooLarge, ErrKeyStoreDamaged},
-		{fsafe.ErrChanged, ErrKeyStoreDamaged},
-	} {
-		if errors.Is(err, m.from) {
-			return &fileProblem{m.to, err}
-		}
+	if errors.Is(err, fsafe.ErrTooLarge) || errors.Is(err, fsafe.ErrChanged) {
+		return fsafe.FaultAs(ErrKeyStoreDamaged, err)
 	}
-	return err
+	return fsafe.Fault(err)
 }
 
 func keyStoreError(err error) error {
-	if limit := memoryError(err); limit != err {
-		return limit
+	if errors.Is(err, ErrMemoryLimit) {
+		return err
 	}
 	switch err { // whose words are the sentinels' own
 	case keyfile.ErrPassphrase:
@@ -455,9 +437,9 @@ func importError(err error) error {
 	return fmt.Errorf("%w: %w", ErrPrivateKey, err)
 }
 
-func privateKeys(held []*heldKey) (keys []*privateKey) {
+func privateKeys(held []*heldKey) (keys []*hybrid.PrivateKey) {
 	for _, k := range held {
-		keys = append(keys, k.privateKey)
+		keys = append(keys, k.PrivateKey)
 	}
 	return keys
 }

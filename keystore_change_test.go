@@ -335,10 +335,10 @@ func TestReloadKeepsKeysInUse(t *testing.T) {
 	if err := there.refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := fingerprints(there); len(got) != 1 || got[0] == held.public.fingerprint {
+	if got := fingerprints(there); len(got) != 1 || got[0] == held.Public().Fingerprint() {
 		t.Errorf("keys %v", got)
 	}
-	if plain, err := held.open(e); err != nil || string(plain) != "x" {
+	if plain, err := held.Open(e, nil); err != nil || string(plain) != "x" {
 		t.Errorf("%q, %v", plain, err)
 	}
 	held.release()

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
@@ -19,7 +20,7 @@ import (
 
 // preparedKeys wait to be taken over. Whoever changes the store has them.
 type preparedKeys struct {
-	keys       map[string]*privateKey // by fingerprint
+	keys       map[string]*hybrid.PrivateKey // by fingerprint
 	dataKeysAt *locked.Buffer
 	dataKeys   int
 	configs    configKeys
@@ -29,12 +30,12 @@ type preparedKeys struct {
 func (s *KeyStore) prepare(body *keyfile.Body) error {
 	p := &s.prepared
 	if p.keys == nil {
-		p.keys = make(map[string]*privateKey)
+		p.keys = make(map[string]*hybrid.PrivateKey)
 	}
 	s.mu.Lock()
 	known := make(map[string]bool)
 	for _, k := range s.keys {
-		known[k.public.fingerprint] = true
+		known[k.Public().Fingerprint()] = true
 	}
 	s.mu.Unlock()
 	for _, e := range body.Keys {
@@ -54,9 +55,9 @@ func (s *KeyStore) prepare(body *keyfile.Body) error {
 	if p.dataKeysAt != nil && p.dataKeys == len(body.DataKeys) {
 		return nil
 	}
-	at, err := locked.NewResting(s.policy.internal(), len(body.DataKeys)*dataKeySize)
+	at, err := locked.NewResting(s.policy.internal(), len(body.DataKeys)*hybrid.DataKeySize)
 	if err != nil {
-		return memoryError(err)
+		return err
 	}
 	if p.dataKeysAt != nil {
 		p.dataKeysAt.Destroy()
@@ -71,7 +72,7 @@ func inUse(s keyfile.State) bool { return s == keyfile.Primary || s == keyfile.R
 // dropPrepared wipes what was prepared and not taken over.
 func (s *KeyStore) dropPrepared() {
 	for _, k := range s.prepared.keys {
-		k.wipe()
+		k.Wipe()
 	}
 	if s.prepared.dataKeysAt != nil {
 		s.prepared.dataKeysAt.Destroy()
@@ -81,38 +82,36 @@ func (s *KeyStore) dropPrepared() {
 }
 
 // loadKey makes a key that works, in protected memory where that is possible.
-func (s *KeyStore) loadKey(from *keyfile.RSAKey) (*privateKey, error) {
+func (s *KeyStore) loadKey(from *keyfile.RSAKey) (*hybrid.PrivateKey, error) {
 	defer s.sweeper.Soon()
 	private, err := from.PrivateKey()
 	if err != nil {
 		return nil, keyStoreError(err)
 	}
-	k, err := newPrivateKey(private)
+	k, err := hybrid.NewPrivateKey(private)
 	if err != nil {
 		erase.Wipe(private)
 		return nil, keyStoreError(err)
 	}
 	if err := s.protect(k); err != nil {
-		k.wipe()
+		k.Wipe()
 		return nil, err
 	}
 	return k, nil
 }
 
 // protect moves a key into protected memory. One that has to stay where it is, and may, counts as not locked.
-func (s *KeyStore) protect(k *privateKey) error {
-	err := k.protect(s.policy.internal())
+func (s *KeyStore) protect(k *hybrid.PrivateKey) error {
+	err := k.Protect(s.policy.internal())
 	switch {
 	case err != nil && s.policy != MemoryRequired:
-		s.log.Warn("a private key stays in ordinary memory", "fingerprint", k.public.fingerprint, slog.Any("error", err))
-	case errors.Is(err, errKeyShape) || errors.Is(err, errKeyTest):
+		s.log.Warn("a private key stays in ordinary memory", "fingerprint", k.Public().Fingerprint(), slog.Any("error", err))
+	case errors.Is(err, hybrid.ErrKeyShape) || errors.Is(err, hybrid.ErrKeyTest):
 		return fmt.Errorf("%w: %w", ErrMemoryLimit, err)
 	case err != nil:
-		return memoryError(err)
+		return err
 	}
-	if k.memory == nil {
-		k.memory = elsewhere(11 * k.key.Size()) // about what crypto/rsa has of it
-	}
+	k.CountUnlocked()
 	return nil
 }
 
@@ -126,12 +125,12 @@ func (s *KeyStore) takeOverDataKeys(keys []keyfile.DataKey, at *locked.Buffer) {
 	s.dropDataKeys()
 	s.dataKeysAt = at
 	to := at.Bytes()
-	if len(to) < len(keys)*dataKeySize {
+	if len(to) < len(keys)*hybrid.DataKeySize {
 		return // the program has purged memguard's memory; Seal and Open say so
 	}
 	erase.Do(func() {
 		for i, k := range keys {
-			key := to[i*dataKeySize : (i+1)*dataKeySize]
+			key := to[i*hybrid.DataKeySize : (i+1)*hybrid.DataKeySize]
 			copy(key, k.Key)
 			s.dataKeys = append(s.dataKeys, heldDataKey{generation: k.Generation, key: key})
 		}

@@ -4,37 +4,39 @@
 package sealedchat
 
 import (
+	"crypto/rsa"
 	"errors"
 	"testing"
 
-	"github.com/seed-017344ad/sealedchat/internal/testkit"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 // An RSA key that stays in ordinary memory is known to MemoryReport until it is wiped; or it is refused.
 func TestKeyInOrdinaryMemory(t *testing.T) {
 	for policy, want := range map[MemoryPolicy]error{MemoryBestEffort: nil, MemoryOff: nil, MemoryRequired: ErrMemoryLimit} {
 		s, _ := weakStore(t, &KeyStoreOptions{Memory: policy})
-		k, err := newPrivateKey(ownKey(t, "rsa-2048"))
+		whole := storedKey(t, "rsa-2048")
+		bare := &rsa.PrivateKey{PublicKey: whole.PublicKey, D: whole.D, Primes: whole.Primes}
+		k, err := hybrid.NewPrivateKey(bare) // without crypto/rsa's own form, it cannot be moved
 		if err != nil {
 			t.Fatal(err)
 		}
-		real := k.public
-		if k.public, err = newPublicKey(&testkit.Key(t, "rsa-3072").PublicKey); err != nil { // so that its test fails
-			t.Fatal(err)
-		}
 		before := MemoryReport().Unlocked
-		if err := s.protect(k); !errors.Is(err, want) || k.locked() {
-			t.Errorf("%v: %v, locked %t", policy, err, k.locked())
+		if err := s.protect(k); !errors.Is(err, want) || k.Locked() {
+			t.Errorf("%v: %v, locked %t", policy, err, k.Locked())
 		}
 		now := MemoryReport()
-		if more := now.Unlocked - before; (want == nil) != (more >= int64(k.key.Size())) || want == nil && now.AllLocked {
+		if more := now.Unlocked - before; (want == nil) != (more >= int64(whole.Size())) || want == nil && now.AllLocked {
 			t.Errorf("%v: %v", policy, now)
 		}
-		k.public = real
-		if _, err := k.open(sealedFor(t, k.public, "x")); err != nil {
+		e, err := sealEnvelope(k.Public(), []byte("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Open(e, nil); err != nil {
 			t.Errorf("%v: %v", policy, err)
 		}
-		k.wipe()
+		k.Wipe()
 		if n := MemoryReport().Unlocked; n != before {
 			t.Errorf("%v: %d bytes are counted of a wiped key", policy, n-before)
 		}

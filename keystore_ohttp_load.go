@@ -29,7 +29,7 @@ func (s *KeyStore) prepareConfigs(b *keyfile.Body) error {
 	}
 	at, err := locked.NewResting(s.policy.internal(), seedSize*(1+len(b.ConfigKeys)))
 	if err != nil {
-		return memoryError(err)
+		return err
 	}
 	room := at.Bytes()
 	if room == nil {
@@ -100,7 +100,7 @@ func (s *KeyStore) loadConfig(k *configKey, c keyfile.ConfigKey) (err error) {
 	}
 	if k.memory, err = locked.NewResting(s.policy.internal(), ohttp.SecretSize); err != nil {
 		k.Close()
-		return memoryError(err)
+		return err
 	}
 	erase.Do(func() { err = s.moveConfig(k.PrivateKey, k.memory.Bytes()) })
 	if err != nil && s.policy == MemoryRequired {

@@ -7,38 +7,25 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
-	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
-	"fmt"
 	"slices"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // This file has the signature under a store's list of configurations for Oblivious HTTP. crypto/ed25519 leaves on the heap
 // what it makes of a private key, so a list is signed once a second at most.
 
-const (
-	keysSignatureHeader = "Ohttp-Keys-Signature"
-	keysSignatureLife   = 24 * time.Hour
-	keysSignatureLabel  = "sealedchat ohttp keys v1"
-)
-
-// signedList is what a keysSignature signs.
-func signedList(list []byte, created, expires int64) []byte {
-	text := append([]byte(keysSignatureLabel), 0)
-	text = binary.BigEndian.AppendUint64(text, uint64(created))
-	text = binary.BigEndian.AppendUint64(text, uint64(expires))
-	return append(text, list...)
-}
+// signatureLife is how long a signature says that it is good for.
+const signatureLife = 24 * time.Hour
 
 // signedKeys is a list with its signature.
 type signedKeys struct {
 	list    []byte
 	created int64  // 0: none
-	header  string // value of keysSignatureHeader
+	header  string // value of ohttp.HeaderSignature
 }
 
 // signList vouches for a list of configurations, in a header's form.
@@ -46,7 +33,6 @@ func (s *KeyStore) signList(list []byte, now time.Time) (string, error) {
 	s.signing.Lock() // who comes meanwhile finds the signature
 	defer s.signing.Unlock()
 	created := now.Unix()
-	expires := now.Add(keysSignatureLife).Unix()
 	s.mu.Lock()
 	last, public := s.configs.signed, s.configs.public
 	purged := s.configs.purged()
@@ -57,12 +43,12 @@ func (s *KeyStore) signList(list []byte, now time.Time) (string, error) {
 	if last.created == created && bytes.Equal(last.list, list) {
 		return last.header, nil
 	}
-	text, signature := signedList(list, created, expires), make([]byte, ed25519.SignatureSize)
-	if err := s.withSigner(func(key ed25519.PrivateKey) { copy(signature, ed25519.Sign(key, text)) }); err != nil {
+	var header string
+	if err := s.withSigner(func(key ed25519.PrivateKey) {
+		header = ohttp.SignList(key, list, now, now.Add(signatureLife))
+	}); err != nil {
 		return "", err
 	}
-	b64 := base64.StdEncoding.EncodeToString
-	header := fmt.Sprintf("key=:%s:, created=%d, expires=%d, sig=:%s:", b64(public), created, expires, b64(signature))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if bytes.Equal(s.configs.public, public) { // and the store is open

@@ -9,6 +9,7 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -307,9 +308,17 @@ func parseKeysSignature(t *testing.T, header string) (key, sig []byte, created, 
 	return bytesOf("key"), bytesOf("sig"), number("created"), number("expires")
 }
 
+// listMessage is the text that is signed, as SPEC.md describes it.
+func listMessage(list []byte, created, expires int64) []byte {
+	text := []byte("sealedchat ohttp keys v1\x00")
+	text = binary.BigEndian.AppendUint64(text, uint64(created))
+	text = binary.BigEndian.AppendUint64(text, uint64(expires))
+	return append(text, list...)
+}
+
 func TestKeyList(t *testing.T) {
 	r := newRig(t, nil)
-	w := r.do(httptest.NewRequest(http.MethodGet, pathOHTTP, nil))
+	w := r.do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil))
 	if w.Code != 200 || w.Header().Get("Content-Type") != "application/ohttp-keys" || w.Header().Get("Cache-Control") != "no-store" {
 		t.Fatalf("%d %v", w.Code, w.Header())
 	}
@@ -320,7 +329,7 @@ func TestKeyList(t *testing.T) {
 	}
 	key, sig, created, expires := parseKeysSignature(t, w.Header().Get("Ohttp-Keys-Signature"))
 	signed := func(list []byte, created, expires int64) bool {
-		return ed25519.Verify(key, signedList(list, created, expires), sig)
+		return ed25519.Verify(key, listMessage(list, created, expires), sig)
 	}
 	if now := time.Now().Unix(); created < now-5 || created > now || expires-created != 24*3600 || !signed(list, created, expires) {
 		t.Errorf("created %d, expires %d", created, expires)
@@ -340,7 +349,7 @@ func TestKeyList(t *testing.T) {
 	if fp, err := r.g.KeySigner(t.Context()); err != nil || fp != fmt.Sprintf("%x", sha256.Sum256(key)) {
 		t.Errorf("signer %s, %v", fp, err)
 	}
-	head := r.do(httptest.NewRequest(http.MethodHead, pathOHTTP, nil))
+	head := r.do(httptest.NewRequest(http.MethodHead, ohttp.Path, nil))
 	if head.Code != 200 || head.Body.Len() != 0 || head.Header().Get("Content-Length") != strconv.Itoa(len(list)) {
 		t.Errorf("HEAD: %d %v", head.Code, head.Header())
 	}
@@ -430,7 +439,7 @@ func TestConfigEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: time.Hour, Grace: time.Minute}})
 		var events []string
-		if err := s.SetAuditor(t.Context(), AuditorFunc(func(_ context.Context, e Event) error {
+		if err := s.SetAuditor(t.Context(), Auditor(func(_ context.Context, e Event) error {
 			events = append(events, string(e.Type)+" "+e.Fingerprint)
 			return nil
 		})); err != nil {

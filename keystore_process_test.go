@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -33,12 +34,10 @@ const (
 
 // keyStoreChildren are what the test binary does when it runs itself again.
 var keyStoreChildren = map[string]func(t *testing.T, dir, arg string){
-	"saver":      childSaver,
-	"sharer":     childSharer,
-	"full":       childFullDisk,
-	"full audit": childFullAuditLog,
-	"auditor":    childAuditor,
-	"purged":     childPurged,
+	"saver":  childSaver,
+	"sharer": childSharer,
+	"full":   childFullDisk,
+	"purged": childPurged,
 }
 
 // TestKeyStoreChild is what the other tests of this file run in processes of their own.
@@ -218,7 +217,7 @@ func loggedKey(log string) (*rsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	public, err := newPublicKey(&key.PublicKey)
+	public, err := hybrid.NewPublicKey(&key.PublicKey)
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +225,7 @@ func loggedKey(log string) (*rsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = fmt.Fprintln(f, public.fingerprint)
+	_, err = fmt.Fprintln(f, public.Fingerprint())
 	return key, errors.Join(err, f.Close())
 }
 

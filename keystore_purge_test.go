@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/awnumar/memguard"
+
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // A program that has memguard destroy its buffers gets errors from a gateway's key store, in a process of its own, which a
@@ -34,7 +36,7 @@ func childPurged(t *testing.T, dir, _ string) {
 	var users []user
 	for _, s := range []*KeyStore{ephemeral, file} {
 		r := newRig(t, func(c *GatewayConfig) { c.Keys = s })
-		if w := r.do(httptest.NewRequest(http.MethodGet, pathOHTTP, nil)); w.Code != http.StatusOK {
+		if w := r.do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != http.StatusOK {
 			t.Fatal(w.Code)
 		}
 		users = append(users, user{s, r, sealFor(t, r.keyConfig(), innerRequest{}.encode(t))})
@@ -45,7 +47,7 @@ func childPurged(t *testing.T, dir, _ string) {
 		if w := u.rig.send(u.sealed); w.Code != http.StatusServiceUnavailable {
 			t.Errorf("a request: %d", w.Code)
 		}
-		if w := u.rig.do(httptest.NewRequest(http.MethodGet, pathOHTTP, nil)); w.Code != http.StatusServiceUnavailable {
+		if w := u.rig.do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != http.StatusServiceUnavailable {
 			t.Errorf("the list: %d", w.Code)
 		}
 		for id := range uint8(2) {

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -481,7 +482,7 @@ func (s *KeyStore) firstKey(t testing.TB) int {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p, err := newPublicKey(&k.PublicKey); err != nil || p.fingerprint == fp {
+		if p, err := hybrid.NewPublicKey(&k.PublicKey); err != nil || p.Fingerprint() == fp {
 			return n
 		}
 	}
@@ -522,7 +523,7 @@ func TestKeysOrderAndDelete(t *testing.T) {
 			wantError(t, bad, s.Delete(t.Context(), bad), ErrInvalidRequest)
 		}
 	})
-	held := s.keys[slices.IndexFunc(s.keys, func(k *storedKeyEntry) bool { return k.public.fingerprint == made[2] })].heldKey
+	held := s.keys[slices.IndexFunc(s.keys, func(k *storedKeyEntry) bool { return k.Public().Fingerprint() == made[2] })].heldKey
 	if err := s.Delete(t.Context(), made[2]); err != nil {
 		t.Fatal(err)
 	}
@@ -545,5 +546,5 @@ func TestKeysOrderAndDelete(t *testing.T) {
 func wiped(k *heldKey) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.key == nil && len(k.memory.Bytes()) == 0
+	return k.RSA() == nil && !k.Locked()
 }

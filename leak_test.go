@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -182,7 +183,7 @@ func TestPeersWordsDoNotLeak(t *testing.T) {
 		if name == "redirect" { // plain text is a detail
 			answer = status("302 Found", "", "Location: https://"+leak+".example/"+leak)
 		}
-		for _, path := range []string{pathCompletion, pathPublicKey} {
+		for _, path := range []string{hybrid.PathCompletion, hybrid.PathPublicKey} {
 			t.Run(name+path, func(t *testing.T) {
 				base := rawServer(t, func(r *http.Request) []byte {
 					if r.URL.Path == path {
@@ -228,11 +229,11 @@ func TestOpenedAnswersDoNotLeak(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == pathPublicKey {
+				if r.URL.Path == hybrid.PathPublicKey {
 					_, _ = w.Write(testkit.PublicPEM(t, "rsa-2048"))
 					return
 				}
-				pemText, _ := url.PathUnescape(r.Header.Get(headerPublicKey))
+				pemText, _ := url.PathUnescape(r.Header.Get(hybrid.HeaderPublicKey))
 				key, err := ParsePublicKey([]byte(pemText))
 				if err != nil {
 					t.Error(err)

@@ -43,7 +43,7 @@ func NewSecret(b []byte) (*Secret, error) { return MemoryBestEffort.NewSecret(b)
 func newRoom(a *locked.Arena, n int) (*Secret, []byte, error) {
 	buf, err := a.Alloc(n)
 	if err != nil {
-		return nil, nil, memoryError(err)
+		return nil, nil, err
 	}
 	return secretOf(buf), buf.Bytes(), nil
 }
@@ -167,7 +167,7 @@ func (p MemoryPolicy) NewSecret(b []byte) (*Secret, error) {
 	}
 	buf, err := locked.NewWith(p.internal(), len(b))
 	if err != nil {
-		return nil, memoryError(err)
+		return nil, err
 	}
 	erase.Do(func() { copy(buf.Bytes(), b) }) // a copy goes through registers
 	clear(b)
@@ -189,35 +189,11 @@ func newArena(p MemoryPolicy) (*locked.Arena, error) {
 	if p == MemoryRequired {
 		b, err := a.Alloc(1)
 		if err != nil {
-			return nil, memoryError(err)
+			return nil, err
 		}
 		b.Destroy() // the arena keeps one empty chunk
 	}
 	return a, nil
-}
-
-// memoryError makes errors of package locked this package's own.
-func memoryError(err error) error {
-	if limit, ok := errors.AsType[*locked.LimitError](err); ok {
-		return limitError(limit)
-	}
-	if errors.Is(err, locked.ErrClosed) {
-		return fmt.Errorf("%w: its memory was given back", ErrClosed)
-	}
-	return err
-}
-
-// limitError is ErrMemoryLimit with the figures, and the system's reason if there is one.
-func limitError(e *locked.LimitError) error {
-	limit := "no limit is known"
-	if e.Limit >= 0 {
-		limit = fmt.Sprintf("the limit is %d: raise it (ulimit -l)", e.Limit)
-	}
-	text := fmt.Sprintf("%d bytes more are needed, %d are locked, %s", e.Needed, e.InUse, limit)
-	if e.Err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrMemoryLimit, text, e.Err)
-	}
-	return fmt.Errorf("%w: %s", ErrMemoryLimit, text)
 }
 
 // validateMemory checks that what a client borrows is as well protected as what it owns.

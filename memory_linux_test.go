@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -87,12 +88,8 @@ func TestMemoryRequired(t *testing.T) {
 			},
 		} {
 			err := f()
-			var needed, inUse, limit int64
-			_, figures, _ := strings.Cut(fmt.Sprint(err), ErrMemoryLimit.Error()+": ")
-			_, scanned := fmt.Sscanf(figures, "%d bytes more are needed, %d are locked, the limit is %d:",
-				&needed, &inUse, &limit)
-			if scanned != nil || !errors.Is(err, ErrMemoryLimit) ||
-				limit != 0 || inUse != 0 || needed < int64(os.Getpagesize()) {
+			limit, ok := errors.AsType[*locked.LimitError](err)
+			if !ok || !errors.Is(err, ErrMemoryLimit) || limit.Limit != 0 || limit.InUse != 0 || limit.Needed < int64(os.Getpagesize()) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
@@ -154,7 +151,7 @@ func TestAuditorMayStartProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := false
-	if err := two.SetAuditor(t.Context(), AuditorFunc(func(_ context.Context, e Event) error {
+	if err := two.SetAuditor(t.Context(), Auditor(func(_ context.Context, e Event) error {
 		if e.Type != EventKeyLoaded {
 			return nil
 		}

@@ -21,7 +21,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -290,23 +289,6 @@ func memoryOff(t testing.TB) *Secret {
 	}
 	t.Cleanup(s.Destroy)
 	return s
-}
-
-func TestMemoryLimitErrorText(t *testing.T) {
-	cause := errors.New("cause")
-	err := memoryError(fmt.Errorf("x: %w", &locked.LimitError{Limit: 65536, InUse: 61440, Needed: 12288, Err: cause}))
-	if !errors.Is(err, ErrMemoryLimit) || !errors.Is(err, cause) || errors.Is(err, ErrTooLarge) {
-		t.Error("not what it should be")
-	}
-	for _, figure := range []string{"65536", "61440", "12288"} {
-		if !strings.Contains(err.Error(), figure) {
-			t.Errorf("%s is not in %q", figure, err)
-		}
-	}
-	err = memoryError(&locked.LimitError{Limit: -1, InUse: 61440, Needed: 12288})
-	if !errors.Is(err, ErrMemoryLimit) || !strings.Contains(err.Error(), "no limit is known") {
-		t.Error(err)
-	}
 }
 
 // A Secret that is lost is wiped and counted; one that is in use meanwhile is neither.

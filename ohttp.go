@@ -17,10 +17,11 @@ import (
 	"unsafe"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
-	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
@@ -80,14 +81,14 @@ func (c *SecureCompletionClient) setProtocol() {
 		c.server.origin = "ohttp+" + c.server.origin // what is remembered for one protocol says nothing about the other
 		c.retry.once = true
 		c.oblivious = &obliviousHTTP{
-			url: c.base.String() + pathOHTTP, scheme: c.base.Scheme, authority: c.base.Host, keys: c.cfg.Keys, server: c.server,
+			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host, keys: c.cfg.Keys, server: c.server,
 			memory: c.memory, padding: c.cfg.Padding, maxAnswer: c.cfg.MaxResponseBytes,
 		}
 		c.wire = c.oblivious
 		return
 	}
 	c.wire = &envelopeV1{
-		completionURL: c.base.String() + pathCompletion, keys: c.cfg.Keys, server: c.server, maxAnswer: c.cfg.MaxResponseBytes,
+		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server, maxAnswer: c.cfg.MaxResponseBytes,
 	}
 }
 
@@ -141,15 +142,13 @@ func (p *obliviousHTTP) warm(ctx context.Context) error {
 // seal makes a chat completion's request. Like the servers of version 1, it takes no notice of stream.
 func (p *obliviousHTTP) seal(ctx context.Context, plaintext []byte, o *callOptions) (*sealedRequest, error) {
 	in := &plainRequest{method: http.MethodPost, path: pathChat, header: jsonFields(mediaJSON), content: plaintext}
-	if asksForStream(plaintext) {
+	if chatjson.HasStreamMember(plaintext) {
 		room, err := p.memory.Alloc(len(plaintext))
 		if err != nil {
-			return nil, memoryError(err)
+			return nil, err
 		}
 		defer room.Destroy()
-		if in.content, err = jsonspan.Cut(room.Bytes()[:0], plaintext, maxDepth, isStreamMember); err != nil {
-			return nil, fmt.Errorf("%w: the request is not a JSON object", ErrInvalidRequest)
-		}
+		in.content = chatjson.CutStream(room.Bytes()[:0], plaintext)
 	}
 	return p.sealInner(ctx, in, o)
 }
@@ -162,17 +161,6 @@ const (
 // jsonFields are the fields of a request that carries JSON.
 func jsonFields(accept string) []bhttp.Field {
 	return []bhttp.Field{{Name: "content-type", Value: mediaJSON}, {Name: "accept", Value: accept}}
-}
-
-func isStreamMember(m jsonspan.Member) bool { return m.Is("stream") || m.Is("stream_options") }
-
-func asksForStream(valid []byte) bool {
-	for m := range jsonspan.MembersOf(valid) {
-		if isStreamMember(m) {
-			return true
-		}
-	}
-	return false
 }
 
 // sealInner seals a request of any kind for the server's key.
@@ -232,7 +220,7 @@ func (p *obliviousHTTP) request(ctx context.Context, body []byte) (*http.Request
 func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer, error) {
 	header := slices.Concat(in.header, []bhttp.Field{{Name: "date", Value: p.date()}})
 	if o.tier != "" {
-		header = append(header, bhttp.Field{Name: "x-security-tier", Value: string(o.tier)})
+		header = append(header, bhttp.Field{Name: ohttp.HeaderTier, Value: string(o.tier)})
 	}
 	if o.apiKey == nil {
 		return p.encodeWith(in, header)
@@ -244,7 +232,7 @@ func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer
 		}
 		bearer, err := p.memory.Alloc(len("Bearer ") + len(key))
 		if err != nil {
-			return memoryError(err)
+			return err
 		}
 		defer bearer.Destroy()
 		value := append(append(bearer.Bytes()[:0], "Bearer "...), key...)
@@ -262,7 +250,7 @@ func (p *obliviousHTTP) encodeWith(in *plainRequest, header []bhttp.Field) (*loc
 	}
 	buffer, err := p.memory.Alloc(most)
 	if err != nil {
-		return nil, memoryError(err)
+		return nil, err
 	}
 	message, err := bhttp.AppendRequest(buffer.Bytes()[:0], &bhttp.Request{
 		Method: in.method, Scheme: p.scheme, Authority: p.authority, Path: in.path, Header: header,
@@ -284,18 +272,18 @@ func (p *obliviousHTTP) date() string {
 func (p *obliviousHTTP) failure(a *httpx.Answer) error { return outerError(a.Status, a.Body) }
 
 func outerError(status int, body []byte) *OuterError {
-	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemTypeOf(body) == problemKey}
+	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemTypeOf(body) == ohttp.ProblemKey}
 	_, e.Detail = errorDetail(body)
 	return e
 }
 
 // problemTypeOf is the type of a problem document (RFC 9457), "" of anything else.
 func problemTypeOf(body []byte) string {
-	if !validObject(body) {
+	if !chatjson.ValidObject(body) {
 		return ""
 	}
-	o, _ := pick(body, "type")
-	return o.text("type")
+	o, _ := chatjson.Pick(body, "type")
+	return o.Text("type")
 }
 
 // refused asks for the list of keys again when the gateway does not know the one that was used, and sets the clock after
@@ -318,7 +306,7 @@ func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error
 }
 
 // open decrypts a whole answer, and returns its content if the status inside is 200.
-func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer, into room) (*opened, error) {
+func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error) {
 	if !httpx.HasType(a.Header, ohttp.TypeResponse) {
 		return nil, &OuterError{StatusCode: a.Status, Detail: "not a sealed answer"}
 	}
@@ -343,7 +331,7 @@ func (p *obliviousHTTP) openInto(message []byte, call *obliviousCall, sealed []b
 	if protect {
 		room, err := p.memory.Alloc(min(len(sealed), maxAnswerChunk+ohttp.Overhead) + 1)
 		if err != nil {
-			return nil, memoryError(err)
+			return nil, err
 		}
 		defer room.Destroy()
 		buffer = room.Bytes()
@@ -410,9 +398,9 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 	}
 	content = content[:min(len(content), httpx.MaxErrorBody)]
 	// Without this the answer may be the upstream's, which has worked on the request whatever its status says.
-	unprocessed := header.Get(headerProcessed) == "no"
+	unprocessed := header.Get(ohttp.HeaderProcessed) == "no"
 	// And a copy that was held back until its date was over is refused truly, although the first one was served.
-	if unprocessed && time.Since(c.dated) < maxDateAge && in.Status == http.StatusBadRequest && problemTypeOf(content) == problemDate {
+	if unprocessed && time.Since(c.dated) < maxDateAge && in.Status == http.StatusBadRequest && problemTypeOf(content) == ohttp.ProblemDate {
 		if at, err := http.ParseTime(header.Get("Date")); err == nil {
 			c.late, c.ahead = true, time.Until(at)
 		}
@@ -424,7 +412,7 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 
 // checkTier: the gateway states its tier in every answer. One that states none cannot be shown to be high enough.
 func (c *obliviousCall) checkTier(header http.Header) error {
-	if c.tier != "" && SecurityTier(header.Get(headerTier)).rank() < c.tier.rank() {
+	if c.tier != "" && SecurityTier(header.Get(hybrid.HeaderTier)).rank() < c.tier.rank() {
 		return ErrTierDowngrade
 	}
 	return nil

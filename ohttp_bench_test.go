@@ -18,6 +18,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
@@ -45,7 +46,7 @@ func BenchmarkOHTTPClient(b *testing.B) {
 		oblivious: func(r *sealedRequest) *httpx.Answer { return answerOHTTP(b, g, r, content) },
 		v1:        func(r *sealedRequest) *httpx.Answer { return answerV1(b, r, content) },
 	}
-	round := func(c *SecureCompletionClient, into room) time.Duration {
+	round := func(c *SecureCompletionClient, into hybrid.Alloc) time.Duration {
 		start := cpuTime()
 		r, err := c.wire.seal(ctx, plaintext, &callOptions{})
 		spent := cpuTime() - start
@@ -109,7 +110,7 @@ func answerOHTTP(b *testing.B, g *tinyGateway, r *sealedRequest, content []byte)
 }
 
 func answerV1(b *testing.B, r *sealedRequest, content []byte) *httpx.Answer {
-	e, err := r.key.public.seal(content)
+	e, err := sealEnvelope(r.key.Public(), content)
 	if err != nil {
 		b.Fatal(err)
 	}

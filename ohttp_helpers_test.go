@@ -8,10 +8,8 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -108,13 +106,6 @@ func (g *tinyGateway) counts() (fetches, posts int) {
 	return g.fetches, g.posts
 }
 
-// signList is the header for a list.
-func signList(key ed25519.PrivateKey, list []byte, created, expires time.Time) string {
-	b64 := base64.StdEncoding.EncodeToString
-	sig := ed25519.Sign(key, listMessage(created.Unix(), expires.Unix(), list))
-	return fmt.Sprintf("key=:%s:, created=%d, expires=%d, sig=:%s:", b64(key.Public().(ed25519.PublicKey)), created.Unix(), expires.Unix(), b64(sig))
-}
-
 func (g *tinyGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	outer, mangle := g.outer, g.mangle
@@ -128,7 +119,7 @@ func (g *tinyGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if outer != nil && outer(w, r) {
 		return
 	}
-	if r.URL.Path != pathOHTTP {
+	if r.URL.Path != ohttp.Path {
 		http.NotFound(w, r)
 		return
 	}
@@ -186,7 +177,7 @@ func (g *tinyGateway) serveList(w http.ResponseWriter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.signer != nil {
-		w.Header().Set(headerKeySignature, signList(g.signer, list, g.now(), g.now().Add(24*time.Hour)))
+		w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(g.signer, list, g.now(), g.now().Add(24*time.Hour)))
 	}
 	if g.list != nil {
 		list = g.list(list)

@@ -65,7 +65,7 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 			g.outer = func(w http.ResponseWriter, r *http.Request) bool {
 				at := time.Now().Add(-test.behind)
 				w.Header().Set("Content-Type", ohttp.TypeKeys)
-				w.Header().Set(headerKeySignature, signList(test.key, list, at, at.Add(24*time.Hour)))
+				w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(test.key, list, at, at.Add(24*time.Hour)))
 				_, _ = w.Write(list)
 				return true
 			}
@@ -92,7 +92,7 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 			g.outer = func(w http.ResponseWriter, r *http.Request) bool {
 				at := newest.Add(-step.behind)
 				w.Header().Set("Content-Type", ohttp.TypeKeys)
-				w.Header().Set(headerKeySignature, signList(step.key, step.list, at, at.Add(24*time.Hour)))
+				w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(step.key, step.list, at, at.Add(24*time.Hour)))
 				_, _ = w.Write(step.list)
 				return true
 			}

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -142,7 +143,7 @@ func TestInnerRefusalsAreAuthentic(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newTiny(t, func(w http.ResponseWriter, _ *http.Request) {
 					w.Header().Set("Content-Type", "application/problem+json")
-					w.Header().Set(headerProcessed, "no")
+					w.Header().Set(ohttp.HeaderProcessed, "no")
 					if test.retryAfter != "" {
 						w.Header().Set("Retry-After", test.retryAfter)
 					}
@@ -239,9 +240,9 @@ func TestOHTTPFollowsTheGatewaysClock(t *testing.T) {
 			w.Header().Set("Date", now.UTC().Format(http.TimeFormat))
 			sent, err := http.ParseTime(r.Header.Get("Date"))
 			if err != nil || now.Sub(sent).Abs() > 2*time.Minute {
-				w.Header().Set(headerProcessed, "no")
+				w.Header().Set(ohttp.HeaderProcessed, "no")
 				w.WriteHeader(http.StatusBadRequest)
-				_, _ = io.WriteString(w, `{"type":"`+problemDate+`","detail":"date"}`)
+				_, _ = io.WriteString(w, `{"type":"`+ohttp.ProblemDate+`","detail":"date"}`)
 				return
 			}
 			answerText("on time")(w, r)
@@ -259,9 +260,9 @@ func TestOHTTPFollowsTheGatewaysClock(t *testing.T) {
 		g.set(func() {
 			g.inner = func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Date", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
-				w.Header().Set(headerProcessed, "no")
+				w.Header().Set(ohttp.HeaderProcessed, "no")
 				w.WriteHeader(http.StatusBadRequest)
-				_, _ = io.WriteString(w, `{"type":"`+problemDate+`"}`)
+				_, _ = io.WriteString(w, `{"type":"`+ohttp.ProblemDate+`"}`)
 			}
 		})
 		if _, err := client.Chat(t.Context(), ask("x")); !errors.Is(err, ErrInvalidRequest) {
@@ -276,11 +277,11 @@ func TestOHTTPFollowsTheGatewaysClock(t *testing.T) {
 func TestOHTTPTier(t *testing.T) {
 	for stated, want := range map[string]error{"high": nil, "maximum": nil, "standard": ErrTierDowngrade, "": ErrTierDowngrade, "odd": ErrTierDowngrade} {
 		g := newTiny(t, func(w http.ResponseWriter, r *http.Request) {
-			if r.Header.Get(headerTier) != "high" {
-				t.Errorf("asked for %q", r.Header.Get(headerTier))
+			if r.Header.Get(hybrid.HeaderTier) != "high" {
+				t.Errorf("asked for %q", r.Header.Get(hybrid.HeaderTier))
 			}
 			if stated != "" {
-				w.Header().Set(headerTier, stated)
+				w.Header().Set(hybrid.HeaderTier, stated)
 			}
 			if strings.Contains(r.Header.Get("Accept"), "event-stream") {
 				wordByWord(nil, "x")(w, r)

@@ -22,6 +22,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // What the upstream says of itself comes sealed as well, when it has had the request.
@@ -35,10 +36,10 @@ func TestUpstreamRefusalsAreNotRepeated(t *testing.T) {
 					w.Header().Set("Retry-After", "1")
 					w.Header().Set("Date", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
 					if processed != "" {
-						w.Header().Set(headerProcessed, processed)
+						w.Header().Set(ohttp.HeaderProcessed, processed)
 					}
 					w.WriteHeader(status)
-					_, _ = io.WriteString(w, `{"type":"`+problemDate+`","detail":"date"}`)
+					_, _ = io.WriteString(w, `{"type":"`+ohttp.ProblemDate+`","detail":"date"}`)
 				})
 				client := directClient(t, g, func(c *Config) { c.MaxRetries = 5 })
 				for name, call := range callsOf(client) {
@@ -286,9 +287,9 @@ func TestHeldBackCopyRunsNothingTwice(t *testing.T) {
 		g := newTiny(t, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
 			if sent, err := http.ParseTime(r.Header.Get("Date")); err != nil || time.Since(sent).Abs() > 2*time.Minute {
-				w.Header().Set(headerProcessed, "no")
+				w.Header().Set(ohttp.HeaderProcessed, "no")
 				w.WriteHeader(http.StatusBadRequest)
-				_, _ = io.WriteString(w, `{"type":"`+problemDate+`"}`)
+				_, _ = io.WriteString(w, `{"type":"`+ohttp.ProblemDate+`"}`)
 				return
 			}
 			ran++

@@ -18,6 +18,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 // This file is for answers of the second protocol that are read as they come.
@@ -187,9 +188,12 @@ func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainReques
 	}
 	resp := &openedResponse{status: head.Status, header: httpx.HeaderOf(head.Header), body: b, payloadID: r.payloadID}
 	path, _, _ := strings.Cut(in.path, "?")
-	b.content, b.ending = body, newEnding(resp.media(), path, -1)
+	b.content, b.ending = body, sse.EndingOf(resp.media(), path, -1)
+	if events, ok := b.ending.(*sse.Stream); ok {
+		b.content = sse.NewIdle(body, c.cfg.IdleTimeout, events.Begun, func() { _ = outside.Body.Close() })
+	}
 	if in.method == http.MethodHead || head.Status == http.StatusNoContent {
-		b.ending = anyEnding{}
+		b.ending = sse.Any{}
 	}
 	if head.Status < 200 || head.Status > 299 {
 		content, err := readWords(b)
@@ -237,9 +241,9 @@ type openedBody struct {
 	gaveUp  atomic.Bool // Close has cut the answer: that it ends early is no fault of anybody's
 
 	mu      sync.Mutex
-	content *bhttp.Body
+	content io.Reader // ends an event stream that stands still
 	reader  *ohttp.Reader
-	ending  ending
+	ending  sse.Ending
 	opened  int64
 	err     error // nil until the end
 	told    bool  // Read has returned err, or it was logged
@@ -267,7 +271,7 @@ func (b *openedBody) Read(p []byte) (int, error) {
 	}
 	n, err := b.content.Read(p)
 	b.opened += int64(n)
-	b.ending.see(p[:n])
+	b.ending.See(p[:n])
 	if err == nil {
 		return n, nil
 	}
@@ -283,7 +287,7 @@ func (b *openedBody) judge(err error) error {
 			return errBodyClosed
 		}
 		return err
-	case !b.ending.ended():
+	case !b.ending.Ended():
 		return &fault.TruncatedError{What: "its content ends early"}
 	}
 	return io.EOF
@@ -316,7 +320,7 @@ func (b *openedBody) drain() bool {
 		return false
 	}
 	defer b.mu.Unlock()
-	if _, events := b.ending.(*eventEnding); b.err != nil || !events || !b.ending.ended() {
+	if s, events := b.ending.(*sse.Stream); b.err != nil || !events || !s.Known() || !s.Ended() {
 		return b.err != nil
 	}
 	late := time.AfterFunc(drainTime, b.giveUp)
@@ -343,6 +347,7 @@ func (b *openedBody) end(err error) error {
 		b.unwatch()
 	}
 	b.reader.Close()
+	b.ending.Wipe()
 	_ = b.outside.Close()
 	if b.over != nil {
 		b.err = errPanicked // unless it returns: the end of what is not audited is withheld
@@ -355,6 +360,9 @@ func (b *openedBody) end(err error) error {
 func (b *openedBody) failure(err error) error {
 	if cause := context.Cause(b.ctx); cause != nil {
 		return httpx.ExchangeError(b.ctx, b.what, cause, true)
+	}
+	if errors.Is(err, fault.Stalled) {
+		return fault.Connection(b.what, err, true)
 	}
 	return innerError(err)
 }

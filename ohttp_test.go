@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
@@ -34,7 +35,7 @@ func TestOHTTPChat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if answer.Text() != "Paris" || !isUUID(answer.PayloadID) {
+	if answer.Text() != "Paris" || !chatjson.IsUUID(answer.PayloadID) {
 		t.Errorf("got %q, id %q", answer.Text(), answer.PayloadID)
 	}
 	h := httpx.HeaderOf(g.last.Header)
@@ -69,7 +70,7 @@ func wordByWord(gate <-chan struct{}, texts ...string) http.HandlerFunc {
 					return
 				}
 			}
-			chunk, _ := marshal(map[string]any{
+			chunk, _ := chatjson.Marshal(map[string]any{
 				"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1765250382, "model": "test-model",
 				"choices": []any{map[string]any{"index": 0, "delta": map[string]any{"content": text}, "finish_reason": nil}},
 			})
@@ -246,7 +247,7 @@ func (a *auditRecorder) take() (all []string) {
 func TestOHTTPAudit(t *testing.T) {
 	g := newTiny(t, shortAnswer)
 	rec := &auditRecorder{}
-	client := directClient(t, g, func(c *Config) { c.Audit = rec })
+	client := directClient(t, g, func(c *Config) { c.Audit = rec.Record })
 	rec.take()
 	stream := func() (err error) {
 		for _, err = range client.Stream(t.Context(), ask("x")) {
@@ -323,7 +324,7 @@ func TestObliviousErrorsHoldNoContent(t *testing.T) {
 	own := ""
 	g := newTiny(t, func(w http.ResponseWriter, _ *http.Request) {
 		if own != "" {
-			w.Header().Set(headerProcessed, "no")
+			w.Header().Set(ohttp.HeaderProcessed, "no")
 		}
 		w.WriteHeader(http.StatusBadRequest)
 		_, _ = io.WriteString(w, `{"error":{"message":"the prompt `+marker+` is too long","code":"code-`+marker+`"}}`)

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -164,7 +166,7 @@ func TestOHTTPHTTPClientRefusals(t *testing.T) {
 		"an encoding":     {func(r *http.Request) { r.Header.Set("Content-Encoding", "gzip") }, "{}", 415},
 		"too large":       {nil, strings.Repeat(" ", 5000), 413},
 		"no JSON":         {nil, "hello", 400},
-		"an odd tier":     {func(r *http.Request) { r.Header.Set(headerTier, "odd") }, `{"model":"m"}`, 400},
+		"an odd tier":     {func(r *http.Request) { r.Header.Set(hybrid.HeaderTier, "odd") }, `{"model":"m"}`, 400},
 		"spoken outside":  {nil, `{"model":"m","stream":true,"api_key":"k"}`, 400},
 		"CONNECT":         {func(r *http.Request) { r.Method = http.MethodConnect }, "", 400},
 		"an odd query":    {func(r *http.Request) { r.URL.Path, r.URL.RawQuery = "/v1/models", "a b" }, "", 400},
@@ -340,17 +342,17 @@ func TestOHTTPHTTPClientStreams(t *testing.T) {
 		if kind := resp.Header.Get("Content-Type"); !strings.HasPrefix(kind, "text/event-stream") || resp.ContentLength != -1 {
 			t.Errorf("%s, %d bytes", kind, resp.ContentLength)
 		}
-		events := newEventReader(resp.Body, maxEvent)
+		events := sse.NewReader(resp.Body, sse.MaxEvent)
 		for i := range 3 {
-			e, err := events.next()
+			e, err := events.Next()
 			if err != nil {
 				t.Fatal(err)
 			}
 			if i == 0 {
 				gate <- struct{}{}
 			}
-			if i == 2 && string(e.data) != "[DONE]" {
-				t.Errorf("got %q", e.data)
+			if i == 2 && string(e.Data) != "[DONE]" {
+				t.Errorf("got %q", e.Data)
 			}
 		}
 		start := time.Now()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -26,7 +27,7 @@ func (s *KeyStore) addPin(ctx context.Context, origin string, key *PublicKey) ([
 	if remembered, ok := s.pin(origin); ok {
 		return remembered, nil
 	}
-	fp, err := parseFingerprint(key.lasting())
+	fp, err := hybrid.ParseFingerprint(key.lasting())
 	if err != nil {
 		return fp, err
 	}

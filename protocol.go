@@ -17,6 +17,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 // protocol is one way to carry a sealed chat completion over HTTP. The client above it knows requests, answers and
@@ -28,7 +29,7 @@ type protocol interface {
 	seal(ctx context.Context, plaintext []byte, o *callOptions) (*sealedRequest, error)
 	// open decrypts an answer to r whose status is 200, into the memory that into returns, or in place when into is nil. It
 	// takes the body over.
-	open(r *sealedRequest, a *httpx.Answer, into room) (*opened, error)
+	open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error)
 	// failure is the error of an answer whose status is not 200.
 	failure(a *httpx.Answer) error
 	// refused is told of what failure returned, and of an *APIError of open's. It reports whether sealing afresh can help:
@@ -62,16 +63,7 @@ type opened struct {
 	processedAt float64 // Unix seconds, unauthenticated; 0 when absent
 }
 
-const (
-	pathPublicKey  = "/pki/public_key"
-	pathCompletion = "/v1/chat/secure_completion"
-
-	headerPayloadID = "X-Payload-ID"
-	headerPublicKey = "X-Public-Key"
-	headerTier      = "X-Security-Tier"
-	contentType     = "application/octet-stream"
-	userAgent       = "sealedchat"
-)
+const userAgent = "sealedchat"
 
 // envelopeV1 is the client's end of NOMYO's protocol v1.
 type envelopeV1 struct {
@@ -114,7 +106,7 @@ func (p *envelopeV1) seal(ctx context.Context, plaintext []byte, o *callOptions)
 }
 
 func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []byte, o *callOptions) (*http.Request, error) {
-	body, err := r.server.appendSealed(nil, &envelope.Envelope{}, plaintext)
+	body, err := r.server.rsa.AppendSealed(nil, &envelope.Envelope{}, plaintext)
 	if err != nil {
 		return nil, err
 	}
@@ -123,12 +115,12 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}
 	h := req.Header
-	h.Set("Content-Type", contentType)
+	h.Set("Content-Type", hybrid.ContentType)
 	h.Set("User-Agent", userAgent)
-	h.Set(headerPayloadID, r.payloadID)
-	h.Set(headerPublicKey, r.key.public.header())
+	h.Set(hybrid.HeaderPayloadID, r.payloadID)
+	h.Set(hybrid.HeaderPublicKey, r.key.Public().Header())
 	if o.tier != "" {
-		h.Set(headerTier, string(o.tier))
+		h.Set(hybrid.HeaderTier, string(o.tier))
 	}
 	if o.apiKey != nil {
 		if err := httpx.SetBearer(h, o.apiKey); err != nil {
@@ -138,12 +130,12 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 	return req, nil
 }
 
-func (p *envelopeV1) open(r *sealedRequest, a *httpx.Answer, into room) (*opened, error) {
+func (p *envelopeV1) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error) {
 	e, err := envelope.Parse(a.Body, int(min(p.maxAnswer, maxBytes)))
 	if err != nil {
-		return nil, envelopeError(err)
+		return nil, hybrid.EnvelopeError(err)
 	}
-	plaintext, err := openWith(&e, []*privateKey{r.key.privateKey}, nil, into)
+	plaintext, err := hybrid.Open(&e, []*hybrid.PrivateKey{r.key.PrivateKey}, nil, into)
 	if err != nil {
 		return nil, err
 	}
@@ -166,12 +158,12 @@ func (p *envelopeV1) refused(ctx context.Context, r *sealedRequest, err error) (
 
 // fetchServerKey asks for the server's public key.
 func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) ([]*PublicKey, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String()+pathPublicKey, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String()+hybrid.PathPublicKey, nil)
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}
 	req.Header.Set("User-Agent", userAgent)
-	a, err := httpx.Exchange(rt, req, maxKeyText)
+	a, err := httpx.Exchange(rt, req, hybrid.MaxKeyText)
 	if err != nil {
 		return nil, err
 	}

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
-	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 func TestGatewayReplay(t *testing.T) {
@@ -35,7 +35,7 @@ func TestGatewayReplay(t *testing.T) {
 	openedAnswer(t, "the first", send())
 	refused(t, "again", send(), 409)
 	refused(t, "under another id", send("X-Payload-ID", "another"), 409)
-	other := httpx.PercentEncode(publicOf(t, "rsa-2048").PEM())
+	other := hybrid.PercentEncode(publicOf(t, "rsa-2048").PEM())
 	refused(t, "for another key", send("X-Public-Key", other), 409)
 	// The wrapped key counts, not the text around it: with another payload it is the same message key.
 	e, err := envelope.Parse(bytes.Clone(body), maxBytes)

@@ -396,7 +396,7 @@ func TestRetriedKeyFetches(t *testing.T) {
 	} {
 		p := newPeer(t)
 		p.key = func(int, *http.Request) (*http.Response, error) { return plainResponse(c.status, c.body), nil }
-		pin := Pin(p.server.public.Fingerprint())
+		pin := Pin(p.server.Public().Fingerprint())
 		bubble(t, p, func(c *Config) { c.Trust = pin }, func(t *testing.T, client *SecureCompletionClient) {
 			_, err := client.Chat(t.Context(), ask(sdkPrompt))
 			if _, wrongKey := errors.AsType[*ServerKeyError](err); !errors.Is(err, c.is) && !wrongKey || wrongKey != (name == "another key") {

@@ -16,6 +16,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/flight"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
@@ -173,8 +174,8 @@ func (s *KeyStore) openEnvelope(ctx context.Context, e *envelope.Envelope) ([]by
 			k.release()
 		}
 	}()
-	keys := append([]*privateKey{primary.privateKey}, privateKeys(held)...)
-	return openWith(e, keys, func() []*privateKey {
+	keys := append([]*hybrid.PrivateKey{primary.PrivateKey}, privateKeys(held)...)
+	return hybrid.Open(e, keys, func() []*hybrid.PrivateKey {
 		// Another process may have rotated a moment ago, and its clients come here.
 		if err := s.refresh(ctx); err != nil {
 			return nil
@@ -267,7 +268,7 @@ func (s *KeyStore) replacePrimary(ctx context.Context, forced bool) (made bool, 
 	}
 	defer key.Wipe()
 	err = s.change(ctx, func(b *keyfile.Body) error {
-		if !forced && before != nil && !hasPrimary(b, before.public.fingerprint) {
+		if !forced && before != nil && !hasPrimary(b, before.Public().Fingerprint()) {
 			return errNoChange // another process was first, although the lock should have kept it out
 		}
 		made = true
@@ -351,7 +352,7 @@ func (s *KeyStore) keyInUse() {
 	k := s.primary()
 	s.mu.Unlock()
 	if k != nil {
-		s.log.Info("key in use", "fingerprint", k.public.fingerprint, "bits", k.public.Bits())
+		s.log.Info("key in use", "fingerprint", k.Public().Fingerprint(), "bits", k.Public().Bits())
 	}
 	s.report(nil)
 	s.startWorker()

@@ -83,7 +83,7 @@ func TestRotationByRequests(t *testing.T) {
 			}
 			defer k.release()
 			synctest.Wait()
-			return k.public.fingerprint
+			return k.Public().Fingerprint()
 		}
 		s.rotator.uses.Store(0) // the helper has used it
 		var last string

@@ -16,8 +16,9 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
-	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -50,12 +51,12 @@ func TestSpecExample(t *testing.T) {
 		want      sealedValues
 	}{{"request", "server-4096", values.Request}, {"response", "client-4096", values.Response}} {
 		t.Run(x.name, func(t *testing.T) {
-			key, err := newPrivateKey(storedKey(t, x.key))
+			key, err := hybrid.NewPrivateKey(storedKey(t, x.key))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if key.public.Fingerprint() != x.want.Fingerprint {
-				t.Errorf("fingerprint %s, want %s", key.public.Fingerprint(), x.want.Fingerprint)
+			if key.Public().Fingerprint() != x.want.Fingerprint {
+				t.Errorf("fingerprint %s, want %s", key.Public().Fingerprint(), x.want.Fingerprint)
 			}
 			text := specFile(t, x.name+".envelope.json")
 			e, err := envelope.Parse(bytes.Clone(text), len(text))
@@ -65,7 +66,7 @@ func TestSpecExample(t *testing.T) {
 			if again := envelope.Append(nil, &e); !bytes.Equal(again, text) {
 				t.Errorf("written again it is\n%s\nwant\n%s", again, text)
 			}
-			dataKey, err := rsa.DecryptOAEP(sha256.New(), nil, key.key, e.WrappedKey, nil)
+			dataKey, err := rsa.DecryptOAEP(sha256.New(), nil, key.RSA(), e.WrappedKey, nil)
 			if err != nil || hex.EncodeToString(dataKey) != x.want.AESKey {
 				t.Fatalf("unwrapped %x (%v), want %s", dataKey, err, x.want.AESKey)
 			}
@@ -89,25 +90,25 @@ func TestSpecExample(t *testing.T) {
 			if got, err := gcm.Open(nil, e.Sealed[:envelope.NonceSize], e.Sealed[envelope.NonceSize:], nil); err != nil || !bytes.Equal(got, want) {
 				t.Errorf("plain GCM: %q, %v", got, err)
 			}
-			if got, err := key.open(&e); err != nil || !bytes.Equal(got, want) {
+			if got, err := key.Open(&e, nil); err != nil || !bytes.Equal(got, want) {
 				t.Errorf("open: %q, %v", got, err)
 			}
 		})
 	}
-	text, err := url.PathUnescape(values.Headers[headerPublicKey])
+	text, err := url.PathUnescape(values.Headers[hybrid.HeaderPublicKey])
 	if err != nil {
 		t.Fatal(err)
 	}
 	if key, err := ParsePublicKey([]byte(text)); err != nil || key.Fingerprint() != values.Response.Fingerprint {
 		t.Errorf("X-Public-Key: %v, %v", key, err)
 	}
-	if httpx.PercentEncode(testkit.PublicPEM(t, "client-4096")) != values.Headers[headerPublicKey] {
+	if hybrid.PercentEncode(testkit.PublicPEM(t, "client-4096")) != values.Headers[hybrid.HeaderPublicKey] {
 		t.Error("X-Public-Key is encoded differently")
 	}
-	if err := checkRequest(specFile(t, "request.json")); err != nil {
+	if err := chatjson.CheckRequest(specFile(t, "request.json")); err != nil {
 		t.Error(err)
 	}
-	if err := checkCompletion(specFile(t, "response.json"), values.Headers[headerPayloadID], TierStandard); err != nil {
+	if err := checkCompletion(specFile(t, "response.json"), values.Headers[hybrid.HeaderPayloadID], TierStandard); err != nil {
 		t.Error(err)
 	}
 }

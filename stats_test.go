@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 func TestStats(t *testing.T) {
@@ -118,7 +120,7 @@ func TestGatewayStats(t *testing.T) {
 	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{pathCompletion, pathPublicKey, "/healthz", "/nothing"} { // the first is refused: no headers
+	for _, path := range []string{hybrid.PathCompletion, hybrid.PathPublicKey, "/healthz", "/nothing"} { // the first is refused: no headers
 		r.g.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, path, strings.NewReader("{}")))
 	}
 	if err := r.g.cfg.Keys.Rotate(t.Context()); err != nil {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"reflect"
@@ -18,7 +19,21 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 )
+
+// eventStream is the whole event stream of a completion, read in small pieces.
+func eventStream(completion []byte, includeUsage bool) ([]byte, error) {
+	text, err := chatjson.NewEventText(bytes.Clone(completion), includeUsage)
+	if err != nil {
+		return nil, err
+	}
+	defer text.Close()
+	return io.ReadAll(text)
+}
+
+const eventPiece = 8 << 10 // text in one event
 
 // testSeed is for tests with random input: SEALEDCHAT_SEED, or the time. It is printed when the test fails.
 func testSeed(t testing.TB) uint64 {
@@ -394,7 +409,7 @@ func randomCompletion(r *rand.Rand) []byte {
 	case 1:
 		data, _ = json.MarshalIndent(doc, "", "\t")
 	default:
-		data, _ = marshal(doc)
+		data, _ = chatjson.Marshal(doc)
 		data = bytes.ReplaceAll(data, []byte("a"), []byte("\\u0061")) // in names too
 		data = bytes.ReplaceAll(data, []byte("f\\u0061lse"), []byte("false"))
 	}

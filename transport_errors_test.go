@@ -223,7 +223,7 @@ func TestHTTPClientServerKeyError(t *testing.T) {
 		req.Header.Set("X-Stainless-Retry-Count", strconv.Itoa(count))
 		_, err := client.Do(req) //nolint:bodyclose // it fails
 		wrong, ok := errors.AsType[*ServerKeyError](err)
-		if !ok || wrong.Got != p.server.public.Fingerprint() || len(wrong.Want) != 1 || wrong.Want[0] != pinned {
+		if !ok || wrong.Got != p.server.Public().Fingerprint() || len(wrong.Want) != 1 || wrong.Want[0] != pinned {
 			t.Fatalf("attempt %d: %v", count, err)
 		}
 	}

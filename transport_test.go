@@ -17,6 +17,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 func TestHTTPClientAnswer(t *testing.T) {
@@ -90,11 +93,11 @@ func TestHTTPClientHeaders(t *testing.T) {
 		t.Errorf("headers that left to the SDK's own origin: %v", got)
 	}
 	for _, post := range sent {
-		if post.url != peerURL+pathCompletion {
+		if post.url != peerURL+hybrid.PathCompletion {
 			t.Errorf("went to %s", post.url)
 		}
 		h := post.header
-		if h.Get("User-Agent") != userAgent || h.Get("Content-Type") != contentType || h.Get("Accept-Encoding") != "identity" || !isUUID(h.Get("X-Payload-Id")) {
+		if h.Get("User-Agent") != userAgent || h.Get("Content-Type") != hybrid.ContentType || h.Get("Accept-Encoding") != "identity" || !chatjson.IsUUID(h.Get("X-Payload-Id")) {
 			t.Errorf("headers %v", h)
 		}
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -43,7 +44,7 @@ func (f *forgetful) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	sealed := envelope.Append(nil, e)
 	out := req.Clone(req.Context())
-	out.URL, _ = out.URL.Parse(f.url + pathCompletion)
+	out.URL, _ = out.URL.Parse(f.url + hybrid.PathCompletion)
 	out.Host, out.Body, out.ContentLength = "", io.NopCloser(bytes.NewReader(sealed)), int64(len(sealed))
 	out.GetBody = func() (io.ReadCloser, error) { // as long, or else a check of net/http's saves it over HTTP/1.1
 		padded := append(bytes.Clone(plaintext), bytes.Repeat([]byte(" "), len(sealed)-len(plaintext))...)
@@ -199,7 +200,7 @@ func (s *h2Server) serve(conn net.Conn) {
 }
 
 func TestHTTPClientRefusedStream(t *testing.T) {
-	server, err := newPrivateKey(storedKey(t, "rsa-2048"))
+	server, err := hybrid.NewPrivateKey(storedKey(t, "rsa-2048"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +208,7 @@ func TestHTTPClientRefusedStream(t *testing.T) {
 	for name, refusal := range map[string]byte{"RST_STREAM": 'r', "GOAWAY": 'g'} {
 		for _, naive := range []bool{true, false} {
 			s := newH2Server(t)
-			s.key = server.public.PEM()
+			s.key = server.Public().PEM()
 			s.answer = func() []byte {
 				e, _ := clientKey.seal([]byte(completionJSON(sdkAnswer, "")))
 				return envelope.Append(nil, e)
@@ -220,7 +221,7 @@ func TestHTTPClientRefusedStream(t *testing.T) {
 			}
 			client := startClient(t, s.url, func(c *Config) { c.Transport, c.Keys = s.transport, storedKeys(t, "rsa-2048") }).HTTPClient()
 			if naive {
-				client.Transport = &forgetful{next: s.transport, url: s.url, server: server.public}
+				client.Transport = &forgetful{next: s.transport, url: s.url, server: publicKeyOf(server.Public())}
 			}
 			req, _ := sdkRequest(t, sdkBody(""))
 			resp, err := client.Do(req)
@@ -250,7 +251,7 @@ func TestHTTPClientRefusedStream(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
-				if plain, err := server.open(&e); err != nil || string(plain) != sdkBody("") {
+				if plain, err := server.Open(&e, nil); err != nil || string(plain) != sdkBody("") {
 					t.Errorf("%s: %v, %s", name, err, plain)
 				}
 			}
@@ -300,7 +301,7 @@ func TestHTTPClientStaleConnection(t *testing.T) {
 		client := startClient(t, url, func(c *Config) { c.Transport, c.Keys = transport, storedKeys(t, "rsa-2048") }).HTTPClient()
 		if naive {
 			client.Transport = &forgetful{next: transport, url: url, server: publicOf(t, "rsa-2048")}
-			resp, err := (&http.Client{Transport: transport}).Get(url + pathPublicKey)
+			resp, err := (&http.Client{Transport: transport}).Get(url + hybrid.PathPublicKey)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -338,7 +339,7 @@ func TestHTTPClientConnectionClosedByTheServer(t *testing.T) {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		posts[r.Header.Get(headerPayloadID)]++
+		posts[r.Header.Get(hybrid.HeaderPayloadID)]++
 		if len(posts) > 2 {
 			return false
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/flight"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 // Trust decides whose public key prompts are sealed to. Whoever can answer for the server where TLS ends can offer a
@@ -58,7 +59,7 @@ func (memoryless) accept(context.Context, string, [32]byte) error     { return n
 func Pin(fingerprints ...string) Trust {
 	p := pins{}
 	for _, f := range fingerprints {
-		p.list = append(p.list, normalFingerprint(f))
+		p.list = append(p.list, hybrid.NormalFingerprint(f))
 	}
 	return p
 }
@@ -73,7 +74,7 @@ func (p pins) validate() error {
 		return errors.New("Pin needs at least one fingerprint")
 	}
 	for _, f := range p.list {
-		if err := validFingerprint(f); err != nil {
+		if err := hybrid.ValidFingerprint(f); err != nil {
 			return err
 		}
 	}
@@ -81,7 +82,7 @@ func (p pins) validate() error {
 }
 
 func (p pins) check(_ string, key *PublicKey) error {
-	if slices.ContainsFunc(p.list, key.goesBy) {
+	if slices.ContainsFunc(p.list, key.matches) {
 		return nil
 	}
 	return key.refusal(slices.Clone(p.list), nil)
@@ -130,7 +131,7 @@ func (f firstUse) remember(ctx context.Context, origin string, key *PublicKey) e
 }
 
 func sameKey(remembered [32]byte, key *PublicKey) error {
-	if want := hex.EncodeToString(remembered[:]); !key.goesBy(want) {
+	if want := hex.EncodeToString(remembered[:]); !key.matches(want) {
 		return key.refusal([]string{want}, nil)
 	}
 	return nil
@@ -144,13 +145,6 @@ func (f firstUse) accept(ctx context.Context, origin string, fingerprint [32]byt
 func restsOnTLS(t Trust) bool {
 	_, first := t.(firstUse)
 	return first || t == TrustHTTPS()
-}
-
-func validFingerprint(f string) error {
-	if b, err := hex.DecodeString(f); err != nil || len(b) != 32 {
-		return errors.New("a fingerprint is a SHA-256 as PublicKey.Fingerprint gives it, 64 hex digits")
-	}
-	return nil
 }
 
 const (
@@ -274,7 +268,7 @@ func (s *serverKey) choose(offered []*PublicKey) (old, key *PublicKey, accepted 
 			k = k.unsigned() // an older list than the one that is known: somebody sends it again
 			offered[i] = k
 		}
-		accepted = slices.ContainsFunc(s.accepted, k.goesBy)
+		accepted = slices.ContainsFunc(s.accepted, k.matches)
 		if accepted || s.trust.check(s.origin, k) == nil {
 			return s.key, k, accepted
 		}
@@ -331,8 +325,8 @@ func (s *serverKey) ask(ctx context.Context, old, key *PublicKey) error {
 
 // accept trusts a fingerprint from now on, and forgets the key in use so that the next call asks the server.
 func (s *serverKey) accept(ctx context.Context, fingerprint string) error {
-	fingerprint = normalFingerprint(fingerprint)
-	fp, err := parseFingerprint(fingerprint)
+	fingerprint = hybrid.NormalFingerprint(fingerprint)
+	fp, err := hybrid.ParseFingerprint(fingerprint)
 	if err != nil {
 		return err
 	}
@@ -346,4 +340,43 @@ func (s *serverKey) accept(ctx context.Context, fingerprint string) error {
 	s.fetched, s.quietUntil = time.Time{}, time.Time{}
 	s.mu.Unlock()
 	return s.audit.tell(ctx, Event{Type: EventServerKeyAccepted, Fingerprint: fingerprint, Server: s.origin})
+}
+
+func (s *serverKey) tellKey(ctx context.Context, old, key *PublicKey) error {
+	if key.Equal(old) {
+		return nil
+	}
+	e := Event{Type: EventServerKeyFirstSeen, Fingerprint: key.fingerprint, Server: s.origin, Reason: trustName(s.trust)}
+	if old != nil {
+		e.Type, e.OldFingerprint = EventServerKeyChanged, old.fingerprint
+	}
+	return s.audit.tell(ctx, e)
+}
+
+// tellRefused tells of a key that was refused; err comes back.
+func (s *serverKey) tellRefused(ctx context.Context, err error) error {
+	refused, ok := errors.AsType[*ServerKeyError](err)
+	if _, told := err.(*auditError); !ok || told { // the Auditor's error is not the server's key
+		return err
+	}
+	e := Event{Type: EventServerKeyRefused, Fingerprint: refused.Got, Server: s.origin, Reason: trustName(s.trust)}
+	if refused.Err != nil {
+		e.Reason = "OnServerKey"
+	}
+	if len(refused.Want) > 0 {
+		e.OldFingerprint = refused.Want[0]
+	}
+	return s.audit.failed(ctx, err, e)
+}
+
+func trustName(t Trust) string {
+	switch t.(type) {
+	case trustHTTPS:
+		return "https"
+	case pins:
+		return "pin"
+	case firstUse:
+		return "first use"
+	}
+	return ""
 }

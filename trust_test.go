@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
 func TestTrustUnset(t *testing.T) {
@@ -338,7 +340,7 @@ func TestRefusalRenewsTheKey(t *testing.T) {
 		t.Errorf("%d key fetches, %d requests", gets, posts)
 	}
 	s.mu.Lock()
-	a, b := s.posts[0].req.Header.Get(headerPayloadID), s.posts[1].req.Header.Get(headerPayloadID)
+	a, b := s.posts[0].req.Header.Get(hybrid.HeaderPayloadID), s.posts[1].req.Header.Get(hybrid.HeaderPayloadID)
 	s.mu.Unlock()
 	if a == b {
 		t.Error("the second attempt has the first one's payload id")

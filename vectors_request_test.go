@@ -22,7 +22,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -79,7 +81,7 @@ func TestRequestVectors(t *testing.T) {
 			if err := json.Unmarshal(sealed, &e); err != nil || time.Since(time.Unix(e.ProcessedAt, 0)).Abs() > time.Minute {
 				t.Errorf("processed_at %d, %v", e.ProcessedAt, err)
 			}
-			plaintext, appended := openPlainly(t, clientKeys.of(t, c), sealed)
+			plaintext, appended := testkit.OpenPlainly(t, clientKeys.of(t, c), sealed)
 			if appended != strings.HasPrefix(c.Name, "js-") {
 				t.Errorf("the tag is appended: %v", appended)
 			}
@@ -191,7 +193,7 @@ func TestRequestVectorsAnswers(t *testing.T) {
 	t.Parallel()
 	keys := parsedKeys{}
 	for _, c := range testkit.Vectors(t, testkit.Request) {
-		key, err := newPrivateKey(keys.of(t, c))
+		key, err := hybrid.NewPrivateKey(keys.of(t, c))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -199,7 +201,7 @@ func TestRequestVectorsAnswers(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", c, err)
 		}
-		plaintext, err := key.open(&e)
+		plaintext, err := key.Open(&e, nil)
 		if err != nil {
 			t.Fatalf("%s: %v", c, err)
 		}
@@ -216,7 +218,7 @@ func TestRequestVectorsAnswers(t *testing.T) {
 		if err := checkCompletion(plaintext, payloadIDOf(t, c), ""); err != nil {
 			t.Errorf("%s: %v", c, err)
 		}
-		if err := checkCompletion(plaintext, newUUID(), ""); sealedMetadata && isUUID(payloadIDOf(t, c)) && !errors.Is(err, ErrReplay) {
+		if err := checkCompletion(plaintext, newUUID(), ""); sealedMetadata && chatjson.IsUUID(payloadIDOf(t, c)) && !errors.Is(err, ErrReplay) {
 			t.Errorf("%s: for another request: %v", c, err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -34,9 +35,9 @@ func TestWarmRequest(t *testing.T) {
 			t.Errorf("%s over %s, want HTTP/2", r.URL.Path, r.Proto)
 		}
 		switch r.URL.Path {
-		case pathPublicKey:
+		case hybrid.PathPublicKey:
 			fetches.Add(1)
-		case pathCompletion:
+		case hybrid.PathCompletion:
 			posts.Add(1)
 		}
 		g.ServeHTTP(w, r)
@@ -75,7 +76,7 @@ func TestWarmRequest(t *testing.T) {
 	if after := keys.Keys(); len(after) != len(before) || after[0].Fingerprint != before[0].Fingerprint {
 		t.Errorf("keys were %v and are %v", before, after)
 	}
-	if header := int64(len(publicOf(t, "client-4096").header())); first-second < header*2/3 { // Huffman coding takes some
+	if header := int64(len(publicOf(t, "client-4096").rsa.Header())); first-second < header*2/3 { // Huffman coding takes some
 		t.Errorf("the first request wrote %d bytes, the second %d: the header of %d bytes went again", first, second, header)
 	}
 }

@@ -130,5 +130,5 @@ func ExchangeError(ctx context.Context, what string, err error, answered bool) e
 		}
 		err = fault.AttemptTimeout
 	}
-	return &fault.ConnectionError{What: what, Err: err, Answered: answered}
+	return fault.Connection(what, err, answered)
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -86,9 +85,4 @@ func ValidAPIKey(b []byte) error {
 		}
 	}
 	return nil
-}
-
-// PercentEncode escapes everything but letters, digits and "-_.~".
-func PercentEncode(b []byte) string {
-	return strings.ReplaceAll(url.QueryEscape(string(b)), "+", "%20")
 }

@@ -7,8 +7,9 @@
 package locked
 
 import (
-	"errors"
 	"fmt"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // Policy says what becomes of memory that cannot be locked.
@@ -40,7 +41,7 @@ func (l Level) String() string {
 	return fmt.Sprintf("Level(%d)", uint8(l))
 }
 
-// LimitError says that memory could not be locked, and Required asks for it.
+// LimitError says that memory could not be locked, and Required asks for it. It is an ErrMemoryLimit.
 type LimitError struct {
 	Limit  int64 // what the process may lock, in bytes; negative: none, or not known
 	InUse  int64 // what this package has locked already
@@ -49,17 +50,19 @@ type LimitError struct {
 }
 
 func (e *LimitError) Error() string {
-	limit := "no limit known"
+	limit := "no limit is known"
 	if e.Limit >= 0 {
-		limit = fmt.Sprintf("the limit is %d", e.Limit)
+		limit = fmt.Sprintf("the limit (ulimit -l) is %d", e.Limit)
 	}
-	return fmt.Sprintf("locked: %d bytes cannot be locked; %d are, %s", e.Needed, e.InUse, limit)
+	return fmt.Sprintf("%v: %d bytes more are needed, %d are locked, %s", fault.ErrMemoryLimit, e.Needed, e.InUse, limit)
 }
 
-func (e *LimitError) Unwrap() error { return e.Err }
+// Is makes errors.Is(e, fault.ErrMemoryLimit) true.
+func (e *LimitError) Is(target error) bool { return target == fault.ErrMemoryLimit }
+func (e *LimitError) Unwrap() error        { return e.Err }
 
-// ErrClosed is what an arena answers after Close.
-var ErrClosed = errors.New("locked: the arena is closed")
+// ErrClosed is an arena's error after Close.
+var ErrClosed = fmt.Errorf("%w: its memory was given back", fault.ErrClosed)
 
 // Buffer is memory for one secret. It is not safe for concurrent use; its owner orders access and calls Destroy.
 // The zero Buffer has no memory.

@@ -5,9 +5,13 @@ package locked
 
 import (
 	"bytes"
+	"errors"
 	"os"
+	"strings"
 	"sync"
 	"testing"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 func TestBuffer(t *testing.T) {
@@ -67,4 +71,17 @@ func TestBuffersDoNotOverlap(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+func TestLimitErrorText(t *testing.T) {
+	cause := errors.New("cause")
+	err := error(&LimitError{Limit: 65536, InUse: 61440, Needed: 12288, Err: cause})
+	if !errors.Is(err, fault.ErrMemoryLimit) || !errors.Is(err, cause) || errors.Is(err, fault.ErrTooLarge) {
+		t.Error("not what it should be")
+	}
+	for _, figure := range []string{"65536", "61440", "12288"} {
+		if !strings.Contains(err.Error(), figure) {
+			t.Errorf("%s is not in %q", figure, err)
+		}
+	}
 }

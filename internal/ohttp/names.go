@@ -1,0 +1,35 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ohttp
+
+import "fmt"
+
+// The names on which a client and a gateway of this module agree.
+const (
+	// Path is where a gateway lists its keys (GET), and takes requests (POST).
+	Path = "/.well-known/ohttp-gateway"
+
+	// TypeProblem is the media type of a refusal (RFC 9457). Two refusals have a type of their own
+	// (RFC 9458, section 7.1.3).
+	TypeProblem = "application/problem+json"
+	ProblemKey  = "https://iana.org/assignments/http-problem-types#ohttp-key"
+	ProblemDate = "https://iana.org/assignments/http-problem-types#date"
+
+	// HeaderProcessed, in a sealed refusal with the value "no", says that the gateway passed nothing
+	// of the request on.
+	HeaderProcessed = "sealedchat-processed"
+	// HeaderTier is the security tier that a sealed request asks for, and that its answer has.
+	HeaderTier = "x-security-tier"
+)
+
+// Kind is the name of a KEM for people, or its number.
+func Kind(kemID uint16) string {
+	switch kemID {
+	case XWing:
+		return "X-Wing"
+	case X25519:
+		return "X25519"
+	}
+	return fmt.Sprintf("%#04x", kemID)
+}
