@@ -80,13 +80,11 @@ func (c *SecureCompletionClient) tellMemory(ctx context.Context) error {
 	if c.audit.to.Load() == nil {
 		return nil
 	}
-	now := c.stats()
-	rank := int32(memoryRanks[now.Level])
-	before := c.memoryRank.Swap(rank)
-	if rank == 0 || rank >= before {
+	now := c.allLocked()
+	if before := c.wasLocked.Swap(now); now || !before {
 		return nil
 	}
-	return c.audit.tell(ctx, Event{Type: EventMemoryLowered, Memory: now})
+	return c.audit.tell(ctx, Event{Type: EventMemoryLowered, Memory: memoryNow()})
 }
 
 func (c *SecureCompletionClient) tellRetry(ctx context.Context, id string, attempt int, wait time.Duration, err error) error {
