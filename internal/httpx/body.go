@@ -18,7 +18,7 @@ func gzipError(err error) error {
 	if err == nil || errors.Is(err, fault.ErrTooLarge) {
 		return err
 	}
-	return errors.Join(fault.Gzip, err)
+	return errors.Join(fault.ErrGzip, err)
 }
 
 // readBody reads a response's body and undoes gzip. On fault.ErrTooLarge, or a broken stream, it returns
@@ -40,7 +40,7 @@ func readBody(resp *http.Response, limit int64) ([]byte, error) {
 		body, err := ReadAll(&CappedReader{r: z, left: limit, limit: limit}, -1)
 		return body, gzipError(err)
 	default:
-		return nil, fault.ContentEncoding
+		return nil, fault.ErrContentEncoding
 	}
 }
 

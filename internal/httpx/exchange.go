@@ -72,7 +72,7 @@ func ReadFailure(ctx context.Context, resp *http.Response) (*Answer, error) {
 	defer stalled.Stop()
 	body, err := readBody(resp, MaxErrorBody) // an error without words is still an error
 	cause := context.Cause(ctx)
-	if err != nil && cause != nil && !errors.Is(cause, fault.AttemptTimeout) {
+	if err != nil && cause != nil && !errors.Is(cause, fault.ErrAttemptTimeout) {
 		return nil, fault.Ended(ctx)
 	}
 	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: body}, nil
@@ -125,10 +125,10 @@ func ExchangeError(ctx context.Context, what string, err error, answered bool) e
 		return ErrNotLoopback
 	}
 	if cause := context.Cause(ctx); cause != nil {
-		if !errors.Is(cause, fault.AttemptTimeout) {
+		if !errors.Is(cause, fault.ErrAttemptTimeout) {
 			return fault.Ended(ctx)
 		}
-		err = fault.AttemptTimeout
+		err = fault.ErrAttemptTimeout
 	}
 	return fault.Connection(what, err, answered)
 }
