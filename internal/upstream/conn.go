@@ -16,7 +16,8 @@ import (
 
 const (
 	readBuffer = 4 << 10  // net/http's buffer of a connection
-	pieceSize  = 16 << 10 // content that is written at once: a whole record in TLS
+	pieceSize  = 32 << 10 // content that is written at once
+	recordSize = 16 << 10 // the same in TLS: a whole record
 )
 
 // conn is a connection as net/http has it. It sees to it that no buffer keeps what passed through it, and
@@ -71,6 +72,9 @@ func (c *conn) Read(p []byte) (int, error) {
 // returns. That all of it was written is asked at the answer's end.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	size := int64(pieceSize)
+	if _, ok := c.Conn.(*tls.Conn); ok {
+		size = recordSize
+	}
 	limited, ok := r.(*io.LimitedReader)
 	if ok {
 		size = max(1, min(size, limited.N))
@@ -122,6 +126,9 @@ func (c *conn) write(b []byte) (int, error) {
 // about 280 bytes are rounded up by too little; a shorter rest finds room where the piece before it was.
 func sealable(n int) int {
 	const added = 1 + 16 // RFC 8446, section 5.2: the content's type, the tag
+	if n == recordSize {
+		return n // there is room, as the test says, and most pieces are such
+	}
 	room := cap(slices.Grow([]byte(nil), recordHeader+n))
 	if most := room - recordHeader - added; most < n && most > 0 {
 		return most
