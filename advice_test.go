@@ -14,8 +14,8 @@ import (
 	"testing"
 )
 
-// TestAdviceHarmsNobody follows each way to a folder of which others need something: no error advises a
-// command that takes it away from them, and what does not exist is reported first.
+// TestAdviceHarmsNobody follows each way to a folder of which others need something: no error
+// advises a command that takes it away from them, and what does not exist is reported first.
 func TestAdviceHarmsNobody(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("modes are for Unix systems")
@@ -26,18 +26,28 @@ func TestAdviceHarmsNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	command := regexp.MustCompile(`chmod|chown|fix it with|\brm\b`)
-	for what, mode := range map[string]os.FileMode{"readable": 0o755, "sticky": 0o777 | os.ModeSticky, "of a group": 0o775 | os.ModeSetgid} {
+	for what, mode := range map[string]os.FileMode{"readable": 0o755, "sticky": 0o777 | os.ModeSticky,
+		"of a group": 0o775 | os.ModeSetgid} {
 		dir := filepath.Join(t.TempDir(), "shared")
 		log := filepath.Join(dir, "audit.log")
 		theirs := filepath.Join(dir, "theirs")
-		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(theirs, nil, 0o644), os.Chmod(dir, mode)); err != nil {
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(theirs, nil, 0o644), os.Chmod(dir,
+			mode)); err != nil {
 			t.Fatal(err)
 		}
 		ways := map[string]func() error{
-			"create a store":    func() error { s, _ := weakStore(t, nil); return s.create(t.Context(), dir, secret(t, passphrase)) },
-			"open a store":      func() error { _, err := tryWeak(t, dir, passphrase, nil); return err },
-			"open an audit log": func() error { _, err := OpenAuditLog(t.Context(), log, keys, nil); return err },
-			"verify a log":      func() error { return verifyError(t, log, keys) },
+			"create a store": func() error {
+				s, _ := weakStore(t, nil)
+				return s.create(t.Context(), dir,
+					secret(t, passphrase))
+			},
+			"open a store": func() error { _, err := tryWeak(t, dir, passphrase, nil); return err },
+			"open an audit log": func() error {
+				_, err := OpenAuditLog(t.Context(), log, keys,
+					nil)
+				return err
+			},
+			"verify a log": func() error { return verifyError(t, log, keys) },
 		}
 		check := func(want error, names ...string) {
 			t.Helper()

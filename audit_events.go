@@ -5,12 +5,13 @@ package sealedchat
 
 import "log/slog"
 
-// EventType names what happened. The set is closed: [AuditLog.Record] refuses other names. A program's
-// own events are [EventNote].
+// EventType names what happened. The set is closed: [AuditLog.Record] refuses other names. A
+// program's own events are [EventNote].
 //
-// Every event has Time, Severity, User and PID; the table has its other fields. "before": an error of the
-// [Auditor] stops what the event tells of. "after": it has happened already, and stands; the error is
-// returned by the call, beside the call's own if that failed, and logged where there is no call.
+// Every event has Time, Severity, User and PID; the table has its other fields. "before": an error
+// of the [Auditor] stops what the event tells of. "after": it has happened already, and stands; the
+// error is returned by the call, beside the call's own if that failed, and logged where there is no
+// call.
 //
 //	type                    told    severity  fields
 //	EventClientOpened       before  INFO      Server, Memory. An error fails
@@ -63,15 +64,15 @@ import "log/slog"
 //	EventPanicSurvived      after   CRITICAL  in a gateway: PayloadID, Reason (the panic's type)
 //	EventNote               before  INFO      a program's own: Details
 //
-// Of an answer that is passed on as it comes (Oblivious HTTP), EventResponseOpened and EventResponseSealed
-// are told once, when it ends, however it does, with the bytes that may have gone out. The Auditor can
-// withhold its end, without which no client takes the answer for whole. A chunk that does not open is
-// EventDecryptionRefused in their place.
+// Of an answer that is passed on as it comes (Oblivious HTTP), EventResponseOpened and
+// EventResponseSealed are told once, when it ends, however it does, with the bytes that may have
+// gone out. The Auditor can withhold its end, without which no client takes the answer for whole. A
+// chunk that does not open is EventDecryptionRefused in their place.
 //
-// A gateway does not tell of requests over Oblivious HTTP that do not open or are malformed: anybody could
-// push everything else out of an audit log with them. GatewayConfig.Logger is told. Its keys for Oblivious
-// HTTP are EventKeyGenerated, with Fingerprint and Reason, after they were saved, EventKeyRetired and
-// EventKeyDeleted.
+// A gateway does not tell of requests over Oblivious HTTP that do not open or are malformed:
+// anybody could push everything else out of an audit log with them. GatewayConfig.Logger is told.
+// Its keys for Oblivious HTTP are EventKeyGenerated, with Fingerprint and Reason, after they were
+// saved, EventKeyRetired and EventKeyDeleted.
 type EventType string
 
 // The events.

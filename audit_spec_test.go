@@ -18,7 +18,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/auditlog"
 )
 
-// TestSpecAuditLog checks SPEC.md's example of an audit log: with nothing but the standard library, then with the code.
+// TestSpecAuditLog checks SPEC.md's example of an audit log: with nothing but the standard library,
+// then with the code.
 func TestSpecAuditLog(t *testing.T) {
 	var values struct {
 		DataKey  string `json:"data_key"`
@@ -84,7 +85,8 @@ func TestSpecAuditLog(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := chain.Finish("audit.log", 5, nil); err != nil || !chain.WantFound || chain.Torn != 1 || chain.Lost != 2 {
+	if err := chain.Finish("audit.log", 5, nil); err != nil || !chain.WantFound || chain.Torn != 1 ||
+		chain.Lost != 2 {
 		t.Errorf("%v, %+v", err, chain)
 	}
 }
@@ -120,6 +122,7 @@ func specAuditLog(t *testing.T, key *auditlog.Key) (text []byte) {
 	text = append(text, fragment+"\n"...)
 	e = time("2026-01-02T03:10:00Z")
 	e.Type, e.Reason = EventSchemaRefused, "malformed envelope"
-	add(e, auditlog.Line{Torn: uint64(len(fragment)), TornSum: sha256.Sum256([]byte(fragment)), Lost: 2})
+	add(e, auditlog.Line{Torn: uint64(len(fragment)), TornSum: sha256.Sum256([]byte(fragment)),
+		Lost: 2})
 	return text
 }

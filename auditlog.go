@@ -15,30 +15,33 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/auditlog"
 )
 
-// AuditLogOptions shapes an audit log. The zero value, and a nil pointer, are the defaults. Processes that
-// share a log have to agree on MaxFileBytes and MaxFiles.
+// AuditLogOptions shapes an audit log. The zero value, and a nil pointer, are the defaults.
+// Processes that share a log have to agree on MaxFileBytes and MaxFiles.
 type AuditLogOptions struct {
-	// FlushEvery is when the disk confirms an event. 0: before Record returns, so that a power cut loses
-	// nothing that was reported; a disk takes 0.1 to 10 ms. More, such as time.Second: at most so much
-	// later, in the background. The event is with the operating system when Record returns, so that the
-	// end of the process loses nothing; a power cut loses what was not confirmed.
+	// FlushEvery is when the disk confirms an event. 0: before Record returns, so that a power cut
+	// loses nothing that was reported; a disk takes 0.1 to 10 ms. More, such as time.Second: at
+	// most so much later, in the background. The event is with the operating system when Record
+	// returns, so that the end of the process loses nothing; a power cut loses what was not
+	// confirmed.
 	FlushEvery time.Duration
-	// KeepGoing has Record return nil when it cannot write, and tell Logger. Without it Record returns the
-	// error, which stops the call that the event belongs to.
+	// KeepGoing has Record return nil when it cannot write, and tell Logger. Without it Record
+	// returns the error, which stops the call that the event belongs to.
 	KeepGoing bool
-	// Head is a place that the log had reached, as [AuditLog.Head] or [AuditReport] gave it, and that was
-	// kept elsewhere. OpenAuditLog then begins no new log, and refuses one that ends before it, or has
-	// another line in its place, as [ErrAuditTampered]. "" = the log may be new.
+	// Head is a place that the log had reached, as [AuditLog.Head] or [AuditReport] gave it, and that
+	// was kept elsewhere. OpenAuditLog then begins no new log: one that is gone, ends before it or has
+	// another line in its place is [ErrAuditTampered]. A line that was dropped with an older file is not
+	// missed, and only VerifyAuditLog looks at the lines after it. "" = the log may be new.
 	Head string
-	// MaxFileBytes is the size that no file exceeds: before it does, it is renamed and a new one is begun.
-	// At least 64 KiB; 0 = 16 MiB.
+	// MaxFileBytes is the size that no file exceeds: before it does, it is renamed and a new one is
+	// begun. At least 64 KiB; 0 = 16 MiB.
 	MaxFileBytes int64
 	// MaxFiles is how many files are kept, with the one that is written to. Beyond it the oldest is
-	// deleted, after all of its lines were checked. Nothing is deleted while an older file is missing or
-	// not as it was written, and files that do not belong to the log do not count: Logger is told.
-	// 2 to 10,000; 0 = 16.
+	// deleted, after all of its lines were checked. Nothing is deleted while an older file is
+	// missing or not as it was written, and files that do not belong to the log do not count:
+	// Logger is told. 2 to 10,000; 0 = 16.
 	MaxFiles int
-	// Logger is told what could not be written, and of lines that are gone, without content. nil = silent.
+	// Logger is told what could not be written, and of lines that are gone, without content. nil =
+	// silent.
 	Logger *slog.Logger
 }
 
@@ -55,7 +58,8 @@ func (o *AuditLogOptions) engine() (e auditlog.Options, err error) {
 	}
 	e = auditlog.Options{
 		FlushEvery: o.FlushEvery, KeepGoing: o.KeepGoing, Logger: o.Logger,
-		MaxFileBytes: cmp.Or(o.MaxFileBytes, defaultAuditFile), MaxFiles: cmp.Or(o.MaxFiles, defaultMaxFiles),
+		MaxFileBytes: cmp.Or(o.MaxFileBytes, defaultAuditFile), MaxFiles: cmp.Or(o.MaxFiles,
+			defaultMaxFiles),
 	}
 	if e.Logger == nil {
 		e.Logger = slog.New(slog.DiscardHandler)
@@ -76,29 +80,34 @@ func (o *AuditLogOptions) engine() (e auditlog.Options, err error) {
 	return e, nil
 }
 
-// AuditLog keeps events in a file that nobody without the key store can change unnoticed; its Record is an
-// [Auditor]. Each line is a JSON object with an HMAC-SHA256 over itself and the line before, under a key
-// that is derived from the key store's data key; [VerifyAuditLog] checks it. SPEC.md has the format.
+// AuditLog keeps events in a file that nobody without the key store can change unnoticed; its
+// Record is an [Auditor]. Each line is a JSON object with an HMAC-SHA256 over itself and the line
+// before, under a key that is derived from the key store's data key; [VerifyAuditLog] checks it.
+// SPEC.md has the format.
 //
 // Several processes may write to one log. Its methods may be called from several goroutines.
 type AuditLog struct{ log *auditlog.Log }
 
-// OpenAuditLog opens the log at path, or begins one, with mode 0600. The folder is made where it does not
-// exist; it must be the current user's and closed to others, like that of a key store
-// ([ErrInsecurePermissions]). Beside the log lie its lock file, path.lock, and older files, path.000001 and
-// so on. ctx bounds the wait for the lock, which is 10 s at most where it has no deadline.
+// OpenAuditLog opens the log at path, or begins one, with mode 0600. The folder is made where it
+// does not exist; it must be the current user's and closed to others, like that of a key store
+// ([ErrInsecurePermissions]). Beside the log lie its lock file, path.lock, and older files,
+// path.000001 and so on. ctx bounds the wait for the lock, which is 10 s at most where it has no
+// deadline.
 //
-// keys gives the log its key, and stays the caller's: it must be open when the log is opened, may be closed
-// before the log, and cannot be an ephemeral one ([ErrInvalidRequest]). The key survives a change of the
-// passphrase. With an open log, [KeyStore.SetAuditor] has the store tell it, too.
+// keys gives the log its key, and stays the caller's: it must be open when the log is opened, may
+// be closed before the log, and cannot be an ephemeral one ([ErrInvalidRequest]). The key survives
+// a change of the passphrase. With an open log, [KeyStore.SetAuditor] has the store tell it, too.
 //
-// A line that a crash left unfinished is ended, and noted in the next one. A log whose files are gone while
-// its lock file is there is [ErrAuditTampered]: no new one is begun in its place. Where the whole folder
-// may have been removed or replaced since the last time, only AuditLogOptions.Head tells.
+// A line that a crash left unfinished is ended, and noted in the next one. A log whose files are
+// gone while its lock file is there is [ErrAuditTampered]: no new one is begun in its place. Where
+// the whole folder may have been removed or replaced since the last time, only AuditLogOptions.Head
+// tells.
 //
-// Errors: [*ConfigError] for o, [ErrInvalidRequest] for a path that names no file, [ErrLocked], [ErrClosed]
-// for a closed key store, those of files. The caller closes the log with [AuditLog.Close].
-func OpenAuditLog(ctx context.Context, path string, keys *KeyStore, o *AuditLogOptions) (*AuditLog, error) {
+// Errors: [*ConfigError] for o, [ErrInvalidRequest] for a path that names no file, [ErrLocked],
+// [ErrClosed] for a closed key store, those of files. The caller closes the log with
+// [AuditLog.Close].
+func OpenAuditLog(ctx context.Context, path string, keys *KeyStore, o *AuditLogOptions) (*AuditLog,
+	error) {
 	if keys == nil {
 		return nil, errNoAuditKeys()
 	}
@@ -117,21 +126,22 @@ func errNoAuditKeys() error {
 	return fmt.Errorf("%w: an audit log needs a key store", ErrInvalidRequest)
 }
 
-// Record writes an event, of 63 KiB of JSON at most; it is an [Auditor]. What is zero of Time, Severity,
-// User and PID is filled in. ctx bounds the wait for other writers, which is 10 s at most where it has no
-// deadline.
+// Record writes an event, of 63 KiB of JSON at most; it is an [Auditor]. What is zero of Time,
+// Severity, User and PID is filled in. ctx bounds the wait for other writers, which is 10 s at most
+// where it has no deadline.
 //
-// Errors: [ErrInvalidRequest] for an unknown type, or details that are no JSON; [ErrAudit] for a Time
-// outside of the years 0 to 9999; [ErrTooLarge]; [ErrClosed]; and without KeepGoing those of writing: the
-// event is then counted, and the next line that can be written says how many were lost. [ErrAuditTampered]:
-// the folder was removed, moved or replaced since the log was opened. [ErrUnconfirmed]: the event is
-// written, but the disk did not confirm it.
+// Errors: [ErrInvalidRequest] for an unknown type, or details that are no JSON; [ErrAudit] for a
+// Time outside of the years 0 to 9999; [ErrTooLarge]; [ErrClosed]; and without KeepGoing those of
+// writing: the event is then counted, and the next line that can be written says how many were
+// lost. [ErrAuditTampered]: the folder was removed, moved or replaced since the log was opened.
+// [ErrUnconfirmed]: the event is written, but the disk did not confirm it.
 //
-// Lines that were there and are gone, or a file that was removed, do not stop it: the next line follows the
-// one that was last, Logger is told, and VerifyAuditLog finds the gap.
+// Lines that were there and are gone, or a file that was removed, do not stop it: the next line
+// follows the one that was last, Logger is told, and VerifyAuditLog finds the gap.
 func (l *AuditLog) Record(ctx context.Context, e Event) error {
 	if l == nil {
-		return fmt.Errorf("%w: a nil *AuditLog records nothing; leave the Auditor nil to tell nobody", ErrInvalidRequest)
+		return fmt.Errorf("%w: a nil *AuditLog records nothing; leave the Auditor nil to tell nobody",
+			ErrInvalidRequest)
 	}
 	if !e.Type.valid() {
 		return errEventType(e.Type)
@@ -144,33 +154,34 @@ func (l *AuditLog) Record(ctx context.Context, e Event) error {
 	return l.log.Record(ctx, string(e.Type), event)
 }
 
-// Head is the place of the last line that this process wrote, or found when it wrote or opened the log: its
-// number and its HMAC, as "SEQ-HEX". Keep it where nobody who can write to the log can change it:
-// [VerifyAuditLog] and AuditLogOptions.Head need it to notice that lines were cut off the end. "" means that
-// there is no line. After Close it is the last one.
+// Head is the place of the last line that this process wrote, or found when it wrote or opened the
+// log: its number and its HMAC, as "SEQ-HEX". Keep it where nobody who can write to the log can
+// change it: [VerifyAuditLog] and AuditLogOptions.Head need it to notice that lines were cut off
+// the end. "" means that there is no line. After Close it is the last one.
 func (l *AuditLog) Head() string { return l.log.Head().String() }
 
 // Close waits for events that are being written, and has the disk confirm them. Later events are
-// [ErrClosed]. Idempotent; its error is that of the disk, or says how many events were lost since the last
-// line.
+// [ErrClosed]. Idempotent; its error is that of the disk, or says how many events were lost since
+// the last line.
 func (l *AuditLog) Close() error { return l.log.Close() }
 
-// AuditReport is what [VerifyAuditLog] found: of the lines up to the first that is wrong, if one is.
+// AuditReport is what [VerifyAuditLog] found: of the lines up to the first that is wrong, if one
+// is.
 type AuditReport struct {
 	Files []string // paths of those that were looked at, oldest first
 	Lines uint64   // that are as they were written
-	// First is the number of the first line: 1, or more when older files were dropped because there were
-	// more than AuditLogOptions.MaxFiles. Nothing is known of what stood before it.
+	// First is the number of the first line: 1, or more when older files were dropped because there
+	// were more than AuditLogOptions.MaxFiles. Nothing is known of what stood before it.
 	First uint64
 	Head  string // the place of the last line, as "SEQ-HEX"; keep it for the next time
-	// HeadChecked says that the expected head was found. It is false without one, and when its line was
-	// dropped.
+	// HeadChecked says that the expected head was found. It is false without one, and when its line
+	// was dropped.
 	HeadChecked bool
 	Torn        uint64 // lines that crashes left unfinished, and that the next lines say so of
 	Lost        uint64 // events that could not be written, as the lines say
 
-	// Finding is the first thing that is wrong with the log, one of the constants; "" if nothing is. The
-	// other fields are its place.
+	// Finding is the first thing that is wrong with the log, one of the constants; "" if nothing
+	// is. The other fields are its place.
 	Finding string
 	File    string // path
 	Line    int    // in the file, from 1; of AuditCutOff the one that would come next
@@ -214,26 +225,28 @@ func (r *AuditReport) err() error {
 	if r.Missing > 0 {
 		missing = fmt.Sprintf("entries %d to %d are missing: ", r.Seq, r.Seq+r.Missing-1)
 	}
-	return fmt.Errorf("%w: %s, line %s: %s%s", sentinel, r.File, strconv.Itoa(r.Line), missing, r.Finding)
+	return fmt.Errorf("%w: %s, line %s: %s%s", sentinel, r.File, strconv.Itoa(r.Line), missing,
+		r.Finding)
 }
 
-// VerifyAuditLog checks the log at path with its older files, while others may write to it, under the key
-// of keys, which stays the caller's. Where the log is not as it was written, the error is
-// [ErrAuditTampered] or [ErrAuditTorn], and the report comes beside it: what was found first, and how far
-// the log was as it was written.
+// VerifyAuditLog checks the log at path with its older files, while others may write to it, under
+// the key of keys, which stays the caller's. Where the log is not as it was written, the error is
+// [ErrAuditTampered] or [ErrAuditTorn], and the report comes beside it: what was found first, and
+// how far the log was as it was written.
 //
-// It finds every line that was changed, removed, put elsewhere or added by somebody without the key. It
-// cannot find by itself that whole lines were cut off the end, or that all of the log was replaced by
-// another one of the same key store, an empty one for example. For that, give it head, a place that the log
-// had reached once ([AuditLog.Head], or an earlier report's) and that was kept elsewhere; "" = none; white
-// space around it does not matter. Holders of the key store and its passphrase can write whatever they
-// like, and an old passphrase with an old copy of the key store is enough for lines of that time's
-// generation of data keys.
+// It finds every line that was changed, removed, put elsewhere or added by somebody without the
+// key. It cannot find by itself that whole lines were cut off the end, or that all of the log was
+// replaced by another one of the same key store, an empty one for example. For that, give it head,
+// a place that the log had reached once ([AuditLog.Head], or an earlier report's) and that was kept
+// elsewhere; "" = none; white space around it does not matter. Holders of the key store and its
+// passphrase can write whatever they like, and an old passphrase with an old copy of the key store
+// is enough for lines of that time's generation of data keys.
 //
-// Other errors: fs.ErrNotExist when there is no log, [ErrInvalidRequest] for an ephemeral key store or what
-// is no head, [ErrPassphrase] when the passphrase was changed since keys was opened,
+// Other errors: fs.ErrNotExist when there is no log, [ErrInvalidRequest] for an ephemeral key store
+// or what is no head, [ErrPassphrase] when the passphrase was changed since keys was opened,
 // [ErrInsecurePermissions], [ErrLocked], the end of ctx.
-func VerifyAuditLog(ctx context.Context, path string, keys *KeyStore, head string) (*AuditReport, error) {
+func VerifyAuditLog(ctx context.Context, path string, keys *KeyStore, head string) (*AuditReport,
+	error) {
 	if keys == nil {
 		return nil, errNoAuditKeys()
 	}

@@ -59,12 +59,14 @@ func mustVerify(t testing.TB, path string, keys *KeyStore, head string) *AuditRe
 func mustFind(t testing.TB, what, path string, keys *KeyStore, head string, want AuditReport) {
 	t.Helper()
 	got, err := VerifyAuditLog(t.Context(), path, keys, head)
-	if got == nil || err == nil || got.Finding != want.Finding || got.Line != want.Line || filepath.Base(got.File) != want.File ||
+	if got == nil || err == nil || got.Finding != want.Finding || got.Line != want.Line ||
+		filepath.Base(got.File) != want.File ||
 		got.Seq != want.Seq || got.Missing != want.Missing {
 		t.Errorf("%s: found %+v, %v, want %+v", what, got, err, want)
 		return
 	}
-	if errors.Is(err, ErrAuditTorn) == errors.Is(err, ErrAuditTampered) || errors.Is(err, ErrAuditTorn) != (got.Finding == AuditTorn) {
+	if errors.Is(err, ErrAuditTorn) == errors.Is(err, ErrAuditTampered) || errors.Is(err,
+		ErrAuditTorn) != (got.Finding == AuditTorn) {
 		t.Errorf("%s: the sentinel of %v", what, err)
 	}
 	if !strings.Contains(err.Error(), got.File) || !strings.HasSuffix(err.Error(), got.Finding) {
@@ -151,7 +153,8 @@ func (h *heard) mustHear(t testing.TB, what, types string) []Event {
 		t.Errorf("%s: told %q, want %q", what, got, types)
 	}
 	for _, e := range events {
-		if e.Time.IsZero() || e.PID != os.Getpid() || e.User == "" || e.Severity != eventTypes[e.Type].severity {
+		if e.Time.IsZero() || e.PID != os.Getpid() || e.User == "" ||
+			e.Severity != eventTypes[e.Type].severity {
 			t.Errorf("%s: %s is not filled in: %+v", what, e.Type, e)
 		}
 	}

@@ -18,9 +18,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 )
 
-// oldLog unpacks a key store and a log that an earlier version wrote: two files of more, two generations of
-// keys, lines of every severity, a line that a crash left unfinished, and lost events. Its passphrase is
-// passphrase2.
+// oldLog unpacks a key store and a log that an earlier version wrote: two files of more, two
+// generations of keys, lines of every severity, a line that a crash left unfinished, and lost
+// events. Its passphrase is passphrase2.
 func oldLog(t *testing.T) (dir string) {
 	t.Helper()
 	packed, err := os.Open(filepath.Join("testdata", "auditlog", "old.tar.gz"))
@@ -65,15 +65,16 @@ func privateFolder(path string) error {
 	return d.Close()
 }
 
-// TestOldAuditLog: a log of an earlier version verifies, each of its lines is written today as it was
-// written then, and it goes on.
+// TestOldAuditLog: a log of an earlier version verifies, each of its lines is written today as it
+// was written then, and it goes on.
 func TestOldAuditLog(t *testing.T) {
 	dir := oldLog(t)
 	keys := openWeak(t, filepath.Join(dir, "keys"), passphrase2, nil)
 	path := filepath.Join(dir, "log", "audit.log")
 	head := string(readLog(t, filepath.Join(dir, "head")))
 	r := mustVerify(t, path, keys, head)
-	if r.Lines != 10 || r.First != 4 || r.Head != head || !r.HeadChecked || r.Torn != 1 || r.Lost != 2 || len(r.Files) != 2 || r.Finding != "" {
+	if r.Lines != 10 || r.First != 4 || r.Head != head || !r.HeadChecked || r.Torn != 1 ||
+		r.Lost != 2 || len(r.Files) != 2 || r.Finding != "" {
 		t.Fatalf("%+v", r)
 	}
 	seen := make(map[string]int)
@@ -90,7 +91,7 @@ func TestOldAuditLog(t *testing.T) {
 			if err != nil || !bytes.Contains(line, append(append([]byte(","), event...), `,"mac":"`...)) {
 				t.Errorf("%.300q is written as %.300q, %v", line, event, err)
 			}
-			seen[severity(e.Severity).String()]++
+			seen[severityText(e.Severity)]++
 		}
 	}
 	if seen["INFO"] != 7 || seen["WARN"] != 1 || seen["ERROR"] != 1 || seen["CRITICAL"] != 1 {
@@ -106,7 +107,8 @@ func TestOldAuditLog(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if r := mustVerify(t, path, keys, l.Head()); r.First != 7 || r.Lines != 11 || !strings.HasPrefix(r.Head, "17-") || !r.HeadChecked {
+	if r := mustVerify(t, path, keys, l.Head()); r.First != 7 || r.Lines != 11 ||
+		!strings.HasPrefix(r.Head, "17-") || !r.HeadChecked {
 		t.Errorf("%+v", r)
 	}
 	text := readLog(t, path)

@@ -27,11 +27,13 @@ func TestAuditLog(t *testing.T) {
 	}
 	mustVerify(t, path, keys, "")
 	writeNotes(t, l, 0, 3)
-	if info, err := os.Stat(path); err != nil || runtime.GOOS != "windows" && info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(path); err != nil || runtime.GOOS != "windows" &&
+		info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
 	r := mustVerify(t, path, keys, "")
-	if r.Lines != 3 || r.First != 1 || r.Head != l.Head() || !strings.HasPrefix(r.Head, "3-") || r.HeadChecked || len(r.Files) != 1 {
+	if r.Lines != 3 || r.First != 1 || r.Head != l.Head() || !strings.HasPrefix(r.Head, "3-") ||
+		r.HeadChecked || len(r.Files) != 1 {
 		t.Errorf("%+v", r)
 	}
 	head := l.Head()
@@ -57,7 +59,8 @@ func TestAuditLog(t *testing.T) {
 		if err := json.Unmarshal(line, &e); err != nil {
 			t.Fatalf("%s: %v", line, err)
 		}
-		if e.Type != EventNote || e.Severity != slog.LevelInfo || e.PID != os.Getpid() || e.User == "" || time.Since(e.Time) > time.Minute ||
+		if e.Type != EventNote || e.Severity != slog.LevelInfo || e.PID != os.Getpid() || e.User == "" ||
+			time.Since(e.Time) > time.Minute ||
 			fmt.Sprint(e.Details["n"]) != fmt.Sprint(i) {
 			t.Errorf("line %d is %+v", i, e)
 		}
@@ -73,7 +76,8 @@ func TestAuditLogSurvivesChangeOfPassphrase(t *testing.T) {
 	theirs := openAuditLog(t, path, other, nil)
 	writeNotes(t, mine, 0, 2)
 	writeNotes(t, theirs, 2, 3)
-	if err := keys.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)); err != nil {
+	if err := keys.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t,
+		passphrase2)); err != nil {
 		t.Fatal(err)
 	}
 	writeNotes(t, mine, 3, 5)
@@ -129,13 +133,15 @@ func TestOpenAuditLogRefusals(t *testing.T) {
 	} {
 		l, err := OpenAuditLog(t.Context(), c.path, c.keys, c.o)
 		_, config := errors.AsType[*ConfigError](err)
-		if l != nil || err == nil || (c.want == nil) != config || c.want != nil && !errors.Is(err, c.want) {
+		if l != nil || err == nil || (c.want == nil) != config || c.want != nil && !errors.Is(err,
+			c.want) {
 			t.Errorf("%s: %v", what, err)
 		}
 		if c.o != nil {
 			continue
 		}
-		if r, err := VerifyAuditLog(t.Context(), c.path, c.keys, ""); r != nil || !errors.Is(err, c.want) {
+		if r, err := VerifyAuditLog(t.Context(), c.path, c.keys, ""); r != nil || !errors.Is(err,
+			c.want) {
 			t.Errorf("%s, verifying: %v, %v", what, r, err)
 		}
 	}
@@ -152,7 +158,8 @@ func TestOpenAuditLogRefusals(t *testing.T) {
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenAuditLog(t.Context(), path, keys, nil); !errors.Is(err, ErrInsecurePermissions) || !strings.Contains(err.Error(), "chmod 600") {
+	if _, err := OpenAuditLog(t.Context(), path, keys, nil); !errors.Is(err, ErrInsecurePermissions) ||
+		!strings.Contains(err.Error(), "chmod 600") {
 		t.Errorf("open to others: %v", err)
 	}
 	if _, err := VerifyAuditLog(t.Context(), path, keys, ""); !errors.Is(err, ErrInsecurePermissions) {
@@ -169,15 +176,19 @@ func TestRecordRefusals(t *testing.T) {
 	}{
 		"no type":      {Event{}, ErrInvalidRequest},
 		"unknown type": {Event{Type: "request_sealed "}, ErrInvalidRequest},
-		"no JSON":      {Event{Type: EventNote, Details: map[string]any{"f": func() {}}}, ErrInvalidRequest},
-		"infinite":     {Event{Type: EventNote, Details: map[string]any{"s": circle()}}, ErrInvalidRequest},
-		"large":        {Event{Type: EventNote, Details: map[string]any{"s": strings.Repeat("x", 64<<10)}}, ErrTooLarge},
+		"no JSON": {Event{Type: EventNote, Details: map[string]any{"f": func() {}}},
+			ErrInvalidRequest},
+		"infinite": {Event{Type: EventNote, Details: map[string]any{"s": circle()}},
+			ErrInvalidRequest},
+		"large": {Event{Type: EventNote, Details: map[string]any{"s": strings.Repeat("x",
+			64<<10)}}, ErrTooLarge},
 	} {
 		if err := l.Record(t.Context(), c.e); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if err := l.Record(t.Context(), Event{Type: EventNote, Details: map[string]any{"s": strings.Repeat("x", 60<<10)}}); err != nil {
+	if err := l.Record(t.Context(), Event{Type: EventNote,
+		Details: map[string]any{"s": strings.Repeat("x", 60<<10)}}); err != nil {
 		t.Errorf("nearly too large: %v", err)
 	}
 	if r := mustVerify(t, path, keys, ""); r.Lines != 2 || r.Lost != 0 {
@@ -210,19 +221,23 @@ func TestAuditLogHead(t *testing.T) {
 	mustFind(t, "cut off", path, keys, late, cutOff)
 	mustFind(t, "a head with white space", path, keys, " "+late+"\n", cutOff)
 	writeLog(t, path, nil)
-	mustFind(t, "emptied", path, keys, late, AuditReport{File: "audit.log", Line: 1, Seq: 1, Missing: 4, Finding: AuditCutOff})
+	mustFind(t, "emptied", path, keys, late, AuditReport{File: "audit.log", Line: 1, Seq: 1,
+		Missing: 4, Finding: AuditCutOff})
 	if err := errors.Join(os.Remove(path), os.Remove(path+".lock")); err != nil {
 		t.Fatal(err)
 	}
 	l = openAuditLog(t, path, keys, nil)
 	writeNotes(t, l, 10, 16)
-	mustFind(t, "another log", path, keys, late, AuditReport{File: "audit.log", Line: 4, Seq: 4, Finding: AuditReplaced})
+	mustFind(t, "another log", path, keys, late, AuditReport{File: "audit.log", Line: 4, Seq: 4,
+		Finding: AuditReplaced})
 
 	zeros := strings.Repeat("0", 64)
 	for _, text := range []string{
-		" ", "4", "4-", "-" + zeros, "0-" + zeros, "4-" + zeros[2:], "4-" + strings.Repeat("g", 64), "x-" + zeros, late + "00",
+		" ", "4", "4-", "-" + zeros, "0-" + zeros, "4-" + zeros[2:], "4-" + strings.Repeat("g",
+			64), "x-" + zeros, late + "00",
 	} {
-		if r, err := VerifyAuditLog(t.Context(), path, keys, text); r != nil || !errors.Is(err, ErrInvalidRequest) {
+		if r, err := VerifyAuditLog(t.Context(), path, keys, text); r != nil || !errors.Is(err,
+			ErrInvalidRequest) {
 			t.Errorf("%q: %v", text, err)
 		}
 		_, err := OpenAuditLog(t.Context(), path, keys, &AuditLogOptions{Head: text})
@@ -242,18 +257,22 @@ func TestAuditEventYears(t *testing.T) {
 	}
 	for name, record := range record {
 		for year, at := range map[string]time.Time{
-			"10000": time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), "-1": time.Date(-1, 12, 31, 0, 0, 0, 0, time.UTC),
-			"9999999": time.Date(9999999, 1, 1, 0, 0, 0, 0, time.UTC), "10000 ": time.Date(9999, 12, 31, 23, 0, 0, 0, west),
+			"10000": time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), "-1": time.Date(-1, 12, 31, 0, 0, 0, 0,
+				time.UTC),
+			"9999999": time.Date(9999999, 1, 1, 0, 0, 0, 0, time.UTC), "10000 ": time.Date(9999, 12, 31, 23,
+				0, 0, 0, west),
 			"-1 ": time.Date(0, 1, 1, 0, 0, 0, 0, east),
 		} {
 			err := record(t.Context(), Event{Type: EventNote, Time: at})
-			if !errors.Is(err, ErrAudit) || !errors.Is(err, ErrInvalidRequest) || !strings.Contains(err.Error(), "year "+strings.TrimSpace(year)) ||
+			if !errors.Is(err, ErrAudit) || !errors.Is(err, ErrInvalidRequest) ||
+				!strings.Contains(err.Error(), "year "+strings.TrimSpace(year)) ||
 				strings.Contains(err.Error(), "details") {
 				t.Errorf("%s, %s: %v", name, year, err)
 			}
 		}
 		for _, at := range []time.Time{
-			time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 999_999_999, time.UTC),
+			time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 999_999_999,
+				time.UTC),
 			time.Date(10000, 1, 1, 0, 0, 0, 0, east), time.Date(-1, 12, 31, 23, 0, 0, 0, west), {},
 		} {
 			if err := record(t.Context(), Event{Type: EventNote, Time: at}); err != nil && name != "JSON" {
@@ -261,8 +280,10 @@ func TestAuditEventYears(t *testing.T) {
 			}
 		}
 	}
-	details := Event{Type: EventNote, Details: map[string]any{"at": time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}}
-	if err := l.Record(t.Context(), details); !errors.Is(err, ErrInvalidRequest) || !strings.Contains(err.Error(), "details") {
+	details := Event{Type: EventNote, Details: map[string]any{"at": time.Date(10000, 1, 1, 0, 0, 0, 0,
+		time.UTC)}}
+	if err := l.Record(t.Context(), details); !errors.Is(err, ErrInvalidRequest) ||
+		!strings.Contains(err.Error(), "details") {
 		t.Errorf("in the details: %v", err)
 	}
 	if r := mustVerify(t, path, keys, ""); r.Lines != 5 || r.Lost != 0 {
@@ -271,7 +292,8 @@ func TestAuditEventYears(t *testing.T) {
 	// A call that such an event belongs to is stopped.
 	var tell teller
 	tell.set(l.Record)
-	if err := tell.tell(t.Context(), Event{Type: EventNote, Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}); !errors.Is(err, ErrAudit) {
+	if err := tell.tell(t.Context(), Event{Type: EventNote, Time: time.Date(10000, 1, 1, 0, 0, 0, 0,
+		time.UTC)}); !errors.Is(err, ErrAudit) {
 		t.Errorf("%v", err)
 	}
 }
@@ -282,7 +304,8 @@ func TestNilAuditLog(t *testing.T) {
 	if err := none.Record(t.Context(), note(1)); !errors.Is(err, ErrInvalidRequest) {
 		t.Errorf("%v", err)
 	}
-	c, err := NewSecureCompletionClient(Config{BaseURL: "https://a.test", Trust: TrustHTTPS(), Audit: none.Record})
+	c, err := NewSecureCompletionClient(Config{BaseURL: "https://a.test", Trust: TrustHTTPS(),
+		Audit: none.Record})
 	if c != nil || !errors.Is(err, ErrAudit) || !errors.Is(err, ErrInvalidRequest) {
 		t.Errorf("%v, %v", c, err)
 	}

@@ -92,7 +92,8 @@ var (
 	// call stands. Of a stream only the end is withheld. errors.Is also finds the Auditor's error, but not ErrUnconfirmed in
 	// it: a call that returns that speaks of the key store.
 	ErrAudit = fault.ErrAudit
-	// ErrAuditTampered: an audit log is not as it was written. See AuditReport.
+	// ErrAuditTampered: an audit log is not as it was written, or it or its folder is gone. See
+	// AuditReport, OpenAuditLog and AuditLog.Record.
 	ErrAuditTampered = fault.ErrAuditTampered
 	// ErrAuditTorn: the last line of an audit log is unfinished, as a crash leaves it, or a cut. See AuditReport.
 	ErrAuditTorn = fault.ErrAuditTorn

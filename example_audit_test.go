@@ -14,8 +14,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// Users who can write to the log can cut lines off its end. That shows against a head that was kept where
-// they cannot write.
+// Users who can write to the log can cut lines off its end. That shows against a head that was kept
+// where they cannot write.
 func ExampleVerifyAuditLog() {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "audit")
@@ -28,7 +28,8 @@ func ExampleVerifyAuditLog() {
 		log.Fatal(err)
 	}
 	defer passphrase.Destroy()
-	store, err := sealedchat.CreateKeyStore(ctx, filepath.Join(dir, "keys"), passphrase, &sealedchat.KeyStoreOptions{Bits: 2048})
+	store, err := sealedchat.CreateKeyStore(ctx, filepath.Join(dir, "keys"), passphrase,
+		&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		log.Fatal(err)
 	}

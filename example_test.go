@@ -15,7 +15,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/seed-017344ad/sealedchat"
 )
@@ -333,7 +332,7 @@ func ExampleNewGateway() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	server := &http.Server{Addr: ":8443", Handler: gateway, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	server := gateway.Server(":8443")
 	err = server.ListenAndServeTLS("cert.pem", "key.pem")
 	log.Fatal(err)
 }

@@ -5,7 +5,6 @@ package sealedchat
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -18,7 +17,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/limit"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/replay"
 )
 
 // GatewayConfig is what [NewGateway] needs: Upstream, and Authenticate or AllowUnauthenticated. Every other zero value
@@ -57,7 +58,7 @@ type GatewayConfig struct {
 	// "" = TierStandard.
 	Tier SecurityTier
 	// Replay remembers the requests that were served. Gateways that share Keys share it, and have the same ReplayWindow and
-	// OHTTP.DateWindow: each remembers for as long as its own says. nil = NewReplayCache(0) of its own.
+	// OHTTP.DateWindow: each remembers for as long as its own says. nil = one of its own: see [ReplayCache].
 	Replay ReplayCache
 	// ReplayWindow is for how long, in protocol v1 (for the second see GatewayOHTTP.DateWindow). It has no timestamp: after
 	// the window, a captured request is served again. 0 = 24 h, or as long as the cache has room: with its 131,072 entries,
@@ -67,17 +68,29 @@ type GatewayConfig struct {
 	// MaxRequestBytes bounds the opened request, MaxResponseBytes the upstream's answer. More is answered 413 and 502; a
 	// stream is cut. 0 = 10 MiB and 48 MiB; below 1 GiB.
 	MaxRequestBytes, MaxResponseBytes int64
-	// MaxConcurrent bounds the requests that are worked on at the same time; more are answered 503 with
-	// Retry-After: 1. 0 = 64. Each may need about five times its size in memory.
+	// MaxConcurrent bounds the requests that are worked on at the same time. One that has arrived waits up to a second for
+	// its place, and is then answered 503 with Retry-After: 1. 0 = 64. Each may need about five times its size in memory.
+	// Requests that are still on the way hold no place; what has come of their bodies has MaxConcurrent × MaxRequestBytes
+	// in all, a quarter of that for one address, half for an IPv6 /48, and at least four of the largest requests. More is
+	// answered 503 as well.
 	MaxConcurrent int
 	// Timeout bounds the work on one request, and BodyTimeout the arrival of its body and the delivery of its answer.
-	// 0 = 10 minutes and 1 minute. In Oblivious HTTP a request's header has 5 seconds at most.
+	// 0 = 10 minutes and 1 minute. In Oblivious HTTP a request's header has 5 seconds at most. From ten seconds on, a body
+	// has to have come at 8 KiB/s. A server's WriteTimeout does not count: the gateway lifts it.
 	Timeout, BodyTimeout time.Duration
 
 	// IdleTimeout is the longest time between two pieces of the upstream's event stream, counted from its first event on:
 	// until then only Timeout holds. Comments count as pieces. The answer of a stream that stands still for longer stays
 	// without its end, so that no client takes it for whole. 0 = 1 minute; negative = no limit.
 	IdleTimeout time.Duration
+
+	// AddressHeader names the header in which the proxy in front says whom a request comes from: "X-Forwarded-For" for
+	// example. The last address in it counts; of an IPv6 address its first 64 bits. The proxy next to the gateway has to set
+	// that header, or to append to it: what stands last is taken at its word. Without the header, or an address in it, the
+	// request counts for its RemoteAddr. Limits per address hold in both protocols: behind a proxy set it, or all clients
+	// share one address. A handler in front that changes RemoteAddr can name anything else; "" there is nobody in particular,
+	// without a limit of its own. "" = RemoteAddr.
+	AddressHeader string
 
 	// Protocols are those that are served, all on the same listener. nil = both.
 	Protocols []Protocol
@@ -98,18 +111,16 @@ type GatewayConfig struct {
 // /.well-known/ohttp-gateway for Oblivious HTTP, and GET /healthz. Put it behind TLS: an [http.Server] with a certificate,
 // or a proxy. Its methods may be called from several goroutines.
 type Gateway struct {
-	cfg       GatewayConfig
-	way       *upstreamWay
-	ownKeys   bool
-	slots     chan struct{}
-	counts    gatewayCounts
-	clients   clientKeys
-	strangers *strangers
-	busy      *strangers // one bucket: refusals for want of a place that are remembered
-	readers   *readers
-	copies    copies
-	audit     teller
-	opened    time.Time
+	cfg     GatewayConfig
+	way     *upstreamWay
+	ownKeys bool
+	replays *replay.File // cfg.Replay, where it is the gateway's own and in a file
+	slots   chan struct{}
+	counts  gatewayCounts
+	clients clientKeys
+	limits  gatewayLimits
+	audit   teller
+	opened  time.Time
 
 	life context.Context
 	end  context.CancelFunc
@@ -132,9 +143,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 		return nil, &ConfigError{Field: "GatewayConfig.Upstream", Err: err}
 	}
 	g := &Gateway{cfg: c, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
-	g.strangers = newStrangers(c.OHTTP.StrangerRate, c.OHTTP.StrangerBurst, time.Now)
-	g.busy = newStrangers(float64(c.MaxConcurrent), 4*c.MaxConcurrent, time.Now)
-	g.readers = newReaders(c.MaxConcurrent)
+	g.limits = newGatewayLimits(&c)
 	if g.way, err = newUpstreamWay(&c, base); err != nil {
 		return nil, &ConfigError{Field: "GatewayConfig.UpstreamTransport", Err: err}
 	}
@@ -145,6 +154,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 		}
 		g.ownKeys = true
 	}
+	g.cfg.Replay, g.replays = replayOr(c.Replay, g.cfg.Keys)
 	g.life, g.end = context.WithCancel(context.Background())
 	if err := g.tellOpened(); err != nil {
 		g.audit.set(nil) // it was never open
@@ -199,6 +209,9 @@ func (c *GatewayConfig) setDefaults() error {
 	if c.Tier == "" {
 		c.Tier = TierStandard
 	}
+	if !validHeaderName(c.AddressHeader) {
+		return configError("GatewayConfig.AddressHeader", "want the name of a header, like \"X-Forwarded-For\"")
+	}
 	for _, p := range c.Protocols {
 		if p > ProtocolOHTTP {
 			return configError("GatewayConfig.Protocols", "want ProtocolEnvelope and ProtocolOHTTP")
@@ -206,9 +219,6 @@ func (c *GatewayConfig) setDefaults() error {
 	}
 	if err := c.OHTTP.setDefaults(); err != nil {
 		return err
-	}
-	if c.Replay == nil {
-		c.Replay = NewReplayCache(0)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -219,6 +229,25 @@ func (c *GatewayConfig) setDefaults() error {
 // PublicKey is the RSA key that requests of protocol v1 have to be sealed to, generated now if there is none yet. Its
 // fingerprint is what clients pin. Errors are those of [KeyStore.Public].
 func (g *Gateway) PublicKey(ctx context.Context) (*PublicKey, error) { return g.cfg.Keys.Public(ctx) }
+
+// Server is an [http.Server] on addr that is right for the gateway: it waits 10 seconds for a request's header, which
+// has 8 KiB at most, keeps idle connections for 2 minutes, and writes its complaints to GatewayConfig.Logger at level
+// WARN. 500 connections cost at most 32 MiB, however long their headers are. It has no ReadTimeout and no WriteTimeout,
+// since Timeout and BodyTimeout bound every request. The caller may change it, sets TLSConfig where ListenAndServeTLS has
+// no files for it, starts it and shuts it down, before [Gateway.Close].
+func (g *Gateway) Server(addr string) *http.Server {
+	return &http.Server{
+		Addr:              addr,
+		Handler:           g,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    maxHeaderBytes,
+		HTTP2:             &http.HTTP2Config{MaxReadFrameSize: 16 << 10}, // each connection keeps a buffer for its largest
+		ErrorLog:          slog.NewLogLogger(g.cfg.Logger.Handler(), slog.LevelWarn),
+	}
+}
+
+const maxHeaderBytes = 8 << 10 // an RSA key of 8192 bits, an API key of 4 KiB, and what proxies add; net/http allows 4 KiB more
 
 // Close refuses new requests with 503, ends running ones, waits for them, and wipes the keys that are the gateway's own.
 // For a graceful end, shut the http.Server down first. Idempotent; its only error is [ErrAudit], which keeps nothing from
@@ -234,6 +263,7 @@ func (g *Gateway) Close() (err error) {
 		if g.ownKeys {
 			_ = g.cfg.Keys.Close()
 		}
+		_ = g.replays.Close()
 		err = g.tellClosed()
 	})
 	return err
@@ -249,34 +279,14 @@ func (g *Gateway) begin() bool {
 	return true
 }
 
-// refusal is an answer that is not a completion. detail is the gateway's own words: nothing of the request, nothing
-// of the upstream.
-type refusal struct {
-	status     int
-	detail     string
-	retryAfter time.Duration
-	cause      error  // for the log; its text is sanitised there
-	kind       string // a problem type, in the second protocol
-	allow      string // methods, with 405 in the second protocol
-	forgotten  bool   // a copy of the request may be served later on, in the second protocol
-	event      EventType
-}
-
-// as makes the refusal an audit event.
-func (p *refusal) as(t EventType) *refusal {
-	p.event = t
-	return p
-}
-
-func refuse(status int, detail string) *refusal { return &refusal{status: status, detail: detail} }
-
 // ServeHTTP serves one request. It survives a panic in it with status 500; once an answer has begun, it panics with
 // [http.ErrAbortHandler], so that nobody takes the answer for whole.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !g.begin() {
 		p := refuse(http.StatusServiceUnavailable, "the gateway is closing")
 		body := p.render(w.Header())
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.cfg.BodyTimeout)) // as below
+		control, until := http.NewResponseController(w), time.Now().Add(g.cfg.BodyTimeout) // as below
+		_, _ = control.SetReadDeadline(until), control.SetWriteDeadline(until)
 		w.WriteHeader(p.status)
 		_, _ = w.Write(body)
 		return
@@ -284,6 +294,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer g.running.Done()
 	h := &gatewayRequest{g: g, w: w, r: r, start: time.Now()}
 	defer func() {
+		h.room.Return()
 		h.deadlines.Lock()
 		defer h.deadlines.Unlock()
 		h.over = true
@@ -291,7 +302,8 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer context.AfterFunc(g.life, func() { h.within(0, reading|writing) })()
 	defer h.finish()
 
-	if r.ContentLength != 0 { // net/http reads what is left of a body before it answers
+	h.within(unbounded, writing) // a server's WriteTimeout would cut answers that take longer; Timeout bounds the work
+	if r.ContentLength != 0 {    // net/http reads what is left of a body before it answers
 		h.within(g.cfg.BodyTimeout, reading)
 	}
 	h.header("Cache-Control", "no-store")
@@ -332,6 +344,8 @@ type gatewayRequest struct {
 	problem   *refusal
 	cut       bool // an answer began that the client did not get to its end
 
+	room *limit.Lease // what its body has among those on the way; nil before, and in a place
+
 	deadlines sync.Mutex
 	over      bool // the handler has returned: w is no longer to be touched
 }
@@ -362,7 +376,6 @@ type direction int
 const (
 	reading direction = 1 << iota
 	writing
-
 	unbounded time.Duration = -1
 )
 
@@ -421,19 +434,6 @@ func (h *gatewayRequest) refuse(p *refusal) {
 	h.problem = p
 	h.tellRefused(p)
 	_ = h.write(p.status, p.render(h.w.Header())) // the client may be gone
-}
-
-// render sets the header of a refusal and returns its body.
-func (p *refusal) render(header http.Header) []byte {
-	body, _ := json.Marshal(map[string]string{"detail": p.detail}) // a map of strings marshals
-	header.Set("Content-Type", "application/json")
-	if p.status == http.StatusUnauthorized {
-		header.Set("WWW-Authenticate", "Bearer")
-	}
-	if p.retryAfter > 0 {
-		header.Set("Retry-After", httpx.WholeSeconds(p.retryAfter))
-	}
-	return body
 }
 
 // finish survives a panic and writes the log line.

@@ -24,8 +24,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
-// completion serves POST /v1/chat/secure_completion: authenticate, read, open, claim, forward, seal. Only what opens is
-// claimed, so that made-up envelopes cannot push others out of the replay cache.
+// completion serves POST /v1/chat/secure_completion: authenticate, read, take a place, open, claim, forward, seal. Only
+// what opens is claimed, so that made-up envelopes cannot push others out of the replay cache.
 func (h *gatewayRequest) completion() {
 	h.within(h.g.cfg.BodyTimeout, reading)
 	clientKey, p := h.admit()
@@ -34,23 +34,26 @@ func (h *gatewayRequest) completion() {
 		h.refuse(p)
 		return
 	}
-	select {
-	case h.g.slots <- struct{}{}:
-		defer func() { <-h.g.slots }()
-	default:
-		h.drain()
-		h.refuse(&refusal{status: http.StatusServiceUnavailable, detail: "too many requests at the same time", retryAfter: time.Second})
+	body, p := h.readBody()
+	if p != nil {
+		if p.status == http.StatusRequestEntityTooLarge || p.status == http.StatusServiceUnavailable {
+			h.drain()
+		}
+		h.refuse(p)
 		return
 	}
+	p = h.enter()
+	if p != nil {
+		h.refuse(p)
+		return
+	}
+	defer h.leave()
 	ctx, cancel := context.WithTimeout(h.r.Context(), h.g.cfg.Timeout)
 	defer cancel()
 	defer context.AfterFunc(h.g.life, cancel)()
 
-	e, p := h.readEnvelope()
+	e, p := h.parseEnvelope(body)
 	if p != nil {
-		if p.status == http.StatusRequestEntityTooLarge {
-			h.drain()
-		}
 		h.refuse(p)
 		return
 	}
@@ -99,16 +102,19 @@ func (h *gatewayRequest) admit() (*PublicKey, *refusal) {
 			return nil, authRefusal(err)
 		}
 	}
+	if p := h.admitOuter(h.envelopeLimit()); p != nil {
+		return nil, p
+	}
 	id := h.r.Header.Get(hybrid.HeaderPayloadID)
 	if !validPayloadID(id) {
 		return nil, refuse(http.StatusBadRequest, "X-Payload-ID is missing or malformed")
 	}
 	h.payloadID = id
-	h.tier = SecurityTier(h.r.Header.Get(hybrid.HeaderTier))
-	if h.tier.rank() < 0 {
-		h.tier = ""
-		return nil, refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
+	tier, p := tierIn(h.r.Header)
+	if p != nil {
+		return nil, p
 	}
+	h.tier = tier
 	if p := h.checkTier(); p != nil {
 		return nil, p
 	}
@@ -158,29 +164,38 @@ func validPayloadID(id string) bool {
 	return true
 }
 
-// readEnvelope reads the body within its limits of size and time.
-func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
-	if h.r.Header.Get("Content-Encoding") != "" {
-		return nil, refuse(http.StatusUnsupportedMediaType, "a sealed request has no content encoding")
-	}
-	limit := h.g.cfg.MaxRequestBytes/3*4 + 64<<10 // base64, and room for the rest of the envelope
-	limit += limit / 32                           // which may write / as \/
-	if h.r.ContentLength > limit {
-		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
-	}
-	body, err := httpx.ReadAll(httpx.Capped(h.r.Body, limit), h.r.ContentLength)
+// envelopeLimit is the most bytes of a sealed request.
+func (h *gatewayRequest) envelopeLimit() int64 { return envelopeLimit(h.g.cfg.MaxRequestBytes) }
+
+func envelopeLimit(plaintext int64) int64 {
+	most := plaintext/3*4 + 64<<10 // base64, and room for the rest of the envelope
+	return most + most/32          // which may write / as \/
+}
+
+// readBody reads the body within its limits of size and time.
+func (h *gatewayRequest) readBody() ([]byte, *refusal) {
+	most := h.envelopeLimit()
+	arriving := &arrivingBody{h: h}
+	body, err := []byte(nil), arriving.charge()
 	if err == nil {
-		h.within(unbounded, reading) // from here on Timeout holds
+		body, err = httpx.ReadAll(httpx.Capped(arriving, most), min(h.r.ContentLength, firstRead))
 	}
-	h.bytesIn = len(body)
 	switch {
+	case err == nil:
+		h.within(unbounded, reading) // from here on Timeout holds
+		return body, nil
+	case errors.Is(err, errNoRoom):
+		return nil, tooManyAtOnce()
 	case errors.Is(err, ErrTooLarge):
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, refuse(http.StatusRequestTimeout, "the request did not arrive in time")
-	case err != nil:
-		return nil, &refusal{status: http.StatusBadRequest, detail: "the request did not arrive whole", cause: err}
 	}
+	return nil, &refusal{status: http.StatusBadRequest, detail: "the request did not arrive whole", cause: err}
+}
+
+// parseEnvelope takes a body apart.
+func (h *gatewayRequest) parseEnvelope(body []byte) (*envelope.Envelope, *refusal) {
 	e, err := envelope.Parse(body, int(h.g.cfg.MaxRequestBytes))
 	if errors.Is(err, envelope.ErrTooLarge) {
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")

@@ -16,11 +16,12 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
-// This file is how a key store tells its Auditor, and the key that an audit log gets from it. Events are told when neither
-// the store's own lock nor the file's is held.
+// This file is how a key store tells its Auditor, and the key that an audit log gets from it.
+// Events are told when neither the store's own lock nor the file's is held.
 
-// SetAuditor tells a from now on, in place of KeyStoreOptions.Audit, and at once what CreateKeyStore or OpenKeyStore did, if
-// nobody was told that yet. It is for an [AuditLog], which needs the open store for its key:
+// SetAuditor tells a from now on, in place of KeyStoreOptions.Audit, and at once what
+// CreateKeyStore or OpenKeyStore did, if nobody was told that yet. It is for an [AuditLog], which
+// needs the open store for its key:
 //
 //	store, err := OpenKeyStore(ctx, dir, passphrase, nil)
 //	log, err := OpenAuditLog(ctx, path, store, nil)
@@ -29,7 +30,8 @@ import (
 //	store.Close() // after the clients and gateways; rotation in the background tells until here
 //	log.Close()
 //
-// nil tells nobody. The error is [ErrAudit] with a's own for what is told at once; a is set all the same.
+// nil tells nobody. The error is [ErrAudit] with a's own for what is told at once; a is set all the
+// same.
 func (s *KeyStore) SetAuditor(ctx context.Context, a Auditor) (err error) {
 	s.audit.set(a)
 	if a == nil {
@@ -45,7 +47,8 @@ func (s *KeyStore) SetAuditor(ctx context.Context, a Auditor) (err error) {
 	return err
 }
 
-// tell tells the Auditor. Without one, what happens until the store is open waits for SetAuditor: a handful of events.
+// tell tells the Auditor. Without one, what happens until the store is open waits for SetAuditor: a
+// handful of events.
 func (s *KeyStore) tell(ctx context.Context, e Event) error {
 	s.mu.Lock()
 	if s.opening && s.audit.to.Load() == nil {
@@ -56,14 +59,16 @@ func (s *KeyStore) tell(ctx context.Context, e Event) error {
 	return s.audit.tell(ctx, e)
 }
 
-// failed tells of err, the error of a call, if it is an event and was not told already: err comes back.
+// failed tells of err, the error of a call, if it is an event and was not told already: err comes
+// back.
 func (s *KeyStore) failed(ctx context.Context, err error) error {
 	if _, told := errors.AsType[*toldError](err); told || err == nil {
 		return err
 	}
 	e, ok := fileEvent(err)
 	if errors.Is(err, ErrPassphrase) && !errors.Is(err, errChangedElsewhere) {
-		e, ok = Event{Type: EventDecryptionRefused, Path: s.path(), Reason: "wrong passphrase or damaged key store"}, true
+		e, ok = Event{Type: EventDecryptionRefused, Path: s.path(),
+			Reason: "wrong passphrase or damaged key store"}, true
 	}
 	if !ok {
 		return err
@@ -126,8 +131,10 @@ func (s *KeyStore) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start
 	if ctx.Err() != nil {
 		return fault.Ended(ctx) // the key is dropped, and nobody hears of it
 	}
-	// A store that is closed meanwhile waits for the Auditor: an event that it breaks off would count as lost.
-	e := Event{Type: EventKeyGenerated, Fingerprint: hexFingerprint(key), Bits: key.Bits(), Duration: time.Since(start)}
+	// A store that is closed meanwhile waits for the Auditor: an event that it breaks off would
+	// count as lost.
+	e := Event{Type: EventKeyGenerated, Fingerprint: hexFingerprint(key), Bits: key.Bits(),
+		Duration: time.Since(start)}
 	return s.tell(context.WithoutCancel(ctx), e)
 }
 
@@ -190,7 +197,8 @@ func (s *KeyStore) tellChanges(ctx context.Context, c *keyChanges, err error) er
 	}
 	for fp, state := range c.after {
 		if _, known := c.before[fp]; !known && state == configListed {
-			tell(Event{Type: EventKeyGenerated, Fingerprint: fp, Reason: "a configuration of Oblivious HTTP"})
+			tell(Event{Type: EventKeyGenerated, Fingerprint: fp,
+				Reason: "a configuration of Oblivious HTTP"})
 		}
 	}
 	for fp, state := range c.before {
@@ -235,10 +243,12 @@ func (s *KeyStore) tellUnopened(err error) error {
 	if !errors.Is(err, ErrDecryption) {
 		return err
 	}
-	return fault.Join(err, s.tell(context.Background(), Event{Type: EventDecryptionRefused, Path: s.path(), Reason: "data at rest"}))
+	return fault.Join(err, s.tell(context.Background(), Event{Type: EventDecryptionRefused,
+		Path: s.path(), Reason: "data at rest"}))
 }
 
-// isNews reports whether a failure of the background is another one than the last, which was told already.
+// isNews reports whether a failure of the background is another one than the last, which was told
+// already.
 func isNews(before, now error) bool {
 	return now != nil && (before == nil || before.Error() != now.Error())
 }

@@ -23,14 +23,19 @@ const keepAll = 100 * 365 * 24 * time.Hour // grace: looking at a store must not
 func (p *program) verify(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("verify", flag.ContinueOnError)
 	dir := f.String("dir", p.env("NOMYO_KEY_DIR"), "`folder` of the key store")
-	head := f.String("head", "", "`head` that an earlier verify printed, and that the log must still contain")
-	file := f.String("passphrase-file", "", "`file` with the key store's passphrase; without it NOMYO_KEY_PASSWORD")
+	head := f.String("head", "",
+		"`head` that an earlier verify printed, and that the log must still contain")
+	file := f.String("passphrase-file", "",
+		"`file` with the key store's passphrase; without it NOMYO_KEY_PASSWORD")
 	path, err := p.parse(f, args)
 	if err != nil {
 		return err
 	}
 	empty := false // a script whose variable is unset must not verify without a head
-	f.Visit(func(flag *flag.Flag) { empty = empty || flag.Name == "head" && strings.TrimSpace(*head) == "" })
+	f.Visit(func(flag *flag.Flag) {
+		empty = empty || flag.Name == "head" &&
+			strings.TrimSpace(*head) == ""
+	})
 	if empty {
 		return wrongInput("-head is empty")
 	}
@@ -64,7 +69,9 @@ func (p *program) verify(ctx context.Context, args []string) error {
 }
 
 // errHeadNotFound is exit status 5.
-var errHeadNotFound = errors.New("the line of -head was dropped with an older file: nothing can be said of what came between")
+var errHeadNotFound = errors.New(
+	"the line of -head was dropped with an older file: nothing can be said of what came between",
+)
 
 func (p *program) describe(r *sealedchat.AuditReport, head string) {
 	fmt.Fprintf(p.stderr, "%d events in %d files are as they were written\n", r.Lines, len(r.Files))
@@ -102,14 +109,17 @@ func (p *program) passphrase(file string) (*sealedchat.Secret, error) {
 	if err != nil {
 		return nil, wrongInput("-passphrase-file: %w", err)
 	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" { // on Windows who may is not in the mode
-		return nil, wrongInput("-passphrase-file: others may use %s (mode %04o): chmod 600 it", file, mode)
+	// on Windows who may is not in the mode
+	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" {
+		return nil, wrongInput("-passphrase-file: others may use %s (mode %04o): chmod 600 it", file,
+			mode)
 	}
 	text := make([]byte, maxPassphrase+1)
 	defer clear(text)
 	n, err := io.ReadFull(f, text)
 	if err == nil || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, wrongInput("-passphrase-file: %s cannot be read, or has more than %d bytes", file, maxPassphrase)
+		return nil, wrongInput("-passphrase-file: %s cannot be read, or has more than %d bytes", file,
+			maxPassphrase)
 	}
 	return sealedchat.NewSecret(bytes.TrimRight(text[:n], "\r\n"))
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// TestFullAuditLog has a process fill a file system of 64 KiB with its log: what cannot be written stops the caller or
-// does not, as was chosen, and the next line says how many events are missing.
+// TestFullAuditLog has a process fill a file system of 64 KiB with its log: what cannot be written
+// stops the caller or does not, as was chosen, and the next line says how many events are missing.
 func TestFullAuditLog(t *testing.T) {
 	testkit.RunWithOwnMounts(t, child(t, "full", t.TempDir(), ""))
 }
@@ -45,7 +45,8 @@ func childFull(t *testing.T, dir, _ string) {
 			t.Fatal(err)
 		}
 		writeNotes(t, l, 2, 3)
-		if r := mustVerify(t, path, keys, Head{}); r.Head.Seq != before+1 || r.Lost != uint64(3*(i+1)) || r.Torn != 0 {
+		if r := mustVerify(t, path, keys, Head{}); r.Head.Seq != before+1 || r.Lost != uint64(3*(i+1)) ||
+			r.Torn != 0 {
 			t.Errorf("%+v", r)
 		}
 		if err := l.Close(); err != nil {
@@ -58,7 +59,8 @@ func childFull(t *testing.T, dir, _ string) {
 	head := l.Head()
 	l.turn <- struct{}{}
 	l.dropFile() // or the mount would be busy
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT|syscall.MS_RDONLY,
+		""); err != nil {
 		t.Fatal(err)
 	}
 	<-l.turn

@@ -18,8 +18,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
-// TestFolderGoneBetweenEvents: a log whose folder is not where it was writes nothing, says so, and makes
-// nothing in the place of the folder.
+// TestFolderGoneBetweenEvents: a log whose folder is not where it was writes nothing, says so, and
+// makes nothing in the place of the folder.
 func TestFolderGoneBetweenEvents(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("an open folder can be neither removed nor renamed there")
@@ -32,11 +32,9 @@ func TestFolderGoneBetweenEvents(t *testing.T) {
 		},
 		"replaced by a new log": func(dir string) error {
 			err := errors.Join(os.Rename(dir, dir+".away"), os.Mkdir(dir, 0o700))
-			l, openErr := Open(t.Context(), filepath.Join(dir, "audit.log"), &testKeys{store: newTestStore()}, withDefaults(nil))
+			l, openErr := Open(t.Context(), filepath.Join(dir, "audit.log"),
+				&testKeys{store: newTestStore()}, withDefaults(nil))
 			return errors.Join(err, openErr, l.Close())
-		},
-		"replaced by a link to it": func(dir string) error {
-			return errors.Join(os.Rename(dir, dir+".away"), os.Symlink(dir+".away", dir))
 		},
 		"replaced by a file": func(dir string) error {
 			return errors.Join(os.Rename(dir, dir+".away"), os.WriteFile(dir, nil, 0o600))
@@ -45,7 +43,8 @@ func TestFolderGoneBetweenEvents(t *testing.T) {
 		for _, after := range []time.Duration{0, time.Nanosecond} {
 			t.Run(what, func(t *testing.T) {
 				var said bytes.Buffer
-				l, path, keys := startLog(t, &Options{FlushEvery: after, Logger: slog.New(slog.NewTextHandler(&said, nil))})
+				l, path, keys := startLog(t, &Options{FlushEvery: after,
+					Logger: slog.New(slog.NewTextHandler(&said, nil))})
 				writeNotes(t, l, 0, 3)
 				dir := filepath.Dir(path)
 				if err := take(dir); err != nil {
@@ -54,7 +53,8 @@ func TestFolderGoneBetweenEvents(t *testing.T) {
 				before := tree(t, dir)
 				for range 2 {
 					err := l.Record(t.Context(), "note", note(3))
-					if !errors.Is(err, fault.ErrAuditTampered) || !strings.Contains(err.Error(), "folder") || !strings.Contains(err.Error(), "restore it") {
+					if !errors.Is(err, fault.ErrAuditTampered) || !strings.Contains(err.Error(), "folder") ||
+						!strings.Contains(err.Error(), "restore it") {
 						t.Errorf("%v", err)
 					}
 				}
@@ -97,14 +97,20 @@ func tree(t *testing.T, path string) string {
 	return all.String()
 }
 
-// TestFileGoneBetweenEvents: lines that were there and are gone leave a gap that Verify finds, whichever
-// process writes on, also one that has only read them.
+// TestFileGoneBetweenEvents: lines that were there and are gone leave a gap that Verify finds,
+// whichever process writes on, also one that has only read them.
 func TestFileGoneBetweenEvents(t *testing.T) {
 	for what, take := range map[string]func(path string) error{
-		"removed":     os.Remove,
-		"emptied":     func(path string) error { return os.Truncate(path, 0) },
-		"replaced":    func(path string) error { return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o600)) },
-		"rolled back": func(path string) error { return os.Truncate(path, int64(bytes.IndexByte(readLog(t, path), '\n')+1)) },
+		"removed": os.Remove,
+		"emptied": func(path string) error { return os.Truncate(path, 0) },
+		"replaced": func(path string) error {
+			return errors.Join(os.Remove(path), os.WriteFile(path,
+				nil, 0o600))
+		},
+		"rolled back": func(path string) error {
+			return os.Truncate(path, int64(bytes.IndexByte(readLog(t,
+				path), '\n')+1))
+		},
 		"everything but the folder": func(path string) error {
 			return errors.Join(os.Remove(path), os.Remove(path+lockSuffix))
 		},
@@ -117,7 +123,8 @@ func TestFileGoneBetweenEvents(t *testing.T) {
 				writeNotes(t, l, 0, 2)
 				older := openLog(t, path, keys, o)
 				writeNotes(t, l, 2, 4)
-				next := map[string]*Log{"the writer": l, "a reader": openLog(t, path, keys, o), "a reader of older lines": older}[who]
+				next := map[string]*Log{"the writer": l, "a reader": openLog(t, path, keys, o),
+					"a reader of older lines": older}[who]
 				reached := next.Head()
 				if err := take(path); err != nil {
 					t.Fatal(err)
@@ -152,8 +159,8 @@ func TestFlushMakesNoFile(t *testing.T) {
 	}
 }
 
-// TestLogGoneBetweenOpens: where a log was, no new one is begun: without a head as far as its lock file
-// tells, and with one always.
+// TestLogGoneBetweenOpens: where a log was, no new one is begun: without a head as far as its lock
+// file tells, and with one always.
 func TestLogGoneBetweenOpens(t *testing.T) {
 	first := func(path string) int64 { return int64(bytes.IndexByte(readLog(t, path), '\n') + 1) }
 	remove := func(path string) error { return os.Remove(path) }
@@ -161,17 +168,33 @@ func TestLogGoneBetweenOpens(t *testing.T) {
 		take      func(path string) error
 		lockTells bool
 	}{
-		"the file removed":    {remove, true},
-		"the file moved":      {func(path string) error { return os.Rename(path, path+".old") }, true},
-		"the file emptied":    {func(path string) error { return os.Truncate(path, 0) }, false},
-		"the file replaced":   {func(path string) error { return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o600)) }, false},
-		"the file cut":        {func(path string) error { return os.Truncate(path, first(path)) }, false},
-		"half of a line left": {func(path string) error { return os.Truncate(path, first(path)/2) }, false},
-		"the folder removed":  {func(path string) error { return os.RemoveAll(filepath.Dir(path)) }, false},
-		"the folder emptied":  {func(path string) error { return errors.Join(os.Remove(path), os.Remove(path+lockSuffix)) }, false},
+		"the file removed": {remove, true},
+		"the file moved":   {func(path string) error { return os.Rename(path, path+".old") }, true},
+		"the file emptied": {func(path string) error { return os.Truncate(path, 0) }, false},
+		"the file replaced": {func(path string) error {
+			return errors.Join(os.Remove(path),
+				os.WriteFile(path, nil, 0o600))
+		}, false},
+		"the file cut": {func(path string) error { return os.Truncate(path, first(path)) }, false},
+		"half of a line left": {func(path string) error { return os.Truncate(path, first(path)/2) },
+			false},
+		"the folder removed": {func(path string) error { return os.RemoveAll(filepath.Dir(path)) },
+			false},
+		"the folder emptied": {func(path string) error {
+			return errors.Join(os.Remove(path),
+				os.Remove(path+lockSuffix))
+		}, false},
 		"the folder replaced": {func(path string) error {
 			dir := filepath.Dir(path)
 			return errors.Join(os.Rename(dir, dir+".away"), os.Mkdir(dir, 0o700))
+		}, false},
+		"a longer log in its place": {func(path string) error {
+			l, err := Open(t.Context(), path+"2", &testKeys{store: newTestStore()}, withDefaults(nil))
+			if err != nil {
+				return err
+			}
+			writeNotes(t, l, 10, 20)
+			return errors.Join(l.Close(), os.Rename(path+"2", path))
 		}, false},
 		"another log in its place": {func(path string) error {
 			l, err := Open(t.Context(), path+"2", &testKeys{store: newTestStore()}, withDefaults(nil))
@@ -192,7 +215,8 @@ func TestLogGoneBetweenOpens(t *testing.T) {
 			dir := filepath.Dir(path)
 			before := tree(t, dir)
 			_, err := Open(t.Context(), path, keys, withDefaults(&Options{Head: head}))
-			if !errors.Is(err, fault.ErrAuditTampered) || !strings.Contains(err.Error(), "under another name") {
+			if !errors.Is(err, fault.ErrAuditTampered) || !strings.Contains(err.Error(),
+				"under another name") {
 				t.Errorf("with a head: %v", err)
 			}
 			if got := tree(t, dir); got != before && !strings.HasPrefix(got, before) {
@@ -202,7 +226,8 @@ func TestLogGoneBetweenOpens(t *testing.T) {
 				t.Errorf("something was made: %q", tree(t, dir))
 			}
 			l, err = Open(t.Context(), path, keys, withDefaults(nil))
-			if c.lockTells != errors.Is(err, fault.ErrAuditTampered) || c.lockTells != errors.Is(err, fs.ErrNotExist) {
+			if c.lockTells != errors.Is(err, fault.ErrAuditTampered) || c.lockTells != errors.Is(err,
+				fs.ErrNotExist) {
 				t.Errorf("without one: %v", err)
 			}
 			if err == nil {
@@ -236,8 +261,8 @@ func TestHeadReached(t *testing.T) {
 	mustVerify(t, path, keys, head)
 }
 
-// TestFirstOpen: a process that was killed while it began a log keeps nobody from it, and looking for a log
-// leaves nothing that tells of one.
+// TestFirstOpen: a process that was killed while it began a log keeps nobody from it, and looking
+// for a log leaves nothing that tells of one.
 func TestFirstOpen(t *testing.T) {
 	keys := &testKeys{store: newTestStore()}
 	path := filepath.Join(t.TempDir(), "log", "audit.log")
@@ -248,7 +273,8 @@ func TestFirstOpen(t *testing.T) {
 	if _, err := Verify(t.Context(), path, keys, Head{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
-	if _, err := Open(t.Context(), path, keys, withDefaults(&Options{Head: Head{Seq: 1}})); !errors.Is(err, fault.ErrAuditTampered) {
+	if _, err := Open(t.Context(), path, keys,
+		withDefaults(&Options{Head: Head{Seq: 1}})); !errors.Is(err, fault.ErrAuditTampered) {
 		t.Errorf("%v", err)
 	}
 	if got := tree(t, filepath.Dir(path)); got != before {
@@ -258,4 +284,57 @@ func TestFirstOpen(t *testing.T) {
 	l := openLog(t, path, keys, nil)
 	writeNotes(t, l, 0, 1)
 	mustVerify(t, path, keys, l.Head())
+}
+
+// TestHeadInOlderFiles: a head is looked for where its line is, and is not missed where its line was
+// dropped.
+func TestHeadInOlderFiles(t *testing.T) {
+	l, path, keys := startLog(t, smallFiles)
+	var heads []Head
+	for range 5 * smallFiles.MaxFiles {
+		if err := l.Record(t.Context(), "note", largeNote()); err != nil {
+			t.Fatal(err)
+		}
+		heads = append(heads, l.Head())
+	}
+	_ = l.Close()
+	first := mustVerify(t, path, keys, Head{}).First
+	for _, head := range heads {
+		o := *smallFiles
+		o.Head = head
+		l, err := Open(t.Context(), path, keys, withDefaults(&o))
+		if err != nil {
+			t.Fatalf("line %d: %v", head.Seq, err)
+		}
+		_ = l.Close()
+		o.Head.MAC[0] ^= 1
+		l, err = Open(t.Context(), path, keys, withDefaults(&o))
+		if refused := errors.Is(err, fault.ErrAuditTampered); refused != (head.Seq >= first) {
+			t.Errorf("another line %d, where the first is %d: %v", head.Seq, first, err)
+		}
+		if err == nil {
+			_ = l.Close()
+		}
+	}
+}
+
+// TestFolderBehindALink: a folder that was moved, with a link to it in its place, is still the log's.
+func TestFolderBehindALink(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("an open folder cannot be renamed there")
+	}
+	l, path, keys := startLog(t, nil)
+	writeNotes(t, l, 0, 2)
+	dir := filepath.Dir(path)
+	if err := errors.Join(os.Rename(dir, dir+".away"), os.Symlink(dir+".away", dir)); err != nil {
+		t.Fatal(err)
+	}
+	writeNotes(t, l, 2, 3)
+	_, err := Verify(t.Context(), path, keys, Head{})
+	if !errors.Is(err, fault.ErrInsecurePermissions) {
+		t.Errorf("a link is not followed: %v", err)
+	}
+	if r := mustVerify(t, filepath.Join(dir+".away", "audit.log"), keys, l.Head()); r.Lines != 3 {
+		t.Errorf("%+v", r)
+	}
 }

@@ -1,11 +1,12 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package auditlog keeps events in files that nobody without the key can change unnoticed, and checks
-// such files: line.go has the form of a line, chain.go the check of lines that follow each other,
-// write.go and rotate.go append to a log that processes share, verify.go reads one.
+// Package auditlog keeps events in files that nobody without the key can change unnoticed, and
+// checks such files: line.go has the form of a line, chain.go the check of lines that follow each
+// other, write.go and rotate.go append to a log that processes share, verify.go reads one.
 //
-// An event is JSON that the caller has made. The key is derived from a key store's data key, see [Keys].
+// An event is JSON that the caller has made. The key is derived from a key store's data key, see
+// [Keys].
 package auditlog
 
 import (
@@ -48,12 +49,13 @@ const MaxEvent = MaxLine - 1024
 
 // Log appends to a log. Its methods may be called from several goroutines.
 //
-// Whoever has put a token into turn is the only goroutine of this process that uses what stands below
-// it. The lock file beside the log keeps other processes out while a line is appended. Locks are taken in
-// this order: turn, the lock file, then mu or flush.mu, of which nobody holds both.
+// The goroutine that has put a token into turn is the only one of this process that uses the fields
+// below it. The lock file beside the log keeps other processes out while a line is appended. Locks
+// are taken in this order: turn, the lock file, then mu or flush.mu, of which nobody holds both.
 //
-// seen never goes back: it is the last line that this process has written or found. Every line that it
-// writes follows seen, also when the file no longer has seen's line, so that Verify finds the gap.
+// seen never goes back: it is the last line that this process has written or found. Every line that
+// it writes follows seen, also when the file no longer has seen's line, so that Verify finds the
+// gap.
 type Log struct {
 	dir   *fsafe.Dir
 	name  string
@@ -78,7 +80,7 @@ type Log struct {
 	line       []byte
 
 	mu   sync.Mutex
-	seen Head // written by whoever has the turn
+	seen Head // written by the goroutine that has the turn
 }
 
 const (
@@ -103,8 +105,8 @@ func Open(ctx context.Context, path string, keys Keys, o Options) (*Log, error) 
 	return l, nil
 }
 
-// open finds or makes the folder, the log and its lock. A new log's file is made before its lock file: a
-// lock file without a log tells that the log was removed.
+// open finds or makes the folder, the log and its lock. A new log's file is made before its lock
+// file: a lock file without a log tells that the log was removed.
 func (l *Log) open(ctx context.Context, path string) (err error) {
 	open := fsafe.CreateDir
 	if l.opts.Head.Seq > 0 { // there has to be one
@@ -151,7 +153,8 @@ func (l *Log) mustExist() error {
 	if err != nil || len(older) > 0 { // a crash between two files
 		return err
 	}
-	return l.gone(&fs.PathError{Op: "open", Path: filepath.Join(l.dir.Path(), l.name), Err: fs.ErrNotExist})
+	return l.gone(&fs.PathError{Op: "open", Path: filepath.Join(l.dir.Path(), l.name),
+		Err: fs.ErrNotExist})
 }
 
 // gone gives err, a missing log or folder, its words.
@@ -159,20 +162,25 @@ func (l *Log) gone(err error) error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return fmt.Errorf("%w: it was removed: restore it, or begin another one under another name: %w", fault.ErrAuditTampered, err)
+	return fmt.Errorf("%w: it was removed: "+restoreIt+": %w",
+		fault.ErrAuditTampered, err)
 }
 
-// mustReach refuses a log that ends before a line that it had, or has another one in its place.
+const restoreIt = "restore it, or begin another one under another name"
+
+// mustReach refuses a log that ends before a line that it had, or has another one in its place. What
+// is between that line and the end is for Verify to check.
 func (l *Log) mustReach(head Head) error {
-	switch {
-	case l.tail.Seq < head.Seq:
-		return fmt.Errorf("%w: it ends with line %d, and had reached %d: restore it, or begin another one under another name",
+	if l.tail.Seq < head.Seq {
+		return fmt.Errorf("%w: it ends with line %d, and had reached %d: "+restoreIt,
 			fault.ErrAuditTampered, l.tail.Seq, head.Seq)
-	case head.Seq > 0 && l.tail.Seq == head.Seq && l.tail.MAC != head.MAC:
-		return fmt.Errorf("%w: line %d is not the one that it had: restore it, or begin another one under another name",
+	}
+	found, err := l.lineAt(head.Seq)
+	if err == nil && found != nil && *found != head {
+		return fmt.Errorf("%w: line %d is not the one that it had: "+restoreIt,
 			fault.ErrAuditTampered, head.Seq)
 	}
-	return nil
+	return err
 }
 
 // newKey derives the key of a generation, or of the newest for 0. The caller wipes it.
@@ -187,8 +195,8 @@ func newKey(keys Keys, generation uint32) (key *Key, _ uint32, err error) {
 	return key, generation, nil
 }
 
-// useKey takes the key of the newest generation. A store that is closed, or whose passphrase was changed
-// elsewhere, leaves the one at hand.
+// useKey takes the key of the newest generation. A store that is closed, or whose passphrase was
+// changed elsewhere, leaves the one at hand.
 func (l *Log) useKey() error {
 	if l.key != nil && l.generation >= l.keys.DataGeneration() {
 		return nil
@@ -217,10 +225,12 @@ func folder(path string, open func(string) (*fsafe.Dir, error)) (*fsafe.Dir, str
 	return dir, name, nil
 }
 
-// Record writes an event: the members of a JSON object, without braces. kind names it for the Logger.
+// Record writes an event: the members of a JSON object, without braces. kind names it for the
+// Logger.
 func (l *Log) Record(ctx context.Context, kind string, event []byte) error {
 	if len(event) > MaxEvent {
-		return fmt.Errorf("%w: an audit event of %d bytes, limit %d", fault.ErrTooLarge, len(event), MaxEvent)
+		return fmt.Errorf("%w: an audit event of %d bytes, limit %d", fault.ErrTooLarge, len(event),
+			MaxEvent)
 	}
 	leave, err := l.enter(ctx)
 	if errors.Is(err, fault.ErrClosed) {
@@ -312,7 +322,8 @@ func (l *Log) confirm(f *os.File) error {
 // fileError gives errors of files the module's sentinels. Those that have one already keep it.
 func fileError(err error) error {
 	for _, mine := range []error{
-		fault.ErrUnconfirmed, fault.ErrClosed, fault.ErrTooLarge, fault.ErrInvalidRequest, fault.ErrPassphrase, fault.ErrAuditTampered,
+		fault.ErrUnconfirmed, fault.ErrClosed, fault.ErrTooLarge, fault.ErrInvalidRequest,
+		fault.ErrPassphrase, fault.ErrAuditTampered,
 	} {
 		if errors.Is(err, mine) {
 			return err

@@ -30,7 +30,8 @@ func TestAuditLogTornLine(t *testing.T) {
 	last := len(lines[2])
 	for cut := 1; cut < last; cut++ {
 		writeLog(t, path, whole[:len(whole)-cut])
-		mustFind(t, "torn", path, keys, Head{}, Problem{File: "audit.log", Line: 3, Seq: 3, Finding: Torn})
+		mustFind(t, "torn", path, keys, Head{}, Problem{File: "audit.log", Line: 3, Seq: 3,
+			Finding: Torn})
 		if cut%7 != 1 && cut != last-1 {
 			continue
 		}
@@ -44,17 +45,21 @@ func TestAuditLogTornLine(t *testing.T) {
 		after := logLines(t, path)
 		after[2][0] ^= 1
 		writeLog(t, path, bytes.Join(after, nil))
-		mustFind(t, "fragment changed", path, keys, Head{}, Problem{File: "audit.log", Line: 3, Seq: 3, Finding: Changed})
+		mustFind(t, "fragment changed", path, keys, Head{}, Problem{File: "audit.log", Line: 3, Seq: 3,
+			Finding: Changed})
 		writeLog(t, path, bytes.Join(append(after[:2], after[3:]...), nil))
-		mustFind(t, "fragment removed", path, keys, Head{}, Problem{File: "audit.log", Line: 3, Seq: 3, Finding: Removed})
+		mustFind(t, "fragment removed", path, keys, Head{}, Problem{File: "audit.log", Line: 3, Seq: 3,
+			Finding: Removed})
 	}
 	// Zeros, as some file systems leave them after a power cut.
 	writeLog(t, path, append(bytes.Clone(whole[:len(whole)-last/2]), make([]byte, 100)...))
 	mustFind(t, "zeros", path, keys, Head{}, Problem{File: "audit.log", Line: 3, Finding: Torn})
-	for what, text := range map[string][]byte{"half": whole[:len(whole)-last/2], "nothing": whole[:len(whole)-last]} {
+	for what, text := range map[string][]byte{"half": whole[:len(whole)-last/2],
+		"nothing": whole[:len(whole)-last]} {
 		for _, zeros := range []int{64<<10 - last/2, 64 << 10, 1 << 20} {
 			writeLog(t, path, append(bytes.Clone(text), make([]byte, zeros)...))
-			mustFind(t, what+" and zeros", path, keys, Head{}, Problem{File: "audit.log", Line: 3, Finding: Torn})
+			mustFind(t, what+" and zeros", path, keys, Head{}, Problem{File: "audit.log", Line: 3,
+				Finding: Torn})
 			l = openLog(t, path, keys, nil)
 			writeNotes(t, l, 3, 5)
 			if r := mustVerify(t, path, keys, Head{}); r.Lines != 4 || what == "half" && r.Torn != 1 {
@@ -64,22 +69,32 @@ func TestAuditLogTornLine(t *testing.T) {
 		}
 	}
 	writeLog(t, path, append(append(bytes.Clone(whole), make([]byte, 1<<20)...), 'x'))
-	mustFind(t, "zeros and more", path, keys, Head{}, Problem{File: "audit.log", Line: 4, Finding: Changed})
-	// What no writer of the log begins with is nobody's unfinished line, also after the log went on.
+	mustFind(t, "zeros and more", path, keys, Head{}, Problem{File: "audit.log", Line: 4,
+		Finding: Changed})
+	// What no writer of the log begins with is nobody's unfinished line, also after the log went
+	// on.
 	writeLog(t, path, append(bytes.Clone(whole), "{\"seq\":5,"...))
-	mustFind(t, "appended", path, keys, Head{}, Problem{File: "audit.log", Line: 4, Seq: 4, Finding: Changed})
+	mustFind(t, "appended", path, keys, Head{}, Problem{File: "audit.log", Line: 4, Seq: 4,
+		Finding: Changed})
 	l = openLog(t, path, keys, nil)
 	writeNotes(t, l, 3, 4)
-	mustFind(t, "appended, then gone on", path, keys, Head{}, Problem{File: "audit.log", Line: 4, Seq: 4, Finding: Changed})
+	mustFind(t, "appended, then gone on", path, keys, Head{}, Problem{File: "audit.log", Line: 4,
+		Seq: 4, Finding: Changed})
 }
 
 // What a running process has written cannot be taken back under its hands.
 func TestAuditLogNoticesCutsWhileItRuns(t *testing.T) {
 	for what, cut := range map[string]func(path string, lines [][]byte) error{
-		"a line":     func(path string, lines [][]byte) error { return os.Truncate(path, int64(len(lines[0])+len(lines[1]))) },
-		"all":        func(path string, _ [][]byte) error { return os.Truncate(path, 0) },
-		"the file":   func(path string, _ [][]byte) error { return os.Remove(path) },
-		"half":       func(path string, lines [][]byte) error { return os.Truncate(path, int64(len(lines[0])+30)) },
+		"a line": func(path string, lines [][]byte) error {
+			return os.Truncate(path,
+				int64(len(lines[0])+len(lines[1])))
+		},
+		"all":      func(path string, _ [][]byte) error { return os.Truncate(path, 0) },
+		"the file": func(path string, _ [][]byte) error { return os.Remove(path) },
+		"half": func(path string, lines [][]byte) error {
+			return os.Truncate(path,
+				int64(len(lines[0])+30))
+		},
 		"everything": func(path string, _ [][]byte) error { return os.RemoveAll(path + ".lock") },
 	} {
 		l, path, keys := startLog(t, nil)
@@ -152,7 +167,8 @@ func TestAuditLogFlush(t *testing.T) {
 		writeNotes(t, l, 5, 6)
 		step("fails", 2*time.Second, 2)
 		fails.Store(nil)
-		if err := l.Record(t.Context(), "note", note(6)); !errors.Is(err, fault.ErrUnconfirmed) || !errors.Is(err, fs.ErrInvalid) {
+		if err := l.Record(t.Context(), "note", note(6)); !errors.Is(err, fault.ErrUnconfirmed) ||
+			!errors.Is(err, fs.ErrInvalid) {
 			t.Errorf("after a failure in the background: %v", err)
 		}
 		if r := mustVerify(t, path, keys, Head{}); r.Lines != 7 || r.Lost != 0 {
@@ -171,7 +187,8 @@ func TestAuditLogFlush(t *testing.T) {
 		t.Errorf("%d syncs for 3 events", syncs)
 	}
 	l.sync = func(*os.File) error { return fs.ErrInvalid }
-	if err := l.Record(t.Context(), "note", note(3)); !errors.Is(err, fault.ErrUnconfirmed) || !errors.Is(err, fs.ErrInvalid) {
+	if err := l.Record(t.Context(), "note", note(3)); !errors.Is(err, fault.ErrUnconfirmed) ||
+		!errors.Is(err, fs.ErrInvalid) {
 		t.Errorf("unconfirmed: %v", err)
 	}
 }
@@ -240,7 +257,8 @@ func TestAuditLogLost(t *testing.T) {
 		if r := mustVerify(t, path, keys, Head{}); r.Lines != 2 || r.Lost != 2 {
 			t.Errorf("%+v", r)
 		}
-		if lines := logLines(t, path); !bytes.Contains(lines[0], []byte(`,"lost":2,`)) || bytes.Contains(lines[1], []byte(`"lost"`)) {
+		if lines := logLines(t, path); !bytes.Contains(lines[0], []byte(`,"lost":2,`)) ||
+			bytes.Contains(lines[1], []byte(`"lost"`)) {
 			t.Errorf("%s", lines)
 		}
 		if err := l.Close(); err != nil {
@@ -249,8 +267,8 @@ func TestAuditLogLost(t *testing.T) {
 	}
 }
 
-// Files are ended by size and dropped by number; the chain goes on over them. What somebody else removes shows, and what
-// is left stays.
+// Files are ended by size and dropped by number; the chain goes on over them. What somebody else
+// removes shows, and what is left stays.
 func TestRotatedAuditLog(t *testing.T) {
 	o := &Options{MaxFileBytes: 64 << 10, MaxFiles: 3}
 	l, path, keys := startLog(t, o)
@@ -265,26 +283,30 @@ func TestRotatedAuditLog(t *testing.T) {
 	older := func(r *Report, i int) string { return r.Files[i] }
 	fill(2)
 	r := mustVerify(t, path, keys, Head{})
-	if r.Lines != 6 || r.First != 1 || len(r.Files) != 2 || filepath.Base(older(r, 0)) != "audit.log.000001" {
+	if r.Lines != 6 || r.First != 1 || len(r.Files) != 2 || filepath.Base(older(r,
+		0)) != "audit.log.000001" {
 		t.Errorf("%+v", r)
 	}
 	early := l.Head()
 	fill(4)
 	r = mustVerify(t, path, keys, Head{})
-	if r.Lines != 9 || r.First != 10 || len(r.Files) != 3 || filepath.Base(older(r, 0)) != "audit.log.000004" {
+	if r.Lines != 9 || r.First != 10 || len(r.Files) != 3 || filepath.Base(older(r,
+		0)) != "audit.log.000004" {
 		t.Errorf("%+v", r)
 	}
 	if r := mustVerify(t, path, keys, early); r.HeadChecked {
 		t.Error("its line was dropped")
 	}
 	for _, file := range r.Files {
-		if info, err := os.Stat(file); err != nil || info.Size() > o.MaxFileBytes || runtime.GOOS != "windows" && info.Mode().Perm() != 0o600 {
+		if info, err := os.Stat(file); err != nil || info.Size() > o.MaxFileBytes ||
+			runtime.GOOS != "windows" && info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", file, info, err)
 		}
 	}
 	text := readLog(t, older(r, 1))
 	writeLog(t, older(r, 1), text[:len(text)-1])
-	mustFind(t, "only the line feed cut", path, keys, Head{}, Problem{File: "audit.log.000005", Line: 3, Seq: 15, Finding: Changed})
+	mustFind(t, "only the line feed cut", path, keys, Head{}, Problem{File: "audit.log.000005",
+		Line: 3, Seq: 15, Finding: Changed})
 	writeLog(t, older(r, 1), text)
 	// A crash between two files: the current one is missing, or empty.
 	l.Close()
@@ -306,11 +328,14 @@ func TestRotatedAuditLog(t *testing.T) {
 	if err := os.Remove(older(r, 0)); err != nil {
 		t.Fatal(err)
 	}
-	mustFind(t, "oldest removed", path, keys, Head{}, Problem{File: "audit.log.000006", Line: 1, Seq: 13, Missing: 3, Finding: Removed})
+	mustFind(t, "oldest removed", path, keys, Head{}, Problem{File: "audit.log.000006", Line: 1,
+		Seq: 13, Missing: 3, Finding: Removed})
 	fill(1)
-	mustFind(t, "and one written", path, keys, Head{}, Problem{File: "audit.log.000006", Line: 1, Seq: 13, Missing: 3, Finding: Removed})
+	mustFind(t, "and one written", path, keys, Head{}, Problem{File: "audit.log.000006", Line: 1,
+		Seq: 13, Missing: 3, Finding: Removed})
 	fill(1)
-	mustFind(t, "and another one", path, keys, Head{}, Problem{File: "audit.log.000006", Line: 1, Seq: 13, Missing: 3, Finding: Removed})
+	mustFind(t, "and another one", path, keys, Head{}, Problem{File: "audit.log.000006", Line: 1,
+		Seq: 13, Missing: 3, Finding: Removed})
 	if _, err := os.Stat(older(r, 1)); err != nil {
 		t.Errorf("what is left was deleted: %v", err)
 	}

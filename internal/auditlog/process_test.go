@@ -31,7 +31,8 @@ const (
 )
 
 // children are what the test binary does when it runs itself again.
-var children = map[string]func(t *testing.T, path, arg string){"writer": childWriter, "full": childFull}
+var children = map[string]func(t *testing.T, path, arg string){"writer": childWriter,
+	"full": childFull}
 
 // TestChild is not a test of its own: it is a process of the tests below.
 func TestChild(t *testing.T) {
@@ -63,8 +64,8 @@ func processKeys() *testKeys { return &testKeys{store: newTestStore()} }
 // auditorOptions are shared by the processes of a test.
 var auditorOptions = Options{FlushEvery: time.Second, MaxFileBytes: 512 << 10, MaxFiles: 1000}
 
-// childWriter writes events into a log: arg has who it is, and how many; 0 = until it is killed. It says
-// which ones were reported as written.
+// childWriter writes events into a log: arg has who it is, and how many; 0 = until it is killed. It
+// says which ones were reported as written.
 func childWriter(t *testing.T, path, arg string) {
 	me, number, _ := strings.Cut(arg, "\n")
 	count, _ := strconv.Atoi(number)
@@ -76,9 +77,11 @@ func childWriter(t *testing.T, path, arg string) {
 	if count > 0 { // so that none is done before the next one begins
 		_, _ = io.Copy(io.Discard, os.Stdin)
 	}
-	filler := strings.Repeat("x", 10_000) // over several pages: a kill may come in the middle of the line
+	// over several pages: a kill may come in the middle of the line
+	filler := strings.Repeat("x", 10_000)
 	for n := 0; n < count || count == 0; n++ {
-		e := fmt.Appendf(nil, `"type":"note","details":{"who":%q,"n":%d,"filler":"%s"}`, me, n, filler[:10_000*(1-min(count, 1))])
+		e := fmt.Appendf(nil, `"type":"note","details":{"who":%q,"n":%d,"filler":"%s"}`, me, n,
+			filler[:10_000*(1-min(count, 1))])
 		if err := l.Record(t.Context(), "note", e); err != nil {
 			t.Fatal(err)
 		}
@@ -91,8 +94,8 @@ func childWriter(t *testing.T, path, arg string) {
 	}
 }
 
-// TestSharedAuditLog has 8 processes write 2,000 events each into one log: every line is whole, in each process's order,
-// and the chain verifies, over several files.
+// TestSharedAuditLog has 8 processes write 2,000 events each into one log: every line is whole, in
+// each process's order, and the chain verifies, over several files.
 func TestSharedAuditLog(t *testing.T) {
 	processes, events := 3, 200
 	if os.Getenv(longVar) == "1" {
@@ -126,7 +129,8 @@ func TestSharedAuditLog(t *testing.T) {
 	}
 	took := time.Since(start)
 	r := mustVerify(t, path, keys, Head{})
-	if want := uint64(processes * events); r.Lines != want || r.Torn != 0 || r.Lost != 0 || r.First != 1 || r.Head.Seq != want {
+	if want := uint64(processes * events); r.Lines != want || r.Torn != 0 || r.Lost != 0 ||
+		r.First != 1 || r.Head.Seq != want {
 		t.Errorf("%+v", r)
 	}
 	next := make(map[any]float64)
@@ -142,11 +146,13 @@ func TestSharedAuditLog(t *testing.T) {
 			next[e.Details["who"]]++
 		}
 	}
-	t.Logf("%d lines of %d processes in %d files, in %v", r.Lines, processes, len(r.Files), took.Round(time.Millisecond))
+	t.Logf("%d lines of %d processes in %d files, in %v", r.Lines, processes, len(r.Files),
+		took.Round(time.Millisecond))
 }
 
-// TestKilledAuditLog kills a process that writes all the time, at random moments, and has the next one go on: the log
-// verifies up to an unfinished line, and goes on behind it; what was reported as written is there.
+// TestKilledAuditLog kills a process that writes all the time, at random moments, and has the next
+// one go on: the log verifies up to an unfinished line, and goes on behind it; what was reported as
+// written is there.
 func TestKilledAuditLog(t *testing.T) {
 	kills := 5
 	if os.Getenv(longVar) == "1" {
@@ -168,7 +174,8 @@ func TestKilledAuditLog(t *testing.T) {
 			torn++
 		}
 		if r.Lines < before+said || r.Lines > before+said+1 {
-			t.Fatalf("seed %d, kill %d: %d lines, before it %d, and %d were reported", seed, kill, r.Lines, before, said)
+			t.Fatalf("seed %d, kill %d: %d lines, before it %d, and %d were reported", seed, kill, r.Lines,
+				before, said)
 		}
 		before = r.Lines
 		noted = r.Torn
@@ -177,7 +184,8 @@ func TestKilledAuditLog(t *testing.T) {
 	writeNotes(t, l, 0, 1)
 	r := mustVerify(t, path, keys, Head{})
 	if r.Lines != before+1 || int(r.Torn) != torn || r.Lost != 0 {
-		t.Errorf("seed %d: %+v; %d lines were there, %d were unfinished, %d noted before", seed, r, before, torn, noted)
+		t.Errorf("seed %d: %+v; %d lines were there, %d were unfinished, %d noted before", seed, r,
+			before, torn, noted)
 	}
 	t.Logf("%d kills, %d lines, %d of them unfinished, %d files", kills, r.Lines, torn, len(r.Files))
 }
@@ -196,7 +204,9 @@ func runAndKillWriter(t *testing.T, path, who string, random *rand.Rand) (said u
 	if _, err := io.ReadFull(out, ready); err != nil || string(ready) != "ready\n" {
 		t.Fatalf("the child says %q, %v", ready, err)
 	}
-	timer := time.AfterFunc(time.Duration(random.IntN(20_000))*time.Microsecond, func() { _ = cmd.Process.Kill() }) // real time: this is about processes
+	// real time: this is about processes
+	timer := time.AfterFunc(time.Duration(random.IntN(20_000))*time.Microsecond,
+		func() { _ = cmd.Process.Kill() })
 	defer timer.Stop()
 	rest, err := io.ReadAll(out)
 	if err != nil {
@@ -208,7 +218,8 @@ func runAndKillWriter(t *testing.T, path, who string, random *rand.Rand) (said u
 	return uint64(bytes.Count(rest, []byte("\n")))
 }
 
-// tampering is one way to change a log. It reports what it did, and whether lines are gone from the end and nothing else.
+// tampering is one way to change a log. It reports what it did, and whether lines are gone from the
+// end and nothing else.
 type tampering func(r *rand.Rand, files [][][]byte) (what string, cutEnd bool)
 
 // TestTamperedAuditLog changes a log of several files in 1,000 random ways.
@@ -219,9 +230,11 @@ func TestTamperedAuditLog(t *testing.T) {
 	}
 	seed := testkit.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 1))
-	l, path, keys := startLog(t, &Options{FlushEvery: time.Second, MaxFileBytes: 64 << 10, MaxFiles: 3})
+	l, path, keys := startLog(t, &Options{FlushEvery: time.Second, MaxFileBytes: 64 << 10,
+		MaxFiles: 3})
 	for n := range 60 {
-		e := fmt.Appendf(nil, `"type":"note","details":{"n":%d,"filler":"%s"}`, n, strings.Repeat("y", random.IntN(8000)))
+		e := fmt.Appendf(nil, `"type":"note","details":{"n":%d,"filler":"%s"}`, n, strings.Repeat("y",
+			random.IntN(8000)))
 		if err := l.Record(t.Context(), "note", e); err != nil {
 			t.Fatal(err)
 		}
@@ -238,7 +251,8 @@ func TestTamperedAuditLog(t *testing.T) {
 	for _, file := range r.Files {
 		original = append(original, readLog(t, file))
 	}
-	tamperings := map[string]tampering{"edit": tamperEdit, "delete": tamperDelete, "swap": tamperSwap, "truncate": tamperTruncate, "append": tamperAppend}
+	tamperings := map[string]tampering{"edit": tamperEdit, "delete": tamperDelete, "swap": tamperSwap,
+		"truncate": tamperTruncate, "append": tamperAppend}
 	names := slices.Sorted(func(yield func(string) bool) {
 		for name := range tamperings {
 			if !yield(name) {
@@ -259,7 +273,8 @@ func TestTamperedAuditLog(t *testing.T) {
 			writeLog(t, file, bytes.Join(files[i], nil))
 		}
 		_, err := Verify(t.Context(), path, keys, Head{})
-		if cutEnd { // which needs the head, but where a whole file went that said what was dropped before it
+		// which needs the head, but where a whole file went that said what was dropped before it
+		if cutEnd {
 			_, err = Verify(t.Context(), path, keys, head)
 			name = "cut off, with the head"
 		}
@@ -327,7 +342,8 @@ func tamperTruncate(r *rand.Rand, files [][][]byte) (string, bool) {
 		at = 0
 	}
 	files[f] = append(files[f][:l:l], files[f][l][:at])
-	return fmt.Sprintf("file %d cut behind byte %d of line %d", f, at, l+1), f == len(files)-1 && at == 0
+	return fmt.Sprintf("file %d cut behind byte %d of line %d", f, at, l+1), f == len(files)-1 &&
+		at == 0
 }
 
 func tamperAppend(r *rand.Rand, files [][][]byte) (string, bool) {
@@ -340,7 +356,8 @@ func tamperAppend(r *rand.Rand, files [][][]byte) (string, bool) {
 		last := files[len(files)-1][len(files[len(files)-1])-1]
 		var n struct{ Seq uint64 }
 		_ = json.Unmarshal(last, &n)
-		line = bytes.Replace(last, fmt.Appendf(nil, `"seq":%d`, n.Seq), fmt.Appendf(nil, `"seq":%d`, n.Seq+1), 1)
+		line = bytes.Replace(last, fmt.Appendf(nil, `"seq":%d`, n.Seq), fmt.Appendf(nil, `"seq":%d`,
+			n.Seq+1), 1)
 	case 2:
 		line = line[:len(line)-1]
 	}

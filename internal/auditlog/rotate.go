@@ -20,7 +20,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 )
 
-// This file is about the older files of an audit log: name.000001 and so on, in the order in which they were ended.
+// This file is about the older files of an audit log: name.000001 and so on, in the order in which
+// they were ended.
 
 // olderFile is one of them.
 type olderFile struct {
@@ -50,7 +51,8 @@ const mostNumber = 1 << 53 // of an older file; others are not the log's
 
 func olderName(log string, number uint64) string { return fmt.Sprintf("%s.%06d", log, number) }
 
-// rotate ends the file and begins another one. Its first line will say where the log begins. The lock is held.
+// rotate ends the file and begins another one. Its first line will say where the log begins. The
+// lock is held.
 func (l *Log) rotate() error {
 	files, err := olderFiles(l.dir, l.name)
 	if err != nil {
@@ -67,7 +69,8 @@ func (l *Log) rotate() error {
 		return fmt.Errorf("sealedchat: audit log: there is no number after %s", files[len(files)-1].name)
 	}
 	l.dropFile() // before the name changes: Windows would not let it
-	if err := l.dir.Rename(l.name, olderName(l.name, number)); err != nil && !errors.Is(err, fsafe.ErrNotDurable) {
+	if err := l.dir.Rename(l.name, olderName(l.name, number)); err != nil && !errors.Is(err,
+		fsafe.ErrNotDurable) {
 		return err
 	}
 	return l.catchUp()
@@ -87,19 +90,20 @@ func (l *Log) olderTail() (*Head, error) {
 	return nil, nil
 }
 
-// kept says with which line the log begins when no more than MaxFiles are kept, and which files are in the way of that.
-// The current one has no line yet.
+// kept says with which line the log begins when no more than MaxFiles are kept, and which files are
+// in the way of that. The current one has no line yet.
 //
-// Only files count that lead from the log's last line to where it began so far without a gap, and whose ends have the codes
-// that belong to them. Others were put there, or changed: they and what they hide are left for VerifyAuditLog to find, and
-// nothing is dropped while something is missing. A file is checked line by line before the log begins behind it.
+// Only files count that lead from the log's last line to where it began so far without a gap, and
+// whose ends have the codes that belong to them. Others were put there, or changed: they and what
+// they hide are left for VerifyAuditLog to find, and nothing is dropped while something is missing.
+// A file is checked line by line before the log begins after it.
 func (l *Log) kept() (begins uint64, old []string, err error) {
 	run, begins, err := l.genuine()
 	if err != nil {
 		return 0, nil, err
 	}
 	if len(run) == 0 || run[0].first.Seq > begins {
-		l.opts.Logger.Warn("audit log: older files are missing or not as they were written, none is deleted")
+		l.opts.Logger.Warn("audit log: older files are gone or not as they were written, none is deleted")
 		return begins, nil, nil
 	}
 	for ; len(run) > 0; run = run[1:] {
@@ -113,7 +117,8 @@ func (l *Log) kept() (begins uint64, old []string, err error) {
 				return 0, nil, err
 			}
 			if !whole {
-				l.opts.Logger.Warn("audit log: an older file is not as it was written, none is deleted", "file", file.name)
+				l.opts.Logger.Warn("audit log: an older file is not as it was written, none is deleted", "file",
+					file.name)
 				return begins, old, nil
 			}
 			begins = file.last.Seq + 1
@@ -130,8 +135,8 @@ type genuineFile struct {
 	last  Head
 }
 
-// genuine are the older files that lead to the log's last line without a gap, oldest first, and where they say that
-// the log begins.
+// genuine are the older files that lead to the log's last line without a gap, oldest first, and
+// where they say that the log begins.
 func (l *Log) genuine() (run []genuineFile, begins uint64, err error) {
 	files, err := olderFiles(l.dir, l.name)
 	if err != nil {
@@ -144,11 +149,13 @@ func (l *Log) genuine() (run []genuineFile, begins uint64, err error) {
 		if err != nil {
 			return nil, 0, err
 		}
-		// A file that a writer has begun says where the log begins: a part of one does not count as a file.
+		// A file that a writer has begun says where the log begins: a part of one does not count as
+		// a file.
 		if first == nil || last == nil || *last != want || (first.Begins == 0) != (first.Seq == 1) {
 			continue
 		}
-		begins = max(begins, first.Begins) // the newest says less if its writer had no key for those before
+		// the newest says less if its writer had no key for those before
+		begins = max(begins, first.Begins)
 		run = append(run, genuineFile{file.name, first, *last})
 		want = Head{Seq: first.Seq - 1, MAC: first.Prev}
 	}
@@ -173,7 +180,8 @@ func (l *Log) isWhole(file genuineFile) (bool, error) {
 	if _, wrong := errors.AsType[*Problem](err); wrong {
 		return false, nil
 	}
-	return chain.Settled() && len(rest) == 0 && chain.First == file.first.Seq && chain.Head == file.last, err
+	return chain.Settled() && len(rest) == 0 && chain.First == file.first.Seq &&
+		chain.Head == file.last, err
 }
 
 // ends are a file's first line and its last one that pass the check; nil where it has none.
@@ -210,8 +218,9 @@ func (l *Log) ends(name string, check lineCheck) (first *Line, last *Head, err e
 	return nil, last, nil
 }
 
-// dropOld deletes files, oldest first, after the line that says so is on the disk. What stays is deleted with the next file:
-// with all that follows it, since nothing may be missing in between. (On Windows a file stays that somebody has open.)
+// dropOld deletes files, oldest first, after the line that says so is on the disk. What stays is
+// deleted with the next file: with all that follows it, since nothing may be missing in between.
+// (On Windows a file stays that somebody has open.)
 func (l *Log) dropOld(names []string) {
 	if len(names) == 0 {
 		return
@@ -228,6 +237,56 @@ func (l *Log) dropOld(names []string) {
 		if err != nil {
 			l.opts.Logger.Warn("audit log: an old file could not be deleted", "file", name, "error", err)
 			return
+		}
+	}
+}
+
+// lineAt is the place of the line with a number; nil for 0, and where the line was dropped or is not as
+// it was written.
+func (l *Log) lineAt(seq uint64) (*Head, error) {
+	if seq == 0 {
+		return nil, nil
+	}
+	files, err := olderFiles(l.dir, l.name)
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range slices.Backward(append(files, olderFile{name: l.name})) {
+		head, older, err := l.findLine(file.name, seq)
+		if head != nil || err != nil || !older {
+			return head, err
+		}
+	}
+	return nil, nil
+}
+
+// findLine looks for a line in one file. older says that the file has no line up to that number.
+func (l *Log) findLine(name string, seq uint64) (head *Head, older bool, err error) {
+	f, err := l.dir.OpenRead(name)
+	if err != nil {
+		return nil, false, err
+	}
+	defer f.Close()
+	older = true
+	for lines := bufio.NewReaderSize(f, MaxLine); ; {
+		text, err := lines.ReadSlice('\n')
+		if errors.Is(err, io.EOF) {
+			return nil, older, nil
+		}
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return nil, false, err
+		}
+		text = bytes.TrimSuffix(text, []byte("\n"))
+		line, err := Parse(text)
+		switch {
+		case err != nil:
+		case line.Seq > seq:
+			return nil, older, nil
+		case line.Seq == seq && l.believes(text, line):
+			at := line.Head()
+			return &at, false, nil
+		default:
+			older = false
 		}
 	}
 }

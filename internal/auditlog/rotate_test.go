@@ -29,18 +29,21 @@ func fillAuditLog(t testing.TB, l *Log, files int) {
 	}
 }
 
-// What somebody puts beside the older files, or makes of them, never has the log drop lines of its own and vouch for that.
+// What somebody puts beside the older files, or makes of them, never has the log drop lines of its
+// own and vouch for that.
 func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 	added := map[string]bool{"empty files": true, "garbage": true, "copies": true}
 	older := func(path string, n int) string { return fmt.Sprintf("%s.%06d", path, n) }
-	forge := func(t *testing.T, path string, key int) { // the second file says that the log begins with it; its code stays
+	// the second file says that the log begins with it; its code stays
+	forge := func(t *testing.T, path string, key int) {
 		text := readLog(t, older(path, 2))
 		_, rest, ok := bytes.Cut(text, []byte(`"begins":1,`))
 		if !ok || !bytes.HasPrefix(text, []byte(`{"seq":4,"key":1,`)) {
 			t.Fatalf("the second file is %.200s", text)
 		}
 		prev := text[bytes.Index(text, []byte(`"prev"`)):][:len(`"prev":"",`)+64]
-		writeLog(t, older(path, 2), append(fmt.Appendf(nil, `{"seq":4,"key":%d,%s"begins":4,`, key, prev), rest...))
+		writeLog(t, older(path, 2), append(fmt.Appendf(nil, `{"seq":4,"key":%d,%s"begins":4,`, key, prev),
+			rest...))
 	}
 	for what, tamper := range map[string]func(t *testing.T, path string){
 		"empty files": func(t *testing.T, path string) {
@@ -62,7 +65,10 @@ func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 			lines := logLines(t, older(path, 1))
 			writeLog(t, older(path, 1), append(bytes.Clone(lines[0]), lines[2]...))
 		},
-		"a file cut short": func(t *testing.T, path string) { writeLog(t, older(path, 1), logLines(t, older(path, 1))[0]) },
+		"a file cut short": func(t *testing.T, path string) {
+			writeLog(t, older(path, 1), logLines(t,
+				older(path, 1))[0])
+		},
 		"a file in pieces": func(t *testing.T, path string) {
 			lines := append(logLines(t, older(path, 1)), logLines(t, older(path, 2))...)
 			for n, line := range lines {
@@ -96,7 +102,8 @@ func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 			}
 			for range rounds {
 				fillAuditLog(t, l, 1)
-				if _, err := Verify(t.Context(), path, keys, Head{}); !tampered(err) && what != "a file in pieces" {
+				if _, err := Verify(t.Context(), path, keys, Head{}); !tampered(err) &&
+					what != "a file in pieces" {
 					t.Fatalf("found %v", err)
 				}
 			}
@@ -117,14 +124,17 @@ func TestAuditLogBeginsAfterItself(t *testing.T) {
 	writeNotes(t, l, 0, 1)
 	line := &Line{Seq: 2, Generation: 1, Prev: l.Head().MAC, Begins: 3, Event: []byte(`"type":"note"`)}
 	writeLog(t, path, l.key.Append(readLog(t, path), line))
-	mustFind(t, "begins", path, keys, Head{}, Problem{File: "audit.log", Line: 2, Seq: 2, Finding: Changed})
+	mustFind(t, "begins", path, keys, Head{}, Problem{File: "audit.log", Line: 2, Seq: 2,
+		Finding: Changed})
 }
 
-// A crash in the first line of any file is no more than that, also when the files before it are gone.
+// A crash in the first line of any file is no more than that, also when the files before it are
+// gone.
 func TestRotatedAuditLogTornFirstLine(t *testing.T) {
 	whole := func(line []byte) int { return len(line) - 1 }
 	for what, size := range map[string]func([]byte) int{
-		"a byte": func([]byte) int { return 1 }, "half": func(line []byte) int { return len(line) / 2 }, "all but the line feed": whole,
+		"a byte": func([]byte) int { return 1 }, "half": func(line []byte) int { return len(line) / 2 },
+		"all but the line feed": whole,
 	} {
 		t.Run(what, func(t *testing.T) {
 			l, path, keys := startLog(t, smallFiles)
@@ -219,12 +229,14 @@ func TestAuditLogDropsWithoutGaps(t *testing.T) {
 	}
 }
 
-// When the disk does not confirm the file that is ended, the event is not written, and that is said.
+// When the disk does not confirm the file that is ended, the event is not written, and that is
+// said.
 func TestAuditLogUnconfirmedRotation(t *testing.T) {
 	l, path, keys := startLog(t, smallFiles)
 	fillAuditLog(t, l, 1)
 	l.sync = func(*os.File) error { return fs.ErrInvalid }
-	if err := l.Record(t.Context(), "note", largeNote()); !errors.Is(err, fs.ErrInvalid) || errors.Is(err, fault.ErrUnconfirmed) {
+	if err := l.Record(t.Context(), "note", largeNote()); !errors.Is(err, fs.ErrInvalid) ||
+		errors.Is(err, fault.ErrUnconfirmed) {
 		t.Errorf("%v", err)
 	}
 	l.sync = (*os.File).Sync
@@ -247,7 +259,8 @@ func TestRotatedAuditLogOverGenerations(t *testing.T) {
 		mustVerify(t, path, keys, Head{})
 	}
 	fillAuditLog(t, mine, 1)
-	if r := mustVerify(t, path, keys, Head{}); len(r.Files) != smallFiles.MaxFiles || r.First != r.Head.Seq-8 {
+	if r := mustVerify(t, path, keys, Head{}); len(r.Files) != smallFiles.MaxFiles ||
+		r.First != r.Head.Seq-8 {
 		t.Errorf("%+v", r)
 	}
 }

@@ -28,9 +28,9 @@ type Report struct {
 	Torn, Lost  uint64
 }
 
-// Verify checks the log at path with its older files, while others may write to it. want is a head that it
-// must contain; the zero Head for none. A log that is not as it was written is a [*Problem], whose File is
-// a path, and the report comes beside it.
+// Verify checks the log at path with its older files, while others may write to it. want is a head
+// that it must contain; the zero Head for none. A log that is not as it was written is a
+// [*Problem], whose File is a path, and the report comes beside it.
 func Verify(ctx context.Context, path string, keys Keys, want Head) (*Report, error) {
 	newest, _, err := newKey(keys, 0)
 	if err != nil { // whatever the log says
@@ -102,10 +102,11 @@ type part struct {
 	text *io.SectionReader
 }
 
-// openParts opens the files, oldest first, at a moment when nobody writes. Where the lock cannot be had because nothing
-// can be written there, nobody does.
+// openParts opens the files, oldest first, at a moment when nobody writes. Where the lock cannot be
+// had because nothing can be written there, nobody does.
 func openParts(ctx context.Context, dir *fsafe.Dir, name string) (parts []part, err error) {
-	if there, err := dir.Exists(name); err == nil && !there { // a lock file would tell of a log that there never was
+	// a lock file would tell of a log that there never was
+	if there, err := dir.Exists(name); err == nil && !there {
 		if older, err := olderFiles(dir, name); err == nil && len(older) == 0 {
 			return nil, &fs.PathError{Op: "open", Path: filepath.Join(dir.Path(), name), Err: fs.ErrNotExist}
 		}
@@ -169,7 +170,8 @@ func checkParts(ctx context.Context, chain *Chain, parts []part) error {
 	return nil
 }
 
-// stepLines walks through the lines of a file. rest is what stands after the last line feed, and number its place.
+// stepLines walks through the lines of a file. rest is what stands after the last line feed, and
+// number its place.
 func stepLines(ctx context.Context, chain *Chain, p part) (number int, rest []byte, err error) {
 	lines := bufio.NewReaderSize(p.text, MaxLine+1)
 	for number = 1; ; number++ {

@@ -27,11 +27,13 @@ func (l *Log) write(ctx context.Context, event []byte) error {
 	if err := l.useKey(); err != nil {
 		return err
 	}
-	if err := l.dir.AtPath(); err != nil { // others would not find what is written to the open folder
-		return fmt.Errorf("%w: its folder is no longer where it was: restore it: %w", fault.ErrAuditTampered, err)
-	}
 	lock, err := l.dir.Lock(ctx, l.name+lockSuffix)
 	if err != nil {
+		// The lock is taken by the folder's path, so that a folder which is no longer there fails here.
+		if gone := l.dir.AtPath(); gone != nil {
+			return fmt.Errorf("%w: its folder is no longer where it was: restore it: %w",
+				fault.ErrAuditTampered, gone)
+		}
 		return err
 	}
 	err = l.append(lock, event)
@@ -43,7 +45,8 @@ func (l *Log) write(ctx context.Context, event []byte) error {
 		l.flush.arm(l.opts.FlushEvery, l.flushNow)
 	}
 	if err == nil && unlocked != nil {
-		return errors.Join(fault.ErrUnconfirmed, unlocked) // it is written, but perhaps beside another one
+		// it is written, but perhaps beside another one
+		return errors.Join(fault.ErrUnconfirmed, unlocked)
 	}
 	return err
 }
@@ -153,7 +156,8 @@ func (l *Log) catchUp() error {
 	return nil
 }
 
-// openFile opens the file that is appended to, and makes it where there is none. Its lines are not read.
+// openFile opens the file that is appended to, and makes it where there is none. Its lines are not
+// read.
 func (l *Log) openFile() error {
 	if l.file != nil {
 		return nil
@@ -173,7 +177,8 @@ func (l *Log) readTail(size int64) error {
 	if err != nil {
 		return err
 	}
-	if n := len(fragment); n >= MaxLine && fragment[n-1] == 0 { // a power cut left so many zeros: they say nothing
+	// a power cut left so many zeros: they say nothing
+	if n := len(fragment); n >= MaxLine && fragment[n-1] == 0 {
 		end, err := endOfText(l.file, size)
 		if err != nil {
 			return err
@@ -217,8 +222,8 @@ func endOfText(f io.ReaderAt, size int64) (int64, error) {
 // lineCheck says whether a line that was parsed is a good one.
 type lineCheck func(text []byte, line *Line) bool
 
-// lastLine finds the last good line of a file, nil if there is none in its last 256 KiB, and what stands behind the last
-// line feed. What is wrong in between is left for VerifyAuditLog to find.
+// lastLine finds the last good line of a file, nil if there is none in its last 256 KiB, and what
+// stands behind the last line feed. What is wrong in between is left for VerifyAuditLog to find.
 func lastLine(f *os.File, size int64, check lineCheck) (head *Head, fragment []byte, err error) {
 	for _, window := range []int64{4 << 10, 4 * MaxLine} { // the small one does, nearly always
 		head, fragment, err = lastWithin(f, max(size-window, 0), size, check)
@@ -248,8 +253,9 @@ func lastWithin(f *os.File, from, size int64, check lineCheck) (*Head, []byte, e
 	return nil, fragment, nil
 }
 
-// believes checks a line where the key is at hand. Lines of a generation that this process does not have are taken: to go
-// on after a wrong one hides nothing from VerifyAuditLog. What is written on behalf of a line needs proves.
+// believes checks a line where the key is at hand. Lines of a generation that this process does not
+// have are taken: to go on after a wrong one hides nothing from VerifyAuditLog. What is written on
+// behalf of a line needs proves.
 func (l *Log) believes(text []byte, line *Line) bool {
 	key := l.keyOf(line.Generation)
 	return key == nil || key.Fits(text, line)
@@ -280,8 +286,8 @@ func (l *Log) keyOf(generation uint32) *Key {
 	return key
 }
 
-// flusher has the disk confirm, some time after the first of the events that it has not confirmed. mu
-// guards all of it except running, which counts timers that are set or at work.
+// flusher has the disk confirm, some time after the first of the events that it has not confirmed.
+// mu guards all of it except running, which counts timers that are set or at work.
 type flusher struct {
 	mu      sync.Mutex
 	timer   *time.Timer // nil while there is nothing to confirm
@@ -335,7 +341,8 @@ func (f *flusher) stop() error {
 // flushNow confirms through a handle of its own, so that nobody who writes waits for the disk.
 func (l *Log) flushNow() error {
 	if there, err := l.dir.Exists(l.name); err != nil || !there { // OpenAppend would make one
-		return fault.Join(err, &fs.PathError{Op: "sync", Path: filepath.Join(l.dir.Path(), l.name), Err: fs.ErrNotExist})
+		return fault.Join(err, &fs.PathError{Op: "sync", Path: filepath.Join(l.dir.Path(), l.name),
+			Err: fs.ErrNotExist})
 	}
 	f, err := l.dir.OpenAppend(l.name)
 	if err != nil {

@@ -14,12 +14,13 @@ import (
 // maxLooked is how many entries of a refused folder are looked at; one with more counts as shared.
 const maxLooked = 1000
 
-// ownFolder reports whether a refused folder is the current user's alone, so that a command which takes
-// it away from all others harms nobody: nothing is in it that others may use. It looks by name, which is
-// good enough for the words of a refusal.
+// ownFolder reports whether a refused folder is the current user's alone, so that a command which
+// takes it away from all others harms nobody: nothing is in it that others may use. It looks by
+// name, which is good enough for the words of a refusal.
 //
-// An empty folder says nothing about who needs it. It counts as the user's own if he owns it and it does
-// not stand where systems have theirs, at the top or one level below, such as /mnt and /var/opt.
+// An empty folder says nothing about who needs it. It counts as the user's own if he owns it and it
+// does not stand where systems have theirs, at the top or one level below, such as /mnt and
+// /var/opt.
 func ownFolder(path string, owned bool, ownEntry func(path string, fi fs.FileInfo) bool) bool {
 	if depth(path) < 2 {
 		return false
@@ -56,8 +57,9 @@ func depth(path string) int {
 	return n
 }
 
-// MissingFirst is err, the refusal of a folder, unless the file at path, which the caller wants from that
-// folder, does not exist: then that is the error, since nobody has to fix a folder that was named by mistake.
+// MissingFirst is err, the refusal of a folder, unless the file at path, which the caller wants
+// from that folder, does not exist: then that is the error, since nobody has to fix a folder that
+// was named by mistake.
 func MissingFirst(path string, err error) error {
 	if !errors.Is(err, ErrInsecurePermissions) {
 		return err

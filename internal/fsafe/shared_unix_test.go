@@ -22,7 +22,8 @@ func wantAdvice(t *testing.T, err error, path, advice string) {
 	if !ok || !errors.Is(err, ErrInsecurePermissions) {
 		t.Fatalf("got %v, want a *PermissionError", err)
 	}
-	if pe.Path != path || pe.Fix != "" || pe.Advice != advice || !strings.HasSuffix(err.Error(), advice) ||
+	if pe.Path != path || pe.Fix != "" || pe.Advice != advice || !strings.HasSuffix(err.Error(),
+		advice) ||
 		!strings.Contains(err.Error(), path) {
 		t.Errorf("%q: want it to name %s and to say %q", err, path, advice)
 	}
@@ -51,7 +52,8 @@ func TestAdviceForFolders(t *testing.T) {
 	}
 	sub := func(mode fs.FileMode) func(string) error {
 		return func(dir string) error {
-			return errors.Join(os.Mkdir(filepath.Join(dir, "d"), 0o700), os.Chmod(filepath.Join(dir, "d"), mode))
+			return errors.Join(os.Mkdir(filepath.Join(dir, "d"), 0o700), os.Chmod(filepath.Join(dir, "d"),
+				mode))
 		}
 	}
 	nothing := func(string) error { return nil }
@@ -68,15 +70,18 @@ func TestAdviceForFolders(t *testing.T) {
 		root   bool // only root can set it up
 		shared bool
 	}{
-		"empty":                             {0o755, nothing, -1, false, false},
-		"a file of its own":                 {0o755, file(0o600, -1), -1, false, false},
-		"a folder of its own":               {0o775, sub(0o700), -1, false, false},
-		"a file that others may read":       {0o755, file(0o644, -1), -1, false, true},
-		"a file of the group":               {0o750, file(0o640, -1), -1, false, true},
-		"a file that others may write":      {0o777, file(0o602, -1), -1, false, true},
-		"a folder that others may enter":    {0o755, sub(0o755), -1, false, true},
-		"a folder that others may pass":     {0o755, sub(0o711), -1, false, true},
-		"a link":                            {0o755, func(dir string) error { return os.Symlink("x", filepath.Join(dir, "l")) }, -1, false, true},
+		"empty":                          {0o755, nothing, -1, false, false},
+		"a file of its own":              {0o755, file(0o600, -1), -1, false, false},
+		"a folder of its own":            {0o775, sub(0o700), -1, false, false},
+		"a file that others may read":    {0o755, file(0o644, -1), -1, false, true},
+		"a file of the group":            {0o750, file(0o640, -1), -1, false, true},
+		"a file that others may write":   {0o777, file(0o602, -1), -1, false, true},
+		"a folder that others may enter": {0o755, sub(0o755), -1, false, true},
+		"a folder that others may pass":  {0o755, sub(0o711), -1, false, true},
+		"a link": {0o755, func(dir string) error {
+			return os.Symlink("x",
+				filepath.Join(dir, "l"))
+		}, -1, false, true},
 		"sticky":                            {0o777 | fs.ModeSticky, nothing, -1, false, true},
 		"sticky, with a file of its own":    {0o777 | fs.ModeSticky, file(0o600, -1), -1, false, true},
 		"for a group":                       {0o775 | fs.ModeSetgid, file(0o600, -1), -1, false, true},
@@ -92,7 +97,8 @@ func TestAdviceForFolders(t *testing.T) {
 				t.Skip("only root can give files away")
 			}
 			path := filepath.Join(t.TempDir(), "folder")
-			if err := errors.Join(os.Mkdir(path, 0o700), c.fill(path), os.Chown(path, c.owner, -1), os.Chmod(path, c.mode)); err != nil {
+			if err := errors.Join(os.Mkdir(path, 0o700), c.fill(path), os.Chown(path, c.owner, -1),
+				os.Chmod(path, c.mode)); err != nil {
 				t.Fatal(err)
 			}
 			for _, open := range []func(string) (*Dir, error){OpenDir, CreateDir} {
@@ -110,14 +116,17 @@ func TestAdviceForFolders(t *testing.T) {
 	}
 }
 
-// TestAdviceForSystemFolders: what stands at the top, or one level below and empty, is not one's own.
+// TestAdviceForSystemFolders: what stands at the top, or one level below and empty, is not one's
+// own.
 func TestAdviceForSystemFolders(t *testing.T) {
-	for _, path := range []string{"/", "/tmp", "/var", "/usr", "/etc", "/var/log", "/var/tmp", "/mnt", "/srv", "/opt", "/dev", "/var/opt", "/usr/src"} {
+	for _, path := range []string{"/", "/tmp", "/var", "/usr", "/etc", "/var/log", "/var/tmp", "/mnt",
+		"/srv", "/opt", "/dev", "/var/opt", "/usr/src"} {
 		fi, err := os.Lstat(path)
 		if err != nil || !fi.IsDir() {
 			continue
 		}
-		if _, err := OpenDir(path); !errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrInsecurePermissions) {
+		if _, err := OpenDir(path); !errors.Is(err, fs.ErrPermission) || errors.Is(err,
+			ErrInsecurePermissions) {
 			wantAdvice(t, err, path, adviceFolder)
 		}
 	}

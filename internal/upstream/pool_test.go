@@ -105,7 +105,7 @@ func newPool(t *testing.T) *Pool {
 
 func call(t *testing.T, rt http.RoundTripper, method, url, content string) (status int, body string, err error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	var r io.Reader
 	if content != "" {
