@@ -14,7 +14,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// BenchmarkExchange compares a pool with the transport that it replaces: one request with content at a time.
+// BenchmarkExchange compares a pool with the transport that it replaces: one request with content
+// at a time.
 func BenchmarkExchange(b *testing.B) {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)

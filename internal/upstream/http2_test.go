@@ -50,7 +50,8 @@ func TestHTTP2(t *testing.T) {
 	}
 }
 
-// TestHTTP2IsNotKept: an upstream that no longer speaks HTTP/2 is served over HTTP/1, and the other way round.
+// TestHTTP2IsNotKept: an upstream that no longer speaks HTTP/2 is served over HTTP/1, and the other
+// way round.
 func TestHTTP2IsNotKept(t *testing.T) {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
