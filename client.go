@@ -183,18 +183,17 @@ type Config struct {
 // SecureCompletionClient seals chat completions. Make one with [NewSecureCompletionClient] and share it: its methods
 // may be called from any number of goroutines, and connections, keys and the server's key are shared between them.
 type SecureCompletionClient struct {
-	cfg       Config
-	base      *url.URL
-	http      http.RoundTripper
-	server    *serverKey
-	wire      protocol
-	oblivious *obliviousHTTP // wire, with ProtocolOHTTP; else nil
-	memory    *locked.Arena  // for what calls need
-	retry     retryPolicy
-	log       *slog.Logger
-	ownKeys   bool
-	ownHTTP   bool
-	counts    clientCounts
+	cfg     Config
+	base    *url.URL
+	http    http.RoundTripper
+	server  *serverKey
+	wire    protocol
+	memory  *locked.Arena // for what calls need
+	retry   retryPolicy
+	log     *slog.Logger
+	ownKeys bool
+	ownHTTP bool
+	counts  clientCounts
 
 	audit     teller
 	allLocked func() bool // the function allLocked, except in tests
@@ -336,11 +335,10 @@ func skipsVerification(c *tls.Config) bool {
 type CallOption func(*callOptions)
 
 type callOptions struct {
-	apiKey  *Secret
-	tier    SecurityTier
-	into    hybrid.Alloc // where the answer is opened to; nil: where it came
-	checked bool         // the plaintext has passed checkRequest
-	sealed  string       // payload id of the last attempt
+	apiKey *Secret
+	tier   SecurityTier
+	into   hybrid.Alloc // where the answer is opened to; nil: where it came
+	sealed string       // payload id of the last attempt
 }
 
 // WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. It stays the caller's, who keeps it until
@@ -457,7 +455,7 @@ func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, 
 func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) ([]*PublicKey, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.AttemptTimeout)
 	defer cancel()
-	keys, err := c.fetchKeys(ctx)
+	keys, err := c.wire.fetchKeys(ctx, c.http)
 	if err != nil && context.Cause(c.life) != nil {
 		return nil, context.Cause(c.life)
 	}

@@ -162,3 +162,13 @@ func startClient(t testing.TB, url string, change func(*Config)) *SecureCompleti
 func ask(text string) *ChatRequest {
 	return &ChatRequest{Model: "test-model", Messages: []Message{UserMessage(text)}}
 }
+
+// What tests of rooms have as well.
+const fineAnswer = testkit.FineAnswer
+
+func answerWith(replace ...string) string { return testkit.AnswerWith(replace...) }
+
+func testSeed(t testing.TB) uint64 {
+	t.Helper()
+	return testkit.Seed(t)
+}

@@ -48,7 +48,7 @@ func BenchmarkOHTTPClient(b *testing.B) {
 	}
 	round := func(c *SecureCompletionClient, into hybrid.Alloc) time.Duration {
 		start := cpuTime()
-		r, err := c.wire.seal(ctx, plaintext, &callOptions{})
+		r, err := c.wire.seal(ctx, chatRequest(plaintext, true), &callOptions{})
 		spent := cpuTime() - start
 		if err != nil {
 			b.Fatal(err)
