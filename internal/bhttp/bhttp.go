@@ -1,12 +1,14 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bhttp encodes and decodes HTTP messages in the binary form of RFC 9292: requests and responses, of known and of
-// indeterminate length, with informational responses, trailers and padding.
+// Package bhttp encodes and decodes HTTP messages in the binary form of RFC 9292: requests and
+// responses, of known and of indeterminate length, with informational responses, trailers and
+// padding.
 //
-// Decoding is strict and incremental. Sizes are checked against [Limits] before anything is allocated, every part is checked
-// for what HTTP allows in it, and the content is handed out as it comes. Nothing that was handed out counts as a complete
-// message before [Body.Read] has returned io.EOF: a message may turn out to be invalid, or cut, at its last byte.
+// Decoding is strict and incremental. Sizes are checked against [Limits] before anything is
+// allocated, every part is checked for what HTTP allows in it, and the content is handed out as it
+// comes. Nothing that was handed out counts as a complete message before [Body.Read] has returned
+// io.EOF: a message may turn out to be invalid, or cut, at its last byte.
 //
 // Names and values of fields are strings, because net/http's are.
 package bhttp
@@ -39,7 +41,8 @@ type Request struct {
 	Header                          []Field
 }
 
-// Informational is a response with a status from 100 to 199, without 101, that comes before the final one.
+// Informational is a response with a status from 100 to 199, without 101, that comes before the
+// final one.
 type Informational struct {
 	Status int
 	Header []Field
@@ -100,8 +103,8 @@ func declaredLength(header []Field) (int64, error) {
 	return declared, nil
 }
 
-// checkLength compares a declared length with the real one. A response without content may be one to HEAD, or a 304: then
-// it declares what it does not have.
+// checkLength compares a declared length with the real one. A response without content may be one
+// to HEAD, or a 304: then it declares what it does not have.
 func checkLength(declared, length int64, response bool) error {
 	if declared < 0 || declared == length || response && length == 0 {
 		return nil

@@ -8,7 +8,8 @@ import "strings"
 // tokens marks the characters of a token (RFC 9110, section 5.6.2).
 var tokens = func() (t [256]bool) {
 	for c := range 256 {
-		t[c] = c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c < 128 && strings.IndexByte("!#$%&'*+-.^_`|~", byte(c)) >= 0
+		t[c] = c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' ||
+			c < 128 && strings.IndexByte("!#$%&'*+-.^_`|~", byte(c)) >= 0
 	}
 	return t
 }()
@@ -42,7 +43,8 @@ func (q *Request) check() error {
 		return &FormatError{"scheme", "not a scheme in lower case"}
 	case !isVisible(q.Authority, "/?#@\\"):
 		return &FormatError{"authority", "a character that may not stand there"}
-	case !isVisible(q.Path, "#") || !strings.HasPrefix(q.Path, "/") && (q.Path != "*" || q.Method != "OPTIONS"):
+	case !isVisible(q.Path, "#") ||
+		!strings.HasPrefix(q.Path, "/") && (q.Path != "*" || q.Method != "OPTIONS"):
 		return &FormatError{"path", "not an absolute path"}
 	}
 	hosts := 0
@@ -51,7 +53,8 @@ func (q *Request) check() error {
 			continue
 		}
 		hosts++
-		if hosts > 1 || q.Authority != "" && !strings.EqualFold(f.Value, q.Authority) || !isVisible(f.Value, "/?#@\\") {
+		if hosts > 1 || q.Authority != "" && !strings.EqualFold(f.Value, q.Authority) ||
+			!isVisible(f.Value, "/?#@\\") {
 			return &FormatError{"host", "not one host, or another one than the authority"}
 		}
 	}
@@ -60,7 +63,8 @@ func (q *Request) check() error {
 
 func isScheme(s string) bool {
 	for i := range len(s) {
-		if c := s[i]; (c < 'a' || c > 'z') && (i == 0 || (c < '0' || c > '9') && c != '+' && c != '-' && c != '.') {
+		if c := s[i]; (c < 'a' || c > 'z') && (i == 0 ||
+			(c < '0' || c > '9') && c != '+' && c != '-' && c != '.') {
 			return false
 		}
 	}
@@ -85,8 +89,8 @@ func checkFields(fields []Field) error {
 	return nil
 }
 
-// check holds a field line against RFC 9113, sections 8.2.1 and 8.2.2. Pseudo-fields are not fields here: the control data
-// takes the place of those that are known.
+// check holds a field line against RFC 9113, sections 8.2.1 and 8.2.2. Pseudo-fields are not fields
+// here: the control data takes the place of those that are known.
 func (f Field) check() error {
 	if !isToken(f.Name) {
 		return &FormatError{"field name", "not a token"}
@@ -116,7 +120,8 @@ func (f Field) check() error {
 	return nil
 }
 
-// checkTrailer refuses what frames or routes a message, which comes too late in a trailer (RFC 9110, section 6.5.1).
+// checkTrailer refuses what frames or routes a message, which comes too late in a trailer (RFC
+// 9110, section 6.5.1).
 func checkTrailer(fields []Field) error {
 	for _, f := range fields {
 		switch f.Name {

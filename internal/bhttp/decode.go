@@ -15,8 +15,8 @@ type Source interface {
 	io.ByteReader
 }
 
-// ReadRequest reads the control data and the header of a request, of known or indeterminate length. It reads nothing
-// beyond them; Body reads the rest.
+// ReadRequest reads the control data and the header of a request, of known or indeterminate length.
+// It reads nothing beyond them; Body reads the rest.
 func ReadRequest(src Source, limits Limits) (*Request, *Body, error) {
 	d := newBody(src, limits, false)
 	if err := d.framing(knownRequest, indeterminateRequest); err != nil {
@@ -26,7 +26,8 @@ func ReadRequest(src Source, limits Limits) (*Request, *Body, error) {
 	for _, part := range [...]struct {
 		name  string
 		value *string
-	}{{"method", &q.Method}, {"scheme", &q.Scheme}, {"authority", &q.Authority}, {"path", &q.Path}} {
+	}{{"method", &q.Method}, {"scheme", &q.Scheme}, {"authority", &q.Authority},
+		{"path", &q.Path}} {
 		n, err := d.varint()
 		if err == nil {
 			*part.value, err = d.text(n)
@@ -48,7 +49,8 @@ func ReadRequest(src Source, limits Limits) (*Request, *Body, error) {
 	return q, d, nil
 }
 
-// ReadResponse is ReadRequest for a response. It returns when the final status and its header have come.
+// ReadResponse is ReadRequest for a response. It returns when the final status and its header have
+// come.
 func ReadResponse(src Source, limits Limits) (*Response, *Body, error) {
 	d := newBody(src, limits, true)
 	if err := d.framing(knownResponse, indeterminateResponse); err != nil {
@@ -85,7 +87,8 @@ func ReadResponse(src Source, limits Limits) (*Response, *Body, error) {
 	}
 }
 
-// Body reads the content of a message, and after it the trailer and the padding. It is not safe for concurrent use.
+// Body reads the content of a message, and after it the trailer and the padding. It is not safe for
+// concurrent use.
 type Body struct {
 	src           Source
 	limits        Limits // what is left of them
@@ -106,8 +109,8 @@ func newBody(src Source, limits Limits, response bool) *Body {
 	return &Body{src: src, limits: limits.withDefaults(), response: response, declared: -1}
 }
 
-// Read reads content as it comes. It returns io.EOF after everything that follows the content was read and found valid,
-// up to the end of the source.
+// Read reads content as it comes. It returns io.EOF after everything that follows the content was
+// read and found valid, up to the end of the source.
 func (d *Body) Read(p []byte) (int, error) {
 	if d.err != nil {
 		return 0, d.err
@@ -133,8 +136,8 @@ func (d *Body) Read(p []byte) (int, error) {
 // Trailer is the trailer section, complete once Read has returned io.EOF.
 func (d *Body) Trailer() []Field { return d.trailer }
 
-// ReadAll reads the content to its end, into memory that grows as the content comes. The caller wipes it; what is left
-// behind by growing, or read before an error, is wiped already.
+// ReadAll reads the content to its end, into memory that grows as the content comes. The caller
+// wipes it; what is left behind by growing, or read before an error, is wiped already.
 func (d *Body) ReadAll() ([]byte, error) {
 	b := make([]byte, 0, 512)
 	for {
@@ -160,7 +163,8 @@ func (d *Body) ReadAll() ([]byte, error) {
 	}
 }
 
-// grow moves b. A stated length is taken at its word only so far that stating more gains a sender nothing.
+// grow moves b. A stated length is taken at its word only so far that stating more gains a sender
+// nothing.
 func (d *Body) grow(b []byte) []byte {
 	grown := make([]byte, len(b), max(2*cap(b), len(b)+1+int(min(d.left, 64<<10))))
 	copy(grown, b)
@@ -168,8 +172,8 @@ func (d *Body) grow(b []byte) []byte {
 	return grown
 }
 
-// nextPiece sets left to the length of the next piece of content. After the last one it reads the rest of the message, and
-// returns io.EOF.
+// nextPiece sets left to the length of the next piece of content. After the last one it reads the
+// rest of the message, and returns io.EOF.
 func (d *Body) nextPiece() error {
 	if !d.ended && (d.indeterminate || !d.begun) {
 		n, err := d.varint()
@@ -230,7 +234,8 @@ func (d *Body) framing(known, indeterminate uint64) error {
 	return nil
 }
 
-// section reads a field section. A message may end before one: then it, and all that follows, is empty.
+// section reads a field section. A message may end before one: then it, and all that follows, is
+// empty.
 func (d *Body) section() ([]Field, error) {
 	if d.ended {
 		return nil, nil
@@ -310,7 +315,8 @@ func (d *Body) varint() (uint64, error) {
 	return v, err
 }
 
-// cut makes an error of the source into one of the message: a message that the source could not give to its end is cut short.
+// cut makes an error of the source into one of the message: a message that the source could not
+// give to its end is cut short.
 func cut(err error) error {
 	var format *FormatError
 	switch {

@@ -5,9 +5,10 @@ package bhttp
 
 import "slices"
 
-// AppendRequest appends q with its content and trailer as a message of known length. With pad above 1 zeros follow, so that
-// the message has a multiple of pad bytes. dst grows at most once.
-func AppendRequest(dst []byte, q *Request, content []byte, trailer []Field, pad int) ([]byte, error) {
+// AppendRequest appends q with its content and trailer as a message of known length. With pad above
+// 1 zeros follow, so that the message has a multiple of pad bytes. dst grows at most once.
+func AppendRequest(dst []byte, q *Request, content []byte, trailer []Field, pad int) ([]byte,
+	error) {
 	if err := q.check(); err != nil {
 		return nil, err
 	}
@@ -19,7 +20,8 @@ func AppendRequest(dst []byte, q *Request, content []byte, trailer []Field, pad 
 }
 
 // AppendResponse is AppendRequest for a response.
-func AppendResponse(dst []byte, p *Response, content []byte, trailer []Field, pad int) ([]byte, error) {
+func AppendResponse(dst []byte, p *Response, content []byte, trailer []Field, pad int) ([]byte,
+	error) {
 	size := 16 + fieldsSize(p.Header)
 	for _, i := range p.Informational {
 		size += 16 + fieldsSize(i.Header)
@@ -39,7 +41,8 @@ func AppendResponse(dst []byte, p *Response, content []byte, trailer []Field, pa
 	return appendBody(dst, start, p.Header, content, trailer, pad, true)
 }
 
-func appendBody(dst []byte, start int, header []Field, content []byte, trailer []Field, pad int, response bool) ([]byte, error) {
+func appendBody(dst []byte, start int, header []Field, content []byte, trailer []Field, pad int,
+	response bool) ([]byte, error) {
 	declared, err := declaredLength(header)
 	if err == nil {
 		err = checkLength(declared, int64(len(content)), response)
@@ -99,9 +102,11 @@ func varintSize(n int) int {
 	return len(AppendVarint(b[:0], uint64(n)))
 }
 
-// The sizes are upper bounds: a copy that is left behind by a second growth is one that nobody wipes.
+// The sizes are upper bounds: a copy that is left behind by a second growth is one that nobody
+// wipes.
 func (q *Request) size() int {
-	return 64 + len(q.Method) + len(q.Scheme) + len(q.Authority) + len(q.Path) + fieldsSize(q.Header)
+	return 64 + len(q.Method) + len(q.Scheme) + len(q.Authority) + len(q.Path) +
+		fieldsSize(q.Header)
 }
 
 func bodySize(content []byte, trailer []Field, pad int) int {
@@ -116,9 +121,10 @@ func fieldsSize(fields []Field) int {
 	return n
 }
 
-// Encoder encodes one message of indeterminate length, piece by piece: RequestHead, or Informational any number of times and
-// ResponseHead; then Content any number of times; then End. It panics when called in another order. The zero Encoder is ready.
-// After an error nothing was appended, and the same step may be tried again.
+// Encoder encodes one message of indeterminate length, piece by piece: RequestHead, or
+// Informational any number of times and ResponseHead; then Content any number of times; then End.
+// It panics when called in another order. The zero Encoder is ready. After an error nothing was
+// appended, and the same step may be tried again.
 type Encoder struct {
 	length   int
 	state    encoderState
@@ -176,7 +182,8 @@ func (e *Encoder) ResponseHead(dst []byte, status int, header []Field) ([]byte, 
 	return dst, err
 }
 
-func (e *Encoder) responseHead(dst []byte, status int, header []Field, informational bool) ([]byte, error) {
+func (e *Encoder) responseHead(dst []byte, status int, header []Field, informational bool) ([]byte,
+	error) {
 	e.step(e.state == atStart || e.state == atHead)
 	if err := checkHead(status, header, informational); err != nil {
 		return nil, err
@@ -204,8 +211,9 @@ func (e *Encoder) Content(dst, piece []byte) []byte {
 	return dst
 }
 
-// End appends the end of the content, the trailer, and zeros up to a multiple of pad bytes of the whole message if pad is
-// above 1. It is an error if the header declared another length than the content has.
+// End appends the end of the content, the trailer, and zeros up to a multiple of pad bytes of the
+// whole message if pad is above 1. It is an error if the header declared another length than the
+// content has.
 func (e *Encoder) End(dst []byte, trailer []Field, pad int) ([]byte, error) {
 	e.step(e.state == atContent)
 	err := checkLength(e.declared, e.content, e.response)

@@ -8,7 +8,8 @@ import (
 	"io"
 )
 
-// AppendVarint appends v, below 2^62, as a variable-length integer (RFC 9000, section 16) in its shortest form.
+// AppendVarint appends v, below 2^62, as a variable-length integer (RFC 9000, section 16) in its
+// shortest form.
 func AppendVarint(dst []byte, v uint64) []byte {
 	switch {
 	case v < 1<<6:
@@ -23,8 +24,8 @@ func AppendVarint(dst []byte, v uint64) []byte {
 	panic("bhttp: integer too large")
 }
 
-// ReadVarint reads a variable-length integer of any form, and says how many bytes it took. The error is io.EOF if there was
-// not one byte, and io.ErrUnexpectedEOF if the integer was cut.
+// ReadVarint reads a variable-length integer of any form, and says how many bytes it took. The
+// error is io.EOF if there was not one byte, and io.ErrUnexpectedEOF if the integer was cut.
 func ReadVarint(r io.ByteReader) (v uint64, size int, err error) {
 	first, err := r.ReadByte()
 	if err != nil {

@@ -12,16 +12,19 @@ import (
 
 // What stands between the values, in the protocol's order.
 const (
-	beforeCiphertext  = `{"version":"` + Version + `","algorithm":"` + Algorithm + `","encrypted_payload":{"ciphertext":"`
-	beforeNonce       = `","nonce":"`
-	beforeTag         = `","tag":"`
-	beforeKey         = `"},"encrypted_aes_key":"`
-	afterKey          = `","key_algorithm":"` + KeyAlgorithm + `","payload_algorithm":"` + PayloadAlgorithm + `"`
+	beforeCiphertext = `{"version":"` + Version + `","algorithm":"` + Algorithm +
+		`","encrypted_payload":{"ciphertext":"`
+	beforeNonce = `","nonce":"`
+	beforeTag   = `","tag":"`
+	beforeKey   = `"},"encrypted_aes_key":"`
+	afterKey    = `","key_algorithm":"` + KeyAlgorithm + `","payload_algorithm":"` +
+		PayloadAlgorithm + `"`
 	beforeProcessedAt = `,"processed_at":`
 	end               = `}`
 )
 
-// Size is the exact number of bytes that Append adds. Like Append it panics if Sealed is shorter than nonce and tag.
+// Size is the exact number of bytes that Append adds. Like Append it panics if Sealed is shorter
+// than nonce and tag.
 func Size(e *Envelope) int {
 	e.split()
 	return sizeFor(e, len(e.Sealed))
@@ -43,9 +46,10 @@ func sizeFor(e *Envelope, sealed int) int {
 	return n + base64.StdEncoding.EncodedLen(payload)
 }
 
-// Reserve prepares for Append, so that the envelope is made in one piece of memory: it returns dst with room for all of
-// it, and sets e.Sealed to where in that room the caller writes nonce ‖ ciphertext ‖ tag of a plaintext of n bytes, before
-// it calls Append with the dst that was returned. The other fields of e have to be set already.
+// Reserve prepares for Append, so that the envelope is made in one piece of memory: it returns dst
+// with room for all of it, and sets e.Sealed to where in that room the caller writes nonce ‖
+// ciphertext ‖ tag of a plaintext of n bytes, before it calls Append with the dst that was
+// returned. The other fields of e have to be set already.
 func Reserve(dst []byte, e *Envelope, n int) []byte {
 	sealed := NonceSize + n + TagSize
 	total := len(dst) + sizeFor(e, sealed)
@@ -62,9 +66,10 @@ func grown(dst []byte, total int) []byte {
 	return append(make([]byte, 0, total), dst...)
 }
 
-// Append appends the envelope to dst as compact JSON. dst grows once at most, and not at all if it has room for Size bytes.
-// It must not overlap the envelope's own memory, but for an e.Sealed that Reserve put there: that is overwritten.
-// A ProcessedAt that is not finite is left out, as JSON has no such number.
+// Append appends the envelope to dst as compact JSON. dst grows once at most, and not at all if it
+// has room for Size bytes. It must not overlap the envelope's own memory, but for an e.Sealed that
+// Reserve put there: that is overwritten. A ProcessedAt that is not finite is left out, as JSON has
+// no such number.
 func Append(dst []byte, e *Envelope) []byte {
 	ciphertext, tag := e.split()
 	total := len(dst) + Size(e)
@@ -108,8 +113,8 @@ func (e *Envelope) writesProcessedAt() bool {
 	return e.HasProcessedAt && !math.IsNaN(e.ProcessedAt) && !math.IsInf(e.ProcessedAt, 0)
 }
 
-// appendNumber writes the shortest digits that read back as f, with an exponent where there would be a row of zeros. That
-// takes 25 bytes at most.
+// appendNumber writes the shortest digits that read back as f, with an exponent where there would
+// be a row of zeros. That takes 25 bytes at most.
 func appendNumber(dst []byte, f float64) []byte {
 	format := byte('f')
 	if abs := math.Abs(f); abs != 0 && (abs < 1e-6 || abs >= 1e21) {

@@ -10,8 +10,9 @@ import (
 	"testing"
 )
 
-// The base64 here is a library's, in assembly where there is some for the processor: the standard library's is the judge,
-// of results and of refusals. Both skip line breaks, which decode never gets to see.
+// The base64 here is a library's, in assembly where there is some for the processor: the standard
+// library's is the judge, of results and of refusals. Both skip line breaks, which decode never
+// gets to see.
 
 func TestBase64EveryLength(t *testing.T) {
 	seed := rand.Uint64()
@@ -47,7 +48,9 @@ func TestBase64EveryByte(t *testing.T) {
 }
 
 func FuzzBase64(f *testing.F) {
-	for _, s := range []string{"", "QQ==", "QR==", "QUI=", "QUJ=", "QUJD", "QU=D", "Q===", "====", "QUJD\n", "QUJDQUI=\n\n\n\n", "QUJD-_==", "\xff\xff\xff\xff", string(bytes.Repeat([]byte("+/aZ"), 40)) + "QQ=="} {
+	for _, s := range []string{"", "QQ==", "QR==", "QUI=", "QUJ=", "QUJD", "QU=D", "Q===", "====",
+		"QUJD\n", "QUJDQUI=\n\n\n\n", "QUJD-_==", "\xff\xff\xff\xff",
+		string(bytes.Repeat([]byte("+/aZ"), 40)) + "QQ=="} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -71,7 +74,8 @@ func checkBase64(t *testing.T, data []byte) {
 			encode(memory[:len(want)], src, len(memory)-len(data))
 		})
 		if !bytes.Equal(memory[:len(want)], want) {
-			t.Fatalf("%x\nin place, slack %d, became %s\nwant %s", data, slack, memory[:len(want)], want)
+			t.Fatalf("%x\nin place, slack %d, became %s\nwant %s", data, slack, memory[:len(want)],
+				want)
 		}
 	}
 	checkDecode(t, want)
@@ -118,7 +122,8 @@ func fenced(t *testing.T, n int, f func([]byte)) []byte {
 	const post = 128
 	memory := bytes.Repeat([]byte{0x5a}, post+n+post)
 	f(memory[post : post+n])
-	if pad := bytes.Repeat([]byte{0x5a}, post); !bytes.Equal(memory[:post], pad) || !bytes.Equal(memory[post+n:], pad) {
+	if pad := bytes.Repeat([]byte{0x5a}, post); !bytes.Equal(memory[:post], pad) ||
+		!bytes.Equal(memory[post+n:], pad) {
 		t.Fatalf("%d bytes: written outside", n)
 	}
 	return memory[post : post+n]

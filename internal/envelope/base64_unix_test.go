@@ -16,7 +16,8 @@ import (
 func TestBase64AtTheEndOfMemory(t *testing.T) {
 	page := os.Getpagesize()
 	edge := func() []byte { // one page in front of one that nobody may touch
-		memory, err := syscall.Mmap(-1, 0, 2*page, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+		memory, err := syscall.Mmap(-1, 0, 2*page, syscall.PROT_READ|syscall.PROT_WRITE,
+			syscall.MAP_ANON|syscall.MAP_PRIVATE)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,8 +1,9 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package envelope reads and writes the JSON envelope in which a sealed chat travels, in both directions. It is a codec and
-// knows no cryptography: what it hands out is shaped right, and not yet authentic.
+// Package envelope reads and writes the JSON envelope in which a sealed chat travels, in both
+// directions. It is a codec and knows no cryptography: what it hands out is shaped right, and not
+// yet authentic.
 //
 //	{"version":"1.0","algorithm":"hybrid-aes256-rsa4096",
 //	 "encrypted_payload":{"ciphertext":"<base64>","nonce":"<base64>","tag":"<base64>"},
@@ -12,7 +13,8 @@ package envelope
 
 import "errors"
 
-// The only protocol version and algorithms there are. Anything else is refused, so that nothing can be negotiated down.
+// The only protocol version and algorithms there are. Anything else is refused, so that nothing can
+// be negotiated down.
 const (
 	Version          = "1.0"
 	Algorithm        = "hybrid-aes256-rsa4096"
@@ -32,8 +34,10 @@ const (
 type TagForm uint8
 
 const (
-	Separate TagForm = iota // in a member of its own: the Python client's form, and the one to write
-	Appended                // at the end of the ciphertext, without a member: the JavaScript client's form
+	// in a member of its own: the Python client's form, and the one to write
+	Separate TagForm = iota
+	// at the end of the ciphertext, without a member: the JavaScript client's form
+	Appended
 )
 
 // Envelope is the content of an envelope.
@@ -49,7 +53,8 @@ type Envelope struct {
 // ErrTooLarge reports an envelope whose plaintext would be larger than the caller allows.
 var ErrTooLarge = errors.New("envelope: payload too large")
 
-// FormatError reports what is wrong with an envelope. Both fields are this package's words, never the peer's.
+// FormatError reports what is wrong with an envelope. Both fields are this package's words, never
+// the peer's.
 type FormatError struct {
 	Field  string // for example "version" or "encrypted_payload.nonce"; "" is the text as a whole
 	Reason string

@@ -22,7 +22,8 @@ const (
 	processedAt
 )
 
-var topNames = [...]string{"version", "algorithm", "encrypted_payload", "encrypted_aes_key", "key_algorithm",
+var topNames = [...]string{"version", "algorithm", "encrypted_payload", "encrypted_aes_key",
+	"key_algorithm",
 	"payload_algorithm", "processed_at"}
 
 const (
@@ -33,17 +34,20 @@ const (
 
 var payloadNames = [...]string{"ciphertext", "nonce", "tag"}
 
-// textLead is how far the ciphertext's text begins behind the place where the ciphertext will begin, or less.
+// textLead is how far the ciphertext's text begins behind the place where the ciphertext will
+// begin, or less.
 const textLead = len(`{"encrypted_payload":{"ciphertext":"`) - NonceSize
 
-// maxNumber is the longest processed_at that is read, in bytes; a longer one is ignored. It fits every float64 exactly.
+// maxNumber is the longest processed_at that is read, in bytes; a longer one is ignored. It fits
+// every float64 exactly.
 const maxNumber = 1100
 
-// Parse decodes an envelope in place. It takes data over and overwrites it, also when it fails; Envelope.Sealed lies at
-// data's beginning, and its capacity ends where data's does, so the payload can be opened in place and the owner of data
-// wipes all of it. WrappedKey is memory of its own.
+// Parse decodes an envelope in place. It takes data over and overwrites it, also when it fails;
+// Envelope.Sealed lies at data's beginning, and its capacity ends where data's does, so the payload
+// can be opened in place and the owner of data wipes all of it. WrappedKey is memory of its own.
 //
-// A payload whose plaintext would be longer than maxPayload bytes is ErrTooLarge; every other error is a *FormatError.
+// A payload whose plaintext would be longer than maxPayload bytes is ErrTooLarge; every other error
+// is a *FormatError.
 func Parse(data []byte, maxPayload int) (Envelope, error) {
 	if err := jsonspan.Valid(data, MaxDepth); err != nil {
 		return Envelope{}, textError(err)
@@ -104,7 +108,8 @@ func Parse(data []byte, maxPayload int) (Envelope, error) {
 		return Envelope{}, err
 	}
 
-	// nonce ‖ ciphertext ‖ tag fits, since the wrapped key's text alone is longer than nonce and tag.
+	// nonce ‖ ciphertext ‖ tag fits, since the wrapped key's text alone is longer than nonce and
+	// tag.
 	if err := decode(data[NonceSize:][:n], text, textLead, prefix+"ciphertext"); err != nil {
 		return Envelope{}, err
 	}
@@ -127,8 +132,8 @@ func textError(err error) error {
 	return &FormatError{"", "not valid JSON"}
 }
 
-// keep puts the member's value into its slot, if the member is one of those named. A name that comes twice is refused,
-// since readers differ on which of the two counts.
+// keep puts the member's value into its slot, if the member is one of those named. A name that
+// comes twice is refused, since readers differ on which of the two counts.
 func keep(m jsonspan.Member, slots [][]byte, names []string, prefix string) error {
 	for i, name := range names {
 		if !m.Is(name) {
@@ -160,14 +165,16 @@ func checkLabels(top *[len(topNames)][]byte) error {
 			}
 			continue
 		}
-		if jsonspan.KindOf(value) != jsonspan.String || !jsonspan.Equal(value[1:len(value)-1], label.want) {
+		if jsonspan.KindOf(value) != jsonspan.String ||
+			!jsonspan.Equal(value[1:len(value)-1], label.want) {
 			return &FormatError{topNames[label.member], "not " + strconv.Quote(label.want)}
 		}
 	}
 	return nil
 }
 
-// number reads a number that a float64 can hold. Every other value is ignored: the member only informs.
+// number reads a number that a float64 can hold. Every other value is ignored: the member only
+// informs.
 func number(value []byte) (float64, bool) {
 	if value == nil || len(value) > maxNumber || jsonspan.KindOf(value) != jsonspan.Number {
 		return 0, false
@@ -179,8 +186,9 @@ func number(value []byte) (float64, bool) {
 	return f, true
 }
 
-// encoded returns the base64 text that a string value holds, its JSON escapes undone in place, and the number of bytes
-// that it stands for. The text may still hold characters that are not base64's, but no line breaks.
+// encoded returns the base64 text that a string value holds, its JSON escapes undone in place, and
+// the number of bytes that it stands for. The text may still hold characters that are not base64's,
+// but no line breaks.
 func encoded(value []byte, field string) (text []byte, n int, err error) {
 	if value == nil {
 		return nil, 0, &FormatError{field, missing}
@@ -191,7 +199,8 @@ func encoded(value []byte, field string) (text []byte, n int, err error) {
 	text = value[1 : len(value)-1]
 	if bytes.IndexByte(text, '\\') >= 0 {
 		text = jsonspan.Unescape(text[:0], text)
-		if bytes.IndexByte(text, '\n') >= 0 || bytes.IndexByte(text, '\r') >= 0 { // the decoder skips these; unescaped, JSON has none
+		// the decoder skips these; unescaped, JSON has none
+		if bytes.IndexByte(text, '\n') >= 0 || bytes.IndexByte(text, '\r') >= 0 {
 			return nil, 0, &FormatError{field, notBase64}
 		}
 	}

@@ -11,9 +11,10 @@ import (
 	"unicode/utf8"
 )
 
-// Unescape undoes the escapes of a valid JSON string's inside (the part between the quotes) and returns the result, which
-// is never longer than s. It writes over dst from its first byte on, not behind its length, and allocates only where dst's
-// capacity is less than len(s). dst may begin where s begins, or earlier in the same memory: then it works in place.
+// Unescape undoes the escapes of a valid JSON string's inside (the part between the quotes) and
+// returns the result, which is never longer than s. It writes over dst from its first byte on, not
+// behind its length, and allocates only where dst's capacity is less than len(s). dst may begin
+// where s begins, or earlier in the same memory: then it works in place.
 //
 // A surrogate without its other half becomes U+FFFD. What is no valid escape stays as it is.
 func Unescape(dst, s []byte) []byte {
@@ -59,11 +60,13 @@ func Text(s []byte) string {
 	return text.String()
 }
 
-// AppendString appends s as a JSON string, as encoding/json writes it without escapes for HTML: control characters, quotes,
-// backslashes, U+2028 and U+2029 are escaped, and what is not UTF-8 becomes U+FFFD.
+// AppendString appends s as a JSON string, as encoding/json writes it without escapes for HTML:
+// control characters, quotes, backslashes, U+2028 and U+2029 are escaped, and what is not UTF-8
+// becomes U+FFFD.
 func AppendString(dst []byte, s string) []byte {
 	dst = append(slices.Grow(dst, len(s)+len(`""`)), '"')
-	rare := !utf8.ValidString(s) || (strings.IndexByte(s, 0xe2) >= 0 && (strings.Contains(s, "\u2028") || strings.Contains(s, "\u2029")))
+	rare := !utf8.ValidString(s) || (strings.IndexByte(s, 0xe2) >= 0 &&
+		(strings.Contains(s, "\u2028") || strings.Contains(s, "\u2029")))
 	for rare && s != "" {
 		r, n := utf8.DecodeRuneInString(s)
 		switch {
@@ -82,8 +85,8 @@ func AppendString(dst []byte, s string) []byte {
 
 const hexDigits = "0123456789abcdef"
 
-// appendPlain appends the inside of a string that has only ASCII to escape. It copies first and looks then, since the copy
-// is memory that can be looked at eight bytes at a time.
+// appendPlain appends the inside of a string that has only ASCII to escape. It copies first and
+// looks then, since the copy is memory that can be looked at eight bytes at a time.
 func appendPlain(dst []byte, s string) []byte {
 	const least = 64
 	for most := len(s); s != ""; {
@@ -97,7 +100,8 @@ func appendPlain(dst []byte, s string) []byte {
 		}
 		c := dst[stop]
 		dst = appendEscape(dst[:stop], c)
-		s, most = s[stop-start+1:], max(least, 2*(stop-start)) // what is copied in vain stays in proportion
+		// what is copied in vain stays in proportion
+		s, most = s[stop-start+1:], max(least, 2*(stop-start))
 	}
 	return dst
 }
@@ -143,8 +147,8 @@ func Equal(inside []byte, s string) bool {
 	return s == ""
 }
 
-// escape decodes the escape that s, which begins with a backslash, begins with. It returns how many bytes of s that took:
-// 0 if there is none. Two escapes that make up a surrogate pair count as one.
+// escape decodes the escape that s, which begins with a backslash, begins with. It returns how many
+// bytes of s that took: 0 if there is none. Two escapes that make up a surrogate pair count as one.
 func escape(s []byte) (r rune, n int) {
 	n = escapeLen(s)
 	if n == 0 {

@@ -1,11 +1,12 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package jsonspan reads JSON where it lies. It checks a text once, as a whole and strictly (RFC 8259, valid UTF-8, no
-// byte order mark, nothing after the value, bounded nesting), and then hands out spans of it.
+// Package jsonspan reads JSON where it lies. It checks a text once, as a whole and strictly (RFC
+// 8259, valid UTF-8, no byte order mark, nothing after the value, bounded nesting), and then hands
+// out spans of it.
 //
-// It runs over memory that holds secrets: it makes no copies, allocates nothing, and its errors hold none of the text.
-// Functions are safe for concurrent use over memory that nobody writes.
+// It runs over memory that holds secrets: it makes no copies, allocates nothing, and its errors
+// hold none of the text. Functions are safe for concurrent use over memory that nobody writes.
 package jsonspan
 
 import (
@@ -38,7 +39,8 @@ const (
 	Object
 )
 
-// KindOf tells the kind of a valid value by its first byte that is not white space. No value at all counts as Null.
+// KindOf tells the kind of a valid value by its first byte that is not white space. No value at all
+// counts as Null.
 func KindOf(value []byte) Kind {
 	i := skipSpace(value, 0)
 	if i == len(value) {
@@ -59,8 +61,9 @@ func KindOf(value []byte) Kind {
 	return Number
 }
 
-// Valid reports whether data is one JSON value, nested maxDepth deep at most; a flat object or array has depth 1, and a
-// scalar 0. The error is ErrSyntax or ErrDepth, whichever comes first in the text.
+// Valid reports whether data is one JSON value, nested maxDepth deep at most; a flat object or
+// array has depth 1, and a scalar 0. The error is ErrSyntax or ErrDepth, whichever comes first in
+// the text.
 func Valid(data []byte, maxDepth int) error {
 	return check(data, maxDepth)
 }
@@ -77,42 +80,46 @@ type Member struct {
 // Is reports whether the member has this name, compared byte by byte after undoing the escapes.
 func (m Member) Is(name string) bool { return Equal(m.Name, name) }
 
-// Members walks the members of the object that data is, in their order, repeated names included. The whole text is
-// checked before it returns: after an error (ErrSyntax, ErrDepth or ErrKind) the sequence is empty.
+// Members walks the members of the object that data is, in their order, repeated names included.
+// The whole text is checked before it returns: after an error (ErrSyntax, ErrDepth or ErrKind) the
+// sequence is empty.
 //
-// The loop may overwrite what it has been given so far, everything before the member's End, but not what comes after.
+// The loop may overwrite what it has been given so far, everything before the member's End, but not
+// what comes after.
 //
-// The compiler puts the loop's own closure and the variables that it captures on the heap, since it cannot see through a
-// function of two results. Valid and then MembersOf is the same without that.
+// The compiler puts the loop's own closure and the variables that it captures on the heap, since it
+// cannot see through a function of two results. Valid and then MembersOf is the same without that.
 func Members(data []byte, maxDepth int) (iter.Seq[Member], error) {
 	valid, err := checkKind(data, maxDepth, Object)
 	return MembersOf(valid), err
 }
 
-// Elements walks the elements of the array that data is, as Members does an object's members. Valid and then ElementsOf
-// is the same without allocation.
+// Elements walks the elements of the array that data is, as Members does an object's members. Valid
+// and then ElementsOf is the same without allocation.
 func Elements(data []byte, maxDepth int) (iter.Seq[[]byte], error) {
 	valid, err := checkKind(data, maxDepth, Array)
 	return ElementsOf(valid), err
 }
 
-// MembersOf walks the members of an object as Members does, without checking it: the object must be all or part of a text
-// that was checked before. Another kind of value has no members.
+// MembersOf walks the members of an object as Members does, without checking it: the object must be
+// all or part of a text that was checked before. Another kind of value has no members.
 func MembersOf(valid []byte) iter.Seq[Member] {
 	return func(yield func(Member) bool) { walkMembers(valid, yield) }
 }
 
-// ElementsOf walks the elements of an array as Elements does, without checking it: the array must be all or part of a text
-// that was checked before. Another kind of value has no elements.
+// ElementsOf walks the elements of an array as Elements does, without checking it: the array must
+// be all or part of a text that was checked before. Another kind of value has no elements.
 func ElementsOf(valid []byte) iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) { walkElements(valid, yield) }
 }
 
-// Cut appends to dst the object that data is, without those of its own members for which drop returns true. A dropped
-// member takes the comma and the white space in front of it along; every other byte stays, in its order. The first member
-// that is kept stands where the first member stood.
+// Cut appends to dst the object that data is, without those of its own members for which drop
+// returns true. A dropped member takes the comma and the white space in front of it along; every
+// other byte stays, in its order. The first member that is kept stands where the first member
+// stood.
 //
-// dst grows once at most. It may be data[:0]: then the object is cut in place. After an error dst comes back as it was.
+// dst grows once at most. It may be data[:0]: then the object is cut in place. After an error dst
+// comes back as it was.
 func Cut(dst, data []byte, maxDepth int, drop func(Member) bool) ([]byte, error) {
 	if _, err := checkKind(data, maxDepth, Object); err != nil {
 		return dst, err

@@ -20,7 +20,8 @@ func checkKind(data []byte, maxDepth int, kind Kind) ([]byte, error) {
 	return data, nil
 }
 
-// nesting remembers for every open container whether it is an object, in one bit each: no recursion, no allocation.
+// nesting remembers for every open container whether it is an object, in one bit each: no
+// recursion, no allocation.
 type nesting [MaxDepth/64 + 1]uint64
 
 func (n *nesting) set(depth int, object bool) {
@@ -32,7 +33,8 @@ func (n *nesting) set(depth int, object bool) {
 
 func (n *nesting) isObject(depth int) bool { return n[depth/64]>>(depth%64)&1 != 0 }
 
-// check holds the whole grammar of values. UTF-8 is checked first and at once, so that the scanner sees only bytes.
+// check holds the whole grammar of values. UTF-8 is checked first and at once, so that the scanner
+// sees only bytes.
 func check(data []byte, maxDepth int) error {
 	if !utf8.Valid(data) {
 		return ErrSyntax
@@ -203,7 +205,8 @@ func scanString(data []byte, i int) int {
 	}
 }
 
-// skipPlain skips what stands for itself in a string: up to a quote, a backslash, a control character or the end.
+// skipPlain skips what stands for itself in a string: up to a quote, a backslash, a control
+// character or the end.
 func skipPlain(data []byte, i int) int {
 	if len(data)-i >= 8 { // most strings are short
 		if stop := stops(data[i:]); stop != 0 {
@@ -235,13 +238,13 @@ func skipPlain(data []byte, i int) int {
 	return i
 }
 
-// stops looks at eight bytes: the lowest bit that is set is the high bit of the first quote, backslash or control character;
-// none means that there is none.
+// stops looks at eight bytes: the lowest bit that is set is the high bit of the first quote,
+// backslash or control character; none means that there is none.
 func stops(s []byte) uint64 {
 	const ones, high = 0x0101010101010101, 0x8080808080808080
 	x := binary.LittleEndian.Uint64(s)
 	quote, slash := x^(ones*'"'), x^(ones*'\\')
-	// (x-ones)&^x has the high bit of the first zero byte of x set and none below it; with 0x20 in place of 1 the same
-	// goes for the first byte under 0x20.
+	// (x-ones)&^x has the high bit of the first zero byte of x set and none below it; with 0x20 in
+	// place of 1 the same goes for the first byte under 0x20.
 	return ((quote-ones)&^quote | (slash-ones)&^slash | (x-ones*0x20)&^x) & high
 }

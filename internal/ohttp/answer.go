@@ -14,7 +14,8 @@ import (
 	"io"
 )
 
-// answer is what seals or opens a response: keys that come from the request's context, and the response's own nonce.
+// answer is what seals or opens a response: keys that come from the request's context, and the
+// response's own nonce.
 type answer struct {
 	gcm     cipher.AEAD
 	nonce   [nonceSize]byte
@@ -41,8 +42,8 @@ func newAnswer(a *aead, secret, enc, responseNonce []byte) (*answer, error) {
 	}
 	x := &answer{nonce: [nonceSize]byte(nonce)}
 	clear(nonce)
-	// Strict FIPS mode knows of counted nonces only within HPKE and TLS. These are HPKE's own: derived from a fresh
-	// secret, and counted up, once each.
+	// Strict FIPS mode knows of counted nonces only within HPKE and TLS. These are HPKE's own:
+	// derived from a fresh secret, and counted up, once each.
 	fips140.WithoutEnforcement(func() {
 		var block cipher.Block
 		if block, err = aes.NewCipher(key); err == nil {

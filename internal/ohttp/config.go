@@ -11,7 +11,8 @@ import (
 	"slices"
 )
 
-// Config is a public key configuration (RFC 9458, section 3.1), of a suite that is supported here. It never changes.
+// Config is a public key configuration (RFC 9458, section 3.1), of a suite that is supported here.
+// It never changes.
 type Config struct {
 	id      uint8
 	kem     *kem
@@ -26,7 +27,8 @@ func (c *Config) ID() uint8 { return c.id }
 // KEM is XWing or X25519.
 func (c *Config) KEM() uint16 { return c.kem.id }
 
-// Encoded is the configuration as it stood in its list, without the length before it. The caller owns it.
+// Encoded is the configuration as it stood in its list, without the length before it. The caller
+// owns it.
 func (c *Config) Encoded() []byte { return bytes.Clone(c.encoded) }
 
 // Fingerprint is the SHA-256 of Encoded.
@@ -50,8 +52,9 @@ func AppendConfigs(dst []byte, configs ...*Config) []byte {
 	return dst
 }
 
-// ParseConfigs decodes application/ohttp-keys. A list that is malformed anywhere is refused whole, with ErrConfig (RFC 9458,
-// section 3.2). Configurations of other suites are left out, so the result may be empty. The caller caps len(list).
+// ParseConfigs decodes application/ohttp-keys. A list that is malformed anywhere is refused whole,
+// with ErrConfig (RFC 9458, section 3.2). Configurations of other suites are left out, so the
+// result may be empty. The caller caps len(list).
 func ParseConfigs(list []byte) ([]*Config, error) {
 	var configs []*Config
 	if len(list) == 0 {
@@ -83,7 +86,8 @@ func parseConfig(b []byte, want *aead) (*Config, error) {
 	if len(b) < least {
 		return nil, ErrConfig
 	}
-	c := &Config{id: b[0], kem: kemByID(binary.BigEndian.Uint16(b[1:])), aead: want, encoded: bytes.Clone(b)}
+	c := &Config{id: b[0], kem: kemByID(binary.BigEndian.Uint16(b[1:])), aead: want,
+		encoded: bytes.Clone(b)}
 	if c.kem == nil {
 		return nil, nil // the length of its key is not known, so nothing more can be checked
 	}
@@ -100,14 +104,16 @@ func parseConfig(b []byte, want *aead) (*Config, error) {
 		return nil, ErrConfig
 	}
 	for pair := range slices.Chunk(algorithms[2:], 4) {
-		if binary.BigEndian.Uint16(pair) == kdfHKDFSHA256 && binary.BigEndian.Uint16(pair[2:]) == want.id {
+		if binary.BigEndian.Uint16(pair) == kdfHKDFSHA256 &&
+			binary.BigEndian.Uint16(pair[2:]) == want.id {
 			return c, nil
 		}
 	}
 	return nil, nil
 }
 
-// Choose returns the configuration to use: the first one with X-Wing, otherwise the first one. ErrNoSuite if there is none.
+// Choose returns the configuration to use: the first one with X-Wing, otherwise the first one.
+// ErrNoSuite if there is none.
 func Choose(configs []*Config) (*Config, error) {
 	for _, k := range kems {
 		for _, c := range configs {

@@ -24,9 +24,10 @@ type Keys interface {
 	Key(id uint8, kem uint16) *PrivateKey
 }
 
-// Open reads the head of a request from src, and sets up its keys; it reads no chunk. Chunks may hold up to maxChunk bytes
-// (MaxChunk if that is more). The error is ErrUnknownKey, ErrDecryption or ErrTruncated. Nothing about the request is
-// authentic before its first chunk has opened, and nobody should act on it before all of them have.
+// Open reads the head of a request from src, and sets up its keys; it reads no chunk. Chunks may
+// hold up to maxChunk bytes (MaxChunk if that is more). The error is ErrUnknownKey, ErrDecryption
+// or ErrTruncated. Nothing about the request is authentic before its first chunk has opened, and
+// nobody should act on it before all of them have.
 //
 // The caller bounds what src yields, and how long it takes: anyone can make a gateway decapsulate.
 func Open(src io.Reader, keys Keys, maxChunk int) (*Exchange, error) {
@@ -57,7 +58,9 @@ func open(src io.Reader, keys Keys, maxChunk int, l labels) (*Exchange, error) {
 }
 
 func openWith(recipient *hpke.Recipient) func([]byte, bool) ([]byte, error) {
-	return func(chunk []byte, final bool) ([]byte, error) { return recipient.Open(aad(final), chunk) }
+	return func(chunk []byte, final bool) ([]byte, error) {
+		return recipient.Open(aad(final), chunk)
+	}
 }
 
 // Request reads the message. It is always the same Reader.
@@ -66,11 +69,13 @@ func (x *Exchange) Request() *Reader { return x.request }
 // KeyID is the id of the key that the request is for.
 func (x *Exchange) KeyID() uint8 { return x.config.id }
 
-// ID tells this request from every other one, and is the same if it comes again: SHA-256 of its header and encapsulated
-// secret. It is worth remembering, against replays, once the request has been read to its end.
+// ID tells this request from every other one, and is the same if it comes again: SHA-256 of its
+// header and encapsulated secret. It is worth remembering, against replays, once the request has
+// been read to its end.
 func (x *Exchange) ID() [sha256.Size]byte { return sha256.Sum256(x.head) }
 
-// Response seals the answer. It works once, at any time. The Writer's keys are its own: the caller closes both.
+// Response seals the answer. It works once, at any time. The Writer's keys are its own: the caller
+// closes both.
 func (x *Exchange) Response(dst io.Writer) (*Writer, error) {
 	if x.secret == nil {
 		return nil, ErrUsed

@@ -122,7 +122,8 @@ func TestExchange(t *testing.T) {
 			message := bytes.Repeat([]byte{'q'}, size)
 			sealed, q := seal(t, key.config, message)
 			chunks := max(1, (size+MaxChunk-1)/MaxChunk)
-			if want := headerLen + key.config.kem.enc + size + chunks*tagSize + (chunks-1)*4 + 1; len(sealed) != want {
+			if want := headerLen + key.config.kem.enc + size + chunks*tagSize + (chunks-1)*4 +
+				1; len(sealed) != want {
 				t.Errorf("%d bytes are sealed in %d, want %d", size, len(sealed), want)
 			}
 			x, got, err := openRequest(sealed, key)
@@ -148,7 +149,8 @@ func TestExchange(t *testing.T) {
 			if b.Len() != len(sealed) {
 				t.Errorf("Writer made %d bytes, Seal %d", b.Len(), len(sealed))
 			}
-			if _, got, err := openRequest(b.Bytes(), key); err != nil || !bytes.Equal(got, message) {
+			if _, got, err := openRequest(b.Bytes(), key); err != nil ||
+				!bytes.Equal(got, message) {
 				t.Fatalf("written: %d bytes, %v", len(got), err)
 			}
 		}
@@ -193,7 +195,8 @@ func TestTruncatedRequest(t *testing.T) {
 			t.Fatal(err)
 		}
 		for n := range b.Len() {
-			if _, got, err := openRequest(b.Bytes()[:n], key); !errors.Is(err, ErrTruncated) && err != ErrDecryption {
+			if _, got, err := openRequest(b.Bytes()[:n], key); !errors.Is(err, ErrTruncated) &&
+				err != ErrDecryption {
 				t.Fatalf("cut to %d of %d bytes: %q, %v", n, b.Len(), got, err)
 			}
 		}
@@ -252,13 +255,15 @@ func TestSwapped(t *testing.T) {
 			}
 		}
 		// A request for one key does not open with another one, also if it has the same id.
-		if _, got, err := openRequest(request, newKey(t, key.config.id, key.config.kem.id)); err != ErrDecryption || len(got) > 0 {
+		if _, got, err := openRequest(request, newKey(t, key.config.id,
+			key.config.kem.id)); err != ErrDecryption || len(got) > 0 {
 			t.Errorf("another key: %q, %v", got, err)
 		}
 	})
 }
 
-// chunksOf splits an answer into its nonce and its chunks with their lengths. All are shorter than 48 bytes.
+// chunksOf splits an answer into its nonce and its chunks with their lengths. All are shorter than
+// 48 bytes.
 func chunksOf(answer []byte) (nonce []byte, chunks [][]byte) {
 	nonce, answer = answer[:32], answer[32:]
 	for answer[0] != 0 {
@@ -299,7 +304,9 @@ func TestRearranged(t *testing.T) {
 	}
 	// The lengths' form is not authenticated: other forms of the same number are the same message.
 	longer := append([]byte{0x40, c[0][0]}, c[0][1:]...)
-	if got, err := readAnswer(q, bytes.Join([][]byte{nonce, longer, c[1], {0xc0, 0, 0, 0, 0, 0, 0, 0}, c[2][1:]}, nil)); err != nil || string(got) != "the answer to it" {
+	if got, err := readAnswer(q, bytes.Join([][]byte{nonce, longer, c[1],
+		{0xc0, 0, 0, 0, 0, 0, 0, 0}, c[2][1:]}, nil)); err != nil ||
+		string(got) != "the answer to it" {
 		t.Errorf("longer lengths: %q, %v", got, err)
 	}
 }
@@ -491,7 +498,8 @@ func TestBrokenStreams(t *testing.T) {
 		}
 	}
 	// Read by read, in halves and with data beside io.EOF, it is the same message.
-	for _, f := range []func(io.Reader) io.Reader{iotest.OneByteReader, iotest.HalfReader, iotest.DataErrReader} {
+	for _, f := range []func(io.Reader) io.Reader{iotest.OneByteReader, iotest.HalfReader,
+		iotest.DataErrReader} {
 		r, _ := again(q).Response(f(bytes.NewReader(answer)), 0)
 		if got, err := io.ReadAll(r); err != nil || string(got) != "the answer to it" {
 			t.Errorf("%q, %v", got, err)
@@ -543,7 +551,8 @@ func TestAsItComes(t *testing.T) {
 	wg.Wait()
 }
 
-// Chunks are opened where the caller wants them to be, as far as they fit, and Close leaves nothing there.
+// Chunks are opened where the caller wants them to be, as far as they fit, and Close leaves nothing
+// there.
 func TestUseBuffer(t *testing.T) {
 	const text = "opened in the caller's memory"
 	for _, size := range []int{MaxChunk + Overhead + 1, 40, 1} {

@@ -13,7 +13,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 )
 
-// PrivateKey is a gateway's key with the configuration that it publishes. It is safe for concurrent use.
+// PrivateKey is a gateway's key with the configuration that it publishes. It is safe for concurrent
+// use.
 type PrivateKey struct {
 	config *Config
 
@@ -25,7 +26,8 @@ type PrivateKey struct {
 // Supported tells whether there can be keys of a KEM: not of X25519 where FIPS 140 is enforced.
 func Supported(kemID uint16) bool { return kemByID(kemID) != nil }
 
-// NewSeed draws the 32 bytes of a key for XWing or X25519. The caller wipes them. Another KEM is ErrNoSuite.
+// NewSeed draws the 32 bytes of a key for XWing or X25519. The caller wipes them. Another KEM is
+// ErrNoSuite.
 func NewSeed(kemID uint16) ([]byte, error) {
 	k := kemByID(kemID)
 	if k == nil {
@@ -40,7 +42,8 @@ func NewSeed(kemID uint16) ([]byte, error) {
 	return seed, nil
 }
 
-// GenerateKey is NewPrivateKey of a seed that nobody else has. Another KEM than XWing and X25519 is ErrNoSuite.
+// GenerateKey is NewPrivateKey of a seed that nobody else has. Another KEM than XWing and X25519 is
+// ErrNoSuite.
 func GenerateKey(id uint8, kemID uint16) (*PrivateKey, error) {
 	seed, err := NewSeed(kemID)
 	if err != nil {
@@ -50,7 +53,8 @@ func GenerateKey(id uint8, kemID uint16) (*PrivateKey, error) {
 	return NewPrivateKey(id, kemID, seed)
 }
 
-// NewPrivateKey makes the key of a seed that Seed returned. It wipes nothing: seed stays the caller's.
+// NewPrivateKey makes the key of a seed that Seed returned. It wipes nothing: seed stays the
+// caller's.
 func NewPrivateKey(id uint8, kemID uint16, seed []byte) (*PrivateKey, error) {
 	return privateKey(id, kemID, aes256, seed)
 }
@@ -88,15 +92,16 @@ func newPrivateKey(id uint8, k *kem, a *aead, key hpke.PrivateKey) (*PrivateKey,
 // Config is the key's public configuration. It outlives Close.
 func (k *PrivateKey) Config() *Config { return k.config }
 
-// Seed returns the 32 bytes from which NewPrivateKey makes this key again. The caller wipes them. It is nil after Close.
+// Seed returns the 32 bytes from which NewPrivateKey makes this key again. The caller wipes them.
+// It is nil after Close.
 func (k *PrivateKey) Seed() []byte {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return bytes.Clone(k.seed)
 }
 
-// Close waits for requests that are being opened, and wipes the key: the seed, and what crypto/hpke made of it. Garbage that
-// the key's work left on the heap is out of reach. Close is idempotent.
+// Close waits for requests that are being opened, and wipes the key: the seed, and what crypto/hpke
+// made of it. Garbage that the key's work left on the heap is out of reach. Close is idempotent.
 func (k *PrivateKey) Close() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -105,8 +110,10 @@ func (k *PrivateKey) Close() {
 	k.key, k.seed = nil, nil
 }
 
-// recipient sets up the HPKE context of a request, and exports the secret for its answer. After Close it is ErrUnknownKey.
-func (k *PrivateKey) recipient(enc, header []byte, l labels) (r *hpke.Recipient, secret []byte, err error) {
+// recipient sets up the HPKE context of a request, and exports the secret for its answer. After
+// Close it is ErrUnknownKey.
+func (k *PrivateKey) recipient(enc, header []byte, l labels) (r *hpke.Recipient, secret []byte,
+	err error) {
 	erase.Do(func() { r, secret, err = k.decapsulate(enc, header, l) })
 	return r, secret, err
 }

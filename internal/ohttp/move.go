@@ -20,10 +20,11 @@ const SecretSize = 2 * 32
 // ErrShape says that crypto/hpke keeps its numbers where they are not found any more.
 var ErrShape = errors.New("ohttp: the private key cannot be moved: crypto/hpke has another shape")
 
-// MoveTo moves the seed, and the scalar of X25519, into memory of SecretSize bytes that is the caller's and has to live as
-// long as the key; Close clears it. Without them an X-Wing key opens nothing, whatever else of it is known: ML-KEM's
-// numbers are arrays, and stay on the heap. Then it looks whether the key still opens what is sealed to it, and if not, puts
-// everything back: the error is ErrShape. It is for before the first use.
+// MoveTo moves the seed, and the scalar of X25519, into memory of SecretSize bytes that is the
+// caller's and has to live as long as the key; Close clears it. Without them an X-Wing key opens
+// nothing, whatever else of it is known: ML-KEM's numbers are arrays, and stay on the heap. Then it
+// looks whether the key still opens what is sealed to it, and if not, puts everything back: the
+// error is ErrShape. It is for before the first use.
 func (k *PrivateKey) MoveTo(memory []byte) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -40,7 +41,8 @@ func (k *PrivateKey) MoveTo(memory []byte) error {
 		}
 		return memory, nil
 	}
-	if erase.Move(reached, room, k.test, append(shared[:], reflect.TypeFor[*ecdh.PublicKey]())...) != nil {
+	if erase.Move(reached, room, k.test, append(shared[:],
+		reflect.TypeFor[*ecdh.PublicKey]())...) != nil {
 		return ErrShape
 	}
 	return nil

@@ -11,7 +11,8 @@ import (
 	"unsafe"
 )
 
-// A moved key works, has its seed and its scalar in the new memory alone, and clears that when it is closed.
+// A moved key works, has its seed and its scalar in the new memory alone, and clears that when it
+// is closed.
 func TestMoveTo(t *testing.T) {
 	forKEMs(t, func(t *testing.T, generated one) {
 		seed := generated.Seed()

@@ -1,18 +1,21 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ohttp encapsulates binary HTTP messages as Oblivious HTTP does: key configurations (RFC 9458), and requests and
-// responses in chunks (draft-ietf-ohai-chunked-ohttp-08), over crypto/hpke.
+// Package ohttp encapsulates binary HTTP messages as Oblivious HTTP does: key configurations (RFC
+// 9458), and requests and responses in chunks (draft-ietf-ohai-chunked-ohttp-08), over crypto/hpke.
 //
-// A client calls [NewRequest] for a [Config], seals one message with [Request.Seal] or [Request.Writer], and opens the
-// answer with [Request.Response]. A gateway calls [Open] for each request with its [Keys], reads it through
-// [Exchange.Request], and answers through [Exchange.Response]. An answer opens only for the request that it answers.
+// A client calls [NewRequest] for a [Config], seals one message with [Request.Seal] or
+// [Request.Writer], and opens the answer with [Request.Response]. A gateway calls [Open] for each
+// request with its [Keys], reads it through [Exchange.Request], and answers through
+// [Exchange.Response]. An answer opens only for the request that it answers.
 //
-// The key encapsulation is X-Wing (ML-KEM-768 and X25519) or X25519; the rest of the suite is HKDF-SHA256 and AES-256-GCM.
-// Where GODEBUG=fips140=only is in force, X25519 alone counts as unknown.
+// The key encapsulation is X-Wing (ML-KEM-768 and X25519) or X25519; the rest of the suite is
+// HKDF-SHA256 and AES-256-GCM. Where GODEBUG=fips140=only is in force, X25519 alone counts as
+// unknown.
 //
-// Every type but PrivateKey and Config is for one goroutine at a time; a Request and the Reader of its answer, or an
-// Exchange, its Reader and its Writer, may each have a goroutine of their own once they are made.
+// Every type but PrivateKey and Config is for one goroutine at a time; a Request and the Reader of
+// its answer, or an Exchange, its Reader and its Writer, may each have a goroutine of their own
+// once they are made.
 package ohttp
 
 import (
@@ -32,8 +35,9 @@ const (
 var (
 	// ErrUnknownKey says that a request is for a key, or a suite, that the gateway does not have.
 	ErrUnknownKey = errors.New("ohttp: request for an unknown key")
-	// ErrDecryption says that a chunk does not open: it was altered, moved or cut, or is for another key or another
-	// request. What the gateway tells a client may not differ between this and ErrUnknownKey.
+	// ErrDecryption says that a chunk does not open: it was altered, moved or cut, or is for
+	// another key or another request. What the gateway tells a client may not differ between this
+	// and ErrUnknownKey.
 	ErrDecryption = errors.New("ohttp: decryption failed")
 	// ErrTruncated says that a message ended before its final chunk.
 	ErrTruncated = errors.New("ohttp: message is cut short")
@@ -102,9 +106,11 @@ const (
 	// Overhead is what sealing adds to a chunk, beside its length: the tag.
 	Overhead = tagSize
 
-	// MaxChunk is the most plaintext that a chunk is written with, and the least that every reader takes.
+	// MaxChunk is the most plaintext that a chunk is written with, and the least that every reader
+	// takes.
 	MaxChunk = 16384
-	// maxChunks is the most chunks of a message: no counter comes near its end, and no key near GCM's limits.
+	// maxChunks is the most chunks of a message: no counter comes near its end, and no key near
+	// GCM's limits.
 	maxChunks = 1 << 32
 )
 

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// A request is for the key, and the suite, that its header names; it is the same request when it comes again.
+// A request is for the key, and the suite, that its header names; it is the same request when it
+// comes again.
 func TestOpenByKey(t *testing.T) {
 	k, _ := GenerateKey(5, XWing)
 	defer k.Close()

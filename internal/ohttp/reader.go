@@ -10,9 +10,10 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 )
 
-// Reader opens a message chunk by chunk. Read and ReadByte hand out only what is authenticated, and return io.EOF only
-// after the final chunk has opened. Every other end is an error that stays: ErrTruncated if the stream ends before the
-// final chunk (its cause is beside it, if there is one), ErrDecryption, ErrTooLarge, ErrEmptyChunk or ErrTooMany.
+// Reader opens a message chunk by chunk. Read and ReadByte hand out only what is authenticated, and
+// return io.EOF only after the final chunk has opened. Every other end is an error that stays:
+// ErrTruncated if the stream ends before the final chunk (its cause is beside it, if there is one),
+// ErrDecryption, ErrTooLarge, ErrEmptyChunk or ErrTooMany.
 //
 // A final chunk ends where the stream ends: one that was cut does not open, and is ErrDecryption.
 type Reader struct {
@@ -33,7 +34,8 @@ type Reader struct {
 // newReader reads chunks of up to maxChunk bytes of plaintext, and always ones of MaxChunk.
 func newReader(src io.Reader, maxChunk int, start func(*Reader) error, done func()) *Reader {
 	maxChunk = max(maxChunk, MaxChunk)
-	return &Reader{src: bufio.NewReader(src), start: start, done: done, max: maxChunk, left: maxChunks}
+	return &Reader{src: bufio.NewReader(src), start: start, done: done, max: maxChunk,
+		left: maxChunks}
 }
 
 // Read reads plaintext as it comes: as soon as one chunk has come, it returns what that holds.
@@ -49,9 +51,10 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// UseBuffer has chunks read into b, and opened there, as far as they fit: memory that is better protected than the heap. It
-// fits every chunk if it has maxChunk and [Overhead] bytes and one more. b stays the caller's, who may take it back after
-// Close, which clears it. It is for before the first Read.
+// UseBuffer has chunks read into b, and opened there, as far as they fit: memory that is better
+// protected than the heap. It fits every chunk if it has maxChunk and [Overhead] bytes and one
+// more. b stays the caller's, who may take it back after Close, which clears it. It is for before
+// the first Read.
 func (r *Reader) UseBuffer(b []byte) { r.chunk = b[:0] }
 
 // ReadByte makes a Reader a bhttp.Source.
@@ -64,7 +67,8 @@ func (r *Reader) ReadByte() (byte, error) {
 	return b, nil
 }
 
-// Close wipes the keys and what was opened last. Later reads are ErrUsed. It does not close the stream. It is idempotent.
+// Close wipes the keys and what was opened last. Later reads are ErrUsed. It does not close the
+// stream. It is idempotent.
 func (r *Reader) Close() {
 	if r.err == nil || r.err == io.EOF {
 		r.err = ErrUsed

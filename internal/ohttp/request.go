@@ -37,28 +37,31 @@ func newRequest(c *Config, l labels) (*Request, error) {
 // ID is what [Exchange.ID] is for the gateway.
 func (q *Request) ID() [sha256.Size]byte { return sha256.Sum256(q.head) }
 
-// Seal appends the sealed request with the given message. It works once, and not beside Writer. message stays the caller's.
+// Seal appends the sealed request with the given message. It works once, and not beside Writer.
+// message stays the caller's.
 func (q *Request) Seal(dst, message []byte) ([]byte, error) {
 	sender := q.take()
 	if sender == nil {
 		return nil, ErrUsed
 	}
 	defer wipe(sender)
-	dst = append(slices.Grow(dst, len(q.head)+len(message)+(len(message)/MaxChunk+1)*(4+tagSize)), q.head...)
+	dst = append(slices.Grow(dst, len(q.head)+len(message)+(len(message)/MaxChunk+1)*(4+tagSize)),
+		q.head...)
 	left := uint64(maxChunks)
 	for {
 		n := min(len(message), MaxChunk)
 		final := n == len(message)
 		var err error
-		if dst, err = appendChunk(dst, message[:n], final, sealWith(sender), &left); err != nil || final {
+		if dst, err = appendChunk(dst, message[:n], final, sealWith(sender), &left); err != nil ||
+			final {
 			return dst, err
 		}
 		message = message[n:]
 	}
 }
 
-// Writer seals a request piece by piece. It works once, and not beside Seal. The Writer's keys are its own: the caller
-// closes both.
+// Writer seals a request piece by piece. It works once, and not beside Seal. The Writer's keys are
+// its own: the caller closes both.
 func (q *Request) Writer(dst io.Writer) (*Writer, error) {
 	sender := q.take()
 	if sender == nil {
@@ -80,8 +83,8 @@ func sealWith(sender *hpke.Sender) sealFunc {
 	}
 }
 
-// Response opens the answer in src, in chunks of up to maxChunk bytes (MaxChunk if that is more). It works once. The Reader's
-// keys are its own: the caller closes both.
+// Response opens the answer in src, in chunks of up to maxChunk bytes (MaxChunk if that is more).
+// It works once. The Reader's keys are its own: the caller closes both.
 func (q *Request) Response(src io.Reader, maxChunk int) (*Reader, error) {
 	if q.secret == nil {
 		return nil, ErrUsed

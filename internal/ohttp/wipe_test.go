@@ -13,7 +13,8 @@ import (
 	"unsafe"
 )
 
-// numbers collects the bytes of every array and slice of integers that v reaches, without what all keys share.
+// numbers collects the bytes of every array and slice of integers that v reaches, without what all
+// keys share.
 func numbers(v reflect.Value, depth int) (all []byte) {
 	if !v.IsValid() || depth > 16 {
 		return nil
@@ -32,11 +33,13 @@ func numbers(v reflect.Value, depth int) (all []byte) {
 		}
 	case reflect.Slice:
 		if isPlain(v.Type().Elem()) {
-			all = append(all, unsafe.Slice((*byte)(v.UnsafePointer()), v.Len()*int(v.Type().Elem().Size()))...)
+			all = append(all, unsafe.Slice((*byte)(v.UnsafePointer()),
+				v.Len()*int(v.Type().Elem().Size()))...)
 		}
 	case reflect.Array:
 		if v.CanAddr() && isPlain(v.Type()) {
-			all = append(all, unsafe.Slice((*byte)(unsafe.Pointer(v.UnsafeAddr())), v.Type().Size())...)
+			all = append(all, unsafe.Slice((*byte)(unsafe.Pointer(v.UnsafeAddr())),
+				v.Type().Size())...)
 		}
 	}
 	return all
@@ -60,12 +63,15 @@ func isPlain(t reflect.Type) bool {
 
 func isZero(b []byte) bool { return bytes.Count(b, []byte{0}) == len(b) }
 
-// TestWipe counts what wiping reaches: less than this means that the standard library's types have changed their form.
+// TestWipe counts what wiping reaches: less than this means that the standard library's types have
+// changed their form.
 func TestWipe(t *testing.T) {
 	forKEMs(t, func(t *testing.T, key one) {
-		least := map[uint16]int{X25519: 2 * 32, XWing: 32 + 64 + 3*512 + 9*512 + 32}[key.config.kem.id]
+		least := map[uint16]int{X25519: 2 * 32, XWing: 32 + 64 + 3*512 + 9*512 +
+			32}[key.config.kem.id]
 		seed := key.Seed()
-		k, err := NewPrivateKey(key.config.id, key.config.kem.id, seed) // as crypto/hpke writes it: X25519's is clamped
+		// as crypto/hpke writes it: X25519's is clamped
+		k, err := NewPrivateKey(key.config.id, key.config.kem.id, seed)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -254,7 +260,8 @@ func TestSuites(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(key.PublicKey().Bytes()) != k.public || len(enc) != k.enc || len(seed) != k.seed {
-			t.Errorf("%#x: Npk %d, Nenc %d, Nsk %d", k.id, len(key.PublicKey().Bytes()), len(enc), len(seed))
+			t.Errorf("%#x: Npk %d, Nenc %d, Nsk %d", k.id, len(key.PublicKey().Bytes()), len(enc),
+				len(seed))
 		}
 	}
 	for _, a := range []*aead{aes128, aes256} {

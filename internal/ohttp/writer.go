@@ -9,9 +9,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 )
 
-// Writer seals a message into chunks of MaxChunk bytes at most. Each Flush makes one chunk of what was written since, and
-// hands it to the stream in one Write. Only Finish makes the final chunk: a message that is given up, by Close alone, by a
-// panic or by an error, never looks complete.
+// Writer seals a message into chunks of MaxChunk bytes at most. Each Flush makes one chunk of what
+// was written since, and hands it to the stream in one Write. Only Finish makes the final chunk: a
+// message that is given up, by Close alone, by a panic or by an error, never looks complete.
 type Writer struct {
 	dst  io.Writer
 	seal sealFunc
@@ -44,7 +44,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 			return written, w.err
 		}
 		if w.plain == nil {
-			w.plain = make([]byte, 0, MaxChunk) // never grows: a copy that is left behind is one that nobody wipes
+			// never grows: a copy that is left behind is one that nobody wipes
+			w.plain = make([]byte, 0, MaxChunk)
 		}
 		n := min(len(p), MaxChunk-len(w.plain))
 		w.plain = append(w.plain, p[:n]...)
@@ -61,7 +62,8 @@ func (w *Writer) Flush() error {
 	return w.write(false)
 }
 
-// Finish writes what there is as the final chunk, and wipes the keys. Everything after it is ErrUsed.
+// Finish writes what there is as the final chunk, and wipes the keys. Everything after it is
+// ErrUsed.
 func (w *Writer) Finish() error {
 	if w.err != nil {
 		return w.err
@@ -71,7 +73,8 @@ func (w *Writer) Finish() error {
 	return err
 }
 
-// Close wipes the keys and what was not written. The message stays without an end. It is idempotent.
+// Close wipes the keys and what was not written. The message stays without an end. It is
+// idempotent.
 func (w *Writer) Close() {
 	if w.err == nil {
 		w.err = ErrUsed
