@@ -125,16 +125,17 @@ func TestInvalid(t *testing.T) {
 		}
 	}
 	for name, text := range map[string]string{
-		"OPTIONS *":                   control("OPTIONS", "https", "a", "*"),
-		"te: trailers":                header("te", "trailers"),
-		"the same host":               header("host", "A.example"),
-		"an empty value":              header("a", ""),
-		"a value that is not ASCII":   header("a", "ä"),
-		"a tab inside":                header("a", "b\tc"),
-		"the right length":            header("content-length", "2") + str("ab"),
-		"R HEAD's length":             ok + section("content-length", "51"),
-		"R a length of no content":    ok + section("content-length", "0"),
-		"longer forms of all numbers": "\x40\x00\x40\x03GET\x80\x00\x00\x05https\xc0\x00\x00\x00\x00\x00\x00\x01a\x01/\x40\x00\x40\x00\x40\x00",
+		"OPTIONS *":                 control("OPTIONS", "https", "a", "*"),
+		"te: trailers":              header("te", "trailers"),
+		"the same host":             header("host", "A.example"),
+		"an empty value":            header("a", ""),
+		"a value that is not ASCII": header("a", "ä"),
+		"a tab inside":              header("a", "b\tc"),
+		"the right length":          header("content-length", "2") + str("ab"),
+		"R HEAD's length":           ok + section("content-length", "51"),
+		"R a length of no content":  ok + section("content-length", "0"),
+		"longer forms of all numbers": "\x40\x00\x40\x03GET\x80\x00\x00\x05https" +
+			"\xc0\x00\x00\x00\x00\x00\x00\x01a\x01/\x40\x00\x40\x00\x40\x00",
 	} {
 		if _, err := decode([]byte(text), strings.HasPrefix(name, "R "), Limits{}); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -142,18 +143,19 @@ func TestInvalid(t *testing.T) {
 	}
 }
 
-// TestEncodeRefuses encodes what decoding refuses.
+// TestEncodeRefuses encodes messages that the decoder refuses.
 func TestEncodeRefuses(t *testing.T) {
 	good := Request{"POST", "https", "a", "/", nil}
 	for name, m := range map[string]message{
-		"method":         {q: &Request{"A B", "https", "a", "/", nil}},
-		"path":           {q: &Request{"GET", "https", "a", "/\n", nil}},
-		"field name":     {q: &Request{"GET", "https", "a", "/", []Field{{"A", "b"}}}},
-		"field value":    {q: &Request{"GET", "https", "a", "/", []Field{{"a", "b\r\nc: d"}}}},
-		"content-length": {q: &Request{"GET", "https", "a", "/", []Field{{"content-length", "1"}}}},
-		"trailer":        {q: &good, trailer: []Field{{"host", "a"}}},
-		"te":             {p: &Response{nil, 200, []Field{{"te", "x"}}}},
-		"status":         {p: &Response{nil, 600, nil}},
+		"method":      {q: &Request{"A B", "https", "a", "/", nil}},
+		"path":        {q: &Request{"GET", "https", "a", "/\n", nil}},
+		"field name":  {q: &Request{"GET", "https", "a", "/", []Field{{"A", "b"}}}},
+		"field value": {q: &Request{"GET", "https", "a", "/", []Field{{"a", "b\r\nc: d"}}}},
+		"content-length": {p: &Response{nil, 200, []Field{{"content-length", "1"}}},
+			content: []byte("ab")},
+		"trailer": {q: &good, trailer: []Field{{"host", "a"}}},
+		"te":      {p: &Response{nil, 200, []Field{{"te", "x"}}}},
+		"status":  {p: &Response{nil, 600, nil}},
 	} {
 		_, known := m.known(0)
 		_, indeterminate := m.indeterminate(1, 0)
@@ -163,6 +165,11 @@ func TestEncodeRefuses(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
+	}
+	// Without content, a length is wrong in a request; a response may be the answer to HEAD.
+	m := message{q: &Request{"GET", "https", "a", "/", []Field{{"content-length", "1"}}}}
+	if _, err := m.known(0); err == nil {
+		t.Error("a request with a length and no content was encoded")
 	}
 	for _, i := range []Informational{{101, nil}, {200, nil}, {99, nil},
 		{103, []Field{{"A", ""}}}} {
@@ -220,9 +227,8 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%s: %+v, %v, want %v", name, m, err, x.want)
 		}
 	}
-	// What a message states is not what is allocated for it: within limits, memory follows what has
-	// come.
-	// 64 MiB, of which 600 bytes come
+	// The reader does not allocate what a message states: memory follows what has arrived. This
+	// one states 64 MiB, of which 600 bytes arrive.
 	text := get("/") + "\x00\x84\x00\x00\x00" + strings.Repeat("a", 600)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -439,9 +445,13 @@ func TestEncoderOrder(t *testing.T) {
 			e.End(nil, nil, 0)
 			e.ResponseHead(nil, 200, nil)
 		},
-		"both kinds": func(e *Encoder) {
+		"informational after the head": func(e *Encoder) {
+			e.ResponseHead(nil, 200, nil)
 			e.Informational(nil, 103, nil)
-			e.RequestHead(nil, &Request{"GET", "https", "a", "/", nil})
+		},
+		"content before the final head": func(e *Encoder) {
+			e.Informational(nil, 103, nil)
+			e.Content(nil, []byte("x"))
 		},
 	} {
 		func() {
