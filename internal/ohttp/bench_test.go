@@ -20,8 +20,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// round is one exchange of 1 KiB each way, binary HTTP included. It returns what the client and the
-// gateway took.
+// round is one exchange of 1 KiB in each direction, binary HTTP included. It returns the time of
+// the client and the time of the gateway.
 func round(b *testing.B, key one, content []byte) (client, gateway time.Duration) {
 	fail := func(err error) {
 		if err != nil {
@@ -169,7 +169,7 @@ func BenchmarkChunks(b *testing.B) {
 	}
 }
 
-// BenchmarkSizes reports what sealing adds.
+// BenchmarkSizes reports how many bytes sealing adds.
 func BenchmarkSizes(b *testing.B) {
 	for b.Loop() {
 		for _, k := range kems {

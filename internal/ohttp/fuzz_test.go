@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// FuzzConfigs holds that what parses is written again as it was.
+// FuzzConfigs checks that a list that parses is written again as it was.
 func FuzzConfigs(f *testing.F) {
 	_, v := vectors(f)
 	c, err := parseConfig(v.KeyConfig, aes128)

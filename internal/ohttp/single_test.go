@@ -13,8 +13,8 @@ import (
 // The messages of RFC 9458 that are not in chunks. The protocol of this package has no use for
 // them; they share its key schedule, and the RFC has examples of them.
 
-// TestSingle makes an exchange in the form without chunks, and holds that neither form opens as the
-// other.
+// TestSingle makes an exchange in the form without chunks, and checks that neither form opens as
+// the other.
 func TestSingle(t *testing.T) {
 	forKEMs(t, func(t *testing.T, key one) {
 		sealed, q, err := sealSingle(key.config, []byte("question"))

@@ -72,7 +72,7 @@ func same(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-// TestVectorConfigs checks what both examples say of keys and contexts.
+// TestVectorConfigs checks the keys and contexts of both examples.
 func TestVectorConfigs(t *testing.T) {
 	whole, parts := vectors(t)
 	for name, x := range map[string]struct {
