@@ -56,7 +56,7 @@ func BenchmarkMembers(b *testing.B) {
 			b.SetBytes(int64(len(text)))
 			b.ReportAllocs()
 			for b.Loop() {
-				members, err := Members(text, 100)
+				members, err := checkedMembers(text, 100)
 				if err != nil {
 					b.Fatal(err)
 				}

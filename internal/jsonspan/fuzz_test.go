@@ -100,7 +100,7 @@ func FuzzMembers(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		fuzzElements(t, data)
 		var got []nameValue
-		members, err := Members(data, MaxDepth)
+		members, err := checkedMembers(data, MaxDepth)
 		for m := range members {
 			if data[m.Start] != '"' || !bytes.HasPrefix(data[m.Start+1:], m.Name) ||
 				!bytes.HasSuffix(data[:m.End], m.Value) {
@@ -133,7 +133,7 @@ func FuzzMembers(f *testing.F) {
 
 func fuzzElements(t *testing.T, data []byte) {
 	var got []string
-	elements, err := Elements(data, MaxDepth)
+	elements, err := checkedElements(data, MaxDepth)
 	for e := range elements {
 		got = append(got, string(e))
 	}
@@ -160,7 +160,7 @@ func FuzzCut(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte, mask uint64) {
 		i := 0
 		drop := func(Member) bool { i++; return mask>>((i-1)%64)&1 != 0 }
-		got, err := Cut(nil, data, MaxDepth, drop)
+		got, err := checkedCut(nil, data, MaxDepth, drop)
 		if object := json.Valid(data) && utf8.Valid(data) &&
 			KindOf(data) == Object; object != (err == nil) {
 			t.Fatalf("an object: %v, but %v", object, err)
@@ -197,7 +197,7 @@ func FuzzCut(f *testing.F) {
 		}
 		i = 0
 		own := bytes.Clone(data)
-		if inPlace, err := Cut(own[:0], own, MaxDepth, drop); err != nil ||
+		if inPlace, err := checkedCut(own[:0], own, MaxDepth, drop); err != nil ||
 			!bytes.Equal(inPlace, got) {
 			t.Fatalf("in place: %q, %v, want %q", inPlace, err, got)
 		}

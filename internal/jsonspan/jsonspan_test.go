@@ -107,7 +107,7 @@ func TestValidExhaustive(t *testing.T) {
 	}
 }
 
-// Strings are scanned by the word: every byte at every place in one.
+// Strings are scanned eight bytes at a time: the test has every byte at every place of eight.
 func TestValidStringBytes(t *testing.T) {
 	for size := range 20 {
 		for at := range size {
@@ -128,7 +128,7 @@ func TestValidStringBytes(t *testing.T) {
 func TestValidDepth(t *testing.T) {
 	for _, test := range []struct {
 		text  string
-		depth int // the least that will do
+		depth int // the least that is enough
 	}{
 		{`1`, 0}, {`"[[["`, 0}, {`[]`, 1}, {`{}`, 1}, {`[1,2]`, 1}, {`{"a":1}`, 1}, {`[[],[]]`, 2},
 		{`{"a":{},"b":[]}`, 2}, {`[[],[[]],[]]`, 3},
@@ -190,7 +190,7 @@ func TestMembers(t *testing.T) {
 		`{"a\\":"\\","b\"":"\\\""}`:     `1-11 a\\="\\";12-24 b\"="\\\"";`,
 		`{"a":-1.5e3 ,"b":[ ]}`:         `1-11 a=-1.5e3;13-20 b=[ ];`,
 	} {
-		members, err := Members([]byte(text), 4)
+		members, err := checkedMembers([]byte(text), 4)
 		if err != nil {
 			t.Errorf("%q: %v", text, err)
 		}
@@ -217,7 +217,7 @@ func TestElements(t *testing.T) {
 		"\n[ 1 ,\"]\" , [ 2,3 ],{\"a\":[]}\t]\n": `1;"]";[ 2,3 ];{"a":[]};`,
 		`[null,"\"",-1]`:                         `null;"\"";-1;`,
 	} {
-		elements, err := Elements([]byte(text), 2+1)
+		elements, err := checkedElements([]byte(text), 2+1)
 		if err != nil {
 			t.Errorf("%q: %v", text, err)
 		}
@@ -252,7 +252,7 @@ func TestElements(t *testing.T) {
 	}
 }
 
-// Nothing is yielded of a text that is wrong anywhere.
+// A text that is wrong anywhere yields nothing.
 func TestWalkErrors(t *testing.T) {
 	type test struct {
 		text   string
@@ -260,10 +260,10 @@ func TestWalkErrors(t *testing.T) {
 		array  error // of Elements
 	}
 	tests := []test{
-		{`null`, ErrKind, ErrKind}, {`1`, ErrKind, ErrKind}, {`"{}"`, ErrKind, ErrKind},
-		{` true`, ErrKind, ErrKind},
-		{`[]`, ErrKind, nil}, {`{}`, nil, ErrKind}, {`[{"a":1}]`, ErrKind, nil},
-		{`{"a":[1]}`, nil, ErrKind},
+		{`null`, errKind, errKind}, {`1`, errKind, errKind}, {`"{}"`, errKind, errKind},
+		{` true`, errKind, errKind},
+		{`[]`, errKind, nil}, {`{}`, nil, errKind}, {`[{"a":1}]`, errKind, nil},
+		{`{"a":[1]}`, nil, errKind},
 		{`{"a":1,"b":[[[[1]]]]}`, ErrDepth, ErrDepth}, {`[1,[[[[1]]]]]`, ErrDepth, ErrDepth},
 		{`{"a":1,"b":[1,]}`, ErrSyntax, ErrSyntax}, {`[1,{"a":01}]`, ErrSyntax, ErrSyntax},
 		{"{\"a\":1,\"b\":\"\xff\"}", ErrSyntax, ErrSyntax},
@@ -273,7 +273,7 @@ func TestWalkErrors(t *testing.T) {
 		tests = append(tests, test{text, ErrSyntax, ErrSyntax})
 	}
 	for _, test := range tests {
-		members, err := Members([]byte(test.text), 3)
+		members, err := checkedMembers([]byte(test.text), 3)
 		if !errors.Is(err, test.object) {
 			t.Errorf("Members(%q): %v, want %v", test.text, err, test.object)
 		}
@@ -282,7 +282,7 @@ func TestWalkErrors(t *testing.T) {
 				t.Errorf("Members(%q) yields %q after an error", test.text, m.Name)
 			}
 		}
-		elements, err := Elements([]byte(test.text), 3)
+		elements, err := checkedElements([]byte(test.text), 3)
 		if !errors.Is(err, test.array) {
 			t.Errorf("Elements(%q): %v, want %v", test.text, err, test.array)
 		}
@@ -297,7 +297,7 @@ func TestWalkErrors(t *testing.T) {
 // The loop may stop early, start again, and overwrite what it has been given.
 func TestWalkFreely(t *testing.T) {
 	data := []byte(`{"a":"x\ny" , "b":[1],"c":3}`)
-	members, err := Members(data, 3)
+	members, err := checkedMembers(data, 3)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +317,7 @@ func TestWalkFreely(t *testing.T) {
 	}
 
 	data = []byte(`["x" , [1],3]`)
-	elements, err := Elements(data, 3)
+	elements, err := checkedElements(data, 3)
 	if err != nil {
 		t.Fatal(err)
 	}

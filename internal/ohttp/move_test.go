@@ -11,7 +11,7 @@ import (
 	"unsafe"
 )
 
-// TestMove checks that a moved key works, that only the new memory has its seed and its scalar, and
+// TestMoveTo checks that a moved key works, that only the new memory has its seed and its scalar, and
 // that Close clears the new memory.
 func TestMoveTo(t *testing.T) {
 	forKEMs(t, func(t *testing.T, generated one) {
