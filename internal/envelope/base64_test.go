@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// The base64 here is a library's, in assembly where there is some for the processor: the standard
-// library's is the judge, of results and of refusals. Both skip line breaks, which decode never
-// gets to see.
+// The package uses a library's base64, which has assembly for some processors. These tests compare
+// its results and its refusals with those of the standard library. Both skip line breaks, which
+// decode never gets.
 
 func TestBase64EveryLength(t *testing.T) {
 	seed := rand.Uint64()
@@ -67,7 +67,7 @@ func checkBase64(t *testing.T, data []byte) {
 	if !bytes.Equal(got, want) {
 		t.Fatalf("%x\nbecame %s\nwant   %s", data, got, want)
 	}
-	for _, slack := range []int{4, 5, 100} { // how far data's end lies behind the text's
+	for _, slack := range []int{4, 5, 100} { // bytes between the end of the text and that of data
 		memory := fenced(t, len(want)+slack, func(memory []byte) {
 			src := memory[len(memory)-len(data):]
 			copy(src, data)
@@ -116,7 +116,7 @@ func checkDecode(t *testing.T, text []byte) {
 	}
 }
 
-// fenced hands out n bytes in the midst of others, and fails if those change.
+// fenced returns n bytes between others, and fails if those change.
 func fenced(t *testing.T, n int, f func([]byte)) []byte {
 	t.Helper()
 	const post = 128

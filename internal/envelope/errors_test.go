@@ -25,7 +25,7 @@ func badEdits() (bad []badEdit) {
 			bad = append(bad, badEdit{edit{old, s}, field})
 		}
 	}
-	// values that nothing accepts
+	// values that no member accepts
 	others := []string{`null`, `""`, `1`, `1.0`, `true`, `[]`, `{}`, `["PEER"]`, `"PEER"`}
 
 	// The text as a whole.
@@ -235,7 +235,7 @@ func TestParseReasons(t *testing.T) {
 			"envelope: encrypted_payload.tag: not 16 bytes"},
 		{edit{quoted(sampleText), `""`}, "envelope: encrypted_payload.ciphertext: too short"},
 		{edit{quoted(sampleKey), quoted(make([]byte, 2048))},
-			"envelope: encrypted_aes_key: no RSA ciphertext by its length"},
+			"envelope: encrypted_aes_key: not as long as an RSA ciphertext"},
 	} {
 		if _, err := Parse([]byte(test.apply(t, separate)), never); err == nil ||
 			err.Error() != test.want {
@@ -244,7 +244,7 @@ func TestParseReasons(t *testing.T) {
 	}
 }
 
-// No text that is cut short is an envelope.
+// An envelope that is cut short anywhere is refused.
 func TestParseTruncated(t *testing.T) {
 	for _, text := range []string{separate, appended} {
 		for i := range len(text) {
@@ -255,7 +255,7 @@ func TestParseTruncated(t *testing.T) {
 	}
 }
 
-// A padding inside the payload, where one piece of its decoding ends and the next one begins.
+// Padding inside the payload, where one step of its decoding ends and the next one begins.
 func TestParsePaddingBetweenPieces(t *testing.T) {
 	for _, piece := range []int{1024, 4096, 8192, 12288} {
 		for _, padding := range []string{"=", "=="} {
@@ -269,7 +269,7 @@ func TestParsePaddingBetweenPieces(t *testing.T) {
 	}
 }
 
-// What is refused for its size costs no memory of that size.
+// Refusing an envelope for its size takes no memory of that size.
 func TestParseAllocatesWithinCaps(t *testing.T) {
 	huge := `"` + strings.Repeat("A", 8<<20) + `"`
 	for _, e := range []edit{

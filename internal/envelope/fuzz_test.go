@@ -15,8 +15,8 @@ import (
 	"unicode/utf8"
 )
 
-// reference reads an envelope with encoding/json, exact names and no repetition; nil means that it
-// is to be refused.
+// reference reads an envelope with encoding/json, with exact names and no repetition. It returns
+// nil for an envelope that Parse must refuse.
 func reference(data []byte, maxPayload int) *Envelope {
 	if !utf8.Valid(data) || !json.Valid(data) || depth(data) > MaxDepth {
 		return nil
@@ -82,8 +82,8 @@ func depth(data []byte) (deepest int) {
 	}
 }
 
-// object reads an object's members; it is nil for everything else and if one of the known names is
-// repeated.
+// object reads the members of an object. It returns nil for any other value, and for an object in
+// which one of the known names is repeated.
 func object(data []byte, known ...string) map[string]json.RawMessage {
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
@@ -118,7 +118,7 @@ func text(value json.RawMessage) (string, bool) {
 	return *s, true
 }
 
-// binary accepts what encodes back to the same text: that alone is canonical.
+// binary accepts only canonical base64: text to which its bytes encode again.
 func binary(value json.RawMessage) ([]byte, bool) {
 	s, ok := text(value)
 	b, err := base64.StdEncoding.DecodeString(s)
@@ -173,7 +173,7 @@ func checkAgainstReference(t *testing.T, data []byte, maxPayload int) {
 	}
 }
 
-// Random envelopes survive, and random damage is judged as the reference does.
+// Random envelopes survive, and Parse and the reference agree on random damage.
 func TestRandom(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

@@ -29,11 +29,13 @@ func b64(b ...[]byte) string { return base64.StdEncoding.EncodeToString(bytes.Jo
 // separate and appended are the sample in the two forms; every case below is an edit of one of
 // them.
 var (
-	separate = `{"version":"1.0","algorithm":"hybrid-aes256-rsa4096","encrypted_payload":{"ciphertext":"` + b64(sampleText) +
+	separate = `{"version":"1.0","algorithm":"hybrid-aes256-rsa4096",` +
+		`"encrypted_payload":{"ciphertext":"` + b64(sampleText) +
 		`","nonce":"` + b64(sampleNonce) + `","tag":"` + b64(sampleTag) +
 		`"},"encrypted_aes_key":"` + b64(sampleKey) +
 		`","key_algorithm":"RSA-OAEP-SHA256","payload_algorithm":"AES-256-GCM"}`
-	appended = `{"version":"1.0","algorithm":"hybrid-aes256-rsa4096","encrypted_payload":{"ciphertext":"` + b64(sampleText, sampleTag) +
+	appended = `{"version":"1.0","algorithm":"hybrid-aes256-rsa4096",` +
+		`"encrypted_payload":{"ciphertext":"` + b64(sampleText, sampleTag) +
 		`","nonce":"` + b64(sampleNonce) + `"},"encrypted_aes_key":"` + b64(sampleKey) +
 		`","key_algorithm":"RSA-OAEP-SHA256","payload_algorithm":"AES-256-GCM"}`
 )
@@ -148,7 +150,7 @@ func TestParseProcessedAt(t *testing.T) {
 		"1763800000": 1763800000, "1763800000.25": 1763800000.25, "0": 0,
 		"-0": math.Copysign(0, -1), "-5": -5, "1e-400": 0, "1.5E+3": 1500,
 		"1.7976931348623157e308": math.MaxFloat64, "5e-324": math.SmallestNonzeroFloat64,
-		"12345678901234567890123456789012345678901234567890": 12345678901234567890123456789012345678901234567890,
+		"12345678901234567890123456789012345678901234567890": 1.2345678901234567890123456789012345678901234567890e49,
 		"1." + strings.Repeat("0", maxNumber-2):              1,
 	} {
 		e := sample(Separate)
@@ -159,7 +161,7 @@ func TestParseProcessedAt(t *testing.T) {
 	}
 }
 
-// Sizes around those of the pieces in which the payload is decoded, and those that fill the text to
+// Sizes around those of the steps in which the payload is decoded, and sizes that fill the text to
 // its end.
 func TestParseSizes(t *testing.T) {
 	for _, n := range []int{1, 2, 3, 4, 11, 12, 13, 3071, 3072, 3073, 3*3072 - 1, 3 * 3072,
@@ -198,7 +200,7 @@ func TestParseTooLarge(t *testing.T) {
 	}
 }
 
-// What passes for base64 elsewhere, as edits of the 16 letters that stand for 12 bytes.
+// Texts that other decoders accept as base64, as edits of the 16 letters that stand for 12 bytes.
 func badBase64(letters string) []string {
 	return []string{
 		letters[:15] + "-", letters[:15] + "_", "-" + letters[1:], letters[:8] + "=" + letters[9:],
