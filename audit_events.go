@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
-	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
@@ -342,18 +341,4 @@ func (g *Gateway) tellOpened() error {
 
 func (g *Gateway) tellClosed() error {
 	return g.audit.tell(context.Background(), Event{Type: EventGatewayClosed, Duration: time.Since(g.opened), Memory: memoryStats()})
-}
-
-// fileEvent is the event that an error of the file system is, if it is one.
-func fileEvent(err error) (Event, bool) {
-	if denied, ok := errors.AsType[*fsafe.PermissionError](err); ok {
-		return Event{Type: EventPermissionsRefused, Path: denied.Path, Reason: denied.Reason}, true
-	}
-	if errors.Is(err, ErrInsecurePermissions) {
-		return Event{Type: EventPermissionsRefused, Reason: "not a regular file or folder"}, true
-	}
-	if errors.Is(err, ErrLockLost) {
-		return Event{Type: EventLockLost}, true
-	}
-	return Event{}, false
 }

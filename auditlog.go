@@ -171,10 +171,10 @@ func newAuditLog(keys *KeyStore, o *AuditLogOptions) (*AuditLog, error) {
 // useKey takes the key of the newest generation. A store that is closed, or whose passphrase was changed elsewhere,
 // leaves the one at hand.
 func (l *AuditLog) useKey() error {
-	if l.key != nil && l.generation >= l.keys.dataGeneration() {
+	if l.key != nil && l.generation >= l.keys.store.DataGeneration() {
 		return nil
 	}
-	key, generation, err := l.keys.auditKey(0)
+	key, generation, err := auditKey(l.keys, 0)
 	if err == nil {
 		l.key.Wipe()
 		l.key, l.generation = key, generation
@@ -335,5 +335,5 @@ func auditFileError(err error) error {
 			return err
 		}
 	}
-	return fmt.Errorf("sealedchat: audit log: %w", fileError(err))
+	return fmt.Errorf("sealedchat: audit log: %w", fsafe.Fault(err))
 }

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // auditorOptions are shared by the processes of a test.
@@ -118,7 +120,7 @@ func TestKilledAuditLog(t *testing.T) {
 	if os.Getenv(longVar) == "1" {
 		kills = 50
 	}
-	seed := testSeed(t)
+	seed := testkit.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 0))
 	dir := storeDir(t)
 	keys, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
@@ -182,7 +184,7 @@ func TestTamperedAuditLog(t *testing.T) {
 	if os.Getenv(longVar) == "1" {
 		rounds = 1000
 	}
-	seed := testSeed(t)
+	seed := testkit.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 1))
 	l, path, keys := startAuditLog(t, &AuditLogOptions{Flush: FlushEachSecond, MaxFileBytes: 64 << 10, MaxFiles: 3})
 	for n := range 60 {

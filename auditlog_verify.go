@@ -95,7 +95,7 @@ func VerifyAuditLog(ctx context.Context, path string, keys *KeyStore, head *Audi
 	if keys == nil {
 		return nil, fmt.Errorf("%w: an audit log needs a key store", ErrInvalidRequest)
 	}
-	newest, _, err := keys.auditKey(0)
+	newest, _, err := auditKey(keys, 0)
 	if err != nil { // whatever the log says
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func knownKeys(keys *KeyStore) (find func(uint32) (*auditfile.Key, error), wipe 
 		if key, ok := known[generation]; ok {
 			return key, nil
 		}
-		key, _, err := keys.auditKey(generation)
+		key, _, err := auditKey(keys, generation)
 		if errors.Is(err, ErrDecryption) { // there is no such generation
 			key, err = nil, nil
 		}

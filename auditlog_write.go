@@ -250,10 +250,10 @@ func (l *AuditLog) keyOf(generation uint32) *auditfile.Key {
 	if generation == l.generation {
 		return l.key
 	}
-	if key := l.known[generation]; key != nil || generation > l.keys.dataGeneration() {
+	if key := l.known[generation]; key != nil || generation > l.keys.store.DataGeneration() {
 		return key
 	}
-	key, _, err := l.keys.auditKey(generation)
+	key, _, err := auditKey(l.keys, generation)
 	if err != nil {
 		return nil
 	}
@@ -323,4 +323,14 @@ func (l *AuditLog) flushNow() error {
 	}
 	defer f.Close()
 	return l.confirm(f)
+}
+
+// auditKey derives the key of an audit log from the data key of a generation, or the newest for 0. The
+// caller wipes it.
+func auditKey(keys *KeyStore, generation uint32) (key *auditfile.Key, _ uint32, err error) {
+	generation, err = keys.store.UseDataKey(generation, func(dataKey []byte) (err error) {
+		key, err = auditfile.NewKey(dataKey)
+		return err
+	})
+	return key, generation, err
 }

@@ -72,7 +72,7 @@ func (w *faultWorld) count(outcome string) {
 // documented. A sequence that failed is repeated with SEALEDCHAT_SEED.
 func TestFaultSequences(t *testing.T) {
 	testkit.NoLeaks(t)
-	seed, sequences := testSeed(t), 500
+	seed, sequences := testkit.Seed(t), 500
 	if os.Getenv("SEALEDCHAT_SEED") != "" {
 		sequences = 1
 	}

@@ -78,7 +78,7 @@ func newConfigKey(c *ohttp.Config) *PublicKey {
 // 32 bytes, 64 hex digits. It is "" for a list without a signature, and for an RSA key. [Pin] and
 // [SecureCompletionClient.AcceptServerKey] take it, and then trust every configuration that it signs;
 // [FirstUse] remembers it in place of the configuration. It says nothing about where the configuration
-// comes from, since anybody can sign any list: compare it with [Gateway.KeySigner].
+// comes from, since anybody can sign any list: compare it with [Gateway.Keys].
 func (k *PublicKey) Signer() string { return k.signer }
 
 // matches tells whether a fingerprint that is trusted is k's own, or its signer's.

@@ -107,7 +107,7 @@ func (c *Config) validateMemory() error {
 	if c.APIKey != nil && !c.APIKey.Locked() {
 		return configError("Config.APIKey", "%w: it is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
 	}
-	if c.Keys != nil && c.Keys.policy != MemoryRequired {
+	if c.Keys != nil && c.Keys.store.Policy() != locked.Required {
 		return configError("Config.Keys", "%w: Config.Memory is MemoryRequired, KeyStoreOptions.Memory is not", ErrMemoryLimit)
 	}
 	return nil

@@ -182,7 +182,7 @@ func (p *obliviousHTTP) sealInner(ctx context.Context, in *plainRequest, o *call
 	if err != nil {
 		return nil, err
 	}
-	defer p.keys.sweeper.Soon() // the answer may take long
+	defer p.keys.store.Sweep() // the answer may take long
 	message, err := p.encode(in, o)
 	if err != nil {
 		return nil, err

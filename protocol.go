@@ -17,6 +17,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/keystore"
 )
 
 // protocol is one way to carry a sealed chat completion over HTTP. The client above it knows requests, answers and
@@ -42,18 +43,18 @@ type sealedRequest struct {
 	payloadID string
 	server    *PublicKey // sealed to
 	keys      *KeyStore
-	key       *heldKey // of keys; opens the answer in version 1
+	key       *keystore.Key // of keys; opens the answer in version 1
 	ohttp     *obliviousCall
 }
 
 func (r *sealedRequest) release() {
 	if r.key != nil {
-		r.key.release()
+		r.key.Release()
 	}
 	if r.ohttp != nil {
 		r.ohttp.Close()
 	}
-	r.keys.sweeper.Soon()
+	r.keys.store.Sweep()
 }
 
 // opened is an answer's plaintext, and what the outside of its envelope said.
@@ -91,11 +92,11 @@ func (p *envelopeV1) seal(ctx context.Context, plaintext []byte, o *callOptions)
 	if err != nil {
 		return nil, err
 	}
-	key, err := p.keys.acquire(ctx)
+	key, err := p.keys.store.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer p.keys.sweeper.Soon() // the answer may take long
+	defer p.keys.store.Sweep() // the answer may take long
 	r := &sealedRequest{payloadID: newUUID(), server: server, keys: p.keys, key: key}
 	if r.http, err = p.request(ctx, r, plaintext, o); err != nil {
 		r.release()
@@ -117,7 +118,7 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 	h.Set("Content-Type", hybrid.ContentType)
 	h.Set("User-Agent", userAgent)
 	h.Set(hybrid.HeaderPayloadID, r.payloadID)
-	h.Set(hybrid.HeaderPublicKey, r.key.Public().Header())
+	h.Set(hybrid.HeaderPublicKey, r.key.RSA.Public().Header())
 	if o.tier != "" {
 		h.Set(hybrid.HeaderTier, string(o.tier))
 	}
@@ -134,11 +135,11 @@ func (p *envelopeV1) open(r *sealedRequest, a *answer, into hybrid.Alloc) (*open
 	if err != nil {
 		return nil, hybrid.EnvelopeError(err)
 	}
-	plaintext, err := hybrid.Open(&e, []*hybrid.PrivateKey{r.key.PrivateKey}, nil, into)
+	plaintext, err := hybrid.Open(&e, []*hybrid.PrivateKey{r.key.RSA}, nil, into)
 	if err != nil {
 		return nil, err
 	}
-	if !r.key.seen.Add(sha256.Sum256(e.WrappedKey)) {
+	if !r.key.Seen.Add(sha256.Sum256(e.WrappedKey)) {
 		clear(plaintext)
 		return nil, fmt.Errorf("%w: this envelope was opened before", ErrReplay)
 	}

@@ -10,33 +10,15 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 	"unicode/utf8"
-)
 
-// testSeed is for tests with random input: SEALEDCHAT_SEED, or the time. It is printed when the test fails.
-func testSeed(t testing.TB) uint64 {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("SEALEDCHAT_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("repeat with SEALEDCHAT_SEED=%d", seed)
-		}
-	})
-	return seed
-}
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
 
 // streamEvents demands a well-formed event stream and returns its chunks without the [DONE].
 func streamEvents(t testing.TB, stream []byte) []map[string]any {
@@ -402,7 +384,7 @@ func randomCompletion(r *rand.Rand) []byte {
 }
 
 func TestEventStreamEqualsTheCompletion(t *testing.T) {
-	seed := testSeed(t)
+	seed := testkit.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range 150 {
 		completion := randomCompletion(r)

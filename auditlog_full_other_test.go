@@ -1,8 +1,10 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build !race
+//go:build !linux
 
 package sealedchat
 
-const raceSlowdown = 1
+import "testing"
+
+func childFullAuditLog(*testing.T, string, string) {}
