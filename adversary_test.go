@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -105,29 +104,6 @@ func TestSharedKeysShareWhatTheySaw(t *testing.T) {
 	}
 	if _, err := second.Chat(t.Context(), ask("?")); !errors.Is(err, ErrReplay) {
 		t.Errorf("got %v, want ErrReplay", err)
-	}
-}
-
-// TestOriginsHaveOneSpelling: what FirstUse remembers must not be forgotten over another spelling of the base URL.
-func TestOriginsHaveOneSpelling(t *testing.T) {
-	for spelling, want := range map[string]string{
-		"https://API.example":         "https://api.example",
-		"HTTPS://api.example:443/":    "https://api.example",
-		"https://api.example:8443":    "https://api.example:8443",
-		"http://LOCALHOST:80/Prefix/": "http://localhost/Prefix",
-		"https://[::1]:443/a":         "https://[::1]/a",
-		"https://api.example:4430":    "https://api.example:4430",
-	} {
-		u, err := parseBaseURL(spelling, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := originOf(u); got != want {
-			t.Errorf("%s is %s, want %s", spelling, got, want)
-		}
-	}
-	if got := originOf(&url.URL{Scheme: "https", Host: "a:443"}); got != "https://a" {
-		t.Error(got)
 	}
 }
 

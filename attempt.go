@@ -8,10 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // This file carries one call to the server and back, in as many attempts as that takes.
@@ -27,7 +30,7 @@ func (c *SecureCompletionClient) do(ctx context.Context, plaintext []byte, opts 
 		return nil, err
 	}
 	if !o.checked {
-		erase.Do(func() { err = checkRequest(plaintext) }) // what looks at many bytes at once leaves some in registers
+		erase.Do(func() { err = chatjson.CheckRequest(plaintext) }) // what looks at many bytes at once leaves some in registers
 		if err != nil {
 			return nil, err
 		}
@@ -129,8 +132,8 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, plaintext []byte, 
 	log := c.log.With("payload_id", r.payloadID)
 	log.DebugContext(ctx, "request sealed", "bytes", len(plaintext), "server_key", r.server.fingerprint)
 
-	a, err := exchange(c.http, r.http, c.cfg.MaxResponseBytes)
-	if err == nil && a.status != http.StatusOK {
+	a, err := httpx.Exchange(c.http, r.http, c.cfg.MaxResponseBytes)
+	if err == nil && a.Status != http.StatusOK {
 		err = c.wire.failure(a)
 	}
 	var result *completion
@@ -169,7 +172,7 @@ func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest, 
 }
 
 // open decrypts and checks an answer. Nothing of it leaves here unless all of it is right.
-func (c *SecureCompletionClient) open(r *sealedRequest, a *answer, o *callOptions) (*completion, error) {
+func (c *SecureCompletionClient) open(r *sealedRequest, a *httpx.Answer, o *callOptions) (*completion, error) {
 	plain, err := c.wire.open(r, a, o.into)
 	if err != nil {
 		return nil, err
@@ -192,11 +195,98 @@ type completion struct {
 func waitError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
 		if errors.Is(cause, fault.AttemptTimeout) {
-			return &fault.ConnectionError{What: "before anything was sent", Err: cause}
+			return fault.Connection("before anything was sent", cause, false)
 		}
 		return fault.Ended(ctx)
 	}
 	return err
 }
 
-func apiErrorFrom(a *answer) *APIError { return newAPIError(a.status, a.header, a.body, time.Now()) }
+func apiErrorFrom(a *httpx.Answer) *APIError {
+	return newAPIError(a.Status, a.Header, a.Body, time.Now())
+}
+
+// refusals are the errors that are events of their own, and why, in words of this package.
+var refusals = []struct {
+	err    error
+	event  EventType
+	reason string
+}{
+	{ErrDecryption, EventDecryptionRefused, "it does not open"},
+	{ErrReplay, EventReplayRefused, "seen before, or another request's"},
+	{ErrTierDowngrade, EventTierRefused, ""},
+	{ErrResponseSchema, EventSchemaRefused, "not a chat completion"},
+	{ErrEnvelope, EventSchemaRefused, "malformed envelope"},
+}
+
+// auditReason is an error in a few words that never hold a peer's.
+func auditReason(err error) string {
+	if answer, ok := errors.AsType[*APIError](err); ok {
+		return "status " + strconv.Itoa(answer.StatusCode)
+	}
+	if errors.Is(err, ErrConnection) {
+		return "connection failed"
+	}
+	return "failed"
+}
+
+func (c *SecureCompletionClient) tellSealed(ctx context.Context, r *sealedRequest, size int, o *callOptions) error {
+	return c.audit.tell(ctx, Event{
+		Type: EventRequestSealed, PayloadID: r.payloadID, Fingerprint: r.server.fingerprint, Tier: o.tier, Bytes: int64(size),
+	})
+}
+
+// tellAnswer tells what became of an answer. When the Auditor fails, the answer is wiped.
+func (c *SecureCompletionClient) tellAnswer(ctx context.Context, id string, answer *completion, err error, start time.Time, o *callOptions) error {
+	if err != nil {
+		return c.tellRefused(ctx, id, err, o.tier)
+	}
+	err = c.audit.tell(ctx, Event{
+		Type: EventResponseOpened, PayloadID: id, Bytes: int64(len(answer.plaintext)), Duration: time.Since(start),
+	})
+	if err = fault.Join(err, c.tellMemory(ctx)); err != nil {
+		clear(answer.plaintext)
+	}
+	return err
+}
+
+// tellRefused tells of an answer that was refused; err comes back.
+func (c *SecureCompletionClient) tellRefused(ctx context.Context, id string, err error, tier SecurityTier) error {
+	return c.tellRefusedAfter(ctx, id, 0, err, tier)
+}
+
+// tellRefusedAfter is tellRefused for an answer of which so many bytes were handed out before.
+func (c *SecureCompletionClient) tellRefusedAfter(ctx context.Context, id string, out int64, err error, tier SecurityTier) error {
+	for _, r := range refusals {
+		if errors.Is(err, r.err) {
+			e := Event{Type: r.event, PayloadID: id, Bytes: out, Reason: r.reason}
+			if r.event == EventTierRefused {
+				e.Tier = tier
+			}
+			return c.audit.failed(ctx, err, e)
+		}
+	}
+	return err
+}
+
+// tellMemory tells once when less is locked than was.
+func (c *SecureCompletionClient) tellMemory(ctx context.Context) error {
+	if c.audit.to.Load() == nil {
+		return nil
+	}
+	now := c.stats()
+	rank := int32(memoryRanks[now.Level])
+	before := c.memoryRank.Swap(rank)
+	if rank == 0 || rank >= before {
+		return nil
+	}
+	return c.audit.tell(ctx, Event{Type: EventMemoryLowered, Memory: now})
+}
+
+func (c *SecureCompletionClient) tellRetry(ctx context.Context, id string, attempt int, wait time.Duration, err error) error {
+	e := Event{Type: EventRetry, PayloadID: id, Attempt: attempt, Wait: wait, Reason: auditReason(err)}
+	if answer, ok := errors.AsType[*APIError](err); ok {
+		e.Status = answer.StatusCode
+	}
+	return c.audit.tell(ctx, e)
+}

@@ -7,11 +7,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"reflect"
 	"strings"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -46,7 +46,7 @@ func (r ChatRequest) MarshalJSON() ([]byte, error) { return r.appendJSON(nil) }
 
 func (r ChatRequest) appendJSON(dst []byte) ([]byte, error) {
 	type plain ChatRequest
-	return appendObject(dst, plain(r), r.Extra)
+	return chatjson.AppendObject(codec, dst, plain(r), r.Extra)
 }
 
 // Message is one message of a conversation, in requests and in answers. An answer's message can be appended to the
@@ -118,7 +118,7 @@ func (m Message) appendJSON(dst []byte) ([]byte, error) {
 	case m.Content != "" || (len(m.ToolCalls) == 0 && m.Refusal == ""):
 		w.Content = m.Content
 	}
-	return appendObject(dst, w, m.Extra)
+	return chatjson.AppendObject(codec, dst, w, m.Extra)
 }
 
 // UnmarshalJSON reads a message by exact names and keeps what it does not know in Extra. Extra aliases data.
@@ -126,7 +126,7 @@ func (m *Message) UnmarshalJSON(data []byte) error { return unmarshal(data, m) }
 
 func (m *Message) decodeJSON(valid []byte) error {
 	var w wireMessage[json.RawMessage]
-	extra, err := decodeObject(valid, &w)
+	extra, err := codec.DecodeObject(valid, &w)
 	if err != nil {
 		return err
 	}
@@ -138,8 +138,8 @@ func (m *Message) decodeJSON(valid []byte) error {
 		into = reflect.ValueOf(&m.Parts)
 	}
 	if w.Content != nil {
-		if err := decodeField(w.Content, into.Elem()); err != nil {
-			return prefixPath("content", err)
+		if err := codec.DecodeField(w.Content, into.Elem()); err != nil {
+			return chatjson.PrefixPath("content", err)
 		}
 	}
 	return nil
@@ -172,7 +172,7 @@ func (u *ImageURL) UnmarshalJSON(data []byte) error { return unmarshal(data, u) 
 func (u *ImageURL) decodeJSON(valid []byte) error {
 	type plain ImageURL
 	var v plain
-	_, err := decodeObject(valid, &v)
+	_, err := codec.DecodeObject(valid, &v)
 	*u = ImageURL(v)
 	return err
 }
@@ -183,7 +183,7 @@ func (a *InputAudio) UnmarshalJSON(data []byte) error { return unmarshal(data, a
 func (a *InputAudio) decodeJSON(valid []byte) error {
 	type plain InputAudio
 	var v plain
-	_, err := decodeObject(valid, &v)
+	_, err := codec.DecodeObject(valid, &v)
 	*a = InputAudio(v)
 	return err
 }
@@ -200,12 +200,12 @@ func (p Part) MarshalJSON() ([]byte, error) { return p.appendJSON(nil) }
 func (p Part) appendJSON(dst []byte) ([]byte, error) {
 	type plain Part
 	if p.Type == "text" && p.Text == "" { // the text of a text part is required
-		return appendObject(dst, struct {
+		return chatjson.AppendObject(codec, dst, struct {
 			Type string `json:"type"`
 			Text string `json:"text"`
 		}{Type: p.Type}, p.Extra)
 	}
-	return appendObject(dst, plain(p), p.Extra)
+	return chatjson.AppendObject(codec, dst, plain(p), p.Extra)
 }
 
 // UnmarshalJSON reads a part by exact names and keeps what it does not know in Extra. Extra aliases data.
@@ -214,7 +214,7 @@ func (p *Part) UnmarshalJSON(data []byte) error { return unmarshal(data, p) }
 func (p *Part) decodeJSON(valid []byte) (err error) {
 	type plain Part
 	var v plain
-	v.Extra, err = decodeObject(valid, &v)
+	v.Extra, err = codec.DecodeObject(valid, &v)
 	*p = Part(v)
 	return err
 }
@@ -244,7 +244,7 @@ func (t Tool) MarshalJSON() ([]byte, error) { return t.appendJSON(nil) }
 
 func (t Tool) appendJSON(dst []byte) ([]byte, error) {
 	type plain Tool
-	return appendObject(dst, plain(t), t.Extra)
+	return chatjson.AppendObject(codec, dst, plain(t), t.Extra)
 }
 
 // ToolChoiceFunction is a [ChatRequest].ToolChoice that makes the model call the function of that name.
@@ -272,7 +272,7 @@ func (f *FunctionCall) UnmarshalJSON(data []byte) error { return unmarshal(data,
 func (f *FunctionCall) decodeJSON(valid []byte) error {
 	type plain FunctionCall
 	var v plain
-	_, err := decodeObject(valid, &v)
+	_, err := codec.DecodeObject(valid, &v)
 	*f = FunctionCall(v)
 	return err
 }
@@ -282,7 +282,7 @@ func (c ToolCall) MarshalJSON() ([]byte, error) { return c.appendJSON(nil) }
 
 func (c ToolCall) appendJSON(dst []byte) ([]byte, error) {
 	type plain ToolCall
-	return appendObject(dst, plain(c), c.Extra)
+	return chatjson.AppendObject(codec, dst, plain(c), c.Extra)
 }
 
 // UnmarshalJSON reads a call by exact names and keeps what it does not know in Extra. Extra aliases data.
@@ -291,7 +291,7 @@ func (c *ToolCall) UnmarshalJSON(data []byte) error { return unmarshal(data, c) 
 func (c *ToolCall) decodeJSON(valid []byte) (err error) {
 	type plain ToolCall
 	var v plain
-	v.Extra, err = decodeObject(valid, &v)
+	v.Extra, err = codec.DecodeObject(valid, &v)
 	*c = ToolCall(v)
 	return err
 }
@@ -363,12 +363,12 @@ func (r *ChatResponse) UnmarshalJSON(data []byte) error { return unmarshal(bytes
 func (r *ChatResponse) decodeJSON(data []byte) (err error) {
 	type plain ChatResponse
 	var v plain
-	if v.Extra, err = decodeObject(data, &v); err != nil {
+	if v.Extra, err = codec.DecodeObject(data, &v); err != nil {
 		return err
 	}
 	const metadata = "_metadata"
 	var none struct{}
-	if inner, err := decodeObject(v.Extra[metadata], &none); err == nil {
+	if inner, err := codec.DecodeObject(v.Extra[metadata], &none); err == nil {
 		v.Metadata = inner
 	}
 	delete(v.Extra, metadata)
@@ -383,7 +383,7 @@ func (c *Choice) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
 func (c *Choice) decodeJSON(valid []byte) (err error) {
 	type plain Choice
 	var v plain
-	v.Extra, err = decodeObject(valid, &v)
+	v.Extra, err = codec.DecodeObject(valid, &v)
 	*c = Choice(v)
 	return err
 }
@@ -394,7 +394,7 @@ func (u *Usage) UnmarshalJSON(data []byte) error { return unmarshal(data, u) }
 func (u *Usage) decodeJSON(valid []byte) (err error) {
 	type plain Usage
 	var v plain
-	v.Extra, err = decodeObject(valid, &v)
+	v.Extra, err = codec.DecodeObject(valid, &v)
 	*u = Usage(v)
 	return err
 }
@@ -421,16 +421,13 @@ func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest, opts 
 		return nil, err
 	}
 	resp := &ChatResponse{}
-	if err := checkWeight(result.plaintext); err != nil {
+	if err := chatjson.CheckWeight(result.plaintext); err != nil {
 		clear(result.plaintext)
 		return nil, c.tellRefused(ctx, result.payloadID, err, "")
 	}
 	if err := resp.decodeJSON(result.plaintext); err != nil {
 		clear(result.plaintext)
-		if bad, ok := errors.AsType[*memberError](err); ok {
-			return nil, c.tellRefused(ctx, result.payloadID, schemaError(bad.path, "unexpected type or out of range"), "")
-		}
-		return nil, c.tellRefused(ctx, result.payloadID, fmt.Errorf("%w: %w", ErrResponseSchema, err), "")
+		return nil, c.tellRefused(ctx, result.payloadID, decodeError(err), "")
 	}
 	resp.PayloadID = result.payloadID
 	return resp, nil

@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 func TestAccumulatedMembers(t *testing.T) {
@@ -117,7 +119,7 @@ func TestAccumulatedToolCalls(t *testing.T) {
 func TestAccumulatingIsLinear(t *testing.T) {
 	const n = 4000
 	token := `{"token":"x","logprob":-0.5,"bytes":[120],"top_logprobs":[` + strings.Repeat(`{"token":"y","logprob":-1.5,"bytes":[121]},`, 19) + `{}]}`
-	chunk, err := parseChunk(event{"", []byte(fmt.Sprintf(
+	chunk, err := parseChunk(sse.Event{Data: []byte(fmt.Sprintf(
 		`{"choices":[{"index":0,"delta":{"content":"x","reasoning_content":"thinking"},"logprobs":{"content":[%s],"refusal":null}}]}`, token))})
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +145,7 @@ func TestAccumulatingIsLinear(t *testing.T) {
 // The caller may overwrite a chunk, and the answer, at once.
 func TestAccumulatorSharesNothing(t *testing.T) {
 	data := []byte(`{"x":"top","choices":[{"index":0,"delta":{"r":"text"},"l":{"a":[1]}}],"usage":{"total_tokens":3,"y":"usage"}}`)
-	chunk, err := parseChunk(event{"", data})
+	chunk, err := parseChunk(sse.Event{Data: data})
 	if err != nil {
 		t.Fatal(err)
 	}

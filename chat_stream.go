@@ -16,8 +16,11 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 // ChatChunk is one piece of a streamed answer: an OpenAI chat.completion.chunk. [ChatAccumulator] puts them together.
@@ -83,7 +86,7 @@ func (c *ChatChunk) UnmarshalJSON(data []byte) error { return unmarshal(bytes.Cl
 func (c *ChatChunk) decodeJSON(valid []byte) (err error) {
 	type plain ChatChunk
 	var v plain
-	v.Extra, err = decodeObject(valid, &v)
+	v.Extra, err = codec.DecodeObject(valid, &v)
 	v.Raw = valid
 	*c = ChatChunk(v)
 	return err
@@ -95,7 +98,7 @@ func (c *ChunkChoice) UnmarshalJSON(data []byte) error { return unmarshal(data, 
 func (c *ChunkChoice) decodeJSON(valid []byte) (err error) {
 	type plain ChunkChoice
 	var v plain
-	v.Extra, err = decodeObject(valid, &v)
+	v.Extra, err = codec.DecodeObject(valid, &v)
 	*c = ChunkChoice(v)
 	return err
 }
@@ -110,7 +113,7 @@ func (d *Delta) decodeJSON(valid []byte) (err error) {
 	}
 	type plain Delta
 	var v plain
-	v.Extra, err = decodeObject(valid, &v)
+	v.Extra, err = codec.DecodeObject(valid, &v)
 	*d = Delta(v)
 	return err
 }
@@ -121,7 +124,7 @@ func (c *ToolCallDelta) UnmarshalJSON(data []byte) error { return unmarshal(data
 func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
 	type plain ToolCallDelta
 	var v plain
-	v.Extra, err = decodeObject(valid, &v)
+	v.Extra, err = codec.DecodeObject(valid, &v)
 	*c = ToolCallDelta(v)
 	return err
 }
@@ -140,8 +143,8 @@ func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
 //
 // An error comes last, alone, and with a nil chunk; errors are those of Chat. A stream that is cut, wherever and by
 // whomever, is [ErrTruncated]: without an error, it was complete. One that the caller's own limits end is not called cut: the
-// end of ctx comes as itself, and that of Config.Timeout as [ErrConnection] and [context.DeadlineExceeded], also after chunks
-// came. An error that the server sends within the stream is an [*APIError] with status 200. Leaving the loop early ends the
+// end of ctx comes as itself, that of Config.Timeout as [ErrConnection] and [context.DeadlineExceeded], also after chunks
+// came, and a stream that stands still for Config.IdleTimeout is [ErrConnection]. An error that the server sends within the stream is an [*APIError] with status 200. Leaving the loop early ends the
 // request. Nothing is sent before the loop, and each loop over the result sends the request anew. Chunks are the caller's, who
 // may keep them; [ChatAccumulator] puts them together.
 //
@@ -194,7 +197,7 @@ func (c *SecureCompletionClient) tellSchema(ctx context.Context, id string, err 
 // body.
 func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, opts []CallOption) (*chatEvents, error) {
 	if c.oblivious != nil {
-		call, err := lookAtCall(body)
+		call, err := chatjson.LookAtCall(body)
 		if err != nil {
 			return nil, err
 		}
@@ -205,22 +208,28 @@ func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, op
 			return nil, err
 		}
 		if resp.media() == mediaEvents {
-			return &chatEvents{Reader: resp.body, closer: resp.body, payloadID: resp.payloadID, most: maxEvent}, nil
+			return &chatEvents{Reader: resp.body, closer: resp.body, payloadID: resp.payloadID, most: sse.MaxEvent}, nil
 		}
-		events, err := c.wholeEvents(ctx, resp, call.includeUsage)
-		return eventsOf(events, resp.payloadID), err
+		events, err := c.wholeEvents(ctx, resp, call.IncludeUsage)
+		if err != nil {
+			return nil, err
+		}
+		return eventsOf(events, resp.payloadID), nil
 	}
-	call, err := parseSDKCall(body)
+	call, err := chatjson.LookAtCall(body)
 	if err != nil {
 		return nil, err
 	}
-	result, err := c.do(ctx, call.body, opts)
+	result, err := c.do(ctx, chatjson.CutStream(body[:0], body), opts)
 	if err != nil {
 		return nil, err
 	}
-	defer clear(result.plaintext)
-	events, err := eventStream(result.plaintext, call.includeUsage)
-	return eventsOf(events, result.payloadID), c.tellSchema(ctx, result.payloadID, err)
+	events, err := chatjson.NewEventText(result.plaintext, call.IncludeUsage)
+	if err != nil {
+		clear(result.plaintext)
+		return nil, c.tellSchema(ctx, result.payloadID, err)
+	}
+	return eventsOf(events, result.payloadID), nil
 }
 
 // chatEvents is an event stream.
@@ -239,33 +248,38 @@ func (e *chatEvents) Close() error {
 	return e.closer.Close()
 }
 
-// eventsOf is a stream that has come as a whole.
-func eventsOf(events []byte, payloadID string) *chatEvents {
-	return &chatEvents{Reader: bytes.NewReader(events), payloadID: payloadID, most: len(events)}
+// eventsOf is a stream that is made of a whole answer.
+func eventsOf(events *chatjson.EventText, payloadID string) *chatEvents {
+	return &chatEvents{Reader: events, closer: events, payloadID: payloadID, most: math.MaxInt32}
 }
 
 // wholeEvents makes the events of a complete answer: some servers take no notice of stream. An answer that is refused is told
 // of; of one that did not come as a whole, its body has told.
-func (c *SecureCompletionClient) wholeEvents(ctx context.Context, resp *openedResponse, includeUsage bool) ([]byte, error) {
+func (c *SecureCompletionClient) wholeEvents(ctx context.Context, resp *openedResponse, includeUsage bool) (*chatjson.EventText, error) {
 	defer resp.body.Close()
-	plaintext, err := readAll(resp.body, resp.length())
-	defer clear(plaintext)
+	plaintext, err := httpx.ReadAll(resp.body, resp.length())
 	if err != nil {
+		clear(plaintext)
 		return nil, err
 	}
 	if err := checkCompletion(plaintext, resp.payloadID, ""); err != nil {
+		clear(plaintext)
 		return nil, c.tellRefused(ctx, resp.payloadID, err, "")
 	}
-	events, err := eventStream(plaintext, includeUsage)
-	return events, c.tellSchema(ctx, resp.payloadID, err)
+	events, err := chatjson.NewEventText(plaintext, includeUsage)
+	if err != nil {
+		clear(plaintext)
+		return nil, c.tellSchema(ctx, resp.payloadID, err)
+	}
+	return events, nil
 }
 
 // readChunks reads events to their end.
 func readChunks(events *chatEvents, yield func(*ChatChunk) bool) error {
-	reader := newEventReader(events, events.most)
-	defer reader.wipe()
+	reader := sse.NewReader(events, events.most)
+	defer reader.Wipe()
 	for done := false; ; {
-		e, err := reader.next()
+		e, err := reader.Next()
 		switch {
 		case err == io.EOF && !done:
 			return &fault.TruncatedError{What: "the stream ends without [DONE]"}
@@ -275,7 +289,7 @@ func readChunks(events *chatEvents, yield func(*ChatChunk) bool) error {
 			return err
 		case done: // all that is left to learn is whether the end is one
 			continue
-		case string(e.data) == "[DONE]":
+		case e.IsDone():
 			done = true
 			continue
 		}
@@ -291,61 +305,25 @@ func readChunks(events *chatEvents, yield func(*ChatChunk) bool) error {
 }
 
 // parseChunk checks and decodes the data of an event, of which it makes a copy.
-func parseChunk(e event) (*ChatChunk, error) {
-	if !validObject(e.data) {
-		if e.name == "error" {
-			return nil, &APIError{StatusCode: http.StatusOK}
-		}
-		return nil, schemaError("a chunk", "not a JSON object in valid UTF-8")
+func parseChunk(e sse.Event) (*ChatChunk, error) {
+	if err := answerError(chatjson.CheckChunk(e.Name, e.Data)); err != nil {
+		return nil, err
 	}
-	o, _ := pick(e.data, "object", "choices", "error")
-	// Some servers put what went wrong midway into a chunk like any other, with choices.
-	if k, ok := o.kind("error"); e.name == "error" || (ok && k != jsonspan.Null) {
-		return nil, sealedAPIError(e.data)
-	}
-	if object := o.text("object"); object != "" && object != "chat.completion.chunk" {
-		return nil, schemaError("object", "want \"chat.completion.chunk\"")
-	}
-	if !o.is("choices", jsonspan.Array) {
-		return nil, schemaError("choices", "want an array")
-	}
-	if chunkWeight(e.data, o["choices"]) > maxWeight {
-		return nil, schemaError("a chunk", "more members than are decoded")
-	}
+	return decodeChunk(e.Data)
+}
+
+// decodeChunk decodes a chunk that was checked before, of which it makes a copy.
+func decodeChunk(valid []byte) (*ChatChunk, error) {
 	chunk := &ChatChunk{}
-	if err := chunk.decodeJSON(bytes.Clone(e.data)); err != nil {
-		if bad, ok := errors.AsType[*memberError](err); ok {
-			return nil, schemaError(bad.path, "unexpected type or out of range")
-		}
-		return nil, fmt.Errorf("%w: %w", ErrResponseSchema, err)
+	if err := chunk.decodeJSON(bytes.Clone(valid)); err != nil {
+		return nil, decodeError(err)
 	}
 	return chunk, nil
 }
 
-// chunkWeight counts what of a chunk becomes Go values.
-func chunkWeight(chunk, list []byte) int {
-	o, _ := pick(chunk, "usage")
-	n := membersIn(chunk) + membersIn(o["usage"])
-	choices, _ := elements(list)
-	for choice := range choices {
-		c, _ := pick(choice, "delta")
-		d, _ := pick(c["delta"], "tool_calls")
-		n += 1 + membersIn(choice) + membersIn(c["delta"])
-		calls, _ := elements(d["tool_calls"])
-		for call := range calls {
-			f, _ := pick(call, "function")
-			n += 1 + membersIn(call) + membersIn(f["function"])
-		}
-		if n > maxWeight {
-			break
-		}
-	}
-	return n
-}
-
 // length is how long the content is to be, as far as the server said; -1 if it did not.
 func (r *openedResponse) length() int64 {
-	n, err := wholeNumber([]byte(r.header.Get("Content-Length")))
+	n, err := chatjson.WholeNumber([]byte(r.header.Get("Content-Length")))
 	if err != nil || n < 0 || n > math.MaxInt32 {
 		return -1
 	}
@@ -362,7 +340,7 @@ func (c *SecureCompletionClient) streamRequest(ctx context.Context, in *plainReq
 		return nil, err
 	}
 	if in.path == pathChat {
-		if err := checkRequest(in.content); err != nil {
+		if err := chatjson.CheckRequest(in.content); err != nil {
 			return nil, err
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -63,7 +65,7 @@ func TestStreamChunks(t *testing.T) {
 	if err != nil || len(chunks) != 6 {
 		t.Fatalf("%d chunks, %v", len(chunks), err)
 	}
-	if chunks[1].Text() != "ei" || !isUUID(chunks[0].PayloadID) || !json.Valid(chunks[3].Raw) || chunks[0].Created != 1765250382 {
+	if chunks[1].Text() != "ei" || !chatjson.IsUUID(chunks[0].PayloadID) || !json.Valid(chunks[3].Raw) || chunks[0].Created != 1765250382 {
 		t.Errorf("%+v", chunks[1])
 	}
 	var a ChatAccumulator
@@ -103,7 +105,7 @@ func TestStreamRequest(t *testing.T) {
 	if r.Extra != nil {
 		t.Error("the caller's request was changed")
 	}
-	o, _ := pick(g.content, "stream", "stream_options", "model")
+	o, _ := chatjson.Pick(g.content, "stream", "stream_options", "model")
 	if string(o["stream"]) != "true" || string(o["stream_options"]) != `{"include_usage":true}` {
 		t.Errorf("sent %s", g.content)
 	}
@@ -111,7 +113,7 @@ func TestStreamRequest(t *testing.T) {
 	if _, err := collect(t, client, r); err != nil {
 		t.Fatal(err)
 	}
-	if o, _ := pick(g.content, "stream", "stream_options"); string(o["stream"]) != "true" || string(o["stream_options"]) != "null" {
+	if o, _ := chatjson.Pick(g.content, "stream", "stream_options"); string(o["stream"]) != "true" || string(o["stream_options"]) != "null" {
 		t.Errorf("sent %s", g.content)
 	}
 	for name, bad := range map[string]*ChatRequest{"none": nil, "no model": {Messages: []Message{UserMessage("x")}}, "no messages": {Model: "m"},
@@ -151,8 +153,8 @@ func TestStreamsThatGoWrong(t *testing.T) {
 		"no choices":                {[]string{good, `data: {"id":"x"}` + "\n\n", done}, ErrResponseSchema, "choices"},
 		"a whole completion":        {[]string{`data: {"object":"chat.completion","choices":[]}` + "\n\n", done}, ErrResponseSchema, "object"},
 		"a number for a text":       {[]string{`data: {"choices":[{"index":0,"delta":{"content":7}}]}` + "\n\n", done}, ErrResponseSchema, "choices"},
-		"too much of it":            {[]string{`data: {"choices":[` + strings.Repeat("{},", maxWeight) + `{}]}` + "\n\n", done}, ErrResponseSchema, ""},
-		"too large an event":        {[]string{"data: " + strings.Repeat(" ", maxEvent) + "\n\n", done}, ErrTooLarge, ""},
+		"too much of it":            {[]string{`data: {"choices":[` + strings.Repeat("{},", chatjson.MaxWeight) + `{}]}` + "\n\n", done}, ErrResponseSchema, ""},
+		"too large an event":        {[]string{"data: " + strings.Repeat(" ", sse.MaxEvent) + "\n\n", done}, ErrTooLarge, ""},
 	} {
 		g := newTiny(t, answerEvents(test.events...))
 		chunks, err := collect(t, directClient(t, g, nil), ask("x"))
@@ -200,7 +202,7 @@ func TestStreamOverVersion1(t *testing.T) {
 	}
 	var a ChatAccumulator
 	for _, c := range chunks {
-		if !isUUID(c.PayloadID) {
+		if !chatjson.IsUUID(c.PayloadID) {
 			t.Errorf("id %q", c.PayloadID)
 		}
 		a.Add(c)
@@ -246,7 +248,7 @@ func FuzzChatChunk(f *testing.F) {
 	f.Add("error", []byte(`{"error":{"message":"x"}}`))
 	f.Add("", []byte(`{"choices":[{"delta":null},{"delta":{"x":"\ud83d"}},{"delta":{"x":["y"]}}]}`))
 	f.Fuzz(func(t *testing.T, name string, data []byte) {
-		chunk, err := parseChunk(event{name, data})
+		chunk, err := parseChunk(sse.Event{Name: name, Data: data})
 		if err != nil {
 			if _, api := errors.AsType[*APIError](err); !api && !errors.Is(err, ErrResponseSchema) {
 				t.Fatalf("%v", err)

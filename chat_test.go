@@ -10,6 +10,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 )
 
 // sameJSON compares two texts as values, numbers by their digits.
@@ -70,7 +72,7 @@ func TestChatRequestJSON(t *testing.T) {
 		if err != nil || !sameJSON(t, string(body), want) {
 			t.Errorf("got  %s, %v\nwant %s", body, err, want)
 		}
-		if err := checkRequest(body); err != nil {
+		if err := chatjson.CheckRequest(body); err != nil {
 			t.Errorf("%s: %v", body, err)
 		}
 		if viaJSON, err := json.Marshal(hello(c.change)); err != nil || !sameJSON(t, string(viaJSON), want) {
@@ -163,7 +165,7 @@ func (failingMarshaler) MarshalJSON() ([]byte, error) { return nil, errors.New("
 
 func TestRawRequests(t *testing.T) {
 	client := startClient(t, "https://server.test", func(c *Config) { c.Transport, c.Keys = neverUsed(t), storedKeys(t, "rsa-2048") })
-	deep := strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth)
+	deep := strings.Repeat("[", chatjson.MaxDepth) + strings.Repeat("]", chatjson.MaxDepth)
 	for _, body := range []string{
 		`[]`, `null`, `"x"`, `1`, `{`, `{"a":1,}`, `{"a":NaN}`, `{"a":1} {}`, `{'a':1}`, "\xef\xbb\xbf{}", "{\"a\":\"\xff\"}", "{\"a\":\"\n\"}", `{"a":01}`,
 		`{"a":` + deep + `}`, `x`, ` `,
@@ -179,7 +181,7 @@ func TestRawRequests(t *testing.T) {
 		`{}`, ` {"a":1} `, `{"Api_key":1}`, `{"api_key2":1}`, `{"x":{"api_key":1}}`, `{"x":"api_key"}`, `{"api\\u005fkey":1}`, `{"a":"\ud800"}`, `{"a":1e999}`,
 		`{"a":` + deep[1:len(deep)-1] + `}`,
 	} {
-		if err := checkRequest([]byte(body)); err != nil {
+		if err := chatjson.CheckRequest([]byte(body)); err != nil {
 			t.Errorf("%.60q: %v", body, err)
 		}
 	}
@@ -210,7 +212,7 @@ func TestMessageJSON(t *testing.T) {
 		{Message{Role: "assistant", Content: "c", Extra: map[string]json.RawMessage{"reasoning_content": []byte(`"because"`), "b": nil}},
 			`{"role":"assistant","content":"c","b":null,"reasoning_content":"because"}`},
 	} {
-		if got, err := marshal(c.m); err != nil || !sameJSON(t, string(got), c.want) {
+		if got, err := chatjson.Marshal(c.m); err != nil || !sameJSON(t, string(got), c.want) {
 			t.Errorf("got  %s, %v\nwant %s", got, err, c.want)
 		}
 	}
@@ -234,7 +236,7 @@ func TestMessageRoundTrip(t *testing.T) {
 			t.Errorf("%s: %v", text, err)
 			continue
 		}
-		if got, err := marshal(m); err != nil || !sameJSON(t, string(got), text) {
+		if got, err := chatjson.Marshal(m); err != nil || !sameJSON(t, string(got), text) {
 			t.Errorf("%s\nbecame %s, %v", text, got, err)
 		}
 	}
@@ -258,7 +260,7 @@ func FuzzMessage(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var m Message
 		if err := m.UnmarshalJSON(data); err != nil {
-			if _, ok := errors.AsType[*memberError](err); !ok {
+			if _, ok := errors.AsType[*chatjson.MemberError](err); !ok {
 				t.Fatalf("%q: %v", data, err)
 			}
 			return
@@ -267,7 +269,7 @@ func FuzzMessage(f *testing.F) {
 		if m.Role == "" {
 			return
 		}
-		text, err := marshal(m)
+		text, err := chatjson.Marshal(m)
 		if err != nil {
 			t.Fatalf("%q: read, but not written: %v", data, err)
 		}
@@ -275,7 +277,7 @@ func FuzzMessage(f *testing.F) {
 		if err := json.Unmarshal(text, &again); err != nil {
 			t.Fatalf("%q became %s: %v", data, text, err)
 		}
-		if text2, err := marshal(again); err != nil || string(text2) != string(text) {
+		if text2, err := chatjson.Marshal(again); err != nil || string(text2) != string(text) {
 			t.Fatalf("%q became %s and then %s, %v", data, text, text2, err)
 		}
 	})

@@ -71,6 +71,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
@@ -80,6 +81,7 @@ const DefaultBaseURL = "https://api.nomyo.ai"
 
 const (
 	defaultTimeout     = 10 * time.Minute
+	defaultIdle        = time.Minute
 	defaultMaxRequest  = 10 << 20 // what the protocol documents
 	defaultMaxResponse = 64 << 20
 	maxBytes           = math.MaxInt32 // largest size limit that is taken, on every platform
@@ -148,6 +150,11 @@ type Config struct {
 	// Timeout bounds one attempt: fetching the server's key or making the client's, where that is still to be done,
 	// connecting, and waiting for the last byte of the answer, or of the stream. 0 = 10 minutes.
 	Timeout time.Duration
+	// IdleTimeout is the longest time between two pieces of an event stream that passes as it comes, counted from its
+	// first event on: until then only Timeout holds, since a model may think. Comments count as pieces. A stream that
+	// stands still for longer is ended with ErrConnection. Protocol version 1 has no such streams.
+	// 0 = 1 minute; negative = no limit.
+	IdleTimeout time.Duration
 	// MaxRetries is how often a failed attempt is repeated: after 429, 500, 502 and 504, after 503 if it comes with
 	// Retry-After, and when the connection failed before there was an answer. The waits are random, up to 1 s, 2 s, 4 s
 	// and so on, on top of what Retry-After says; a Retry-After of more than a minute, or a wait beyond the context's
@@ -210,15 +217,15 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
 	}
-	base, err := parseBaseURL(c.BaseURL, c.InsecureAllowHTTP)
+	base, err := httpx.ParseBaseURL(c.BaseURL, c.InsecureAllowHTTP)
 	if err != nil {
 		return nil, &ConfigError{Field: "Config.BaseURL", Err: err}
 	}
 	client := &SecureCompletionClient{
 		cfg: c, base: base, log: c.Logger, retry: retryPolicy{most: c.MaxRetries, base: retryBase}, opened: time.Now(),
 	}
-	if client.http, client.ownHTTP, err = newTransport(c.Transport, base, "Config.Transport"); err != nil {
-		return nil, err
+	if client.http, client.ownHTTP, err = httpx.NewTransport(c.Transport, base); err != nil {
+		return nil, &ConfigError{Field: "Config.Transport", Err: err}
 	}
 	if client.memory, err = newArena(c.Memory); err != nil {
 		return nil, err
@@ -235,7 +242,7 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	}
 	client.life, client.end = context.WithCancelCause(context.Background())
 	client.server = &serverKey{
-		fetch: client.fetchServerKey, trust: c.Trust, origin: originOf(base), notify: c.OnServerKey, log: client.log, life: client.life,
+		fetch: client.fetchServerKey, trust: c.Trust, origin: httpx.OriginOf(base), notify: c.OnServerKey, log: client.log, life: client.life,
 		audit: &client.audit,
 	}
 	client.setProtocol()
@@ -253,6 +260,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.Timeout == 0 {
 		c.Timeout = defaultTimeout
+	}
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = defaultIdle
 	}
 	if c.MaxRetries == 0 {
 		c.MaxRetries = defaultRetries
@@ -286,14 +296,11 @@ func (c *Config) validate() error {
 	if isNilPointer(c.Limiter) {
 		return configError("Config.Limiter", "a nil pointer; leave the field nil for no limit")
 	}
-	if isNilPointer(c.Audit) {
-		return configError("Config.Audit", "a nil pointer; leave the field nil to tell nobody")
-	}
 	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) && restsOnTLS(c.Trust) {
 		return configError("Config.Transport", "InsecureSkipVerify leaves nothing of TrustHTTPS or FirstUse; pin the server's key instead")
 	}
 	if c.APIKey != nil {
-		if err := c.APIKey.Use(validAPIKey); err != nil {
+		if err := c.APIKey.Use(httpx.ValidAPIKey); err != nil {
 			return &ConfigError{Field: "Config.APIKey", Err: err}
 		}
 	}
@@ -355,7 +362,7 @@ func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error
 		return nil, fmt.Errorf("%w: security tier, want standard, high or maximum", ErrInvalidRequest)
 	}
 	if o.apiKey != nil {
-		if err := o.apiKey.Use(validAPIKey); err != nil {
+		if err := o.apiKey.Use(httpx.ValidAPIKey); err != nil {
 			return nil, err
 		}
 		if c.cfg.Memory == MemoryRequired && !o.apiKey.Locked() {
@@ -418,7 +425,7 @@ func (c *SecureCompletionClient) Close() (err error) {
 	c.server.fetching.Close()
 	c.cleanup.Do(func() {
 		if c.ownHTTP {
-			closeIdle(c.http)
+			httpx.CloseIdle(c.http)
 		}
 		if c.ownKeys {
 			_ = c.cfg.Keys.Close()
@@ -455,4 +462,24 @@ func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) ([]*PublicK
 		return nil, context.Cause(c.life)
 	}
 	return keys, err
+}
+
+func (c *SecureCompletionClient) tellOpened() error {
+	c.stats = memoryStats
+	if c.cfg.Audit == nil {
+		return nil
+	}
+	c.audit.set(c.cfg.Audit)
+	stats := c.stats()
+	c.memoryRank.Store(int32(memoryRanks[stats.Level]))
+	return c.audit.tell(context.Background(), Event{Type: EventClientOpened, Server: c.server.origin, Memory: stats})
+}
+
+func (c *SecureCompletionClient) tellClosed() error {
+	if c.audit.to.Load() == nil {
+		return nil
+	}
+	return c.audit.tell(context.Background(), Event{
+		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened), Memory: c.stats(),
+	})
 }

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -87,14 +88,14 @@ func countedServer(t *testing.T, h http.Handler) (*httptest.Server, *countedList
 // cutter is an upstream that streams as many chunks as the request says, and breaks off as it says.
 func cutter(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
-	o, _ := pick(body, "events", "cut")
+	o, _ := chatjson.Pick(body, "events", "cut")
 	events, _ := strconv.Atoi(string(o["events"]))
 	w.Header().Set("Content-Type", "text/event-stream")
 	for i := range events {
 		_, _ = fmt.Fprintf(w, "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"%d \"}}],\"more\":%q}\n\n", i, strings.Repeat("token ", i%50))
 		w.(http.Flusher).Flush()
 	}
-	switch o.text("cut") {
+	switch o.Text("cut") {
 	case "abort":
 		panic(http.ErrAbortHandler)
 	case "quiet": // ends as if all were well
@@ -127,9 +128,8 @@ type cutWorld struct {
 func newCutWorld(t *testing.T) *cutWorld {
 	testkit.NoLeaks(t)
 	up, upConns := countedServer(t, http.HandlerFunc(cutter))
-	upTransport := DefaultTransport()
 	g := newGateway(t, GatewayConfig{
-		Upstream: up.URL + "/v1", UpstreamTransport: upTransport, AllowUnauthenticated: true, Keys: storedKeys(t, "rsa-2048"), MaxConcurrent: 256,
+		Upstream: up.URL + "/v1", AllowUnauthenticated: true, Keys: storedKeys(t, "rsa-2048"), MaxConcurrent: 256,
 		OHTTP: GatewayOHTTP{StrangerRate: -1},
 	})
 	server, conns := countedServer(t, g)
@@ -140,8 +140,7 @@ func newCutWorld(t *testing.T) *cutWorld {
 		open: func() int64 { return conns.open.Load() + upConns.open.Load() + relayConns.open.Load() },
 		idle: func() {
 			relayTransport.CloseIdleConnections()
-			upTransport.CloseIdleConnections()
-			g.http.(*http.Transport).CloseIdleConnections()
+			g.way.pool.CloseIdle()
 		},
 	}
 	t.Cleanup(w.idle)
@@ -186,7 +185,7 @@ func (w *cutWorld) run(t *testing.T, idle func(), stream func(cutPlan) string) (
 // nothingStays fails when connections, places in the gateway or memory stay behind.
 func (w *cutWorld) nothingStays(t *testing.T, idle func(), before int64) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		idle()
 		w.idle()

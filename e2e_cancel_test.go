@@ -23,7 +23,7 @@ import (
 )
 
 // promptly is how soon a call has to return when it is told to end. Generous, for busy machines.
-const promptly = 5 * time.Second
+const promptly = 30 * time.Second
 
 // stuck is a server that stops answering at one point and says when it got there.
 type stuck struct {
@@ -159,7 +159,7 @@ func TestCallsEndPromptly(t *testing.T) {
 			t.Run(e.name+"/"+at, func(t *testing.T) {
 				testkit.NoLeaks(t)
 				s := startStage(t, at, e.timeout)
-				ctx, cancel := e.begin(within(t, 30*time.Second))
+				ctx, cancel := e.begin(within(t, 2*time.Minute))
 				defer cancel(nil)
 				var resp *ChatResponse
 				done := make(chan error, 1)

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // ConfigFromEnv makes a [Config] from the environment:
@@ -44,7 +46,7 @@ func ConfigFromEnv(ctx context.Context) (c Config, err error) {
 	}
 	if key := os.Getenv("NOMYO_API_KEY"); key != "" {
 		if c.APIKey, err = NewSecret([]byte(key)); err == nil {
-			err = c.APIKey.Use(validAPIKey)
+			err = c.APIKey.Use(httpx.ValidAPIKey)
 		}
 		if err != nil {
 			c.APIKey.Destroy()

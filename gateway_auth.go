@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // AuthenticateKeys makes a [GatewayConfig].Authenticate that lets in whoever sends one of keys as a bearer token, and
@@ -32,7 +34,7 @@ func AuthenticateKeys(keys ...*Secret) (func(*http.Request) error, error) {
 	for i, k := range keys {
 		err := k.Use(func(b []byte) error {
 			known = append(known, digest(b))
-			return validAPIKey(b)
+			return httpx.ValidAPIKey(b)
 		})
 		if err != nil {
 			return nil, &ConfigError{Field: "AuthenticateKeys[" + strconv.Itoa(i) + "]", Err: err}
@@ -40,7 +42,7 @@ func AuthenticateKeys(keys ...*Secret) (func(*http.Request) error, error) {
 	}
 	return func(r *http.Request) error {
 		scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " ")
-		d := digest([]byte(token))
+		d := digest([]byte(strings.TrimLeft(token, " "))) // RFC 9110, 11.4: one space or more
 		found := 0
 		for _, k := range known {
 			found |= subtle.ConstantTimeCompare(k, d)

@@ -19,7 +19,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// rawDial is a connection that fails when nothing comes for 5 seconds.
+// rawDial is a connection that fails when nothing comes for 20 seconds.
 func rawDial(t *testing.T, srv *httptest.Server) net.Conn {
 	t.Helper()
 	c, err := net.Dial("tcp", srv.Listener.Addr().String())
@@ -27,7 +27,7 @@ func rawDial(t *testing.T, srv *httptest.Server) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	return c
 }
 
@@ -43,7 +43,7 @@ func endsSoon(t *testing.T, c net.Conn) {
 func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 	testkit.NoLeaks(t)
 	g := startGateway(t, answerText("fine"), func(c *GatewayConfig) { c.BodyTimeout = 200 * time.Millisecond })
-	g.readers.within = 200 * time.Millisecond
+	g.limits.headTimeout = 200 * time.Millisecond
 	srv := httptest.NewServer(g)
 	defer srv.Close()
 	defer srv.CloseClientConnections()

@@ -71,7 +71,7 @@ func slowPost(t *testing.T, server *httptest.Server, header ...string) net.Conn 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	head := postBody(t, nil, header...).Header
 	fmt.Fprintf(c, "POST /v1/chat/secure_completion HTTP/1.1\r\nHost: h\r\nContent-Length: 5000\r\n")
 	for name, values := range head {
@@ -82,8 +82,9 @@ func slowPost(t *testing.T, server *httptest.Server, header ...string) net.Conn 
 }
 
 func TestGatewaySlowBody(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, func(c *GatewayConfig) {
-		c.BodyTimeout, c.Authenticate = 50*time.Millisecond, func(r *http.Request) error {
+		c.BodyTimeout, c.Authenticate = 500*time.Millisecond, func(r *http.Request) error {
 			if r.Header.Get("Authorization") == "Bearer wrong" {
 				return ErrAuthentication
 			}
@@ -104,7 +105,7 @@ func TestGatewaySlowBody(t *testing.T) {
 	}
 	// The time for the body is not the time for the answer.
 	r.answer = func(*http.Request, []byte) (*http.Response, error) {
-		time.Sleep(150 * time.Millisecond)
+		time.Sleep(700 * time.Millisecond)
 		return respond(200, fineAnswer), nil
 	}
 	fast := postBody(t, bytes.NewReader(sealedBody(t, fineRequest, envelope.Separate)))
@@ -118,7 +119,9 @@ func TestGatewaySlowBody(t *testing.T) {
 	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 }
 
-func TestGatewayConcurrencyCap(t *testing.T) {
+func TestGatewayConcurrencyCap(t *testing.T) { synctest.Test(t, testGatewayConcurrencyCap) }
+
+func testGatewayConcurrencyCap(t *testing.T) {
 	r := newRig(t, func(c *GatewayConfig) { c.MaxConcurrent = 2 })
 	arrived, goOn := make(chan struct{}, 8), make(chan struct{})
 	r.answer = func(*http.Request, []byte) (*http.Response, error) {
@@ -135,8 +138,12 @@ func TestGatewayConcurrencyCap(t *testing.T) {
 		})
 		<-arrived
 	}
-	w := r.do(postBody(t, untouchable{t}))
+	start := time.Now()
+	w := r.do(post(t, fineRequest))
 	refused(t, "a third one", w, 503)
+	if d := time.Since(start); d != placeWait {
+		t.Errorf("it waited for %v", d)
+	}
 	if w.Header().Get("Retry-After") != "1" {
 		t.Errorf("Retry-After %q", w.Header().Get("Retry-After"))
 	}
@@ -239,17 +246,17 @@ func TestGatewayCloseWipesOwnKeys(t *testing.T) {
 
 // Close ends running requests, also those whose body does not come: it cannot wait for BodyTimeout.
 func TestGatewayCloseWithSlowBody(t *testing.T) {
-	r := newRig(t, func(c *GatewayConfig) { c.BodyTimeout = 8 * time.Second })
+	r := newRig(t, func(c *GatewayConfig) { c.BodyTimeout = 5 * time.Minute })
 	server := httptest.NewServer(r.g)
 	defer server.Close()
 	defer server.CloseClientConnections()
 	slowPost(t, server)
-	for deadline := time.Now().Add(5 * time.Second); len(r.g.slots) == 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); r.g.limits.bodies.Taken() == 0 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	start := time.Now()
 	_ = r.g.Close()
-	if d := time.Since(start); d > 3*time.Second {
+	if d := time.Since(start); d > 30*time.Second {
 		t.Errorf("Close took %v", d)
 	}
 }

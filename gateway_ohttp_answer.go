@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -57,7 +58,7 @@ func (s chunkSink) Write(chunk []byte) (int, error) {
 func (q *obliviousRequest) refuseInner(p *refusal) {
 	header := []bhttp.Field{{Name: "content-type", Value: ohttp.TypeProblem}}
 	if p.retryAfter > 0 {
-		header = append(header, bhttp.Field{Name: "retry-after", Value: wholeSeconds(p.retryAfter)})
+		header = append(header, bhttp.Field{Name: "retry-after", Value: httpx.WholeSeconds(p.retryAfter)})
 	}
 	if p.status == http.StatusUnauthorized {
 		header = append(header, bhttp.Field{Name: "www-authenticate", Value: "Bearer"})

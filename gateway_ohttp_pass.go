@@ -11,16 +11,16 @@ import (
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 // passer encodes an answer of the upstream's, and says where a chunk ends.
 type passer struct {
 	q      *obliviousRequest
 	pad    int
-	events bool // an event stream
 	live   bool // of unknown length: it may be made while it is sent
-	lines  eventLines
-	whole  ending
+	whole  sse.Ending
+	events *sse.Stream // whole, of an event stream; nil otherwise
 
 	encoder bhttp.Encoder
 	begun   bool
@@ -36,12 +36,13 @@ func (q *obliviousRequest) newPasser(resp *http.Response) *passer {
 	if resp.ContentLength >= 0 {
 		size = min(size, resp.ContentLength+1) // and the end of it
 	}
-	whole := newEnding(kind, q.path, resp.ContentLength)
+	whole := sse.EndingOf(kind, q.path, resp.ContentLength)
 	if q.head.Method == http.MethodHead {
-		whole = noContent{}
+		whole = sse.NoContent{}
 	}
+	events, _ := whole.(*sse.Stream)
 	return &passer{
-		q: q, pad: q.g.cfg.OHTTP.Pad, events: kind == "text/event-stream", live: resp.ContentLength < 0,
+		q: q, pad: q.g.cfg.OHTTP.Pad, events: events, live: resp.ContentLength < 0,
 		whole: whole, buf: make([]byte, size), out: make([]byte, 0, size+1<<10),
 	}
 }
@@ -49,6 +50,7 @@ func (q *obliviousRequest) newPasser(resp *http.Response) *passer {
 func (p *passer) wipe() {
 	clear(p.buf)
 	clear(p.out[:cap(p.out)])
+	p.whole.Wipe()
 }
 
 // read reads what has come of a body, or, if it has a known length, as much as fits.
@@ -58,7 +60,7 @@ func (p *passer) read(body io.Reader) (n int, err error) {
 		m, err = body.Read(p.buf[n:])
 		n += m
 	}
-	p.whole.see(p.buf[:n])
+	p.whole.See(p.buf[:n])
 	p.passed += n
 	return n, err
 }
@@ -102,8 +104,8 @@ func (p *passer) piece(content []byte) error {
 	if len(content) == 0 {
 		return nil
 	}
-	if p.pad > 1 && p.events {
-		if n := p.lines.complete(content); n > 0 {
+	if p.pad > 1 && p.events != nil {
+		if n := p.events.Complete(); n > 0 {
 			if err := p.flush(content[:n]); err != nil {
 				return err
 			}
@@ -118,7 +120,7 @@ func (p *passer) piece(content []byte) error {
 
 // flush ends a chunk after content. With padding it fills the chunk with a comment line, where the content's lines allow it.
 func (p *passer) flush(content []byte) error {
-	if p.pad > 1 && !p.events {
+	if p.pad > 1 && p.events == nil {
 		return nil // all but full chunks waits for the end
 	}
 	if err := p.content(content); err != nil {
@@ -177,33 +179,4 @@ func (p *passer) write() error {
 	p.written += len(p.out)
 	_, err := p.q.writer.Write(p.out)
 	return err
-}
-
-// eventLines finds where events end in a stream that comes in pieces: at an empty line.
-type eventLines struct {
-	line  bool // something stands on the present line
-	cr    bool // the last byte was a CR, and a LF behind it belongs to the same line break
-	ended bool // that CR ended an event
-}
-
-// complete says how many bytes of piece belong to events that are complete with it, or to ones before.
-func (e *eventLines) complete(piece []byte) (n int) {
-	for i, c := range piece {
-		switch {
-		case c == '\n' && e.cr:
-			e.cr = false
-			if e.ended {
-				n = i + 1
-			}
-		case c == '\n', c == '\r':
-			e.ended = !e.line
-			if e.ended {
-				n = i + 1
-			}
-			e.line, e.cr = false, c == '\r'
-		default:
-			e.line, e.cr = true, false
-		}
-	}
-	return n
 }

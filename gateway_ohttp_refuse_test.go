@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
@@ -396,7 +397,9 @@ func TestGatewayOHTTPConfig(t *testing.T) {
 }
 
 // Closing, too many at a time, and a store that is closed.
-func TestObliviousUnavailable(t *testing.T) {
+func TestObliviousUnavailable(t *testing.T) { synctest.Test(t, testObliviousUnavailable) }
+
+func testObliviousUnavailable(t *testing.T) {
 	began, release := make(chan struct{}), make(chan struct{})
 	r := newRig(t, func(c *GatewayConfig) { c.MaxConcurrent = 1 })
 	r.answer = func(*http.Request, []byte) (*http.Response, error) {
@@ -440,7 +443,8 @@ func TestObliviousUnavailable(t *testing.T) {
 
 // A body that does not come in time, before and after a chunk has opened.
 func TestObliviousSlowBody(t *testing.T) {
-	g := startGateway(t, answerText("never"), func(c *GatewayConfig) { c.BodyTimeout = 150 * time.Millisecond })
+	t.Parallel()
+	g := startGateway(t, answerText("never"), func(c *GatewayConfig) { c.BodyTimeout = 500 * time.Millisecond })
 	server := httptest.NewServer(g)
 	defer server.Close()
 	r := &rig{t: t, g: g}

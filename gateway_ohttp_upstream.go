@@ -9,11 +9,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 // What passes between the inner messages and the upstream's, and nothing else.
@@ -28,20 +29,20 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 	defer func() { q.upstream = time.Since(start) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the upstream's work when the client takes no more
-	sent := &sentBytes{b: q.content}
-	defer sent.finish()
+	sent := httpx.NewSent(q.content)
+	defer sent.Finish()
 	q.content = nil
 	req, err := q.upstreamCall(ctx, sent)
 	if err != nil {
 		return &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
 	}
 	q.asked = true
-	resp, err := q.g.http.RoundTrip(req) // no http.Client: redirects and cookies have no business here
+	resp, err := q.g.way.transport("").RoundTrip(req) // no http.Client: redirects and cookies have no business here
 	if err == nil && resp == nil {
 		err = errors.New("the RoundTripper returned nothing")
 	}
 	if err != nil {
-		return upstreamFailure(ctx, exchangeError(ctx, "the upstream", err, false))
+		return upstreamFailure(ctx, httpx.ExchangeError(ctx, "the upstream", err, false))
 	}
 	defer resp.Body.Close()
 	switch s := resp.StatusCode; {
@@ -66,34 +67,19 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 	return nil
 }
 
-func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*http.Request, error) {
+func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *httpx.Sent) (*http.Request, error) {
 	path := q.path
 	if rest, ok := strings.CutPrefix(path, "/v1"); ok && (rest == "" || rest[0] == '/') {
 		path = rest
 	}
-	u := *q.g.upstream // never of a text: nothing that is asked for may change its host
-	u.RawPath, u.RawQuery = u.EscapedPath()+path, q.query
-	var err error
-	if u.Path, err = url.PathUnescape(u.RawPath); err != nil {
-		return nil, errors.New("not a URL") // the error quotes it
-	}
-	req, err := http.NewRequestWithContext(ctx, q.head.Method, q.g.upstream.String(), nil)
+	req, err := q.g.way.request(ctx, q.head.Method, path, q.query, sent)
 	if err != nil {
-		return nil, errors.New("not a URL")
-	}
-	req.URL = &u
-	if len(sent.b) > 0 {
-		sent.attach(req)
+		return nil, err
 	}
 	for _, name := range headersUp {
 		if v := q.inHeader.Values(name); len(v) > 0 {
 			req.Header[http.CanonicalHeaderKey(name)] = v
 		}
-	}
-	req.Header.Set("User-Agent", userAgent)
-	req.Header.Set("Accept-Encoding", "identity") // what is compressed comes in lumps
-	if q.g.cfg.UpstreamKey != nil {
-		return req, setBearer(req.Header, q.g.cfg.UpstreamKey)
 	}
 	return req, nil
 }
@@ -102,7 +88,7 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *sentBytes) (*
 func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err error) {
 	p := q.newPasser(resp)
 	defer p.wipe()
-	if _, any := p.whole.(anyEnding); any && endsUnseen(resp) {
+	if !p.whole.Known() && endsUnseen(resp) {
 		return &lateRefusal{&refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: errNoEnd}}
 	}
 	early := true // also in a panic
@@ -111,7 +97,10 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err e
 			q.tellCut(ctx, p.passed, err)
 		}
 	}()
-	body := &cappedReader{r: resp.Body, left: q.g.cfg.MaxResponseBytes, limit: q.g.cfg.MaxResponseBytes}
+	var body io.Reader = httpx.Capped(resp.Body, q.g.cfg.MaxResponseBytes)
+	if p.events != nil {
+		body = sse.NewIdle(body, q.g.cfg.IdleTimeout, p.events.Begun, func() { _ = resp.Body.Close() })
+	}
 	if p.live { // the client learns the status, and what kind of answer comes
 		if err := p.head(resp); err != nil {
 			return err
@@ -135,7 +124,7 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err e
 		}
 		switch {
 		case readErr != nil && !last:
-			return exchangeError(ctx, "the upstream", readErr, true)
+			return httpx.ExchangeError(ctx, "the upstream", readErr, true)
 		case last && !checked:
 			if err := q.complete(ctx, p); err != nil {
 				return err
@@ -150,7 +139,7 @@ func (q *obliviousRequest) pass(ctx context.Context, resp *http.Response) (err e
 
 // complete says whether an answer that was read to its end may have one for the client.
 func (q *obliviousRequest) complete(ctx context.Context, p *passer) error {
-	if !p.whole.ended() {
+	if !p.whole.Ended() {
 		return errCutShort
 	}
 	if told := q.tellSealed(ctx, p.passed); told != nil {
@@ -176,3 +165,18 @@ func endsUnseen(resp *http.Response) bool {
 var errNoEnd = errors.New("the upstream's answer has neither a length nor chunks")
 
 var errCutShort = errors.New("the upstream's answer ends before its end")
+
+// tellCut tells of an answer that began and gets no end. An error of the Auditor's can only be logged.
+func (q *obliviousRequest) tellCut(ctx context.Context, size int, err error) {
+	if _, tried := errors.AsType[*lateRefusal](err); tried {
+		return // it was the Auditor who ended it
+	}
+	e := Event{Type: EventResponseSealed, Bytes: int64(size), Duration: time.Since(q.start), Reason: "ended early"}
+	switch {
+	case q.stuck || q.r.Context().Err() != nil:
+		e.Reason = "left early"
+	case errors.Is(err, errCutShort) || errors.Is(err, ErrConnection):
+		e.Reason = "cut short"
+	}
+	q.logAudit(q.tell(context.WithoutCancel(ctx), e))
+}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
@@ -154,7 +155,7 @@ func TestAnswersMadeToBeLarge(t *testing.T) {
 			}
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			if err := checkWeight([]byte(answer)); !errors.Is(err, ErrResponseSchema) {
+			if err := chatjson.CheckWeight([]byte(answer)); !errors.Is(err, ErrResponseSchema) {
 				t.Errorf("weighed: %v", err)
 			}
 			if _, err := eventStream([]byte(answer), false); !errors.Is(err, ErrResponseSchema) {

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 )
 
@@ -60,7 +61,7 @@ func TestGatewayForwards(t *testing.T) {
 
 func TestGatewayRefusesPlaintext(t *testing.T) {
 	r := newRig(t, func(c *GatewayConfig) { c.Tier = TierHigh })
-	deep := strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth)
+	deep := strings.Repeat("[", chatjson.MaxDepth) + strings.Repeat("]", chatjson.MaxDepth)
 	for _, c := range []struct {
 		plaintext string
 		status    int
@@ -269,7 +270,7 @@ func TestGatewayLogsNoContent(t *testing.T) {
 				return
 			}
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(time.Minute))
 			req, err := http.ReadRequest(bufio.NewReader(c)) // all of it: closing with unread bytes resets the connection
 			if err == nil {
 				_, _ = io.Copy(io.Discard, req.Body)

@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
@@ -100,7 +101,7 @@ func secret(t testing.TB, text string) *Secret {
 func answerText(text string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
-		body, _ := marshal(map[string]any{
+		body, _ := chatjson.Marshal(map[string]any{
 			"id": "chatcmpl-1", "object": "chat.completion", "created": 1765250382, "model": "test-model",
 			"choices": []any{map[string]any{
 				"index": 0, "message": map[string]any{"role": "assistant", "content": text}, "finish_reason": "stop",

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/keystore"
 )
@@ -108,8 +109,8 @@ func CreateKeyStore(
 // may be destroyed afterwards. When the file is deleted while the store is open, its keys go on in memory
 // until Close: save them with [KeyStore.ExportPEM].
 //
-// Errors: [fs.ErrNotExist], [ErrPassphrase], [ErrKeyStoreDamaged], [ErrInsecurePermissions] with the
-// command that fixes it, or for a link, which is refused; [ErrLocked], [ErrClosed] for a destroyed
+// Errors: [fs.ErrNotExist], [ErrPassphrase], [ErrKeyStoreDamaged], [ErrInsecurePermissions] with what
+// fixes it, or for a link, which is refused; [ErrLocked], [ErrClosed] for a destroyed
 // passphrase, [*ConfigError] for o, [ErrMemoryLimit], [ErrAudit].
 func OpenKeyStore(
 	ctx context.Context, dir string, passphrase *Secret, o *KeyStoreOptions,
@@ -142,7 +143,7 @@ func newKeyStore(
 //
 //	store, err := OpenKeyStore(ctx, dir, passphrase, nil)
 //	log, err := OpenAuditLog(ctx, path, store, nil)
-//	err = store.SetAuditor(ctx, log)
+//	err = store.SetAuditor(ctx, log.Record)
 //	…
 //	store.Close() // after the clients and gateways; rotation in the background tells until here
 //	log.Close()
@@ -262,7 +263,9 @@ func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
 // and after rotations. sealed stays as it is; the result is new memory, which the caller wipes. Data that
 // does not open is [ErrDecryption]; [ErrPassphrase] when it was sealed after another process changed the
 // passphrase. Other errors are those of Seal.
-func (s *KeyStore) Open(label string, sealed []byte) ([]byte, error) { return s.store.Open(label, sealed) }
+func (s *KeyStore) Open(label string, sealed []byte) ([]byte, error) {
+	return s.store.Open(label, sealed)
+}
 
 // Close wipes the keys: at once, or when the last request that uses them has ended. It ends the rotation
 // in the background and waits for a generation that is under way, some seconds at most. The file stays.
@@ -271,3 +274,6 @@ func (s *KeyStore) Close() error {
 	s.store.Close()
 	return nil
 }
+
+// folder is where the store is kept, nil for memory. It is closed with the store.
+func (s *KeyStore) folder() *fsafe.Dir { return s.store.Dir() }

@@ -213,9 +213,8 @@ const (
 
 // storeChildren are what the test binary does when it runs itself again.
 var storeChildren = map[string]func(t *testing.T, dir, arg string){
-	"full audit": childFullAuditLog,
-	"auditor":    childAuditor,
-	"purged":     childPurged,
+	"purged":  childPurged,
+	"gateway": childGateway,
 }
 
 // TestStoreChild is what other tests run in processes of their own.
@@ -234,7 +233,7 @@ func child(t testing.TB, name, dir, arg string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, exe, "-test.run=^TestStoreChild$", "-test.v=false", "-test.count=1")
 	cmd.Env = append(os.Environ(), childVar+"="+name, childDirVar+"="+dir, childArgVar+"="+arg)

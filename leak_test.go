@@ -109,7 +109,7 @@ func rawServer(t *testing.T, answer func(*http.Request) []byte) (url string) {
 			}
 			all.Go(func() {
 				defer conn.Close()
-				_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+				_ = conn.SetDeadline(time.Now().Add(time.Minute))
 				req, err := http.ReadRequest(bufio.NewReader(conn))
 				if err != nil {
 					return

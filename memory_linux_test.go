@@ -81,6 +81,7 @@ func TestMemoryRequired(t *testing.T) {
 
 // A client that insists on locked memory completes, and refuses a body that is not.
 func TestCompleteRequired(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	store, err := NewEphemeralKeyStore(&KeyStoreOptions{Memory: MemoryRequired})
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +127,7 @@ func TestAuditorMayStartProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := false
-	if err := two.SetAuditor(t.Context(), AuditorFunc(func(_ context.Context, e Event) error {
+	if err := two.SetAuditor(t.Context(), Auditor(func(_ context.Context, e Event) error {
 		if e.Type != EventKeyLoaded {
 			return nil
 		}

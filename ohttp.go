@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"slices"
 	"strconv"
@@ -18,10 +17,11 @@ import (
 	"unsafe"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
-	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
@@ -142,15 +142,13 @@ func (p *obliviousHTTP) warm(ctx context.Context) error {
 // seal makes a chat completion's request. Like the servers of version 1, it takes no notice of stream.
 func (p *obliviousHTTP) seal(ctx context.Context, plaintext []byte, o *callOptions) (*sealedRequest, error) {
 	in := &plainRequest{method: http.MethodPost, path: pathChat, header: jsonFields(mediaJSON), content: plaintext}
-	if asksForStream(plaintext) {
+	if chatjson.HasStreamMember(plaintext) {
 		room, err := p.memory.Alloc(len(plaintext))
 		if err != nil {
 			return nil, err
 		}
 		defer room.Destroy()
-		if in.content, err = jsonspan.Cut(room.Bytes()[:0], plaintext, maxDepth, isStreamMember); err != nil {
-			return nil, fmt.Errorf("%w: the request is not a JSON object", ErrInvalidRequest)
-		}
+		in.content = chatjson.CutStream(room.Bytes()[:0], plaintext)
 	}
 	return p.sealInner(ctx, in, o)
 }
@@ -163,17 +161,6 @@ const (
 // jsonFields are the fields of a request that carries JSON.
 func jsonFields(accept string) []bhttp.Field {
 	return []bhttp.Field{{Name: "content-type", Value: mediaJSON}, {Name: "accept", Value: accept}}
-}
-
-func isStreamMember(m jsonspan.Member) bool { return m.Is("stream") || m.Is("stream_options") }
-
-func asksForStream(valid []byte) bool {
-	for m := range jsonspan.MembersOf(valid) {
-		if isStreamMember(m) {
-			return true
-		}
-	}
-	return false
 }
 
 // sealInner seals a request of any kind for the server's key.
@@ -218,13 +205,7 @@ func (p *obliviousHTTP) request(ctx context.Context, body []byte) (*http.Request
 	if err != nil {
 		return nil, err
 	}
-	counted := &countedBody{req.Body, new(atomic.Bool)}
-	again := req.GetBody
-	req.Body = counted
-	req.GetBody = func() (io.ReadCloser, error) { // the same ciphertext, which a gateway serves once
-		b, err := again()
-		return &countedBody{b, counted.read}, err
-	}
+	httpx.Count(req) // what is sent again is the same ciphertext, which a gateway serves once
 	req.Header = http.Header{
 		"Content-Type":  {ohttp.TypeRequest},
 		"Accept":        {ohttp.TypeResponse},
@@ -246,7 +227,7 @@ func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer
 	}
 	var message *locked.Buffer
 	err := o.apiKey.Use(func(key []byte) error {
-		if err := validAPIKey(key); err != nil {
+		if err := httpx.ValidAPIKey(key); err != nil {
 			return err
 		}
 		bearer, err := p.memory.Alloc(len("Bearer ") + len(key))
@@ -288,7 +269,7 @@ func (p *obliviousHTTP) date() string {
 }
 
 // failure: nothing in the clear is the gateway's word.
-func (p *obliviousHTTP) failure(a *answer) error { return outerError(a.status, a.body) }
+func (p *obliviousHTTP) failure(a *httpx.Answer) error { return outerError(a.Status, a.Body) }
 
 func outerError(status int, body []byte) *OuterError {
 	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemTypeOf(body) == ohttp.ProblemKey}
@@ -298,11 +279,11 @@ func outerError(status int, body []byte) *OuterError {
 
 // problemTypeOf is the type of a problem document (RFC 9457), "" of anything else.
 func problemTypeOf(body []byte) string {
-	if !validObject(body) {
+	if !chatjson.ValidObject(body) {
 		return ""
 	}
-	o, _ := pick(body, "type")
-	return o.text("type")
+	o, _ := chatjson.Pick(body, "type")
+	return o.Text("type")
 }
 
 // refused asks for the list of keys again when the gateway does not know the one that was used, and sets the clock after
@@ -325,18 +306,18 @@ func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error
 }
 
 // open decrypts a whole answer, and returns its content if the status inside is 200.
-func (p *obliviousHTTP) open(r *sealedRequest, a *answer, into hybrid.Alloc) (*opened, error) {
-	if !hasType(a.header, ohttp.TypeResponse) {
-		return nil, &OuterError{StatusCode: a.status, Detail: "not a sealed answer"}
+func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error) {
+	if !httpx.HasType(a.Header, ohttp.TypeResponse) {
+		return nil, &OuterError{StatusCode: a.Status, Detail: "not a sealed answer"}
 	}
-	message := a.body // in place: what is opened is never ahead of what was read
+	message := a.Body // in place: what is opened is never ahead of what was read
 	if into != nil {
 		var err error
-		if message, err = into(len(a.body)); err != nil {
+		if message, err = into(len(a.Body)); err != nil {
 			return nil, err
 		}
 	}
-	content, err := p.openInto(message, r.ohttp, a.body, into != nil)
+	content, err := p.openInto(message, r.ohttp, a.Body, into != nil)
 	if err != nil {
 		clear(message)
 		return nil, err
@@ -411,11 +392,11 @@ func openAll(dst []byte, call *obliviousCall, sealed, buffer []byte) ([]byte, er
 
 // judge makes an error of an authentic answer that is none to be content with. Of content it keeps nothing but words.
 func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
-	header := headerOf(in.Header)
+	header := httpx.HeaderOf(in.Header)
 	if in.Status == http.StatusOK {
 		return c.checkTier(header)
 	}
-	content = content[:min(len(content), maxErrorBody)]
+	content = content[:min(len(content), httpx.MaxErrorBody)]
 	// Without this the answer may be the upstream's, which has worked on the request whatever its status says.
 	unprocessed := header.Get(ohttp.HeaderProcessed) == "no"
 	// And a copy that was held back until its date was over is refused truly, although the first one was served.
@@ -435,21 +416,6 @@ func (c *obliviousCall) checkTier(header http.Header) error {
 		return ErrTierDowngrade
 	}
 	return nil
-}
-
-// headerOf is a field section as net/http has it.
-func headerOf(fields []bhttp.Field) http.Header {
-	h := make(http.Header, len(fields))
-	for _, f := range fields {
-		h.Add(f.Name, f.Value)
-	}
-	return h
-}
-
-// hasType tells whether a body is of a media type, whatever its parameters.
-func hasType(h http.Header, want string) bool {
-	got, _, err := mime.ParseMediaType(h.Get("Content-Type"))
-	return err == nil && got == want
 }
 
 // innerError gives errors of the sealed message this package's types.

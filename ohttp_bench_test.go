@@ -17,6 +17,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
@@ -42,9 +43,9 @@ func BenchmarkOHTTPClient(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	answers := map[*SecureCompletionClient]func(*sealedRequest) *answer{
-		oblivious: func(r *sealedRequest) *answer { return answerOHTTP(b, g, r, content) },
-		v1:        func(r *sealedRequest) *answer { return answerV1(b, r, content) },
+	answers := map[*SecureCompletionClient]func(*sealedRequest) *httpx.Answer{
+		oblivious: func(r *sealedRequest) *httpx.Answer { return answerOHTTP(b, g, r, content) },
+		v1:        func(r *sealedRequest) *httpx.Answer { return answerV1(b, r, content) },
 	}
 	round := func(c *SecureCompletionClient, into hybrid.Alloc) time.Duration {
 		start := testkit.CPUTime()
@@ -88,7 +89,7 @@ func oneKiBAnswer() []byte {
 }
 
 // answerOHTTP seals content as the gateway does.
-func answerOHTTP(b *testing.B, g *tinyGateway, r *sealedRequest, content []byte) *answer {
+func answerOHTTP(b *testing.B, g *tinyGateway, r *sealedRequest, content []byte) *httpx.Answer {
 	x, err := ohttp.Open(r.http.Body, g.ring, 0)
 	if err != nil {
 		b.Fatal(err)
@@ -106,15 +107,15 @@ func answerOHTTP(b *testing.B, g *tinyGateway, r *sealedRequest, content []byte)
 	}
 	_, _ = w.Write(message)
 	_ = w.Finish()
-	return &answer{status: 200, header: http.Header{"Content-Type": {ohttp.TypeResponse}}, body: sealed.Bytes()}
+	return &httpx.Answer{Status: 200, Header: http.Header{"Content-Type": {ohttp.TypeResponse}}, Body: sealed.Bytes()}
 }
 
-func answerV1(b *testing.B, r *sealedRequest, content []byte) *answer {
+func answerV1(b *testing.B, r *sealedRequest, content []byte) *httpx.Answer {
 	e, err := sealEnvelope(r.key.RSA.Public(), content)
 	if err != nil {
 		b.Fatal(err)
 	}
-	return &answer{status: 200, body: envelope.Append(nil, e)}
+	return &httpx.Answer{Status: 200, Body: envelope.Append(nil, e)}
 }
 
 // relayed is an upstream that streams events through a gateway and a relay, sealed and in the clear; in the clear another

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -148,7 +149,7 @@ func (g *tinyGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	in.Header = headerOf(q.Header)
+	in.Header = httpx.HeaderOf(q.Header)
 	w.Header().Set("Content-Type", ohttp.TypeResponse)
 	var whole bytes.Buffer
 	sealed := &tinyWriter{header: make(http.Header), flush: w.(http.Flusher).Flush}

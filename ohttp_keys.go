@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -28,22 +29,22 @@ func fetchConfigs(ctx context.Context, rt http.RoundTripper, url string, now fun
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}
 	req.Header = http.Header{"Accept": {ohttp.TypeKeys}, "Cache-Control": {"no-store"}, "User-Agent": {""}}
-	a, err := exchange(rt, req, maxKeyList)
+	a, err := httpx.Exchange(rt, req, maxKeyList)
 	if err != nil {
-		return nil, neverSent(err)
+		return nil, httpx.NeverSent(err)
 	}
 	switch {
-	case a.status != http.StatusOK:
-		return nil, outerError(a.status, a.body)
-	case !hasType(a.header, ohttp.TypeKeys):
-		return nil, &OuterError{StatusCode: a.status, Detail: "not a list of keys"}
+	case a.Status != http.StatusOK:
+		return nil, outerError(a.Status, a.Body)
+	case !httpx.HasType(a.Header, ohttp.TypeKeys):
+		return nil, &OuterError{StatusCode: a.Status, Detail: "not a list of keys"}
 	}
-	keys, err := parseConfigs(a.body)
+	keys, err := parseConfigs(a.Body)
 	if err != nil {
 		return nil, err
 	}
-	if by, at := ohttp.ListSigner(a.header.Values(ohttp.HeaderSignature), a.body, now()); by != "" {
-		sum := sha256.Sum256(a.body)
+	if by, at := ohttp.ListSigner(a.Header.Values(ohttp.HeaderSignature), a.Body, now()); by != "" {
+		sum := sha256.Sum256(a.Body)
 		for _, k := range keys {
 			k.signer, k.signed, k.list = by, at, sum
 		}

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -154,7 +155,7 @@ func TestOHTTPRepeatsTheKeyFetch(t *testing.T) {
 		"no retries":                {first(1), -1, 0, ErrConnection, 1},
 		"no time":                   {first(1 << 20), 1 << 20, 10 * time.Second, ErrConnection, 0},
 		"a certificate":             {func(int) error { return untrusted }, 2, 0, ErrConnection, 1},
-		"http at a distance":        {func(int) error { return errNotLoopback }, 2, 0, ErrInsecureURL, 1},
+		"http at a distance":        {func(int) error { return httpx.ErrNotLoopback }, 2, 0, ErrInsecureURL, 1},
 		"the attempt's time is out": {func(int) error { time.Sleep(2 * time.Minute); return cut }, 2, 0, fault.AttemptTimeout, 1},
 		"the call's time is out":    {func(int) error { time.Sleep(30 * time.Second); return cut }, 2, 20 * time.Second, context.DeadlineExceeded, 1},
 	} {

@@ -16,7 +16,9 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 // This file is for answers of the second protocol that are read as they come.
@@ -146,7 +148,7 @@ func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedRes
 
 // receive sends r and opens the header of the answer. Statuses inside that are errors are *APIError.
 func (c *SecureCompletionClient) receive(ctx context.Context, in *plainRequest, r *sealedRequest) (*openedResponse, error) {
-	outside, err := send(c.http, r.http)
+	outside, err := httpx.Send(c.http, r.http)
 	if err != nil {
 		return nil, err
 	}
@@ -163,32 +165,35 @@ func (c *SecureCompletionClient) receive(ctx context.Context, in *plainRequest, 
 
 func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest, outside *http.Response) (*openedResponse, error) {
 	if outside.StatusCode != http.StatusOK {
-		a, err := readFailure(ctx, outside)
+		a, err := httpx.ReadFailure(ctx, outside)
 		if err != nil {
 			return nil, err
 		}
 		return nil, c.wire.failure(a)
 	}
 	encoding := outside.Header.Get("Content-Encoding")
-	if !hasType(outside.Header, ohttp.TypeResponse) || (encoding != "" && !strings.EqualFold(encoding, "identity")) {
+	if !httpx.HasType(outside.Header, ohttp.TypeResponse) || (encoding != "" && !strings.EqualFold(encoding, "identity")) {
 		return nil, errNotSealed
 	}
 	limit := c.cfg.MaxResponseBytes
-	reader, err := r.ohttp.Response(&cappedReader{r: outside.Body, left: limit, limit: limit}, maxAnswerChunk)
+	reader, err := r.ohttp.Response(httpx.Capped(outside.Body, limit), maxAnswerChunk)
 	if err != nil {
 		return nil, innerError(err)
 	}
-	b := &openedBody{ctx: ctx, what: describe(r.http), outside: outside.Body, reader: reader}
+	b := &openedBody{ctx: ctx, what: httpx.Describe(r.http), outside: outside.Body, reader: reader}
 	head, body, err := bhttp.ReadResponse(reader, bhttp.Limits{Content: limit})
 	if err != nil {
 		reader.Close()
 		return nil, b.failure(err)
 	}
-	resp := &openedResponse{status: head.Status, header: headerOf(head.Header), body: b, payloadID: r.payloadID}
+	resp := &openedResponse{status: head.Status, header: httpx.HeaderOf(head.Header), body: b, payloadID: r.payloadID}
 	path, _, _ := strings.Cut(in.path, "?")
-	b.content, b.ending = body, newEnding(resp.media(), path, -1)
+	b.content, b.ending = body, sse.EndingOf(resp.media(), path, -1)
+	if events, ok := b.ending.(*sse.Stream); ok {
+		b.content = sse.NewIdle(body, c.cfg.IdleTimeout, events.Begun, func() { _ = outside.Body.Close() })
+	}
 	if in.method == http.MethodHead || head.Status == http.StatusNoContent {
-		b.ending = anyEnding{}
+		b.ending = sse.Any{}
 	}
 	if head.Status < 200 || head.Status > 299 {
 		content, err := readWords(b)
@@ -214,9 +219,9 @@ var errNotSealed = &OuterError{StatusCode: http.StatusOK, Detail: "not a sealed 
 // readWords reads the beginning of an error's content. What the gateway did not get to say does not matter: the status is
 // authentic.
 func readWords(b *openedBody) ([]byte, error) {
-	stalled := time.AfterFunc(maxErrorWait, func() { _ = b.outside.Close() })
+	stalled := time.AfterFunc(httpx.MaxErrorWait, func() { _ = b.outside.Close() })
 	defer stalled.Stop()
-	words, err := io.ReadAll(io.LimitReader(b.content, maxErrorBody))
+	words, err := io.ReadAll(io.LimitReader(b.content, httpx.MaxErrorBody))
 	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause, fault.AttemptTimeout) {
 		return nil, fault.Ended(b.ctx)
 	}
@@ -236,9 +241,9 @@ type openedBody struct {
 	gaveUp  atomic.Bool // Close has cut the answer: that it ends early is no fault of anybody's
 
 	mu      sync.Mutex
-	content *bhttp.Body
+	content io.Reader // ends an event stream that stands still
 	reader  *ohttp.Reader
-	ending  ending
+	ending  sse.Ending
 	opened  int64
 	err     error // nil until the end
 	told    bool  // Read has returned err, or it was logged
@@ -266,7 +271,7 @@ func (b *openedBody) Read(p []byte) (int, error) {
 	}
 	n, err := b.content.Read(p)
 	b.opened += int64(n)
-	b.ending.see(p[:n])
+	b.ending.See(p[:n])
 	if err == nil {
 		return n, nil
 	}
@@ -282,7 +287,7 @@ func (b *openedBody) judge(err error) error {
 			return errBodyClosed
 		}
 		return err
-	case !b.ending.ended():
+	case !b.ending.Ended():
 		return &fault.TruncatedError{What: "its content ends early"}
 	}
 	return io.EOF
@@ -315,7 +320,7 @@ func (b *openedBody) drain() bool {
 		return false
 	}
 	defer b.mu.Unlock()
-	if _, events := b.ending.(*eventEnding); b.err != nil || !events || !b.ending.ended() {
+	if s, events := b.ending.(*sse.Stream); b.err != nil || !events || !s.Known() || !s.Ended() {
 		return b.err != nil
 	}
 	late := time.AfterFunc(drainTime, b.giveUp)
@@ -342,6 +347,7 @@ func (b *openedBody) end(err error) error {
 		b.unwatch()
 	}
 	b.reader.Close()
+	b.ending.Wipe()
 	_ = b.outside.Close()
 	if b.over != nil {
 		b.err = errPanicked // unless it returns: the end of what is not audited is withheld
@@ -353,7 +359,10 @@ func (b *openedBody) end(err error) error {
 // failure gives an error of reading its type. A context that ended explains whatever else went wrong.
 func (b *openedBody) failure(err error) error {
 	if cause := context.Cause(b.ctx); cause != nil {
-		return exchangeError(b.ctx, b.what, cause, true)
+		return httpx.ExchangeError(b.ctx, b.what, cause, true)
+	}
+	if errors.Is(err, fault.Stalled) {
+		return fault.Connection(b.what, err, true)
 	}
 	return innerError(err)
 }

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // panickingLimiter is a Limiter that does.
@@ -27,7 +29,7 @@ func (panickingTransport) RoundTrip(*http.Request) (*http.Response, error) { pan
 
 // panickingAuditor panics at events of one type.
 func panickingAuditor(at EventType) Auditor {
-	return AuditorFunc(func(_ context.Context, e Event) error {
+	return Auditor(func(_ context.Context, e Event) error {
 		if e.Type == at {
 			panic("the auditor")
 		}
@@ -145,8 +147,8 @@ func TestRefusedStreamsAreTold(t *testing.T) {
 			client *SecureCompletionClient
 			want   string
 		}{
-			"ohttp": {directClient(t, g, func(c *Config) { c.Audit = h }), test.ohttp},
-			"v1":    {s.client(t, func(c *Config) { c.Audit = h }), test.v1},
+			"ohttp": {directClient(t, g, func(c *Config) { c.Audit = h.Record }), test.ohttp},
+			"v1":    {s.client(t, func(c *Config) { c.Audit = h.Record }), test.v1},
 		} {
 			if err := c.client.Warm(t.Context()); err != nil {
 				t.Fatal(err)
@@ -239,7 +241,7 @@ func TestStreamLeftEarlyLogsTheAuditor(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log bytes.Buffer
 				client := directClient(t, newTiny(t, wordByWord(nil, "a", "b")), func(c *Config) {
-					c.Audit = &auditRecorder{fail: test.fail}
+					c.Audit = (&auditRecorder{fail: test.fail}).Record
 					c.Logger = slog.New(slog.NewTextHandler(&log, nil))
 				})
 				test.leave(t, client)
@@ -363,7 +365,7 @@ func TestStreamsThatAreClosedAreNotCut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rec := &auditRecorder{}
-				client := pipedClient(t, newTiny(t, test.inner), func(c *Config) { c.Audit = rec })
+				client := pipedClient(t, newTiny(t, test.inner), func(c *Config) { c.Audit = rec.Record })
 				resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json",
 					strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
 				if err != nil {
@@ -393,10 +395,10 @@ func TestSealedErrorThatStalls(t *testing.T) {
 		detail string
 	}{
 		"at once":         {[]string{words}, 0, 0, "words"},
-		"late":            {[]string{words}, maxErrorWait / 2, maxErrorWait / 2, "words"},
-		"stalled":         {[]string{words[:9]}, time.Hour, maxErrorWait, ""},
-		"its end stalled": {[]string{words}, time.Hour, maxErrorWait, "words"},
-		"without words":   {nil, time.Hour, maxErrorWait, ""},
+		"late":            {[]string{words}, httpx.MaxErrorWait / 2, httpx.MaxErrorWait / 2, "words"},
+		"stalled":         {[]string{words[:9]}, time.Hour, httpx.MaxErrorWait, ""},
+		"its end stalled": {[]string{words}, time.Hour, httpx.MaxErrorWait, "words"},
+		"without words":   {nil, time.Hour, httpx.MaxErrorWait, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -458,7 +460,7 @@ func TestStreamOutOfTime(t *testing.T) {
 					answerEvents(`data: {"choices":[]}`+"\n\n")(w, r)
 					<-r.Context().Done()
 					w.(*tinyWriter).abandon() // or else its end could come before the client's
-				}), func(c *Config) { c.Timeout = test.timeout })
+				}), func(c *Config) { c.Timeout, c.IdleTimeout = test.timeout, -1 })
 				ctx, cancel := context.WithTimeout(t.Context(), test.ctx)
 				defer cancel()
 				start, chunks := time.Now(), 0

@@ -19,6 +19,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -33,10 +35,10 @@ func TestOHTTPChat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if answer.Text() != "Paris" || !isUUID(answer.PayloadID) {
+	if answer.Text() != "Paris" || !chatjson.IsUUID(answer.PayloadID) {
 		t.Errorf("got %q, id %q", answer.Text(), answer.PayloadID)
 	}
-	h := headerOf(g.last.Header)
+	h := httpx.HeaderOf(g.last.Header)
 	if g.last.Method != "POST" || g.last.Path != "/v1/chat/completions" || h.Get("Authorization") != "Bearer sk-inner-5b1f" {
 		t.Errorf("inside: %+v", g.last)
 	}
@@ -68,7 +70,7 @@ func wordByWord(gate <-chan struct{}, texts ...string) http.HandlerFunc {
 					return
 				}
 			}
-			chunk, _ := marshal(map[string]any{
+			chunk, _ := chatjson.Marshal(map[string]any{
 				"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1765250382, "model": "test-model",
 				"choices": []any{map[string]any{"index": 0, "delta": map[string]any{"content": text}, "finish_reason": nil}},
 			})
@@ -189,7 +191,7 @@ func TestOHTTPOpensIntoRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.release()
-	a, err := exchange(client.http, r.http, 1<<20)
+	a, err := httpx.Exchange(client.http, r.http, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +210,7 @@ func TestOHTTPOpensIntoRoom(t *testing.T) {
 	if rest := bytes.Trim(room[n:], "\xff"); len(bytes.Trim(rest, "\x00")) > 0 {
 		t.Errorf("behind it: %q", rest)
 	}
-	if bytes.Contains(a.body, []byte("Paris")) {
+	if bytes.Contains(a.Body, []byte("Paris")) {
 		t.Error("it was opened where it came, too")
 	}
 }
@@ -245,7 +247,7 @@ func (a *auditRecorder) take() (all []string) {
 func TestOHTTPAudit(t *testing.T) {
 	g := newTiny(t, shortAnswer)
 	rec := &auditRecorder{}
-	client := directClient(t, g, func(c *Config) { c.Audit = rec })
+	client := directClient(t, g, func(c *Config) { c.Audit = rec.Record })
 	rec.take()
 	stream := func() (err error) {
 		for _, err = range client.Stream(t.Context(), ask("x")) {

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 )
 
 // This file is HTTPClient over the second protocol.
@@ -44,13 +45,13 @@ func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
 	defer key.Destroy()
 	method := methodOf(req)
 	in := &plainRequest{method: method, path: t.innerPath(method, req.URL), header: fieldsOfSDK(req.Header), content: body}
-	call := &sdkCall{}
+	call := &chatjson.Call{}
 	if in.path == pathChat && in.method == http.MethodPost {
 		var err error
-		if call, err = lookAtCall(body); err != nil {
+		if call, err = chatjson.LookAtCall(body); err != nil {
 			return t.fail(req, nil, err)
 		}
-		if !call.stream {
+		if !call.Stream {
 			return t.complete(req, call, opts)
 		}
 	}
@@ -58,8 +59,8 @@ func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return t.fail(req, body, err)
 	}
-	if call.stream && resp.media() != mediaEvents {
-		events, err := t.client.wholeEvents(req.Context(), resp, call.includeUsage)
+	if call.Stream && resp.media() != mediaEvents {
+		events, err := t.client.wholeEvents(req.Context(), resp, call.IncludeUsage)
 		if err != nil {
 			return t.fail(req, body, err)
 		}

@@ -16,6 +16,7 @@ import (
 	"sync"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keystore"
 )
@@ -29,9 +30,9 @@ type protocol interface {
 	seal(ctx context.Context, plaintext []byte, o *callOptions) (*sealedRequest, error)
 	// open decrypts an answer to r whose status is 200, into the memory that into returns, or in place when into is nil. It
 	// takes the body over.
-	open(r *sealedRequest, a *answer, into hybrid.Alloc) (*opened, error)
+	open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error)
 	// failure is the error of an answer whose status is not 200.
-	failure(a *answer) error
+	failure(a *httpx.Answer) error
 	// refused is told of what failure returned, and of an *APIError of open's. It reports whether sealing afresh can help:
 	// the server has another key.
 	refused(ctx context.Context, r *sealedRequest, err error) (bool, error)
@@ -123,15 +124,15 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 		h.Set(hybrid.HeaderTier, string(o.tier))
 	}
 	if o.apiKey != nil {
-		if err := setBearer(h, o.apiKey); err != nil {
+		if err := httpx.SetBearer(h, o.apiKey); err != nil {
 			return nil, err
 		}
 	}
 	return req, nil
 }
 
-func (p *envelopeV1) open(r *sealedRequest, a *answer, into hybrid.Alloc) (*opened, error) {
-	e, err := envelope.Parse(a.body, int(min(p.maxAnswer, maxBytes)))
+func (p *envelopeV1) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error) {
+	e, err := envelope.Parse(a.Body, int(min(p.maxAnswer, maxBytes)))
 	if err != nil {
 		return nil, hybrid.EnvelopeError(err)
 	}
@@ -146,7 +147,7 @@ func (p *envelopeV1) open(r *sealedRequest, a *answer, into hybrid.Alloc) (*open
 	return &opened{plaintext: plaintext, processedAt: e.ProcessedAt}, nil
 }
 
-func (p *envelopeV1) failure(a *answer) error { return apiErrorFrom(a) }
+func (p *envelopeV1) failure(a *httpx.Answer) error { return apiErrorFrom(a) }
 
 // refused asks for the server's key again when the status is the one that an envelope for another key gets.
 func (p *envelopeV1) refused(ctx context.Context, r *sealedRequest, err error) (bool, error) {
@@ -163,39 +164,15 @@ func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) ([
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}
 	req.Header.Set("User-Agent", userAgent)
-	a, err := exchange(rt, req, hybrid.MaxKeyText)
+	a, err := httpx.Exchange(rt, req, hybrid.MaxKeyText)
 	if err != nil {
 		return nil, err
 	}
-	if a.status != http.StatusOK {
+	if a.Status != http.StatusOK {
 		return nil, apiErrorFrom(a)
 	}
-	key, err := ParsePublicKey(a.body)
+	key, err := ParsePublicKey(a.Body)
 	return []*PublicKey{key}, err
-}
-
-// setBearer puts an API key into a header, which takes a string: copies of it stay on the heap until they are reused.
-func setBearer(h http.Header, key *Secret) error {
-	return key.Use(func(b []byte) error {
-		if err := validAPIKey(b); err != nil {
-			return err
-		}
-		h.Set("Authorization", "Bearer "+string(b))
-		return nil
-	})
-}
-
-// validAPIKey refuses what could end a header line, or could not stand in one.
-func validAPIKey(b []byte) error {
-	if len(b) == 0 || len(b) > 4096 {
-		return fmt.Errorf("%w: the API key has %d bytes, want 1 to 4096", ErrInvalidRequest, len(b))
-	}
-	for _, c := range b {
-		if c <= ' ' || c >= 0x7f {
-			return fmt.Errorf("%w: the API key holds a control character, white space or non-ASCII", ErrInvalidRequest)
-		}
-	}
-	return nil
 }
 
 // newUUID is a random UUID (RFC 9562, version 4).

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 )
 
 const fineAnswer = `{"id":"x","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"t"}}]}`
@@ -52,7 +54,7 @@ func answerWith(replace ...string) string {
 
 func TestBadAnswers(t *testing.T) {
 	const m = `MARKER-answer`
-	deep := strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth)
+	deep := strings.Repeat("[", chatjson.MaxDepth) + strings.Repeat("]", chatjson.MaxDepth)
 	choice := func(s string) string { return answerWith("choices", `[{"message":{}},`+s+`]`) }
 	for _, c := range []struct{ answer, path string }{
 		{``, "the answer"}, {`null`, "the answer"}, {`[]`, "the answer"}, {`"` + m + `"`, "the answer"}, {m, "the answer"}, {`{"` + m, "the answer"},
@@ -184,19 +186,19 @@ func TestTierDowngrade(t *testing.T) {
 
 func TestIsUUID(t *testing.T) {
 	const good = "0e3b1a52-7c5d-4f0e-9a43-00112233aabb"
-	if !isUUID(good) {
+	if !chatjson.IsUUID(good) {
 		t.Error(good)
 	}
 	for i := range good {
 		for _, c := range []string{"g", "A", " ", "-", "0", "\x00", "é"} {
 			bad := good[:i] + c + good[i+1:]
-			if want := c == "0" && good[i] != '-' || c == "-" && good[i] == '-'; isUUID(bad) != want {
+			if want := c == "0" && good[i] != '-' || c == "-" && good[i] == '-'; chatjson.IsUUID(bad) != want {
 				t.Errorf("%q: %v", bad, !want)
 			}
 		}
 	}
 	for _, bad := range []string{"", good[1:], good + "0", strings.Repeat("0", 36)} {
-		if isUUID(bad) {
+		if chatjson.IsUUID(bad) {
 			t.Errorf("%q", bad)
 		}
 	}
@@ -358,7 +360,7 @@ func FuzzChatResponse(f *testing.F) {
 		var r ChatResponse
 		err := r.UnmarshalJSON(data)
 		if err != nil {
-			if _, ok := errors.AsType[*memberError](err); !ok {
+			if _, ok := errors.AsType[*chatjson.MemberError](err); !ok {
 				t.Fatalf("%q: %v", data, err)
 			}
 			if calls, _, ok := plainAnswer(data); ok && calls == 0 {
@@ -407,7 +409,7 @@ func plainAnswer(data []byte) (calls int, text string, ok bool) {
 	}
 	number := func(v any) {
 		if n, is := v.(json.Number); is {
-			_, err := wholeNumber([]byte(n))
+			_, err := chatjson.WholeNumber([]byte(n))
 			ok = ok && err == nil
 		} else {
 			ok = ok && v == nil

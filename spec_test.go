@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
@@ -104,7 +105,7 @@ func TestSpecExample(t *testing.T) {
 	if hybrid.PercentEncode(testkit.PublicPEM(t, "client-4096")) != values.Headers[hybrid.HeaderPublicKey] {
 		t.Error("X-Public-Key is encoded differently")
 	}
-	if err := checkRequest(specFile(t, "request.json")); err != nil {
+	if err := chatjson.CheckRequest(specFile(t, "request.json")); err != nil {
 		t.Error(err)
 	}
 	if err := checkCompletion(specFile(t, "response.json"), values.Headers[hybrid.HeaderPayloadID], TierStandard); err != nil {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -17,8 +18,21 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
+
+// eventStream is the whole event stream of a completion, read in small pieces.
+func eventStream(completion []byte, includeUsage bool) ([]byte, error) {
+	text, err := chatjson.NewEventText(bytes.Clone(completion), includeUsage)
+	if err != nil {
+		return nil, err
+	}
+	defer text.Close()
+	return io.ReadAll(text)
+}
+
+const eventPiece = 8 << 10 // text in one event
 
 // streamEvents demands a well-formed event stream and returns its chunks without the [DONE].
 func streamEvents(t testing.TB, stream []byte) []map[string]any {
@@ -376,7 +390,7 @@ func randomCompletion(r *rand.Rand) []byte {
 	case 1:
 		data, _ = json.MarshalIndent(doc, "", "\t")
 	default:
-		data, _ = marshal(doc)
+		data, _ = chatjson.Marshal(doc)
 		data = bytes.ReplaceAll(data, []byte("a"), []byte("\\u0061")) // in names too
 		data = bytes.ReplaceAll(data, []byte("f\\u0061lse"), []byte("false"))
 	}

@@ -13,16 +13,22 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
-	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
+
+// DefaultTransport returns a new transport with the settings that clients use when Config.Transport is nil: TLS 1.2
+// or later, HTTP/2, the proxy of the environment, up to 100 idle connections per host for 90 s, and pings that notice
+// a dead HTTP/2 connection after 45 s. Change it before handing it over: for a private certificate authority set
+// TLSClientConfig.RootCAs. It is the caller's, who closes its idle connections at the end.
+func DefaultTransport() *http.Transport { return httpx.DefaultTransport() }
 
 // HTTPClient is for OpenAI SDKs: whatever they POST to a path that ends in /chat/completions is sealed and goes to
 // Config.BaseURL, whatever host the SDK was given. Other requests are answered 404 with an explanation. Nothing that
@@ -85,11 +91,12 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.fail(req, nil, err)
 	}
 	defer clear(body)
-	call, err := parseSDKCall(body)
+	call, err := chatjson.LookAtCall(body)
 	if err != nil {
 		return t.fail(req, nil, err)
 	}
-	if err := t.errors.recall(req, call.body); err != nil {
+	call.Body = chatjson.CutStream(body[:0], body)
+	if err := t.errors.recall(req, call.Body); err != nil {
 		return nil, err
 	}
 	opts, key, err := t.callOptions(req)
@@ -101,23 +108,28 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // complete answers a chat completion from the whole of its answer.
-func (t *sdkTransport) complete(req *http.Request, call *sdkCall, opts []CallOption) (*http.Response, error) {
-	result, err := t.client.do(req.Context(), call.body, opts)
+func (t *sdkTransport) complete(req *http.Request, call *chatjson.Call, opts []CallOption) (*http.Response, error) {
+	result, err := t.client.do(req.Context(), call.Body, opts)
 	if err != nil {
-		return t.fail(req, call.body, err)
+		return t.fail(req, call.Body, err)
 	}
-	if call.stream {
-		events, err := eventStream(result.plaintext, call.includeUsage)
+	if call.Stream {
+		events, err := chatjson.NewEventText(result.plaintext, call.IncludeUsage)
 		if err = t.client.tellSchema(req.Context(), result.payloadID, err); err != nil {
-			return t.fail(req, call.body, err)
+			clear(result.plaintext)
+			return t.fail(req, call.Body, err)
 		}
 		return sdkStream(req, events), nil
 	}
 	return sdkResponse(req, http.StatusOK, "application/json", result.plaintext), nil
 }
 
-func sdkStream(req *http.Request, events []byte) *http.Response {
-	return sdkResponse(req, http.StatusOK, "text/event-stream; charset=utf-8", events)
+// sdkStream is an answer whose events are made while the SDK reads them.
+func sdkStream(req *http.Request, events io.ReadCloser) *http.Response {
+	resp := sdkResponse(req, http.StatusOK, "text/event-stream; charset=utf-8", nil)
+	resp.Header.Del("Content-Length")
+	resp.Body, resp.ContentLength = events, -1
+	return resp
 }
 
 // read takes the whole body, bounded. What the stream members add is not worth a limit of its own.
@@ -126,7 +138,7 @@ func (t *sdkTransport) read(req *http.Request) ([]byte, error) {
 		return nil, fmt.Errorf("%w: no body", ErrInvalidRequest)
 	}
 	limit := t.client.cfg.MaxRequestBytes + 1024
-	body, err := readAll(&cappedReader{r: req.Body, left: limit, limit: limit}, req.ContentLength)
+	body, err := httpx.ReadAll(httpx.Capped(req.Body, limit), req.ContentLength)
 	switch {
 	case errors.Is(err, ErrTooLarge):
 		return nil, fmt.Errorf("%w of more than %d bytes", errRequestTooLarge, t.client.cfg.MaxRequestBytes)
@@ -140,13 +152,14 @@ func (t *sdkTransport) read(req *http.Request) ([]byte, error) {
 
 // callOptions takes from the SDK's headers what may leave. The caller destroys the key, which may be nil.
 func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *Secret, err error) {
-	opts = append(opts, func(o *callOptions) { o.checked = true }) // by parseSDKCall
+	opts = append(opts, func(o *callOptions) { o.checked = true }) // by chatjson.LookAtCall
 	if tier := req.Header.Get(hybrid.HeaderTier); tier != "" {
 		opts = append(opts, WithTier(SecurityTier(tier)))
 	}
 	// An SDK reads its key from the environment unasked: it must not travel to somebody it was not meant for.
 	scheme, token, _ := strings.Cut(req.Header.Get("Authorization"), " ")
-	if t.client.cfg.APIKey == nil && strings.EqualFold(scheme, "Bearer") && token != "" && sameOrigin(req.URL, t.client.base) {
+	token = strings.TrimLeft(token, " ")
+	if t.client.cfg.APIKey == nil && strings.EqualFold(scheme, "Bearer") && token != "" && httpx.SameOrigin(req.URL, t.client.base) {
 		// The SDK's string stays on the heap in any case.
 		if key, err = t.client.cfg.Memory.NewSecret([]byte(token)); err != nil {
 			return nil, nil, err
@@ -154,20 +167,6 @@ func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *S
 		opts = append(opts, WithAPIKey(key))
 	}
 	return opts, key, nil
-}
-
-func sameOrigin(a, b *url.URL) bool {
-	return strings.EqualFold(a.Scheme, b.Scheme) && strings.EqualFold(a.Hostname(), b.Hostname()) && portOf(a) == portOf(b)
-}
-
-func portOf(u *url.URL) string {
-	if p := u.Port(); p != "" {
-		return p
-	}
-	if strings.EqualFold(u.Scheme, "http") {
-		return "80"
-	}
-	return "443"
 }
 
 // fail turns an error into what an SDK understands: an OpenAI error where the request was refused, or the error
@@ -215,12 +214,12 @@ func sdkError(req *http.Request, status int, code, message string, retryAfter ti
 	if code != "" {
 		codeOrNull = code
 	}
-	body, _ := marshal(map[string]any{"error": map[string]any{ // maps of strings and nils marshal
+	body, _ := chatjson.Marshal(map[string]any{"error": map[string]any{ // maps of strings and nils marshal
 		"message": message, "type": sdkErrorType(status), "param": nil, "code": codeOrNull,
 	}})
 	resp := sdkResponse(req, status, "application/json", body)
 	if retryAfter > 0 {
-		resp.Header.Set("Retry-After", wholeSeconds(retryAfter))
+		resp.Header.Set("Retry-After", httpx.WholeSeconds(retryAfter))
 	}
 	return resp
 }
@@ -250,46 +249,6 @@ func sdkResponse(req *http.Request, status int, contentType string, body []byte)
 		},
 		Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)), Request: req,
 	}
-}
-
-// sdkCall is a request as the SDK wrote it, without the members that ask for a stream.
-type sdkCall struct {
-	body         []byte
-	stream       bool
-	includeUsage bool
-}
-
-// lookAtCall is parseSDKCall for a request that keeps what asks for a stream.
-func lookAtCall(body []byte) (*sdkCall, error) {
-	if !validObject(body) {
-		return nil, fmt.Errorf("%w: the request is not a JSON object", ErrInvalidRequest)
-	}
-	o, _ := pick(body, "stream", "stream_options")
-	options, _ := pick(o["stream_options"], "include_usage")
-	return &sdkCall{
-		body: body, stream: string(o["stream"]) == "true", includeUsage: string(options["include_usage"]) == "true",
-	}, checkSpokenOutside(body)
-}
-
-// parseSDKCall checks body, and takes the members out where they stand: body is the call's from then on.
-func parseSDKCall(body []byte) (*sdkCall, error) {
-	if !validObject(body) {
-		return nil, fmt.Errorf("%w: the request is not a JSON object", ErrInvalidRequest)
-	}
-	call := &sdkCall{}
-	call.body = jsonspan.CutOf(body[:0], body, func(m jsonspan.Member) bool {
-		switch {
-		case m.Is("stream"):
-			call.stream = string(m.Value) == "true"
-			return true
-		case m.Is("stream_options"):
-			o, _ := pick(m.Value, "include_usage")
-			call.includeUsage = string(o["include_usage"]) == "true"
-			return true
-		}
-		return false
-	})
-	return call, checkSpokenOutside(call.body)
 }
 
 const (

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -289,7 +290,7 @@ func TestHTTPClientStaleConnection(t *testing.T) {
 		w := sdkGateway(t, nil)
 		dials := 0
 		transport := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := newDialer().DialContext(ctx, network, addr)
+			conn, err := httpx.NewDialer().DialContext(ctx, network, addr)
 			if dials++; dials == 1 && err == nil {
 				return &staleConn{Conn: conn, left: 1}, nil // lives for the key fetch
 			}

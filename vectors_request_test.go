@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
@@ -112,7 +113,7 @@ func sendRaw(t *testing.T, addr string, request []byte) (status int, body []byte
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := conn.Write(request); err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +218,7 @@ func TestRequestVectorsAnswers(t *testing.T) {
 		if err := checkCompletion(plaintext, payloadIDOf(t, c), ""); err != nil {
 			t.Errorf("%s: %v", c, err)
 		}
-		if err := checkCompletion(plaintext, newUUID(), ""); sealedMetadata && isUUID(payloadIDOf(t, c)) && !errors.Is(err, ErrReplay) {
+		if err := checkCompletion(plaintext, newUUID(), ""); sealedMetadata && chatjson.IsUUID(payloadIDOf(t, c)) && !errors.Is(err, ErrReplay) {
 			t.Errorf("%s: for another request: %v", c, err)
 		}
 	}

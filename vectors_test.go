@@ -22,10 +22,11 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// within is a context for one test step: nothing here may hang.
+// within is a context for one test step: nothing here may hang. It has a minute at least, since on a busy machine
+// everything takes its time.
 func within(t testing.TB, d time.Duration) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), d)
+	ctx, cancel := context.WithTimeout(t.Context(), max(d, time.Minute))
 	t.Cleanup(cancel)
 	return ctx
 }

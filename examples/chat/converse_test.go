@@ -58,7 +58,7 @@ func TestConversationEnds(t *testing.T) {
 
 	t.Run("interrupt", func(t *testing.T) {
 		testkit.NoLeaks(t)
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		in, out := io.Pipe()
 		go func() {

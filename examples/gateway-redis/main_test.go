@@ -96,7 +96,7 @@ func TestReplays(t *testing.T) {
 	if ok, err := a.Claim(t.Context(), [32]byte{6}, [32]byte{}, until); ok || err == nil {
 		t.Errorf("without a server: %v, %v", ok, err)
 	}
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > 30*time.Second {
 		t.Errorf("giving up took %v", took)
 	}
 }
@@ -255,7 +255,7 @@ func TestRotationReachesAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	var now *ohttp.Config
 	for i, r := range w.replicas {
 		for now = w.config(r); now.Equal(before); now = w.config(r) {

@@ -124,7 +124,7 @@ func (r *running) end(t *testing.T) int {
 	select {
 	case status := <-r.status:
 		return status
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the gateway does not end")
 		return -1
 	}

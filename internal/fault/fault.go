@@ -20,6 +20,9 @@ import (
 var AttemptTimeout = fmt.Errorf("no complete answer within the time for one attempt: %w",
 	context.DeadlineExceeded)
 
+// Stalled is the cause of a stream that was ended because no piece of it came for too long.
+var Stalled = errors.New("the event stream stood still for longer than IdleTimeout")
+
 // Causes of a failed exchange that hold none of the peer's words.
 var (
 	Gzip            = errors.New("damaged gzip")
@@ -31,30 +34,36 @@ var (
 // short is an [ErrTruncated], too.
 type ConnectionError struct {
 	What     string // the exchange: method and path
-	Err      error  // the cause
 	Answered bool   // an answer had begun
 	Unsent   bool   // nothing of the request's body was asked for, or it was not its turn yet
+
+	err error // the cause; not exported, since encoding/json writes exported fields
+}
+
+// Connection is the failure of the exchange what, whose cause is err.
+func Connection(what string, err error, answered bool) *ConnectionError {
+	return &ConnectionError{What: what, Answered: answered, err: err}
 }
 
 func (e *ConnectionError) Error() string {
-	return ErrConnection.Error() + ": " + e.What + ": " + transportReason(e.Err)
+	return ErrConnection.Error() + ": " + e.What + ": " + transportReason(e.err)
 }
 
 // GoString keeps %#v, which spells out the cause, to the same words.
 func (e *ConnectionError) GoString() string { return e.Error() }
 
 func (e *ConnectionError) Unwrap() []error {
-	if e.Answered && errors.Is(e.Err, io.ErrUnexpectedEOF) {
-		return []error{ErrTruncated, ErrConnection, e.Err}
+	if e.Answered && errors.Is(e.err, io.ErrUnexpectedEOF) {
+		return []error{ErrTruncated, ErrConnection, e.err}
 	}
-	return []error{ErrConnection, e.Err}
+	return []error{ErrConnection, e.err}
 }
 
 // transportReason gives the reason of a failed exchange. net/http quotes the peer's bytes in its own
 // errors, and an upstream's bytes can be a prompt: only causes that are known to hold none are repeated.
 func transportReason(err error) string {
 	for _, known := range []error{
-		AttemptTimeout, http.ErrSchemeMismatch, io.ErrUnexpectedEOF, io.EOF, Gzip, ContentEncoding,
+		AttemptTimeout, Stalled, http.ErrSchemeMismatch, io.ErrUnexpectedEOF, io.EOF, Gzip, ContentEncoding,
 	} {
 		if errors.Is(err, known) {
 			return Reason(known)

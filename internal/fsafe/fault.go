@@ -23,11 +23,12 @@ func (e *fileFault) Error() string {
 
 func (e *fileFault) Unwrap() []error { return []error{e.sentinel, e.err} }
 
-// Fault gives err, an error of this package, the sentinel that users of the module know it by. Other
-// errors come back as they are.
+// Fault gives err, an error of this package, the sentinel that users of the module know it by.
+// Other errors come back as they are.
 func Fault(err error) error {
 	for _, m := range []struct{ from, to error }{
-		{ErrInsecurePermissions, fault.ErrInsecurePermissions}, {ErrFileType, fault.ErrInsecurePermissions},
+		{ErrInsecurePermissions, fault.ErrInsecurePermissions}, {ErrFileType,
+			fault.ErrInsecurePermissions},
 		{ErrLocked, fault.ErrLocked}, {ErrLockLost, fault.ErrLockLost},
 	} {
 		if errors.Is(err, m.from) {

@@ -84,7 +84,7 @@ func (d *Dir) lockOpen(name string, f *os.File) (*Lock, error) {
 	fl := flock.New(d.join(name), flock.SetFlag(lockFlag), flock.SetPermissions(fileMode))
 	switch ok, err := fl.TryLock(); {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, d.atPath() // removed just now; or the whole folder was moved, then waiting is no use
+		return nil, d.AtPath() // removed just now; or the whole folder was moved, then waiting is no use
 	case errors.Is(err, syscall.EINTR), inUse(err), err == nil && !ok:
 		return nil, nil
 	case err != nil:
@@ -95,7 +95,7 @@ func (d *Dir) lockOpen(name string, f *os.File) (*Lock, error) {
 	if err == nil && os.SameFile(held, checked) && l.Check() == nil {
 		return l, nil
 	}
-	return nil, errors.Join(err, fl.Unlock(), d.atPath())
+	return nil, errors.Join(err, fl.Unlock(), d.AtPath())
 }
 
 // Check returns [ErrLockLost] if the lock's file was replaced or removed while it was held: others may then
@@ -144,33 +144,5 @@ func (l *Lock) RemoveStaleTemps(files ...string) (int, error) {
 	if err := l.check(); err != nil {
 		return 0, err
 	}
-	dir, err := l.dir.root.Open(".")
-	if err != nil {
-		return 0, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return 0, err
-	}
-	removed := 0
-	for _, temp := range names {
-		for _, name := range files {
-			if !isTemp(temp, name) {
-				continue
-			}
-			fi, err := l.dir.root.Lstat(temp)
-			if err == nil && !fi.Mode().IsRegular() {
-				continue
-			}
-			if err == nil {
-				err = l.dir.root.Remove(temp)
-			}
-			if err != nil {
-				return removed, l.dir.fail("remove", temp, err)
-			}
-			removed++
-		}
-	}
-	return removed, nil
+	return l.dir.RemoveTemps(files...)
 }

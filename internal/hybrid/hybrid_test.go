@@ -429,3 +429,25 @@ func sealFor(k *PublicKey, plaintext []byte) (*envelope.Envelope, error) {
 	e.Sealed = bytes.Clone(e.Sealed)
 	return e, err
 }
+
+func TestPercentEncode(t *testing.T) {
+	all := make([]byte, 256)
+	for i := range all {
+		all[i] = byte(i)
+	}
+	got := PercentEncode(all)
+	plain := "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~"
+	for i, c := range all {
+		want := string(c)
+		if !strings.ContainsRune(plain, rune(c)) || c >= 0x80 {
+			want = "%" + strings.ToUpper(string("0123456789abcdef"[i>>4])+string("0123456789abcdef"[i&15]))
+		}
+		if !strings.HasPrefix(got, want) {
+			t.Fatalf("byte %#x: %.10q, want %q", i, got, want)
+		}
+		got = got[len(want):]
+	}
+	if got != "" {
+		t.Errorf("left: %q", got)
+	}
+}

@@ -21,6 +21,7 @@ import (
 // Under locked.Required keys for Oblivious HTTP for which there is too little locked memory are refused before the file is
 // written, however little is missing.
 func TestConfigsRequired(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	testkit.RunInChild(t, "configs", func(t *testing.T) {
 		dir, limit := testkit.NobodysFolder(t)
 		full := limit
@@ -60,6 +61,7 @@ func TestConfigsRequired(t *testing.T) {
 
 // What a change of the passphrase opens follows the store's policy.
 func TestChangePassphraseUnderPolicy(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	testkit.RunInChild(t, "change passphrase", func(t *testing.T) {
 		dir, limit := testkit.NobodysFolder(t)
 		for _, policy := range []locked.Policy{locked.Required, locked.Off} {

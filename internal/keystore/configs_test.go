@@ -206,6 +206,7 @@ func (h *askingHandler) Enabled(context.Context, slog.Level) bool { return true 
 
 // A key that cannot be moved is used where it is, and the log says so, whose handler may ask the store; or it is refused.
 func TestConfigInOrdinaryMemory(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	for policy, want := range map[locked.Policy]error{locked.BestEffort: nil, locked.Required: fault.ErrMemoryLimit} {
 		h := &askingHandler{}
 		s, _ := weakStore(t, &Options{Memory: policy, Logger: slog.New(h)})
@@ -266,7 +267,7 @@ func TestOnlyUnknownKEMs(t *testing.T) {
 		t.Fatal(err)
 	}
 	listed := func() ([]*ohttp.Config, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // ends a loop
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // ends a loop
 		defer cancel()
 		return s.Configs(ctx)
 	}

@@ -11,10 +11,12 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // An RSA key that stays in ordinary memory is known to MemoryReport until it is wiped; or it is refused.
 func TestKeyInOrdinaryMemory(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	for policy, want := range map[locked.Policy]error{locked.BestEffort: nil, locked.Off: nil, locked.Required: fault.ErrMemoryLimit} {
 		s, _ := weakStore(t, &Options{Memory: policy})
 		whole := storedKey(t, "rsa-2048")

@@ -56,7 +56,7 @@ func child(t testing.TB, name, dir, arg string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, exe, "-test.run=^TestKeyStoreChild$", "-test.v=false", "-test.count=1")
 	cmd.Env = append(os.Environ(), childVar+"="+name, childDirVar+"="+dir, childArgVar+"="+arg)
@@ -73,6 +73,7 @@ const (
 // TestSharedKeyStore has 8 processes open, rotate and use one store: they seal to the key that they know, and open what
 // the others sealed.
 func TestSharedKeyStore(t *testing.T) {
+	t.Parallel()
 	dir, work := storeDir(t), t.TempDir()
 	s, m := weakStore(t, nil)
 	m.Use(func(int) (*rsa.PrivateKey, error) { return testkit.PairedKey(0) })
@@ -81,18 +82,17 @@ func TestSharedKeyStore(t *testing.T) {
 	}
 	first := fingerprints(s)[0]
 	s.Close()
-	last := 2 * time.Second
+	rotations := 6 // however long they take
 	switch {
 	case os.Getenv(longVar) == "1":
-		last = 10 * time.Second
+		rotations = 60
 	case testing.Short():
-		last = time.Second
+		rotations = 3
 	}
-	until := strconv.FormatInt(time.Now().Add(last).UnixMilli(), 10)
 	var running []*exec.Cmd
 	var said []*bytes.Buffer
 	for i := range sharers {
-		cmd := child(t, "sharer", dir, fmt.Sprintf("%d\n%s\n%s", i, until, work))
+		cmd := child(t, "sharer", dir, fmt.Sprintf("%d\n%d\n%s", i, rotations, work))
 		out := new(bytes.Buffer)
 		cmd.Stdout = out
 		if err := cmd.Start(); err != nil {
@@ -116,7 +116,7 @@ func TestSharedKeyStore(t *testing.T) {
 		fp := k.Key.Fingerprint()
 		have = append(have, hex.EncodeToString(fp[:]))
 	}
-	if body.Rotations != uint64(len(made)) || len(have) != len(made)+1 || len(made) < 2 {
+	if body.Rotations != uint64(len(made)) || len(have) != len(made)+1 || len(made) < rotations {
 		t.Errorf("%d keys were made, %d rotations, %d keys", len(made), body.Rotations, len(have))
 	}
 	for _, fp := range append(made, first) {
@@ -148,7 +148,7 @@ func openedBy(said []*bytes.Buffer) string {
 func childSharer(t *testing.T, dir, arg string) {
 	args := strings.Split(arg, "\n")
 	me, _ := strconv.Atoi(args[0])
-	until, _ := strconv.ParseInt(args[1], 10, 64)
+	rotations, _ := strconv.Atoi(args[1])
 	work := args[2]
 	s, m := weakStore(t, &Options{Rotation: Rotation{Every: shareEvery, Grace: time.Hour}})
 	m.Use(func(int) (*rsa.PrivateKey, error) { return loggedKey(filepath.Join(work, generationsLog)) })
@@ -157,7 +157,7 @@ func childSharer(t *testing.T, dir, arg string) {
 	}
 	s.startWorker()
 	count := 0
-	for n := 0; time.Now().UnixMilli() < until; n++ {
+	for n := 0; n < 3 || generations(t, work) < rotations; n++ {
 		if err := publish(s, work, me, fmt.Sprintf("message %d of %d", n, me)); err != nil {
 			t.Fatal(err)
 		}
@@ -194,6 +194,15 @@ func childSharer(t *testing.T, dir, arg string) {
 	defer lock.Unlock()
 	s.Close()
 	fmt.Println("opened", count)
+}
+
+// generations is how many keys were made by now.
+func generations(t *testing.T, work string) int {
+	text, err := os.ReadFile(filepath.Join(work, generationsLog))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return bytes.Count(text, []byte("\n"))
 }
 
 // loggedKey makes a key, and adds its fingerprint to a file. Whoever makes keys holds a lock meanwhile.

@@ -270,7 +270,7 @@ func (s *Store) open(ctx context.Context, dir string, passphrase Secret) (err er
 		return err
 	}
 	if s.dir, err = fsafe.OpenDir(dir); err != nil {
-		return missingError(dir, err)
+		return missingError(dir, fsafe.MissingFirst(filepath.Join(dir, fileName), err))
 	}
 	for {
 		if err = s.unlock(ctx, dir, passphrase); !errors.Is(err, errChangedElsewhere) {

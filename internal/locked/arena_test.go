@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 func alloc(t testing.TB, a *Arena, n int) *Buffer {
@@ -26,6 +28,7 @@ func alloc(t testing.TB, a *Arena, n int) *Buffer {
 
 // A thousand random steps: buffers keep what was written, never overlap, begin empty and aligned; all comes back.
 func TestArena(t *testing.T) {
+	testkit.NeedLocked(t, 1<<20)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
@@ -227,7 +230,7 @@ func TestWatch(t *testing.T) {
 	if n := Report().Watched; n != before.Watched+2 {
 		t.Errorf("%d are watched", n)
 	}
-	for end := time.Now().Add(10 * time.Second); Report().Leaked == before.Leaked && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); Report().Leaked == before.Leaked && time.Now().Before(end); time.Sleep(time.Millisecond) {
 		runtime.GC()
 	}
 	w.Stop()

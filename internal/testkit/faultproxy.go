@@ -60,6 +60,9 @@ var allFaults = []Fault{
 	ShortLength, CutChunks, BadChunks, Garbage, GarbageBody, Corrupt, HTML, HTML200, Empty, Plaintext, Status, Replay,
 }
 
+// FaultKinds is how many kinds of faults a [FaultProxy] without a script has, with Pass.
+var FaultKinds = len(allFaults) + 1
+
 // FaultProxy is an HTTP/1.1 proxy on loopback that breaks some of what it passes on.
 type FaultProxy struct {
 	target string

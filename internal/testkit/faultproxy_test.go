@@ -38,10 +38,16 @@ type faultResult struct {
 	err    error // an answer that broke off
 }
 
-func faultPost(t *testing.T, addr, body string) (res faultResult) {
+func faultPost(t *testing.T, addr, body string) faultResult {
+	t.Helper()
+	return faultPostFor(t, addr, body, time.Minute)
+}
+
+// faultPostFor is faultPost by a client that gives up after a while.
+func faultPostFor(t *testing.T, addr, body string, patience time.Duration) (res faultResult) {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/x?y=z", strings.NewReader(body))
 	req.Header.Set("X-Client", "c")
@@ -93,7 +99,11 @@ func TestFaults(t *testing.T) {
 	} {
 		addr, served := faultTarget(t)
 		p := NewFaultProxy(t, addr, 7, fault)
-		if r := faultPost(t, p.Addr(), text); !c.ok(r) || served.Load() != c.served {
+		patience := time.Minute
+		if fault == Stall {
+			patience = time.Second
+		}
+		if r := faultPostFor(t, p.Addr(), text, patience); !c.ok(r) || served.Load() != c.served {
 			t.Errorf("%s: status %d, %d bytes, %v, %v; the target served %d", fault, r.status, len(r.body), r.doErr, r.err, served.Load())
 		}
 		if r := faultPost(t, p.Addr(), "next"); !strings.HasSuffix(r.body, ":next") || r.err != nil {

@@ -11,7 +11,7 @@ import (
 )
 
 // leakPatience is how long goroutines get to end after the test: closing a connection ends its goroutines a little later.
-const leakPatience = 5 * time.Second
+const leakPatience = 30 * time.Second
 
 // NoLeaks fails the test if goroutines that began during it are still there when it and its other cleanups have ended.
 // Call it first, so that its cleanup runs last. It sees the whole process: not for tests that run in parallel with

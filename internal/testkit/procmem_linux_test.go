@@ -81,6 +81,7 @@ func TestScannedChild(t *testing.T) {
 }
 
 func TestScanProcess(t *testing.T) {
+	NeedLocked(t, 64<<10)
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "shared"), make([]byte, os.Getpagesize()), 0o600); err != nil {
 		t.Fatal(err)
@@ -201,7 +202,7 @@ func TestScanFindsEnvironment(t *testing.T) {
 		t.Skip(err)
 	}
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-	for until := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // until it has become sleep
+	for until := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) { // until it has become sleep
 		scan, err := ScanProcess(cmd.Process.Pid, NewSecretSearch([]MemorySecret{{Row: "r", Name: "s", Bytes: secret}}))
 		if errors.Is(err, fs.ErrPermission) {
 			t.Skip(err)
@@ -211,6 +212,24 @@ func TestScanFindsEnvironment(t *testing.T) {
 		}
 		if time.Now().After(until) {
 			t.Fatalf("a secret in the environment is not found: %v", err)
+		}
+	}
+}
+
+func TestUsedTicks(t *testing.T) {
+	const rest = " S 1 2 3 4 5 6 7 8 9 10 250 31 0 0 20 0 1 0 5"
+	for stat, want := range map[string]int{
+		"12 (go)" + rest:                       281,
+		"12 (a ) S 1 b) (c)" + rest:            281,
+		"":                                     -1,
+		"12 (go)":                              -1,
+		"12 (go) S 1 2 3":                      -1,
+		"12 (go) S 1 2 3 4 5 6 7 8 9 10 x 31":  -1,
+		"12 (go) S 1 2 3 4 5 6 7 8 9 10 250 x": -1,
+	} {
+		got, err := usedTicks(stat)
+		if want < 0 && err == nil || want >= 0 && (err != nil || got != want) {
+			t.Errorf("%q: %d, %v, want %d", stat, got, err, want)
 		}
 	}
 }

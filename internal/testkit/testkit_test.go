@@ -94,7 +94,7 @@ func TestReadKeyRefuses(t *testing.T) {
 func TestTLSServer(t *testing.T) {
 	NoLeaks(t)
 	srv := TLSServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Proto) }))
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	get := func(rt http.RoundTripper) (string, error) {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, srv.URL, nil)

@@ -30,7 +30,7 @@ func wire(t testing.TB, reply string, pieces ...string) *Witness {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	for _, piece := range pieces {
 		if _, err := io.WriteString(conn, piece); err != nil {
 			t.Fatal(err)
@@ -163,7 +163,7 @@ func TestWitnessCannotTell(t *testing.T) {
 			return
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		conn.SetDeadline(time.Now().Add(time.Minute))
 		for range 3 { // an echo of each: 60, then 120 bytes
 			if _, err := io.WriteString(conn, post); err != nil {
 				t.Error(err)

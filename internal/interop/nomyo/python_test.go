@@ -120,7 +120,7 @@ func command(ctx context.Context, name string, args ...string) error {
 // goroutinesEnd waits for the goroutines of the tests, which close all that they open.
 func goroutinesEnd() error {
 	stacks := make([]byte, 1<<20)
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		var left []string
 		for i, one := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
 			// The first is this one. What wipes protected memory (memguard) belongs to the process.

@@ -1,0 +1,189 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// pacedEvents are the pieces of an event stream, each with the wait before it.
+type pacedEvents []struct {
+	after time.Duration
+	text  string
+}
+
+const oneEvent = `data: {"choices":[{"index":0,"delta":{"content":"x"}}]}` + "\n\n"
+
+var pacedStreams = map[string]struct {
+	idle    time.Duration // of the configuration
+	pieces  pacedEvents
+	stalled time.Duration // after which the stream is ended; 0: never
+}{
+	"in time":           {0, pacedEvents{{0, oneEvent}, {59 * time.Second, oneEvent}, {59 * time.Second, oneEvent}, {1, done}}, 0},
+	"stalled":           {0, pacedEvents{{0, oneEvent}, {time.Hour, done}}, time.Minute},
+	"stalled later":     {0, pacedEvents{{30 * time.Second, oneEvent}, {30 * time.Second, oneEvent}, {61 * time.Second, done}}, 2 * time.Minute},
+	"thinking":          {0, pacedEvents{{5 * time.Minute, oneEvent}, {1, done}}, 0},
+	"thinking aloud":    {0, pacedEvents{{0, ": wait\n\n"}, {5 * time.Minute, oneEvent}, {1, done}}, 0},
+	"half an event":     {0, pacedEvents{{0, oneEvent[:20]}, {5 * time.Minute, oneEvent[20:]}, {1, done}}, 0},
+	"comments":          {0, pacedEvents{{0, oneEvent}, {50 * time.Second, ": ping\n\n"}, {50 * time.Second, ":\n\n"}, {50 * time.Second, done}}, 0},
+	"comments that end": {0, pacedEvents{{0, oneEvent}, {50 * time.Second, ": ping\n\n"}, {2 * time.Minute, done}}, 110 * time.Second},
+	"of its own":        {5 * time.Second, pacedEvents{{0, oneEvent}, {6 * time.Second, done}}, 5 * time.Second},
+	"longer":            {5 * time.Minute, pacedEvents{{0, oneEvent}, {4 * time.Minute, done}}, 0},
+	"no limit":          {-1, pacedEvents{{0, oneEvent}, {9 * time.Minute, done}}, 0},
+	"no end":            {0, pacedEvents{{0, oneEvent}, {0, done}, {time.Hour, ""}}, time.Minute},
+}
+
+func (p pacedEvents) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, r.Body)
+	w.Header().Set("Content-Type", "text/event-stream")
+	for _, piece := range p {
+		w.(http.Flusher).Flush()
+		select {
+		case <-time.After(piece.after):
+		case <-r.Context().Done():
+			w.(*tinyWriter).abandon()
+			return
+		}
+		_, _ = io.WriteString(w, piece.text)
+	}
+}
+
+// A stream that stands still ends the call, releases what it held, and is never taken for an end.
+func TestStalledStreams(t *testing.T) {
+	for name, test := range pacedStreams {
+		ways := map[string]func(t *testing.T, c *SecureCompletionClient) error{
+			"Stream": func(t *testing.T, c *SecureCompletionClient) error {
+				_, err := collect(t, c, ask("x"))
+				return err
+			},
+			"HTTPClient": func(t *testing.T, c *SecureCompletionClient) error {
+				resp, err := c.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json",
+					strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
+				if err != nil {
+					return err
+				}
+				defer resp.Body.Close()
+				_, err = io.ReadAll(resp.Body)
+				return err
+			},
+		}
+		for way, call := range ways {
+			t.Run(name+" "+way, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					rec := &auditRecorder{}
+					client := pipedClient(t, newTiny(t, test.pieces.ServeHTTP), func(c *Config) {
+						c.IdleTimeout, c.Audit = test.idle, rec.Record
+					})
+					start := time.Now()
+					err := call(t, client)
+					took := time.Since(start)
+					switch {
+					case test.stalled == 0:
+						if err != nil {
+							t.Errorf("after %v: %v", took, err)
+						}
+					case !errors.Is(err, ErrConnection) || !strings.Contains(err.Error(), "stood still") || took != test.stalled:
+						t.Errorf("after %v: %v", took, err)
+					}
+					if told := rec.take(); strings.HasSuffix(told[len(told)-1], " cut short") != (test.stalled > 0) {
+						t.Errorf("told %q", told)
+					}
+					failures := int64(0)
+					if test.stalled > 0 {
+						failures = 1
+					}
+					if s := client.Stats(); s.Requests != 1 || s.InFlight != 0 || s.Failures != failures {
+						t.Errorf("%+v", s)
+					}
+				})
+			})
+		}
+	}
+}
+
+// Who reads slowly has no stream that stands still.
+func TestSlowReadersAreNotStalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := pipedClient(t, newTiny(t, wordByWord(nil, "a", "b", "c")), nil)
+		n := 0
+		for _, err := range client.Stream(t.Context(), ask("x")) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			n++
+			time.Sleep(2 * time.Minute)
+		}
+		if n != 3 {
+			t.Errorf("%d chunks", n)
+		}
+	})
+}
+
+// pacedBody is the body of an upstream's answer.
+type pacedBody struct {
+	pieces pacedEvents
+	closed chan struct{}
+}
+
+func (b *pacedBody) Read(p []byte) (int, error) {
+	if len(b.pieces) == 0 {
+		return 0, io.EOF
+	}
+	piece := b.pieces[0]
+	b.pieces = b.pieces[1:]
+	select {
+	case <-time.After(piece.after):
+		return copy(p, piece.text), nil
+	case <-b.closed:
+		return 0, io.EOF // the worst that it can look like
+	}
+}
+
+func (b *pacedBody) Close() error {
+	select {
+	case <-b.closed:
+	default:
+		close(b.closed)
+	}
+	return nil
+}
+
+// The gateway lets go of an upstream that stands still, and its client does not take that for an end.
+func TestGatewayStalledUpstream(t *testing.T) {
+	for name, test := range pacedStreams {
+		for _, pad := range []int{0, 512} {
+			t.Run(name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					r := newRig(t, func(c *GatewayConfig) { c.IdleTimeout, c.OHTTP.Pad = test.idle, pad })
+					body := &pacedBody{test.pieces, make(chan struct{})}
+					r.answer = func(*http.Request, []byte) (*http.Response, error) {
+						resp := respond(200, "", "Content-Type", "text/event-stream")
+						resp.Body, resp.ContentLength = body, -1
+						return resp, nil
+					}
+					s := r.seal(innerRequest{})
+					start := time.Now()
+					w := r.send(s)
+					took := time.Since(start)
+					if a := s.open(w); a.status != 200 || (a.err == nil) != (test.stalled == 0) || test.stalled > 0 && took != test.stalled {
+						t.Errorf("after %v: %d, %v", took, a.status, a.err)
+					}
+					if told := strings.Contains(r.logged(), "stood still"); told != (test.stalled > 0) {
+						t.Errorf("logged: %s", r.logged())
+					}
+					<-body.closed
+					if n := len(r.g.slots); n != 0 {
+						t.Errorf("%d places are taken", n)
+					}
+				})
+			})
+		}
+	}
+}

@@ -1,0 +1,292 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package chatjson
+
+import (
+	"fmt"
+	"iter"
+	"strings"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+)
+
+// This file checks JSON in place: what is about to be sealed, and what was opened.
+
+// MaxDepth bounds the nesting of requests and answers. encoding/json has the same limit.
+const MaxDepth = 10_000
+
+// SpokenOutside are request members of other clients that belong into headers or configuration. Sealing them would
+// send them to the model instead.
+var SpokenOutside = []string{"api_key", "base_url", "security_tier"}
+
+// CheckRequest demands a JSON object without members that are spoken outside the envelope.
+func CheckRequest(plaintext []byte) error {
+	if !ValidObject(plaintext) {
+		return fmt.Errorf("%w: the request is not a JSON object in valid UTF-8", fault.ErrInvalidRequest)
+	}
+	return CheckSpokenOutside(plaintext)
+}
+
+// CheckSpokenOutside is the second half of CheckRequest, for an object that was checked before.
+func CheckSpokenOutside(plaintext []byte) error {
+	for m := range jsonspan.MembersOf(plaintext) {
+		for _, name := range SpokenOutside {
+			if m.Is(name) {
+				return fmt.Errorf("%w: %s does not belong into the request; see Config and CallOption", fault.ErrInvalidRequest, name)
+			}
+		}
+	}
+	return nil
+}
+
+// ValidObject tells whether data is a JSON object in valid UTF-8, not nested too deep.
+func ValidObject(data []byte) bool {
+	return jsonspan.Valid(data, MaxDepth) == nil && jsonspan.KindOf(data) == jsonspan.Object
+}
+
+// SchemaError says which member of an answer is not as it has to be. The path is made of known names and numbers.
+func SchemaError(path, want string) error {
+	return fmt.Errorf("%w: %s: %s", fault.ErrResponseSchema, path, want)
+}
+
+// Members are an object's members of interest. A name that is repeated counts the last time.
+type Members map[string][]byte
+
+// Pick finds the named members of an object in JSON that was checked before; others are passed over. ok is false when
+// data is not an object, or nothing at all.
+func Pick(data []byte, names ...string) (_ Members, ok bool) {
+	if jsonspan.KindOf(data) != jsonspan.Object {
+		return nil, false
+	}
+	o := make(Members, len(names))
+	for m := range jsonspan.MembersOf(data) {
+		for _, name := range names {
+			if m.Is(name) {
+				o[name] = m.Value
+			}
+		}
+	}
+	return o, true
+}
+
+// Last is the value of the named member of an object in JSON that was checked before: the last one,
+// if there are several, or nil.
+func Last(data []byte, name string) (value []byte) {
+	for m := range jsonspan.MembersOf(data) {
+		if m.Is(name) {
+			value = m.Value
+		}
+	}
+	return value
+}
+
+// Elements walks an array in JSON that was checked before. ok is false when data is not one.
+func Elements(data []byte) (_ iter.Seq[[]byte], ok bool) {
+	if jsonspan.KindOf(data) != jsonspan.Array {
+		return func(func([]byte) bool) {}, false
+	}
+	return jsonspan.ElementsOf(data), true
+}
+
+// Kind is the kind of a member's value; absent members have none.
+func (o Members) Kind(name string) (jsonspan.Kind, bool) {
+	v, ok := o[name]
+	if !ok {
+		return 0, false
+	}
+	return jsonspan.KindOf(v), true
+}
+
+func (o Members) Is(name string, kinds ...jsonspan.Kind) bool {
+	k, ok := o.Kind(name)
+	if !ok {
+		return false
+	}
+	for _, want := range kinds {
+		if k == want {
+			return true
+		}
+	}
+	return false
+}
+
+// Text is the value of a string member, bounded; "" when it is anything else.
+func (o Members) Text(name string) string {
+	v := o[name]
+	if !o.Is(name, jsonspan.String) || len(v) > 1024 {
+		return ""
+	}
+	return string(jsonspan.Unescape(nil, v[1:len(v)-1]))
+}
+
+// Asked is what an answer has to agree with.
+type Asked struct {
+	PayloadID string                 // of the request: no answer may name another one
+	TooLow    func(tier string) bool // whether a tier is lower than was asked for; nil: none was
+}
+
+// ErrorObject is an error object that came in place of an answer. Its text has none of it.
+type ErrorObject struct{ Data []byte }
+
+func (e *ErrorObject) Error() string { return "sealedchat: an error object in place of an answer" }
+
+// CheckCompletion demands that an opened answer is a chat.completion object, that it does not name
+// another request, and no lower tier than was asked for. An answer that is an error is *ErrorObject.
+func CheckCompletion(data []byte, asked Asked) error {
+	if !ValidObject(data) {
+		return SchemaError("the answer", "not a JSON object in valid UTF-8")
+	}
+	return CheckCompletionObject(data, asked)
+}
+
+// CheckCompletionObject is CheckCompletion for an object in JSON that was checked before.
+func CheckCompletionObject(data []byte, asked Asked) error {
+	o, _ := Pick(data, "id", "object", "created", "model", "choices", "error", "_metadata")
+	// Whose answer it is comes first: an error that belongs to another request must not be believed either.
+	if err := checkMetadata(o["_metadata"], asked); err != nil {
+		return err
+	}
+	if k, ok := o.Kind("error"); ok && k != jsonspan.Null && !o.Is("choices", jsonspan.Array) {
+		return &ErrorObject{data}
+	}
+	for _, name := range []string{"id", "model"} {
+		if !o.Is(name, jsonspan.String, jsonspan.Null) {
+			return SchemaError(name, "want a string or null")
+		}
+	}
+	if o.Text("object") != "chat.completion" {
+		return SchemaError("object", "want \"chat.completion\"")
+	}
+	if !o.Is("created", jsonspan.Number) {
+		return SchemaError("created", "want a number")
+	}
+	if !o.Is("choices", jsonspan.Array) {
+		return SchemaError("choices", "want an array")
+	}
+	return checkChoices(o["choices"])
+}
+
+func checkChoices(data []byte) error {
+	i := 0
+	for choice := range jsonspan.ElementsOf(data) {
+		if i >= MaxWeight {
+			return SchemaError("choices", "too many")
+		}
+		if member, want := checkChoice(choice); want != "" {
+			return SchemaError(fmt.Sprintf("choices[%d]%s", i, member), want)
+		}
+		i++
+	}
+	return nil
+}
+
+// checkChoice says which member of a choice is not as it has to be; want is "" where all are.
+func checkChoice(choice []byte) (member, want string) {
+	if jsonspan.KindOf(choice) != jsonspan.Object {
+		return "", "want an object"
+	}
+	message := Last(choice, "message")
+	if jsonspan.KindOf(message) != jsonspan.Object {
+		return ".message", "want an object"
+	}
+	return ".message.content", checkContent(Last(message, "content"))
+}
+
+// MaxWeight bounds how much of an answer becomes Go values: members and elements that are decoded one by one. A few bytes
+// of JSON ("{},") cost hundreds in memory, and in version 1 anybody where TLS ends can make up an answer.
+const MaxWeight = 1 << 16
+
+// CheckWeight is for a checked completion that is about to be decoded.
+func CheckWeight(data []byte) error {
+	o, _ := Pick(data, "choices", "usage", "_metadata")
+	n := MembersIn(data) + MembersIn(o["usage"]) + MembersIn(o["_metadata"])
+	for choice := range jsonspan.ElementsOf(o["choices"]) {
+		n += 1 + MembersIn(choice)
+		message := Last(choice, "message")
+		n += MembersIn(message)
+		for _, name := range [...]string{"content", "tool_calls"} {
+			for item := range jsonspan.ElementsOf(Last(message, name)) {
+				n += 1 + MembersIn(item)
+				for member := range jsonspan.MembersOf(item) {
+					n += MembersIn(member.Value)
+				}
+				if n > MaxWeight {
+					break
+				}
+			}
+		}
+		if n > MaxWeight {
+			break
+		}
+	}
+	if n > MaxWeight {
+		return SchemaError("the answer", "more members than are decoded")
+	}
+	return nil
+}
+
+// MembersIn counts the members of an object; other values have none.
+func MembersIn(data []byte) (n int) {
+	for range jsonspan.MembersOf(data) {
+		n++
+	}
+	return n
+}
+
+// checkContent says what content has to be, if it is not: absent, null, a string, or an array of parts,
+// which are objects with a type.
+func checkContent(content []byte) (want string) {
+	switch jsonspan.KindOf(content) {
+	case jsonspan.Null, jsonspan.String:
+		return ""
+	case jsonspan.Array:
+	default:
+		return "want a string, null or parts"
+	}
+	for part := range jsonspan.ElementsOf(content) {
+		if kind := Last(part, "type"); kind == nil || jsonspan.KindOf(kind) != jsonspan.String {
+			return "want parts that are objects with a type"
+		}
+	}
+	return ""
+}
+
+// checkMetadata looks at a sealed _metadata object. Whatever else stands there says nothing.
+func checkMetadata(data []byte, asked Asked) error {
+	o, ok := Pick(data, "payload_id", "security_tier")
+	if !ok {
+		return nil
+	}
+	if id := strings.ToLower(o.Text("payload_id")); IsUUID(id) && id != asked.PayloadID {
+		return fmt.Errorf("%w: it belongs to another request", fault.ErrReplay)
+	}
+	// A tier that is not known cannot be shown to be high enough.
+	if v := o["security_tier"]; asked.TooLow != nil && o.Is("security_tier", jsonspan.String) && len(v) > len(`""`) {
+		if asked.TooLow(o.Text("security_tier")) {
+			return fault.ErrTierDowngrade
+		}
+	}
+	return nil
+}
+
+// IsUUID: 8-4-4-4-12 lower-case hex digits.
+func IsUUID(s string) bool {
+	if len(s) != 36 {
+		return false
+	}
+	for i, c := range []byte(s) {
+		switch i {
+		case 8, 13, 18, 23:
+			if c != '-' {
+				return false
+			}
+		default:
+			if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+				return false
+			}
+		}
+	}
+	return true
+}

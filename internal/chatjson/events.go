@@ -1,0 +1,435 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package chatjson
+
+import (
+	"bytes"
+	"io"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+)
+
+const (
+	// eventPiece bounds the text in one event: readers of event streams have buffers for lines, and
+	// 64 KiB is what a bufio.Scanner takes.
+	eventPiece = 8 << 10
+	// maxRepeated bounds a member of the answer that every choice repeats, maxShort one that every
+	// event repeats.
+	maxRepeated, maxShort = 1024, 64
+	// maxIndex has room for every int64. A longer number, which has a fraction, is written as one.
+	maxIndex = 20
+	// All events together have at most growth times the answer's size, and slack.
+	growth, slack = 16, 1 << 20
+	// reserve is the part of slack for what is not a choice's: the long members in the first event,
+	// and the event with the usage.
+	reserve = 16 << 10
+	// frame is more than an event adds to its head, its choice's index, and its texts.
+	frame = 192
+)
+
+var repeated = [...]string{"created", "model", "system_fingerprint", "service_tier"} // and id, first
+
+// Events makes the events that a streaming server would have sent of a complete chat.completion,
+// one at a time: for each choice its role, its content in pieces, all else of the message, and its
+// finish reason; then the usage.
+//
+// Invariant: what was made never exceeds growth times what was taken of the answer, plus slack.
+// A few bytes of an answer can be a choice, and a choice costs some events with a head each. Where
+// the budget does not last for that, the parts of a choice share events, and then their heads have
+// nothing that the first event had.
+type Events struct {
+	usage   []byte // the value; nil when it is not asked for
+	choices [][]byte
+	at      int // of choices; the usage is behind them
+	choice  choice
+
+	heads  [3][]byte // what events of each headKind begin with
+	begun  bool      // the first event was made
+	ended  bool
+	budget int // bytes that may still be made for the choices that were taken
+	buf    []byte
+}
+
+// headKind says which members of the answer an event repeats.
+type headKind int
+
+const (
+	bare  headKind = iota // none
+	short                 // those of at most maxShort bytes
+	long                  // all
+)
+
+// choice is a choice as far as its events need to know it. Values are slices of the answer.
+type choice struct {
+	index, role, content, calls, logprobs, finish []byte
+	message                                       []byte
+	others                                        bool // message has members of other names
+	parted                                        bool // content is a text that is split
+
+	brief bool     // parts share events
+	head  headKind // of all events but the first
+	said  bool     // its first event was made
+	tail  bool     // others and calls were written
+}
+
+// NewEvents is for a complete and checked chat.completion, of which it keeps slices. Every error
+// comes from here.
+func NewEvents(completion []byte, includeUsage bool) (*Events, error) {
+	if err := CheckWeight(completion); err != nil {
+		return nil, err
+	}
+	o, _ := Pick(completion, "id", "created", "model", "choices", "usage", "system_fingerprint", "service_tier")
+	e := &Events{budget: slack - reserve}
+	if includeUsage {
+		e.usage = orNull(o["usage"])
+	}
+	if err := e.writeHeads(o); err != nil {
+		return nil, err
+	}
+	n := 0
+	for range jsonspan.ElementsOf(o["choices"]) {
+		n++
+	}
+	e.choices = make([][]byte, 0, n)
+	for text := range jsonspan.ElementsOf(o["choices"]) {
+		if _, err := parseChoice(len(e.choices), text); err != nil {
+			return nil, err
+		}
+		e.choices = append(e.choices, text)
+	}
+	e.enter()
+	return e, nil
+}
+
+func (e *Events) writeHeads(o Members) error {
+	const object = `"object":"chat.completion.chunk"`
+	if len(o["id"]) > maxRepeated {
+		return SchemaError("id", "too long to stand in every event")
+	}
+	e.heads[bare] = []byte("{" + object)
+	for _, kind := range []headKind{short, long} {
+		head := []byte("{")
+		if kind == long || len(o["id"]) <= maxShort {
+			head = append(appendLine(append(head, `"id":`...), orNull(o["id"])), ',')
+		}
+		head = append(head, object...)
+		for _, name := range repeated {
+			v, ok := o[name]
+			if len(v) > maxRepeated {
+				return SchemaError(name, "too long to stand in every event")
+			}
+			if ok && (kind == long || len(v) <= maxShort) {
+				head = appendLine(append(head, `,"`+name+`":`...), v)
+			}
+		}
+		e.heads[kind] = head
+	}
+	return nil
+}
+
+// enter takes the next choice, and decides how many events it is worth.
+func (e *Events) enter() {
+	if e.at == len(e.choices) {
+		return
+	}
+	text := e.choices[e.at]
+	e.choice, _ = parseChoice(e.at, text) // which NewEvents has done before
+	c := &e.choice
+	e.budget += growth * (len(text) + 1) // and the comma
+	pieces := 1 + len(c.content)/(eventPiece-16)
+	each := frame + len(c.index)
+	texts := 6 * len(text) // "{}," of a tool call becomes `{"index":65535},`
+	switch {
+	case (pieces+3)*(each+len(e.heads[short]))+len(e.heads[long])+texts <= e.budget:
+		c.head = short
+	case pieces*(each+len(e.heads[short]))+texts <= e.budget:
+		c.head, c.brief = short, true
+	default:
+		c.head, c.brief = bare, true
+	}
+}
+
+// Next returns the JSON of the next event, without line breaks, or io.EOF. It is overwritten by the
+// next call.
+func (e *Events) Next() ([]byte, error) {
+	switch {
+	case e.at < len(e.choices):
+		e.nextOfChoice()
+	case e.usage != nil && !e.ended:
+		e.ended = true
+		e.begin(short)
+		e.buf = append(e.buf, `,"choices":[],"usage":`...)
+		e.buf = append(appendLine(e.buf, e.usage), '}')
+	default:
+		return nil, io.EOF
+	}
+	return e.buf, nil
+}
+
+func (e *Events) begin(head headKind) {
+	if !e.begun {
+		head, e.begun = long, true
+	}
+	e.buf = append(e.buf[:0], e.heads[head]...)
+}
+
+// nextOfChoice writes the next event of the present choice, and goes on to the next choice behind
+// its last one.
+func (e *Events) nextOfChoice() {
+	c := &e.choice
+	head, first := c.head, !c.said
+	if first && !c.brief {
+		head = long
+	}
+	c.said = true
+	e.begin(head)
+	e.buf = append(append(e.buf, `,"choices":[{"index":`...), c.index...)
+	e.buf = append(e.buf, `,"delta":{`...)
+	empty := len(e.buf)
+	if first {
+		e.buf = append(appendLine(append(e.buf, `"role":`...), c.role), `,"content":`...)
+	}
+	alone := first && !c.brief // the role, and nothing else
+	switch {
+	case !alone && c.content != nil:
+		if !first {
+			e.buf = append(e.buf, `"content":`...)
+		}
+		e.piece()
+	case first:
+		e.buf = append(e.buf, `""`...)
+	}
+	finish := false
+	if !alone && c.content == nil && (c.brief || len(e.buf) == empty) {
+		finish = c.brief || c.tail || !c.others && c.calls == nil && c.logprobs == nil
+		if !c.tail {
+			e.tail(len(e.buf) > empty)
+		}
+	}
+	e.buf = append(e.buf, '}')
+	if !alone && c.logprobs != nil {
+		e.buf = appendLine(append(e.buf, `,"logprobs":`...), c.logprobs)
+		c.logprobs = nil
+	}
+	e.buf = append(e.buf, `,"finish_reason":`...)
+	if finish {
+		e.buf = append(appendLine(e.buf, c.finish), "}]"...)
+	} else {
+		e.buf = append(e.buf, "null}]"...)
+	}
+	if e.usage != nil {
+		e.buf = append(e.buf, `,"usage":null`...)
+	}
+	e.buf = append(e.buf, '}')
+	e.budget -= len(e.buf) + len("data: \n\n")
+	if finish {
+		e.at++
+		e.enter()
+	}
+}
+
+// piece writes the next piece of the content. Content that is no text goes as it is.
+func (e *Events) piece() {
+	c := &e.choice
+	if !c.parted {
+		e.buf = appendLine(e.buf, c.content)
+		c.content = nil
+		return
+	}
+	n := cutText(c.content)
+	e.buf = append(append(append(e.buf, '"'), c.content[:n]...), '"')
+	if c.content = c.content[n:]; len(c.content) == 0 {
+		c.content = nil
+	}
+}
+
+// cutText says how much of a text, which stands in JSON, a piece takes: no escape, no character and no
+// pair of surrogates is cut in two.
+func cutText(inside []byte) int {
+	if len(inside) <= eventPiece {
+		return len(inside)
+	}
+	n := 0
+	for n < eventPiece {
+		next := n + 1
+		switch {
+		case inside[n] != '\\':
+			for next < len(inside) && !utf8.RuneStart(inside[next]) {
+				next++
+			}
+		case inside[n+1] != 'u':
+			next = n + 2
+		default:
+			next = n + 6
+			if isSurrogate(inside[n:], '8', 'b') && isSurrogate(inside[next:], 'c', 'f') {
+				next += 6
+			}
+		}
+		if next > eventPiece {
+			break
+		}
+		n = next
+	}
+	return n
+}
+
+// isSurrogate tells whether text begins with the escape \uDXxx, of which X is in the range.
+func isSurrogate(text []byte, least, most byte) bool {
+	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' || text[2]|0x20 != 'd' {
+		return false
+	}
+	x := text[3]
+	if x >= 'A' {
+		x |= 0x20
+	}
+	return x >= least && x <= most
+}
+
+// tail writes the members of the message that are neither role nor content, tool calls with the
+// index by which the pieces of a stream are put together again.
+func (e *Events) tail(more bool) {
+	c := &e.choice
+	c.tail = true
+	comma := func() {
+		if more {
+			e.buf = append(e.buf, ',')
+		}
+		more = true
+	}
+	if c.others {
+		for m := range jsonspan.MembersOf(c.message) {
+			if !m.Is("role") && !m.Is("content") && !m.Is("tool_calls") {
+				comma()
+				e.member(m)
+			}
+		}
+	}
+	if c.calls == nil {
+		return
+	}
+	comma()
+	e.buf = append(e.buf, `"tool_calls":[`...)
+	n := 0
+	for call := range jsonspan.ElementsOf(c.calls) {
+		if n > 0 {
+			e.buf = append(e.buf, ',')
+		}
+		e.buf = strconv.AppendInt(append(e.buf, `{"index":`...), int64(n), 10)
+		for m := range jsonspan.MembersOf(call) {
+			if !m.Is("index") { // a server's own is replaced
+				e.buf = append(e.buf, ',')
+				e.member(m)
+			}
+		}
+		e.buf = append(e.buf, '}')
+		n++
+	}
+	e.buf = append(e.buf, ']')
+}
+
+func (e *Events) member(m jsonspan.Member) {
+	e.buf = append(append(append(e.buf, '"'), m.Name...), `":`...)
+	e.buf = appendLine(e.buf, m.Value)
+}
+
+// Wipe clears the last event.
+func (e *Events) Wipe() { clear(e.buf[:cap(e.buf)]) }
+
+// These are never changed.
+var stop, assistant = []byte(`"stop"`), []byte(`"assistant"`)
+
+// parseChoice looks at the n'th choice.
+func parseChoice(n int, text []byte) (choice, error) {
+	var c choice
+	for m := range jsonspan.MembersOf(text) {
+		switch {
+		case m.Is("index"):
+			c.index = m.Value
+		case m.Is("message"):
+			c.message = m.Value
+		case m.Is("finish_reason"):
+			c.finish = m.Value
+		case m.Is("logprobs"):
+			c.logprobs = m.Value
+		}
+	}
+	if jsonspan.KindOf(c.index) != jsonspan.Number { // or else two choices would become one
+		c.index = strconv.AppendInt(nil, int64(n), 10)
+	} else if index, err := WholeNumber(c.index); err != nil {
+		return c, SchemaError("choices.index", "unexpected type or out of range")
+	} else if len(c.index) > maxIndex {
+		c.index = strconv.AppendInt(nil, index, 10)
+	}
+	if jsonspan.KindOf(c.logprobs) == jsonspan.Null { // or absent
+		c.logprobs = nil
+	}
+	if jsonspan.KindOf(c.finish) == jsonspan.Null {
+		c.finish = stop // a stream without one is a stream that was cut
+	}
+	return c, c.parseMessage()
+}
+
+func (c *choice) parseMessage() error {
+	for m := range jsonspan.MembersOf(c.message) {
+		switch {
+		case m.Is("role"):
+			c.role = m.Value
+		case m.Is("content"):
+			c.content = m.Value
+		case m.Is("tool_calls"):
+			c.calls = m.Value
+		default:
+			c.others = true
+		}
+	}
+	if jsonspan.KindOf(c.role) != jsonspan.String {
+		c.role = assistant
+	}
+	switch kind := jsonspan.KindOf(c.content); {
+	case kind == jsonspan.Null:
+		c.content = nil
+	case kind == jsonspan.String && len(c.content) > eventPiece:
+		c.content, c.parted = c.content[1:len(c.content)-1], true
+	}
+	if jsonspan.KindOf(c.calls) == jsonspan.Null {
+		c.calls = nil
+		return nil
+	}
+	calls, ok := Elements(c.calls)
+	if !ok {
+		return SchemaError("choices.message.tool_calls", "want an array")
+	}
+	some := false
+	for call := range calls {
+		if jsonspan.KindOf(call) != jsonspan.Object {
+			return SchemaError("choices.message.tool_calls", "want objects")
+		}
+		some = true
+	}
+	if !some {
+		c.calls = nil
+	}
+	return nil
+}
+
+// appendLine appends checked JSON without its line breaks, which stand between tokens alone.
+func appendLine(dst, value []byte) []byte {
+	for {
+		i := bytes.IndexAny(value, "\r\n")
+		if i < 0 {
+			return append(dst, value...)
+		}
+		dst = append(dst, value[:i]...)
+		value = value[i+1:]
+	}
+}
+
+func orNull(v []byte) []byte {
+	if v == nil {
+		return []byte("null")
+	}
+	return v
+}

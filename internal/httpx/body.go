@@ -1,0 +1,101 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package httpx
+
+import (
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+)
+
+func gzipError(err error) error {
+	if err == nil || errors.Is(err, fault.ErrTooLarge) {
+		return err
+	}
+	return errors.Join(fault.Gzip, err)
+}
+
+// readBody reads a response's body and undoes gzip. On fault.ErrTooLarge, or a broken stream, it returns
+// what it has, up to limit, together with the error.
+func readBody(resp *http.Response, limit int64) ([]byte, error) {
+	if resp.ContentLength > limit && resp.StatusCode == http.StatusOK {
+		return nil, fmt.Errorf("%w: answer of %d bytes, limit %d",
+			fault.ErrTooLarge, resp.ContentLength, limit)
+	}
+	raw := &CappedReader{r: resp.Body, left: limit, limit: limit}
+	switch strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Encoding"))) {
+	case "", "identity":
+		return ReadAll(raw, resp.ContentLength)
+	case "gzip", "x-gzip":
+		z, err := gzip.NewReader(raw)
+		if err != nil {
+			return nil, gzipError(err)
+		}
+		body, err := ReadAll(&CappedReader{r: z, left: limit, limit: limit}, -1)
+		return body, gzipError(err)
+	default:
+		return nil, fault.ContentEncoding
+	}
+}
+
+// ReadAll is io.ReadAll with the buffer made in one piece when the size is known. Those that it
+// outgrows are cleared.
+func ReadAll(r io.Reader, size int64) ([]byte, error) {
+	const most = 1 << 20 // a promise of more is believed as it arrives
+	b := make([]byte, 0, min(max(size, 511), most)+1)
+	for {
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		if err == io.EOF {
+			return b, nil
+		}
+		if err != nil {
+			return b, err
+		}
+		if len(b) == cap(b) {
+			outgrown := b
+			b = append(b, 0)[:len(b)]
+			clear(outgrown)
+		}
+	}
+}
+
+// CappedReader fails with fault.ErrTooLarge, unlike io.LimitReader, which pretends that the stream has
+// ended.
+type CappedReader struct {
+	r           io.Reader
+	left, limit int64
+	held        int64 // of limit, until AllowRest
+}
+
+// Capped lets limit bytes of r through.
+func Capped(r io.Reader, limit int64) *CappedReader { return CappedAt(r, limit, limit) }
+
+// CappedAt lets the first bytes of r through, and the rest of limit after AllowRest.
+func CappedAt(r io.Reader, first, limit int64) *CappedReader {
+	first = min(first, limit)
+	return &CappedReader{r: r, left: first, limit: limit, held: limit - first}
+}
+
+// AllowRest lets through what CappedAt held back.
+func (c *CappedReader) AllowRest() { c.left, c.held = c.left+c.held, 0 }
+
+func (c *CappedReader) Read(p []byte) (int, error) {
+	if c.left <= 0 { // exactly at the limit: only the end may follow
+		var one [1]byte
+		n, err := c.r.Read(one[:])
+		if n > 0 {
+			return 0, fmt.Errorf("%w: answer of more than %d bytes", fault.ErrTooLarge, c.limit)
+		}
+		return 0, err
+	}
+	n, err := c.r.Read(p[:min(int64(len(p)), c.left)])
+	c.left -= int64(n)
+	return n, err
+}
