@@ -16,11 +16,12 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
-// Seal encrypts data to be kept outside the process, under a key that is derived from the store's newest
-// data key and label.
+// Seal encrypts data to be kept outside the process, under a key that is derived from the store's
+// newest data key and label.
 func (s *Store) Seal(label string, plaintext []byte) ([]byte, error) {
 	if len(label) > keyfile.MaxLabelSize {
-		return nil, fmt.Errorf("%w: label of %d bytes, limit %d", fault.ErrInvalidRequest, len(label), keyfile.MaxLabelSize)
+		return nil, fmt.Errorf("%w: label of %d bytes, limit %d",
+			fault.ErrInvalidRequest, len(label), keyfile.MaxLabelSize)
 	}
 	defer s.sweeper.Soon()
 	key, generation, err := s.dataKey(0)
@@ -55,7 +56,8 @@ func (s *Store) Open(label string, sealed []byte) ([]byte, error) {
 	if err != nil {
 		return nil, s.tellUnopened(storeError(err))
 	}
-	if err := s.tell(context.Background(), Event{Type: DataOpened, Bytes: int64(len(plaintext))}); err != nil {
+	e := Event{Type: DataOpened, Bytes: int64(len(plaintext))}
+	if err := s.tell(context.Background(), e); err != nil {
 		clear(plaintext)
 		return nil, err
 	}
@@ -65,7 +67,8 @@ func (s *Store) Open(label string, sealed []byte) ([]byte, error) {
 // dataKey copies the data key of a generation, or the newest for 0. The caller destroys it.
 func (s *Store) dataKey(generation uint32) (*locked.Buffer, uint32, error) {
 	if s.dir == nil {
-		return nil, 0, fmt.Errorf("%w: an ephemeral key store keeps no data keys", fault.ErrInvalidRequest)
+		return nil, 0, fmt.Errorf("%w: an ephemeral key store keeps no data keys",
+			fault.ErrInvalidRequest)
 	}
 	if s.isNewer(generation) { // another process may have begun it
 		if err := s.refresh(s.life); errors.Is(err, errChangedElsewhere) {
@@ -95,8 +98,8 @@ func (s *Store) isNewer(generation uint32) bool {
 	return newest > 0 && generation > newest
 }
 
-// UseDataKey lends f the data key of a generation, or the newest one for 0, and returns its generation.
-// ErrDecryption: there is no such generation.
+// UseDataKey lends f the data key of a generation, or the newest one for 0, and returns its
+// generation. ErrDecryption: there is no such generation.
 func (s *Store) UseDataKey(generation uint32, f func(dataKey []byte) error) (uint32, error) {
 	key, generation, err := s.dataKey(generation)
 	if err != nil {

@@ -18,11 +18,13 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
-// This file has the one way in which a key store changes: lock, read the file as it is now, change its body, replace
-// the file, take over what it says. An ephemeral store does the same with a body made from memory.
+// This file has the one way in which a key store changes: lock, read the file as it is now, change
+// its body, replace the file, take over what it says. An ephemeral store does the same with a body
+// made from memory.
 
-// change applies f to the store's body. When it fails nothing changes, neither on disk nor in memory, unless the error is
-// fault.ErrUnconfirmed, or fault.ErrAudit alone: then the Auditor could not be told of what is done.
+// change applies f to the store's body. When it fails nothing changes, neither on disk nor in
+// memory, unless the error is fault.ErrUnconfirmed, or fault.ErrAudit alone: then the Auditor could
+// not be told of what is done.
 func (s *Store) change(ctx context.Context, f func(*keyfile.Body) error) error {
 	defer s.sweeper.Soon() // what is made of keys to tell their fingerprints
 	var changes keyChanges
@@ -169,8 +171,8 @@ func (s *Store) changeMemory(f func(*keyfile.Body) error) error {
 	return s.takeOver(body)
 }
 
-// copyTo copies what an ephemeral store holds into b, which owns the copy. RSA keys that are purged are
-// left out, as if they were gone.
+// copyTo copies what an ephemeral store holds into b, which owns the copy. RSA keys that are purged
+// are left out, as if they were gone.
 func (s *Store) copyTo(b *keyfile.Body) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -233,7 +235,8 @@ func (s *Store) openBody(file *keyfile.File) (*keyfile.Body, error) {
 	return body, nil
 }
 
-// load takes over what the file says now. The caller is the only one who changes the store, or opens it.
+// load takes over what the file says now. The caller is the only one who changes the store, or
+// opens it.
 func (s *Store) load() error {
 	file, version, err := s.readFile()
 	if err != nil {
@@ -291,8 +294,8 @@ func (s *Store) reload(ctx context.Context) (loaded bool, err error) {
 	return err == nil, err
 }
 
-// takeOver makes the store's memory say what body says. Keys that are known already stay as they are;
-// those that are gone are wiped when the last request that uses them ends.
+// takeOver makes the store's memory say what body says. Keys that are known already stay as they
+// are; those that are gone are wiped when the last request that uses them ends.
 func (s *Store) takeOver(body *keyfile.Body) error {
 	defer s.wipePrepared()
 	keys, err := s.prepare(body)
@@ -306,7 +309,7 @@ func (s *Store) takeOver(body *keyfile.Body) error {
 		}
 	}()
 	s.mu.Lock()
-	defer s.mu.Unlock() // also when the store is closing: Close has its turn afterwards, and wipes it all
+	defer s.mu.Unlock() // also when the store is closing: Close has its turn after this, and wipes it
 	p := &s.prepared
 	old, before := s.entries, s.primary()
 	entries := make([]*entry, 0, len(keys))
@@ -354,12 +357,13 @@ func addDataKey(body *keyfile.Body, now time.Time) error {
 	}
 	key := make([]byte, hybrid.DataKeySize)
 	_, _ = rand.Read(key)
-	body.DataKeys = append(body.DataKeys, keyfile.DataKey{Generation: last + 1, Key: key, Created: now})
+	next := keyfile.DataKey{Generation: last + 1, Key: key, Created: now}
+	body.DataKeys = append(body.DataKeys, next)
 	return nil
 }
 
-// ChangePassphrase rewrites the file under a new passphrase with a new salt, and starts a new generation
-// of data keys. old must open the file.
+// ChangePassphrase rewrites the file under a new passphrase with a new salt, and starts a new
+// generation of data keys. old must open the file.
 func (s *Store) ChangePassphrase(ctx context.Context, old, new Secret) error {
 	if s.dir == nil {
 		return fmt.Errorf("%w: an ephemeral key store has no passphrase", fault.ErrInvalidRequest)
@@ -374,7 +378,8 @@ func (s *Store) ChangePassphrase(ctx context.Context, old, new Secret) error {
 	if err != nil && !isUnconfirmed(err) {
 		return s.failed(ctx, err)
 	}
-	return fault.Join(err, s.tell(ctx, Event{Type: PassphraseChanged, Path: s.path(), Generation: s.DataGeneration()}))
+	e := Event{Type: PassphraseChanged, Path: s.path(), Generation: s.DataGeneration()}
+	return fault.Join(err, s.tell(ctx, e))
 }
 
 func (s *Store) checkPassphrase(p Secret) error {
@@ -400,7 +405,8 @@ func (s *Store) checkPassphrase(p Secret) error {
 	})
 }
 
-// rewrite saves the store under a new master key, derived from passphrase, after f has changed the body.
+// rewrite saves the store under a new master key, derived from passphrase, after f has changed the
+// body.
 func (s *Store) rewrite(ctx context.Context, passphrase Secret, f func(*keyfile.Body) error) error {
 	return s.edit(ctx, func(lock *fsafe.Lock, body *keyfile.Body) error {
 		s.iterations = max(s.iterations, s.master.Iterations()) // never fewer than the file had

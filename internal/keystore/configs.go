@@ -13,17 +13,18 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// This file has a store's key configurations for Oblivious HTTP as a gateway uses them. They are made
-// when a gateway first needs them, live in the same file as the RSA keys, and are replaced together
-// with them.
+// This file has a store's key configurations for Oblivious HTTP as a gateway uses them. They are
+// made when a gateway first needs them, live in the same file as the RSA keys, and are replaced
+// together with them.
 
 // KEMs are those for which a store has keys, the preferred one first.
 var KEMs = []uint16{ohttp.XWing, ohttp.X25519}
 
-var errNoConfigs = errors.New("sealedchat: the key store has no key configuration that is supported here")
+var errNoConfigs = errors.New(
+	"sealedchat: the key store has no key configuration that is supported here")
 
-// ConfigKey is the key of an id and KEM that opens requests now, or nil. It looks into the file for one
-// that is not known here: another process may have made it a moment ago.
+// ConfigKey is the key of an id and KEM that opens requests now, or nil. It looks into the file for
+// one that is not known here: another process may have made it a moment ago.
 func (s *Store) ConfigKey(ctx context.Context, id uint8, kem uint16) *ohttp.PrivateKey {
 	if k := s.configKey(id, kem); k != nil {
 		return k
@@ -40,15 +41,16 @@ func (s *Store) configKey(id uint8, kem uint16) *ohttp.PrivateKey {
 	defer s.mu.Unlock()
 	now := time.Now()
 	for _, e := range s.entries {
-		if e.isConfig(kem) && e.OHTTP.Config().ID() == id && !e.isPurged() && !s.rotation.isExpired(e.life, now) {
+		if e.isConfig(kem) && e.OHTTP.Config().ID() == id &&
+			!e.isPurged() && !s.rotation.isExpired(e.life, now) {
 			return e.OHTTP
 		}
 	}
 	return nil
 }
 
-// listed are the configurations that clients are to use, in the order of a list. ErrClosed for a store
-// that is closed, or whose memory was purged.
+// listed are the configurations that clients are to use, in the order of a list. ErrClosed for a
+// store that is closed, or whose memory was purged.
 func (s *Store) listed() (configs []*ohttp.Config, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -16,17 +16,20 @@ var (
 	// errNoChange ends a change that turned out to be none.
 	errNoChange = errors.New("nothing to change")
 
-	errChangedElsewhere = fmt.Errorf("%w: the passphrase was changed elsewhere, open the key store again",
-		fault.ErrPassphrase)
+	errChangedElsewhere = fmt.Errorf(
+		"%w: the passphrase was changed elsewhere, open the key store again", fault.ErrPassphrase)
 )
 
 func (s *Store) errClosed() error { return fmt.Errorf("%w: key store", fault.ErrClosed) }
 
-// unconfirmedError is an ErrUnconfirmed of the store's own, on which it decides. An Auditor's error may
-// be an ErrUnconfirmed, too.
+// unconfirmedError is an ErrUnconfirmed of the store's own, on which it decides. An Auditor's error
+// may be an ErrUnconfirmed, too.
 type unconfirmedError struct{ err error }
 
-func (e *unconfirmedError) Error() string   { return fault.ErrUnconfirmed.Error() + ": " + e.err.Error() }
+func (e *unconfirmedError) Error() string {
+	return fault.ErrUnconfirmed.Error() + ": " + e.err.Error()
+}
+
 func (e *unconfirmedError) Unwrap() []error { return []error{fault.ErrUnconfirmed, e.err} }
 
 // isUnconfirmed reports whether the file was replaced although there is an error.
@@ -54,9 +57,14 @@ func storeError(err error) error {
 		return fault.ErrDecryption
 	}
 	for _, m := range []struct{ from, to error }{
-		{keyfile.ErrPassphrase, fault.ErrPassphrase}, {keyfile.ErrDamaged, fault.ErrKeyStoreDamaged}, {keyfile.ErrVersion, fault.ErrKeyStoreDamaged},
-		{keyfile.ErrKDFCost, fault.ErrKeyStoreDamaged}, {keyfile.ErrTooLarge, fault.ErrTooLarge}, {keyfile.ErrDecryption, fault.ErrDecryption},
-		{keyfile.ErrPassphraseNeeded, fault.ErrPassphrase}, {keyfile.ErrPassphraseSuperfluous, fault.ErrPassphrase},
+		{keyfile.ErrPassphrase, fault.ErrPassphrase},
+		{keyfile.ErrPassphraseNeeded, fault.ErrPassphrase},
+		{keyfile.ErrPassphraseSuperfluous, fault.ErrPassphrase},
+		{keyfile.ErrDamaged, fault.ErrKeyStoreDamaged},
+		{keyfile.ErrVersion, fault.ErrKeyStoreDamaged},
+		{keyfile.ErrKDFCost, fault.ErrKeyStoreDamaged},
+		{keyfile.ErrTooLarge, fault.ErrTooLarge},
+		{keyfile.ErrDecryption, fault.ErrDecryption},
 	} {
 		if errors.Is(err, m.from) {
 			return fmt.Errorf("%w: %w", m.to, err)
@@ -65,9 +73,12 @@ func storeError(err error) error {
 	return fmt.Errorf("sealedchat: key store: %w", err)
 }
 
-// importError is keyStoreError for a key file: what is not the passphrase's fault is fault.ErrPrivateKey.
+// importError is keyStoreError for a key file: what is not the passphrase's fault is
+// fault.ErrPrivateKey.
 func importError(err error) error {
-	for _, passphrase := range []error{keyfile.ErrPassphrase, keyfile.ErrPassphraseNeeded, keyfile.ErrPassphraseSuperfluous} {
+	for _, passphrase := range []error{
+		keyfile.ErrPassphrase, keyfile.ErrPassphraseNeeded, keyfile.ErrPassphraseSuperfluous,
+	} {
 		if errors.Is(err, passphrase) {
 			return fmt.Errorf("%w: %w", fault.ErrPassphrase, err)
 		}

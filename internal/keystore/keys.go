@@ -25,9 +25,10 @@ import (
 //	made → current → retired → expired → wiped
 //
 // A current RSA key is the primary one, of which there is one at most; current configurations are
-// listed, one of each KEM. A retired key opens requests that were sealed before it was replaced, until
-// its grace is over. Then it is expired: it opens nothing, and whoever finds it takes it out of the
-// file. A key is wiped when it is no longer in the store and the last request that uses it has ended.
+// listed, one of each KEM. A retired key opens requests that were sealed before it was replaced,
+// until its grace is over. Then it is expired: it opens nothing, and whoever finds it takes it out
+// of the file. A key is wiped when it is no longer in the store and the last request that uses it
+// has ended.
 
 // life is a key's life so far.
 type life struct {
@@ -73,8 +74,8 @@ func remaining(since time.Time, d time.Duration, now time.Time) time.Duration {
 	return since.Add(d).Sub(now)
 }
 
-// Key is a working key of either kind with a count of its users: the store itself, and every running
-// request. The last one to release it wipes it.
+// Key is a working key of either kind with a count of its users: the store itself, and every
+// running request. The last one to release it wipes it.
 type Key struct {
 	RSA   *hybrid.PrivateKey // nil for a configuration
 	OHTTP *ohttp.PrivateKey  // nil for an RSA key
@@ -115,7 +116,8 @@ func (k *Key) IsWiped() bool {
 	return k.users == 0 && (k.RSA == nil || k.RSA.RSA() == nil && !k.RSA.Locked())
 }
 
-// wipe clears the key. Memory that memguard has destroyed is cleared, and cannot be written any more.
+// wipe clears the key. Memory that memguard has destroyed is cleared, and cannot be written any
+// more.
 func (k *Key) wipe() {
 	if k.RSA != nil {
 		k.RSA.Wipe()
@@ -206,8 +208,8 @@ func (e *entry) appendTo(b *keyfile.Body, options []keyfile.Option) error {
 	return nil
 }
 
-// promote makes key the body's primary key, retires the one before, and replaces the configurations.
-// The body takes key over.
+// promote makes key the body's primary key, retires the one before, and replaces the
+// configurations. The body takes key over.
 func (s *Store) promote(b *keyfile.Body, key *keyfile.RSAKey) error {
 	now := wallTime()
 	for i := range b.Keys {
@@ -219,7 +221,8 @@ func (s *Store) promote(b *keyfile.Body, key *keyfile.RSAKey) error {
 	if len(b.Keys) >= mostKeys {
 		return fmt.Errorf("%w: %d keys are still in their grace", fault.ErrTooLarge, len(b.Keys))
 	}
-	b.Keys = append(b.Keys, keyfile.Entry{State: keyfile.Primary, Created: now, Activated: now, Key: key})
+	entry := keyfile.Entry{State: keyfile.Primary, Created: now, Activated: now, Key: key}
+	b.Keys = append(b.Keys, entry)
 	b.Rotations++
 	b.Rotated = now
 	return s.replaceConfigs(b, now)
@@ -242,7 +245,8 @@ func (s *Store) replaceConfigs(b *keyfile.Body, now time.Time) error {
 	return makeConfigs(b, now)
 }
 
-// makeConfigs adds one key for each KEM, and the signer if there is none: their seeds, which b owns.
+// makeConfigs adds one key for each KEM, and the signer if there is none: their seeds, which b
+// owns.
 func makeConfigs(b *keyfile.Body, now time.Time) error {
 	if b.Signer == nil {
 		b.Signer = make([]byte, seedSize)
@@ -262,8 +266,8 @@ func makeConfigs(b *keyfile.Body, now time.Time) error {
 	return nil
 }
 
-// freeID is the next id after the one that was given last, so that an id that was in use lately does
-// not come back soon.
+// freeID is the next id after the one that was given last, so that an id that was in use lately
+// does not come back soon.
 func freeID(b *keyfile.Body) (uint8, error) {
 	if len(b.ConfigKeys) >= mostKeys {
 		return 0, fmt.Errorf("%w: %d keys are still in their grace", fault.ErrTooLarge, len(b.ConfigKeys))
@@ -358,8 +362,8 @@ type Info struct {
 	Public     bool
 }
 
-// Keys lists the RSA keys, then the configurations, then their signer. Current ones come before retired
-// ones, and of these the one that was retired last comes first. A closed store has none.
+// Keys lists the RSA keys, then the configurations, then their signer. Current ones come before
+// retired ones, and of these the one that was retired last comes first. A closed store has none.
 func (s *Store) Keys() []Info {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -386,7 +390,9 @@ func (s *Store) Keys() []Info {
 	slices.SortStableFunc(configs, currentFirst)
 	list = append(list, configs...)
 	if s.signer.isThere() {
-		list = append(list, Info{Fingerprint: s.signer.fingerprint(), Kind: "Ed25519", Locked: s.signer.seed.Locked()})
+		list = append(list, Info{
+			Fingerprint: s.signer.fingerprint(), Kind: "Ed25519", Locked: s.signer.seed.Locked(),
+		})
 	}
 	return list
 }
@@ -402,7 +408,9 @@ func currentFirst(a, b Info) int {
 }
 
 func (e *entry) info() Info {
-	i := Info{Fingerprint: e.fingerprint, Created: e.created, Activated: e.activated, Retired: e.retired}
+	i := Info{
+		Fingerprint: e.fingerprint, Created: e.created, Activated: e.activated, Retired: e.retired,
+	}
 	if e.RSA != nil {
 		i.Kind, i.Bits, i.Locked = "RSA", e.RSA.Public().Bits(), e.RSA.Locked()
 		return i

@@ -16,8 +16,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// This file makes working keys, in locked memory, of the keys that a body has. That can fail, and takes
-// time: it is done before anything is written or taken over, and without the store's mutex.
+// This file makes working keys, in locked memory, of the keys that a body has. That can fail, and
+// takes time: it is done before anything is written or taken over, and without the store's mutex.
 
 // preparedKeys wait to be taken over. They belong to the goroutine that changes the store.
 type preparedKeys struct {
@@ -129,13 +129,14 @@ func (s *Store) loadRSA(k *Key, from *keyfile.RSAKey) error {
 	return nil
 }
 
-// protect moves a key into protected memory. A key that has to stay where it is, and may, counts as not
-// locked.
+// protect moves a key into protected memory. A key that has to stay where it is, and may, counts as
+// not locked.
 func (s *Store) protect(k *hybrid.PrivateKey) error {
 	err := k.Protect(s.policy)
 	switch {
 	case err != nil && s.policy != locked.Required:
-		s.log.Warn("a private key stays in ordinary memory", "fingerprint", k.Public().Fingerprint(), "error", err)
+		s.log.Warn("a private key stays in ordinary memory",
+			"fingerprint", k.Public().Fingerprint(), "error", err)
 	case errors.Is(err, hybrid.ErrKeyShape) || errors.Is(err, hybrid.ErrKeyTest):
 		return fmt.Errorf("%w: %w", fault.ErrMemoryLimit, err)
 	case err != nil:
@@ -145,8 +146,8 @@ func (s *Store) protect(k *hybrid.PrivateKey) error {
 	return nil
 }
 
-// loadConfig makes the key of a configuration, as much of it in protected memory as crypto/hpke can do
-// without.
+// loadConfig makes the key of a configuration, as much of it in protected memory as crypto/hpke can
+// do without.
 func (s *Store) loadConfig(k *Key, c *keyfile.ConfigKey) (err error) {
 	defer s.sweeper.Soon()
 	if k.OHTTP, err = newConfig(c); err != nil {
@@ -164,7 +165,8 @@ func (s *Store) loadConfig(k *Key, c *keyfile.ConfigKey) (err error) {
 	case err != nil:
 		s.log.Warn("a private key stays in ordinary memory", "key_id", c.ID, "error", err)
 		k.memory.Destroy()
-		k.memory, _ = locked.NewWith(locked.Off, ohttp.SecretSize) // so that the account has it; never fails
+		// So that the account has it; it never fails.
+		k.memory, _ = locked.NewWith(locked.Off, ohttp.SecretSize)
 	}
 	return nil
 }

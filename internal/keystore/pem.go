@@ -13,8 +13,8 @@ import (
 )
 
 // ImportPEM makes the private key in a PEM file the primary one; the one before is retired, as in a
-// rotation. passphrase is nil for a plain file. Importing the primary key again changes nothing. The
-// result has how the key lay in its file.
+// rotation. passphrase is nil for a plain file. Importing the primary key again changes nothing.
+// The result has how the key lay in its file.
 func (s *Store) ImportPEM(ctx context.Context, text []byte, passphrase Secret) (*Info, error) {
 	defer s.sweeper.Soon()
 	key, report, err := parsePEM(text, passphrase, s.options())
@@ -23,8 +23,9 @@ func (s *Store) ImportPEM(ctx context.Context, text []byte, passphrase Secret) (
 	}
 	fp := key.Fingerprint()
 	result := &Info{
-		Fingerprint: hybrid.HexFingerprint(fp), Kind: "RSA", Bits: key.Bits(), Format: string(report.Container),
-		KDF: report.KDF, Iterations: report.Iterations, Weak: report.Weak, Public: report.Public,
+		Fingerprint: hybrid.HexFingerprint(fp), Kind: "RSA", Bits: key.Bits(),
+		Format: string(report.Container),
+		KDF:    report.KDF, Iterations: report.Iterations, Weak: report.Weak, Public: report.Public,
 	}
 	err = s.change(ctx, func(b *keyfile.Body) error {
 		for _, e := range b.Keys {
@@ -34,7 +35,8 @@ func (s *Store) ImportPEM(ctx context.Context, text []byte, passphrase Secret) (
 			if e.State == keyfile.Primary {
 				return errNoChange
 			}
-			return fmt.Errorf("%w: this key was retired here before; delete it first", fault.ErrInvalidRequest)
+			return fmt.Errorf("%w: this key was retired here before; delete it first",
+				fault.ErrInvalidRequest)
 		}
 		return s.promote(b, key)
 	})
@@ -61,7 +63,9 @@ func (s *Store) describe(i *Info) {
 	}
 }
 
-func parsePEM(text []byte, passphrase Secret, options []keyfile.Option) (key *keyfile.RSAKey, report *keyfile.Report, err error) {
+func parsePEM(
+	text []byte, passphrase Secret, options []keyfile.Option,
+) (key *keyfile.RSAKey, report *keyfile.Report, err error) {
 	parse := func(p []byte) error {
 		key, report, err = keyfile.ParsePrivateKey(text, p, options...)
 		return nil
@@ -78,7 +82,9 @@ func parsePEM(text []byte, passphrase Secret, options []keyfile.Option) (key *ke
 }
 
 // ExportPEM writes the key with this fingerprint ("" = the primary one) as PKCS#8 in PBES2.
-func (s *Store) ExportPEM(ctx context.Context, fingerprint string, passphrase Secret) ([]byte, error) {
+func (s *Store) ExportPEM(
+	ctx context.Context, fingerprint string, passphrase Secret,
+) ([]byte, error) {
 	if err := validPassphrase(passphrase); err != nil {
 		return nil, err
 	}
@@ -147,7 +153,8 @@ func (s *Store) Delete(ctx context.Context, fingerprint string) error {
 				continue
 			}
 			if e.State == keyfile.Primary {
-				return fmt.Errorf("%w: the primary key cannot be deleted, rotate first", fault.ErrInvalidRequest)
+				return fmt.Errorf("%w: the primary key cannot be deleted, rotate first",
+					fault.ErrInvalidRequest)
 			}
 			e.Key.Wipe()
 			b.Keys = append(b.Keys[:i], b.Keys[i+1:]...)

@@ -22,8 +22,8 @@ func (s *Store) Pin(origin string) ([32]byte, bool) {
 	return p.Fingerprint, ok
 }
 
-// AddPin remembers fp for origin, unless there is one already, and returns the one that is remembered
-// then.
+// AddPin remembers fp for origin, unless there is one already, and returns the one that is
+// remembered then.
 func (s *Store) AddPin(ctx context.Context, origin string, fp [32]byte) ([32]byte, error) {
 	if remembered, ok := s.Pin(origin); ok {
 		return remembered, nil
@@ -56,10 +56,12 @@ func (s *Store) AcceptPin(ctx context.Context, origin string, fp [32]byte) error
 
 func appendPin(b *keyfile.Body, p keyfile.Pin) error {
 	if len(p.Origin) > keyfile.MaxOriginSize {
-		return fmt.Errorf("%w: a base URL of %d bytes, limit %d", fault.ErrTooLarge, len(p.Origin), keyfile.MaxOriginSize)
+		return fmt.Errorf("%w: a base URL of %d bytes, limit %d",
+			fault.ErrTooLarge, len(p.Origin), keyfile.MaxOriginSize)
 	}
 	if len(b.Pins) >= keyfile.MaxPins {
-		return fmt.Errorf("%w: the key store remembers no more than %d server keys", fault.ErrTooLarge, keyfile.MaxPins)
+		return fmt.Errorf("%w: the key store remembers no more than %d server keys",
+			fault.ErrTooLarge, keyfile.MaxPins)
 	}
 	b.Pins = append(b.Pins, p)
 	return nil

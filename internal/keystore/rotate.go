@@ -22,15 +22,15 @@ import (
 // Rotation says when keys are replaced, and how long replaced ones open requests.
 type Rotation struct {
 	Every         time.Duration // age at which a current key is replaced; 0 = 24 h, negative = never
-	AfterRequests int64         // replaces an RSA key after so many requests of this process; 0 = never
-	Grace         time.Duration // how long a retired key opens requests; 0 = 2 h, negative = not at all
+	AfterRequests int64         // replaces an RSA key after so many requests here; 0 = never
+	Grace         time.Duration // how long a retired key opens requests; 0 = 2 h, negative = 0
 }
 
 const (
 	defaultRotation = 24 * time.Hour
 	defaultGrace    = 2 * time.Hour
 
-	mostKeys     = 128              // of a kind; each RSA key is tried on an envelope that does not open
+	mostKeys     = 128              // of a kind; each RSA key is tried on what does not open
 	clockSkew    = time.Hour        // a time further ahead than this counts as past
 	rotationWait = 2 * time.Minute  // for another process that makes a key
 	firstRetry   = time.Minute      // after a rotation that failed; doubles up to longestRetry
@@ -52,15 +52,15 @@ func (r Rotation) withDefaults() Rotation {
 
 // rotator makes keys, and looks after them in the background.
 //
-// Its worker starts with the first key, and ends with Close. It wakes when a key is due or expired, when
-// the file may have been replaced, and when it is nudged; then it runs maintain. After a failure it does
-// nothing that is due until retryAt, except to reload the file.
+// Its worker starts with the first key, and ends with Close. It wakes when a key is due or expired,
+// when the file may have been replaced, and when it is nudged; then it runs maintain. After a
+// failure it does nothing that is due until retryAt, except to reload the file.
 type rotator struct {
 	making     flight.Group[bool] // one key is made for all callers; reports whether one was made
 	wake       chan struct{}      // holds a token while the worker is to look at once
 	uses       atomic.Int64       // requests with the primary key, since it is that
 	replaced   atomic.Int64       // how often this process replaced the primary key
-	lastReload atomic.Int64       // when the file was last looked at: nanoseconds since the store was made
+	lastReload atomic.Int64       // of the file: nanoseconds since the store was made
 	since      time.Time
 	start      sync.Once
 	worker     sync.WaitGroup
@@ -156,8 +156,8 @@ func (s *Store) mayReload() bool {
 	return now-last >= int64(reloadEvery) && s.rotator.lastReload.CompareAndSwap(last, now)
 }
 
-// reloadSeldom takes over, once in reloadEvery, a file that another process has replaced. If it cannot,
-// the known keys stay in use, and the worker reports it.
+// reloadSeldom takes over, once in reloadEvery, a file that another process has replaced. If it
+// cannot, the known keys stay in use, and the worker reports it.
 func (s *Store) reloadSeldom(ctx context.Context) {
 	if s.mayReload() && s.refresh(ctx) != nil {
 		s.rotator.nudge()
@@ -194,8 +194,8 @@ func privateKeys(keys []*Key) (list []*hybrid.PrivateKey) {
 	return list
 }
 
-// Rotate replaces the primary key now, and the configurations, and returns when the new one is in use
-// and, with a file, on the disk. Callers that come while a rotation is under way share it.
+// Rotate replaces the primary key now, and the configurations, and returns when the new one is in
+// use and, with a file, on the disk. Callers that come while a rotation is under way share it.
 func (s *Store) Rotate(ctx context.Context) error {
 	for {
 		made, err := s.rotator.making.Do(ctx, s.life, s.makeKey(true))
@@ -218,7 +218,8 @@ func (s *Store) RotationError() error {
 	return s.rotator.failure
 }
 
-// makeKey makes a key the primary one: if there is none, if the present one's time is over, or if forced to.
+// makeKey makes a key the primary one: if there is none, if the present one's time is over, or if
+// forced to.
 func (s *Store) makeKey(forced bool) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
 		if s.dir != nil { // one process makes the key, the others find it when their turn comes
@@ -240,7 +241,8 @@ func (s *Store) makeKey(forced bool) func(context.Context) (bool, error) {
 	}
 }
 
-// replacePrimary generates a key and makes it the primary one; unless forced, only in place of the one that is it now.
+// replacePrimary generates a key and makes it the primary one; unless forced, only in place of the
+// one that is it now.
 func (s *Store) replacePrimary(ctx context.Context, forced bool) (made bool, err error) {
 	s.mu.Lock()
 	before := s.primary()
@@ -372,7 +374,8 @@ func (s *Store) untilNext(now time.Time) time.Duration {
 	return max(wait, 0)
 }
 
-// maintain does the work that is due: take over what another process did, rotate, drop expired keys.
+// maintain does the work that is due: take over what another process did, rotate, drop expired
+// keys.
 func (s *Store) maintain() {
 	s.rotator.mu.Lock()
 	early := s.rotator.failures > 0 && time.Now().Before(s.rotator.retryAt)

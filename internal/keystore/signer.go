@@ -20,8 +20,8 @@ import (
 // signatureLife is how long a signature says that it is good for.
 const signatureLife = 24 * time.Hour
 
-// signer is the Ed25519 key that signs the list of configurations. The zero signer is none. Store.mu
-// guards it. It is made with the first configurations, and never replaced.
+// signer is the Ed25519 key that signs the list of configurations. The zero signer is none.
+// Store.mu guards it. It is made with the first configurations, and never replaced.
 type signer struct {
 	seed   *locked.Buffer
 	public ed25519.PublicKey
@@ -80,8 +80,9 @@ func (s *Store) Signer() (string, error) {
 	return s.signer.fingerprint(), nil
 }
 
-// SignList signs a list of configurations, in the form of ohttp.HeaderSignature. crypto/ed25519 leaves
-// on the heap values that it derives from a private key, so a list is signed once a second at most.
+// SignList signs a list of configurations, in the form of ohttp.HeaderSignature. crypto/ed25519
+// leaves on the heap values that it derives from a private key, so a list is signed once a second
+// at most.
 func (s *Store) SignList(list []byte, now time.Time) (string, error) {
 	s.signing.Lock() // a caller that comes meanwhile finds the signature
 	defer s.signing.Unlock()
@@ -128,9 +129,9 @@ func (s *Store) withSigner(f func(ed25519.PrivateKey)) (err error) {
 	return err
 }
 
-// forget wipes a key that may have signed. crypto/ed25519 keeps values that it derived from a key for as
-// long as the key's memory lives, and a collection more; with another key in the same place it drops
-// them at once.
+// forget wipes a key that may have signed. crypto/ed25519 keeps values that it derived from a key
+// for as long as the key's memory lives, and a collection more; with another key in the same place
+// it drops them at once.
 func forget(key ed25519.PrivateKey) {
 	copy(key, ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
 	_ = ed25519.Sign(key, nil)

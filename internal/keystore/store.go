@@ -1,9 +1,10 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package keystore keeps a client's or a gateway's keys, in memory or in a file under a passphrase that
-// several processes share: RSA keys for protocol v1, key configurations for Oblivious HTTP with the key
-// that signs their list, data keys, and the server keys that were trusted on first use.
+// Package keystore keeps a client's or a gateway's keys, in memory or in a file under a passphrase
+// that several processes share: RSA keys for protocol v1, key configurations for Oblivious HTTP
+// with the key that signs their list, data keys, and the server keys that were trusted on first
+// use.
 //
 //   - store.go: what a store is; making, opening and closing one
 //   - keys.go: the life of a key; load.go: working keys in locked memory
@@ -70,15 +71,15 @@ type OptionError struct {
 	Err   error
 }
 
-func (e *OptionError) Error() string { return "keystore: Options." + e.Field + ": " + e.Err.Error() }
+func (e *OptionError) Error() string { return "keystore: " + e.Field + ": " + e.Err.Error() }
 func (e *OptionError) Unwrap() error { return e.Err }
 
 // Store is a key store. Its methods may be called from several goroutines.
 //
-// Of a store with a file, the file is the truth and memory follows: a change reads the file, changes
-// what it says, makes in memory every key that is new, replaces the file, and only then takes over what
-// it says. So memory never has a key that a crash could lose, and a file that was written can be used.
-// keys.go has the life of a key.
+// Of a store with a file, the file is the truth and memory follows: a change reads the file,
+// changes what it says, makes in memory every key that is new, replaces the file, and only then
+// takes over what it says. So memory never has a key that a crash could lose, and a file that was
+// written can be used. keys.go has the life of a key.
 //
 // Locks are taken in this order:
 //
@@ -89,8 +90,8 @@ func (e *OptionError) Unwrap() error { return e.Err }
 //  5. mu;
 //  6. Key.mu, and rotator.mu, of which no goroutine holds two.
 //
-// tell is called with none of 2 to 6 held, the logger with none of 4 to 6: both may call methods that
-// read the store.
+// tell is called with none of 2 to 6 held, the logger with none of 4 to 6: both may call methods
+// that read the store.
 type Store struct {
 	bits       int
 	iterations int
@@ -143,7 +144,8 @@ func New(o *Options) (*Store, error) {
 	s := &Store{
 		bits: o.Bits, iterations: o.Iterations, rotation: o.Rotation.withDefaults(), policy: o.Memory,
 		log: o.Logger, newKey: o.NewKey, told: o.Tell,
-		moveConfig: (*ohttp.PrivateKey).MoveTo, turn: make(chan struct{}, 1), pins: make(map[string]keyfile.Pin),
+		moveConfig: (*ohttp.PrivateKey).MoveTo, turn: make(chan struct{}, 1),
+		pins: make(map[string]keyfile.Pin),
 	}
 	if s.newKey == nil {
 		s.newKey = func(bits int) (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, bits) }
@@ -170,7 +172,8 @@ func New(o *Options) (*Store, error) {
 	}
 	s.memory = locked.NewArena(s.policy)
 	if s.policy == locked.Required {
-		// It takes its first pages at once: a process that cannot lock any learns of it when it starts.
+		// It takes its first pages at once: a process that cannot lock any learns of it when it
+		// starts.
 		b, err := s.memory.Alloc(1)
 		if err != nil {
 			return nil, err
@@ -316,7 +319,8 @@ func folder(dir string) (string, error) {
 
 func validPassphrase(p Secret) error {
 	if n := p.Len(); n < minPassphrase {
-		return fmt.Errorf("%w: a passphrase of %d bytes, want %d or more", fault.ErrInvalidRequest, n, minPassphrase)
+		return fmt.Errorf("%w: a passphrase of %d bytes, want %d or more",
+			fault.ErrInvalidRequest, n, minPassphrase)
 	}
 	return nil
 }
@@ -378,8 +382,9 @@ func (s *Store) Dir() *fsafe.Dir { return s.dir }
 // Sweep has the garbage collected soon that private keys and sealing have left.
 func (s *Store) Sweep() { s.sweeper.Soon() }
 
-// Close wipes the keys: at once, or when the last request that uses them has ended. It ends the rotation
-// in the background and waits for a key that is being generated, some seconds at most. The file stays.
+// Close wipes the keys: at once, or when the last request that uses them has ended. It ends the
+// rotation in the background and waits for a key that is being generated, some seconds at most. The
+// file stays.
 func (s *Store) Close() {
 	s.mu.Lock()
 	if s.closed {

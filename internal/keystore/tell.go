@@ -14,11 +14,11 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
-// This file is how a store tells an Auditor of its events. It does so while it holds neither its own
-// locks nor the lock of the file, so that the Auditor may use the store.
+// This file is how a store tells an Auditor of its events. It does so while it holds neither its
+// own locks nor the lock of the file, so that the Auditor may use the store.
 
-// Event is one thing that happened in a store. Package sealedchat makes its own Event of it, which says
-// what each type has.
+// Event is one thing that happened in a store. Package sealedchat makes its own Event of it, which
+// says what each type has.
 type Event struct {
 	Time           time.Time
 	Type           string
@@ -50,8 +50,9 @@ const (
 	LockLost           = "lock_lost"
 )
 
-// SetTell has events told to f from now on, and at once those of Create or Open, if nobody was told of
-// them yet. nil tells nobody. The error is f's for those that are told at once; f stays set all the same.
+// SetTell has events told to f from now on, and at once those of Create or Open, if nobody was told
+// of them yet. nil tells nobody. The error is f's for those that are told at once; f stays set all
+// the same.
 func (s *Store) SetTell(ctx context.Context, f func(context.Context, Event) error) (err error) {
 	s.mu.Lock()
 	s.told = f
@@ -66,7 +67,8 @@ func (s *Store) SetTell(ctx context.Context, f func(context.Context, Event) erro
 	return err
 }
 
-// tell tells the Auditor. Without one, the events until the store is open wait for SetTell: a handful.
+// tell tells the Auditor. Without one, the events until the store is open wait for SetTell: a
+// handful.
 func (s *Store) tell(ctx context.Context, e Event) error {
 	e.Time = time.Now()
 	s.mu.Lock()
@@ -88,8 +90,9 @@ func tellTo(ctx context.Context, f func(context.Context, Event) error, e Event) 
 	return nil
 }
 
-// auditorError is an Auditor's error. It is all that the Auditor's error is, except ErrUnconfirmed and
-// the types by which the store knows its own errors: the Auditor may use a key store of its own.
+// auditorError is an Auditor's error. It is all that the Auditor's error is, except ErrUnconfirmed
+// and the types by which the store knows its own errors: the Auditor may use a key store of its
+// own.
 type auditorError struct{ err error }
 
 func (e *auditorError) Error() string { return e.err.Error() }
@@ -106,14 +109,18 @@ func (e *auditorError) As(target any) bool {
 	return errors.As(e.err, target)
 }
 
-// failed tells of err, the error of a call, if it is an event and was not told already: err comes back.
+// failed tells of err, the error of a call, if it is an event and was not told already: err comes
+// back.
 func (s *Store) failed(ctx context.Context, err error) error {
 	if _, reported := errors.AsType[*reportedError](err); reported || err == nil {
 		return err
 	}
 	e, ok := fileEvent(err)
 	if errors.Is(err, fault.ErrPassphrase) && !errors.Is(err, errChangedElsewhere) {
-		e, ok = Event{Type: DecryptionRefused, Path: s.path(), Reason: "wrong passphrase or damaged key store"}, true
+		ok = true
+		e = Event{
+			Type: DecryptionRefused, Path: s.path(), Reason: "wrong passphrase or damaged key store",
+		}
 	}
 	if !ok {
 		return err
@@ -194,9 +201,11 @@ func (s *Store) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start ti
 	if ctx.Err() != nil {
 		return fault.Ended(ctx) // the key is dropped, and nobody hears of it
 	}
-	// A store that is closed meanwhile waits for the Auditor: an event that it breaks off would count as lost.
+	// A store that is closed meanwhile waits for the Auditor: an event that it breaks off would
+	// count as lost.
 	e := Event{
-		Type: KeyGenerated, Fingerprint: fingerprintOf(key), Bits: key.Bits(), Duration: time.Since(start),
+		Type: KeyGenerated, Fingerprint: fingerprintOf(key), Bits: key.Bits(),
+		Duration: time.Since(start),
 	}
 	return s.tell(context.WithoutCancel(ctx), e)
 }
@@ -255,7 +264,9 @@ func (s *Store) tellChanges(ctx context.Context, c *keyChanges, err error) error
 	}
 	for _, r := range c.after {
 		if r.config != nil && r.isCurrent() && find(c.before, r.fingerprint) == nil {
-			tell(Event{Type: KeyGenerated, Fingerprint: r.fingerprint, Reason: "a configuration of Oblivious HTTP"})
+			tell(Event{
+				Type: KeyGenerated, Fingerprint: r.fingerprint, Reason: "a configuration of Oblivious HTTP",
+			})
 		}
 	}
 	for _, r := range c.before {

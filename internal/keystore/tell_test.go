@@ -98,7 +98,8 @@ func TestAuditUnconfirmedIsNotTheStores(t *testing.T) {
 	}
 }
 
-// A store that is closed while its Auditor hears of a new key waits for it, and does not break it off.
+// A store that is closed while its Auditor hears of a new key waits for it, and does not break it
+// off.
 func TestCloseWaitsForTheAuditor(t *testing.T) {
 	s, _ := createWeak(t, storeDir(t), nil)
 	hears, ends := make(chan struct{}), make(chan struct{})

@@ -32,7 +32,8 @@ func RunInChild(t *testing.T, how string, run func(t *testing.T)) {
 	}
 }
 
-// NobodysFolder gives up root's rights, in a child process, and makes a folder for the user that is left.
+// NobodysFolder gives up root's rights, in a child process, and makes a folder for the user that is
+// left.
 func NobodysFolder(t *testing.T) (dir string, limit unix.Rlimit) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sealedchat") // and not t.TempDir, in a folder that only root may change

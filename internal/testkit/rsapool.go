@@ -10,7 +10,8 @@ import (
 	"sync/atomic"
 )
 
-// storedPrimes have 1024 bits each. Any two make an RSA key of 2048 bits, so that tests need not generate keys.
+// storedPrimes have 1024 bits each. Any two make an RSA key of 2048 bits, so that tests need not
+// generate keys.
 var storedPrimes = [...]string{
 	"9kpVW3JUw7yCRzKYW9xvFvYLNJ4U6O4mZj1NjYtKYVTBLvZ7xgmpLeVRf2H357hnfUsl48K6vWbDfTps50jhQ34kVxrfPbUcoWtBp+3COK/AsHTIgqLja2pBe9JvitqaRmkZQBVo2ojKy3SoxtXEnJgMtx8uq+NVVZbDLp0/UkU",
 	"5bWZPxt41sk3ib5iOiqwfB6Vv+/xpi7zVLHEtsXWXpkzKk0Jraj7RM3DQfp7wSuDIFHed6hd7j2WLO9pvsQatEUN6mhnvaS01ahdRtN9Mp0+iiqdodebhI/87kq2gqSLK5dnTJAio+auBkhLGatJeh0VMOgwmpb3Q1lgyxfcX/k",
