@@ -26,7 +26,7 @@ import (
 // memory, unless the error is fault.ErrUnconfirmed, or fault.ErrAudit alone: then the Auditor could
 // not be told of what is done.
 func (s *Store) change(ctx context.Context, f func(*keyfile.Body) error) error {
-	defer s.sweeper.Soon() // what is made of keys to tell their fingerprints
+	defer s.sweeper.Soon() // of copies that fingerprints were made of
 	var changes keyChanges
 	err := s.changeBody(ctx, changes.watch(f))
 	return s.tellChanges(ctx, &changes, err)
@@ -127,7 +127,7 @@ func (s *Store) save(lock *fsafe.Lock, body *keyfile.Body) error {
 	if s.life.Err() != nil {
 		return s.errClosed()
 	}
-	// What cannot be used must not be written either.
+	// A key that cannot be used must not be written either.
 	defer s.wipePrepared()
 	if _, err := s.prepare(body); err != nil {
 		return err
@@ -228,7 +228,7 @@ func (s *Store) openBody(file *keyfile.File) (*keyfile.Body, error) {
 	if err != nil {
 		return nil, storeError(err)
 	}
-	if body.Generation < generation { // somebody put an old file in its place
+	if body.Generation < generation { // an old file was put in its place
 		body.Wipe()
 		return nil, fmt.Errorf("%w: older than what is in use", fault.ErrKeyStoreDamaged)
 	}

@@ -26,7 +26,7 @@ import (
 //
 // A current RSA key is the primary one, of which there is one at most; current configurations are
 // listed, one of each KEM. A retired key opens requests that were sealed before it was replaced,
-// until its grace is over. Then it is expired: it opens nothing, and whoever finds it takes it out
+// until its grace is over. Then it is expired: it opens nothing, and the store that finds it takes it out
 // of the file. A key is wiped when it is no longer in the store and the last request that uses it
 // has ended.
 

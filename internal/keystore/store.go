@@ -279,7 +279,7 @@ func (s *Store) open(ctx context.Context, dir string, passphrase Secret) (err er
 		if err = s.unlock(ctx, dir, passphrase); !errors.Is(err, errChangedElsewhere) {
 			return err
 		}
-	} // somebody rewrote the file meanwhile, perhaps under the same passphrase
+	} // the file was rewritten meanwhile, perhaps under the same passphrase
 }
 
 func (s *Store) unlock(ctx context.Context, dir string, passphrase Secret) error {
