@@ -5,9 +5,9 @@ package sealedchat
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
 	"strings"
 
@@ -399,41 +399,9 @@ func (u *Usage) decodeJSON(valid []byte) (err error) {
 	return err
 }
 
-// Chat seals r, sends it, and returns the opened and checked answer. It makes up to 1 + [Config].MaxRetries attempts of
-// [Config].Timeout each, and one more when the server's key has changed and the new one is trusted; ctx bounds them all.
-//
-// Errors: [*ServerKeyError] when the server's key is not trusted (nothing was sent), [*APIError] when the server
-// refused, [*OuterError] for an answer in the clear where [ProtocolOHTTP] wants a sealed one, and the sentinels
-// [ErrInvalidRequest], [ErrTooLarge], [ErrConnection], [ErrTruncated], [ErrEnvelope], [ErrDecryption], [ErrResponseSchema],
-// [ErrReplay], [ErrTierDowngrade], [ErrPublicKey], [ErrInsecureURL], [ErrMemoryLimit], [ErrAudit] and [ErrClosed]; those of
-// Config.Limiter and of saving in Config.Keys; the cause of ctx when that ended the call.
-//
-// Prompt and answer are Go strings here: the garbage collector may copy them, nothing wipes them, and they can be
-// swapped out. [SecureCompletionClient.Complete] keeps both in protected memory.
-func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest, opts ...CallOption) (*ChatResponse, error) {
-	body, err := r.encode()
-	if err != nil {
-		return nil, err
-	}
-	defer clear(body)
-	result, err := c.do(ctx, body, opts)
-	if err != nil {
-		return nil, err
-	}
-	resp := &ChatResponse{}
-	if err := chatjson.CheckWeight(result.plaintext); err != nil {
-		clear(result.plaintext)
-		return nil, c.tellRefused(ctx, result.payloadID, err, "")
-	}
-	if err := resp.decodeJSON(result.plaintext); err != nil {
-		clear(result.plaintext)
-		return nil, c.tellRefused(ctx, result.payloadID, decodeError(err), "")
-	}
-	resp.PayloadID = result.payloadID
-	return resp, nil
-}
-
-func (r *ChatRequest) encode() ([]byte, error) {
+// encode writes the request as JSON that is fit to be sealed: nobody has to check it again. Members of Extra whose names
+// are in without are left out.
+func (r *ChatRequest) encode(without ...string) ([]byte, error) {
 	switch {
 	case r == nil:
 		return nil, fmt.Errorf("%w: no ChatRequest", ErrInvalidRequest)
@@ -442,54 +410,17 @@ func (r *ChatRequest) encode() ([]byte, error) {
 	case len(r.Messages) == 0:
 		return nil, fmt.Errorf("%w: ChatRequest.Messages is empty", ErrInvalidRequest)
 	}
-	return r.appendJSON(make([]byte, 0, r.sizeHint()))
-}
-
-// Request is a chat completion request as raw JSON.
-type Request struct {
-	// Body is the JSON object. It stays the caller's and is left as it is.
-	Body *Secret
-}
-
-// Response is a chat.completion object as raw JSON. Close it to wipe the answer.
-type Response struct {
-	Body      *Secret // the bytes exactly as they were sealed; Close destroys it
-	PayloadID string  // the request's id, as in ChatResponse
-}
-
-// Close wipes the answer. Idempotent; its error is always nil.
-func (r *Response) Close() error {
-	if r != nil {
-		r.Body.Destroy()
+	for name := range r.Extra {
+		if err := chatjson.CheckName(name); err != nil {
+			return nil, err
+		}
 	}
-	return nil
-}
-
-// Complete is [SecureCompletionClient.Chat] for raw JSON: the answer is checked the same way and handed out byte for byte.
-// Request and answer stay in memory under [Config].Memory. Errors are those of Chat, with [ErrClosed] for a destroyed
-// r.Body too. The caller closes the response.
-func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request, opts ...CallOption) (*Response, error) {
-	if r == nil || r.Body == nil {
-		return nil, fmt.Errorf("%w: no Request.Body", ErrInvalidRequest)
+	clean := *r
+	for _, name := range without {
+		if _, set := clean.Extra[name]; set {
+			clean.Extra = maps.Clone(clean.Extra)
+			delete(clean.Extra, name)
+		}
 	}
-	if c.cfg.Memory == MemoryRequired && r.Body.Len() > 0 && !r.Body.Locked() {
-		return nil, fmt.Errorf("%w: Request.Body is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
-	}
-	var body *Secret
-	into := func(n int) (b []byte, err error) {
-		body.Destroy() // an earlier attempt's
-		body, b, err = newRoom(c.memory, n)
-		return b, err
-	}
-	var result *completion
-	err := r.Body.Use(func(b []byte) (err error) {
-		result, err = c.do(ctx, b, append(opts[:len(opts):len(opts)], func(o *callOptions) { o.into = into }))
-		return err
-	})
-	if err != nil {
-		body.Destroy()
-		return nil, err
-	}
-	body.keep(len(result.plaintext))
-	return &Response{Body: body, PayloadID: result.payloadID}, nil
+	return clean.appendJSON(make([]byte, 0, r.sizeHint()))
 }

@@ -8,12 +8,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"iter"
 	"maps"
-	"math"
-	"net/http"
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
@@ -23,7 +20,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
-// ChatChunk is one piece of a streamed answer: an OpenAI chat.completion.chunk. [ChatAccumulator] puts them together.
+// ChatChunk is one piece of a streamed answer: an OpenAI chat.completion.chunk. [ChatAccumulator]
+// puts them together.
 type ChatChunk struct {
 	ID                string        `json:"id"`
 	Object            string        `json:"object"`
@@ -59,8 +57,9 @@ type Delta struct {
 	Extra     map[string]json.RawMessage `json:"-"` // "reasoning_content" and others
 }
 
-// ToolCallDelta is a piece of a tool call. Pieces with the same Index belong together, and their arguments are joined.
-// Of servers that leave the index out it is 0 in all of them, and another ID begins another call.
+// ToolCallDelta is a piece of a tool call. Pieces with the same Index belong together, and their
+// arguments are joined. Of servers that leave the index out it is 0 in all of them, and another ID
+// begins another call.
 type ToolCallDelta struct {
 	Index    int64                      `json:"index"`
 	ID       string                     `json:"id"`
@@ -92,7 +91,8 @@ func (c *ChatChunk) decodeJSON(valid []byte) (err error) {
 	return err
 }
 
-// UnmarshalJSON reads a choice by exact names and keeps what it does not know in Extra. Extra aliases data.
+// UnmarshalJSON reads a choice by exact names and keeps what it does not know in Extra. Extra
+// aliases data.
 func (c *ChunkChoice) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
 
 func (c *ChunkChoice) decodeJSON(valid []byte) (err error) {
@@ -103,7 +103,8 @@ func (c *ChunkChoice) decodeJSON(valid []byte) (err error) {
 	return err
 }
 
-// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra aliases data.
+// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra
+// aliases data.
 func (d *Delta) UnmarshalJSON(data []byte) error { return unmarshal(data, d) }
 
 func (d *Delta) decodeJSON(valid []byte) (err error) {
@@ -118,7 +119,8 @@ func (d *Delta) decodeJSON(valid []byte) (err error) {
 	return err
 }
 
-// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra aliases data.
+// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra
+// aliases data.
 func (c *ToolCallDelta) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
 
 func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
@@ -138,54 +140,146 @@ func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
 //		fmt.Print(chunk.Text())
 //	}
 //
-// With [ProtocolOHTTP] each piece is handed out as it comes, once it is authenticated. Protocol version 1 has no streams:
-// there all pieces are made from the complete answer, once that has come.
+// With [ProtocolOHTTP] each piece is handed out as it comes, once it is authenticated. Protocol
+// version 1 has no streams: there all pieces are made from the complete answer, once that has come.
 //
-// An error comes last, alone, and with a nil chunk; errors are those of Chat. A stream that is cut, wherever and by
-// whomever, is [ErrTruncated]: without an error, it was complete. One that the caller's own limits end is not called cut: the
-// end of ctx comes as itself, that of Config.Timeout as [ErrConnection] and [context.DeadlineExceeded], also after chunks
-// came, and a stream that stands still for Config.IdleTimeout is [ErrConnection]. An error that the server sends within the stream is an [*APIError] with status 200. Leaving the loop early ends the
-// request. Nothing is sent before the loop, and each loop over the result sends the request anew. Chunks are the caller's, who
-// may keep them; [ChatAccumulator] puts them together.
+// An error comes last, alone, and with a nil chunk; errors are those of Chat. A stream that is cut,
+// wherever and by whomever, is [ErrTruncated]: without an error, it was complete. One that the
+// caller's own limits end is not called cut: the end of ctx comes as itself, that of Config.Timeout
+// as [ErrConnection] and [context.DeadlineExceeded], also after chunks came, and a stream that
+// stands still for Config.IdleTimeout is [ErrConnection]. An error that the server sends within the
+// stream is an [*APIError] with status 200. Leaving the loop early ends the request. Nothing is
+// sent before the loop, and each loop over the result sends the request anew. Chunks are the
+// caller's, who may keep them; [ChatAccumulator] puts them together.
 //
-// The request is r with stream set, and, unless r.Extra has stream_options, with usage asked for: the last chunk then has
-// no choices, and Usage. Config.Timeout bounds the whole stream. Prompt and answer are ordinary memory, as in Chat.
-func (c *SecureCompletionClient) Stream(ctx context.Context, r *ChatRequest, opts ...CallOption) iter.Seq2[*ChatChunk, error] {
+// The request is r with stream set, and, unless r.Extra has stream_options, with usage asked for:
+// the last chunk then has no choices, and Usage. Config.Timeout bounds the whole stream. Prompt and
+// answer are ordinary memory, as in Chat.
+func (c *SecureCompletionClient) Stream(ctx context.Context, r *ChatRequest,
+	opts ...CallOption) iter.Seq2[*ChatChunk, error] {
 	return func(yield func(*ChatChunk, error) bool) {
-		if err := c.streamChat(ctx, r, opts, func(chunk *ChatChunk) bool { return yield(chunk, nil) }); err != nil {
+		if err := c.streamChat(ctx, r, opts, func(chunk *ChatChunk) bool {
+			return yield(chunk,
+				nil)
+		}); err != nil {
 			yield(nil, err)
 		}
 	}
 }
 
 // streamChat gives each chunk to yield. It returns nil at the end, and after yield returned false.
-func (c *SecureCompletionClient) streamChat(ctx context.Context, r *ChatRequest, opts []CallOption, yield func(*ChatChunk) bool) error {
-	if r == nil {
-		return fmt.Errorf("%w: no ChatRequest", ErrInvalidRequest)
+func (c *SecureCompletionClient) streamChat(ctx context.Context, r *ChatRequest, opts []CallOption,
+	yield func(*ChatChunk) bool) error {
+	if !c.wire.streams() {
+		usage, err := r.wantsUsage()
+		if err != nil {
+			return err
+		}
+		body, err := r.encode("stream", "stream_options")
+		if err != nil {
+			return err
+		}
+		defer clear(body)
+		result, err := c.do(ctx, chatRequest(body, true), opts)
+		if err != nil {
+			return err
+		}
+		return c.madeChunks(ctx, result, usage, yield)
 	}
-	streaming := *r
-	streaming.Extra = maps.Clone(r.Extra)
-	if streaming.Extra == nil {
-		streaming.Extra = make(map[string]any)
-	}
-	streaming.Extra["stream"] = true
-	if _, set := streaming.Extra["stream_options"]; !set {
-		streaming.Extra["stream_options"] = map[string]bool{"include_usage": true}
-	}
-	body, err := streaming.encode()
+	body, err := r.streaming().encode()
 	if err != nil {
 		return err
 	}
 	defer clear(body)
-	events, err := c.chatEvents(ctx, body, opts)
+	resp, err := c.stream(ctx, chatRequest(body, false), opts)
 	if err != nil {
 		return err
 	}
-	defer events.Close()
-	return c.tellSchema(ctx, events.payloadID, readChunks(events, yield))
+	defer resp.body.Close()
+	if resp.media() == mediaEvents {
+		return c.tellSchema(ctx, resp.payloadID, readChunks(resp, yield))
+	}
+	result, err := c.readWhole(ctx, resp)
+	if err != nil {
+		return err
+	}
+	return c.madeChunks(ctx, result, chatjson.CallOf(body).IncludeUsage, yield)
 }
 
-// tellSchema tells of an answer that opened and is not what it should be. What did not open was told of when it did not.
+// streaming is the request with what asks for a stream.
+func (r *ChatRequest) streaming() *ChatRequest {
+	if r == nil {
+		return nil
+	}
+	s := *r
+	s.Extra = make(map[string]any, len(r.Extra)+2)
+	s.Extra["stream_options"] = map[string]bool{"include_usage": true}
+	maps.Copy(s.Extra, r.Extra)
+	s.Extra["stream"] = true
+	return &s
+}
+
+// wantsUsage reports whether a stream is to end with the usage.
+func (r *ChatRequest) wantsUsage() (bool, error) {
+	if r == nil {
+		return false, nil // which is no request
+	}
+	options, set := r.Extra["stream_options"]
+	if !set {
+		return true, nil
+	}
+	text, err := chatjson.Marshal(options)
+	if err != nil {
+		return false, err
+	}
+	return chatjson.IncludesUsage(text), nil
+}
+
+// madeChunks gives the chunks of a whole answer, which it wipes, to yield.
+func (c *SecureCompletionClient) madeChunks(ctx context.Context, answer *completion, usage bool,
+	yield func(*ChatChunk) bool) error {
+	defer clear(answer.plaintext)
+	events, err := chatjson.NewEvents(answer.plaintext, usage)
+	if err != nil {
+		return c.tellSchema(ctx, answer.payloadID, err)
+	}
+	defer events.Wipe()
+	for {
+		text, err := events.Next()
+		if err == io.EOF {
+			return nil
+		}
+		chunk, err := decodeChunk(text)
+		if err != nil {
+			return c.tellSchema(ctx, answer.payloadID, err)
+		}
+		chunk.PayloadID = answer.payloadID
+		if !yield(chunk) {
+			return nil
+		}
+	}
+}
+
+// readWhole reads the answer of a server that took no notice of stream. An answer that is refused
+// is told of; of one that did not come as a whole, its body has told.
+func (c *SecureCompletionClient) readWhole(ctx context.Context, resp *openedResponse) (*completion,
+	error) {
+	defer resp.body.Close()
+	plaintext, err := httpx.ReadAll(resp.body, resp.length())
+	if err == nil {
+		if err = checkCompletion(plaintext, resp.payloadID, ""); err != nil {
+			err = c.tellRefused(ctx, resp.payloadID, err, "")
+		}
+	}
+	if err != nil {
+		clear(plaintext)
+		return nil, err
+	}
+	return &completion{opened: opened{plaintext: plaintext}, payloadID: resp.payloadID}, nil
+}
+
+// tellSchema tells of an answer that opened and is not what it should be. What did not open was
+// told of when it did not.
 func (c *SecureCompletionClient) tellSchema(ctx context.Context, id string, err error) error {
 	if !errors.Is(err, ErrResponseSchema) {
 		return err
@@ -193,90 +287,9 @@ func (c *SecureCompletionClient) tellSchema(ctx context.Context, id string, err 
 	return c.tellRefused(ctx, id, err, "")
 }
 
-// chatEvents returns the events of a chat completion, whose request is body; they are the caller's to close. It may change
-// body.
-func (c *SecureCompletionClient) chatEvents(ctx context.Context, body []byte, opts []CallOption) (*chatEvents, error) {
-	if c.oblivious != nil {
-		call, err := chatjson.LookAtCall(body)
-		if err != nil {
-			return nil, err
-		}
-		resp, err := c.streamRequest(ctx, &plainRequest{
-			method: http.MethodPost, path: pathChat, header: jsonFields(mediaEvents), content: body,
-		}, opts)
-		if err != nil {
-			return nil, err
-		}
-		if resp.media() == mediaEvents {
-			return &chatEvents{Reader: resp.body, closer: resp.body, payloadID: resp.payloadID, most: sse.MaxEvent}, nil
-		}
-		events, err := c.wholeEvents(ctx, resp, call.IncludeUsage)
-		if err != nil {
-			return nil, err
-		}
-		return eventsOf(events, resp.payloadID), nil
-	}
-	call, err := chatjson.LookAtCall(body)
-	if err != nil {
-		return nil, err
-	}
-	result, err := c.do(ctx, chatjson.CutStream(body[:0], body), opts)
-	if err != nil {
-		return nil, err
-	}
-	events, err := chatjson.NewEventText(result.plaintext, call.IncludeUsage)
-	if err != nil {
-		clear(result.plaintext)
-		return nil, c.tellSchema(ctx, result.payloadID, err)
-	}
-	return eventsOf(events, result.payloadID), nil
-}
-
-// chatEvents is an event stream.
-type chatEvents struct {
-	io.Reader
-	closer    io.Closer // nil: nothing to close
-	payloadID string
-	most      int // bytes of an event
-}
-
-// Close gives up what was not read.
-func (e *chatEvents) Close() error {
-	if e.closer == nil {
-		return nil
-	}
-	return e.closer.Close()
-}
-
-// eventsOf is a stream that is made of a whole answer.
-func eventsOf(events *chatjson.EventText, payloadID string) *chatEvents {
-	return &chatEvents{Reader: events, closer: events, payloadID: payloadID, most: math.MaxInt32}
-}
-
-// wholeEvents makes the events of a complete answer: some servers take no notice of stream. An answer that is refused is told
-// of; of one that did not come as a whole, its body has told.
-func (c *SecureCompletionClient) wholeEvents(ctx context.Context, resp *openedResponse, includeUsage bool) (*chatjson.EventText, error) {
-	defer resp.body.Close()
-	plaintext, err := httpx.ReadAll(resp.body, resp.length())
-	if err != nil {
-		clear(plaintext)
-		return nil, err
-	}
-	if err := checkCompletion(plaintext, resp.payloadID, ""); err != nil {
-		clear(plaintext)
-		return nil, c.tellRefused(ctx, resp.payloadID, err, "")
-	}
-	events, err := chatjson.NewEventText(plaintext, includeUsage)
-	if err != nil {
-		clear(plaintext)
-		return nil, c.tellSchema(ctx, resp.payloadID, err)
-	}
-	return events, nil
-}
-
 // readChunks reads events to their end.
-func readChunks(events *chatEvents, yield func(*ChatChunk) bool) error {
-	reader := sse.NewReader(events, events.most)
+func readChunks(resp *openedResponse, yield func(*ChatChunk) bool) error {
+	reader := sse.NewReader(resp.body, sse.MaxEvent)
 	defer reader.Wipe()
 	for done := false; ; {
 		e, err := reader.Next()
@@ -297,7 +310,7 @@ func readChunks(events *chatEvents, yield func(*ChatChunk) bool) error {
 		if err != nil {
 			return err
 		}
-		chunk.PayloadID = events.payloadID
+		chunk.PayloadID = resp.payloadID
 		if !yield(chunk) {
 			return nil
 		}
@@ -319,30 +332,4 @@ func decodeChunk(valid []byte) (*ChatChunk, error) {
 		return nil, decodeError(err)
 	}
 	return chunk, nil
-}
-
-// length is how long the content is to be, as far as the server said; -1 if it did not.
-func (r *openedResponse) length() int64 {
-	n, err := chatjson.WholeNumber([]byte(r.header.Get("Content-Length")))
-	if err != nil || n < 0 || n > math.MaxInt32 {
-		return -1
-	}
-	return n
-}
-
-// streamRequest checks a chat completion that asks for a stream, and sends it.
-func (c *SecureCompletionClient) streamRequest(ctx context.Context, in *plainRequest, opts []CallOption) (*openedResponse, error) {
-	o, err := c.options(opts)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.checkSize(len(in.content)); err != nil {
-		return nil, err
-	}
-	if in.path == pathChat {
-		if err := chatjson.CheckRequest(in.content); err != nil {
-			return nil, err
-		}
-	}
-	return c.stream(ctx, in, o)
 }

@@ -183,23 +183,22 @@ type Config struct {
 // SecureCompletionClient seals chat completions. Make one with [NewSecureCompletionClient] and share it: its methods
 // may be called from any number of goroutines, and connections, keys and the server's key are shared between them.
 type SecureCompletionClient struct {
-	cfg       Config
-	base      *url.URL
-	http      http.RoundTripper
-	server    *serverKey
-	wire      protocol
-	oblivious *obliviousHTTP // wire, with ProtocolOHTTP; else nil
-	memory    *locked.Arena  // for what calls need
-	retry     retryPolicy
-	log       *slog.Logger
-	ownKeys   bool
-	ownHTTP   bool
-	counts    clientCounts
+	cfg     Config
+	base    *url.URL
+	http    http.RoundTripper
+	server  *serverKey
+	wire    protocol
+	memory  *locked.Arena // for what calls need
+	retry   retryPolicy
+	log     *slog.Logger
+	ownKeys bool
+	ownHTTP bool
+	counts  clientCounts
 
-	audit      teller
-	stats      func() *MemoryStats // memoryStats, but for tests
-	memoryRank atomic.Int32        // of the level that was told last
-	opened     time.Time
+	audit     teller
+	allLocked func() bool // the function allLocked, except in tests
+	wasLocked atomic.Bool // what it said when it was asked last
+	opened    time.Time
 
 	life context.Context // ends with Close, with ErrClosed as its cause
 	end  context.CancelCauseFunc
@@ -336,11 +335,10 @@ func skipsVerification(c *tls.Config) bool {
 type CallOption func(*callOptions)
 
 type callOptions struct {
-	apiKey  *Secret
-	tier    SecurityTier
-	into    hybrid.Alloc // where the answer is opened to; nil: where it came
-	checked bool         // the plaintext has passed checkRequest
-	sealed  string       // payload id of the last attempt
+	apiKey *Secret
+	tier   SecurityTier
+	into   hybrid.Alloc // where the answer is opened to; nil: where it came
+	sealed string       // payload id of the last attempt
 }
 
 // WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. It stays the caller's, who keeps it until
@@ -457,7 +455,7 @@ func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, 
 func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) ([]*PublicKey, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.AttemptTimeout)
 	defer cancel()
-	keys, err := c.fetchKeys(ctx)
+	keys, err := c.wire.fetchKeys(ctx, c.http)
 	if err != nil && context.Cause(c.life) != nil {
 		return nil, context.Cause(c.life)
 	}
@@ -465,14 +463,14 @@ func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) ([]*PublicK
 }
 
 func (c *SecureCompletionClient) tellOpened() error {
-	c.stats = memoryStats
+	c.allLocked = allLocked
 	if c.cfg.Audit == nil {
 		return nil
 	}
 	c.audit.set(c.cfg.Audit)
-	stats := c.stats()
-	c.memoryRank.Store(int32(memoryRanks[stats.Level]))
-	return c.audit.tell(context.Background(), Event{Type: EventClientOpened, Server: c.server.origin, Memory: stats})
+	now := memoryNow()
+	c.wasLocked.Store(now.AllLocked)
+	return c.audit.tell(context.Background(), Event{Type: EventClientOpened, Server: c.server.origin, Memory: now})
 }
 
 func (c *SecureCompletionClient) tellClosed() error {
@@ -480,6 +478,6 @@ func (c *SecureCompletionClient) tellClosed() error {
 		return nil
 	}
 	return c.audit.tell(context.Background(), Event{
-		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened), Memory: c.stats(),
+		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened), Memory: memoryNow(),
 	})
 }

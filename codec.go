@@ -20,7 +20,8 @@ type appender interface {
 	appendJSON(dst []byte) ([]byte, error)
 }
 
-// decoder is a type that reads itself from JSON text that was checked before. It may keep slices of it.
+// decoder is a type that reads itself from JSON text that was checked before. It may keep slices of
+// it.
 type decoder interface {
 	decodeJSON(valid []byte) error
 }
@@ -77,7 +78,8 @@ func answerError(err error) error {
 		return err
 	}
 	e := &APIError{StatusCode: http.StatusOK}
-	if len(failed.Data) <= httpx.MaxErrorBody { // as of an error in the clear, only so much is looked at
+	// as of an error in the clear, only so much is looked at
+	if len(failed.Data) <= httpx.MaxErrorBody {
 		e.Code, e.Detail = errorDetail(failed.Data)
 	}
 	return e

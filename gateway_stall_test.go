@@ -158,7 +158,7 @@ func TestAnswersMadeToBeLarge(t *testing.T) {
 			if err := chatjson.CheckWeight([]byte(answer)); !errors.Is(err, ErrResponseSchema) {
 				t.Errorf("weighed: %v", err)
 			}
-			if _, err := eventStream([]byte(answer), false); !errors.Is(err, ErrResponseSchema) {
+			if _, err := chatjson.NewEventText([]byte(answer), false); !errors.Is(err, ErrResponseSchema) {
 				t.Errorf("as a stream: %v", err)
 			}
 			runtime.ReadMemStats(&after)
@@ -169,7 +169,7 @@ func TestAnswersMadeToBeLarge(t *testing.T) {
 	}
 	long := `{"id":"` + strings.Repeat("x", 1<<20) + `","object":"chat.completion","created":1,"model":"m","choices":[{"message":{"content":"` +
 		strings.Repeat("x", 1<<20) + `"}}]}`
-	if _, err := eventStream([]byte(long), false); !errors.Is(err, ErrResponseSchema) {
+	if _, err := chatjson.NewEventText([]byte(long), false); !errors.Is(err, ErrResponseSchema) {
 		t.Errorf("an id of 1 MiB in every event: %v", err)
 	}
 }

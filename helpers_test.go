@@ -163,3 +163,8 @@ func startClient(t testing.TB, url string, change func(*Config)) *SecureCompleti
 func ask(text string) *ChatRequest {
 	return &ChatRequest{Model: "test-model", Messages: []Message{UserMessage(text)}}
 }
+
+// What tests of rooms have as well.
+const fineAnswer = testkit.FineAnswer
+
+func answerWith(replace ...string) string { return testkit.AnswerWith(replace...) }

@@ -26,18 +26,25 @@ var pacedStreams = map[string]struct {
 	pieces  pacedEvents
 	stalled time.Duration // after which the stream is ended; 0: never
 }{
-	"in time":           {0, pacedEvents{{0, oneEvent}, {59 * time.Second, oneEvent}, {59 * time.Second, oneEvent}, {1, done}}, 0},
-	"stalled":           {0, pacedEvents{{0, oneEvent}, {time.Hour, done}}, time.Minute},
-	"stalled later":     {0, pacedEvents{{30 * time.Second, oneEvent}, {30 * time.Second, oneEvent}, {61 * time.Second, done}}, 2 * time.Minute},
-	"thinking":          {0, pacedEvents{{5 * time.Minute, oneEvent}, {1, done}}, 0},
-	"thinking aloud":    {0, pacedEvents{{0, ": wait\n\n"}, {5 * time.Minute, oneEvent}, {1, done}}, 0},
-	"half an event":     {0, pacedEvents{{0, oneEvent[:20]}, {5 * time.Minute, oneEvent[20:]}, {1, done}}, 0},
-	"comments":          {0, pacedEvents{{0, oneEvent}, {50 * time.Second, ": ping\n\n"}, {50 * time.Second, ":\n\n"}, {50 * time.Second, done}}, 0},
-	"comments that end": {0, pacedEvents{{0, oneEvent}, {50 * time.Second, ": ping\n\n"}, {2 * time.Minute, done}}, 110 * time.Second},
-	"of its own":        {5 * time.Second, pacedEvents{{0, oneEvent}, {6 * time.Second, done}}, 5 * time.Second},
-	"longer":            {5 * time.Minute, pacedEvents{{0, oneEvent}, {4 * time.Minute, done}}, 0},
-	"no limit":          {-1, pacedEvents{{0, oneEvent}, {9 * time.Minute, done}}, 0},
-	"no end":            {0, pacedEvents{{0, oneEvent}, {0, done}, {time.Hour, ""}}, time.Minute},
+	"in time": {0, pacedEvents{{0, oneEvent}, {59 * time.Second, oneEvent},
+		{59 * time.Second, oneEvent}, {1, done}}, 0},
+	"stalled": {0, pacedEvents{{0, oneEvent}, {time.Hour, done}}, time.Minute},
+	"stalled later": {0, pacedEvents{{30 * time.Second, oneEvent}, {30 * time.Second, oneEvent},
+		{61 * time.Second, done}}, 2 * time.Minute},
+	"thinking": {0, pacedEvents{{5 * time.Minute, oneEvent}, {1, done}}, 0},
+	"thinking aloud": {0, pacedEvents{{0, ": wait\n\n"}, {5 * time.Minute, oneEvent}, {1, done}},
+		0},
+	"half an event": {0, pacedEvents{{0, oneEvent[:20]}, {5 * time.Minute, oneEvent[20:]}, {1,
+		done}}, 0},
+	"comments": {0, pacedEvents{{0, oneEvent}, {50 * time.Second, ": ping\n\n"},
+		{50 * time.Second, ":\n\n"}, {50 * time.Second, done}}, 0},
+	"comments that end": {0, pacedEvents{{0, oneEvent}, {50 * time.Second, ": ping\n\n"},
+		{2 * time.Minute, done}}, 110 * time.Second},
+	"of its own": {5 * time.Second, pacedEvents{{0, oneEvent}, {6 * time.Second, done}},
+		5 * time.Second},
+	"longer":   {5 * time.Minute, pacedEvents{{0, oneEvent}, {4 * time.Minute, done}}, 0},
+	"no limit": {-1, pacedEvents{{0, oneEvent}, {9 * time.Minute, done}}, 0},
+	"no end":   {0, pacedEvents{{0, oneEvent}, {0, done}, {time.Hour, ""}}, time.Minute},
 }
 
 func (p pacedEvents) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -64,7 +71,8 @@ func TestStalledStreams(t *testing.T) {
 				return err
 			},
 			"HTTPClient": func(t *testing.T, c *SecureCompletionClient) error {
-				resp, err := c.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json",
+				resp, err := c.HTTPClient().Post("https://gateway.test/v1/chat/completions",
+					"application/json",
 					strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
 				if err != nil {
 					return err
@@ -89,17 +97,20 @@ func TestStalledStreams(t *testing.T) {
 						if err != nil {
 							t.Errorf("after %v: %v", took, err)
 						}
-					case !errors.Is(err, ErrConnection) || !strings.Contains(err.Error(), "stood still") || took != test.stalled:
+					case !errors.Is(err, ErrConnection) || !strings.Contains(err.Error(),
+						"stood still") || took != test.stalled:
 						t.Errorf("after %v: %v", took, err)
 					}
-					if told := rec.take(); strings.HasSuffix(told[len(told)-1], " cut short") != (test.stalled > 0) {
+					if told := rec.take(); strings.HasSuffix(told[len(told)-1],
+						" cut short") != (test.stalled > 0) {
 						t.Errorf("told %q", told)
 					}
 					failures := int64(0)
 					if test.stalled > 0 {
 						failures = 1
 					}
-					if s := client.Stats(); s.Requests != 1 || s.InFlight != 0 || s.Failures != failures {
+					if s := client.Stats(); s.Requests != 1 || s.InFlight != 0 ||
+						s.Failures != failures {
 						t.Errorf("%+v", s)
 					}
 				})
@@ -155,13 +166,17 @@ func (b *pacedBody) Close() error {
 	return nil
 }
 
-// The gateway lets go of an upstream that stands still, and its client does not take that for an end.
+// The gateway lets go of an upstream that stands still, and its client does not take that for an
+// end.
 func TestGatewayStalledUpstream(t *testing.T) {
 	for name, test := range pacedStreams {
 		for _, pad := range []int{0, 512} {
 			t.Run(name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					r := newRig(t, func(c *GatewayConfig) { c.IdleTimeout, c.OHTTP.Pad = test.idle, pad })
+					r := newRig(t, func(c *GatewayConfig) {
+						c.IdleTimeout, c.OHTTP.Pad = test.idle,
+							pad
+					})
 					body := &pacedBody{test.pieces, make(chan struct{})}
 					r.answer = func(*http.Request, []byte) (*http.Response, error) {
 						resp := respond(200, "", "Content-Type", "text/event-stream")
@@ -172,10 +187,12 @@ func TestGatewayStalledUpstream(t *testing.T) {
 					start := time.Now()
 					w := r.send(s)
 					took := time.Since(start)
-					if a := s.open(w); a.status != 200 || (a.err == nil) != (test.stalled == 0) || test.stalled > 0 && took != test.stalled {
+					if a := s.open(w); a.status != 200 || (a.err == nil) != (test.stalled == 0) ||
+						test.stalled > 0 && took != test.stalled {
 						t.Errorf("after %v: %d, %v", took, a.status, a.err)
 					}
-					if told := strings.Contains(r.logged(), "stood still"); told != (test.stalled > 0) {
+					if told := strings.Contains(r.logged(),
+						"stood still"); told != (test.stalled > 0) {
 						t.Errorf("logged: %s", r.logged())
 					}
 					<-body.closed

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -80,28 +81,17 @@ func (c *SecureCompletionClient) setProtocol() {
 	if c.cfg.Protocol == ProtocolOHTTP {
 		c.server.origin = "ohttp+" + c.server.origin // what is remembered for one protocol says nothing about the other
 		c.retry.once = true
-		c.oblivious = &obliviousHTTP{
+		c.wire = &obliviousHTTP{
 			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host, keys: c.cfg.Keys, server: c.server,
-			memory: c.memory, padding: c.cfg.Padding, maxAnswer: c.cfg.MaxResponseBytes,
+			memory: c.memory, padding: c.cfg.Padding, maxAnswer: c.cfg.MaxResponseBytes, idle: c.cfg.IdleTimeout,
+			base: c.base, takeX25519: c.cfg.AllowX25519,
 		}
-		c.wire = c.oblivious
 		return
 	}
 	c.wire = &envelopeV1{
 		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server, maxAnswer: c.cfg.MaxResponseBytes,
+		base: c.base,
 	}
-}
-
-// fetchKeys asks the server for its keys.
-func (c *SecureCompletionClient) fetchKeys(ctx context.Context) ([]*PublicKey, error) {
-	if c.oblivious != nil {
-		keys, err := fetchConfigs(ctx, c.http, c.oblivious.url, time.Now)
-		if err != nil || c.cfg.AllowX25519 {
-			return keys, err
-		}
-		return onlyXWing(keys)
-	}
-	return fetchServerKey(ctx, c.http, c.base)
 }
 
 // obliviousHTTP is the client's end of Oblivious HTTP in chunks.
@@ -113,6 +103,9 @@ type obliviousHTTP struct {
 	memory            *locked.Arena
 	padding           int
 	maxAnswer         int64
+	idle              time.Duration // between two pieces of an event stream
+	base              *url.URL
+	takeX25519        bool
 
 	ahead atomic.Int64 // nanoseconds that the gateway's clock is ahead of this one's, once it complained
 }
@@ -127,30 +120,19 @@ type obliviousCall struct {
 	late  bool          // it did
 }
 
-// plainRequest is what is sealed, but for Date and Authorization. content stays the caller's.
-type plainRequest struct {
-	method, path string
-	header       []bhttp.Field
-	content      []byte
+func (p *obliviousHTTP) fetchKeys(ctx context.Context, rt http.RoundTripper) ([]*PublicKey, error) {
+	keys, err := fetchConfigs(ctx, rt, p.url, time.Now)
+	if err != nil || p.takeX25519 {
+		return keys, err
+	}
+	return onlyXWing(keys)
 }
+
+func (p *obliviousHTTP) streams() bool { return true }
 
 func (p *obliviousHTTP) warm(ctx context.Context) error {
 	_, err := p.server.get(ctx)
 	return err
-}
-
-// seal makes a chat completion's request. Like the servers of version 1, it takes no notice of stream.
-func (p *obliviousHTTP) seal(ctx context.Context, plaintext []byte, o *callOptions) (*sealedRequest, error) {
-	in := &plainRequest{method: http.MethodPost, path: pathChat, header: jsonFields(mediaJSON), content: plaintext}
-	if chatjson.HasStreamMember(plaintext) {
-		room, err := p.memory.Alloc(len(plaintext))
-		if err != nil {
-			return nil, err
-		}
-		defer room.Destroy()
-		in.content = chatjson.CutStream(room.Bytes()[:0], plaintext)
-	}
-	return p.sealInner(ctx, in, o)
 }
 
 const (
@@ -163,13 +145,24 @@ func jsonFields(accept string) []bhttp.Field {
 	return []bhttp.Field{{Name: "content-type", Value: mediaJSON}, {Name: "accept", Value: accept}}
 }
 
-// sealInner seals a request of any kind for the server's key.
-func (p *obliviousHTTP) sealInner(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest, error) {
+// seal seals a request of any kind for the server's key. Where the answer is wanted whole, it takes no notice of stream,
+// like the servers of version 1.
+func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest, error) {
 	server, err := p.server.get(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer p.keys.store.Sweep() // the answer may take long
+	if in.whole && chatjson.HasStreamMember(in.content) {
+		room, err := p.memory.Alloc(len(in.content))
+		if err != nil {
+			return nil, err
+		}
+		defer room.Destroy()
+		clean := *in
+		clean.content = chatjson.CutStream(room.Bytes()[:0], in.content)
+		in = &clean
+	}
 	message, err := p.encode(in, o)
 	if err != nil {
 		return nil, err

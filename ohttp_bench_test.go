@@ -49,7 +49,7 @@ func BenchmarkOHTTPClient(b *testing.B) {
 	}
 	round := func(c *SecureCompletionClient, into hybrid.Alloc) time.Duration {
 		start := testkit.CPUTime()
-		r, err := c.wire.seal(ctx, plaintext, &callOptions{})
+		r, err := c.wire.seal(ctx, chatRequest(plaintext, true), &callOptions{})
 		spent := testkit.CPUTime() - start
 		if err != nil {
 			b.Fatal(err)

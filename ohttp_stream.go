@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
@@ -23,7 +25,8 @@ import (
 
 // This file is for answers of the second protocol that are read as they come.
 
-// openedResponse is an answer whose header has opened, and whose content opens as it comes. The body has to be closed.
+// openedResponse is an answer whose header has opened, and whose content opens as it comes. The
+// body has to be closed.
 type openedResponse struct {
 	status    int
 	header    http.Header
@@ -37,95 +40,51 @@ func (r *openedResponse) media() string {
 	return strings.ToLower(strings.TrimSpace(kind))
 }
 
-// stream sends in, again where that is worth it, and returns as soon as the header of a good answer has come. Other answers
-// are errors: those of do. The response counts as a running call until its body is closed or has been read to its end.
-func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest, o *callOptions) (_ *openedResponse, err error) {
-	counted := c.counts.call()
-	ctx, done, err := c.begin(ctx)
-	if err != nil {
-		counted(&err)
-		return nil, err
+// length is how long the content is to be, as far as the server said; -1 if it did not.
+func (r *openedResponse) length() int64 {
+	n, err := chatjson.WholeNumber([]byte(r.header.Get("Content-Length")))
+	if err != nil || n < 0 || n > math.MaxInt32 {
+		return -1
 	}
-	finish := func(err error) {
-		done()
-		counted(&err)
-	}
-	returned := false
-	defer func() {
-		if !returned {
-			finish(errPanicked) // or else Close waits for this call for good
-		}
-	}()
-	var resp *openedResponse
-	err = c.persist(ctx, o, func() (again bool, err error) {
-		resp, again, err = c.streamOnce(ctx, in, o, finish)
-		return again, err
-	})
-	returned = true
-	if err != nil {
-		finish(err)
-		return nil, err
-	}
-	return resp, nil
+	return n
 }
 
-// errPanicked is the end of what a callback of the caller's ended by panicking.
-var errPanicked = errors.New("sealedchat: a callback panicked")
-
-// streamOnce is attempt for a response that is read as it comes. finish is called when a good one has been read.
-func (c *SecureCompletionClient) streamOnce(ctx context.Context, in *plainRequest, o *callOptions, finish func(error)) (_ *openedResponse, again bool, err error) {
-	start := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.AttemptTimeout)
-	release, handedOn := func() { cancel() }, false
-	defer func() {
-		if !handedOn {
-			release()
-		}
-	}()
-	r, err := c.oblivious.sealInner(ctx, in, o)
+// receiveStream sends t and opens the header of its answer. finish is called when a good answer has
+// been read.
+func (c *SecureCompletionClient) receiveStream(ctx context.Context, t *trip,
+	finish func(error)) (*openedResponse, error) {
+	resp, err := c.sendForHeader(ctx, t)
 	if err != nil {
-		return nil, false, waitError(ctx, err)
-	}
-	release = func() {
-		r.release()
-		cancel()
-	}
-	o.sealed = r.payloadID
-	if err := c.tellSealed(ctx, r, len(in.content), o); err != nil {
-		return nil, false, err
-	}
-	c.counts.attempts.Add(1)
-	c.counts.sealed.Add(int64(len(in.content)))
-	log := c.log.With("payload_id", r.payloadID)
-	log.DebugContext(ctx, "request sealed", "bytes", len(in.content), "server_key", r.server.fingerprint)
-	resp, err := c.receive(ctx, in, r)
-	if err != nil {
-		err = c.tellRefused(ctx, r.payloadID, err, o.tier)
-		log.DebugContext(ctx, "request failed", "duration", time.Since(start), "error", logText(err))
-		again, err = c.refused(ctx, r, err)
-		return nil, again, err
+		return nil, c.tellRefused(ctx, t.payloadID, err, t.o.tier)
 	}
 	resp.body.over = func(end error) error {
 		failure := errPanicked
 		defer func() { finish(failure) }()
-		defer release()
+		defer t.release()
 		c.counts.opened.Add(resp.body.opened)
-		end = c.tellStream(context.WithoutCancel(ctx), resp, start, end)
-		log.DebugContext(ctx, "answer ended", "duration", time.Since(start), "bytes", resp.body.opened, "complete", end == io.EOF)
+		end = c.tellStream(context.WithoutCancel(ctx), resp, t.start, end)
+		t.log.DebugContext(ctx, "answer ended", "duration", time.Since(t.start), "bytes",
+			resp.body.opened, "complete", end == io.EOF)
 		if failure = end; end == io.EOF || end == errBodyClosed {
 			failure = nil
 		}
 		return end
 	}
-	resp.body.untold = func(err error) { log.ErrorContext(ctx, "audit failed", "cause", fault.Reason(err)) }
-	handedOn = true
+	resp.body.untold = func(err error) {
+		t.log.ErrorContext(ctx, "audit failed", "cause",
+			fault.Reason(err))
+	}
+	t.kept = true
 	resp.body.watch(ctx)
-	return resp, false, nil
+	return resp, nil
 }
 
-// tellStream tells how an answer ended of which something may have been handed out; end comes back, or the Auditor's error.
-func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedResponse, start time.Time, end error) error {
-	e := Event{Type: EventResponseOpened, PayloadID: resp.payloadID, Bytes: resp.body.opened, Duration: time.Since(start)}
+// tellStream tells how an answer ended of which something may have been handed out; end comes back,
+// or the Auditor's error.
+func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedResponse,
+	start time.Time, end error) error {
+	e := Event{Type: EventResponseOpened, PayloadID: resp.payloadID, Bytes: resp.body.opened,
+		Duration: time.Since(start)}
 	switch {
 	case end == io.EOF:
 	case end == errBodyClosed:
@@ -146,9 +105,10 @@ func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedRes
 	return end
 }
 
-// receive sends r and opens the header of the answer. Statuses inside that are errors are *APIError.
-func (c *SecureCompletionClient) receive(ctx context.Context, in *plainRequest, r *sealedRequest) (*openedResponse, error) {
-	outside, err := httpx.Send(c.http, r.http)
+// sendForHeader sends t. Statuses inside that are errors are *APIError.
+func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*openedResponse,
+	error) {
+	outside, err := httpx.Send(c.http, t.http)
 	if err != nil {
 		return nil, err
 	}
@@ -158,12 +118,6 @@ func (c *SecureCompletionClient) receive(ctx context.Context, in *plainRequest, 
 			_ = outside.Body.Close()
 		}
 	}()
-	resp, err := c.openHeader(ctx, in, r, outside)
-	opened = err == nil
-	return resp, err
-}
-
-func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest, outside *http.Response) (*openedResponse, error) {
 	if outside.StatusCode != http.StatusOK {
 		a, err := httpx.ReadFailure(ctx, outside)
 		if err != nil {
@@ -171,11 +125,19 @@ func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainReques
 		}
 		return nil, c.wire.failure(a)
 	}
+	resp, err := c.wire.openHeader(ctx, t.in, t.sealedRequest, outside)
+	opened = err == nil
+	return resp, err
+}
+
+func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest,
+	outside *http.Response) (*openedResponse, error) {
 	encoding := outside.Header.Get("Content-Encoding")
-	if !httpx.HasType(outside.Header, ohttp.TypeResponse) || (encoding != "" && !strings.EqualFold(encoding, "identity")) {
+	if !httpx.HasType(outside.Header, ohttp.TypeResponse) || (encoding != "" &&
+		!strings.EqualFold(encoding, "identity")) {
 		return nil, errNotSealed
 	}
-	limit := c.cfg.MaxResponseBytes
+	limit := p.maxAnswer
 	reader, err := r.ohttp.Response(httpx.Capped(outside.Body, limit), maxAnswerChunk)
 	if err != nil {
 		return nil, innerError(err)
@@ -186,11 +148,12 @@ func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainReques
 		reader.Close()
 		return nil, b.failure(err)
 	}
-	resp := &openedResponse{status: head.Status, header: httpx.HeaderOf(head.Header), body: b, payloadID: r.payloadID}
+	resp := &openedResponse{status: head.Status, header: httpx.HeaderOf(head.Header), body: b,
+		payloadID: r.payloadID}
 	path, _, _ := strings.Cut(in.path, "?")
 	b.content, b.ending = body, sse.EndingOf(resp.media(), path, -1)
 	if events, ok := b.ending.(*sse.Stream); ok {
-		b.content = sse.NewIdle(body, c.cfg.IdleTimeout, events.Begun, func() { _ = outside.Body.Close() })
+		b.content = sse.NewIdle(body, p.idle, events.Begun, func() { _ = outside.Body.Close() })
 	}
 	if in.method == http.MethodHead || head.Status == http.StatusNoContent {
 		b.ending = sse.Any{}
@@ -216,21 +179,23 @@ func (c *SecureCompletionClient) openHeader(ctx context.Context, in *plainReques
 
 var errNotSealed = &OuterError{StatusCode: http.StatusOK, Detail: "not a sealed answer"}
 
-// readWords reads the beginning of an error's content. What the gateway did not get to say does not matter: the status is
-// authentic.
+// readWords reads the beginning of an error's content. What the gateway did not get to say does not
+// matter: the status is authentic.
 func readWords(b *openedBody) ([]byte, error) {
 	stalled := time.AfterFunc(httpx.MaxErrorWait, func() { _ = b.outside.Close() })
 	defer stalled.Stop()
 	words, err := io.ReadAll(io.LimitReader(b.content, httpx.MaxErrorBody))
-	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause, fault.AttemptTimeout) {
+	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause,
+		fault.AttemptTimeout) {
 		return nil, fault.Ended(b.ctx)
 	}
 	return words, nil
 }
 
-// openedBody is the content of an answer, opened as it comes. Read returns io.EOF only after the final chunk has opened and
-// the content has come to an end of its own: the closing bracket of JSON, the last event of a stream. Every other end is an
-// error that stays. Close may be called at any time, from any goroutine.
+// openedBody is the content of an answer, opened as it comes. Read returns io.EOF only after the
+// final chunk has opened and the content has come to an end of its own: the closing bracket of
+// JSON, the last event of a stream. Every other end is an error that stays. Close may be called at
+// any time, from any goroutine.
 type openedBody struct {
 	ctx     context.Context // of the call
 	what    string
@@ -293,10 +258,12 @@ func (b *openedBody) judge(err error) error {
 	return io.EOF
 }
 
-// drainTime is for what follows the last event: the final chunk. With it read, the connection serves the next request.
+// drainTime is for what follows the last event: the final chunk. With it read, the connection
+// serves the next request.
 const drainTime = 50 * time.Millisecond
 
-// Close gives the rest of the answer up. A stream whose last event was read, where SDKs stop, is read to its end.
+// Close gives the rest of the answer up. A stream whose last event was read, where SDKs stop, is
+// read to its end.
 func (b *openedBody) Close() error {
 	if !b.drain() {
 		b.giveUp() // a Read that waits ends
@@ -356,7 +323,8 @@ func (b *openedBody) end(err error) error {
 	return b.err
 }
 
-// failure gives an error of reading its type. A context that ended explains whatever else went wrong.
+// failure gives an error of reading its type. A context that ended explains whatever else went
+// wrong.
 func (b *openedBody) failure(err error) error {
 	if cause := context.Cause(b.ctx); cause != nil {
 		return httpx.ExchangeError(b.ctx, b.what, cause, true)

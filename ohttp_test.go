@@ -136,18 +136,14 @@ func TestOHTTPNothingStaysOpen(t *testing.T) {
 	g := newTiny(t, wordByWord(nil, "a", "b", "c"))
 	rt := &closeRecorder{direct: direct{g}}
 	client := ohttpClient(t, "https://gateway.test", func(c *Config) { c.Transport = rt })
-	o, err := client.options(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	body, _ := ask("x").encode()
-	in := &plainRequest{method: "POST", path: pathChat, header: jsonFields(mediaEvents), content: body}
+	in := chatRequest(body, false)
 	for name, end := range map[string]func(*openedBody){
 		"closed":      func(b *openedBody) { _ = b.Close() },
 		"read":        func(b *openedBody) { _, _ = io.Copy(io.Discard, b) },
 		"closed late": func(b *openedBody) { _, _ = io.ReadFull(b, make([]byte, 10)); _ = b.Close(); _ = b.Close() },
 	} {
-		resp, err := client.stream(t.Context(), in, o)
+		resp, err := client.stream(t.Context(), in, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -164,14 +160,14 @@ func TestOHTTPNothingStaysOpen(t *testing.T) {
 		},
 	} {
 		g.set(func() { g.inner = inner })
-		if _, err := client.stream(t.Context(), in, o); err == nil {
+		if _, err := client.stream(t.Context(), in, nil); err == nil {
 			t.Errorf("%s: taken", name)
 		}
 	}
 	g.set(func() {
 		g.outer = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(200); return true }
 	})
-	if _, err := client.stream(t.Context(), in, o); err == nil {
+	if _, err := client.stream(t.Context(), in, nil); err == nil {
 		t.Error("an empty answer was taken")
 	}
 	if n := rt.open.Load(); n != 0 {
@@ -186,7 +182,7 @@ func TestOHTTPNothingStaysOpen(t *testing.T) {
 func TestOHTTPOpensIntoRoom(t *testing.T) {
 	g := newTiny(t, shortAnswer)
 	client := directClient(t, g, nil)
-	r, err := client.wire.seal(t.Context(), []byte(`{"model":"m"}`), &callOptions{})
+	r, err := client.wire.seal(t.Context(), chatRequest([]byte(`{"model":"m"}`), true), &callOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

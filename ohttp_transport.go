@@ -11,62 +11,22 @@ import (
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
-	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 )
 
-// This file is HTTPClient over the second protocol.
+// This file is what HTTPClient needs of the second protocol.
 
 // sdkFields are the headers of an SDK's request that are sealed with it. Others are nobody's business: SDKs tell of the
 // machine that they run on.
 var sdkFields = [...]string{"Accept", "OpenAI-Beta", "Content-Type"}
 
-// oblivious carries any request of an SDK. A chat completion that asks for no stream is checked as a whole before the SDK
-// sees anything of it; everything else passes as it comes.
-func (t *sdkTransport) oblivious(req *http.Request) (*http.Response, error) {
+// route takes requests of any method and path.
+func (p *obliviousHTTP) route(req *http.Request) (*plainRequest, *unrouted) {
 	if e := req.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return sdkError(req, http.StatusUnsupportedMediaType, "unsupported_content_encoding",
-			"sealedchat: what is sealed has no content encoding; nothing was sent", 0), nil
+		return nil, &unrouted{http.StatusUnsupportedMediaType, "unsupported_content_encoding",
+			"sealedchat: what is sealed has no content encoding; nothing was sent"}
 	}
-	body := []byte{} // not nil: a POST without one is remembered too
-	if req.Body != nil && req.Body != http.NoBody {
-		var err error
-		if body, err = t.read(req); err != nil {
-			return t.fail(req, nil, err)
-		}
-	}
-	defer clear(body)
-	if err := t.errors.recall(req, body); err != nil {
-		return nil, err
-	}
-	opts, key, err := t.callOptions(req)
-	if err != nil {
-		return t.fail(req, nil, err)
-	}
-	defer key.Destroy()
 	method := methodOf(req)
-	in := &plainRequest{method: method, path: t.innerPath(method, req.URL), header: fieldsOfSDK(req.Header), content: body}
-	call := &chatjson.Call{}
-	if in.path == pathChat && in.method == http.MethodPost {
-		var err error
-		if call, err = chatjson.LookAtCall(body); err != nil {
-			return t.fail(req, nil, err)
-		}
-		if !call.Stream {
-			return t.complete(req, call, opts)
-		}
-	}
-	resp, err := t.client.streamRequest(req.Context(), in, opts)
-	if err != nil {
-		return t.fail(req, body, err)
-	}
-	if call.Stream && resp.media() != mediaEvents {
-		events, err := t.client.wholeEvents(req.Context(), resp, call.IncludeUsage)
-		if err != nil {
-			return t.fail(req, body, err)
-		}
-		return sdkStream(req, events), nil
-	}
-	return passOn(req, resp), nil
+	return &plainRequest{method: method, path: p.innerPath(method, req.URL), header: fieldsOfSDK(req.Header)}, nil
 }
 
 // methodOf is a request's method, of which net/http takes none for GET.
@@ -74,9 +34,9 @@ func methodOf(req *http.Request) string { return cmp.Or(req.Method, http.MethodG
 
 // innerPath is where the gateway is to look. An SDK's base URL may repeat what Config.BaseURL has, and often lacks /v1.
 // What is posted for a chat completion loses its query too, so that its checks need to know one path only.
-func (t *sdkTransport) innerPath(method string, u *url.URL) string {
+func (p *obliviousHTTP) innerPath(method string, u *url.URL) string {
 	path := u.EscapedPath()
-	if rest, ok := strings.CutPrefix(path, t.client.base.EscapedPath()); ok && strings.HasPrefix(rest, "/") {
+	if rest, ok := strings.CutPrefix(path, p.base.EscapedPath()); ok && strings.HasPrefix(rest, "/") {
 		path = rest
 	}
 	if strings.HasSuffix(strings.TrimRight(path, "/"), "/chat/completions") {

@@ -79,24 +79,26 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		defer closeBody()
 		defer context.AfterFunc(req.Context(), closeBody)() // a Read that waits ends with the call
 	}
-	if t.client.oblivious != nil {
-		return t.oblivious(req)
+	in, refusal := t.client.wire.route(req)
+	if refusal != nil {
+		return sdkError(req, refusal.status, refusal.code, refusal.message, 0), nil
 	}
-	if req.Method != http.MethodPost || !strings.HasSuffix(strings.TrimRight(req.URL.Path, "/"), "/chat/completions") {
-		return sdkError(req, http.StatusNotFound, "unsupported_endpoint",
-			"sealedchat: only POST …/chat/completions travels sealed; nothing was sent", 0), nil
-	}
-	body, err := t.read(req)
+	body, err := t.read(req, in)
 	if err != nil {
 		return t.fail(req, nil, err)
 	}
 	defer clear(body)
-	call, err := chatjson.LookAtCall(body)
-	if err != nil {
-		return t.fail(req, nil, err)
+	in.content = body
+	call := &chatjson.Call{}
+	if in.isChat() {
+		if call, err = chatjson.LookAtCall(body); err != nil {
+			return t.fail(req, nil, err)
+		}
+		if in.whole = in.whole || !call.Stream; in.whole {
+			in.content = chatjson.CutStream(body[:0], body)
+		}
 	}
-	call.Body = chatjson.CutStream(body[:0], body)
-	if err := t.errors.recall(req, call.Body); err != nil {
+	if err := t.errors.recall(req, in.content); err != nil {
 		return nil, err
 	}
 	opts, key, err := t.callOptions(req)
@@ -104,24 +106,46 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.fail(req, nil, err)
 	}
 	defer key.Destroy()
-	return t.complete(req, call, opts)
+	resp, err := t.exchange(req, in, call, opts)
+	if err != nil {
+		return t.fail(req, in.content, err)
+	}
+	return resp, nil
 }
 
-// complete answers a chat completion from the whole of its answer.
-func (t *sdkTransport) complete(req *http.Request, call *chatjson.Call, opts []CallOption) (*http.Response, error) {
-	result, err := t.client.do(req.Context(), call.Body, opts)
-	if err != nil {
-		return t.fail(req, call.Body, err)
-	}
-	if call.Stream {
-		events, err := chatjson.NewEventText(result.plaintext, call.IncludeUsage)
-		if err = t.client.tellSchema(req.Context(), result.payloadID, err); err != nil {
-			clear(result.plaintext)
-			return t.fail(req, call.Body, err)
+// exchange has in answered: a chat completion that asks for no stream is checked as a whole before the SDK sees anything
+// of it, and everything else passes as it comes, where the protocol has that.
+func (t *sdkTransport) exchange(req *http.Request, in *plainRequest, call *chatjson.Call, opts []CallOption) (*http.Response, error) {
+	ctx := req.Context()
+	if in.whole {
+		result, err := t.client.do(ctx, in, opts)
+		if err != nil || call.Stream {
+			return t.made(req, result, call, err)
 		}
-		return sdkStream(req, events), nil
+		return sdkResponse(req, http.StatusOK, mediaJSON, result.plaintext), nil
 	}
-	return sdkResponse(req, http.StatusOK, "application/json", result.plaintext), nil
+	resp, err := t.client.stream(ctx, in, opts)
+	if err != nil {
+		return nil, err
+	}
+	if call.Stream && resp.media() != mediaEvents {
+		result, err := t.client.readWhole(ctx, resp)
+		return t.made(req, result, call, err)
+	}
+	return passOn(req, resp), nil
+}
+
+// made makes a stream of a whole answer, which is the stream's then.
+func (t *sdkTransport) made(req *http.Request, answer *completion, call *chatjson.Call, err error) (*http.Response, error) {
+	if err != nil {
+		return nil, err
+	}
+	events, err := chatjson.NewEventText(answer.plaintext, call.IncludeUsage)
+	if err != nil {
+		clear(answer.plaintext)
+		return nil, t.client.tellSchema(req.Context(), answer.payloadID, err)
+	}
+	return sdkStream(req, events), nil
 }
 
 // sdkStream is an answer whose events are made while the SDK reads them.
@@ -133,9 +157,12 @@ func sdkStream(req *http.Request, events io.ReadCloser) *http.Response {
 }
 
 // read takes the whole body, bounded. What the stream members add is not worth a limit of its own.
-func (t *sdkTransport) read(req *http.Request) ([]byte, error) {
-	if req.Body == nil {
+func (t *sdkTransport) read(req *http.Request, in *plainRequest) ([]byte, error) {
+	switch {
+	case req.Body == nil && in.isChat():
 		return nil, fmt.Errorf("%w: no body", ErrInvalidRequest)
+	case req.Body == nil || req.Body == http.NoBody:
+		return []byte{}, nil // not nil: a POST without one is remembered too
 	}
 	limit := t.client.cfg.MaxRequestBytes + 1024
 	body, err := httpx.ReadAll(httpx.Capped(req.Body, limit), req.ContentLength)
@@ -152,7 +179,6 @@ func (t *sdkTransport) read(req *http.Request) ([]byte, error) {
 
 // callOptions takes from the SDK's headers what may leave. The caller destroys the key, which may be nil.
 func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *Secret, err error) {
-	opts = append(opts, func(o *callOptions) { o.checked = true }) // by chatjson.LookAtCall
 	if tier := req.Header.Get(hybrid.HeaderTier); tier != "" {
 		opts = append(opts, WithTier(SecurityTier(tier)))
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 func TestHTTPClientAnswer(t *testing.T) {
@@ -429,5 +430,42 @@ func TestHTTPClientTokenUnderPolicy(t *testing.T) {
 			t.Errorf("%v: locked %v, %v", policy, key.Locked(), err)
 		}
 		key.Destroy()
+	}
+}
+
+func TestHTTPClientStreams(t *testing.T) {
+	for options, usage := range map[string]bool{
+		``: false,
+		`,"stream_options":{"include_usage":true}`:                   true,
+		`,"stream_options":{"include_usage":false}`:                  false,
+		`,"stream_options":{"include_usage":"true"}`:                 false,
+		`,"stream_options":{}`:                                       false,
+		`,"stream_options":null`:                                     false,
+		`,"stream_options":true`:                                     false,
+		`,"stream_options":{ "x":[] , "include_us\u0061ge" : true }`: true,
+	} {
+		p := newPeer(t)
+		req, _ := sdkRequest(t, sdkBody(`,"stream": true `+options))
+		resp, body, err := sdkTrip(t, peerClient(t, p, nil).HTTPClient().Transport, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ct := resp.Header.Get("Content-Type"); resp.StatusCode != 200 || ct != "text/event-stream; charset=utf-8" {
+			t.Errorf("status %d, Content-Type %q", resp.StatusCode, ct)
+		}
+		chunks := testkit.StreamEvents(t, []byte(body))
+		choice := testkit.Reassemble(t, chunks)["0"]
+		if choice.Message["content"] != sdkAnswer || choice.Finish != "stop" {
+			t.Errorf("put together: %v", choice)
+		}
+		last := chunks[len(chunks)-1]
+		if got := last["usage"] != nil; got != usage || usage && len(last["choices"].([]any)) != 0 {
+			t.Errorf("%s: last chunk %v", options, last)
+		}
+		for _, chunk := range chunks[:len(chunks)-1] {
+			if v, ok := chunk["usage"]; ok != usage || v != nil {
+				t.Errorf("%s: usage %v in %v", options, v, chunk)
+			}
+		}
 	}
 }

@@ -4,15 +4,11 @@
 package chatjson
 
 import (
-	"fmt"
-
-	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
 // Call is what a chat completion request asks for besides its answer.
 type Call struct {
-	Body         []byte // the request; it was checked
 	Stream       bool
 	IncludeUsage bool
 }
@@ -30,23 +26,30 @@ func HasStreamMember(valid []byte) bool {
 	return false
 }
 
-// LookAtCall checks a request once, wherever it came from, and says what it asks for.
+// LookAtCall checks a request that came from outside, and says what it asks for.
 func LookAtCall(body []byte) (*Call, error) {
-	if !ValidObject(body) {
-		return nil, fmt.Errorf("%w: the request is not a JSON object in valid UTF-8", fault.ErrInvalidRequest)
+	if err := CheckRequest(body); err != nil {
+		return nil, err
 	}
-	call := &Call{Body: body}
-	for m := range jsonspan.MembersOf(body) {
+	return CallOf(body), nil
+}
+
+// CallOf is LookAtCall for a request that was checked before.
+func CallOf(valid []byte) *Call {
+	call := &Call{}
+	for m := range jsonspan.MembersOf(valid) {
 		switch {
 		case m.Is("stream"):
 			call.Stream = string(m.Value) == "true"
 		case m.Is("stream_options"):
-			options, _ := Pick(m.Value, "include_usage")
-			call.IncludeUsage = string(options["include_usage"]) == "true"
+			call.IncludeUsage = IncludesUsage(m.Value)
 		}
 	}
-	return call, CheckSpokenOutside(body)
+	return call
 }
+
+// IncludesUsage tells whether the value of stream_options asks for the usage.
+func IncludesUsage(valid []byte) bool { return string(Last(valid, "include_usage")) == "true" }
 
 // CutStream appends body without what asks for a stream to dst, which may be body[:0].
 func CutStream(dst, body []byte) []byte { return jsonspan.CutOf(dst, body, IsStreamMember) }

@@ -6,6 +6,7 @@ package chatjson
 import (
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
@@ -17,26 +18,31 @@ import (
 // MaxDepth bounds the nesting of requests and answers. encoding/json has the same limit.
 const MaxDepth = 10_000
 
-// SpokenOutside are request members of other clients that belong into headers or configuration. Sealing them would
-// send them to the model instead.
+// SpokenOutside are request members of other clients that belong into headers or configuration.
+// Sealing them would send them to the model instead.
 var SpokenOutside = []string{"api_key", "base_url", "security_tier"}
 
 // CheckRequest demands a JSON object without members that are spoken outside the envelope.
 func CheckRequest(plaintext []byte) error {
 	if !ValidObject(plaintext) {
-		return fmt.Errorf("%w: the request is not a JSON object in valid UTF-8", fault.ErrInvalidRequest)
+		return fmt.Errorf("%w: the request is not a JSON object in valid UTF-8",
+			fault.ErrInvalidRequest)
 	}
-	return CheckSpokenOutside(plaintext)
-}
-
-// CheckSpokenOutside is the second half of CheckRequest, for an object that was checked before.
-func CheckSpokenOutside(plaintext []byte) error {
 	for m := range jsonspan.MembersOf(plaintext) {
 		for _, name := range SpokenOutside {
 			if m.Is(name) {
-				return fmt.Errorf("%w: %s does not belong into the request; see Config and CallOption", fault.ErrInvalidRequest, name)
+				return CheckName(name)
 			}
 		}
+	}
+	return nil
+}
+
+// CheckName refuses the name of a member that is spoken outside the envelope.
+func CheckName(name string) error {
+	if slices.Contains(SpokenOutside, name) {
+		return fmt.Errorf("%w: %s does not belong into the request; see Config and CallOption",
+			fault.ErrInvalidRequest, name)
 	}
 	return nil
 }
@@ -46,7 +52,8 @@ func ValidObject(data []byte) bool {
 	return jsonspan.Valid(data, MaxDepth) == nil && jsonspan.KindOf(data) == jsonspan.Object
 }
 
-// SchemaError says which member of an answer is not as it has to be. The path is made of known names and numbers.
+// SchemaError says which member of an answer is not as it has to be. The path is made of known
+// names and numbers.
 func SchemaError(path, want string) error {
 	return fmt.Errorf("%w: %s: %s", fault.ErrResponseSchema, path, want)
 }
@@ -54,8 +61,8 @@ func SchemaError(path, want string) error {
 // Members are an object's members of interest. A name that is repeated counts the last time.
 type Members map[string][]byte
 
-// Pick finds the named members of an object in JSON that was checked before; others are passed over. ok is false when
-// data is not an object, or nothing at all.
+// Pick finds the named members of an object in JSON that was checked before; others are passed
+// over. ok is false when data is not an object, or nothing at all.
 func Pick(data []byte, names ...string) (_ Members, ok bool) {
 	if jsonspan.KindOf(data) != jsonspan.Object {
 		return nil, false
@@ -133,7 +140,8 @@ type ErrorObject struct{ Data []byte }
 func (e *ErrorObject) Error() string { return "sealedchat: an error object in place of an answer" }
 
 // CheckCompletion demands that an opened answer is a chat.completion object, that it does not name
-// another request, and no lower tier than was asked for. An answer that is an error is *ErrorObject.
+// another request, and no lower tier than was asked for. An answer that is an error is
+// *ErrorObject.
 func CheckCompletion(data []byte, asked Asked) error {
 	if !ValidObject(data) {
 		return SchemaError("the answer", "not a JSON object in valid UTF-8")
@@ -144,7 +152,8 @@ func CheckCompletion(data []byte, asked Asked) error {
 // CheckCompletionObject is CheckCompletion for an object in JSON that was checked before.
 func CheckCompletionObject(data []byte, asked Asked) error {
 	o, _ := Pick(data, "id", "object", "created", "model", "choices", "error", "_metadata")
-	// Whose answer it is comes first: an error that belongs to another request must not be believed either.
+	// Whose answer it is comes first: an error that belongs to another request must not be believed
+	// either.
 	if err := checkMetadata(o["_metadata"], asked); err != nil {
 		return err
 	}
@@ -194,8 +203,9 @@ func checkChoice(choice []byte) (member, want string) {
 	return ".message.content", checkContent(Last(message, "content"))
 }
 
-// MaxWeight bounds how much of an answer becomes Go values: members and elements that are decoded one by one. A few bytes
-// of JSON ("{},") cost hundreds in memory, and in version 1 anybody where TLS ends can make up an answer.
+// MaxWeight bounds how much of an answer becomes Go values: members and elements that are decoded
+// one by one. A few bytes of JSON ("{},") cost hundreds in memory, and in version 1 anybody where
+// TLS ends can make up an answer.
 const MaxWeight = 1 << 16
 
 // CheckWeight is for a checked completion that is about to be decoded.
@@ -235,8 +245,8 @@ func MembersIn(data []byte) (n int) {
 	return n
 }
 
-// checkContent says what content has to be, if it is not: absent, null, a string, or an array of parts,
-// which are objects with a type.
+// checkContent says what content has to be, if it is not: absent, null, a string, or an array of
+// parts, which are objects with a type.
 func checkContent(content []byte) (want string) {
 	switch jsonspan.KindOf(content) {
 	case jsonspan.Null, jsonspan.String:
@@ -263,7 +273,8 @@ func checkMetadata(data []byte, asked Asked) error {
 		return fmt.Errorf("%w: it belongs to another request", fault.ErrReplay)
 	}
 	// A tier that is not known cannot be shown to be high enough.
-	if v := o["security_tier"]; asked.TooLow != nil && o.Is("security_tier", jsonspan.String) && len(v) > len(`""`) {
+	if v := o["security_tier"]; asked.TooLow != nil && o.Is("security_tier", jsonspan.String) &&
+		len(v) > len(`""`) {
 		if asked.TooLow(o.Text("security_tier")) {
 			return fault.ErrTierDowngrade
 		}
@@ -271,7 +282,7 @@ func checkMetadata(data []byte, asked Asked) error {
 	return nil
 }
 
-// IsUUID: 8-4-4-4-12 lower-case hex digits.
+// IsUUID tells a UUID: 8-4-4-4-12 lower-case hex digits.
 func IsUUID(s string) bool {
 	if len(s) != 36 {
 		return false

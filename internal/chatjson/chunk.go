@@ -5,8 +5,8 @@ package chatjson
 
 import "github.com/seed-017344ad/sealedchat/internal/jsonspan"
 
-// CheckChunk demands that the data of an event is a chat.completion.chunk that is worth decoding. name
-// is the event's. An event that is an error is *ErrorObject.
+// CheckChunk demands that the data of an event is a chat.completion.chunk that is worth decoding.
+// name is the event's. An event that is an error is *ErrorObject.
 func CheckChunk(name string, data []byte) error {
 	if !ValidObject(data) {
 		if name == "error" {

@@ -30,7 +30,8 @@ const (
 	frame = 192
 )
 
-var repeated = [...]string{"created", "model", "system_fingerprint", "service_tier"} // and id, first
+// and id, first
+var repeated = [...]string{"created", "model", "system_fingerprint", "service_tier"}
 
 // Events makes the events that a streaming server would have sent of a complete chat.completion,
 // one at a time: for each choice its role, its content in pieces, all else of the message, and its
@@ -81,7 +82,8 @@ func NewEvents(completion []byte, includeUsage bool) (*Events, error) {
 	if err := CheckWeight(completion); err != nil {
 		return nil, err
 	}
-	o, _ := Pick(completion, "id", "created", "model", "choices", "usage", "system_fingerprint", "service_tier")
+	o, _ := Pick(completion, "id", "created", "model", "choices", "usage", "system_fingerprint",
+		"service_tier")
 	e := &Events{budget: slack - reserve}
 	if includeUsage {
 		e.usage = orNull(o["usage"])
@@ -246,8 +248,8 @@ func (e *Events) piece() {
 	}
 }
 
-// cutText says how much of a text, which stands in JSON, a piece takes: no escape, no character and no
-// pair of surrogates is cut in two.
+// cutText says how much of a text, which stands in JSON, a piece takes: no escape, no character and
+// no pair of surrogates is cut in two.
 func cutText(inside []byte) int {
 	if len(inside) <= eventPiece {
 		return len(inside)

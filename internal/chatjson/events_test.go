@@ -18,11 +18,13 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
-// answerOf is a completion with that many choices, the members of each, and repeated members of that size.
+// answerOf is a completion with that many choices, the members of each, and repeated members of
+// that size.
 func answerOf(choices int, each func(i int) string, size int) []byte {
 	long := strings.Repeat("m", size)
 	var b bytes.Buffer
-	fmt.Fprintf(&b, `{"id":"%s","object":"chat.completion","created":1.%s,"model":"%s","system_fingerprint":"%s","service_tier":"%s","choices":[`,
+	fmt.Fprintf(&b,
+		`{"id":"%s","object":"chat.completion","created":1.%s,"model":"%s","system_fingerprint":"%s","service_tier":"%s","choices":[`,
 		long, strings.Repeat("0", size+1), long, long, long)
 	for i := range choices {
 		if i > 0 {
@@ -59,27 +61,33 @@ func measure(t *testing.T, answer []byte, usage bool) (size int, allocated uint6
 	return size, after.TotalAlloc - before.TotalAlloc
 }
 
-// All limits at once, in every combination: an answer's events have at most 16 times its size and 1 MiB, and
-// making them allocates little more than the answer has.
+// All limits at once, in every combination: an answer's events have at most 16 times its size and 1
+// MiB, and making them allocates little more than the answer has.
 func TestEventsStaySmall(t *testing.T) {
-	many := func(s string, n int) string { return strings.TrimSuffix(strings.Repeat(s+",", n), ",") }
+	many := func(s string, n int) string {
+		return strings.TrimSuffix(strings.Repeat(s+",", n),
+			",")
+	}
 	text := func(n int) string { return strings.Repeat("t", n) }
 	kinds := map[string]struct {
 		text   string
 		weight int
 	}{
-		"empty":           {`{"message":{}}`, 4},
-		"content":         {`{"message":{"content":"` + text(3) + `"}}`, 4},
-		"long content":    {`{"index":7,"message":{"role":"assistant","content":"` + text(20_000) + `"},"finish_reason":"stop"}`, 8},
-		"escapes":         {`{"message":{"content":"` + strings.Repeat(`\ud83d\ude00`, 2000) + `"}}`, 4},
-		"tool calls":      {`{"message":{"tool_calls":[` + many(`{}`, 40) + `]}}`, 44},
-		"logprobs":        {`{"message":{"content":"x"},"logprobs":{"content":[` + many(`{"token":"x"}`, 30) + `]}}`, 6},
-		"members":         {`{"message":{` + many(`"":0`, 30) + `}}`, 36},
-		"all":             {`{"message":{"content":"` + text(9000) + `","":[ ],"tool_calls":[{},{}]},"logprobs":{},"finish_reason":"x"}`, 12},
-		"spaces":          {"{\"message\":{\"content\":\"x\",\n\r\"a\":{\r\n}}}", 6},
-		"parts":           {`{"message":{"content":[` + many(`{"type":""}`, 20) + `]}}`, 44},
-		"an index":        {`{"index":1` + strings.Repeat("0", 17) + `,"message":{"content":"` + text(30_000) + `"}}`, 5},
-		"an index of 1.0": {`{"index":1.` + strings.Repeat("0", 3000) + `,"message":{"content":"` + text(30_000) + `"}}`, 5},
+		"empty":        {`{"message":{}}`, 4},
+		"content":      {`{"message":{"content":"` + text(3) + `"}}`, 4},
+		"long content": {`{"index":7,"message":{"role":"assistant","content":"` + text(20_000) + `"},"finish_reason":"stop"}`, 8},
+		"escapes": {`{"message":{"content":"` + strings.Repeat(`\ud83d\ude00`,
+			2000) + `"}}`, 4},
+		"tool calls": {`{"message":{"tool_calls":[` + many(`{}`, 40) + `]}}`, 44},
+		"logprobs":   {`{"message":{"content":"x"},"logprobs":{"content":[` + many(`{"token":"x"}`, 30) + `]}}`, 6},
+		"members":    {`{"message":{` + many(`"":0`, 30) + `}}`, 36},
+		"all":        {`{"message":{"content":"` + text(9000) + `","":[ ],"tool_calls":[{},{}]},"logprobs":{},"finish_reason":"x"}`, 12},
+		"spaces":     {"{\"message\":{\"content\":\"x\",\n\r\"a\":{\r\n}}}", 6},
+		"parts":      {`{"message":{"content":[` + many(`{"type":""}`, 20) + `]}}`, 44},
+		"an index": {`{"index":1` + strings.Repeat("0",
+			17) + `,"message":{"content":"` + text(30_000) + `"}}`, 5},
+		"an index of 1.0": {`{"index":1.` + strings.Repeat("0",
+			3000) + `,"message":{"content":"` + text(30_000) + `"}}`, 5},
 	}
 	for name, kind := range kinds {
 		for _, choices := range []int{0, 1, 30, 1000, 12_000} {
@@ -94,7 +102,8 @@ func TestEventsStaySmall(t *testing.T) {
 						t.Errorf("%s, %d choices, members of %d: %d bytes of events from %d, at most %d", name, choices, size, got, len(answer), most)
 					}
 					if most := uint64(4*len(answer) + 1<<20); allocated > most {
-						t.Errorf("%s, %d choices, members of %d: %d bytes allocated for %d", name, choices, size, allocated, len(answer))
+						t.Errorf("%s, %d choices, members of %d: %d bytes allocated for %d", name,
+							choices, size, allocated, len(answer))
 					}
 				}
 			}
@@ -141,7 +150,8 @@ func chunksOf(t *testing.T, answer []byte) (chunks []chunk) {
 			return chunks
 		}
 		var c chunk
-		if err := json.Unmarshal(text, &c); err != nil || c.Object != "chat.completion.chunk" || bytes.ContainsAny(text, "\r\n") {
+		if err := json.Unmarshal(text, &c); err != nil || c.Object != "chat.completion.chunk" ||
+			bytes.ContainsAny(text, "\r\n") {
 			t.Fatalf("%v: %.300s", err, text)
 		}
 		chunks = append(chunks, c)
@@ -183,7 +193,8 @@ func TestBriefEventsLoseNothing(t *testing.T) {
 		calls += len(choice.Delta.ToolCalls)
 	}
 	for i, w := range got {
-		if want := (whole{"assistant", fmt.Sprint(i), fmt.Sprint("f", i), fmt.Sprintf(`{"n":%d}`, i), "r"}); w != want {
+		if want := (whole{"assistant", fmt.Sprint(i), fmt.Sprint("f", i), fmt.Sprintf(`{"n":%d}`,
+			i), "r"}); w != want {
 			t.Fatalf("choice %d: %+v", i, w)
 		}
 	}
@@ -207,25 +218,31 @@ func TestLongMembersComeOnce(t *testing.T) {
 
 func TestEventsRefuse(t *testing.T) {
 	for _, choice := range []string{
-		`{"message":{"tool_calls":1}}`, `{"message":{"tool_calls":{}}}`, `{"message":{"tool_calls":[[]]}}`, `{"message":{"tool_calls":[{},null]}}`,
-		`{"message":{},"index":1e400}`, `{"message":{},"index":9223372036854775808}`, `{"message":{},"index":-1e300}`,
+		`{"message":{"tool_calls":1}}`, `{"message":{"tool_calls":{}}}`,
+		`{"message":{"tool_calls":[[]]}}`, `{"message":{"tool_calls":[{},null]}}`,
+		`{"message":{},"index":1e400}`, `{"message":{},"index":9223372036854775808}`,
+		`{"message":{},"index":-1e300}`,
 	} {
-		for _, answer := range [][]byte{answerOf(1, always(choice), 3), answerOf(2, func(i int) string {
-			return []string{`{"message":{}}`, choice}[i]
-		}, 3)} {
-			if text, err := NewEventText(answer, true); !errors.Is(err, fault.ErrResponseSchema) || text != nil {
+		for _, answer := range [][]byte{answerOf(1, always(choice), 3), answerOf(2,
+			func(i int) string {
+				return []string{`{"message":{}}`, choice}[i]
+			}, 3)} {
+			if text, err := NewEventText(answer, true); !errors.Is(err, fault.ErrResponseSchema) ||
+				text != nil {
 				t.Errorf("%s: %v", choice, err)
 			}
 		}
 	}
-	if _, err := NewEvents(answerOf(1, always(`{"message":{}}`), maxRepeated-1), true); !errors.Is(err, fault.ErrResponseSchema) {
+	if _, err := NewEvents(answerOf(1, always(`{"message":{}}`), maxRepeated-1),
+		true); !errors.Is(err, fault.ErrResponseSchema) {
 		t.Errorf("too long a member: %v", err)
 	}
 }
 
 // Pairs of surrogates stay together, wherever a piece ends.
 func TestCutText(t *testing.T) {
-	for _, s := range []string{`\ud83d\ude00`, `\udc00\ud83d\ude00`, `\ud83d\uD83D\uDE00`, `\\u\ud83dx`, `\ud83d\n`, `\"`, "é", "€", "😀", "a"} {
+	for _, s := range []string{`\ud83d\ude00`, `\udc00\ud83d\ude00`, `\ud83d\uD83D\uDE00`,
+		`\\u\ud83dx`, `\ud83d\n`, `\"`, "é", "€", "😀", "a"} {
 		for shift := range 13 {
 			text := strings.Repeat("a", shift) + strings.Repeat(s, 2*eventPiece/len(s)+1)
 			var want, got string
@@ -238,7 +255,8 @@ func TestCutText(t *testing.T) {
 					t.Fatalf("%q: a piece of %d bytes", s, n)
 				}
 				var piece string
-				if err := json.Unmarshal(slices.Concat([]byte{'"'}, rest[:n], []byte{'"'}), &piece); err != nil {
+				if err := json.Unmarshal(slices.Concat([]byte{'"'}, rest[:n], []byte{'"'}),
+					&piece); err != nil {
 					t.Fatalf("%q: %v", s, err)
 				}
 				got, rest = got+piece, rest[n:]
@@ -250,7 +268,8 @@ func TestCutText(t *testing.T) {
 	}
 }
 
-// However a stream is read, its bytes are the same; closing it wipes the answer, and so does its end.
+// However a stream is read, its bytes are the same; closing it wipes the answer, and so does its
+// end.
 func TestEventTextOwnsTheAnswer(t *testing.T) {
 	answer := answerOf(2, always(`{"message":{"content":"secret"}}`), 10)
 	read := func(way func(io.Reader) io.Reader) (string, []byte) {
@@ -266,7 +285,8 @@ func TestEventTextOwnsTheAnswer(t *testing.T) {
 		return string(b), own
 	}
 	want, own := read(func(r io.Reader) io.Reader { return r })
-	if got, _ := read(iotest.OneByteReader); got != want || !strings.HasSuffix(want, "data: [DONE]\n\n") {
+	if got, _ := read(iotest.OneByteReader); got != want || !strings.HasSuffix(want,
+		"data: [DONE]\n\n") {
 		t.Errorf("byte by byte: %q\nat once: %q", got, want)
 	}
 	if len(bytes.Trim(own, "\x00")) > 0 {

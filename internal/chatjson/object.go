@@ -18,8 +18,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
-// JSON objects of which this package knows some members, and keeps the others as they are. encoding/json alone
-// matches names without regard to case and drops what it does not know; here names are exact.
+// JSON objects of which this package knows some members, and keeps the others as they are.
+// encoding/json alone matches names without regard to case and drops what it does not know; here
+// names are exact.
 
 // MemberError says which member does not fit its Go type. It holds names and no values.
 type MemberError struct{ Path string }
@@ -27,7 +28,8 @@ type MemberError struct{ Path string }
 func (e *MemberError) Error() string { return e.Path + " does not fit its type" }
 
 // Codec writes and reads the values of types that do so themselves. Through their MarshalJSON and
-// UnmarshalJSON, encoding/json would read and copy all of a prompt once more at each level of nesting.
+// UnmarshalJSON, encoding/json would read and copy all of a prompt once more at each level of
+// nesting.
 type Codec struct {
 	// Append appends v, which is no pointer, as JSON. known is false when v does not write itself.
 	Append func(dst []byte, v any) (_ []byte, known bool, err error)
@@ -36,8 +38,8 @@ type Codec struct {
 	Decode func(valid []byte, v any) (known bool, err error)
 }
 
-// AppendObject appends the struct v as an object, and extra's members in the order of their names. A name that v knows
-// already is an error.
+// AppendObject appends the struct v as an object, and extra's members in the order of their names.
+// A name that v knows already is an error.
 func AppendObject[V any](c Codec, dst []byte, v any, extra map[string]V) ([]byte, error) {
 	object := reflect.ValueOf(v)
 	known := fieldsOf(object.Type())
@@ -63,12 +65,15 @@ func AppendObject[V any](c Codec, dst []byte, v any, extra map[string]V) ([]byte
 	}
 	for _, name := range slices.Sorted(maps.Keys(extra)) {
 		if slices.ContainsFunc(known, func(f objectField) bool { return f.name == name }) {
-			return nil, fmt.Errorf("%w: Extra[%q] has a field of its own", fault.ErrInvalidRequest, name)
+			return nil, fmt.Errorf("%w: Extra[%q] has a field of its own", fault.ErrInvalidRequest,
+				name)
 		}
 		separator()
 		dst = append(jsonspan.AppendString(dst, name), ':')
 		if dst, err = appendAny(dst, extra[name]); err != nil {
-			return nil, fmt.Errorf("%w: Extra[%q] cannot be marshalled", fault.ErrInvalidRequest, fault.Sanitise(name, 40)) // it may be anything
+			// it may be anything
+			return nil, fmt.Errorf("%w: Extra[%q] cannot be marshalled", fault.ErrInvalidRequest,
+				fault.Sanitise(name, 40))
 		}
 	}
 	if len(dst) == start {
@@ -77,7 +82,8 @@ func AppendObject[V any](c Codec, dst []byte, v any, extra map[string]V) ([]byte
 	return append(dst, '}'), nil
 }
 
-// appendValue appends v as encoding/json does, without the escapes for HTML, which only cost tokens.
+// appendValue appends v as encoding/json does, without the escapes for HTML, which only cost
+// tokens.
 func (c Codec) appendValue(dst []byte, v reflect.Value) ([]byte, error) {
 	if v.Kind() == reflect.Interface && !v.IsNil() {
 		v = v.Elem()
@@ -116,13 +122,24 @@ func appendAny(dst []byte, v any) ([]byte, error) {
 	enc := json.NewEncoder(&w)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
-		if invalid, ok := errors.AsType[*json.MarshalerError](err); ok && errors.Is(invalid, fault.ErrInvalidRequest) {
+		if invalid, ok := errors.AsType[*json.MarshalerError](err); ok && errors.Is(invalid,
+			fault.ErrInvalidRequest) {
 			return nil, invalid.Unwrap()
 		}
-		return nil, fmt.Errorf("%w: cannot be marshalled", fault.ErrInvalidRequest) // the cause could quote a value
+		// the cause could quote a value
+		return nil, fmt.Errorf("%w: cannot be marshalled", fault.ErrInvalidRequest)
 	}
-	return w.b[:len(w.b)-len("\n")], nil
+	out := w.b[:len(w.b)-len("\n")]
+	// encoding/json lets through what a json.RawMessage or a MarshalJSON brings: bytes that are no
+	// UTF-8, and depth.
+	if jsonspan.Valid(out[len(dst):], MaxDepth-levels) != nil {
+		return nil, fmt.Errorf("%w: cannot be marshalled", fault.ErrInvalidRequest)
+	}
+	return out, nil
 }
+
+// levels is more than those of objects and lists that any value has around it in a request.
+const levels = 8
 
 type appendWriter struct{ b []byte }
 
@@ -148,8 +165,9 @@ func isEmpty(v reflect.Value) bool {
 // ErrNoObject is the error of what is not an object.
 var ErrNoObject = &MemberError{Path: "the object"}
 
-// DecodeObject sets the fields of the struct that v points to from the members that its json tags name, and returns
-// the others, as slices of the text. That was checked before: it is not checked again at each level of nesting.
+// DecodeObject sets the fields of the struct that v points to from the members that its json tags
+// name, and returns the others, as slices of the text. That was checked before: it is not checked
+// again at each level of nesting.
 func (c Codec) DecodeObject(valid []byte, v any) (map[string]json.RawMessage, error) {
 	if jsonspan.KindOf(valid) != jsonspan.Object {
 		return nil, ErrNoObject
@@ -189,8 +207,8 @@ func PrefixPath(name string, err error) error {
 
 var errKind = errors.New("another kind of value")
 
-// DecodeField does what encoding/json does, but that it does not check the text again, that a json.RawMessage becomes a
-// slice of it, and that integers are read by WholeNumber.
+// DecodeField does what encoding/json does, but that it does not check the text again, that a
+// json.RawMessage becomes a slice of it, and that integers are read by WholeNumber.
 func (c Codec) DecodeField(value []byte, field reflect.Value) error {
 	if known, err := c.Decode(value, field.Addr().Interface()); known {
 		return err
@@ -239,7 +257,8 @@ func (c Codec) decodeElements(value []byte, kind jsonspan.Kind, list reflect.Val
 	return nil
 }
 
-// WholeNumber reads a JSON number, cutting off a fraction: some servers write a float where an integer is meant.
+// WholeNumber reads a JSON number, cutting off a fraction: some servers write a float where an
+// integer is meant.
 func WholeNumber(value []byte) (int64, error) {
 	text := string(value)
 	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
@@ -265,7 +284,8 @@ func fieldsOf(t reflect.Type) []objectField {
 	for i := range t.NumField() {
 		name, option, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
 		if name != "" && name != "-" {
-			fields = append(fields, objectField{name: name, index: i, omitEmpty: option == "omitempty", omitZero: option == "omitzero"})
+			fields = append(fields, objectField{name: name, index: i,
+				omitEmpty: option == "omitempty", omitZero: option == "omitzero"})
 		}
 	}
 	return fields

@@ -21,9 +21,11 @@ func newStream() *Stream {
 	return EndingOf("text/event-stream", "/v1/chat/completions", -1).(*Stream)
 }
 
-// Whole JSON has ended, its beginnings have not, and neither depends on the pieces in which it comes.
+// Whole JSON has ended, its beginnings have not, and neither depends on the pieces in which it
+// comes.
 func FuzzJSONEnding(f *testing.F) {
-	for _, s := range []string{fineAnswer, `{}`, `[[],{"a":"]}\\\""}]`, `"a\u005c"`, `1`, ` {"a":1} `, `{"a`, `{}}`, `]`, ``, `"\`, "\xff{"} {
+	for _, s := range []string{fineAnswer, `{}`, `[[],{"a":"]}\\\""}]`, `"a\u005c"`, `1`,
+		` {"a":1} `, `{"a`, `{}}`, `]`, ``, `"\`, "\xff{"} {
 		f.Add([]byte(s), 1)
 	}
 	f.Fuzz(func(t *testing.T, data []byte, at int) {
@@ -84,7 +86,8 @@ func plainEvents(stream string) (datas []string) {
 func FuzzEventEnding(f *testing.F) {
 	for _, s := range []string{
 		fineEvents, "data: [DONE]", "data:[DONE]\r\rx", "x data: [DONE]", "data: [DONE]x\n", "\n\n",
-		strings.Repeat("data: ", 20) + "[DONE]\n", "data: a\ndata: [DONE]\n\n", "data: [DONE]\ndata: a\n\n",
+		strings.Repeat("data: ", 20) + "[DONE]\n", "data: a\ndata: [DONE]\n\n",
+		"data: [DONE]\ndata: a\n\n",
 		"\xef\xbb\xbfdata: [DONE] ",
 	} {
 		f.Add(s, 3)
@@ -130,18 +133,27 @@ func TestStreamEndings(t *testing.T) {
 		path, stream string
 		ended        bool
 	}{
-		{chat, "data: [DONE]\n\n", true}, {chat, "data: [DONE]", true}, {chat, "data:[DONE]  \r\n\r\n", true},
-		{chat, "event: message\ndata: [DONE]\n\n", true}, {chat, ": [DONE]\n\ndata: [DONE]\r", true},
+		{chat, "data: [DONE]\n\n", true}, {chat, "data: [DONE]", true}, {chat,
+			"data:[DONE]  \r\n\r\n", true},
+		{chat, "event: message\ndata: [DONE]\n\n", true}, {chat, ": [DONE]\n\ndata: [DONE]\r",
+			true},
 		{chat, "", false}, {chat, "data: {}\n\n", false}, {chat, "data: \"[DONE]\"\n\n", false},
 		{chat, "data: [DONE]\ndata: x\n\n", false}, {chat, "data: x\ndata: [DONE]\n\n", false},
-		{chat, ": [DONE]\n\n", false}, {chat, "event: [DONE]\n\n", false}, {chat, "data : [DONE]\n\n", false},
-		{chat, "event: error\ndata: {}\n\n", false}, {chat, "data: [DONE]" + strings.Repeat("x", 99) + "\n\n", false},
-		{chat, "data: [DONE]" + strings.Repeat(" ", 99) + "x\n\n", false}, {chat, "event: response.completed\ndata: {}\n\n", false},
-		{responses, "event: response.completed\ndata: {}\n\n", true}, {responses, "event: error\ndata: {}\n\n", true},
+		{chat, ": [DONE]\n\n", false}, {chat, "event: [DONE]\n\n", false}, {chat,
+			"data : [DONE]\n\n", false},
+		{chat, "event: error\ndata: {}\n\n", false}, {chat, "data: [DONE]" + strings.Repeat("x",
+			99) + "\n\n", false},
+		{chat, "data: [DONE]" + strings.Repeat(" ", 99) + "x\n\n", false}, {chat,
+			"event: response.completed\ndata: {}\n\n", false},
+		{responses, "event: response.completed\ndata: {}\n\n", true}, {responses,
+			"event: error\ndata: {}\n\n", true},
 		{responses, "event: response.failed\ndata: " + strings.Repeat("x", 999) + "\n\n", true},
-		{responses, "event: response.incomplete \ndata: {}\n", true}, {responses, "data: [DONE]\n\n", true},
-		{responses, "event: response.created\ndata: {}\n\n", false}, {responses, "event: response.completed\n\n", false},
-		{responses, "event: response.completed\n", false}, {responses, "data: response.completed\n\n", false},
+		{responses, "event: response.incomplete \ndata: {}\n", true}, {responses,
+			"data: [DONE]\n\n", true},
+		{responses, "event: response.created\ndata: {}\n\n", false}, {responses,
+			"event: response.completed\n\n", false},
+		{responses, "event: response.completed\n", false}, {responses,
+			"data: response.completed\n\n", false},
 		{other, "", true}, {other, "data: x", true},
 	} {
 		for _, step := range []int{1, 7, 1 << 20} {
@@ -151,7 +163,8 @@ func TestStreamEndings(t *testing.T) {
 				e.See([]byte(rest[:n]))
 				rest = rest[n:]
 			}
-			if e.Ended() != c.ended || e.Ended() != c.ended || e.Known() != (c.path != other) {
+			again := e.Ended() // asking changes nothing
+			if e.Ended() != c.ended || again != c.ended || e.Known() != (c.path != other) {
 				t.Errorf("%s, %.60q in steps of %d: %v", c.path, c.stream, step, e.Ended())
 			}
 			e.Wipe()
@@ -161,7 +174,8 @@ func TestStreamEndings(t *testing.T) {
 
 func TestEventLines(t *testing.T) {
 	for in, want := range map[string]int{
-		"a": 0, "a\n": 0, "a\n\n": 3, "a\n\nb": 3, "a\n\nb\n\nc": 6, "a\r\n\r\n": 5, "a\r\r": 3, "\n": 1, "a\n\n\n": 4, "a\n:\n\n": 5, "": 0,
+		"a": 0, "a\n": 0, "a\n\n": 3, "a\n\nb": 3, "a\n\nb\n\nc": 6, "a\r\n\r\n": 5, "a\r\r": 3,
+		"\n": 1, "a\n\n\n": 4, "a\n:\n\n": 5, "": 0,
 	} {
 		whole := newStream()
 		whole.See([]byte(in))

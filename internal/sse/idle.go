@@ -11,8 +11,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
-// Idle reads an event stream, and ends it when no piece of it comes for too long. Only the wait for a
-// piece counts: a reader may take its time between two calls of Read. One goroutine reads.
+// Idle reads an event stream, and ends it when no piece of it comes for too long. Only the wait for
+// a piece counts: a reader may take its time between two calls of Read. One goroutine reads.
 type Idle struct {
 	src   io.Reader
 	limit time.Duration
@@ -29,7 +29,8 @@ func NewIdle(src io.Reader, limit time.Duration, begun func() bool, end func()) 
 	return &Idle{src: src, limit: limit, begun: begun, end: end}
 }
 
-// Read implements [io.Reader]. The error of a stream that stood still is [fault.Stalled], and stays.
+// Read implements [io.Reader]. The error of a stream that stood still is [fault.Stalled], and
+// stays.
 func (r *Idle) Read(p []byte) (int, error) {
 	if r.over.Load() {
 		return 0, fault.Stalled

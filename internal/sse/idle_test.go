@@ -52,14 +52,19 @@ func TestIdle(t *testing.T) {
 		want  error
 		bytes int
 	}{
-		"in time":                 {[]time.Duration{limit - 1, limit - 1, limit - 1}, limit, 0, io.EOF, io.EOF, 2},
-		"late":                    {[]time.Duration{1, limit + 1, 1}, limit, 0, io.EOF, fault.Stalled, 1},
-		"a late end":              {[]time.Duration{1, 1, limit + 1}, limit, 0, io.EOF, fault.Stalled, 2},
-		"thinking":                {[]time.Duration{time.Hour, 1, 1}, limit, 1, io.EOF, io.EOF, 2},
-		"thinking, then too long": {[]time.Duration{time.Hour, time.Hour, time.Hour, 1}, limit, 2, io.EOF, fault.Stalled, 2},
-		"no limit":                {[]time.Duration{time.Hour, time.Hour}, 0, 0, io.EOF, io.EOF, 1},
-		"none by choice":          {[]time.Duration{time.Hour, time.Hour}, -1, 0, io.EOF, io.EOF, 1},
-		"broken":                  {[]time.Duration{1, 1}, limit, 0, broken, broken, 1},
+		"in time": {[]time.Duration{limit - 1, limit - 1, limit - 1}, limit, 0,
+			io.EOF, io.EOF, 2},
+		"late": {[]time.Duration{1, limit + 1, 1}, limit, 0, io.EOF,
+			fault.Stalled, 1},
+		"a late end": {[]time.Duration{1, 1, limit + 1}, limit, 0, io.EOF,
+			fault.Stalled, 2},
+		"thinking": {[]time.Duration{time.Hour, 1, 1}, limit, 1, io.EOF, io.EOF, 2},
+		"thinking, then too long": {[]time.Duration{time.Hour, time.Hour, time.Hour, 1}, limit, 2,
+			io.EOF, fault.Stalled, 2},
+		"no limit": {[]time.Duration{time.Hour, time.Hour}, 0, 0, io.EOF, io.EOF, 1},
+		"none by choice": {[]time.Duration{time.Hour, time.Hour}, -1, 0, io.EOF, io.EOF,
+			1},
+		"broken": {[]time.Duration{1, 1}, limit, 0, broken, broken, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -86,7 +91,8 @@ func TestIdle(t *testing.T) {
 // The first event starts the clock, a comment does not.
 func TestStreamBegins(t *testing.T) {
 	for text, want := range map[string]bool{
-		"": false, ": ping\n\n": false, "data: x": false, "data: x\n": false, "event: x\n\n": false, "data: x\n\n": true,
+		"": false, ": ping\n\n": false, "data: x": false, "data: x\n": false, "event: x\n\n": false,
+		"data: x\n\n": true,
 		"data:" + strings.Repeat("x", 1000) + "\n\n": true, ":\n\ndata\n\n:": true,
 	} {
 		s := newStream()

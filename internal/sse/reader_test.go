@@ -32,17 +32,23 @@ func TestEventReader(t *testing.T) {
 		text string
 		want []string
 	}{
-		"one":                  {"data: a\n\n", []string{"|a"}},
-		"CR LF":                {"data: a\r\n\r\ndata: b\r\n\r\n", []string{"|a", "|b"}},
-		"CR":                   {"data: a\r\rdata: b\r\r", []string{"|a", "|b"}},
-		"all kinds":            {"data: a\r\n\ndata: b\n\r\ndata: c\r\r\n", []string{"|a", "|b", "|c"}},
-		"lines":                {"data: a\ndata:b\ndata:  c\ndata\ndata:\n\n", []string{"|a\nb\n c\n\n"}},
-		"a name":               {"event: error\ndata: {}\n\ndata: x\n\n", []string{"error|{}", "|x"}},
-		"a name alone":         {"event: error\n\ndata: x\n\n", []string{"|x"}},
-		"the last name":        {"event: a\nevent: b\ndata:\n\n", []string{"b|"}},
-		"a long name":          {"event: " + strings.Repeat("n", 65) + "\ndata: x\n\n", []string{"|x"}},
-		"comments":             {": hello\n\n:\n\n:data: x\n\ndata: a\n: more\ndata: b\n\n", []string{"|a\nb"}},
-		"other fields":         {"id: 1\nretry: 5\nfoo: bar\nnonsense\ndata: a\n\n", []string{"|a"}},
+		"one":   {"data: a\n\n", []string{"|a"}},
+		"CR LF": {"data: a\r\n\r\ndata: b\r\n\r\n", []string{"|a", "|b"}},
+		"CR":    {"data: a\r\rdata: b\r\r", []string{"|a", "|b"}},
+		"all kinds": {"data: a\r\n\ndata: b\n\r\ndata: c\r\r\n", []string{"|a", "|b",
+			"|c"}},
+		"lines": {"data: a\ndata:b\ndata:  c\ndata\ndata:\n\n",
+			[]string{"|a\nb\n c\n\n"}},
+		"a name": {"event: error\ndata: {}\n\ndata: x\n\n", []string{"error|{}",
+			"|x"}},
+		"a name alone":  {"event: error\n\ndata: x\n\n", []string{"|x"}},
+		"the last name": {"event: a\nevent: b\ndata:\n\n", []string{"b|"}},
+		"a long name": {"event: " + strings.Repeat("n", 65) + "\ndata: x\n\n",
+			[]string{"|x"}},
+		"comments": {": hello\n\n:\n\n:data: x\n\ndata: a\n: more\ndata: b\n\n",
+			[]string{"|a\nb"}},
+		"other fields": {"id: 1\nretry: 5\nfoo: bar\nnonsense\ndata: a\n\n",
+			[]string{"|a"}},
 		"case matters":         {"Data: a\nDATA: b\n\n", nil},
 		"a mark":               {"\xef\xbb\xbfdata: a\n\n\xef\xbb\xbfdata: b\n\n", []string{"|a"}},
 		"no empty line":        {"data: a\n\ndata: b", []string{"|a", "|b"}},
@@ -87,7 +93,8 @@ func TestEventReaderLimits(t *testing.T) {
 		}
 	}
 	broken := errors.New("broken")
-	r := NewReader(io.MultiReader(strings.NewReader("data: a\n\ndata: b\n"), iotest.ErrReader(broken)), most)
+	r := NewReader(io.MultiReader(strings.NewReader("data: a\n\ndata: b\n"),
+		iotest.ErrReader(broken)), most)
 	if e, err := r.Next(); err != nil || string(e.Data) != "a" {
 		t.Errorf("%q, %v", e.Data, err)
 	}
@@ -102,7 +109,8 @@ func TestEventReaderLimits(t *testing.T) {
 	}
 }
 
-// An event is there as soon as its empty line is: whoever waits for the byte after it waits for the next token.
+// An event is there as soon as its empty line is: whoever waits for the byte after it waits for the
+// next token.
 func TestEventsAreNotHeldBack(t *testing.T) {
 	for _, end := range []string{"\n\n", "\r\n\r\n", "\r\r"} {
 		in, out := io.Pipe()

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package sse reads event streams (the HTML standard, section 9.2). [Scanner] is the one place that
-// knows lines and events; [Reader] hands out events as they come, and [Stream] only watches a stream
-// that passes, for where its events and the stream itself end.
+// knows lines and events; [Reader] hands out events as they come, and [Stream] only watches a
+// stream that passes, for where its events and the stream itself end.
 package sse
 
 import "bytes"
@@ -42,8 +42,8 @@ type Scanner struct {
 // NewScanner keeps at most so many bytes of a line, and of an event.
 func NewScanner(most int) *Scanner { return &Scanner{most: most} }
 
-// Scan takes in piece to the end of the next block, which an empty line ends, or all of it. n is how
-// much it took. At the end of a block, [Scanner.Event] is the event, if the block has one.
+// Scan takes in piece to the end of the next block, which an empty line ends, or all of it. n is
+// how much it took. At the end of a block, [Scanner.Event] is the event, if the block has one.
 func (s *Scanner) Scan(piece []byte) (n int, end bool) {
 	s.next()
 	for n < len(piece) {

@@ -13,56 +13,13 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
-	"github.com/seed-017344ad/sealedchat/internal/keystore"
 )
-
-// protocol is one way to carry a sealed chat completion over HTTP. The client above it knows requests, answers and
-// errors; keys, ciphers and paths are below.
-type protocol interface {
-	// warm does ahead of time what the first call would otherwise wait for.
-	warm(ctx context.Context) error
-	// seal encrypts plaintext, which it leaves as it is, with fresh keys into an HTTP request that is ready to go.
-	seal(ctx context.Context, plaintext []byte, o *callOptions) (*sealedRequest, error)
-	// open decrypts an answer to r whose status is 200, into the memory that into returns, or in place when into is nil. It
-	// takes the body over.
-	open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error)
-	// failure is the error of an answer whose status is not 200.
-	failure(a *httpx.Answer) error
-	// refused is told of what failure returned, and of an *APIError of open's. It reports whether sealing afresh can help:
-	// the server has another key.
-	refused(ctx context.Context, r *sealedRequest, err error) (bool, error)
-}
-
-// sealedRequest is one attempt. Whoever seals it calls release when its answer has been opened or given up.
-type sealedRequest struct {
-	http      *http.Request
-	payloadID string
-	server    *PublicKey // sealed to
-	keys      *KeyStore
-	key       *keystore.Key // of keys; opens the answer in version 1
-	ohttp     *obliviousCall
-}
-
-func (r *sealedRequest) release() {
-	if r.key != nil {
-		r.key.Release()
-	}
-	if r.ohttp != nil {
-		r.ohttp.Close()
-	}
-	r.keys.store.Sweep()
-}
-
-// opened is an answer's plaintext, and what the outside of its envelope said.
-type opened struct {
-	plaintext   []byte
-	processedAt float64 // Unix seconds, unauthenticated; 0 when absent
-}
 
 const userAgent = "sealedchat"
 
@@ -72,6 +29,29 @@ type envelopeV1 struct {
 	keys          *KeyStore
 	server        *serverKey
 	maxAnswer     int64
+	base          *url.URL
+}
+
+func (p *envelopeV1) fetchKeys(ctx context.Context, rt http.RoundTripper) ([]*PublicKey, error) {
+	return fetchServerKey(ctx, rt, p.base)
+}
+
+func (p *envelopeV1) streams() bool { return false }
+
+// openHeader is never called: answers come whole.
+func (p *envelopeV1) openHeader(context.Context, *plainRequest, *sealedRequest,
+	*http.Response) (*openedResponse, error) {
+	return nil, errNotSealed
+}
+
+// route takes chat completions, whatever the path says before.
+func (p *envelopeV1) route(req *http.Request) (*plainRequest, *unrouted) {
+	if req.Method != http.MethodPost || !strings.HasSuffix(strings.TrimRight(req.URL.Path, "/"),
+		"/chat/completions") {
+		return nil, &unrouted{http.StatusNotFound, "unsupported_endpoint",
+			"sealedchat: only POST …/chat/completions travels sealed; nothing was sent"}
+	}
+	return chatRequest(nil, true), nil
 }
 
 func (p *envelopeV1) warm(ctx context.Context) error {
@@ -80,15 +60,17 @@ func (p *envelopeV1) warm(ctx context.Context) error {
 	keyCtx, cancel := context.WithCancel(ctx)
 	wg.Go(func() { _, keyErr = p.keys.Public(keyCtx) })
 	defer wg.Wait()
-	defer cancel()                               // a server that is not trusted is told at once; the key is made all the same
-	if _, err := p.server.get(ctx); err != nil { // here, where a panic of OnServerKey reaches the caller
+	defer cancel() // a server that is not trusted is told at once; the key is made all the same
+	// here, where a panic of OnServerKey reaches the caller
+	if _, err := p.server.get(ctx); err != nil {
 		return err
 	}
 	wg.Wait()
 	return keyErr
 }
 
-func (p *envelopeV1) seal(ctx context.Context, plaintext []byte, o *callOptions) (*sealedRequest, error) {
+func (p *envelopeV1) seal(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest,
+	error) {
 	server, err := p.server.get(ctx) // first: with an untrusted server nothing else happens
 	if err != nil {
 		return nil, err
@@ -99,19 +81,21 @@ func (p *envelopeV1) seal(ctx context.Context, plaintext []byte, o *callOptions)
 	}
 	defer p.keys.store.Sweep() // the answer may take long
 	r := &sealedRequest{payloadID: newUUID(), server: server, keys: p.keys, key: key}
-	if r.http, err = p.request(ctx, r, plaintext, o); err != nil {
+	if r.http, err = p.request(ctx, r, in.content, o); err != nil {
 		r.release()
 		return nil, err
 	}
 	return r, nil
 }
 
-func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []byte, o *callOptions) (*http.Request, error) {
+func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []byte,
+	o *callOptions) (*http.Request, error) {
 	body, err := r.server.rsa.AppendSealed(nil, &envelope.Envelope{}, plaintext)
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.completionURL, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.completionURL,
+		bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}
@@ -149,17 +133,21 @@ func (p *envelopeV1) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) 
 
 func (p *envelopeV1) failure(a *httpx.Answer) error { return apiErrorFrom(a) }
 
-// refused asks for the server's key again when the status is the one that an envelope for another key gets.
+// refused asks for the server's key again when the status is the one that an envelope for another
+// key gets.
 func (p *envelopeV1) refused(ctx context.Context, r *sealedRequest, err error) (bool, error) {
-	if refusal, ok := errors.AsType[*APIError](err); !ok || refusal.StatusCode != http.StatusBadRequest {
+	if refusal, ok := errors.AsType[*APIError](err); !ok ||
+		refusal.StatusCode != http.StatusBadRequest {
 		return false, nil
 	}
 	return p.server.refresh(ctx, r.server)
 }
 
 // fetchServerKey asks for the server's public key.
-func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) ([]*PublicKey, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String()+hybrid.PathPublicKey, nil)
+func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) ([]*PublicKey,
+	error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String()+hybrid.PathPublicKey,
+		nil)
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}

@@ -1,0 +1,462 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sealedchat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
+	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/keystore"
+)
+
+// This file carries one call to the server and back, in as many attempts as that takes.
+
+// protocol is one way to carry sealed requests over HTTP, and the only way from the client to it.
+// The client above it knows requests, answers and errors; keys, ciphers and paths are below.
+type protocol interface {
+	// warm does ahead of time what the first call would otherwise wait for.
+	warm(ctx context.Context) error
+	// fetchKeys asks the server for its keys over rt, best first.
+	fetchKeys(ctx context.Context, rt http.RoundTripper) ([]*PublicKey, error)
+	// route says as what an SDK's request is sealed, all but its content, or with which answer it
+	// is refused.
+	route(req *http.Request) (*plainRequest, *unrouted)
+	// streams reports whether answers are opened as they come. Otherwise every answer comes whole.
+	streams() bool
+	// seal encrypts in, which it leaves as it is, with fresh keys into an HTTP request that is
+	// ready to go.
+	seal(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest, error)
+	// open decrypts a whole answer to r whose status is 200, into the memory that into returns, or
+	// in place when into is nil. It takes the body over.
+	open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error)
+	// openHeader opens the header of an answer that is read as it comes. Without an error the
+	// response owns the body. It is only called where streams is true.
+	openHeader(ctx context.Context, in *plainRequest, r *sealedRequest,
+		outside *http.Response) (*openedResponse, error)
+	// failure is the error of an answer whose status is not 200.
+	failure(a *httpx.Answer) error
+	// refused is told of what failure returned, and of an *APIError of open's. It reports whether
+	// sealing afresh can help: the server has another key.
+	refused(ctx context.Context, r *sealedRequest, err error) (bool, error)
+}
+
+// plainRequest is what is sealed, except for Date and Authorization. content stays the caller's.
+type plainRequest struct {
+	method, path string
+	header       []bhttp.Field
+	content      []byte
+	unchecked    bool // content is a caller's JSON that nobody has looked at
+	whole        bool // the answer is wanted whole: whatever asks for a stream is not sealed
+}
+
+// chatRequest is a chat completion whose answer is wanted whole, or as a stream.
+func chatRequest(content []byte, whole bool) *plainRequest {
+	accept := mediaEvents
+	if whole {
+		accept = mediaJSON
+	}
+	return &plainRequest{method: http.MethodPost, path: pathChat, header: jsonFields(accept),
+		content: content, whole: whole}
+}
+
+// isChat tells the requests that are checked before they are sealed.
+func (in *plainRequest) isChat() bool { return in.path == pathChat && in.method == http.MethodPost }
+
+// unrouted is the answer to a request of an SDK that the protocol does not carry.
+type unrouted struct {
+	status        int
+	code, message string
+}
+
+// sealedRequest is one attempt. Whoever seals it calls release when its answer has been opened or
+// given up.
+type sealedRequest struct {
+	http      *http.Request
+	payloadID string
+	server    *PublicKey // sealed to
+	keys      *KeyStore
+	key       *keystore.Key // of keys; opens the answer in version 1
+	ohttp     *obliviousCall
+}
+
+func (r *sealedRequest) release() {
+	if r.key != nil {
+		r.key.Release()
+	}
+	if r.ohttp != nil {
+		r.ohttp.Close()
+	}
+	r.keys.store.Sweep()
+}
+
+// opened is an answer's plaintext, and what the outside of its envelope said.
+type opened struct {
+	plaintext   []byte
+	processedAt float64 // Unix seconds, unauthenticated; 0 when absent
+}
+
+// Chat seals r, sends it, and returns the opened and checked answer. It makes up to 1 +
+// [Config].MaxRetries attempts of [Config].Timeout each, and one more when the server's key has
+// changed and the new one is trusted; ctx bounds them all.
+//
+// Errors: [*ServerKeyError] when the server's key is not trusted (nothing was sent), [*APIError]
+// when the server refused, [*OuterError] for an answer in the clear where [ProtocolOHTTP] wants a
+// sealed one, and the sentinels [ErrInvalidRequest], [ErrTooLarge], [ErrConnection],
+// [ErrTruncated], [ErrEnvelope], [ErrDecryption], [ErrResponseSchema], [ErrReplay],
+// [ErrTierDowngrade], [ErrPublicKey], [ErrInsecureURL], [ErrMemoryLimit], [ErrAudit] and
+// [ErrClosed]; those of Config.Limiter and of saving in Config.Keys; the cause of ctx when that
+// ended the call.
+//
+// Prompt and answer are Go strings here: the garbage collector may copy them, nothing wipes them,
+// and they can be swapped out. [SecureCompletionClient.Complete] keeps both in protected memory.
+func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest,
+	opts ...CallOption) (*ChatResponse, error) {
+	body, err := r.encode()
+	if err != nil {
+		return nil, err
+	}
+	defer clear(body)
+	result, err := c.do(ctx, chatRequest(body, true), opts)
+	if err != nil {
+		return nil, err
+	}
+	resp := &ChatResponse{}
+	if err := chatjson.CheckWeight(result.plaintext); err != nil {
+		clear(result.plaintext)
+		return nil, c.tellRefused(ctx, result.payloadID, err, "")
+	}
+	if err := resp.decodeJSON(result.plaintext); err != nil {
+		clear(result.plaintext)
+		return nil, c.tellRefused(ctx, result.payloadID, decodeError(err), "")
+	}
+	resp.PayloadID = result.payloadID
+	return resp, nil
+}
+
+// Request is a chat completion request as raw JSON.
+type Request struct {
+	// Body is the JSON object. It stays the caller's and is left as it is.
+	Body *Secret
+}
+
+// Response is a chat.completion object as raw JSON. Close it to wipe the answer.
+type Response struct {
+	Body      *Secret // the bytes exactly as they were sealed; Close destroys it
+	PayloadID string  // the request's id, as in ChatResponse
+}
+
+// Close wipes the answer. Idempotent; its error is always nil.
+func (r *Response) Close() error {
+	if r != nil {
+		r.Body.Destroy()
+	}
+	return nil
+}
+
+// Complete is [SecureCompletionClient.Chat] for raw JSON: the answer is checked the same way and
+// handed out byte for byte. Request and answer stay in memory under [Config].Memory. Errors are
+// those of Chat, with [ErrClosed] for a destroyed r.Body too. The caller closes the response.
+func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request,
+	opts ...CallOption) (*Response, error) {
+	if r == nil || r.Body == nil {
+		return nil, fmt.Errorf("%w: no Request.Body", ErrInvalidRequest)
+	}
+	if c.cfg.Memory == MemoryRequired && r.Body.Len() > 0 && !r.Body.Locked() {
+		return nil,
+			fmt.Errorf("%w: Request.Body is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
+	}
+	var body *Secret
+	into := func(n int) (b []byte, err error) {
+		body.Destroy() // an earlier attempt's
+		body, b, err = newRoom(c.memory, n)
+		return b, err
+	}
+	var result *completion
+	err := r.Body.Use(func(b []byte) (err error) {
+		in := chatRequest(b, true)
+		in.unchecked = true
+		result, err = c.do(ctx, in, append(opts[:len(opts):len(opts)],
+			func(o *callOptions) { o.into = into }))
+		return err
+	})
+	if err != nil {
+		body.Destroy()
+		return nil, err
+	}
+	body.keep(len(result.plaintext))
+	return &Response{Body: body, PayloadID: result.payloadID}, nil
+}
+
+// do carries one request to the server and back, and returns the whole of its answer, which is the
+// caller's.
+func (c *SecureCompletionClient) do(ctx context.Context, in *plainRequest,
+	opts []CallOption) (result *completion, err error) {
+	defer c.counts.call()(&err)
+	o, err := c.check(in, opts)
+	if err != nil {
+		return nil, err
+	}
+	ctx, done, err := c.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	err = c.persist(ctx, o, func() (again bool, err error) {
+		return c.attempt(ctx, in, o, func(ctx context.Context, t *trip) (err error) {
+			result, err = c.receiveWhole(ctx, t)
+			return err
+		})
+	})
+	return result, err
+}
+
+// stream carries one request to the server and returns as soon as the header of a good answer has
+// come. Other answers are errors: those of do. The response counts as a running call until its body
+// is closed or has been read to its end.
+func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
+	opts []CallOption) (resp *openedResponse, err error) {
+	o, err := c.check(in, opts)
+	if err != nil {
+		return nil, err
+	}
+	counted := c.counts.call()
+	ctx, done, err := c.begin(ctx)
+	if err != nil {
+		counted(&err)
+		return nil, err
+	}
+	finish := func(err error) {
+		done()
+		counted(&err)
+	}
+	failure := errPanicked
+	defer func() {
+		if failure != nil {
+			finish(failure) // or else Close waits for this call for good
+		}
+	}()
+	failure = c.persist(ctx, o, func() (again bool, err error) {
+		return c.attempt(ctx, in, o, func(ctx context.Context, t *trip) (err error) {
+			resp, err = c.receiveStream(ctx, t, finish)
+			return err
+		})
+	})
+	return resp, failure
+}
+
+// errPanicked is the end of what a callback of the caller's ended by panicking.
+var errPanicked = errors.New("sealedchat: a callback panicked")
+
+// check says with which options in is sent, if it may be. Only content that came from outside is
+// looked at, once.
+func (c *SecureCompletionClient) check(in *plainRequest, opts []CallOption) (*callOptions, error) {
+	o, err := c.options(opts)
+	if err != nil {
+		return nil, err
+	}
+	if n := len(in.content); int64(n) > c.cfg.MaxRequestBytes {
+		return nil, fmt.Errorf("%w of %d bytes, limit %d", errRequestTooLarge, n,
+			c.cfg.MaxRequestBytes)
+	}
+	if in.unchecked {
+		// what looks at many bytes leaves some in registers
+		erase.Do(func() { err = chatjson.CheckRequest(in.content) })
+	}
+	return o, err
+}
+
+// persist makes attempts until one succeeds or another one is not worth making. An attempt that
+// failed says whether the server's key has changed meanwhile.
+func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions,
+	attempt func() (again bool, err error)) error {
+	renewed := false
+	ended := func(err error) error {
+		if ctx.Err() != nil {
+			return fault.Ended(ctx)
+		}
+		return err // there is not time enough to wait
+	}
+	for failures, attempts := 0, 1; ; attempts++ {
+		if c.cfg.Limiter != nil {
+			if err := c.cfg.Limiter.Wait(ctx); err != nil {
+				return limiterError(ctx, err)
+			}
+		}
+		o.sealed = ""
+		again, err := attempt()
+		if err == nil {
+			return nil
+		}
+		// the key has changed: no fault of the request, and no reason to wait
+		if again && !renewed {
+			renewed = true
+			if told := c.tellRetry(ctx, o.sealed, attempts, 0, err); told != nil {
+				return fault.Join(err, told)
+			}
+			c.counts.retries.Add(1)
+			continue
+		}
+		wait, ok := c.retry.next(failures, err)
+		if !ok {
+			return err
+		}
+		if !hasTime(ctx, wait) {
+			return ended(err)
+		}
+		failures++
+		if told := c.tellRetry(ctx, o.sealed, attempts, wait, err); told != nil {
+			return fault.Join(err, told)
+		}
+		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait,
+			"error", logText(err))
+		if !pause(ctx, wait) {
+			return ended(err)
+		}
+		c.counts.retries.Add(1)
+	}
+}
+
+var errRequestTooLarge = fmt.Errorf("%w: request", ErrTooLarge)
+
+func limiterError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fault.Ended(ctx)
+	}
+	return fmt.Errorf("sealedchat: limiter: %w", err)
+}
+
+// trip is one attempt: a request on its way, and its answer.
+type trip struct {
+	*sealedRequest
+	in      *plainRequest
+	o       *callOptions
+	start   time.Time
+	log     *slog.Logger
+	release func() // gives back what the attempt holds
+	kept    bool   // the answer lives on, and calls release
+}
+
+// attempt seals in, sends it, and has receive take the answer, once. again reports that the server
+// refused the request because its key has changed, and that the new one is trusted.
+func (c *SecureCompletionClient) attempt(ctx context.Context, in *plainRequest, o *callOptions,
+	receive func(context.Context, *trip) error) (again bool, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.AttemptTimeout)
+	t := &trip{in: in, o: o, start: time.Now(), release: cancel}
+	defer func() {
+		if !t.kept {
+			t.release()
+		}
+	}()
+	r, err := c.wire.seal(ctx, in, o)
+	if err != nil {
+		return false, waitError(ctx, err)
+	}
+	t.sealedRequest, t.release = r, func() {
+		r.release()
+		cancel()
+	}
+	o.sealed = r.payloadID
+	if err := c.tellSealed(ctx, r, len(in.content), o); err != nil {
+		return false, err
+	}
+	c.counts.attempts.Add(1)
+	c.counts.sealed.Add(int64(len(in.content)))
+	t.log = c.log.With("payload_id", r.payloadID)
+	t.log.DebugContext(ctx, "request sealed", "bytes", len(in.content), "server_key",
+		r.server.fingerprint)
+	if err := receive(ctx, t); err != nil {
+		t.log.DebugContext(ctx, "request failed", "duration", time.Since(t.start), "error",
+			logText(err))
+		return c.refused(ctx, r, err)
+	}
+	return false, nil
+}
+
+// receiveWhole sends t, and opens and checks the whole of its answer.
+func (c *SecureCompletionClient) receiveWhole(ctx context.Context, t *trip) (*completion, error) {
+	a, err := httpx.Exchange(c.http, t.http, c.cfg.MaxResponseBytes)
+	if err == nil && a.Status != http.StatusOK {
+		err = c.wire.failure(a)
+	}
+	var result *completion
+	if err == nil {
+		result, err = c.open(t.sealedRequest, a, t.o)
+		err = c.tellAnswer(ctx, t.payloadID, result, err, t.start, t.o)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.counts.opened.Add(int64(len(result.plaintext)))
+	t.log.DebugContext(ctx, "answer opened", "duration", time.Since(t.start), "bytes",
+		len(result.plaintext))
+	return result, nil
+}
+
+// refused asks whether sealing afresh can help. A server's new key that is not trusted replaces the
+// error.
+func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest,
+	err error) (again bool, _ error) {
+	if errors.Is(err, ErrAudit) {
+		return false, err // whatever the Auditor returned
+	}
+	_, inner := errors.AsType[*APIError](err)
+	_, outer := errors.AsType[*OuterError](err)
+	if !inner && !outer {
+		return false, err
+	}
+	renewed, refreshErr := c.wire.refused(ctx, r, err)
+	if _, distrust := errors.AsType[*ServerKeyError](refreshErr); distrust {
+		return false, refreshErr
+	}
+	if errors.Is(refreshErr, ErrAudit) { // the Auditor did not take the new key
+		return false, fault.Join(err, refreshErr)
+	}
+	return renewed, err
+}
+
+// open decrypts and checks an answer. Nothing of it leaves here unless all of it is right.
+func (c *SecureCompletionClient) open(r *sealedRequest, a *httpx.Answer,
+	o *callOptions) (*completion, error) {
+	plain, err := c.wire.open(r, a, o.into)
+	if err != nil {
+		return nil, err
+	}
+	erase.Do(func() { err = checkCompletion(plain.plaintext, r.payloadID, o.tier) })
+	if err != nil {
+		clear(plain.plaintext)
+		return nil, err
+	}
+	return &completion{opened: *plain, payloadID: r.payloadID}, nil
+}
+
+// completion is a checked answer.
+type completion struct {
+	opened
+	payloadID string
+}
+
+// waitError gives an error of something that was waited for under ctx the shape of a call's error.
+func waitError(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
+		if errors.Is(cause, fault.AttemptTimeout) {
+			return fault.Connection("before anything was sent", cause, false)
+		}
+		return fault.Ended(ctx)
+	}
+	return err
+}
+
+func apiErrorFrom(a *httpx.Answer) *APIError {
+	return newAPIError(a.Status, a.Header, a.Body, time.Now())
+}
