@@ -227,11 +227,12 @@ func (c *GatewayConfig) setDefaults() error {
 	return nil
 }
 
-// Keys describes the keys that requests to the gateway may be sealed to, made now if there are none yet:
-// the RSA keys of protocol v1, and of [ProtocolOHTTP] the key configurations and the key that signs their
-// list; of each kind those in use first, then those that were replaced and still open requests. Clients
-// pin a Fingerprint ([Pin]). The signer's (KeyInfo.Kind is "Ed25519") stays the same when configurations
-// are replaced. Errors are those of the key store: [ErrClosed], those of saving, [ErrAudit].
+// Keys describes the keys that requests to the gateway may be sealed to, made now if there are none
+// yet: the RSA keys of protocol v1, and of [ProtocolOHTTP] the key configurations and the key that
+// signs their list; of each kind those in use first, then those that were replaced and still open
+// requests. Clients pin a Fingerprint ([Pin]). The signer's (KeyInfo.Kind is "Ed25519") stays the
+// same when configurations are replaced. Errors are those of the key store: [ErrClosed], those of
+// saving, [ErrAudit].
 func (g *Gateway) Keys(ctx context.Context) ([]KeyInfo, error) {
 	rsa, ohttp := g.serves(ProtocolEnvelope), g.serves(ProtocolOHTTP)
 	if rsa {
