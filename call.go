@@ -351,7 +351,7 @@ type trip struct {
 // refused the request because its key has changed, and that the new one is trusted.
 func (c *SecureCompletionClient) attempt(ctx context.Context, in *plainRequest, o *callOptions,
 	receive func(context.Context, *trip) error) (again bool, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.AttemptTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.ErrAttemptTimeout)
 	t := &trip{in: in, o: o, start: time.Now(), release: cancel}
 	defer func() {
 		if !t.kept {
@@ -449,7 +449,7 @@ type completion struct {
 // waitError gives an error of something that was waited for under ctx the shape of a call's error.
 func waitError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
-		if errors.Is(cause, fault.AttemptTimeout) {
+		if errors.Is(cause, fault.ErrAttemptTimeout) {
 			return fault.Connection("before anything was sent", cause, false)
 		}
 		return fault.Ended(ctx)

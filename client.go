@@ -453,7 +453,7 @@ func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, 
 }
 
 func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) ([]*PublicKey, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.AttemptTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fault.ErrAttemptTimeout)
 	defer cancel()
 	keys, err := c.wire.fetchKeys(ctx, c.http)
 	if err != nil && context.Cause(c.life) != nil {

@@ -261,7 +261,7 @@ func TestConnectionErrorHidesRawText(t *testing.T) {
 	if !strings.Contains(text, "POST /x") || !strings.HasPrefix(text, "outer: sealedchat: connection failed: ") {
 		t.Errorf("got %q", text)
 	}
-	timeout := fault.Connection("x", fault.AttemptTimeout, false)
+	timeout := fault.Connection("x", fault.ErrAttemptTimeout, false)
 	if !errors.Is(timeout, context.DeadlineExceeded) || !errors.Is(timeout, ErrConnection) || errors.Is(timeout, io.EOF) {
 		t.Error("a timeout is a deadline that was exceeded")
 	}

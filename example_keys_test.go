@@ -9,6 +9,9 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat"
@@ -78,4 +81,21 @@ func ExampleMemoryReport() {
 	}
 	fmt.Println(report.InUse >= int64(key.Len()))
 	// Output: true
+}
+
+// A program that is told to stop (SIGINT, SIGTERM) closes what it has, and ends when that is done. A
+// second signal ends it at once, since AfterFunc has given the signals back by then.
+func ExampleKeyStore_Close() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	keys, err := sealedchat.NewEphemeralKeyStore(nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	closed := make(chan error, 1)
+	context.AfterFunc(ctx, func() { stop(); closed <- keys.Close() })
+
+	stop() // in place of a signal
+	fmt.Println(<-closed)
+	// Output: <nil>
 }

@@ -50,7 +50,7 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 		return &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: fmt.Errorf("upstream status %d", s)}
 	}
 	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: fault.ContentEncoding}
+		return &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: fault.ErrContentEncoding}
 	}
 	if resp.ContentLength > q.g.cfg.MaxResponseBytes {
 		return &refusal{status: http.StatusBadGateway, detail: "the upstream's answer is too large"}

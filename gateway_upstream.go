@@ -14,9 +14,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/upstream"
 )
 
-// upstreamWay is the gateway's way upstream, for both protocols. It keeps apart what different clients send: over
-// connections of its own by [upstream.Pool]'s rules, and over a foreign RoundTripper by asking for a new connection
-// after each content.
+// upstreamWay is the gateway's way upstream, for both protocols. It keeps apart what different
+// clients send: over connections of its own by [upstream.Pool]'s rules, and over a foreign
+// RoundTripper by asking for a new connection after each content.
 type upstreamWay struct {
 	base    *url.URL
 	key     *Secret           // may be nil
@@ -24,7 +24,8 @@ type upstreamWay struct {
 	foreign http.RoundTripper // nil over a pool
 }
 
-// readPaths are where an upstream reads all content before it answers 2xx. Elsewhere it may leave content unread.
+// readPaths are where an upstream reads all content before it answers 2xx. Elsewhere it may leave
+// content unread.
 var readPaths = []string{"/chat/completions", "/completions", "/embeddings", "/responses"}
 
 func newUpstreamWay(c *GatewayConfig, base *url.URL) (*upstreamWay, error) {
@@ -60,7 +61,8 @@ func (w *upstreamWay) transport(account string) http.RoundTripper {
 	return w.pool.For(account)
 }
 
-// request makes a request with the gateway's own headers. path is escaped, below the upstream's base URL.
+// request makes a request with the gateway's own headers. path is escaped, below the upstream's
+// base URL.
 func (w *upstreamWay) request(
 	ctx context.Context, method, path, query string, content *httpx.Sent,
 ) (*http.Request, error) {

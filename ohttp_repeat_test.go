@@ -156,7 +156,7 @@ func TestOHTTPRepeatsTheKeyFetch(t *testing.T) {
 		"no time":                   {first(1 << 20), 1 << 20, 10 * time.Second, ErrConnection, 0},
 		"a certificate":             {func(int) error { return untrusted }, 2, 0, ErrConnection, 1},
 		"http at a distance":        {func(int) error { return httpx.ErrNotLoopback }, 2, 0, ErrInsecureURL, 1},
-		"the attempt's time is out": {func(int) error { time.Sleep(2 * time.Minute); return cut }, 2, 0, fault.AttemptTimeout, 1},
+		"the attempt's time is out": {func(int) error { time.Sleep(2 * time.Minute); return cut }, 2, 0, fault.ErrAttemptTimeout, 1},
 		"the call's time is out":    {func(int) error { time.Sleep(30 * time.Second); return cut }, 2, 20 * time.Second, context.DeadlineExceeded, 1},
 	} {
 		synctest.Test(t, func(t *testing.T) {

@@ -186,7 +186,7 @@ func readWords(b *openedBody) ([]byte, error) {
 	defer stalled.Stop()
 	words, err := io.ReadAll(io.LimitReader(b.content, httpx.MaxErrorBody))
 	if cause := context.Cause(b.ctx); err != nil && cause != nil && !errors.Is(cause,
-		fault.AttemptTimeout) {
+		fault.ErrAttemptTimeout) {
 		return nil, fault.Ended(b.ctx)
 	}
 	return words, nil
@@ -329,7 +329,7 @@ func (b *openedBody) failure(err error) error {
 	if cause := context.Cause(b.ctx); cause != nil {
 		return httpx.ExchangeError(b.ctx, b.what, cause, true)
 	}
-	if errors.Is(err, fault.Stalled) {
+	if errors.Is(err, fault.ErrStalled) {
 		return fault.Connection(b.what, err, true)
 	}
 	return innerError(err)

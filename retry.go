@@ -77,7 +77,7 @@ func wantsRetry(err error) (time.Duration, bool) {
 		return 0, false
 	}
 	failed, ok := errors.AsType[*fault.ConnectionError](err)
-	if !ok || failed.Answered || errors.Is(err, fault.AttemptTimeout) {
+	if !ok || failed.Answered || errors.Is(err, fault.ErrAttemptTimeout) {
 		return 0, false
 	}
 	_, distrusted := errors.AsType[*tls.CertificateVerificationError](err)

@@ -16,17 +16,17 @@ import (
 	"unicode/utf8"
 )
 
-// AttemptTimeout is the cause with which an attempt's own clock ends it.
-var AttemptTimeout = fmt.Errorf("no complete answer within the time for one attempt: %w",
+// ErrAttemptTimeout is the cause with which an attempt's own clock ends it.
+var ErrAttemptTimeout = fmt.Errorf("no complete answer within the time for one attempt: %w",
 	context.DeadlineExceeded)
 
-// Stalled is the cause of a stream that was ended because no piece of it came for too long.
-var Stalled = errors.New("the event stream stood still for longer than IdleTimeout")
+// ErrStalled is the cause of a stream that was ended because no piece of it came for too long.
+var ErrStalled = errors.New("the event stream stood still for longer than IdleTimeout")
 
 // Causes of a failed exchange that hold none of the peer's words.
 var (
-	Gzip            = errors.New("damaged gzip")
-	ContentEncoding = errors.New("unknown content encoding")
+	ErrGzip            = errors.New("damaged gzip")
+	ErrContentEncoding = errors.New("unknown content encoding")
 )
 
 // ConnectionError hides the text that a failed exchange left in its error behind words of our own,
@@ -63,7 +63,7 @@ func (e *ConnectionError) Unwrap() []error {
 // errors, and an upstream's bytes can be a prompt: only causes that are known to hold none are repeated.
 func transportReason(err error) string {
 	for _, known := range []error{
-		AttemptTimeout, Stalled, http.ErrSchemeMismatch, io.ErrUnexpectedEOF, io.EOF, Gzip, ContentEncoding,
+		ErrAttemptTimeout, ErrStalled, http.ErrSchemeMismatch, io.ErrUnexpectedEOF, io.EOF, ErrGzip, ErrContentEncoding,
 	} {
 		if errors.Is(err, known) {
 			return Reason(known)

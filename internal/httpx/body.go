@@ -18,11 +18,11 @@ func gzipError(err error) error {
 	if err == nil || errors.Is(err, fault.ErrTooLarge) {
 		return err
 	}
-	return errors.Join(fault.Gzip, err)
+	return errors.Join(fault.ErrGzip, err)
 }
 
-// readBody reads a response's body and undoes gzip. On fault.ErrTooLarge, or a broken stream, it returns
-// what it has, up to limit, together with the error.
+// readBody reads a response's body and undoes gzip. On fault.ErrTooLarge, or a broken stream, it
+// returns what it has, up to limit, together with the error.
 func readBody(resp *http.Response, limit int64) ([]byte, error) {
 	if resp.ContentLength > limit && resp.StatusCode == http.StatusOK {
 		return nil, fmt.Errorf("%w: answer of %d bytes, limit %d",
@@ -40,7 +40,7 @@ func readBody(resp *http.Response, limit int64) ([]byte, error) {
 		body, err := ReadAll(&CappedReader{r: z, left: limit, limit: limit}, -1)
 		return body, gzipError(err)
 	default:
-		return nil, fault.ContentEncoding
+		return nil, fault.ErrContentEncoding
 	}
 }
 
@@ -66,8 +66,8 @@ func ReadAll(r io.Reader, size int64) ([]byte, error) {
 	}
 }
 
-// CappedReader fails with fault.ErrTooLarge, unlike io.LimitReader, which pretends that the stream has
-// ended.
+// CappedReader fails with fault.ErrTooLarge, unlike io.LimitReader, which pretends that the stream
+// has ended.
 type CappedReader struct {
 	r           io.Reader
 	left, limit int64

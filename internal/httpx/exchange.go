@@ -27,9 +27,9 @@ type Answer struct {
 	Body   []byte // owned by the receiver
 }
 
-// Exchange sends req and reads its answer: at most limit bytes of a 200, before and after decompression,
-// more is fault.ErrTooLarge; of anything else only the beginning. A caller's ended context comes back as
-// its cause, every other failure as ErrConnection.
+// Exchange sends req and reads its answer: at most limit bytes of a 200, before and after
+// decompression, more is fault.ErrTooLarge; of anything else only the beginning. A caller's ended
+// context comes back as its cause, every other failure as ErrConnection.
 func Exchange(rt http.RoundTripper, req *http.Request, limit int64) (*Answer, error) {
 	resp, err := Send(rt, req)
 	if err != nil {
@@ -72,14 +72,14 @@ func ReadFailure(ctx context.Context, resp *http.Response) (*Answer, error) {
 	defer stalled.Stop()
 	body, err := readBody(resp, MaxErrorBody) // an error without words is still an error
 	cause := context.Cause(ctx)
-	if err != nil && cause != nil && !errors.Is(cause, fault.AttemptTimeout) {
+	if err != nil && cause != nil && !errors.Is(cause, fault.ErrAttemptTimeout) {
 		return nil, fault.Ended(ctx)
 	}
 	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: body}, nil
 }
 
-// CountedBody knows whether anybody has read of a request's body: if not, the request cannot have been
-// served.
+// CountedBody knows whether anybody has read of a request's body: if not, the request cannot have
+// been served.
 type CountedBody struct {
 	io.ReadCloser
 	read *atomic.Bool // also by what GetBody returned
@@ -109,8 +109,8 @@ func unsentError(req *http.Request, err error) error {
 	return err
 }
 
-// NeverSent marks the error of an exchange that comes before the request, of which nothing was sent then,
-// whatever became of the exchange. Others may have err as soon as it is handed on.
+// NeverSent marks the error of an exchange that comes before the request, of which nothing was sent
+// then, whatever became of the exchange. Others may have err as soon as it is handed on.
 func NeverSent(err error) error {
 	if failed, ok := errors.AsType[*fault.ConnectionError](err); ok {
 		failed.Unsent = true
@@ -125,10 +125,10 @@ func ExchangeError(ctx context.Context, what string, err error, answered bool) e
 		return ErrNotLoopback
 	}
 	if cause := context.Cause(ctx); cause != nil {
-		if !errors.Is(cause, fault.AttemptTimeout) {
+		if !errors.Is(cause, fault.ErrAttemptTimeout) {
 			return fault.Ended(ctx)
 		}
-		err = fault.AttemptTimeout
+		err = fault.ErrAttemptTimeout
 	}
 	return fault.Connection(what, err, answered)
 }

@@ -19,7 +19,8 @@ import (
 // MaxRetryAfter bounds what a Retry-After header can say, so that no arithmetic on it overflows.
 const MaxRetryAfter = 365 * 24 * time.Hour
 
-// RetryAfter reads a Retry-After header (RFC 9110, section 10.2.3): seconds, or a date. 0 means none.
+// RetryAfter reads a Retry-After header (RFC 9110, section 10.2.3): seconds, or a date. 0 means
+// none.
 func RetryAfter(v string, now time.Time) time.Duration {
 	v = strings.TrimSpace(v)
 	if v == "" {
@@ -61,8 +62,8 @@ type Secret interface {
 	Len() int
 }
 
-// SetBearer puts an API key into a header, which takes a string: copies of it stay on the heap until
-// they are reused.
+// SetBearer puts an API key into a header, which takes a string: copies of it stay on the heap
+// until they are reused.
 func SetBearer(h http.Header, key Secret) error {
 	return key.Use(func(b []byte) error {
 		if err := ValidAPIKey(b); err != nil {

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package httpx has the rules for every HTTP request that the module sends of its own accord: which
-// URLs, which addresses, which TLS, no redirects, how much of an answer is read, and what becomes of
-// a body in the clear.
+// URLs, which addresses, which TLS, no redirects, how much of an answer is read, and what becomes
+// of a body in the clear.
 package httpx
 
 import (
@@ -49,8 +49,8 @@ func NewDialer() *net.Dialer {
 	return &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}
 }
 
-// ParseBaseURL checks a base URL and returns it without a trailing slash. Plain http is an error unless
-// allowed. Its errors repeat nothing of the text, which may hold a password.
+// ParseBaseURL checks a base URL and returns it without a trailing slash. Plain http is an error
+// unless allowed. Its errors repeat nothing of the text, which may hold a password.
 func ParseBaseURL(text string, allowHTTP bool) (*url.URL, error) {
 	u, err := url.Parse(text)
 	if err != nil {
@@ -106,7 +106,8 @@ func NewTransport(rt http.RoundTripper, base *url.URL) (_ http.RoundTripper, own
 		case isTransport:
 			rt, owned = loopbackOnly(t), true
 		case !IsLoopbackLiteral(base.Hostname()):
-			// Where a foreign RoundTripper dials cannot be seen: the URL itself must say that it is loopback.
+			// Where a foreign RoundTripper dials cannot be seen: the URL itself must say that it is
+			// loopback.
 			return nil, false, fmt.Errorf("%w: http over a RoundTripper that is not an *http.Transport "+
 				"needs a loopback IP address in the URL", fault.ErrInsecureURL)
 		}
@@ -177,8 +178,8 @@ func PortOf(u *url.URL) string {
 	return "443"
 }
 
-// OriginOf is a base URL in one spelling: what is remembered for it must not be forgotten over another
-// one.
+// OriginOf is a base URL in one spelling: what is remembered for it must not be forgotten over
+// another one.
 func OriginOf(base *url.URL) string {
 	u := *base
 	u.Host = strings.ToLower(u.Host)

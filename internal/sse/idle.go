@@ -29,11 +29,11 @@ func NewIdle(src io.Reader, limit time.Duration, begun func() bool, end func()) 
 	return &Idle{src: src, limit: limit, begun: begun, end: end}
 }
 
-// Read implements [io.Reader]. The error of a stream that stood still is [fault.Stalled], and
+// Read implements [io.Reader]. The error of a stream that stood still is [fault.ErrStalled], and
 // stays.
 func (r *Idle) Read(p []byte) (int, error) {
 	if r.over.Load() {
-		return 0, fault.Stalled
+		return 0, fault.ErrStalled
 	}
 	if r.limit <= 0 || !r.begun() {
 		return r.src.Read(p)
@@ -49,7 +49,7 @@ func (r *Idle) Read(p []byte) (int, error) {
 	defer r.timer.Stop() // also in a panic
 	n, err := r.src.Read(p)
 	if err != nil && r.over.Load() {
-		err = fault.Stalled
+		err = fault.ErrStalled
 	}
 	return n, err
 }

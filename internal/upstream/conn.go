@@ -16,12 +16,13 @@ import (
 
 const (
 	readBuffer = 4 << 10  // net/http's buffer of a connection
-	pieceSize  = 16 << 10 // content that is written at once: a whole record in TLS
+	pieceSize  = 32 << 10 // content that is written at once
+	recordSize = 16 << 10 // the same in TLS: a whole record
 )
 
-// conn is a connection as net/http has it. It sees to it that no buffer keeps what passed through it, and
-// knows whether an answer began before the request's content was written. One goroutine reads, another
-// one writes.
+// conn is a connection as net/http has it. It sees to it that no buffer keeps what passed through
+// it, and knows whether an answer began before the request's content was written. One goroutine
+// reads, another one writes.
 type conn struct {
 	net.Conn
 	blind  bool        // TLS is above it: what follows is not known, and nothing is done for buffers
@@ -45,8 +46,8 @@ func (c *conn) settled() bool {
 	return !c.dead.Load() && (c.blind || !c.early.Load() && !c.during.Load())
 }
 
-// Read clears p before it waits: when a request is over, net/http waits here with the whole of its buffer,
-// in which the answer still stands. Larger ones are the answer's reader's own.
+// Read clears p before it waits: when a request is over, net/http waits here with the whole of its
+// buffer, in which the answer still stands. Larger ones are the answer's reader's own.
 func (c *conn) Read(p []byte) (int, error) {
 	if len(p) <= readBuffer {
 		clear(p)
@@ -67,10 +68,13 @@ func (c *conn) Read(p []byte) (int, error) {
 
 // ReadFrom writes content. net/http would copy it through a buffer that it does not clear.
 //
-// The last piece counts as sent when it is begun: a server that waited for it may answer before Write
-// returns. That all of it was written is asked at the answer's end.
+// The last piece counts as sent when it is begun: a server that waited for it may answer before
+// Write returns. That all of it was written is asked at the answer's end.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	size := int64(pieceSize)
+	if _, ok := c.Conn.(*tls.Conn); ok {
+		size = recordSize
+	}
 	limited, ok := r.(*io.LimitedReader)
 	if ok {
 		size = max(1, min(size, limited.N))
@@ -115,13 +119,17 @@ func (c *conn) write(b []byte) (int, error) {
 	return n + more, err
 }
 
-// sealable is how much of n bytes crypto/tls seals without leaving a copy. It appends the plaintext to a
-// record's header, and what TLS 1.3 adds to that, and seals in place. If the last addition is what makes the
-// buffer grow, the plaintext stays behind in the old one. So there must be room for it in what the runtime
-// rounds the first size up to, whether the buffer is new or was kept from an earlier record. Sizes below
-// about 280 bytes are rounded up by too little; a shorter rest finds room where the piece before it was.
+// sealable is how much of n bytes crypto/tls seals without leaving a copy. It appends the plaintext
+// to a record's header, and what TLS 1.3 adds to that, and seals in place. If the last addition is
+// what makes the buffer grow, the plaintext stays behind in the old one. So there must be room for
+// it in what the runtime rounds the first size up to, whether the buffer is new or was kept from an
+// earlier record. Sizes below about 280 bytes are rounded up by too little; a shorter rest finds
+// room where the piece before it was.
 func sealable(n int) int {
 	const added = 1 + 16 // RFC 8446, section 5.2: the content's type, the tag
+	if n == recordSize {
+		return n // there is room, as the test says, and most pieces are such
+	}
 	room := cap(slices.Grow([]byte(nil), recordHeader+n))
 	if most := room - recordHeader - added; most < n && most > 0 {
 		return most
@@ -145,9 +153,9 @@ func (c *conn) sever() {
 	_ = c.Conn.Close()
 }
 
-// records is a connection below TLS. It hands out one record at a time, its header alone. crypto/tls
-// decrypts a record where it lies, in a buffer that it empties before it asks for the next header: then
-// the plaintext of the last record stands in p, and nowhere else.
+// records is a connection below TLS. It hands out one record at a time, its header alone.
+// crypto/tls decrypts a record where it lies, in a buffer that it empties before it asks for the
+// next header: then the plaintext of the last record stands in p, and nowhere else.
 type records struct {
 	net.Conn
 	in     *bufio.Reader // ciphertext

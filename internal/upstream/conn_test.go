@@ -14,7 +14,7 @@ import (
 
 // TestSealable: in no buffer that the runtime hands out is there room for the plaintext alone.
 func TestSealable(t *testing.T) {
-	for n := 280; n <= pieceSize; n++ {
+	for n := 280; n <= recordSize; n++ {
 		fit := sealable(n)
 		if fit > n || fit < n-recordHeader-17 {
 			t.Fatalf("%d of %d", fit, n)

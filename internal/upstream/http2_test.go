@@ -21,6 +21,13 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
+func countDials(n *atomic.Int64) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		n.Add(1)
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
+}
+
 // TestHTTP2 finds out what the upstream speaks, and shares one connection.
 func TestHTTP2(t *testing.T) {
 	testkit.NoLeaks(t)
@@ -29,12 +36,9 @@ func TestHTTP2(t *testing.T) {
 		b, _ := io.ReadAll(r.Body)
 		_, _ = fmt.Fprintf(w, "%s %s", r.Proto, b)
 	}))
-	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
-		if s == http.StateNew {
-			conns.Add(1)
-		}
-	}
-	p := New(testkit.ClientTransport(srv), readsCompletions)
+	transport := testkit.ClientTransport(srv)
+	transport.DialContext = countDials(&conns)
+	p := New(transport, readsCompletions)
 	defer p.Close()
 	for range 10 {
 		if _, body, err := call(t, p.For(""), "POST", srv.URL+"/v1/other", "prompt"); err != nil || body != "HTTP/2.0 prompt" {
@@ -46,7 +50,8 @@ func TestHTTP2(t *testing.T) {
 	}
 }
 
-// TestHTTP2IsNotKept: an upstream that no longer speaks HTTP/2 is served over HTTP/1, and the other way round.
+// TestHTTP2IsNotKept: an upstream that no longer speaks HTTP/2 is served over HTTP/1, and the other
+// way round.
 func TestHTTP2IsNotKept(t *testing.T) {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
@@ -92,12 +97,8 @@ func TestHTTP1OverTLS(t *testing.T) {
 		b, _ := io.ReadAll(r.Body)
 		_, _ = fmt.Fprintf(w, "%s %s", r.Proto, b)
 	}))
-	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
-		if s == http.StateNew {
-			conns.Add(1)
-		}
-	}
 	transport := testkit.ClientTransport(srv)
+	transport.DialContext = countDials(&conns)
 	transport.Protocols = new(http.Protocols)
 	transport.Protocols.SetHTTP1(true)
 	p := New(transport, readsCompletions)

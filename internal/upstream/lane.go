@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// lane is a transport that makes one connection and is lent to one request at a time. It is lent, idle or
-// retired. A retired lane is never lent again, so it does not matter what net/http thinks of its
-// connection.
+// lane is a transport that makes one connection and is lent to one request at a time. It is lent,
+// idle or retired. A retired lane is never lent again, so it does not matter what net/http thinks
+// of its connection.
 type lane struct {
 	pool   *Pool
 	key    string
@@ -53,7 +53,8 @@ func newLane(p *Pool, key string) *lane {
 	return l
 }
 
-// dial serves http, and https through a proxy, where net/http has TLS of its own above the connection.
+// dial serves http, and https through a proxy, where net/http has TLS of its own above the
+// connection.
 func (l *lane) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	return l.connect(ctx, func(ctx context.Context) (net.Conn, error) {
 		return l.pool.dial(ctx, network, addr)
@@ -101,7 +102,8 @@ func (l *lane) connect(
 	return c, nil
 }
 
-// roundTrip has the lane for itself. It goes back to the pool, or is retired, with the answer's end.
+// roundTrip has the lane for itself. It goes back to the pool, or is retired, with the answer's
+// end.
 func (l *lane) roundTrip(req *http.Request, content bool) (*http.Response, error) {
 	l.lend(content, req.URL.Scheme == "https")
 	reads := !content || l.pool.reads(req)
@@ -169,8 +171,8 @@ func (b *body) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// finish gives the lane back, or retires it. net/http has settled what becomes of the connection before
-// its body says EOF, or before RoundTrip returns if there is none.
+// finish gives the lane back, or retires it. net/http has settled what becomes of the connection
+// before its body says EOF, or before RoundTrip returns if there is none.
 func (b *body) finish(whole bool) {
 	if !b.over.CompareAndSwap(false, true) {
 		return

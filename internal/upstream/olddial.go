@@ -11,8 +11,8 @@ import (
 	"net/http"
 )
 
-// replaceOldDials makes Dial and DialTLS what net/http takes them for: the contexts' dials where those are
-// not set.
+// replaceOldDials makes Dial and DialTLS what net/http takes them for: the contexts' dials where
+// those are not set.
 func replaceOldDials(t *http.Transport) {
 	if dial := t.Dial; dial != nil && t.DialContext == nil {
 		t.DialContext = func(_ context.Context, network, addr string) (net.Conn, error) {

@@ -1,21 +1,22 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package upstream carries a gateway's requests to its upstream over connections that keep its clients
-// apart, and that keep no copy of what they sent.
+// Package upstream carries a gateway's requests to its upstream over connections that keep its
+// clients apart, and that keep no copy of what they sent.
 //
-// Over HTTP/1 content that a server leaves unread stands at the head of the next request on the same
-// connection. So a connection carries one request at a time, and a further one only after an answer that
-// shows that nothing is left:
+// Over HTTP/1 content that a server leaves unread stands at the head of the next request on the
+// same connection. So a connection carries one request at a time, and a further one only after an
+// answer that shows that nothing is left:
 //
 //   - its status was 2xx, and it was read to its end;
 //   - it began after the content had been written, down to its last piece;
 //   - the request had no content, or went where the upstream reads all content ([Pool]'s reads).
 //
-// net/http decides on reuse by rules of its own, in goroutines of its own, and cannot be told afterwards.
-// Its decision is of no effect here: each connection has an [http.Transport] of its own, a lane, which is
-// lent to one request and is never used again unless the rules above hold. HTTP/2 frames its requests and
-// needs none of this: once an upstream speaks it, one transport serves all.
+// net/http decides on reuse by rules of its own, in goroutines of its own, and cannot be told
+// afterwards. Its decision is of no effect here: each connection has an [http.Transport] of its
+// own, a lane, which is lent to one request and is never used again unless the rules above hold.
+// HTTP/2 frames its requests and needs none of this: once an upstream speaks it, one transport
+// serves all.
 package upstream
 
 import (
@@ -40,13 +41,13 @@ var (
 
 const (
 	maxIdle  = 100 // connections
-	maxTries = 3   // a connection that had just ended, the other version of HTTP, and one that is right
+	maxTries = 3   // an ended connection, the other version of HTTP, and one that is right
 )
 
 // Pool has the connections to one upstream. Its methods may be called from several goroutines.
 //
-// Lock order: Pool.mu, or lane.mu; neither is held while the other is taken, or while a connection is
-// used or closed.
+// Lock order: Pool.mu, or lane.mu; neither is held while the other is taken, or while a connection
+// is used or closed.
 type Pool struct {
 	settings *http.Transport // never used: what lanes and shared are made of
 	shared   *http.Transport // HTTP/2 only
@@ -60,10 +61,10 @@ type Pool struct {
 	expiry *time.Timer
 }
 
-// New makes a pool of connections with the settings of t, which stays the caller's. Its limits on the
-// number of connections do not hold, except IdleConnTimeout; at most 100 connections are idle. reads
-// reports whether the upstream reads all content of a request before it answers 2xx. The caller closes
-// the pool.
+// New makes a pool of connections with the settings of t, which stays the caller's. Its limits on
+// the number of connections do not hold, except IdleConnTimeout; at most 100 connections are idle.
+// reads reports whether the upstream reads all content of a request before it answers 2xx. The
+// caller closes the pool.
 func New(t *http.Transport, reads func(*http.Request) bool) *Pool {
 	protocols, next := t.Protocols, t.TLSNextProto // as the caller has them: Clone may fill the second
 	p := &Pool{settings: t.Clone(), reads: reads}
@@ -75,8 +76,8 @@ func New(t *http.Transport, reads func(*http.Request) bool) *Pool {
 	return p
 }
 
-// For is the way upstream for what belongs to key: connections that served one key serve no other. Over
-// HTTP/2 they do.
+// For is the way upstream for what belongs to key: connections that served one key serve no other.
+// Over HTTP/2 they do.
 func (p *Pool) For(key string) http.RoundTripper { return keyed{p, key} }
 
 type keyed struct {
@@ -95,7 +96,7 @@ func (k keyed) RoundTrip(req *http.Request) (*http.Response, error) {
 	for try := 1; ; try++ {
 		resp, err := p.attempt(k.key, req, content, try > 1)
 		missed := errors.Is(err, errSpent) || errors.Is(err, errHTTP1) || errors.Is(err, errHTTP2)
-		if !missed || try == maxTries { // net/http asks for another connection only if req may be sent again
+		if !missed || try == maxTries { // net/http dials again only if req may be sent again
 			return resp, err
 		}
 		if content {
@@ -190,8 +191,8 @@ func (p *Pool) expired() []*lane {
 	return old
 }
 
-// Close ends the idle connections, and those that are lent when their answers end. No further request is
-// carried.
+// Close ends the idle connections, and those that are lent when their answers end. No further
+// request is carried.
 func (p *Pool) Close() {
 	p.mu.Lock()
 	p.closed = true
@@ -251,7 +252,8 @@ func (p *Pool) dial(ctx context.Context, network, addr string) (net.Conn, error)
 	return new(net.Dialer).DialContext(ctx, network, addr)
 }
 
-// dialTLS makes a connection with TLS, over records of ours unless the settings have a way of their own.
+// dialTLS makes a connection with TLS, over records of ours unless the settings have a way of their
+// own.
 func (p *Pool) dialTLS(ctx context.Context, network, addr string, alpn ...string) (net.Conn, error) {
 	if p.isClosed() {
 		return nil, errClosed

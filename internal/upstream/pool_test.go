@@ -254,7 +254,8 @@ func TestUnfinishedAnswers(t *testing.T) {
 	}
 }
 
-// TestEarlyAnswers: an answer of status 200, read to its end, that began before the content was sent.
+// TestEarlyAnswers: an answer of status 200, read to its end, that began before the content was
+// sent.
 func TestEarlyAnswers(t *testing.T) {
 	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string, length int) bool {
 		_, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
@@ -270,7 +271,8 @@ func TestEarlyAnswers(t *testing.T) {
 	}
 }
 
-// TestEndedConnections: a connection that the upstream ended while it was idle fails nobody who comes later.
+// TestEndedConnections: a connection that the upstream ended while it was idle fails nobody who
+// comes later.
 func TestEndedConnections(t *testing.T) {
 	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string, length int) bool {
 		obedient(s, c, in, line, length)
