@@ -16,11 +16,13 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
-// auditorsOwn are errors of an Auditor that ships events, and that look like those of the client's own server.
+// auditorsOwn are errors of an Auditor that ships events, and that look like those of the client's
+// own server.
 func auditorsOwn() map[string]error {
 	return map[string]error{
-		"a 400":             fmt.Errorf("ship: %w", &APIError{StatusCode: 400}),
-		"a 429":             fmt.Errorf("ship: %w", &APIError{StatusCode: 429, RetryAfter: time.Second, unprocessed: true}),
+		"a 400": fmt.Errorf("ship: %w", &APIError{StatusCode: 400}),
+		"a 429": fmt.Errorf("ship: %w", &APIError{StatusCode: 429, RetryAfter: time.Second,
+			unprocessed: true}),
 		"a 503":             &APIError{StatusCode: 503, RetryAfter: time.Second},
 		"an outer 422":      &OuterError{StatusCode: 422, unknownKey: true},
 		"an invalid one":    fmt.Errorf("ship: %w", ErrInvalidRequest),
@@ -31,15 +33,15 @@ func auditorsOwn() map[string]error {
 	}
 }
 
-// An answer that the Auditor does not take is not asked for again, however his error looks, although the server has another
-// key by then.
+// An answer that the Auditor does not take is not asked for again, however his error looks,
+// although the server has another key by then.
 func TestAuditorsErrorIsNotTheServers(t *testing.T) {
 	for name, own := range auditorsOwn() {
 		s := newSealedServer(t)
 		fail := true
 		c := s.client(t, func(c *Config) {
 			c.MaxRetries = 3
-			c.Audit = AuditorFunc(func(_ context.Context, e Event) error {
+			c.Audit = Auditor(func(_ context.Context, e Event) error {
 				if e.Type != EventResponseOpened || !fail {
 					return nil
 				}
@@ -55,7 +57,8 @@ func TestAuditorsErrorIsNotTheServers(t *testing.T) {
 			t.Errorf("%s: %d fetches, %d posts", name, gets, posts)
 		}
 		s.present("rsa-2048")
-		req, _ := http.NewRequest(http.MethodPost, "https://server.test/chat/completions", strings.NewReader(`{"model":"m","messages":[]}`))
+		req, _ := http.NewRequest(http.MethodPost, "https://server.test/chat/completions",
+			strings.NewReader(`{"model":"m","messages":[]}`))
 		resp, err := c.HTTPClient().Do(req)
 		if !errors.Is(err, ErrAudit) || !errors.Is(err, own) {
 			t.Errorf("%s: an SDK gets %v, %v", name, resp, err)
@@ -69,12 +72,13 @@ func TestAuditorsErrorIsNotTheServers(t *testing.T) {
 
 func TestAuditorsErrorIsNotTheGateways(t *testing.T) {
 	for name, own := range auditorsOwn() {
-		for _, event := range []EventType{EventServerKeyFirstSeen, EventRequestSealed, EventResponseOpened} {
+		for _, event := range []EventType{EventServerKeyFirstSeen, EventRequestSealed,
+			EventResponseOpened} {
 			g := newTiny(t, answerText("x"))
 			var told []EventType
 			c := directClient(t, g, func(c *Config) {
 				c.MaxRetries = 3
-				c.Audit = AuditorFunc(func(_ context.Context, e Event) error {
+				c.Audit = Auditor(func(_ context.Context, e Event) error {
 					told = append(told, e.Type)
 					if e.Type == event {
 						g.rotate()
@@ -107,7 +111,8 @@ func TestAuditorsErrorIsNotTheGateways(t *testing.T) {
 				if path == "/v1/embeddings" && event == EventResponseOpened {
 					continue // which is the end of the body
 				}
-				resp, err := c.HTTPClient().Post("https://gateway.test"+path, mediaJSON, strings.NewReader(`{"model":"m","messages":[]}`))
+				resp, err := c.HTTPClient().Post("https://gateway.test"+path, mediaJSON,
+					strings.NewReader(`{"model":"m","messages":[]}`))
 				if err == nil {
 					t.Errorf("%s at %s: an SDK gets %d", name, event, resp.StatusCode)
 					_ = resp.Body.Close()
@@ -127,18 +132,20 @@ func TestAuditorsErrorIsNotTheGateways(t *testing.T) {
 	}
 }
 
-// A server's new key that the Auditor does not take is not sealed to, and the error says so beside the refusal.
+// A server's new key that the Auditor does not take is not sealed to, and the error says so beside
+// the refusal.
 func TestAuditorRefusesTheNewKey(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
-	c := s.client(t, func(c *Config) { c.Audit = h })
+	c := s.client(t, func(c *Config) { c.Audit = h.Record })
 	if err := c.Warm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	s.present("server-4096")
 	h.failOn(errDeaf, EventServerKeyChanged)
 	_, err := c.Chat(t.Context(), ask("?"))
-	if answer, ok := errors.AsType[*APIError](err); !ok || answer.StatusCode != 400 || !errors.Is(err, ErrAudit) || !errors.Is(err, errDeaf) {
+	if answer, ok := errors.AsType[*APIError](err); !ok || answer.StatusCode != 400 || !errors.Is(err,
+		ErrAudit) || !errors.Is(err, errDeaf) {
 		t.Errorf("got %v", err)
 	}
 	if _, posts := s.counts(); posts != 1 {

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -25,7 +26,7 @@ func TestClientEvents(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
 	server, other := publicOf(t, "rsa-2048").fingerprint, publicOf(t, "server-4096").fingerprint
-	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 1 })
+	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 1 })
 	c.retry.base = time.Microsecond
 	e := h.mustHear(t, "opening", "client_opened")[0]
 	if e.Server != "https://server.test" || e.Memory == nil {
@@ -39,14 +40,17 @@ func TestClientEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	events := h.mustHear(t, "chat", "server_key_first_seen request_sealed response_opened")
-	if e := events[0]; e.Fingerprint != server || e.OldFingerprint != "" || e.Server != "https://server.test" || e.Reason != "https" {
+	if e := events[0]; e.Fingerprint != server || e.OldFingerprint != "" ||
+		e.Server != "https://server.test" || e.Reason != "https" {
 		t.Errorf("%+v", e)
 	}
 	q := s.last()
-	if e := events[1]; e.Fingerprint != server || e.Tier != TierHigh || e.PayloadID != q.req.Header.Get(hybrid.HeaderPayloadID) || e.Bytes != int64(len(q.plaintext)) {
+	if e := events[1]; e.Fingerprint != server || e.Tier != TierHigh ||
+		e.PayloadID != q.req.Header.Get(hybrid.HeaderPayloadID) || e.Bytes != int64(len(q.plaintext)) {
 		t.Errorf("%+v", e)
 	}
-	if e := events[2]; e.PayloadID != events[1].PayloadID || e.Bytes != int64(len(fineCompletion("fine"))) || e.Duration <= 0 {
+	if e := events[2]; e.PayloadID != events[1].PayloadID ||
+		e.Bytes != int64(len(fineCompletion("fine"))) || e.Duration <= 0 {
 		t.Errorf("%+v", e)
 	}
 	if err := chat(); err != nil {
@@ -58,11 +62,14 @@ func TestClientEvents(t *testing.T) {
 	if err := chat(); err != nil {
 		t.Fatal(err)
 	}
-	events = h.mustHear(t, "server key changed", "request_sealed server_key_changed retry request_sealed response_opened")
-	if e := events[2]; e.Attempt != 1 || e.Wait != 0 || e.PayloadID != events[0].PayloadID || e.Status == 0 {
+	events = h.mustHear(t, "server key changed",
+		"request_sealed server_key_changed retry request_sealed response_opened")
+	if e := events[2]; e.Attempt != 1 || e.Wait != 0 || e.PayloadID != events[0].PayloadID ||
+		e.Status == 0 {
 		t.Errorf("%+v", e)
 	}
-	if e := events[1]; e.Fingerprint != other || e.OldFingerprint != server || e.Severity != SeverityWarn {
+	if e := events[1]; e.Fingerprint != other || e.OldFingerprint != server ||
+		e.Severity != slog.LevelWarn {
 		t.Errorf("%+v", e)
 	}
 	seen := ""
@@ -83,16 +90,20 @@ func TestClientEvents(t *testing.T) {
 			return respond(200, seen)
 		}, "response_opened request_sealed replay_refused"},
 		"other id": {func(q *sealedQuestion) *http.Response {
-			return q.seal(strings.Replace(fineCompletion("x"), `{`, `{"_metadata":{"payload_id":"`+newUUID()+`"},`, 1))
+			return q.seal(strings.Replace(fineCompletion("x"), `{`,
+				`{"_metadata":{"payload_id":"`+newUUID()+`"},`, 1))
 		}, "replay_refused"},
 		"tier": {func(q *sealedQuestion) *http.Response {
-			return q.seal(strings.Replace(fineCompletion("x"), `{`, `{"_metadata":{"security_tier":"standard"},`, 1))
+			return q.seal(strings.Replace(fineCompletion("x"), `{`,
+				`{"_metadata":{"security_tier":"standard"},`, 1))
 		}, "tier_refused"},
-		"schema": {func(q *sealedQuestion) *http.Response { return q.seal(`{"id":1}`) }, "schema_refused"},
+		"schema": {func(q *sealedQuestion) *http.Response { return q.seal(`{"id":1}`) },
+			"schema_refused"},
 		"chat schema": {func(q *sealedQuestion) *http.Response {
 			return q.seal(strings.Replace(fineCompletion("x"), `"index":0`, `"index":"0"`, 1))
 		}, "response_opened schema_refused"},
-		"envelope": {func(q *sealedQuestion) *http.Response { return respond(200, "{}") }, "schema_refused"},
+		"envelope": {func(q *sealedQuestion) *http.Response { return respond(200, "{}") },
+			"schema_refused"},
 		"retry": {func(q *sealedQuestion) *http.Response { return respond(500, `{"detail":"`+leak+`"}`) },
 			"retry request_sealed"},
 	} {
@@ -110,7 +121,8 @@ func TestClientEvents(t *testing.T) {
 			t.Errorf("%s: %+v", what, last)
 		}
 		if what == "retry" {
-			if e := events[1]; e.Attempt != 1 || e.Status != 500 || e.Reason != "status 500" || e.PayloadID != events[0].PayloadID {
+			if e := events[1]; e.Attempt != 1 || e.Status != 500 || e.Reason != "status 500" ||
+				e.PayloadID != events[0].PayloadID {
 				t.Errorf("%+v", e)
 			}
 		}
@@ -133,12 +145,13 @@ func TestServerKeyEvents(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
 	right, wrong := publicOf(t, "rsa-2048").fingerprint, publicOf(t, "server-4096").fingerprint
-	c := s.client(t, func(c *Config) { c.Audit, c.Trust = h, Pin(wrong) })
+	c := s.client(t, func(c *Config) { c.Audit, c.Trust = h.Record, Pin(wrong) })
 	if _, err := c.Chat(t.Context(), ask("?")); !isServerKeyError(err) {
 		t.Fatal(err)
 	}
 	e := h.mustHear(t, "wrong pin", "client_opened server_key_refused")[1]
-	if e.Fingerprint != right || e.OldFingerprint != wrong || e.Reason != "pin" || e.Severity != SeverityCritical {
+	if e.Fingerprint != right || e.OldFingerprint != wrong || e.Reason != "pin" ||
+		e.Severity != SeverityCritical {
 		t.Errorf("%+v", e)
 	}
 	if err := c.AcceptServerKey(right); err != nil {
@@ -147,12 +160,14 @@ func TestServerKeyEvents(t *testing.T) {
 	if _, err := c.Chat(t.Context(), ask("?")); err != nil {
 		t.Fatal(err)
 	}
-	h.mustHear(t, "accepted", "server_key_accepted server_key_first_seen request_sealed response_opened")
+	h.mustHear(t, "accepted",
+		"server_key_accepted server_key_first_seen request_sealed response_opened")
 	c = s.client(t, func(c *Config) {
-		c.Audit, c.OnServerKey = h, func(_, _ *PublicKey) error { return errors.New(leak) }
+		c.Audit, c.OnServerKey = h.Record, func(_, _ *PublicKey) error { return errors.New(leak) }
 	})
 	_, _ = c.Chat(t.Context(), ask("?"))
-	if e := h.mustHear(t, "OnServerKey", "client_opened server_key_refused")[1]; e.Reason != "OnServerKey" || e.Fingerprint != right {
+	if e := h.mustHear(t, "OnServerKey",
+		"client_opened server_key_refused")[1]; e.Reason != "OnServerKey" || e.Fingerprint != right {
 		t.Errorf("%+v", e)
 	}
 }
@@ -162,10 +177,10 @@ func TestServerKeyEvents(t *testing.T) {
 func TestRetryEvents(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
-	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 3 })
+	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 3 })
 	h.take()
 	s.answer = func(*sealedQuestion) *http.Response { return respond(429, "", "Retry-After", "50") }
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // less than the wait that is asked for
 	defer cancel()
 	if _, err := c.Chat(ctx, ask("?")); !errors.Is(err, ErrRateLimited) {
 		t.Error(err)
@@ -209,10 +224,11 @@ func TestAuditStopsTheClient(t *testing.T) {
 		}
 	}
 	h.failOn(errDeaf, EventClientOpened)
-	_, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t), Audit: h})
+	_, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t),
+		Audit: h.Record})
 	stopped("opening", err)
 	h.failOn(nil)
-	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h, 2 })
+	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 2 })
 	c.retry.base = time.Microsecond
 
 	h.failOn(errDeaf, EventServerKeyFirstSeen)
@@ -268,7 +284,7 @@ func TestAuditStopsTheClient(t *testing.T) {
 func TestMemoryLoweredEvent(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
-	c := s.client(t, func(c *Config) { c.Audit = h })
+	c := s.client(t, func(c *Config) { c.Audit = h.Record })
 	for i, step := range []struct{ level, types string }{
 		{"locked", "client_opened server_key_first_seen request_sealed response_opened"},
 		{"wiped only", "request_sealed response_opened memory_lowered"},
@@ -299,7 +315,7 @@ func TestGatewayEvents(t *testing.T) {
 	h := &heard{}
 	panics := false
 	r := newRig(t, func(c *GatewayConfig) {
-		c.Audit = h
+		c.Audit = h.Record
 		c.Replay = &panickingReplay{NewReplayCache(0), func() {
 			if panics {
 				panic(leak)
@@ -310,7 +326,8 @@ func TestGatewayEvents(t *testing.T) {
 	body := sealedBody(t, fineRequest, envelope.Separate)
 	openedAnswer(t, "fine", r.do(postBody(t, bytes.NewReader(body), hybrid.HeaderTier, "standard")))
 	events := h.mustHear(t, "fine", "request_opened response_sealed")
-	if e := events[0]; e.PayloadID == "" || e.Tier != TierStandard || e.Bytes != int64(len(fineRequest)) {
+	if e := events[0]; e.PayloadID == "" || e.Tier != TierStandard ||
+		e.Bytes != int64(len(fineRequest)) {
 		t.Errorf("%+v", e)
 	}
 	if e := events[1]; e.PayloadID != events[0].PayloadID || e.Bytes <= 0 || e.Duration <= 0 {
@@ -327,9 +344,10 @@ func TestGatewayEvents(t *testing.T) {
 		status int
 		types  string
 	}{
-		"replay":     {body, nil, 409, "replay_refused"},
-		"tier":       {body, []string{hybrid.HeaderTier, "maximum"}, 403, "tier_refused"},
-		"inner tier": {sealedBody(t, `{"security_tier":"high",`+fineRequest[1:], envelope.Separate), nil, 403, "tier_refused"},
+		"replay": {body, nil, 409, "replay_refused"},
+		"tier":   {body, []string{hybrid.HeaderTier, "maximum"}, 403, "tier_refused"},
+		"inner tier": {sealedBody(t, `{"security_tier":"high",`+fineRequest[1:], envelope.Separate), nil,
+			403, "tier_refused"},
 		"decryption": {envelope.Append(nil, stranger), nil, 400, "decryption_refused"},
 		"envelope":   {[]byte("{}"), nil, 400, "schema_refused"},
 		"schema":     {sealedBody(t, `{"model":"m"}`, envelope.Separate), nil, 400, "schema_refused"},
@@ -343,13 +361,16 @@ func TestGatewayEvents(t *testing.T) {
 		}
 	}
 	panics = true
-	refused(t, "panic", r.do(postBody(t, bytes.NewReader(sealedBody(t, fineRequest, envelope.Separate)))), 500)
-	if e := h.mustHear(t, "panic", "panic_survived")[0]; e.PayloadID == "" || e.Reason != "string" || e.Severity != SeverityCritical {
+	refused(t, "panic", r.do(postBody(t, bytes.NewReader(sealedBody(t, fineRequest,
+		envelope.Separate)))), 500)
+	if e := h.mustHear(t, "panic", "panic_survived")[0]; e.PayloadID == "" || e.Reason != "string" ||
+		e.Severity != SeverityCritical {
 		t.Errorf("%+v", e)
 	}
 	panics = false
 
-	// What is not audited does not go upstream, or not back; afterwards the same request may come again.
+	// What is not audited does not go upstream, or not back; afterwards the same request may come
+	// again.
 	sent := len(r.forwarded())
 	body = sealedBody(t, fineRequest, envelope.Separate)
 	h.failOn(errDeaf, EventRequestOpened)
@@ -369,16 +390,17 @@ func TestGatewayEvents(t *testing.T) {
 		t.Errorf("closing: %v", err)
 	}
 	h.failOn(errDeaf, EventGatewayOpened)
-	if _, err := NewGateway(GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true, Audit: h}); !errors.Is(err, ErrAudit) {
+	if _, err := NewGateway(GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true,
+		Audit: h.Record}); !errors.Is(err, ErrAudit) {
 		t.Errorf("opening: %v", err)
 	}
 }
 
-// TestAuditHoldsNoContent has client and gateway write one log, with the marker in everything that is content, and in what
-// a peer says.
+// TestAuditHoldsNoContent has client and gateway write one log, with the marker in everything that
+// is content, and in what a peer says.
 func TestAuditHoldsNoContent(t *testing.T) {
 	l, path, keys := startAuditLog(t, nil)
-	if err := keys.SetAuditor(t.Context(), l); err != nil {
+	if err := keys.SetAuditor(t.Context(), l.Record); err != nil {
 		t.Fatal(err)
 	}
 	key := secret(t, "key-"+leak)
@@ -395,13 +417,16 @@ func TestAuditHoldsNoContent(t *testing.T) {
 		func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	}
 	n := 0
-	g := startGateway(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answers[n](w, r) }), func(c *GatewayConfig) {
-		c.Audit, c.Authenticate = l, auth
+	g := startGateway(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answers[n](w,
+			r)
+	}), func(c *GatewayConfig) {
+		c.Audit, c.Authenticate = l.Record, auth
 	})
 	srv := httptest.NewServer(g)
 	defer srv.Close()
 	c := startClient(t, srv.URL, func(c *Config) {
-		c.Audit, c.APIKey, c.Trust, c.MaxRetries = l, key, FirstUse(keys), 1
+		c.Audit, c.APIKey, c.Trust, c.MaxRetries = l.Record, key, FirstUse(keys), 1
 		c.OnServerKey = func(_, _ *PublicKey) error { return nil }
 	})
 	c.retry.base = time.Microsecond
@@ -413,7 +438,8 @@ func TestAuditHoldsNoContent(t *testing.T) {
 	}
 	for range 2 {
 		raw := strings.Replace(fineRequest, "hi", leak, 1)
-		if w, err := http.Post(srv.URL+hybrid.PathCompletion, hybrid.ContentType, strings.NewReader(raw)); err == nil {
+		if w, err := http.Post(srv.URL+hybrid.PathCompletion, hybrid.ContentType,
+			strings.NewReader(raw)); err == nil {
 			_ = w.Body.Close()
 		}
 	}
@@ -427,24 +453,29 @@ func TestAuditHoldsNoContent(t *testing.T) {
 	if _, err := keys.Open(leak+"2", sealed); !errors.Is(err, ErrDecryption) {
 		t.Fatal(err)
 	}
-	if err := keys.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, leak+leak)); err != nil {
+	if err := keys.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t,
+		leak+leak)); err != nil {
 		t.Fatal(err)
 	}
-	if err := keys.ChangePassphrase(t.Context(), secret(t, leak), secret(t, leak+leak)); !errors.Is(err, ErrPassphrase) {
+	if err := keys.ChangePassphrase(t.Context(), secret(t, leak), secret(t,
+		leak+leak)); !errors.Is(err, ErrPassphrase) {
 		t.Fatal(err)
 	}
-	if err := errors.Join(c.Close(), g.Close(), keys.SetAuditor(t.Context(), nil), l.Close()); err != nil {
+	if err := errors.Join(c.Close(), g.Close(), keys.SetAuditor(t.Context(), nil),
+		l.Close()); err != nil {
 		t.Fatal(err)
 	}
 	text := string(readLog(t, path))
 	if leaks(text) || strings.Contains(text, passphrase) {
 		t.Errorf("the marker is in %s", text)
 	}
-	for _, name := range []EventType{EventRequestSealed, EventRequestOpened, EventResponseSealed, EventResponseOpened, EventSchemaRefused, EventRetry,
-		EventDataSealed, EventDataOpened, EventDecryptionRefused, EventPassphraseChanged, EventServerKeyFirstSeen, EventClientClosed} {
+	for _, name := range []EventType{EventRequestSealed, EventRequestOpened, EventResponseSealed,
+		EventResponseOpened, EventSchemaRefused, EventRetry,
+		EventDataSealed, EventDataOpened, EventDecryptionRefused, EventPassphraseChanged,
+		EventServerKeyFirstSeen, EventClientClosed} {
 		if !strings.Contains(text, `"type":"`+string(name)+`"`) {
 			t.Errorf("no %s was written: this test shows less than it should", name)
 		}
 	}
-	mustVerify(t, path, keys, nil)
+	mustVerify(t, path, keys, "")
 }

@@ -7,18 +7,21 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
-// TestAuditEventCost and BenchmarkAuditEvent tell what an event costs of the CPU that the client spends on the cryptography
-// of a 1 KiB request and its answer, which is less than all that a request costs. Both are measured in turns, in one run.
+// TestAuditEventCost and BenchmarkAuditEvent tell what an event costs of the CPU that the client
+// spends on the cryptography of a 1 KiB request and its answer, which is less than all that a
+// request costs. Both are measured in turns, in one run.
 func TestAuditEventCost(t *testing.T) {
 	if os.Getenv(longVar) != "1" {
 		t.Skip("it is for a quiet machine: " + longVar + "=1")
 	}
-	for name, o := range map[string]*AuditLogOptions{"FlushEachSecond": {Flush: FlushEachSecond}, "FlushEachEvent": nil} {
+	for name, o := range map[string]*AuditLogOptions{"FlushEachSecond": {FlushEvery: time.Second},
+		"FlushEachEvent": nil} {
 		round := auditCost(t, o)
 		var requests, events float64
 		for range 10 {
@@ -33,7 +36,8 @@ func TestAuditEventCost(t *testing.T) {
 }
 
 func BenchmarkAuditEvent(b *testing.B) {
-	for name, o := range map[string]*AuditLogOptions{"EachSecond": {Flush: FlushEachSecond}, "EachEvent": nil} {
+	for name, o := range map[string]*AuditLogOptions{"EachSecond": {FlushEvery: time.Second},
+		"EachEvent": nil} {
 		b.Run(name, func(b *testing.B) {
 			round := auditCost(b, o)
 			var requests, events float64
@@ -50,7 +54,8 @@ func BenchmarkAuditEvent(b *testing.B) {
 
 const costRounds = 20
 
-// auditCost returns a function that works off costRounds requests, then as many events, and returns the CPU seconds of each.
+// auditCost returns a function that works off costRounds requests, then as many events, and returns
+// the CPU seconds of each.
 func auditCost(t testing.TB, o *AuditLogOptions) func() (requests, events float64) {
 	t.Helper()
 	server, err := hybrid.NewPrivateKey(storedKey(t, "server-4096"))
@@ -61,7 +66,8 @@ func auditCost(t testing.TB, o *AuditLogOptions) func() (requests, events float6
 	if err != nil {
 		t.Fatal(err)
 	}
-	plaintext := []byte(`{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("x", 1024) + `"}]}`)
+	plaintext := []byte(`{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("x",
+		1024) + `"}]}`)
 	answer, err := sealEnvelope(mine.Public(), plaintext)
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +89,8 @@ func auditCost(t testing.TB, o *AuditLogOptions) func() (requests, events float6
 	}
 	l, _, _ := startAuditLog(t, o)
 	e := Event{
-		Type: EventRequestSealed, PayloadID: newUUID(), Fingerprint: server.Public().Fingerprint(), Tier: TierStandard, Bytes: int64(len(plaintext)),
+		Type: EventRequestSealed, PayloadID: newUUID(), Fingerprint: server.Public().Fingerprint(),
+		Tier: TierStandard, Bytes: int64(len(plaintext)),
 	}
 	return func() (requests, events float64) {
 		start := cpuTime()

@@ -10,14 +10,16 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"log/slog"
 	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/seed-017344ad/sealedchat/internal/auditfile"
+	"github.com/seed-017344ad/sealedchat/internal/auditlog"
 )
 
-// TestSpecAuditLog checks SPEC.md's example of an audit log: with nothing but the standard library, then with the code.
+// TestSpecAuditLog checks SPEC.md's example of an audit log: with nothing but the standard library,
+// then with the code.
 func TestSpecAuditLog(t *testing.T) {
 	var values struct {
 		DataKey  string `json:"data_key"`
@@ -66,41 +68,42 @@ func TestSpecAuditLog(t *testing.T) {
 		t.Errorf("the head is 3-%s", prev)
 	}
 
-	key, err := auditfile.NewKey(dataKey)
+	key, err := auditlog.NewKey(dataKey)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if made := specAuditLog(t, key); !bytes.Equal(made, text) {
 		t.Errorf("written again it is\n%s", made)
 	}
-	head, err := ParseAuditHead(values.Head)
+	head, err := auditlog.ParseHead(values.Head)
 	if err != nil {
 		t.Fatal(err)
 	}
-	chain := &auditfile.Chain{Key: func(uint32) (*auditfile.Key, error) { return key, nil }, Want: auditfile.Head(head)}
+	chain := &auditlog.Chain{Key: func(uint32) (*auditlog.Key, error) { return key, nil }, Want: head}
 	for i, line := range lines {
 		if err := chain.Step("audit.log", i+1, []byte(line)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := chain.Finish("audit.log", 5, nil); err != nil || !chain.WantFound || chain.Torn != 1 || chain.Lost != 2 {
+	if err := chain.Finish("audit.log", 5, nil); err != nil || !chain.WantFound || chain.Torn != 1 ||
+		chain.Lost != 2 {
 		t.Errorf("%v, %+v", err, chain)
 	}
 }
 
 // specAuditLog makes the example.
-func specAuditLog(t *testing.T, key *auditfile.Key) (text []byte) {
+func specAuditLog(t *testing.T, key *auditlog.Key) (text []byte) {
 	t.Helper()
-	at := AuditHead{}
-	add := func(e Event, l auditfile.Line) {
-		e.User, e.PID, e.Severity = "alice", 4711, SeverityInfo
+	at := auditlog.Head{}
+	add := func(e Event, l auditlog.Line) {
+		e.User, e.PID, e.Severity = "alice", 4711, slog.LevelInfo
 		var err error
 		if l.Event, err = e.fields(); err != nil {
 			t.Fatal(err)
 		}
 		l.Seq, l.Prev, l.Generation = at.Seq+1, at.MAC, 1
 		text = key.Append(text, &l)
-		at = AuditHead(l.Head())
+		at = l.Head()
 	}
 	time := func(s string) (e Event) {
 		if err := e.Time.UnmarshalText([]byte(s)); err != nil {
@@ -111,14 +114,15 @@ func specAuditLog(t *testing.T, key *auditfile.Key) (text []byte) {
 	e := time("2026-01-02T03:04:05.123456789Z")
 	e.Type, e.PayloadID, e.Bytes, e.Tier = EventRequestSealed, "0b7c2c60-4f1e-4f7a-9d55-3a6f1c7e8d21", 1024, TierStandard
 	e.Fingerprint = publicOf(t, "server-4096").fingerprint
-	add(e, auditfile.Line{})
+	add(e, auditlog.Line{})
 	e = time("2026-01-02T03:04:06Z")
 	e.Type, e.Details = EventNote, map[string]any{"ticket": 42, "session_token": "eyJhbGciOi"}
-	add(e, auditfile.Line{})
+	add(e, auditlog.Line{})
 	fragment := `{"seq":3,"key":1,"prev":"`
 	text = append(text, fragment+"\n"...)
 	e = time("2026-01-02T03:10:00Z")
 	e.Type, e.Reason = EventSchemaRefused, "malformed envelope"
-	add(e, auditfile.Line{Torn: uint64(len(fragment)), TornSum: sha256.Sum256([]byte(fragment)), Lost: 2})
+	add(e, auditlog.Line{Torn: uint64(len(fragment)), TornSum: sha256.Sum256([]byte(fragment)),
+		Lost: 2})
 	return text
 }

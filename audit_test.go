@@ -14,13 +14,16 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 )
 
-// TestEventTypes: every event that the package declares has a severity, and SECURITY.md tells of it.
+// TestEventTypes: every event that the package declares has a severity, and SECURITY.md tells of
+// it.
 func TestEventTypes(t *testing.T) {
 	file, err := parser.ParseFile(token.NewFileSet(), "audit_events.go", nil, 0)
 	if err != nil {
@@ -51,13 +54,84 @@ func TestEventTypes(t *testing.T) {
 	for name := range declared {
 		info, ok := eventTypes[name]
 		switch info.severity {
-		case SeverityInfo, SeverityWarn, SeverityError, SeverityCritical:
+		case slog.LevelInfo, slog.LevelWarn, slog.LevelError, SeverityCritical:
 		default:
-			t.Errorf("%s: severity %q", name, info.severity)
+			t.Errorf("%s: severity %v", name, info.severity)
 		}
 		if !ok || !bytes.Contains(security, []byte("`"+string(name)+"`")) {
 			t.Errorf("%s is not in SECURITY.md", name)
 		}
+	}
+}
+
+// TestEventTable: the table in EventType's documentation says what the code does.
+func TestEventTable(t *testing.T) {
+	text, err := os.ReadFile("audit_events.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := map[bool]string{false: "before", true: "after"}
+	rows := 0
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		if !strings.HasPrefix(line, "//\tEvent") {
+			continue
+		}
+		name := EventType(strings.ToLower(strings.Join(camel.FindAllString(strings.TrimPrefix(words[1],
+			"Event"), -1), "_")))
+		info, ok := eventTypes[name]
+		if want := []string{told[info.happened], severityText(info.severity)}; !ok ||
+			!slices.Equal(words[2:4], want) {
+			t.Errorf("%s: the table says %v, want %v", name, words[2:4], want)
+		}
+		rows++
+	}
+	if rows != len(eventTypes) {
+		t.Errorf("%d rows for %d types", rows, len(eventTypes))
+	}
+}
+
+var camel = regexp.MustCompile(`[A-Z][a-z]*`)
+
+// TestSeverities: a level in the file is one of four words, and each is read back.
+func TestSeverities(t *testing.T) {
+	for level, want := range map[slog.Level]string{
+		slog.LevelDebug: "INFO", slog.LevelDebug - 100: "INFO", slog.LevelInfo + 1: "INFO",
+		slog.LevelWarn - 1: "INFO",
+		slog.LevelWarn:     "WARN", slog.LevelError - 1: "WARN", slog.LevelError: "ERROR",
+		SeverityCritical - 1: "ERROR",
+		SeverityCritical:     "CRITICAL", SeverityCritical + 100: "CRITICAL",
+	} {
+		e := Event{Type: EventKeyDeleted, Severity: level} // whose own is WARN
+		e.complete()
+		text, err := json.Marshal(e)
+		if err != nil || !bytes.Contains(text, []byte(`"severity":"`+want+`"`)) {
+			t.Errorf("%v: %s, %v", level, text, err)
+		}
+		var back Event
+		if err := json.Unmarshal(text, &back); err != nil || severityText(back.Severity) != want {
+			t.Errorf("%v: read as %v, %v", level, back.Severity, err)
+		}
+	}
+	for text, want := range map[string]slog.Level{
+		`"INFO"`: 0, `"WARN"`: slog.LevelWarn, `"ERROR"`: slog.LevelError, `"CRITICAL"`: SeverityCritical,
+		`"ERROR+4"`: SeverityCritical,
+		`"DEBUG"`:   slog.LevelDebug, `"NOTICE"`: slog.LevelError, `""`: 0,
+	} {
+		var e Event
+		if err := json.Unmarshal([]byte(`{"type":"note","severity":`+text+`,"pid":7}`), &e); err != nil ||
+			e.Severity != want || e.PID != 7 {
+			t.Errorf("%s: %+v, %v", text, e, err)
+		}
+	}
+	for _, text := range []string{`{"severity":4}`, `{"time":1}`, `{"pid":"x"}`, `[]`, `{`} {
+		if err := json.Unmarshal([]byte(text), &Event{}); err == nil {
+			t.Errorf("%s is an event", text)
+		}
+	}
+	e := Event{Type: EventKeyDeleted}
+	if e.complete(); e.Severity != slog.LevelWarn {
+		t.Errorf("of the type: %v", e.Severity)
 	}
 }
 
@@ -76,12 +150,16 @@ func secretDetails() map[string]any {
 	inner.Inner.Password = []byte(leak)
 	inner.Inner.Deeper = &detailStruct{APIKey: leak, Name: "kept-2"}
 	return map[string]any{
-		"key": leak, "API_KEY": leak, "apiKeyId": leak, "Password": leak, "db-password-2": leak, "PassPhrase": leak,
-		"passphrase": leak, "clientSecret": leak, "SECRET": leak, "token": leak, "maxTokens": leak, "Authorization": leak,
+		"key": leak, "API_KEY": leak, "apiKeyId": leak, "Password": leak, "db-password-2": leak,
+		"PassPhrase": leak,
+		"passphrase": leak, "clientSecret": leak, "SECRET": leak, "token": leak, "maxTokens": leak,
+		"Authorization":       leak,
 		"proxy-authorization": []any{leak}, "\u212aey": leak, "\u017fecret": leak,
 		"tokens": map[string]any{"a": leak, "b": []string{leak}},
-		"list":   []any{map[string]any{"secret": leak, "kept": "kept-3"}, []any{map[string]string{"key": leak}}},
-		"struct": inner, "pointer": &inner, "typed": map[string][]map[string]string{"x": {{"token": leak, "y": "kept-4"}}},
+		"list": []any{map[string]any{"secret": leak, "kept": "kept-3"},
+			[]any{map[string]string{"key": leak}}},
+		"struct": inner, "pointer": &inner, "typed": map[string][]map[string]string{"x": {{"token": leak,
+			"y": "kept-4"}}},
 		"raw":     json.RawMessage(`{"a":{"pass\u0077ord":"` + leak + `","kept":"kept-5","n":1152921504606846977}}`),
 		"wrapped": &Secret{}, "number": 1 << 60, "null": nil, "true": true, "plain": "kept-6",
 	}
@@ -94,7 +172,7 @@ func TestRedactedDetails(t *testing.T) {
 		t.Fatal(err)
 	}
 	var logged bytes.Buffer
-	if err := NewSlogAuditor(slog.New(slog.NewJSONHandler(&logged, nil))).Record(t.Context(), e); err != nil {
+	if err := NewSlogAuditor(slog.New(slog.NewJSONHandler(&logged, nil)))(t.Context(), e); err != nil {
 		t.Fatal(err)
 	}
 	slog.New(slog.NewTextHandler(&logged, nil)).Info("x", "event", e)
@@ -102,11 +180,13 @@ func TestRedactedDetails(t *testing.T) {
 	if err := l.Record(t.Context(), e); err != nil {
 		t.Fatal(err)
 	}
-	for what, text := range map[string]string{"JSON": string(text), "slog": logged.String(), "file": string(readLog(t, path))} {
+	for what, text := range map[string]string{"JSON": string(text), "slog": logged.String(),
+		"file": string(readLog(t, path))} {
 		if leaks(text) || strings.Contains(text, "TGVhay00ZDFm") { // base64 of the marker
 			t.Errorf("%s: the marker is in %s", what, text)
 		}
-		for _, kept := range []string{"kept-1", "kept-2", "kept-3", "kept-4", "kept-5", "kept-6", "1152921504606846977", "1152921504606846976", redacted} {
+		for _, kept := range []string{"kept-1", "kept-2", "kept-3", "kept-4", "kept-5", "kept-6",
+			"1152921504606846977", "1152921504606846976", redacted} {
 			if !strings.Contains(text, kept) {
 				t.Errorf("%s: %s is missing", what, kept)
 			}
@@ -115,7 +195,8 @@ func TestRedactedDetails(t *testing.T) {
 	if e.Details["key"] != leak {
 		t.Error("the caller's own map was changed")
 	}
-	for name, secret := range map[string]bool{"key": true, "monkey": true, "ke y": false, "pass": false, "auth": false, "": false, "toKen": true, "server": false} {
+	for name, secret := range map[string]bool{"key": true, "monkey": true, "ke y": false,
+		"pass": false, "auth": false, "": false, "toKen": true, "server": false} {
 		if namesSecret(name) != secret {
 			t.Errorf("%q: %v", name, !secret)
 		}
@@ -157,9 +238,12 @@ func FuzzRedact(f *testing.F) {
 
 func TestEventJSON(t *testing.T) {
 	e := Event{
-		Time: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Type: EventRetry, Severity: SeverityWarn, User: "u\n<\xff>", PID: 7, PayloadID: "p", Fingerprint: "f",
-		OldFingerprint: "o", Server: "s", Path: "/a", Tier: TierHigh, Bits: 1, Keys: 2, Generation: 3, Bytes: 4, Attempt: 5, Status: 6,
-		Wait: time.Second, Duration: time.Millisecond, Reason: "r", Memory: &MemoryStats{Level: "locked", LockedBytes: 8, UnlockedBytes: 7, LimitBytes: 9},
+		Time: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Type: EventRetry, Severity: slog.LevelWarn,
+		User: "u\n<\xff>", PID: 7, PayloadID: "p", Account: "a", Fingerprint: "f",
+		OldFingerprint: "o", Server: "s", Path: "/a", Tier: TierHigh, Bits: 1, Keys: 2, Generation: 3,
+		Bytes: 4, Attempt: 5, Status: 6,
+		Wait: time.Second, Duration: time.Millisecond, Reason: "r", Memory: &MemoryStats{Level: "locked",
+			LockedBytes: 8, UnlockedBytes: 7, LimitBytes: 9},
 		Details: map[string]any{"a": "b"},
 	}
 	v := reflect.ValueOf(e)
@@ -213,23 +297,26 @@ func TestSlogAuditor(t *testing.T) {
 		e     Event
 		level string
 	}{
-		{Event{Type: EventKeyLoaded}, "INFO"}, {Event{Type: EventKeyDeleted}, "WARN"}, {Event{Type: EventReplayRefused}, "ERROR"},
-		{Event{Type: EventServerKeyRefused}, "ERROR+4"}, {Event{Type: EventNote, Severity: SeverityCritical}, "ERROR+4"},
+		{Event{Type: EventKeyLoaded}, "INFO"}, {Event{Type: EventKeyDeleted},
+			"WARN"}, {Event{Type: EventReplayRefused}, "ERROR"},
+		{Event{Type: EventServerKeyRefused}, "ERROR+4"}, {Event{Type: EventNote,
+			Severity: SeverityCritical}, "ERROR+4"},
 		{Event{Type: EventNote, Details: map[string]any{"f": func() {}}}, "INFO"},
 	} {
 		text.Reset()
-		if err := a.Record(t.Context(), c.e); err != nil {
+		if err := a(t.Context(), c.e); err != nil {
 			t.Fatal(err)
 		}
 		var line map[string]any
 		if err := json.Unmarshal(text.Bytes(), &line); err != nil {
 			t.Fatal(err)
 		}
-		if line["level"] != c.level || line["msg"] != "audit" || line["type"] != string(c.e.Type) || line["user"] == "" || line["pid"] != float64(os.Getpid()) {
+		if line["level"] != c.level || line["msg"] != "audit" || line["type"] != string(c.e.Type) ||
+			line["user"] == "" || line["pid"] != float64(os.Getpid()) {
 			t.Errorf("%s: %v", c.e.Type, line)
 		}
 	}
-	if err := a.Record(t.Context(), Event{Type: "x"}); !errors.Is(err, ErrInvalidRequest) {
+	if err := a(t.Context(), Event{Type: "x"}); !errors.Is(err, ErrInvalidRequest) {
 		t.Errorf("%v", err)
 	}
 }
@@ -238,10 +325,15 @@ func TestSlogAuditor(t *testing.T) {
 func TestTellAfterTheEnd(t *testing.T) {
 	var tell teller
 	var ended []error
-	tell.set(AuditorFunc(func(ctx context.Context, _ Event) error { ended = append(ended, ctx.Err()); return nil }))
+	tell.set(Auditor(func(ctx context.Context, _ Event) error {
+		ended = append(ended,
+			ctx.Err())
+		return nil
+	}))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := errors.Join(tell.tell(ctx, Event{Type: EventReplayRefused}), tell.tell(ctx, Event{Type: EventRequestSealed})); err != nil {
+	if err := errors.Join(tell.tell(ctx, Event{Type: EventReplayRefused}), tell.tell(ctx,
+		Event{Type: EventRequestSealed})); err != nil {
 		t.Fatal(err)
 	}
 	if ended[0] != nil || ended[1] == nil {

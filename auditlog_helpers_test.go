@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// notes are events of a program's own, numbered.
+// note is an event of a program's own, numbered.
 func note(n int) Event { return Event{Type: EventNote, Details: map[string]any{"n": n}} }
 
 // startAuditLog opens a log in a new folder, with a key store of its own.
@@ -46,7 +46,7 @@ func writeNotes(t testing.TB, l *AuditLog, from, to int) {
 }
 
 // mustVerify expects a log that is as it was written.
-func mustVerify(t testing.TB, path string, keys *KeyStore, head *AuditHead) *AuditReport {
+func mustVerify(t testing.TB, path string, keys *KeyStore, head string) *AuditReport {
 	t.Helper()
 	r, err := VerifyAuditLog(t.Context(), path, keys, head)
 	if err != nil {
@@ -55,21 +55,22 @@ func mustVerify(t testing.TB, path string, keys *KeyStore, head *AuditHead) *Aud
 	return r
 }
 
-// mustFind expects a finding.
-func mustFind(t testing.TB, what, path string, keys *KeyStore, head *AuditHead, want AuditLogError) {
+// mustFind expects a finding, and its sentinel.
+func mustFind(t testing.TB, what, path string, keys *KeyStore, head string, want AuditReport) {
 	t.Helper()
-	_, err := VerifyAuditLog(t.Context(), path, keys, head)
-	got, ok := errors.AsType[*AuditLogError](err)
-	if !ok {
-		t.Errorf("%s: found %v, want %q", what, err, want.Finding)
+	got, err := VerifyAuditLog(t.Context(), path, keys, head)
+	if got == nil || err == nil || got.Finding != want.Finding || got.Line != want.Line ||
+		filepath.Base(got.File) != want.File ||
+		got.Seq != want.Seq || got.Missing != want.Missing {
+		t.Errorf("%s: found %+v, %v, want %+v", what, got, err, want)
 		return
 	}
-	if got.Finding != want.Finding || got.Line != want.Line || filepath.Base(got.File) != want.File || (want.Seq != 0 && got.Seq != want.Seq) ||
-		(want.Missing != 0 && got.Missing != want.Missing) {
-		t.Errorf("%s: found %+v, want %+v", what, *got, want)
-	}
-	if errors.Is(err, ErrAuditTorn) == errors.Is(err, ErrAuditTampered) || errors.Is(err, ErrAuditTorn) != (got.Finding == AuditTorn) {
+	if errors.Is(err, ErrAuditTorn) == errors.Is(err, ErrAuditTampered) || errors.Is(err,
+		ErrAuditTorn) != (got.Finding == AuditTorn) {
 		t.Errorf("%s: the sentinel of %v", what, err)
+	}
+	if !strings.Contains(err.Error(), got.File) || !strings.HasSuffix(err.Error(), got.Finding) {
+		t.Errorf("%s: the words of %v", what, err)
 	}
 }
 
@@ -152,7 +153,8 @@ func (h *heard) mustHear(t testing.TB, what, types string) []Event {
 		t.Errorf("%s: told %q, want %q", what, got, types)
 	}
 	for _, e := range events {
-		if e.Time.IsZero() || e.PID != os.Getpid() || e.User == "" || e.Severity == "" {
+		if e.Time.IsZero() || e.PID != os.Getpid() || e.User == "" ||
+			e.Severity != eventTypes[e.Type].severity {
 			t.Errorf("%s: %s is not filled in: %+v", what, e.Type, e)
 		}
 	}

@@ -295,9 +295,6 @@ func (c *Config) validate() error {
 	if isNilPointer(c.Limiter) {
 		return configError("Config.Limiter", "a nil pointer; leave the field nil for no limit")
 	}
-	if isNilPointer(c.Audit) {
-		return configError("Config.Audit", "a nil pointer; leave the field nil to tell nobody")
-	}
 	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) && restsOnTLS(c.Trust) {
 		return configError("Config.Transport", "InsecureSkipVerify leaves nothing of TrustHTTPS or FirstUse; pin the server's key instead")
 	}
@@ -463,4 +460,24 @@ func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) ([]*PublicK
 		return nil, context.Cause(c.life)
 	}
 	return keys, err
+}
+
+func (c *SecureCompletionClient) tellOpened() error {
+	c.stats = memoryStats
+	if c.cfg.Audit == nil {
+		return nil
+	}
+	c.audit.set(c.cfg.Audit)
+	stats := c.stats()
+	c.memoryRank.Store(int32(memoryRanks[stats.Level]))
+	return c.audit.tell(context.Background(), Event{Type: EventClientOpened, Server: c.server.origin, Memory: stats})
+}
+
+func (c *SecureCompletionClient) tellClosed() error {
+	if c.audit.to.Load() == nil {
+		return nil
+	}
+	return c.audit.tell(context.Background(), Event{
+		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened), Memory: c.stats(),
+	})
 }

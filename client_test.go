@@ -198,8 +198,6 @@ func TestConfigErrors(t *testing.T) {
 		{"Config.Transport", func(c *Config) { c.Transport = (*http.Transport)(nil) }},
 		{"Config.Transport", func(c *Config) { c.Transport = roundTripFunc(nil) }},
 		{"Config.Limiter", func(c *Config) { c.Limiter = (*slowLimiter)(nil) }},
-		{"Config.Audit", func(c *Config) { c.Audit = (*AuditLog)(nil) }},
-		{"Config.Audit", func(c *Config) { c.Audit = AuditorFunc(nil) }},
 		{"Config.Transport", func(c *Config) { c.BaseURL, c.InsecureAllowHTTP = "http://localhost:1", true }}, // foreign RoundTripper
 	} {
 		config := Config{Trust: TrustHTTPS(), Transport: neverUsed(t), APIKey: secret(t, "good-key")}

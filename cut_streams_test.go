@@ -128,9 +128,8 @@ type cutWorld struct {
 func newCutWorld(t *testing.T) *cutWorld {
 	testkit.NoLeaks(t)
 	up, upConns := countedServer(t, http.HandlerFunc(cutter))
-	upTransport := DefaultTransport()
 	g := newGateway(t, GatewayConfig{
-		Upstream: up.URL + "/v1", UpstreamTransport: upTransport, AllowUnauthenticated: true, Keys: storedKeys(t, "rsa-2048"), MaxConcurrent: 256,
+		Upstream: up.URL + "/v1", AllowUnauthenticated: true, Keys: storedKeys(t, "rsa-2048"), MaxConcurrent: 256,
 		OHTTP: GatewayOHTTP{StrangerRate: -1},
 	})
 	server, conns := countedServer(t, g)
@@ -141,8 +140,7 @@ func newCutWorld(t *testing.T) *cutWorld {
 		open: func() int64 { return conns.open.Load() + upConns.open.Load() + relayConns.open.Load() },
 		idle: func() {
 			relayTransport.CloseIdleConnections()
-			upTransport.CloseIdleConnections()
-			g.http.(*http.Transport).CloseIdleConnections()
+			g.way.pool.CloseIdle()
 		},
 	}
 	t.Cleanup(w.idle)

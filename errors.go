@@ -66,14 +66,15 @@ var (
 	ErrPublicKey = fault.ErrPublicKey
 	// ErrPassphrase: wrong passphrase, or a damaged key store or key file. Without the passphrase the two look the same.
 	ErrPassphrase = fault.ErrPassphrase
-	// ErrPrivateKey: not a private key that can be imported. The cause says why, and which command mends it.
+	// ErrPrivateKey: not a private key that can be imported. The cause says why, and which command converts it.
 	ErrPrivateKey = fault.ErrPrivateKey
 	// ErrKeyStoreExists: there is a key store in the folder already. It was not touched.
 	ErrKeyStoreExists = fault.ErrKeyStoreExists
 	// ErrKeyStoreDamaged: the file is not a key store, or not one of a version that is known.
 	ErrKeyStoreDamaged = fault.ErrKeyStoreDamaged
-	// ErrInsecurePermissions: a file or folder is open to others, belongs to another user, or is a link. The error's
-	// text names it, and the command that mends it.
+	// ErrInsecurePermissions: a file or folder is open to others, belongs to another user, or is a link.
+	// The error's text names it, and the command that fixes it. For a folder that others may need, such
+	// as /tmp or /var/log, it names no command: use a folder of its own.
 	ErrInsecurePermissions = fault.ErrInsecurePermissions
 	// ErrLocked: another process held the lock of the key store or the audit log until the context's deadline, or for 10 s
 	// where it has none.
@@ -87,13 +88,14 @@ var (
 	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. Its text has
 	// the figures, where the limit of the process (ulimit -l) is the reason.
 	ErrMemoryLimit = fault.ErrMemoryLimit
-	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType.Happened), the
+	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType), the
 	// call stands. Of a stream only the end is withheld. errors.Is also finds the Auditor's error, but not ErrUnconfirmed in
 	// it: a call that returns that speaks of the key store.
 	ErrAudit = fault.ErrAudit
-	// ErrAuditTampered: an audit log is not as it was written. See AuditLogError.
+	// ErrAuditTampered: an audit log is not as it was written, or it or its folder is gone. See
+	// AuditReport, OpenAuditLog and AuditLog.Record.
 	ErrAuditTampered = fault.ErrAuditTampered
-	// ErrAuditTorn: the last line of an audit log is unfinished, as a crash leaves it, or a cut. See AuditLogError.
+	// ErrAuditTorn: the last line of an audit log is unfinished, as a crash leaves it, or a cut. See AuditReport.
 	ErrAuditTorn = fault.ErrAuditTorn
 	// ErrClosed: the client, key store, gateway, audit log or secret was closed.
 	ErrClosed = fault.ErrClosed

@@ -14,7 +14,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// Whoever can write to the log can cut lines off its end. That shows against a head that was kept where he cannot write.
+// Users who can write to the log can cut lines off its end. That shows against a head that was kept
+// where they cannot write.
 func ExampleVerifyAuditLog() {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "audit")
@@ -27,7 +28,8 @@ func ExampleVerifyAuditLog() {
 		log.Fatal(err)
 	}
 	defer passphrase.Destroy()
-	store, err := sealedchat.CreateKeyStore(ctx, filepath.Join(dir, "keys"), passphrase, &sealedchat.KeyStoreOptions{Bits: 2048})
+	store, err := sealedchat.CreateKeyStore(ctx, filepath.Join(dir, "keys"), passphrase,
+		&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -44,16 +46,12 @@ func ExampleVerifyAuditLog() {
 			log.Fatal(err)
 		}
 	}
-	kept := audit.Head().String() // elsewhere: on another machine, or on paper
+	kept := audit.Head() // elsewhere: on another machine, or on paper
 	if err := audit.Close(); err != nil {
 		log.Fatal(err)
 	}
 
-	head, err := sealedchat.ParseAuditHead(kept)
-	if err != nil {
-		log.Fatal(err)
-	}
-	report, err := sealedchat.VerifyAuditLog(ctx, path, store, &head)
+	report, err := sealedchat.VerifyAuditLog(ctx, path, store, kept)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -62,12 +60,11 @@ func ExampleVerifyAuditLog() {
 	if err := cutLastLine(path); err != nil {
 		log.Fatal(err)
 	}
-	report, err = sealedchat.VerifyAuditLog(ctx, path, store, nil)
+	report, err = sealedchat.VerifyAuditLog(ctx, path, store, "")
 	fmt.Println(report.Lines, "line, without a head:", err)
-	_, err = sealedchat.VerifyAuditLog(ctx, path, store, &head)
-	var wrong *sealedchat.AuditLogError
-	if errors.As(err, &wrong) {
-		fmt.Println("with it:", wrong.Finding)
+	report, err = sealedchat.VerifyAuditLog(ctx, path, store, kept)
+	if errors.Is(err, sealedchat.ErrAuditTampered) {
+		fmt.Println("with it:", report.Finding)
 	}
 	// Output:
 	// 2 lines, head found: true
@@ -75,7 +72,7 @@ func ExampleVerifyAuditLog() {
 	// with it: the log was cut off before the expected head
 }
 
-// cutLastLine is what somebody does who wants to hide what he did.
+// cutLastLine does what attackers do who want to hide their last step.
 func cutLastLine(path string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {

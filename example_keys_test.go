@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"log/slog"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat"
@@ -44,10 +45,11 @@ func ExampleRotation() {
 
 // A program that would rather know than have its key swapped out asks for locked memory, and may still decide otherwise.
 func ExampleMemoryPolicy() {
+	logger := slog.New(slog.DiscardHandler) // the program's own
 	text := []byte("an-api-key")
 	key, err := sealedchat.MemoryRequired.NewSecret(text)
 	if errors.Is(err, sealedchat.ErrMemoryLimit) {
-		log.Print("raise ulimit -l: ", err)                    // with the figures
+		logger.Warn("raise ulimit -l", "error", err)           // with the figures
 		key, err = sealedchat.MemoryBestEffort.NewSecret(text) // which NewSecret does as well
 	}
 	if err != nil {
@@ -60,6 +62,7 @@ func ExampleMemoryPolicy() {
 
 // What a service tells of itself when it starts.
 func ExampleMemoryReport() {
+	logger := slog.New(slog.DiscardHandler) // the service's own
 	key, err := sealedchat.NewSecret([]byte("an-api-key"))
 	if err != nil {
 		log.Fatal(err)
@@ -68,10 +71,10 @@ func ExampleMemoryReport() {
 
 	report := sealedchat.MemoryReport()
 	if report.Level != sealedchat.MemoryLocked {
-		log.Printf("secrets may be swapped out: %d of %d bytes are not locked", report.Unlocked, report.InUse)
+		logger.Warn("secrets may be swapped out", "unlocked", report.Unlocked, "in_use", report.InUse)
 	}
 	if report.Leaked > 0 {
-		log.Printf("%d secrets were never destroyed", report.Leaked)
+		logger.Error("secrets were never destroyed", "secrets", report.Leaked)
 	}
 	fmt.Println(report.InUse >= int64(key.Len()))
 	// Output: true

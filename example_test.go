@@ -15,7 +15,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/seed-017344ad/sealedchat"
 )
@@ -283,12 +282,12 @@ func ExampleOpenAuditLog() {
 	}
 	defer audit.Close()
 	defer store.Close()
-	err = store.SetAuditor(ctx, audit) // and Config.Audit, GatewayConfig.Audit
+	err = store.SetAuditor(ctx, audit.Record) // and Config.Audit, GatewayConfig.Audit
 	if err != nil {
 		log.Fatal(err)
 	}
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		Keys: store, Trust: sealedchat.FirstUse(store), Audit: audit,
+		Keys: store, Trust: sealedchat.FirstUse(store), Audit: audit.Record,
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -298,7 +297,7 @@ func ExampleOpenAuditLog() {
 }
 
 // An Auditor of a program's own adds details, and hands the event on. Values under names like "token" are redacted.
-func ExampleAuditorFunc() {
+func ExampleAuditor() {
 	plain := func(_ []string, a slog.Attr) slog.Attr {
 		switch a.Key {
 		case "time", "event_time", "user", "pid", "severity":
@@ -307,11 +306,11 @@ func ExampleAuditorFunc() {
 		return a
 	}
 	next := sealedchat.NewSlogAuditor(slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: plain})))
-	auditor := sealedchat.AuditorFunc(func(ctx context.Context, e sealedchat.Event) error {
+	var auditor sealedchat.Auditor = func(ctx context.Context, e sealedchat.Event) error {
 		e.Details = map[string]any{"tenant": "a-17", "session_token": "eyJhbGciOi"}
-		return next.Record(ctx, e)
-	})
-	_ = auditor.Record(context.Background(), sealedchat.Event{Type: sealedchat.EventKeyDeleted, Fingerprint: "cb27375f…"})
+		return next(ctx, e)
+	}
+	_ = auditor(context.Background(), sealedchat.Event{Type: sealedchat.EventKeyDeleted, Fingerprint: "cb27375f…"})
 	// Output:
 	// level=WARN msg=audit type=key_deleted fingerprint=cb27375f… details="map[session_token:[REDACTED] tenant:a-17]"
 }
@@ -333,7 +332,7 @@ func ExampleNewGateway() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	server := &http.Server{Addr: ":8443", Handler: gateway, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	server := gateway.Server(":8443")
 	err = server.ListenAndServeTLS("cert.pem", "key.pem")
 	log.Fatal(err)
 }

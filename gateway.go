@@ -5,11 +5,9 @@ package sealedchat
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +17,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/limit"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -30,7 +29,12 @@ type GatewayConfig struct {
 	Upstream string
 	// UpstreamKey is sent upstream as a bearer token; a client's key never is. It stays the caller's. nil = none.
 	UpstreamKey *Secret
-	// UpstreamTransport carries the requests upstream. It stays the caller's. nil = DefaultTransport() of its own.
+	// UpstreamTransport carries the requests upstream. It stays the caller's. Of an [*http.Transport] the gateway takes a copy
+	// of the settings, and makes connections of its own: over HTTP/1 one connection for each request that is under way, used
+	// again only where no content can be left on it, and closed with the gateway. Its limits on the number of connections do
+	// not hold, IdleConnTimeout does. To any other RoundTripper requests with content come with [http.Request.Close] set, so
+	// that nothing of one client is left on a connection for the next one; it must obey, and copies that it makes of prompts
+	// and answers stay in memory. nil = the settings of DefaultTransport().
 	UpstreamTransport http.RoundTripper
 	// InsecureUpstreamHTTP allows http upstream to any address: opened prompts cross that network in the clear.
 	InsecureUpstreamHTTP bool
@@ -63,17 +67,29 @@ type GatewayConfig struct {
 	// MaxRequestBytes bounds the opened request, MaxResponseBytes the upstream's answer. More is answered 413 and 502; a
 	// stream is cut. 0 = 10 MiB and 48 MiB; below 1 GiB.
 	MaxRequestBytes, MaxResponseBytes int64
-	// MaxConcurrent bounds the requests that are worked on at the same time; more are answered 503 with
-	// Retry-After: 1. 0 = 64. Each may need about five times its size in memory.
+	// MaxConcurrent bounds the requests that are worked on at the same time. One that has arrived waits up to a second for
+	// its place, and is then answered 503 with Retry-After: 1. 0 = 64. Each may need about five times its size in memory.
+	// Requests that are still on the way hold no place; what has come of their bodies has MaxConcurrent × MaxRequestBytes
+	// in all, a quarter of that for one address, half for an IPv6 /48, and at least four of the largest requests. More is
+	// answered 503 as well.
 	MaxConcurrent int
 	// Timeout bounds the work on one request, and BodyTimeout the arrival of its body and the delivery of its answer.
-	// 0 = 10 minutes and 1 minute. In Oblivious HTTP a request's header has 5 seconds at most.
+	// 0 = 10 minutes and 1 minute. In Oblivious HTTP a request's header has 5 seconds at most. From ten seconds on, a body
+	// has to have come at 8 KiB/s. A server's WriteTimeout does not count: the gateway lifts it.
 	Timeout, BodyTimeout time.Duration
 
 	// IdleTimeout is the longest time between two pieces of the upstream's event stream, counted from its first event on:
 	// until then only Timeout holds. Comments count as pieces. The answer of a stream that stands still for longer stays
 	// without its end, so that no client takes it for whole. 0 = 1 minute; negative = no limit.
 	IdleTimeout time.Duration
+
+	// AddressHeader names the header in which the proxy in front says whom a request comes from: "X-Forwarded-For" for
+	// example. The last address in it counts; of an IPv6 address its first 64 bits. The proxy next to the gateway has to set
+	// that header, or to append to it: what stands last is taken at its word. Without the header, or an address in it, the
+	// request counts for its RemoteAddr. Limits per address hold in both protocols: behind a proxy set it, or all clients
+	// share one address. A handler in front that changes RemoteAddr can name anything else; "" there is nobody in particular,
+	// without a limit of its own. "" = RemoteAddr.
+	AddressHeader string
 
 	// Protocols are those that are served, all on the same listener. nil = both.
 	Protocols []Protocol
@@ -94,20 +110,15 @@ type GatewayConfig struct {
 // /.well-known/ohttp-gateway for Oblivious HTTP, and GET /healthz. Put it behind TLS: an [http.Server] with a certificate,
 // or a proxy. Its methods may be called from several goroutines.
 type Gateway struct {
-	cfg       GatewayConfig
-	upstream  *url.URL
-	http      http.RoundTripper
-	ownHTTP   bool
-	ownKeys   bool
-	slots     chan struct{}
-	counts    gatewayCounts
-	clients   clientKeys
-	strangers *strangers
-	busy      *strangers // one bucket: refusals for want of a place that are remembered
-	readers   *readers
-	copies    copies
-	audit     teller
-	opened    time.Time
+	cfg     GatewayConfig
+	way     *upstreamWay
+	ownKeys bool
+	slots   chan struct{}
+	counts  gatewayCounts
+	clients clientKeys
+	limits  gatewayLimits
+	audit   teller
+	opened  time.Time
 
 	life context.Context
 	end  context.CancelFunc
@@ -129,15 +140,9 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	if err != nil {
 		return nil, &ConfigError{Field: "GatewayConfig.Upstream", Err: err}
 	}
-	g := &Gateway{cfg: c, upstream: base, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
-	g.strangers = newStrangers(c.OHTTP.StrangerRate, c.OHTTP.StrangerBurst, time.Now)
-	g.busy = newStrangers(float64(c.MaxConcurrent), 4*c.MaxConcurrent, time.Now)
-	g.readers = newReaders(c.MaxConcurrent)
-	rules := *base
-	if c.InsecureUpstreamHTTP {
-		rules.Scheme = "https" // the rules for http do not apply
-	}
-	if g.http, g.ownHTTP, err = httpx.NewTransport(c.UpstreamTransport, &rules); err != nil {
+	g := &Gateway{cfg: c, slots: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
+	g.limits = newGatewayLimits(&c)
+	if g.way, err = newUpstreamWay(&c, base); err != nil {
 		return nil, &ConfigError{Field: "GatewayConfig.UpstreamTransport", Err: err}
 	}
 	if c.Keys == nil {
@@ -201,6 +206,9 @@ func (c *GatewayConfig) setDefaults() error {
 	if c.Tier == "" {
 		c.Tier = TierStandard
 	}
+	if !validHeaderName(c.AddressHeader) {
+		return configError("GatewayConfig.AddressHeader", "want the name of a header, like \"X-Forwarded-For\"")
+	}
 	for _, p := range c.Protocols {
 		if p > ProtocolOHTTP {
 			return configError("GatewayConfig.Protocols", "want ProtocolEnvelope and ProtocolOHTTP")
@@ -222,6 +230,25 @@ func (c *GatewayConfig) setDefaults() error {
 // fingerprint is what clients pin. Errors are those of [KeyStore.Public].
 func (g *Gateway) PublicKey(ctx context.Context) (*PublicKey, error) { return g.cfg.Keys.Public(ctx) }
 
+// Server is an [http.Server] on addr that is right for the gateway: it waits 10 seconds for a request's header, which
+// has 8 KiB at most, keeps idle connections for 2 minutes, and writes its complaints to GatewayConfig.Logger at level
+// WARN. 500 connections cost at most 32 MiB, however long their headers are. It has no ReadTimeout and no WriteTimeout,
+// since Timeout and BodyTimeout bound every request. The caller may change it, sets TLSConfig where ListenAndServeTLS has
+// no files for it, starts it and shuts it down, before [Gateway.Close].
+func (g *Gateway) Server(addr string) *http.Server {
+	return &http.Server{
+		Addr:              addr,
+		Handler:           g,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    maxHeaderBytes,
+		HTTP2:             &http.HTTP2Config{MaxReadFrameSize: 16 << 10}, // each connection keeps a buffer for its largest
+		ErrorLog:          slog.NewLogLogger(g.cfg.Logger.Handler(), slog.LevelWarn),
+	}
+}
+
+const maxHeaderBytes = 8 << 10 // an RSA key of 8192 bits, an API key of 4 KiB, and what proxies add; net/http allows 4 KiB more
+
 // Close refuses new requests with 503, ends running ones, waits for them, and wipes the keys that are the gateway's own.
 // For a graceful end, shut the http.Server down first. Idempotent; its only error is [ErrAudit], which keeps nothing from
 // being closed.
@@ -232,9 +259,7 @@ func (g *Gateway) Close() (err error) {
 	g.end()
 	g.running.Wait()
 	g.cleanup.Do(func() {
-		if g.ownHTTP {
-			httpx.CloseIdle(g.http)
-		}
+		g.way.close()
 		if g.ownKeys {
 			_ = g.cfg.Keys.Close()
 		}
@@ -253,34 +278,14 @@ func (g *Gateway) begin() bool {
 	return true
 }
 
-// refusal is an answer that is not a completion. detail is the gateway's own words: nothing of the request, nothing
-// of the upstream.
-type refusal struct {
-	status     int
-	detail     string
-	retryAfter time.Duration
-	cause      error  // for the log; its text is sanitised there
-	kind       string // a problem type, in the second protocol
-	allow      string // methods, with 405 in the second protocol
-	forgotten  bool   // a copy of the request may be served later on, in the second protocol
-	event      EventType
-}
-
-// as makes the refusal an audit event.
-func (p *refusal) as(t EventType) *refusal {
-	p.event = t
-	return p
-}
-
-func refuse(status int, detail string) *refusal { return &refusal{status: status, detail: detail} }
-
 // ServeHTTP serves one request. It survives a panic in it with status 500; once an answer has begun, it panics with
 // [http.ErrAbortHandler], so that nobody takes the answer for whole.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !g.begin() {
 		p := refuse(http.StatusServiceUnavailable, "the gateway is closing")
 		body := p.render(w.Header())
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.cfg.BodyTimeout)) // as below
+		control, until := http.NewResponseController(w), time.Now().Add(g.cfg.BodyTimeout) // as below
+		_, _ = control.SetReadDeadline(until), control.SetWriteDeadline(until)
 		w.WriteHeader(p.status)
 		_, _ = w.Write(body)
 		return
@@ -288,6 +293,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer g.running.Done()
 	h := &gatewayRequest{g: g, w: w, r: r, start: time.Now()}
 	defer func() {
+		h.room.Return()
 		h.deadlines.Lock()
 		defer h.deadlines.Unlock()
 		h.over = true
@@ -295,7 +301,8 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer context.AfterFunc(g.life, func() { h.within(0, reading|writing) })()
 	defer h.finish()
 
-	if r.ContentLength != 0 { // net/http reads what is left of a body before it answers
+	h.within(unbounded, writing) // a server's WriteTimeout would cut answers that take longer; Timeout bounds the work
+	if r.ContentLength != 0 {    // net/http reads what is left of a body before it answers
 		h.within(g.cfg.BodyTimeout, reading)
 	}
 	h.header("Cache-Control", "no-store")
@@ -335,6 +342,8 @@ type gatewayRequest struct {
 	upstream  time.Duration
 	problem   *refusal
 	cut       bool // an answer began that the client did not get to its end
+
+	room *limit.Lease // what its body has among those on the way; nil before, and in a place
 
 	deadlines sync.Mutex
 	over      bool // the handler has returned: w is no longer to be touched
@@ -427,19 +436,6 @@ func (h *gatewayRequest) refuse(p *refusal) {
 	_ = h.write(p.status, p.render(h.w.Header())) // the client may be gone
 }
 
-// render sets the header of a refusal and returns its body.
-func (p *refusal) render(header http.Header) []byte {
-	body, _ := json.Marshal(map[string]string{"detail": p.detail}) // a map of strings marshals
-	header.Set("Content-Type", "application/json")
-	if p.status == http.StatusUnauthorized {
-		header.Set("WWW-Authenticate", "Bearer")
-	}
-	if p.retryAfter > 0 {
-		header.Set("Retry-After", httpx.WholeSeconds(p.retryAfter))
-	}
-	return body
-}
-
 // finish survives a panic and writes the log line.
 func (h *gatewayRequest) finish() {
 	if p := recover(); p != nil {
@@ -491,4 +487,13 @@ func (h *gatewayRequest) outcome() int {
 		return h.inner
 	}
 	return h.status
+}
+
+func (g *Gateway) tellOpened() error {
+	g.audit.set(g.cfg.Audit)
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayOpened, Memory: memoryStats()})
+}
+
+func (g *Gateway) tellClosed() error {
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayClosed, Duration: time.Since(g.opened), Memory: memoryStats()})
 }

@@ -42,7 +42,7 @@ func AuthenticateKeys(keys ...*Secret) (func(*http.Request) error, error) {
 	}
 	return func(r *http.Request) error {
 		scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " ")
-		d := digest([]byte(token))
+		d := digest([]byte(strings.TrimLeft(token, " "))) // RFC 9110, 11.4: one space or more
 		found := 0
 		for _, k := range known {
 			found |= subtle.ConstantTimeCompare(k, d)

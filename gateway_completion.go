@@ -18,13 +18,14 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
-// completion serves POST /v1/chat/secure_completion: authenticate, read, open, claim, forward, seal. Only what opens is
-// claimed, so that made-up envelopes cannot push others out of the replay cache.
+// completion serves POST /v1/chat/secure_completion: authenticate, read, take a place, open, claim, forward, seal. Only
+// what opens is claimed, so that made-up envelopes cannot push others out of the replay cache.
 func (h *gatewayRequest) completion() {
 	h.within(h.g.cfg.BodyTimeout, reading)
 	clientKey, p := h.admit()
@@ -33,23 +34,26 @@ func (h *gatewayRequest) completion() {
 		h.refuse(p)
 		return
 	}
-	select {
-	case h.g.slots <- struct{}{}:
-		defer func() { <-h.g.slots }()
-	default:
-		h.drain()
-		h.refuse(&refusal{status: http.StatusServiceUnavailable, detail: "too many requests at the same time", retryAfter: time.Second})
+	body, p := h.readBody()
+	if p != nil {
+		if p.status == http.StatusRequestEntityTooLarge || p.status == http.StatusServiceUnavailable {
+			h.drain()
+		}
+		h.refuse(p)
 		return
 	}
+	p = h.enter()
+	if p != nil {
+		h.refuse(p)
+		return
+	}
+	defer h.leave()
 	ctx, cancel := context.WithTimeout(h.r.Context(), h.g.cfg.Timeout)
 	defer cancel()
 	defer context.AfterFunc(h.g.life, cancel)()
 
-	e, p := h.readEnvelope()
+	e, p := h.parseEnvelope(body)
 	if p != nil {
-		if p.status == http.StatusRequestEntityTooLarge {
-			h.drain()
-		}
 		h.refuse(p)
 		return
 	}
@@ -98,16 +102,19 @@ func (h *gatewayRequest) admit() (*PublicKey, *refusal) {
 			return nil, authRefusal(err)
 		}
 	}
+	if p := h.admitOuter(h.envelopeLimit()); p != nil {
+		return nil, p
+	}
 	id := h.r.Header.Get(hybrid.HeaderPayloadID)
 	if !validPayloadID(id) {
 		return nil, refuse(http.StatusBadRequest, "X-Payload-ID is missing or malformed")
 	}
 	h.payloadID = id
-	h.tier = SecurityTier(h.r.Header.Get(hybrid.HeaderTier))
-	if h.tier.rank() < 0 {
-		h.tier = ""
-		return nil, refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
+	tier, p := tierIn(h.r.Header)
+	if p != nil {
+		return nil, p
 	}
+	h.tier = tier
 	if p := h.checkTier(); p != nil {
 		return nil, p
 	}
@@ -157,29 +164,38 @@ func validPayloadID(id string) bool {
 	return true
 }
 
-// readEnvelope reads the body within its limits of size and time.
-func (h *gatewayRequest) readEnvelope() (*envelope.Envelope, *refusal) {
-	if h.r.Header.Get("Content-Encoding") != "" {
-		return nil, refuse(http.StatusUnsupportedMediaType, "a sealed request has no content encoding")
-	}
-	limit := h.g.cfg.MaxRequestBytes/3*4 + 64<<10 // base64, and room for the rest of the envelope
-	limit += limit / 32                           // which may write / as \/
-	if h.r.ContentLength > limit {
-		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
-	}
-	body, err := httpx.ReadAll(httpx.Capped(h.r.Body, limit), h.r.ContentLength)
+// envelopeLimit is the most bytes of a sealed request.
+func (h *gatewayRequest) envelopeLimit() int64 { return envelopeLimit(h.g.cfg.MaxRequestBytes) }
+
+func envelopeLimit(plaintext int64) int64 {
+	most := plaintext/3*4 + 64<<10 // base64, and room for the rest of the envelope
+	return most + most/32          // which may write / as \/
+}
+
+// readBody reads the body within its limits of size and time.
+func (h *gatewayRequest) readBody() ([]byte, *refusal) {
+	most := h.envelopeLimit()
+	arriving := &arrivingBody{h: h}
+	body, err := []byte(nil), arriving.charge()
 	if err == nil {
-		h.within(unbounded, reading) // from here on Timeout holds
+		body, err = httpx.ReadAll(httpx.Capped(arriving, most), min(h.r.ContentLength, firstRead))
 	}
-	h.bytesIn = len(body)
 	switch {
+	case err == nil:
+		h.within(unbounded, reading) // from here on Timeout holds
+		return body, nil
+	case errors.Is(err, errNoRoom):
+		return nil, tooManyAtOnce()
 	case errors.Is(err, ErrTooLarge):
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, refuse(http.StatusRequestTimeout, "the request did not arrive in time")
-	case err != nil:
-		return nil, &refusal{status: http.StatusBadRequest, detail: "the request did not arrive whole", cause: err}
 	}
+	return nil, &refusal{status: http.StatusBadRequest, detail: "the request did not arrive whole", cause: err}
+}
+
+// parseEnvelope takes a body apart.
+func (h *gatewayRequest) parseEnvelope(body []byte) (*envelope.Envelope, *refusal) {
 	e, err := envelope.Parse(body, int(h.g.cfg.MaxRequestBytes))
 	if errors.Is(err, envelope.ErrTooLarge) {
 		return nil, refuse(http.StatusRequestEntityTooLarge, "the request is too large")
@@ -291,20 +307,13 @@ func (h *gatewayRequest) forward(ctx context.Context, request []byte) (answer []
 	defer func() { h.upstream = time.Since(start) }()
 	sent := httpx.NewSent(request)
 	defer sent.Finish()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.g.upstream.String()+"/chat/completions", nil)
+	req, err := h.g.way.request(ctx, http.MethodPost, "/chat/completions", "", sent)
 	if err != nil {
 		return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
 	}
-	sent.Attach(req)
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", userAgent)
-	if h.g.cfg.UpstreamKey != nil {
-		if err := httpx.SetBearer(req.Header, h.g.cfg.UpstreamKey); err != nil {
-			return nil, &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
-		}
-	}
-	a, err := httpx.Exchange(h.g.http, req, h.g.cfg.MaxResponseBytes)
+	a, err := httpx.Exchange(h.g.way.transport(""), req, h.g.cfg.MaxResponseBytes)
 	if err != nil {
 		return nil, upstreamFailure(ctx, err)
 	}
@@ -401,4 +410,43 @@ func (h *gatewayRequest) seal(answer []byte, clientKey *PublicKey, form envelope
 	}
 	h.g.counts.sealed.Add(int64(len(plaintext)))
 	return sealed, nil
+}
+
+func (h *gatewayRequest) tell(ctx context.Context, e Event) error {
+	e.PayloadID = h.payloadID
+	return h.g.audit.tell(ctx, e)
+}
+
+// tellOpened tells of a request that is about to go upstream.
+func (h *gatewayRequest) tellOpened(ctx context.Context, size int) *refusal {
+	return h.unaudited(h.tell(ctx, Event{Type: EventRequestOpened, Tier: h.tier, Bytes: int64(size)}))
+}
+
+func (h *gatewayRequest) tellSealed(ctx context.Context, size int) *refusal {
+	return h.unaudited(h.tell(ctx, Event{Type: EventResponseSealed, Bytes: int64(size), Duration: time.Since(h.start)}))
+}
+
+func (h *gatewayRequest) unaudited(err error) *refusal {
+	if err == nil {
+		return nil
+	}
+	return &refusal{status: http.StatusServiceUnavailable, detail: "the audit log is unavailable", cause: err}
+}
+
+// tellRefused tells of a refusal that is an event. An error of the Auditor's can only be logged: the request is refused.
+func (h *gatewayRequest) tellRefused(p *refusal) {
+	if p.event == "" {
+		return
+	}
+	e := Event{Type: p.event, Status: p.status, Reason: p.detail}
+	if p.event == EventTierRefused {
+		e.Tier = h.tier
+	}
+	h.logAudit(h.tell(h.r.Context(), e))
+}
+
+func (h *gatewayRequest) logAudit(err error) {
+	if err != nil {
+		h.g.cfg.Logger.Error("audit failed", "payload_id", h.payloadID, "cause", fault.Reason(err))
+	}
 }

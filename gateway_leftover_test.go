@@ -43,7 +43,7 @@ func endsSoon(t *testing.T, c net.Conn) {
 func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 	testkit.NoLeaks(t)
 	g := startGateway(t, answerText("fine"), func(c *GatewayConfig) { c.BodyTimeout = 200 * time.Millisecond })
-	g.readers.within = 200 * time.Millisecond
+	g.limits.headTimeout = 200 * time.Millisecond
 	srv := httptest.NewServer(g)
 	defer srv.Close()
 	defer srv.CloseClientConnections()

@@ -119,7 +119,9 @@ func TestGatewaySlowBody(t *testing.T) {
 	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 }
 
-func TestGatewayConcurrencyCap(t *testing.T) {
+func TestGatewayConcurrencyCap(t *testing.T) { synctest.Test(t, testGatewayConcurrencyCap) }
+
+func testGatewayConcurrencyCap(t *testing.T) {
 	r := newRig(t, func(c *GatewayConfig) { c.MaxConcurrent = 2 })
 	arrived, goOn := make(chan struct{}, 8), make(chan struct{})
 	r.answer = func(*http.Request, []byte) (*http.Response, error) {
@@ -136,8 +138,12 @@ func TestGatewayConcurrencyCap(t *testing.T) {
 		})
 		<-arrived
 	}
-	w := r.do(postBody(t, untouchable{t}))
+	start := time.Now()
+	w := r.do(post(t, fineRequest))
 	refused(t, "a third one", w, 503)
+	if d := time.Since(start); d != placeWait {
+		t.Errorf("it waited for %v", d)
+	}
 	if w.Header().Get("Retry-After") != "1" {
 		t.Errorf("Retry-After %q", w.Header().Get("Retry-After"))
 	}
@@ -245,7 +251,7 @@ func TestGatewayCloseWithSlowBody(t *testing.T) {
 	defer server.Close()
 	defer server.CloseClientConnections()
 	slowPost(t, server)
-	for deadline := time.Now().Add(time.Minute); len(r.g.slots) == 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); r.g.limits.bodies.Taken() == 0 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	start := time.Now()

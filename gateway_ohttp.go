@@ -5,20 +5,20 @@ package sealedchat
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"math/bits"
 	"mime"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/limit"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -30,7 +30,9 @@ import (
 // chapter 11). Zero values are defaults.
 type GatewayOHTTP struct {
 	// Allow lists what inner requests may ask for, as method and path: "POST /v1/chat/completions". Paths are compared as
-	// they are; a query goes along. What follows /v1 is asked of Upstream, and so is all of a path outside /v1. nil = POST /v1/chat/completions,
+	// they are; a query goes along. What follows /v1 is asked of Upstream: GET /v1/models is {Upstream}/models. A path outside
+	// /v1 is asked below Upstream as well, all of it: GET /health is {Upstream}/health, and so /v1/health of a server whose
+	// Upstream ends in /v1. nil = POST /v1/chat/completions,
 	// /v1/completions, /v1/embeddings and /v1/responses, and GET /v1/models.
 	Allow []string
 	// DateWindow is how far a request's inner Date may be from this machine's clock, either way. A request is remembered
@@ -47,11 +49,6 @@ type GatewayOHTTP struct {
 	// all others. 0 = 20 and 200; at most 1,000,000; a negative rate sets no limit.
 	StrangerRate  float64
 	StrangerBurst int
-	// Address tells whom a request counts for; "" is nobody, without a limit. It gets the outer request. Behind a proxy or a
-	// relay it has to be set, or all clients share one limit: from a header that the proxy sets and a client cannot, for
-	// example, see AddressFromHeader. It is called from several goroutines. nil = the host of RemoteAddr; of an IPv6 address
-	// its first 64 bits.
-	Address func(*http.Request) string
 }
 
 var defaultAllow = []string{
@@ -86,9 +83,6 @@ func (c *GatewayOHTTP) setDefaults() error {
 	}
 	if c.StrangerBurst == 0 {
 		c.StrangerBurst = 200
-	}
-	if c.Address == nil {
-		c.Address = remoteNetwork
 	}
 	return nil
 }
@@ -147,6 +141,7 @@ func (h *gatewayRequest) keyList() {
 // obliviousRequest is one request of the second protocol.
 type obliviousRequest struct {
 	*gatewayRequest
+	arriving *arrivingBody
 	exchange *ohttp.Exchange
 	writer   *ohttp.Writer // the answer's; nil before it has begun
 	opened   bool          // a chunk of the request has opened: whoever sent it can read what is sealed for him
@@ -157,9 +152,9 @@ type obliviousRequest struct {
 	path, query string // as they stood, escaped
 	content     []byte
 	date        time.Time
-	address     string // whom it counts for as long as it may be a stranger's
-	asked       bool   // something of the request may have reached the upstream
-	stuck       bool   // the client did not take a chunk
+	stranger    *limit.Lease // what it took as one that may be a stranger's
+	asked       bool         // something of the request may have reached the upstream
+	stuck       bool         // the client did not take a chunk
 }
 
 // oblivious serves POST /.well-known/ohttp-gateway.
@@ -167,7 +162,7 @@ func (h *gatewayRequest) oblivious() {
 	q := &obliviousRequest{gatewayRequest: h}
 	defer q.close()
 	defer q.survive()
-	q.within(min(q.g.cfg.BodyTimeout, q.g.readers.within), reading)
+	q.within(min(q.g.cfg.BodyTimeout, q.g.limits.headTimeout), reading)
 	if p := q.admit(); p != nil {
 		if p.status != http.StatusTooManyRequests { // a stranger is not worth the bytes
 			q.drain()
@@ -192,20 +187,24 @@ func (q *obliviousRequest) serve(ctx context.Context) *refusal {
 		return p
 	}
 	id := q.exchange.ID()
-	fresh := q.g.copies.take(id)
-	defer q.g.copies.giveBack(id)
-	if !fresh || q.g.knows(id) { // so that copies of one request do not take all places; claimExchange decides
+	if q.g.knows(id) { // so that copies of one request do not take what others need; claimExchange decides
 		q.drain()
 		return sentBefore()
 	}
-	select {
-	case q.g.slots <- struct{}{}:
-		defer func() { <-q.g.slots }()
-	default:
+	delivery, wait := q.g.limits.deliveries.Take(string(id[:]), 1)
+	if wait > 0 {
 		q.drain()
-		return q.turnAway(ctx)
+		return sentBefore()
 	}
-	for _, step := range []func(context.Context) *refusal{q.readContent, q.claimExchange, q.tellWhole, q.forward} {
+	defer delivery.Return()
+	if p := q.readContent(ctx); p != nil {
+		return p
+	}
+	if p := q.enter(); p != nil {
+		return q.turnAway(ctx, p)
+	}
+	defer q.leave()
+	for _, step := range []func(context.Context) *refusal{q.claimExchange, q.tellWhole, q.forward} {
 		if p := step(ctx); p != nil {
 			return p
 		}
@@ -215,11 +214,12 @@ func (q *obliviousRequest) serve(ctx context.Context) *refusal {
 
 // begins reads the head of a request, and judges it, in a place among the readers.
 func (q *obliviousRequest) begins(ctx context.Context) *refusal {
-	if !q.g.readers.take(q.address) {
+	head, wait := q.g.limits.heads.Take(q.address(), 1)
+	if wait > 0 {
 		q.drain()
 		return tooManyAtOnce()
 	}
-	defer q.g.readers.giveBack(q.address)
+	defer head.Return()
 	if p := q.open(ctx); p != nil {
 		return p
 	}
@@ -228,9 +228,11 @@ func (q *obliviousRequest) begins(ctx context.Context) *refusal {
 
 // turnAway refuses a request for which there is no place. No copy of it is served later on, so the refusal may say that it was
 // not processed. Beyond so many a second it says nothing, or else a busy gateway would fill its memory of replays.
-func (q *obliviousRequest) turnAway(ctx context.Context) *refusal {
-	busy := tooManyAtOnce()
-	if q.g.busy.take("all") > 0 {
+func (q *obliviousRequest) turnAway(ctx context.Context, busy *refusal) *refusal {
+	if busy.forgotten {
+		return busy
+	}
+	if _, wait := q.g.limits.refusals.Take("all", 1); wait > 0 {
 		busy.forgotten = true
 		return busy
 	}
@@ -238,10 +240,6 @@ func (q *obliviousRequest) turnAway(ctx context.Context) *refusal {
 		return p
 	}
 	return busy
-}
-
-func tooManyAtOnce() *refusal {
-	return &refusal{status: http.StatusServiceUnavailable, detail: "too many requests at the same time", retryAfter: time.Second}
 }
 
 func (q *obliviousRequest) tellWhole(ctx context.Context) *refusal {
@@ -261,27 +259,23 @@ func (q *obliviousRequest) close() {
 
 // admit looks at what is not sealed.
 func (q *obliviousRequest) admit() *refusal {
-	kind, _, err := mime.ParseMediaType(q.r.Header.Get("Content-Type"))
-	switch {
-	case err != nil || kind != ohttp.TypeRequest:
-		return refuse(http.StatusUnsupportedMediaType, "want "+ohttp.TypeRequest)
-	case q.r.Header.Get("Content-Encoding") != "":
-		return refuse(http.StatusUnsupportedMediaType, "a sealed request has no content encoding")
-	case q.r.ContentLength > q.limit():
-		return refuse(http.StatusRequestEntityTooLarge, "the request is too large")
+	if p := q.admitOuter(q.limit()); p != nil {
+		return p
 	}
-	q.address = q.g.cfg.OHTTP.Address(q.r)
-	if wait := q.g.strangers.take(q.address); wait > 0 {
+	if kind, _, err := mime.ParseMediaType(q.r.Header.Get("Content-Type")); err != nil || kind != ohttp.TypeRequest {
+		return refuse(http.StatusUnsupportedMediaType, "want "+ohttp.TypeRequest)
+	}
+	var wait time.Duration
+	if q.stranger, wait = q.g.limits.strangers.Take(q.address(), 1); wait > 0 {
 		return &refusal{status: http.StatusTooManyRequests, detail: "too many requests that cannot be attributed", retryAfter: wait}
 	}
 	return nil
 }
 
 // limit is the most bytes of a sealed request: content, fields, padding, and what sealing in chunks of a KiB or more adds.
-func (q *obliviousRequest) limit() int64 {
-	most := q.g.cfg.MaxRequestBytes
-	return most + most/32 + maxInnerHead + maxInnerPadding
-}
+func (q *obliviousRequest) limit() int64 { return chunkedLimit(q.g.cfg.MaxRequestBytes) }
+
+func chunkedLimit(content int64) int64 { return content + content/32 + maxInnerHead + maxInnerPadding }
 
 const (
 	maxInnerHead    = 64 << 10
@@ -296,9 +290,9 @@ func (q *obliviousRequest) open(ctx context.Context) *refusal {
 		return &refusal{status: http.StatusServiceUnavailable, detail: "no key", retryAfter: time.Second, cause: err}
 	}
 	limit := q.limit()
-	capped := httpx.CappedAt(q.r.Body, maxSealedHead, limit) // the rest is for whoever is known by then: chunks of a byte cost 18 bytes, and work, each
-	body := &countedReader{r: capped, n: &q.bytesIn}
-	x, err := ohttp.Open(body, keyFinder{ctx, keys}, ohttp.MaxChunk)
+	q.arriving = &arrivingBody{h: q.gatewayRequest}
+	capped := httpx.CappedAt(q.arriving, maxSealedHead, limit) // the rest is for whoever is known by then: chunks of a byte cost 18 bytes, and work, each
+	x, err := ohttp.Open(capped, keyFinder{ctx, keys}, ohttp.MaxChunk)
 	if err != nil {
 		return q.openRefusal(err)
 	}
@@ -318,10 +312,16 @@ func (q *obliviousRequest) open(ctx context.Context) *refusal {
 }
 
 // readContent reads on to the final chunk.
-func (q *obliviousRequest) readContent(context.Context) *refusal {
-	q.within(q.g.cfg.BodyTimeout, reading)
-	var err error
-	if q.content, err = q.body.ReadAll(); err != nil {
+func (q *obliviousRequest) readContent(ctx context.Context) *refusal {
+	err := q.arriving.charge()
+	if err == nil {
+		q.content, err = q.body.ReadAll()
+	}
+	if errors.Is(err, errNoRoom) {
+		q.drain()
+		return q.turnAway(ctx, tooManyAtOnce())
+	}
+	if err != nil {
 		return q.openRefusal(err)
 	}
 	q.within(unbounded, reading) // from here on Timeout holds
@@ -329,8 +329,15 @@ func (q *obliviousRequest) readContent(context.Context) *refusal {
 	if len(q.body.Trailer()) > 0 {
 		return refuse(http.StatusBadRequest, "a request with trailers")
 	}
+	if len(q.content) > 0 && slices.Contains(withoutContent, q.head.Method) {
+		return refuse(http.StatusBadRequest, "content with "+q.head.Method)
+	}
 	return nil
 }
+
+// withoutContent are the methods for which content has no meaning (RFC 9110, section 9.3). An upstream may leave it on the
+// connection.
+var withoutContent = []string{http.MethodGet, http.MethodHead, http.MethodDelete, http.MethodOptions}
 
 // keyFinder looks once more for a key that another process may have made a moment ago.
 type keyFinder struct {
@@ -364,17 +371,6 @@ func (s *openedSource) ReadByte() (byte, error) {
 	b, err := s.Reader.ReadByte()
 	*s.opened = *s.opened || err == nil
 	return b, err
-}
-
-type countedReader struct {
-	r io.Reader
-	n *int
-}
-
-func (c *countedReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	*c.n += n
-	return n, err
 }
 
 func (q *obliviousRequest) openRefusal(err error) *refusal {
@@ -421,24 +417,6 @@ func (h *gatewayRequest) refuseOuter(p *refusal) {
 		h.header("Retry-After", httpx.WholeSeconds(p.retryAfter))
 	}
 	_ = h.write(p.status, body) // the client may be gone
-}
-
-// problem is the refusal as a problem document (RFC 9457), with OpenAI's error object for SDKs.
-func (p *refusal) problem() []byte {
-	kind := p.kind
-	if kind == "" {
-		kind = "about:blank"
-	}
-	body, _ := json.Marshal(struct { // of strings, an int and nils: it marshals
-		Type   string `json:"type"`
-		Title  string `json:"title"`
-		Status int    `json:"status"`
-		Detail string `json:"detail"`
-		Error  any    `json:"error"`
-	}{kind, http.StatusText(p.status), p.status, p.detail, map[string]any{
-		"message": p.detail, "type": sdkErrorType(p.status), "param": nil, "code": nil,
-	}})
-	return body
 }
 
 // survive is for a panic on the way. An answer that has begun stays without a final chunk, so nobody takes it for whole;

@@ -28,7 +28,7 @@ func TestObliviousAudit(t *testing.T) {
 	}
 	r := newRig(t, func(c *GatewayConfig) {
 		c.Authenticate = keys
-		c.Audit = AuditorFunc(func(_ context.Context, e Event) error {
+		c.Audit = Auditor(func(_ context.Context, e Event) error {
 			if e.Type == fail {
 				return errors.New("disk full")
 			}
@@ -110,7 +110,7 @@ func (l *leaver) Write(p []byte) (int, error) {
 func TestObliviousAuditOfCutAnswers(t *testing.T) {
 	var events []Event
 	r := newRig(t, func(c *GatewayConfig) {
-		c.Audit = AuditorFunc(func(_ context.Context, e Event) error {
+		c.Audit = Auditor(func(_ context.Context, e Event) error {
 			if e.Type == EventResponseSealed {
 				events = append(events, e)
 			}

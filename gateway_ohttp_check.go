@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/replay"
 )
@@ -22,8 +21,16 @@ func (q *obliviousRequest) check(ctx context.Context) *refusal {
 	for _, f := range q.head.Header {
 		q.inHeader.Add(f.Name, f.Value)
 	}
-	if q.inHeader.Get("Content-Encoding") != "" {
+	if hasEncoding(q.inHeader) {
 		return refuse(http.StatusBadRequest, "the inner request has a content encoding")
+	}
+	if !plainContentType(q.inHeader) {
+		return refuse(http.StatusBadRequest, "want one content-type field, in ASCII")
+	}
+	for _, name := range headersUp {
+		if slices.ContainsFunc(q.inHeader.Values(name), notASCII) {
+			return refuse(http.StatusBadRequest, "a field for the upstream is not in ASCII")
+		}
 	}
 	for _, step := range []func(context.Context) *refusal{q.checkDate, q.authenticate, q.checkPath, q.checkInnerTier} {
 		if p := step(ctx); p != nil {
@@ -100,9 +107,9 @@ func (q *obliviousRequest) checkPath(context.Context) *refusal {
 }
 
 func (q *obliviousRequest) checkInnerTier(context.Context) *refusal {
-	tier := SecurityTier(q.inHeader.Get(hybrid.HeaderTier))
-	if tier.rank() < 0 {
-		return refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
+	tier, p := tierIn(q.inHeader)
+	if p != nil {
+		return p
 	}
 	q.tier = tier
 	return q.checkTier()
@@ -127,7 +134,7 @@ func (q *obliviousRequest) claimExchange(ctx context.Context) *refusal {
 		return wrongDate()
 	}
 	if q.g.cfg.Authenticate != nil {
-		q.g.strangers.giveBack(q.address)
+		q.stranger.Return()
 	}
 	return nil
 }

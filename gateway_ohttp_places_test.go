@@ -10,7 +10,10 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
@@ -19,12 +22,16 @@ import (
 
 // A gateway that is busy remembers some of what it refuses, says of these alone that they were not processed, and has room
 // for requests when it is idle again.
-func TestObliviousBusyFillsNoReplays(t *testing.T) {
+func TestObliviousBusyFillsNoReplays(t *testing.T) { synctest.Test(t, testBusyFillsNoReplays) }
+
+func testBusyFillsNoReplays(t *testing.T) {
 	keys, err := AuthenticateKeys(secret(t, "key-of-the-client"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	began, release := make(chan struct{}, 100), make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(release) })
+	defer goOn()
 	r := newRig(t, func(c *GatewayConfig) {
 		c.MaxConcurrent, c.Authenticate, c.Replay = 1, keys, NewReplayCache(70)
 	})
@@ -38,9 +45,16 @@ func TestObliviousBusyFillsNoReplays(t *testing.T) {
 	go func() { done <- r.send(s) }()
 	<-began
 	var said, silent []*sealedTest
-	for range 100 {
-		s := r.seal(innerRequest{})
-		a := s.open(r.send(s))
+	var wait sync.WaitGroup
+	sealed, answers := make([]*sealedTest, 100), make([]*httptest.ResponseRecorder, 100)
+	for i := range sealed {
+		sealed[i] = r.seal(innerRequest{})
+		wait.Go(func() { answers[i] = r.send(sealed[i]) })
+		synctest.Wait() // it waits for a place
+	}
+	wait.Wait()
+	for i, s := range sealed {
+		a := s.open(answers[i])
 		if a.err != nil || a.status != 503 || a.header.Get("Retry-After") != "1" {
 			t.Fatalf("%+v", a)
 		}
@@ -50,7 +64,7 @@ func TestObliviousBusyFillsNoReplays(t *testing.T) {
 			silent = append(silent, s)
 		}
 	}
-	close(release)
+	goOn()
 	if a := s.open(<-done); a.status != 200 {
 		t.Errorf("the first: %+v", a)
 	}
@@ -71,23 +85,28 @@ func TestObliviousBusyFillsNoReplays(t *testing.T) {
 	}
 }
 
-// Somebody without a key who has captured the beginning of a request takes two places with it, and none once it was served.
-func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
+// Somebody without a key who has captured the beginning of a request has two read on, none once it was served, and no place.
+func TestObliviousCopiesAreTwo(t *testing.T) {
 	keys, err := AuthenticateKeys(secret(t, "key-of-the-client"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {
 		cache  ReplayCache
-		places int
+		copies int64
 		status int
 	}{
 		"not served yet":        {NewReplayCache(0), 2, 0},
 		"served":                {NewReplayCache(0), 0, 200},
 		"served, another cache": {&sharedReplay{ReplayCache: NewReplayCache(0)}, 2, 200},
 	} {
+		var judged atomic.Int64
 		r := newRig(t, func(g *GatewayConfig) {
-			g.MaxConcurrent, g.Authenticate, g.Replay, g.BodyTimeout = 4, keys, c.cache, time.Minute
+			g.MaxConcurrent, g.Replay, g.BodyTimeout = 4, c.cache, time.Minute
+			g.Authenticate = func(r *http.Request) error {
+				judged.Add(1)
+				return keys(r)
+			}
 		})
 		srv := httptest.NewServer(r.g)
 		defer srv.Close()
@@ -99,6 +118,7 @@ func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
 				t.Fatalf("%s: %+v", name, a)
 			}
 		}
+		judged.Store(0)
 		var conns []net.Conn
 		for range 6 {
 			conn := rawDial(t, srv)
@@ -107,13 +127,21 @@ func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
 			_, _ = conn.Write(captured.body[:len(captured.body)-1])
 			conns = append(conns, conn)
 		}
-		for deadline := time.Now().Add(time.Minute); r.g.copies.count() < 6 || len(r.g.slots) < c.places; time.Sleep(time.Millisecond) {
+		limits := &r.g.limits
+		reading := func() bool {
+			return judged.Load() == 6 && limits.heads.Taken() == 0 && limits.deliveries.Taken() == c.copies &&
+				(limits.bodies.Taken() > 0) == (c.copies > 0)
+		}
+		for deadline := time.Now().Add(time.Minute); !reading(); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatalf("%s: %d copies were judged", name, r.g.copies.count())
+				t.Fatalf("%s: %d copies were judged, %d are read on", name, judged.Load(), limits.deliveries.Taken())
 			}
 		}
-		if n := len(r.g.slots); n != c.places {
-			t.Errorf("%s: %d places are taken, want %d", name, n, c.places)
+		if n := len(r.g.slots); n != 0 {
+			t.Errorf("%s: %d places are taken", name, n)
+		}
+		if n := limits.bodies.Taken(); n > c.copies*int64(len(captured.body)+firstShare) {
+			t.Errorf("%s: %d bytes are on the way", name, n)
 		}
 		s := r.seal(innerRequest{})
 		if a := s.open(r.send(s)); a.status != 200 {
@@ -122,18 +150,16 @@ func TestObliviousCopiesHoldTwoPlaces(t *testing.T) {
 		for _, conn := range conns {
 			_ = conn.Close()
 		}
-		for deadline := time.Now().Add(time.Minute); r.g.copies.count() > 0 && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(time.Minute); limits.deliveries.Taken() > 0 && time.Now().Before(deadline); {
 			time.Sleep(time.Millisecond)
 		}
-		r.g.copies.mu.Lock()
-		if n := len(r.g.copies.of); n != 0 { // not even with a count of 0
+		if n := limits.deliveries.Len(); n != 0 { // not even with a count of 0
 			t.Errorf("%s: %d copies are left", name, n)
 		}
-		r.g.copies.mu.Unlock()
 	}
 }
 
-// A copy that ends gives one place back, not the other copy's too.
+// A copy that ends gives its own back, not the other copy's too.
 func TestObliviousCopiesAreGivenBackOnce(t *testing.T) {
 	r := newRig(t, func(g *GatewayConfig) { g.MaxConcurrent, g.BodyTimeout = 4, time.Minute })
 	srv := httptest.NewServer(r.g)
@@ -153,33 +179,24 @@ func TestObliviousCopiesAreGivenBackOnce(t *testing.T) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatalf("%s: %d copies, %d places", what, r.g.copies.count(), len(r.g.slots))
+				t.Fatalf("%s: %d copies, %d places", what, r.g.limits.deliveries.Taken(), len(r.g.slots))
 			}
 		}
 	}
-	until("both begin", func() bool { return r.g.copies.count() == 2 && len(r.g.slots) == 2 })
+	until("both begin", func() bool { return r.g.limits.deliveries.Taken() == 2 && len(r.g.slots) == 0 })
 	_ = conns[0].Close()
-	until("one ends", func() bool { return r.g.copies.count() < 2 && len(r.g.slots) == 1 })
+	until("one ends", func() bool { return r.g.limits.deliveries.Taken() < 2 })
 	s := r.seal(innerRequest{})
 	if a := s.open(r.send(s)); a.status != 200 { // by then the other one's end is over, whatever it gave back
 		t.Errorf("a client: %+v", a)
 	}
-	if n := r.g.copies.count(); n != 1 {
+	if n := r.g.limits.deliveries.Taken(); n != 1 {
 		t.Errorf("%d copies are left", n)
 	}
 }
 
 // sharedReplay is a cache that the gateway does not know from inside.
 type sharedReplay struct{ ReplayCache }
-
-func (c *copies) count() (n int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, of := range c.of {
-		n += of
-	}
-	return n
-}
 
 // Authenticate does not hear of a captured request whose date is over: it may count what it is asked.
 func TestObliviousOldRequestsAreNobodys(t *testing.T) {

@@ -5,7 +5,6 @@ package sealedchat
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -22,9 +21,10 @@ func TestObliviousStrangersHoldNoPlace(t *testing.T) {
 	testkit.NoLeaks(t)
 	g := startGateway(t, answerText("fine"), func(c *GatewayConfig) {
 		c.MaxConcurrent = 1
-		c.OHTTP.Address = func(r *http.Request) string { return r.Header.Get("X-From") }
+		c.AddressHeader = "X-From"
 	})
-	g.readers.within = 300 * time.Millisecond
+	g.limits.headTimeout = 300 * time.Millisecond
+	const stranger = "192.0.2.1"
 	server := httptest.NewServer(g)
 	defer server.Close()
 	r := &rig{t: t, g: g}
@@ -47,19 +47,19 @@ func TestObliviousStrangersHoldNoPlace(t *testing.T) {
 	defer hold.Close()
 	told := make(chan int)
 	start := time.Now()
-	go func() { told <- post("a stranger", body).StatusCode }()
+	go func() { told <- post(stranger, body).StatusCode }()
 	_, _ = hold.Write([]byte{1, 2, 3}) // the gateway's server has the header
-	for len(g.readers.held()) == 0 && time.Since(start) < time.Minute {
+	for g.limits.heads.Taken() == 0 && time.Since(start) < time.Minute {
 		time.Sleep(time.Millisecond)
 	}
 	if n := len(g.slots); n != 0 {
 		t.Errorf("%d places are taken", n)
 	}
 	s := r.seal(innerRequest{})
-	if resp := post("a stranger", bytes.NewReader(s.body)); resp.StatusCode != 503 {
+	if resp := post(stranger, bytes.NewReader(s.body)); resp.StatusCode != 503 {
 		t.Errorf("a second one of the stranger's: %d", resp.StatusCode)
 	}
-	if resp := post("a client", bytes.NewReader(s.body)); resp.StatusCode != 200 {
+	if resp := post("192.0.2.2", bytes.NewReader(s.body)); resp.StatusCode != 200 {
 		t.Errorf("a client: %d", resp.StatusCode)
 	} else if a := s.read(resp.Body); a.status != 200 {
 		t.Errorf("a client: %+v", a)
@@ -72,19 +72,9 @@ func TestObliviousStrangersHoldNoPlace(t *testing.T) {
 	if status := <-told; status != 408 {
 		t.Errorf("the stranger: %d", status)
 	}
-	if n := len(g.readers.held()); n != 0 {
+	if n := g.limits.heads.Taken(); n != 0 {
 		t.Errorf("%d readers are left", n)
 	}
-}
-
-func (r *readers) held() map[string]int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	held := make(map[string]int)
-	for k, v := range r.of {
-		held[k] = v
-	}
-	return held
 }
 
 // Who has no key is refused after the header: nothing of the content is taken in.
@@ -118,7 +108,7 @@ func TestObliviousSlowAuthenticate(t *testing.T) {
 			}
 		}
 	})
-	g.readers.within = 500 * time.Millisecond
+	g.limits.headTimeout = 500 * time.Millisecond
 	server := testkit.TLSServer(t, g)
 	message := innerRequest{}.encode(t)
 	s := chunkedRequest(t, (&rig{t: t, g: g}).keyConfig(), true, message[:len(message)-10], message[len(message)-10:])
@@ -138,40 +128,5 @@ func TestObliviousSlowAuthenticate(t *testing.T) {
 	defer resp.Body.Close()
 	if a := s.read(resp.Body); a.status != 200 || a.err != nil {
 		t.Errorf("%+v", a)
-	}
-}
-
-func TestReaders(t *testing.T) {
-	r := newReaders(2)
-	first, second, third := r.take("a"), r.take("a"), r.take("a")
-	if !first || !second || third {
-		t.Error("one address has two places")
-	}
-	for i := range 30 {
-		if !r.take("") {
-			t.Fatalf("nobody in particular: %d", i)
-		}
-	}
-	if r.take("b") || r.take("") {
-		t.Error("more than all")
-	}
-	r.giveBack("a")
-	one, more := r.take("b"), r.take("b")
-	if !one || more {
-		t.Error("a place was given back")
-	}
-	r.giveBack("b")
-	r.giveBack("a")
-	if len(r.of) != 0 || r.all != 30 {
-		t.Errorf("%v, %d", r.of, r.all)
-	}
-	r, n := newReaders(2), 0
-	for i := range 32 {
-		if r.take(fmt.Sprintf("2001:db8:1:%x::/64", i)) {
-			n++
-		}
-	}
-	if n != 8 {
-		t.Errorf("a /48 has %d places", n)
 	}
 }

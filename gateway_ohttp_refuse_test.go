@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
@@ -396,7 +397,9 @@ func TestGatewayOHTTPConfig(t *testing.T) {
 }
 
 // Closing, too many at a time, and a store that is closed.
-func TestObliviousUnavailable(t *testing.T) {
+func TestObliviousUnavailable(t *testing.T) { synctest.Test(t, testObliviousUnavailable) }
+
+func testObliviousUnavailable(t *testing.T) {
 	began, release := make(chan struct{}), make(chan struct{})
 	r := newRig(t, func(c *GatewayConfig) { c.MaxConcurrent = 1 })
 	r.answer = func(*http.Request, []byte) (*http.Response, error) {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
@@ -38,7 +37,7 @@ func (q *obliviousRequest) forward(ctx context.Context) *refusal {
 		return &refusal{status: http.StatusBadGateway, detail: "the upstream failed", cause: err}
 	}
 	q.asked = true
-	resp, err := q.g.http.RoundTrip(req) // no http.Client: redirects and cookies have no business here
+	resp, err := q.g.way.transport("").RoundTrip(req) // no http.Client: redirects and cookies have no business here
 	if err == nil && resp == nil {
 		err = errors.New("the RoundTripper returned nothing")
 	}
@@ -73,29 +72,14 @@ func (q *obliviousRequest) upstreamCall(ctx context.Context, sent *httpx.Sent) (
 	if rest, ok := strings.CutPrefix(path, "/v1"); ok && (rest == "" || rest[0] == '/') {
 		path = rest
 	}
-	u := *q.g.upstream // never of a text: nothing that is asked for may change its host
-	u.RawPath, u.RawQuery = u.EscapedPath()+path, q.query
-	var err error
-	if u.Path, err = url.PathUnescape(u.RawPath); err != nil {
-		return nil, errors.New("not a URL") // the error quotes it
-	}
-	req, err := http.NewRequestWithContext(ctx, q.head.Method, q.g.upstream.String(), nil)
+	req, err := q.g.way.request(ctx, q.head.Method, path, q.query, sent)
 	if err != nil {
-		return nil, errors.New("not a URL")
-	}
-	req.URL = &u
-	if sent.Len() > 0 {
-		sent.Attach(req)
+		return nil, err
 	}
 	for _, name := range headersUp {
 		if v := q.inHeader.Values(name); len(v) > 0 {
 			req.Header[http.CanonicalHeaderKey(name)] = v
 		}
-	}
-	req.Header.Set("User-Agent", userAgent)
-	req.Header.Set("Accept-Encoding", "identity") // what is compressed comes in lumps
-	if q.g.cfg.UpstreamKey != nil {
-		return req, httpx.SetBearer(req.Header, q.g.cfg.UpstreamKey)
 	}
 	return req, nil
 }
@@ -181,3 +165,18 @@ func endsUnseen(resp *http.Response) bool {
 var errNoEnd = errors.New("the upstream's answer has neither a length nor chunks")
 
 var errCutShort = errors.New("the upstream's answer ends before its end")
+
+// tellCut tells of an answer that began and gets no end. An error of the Auditor's can only be logged.
+func (q *obliviousRequest) tellCut(ctx context.Context, size int, err error) {
+	if _, tried := errors.AsType[*lateRefusal](err); tried {
+		return // it was the Auditor who ended it
+	}
+	e := Event{Type: EventResponseSealed, Bytes: int64(size), Duration: time.Since(q.start), Reason: "ended early"}
+	switch {
+	case q.stuck || q.r.Context().Err() != nil:
+		e.Reason = "left early"
+	case errors.Is(err, errCutShort) || errors.Is(err, ErrConnection):
+		e.Reason = "cut short"
+	}
+	q.logAudit(q.tell(context.WithoutCancel(ctx), e))
+}

@@ -266,7 +266,7 @@ func TestGatewayAuthenticatesFirst(t *testing.T) {
 		c.Replay = failingReplay{t}
 	})
 	for _, header := range []string{
-		"", "key-one", "Bearer", "Bearer ", "Bearer  key-one", "Basic key-one", "Bearer key-on", "Bearer key-one ", "Bearer key-onee", "Bearer KEY-ONE", "Bearer key-one key-two",
+		"", "key-one", "Bearer", "Bearer ", "Bearer  key-on", "Bearer \tkey-one", "Bearer  key-one ", "Bearer  ", "Basic key-one", "Bearer key-on", "Bearer key-one ", "Bearer key-onee", "Bearer KEY-ONE", "Bearer key-one key-two",
 		"Bearer key-one,key-two", "Bearer\tkey-one", " Bearer key-one", "Bearer " + strings.Repeat("k", 1<<20), "Bearer \x00", "Bearerkey-one", "Token key-one",
 	} {
 		w := r.do(postBody(t, untouchable{t}, "Authorization", header, "X-Payload-ID", "\x00bad", "X-Public-Key", "bad"))
@@ -276,7 +276,7 @@ func TestGatewayAuthenticatesFirst(t *testing.T) {
 		}
 	}
 	r = newRig(t, func(c *GatewayConfig) { c.Authenticate = auth })
-	for _, header := range []string{"Bearer key-one", "Bearer key-two", "bearer key-one", "BEARER key-two"} {
+	for _, header := range []string{"Bearer key-one", "Bearer  key-one", "bearer   key-two", "Bearer key-two", "bearer key-one", "BEARER key-two"} {
 		openedAnswer(t, header, r.do(post(t, fineRequest, "Authorization", header)))
 	}
 	if w := r.do(httptest.NewRequestWithContext(t.Context(), "GET", "/pki/public_key", nil)); w.Code != 200 {

@@ -87,7 +87,7 @@ func TestStalledStreams(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					rec := &auditRecorder{}
 					client := pipedClient(t, newTiny(t, test.pieces.ServeHTTP), func(c *Config) {
-						c.IdleTimeout, c.Audit = test.idle, rec
+						c.IdleTimeout, c.Audit = test.idle, rec.Record
 					})
 					start := time.Now()
 					err := call(t, client)

@@ -247,7 +247,7 @@ func (s *KeyStore) existsError(err error) error {
 // When the file is deleted while the store is open, its keys go on in memory until Close: save them with
 // [KeyStore.ExportPEM].
 //
-// Errors: [fs.ErrNotExist], [ErrPassphrase], [ErrKeyStoreDamaged], [ErrInsecurePermissions] with the command that mends it,
+// Errors: [fs.ErrNotExist], [ErrPassphrase], [ErrKeyStoreDamaged], [ErrInsecurePermissions] with what fixes it,
 // or for a link, which is refused; [ErrLocked], [ErrClosed] for a destroyed passphrase, [*ConfigError] for o,
 // [ErrMemoryLimit], [ErrAudit].
 func OpenKeyStore(ctx context.Context, dir string, passphrase *Secret, o *KeyStoreOptions) (*KeyStore, error) {
@@ -269,7 +269,7 @@ func (s *KeyStore) open(ctx context.Context, dir string, passphrase *Secret) (er
 		return err
 	}
 	if s.dir, err = fsafe.OpenDir(dir); err != nil {
-		return missingError(dir, err)
+		return missingError(dir, fsafe.MissingFirst(filepath.Join(dir, keyStoreFile), err))
 	}
 	for {
 		if err = s.unlock(ctx, dir, passphrase); !errors.Is(err, errChangedElsewhere) {

@@ -9,27 +9,29 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/auditfile"
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
-// This file is how a key store tells its Auditor, and the key that an audit log gets from it. Events are told when neither
-// the store's own lock nor the file's is held.
+// This file is how a key store tells its Auditor, and the key that an audit log gets from it.
+// Events are told when neither the store's own lock nor the file's is held.
 
-// SetAuditor tells a from now on, in place of KeyStoreOptions.Audit, and at once what CreateKeyStore or OpenKeyStore did, if
-// nobody was told that yet. It is for an [AuditLog], which needs the open store for its key:
+// SetAuditor tells a from now on, in place of KeyStoreOptions.Audit, and at once what
+// CreateKeyStore or OpenKeyStore did, if nobody was told that yet. It is for an [AuditLog], which
+// needs the open store for its key:
 //
 //	store, err := OpenKeyStore(ctx, dir, passphrase, nil)
 //	log, err := OpenAuditLog(ctx, path, store, nil)
-//	err = store.SetAuditor(ctx, log)
+//	err = store.SetAuditor(ctx, log.Record)
 //	…
 //	store.Close() // after the clients and gateways; rotation in the background tells until here
 //	log.Close()
 //
-// nil tells nobody. The error is [ErrAudit] with a's own for what is told at once; a is set all the same.
+// nil tells nobody. The error is [ErrAudit] with a's own for what is told at once; a is set all the
+// same.
 func (s *KeyStore) SetAuditor(ctx context.Context, a Auditor) (err error) {
 	s.audit.set(a)
 	if a == nil {
@@ -45,7 +47,8 @@ func (s *KeyStore) SetAuditor(ctx context.Context, a Auditor) (err error) {
 	return err
 }
 
-// tell tells the Auditor. Without one, what happens until the store is open waits for SetAuditor: a handful of events.
+// tell tells the Auditor. Without one, what happens until the store is open waits for SetAuditor: a
+// handful of events.
 func (s *KeyStore) tell(ctx context.Context, e Event) error {
 	s.mu.Lock()
 	if s.opening && s.audit.to.Load() == nil {
@@ -56,14 +59,16 @@ func (s *KeyStore) tell(ctx context.Context, e Event) error {
 	return s.audit.tell(ctx, e)
 }
 
-// failed tells of err, the error of a call, if it is an event and was not told already: err comes back.
+// failed tells of err, the error of a call, if it is an event and was not told already: err comes
+// back.
 func (s *KeyStore) failed(ctx context.Context, err error) error {
 	if _, told := errors.AsType[*toldError](err); told || err == nil {
 		return err
 	}
 	e, ok := fileEvent(err)
 	if errors.Is(err, ErrPassphrase) && !errors.Is(err, errChangedElsewhere) {
-		e, ok = Event{Type: EventDecryptionRefused, Path: s.path(), Reason: "wrong passphrase or damaged key store"}, true
+		e, ok = Event{Type: EventDecryptionRefused, Path: s.path(),
+			Reason: "wrong passphrase or damaged key store"}, true
 	}
 	if !ok {
 		return err
@@ -126,8 +131,10 @@ func (s *KeyStore) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start
 	if ctx.Err() != nil {
 		return fault.Ended(ctx) // the key is dropped, and nobody hears of it
 	}
-	// A store that is closed meanwhile waits for the Auditor: an event that it breaks off would count as lost.
-	e := Event{Type: EventKeyGenerated, Fingerprint: hexFingerprint(key), Bits: key.Bits(), Duration: time.Since(start)}
+	// A store that is closed meanwhile waits for the Auditor: an event that it breaks off would
+	// count as lost.
+	e := Event{Type: EventKeyGenerated, Fingerprint: hexFingerprint(key), Bits: key.Bits(),
+		Duration: time.Since(start)}
 	return s.tell(context.WithoutCancel(ctx), e)
 }
 
@@ -190,7 +197,8 @@ func (s *KeyStore) tellChanges(ctx context.Context, c *keyChanges, err error) er
 	}
 	for fp, state := range c.after {
 		if _, known := c.before[fp]; !known && state == configListed {
-			tell(Event{Type: EventKeyGenerated, Fingerprint: fp, Reason: "a configuration of Oblivious HTTP"})
+			tell(Event{Type: EventKeyGenerated, Fingerprint: fp,
+				Reason: "a configuration of Oblivious HTTP"})
 		}
 	}
 	for fp, state := range c.before {
@@ -205,20 +213,19 @@ func (s *KeyStore) tellChanges(ctx context.Context, c *keyChanges, err error) er
 	return err
 }
 
-// auditKey derives the key of an audit log from the data key of a generation, or the newest for 0. The caller wipes it.
-func (s *KeyStore) auditKey(generation uint32) (*auditfile.Key, uint32, error) {
+// useDataKey lends f the data key of a generation, or the newest for 0, and returns its generation.
+func (s *KeyStore) useDataKey(generation uint32, f func(dataKey []byte) error) (uint32, error) {
 	dataKey, generation, err := s.dataKey(generation)
 	if err != nil {
-		return nil, 0, err
+		return 0, err
 	}
 	defer dataKey.Destroy()
 	defer s.sweeper.Soon()
-	var key *auditfile.Key
-	erase.Do(func() { key, err = auditfile.NewKey(dataKey.Bytes()) })
+	erase.Do(func() { err = f(dataKey.Bytes()) })
 	if err != nil {
-		return nil, 0, keyStoreError(err)
+		return 0, keyStoreError(err)
 	}
-	return key, generation, nil
+	return generation, nil
 }
 
 // dataGeneration is the newest generation of data keys that is known here; 0 if there is none.
@@ -236,10 +243,26 @@ func (s *KeyStore) tellUnopened(err error) error {
 	if !errors.Is(err, ErrDecryption) {
 		return err
 	}
-	return fault.Join(err, s.tell(context.Background(), Event{Type: EventDecryptionRefused, Path: s.path(), Reason: "data at rest"}))
+	return fault.Join(err, s.tell(context.Background(), Event{Type: EventDecryptionRefused,
+		Path: s.path(), Reason: "data at rest"}))
 }
 
-// isNews reports whether a failure of the background is another one than the last, which was told already.
+// isNews reports whether a failure of the background is another one than the last, which was told
+// already.
 func isNews(before, now error) bool {
 	return now != nil && (before == nil || before.Error() != now.Error())
+}
+
+// fileEvent is the event that an error of the file system is, if it is one.
+func fileEvent(err error) (Event, bool) {
+	if denied, ok := errors.AsType[*fsafe.PermissionError](err); ok {
+		return Event{Type: EventPermissionsRefused, Path: denied.Path, Reason: denied.Reason}, true
+	}
+	if errors.Is(err, ErrInsecurePermissions) {
+		return Event{Type: EventPermissionsRefused, Reason: "not a regular file or folder"}, true
+	}
+	if errors.Is(err, ErrLockLost) {
+		return Event{Type: EventLockLost}, true
+	}
+	return Event{}, false
 }

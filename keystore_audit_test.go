@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -40,7 +41,7 @@ func openHeard(t testing.TB, dir, pass string, o *KeyStoreOptions) (*KeyStore, e
 func TestKeyStoreEvents(t *testing.T) {
 	dir, h := storeDir(t), &heard{}
 	never := Rotation{Every: -1}
-	s, m := createHeard(t, dir, &KeyStoreOptions{Rotation: never, Audit: h})
+	s, m := createHeard(t, dir, &KeyStoreOptions{Rotation: never, Audit: h.Record})
 	first := primaryOf(t, s)
 	events := h.mustHear(t, "create", "key_generated key_loaded")
 	if e := events[0]; e.Fingerprint != first || e.Bits != 2048 || e.Duration < 0 { // 0 where clocks are coarse
@@ -63,7 +64,7 @@ func TestKeyStoreEvents(t *testing.T) {
 	if err := s.Delete(t.Context(), first); err != nil {
 		t.Fatal(err)
 	}
-	if e := h.mustHear(t, "delete", "key_deleted")[0]; e.Fingerprint != first || e.Severity != SeverityWarn {
+	if e := h.mustHear(t, "delete", "key_deleted")[0]; e.Fingerprint != first || e.Severity != slog.LevelWarn {
 		t.Errorf("%+v", e)
 	}
 	key, err := m.make()
@@ -116,7 +117,7 @@ func TestKeyStoreEvents(t *testing.T) {
 
 	// Another process.
 	o := &heard{}
-	other, err := openHeard(t, dir, passphrase2, &KeyStoreOptions{Rotation: never, Audit: o})
+	other, err := openHeard(t, dir, passphrase2, &KeyStoreOptions{Rotation: never, Audit: o.Record})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +131,7 @@ func TestKeyStoreEvents(t *testing.T) {
 	if e := o.mustHear(t, "rotated elsewhere", "key_loaded")[0]; e.Fingerprint != primaryOf(t, s) {
 		t.Errorf("%+v", e)
 	}
-	_, err = openHeard(t, dir, passphrase, &KeyStoreOptions{Audit: o})
+	_, err = openHeard(t, dir, passphrase, &KeyStoreOptions{Audit: o.Record})
 	wantError(t, "wrong passphrase", err, ErrPassphrase)
 	o.mustHear(t, "wrong passphrase", "decryption_refused")
 }
@@ -140,15 +141,15 @@ func TestKeyStoreFileEvents(t *testing.T) {
 		t.Skip("permissions are access lists there; internal/fsafe tests them")
 	}
 	dir, h := storeDir(t), &heard{}
-	s, _ := createHeard(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h})
+	s, _ := createHeard(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h.Record})
 	h.take()
 	file := filepath.Join(dir, keyStoreFile)
 	if err := os.Chmod(file, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, err := openHeard(t, dir, passphrase, &KeyStoreOptions{Audit: h})
+	_, err := openHeard(t, dir, passphrase, &KeyStoreOptions{Audit: h.Record})
 	wantError(t, "open", err, ErrInsecurePermissions)
-	if e := h.mustHear(t, "open", "permissions_refused")[0]; e.Path != file || e.Reason != "mode is 0644, want 0600" || e.Severity != SeverityError {
+	if e := h.mustHear(t, "open", "permissions_refused")[0]; e.Path != file || e.Reason != "mode is 0644, want 0600" || e.Severity != slog.LevelError {
 		t.Errorf("%+v", e)
 	}
 	wantError(t, "rotate", s.Rotate(t.Context()), ErrInsecurePermissions)
@@ -166,7 +167,7 @@ func TestKeyStoreFileEvents(t *testing.T) {
 // Before the fact an Auditor that fails stops the store; after it, the change stands and the error says so.
 func TestAuditStopsTheKeyStore(t *testing.T) {
 	dir, h := storeDir(t), &heard{}
-	s, _ := createHeard(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h})
+	s, _ := createHeard(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h.Record})
 	sealed, err := s.Seal("l", []byte("x"))
 	if err != nil {
 		t.Fatal(err)
@@ -206,7 +207,7 @@ func TestAuditStopsTheKeyStore(t *testing.T) {
 	if n := len(s.Keys()); n != 2 {
 		t.Errorf("%d keys", n)
 	}
-	_, err = openHeard(t, dir, passphrase2, &KeyStoreOptions{Audit: h})
+	_, err = openHeard(t, dir, passphrase2, &KeyStoreOptions{Audit: h.Record})
 	stopped("open", err)
 }
 
@@ -217,7 +218,7 @@ func TestAuditLogOfItsOwnStore(t *testing.T) {
 	l := openAuditLog(t, path, s, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	if err := s.SetAuditor(ctx, l); err != nil {
+	if err := s.SetAuditor(ctx, l.Record); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"key_generated", "key_loaded"} { // perhaps with a rotation in between
@@ -244,7 +245,7 @@ func TestAuditLogOfItsOwnStore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r := mustVerify(t, path, s, nil)
+	r := mustVerify(t, path, s, "")
 	if err := errors.Join(s.Close(), l.Close()); err != nil {
 		t.Error(err)
 	}
@@ -268,7 +269,7 @@ func TestAuditUnconfirmedIsNotTheStores(t *testing.T) {
 		}
 		dir, h := storeDir(t), &heard{}
 		h.failOn(deaf, EventKeyGenerated)
-		o := KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h}
+		o := KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h.Record}
 		s, _ := weakStore(t, &o)
 		s.opening = true
 		refused("create", s.opened(t.Context(), s.create(t.Context(), dir, secret(t, passphrase))))
@@ -288,7 +289,7 @@ func TestCloseWaitsForTheAuditor(t *testing.T) {
 	s, _ := createHeard(t, storeDir(t), nil)
 	hears, ends := make(chan struct{}), make(chan struct{})
 	var armed, broken atomic.Bool // it hears of the first key as well
-	if err := s.SetAuditor(t.Context(), AuditorFunc(func(ctx context.Context, e Event) error {
+	if err := s.SetAuditor(t.Context(), Auditor(func(ctx context.Context, e Event) error {
 		if e.Type == EventKeyGenerated && armed.Load() {
 			close(hears)
 			<-ends

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
@@ -398,30 +397,12 @@ func (s *KeyStore) rewrite(ctx context.Context, passphrase *Secret, f func(*keyf
 	})
 }
 
-// fileProblem is an error of the file system below one of this package's sentinels.
-type fileProblem struct{ sentinel, err error }
-
-func (e *fileProblem) Error() string {
-	text := strings.ReplaceAll(e.err.Error(), "fsafe: ", "")
-	for _, repeated := range []string{"insecure permissions: ", "locked by another process: "} {
-		text = strings.TrimPrefix(text, repeated)
-	}
-	return e.sentinel.Error() + ": " + text
-}
-func (e *fileProblem) Unwrap() []error { return []error{e.sentinel, e.err} }
-
 // fileError gives errors of files this package's sentinels, and keyStoreError those of their contents.
 func fileError(err error) error {
-	for _, m := range []struct{ from, to error }{
-		{fsafe.ErrInsecurePermissions, ErrInsecurePermissions}, {fsafe.ErrFileType, ErrInsecurePermissions},
-		{fsafe.ErrLocked, ErrLocked}, {fsafe.ErrLockLost, ErrLockLost}, {fsafe.ErrTooLarge, ErrKeyStoreDamaged},
-		{fsafe.ErrChanged, ErrKeyStoreDamaged},
-	} {
-		if errors.Is(err, m.from) {
-			return &fileProblem{m.to, err}
-		}
+	if errors.Is(err, fsafe.ErrTooLarge) || errors.Is(err, fsafe.ErrChanged) {
+		return fsafe.FaultAs(ErrKeyStoreDamaged, err)
 	}
-	return err
+	return fsafe.Fault(err)
 }
 
 func keyStoreError(err error) error {

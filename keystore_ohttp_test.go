@@ -439,7 +439,7 @@ func TestConfigEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: time.Hour, Grace: time.Minute}})
 		var events []string
-		if err := s.SetAuditor(t.Context(), AuditorFunc(func(_ context.Context, e Event) error {
+		if err := s.SetAuditor(t.Context(), Auditor(func(_ context.Context, e Event) error {
 			events = append(events, string(e.Type)+" "+e.Fingerprint)
 			return nil
 		})); err != nil {

@@ -34,12 +34,10 @@ const (
 
 // keyStoreChildren are what the test binary does when it runs itself again.
 var keyStoreChildren = map[string]func(t *testing.T, dir, arg string){
-	"saver":      childSaver,
-	"sharer":     childSharer,
-	"full":       childFullDisk,
-	"full audit": childFullAuditLog,
-	"auditor":    childAuditor,
-	"purged":     childPurged,
+	"saver":  childSaver,
+	"sharer": childSharer,
+	"full":   childFullDisk,
+	"purged": childPurged,
 }
 
 // TestKeyStoreChild is what the other tests of this file run in processes of their own.

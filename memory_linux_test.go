@@ -147,7 +147,7 @@ func TestAuditorMayStartProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := false
-	if err := two.SetAuditor(t.Context(), AuditorFunc(func(_ context.Context, e Event) error {
+	if err := two.SetAuditor(t.Context(), Auditor(func(_ context.Context, e Event) error {
 		if e.Type != EventKeyLoaded {
 			return nil
 		}

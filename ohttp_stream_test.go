@@ -29,7 +29,7 @@ func (panickingTransport) RoundTrip(*http.Request) (*http.Response, error) { pan
 
 // panickingAuditor panics at events of one type.
 func panickingAuditor(at EventType) Auditor {
-	return AuditorFunc(func(_ context.Context, e Event) error {
+	return Auditor(func(_ context.Context, e Event) error {
 		if e.Type == at {
 			panic("the auditor")
 		}
@@ -147,8 +147,8 @@ func TestRefusedStreamsAreTold(t *testing.T) {
 			client *SecureCompletionClient
 			want   string
 		}{
-			"ohttp": {directClient(t, g, func(c *Config) { c.Audit = h }), test.ohttp},
-			"v1":    {s.client(t, func(c *Config) { c.Audit = h }), test.v1},
+			"ohttp": {directClient(t, g, func(c *Config) { c.Audit = h.Record }), test.ohttp},
+			"v1":    {s.client(t, func(c *Config) { c.Audit = h.Record }), test.v1},
 		} {
 			if err := c.client.Warm(t.Context()); err != nil {
 				t.Fatal(err)
@@ -241,7 +241,7 @@ func TestStreamLeftEarlyLogsTheAuditor(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log bytes.Buffer
 				client := directClient(t, newTiny(t, wordByWord(nil, "a", "b")), func(c *Config) {
-					c.Audit = &auditRecorder{fail: test.fail}
+					c.Audit = (&auditRecorder{fail: test.fail}).Record
 					c.Logger = slog.New(slog.NewTextHandler(&log, nil))
 				})
 				test.leave(t, client)
@@ -365,7 +365,7 @@ func TestStreamsThatAreClosedAreNotCut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rec := &auditRecorder{}
-				client := pipedClient(t, newTiny(t, test.inner), func(c *Config) { c.Audit = rec })
+				client := pipedClient(t, newTiny(t, test.inner), func(c *Config) { c.Audit = rec.Record })
 				resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json",
 					strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
 				if err != nil {

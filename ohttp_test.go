@@ -243,7 +243,7 @@ func (a *auditRecorder) take() (all []string) {
 func TestOHTTPAudit(t *testing.T) {
 	g := newTiny(t, shortAnswer)
 	rec := &auditRecorder{}
-	client := directClient(t, g, func(c *Config) { c.Audit = rec })
+	client := directClient(t, g, func(c *Config) { c.Audit = rec.Record })
 	rec.take()
 	stream := func() (err error) {
 		for _, err = range client.Stream(t.Context(), ask("x")) {

@@ -20,9 +20,11 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/seed-017344ad/sealedchat"
 )
@@ -77,7 +79,7 @@ func (c *memoryClient) run() {
 		"open": c.open, "warm": c.warm, "round": c.round, "import": c.importPEM,
 		"idle": c.idle, "gc": c.gc, "scrub": c.scrub, "close": c.close,
 		"storm": c.storm, "churn": c.churn, "fragment": c.fragment, "calm": c.calm,
-		"plant": c.plant, "allow": c.allowCores, "abort": c.abort,
+		"deep": c.deep, "plant": c.plant, "allow": c.allowCores, "abort": c.abort,
 		"serve": c.serve, "end": c.endGateway,
 	}
 	for {
@@ -207,6 +209,36 @@ func (c *memoryClient) round([]string) (string, error) {
 	}
 	defer answer.Close()
 	return fmt.Sprint(answer.Body.Len()), nil
+}
+
+// deep KIB, then the request's JSON: a round on a new goroutine that had so much of its stack in use
+// before, with a collection meanwhile, which makes such a stack smaller.
+func (c *memoryClient) deep(args []string) (said string, err error) {
+	kib, err := strconv.Atoi(args[0])
+	if err != nil {
+		return "", err
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		useStack(kib)
+		go func() {
+			time.Sleep(300 * time.Microsecond) // about when the session key is wrapped
+			runtime.GC()
+		}()
+		said, err = c.round(nil)
+	}()
+	<-done
+	return said, err
+}
+
+//go:noinline
+func useStack(kib int) {
+	var frame [1 << 10]byte
+	if kib > 0 {
+		useStack(kib - 1)
+	}
+	runtime.KeepAlive(&frame)
 }
 
 func (c *memoryClient) idle([]string) (string, error) {

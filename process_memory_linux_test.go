@@ -27,8 +27,8 @@ import (
 
 const (
 	memoryVar        = "SEALEDCHAT_MEMORY" // "full": all scenarios, and core files
-	memoryRounds     = 20
-	memoryPromptSize = 1500 // characters
+	memoryRounds     = 20                  // with "full"; otherwise a quarter
+	memoryPromptSize = 1500                // characters
 )
 
 // memoryProcess is a child of TestProcessMemoryChild, and the pipes to it.
@@ -53,7 +53,9 @@ func startMemoryProcess(t testing.TB, role string, env ...string) *memoryProcess
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestProcessMemoryChild$", "-test.v=false", "-test.count=1", "-test.timeout=2m")
+	// It ends when this process closes the pipe, not after a time: a busy machine may need any.
+	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestProcessMemoryChild$",
+		"-test.v=false", "-test.count=1", "-test.timeout=0")
 	cmd.Env = append(os.Environ(), memoryRoleVar+"="+role)
 	cmd.Env = append(cmd.Env, env...)
 	cmd.Stderr = os.Stderr
@@ -189,10 +191,11 @@ func writeKeyStore(t testing.TB, dir string, passphrase []byte, key *rsa.Private
 	return file
 }
 
-func (r *memoryRun) round() {
+// round has the client make a round, with the command "round" or "deep".
+func (r *memoryRun) round(command string) {
 	prompt := randomText(memoryPromptSize)
 	r.prompts = append(r.prompts, string(prompt))
-	r.tell("round", fmt.Appendf(nil, `{"model":"test-model","messages":[{"role":"user","content":"%s"}]}`, prompt))
+	r.tell(command, fmt.Appendf(nil, `{"model":"test-model","messages":[{"role":"user","content":"%s"}]}`, prompt))
 }
 
 func (r *memoryRun) secrets() []testkit.MemorySecret {
@@ -257,17 +260,22 @@ type memoryScenario struct {
 	control  bool
 }
 
-// TestProcessMemory has a client make 20 rounds with a gateway, and reads its memory from outside: what lies there of
-// its secrets, when it is idle and after Close? It prints a table, and fails where more is found than memoryTargets
-// allows. At the end it leaves every kind of secret lying about, and must find each.
+// TestProcessMemory has a client make 5 rounds with a gateway, and reads its memory from outside: what
+// lies there of its secrets, when it is idle and after Close? It prints a table, and fails where more is
+// found than memoryTargets allows. At the end it leaves every kind of secret lying about, and must find
+// each.
 //
-// SEALEDCHAT_MEMORY=full adds garbage collections and allocations all the while, and a large heap. SEALEDCHAT_MEMORY_RUNS=10
-// repeats everything; SEALEDCHAT_MEMORY_HITS=folder gets the address of every hit.
+// SEALEDCHAT_MEMORY=full makes 20 rounds, and adds garbage collections and allocations all the while,
+// and a large heap. SEALEDCHAT_MEMORY_RUNS=10 repeats everything; SEALEDCHAT_MEMORY_HITS=folder gets the
+// address of every hit.
 func TestProcessMemory(t *testing.T) {
 	if underRace {
 		t.Skip("what is measured is the ordinary build")
 	}
-	scenarios := []memoryScenario{{name: "rounds", protocol: "v1", asserted: true, control: true}, {name: "rounds over OHTTP", protocol: "ohttp", asserted: true}}
+	scenarios := []memoryScenario{
+		{name: "rounds", protocol: "v1", asserted: true, control: true},
+		{name: "rounds over OHTTP", protocol: "ohttp", asserted: true},
+	}
 	if os.Getenv(memoryVar) == "full" {
 		scenarios = append(scenarios,
 			memoryScenario{name: "collections beside", protocol: "v1", before: "storm", asserted: true},
@@ -281,6 +289,37 @@ func TestProcessMemory(t *testing.T) {
 			t.Run(fmt.Sprintf("%s %d", s.name, run+1), s.run)
 		}
 	}
+}
+
+// TestProcessMemoryOfLargeStacks has a client make each round on a goroutine whose stack was large
+// before, with a collection meanwhile, and looks for session keys and content after each.
+func TestProcessMemoryOfLargeStacks(t *testing.T) {
+	if underRace {
+		t.Skip("what is measured is the ordinary build")
+	}
+	r := startMemoryRun(t, memoryScenario{protocol: "v1"})
+	r.tell("warm")
+	for n, kib := range largeStacks() {
+		r.round("deep " + strconv.Itoa(kib))
+		if runtimeSecret {
+			r.tell("gc")
+		}
+		c := r.column(fmt.Sprintf("round %d, %d KiB", n+1, kib), testkit.NewSecretSearch(r.secrets()))
+		for _, row := range []string{rowSession, rowContent} {
+			if found := c.unlocked[row]; found.total() > 0 {
+				t.Errorf("%s: %s of %q, want none%s", c.name, found, row, c.listing(row))
+			}
+		}
+	}
+}
+
+// largeStacks are how many KiB of the stack were in use before each round.
+func largeStacks() []int {
+	all := []int{200, 400, 1000}
+	if os.Getenv(memoryVar) == "full" {
+		all = slices.Concat([]int{0, 60, 100}, slices.Repeat(all, 3))
+	}
+	return all
 }
 
 func (s memoryScenario) run(t *testing.T) {
@@ -301,6 +340,14 @@ func (s memoryScenario) unlocks() int {
 	return 1
 }
 
+// rounds is how often the client asks.
+func (s memoryScenario) rounds() int {
+	if os.Getenv(memoryVar) == "full" {
+		return memoryRounds
+	}
+	return memoryRounds / 4
+}
+
 // play loads the client and makes the rounds.
 func (s memoryScenario) play(t *testing.T) (r *memoryRun, loaded *memoryCounts, all *testkit.SecretSearch) {
 	t.Helper()
@@ -310,8 +357,8 @@ func (s memoryScenario) play(t *testing.T) (r *memoryRun, loaded *memoryCounts, 
 	if s.before != "" {
 		r.tell(s.before)
 	}
-	for range memoryRounds {
-		r.round()
+	for range s.rounds() {
+		r.round("round")
 	}
 	r.tell("calm")
 	return r, loaded, testkit.NewSecretSearch(r.secrets())

@@ -184,6 +184,7 @@ func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *S
 	}
 	// An SDK reads its key from the environment unasked: it must not travel to somebody it was not meant for.
 	scheme, token, _ := strings.Cut(req.Header.Get("Authorization"), " ")
+	token = strings.TrimLeft(token, " ")
 	if t.client.cfg.APIKey == nil && strings.EqualFold(scheme, "Bearer") && token != "" && httpx.SameOrigin(req.URL, t.client.base) {
 		// The SDK's string stays on the heap in any case.
 		if key, err = t.client.cfg.Memory.NewSecret([]byte(token)); err != nil {

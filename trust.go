@@ -341,3 +341,42 @@ func (s *serverKey) accept(ctx context.Context, fingerprint string) error {
 	s.mu.Unlock()
 	return s.audit.tell(ctx, Event{Type: EventServerKeyAccepted, Fingerprint: fingerprint, Server: s.origin})
 }
+
+func (s *serverKey) tellKey(ctx context.Context, old, key *PublicKey) error {
+	if key.Equal(old) {
+		return nil
+	}
+	e := Event{Type: EventServerKeyFirstSeen, Fingerprint: key.fingerprint, Server: s.origin, Reason: trustName(s.trust)}
+	if old != nil {
+		e.Type, e.OldFingerprint = EventServerKeyChanged, old.fingerprint
+	}
+	return s.audit.tell(ctx, e)
+}
+
+// tellRefused tells of a key that was refused; err comes back.
+func (s *serverKey) tellRefused(ctx context.Context, err error) error {
+	refused, ok := errors.AsType[*ServerKeyError](err)
+	if _, told := err.(*auditError); !ok || told { // the Auditor's error is not the server's key
+		return err
+	}
+	e := Event{Type: EventServerKeyRefused, Fingerprint: refused.Got, Server: s.origin, Reason: trustName(s.trust)}
+	if refused.Err != nil {
+		e.Reason = "OnServerKey"
+	}
+	if len(refused.Want) > 0 {
+		e.OldFingerprint = refused.Want[0]
+	}
+	return s.audit.failed(ctx, err, e)
+}
+
+func trustName(t Trust) string {
+	switch t.(type) {
+	case trustHTTPS:
+		return "https"
+	case pins:
+		return "pin"
+	case firstUse:
+		return "first use"
+	}
+	return ""
+}

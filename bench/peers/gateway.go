@@ -53,20 +53,19 @@ func serveGateway(dir string) error {
 		return err
 	}
 	var connections, fetches, chats atomic.Int64
-	server := &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.Method == http.MethodGet {
-				fetches.Add(1)
-			} else {
-				chats.Add(1)
-			}
-			gateway.ServeHTTP(w, r)
-		}),
-		ConnState: func(_ net.Conn, s http.ConnState) {
-			if s == http.StateNew {
-				connections.Add(1)
-			}
-		},
+	server := gateway.Server("")
+	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			fetches.Add(1)
+		} else {
+			chats.Add(1)
+		}
+		gateway.ServeHTTP(w, r)
+	})
+	server.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			connections.Add(1)
+		}
 	}
 	if server.TLSConfig, err = selfSigned(filepath.Join(dir, "gateway.pem")); err != nil {
 		return err

@@ -6,22 +6,26 @@
 //	audit tail [-n N] [-f] LOG                          # the last events, one per line; -f goes on as they come
 //	audit verify [-dir DIR] [-head HEAD] LOG            # check the log and its older files, and print its head
 //
-// verify needs the key store that the log was opened with: the folder -dir, or NOMYO_KEY_DIR, or else the folder
-// sealedchat in the user's configuration folder. Its passphrase is NOMYO_KEY_PASSWORD, or stands in the file that
+// verify needs the key store that the log was opened with: the folder -dir, or NOMYO_KEY_DIR, or
+// else the folder sealedchat in the user's configuration folder. Its passphrase is
+// NOMYO_KEY_PASSWORD, or stands in the file that
 // -passphrase-file names, which nobody else may read. Run it as the user that the service runs as.
 //
-// Keep the head that verify prints where whoever can write to the log cannot, and give it to the next verify: without
-// it nobody can notice that lines were cut off the end.
+// Keep the head that verify prints where whoever can write to the log cannot, and give it to the
+// next verify: without it nobody can notice that lines were cut off the end.
 //
 //	new=$(audit verify -head "$head" /var/lib/myservice/log/audit.log) && head=$new || page somebody
 //
-// The head at hand stays when something is wrong: only a good verify prints another. The first run has none, and goes without
+// The head at hand stays when something is wrong: only a good verify prints another. The first run
+// has none, and goes without
 // -head; an empty -head is wrong input.
 //
-// tail checks nothing, but says where events are missing, as after two files have ended between two looks. Standard output gets events and heads, everything else goes to standard error. Exit status: 0;
-// 1 when something failed; 2 for wrong input; 3 when the log was tampered with; 4 when its last line is unfinished, as after
-// a crash: the service ends it when it writes again; 5 when nothing is wrong with what is there, but the line of -head is not: its
-// file was dropped, because verify did not run for longer than the log reaches back. After a look, begin again without -head.
+// tail checks nothing, but says where events are missing, as after two files have ended between two
+// looks. Standard output gets events and heads, everything else goes to standard error. Exit
+// status: 0; 1 when something failed; 2 for wrong input; 3 when the log was tampered with; 4 when
+// its last line is unfinished, as after a crash: the service ends it when it writes again; 5 when
+// nothing is wrong with what is there, but the line of -head is not: its file was dropped, because
+// verify did not run for longer than the log reaches back. After a look, begin again without -head.
 package main
 
 import (

@@ -28,18 +28,21 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{dir: filepath.Join(t.TempDir(), "keys"), path: filepath.Join(t.TempDir(), "log", "audit.log")}
+	w := &world{dir: filepath.Join(t.TempDir(), "keys"), path: filepath.Join(t.TempDir(), "log",
+		"audit.log")}
 	pass, err := sealedchat.NewSecret([]byte(passphrase))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer pass.Destroy()
-	keys, err := sealedchat.CreateKeyStore(t.Context(), w.dir, pass, &sealedchat.KeyStoreOptions{Bits: 2048})
+	keys, err := sealedchat.CreateKeyStore(t.Context(), w.dir, pass,
+		&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = keys.Close() })
-	if w.log, err = sealedchat.OpenAuditLog(t.Context(), w.path, keys, &sealedchat.AuditLogOptions{MaxFileBytes: 64 << 10}); err != nil {
+	if w.log, err = sealedchat.OpenAuditLog(t.Context(), w.path, keys,
+		&sealedchat.AuditLogOptions{MaxFileBytes: 64 << 10}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = w.log.Close() })
@@ -49,7 +52,8 @@ func newWorld(t *testing.T) *world {
 func (w *world) write(t *testing.T, from, to int, filler string) {
 	t.Helper()
 	for n := from; n < to; n++ {
-		e := sealedchat.Event{Type: sealedchat.EventNote, Details: map[string]any{"n": n, "token": "hidden", "filler": filler}}
+		e := sealedchat.Event{Type: sealedchat.EventNote, Details: map[string]any{"n": n,
+			"token": "hidden", "filler": filler}}
 		if err := w.log.Record(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
@@ -57,11 +61,13 @@ func (w *world) write(t *testing.T, from, to int, filler string) {
 }
 
 // run runs the program, and returns what it says and its exit status.
-func (w *world) run(ctx context.Context, pass string, args ...string) (stdout, stderr string, status int) {
+func (w *world) run(ctx context.Context, pass string, args ...string) (stdout, stderr string,
+	status int) {
 	var out, problems bytes.Buffer
-	p := &program{stdout: &out, stderr: &problems, wait: time.Millisecond, env: func(name string) string {
-		return map[string]string{"NOMYO_KEY_DIR": w.dir, "NOMYO_KEY_PASSWORD": pass}[name]
-	}}
+	p := &program{stdout: &out, stderr: &problems, wait: time.Millisecond,
+		env: func(name string) string {
+			return map[string]string{"NOMYO_KEY_DIR": w.dir, "NOMYO_KEY_PASSWORD": pass}[name]
+		}}
 	status = p.run(ctx, args)
 	return out.String(), problems.String(), status
 }
@@ -70,7 +76,8 @@ func TestVerify(t *testing.T) {
 	w := newWorld(t)
 	w.write(t, 0, 3, "")
 	head, said, status := w.run(t.Context(), passphrase, "verify", w.path)
-	if status != 0 || head != w.log.Head().String()+"\n" || !strings.Contains(said, "3 events in 1 files") || !strings.Contains(said, "no -head") {
+	if status != 0 || head != w.log.Head()+"\n" || !strings.Contains(said, "3 events in 1 files") ||
+		!strings.Contains(said, "no -head") {
 		t.Errorf("%d: %s %s", status, head, said)
 	}
 	file := filepath.Join(t.TempDir(), "pass")
@@ -78,7 +85,8 @@ func TestVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	head = strings.TrimSpace(head)
-	if _, said, status := w.run(t.Context(), "", "verify", "-passphrase-file", file, "-head", head, w.path); status != 0 || strings.Contains(said, "no -head") {
+	if _, said, status := w.run(t.Context(), "", "verify", "-passphrase-file", file, "-head", head,
+		w.path); status != 0 || strings.Contains(said, "no -head") {
 		t.Errorf("%d: %s", status, said)
 	}
 	text, err := os.ReadFile(w.path)
@@ -91,14 +99,17 @@ func TestVerify(t *testing.T) {
 		status int
 		says   string
 	}{
-		"changed": {bytes.Replace(text, []byte(`"n":1`), []byte(`"n":7`), 1), nil, 3, "audit.log, line 2"},
-		"cut off": {text[:bytes.IndexByte(text, '\n')+1], []string{"-head", head}, 3, "entries 2 to 3 are missing"},
-		"torn":    {text[:len(text)-9], nil, 4, "unfinished"},
+		"changed": {bytes.Replace(text, []byte(`"n":1`), []byte(`"n":7`), 1), nil, 3,
+			"audit.log, line 2"},
+		"cut off": {text[:bytes.IndexByte(text, '\n')+1], []string{"-head", head}, 3,
+			"entries 2 to 3 are missing"},
+		"torn": {text[:len(text)-9], nil, 4, "unfinished"},
 	} {
 		if err := os.WriteFile(w.path, c.text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if out, said, status := w.run(t.Context(), passphrase, append(append([]string{"verify"}, c.args...), w.path)...); status != c.status || out != "" || !strings.Contains(said, c.says) {
+		if out, said, status := w.run(t.Context(), passphrase, append(append([]string{"verify"},
+			c.args...), w.path)...); status != c.status || out != "" || !strings.Contains(said, c.says) {
 			t.Errorf("%s: %d: %s %s", what, status, out, said)
 		}
 	}
@@ -106,7 +117,8 @@ func TestVerify(t *testing.T) {
 		if err := os.Chmod(file, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if _, said, status := w.run(t.Context(), "", "verify", "-passphrase-file", file, w.path); status != 2 || !strings.Contains(said, "chmod 600") {
+		if _, said, status := w.run(t.Context(), "", "verify", "-passphrase-file", file,
+			w.path); status != 2 || !strings.Contains(said, "chmod 600") {
 			t.Errorf("%d: %s", status, said)
 		}
 	}
@@ -129,7 +141,8 @@ func TestVerify(t *testing.T) {
 		"negative":         {"", []string{"tail", "-n", "-1", w.path}, 2},
 		"help":             {"", []string{"tail", "-help"}, 0},
 	} {
-		if out, said, status := w.run(t.Context(), c.pass, c.args...); status != c.status || out != "" || said == "" {
+		if out, said, status := w.run(t.Context(), c.pass, c.args...); status != c.status || out != "" ||
+			said == "" {
 			t.Errorf("%s: %d: %s %s", what, status, out, said)
 		}
 	}
@@ -157,14 +170,17 @@ func TestTail(t *testing.T) {
 	w := newWorld(t)
 	w.write(t, 0, 30, "")
 	out, said, status := w.run(t.Context(), "", "tail", "-n", "2", w.path)
-	if lines := strings.Split(out, "\n"); status != 0 || said != "" || len(lines) != 3 || !strings.Contains(lines[1], `"n":29`) ||
-		!strings.Contains(lines[1], "INFO") || !strings.Contains(lines[1], "note") || strings.Contains(out, "hidden") || strings.Contains(out, "mac") {
+	if lines := strings.Split(out, "\n"); status != 0 || said != "" || len(lines) != 3 ||
+		!strings.Contains(lines[1], `"n":29`) ||
+		!strings.Contains(lines[1], "INFO") || !strings.Contains(lines[1], "note") ||
+		strings.Contains(out, "hidden") || strings.Contains(out, "mac") {
 		t.Errorf("%d: %s%s", status, out, said)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	shown := &lockedBuffer{}
-	p := &program{stdout: shown, stderr: shown, wait: time.Millisecond, env: func(string) string { return "" }}
+	p := &program{stdout: shown, stderr: shown, wait: time.Millisecond,
+		env: func(string) string { return "" }}
 	ended := make(chan int)
 	go func() { ended <- p.run(ctx, []string{"tail", "-n", "1", "-f", w.path}) }()
 	for shown.count("\n") < 1 && ctx.Err() == nil {
@@ -185,16 +201,18 @@ func TestTail(t *testing.T) {
 	}
 }
 
-// A head whose line was dropped has a status of its own, and no other head in its place. What tail did not see, it says.
+// A head whose line was dropped has a status of its own, and no other head in its place. What tail
+// did not see, it says.
 func TestDroppedHead(t *testing.T) {
 	w := newWorld(t)
 	w.write(t, 0, 1, "")
-	head := w.log.Head().String()
+	head := w.log.Head()
 	shown := &lockedBuffer{}
 	p := &program{stdout: shown, stderr: shown}
 	first := lastLine(t, w.path)
 	w.write(t, 1, 17*3, strings.Repeat("x", 25_000)) // 2 fit into a file, 16 files are kept
-	if out, said, status := w.run(t.Context(), passphrase, "verify", "-head", head, w.path); status != 5 || out != "" || !strings.Contains(said, "dropped") {
+	if out, said, status := w.run(t.Context(), passphrase, "verify", "-head", head,
+		w.path); status != 5 || out != "" || !strings.Contains(said, "dropped") {
 		t.Errorf("%d: %s %s", status, out, said)
 	}
 	for _, line := range []string{first, lastLine(t, w.path)} {

@@ -43,7 +43,8 @@ func (p *program) tail(ctx context.Context, args []string) error {
 	for {
 		line, err := lines.ReadString('\n')
 		if err != nil {
-			if _, err := log.Seek(-int64(len(line)), io.SeekCurrent); err != nil { // what is being written is read again
+			// what is being written is read again
+			if _, err := log.Seek(-int64(len(line)), io.SeekCurrent); err != nil {
 				return err
 			}
 			break
@@ -68,7 +69,8 @@ func (p *program) follow(ctx context.Context, path string, log **os.File) error 
 	var part []byte // of a line
 	buf := make([]byte, maxLine)
 	for {
-		replaced := isReplaced(path, *log) // before reading: what is read afterwards is all that there will be
+		// before reading: what is read afterwards is all that there will be
+		replaced := isReplaced(path, *log)
 		for {
 			n, err := (*log).Read(buf)
 			part = append(part, buf[:n]...)
@@ -131,12 +133,15 @@ func (p *program) print(line string) error {
 	var seq uint64
 	if json.Unmarshal(members["seq"], &seq) == nil {
 		if p.seq > 0 && seq > p.seq+1 {
-			if _, err := fmt.Fprintf(p.stdout, "?  events %d to %d are not shown: older files may have them\n", p.seq+1, seq-1); err != nil {
+			if _, err := fmt.Fprintf(p.stdout,
+				"?  events %d to %d are not shown: older files may have them\n", p.seq+1, seq-1); err != nil {
 				return err
 			}
 		}
 		p.seq = seq
 	}
+	var severity string // as the file has it
+	_ = json.Unmarshal(members["severity"], &severity)
 	for _, name := range []string{"time", "severity", "type", "prev", "mac", "key"} {
 		delete(members, name)
 	}
@@ -144,6 +149,7 @@ func (p *program) print(line string) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(p.stdout, "%s  %-8s  %-21s  %s\n", e.Time.Format(time.RFC3339), oneLine(string(e.Severity)), oneLine(string(e.Type)), oneLine(string(rest)))
+	_, err = fmt.Fprintf(p.stdout, "%s  %-8s  %-21s  %s\n", e.Time.Format(time.RFC3339),
+		oneLine(severity), oneLine(string(e.Type)), oneLine(string(rest)))
 	return err
 }

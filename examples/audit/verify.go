@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat"
@@ -22,21 +23,21 @@ const keepAll = 100 * 365 * 24 * time.Hour // grace: looking at a store must not
 func (p *program) verify(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("verify", flag.ContinueOnError)
 	dir := f.String("dir", p.env("NOMYO_KEY_DIR"), "`folder` of the key store")
-	headText := f.String("head", "", "`head` that an earlier verify printed, and that the log must still contain")
-	file := f.String("passphrase-file", "", "`file` with the key store's passphrase; without it NOMYO_KEY_PASSWORD")
+	head := f.String("head", "",
+		"`head` that an earlier verify printed, and that the log must still contain")
+	file := f.String("passphrase-file", "",
+		"`file` with the key store's passphrase; without it NOMYO_KEY_PASSWORD")
 	path, err := p.parse(f, args)
 	if err != nil {
 		return err
 	}
-	var head *sealedchat.AuditHead
-	given := false
-	f.Visit(func(flag *flag.Flag) { given = given || flag.Name == "head" })
-	if given {
-		h, err := sealedchat.ParseAuditHead(*headText)
-		if err != nil {
-			return wrongInput("-head: %w", err)
-		}
-		head = &h
+	empty := false // a script whose variable is unset must not verify without a head
+	f.Visit(func(flag *flag.Flag) {
+		empty = empty || flag.Name == "head" &&
+			strings.TrimSpace(*head) == ""
+	})
+	if empty {
+		return wrongInput("-head is empty")
 	}
 	passphrase, err := p.passphrase(*file)
 	if err != nil {
@@ -50,14 +51,17 @@ func (p *program) verify(ctx context.Context, args []string) error {
 		return err
 	}
 	defer keys.Close()
-	report, err := sealedchat.VerifyAuditLog(ctx, path, keys, head)
+	report, err := sealedchat.VerifyAuditLog(ctx, path, keys, *head)
 	if report != nil {
-		p.describe(report, head)
+		p.describe(report, *head)
+	}
+	if errors.Is(err, sealedchat.ErrInvalidRequest) && *head != "" { // nothing was looked at
+		return wrongInput("-head: %w", err)
 	}
 	if err != nil {
 		return err
 	}
-	if head != nil && !report.HeadChecked {
+	if *head != "" && !report.HeadChecked {
 		return errHeadNotFound
 	}
 	_, err = fmt.Fprintln(p.stdout, report.Head)
@@ -65,9 +69,11 @@ func (p *program) verify(ctx context.Context, args []string) error {
 }
 
 // errHeadNotFound is exit status 5.
-var errHeadNotFound = errors.New("the line of -head was dropped with an older file: nothing can be said of what came between")
+var errHeadNotFound = errors.New(
+	"the line of -head was dropped with an older file: nothing can be said of what came between",
+)
 
-func (p *program) describe(r *sealedchat.AuditReport, head *sealedchat.AuditHead) {
+func (p *program) describe(r *sealedchat.AuditReport, head string) {
 	fmt.Fprintf(p.stderr, "%d events in %d files are as they were written\n", r.Lines, len(r.Files))
 	if r.First > 1 {
 		fmt.Fprintf(p.stderr, "older files were dropped: the first event is number %d\n", r.First)
@@ -78,7 +84,7 @@ func (p *program) describe(r *sealedchat.AuditReport, head *sealedchat.AuditHead
 	if r.Lost > 0 {
 		fmt.Fprintf(p.stderr, "%d events could not be written, as the log says\n", r.Lost)
 	}
-	if head == nil {
+	if head == "" {
 		fmt.Fprintln(p.stderr, "no -head was given: whether lines are missing at the end cannot be said")
 	}
 }
@@ -103,14 +109,17 @@ func (p *program) passphrase(file string) (*sealedchat.Secret, error) {
 	if err != nil {
 		return nil, wrongInput("-passphrase-file: %w", err)
 	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" { // on Windows who may is not in the mode
-		return nil, wrongInput("-passphrase-file: others may use %s (mode %04o): chmod 600 it", file, mode)
+	// on Windows who may is not in the mode
+	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" {
+		return nil, wrongInput("-passphrase-file: others may use %s (mode %04o): chmod 600 it", file,
+			mode)
 	}
 	text := make([]byte, maxPassphrase+1)
 	defer clear(text)
 	n, err := io.ReadFull(f, text)
 	if err == nil || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, wrongInput("-passphrase-file: %s cannot be read, or has more than %d bytes", file, maxPassphrase)
+		return nil, wrongInput("-passphrase-file: %s cannot be read, or has more than %d bytes", file,
+			maxPassphrase)
 	}
 	return sealedchat.NewSecret(bytes.TrimRight(text[:n], "\r\n"))
 }

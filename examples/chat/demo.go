@@ -12,8 +12,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
-	"io"
-	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -112,12 +110,8 @@ func (d *demo) listen(ctx context.Context) error {
 		return err
 	}
 	d.url = "https://" + listener.Addr().String()
-	d.http = &http.Server{
-		Handler:           d.gateway,
-		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}},
-		ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog:          log.New(io.Discard, "", 0),
-	}
+	d.http = d.gateway.Server("")
+	d.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}}
 	d.serving.Go(func() { _ = d.http.ServeTLS(listener, "", "") }) // until close
 	return nil
 }

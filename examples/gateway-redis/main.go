@@ -29,7 +29,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -137,7 +136,7 @@ func run(ctx context.Context, o *options, arguments int) error {
 	}
 	switch {
 	case o.addressHeader != "":
-		config.OHTTP.Address = sealedchat.AddressFromHeader(o.addressHeader)
+		config.AddressHeader = o.addressHeader
 	case o.plain:
 		log.Warn("-plain-http without -address-header: all clients behind the proxy share one limit for strangers")
 	}
@@ -196,10 +195,7 @@ func (o *options) serve(ctx context.Context, gateway *sealedchat.Gateway, log *s
 	if err != nil {
 		return err
 	}
-	server := &http.Server{
-		Handler: gateway, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: 11 * time.Minute, IdleTimeout: 2 * time.Minute,
-		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
+	server := gateway.Server("")
 	failed := make(chan error, 1)
 	go func() {
 		if o.plain {

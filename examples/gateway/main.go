@@ -116,7 +116,7 @@ func (p *program) serve(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	server := newServer(gateway, id, log)
+	server := newServer(gateway, id)
 	failed := make(chan error, 1)
 	go func() { failed <- server.ServeTLS(listener, "", "") }()
 	p.announce(o, id, listener.Addr(), pins)
@@ -156,7 +156,7 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore, log *slog.Lo
 		Logger:               log,
 	}
 	if o.addressHeader != "" {
-		config.OHTTP.Address = sealedchat.AddressFromHeader(o.addressHeader)
+		config.AddressHeader = o.addressHeader
 	}
 	if o.apiKeys != "" {
 		if config.Authenticate, err = readAPIKeys(o.apiKeys); err != nil {
@@ -180,17 +180,11 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore, log *slog.Lo
 	}, nil
 }
 
-// newServer sets the limits that the gateway cannot: on connections. What a request may take, the gateway knows.
-func newServer(gateway *sealedchat.Gateway, id *identity, log *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler:           gateway,
-		TLSConfig:         id.config(),
-		ReadHeaderTimeout: 10 * time.Second,
-		WriteTimeout:      11 * time.Minute, // a request may take 10, then its reader has to come for the answer
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
+// newServer is the gateway's server, with the certificate that clients know.
+func newServer(gateway *sealedchat.Gateway, id *identity) *http.Server {
+	server := gateway.Server("")
+	server.TLSConfig = id.config()
+	return server
 }
 
 // pins are the fingerprints of the keys that clients seal to, "" for a protocol that is not served.

@@ -60,7 +60,7 @@ func (p *program) parse(args []string) (*options, error) {
 	f.StringVar(&protocols, "protocols", "envelope,ohttp", "`list` of the protocols to serve: envelope, ohttp, or both")
 	f.IntVar(&o.pad, "pad", 0, "pad answers over ohttp to multiples of so many `bytes`, a power of two up to 16384; 0 = not at all")
 	f.DurationVar(&o.dateWindow, "date-window", 2*time.Minute, "how far the date of a request over ohttp may be from this clock")
-	f.StringVar(&o.addressHeader, "address-header", "", "`header` in which a proxy before the gateway says a client's address, last: strangers over ohttp are limited by it")
+	f.StringVar(&o.addressHeader, "address-header", "", "`header` in which a proxy before the gateway says a client's address, last: limits for an address go by it")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(p.stderr, "usage: gateway -upstream URL (-api-keys FILE | -allow-unauthenticated) [flags]")
 		f.SetOutput(p.stderr)

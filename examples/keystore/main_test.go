@@ -247,12 +247,12 @@ func TestInsecurePermissions(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := unlocked().fails(t, 1, "insecure permissions", "list", "-dir", dir)
-		mend := regexp.MustCompile(`mend it with: (.*)\n`).FindStringSubmatch(r.stderr)
-		if mend == nil {
-			t.Fatalf("%s: no command that mends it: %s", name, r.stderr)
+		fix := regexp.MustCompile(`fix it with: (.*)\n`).FindStringSubmatch(r.stderr)
+		if fix == nil {
+			t.Fatalf("%s: no command that fixes it: %s", name, r.stderr)
 		}
-		if out, err := exec.CommandContext(t.Context(), "/bin/sh", "-c", mend[1]).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v, %s", mend[1], err, out)
+		if out, err := exec.CommandContext(t.Context(), "/bin/sh", "-c", fix[1]).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v, %s", fix[1], err, out)
 		}
 		unlocked().succeeds(t, "list", "-dir", dir)
 	}

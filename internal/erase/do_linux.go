@@ -17,9 +17,21 @@ const RuntimeSecret = false
 func do(f func()) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	defer restore(blockSignals())
+	before, ok := blockSignals()
+	defer restore(before, ok)
 	defer scrubRegisters()
-	deep(f)
+	deep(f, ok && isWithin(before))
+}
+
+// isWithin says whether a thread with this mask is within another call of Do. Nobody else blocks
+// SIGURG, with which the runtime interrupts goroutines, except programs that start threads in C with
+// every signal blocked, which includes SIGABRT.
+func isWithin(before unix.Sigset_t) bool {
+	return hasSignal(before, unix.SIGURG) && !hasSignal(before, unix.SIGABRT)
+}
+
+func hasSignal(set unix.Sigset_t, s unix.Signal) bool {
+	return set.Val[uint(s-1)/bitsPerWord]&(1<<(uint(s-1)%bitsPerWord)) != 0
 }
 
 // blockSignals keeps this thread from being interrupted: the kernel writes all registers into a signal's frame, and nobody

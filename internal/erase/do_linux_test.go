@@ -15,10 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func has(set unix.Sigset_t, s unix.Signal) bool {
-	return set.Val[uint(s-1)/bitsPerWord]&(1<<(uint(s-1)%bitsPerWord)) != 0
-}
-
 func mask(t *testing.T) unix.Sigset_t {
 	t.Helper()
 	var now unix.Sigset_t
@@ -36,12 +32,12 @@ func TestDoBlocksSignals(t *testing.T) {
 	Do(func() {
 		inside := mask(t)
 		for _, s := range []unix.Signal{unix.SIGURG, unix.SIGPROF, unix.SIGCHLD, unix.SIGTERM, unix.SIGUSR1} {
-			if !has(inside, s) {
+			if !hasSignal(inside, s) {
 				t.Errorf("signal %d can interrupt", s)
 			}
 		}
 		for _, s := range []unix.Signal{unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, 33} {
-			if has(inside, s) {
+			if hasSignal(inside, s) {
 				t.Errorf("signal %d waits", s)
 			}
 		}
@@ -61,7 +57,7 @@ func TestDoBlocksSignals(t *testing.T) {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		defer func() {
-			if has(mask(t), unix.SIGURG) {
+			if hasSignal(mask(t), unix.SIGURG) {
 				t.Error("the mask has changed after Goexit")
 			}
 		}()

@@ -8,4 +8,4 @@ package erase
 // RuntimeSecret tells whether this build has runtime/secret.
 const RuntimeSecret = false
 
-func do(f func()) { deep(f) }
+func do(f func()) { deep(f, false) }

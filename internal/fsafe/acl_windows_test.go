@@ -60,9 +60,9 @@ func TestAccessListThatLetsOthersIn(t *testing.T) {
 			t.Fatalf("%s: %v", sid, err)
 		}
 		cmd := exec.Command("cmd")
-		cmd.SysProcAttr = &syscall.SysProcAttr{CmdLine: `cmd /s /c "` + pe.Mend + `"`} // with the quotes as they are
+		cmd.SysProcAttr = &syscall.SysProcAttr{CmdLine: `cmd /s /c "` + pe.Fix + `"`} // with the quotes as they are
 		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", pe.Mend, err, out)
+			t.Fatalf("%s: %v: %s", pe.Fix, err, out)
 		}
 		wantFile(t, d, "f", "x")
 	}

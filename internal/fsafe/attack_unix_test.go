@@ -38,14 +38,14 @@ func mode(t *testing.T, path string) fs.FileMode {
 	return fi.Mode().Perm()
 }
 
-func wantPermission(t *testing.T, err error, path, mend string) {
+func wantPermission(t *testing.T, err error, path, fix string) {
 	t.Helper()
 	var pe *PermissionError
 	if !errors.As(err, &pe) || !errors.Is(err, ErrInsecurePermissions) {
 		t.Fatalf("got %v, want a *PermissionError", err)
 	}
-	if pe.Path != path || !strings.Contains(pe.Mend, mend) || !strings.Contains(err.Error(), pe.Mend) || !strings.Contains(err.Error(), path) {
-		t.Fatalf("%q: want it to name %s and a command with %q", err, path, mend)
+	if pe.Path != path || !strings.Contains(pe.Fix, fix) || !strings.Contains(err.Error(), pe.Fix) || !strings.Contains(err.Error(), path) {
+		t.Fatalf("%q: want it to name %s and a command with %q", err, path, fix)
 	}
 }
 
@@ -244,15 +244,15 @@ func TestForeignFolder(t *testing.T) {
 		t.Skip("root may open everything")
 	}
 	_, err := OpenDir("/")
-	wantPermission(t, err, "/", "chown")
+	wantAdvice(t, err, "/", adviceFolder)
 	if fi, err := os.Lstat("/root"); err != nil || !fi.IsDir() || fi.Mode().Perm() != 0o700 {
 		t.Skip("no closed /root here")
 	}
 	_, err = OpenDir("/root")
-	wantPermission(t, err, "/root", "chown")
+	wantAdvice(t, err, "/root", adviceFolder)
 }
 
-func TestMendIsOneShellWord(t *testing.T) {
+func TestFixIsOneShellWord(t *testing.T) {
 	base := t.TempDir()
 	path := filepath.Join(base, `it's a "$(folder)"; #`)
 	if err := os.Mkdir(path, 0o755); err != nil {
@@ -263,8 +263,8 @@ func TestMendIsOneShellWord(t *testing.T) {
 	if !errors.As(err, &pe) {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("/bin/sh", "-c", pe.Mend).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v, %s", pe.Mend, err, out)
+	if out, err := exec.Command("/bin/sh", "-c", pe.Fix).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v, %s", pe.Fix, err, out)
 	}
 	openDir(t, path)
 }

@@ -80,7 +80,7 @@ func OpenDir(path string) (*Dir, error) {
 		link:     root.Link,
 		syncDir:  syncDir,
 	}}
-	err = d.atPath()
+	err = d.AtPath()
 	if err == nil {
 		err = checkPrivate(handle, abs)
 	}
@@ -146,8 +146,9 @@ func absolute(path string) (string, error) {
 	return filepath.Abs(path)
 }
 
-// atPath reports whether the open folder is what its path names, without following a link there.
-func (d *Dir) atPath() error {
+// AtPath returns nil if the open folder is what its path names, without following a link there. A folder
+// that was removed, moved away or replaced since it was opened is an error.
+func (d *Dir) AtPath() error {
 	mine, err := d.handle.Stat()
 	if err != nil {
 		return err

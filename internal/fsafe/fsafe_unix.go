@@ -108,25 +108,36 @@ func checkInfo(fi fs.FileInfo, path string) error {
 	if !ok {
 		return &fs.PathError{Op: "stat", Path: path, Err: errors.ErrUnsupported}
 	}
-	if uid := os.Geteuid(); int64(st.Uid) != int64(uid) {
-		return &PermissionError{
-			Path:   path,
-			Reason: fmt.Sprintf("belongs to user %d, want %d", st.Uid, uid),
-			Mend:   "sudo chown " + strconv.Itoa(uid) + " " + shellQuote(path),
-		}
-	}
+	uid := os.Geteuid()
 	want := fileMode
 	if fi.IsDir() {
 		want = dirMode
 	}
-	if mode := fi.Mode().Perm(); mode&0o077 != 0 {
-		return &PermissionError{
-			Path:   path,
-			Reason: fmt.Sprintf("mode is %04o, want %04o", mode, want),
-			Mend:   fmt.Sprintf("chmod %o %s", want, shellQuote(path)),
-		}
+	e := &PermissionError{Path: path}
+	switch mode := fi.Mode().Perm(); {
+	case int64(st.Uid) != int64(uid):
+		e.Reason = fmt.Sprintf("belongs to user %d, want %d", st.Uid, uid)
+		e.Fix = "sudo chown " + strconv.Itoa(uid) + " " + shellQuote(path)
+	case mode&0o077 != 0:
+		e.Reason = fmt.Sprintf("mode is %04o, want %04o", mode, want)
+		e.Fix = fmt.Sprintf("chmod %o %s", want, shellQuote(path))
+	default:
+		return nil
 	}
-	return nil
+	switch {
+	case fi.IsDir() && !(fi.Mode()&(fs.ModeSticky|fs.ModeSetgid|fs.ModeSetuid) == 0 &&
+		ownFolder(path, int64(st.Uid) == int64(uid), ownEntry)):
+		e.Fix, e.Advice = "", adviceFolder
+	case !fi.IsDir() && st.Nlink > 1:
+		e.Fix, e.Advice = "", adviceFile
+	}
+	return e
+}
+
+// ownEntry reports whether something in a folder belongs to the current user and is closed to others.
+func ownEntry(_ string, fi fs.FileInfo) bool {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && int64(st.Uid) == int64(os.Geteuid()) && fi.Mode().Perm()&0o077 == 0
 }
 
 // checkCreated notices a umask that takes rights from the owner; chmod afterwards would paper over it.

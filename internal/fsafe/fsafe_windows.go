@@ -132,24 +132,27 @@ func checkPrivate(f *os.File, path string) error {
 	if err != nil {
 		return &fs.PathError{Op: "read owner of", Path: path, Err: err}
 	}
-	if owner == nil || !owner.Equals(user) && !owner.IsWellKnown(windows.WinBuiltinAdministratorsSid) {
-		return &PermissionError{
-			Path:   path,
-			Reason: fmt.Sprintf("belongs to %v, want %v", owner, user),
-			Mend:   fmt.Sprintf(`icacls "%s" /setowner "*%v"`, path, user),
-		}
-	}
-	rights := "F"
+	mine := ownedBy(owner, user)
+	rights, folder := "F", false
 	if fi, err := f.Stat(); err == nil && fi.IsDir() {
-		rights = "(OI)(CI)F"
+		rights, folder = "(OI)(CI)F", true
 	}
-	mend := fmt.Sprintf(`icacls "%s" /inheritance:r /grant:r "*%v:%s"`, path, user, rights)
+	refuse := func(reason, fix string) error {
+		if folder && !ownFolder(path, mine, func(name string, fi fs.FileInfo) bool { return ownEntry(name, fi, user) }) {
+			return &PermissionError{Path: path, Reason: reason, Advice: adviceFolder}
+		}
+		return &PermissionError{Path: path, Reason: reason, Fix: fix}
+	}
+	if !mine {
+		return refuse(fmt.Sprintf("belongs to %v, want %v", owner, user), fmt.Sprintf(`icacls "%s" /setowner "*%v"`, path, user))
+	}
+	fix := fmt.Sprintf(`icacls "%s" /inheritance:r /grant:r "*%v:%s"`, path, user, rights)
 	dacl, _, err := sd.DACL()
 	if err != nil && !errors.Is(err, windows.ERROR_OBJECT_NOT_FOUND) {
 		return &fs.PathError{Op: "read access list of", Path: path, Err: err}
 	}
 	if dacl == nil { // none at all lets everybody in; an empty one, nobody
-		return &PermissionError{Path: path, Reason: "has no access list", Mend: mend}
+		return refuse("has no access list", fix)
 	}
 	for i := range uint32(dacl.AceCount) {
 		var ace *windows.ACCESS_ALLOWED_ACE
@@ -162,21 +165,33 @@ func checkPrivate(f *os.File, path string) error {
 		case windows.ACCESS_ALLOWED_ACE_TYPE:
 			sid := (*windows.SID)(unsafe.Pointer(&ace.SidStart))
 			if ace.Mask != 0 && !mayAccess(sid, user) {
-				return &PermissionError{
-					Path:   path,
-					Reason: fmt.Sprintf("its access list lets in %v", sid),
-					Mend:   mend + fmt.Sprintf(` /remove:g "*%v"`, sid),
-				}
+				return refuse(fmt.Sprintf("its access list lets in %v", sid), fix+fmt.Sprintf(` /remove:g "*%v"`, sid))
 			}
 		default:
-			return &PermissionError{
-				Path:   path,
-				Reason: fmt.Sprintf("its access list has an entry of kind %d", ace.Header.AceType),
-				Mend:   fmt.Sprintf(`icacls "%s" /reset && `, path) + mend,
-			}
+			return refuse(fmt.Sprintf("its access list has an entry of kind %d", ace.Header.AceType),
+				fmt.Sprintf(`icacls "%s" /reset && `, path)+fix)
 		}
 	}
 	return nil
+}
+
+// ownedBy reports whether the current user owns something, or the administrators do, as for what an
+// elevated process makes.
+func ownedBy(owner, user *windows.SID) bool {
+	return owner != nil && (owner.Equals(user) || owner.IsWellKnown(windows.WinBuiltinAdministratorsSid))
+}
+
+// ownEntry reports whether something in a folder is a regular file of the current user's.
+func ownEntry(path string, fi fs.FileInfo, user *windows.SID) bool {
+	if !fi.Mode().IsRegular() {
+		return false
+	}
+	sd, err := windows.GetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION)
+	if err != nil {
+		return false
+	}
+	owner, _, err := sd.Owner()
+	return err == nil && ownedBy(owner, user)
 }
 
 // mayAccess knows who reads the user's files anyway, and the owner's own placeholder.

@@ -84,7 +84,7 @@ func (d *Dir) lockOpen(name string, f *os.File) (*Lock, error) {
 	fl := flock.New(d.join(name), flock.SetFlag(lockFlag), flock.SetPermissions(fileMode))
 	switch ok, err := fl.TryLock(); {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, d.atPath() // removed just now; or the whole folder was moved, then waiting is no use
+		return nil, d.AtPath() // removed just now; or the whole folder was moved, then waiting is no use
 	case errors.Is(err, syscall.EINTR), inUse(err), err == nil && !ok:
 		return nil, nil
 	case err != nil:
@@ -95,7 +95,7 @@ func (d *Dir) lockOpen(name string, f *os.File) (*Lock, error) {
 	if err == nil && os.SameFile(held, checked) && l.Check() == nil {
 		return l, nil
 	}
-	return nil, errors.Join(err, fl.Unlock(), d.atPath())
+	return nil, errors.Join(err, fl.Unlock(), d.AtPath())
 }
 
 // Check returns [ErrLockLost] if the lock's file was replaced or removed while it was held: others may then

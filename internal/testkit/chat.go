@@ -6,31 +6,10 @@ package testkit
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
-
-// Seed is for tests with random input: SEALEDCHAT_SEED, or the time. It is printed when the test
-// fails.
-func Seed(t testing.TB) uint64 {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("SEALEDCHAT_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("repeat with SEALEDCHAT_SEED=%d", seed)
-		}
-	})
-	return seed
-}
 
 // FineAnswer is a chat.completion.
 const FineAnswer = `{"id":"x","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"t"}}]}`

@@ -90,12 +90,16 @@ func ScanProcess(pid int, s *SecretSearch) (*ProcessScan, error) {
 	return scan, err
 }
 
-// stopProcess sends SIGSTOP and waits until every thread stands still.
+// stopTicks is how much of a processor's time a process may use after it was told to stop: a second.
+const stopTicks = 100
+
+// stopProcess sends SIGSTOP and waits until every thread stands still, however long the machine keeps
+// them from it. It gives up when the process goes on working.
 func stopProcess(pid int) error {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		return fmt.Errorf("testkit: stopping process %d: %w", pid, err)
 	}
-	for until := time.Now().Add(10 * time.Second); time.Now().Before(until); time.Sleep(time.Millisecond) {
+	for start, first := 0, true; ; time.Sleep(time.Millisecond) {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 		if err != nil || len(threads) == 0 {
 			return fmt.Errorf("testkit: process %d is gone", pid)
@@ -103,8 +107,36 @@ func stopProcess(pid int) error {
 		if !slices.ContainsFunc(threads, isRunning) {
 			return nil
 		}
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return fmt.Errorf("testkit: process %d: %w", pid, err)
+		}
+		used, err := usedTicks(string(text))
+		if err != nil {
+			return fmt.Errorf("testkit: process %d: %w", pid, err)
+		}
+		if first {
+			start, first = used, false
+		}
+		if used-start > stopTicks {
+			return fmt.Errorf("testkit: process %d does not stop", pid)
+		}
 	}
-	return fmt.Errorf("testkit: process %d does not stop", pid)
+}
+
+// usedTicks is the processor time of a process, in hundredths of a second: fields 14 and 15 of its stat.
+func usedTicks(stat string) (int, error) {
+	at := strings.LastIndex(stat, ") ") // the name before may hold anything
+	fields := strings.Fields(stat[at+1:])
+	if at < 0 || len(fields) < 13 {
+		return 0, fmt.Errorf("%d fields in its stat", len(fields))
+	}
+	user, err := strconv.Atoi(fields[11])
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.Atoi(fields[12])
+	return user + system, err
 }
 
 func isRunning(stat string) bool {

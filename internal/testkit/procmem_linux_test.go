@@ -214,3 +214,21 @@ func TestScanFindsEnvironment(t *testing.T) {
 		}
 	}
 }
+
+func TestUsedTicks(t *testing.T) {
+	const rest = " S 1 2 3 4 5 6 7 8 9 10 250 31 0 0 20 0 1 0 5"
+	for stat, want := range map[string]int{
+		"12 (go)" + rest:                       281,
+		"12 (a ) S 1 b) (c)" + rest:            281,
+		"":                                     -1,
+		"12 (go)":                              -1,
+		"12 (go) S 1 2 3":                      -1,
+		"12 (go) S 1 2 3 4 5 6 7 8 9 10 x 31":  -1,
+		"12 (go) S 1 2 3 4 5 6 7 8 9 10 250 x": -1,
+	} {
+		got, err := usedTicks(stat)
+		if want < 0 && err == nil || want >= 0 && (err != nil || got != want) {
+			t.Errorf("%q: %d, %v, want %d", stat, got, err, want)
+		}
+	}
+}

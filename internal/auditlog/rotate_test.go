@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package auditlog
 
 import (
 	"bytes"
@@ -14,37 +14,36 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/seed-017344ad/sealedchat/internal/auditfile"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // smallFiles are files of three large notes.
-var smallFiles = &AuditLogOptions{MaxFileBytes: 64 << 10, MaxFiles: 3}
+var smallFiles = &Options{MaxFileBytes: 64 << 10, MaxFiles: 3}
 
-func largeNote() Event {
-	return Event{Type: EventNote, Details: map[string]any{"s": strings.Repeat("x", 20_000)}}
-}
-
-func fillAuditLog(t testing.TB, l *AuditLog, files int) {
+func fillAuditLog(t testing.TB, l *Log, files int) {
 	t.Helper()
 	for range 3 * files {
-		if err := l.Record(t.Context(), largeNote()); err != nil {
+		if err := l.Record(t.Context(), "note", largeNote()); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// What somebody puts beside the older files, or makes of them, never has the log drop lines of its own and vouch for that.
+// What somebody puts beside the older files, or makes of them, never has the log drop lines of its
+// own and vouch for that.
 func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 	added := map[string]bool{"empty files": true, "garbage": true, "copies": true}
 	older := func(path string, n int) string { return fmt.Sprintf("%s.%06d", path, n) }
-	forge := func(t *testing.T, path string, key int) { // the second file says that the log begins with it; its code stays
+	// the second file says that the log begins with it; its code stays
+	forge := func(t *testing.T, path string, key int) {
 		text := readLog(t, older(path, 2))
 		_, rest, ok := bytes.Cut(text, []byte(`"begins":1,`))
 		if !ok || !bytes.HasPrefix(text, []byte(`{"seq":4,"key":1,`)) {
 			t.Fatalf("the second file is %.200s", text)
 		}
 		prev := text[bytes.Index(text, []byte(`"prev"`)):][:len(`"prev":"",`)+64]
-		writeLog(t, older(path, 2), append(fmt.Appendf(nil, `{"seq":4,"key":%d,%s"begins":4,`, key, prev), rest...))
+		writeLog(t, older(path, 2), append(fmt.Appendf(nil, `{"seq":4,"key":%d,%s"begins":4,`, key, prev),
+			rest...))
 	}
 	for what, tamper := range map[string]func(t *testing.T, path string){
 		"empty files": func(t *testing.T, path string) {
@@ -66,7 +65,10 @@ func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 			lines := logLines(t, older(path, 1))
 			writeLog(t, older(path, 1), append(bytes.Clone(lines[0]), lines[2]...))
 		},
-		"a file cut short": func(t *testing.T, path string) { writeLog(t, older(path, 1), logLines(t, older(path, 1))[0]) },
+		"a file cut short": func(t *testing.T, path string) {
+			writeLog(t, older(path, 1), logLines(t,
+				older(path, 1))[0])
+		},
 		"a file in pieces": func(t *testing.T, path string) {
 			lines := append(logLines(t, older(path, 1)), logLines(t, older(path, 2))...)
 			for n, line := range lines {
@@ -91,7 +93,7 @@ func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 			if o.MaxFiles = 5; added[what] {
 				rounds = 2 // it may keep so many
 			}
-			l, path, keys := startAuditLog(t, &o)
+			l, path, keys := startLog(t, &o)
 			fillAuditLog(t, l, 3)
 			tamper(t, path)
 			files, err := filepath.Glob(path + ".0*")
@@ -100,7 +102,8 @@ func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 			}
 			for range rounds {
 				fillAuditLog(t, l, 1)
-				if _, err := VerifyAuditLog(t.Context(), path, keys, nil); !errors.Is(err, ErrAuditTampered) && what != "a file in pieces" {
+				if _, err := Verify(t.Context(), path, keys, Head{}); !tampered(err) &&
+					what != "a file in pieces" {
 					t.Fatalf("found %v", err)
 				}
 			}
@@ -117,28 +120,31 @@ func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 }
 
 func TestAuditLogBeginsAfterItself(t *testing.T) {
-	l, path, keys := startAuditLog(t, nil)
+	l, path, keys := startLog(t, nil)
 	writeNotes(t, l, 0, 1)
-	line := &auditfile.Line{Seq: 2, Generation: 1, Prev: l.Head().MAC, Begins: 3, Event: []byte(`"type":"note"`)}
+	line := &Line{Seq: 2, Generation: 1, Prev: l.Head().MAC, Begins: 3, Event: []byte(`"type":"note"`)}
 	writeLog(t, path, l.key.Append(readLog(t, path), line))
-	mustFind(t, "begins", path, keys, nil, AuditLogError{File: "audit.log", Line: 2, Seq: 2, Finding: AuditChanged})
+	mustFind(t, "begins", path, keys, Head{}, Problem{File: "audit.log", Line: 2, Seq: 2,
+		Finding: Changed})
 }
 
-// A crash in the first line of any file is no more than that, also when the files before it are gone.
+// A crash in the first line of any file is no more than that, also when the files before it are
+// gone.
 func TestRotatedAuditLogTornFirstLine(t *testing.T) {
 	whole := func(line []byte) int { return len(line) - 1 }
 	for what, size := range map[string]func([]byte) int{
-		"a byte": func([]byte) int { return 1 }, "half": func(line []byte) int { return len(line) / 2 }, "all but the line feed": whole,
+		"a byte": func([]byte) int { return 1 }, "half": func(line []byte) int { return len(line) / 2 },
+		"all but the line feed": whole,
 	} {
 		t.Run(what, func(t *testing.T) {
-			l, path, keys := startAuditLog(t, smallFiles)
+			l, path, keys := startLog(t, smallFiles)
 			for range smallFiles.MaxFiles + 2 {
 				fillAuditLog(t, l, 1)
 				var lines [][]byte
 				var before map[string][]byte
 				for ; len(lines) != 1; lines = logLines(t, path) { // to the first line of the next file
 					before = olderTexts(t, path)
-					if err := l.Record(t.Context(), largeNote()); err != nil {
+					if err := l.Record(t.Context(), "note", largeNote()); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -147,14 +153,14 @@ func TestRotatedAuditLogTornFirstLine(t *testing.T) {
 					writeLog(t, file, text)
 				}
 				_ = l.Close()
-				l = openAuditLog(t, path, keys, smallFiles)
+				l = openLog(t, path, keys, smallFiles)
 				fillAuditLog(t, l, 1)
-				if r := mustVerify(t, path, keys, nil); r.Torn == 0 || len(r.Files) > smallFiles.MaxFiles {
+				if r := mustVerify(t, path, keys, Head{}); r.Torn == 0 || len(r.Files) > smallFiles.MaxFiles {
 					t.Errorf("%+v", r)
 				}
 			}
 			fillAuditLog(t, l, 2)
-			if r := mustVerify(t, path, keys, nil); r.First == 1 {
+			if r := mustVerify(t, path, keys, Head{}); r.First == 1 {
 				t.Errorf("%+v", r)
 			}
 		})
@@ -176,7 +182,7 @@ func olderTexts(t testing.TB, path string) map[string][]byte {
 
 // Older files are deleted after the disk has confirmed the line that says so.
 func TestAuditLogConfirmsBeforeItDrops(t *testing.T) {
-	l, path, keys := startAuditLog(t, smallFiles)
+	l, path, keys := startLog(t, smallFiles)
 	fillAuditLog(t, l, 3)
 	syncs := 0
 	l.sync = func(*os.File) error {
@@ -185,7 +191,7 @@ func TestAuditLogConfirmsBeforeItDrops(t *testing.T) {
 		}
 		return fs.ErrInvalid
 	}
-	if err := l.Record(t.Context(), largeNote()); !errors.Is(err, ErrUnconfirmed) {
+	if err := l.Record(t.Context(), "note", largeNote()); !errors.Is(err, fault.ErrUnconfirmed) {
 		t.Errorf("%v", err)
 	}
 	if n := len(olderTexts(t, path)); n != 3 {
@@ -193,7 +199,7 @@ func TestAuditLogConfirmsBeforeItDrops(t *testing.T) {
 	}
 	l.sync = (*os.File).Sync
 	fillAuditLog(t, l, 1)
-	if r := mustVerify(t, path, keys, nil); r.First != 7 || len(r.Files) != 3 || r.Lines != 7 {
+	if r := mustVerify(t, path, keys, Head{}); r.First != 7 || len(r.Files) != 3 || r.Lines != 7 {
 		t.Errorf("%+v", r)
 	}
 }
@@ -201,7 +207,7 @@ func TestAuditLogConfirmsBeforeItDrops(t *testing.T) {
 // A file that cannot be deleted keeps those that follow it: a gap would look like tampering.
 func TestAuditLogDropsWithoutGaps(t *testing.T) {
 	for _, said := range []error{fs.ErrPermission, nil} { // nil: deleted when others close it
-		l, path, keys := startAuditLog(t, smallFiles)
+		l, path, keys := startLog(t, smallFiles)
 		fillAuditLog(t, l, 3)
 		l.remove = func(name string) error {
 			if strings.HasSuffix(name, ".000001") {
@@ -211,50 +217,50 @@ func TestAuditLogDropsWithoutGaps(t *testing.T) {
 		}
 		for range 3 {
 			fillAuditLog(t, l, 1)
-			if r := mustVerify(t, path, keys, nil); r.First != 1 {
+			if r := mustVerify(t, path, keys, Head{}); r.First != 1 {
 				t.Errorf("%v: %+v", said, r)
 			}
 		}
 		l.remove = l.dir.Remove
 		fillAuditLog(t, l, 1)
-		if r := mustVerify(t, path, keys, nil); len(r.Files) != smallFiles.MaxFiles || r.First == 1 {
+		if r := mustVerify(t, path, keys, Head{}); len(r.Files) != smallFiles.MaxFiles || r.First == 1 {
 			t.Errorf("%v: %+v", said, r)
 		}
 	}
 }
 
-// When the disk does not confirm the file that is ended, the event is not written, and that is said.
+// When the disk does not confirm the file that is ended, the event is not written, and that is
+// said.
 func TestAuditLogUnconfirmedRotation(t *testing.T) {
-	l, path, keys := startAuditLog(t, smallFiles)
+	l, path, keys := startLog(t, smallFiles)
 	fillAuditLog(t, l, 1)
 	l.sync = func(*os.File) error { return fs.ErrInvalid }
-	if err := l.Record(t.Context(), largeNote()); !errors.Is(err, fs.ErrInvalid) || errors.Is(err, ErrUnconfirmed) {
+	if err := l.Record(t.Context(), "note", largeNote()); !errors.Is(err, fs.ErrInvalid) ||
+		errors.Is(err, fault.ErrUnconfirmed) {
 		t.Errorf("%v", err)
 	}
 	l.sync = (*os.File).Sync
 	fillAuditLog(t, l, 1)
-	if r := mustVerify(t, path, keys, nil); r.Lines != 6 || r.Lost != 1 {
+	if r := mustVerify(t, path, keys, Head{}); r.Lines != 6 || r.Lost != 1 {
 		t.Errorf("%+v", r)
 	}
 }
 
 // A process that does not know the newest key deletes nothing, and does not keep others from it.
 func TestRotatedAuditLogOverGenerations(t *testing.T) {
-	dir := storeDir(t)
-	keys, _ := createWeak(t, dir, nil)
+	keys := &testKeys{store: newTestStore()}
 	path := filepath.Join(t.TempDir(), "log", "audit.log")
-	mine := openAuditLog(t, path, keys, smallFiles)
-	theirs := openAuditLog(t, path, openWeak(t, dir, passphrase, nil), smallFiles)
+	mine := openLog(t, path, keys, smallFiles)
+	theirs := openLog(t, path, &testKeys{store: keys.store, knows: 1}, smallFiles)
 	fillAuditLog(t, mine, 5)
-	if err := keys.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)); err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range []*AuditLog{mine, theirs, theirs, theirs, mine, theirs} {
+	keys.store.renew()
+	for _, l := range []*Log{mine, theirs, theirs, theirs, mine, theirs} {
 		fillAuditLog(t, l, 1)
-		mustVerify(t, path, keys, nil)
+		mustVerify(t, path, keys, Head{})
 	}
 	fillAuditLog(t, mine, 1)
-	if r := mustVerify(t, path, keys, nil); len(r.Files) != smallFiles.MaxFiles || r.First != r.Head.Seq-8 {
+	if r := mustVerify(t, path, keys, Head{}); len(r.Files) != smallFiles.MaxFiles ||
+		r.First != r.Head.Seq-8 {
 		t.Errorf("%+v", r)
 	}
 }

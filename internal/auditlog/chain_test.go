@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package auditfile
+package auditlog
 
 import (
 	"bytes"
@@ -19,7 +19,8 @@ type writer struct {
 }
 
 func (w *writer) line(change func(*Line)) []byte {
-	l := &Line{Seq: w.head.Seq + 1, Generation: 1, Prev: w.head.MAC, Event: fmt.Appendf(nil, `"n":%d`, w.head.Seq)}
+	l := &Line{Seq: w.head.Seq + 1, Generation: 1, Prev: w.head.MAC, Event: fmt.Appendf(nil, `"n":%d`,
+		w.head.Seq)}
 	if change != nil {
 		change(l)
 	}
@@ -83,16 +84,19 @@ func TestChain(t *testing.T) {
 		want  Head
 		problem
 	}{
-		"whole":            {lines: five},
-		"empty":            {},
-		"with the head":    {lines: five, want: head},
-		"first changed":    {lines: flip(1), problem: problem{Changed, 1, 1, 0}},
-		"changed":          {lines: flip(3), problem: problem{Changed, 3, 3, 0}},
-		"last changed":     {lines: flip(5), problem: problem{Changed, 5, 5, 0}},
-		"empty line":       {lines: append(pick(1, 2), nil, five[2]), problem: problem{Changed, 3, 3, 0}},
-		"two lines":        {lines: append(pick(1), []byte("x"), []byte("y")), problem: problem{Changed, 2, 2, 0}},
-		"stranger's":       {lines: append(slices.Clone(five), stranger.line(nil)), problem: problem{Changed, 6, 6, 0}},
-		"unknown key":      {lines: append(slices.Clone(five), foreign), problem: problem{Changed, 6, 6, 0}},
+		"whole":         {lines: five},
+		"empty":         {},
+		"with the head": {lines: five, want: head},
+		"first changed": {lines: flip(1), problem: problem{Changed, 1, 1, 0}},
+		"changed":       {lines: flip(3), problem: problem{Changed, 3, 3, 0}},
+		"last changed":  {lines: flip(5), problem: problem{Changed, 5, 5, 0}},
+		"empty line":    {lines: append(pick(1, 2), nil, five[2]), problem: problem{Changed, 3, 3, 0}},
+		"two lines": {lines: append(pick(1), []byte("x"), []byte("y")), problem: problem{Changed,
+			2, 2, 0}},
+		"stranger's": {lines: append(slices.Clone(five), stranger.line(nil)),
+			problem: problem{Changed, 6, 6, 0}},
+		"unknown key": {lines: append(slices.Clone(five), foreign), problem: problem{Changed, 6, 6,
+			0}},
 		"one removed":      {lines: pick(1, 2, 4, 5), problem: problem{Removed, 3, 3, 1}},
 		"two removed":      {lines: pick(1, 4, 5), problem: problem{Removed, 2, 2, 2}},
 		"first removed":    {lines: pick(2, 3, 4, 5), problem: problem{Removed, 1, 1, 1}},
@@ -101,13 +105,16 @@ func TestChain(t *testing.T) {
 		"backwards":        {lines: pick(5, 4, 3, 2, 1), problem: problem{Reordered, 2, 6, 0}},
 		"twice":            {lines: pick(1, 2, 2, 3), problem: problem{Reordered, 3, 3, 0}},
 		"again at the end": {lines: pick(1, 2, 3, 4, 5, 3), problem: problem{Reordered, 6, 6, 0}},
-		"removed, garbage": {lines: append(pick(1, 3), []byte("x"), five[3]), problem: problem{Removed, 2, 2, 1}},
-		"another log's":    {lines: append(pick(1), other.line(nil)), problem: problem{Removed, 2, 2, 0}},
-		"torn":             {lines: five, rest: `{"seq":6,"k`, problem: problem{Torn, 6, 6, 0}},
-		"garbage":          {lines: five, rest: `x`, problem: problem{Changed, 6, 6, 0}},
-		"cut off":          {lines: pick(1, 2, 3), want: head, problem: problem{CutOff, 4, 4, 2}},
-		"cut off, torn":    {lines: pick(1, 2, 3), rest: `{"seq"`, want: head, problem: problem{CutOff, 4, 4, 2}},
-		"replaced":         {lines: five, want: Head{Seq: 3, MAC: [32]byte{1}}, problem: problem{Replaced, 3, 3, 0}},
+		"removed, garbage": {lines: append(pick(1, 3), []byte("x"), five[3]), problem: problem{Removed, 2,
+			2, 1}},
+		"another log's": {lines: append(pick(1), other.line(nil)), problem: problem{Removed, 2, 2, 0}},
+		"torn":          {lines: five, rest: `{"seq":6,"k`, problem: problem{Torn, 6, 6, 0}},
+		"garbage":       {lines: five, rest: `x`, problem: problem{Changed, 6, 6, 0}},
+		"cut off":       {lines: pick(1, 2, 3), want: head, problem: problem{CutOff, 4, 4, 2}},
+		"cut off, torn": {lines: pick(1, 2, 3), rest: `{"seq"`, want: head, problem: problem{CutOff, 4,
+			4, 2}},
+		"replaced": {lines: five, want: Head{Seq: 3, MAC: [32]byte{1}}, problem: problem{Replaced,
+			3, 3, 0}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			chain := &Chain{Key: onlyKey(key), Want: c.want}
@@ -140,14 +147,17 @@ func TestChainBegins(t *testing.T) {
 	lines := w.lines(2)
 	w.line(func(l *Line) { l.Begins = 10; lines = append(lines, w.key.Append(nil, l)) })
 	lines[2] = lines[2][:len(lines[2])-1]
-	if p := check(&Chain{Key: onlyKey(key)}, lines[:2], nil); p == nil || p.Finding != Removed || p.Seq != 1 || p.Missing != 9 || p.Line != 1 {
+	if p := check(&Chain{Key: onlyKey(key)}, lines[:2], nil); p == nil || p.Finding != Removed ||
+		p.Seq != 1 || p.Missing != 9 || p.Line != 1 {
 		t.Errorf("nobody dropped anything: %+v", p)
 	}
 	chain := &Chain{Key: onlyKey(key), Want: Head{Seq: 3}}
-	if p := check(chain, lines, nil); p != nil || chain.First != 10 || chain.Lines != 3 || chain.WantFound {
+	if p := check(chain, lines, nil); p != nil || chain.First != 10 || chain.Lines != 3 ||
+		chain.WantFound {
 		t.Errorf("%+v, %+v", p, chain)
 	}
-	if p := check(&Chain{Key: onlyKey(key)}, lines[1:], nil); p == nil || p.Finding != Removed || p.Seq != 10 || p.Missing != 1 {
+	if p := check(&Chain{Key: onlyKey(key)}, lines[1:], nil); p == nil || p.Finding != Removed ||
+		p.Seq != 10 || p.Missing != 1 {
 		t.Errorf("more is missing than was dropped: %+v", p)
 	}
 }
@@ -164,7 +174,8 @@ func TestChainTorn(t *testing.T) {
 		note := w.line(func(l *Line) { l.Torn, l.TornSum = uint64(n), sha256.Sum256(fragment) })
 		whole := append(slices.Clone(lines), fragment, note)
 		chain := &Chain{Key: onlyKey(key)}
-		if p := check(chain, append(slices.Clone(whole), w.line(nil)), nil); p != nil || chain.Torn != 1 || chain.Lines != 4 {
+		if p := check(chain, append(slices.Clone(whole), w.line(nil)), nil); p != nil ||
+			chain.Torn != 1 || chain.Lines != 4 {
 			t.Errorf("%d bytes: %+v, %+v", n, p, chain)
 		}
 		for what, wrong := range map[string][][]byte{

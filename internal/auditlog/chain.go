@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package auditfile
+package auditlog
 
 import (
 	"crypto/sha256"
@@ -13,7 +13,8 @@ type Finding string
 
 // The findings.
 const (
-	Changed   Finding = "changed"   // a line is not as it was written, or was written by somebody without the key
+	// a line is not as it was written, or was written by somebody without the key
+	Changed   Finding = "changed"
 	Removed   Finding = "removed"   // lines before this one are missing
 	Reordered Finding = "reordered" // a line stands where it was not written, or twice
 	CutOff    Finding = "cut off"   // the log ends before the head that was expected
@@ -31,7 +32,7 @@ type Problem struct {
 }
 
 func (p *Problem) Error() string {
-	return fmt.Sprintf("auditfile: %s, line %d: %s", p.File, p.Line, p.Finding)
+	return fmt.Sprintf("auditlog: %s, line %d: %s", p.File, p.Line, p.Finding)
 }
 
 // Chain checks the lines of a log, oldest first. The zero value, with Key set, is ready.
@@ -68,9 +69,9 @@ type piece struct {
 
 func pieceOf(text []byte) piece { return piece{uint64(len(text)), sha256.Sum256(text)} }
 
-// Step checks one line, which is given without its line feed. It returns a *Problem, or the error of Key. A line that
-// is wrong may turn out to be an unfinished one when the next line comes, so the problem may be told one step later, or
-// by Finish.
+// Step checks one line, which is given without its line feed. It returns a *Problem, or the error
+// of Key. A line that is wrong may turn out to be an unfinished one when the next line comes, so
+// the problem may be told one step later, or by Finish.
 func (c *Chain) Step(file string, number int, text []byte) error {
 	here := place{file, number}
 	if c.start.line == 0 {
@@ -89,10 +90,11 @@ func (c *Chain) Step(file string, number int, text []byte) error {
 		return nil
 	}
 	switch {
-	case c.Lines == 0 && line.Seq > 1 && line.Torn == 0: // older files were dropped, or removed: Finish tells
+	// older files were dropped, or removed: Finish tells
+	case c.Lines == 0 && line.Seq > 1 && line.Torn == 0:
 		c.Head = Head{line.Seq - 1, line.Prev}
 	case line.Torn > 0 && line.Prev == c.before.MAC && line.Seq == c.before.Seq+1 && c.last.is(line):
-		// The last line was whole but for its line feed. Whoever went on took it for unfinished.
+		// The last line was whole except its line feed. The next writer took it for unfinished.
 		c.Lines--
 		c.Torn++
 		c.Head = c.before
@@ -129,7 +131,8 @@ func (c *Chain) resolve(line *Line, this piece, here place) error {
 			return c.doubt
 		}
 	case c.doubt.Finding == Changed:
-		if c.Lines == 0 && line.Seq > 1 && c.bad.is(line) { // the first line of the oldest file that is left
+		// the first line of the oldest file that is left
+		if c.Lines == 0 && line.Seq > 1 && c.bad.is(line) {
 			c.Head = Head{line.Seq - 1, line.Prev}
 		}
 		if !c.bad.is(line) || line.Prev != c.Head.MAC || line.Seq != c.Head.Seq+1 {
@@ -179,10 +182,12 @@ func (c *Chain) problem(f Finding, at place) *Problem {
 	return &Problem{Finding: f, File: at.file, Line: at.line, Seq: c.Head.Seq + 1}
 }
 
-// Settled reports whether nothing is in doubt: what was given to Step so far is a piece of a log, as it was written.
+// Settled reports whether nothing is in doubt: what was given to Step so far is a piece of a log,
+// as it was written.
 func (c *Chain) Settled() bool { return c.doubt == nil }
 
-// Finish ends the check. rest is what stands after the last line feed of the last file, and its place.
+// Finish ends the check. rest is what stands after the last line feed of the last file, and its
+// place.
 func (c *Chain) Finish(file string, number int, rest []byte) error {
 	here := place{file, number}
 	if c.doubt != nil {
@@ -194,7 +199,8 @@ func (c *Chain) Finish(file string, number int, rest []byte) error {
 		return p
 	}
 	if first := max(c.begins, 1); c.Lines > 0 && c.First > first {
-		return &Problem{Finding: Removed, File: c.start.file, Line: c.start.line, Seq: first, Missing: c.First - first}
+		return &Problem{Finding: Removed, File: c.start.file, Line: c.start.line, Seq: first,
+			Missing: c.First - first}
 	}
 	if len(rest) == 0 {
 		return nil

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package auditlog
 
 import (
 	"bufio"
@@ -17,11 +17,11 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/seed-017344ad/sealedchat/internal/auditfile"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 )
 
-// This file is about the older files of an audit log: name.000001 and so on, in the order in which they were ended.
+// This file is about the older files of an audit log: name.000001 and so on, in the order in which
+// they were ended.
 
 // olderFile is one of them.
 type olderFile struct {
@@ -51,8 +51,9 @@ const mostNumber = 1 << 53 // of an older file; others are not the log's
 
 func olderName(log string, number uint64) string { return fmt.Sprintf("%s.%06d", log, number) }
 
-// rotate ends the file and begins another one. Its first line will say where the log begins. The lock is held.
-func (l *AuditLog) rotate() error {
+// rotate ends the file and begins another one. Its first line will say where the log begins. The
+// lock is held.
+func (l *Log) rotate() error {
 	files, err := olderFiles(l.dir, l.name)
 	if err != nil {
 		return err
@@ -68,14 +69,15 @@ func (l *AuditLog) rotate() error {
 		return fmt.Errorf("sealedchat: audit log: there is no number after %s", files[len(files)-1].name)
 	}
 	l.dropFile() // before the name changes: Windows would not let it
-	if err := l.dir.Rename(l.name, olderName(l.name, number)); err != nil && !errors.Is(err, fsafe.ErrNotDurable) {
+	if err := l.dir.Rename(l.name, olderName(l.name, number)); err != nil && !errors.Is(err,
+		fsafe.ErrNotDurable) {
 		return err
 	}
 	return l.catchUp()
 }
 
 // olderTail is the last line of the newest older file that has one.
-func (l *AuditLog) olderTail() (*auditfile.Head, error) {
+func (l *Log) olderTail() (*Head, error) {
 	files, err := olderFiles(l.dir, l.name)
 	if err != nil {
 		return nil, err
@@ -88,19 +90,20 @@ func (l *AuditLog) olderTail() (*auditfile.Head, error) {
 	return nil, nil
 }
 
-// kept says with which line the log begins when no more than MaxFiles are kept, and which files are in the way of that.
-// The current one has no line yet.
+// kept says with which line the log begins when no more than MaxFiles are kept, and which files are
+// in the way of that. The current one has no line yet.
 //
-// Only files count that lead from the log's last line to where it began so far without a gap, and whose ends have the codes
-// that belong to them. Others were put there, or changed: they and what they hide are left for VerifyAuditLog to find, and
-// nothing is dropped while something is missing. A file is checked line by line before the log begins behind it.
-func (l *AuditLog) kept() (begins uint64, old []string, err error) {
+// Only files count that lead from the log's last line to where it began so far without a gap, and
+// whose ends have the codes that belong to them. Others were put there, or changed: they and what
+// they hide are left for VerifyAuditLog to find, and nothing is dropped while something is missing.
+// A file is checked line by line before the log begins after it.
+func (l *Log) kept() (begins uint64, old []string, err error) {
 	run, begins, err := l.genuine()
 	if err != nil {
 		return 0, nil, err
 	}
 	if len(run) == 0 || run[0].first.Seq > begins {
-		l.opts.Logger.Warn("audit log: older files are missing or not as they were written, none is deleted")
+		l.opts.Logger.Warn("audit log: older files are gone or not as they were written, none is deleted")
 		return begins, nil, nil
 	}
 	for ; len(run) > 0; run = run[1:] {
@@ -114,7 +117,8 @@ func (l *AuditLog) kept() (begins uint64, old []string, err error) {
 				return 0, nil, err
 			}
 			if !whole {
-				l.opts.Logger.Warn("audit log: an older file is not as it was written, none is deleted", "file", file.name)
+				l.opts.Logger.Warn("audit log: an older file is not as it was written, none is deleted", "file",
+					file.name)
 				return begins, old, nil
 			}
 			begins = file.last.Seq + 1
@@ -127,13 +131,13 @@ func (l *AuditLog) kept() (begins uint64, old []string, err error) {
 // genuineFile is an older file whose ends were checked.
 type genuineFile struct {
 	name  string
-	first *auditfile.Line
-	last  auditfile.Head
+	first *Line
+	last  Head
 }
 
-// genuine are the older files that lead to the log's last line without a gap, oldest first, and where they say that
-// the log begins.
-func (l *AuditLog) genuine() (run []genuineFile, begins uint64, err error) {
+// genuine are the older files that lead to the log's last line without a gap, oldest first, and
+// where they say that the log begins.
+func (l *Log) genuine() (run []genuineFile, begins uint64, err error) {
 	files, err := olderFiles(l.dir, l.name)
 	if err != nil {
 		return nil, 0, err
@@ -145,20 +149,22 @@ func (l *AuditLog) genuine() (run []genuineFile, begins uint64, err error) {
 		if err != nil {
 			return nil, 0, err
 		}
-		// A file that a writer has begun says where the log begins: a part of one does not count as a file.
+		// A file that a writer has begun says where the log begins: a part of one does not count as
+		// a file.
 		if first == nil || last == nil || *last != want || (first.Begins == 0) != (first.Seq == 1) {
 			continue
 		}
-		begins = max(begins, first.Begins) // the newest says less if its writer had no key for those before
+		// the newest says less if its writer had no key for those before
+		begins = max(begins, first.Begins)
 		run = append(run, genuineFile{file.name, first, *last})
-		want = auditfile.Head{Seq: first.Seq - 1, MAC: first.Prev}
+		want = Head{Seq: first.Seq - 1, MAC: first.Prev}
 	}
 	slices.Reverse(run)
 	return run, begins, nil
 }
 
 // isWhole checks all lines of a file.
-func (l *AuditLog) isWhole(file genuineFile) (bool, error) {
+func (l *Log) isWhole(file genuineFile) (bool, error) {
 	f, err := l.dir.OpenRead(file.name)
 	if err != nil {
 		return false, err
@@ -168,17 +174,18 @@ func (l *AuditLog) isWhole(file genuineFile) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	chain := &auditfile.Chain{Key: func(generation uint32) (*auditfile.Key, error) { return l.keyOf(generation), nil }}
+	chain := &Chain{Key: func(generation uint32) (*Key, error) { return l.keyOf(generation), nil }}
 	p := part{f, file.name, io.NewSectionReader(f, 0, info.Size())}
 	_, rest, err := stepLines(context.Background(), chain, p)
-	if _, wrong := errors.AsType[*auditfile.Problem](err); wrong {
+	if _, wrong := errors.AsType[*Problem](err); wrong {
 		return false, nil
 	}
-	return chain.Settled() && len(rest) == 0 && chain.First == file.first.Seq && chain.Head == file.last, err
+	return chain.Settled() && len(rest) == 0 && chain.First == file.first.Seq &&
+		chain.Head == file.last, err
 }
 
 // ends are a file's first line and its last one that pass the check; nil where it has none.
-func (l *AuditLog) ends(name string, check lineCheck) (first *auditfile.Line, last *auditfile.Head, err error) {
+func (l *Log) ends(name string, check lineCheck) (first *Line, last *Head, err error) {
 	f, err := l.dir.OpenRead(name)
 	if err != nil {
 		return nil, nil, err
@@ -191,11 +198,11 @@ func (l *AuditLog) ends(name string, check lineCheck) (first *auditfile.Line, la
 	if last, _, err = lastLine(f, info.Size(), check); err != nil || last == nil {
 		return nil, nil, err
 	}
-	lines := bufio.NewReaderSize(f, auditfile.MaxLine)
-	next := func() (text []byte, line *auditfile.Line) {
+	lines := bufio.NewReaderSize(f, MaxLine)
+	next := func() (text []byte, line *Line) {
 		text, _ = lines.ReadSlice('\n')
 		text = bytes.TrimSuffix(text, []byte("\n"))
-		if line, err := auditfile.Parse(text); err == nil && check(text, line) {
+		if line, err := Parse(text); err == nil && check(text, line) {
 			return text, line
 		}
 		return text, nil
@@ -211,9 +218,10 @@ func (l *AuditLog) ends(name string, check lineCheck) (first *auditfile.Line, la
 	return nil, last, nil
 }
 
-// dropOld deletes files, oldest first, after the line that says so is on the disk. What stays is deleted with the next file:
-// with all that follows it, since nothing may be missing in between. (On Windows a file stays that somebody has open.)
-func (l *AuditLog) dropOld(names []string) {
+// dropOld deletes files, oldest first, after the line that says so is on the disk. What stays is
+// deleted with the next file: with all that follows it, since nothing may be missing in between.
+// (On Windows a file stays that somebody has open.)
+func (l *Log) dropOld(names []string) {
 	if len(names) == 0 {
 		return
 	}
@@ -229,6 +237,56 @@ func (l *AuditLog) dropOld(names []string) {
 		if err != nil {
 			l.opts.Logger.Warn("audit log: an old file could not be deleted", "file", name, "error", err)
 			return
+		}
+	}
+}
+
+// lineAt is the place of the line with a number; nil for 0, and where the line was dropped or is not as
+// it was written.
+func (l *Log) lineAt(seq uint64) (*Head, error) {
+	if seq == 0 {
+		return nil, nil
+	}
+	files, err := olderFiles(l.dir, l.name)
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range slices.Backward(append(files, olderFile{name: l.name})) {
+		head, older, err := l.findLine(file.name, seq)
+		if head != nil || err != nil || !older {
+			return head, err
+		}
+	}
+	return nil, nil
+}
+
+// findLine looks for a line in one file. older says that the file has no line up to that number.
+func (l *Log) findLine(name string, seq uint64) (head *Head, older bool, err error) {
+	f, err := l.dir.OpenRead(name)
+	if err != nil {
+		return nil, false, err
+	}
+	defer f.Close()
+	older = true
+	for lines := bufio.NewReaderSize(f, MaxLine); ; {
+		text, err := lines.ReadSlice('\n')
+		if errors.Is(err, io.EOF) {
+			return nil, older, nil
+		}
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return nil, false, err
+		}
+		text = bytes.TrimSuffix(text, []byte("\n"))
+		line, err := Parse(text)
+		switch {
+		case err != nil:
+		case line.Seq > seq:
+			return nil, older, nil
+		case line.Seq == seq && l.believes(text, line):
+			at := line.Head()
+			return &at, false, nil
+		default:
+			older = false
 		}
 	}
 }

@@ -1,16 +1,15 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package auditfile is the form of an audit log: lines of JSON, each with a message authentication code over itself and
-// the code of the line before, and the check of such a chain. It touches no files.
-//
+package auditlog
+
 // A line is
 //
 //	{"seq":N,"key":G,"prev":"HEX"[,"begins":N][,"torn":N,"torn_sha256":"HEX"][,"lost":N],EVENT,"mac":"HEX"}
 //
-// with exactly these members in exactly this order and spelling, and a line feed behind it. EVENT is what the line is
-// for: members of any name. The code is HMAC-SHA256 over everything before `,"mac"`.
-package auditfile
+// with exactly these members in exactly this order and spelling, and a line feed after it. EVENT is
+// what the line is for: members of any name. The code is HMAC-SHA256 over everything before
+// `,"mac"`.
 
 import (
 	"bytes"
@@ -20,10 +19,13 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"hash"
 	"strconv"
+	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/erase"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
 // Limits of a line.
@@ -33,14 +35,38 @@ const (
 )
 
 // ErrLine means that a text is not a line of an audit log.
-var ErrLine = errors.New("auditfile: not a line of an audit log")
+var ErrLine = errors.New("auditlog: not a line of an audit log")
 
 const purpose = "sealedchat audit log v1"
 
-// Head is a place in the log: the number of a line, and its code. The zero Head is the place before the first line.
+// Head is a place in the log: the number of a line, and its code. The zero Head is the place before
+// the first line.
 type Head struct {
 	Seq uint64
 	MAC [sha256.Size]byte
+}
+
+// String is "SEQ-MAC", the number in decimal and the code in lower-case hex; "" for the zero Head.
+// [ParseHead] reads it.
+func (h Head) String() string {
+	if h == (Head{}) {
+		return ""
+	}
+	return strconv.FormatUint(h.Seq, 10) + "-" + hex.EncodeToString(h.MAC[:])
+}
+
+// ParseHead reads what [Head.String] gives, with white space around it or not. Its error is
+// ErrInvalidRequest, also for an empty text.
+func ParseHead(text string) (h Head, err error) {
+	seq, mac, _ := strings.Cut(strings.TrimSpace(text), "-")
+	h.Seq, err = strconv.ParseUint(seq, 10, 64)
+	b, hexErr := hex.DecodeString(mac)
+	if err != nil || hexErr != nil || h.Seq == 0 || len(b) != len(h.MAC) {
+		return Head{}, fmt.Errorf("%w: the head of an audit log is NUMBER-HEX, with 64 hex digits",
+			fault.ErrInvalidRequest)
+	}
+	copy(h.MAC[:], b)
+	return h, nil
 }
 
 // Line is one line without its event.
@@ -48,7 +74,7 @@ type Line struct {
 	Seq        uint64            // from 1, across files
 	Generation uint32            // of the data key that the code's key is derived from
 	Prev       [sha256.Size]byte // code of the line before; zeros for the first
-	Begins     uint64            // first line that was kept when this file was begun; 0 if not said; at most Seq
+	Begins     uint64            // first line kept when this file was begun, at most Seq; 0: not said
 	Torn       uint64            // size of the unfinished line that stands before this one; 0 for none
 	TornSum    [sha256.Size]byte // its SHA-256
 	Lost       uint64            // events that could not be written before this one
@@ -59,8 +85,8 @@ type Line struct {
 // Head is the place of the line.
 func (l *Line) Head() Head { return Head{l.Seq, l.MAC} }
 
-// Key makes and checks codes. It is not safe for concurrent use. The hash state behind it, on the Go heap, holds the key until
-// Wipe.
+// Key makes and checks codes. It is not safe for concurrent use. The hash state behind it, on the
+// Go heap, holds the key until Wipe.
 type Key struct{ mac hash.Hash }
 
 // Wipe clears the key, which is useless afterwards. A nil *Key has nothing to wipe.
@@ -70,8 +96,9 @@ func (k *Key) Wipe() {
 	}
 }
 
-// NewKey derives the key of a log from a data key, which stays the caller's: HKDF-SHA256 (RFC 5869) without salt, and with
-// the purpose, after its length, as info, so that the key is none of those that seal data.
+// NewKey derives the key of a log from a data key, which stays the caller's: HKDF-SHA256 (RFC 5869)
+// without salt, and with the purpose, after its length, as info, so that the key is none of those
+// that seal data.
 func NewKey(dataKey []byte) (*Key, error) {
 	info := binary.BigEndian.AppendUint16(nil, uint16(len(purpose)))
 	key, err := hkdf.Key(sha256.New, dataKey, nil, string(append(info, purpose...)), sha256.Size)
@@ -134,7 +161,8 @@ const (
 	tailSize = len(nameMAC) + 2*sha256.Size + len(`"}`)
 )
 
-// Parse reads a line without its line feed. It does not check the code: [Key.Fits] does. Event is a part of text.
+// Parse reads a line without its line feed. It does not check the code: [Key.Fits] does. Event is a
+// part of text.
 func Parse(text []byte) (*Line, error) {
 	if len(text) >= MaxLine || len(text) <= tailSize {
 		return nil, ErrLine
@@ -176,7 +204,10 @@ type reader struct {
 	failed bool
 }
 
-func (r *reader) begins(name string) bool { return !r.failed && bytes.HasPrefix(r.rest, []byte(name)) }
+func (r *reader) begins(name string) bool {
+	return !r.failed && bytes.HasPrefix(r.rest,
+		[]byte(name))
+}
 
 func (r *reader) skip(text string) {
 	if !r.begins(text) {
@@ -217,8 +248,9 @@ func (r *reader) code(name string, to []byte) {
 	r.rest = r.rest[size+1:]
 }
 
-// Unfinished reports whether text, which has no line feed, can be the beginning of the line after head, as a crash leaves
-// it: perhaps followed by zero bytes, which file systems put where data was on its way.
+// Unfinished reports whether text, which has no line feed, can be the beginning of the line after
+// head, as a crash leaves it: perhaps followed by zero bytes, which file systems put where data was
+// on its way.
 func Unfinished(text []byte, head Head) bool {
 	if text = bytes.TrimRight(text, "\x00"); len(text) > MaxLine {
 		return false

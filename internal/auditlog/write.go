@@ -1,49 +1,58 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package auditlog
 
 import (
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/auditfile"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
 )
 
 // This file appends to an audit log, and finds out where others left it.
 
 // write appends a line under the lock. The caller has the turn.
-func (l *AuditLog) write(ctx context.Context, event []byte) error {
+func (l *Log) write(ctx context.Context, event []byte) error {
 	if err := l.useKey(); err != nil {
 		return err
 	}
 	lock, err := l.dir.Lock(ctx, l.name+lockSuffix)
 	if err != nil {
+		// The lock is taken by the folder's path, so that a folder which is no longer there fails here.
+		if gone := l.dir.AtPath(); gone != nil {
+			return fmt.Errorf("%w: its folder is no longer where it was: restore it: %w",
+				fault.ErrAuditTampered, gone)
+		}
 		return err
 	}
 	err = l.append(lock, event)
 	unlocked := lock.Unlock()
-	if err == nil && l.opts.Flush == FlushEachEvent {
+	if err == nil && l.opts.FlushEvery == 0 {
 		err = l.confirm(l.file) // after the lock: other processes need not wait for the disk
 	}
-	if err == nil && l.opts.Flush == FlushEachSecond {
-		l.flush.arm(l.flushNow)
+	if err == nil && l.opts.FlushEvery > 0 {
+		l.flush.arm(l.opts.FlushEvery, l.flushNow)
 	}
 	if err == nil && unlocked != nil {
-		return errors.Join(ErrUnconfirmed, unlocked) // it is written, but perhaps beside another one
+		// it is written, but perhaps beside another one
+		return errors.Join(fault.ErrUnconfirmed, unlocked)
 	}
 	return err
 }
 
 // append is write while the lock is held.
-func (l *AuditLog) append(lock *fsafe.Lock, event []byte) error {
+func (l *Log) append(lock *fsafe.Lock, event []byte) error {
 	if err := l.catchUp(); err != nil {
 		return err
 	}
@@ -52,17 +61,19 @@ func (l *AuditLog) append(lock *fsafe.Lock, event []byte) error {
 			return err
 		}
 	}
-	at := l.tail
-	if l.own.Seq >= at.Seq { // what this process wrote last is gone: go on from there all the same, so that it shows
-		at = l.own
+	at := l.Head()
+	if at != l.tail {
+		l.opts.Logger.Warn("audit log: lines that were there are gone, VerifyAuditLog tells which",
+			"had_reached", at.Seq, "ends_with", l.tail.Seq)
 	}
-	line := &auditfile.Line{
+	line := &Line{
 		Seq: at.Seq + 1, Generation: l.generation, Prev: at.MAC, Lost: l.lost.Load(), Event: event,
 	}
 	l.line = l.line[:0]
 	if len(l.fragment) > 0 {
 		l.line = append(l.line, '\n')
-		if len(l.fragment) <= auditfile.MaxLine && auditfile.Unfinished(l.fragment, l.tail) { // what nobody has begun to write here stays for VerifyAuditLog to find
+		// A fragment that nobody has begun to write here stays for Verify to find.
+		if len(l.fragment) <= MaxLine && Unfinished(l.fragment, l.tail) {
 			line.Torn, line.TornSum = uint64(len(l.fragment)), sha256.Sum256(l.fragment)
 		}
 	}
@@ -82,14 +93,14 @@ func (l *AuditLog) append(lock *fsafe.Lock, event []byte) error {
 	}
 	l.lost.Add(-line.Lost) // those that came meanwhile stay counted
 	l.fragment, l.unbegun = nil, false
-	l.tail, l.own = line.Head(), line.Head()
-	l.setHead(l.own)
+	l.tail = line.Head()
+	l.setSeen(l.tail)
 	l.dropOld(old)
 	return nil
 }
 
 // put writes to the end of the file: all of b, or, as far as that can be had, nothing.
-func (l *AuditLog) put(b []byte) error {
+func (l *Log) put(b []byte) error {
 	n, err := l.file.Write(b)
 	if err == nil {
 		l.size += int64(n)
@@ -101,13 +112,13 @@ func (l *AuditLog) put(b []byte) error {
 	return err
 }
 
-func (l *AuditLog) setHead(h auditfile.Head) {
+func (l *Log) setSeen(h Head) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.head = AuditHead(h)
+	l.seen = h
 }
 
-func (l *AuditLog) dropFile() {
+func (l *Log) dropFile() {
 	if l.file != nil {
 		_ = l.file.Close()
 		l.file = nil
@@ -115,7 +126,7 @@ func (l *AuditLog) dropFile() {
 }
 
 // catchUp makes the file, its size and the tail what they are now. The lock is held.
-func (l *AuditLog) catchUp() error {
+func (l *Log) catchUp() error {
 	if l.file != nil {
 		named, err := l.dir.IsNamed(l.file, l.name)
 		if err != nil {
@@ -125,39 +136,49 @@ func (l *AuditLog) catchUp() error {
 			l.dropFile()
 		}
 	}
-	fresh := l.file == nil
-	if fresh {
-		f, err := l.dir.OpenAppend(l.name)
-		if err != nil {
-			return err
-		}
-		l.file = f
+	if err := l.openFile(); err != nil {
+		return err
 	}
 	info, err := l.file.Stat()
 	if err != nil {
 		return err
 	}
-	if !fresh && info.Size() == l.size {
+	if info.Size() == l.size {
 		return nil
 	}
 	if err := l.readTail(info.Size()); err != nil {
 		l.dropFile()
 		return err
 	}
-	if l.own.Seq < l.tail.Seq {
-		l.setHead(l.tail)
+	if l.Head().Seq < l.tail.Seq {
+		l.setSeen(l.tail)
 	}
 	return nil
 }
 
+// openFile opens the file that is appended to, and makes it where there is none. Its lines are not
+// read.
+func (l *Log) openFile() error {
+	if l.file != nil {
+		return nil
+	}
+	f, err := l.dir.OpenAppend(l.name)
+	if err != nil {
+		return err
+	}
+	l.file, l.size = f, -1
+	return nil
+}
+
 // readTail finds the last line, in this file or in the one before.
-func (l *AuditLog) readTail(size int64) error {
+func (l *Log) readTail(size int64) error {
 	l.size = size
 	tail, fragment, err := lastLine(l.file, size, l.believes)
 	if err != nil {
 		return err
 	}
-	if n := len(fragment); n >= auditfile.MaxLine && fragment[n-1] == 0 { // a power cut left so many zeros: they say nothing
+	// a power cut left so many zeros: they say nothing
+	if n := len(fragment); n >= MaxLine && fragment[n-1] == 0 {
 		end, err := endOfText(l.file, size)
 		if err != nil {
 			return err
@@ -175,7 +196,7 @@ func (l *AuditLog) readTail(size int64) error {
 			return err
 		}
 	}
-	l.tail = auditfile.Head{}
+	l.tail = Head{}
 	if tail != nil {
 		l.tail = *tail
 	}
@@ -184,7 +205,7 @@ func (l *AuditLog) readTail(size int64) error {
 
 // endOfText is where the zero bytes begin at the end of a file.
 func endOfText(f io.ReaderAt, size int64) (int64, error) {
-	block := make([]byte, auditfile.MaxLine)
+	block := make([]byte, MaxLine)
 	for size > 0 {
 		b := block[:min(size, int64(len(block)))]
 		if _, err := f.ReadAt(b, size-int64(len(b))); err != nil && !errors.Is(err, io.EOF) {
@@ -199,12 +220,12 @@ func endOfText(f io.ReaderAt, size int64) (int64, error) {
 }
 
 // lineCheck says whether a line that was parsed is a good one.
-type lineCheck func(text []byte, line *auditfile.Line) bool
+type lineCheck func(text []byte, line *Line) bool
 
-// lastLine finds the last good line of a file, nil if there is none in its last 256 KiB, and what stands behind the last
-// line feed. What is wrong in between is left for VerifyAuditLog to find.
-func lastLine(f *os.File, size int64, check lineCheck) (head *auditfile.Head, fragment []byte, err error) {
-	for _, window := range []int64{4 << 10, 4 * auditfile.MaxLine} { // the small one does, nearly always
+// lastLine finds the last good line of a file, nil if there is none in its last 256 KiB, and what
+// stands behind the last line feed. What is wrong in between is left for VerifyAuditLog to find.
+func lastLine(f *os.File, size int64, check lineCheck) (head *Head, fragment []byte, err error) {
+	for _, window := range []int64{4 << 10, 4 * MaxLine} { // the small one does, nearly always
 		head, fragment, err = lastWithin(f, max(size-window, 0), size, check)
 		if head != nil || err != nil || size <= window {
 			break
@@ -213,7 +234,7 @@ func lastLine(f *os.File, size int64, check lineCheck) (head *auditfile.Head, fr
 	return head, fragment, err
 }
 
-func lastWithin(f *os.File, from, size int64, check lineCheck) (*auditfile.Head, []byte, error) {
+func lastWithin(f *os.File, from, size int64, check lineCheck) (*Head, []byte, error) {
 	text := make([]byte, size-from)
 	if _, err := f.ReadAt(text, from); err != nil && !errors.Is(err, io.EOF) {
 		return nil, nil, err
@@ -223,7 +244,7 @@ func lastWithin(f *os.File, from, size int64, check lineCheck) (*auditfile.Head,
 	for text = text[:end+1]; len(text) > 0; {
 		text = text[:len(text)-1] // its line feed
 		start := bytes.LastIndexByte(text, '\n') + 1
-		if line, err := auditfile.Parse(text[start:]); err == nil && check(text[start:], line) {
+		if line, err := Parse(text[start:]); err == nil && check(text[start:], line) {
 			head := line.Head()
 			return &head, fragment, nil
 		}
@@ -232,39 +253,41 @@ func lastWithin(f *os.File, from, size int64, check lineCheck) (*auditfile.Head,
 	return nil, fragment, nil
 }
 
-// believes checks a line where the key is at hand. Lines of a generation that this process does not have are taken: to go
-// on after a wrong one hides nothing from VerifyAuditLog. What is written on behalf of a line needs proves.
-func (l *AuditLog) believes(text []byte, line *auditfile.Line) bool {
+// believes checks a line where the key is at hand. Lines of a generation that this process does not
+// have are taken: to go on after a wrong one hides nothing from VerifyAuditLog. What is written on
+// behalf of a line needs proves.
+func (l *Log) believes(text []byte, line *Line) bool {
 	key := l.keyOf(line.Generation)
 	return key == nil || key.Fits(text, line)
 }
 
 // proves reports whether a line has the code that belongs to it.
-func (l *AuditLog) proves(text []byte, line *auditfile.Line) bool {
+func (l *Log) proves(text []byte, line *Line) bool {
 	key := l.keyOf(line.Generation)
 	return key != nil && key.Fits(text, line)
 }
 
 // keyOf is the key of a generation, nil if it is not at hand.
-func (l *AuditLog) keyOf(generation uint32) *auditfile.Key {
+func (l *Log) keyOf(generation uint32) *Key {
 	if generation == l.generation {
 		return l.key
 	}
-	if key := l.known[generation]; key != nil || generation > l.keys.dataGeneration() {
+	if key := l.known[generation]; key != nil || generation > l.keys.DataGeneration() {
 		return key
 	}
-	key, _, err := l.keys.auditKey(generation)
+	key, _, err := newKey(l.keys, generation)
 	if err != nil {
 		return nil
 	}
 	if l.known == nil {
-		l.known = make(map[uint32]*auditfile.Key)
+		l.known = make(map[uint32]*Key)
 	}
 	l.known[generation] = key // the store may be closed before the log
 	return key
 }
 
-// flusher has the disk confirm, a second after the first of the events that it has not confirmed.
+// flusher has the disk confirm, some time after the first of the events that it has not confirmed.
+// mu guards all of it except running, which counts timers that are set or at work.
 type flusher struct {
 	mu      sync.Mutex
 	timer   *time.Timer // nil while there is nothing to confirm
@@ -273,15 +296,15 @@ type flusher struct {
 	err     error // of the last time, until somebody was told
 }
 
-// arm has f run in a second, unless it is about to.
-func (f *flusher) arm(confirm func() error) {
+// arm has confirm run after a while, unless it is about to.
+func (f *flusher) arm(after time.Duration, confirm func() error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.timer != nil || f.stopped {
 		return
 	}
 	f.running.Add(1)
-	f.timer = time.AfterFunc(flushEvery, func() {
+	f.timer = time.AfterFunc(after, func() {
 		defer f.running.Done()
 		f.mu.Lock()
 		f.timer = nil
@@ -316,7 +339,11 @@ func (f *flusher) stop() error {
 }
 
 // flushNow confirms through a handle of its own, so that nobody who writes waits for the disk.
-func (l *AuditLog) flushNow() error {
+func (l *Log) flushNow() error {
+	if there, err := l.dir.Exists(l.name); err != nil || !there { // OpenAppend would make one
+		return fault.Join(err, &fs.PathError{Op: "sync", Path: filepath.Join(l.dir.Path(), l.name),
+			Err: fs.ErrNotExist})
+	}
 	f, err := l.dir.OpenAppend(l.name)
 	if err != nil {
 		return err

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package auditfile
+package auditlog
 
 import (
 	"bytes"
@@ -24,15 +24,17 @@ func testKey(t testing.TB, b byte) *Key {
 // fullLine has every member.
 func fullLine() *Line {
 	return &Line{
-		Seq: 7, Generation: 2, Prev: [32]byte{1, 0xab}, Begins: 3, Torn: 5, TornSum: [32]byte{9}, Lost: 4, Event: []byte(`"type":"note"`),
+		Seq: 7, Generation: 2, Prev: [32]byte{1,
+			0xab}, Begins: 3, Torn: 5, TornSum: [32]byte{9}, Lost: 4, Event: []byte(`"type":"note"`),
 	}
 }
 
 func TestLine(t *testing.T) {
 	key := testKey(t, 1)
 	for what, l := range map[string]*Line{
-		"least":  {Seq: 1, Generation: 1, Event: []byte(`"a":1`)},
-		"most":   {Seq: maxSeq, Generation: 1<<32 - 1, Begins: maxSeq, Torn: MaxLine, Lost: maxSeq, Event: []byte(`"mac":"x","seq":"y"`)},
+		"least": {Seq: 1, Generation: 1, Event: []byte(`"a":1`)},
+		"most": {Seq: maxSeq, Generation: 1<<32 - 1, Begins: maxSeq, Torn: MaxLine, Lost: maxSeq,
+			Event: []byte(`"mac":"x","seq":"y"`)},
 		"full":   fullLine(),
 		"torn":   {Seq: 2, Generation: 1, Torn: 1, Event: []byte(`"a":1`)},
 		"lost":   {Seq: 2, Generation: 1, Lost: 1, Event: []byte(`"a":1`)},
@@ -65,7 +67,8 @@ func TestChangedLines(t *testing.T) {
 				t.Errorf("bit %d of byte %d: %s", bit, at, changed)
 			}
 		}
-		for _, changed := range [][]byte{text[:at], text[at+1:], append(bytes.Clone(text[:at]), append([]byte(" "), text[at:]...)...)} {
+		for _, changed := range [][]byte{text[:at], text[at+1:], append(bytes.Clone(text[:at]),
+			append([]byte(" "), text[at:]...)...)} {
 			if l, err := Parse(changed); err == nil && key.Fits(changed, l) {
 				t.Errorf("byte %d: %s", at, changed)
 			}
@@ -137,7 +140,8 @@ func TestUnfinished(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	key := testKey(f, 1)
 	f.Add(bytes.TrimSuffix(key.Append(nil, fullLine()), []byte("\n")))
-	f.Add(bytes.TrimSuffix(key.Append(nil, &Line{Seq: 1, Generation: 1, Event: []byte(`"a":1`)}), []byte("\n")))
+	f.Add(bytes.TrimSuffix(key.Append(nil, &Line{Seq: 1, Generation: 1, Event: []byte(`"a":1`)}),
+		[]byte("\n")))
 	f.Add([]byte(`{"seq":1,"key":1,"prev":"`))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -151,13 +155,15 @@ func FuzzParse(f *testing.F) {
 		key := testKey(t, 1)
 		fits, mac := key.Fits(text, l), l.MAC
 		again := bytes.TrimSuffix(key.Append(nil, l), []byte("\n"))
-		if n := len(text) - tailSize; !bytes.Equal(again[:n], text[:n]) || len(again) != len(text) || fits != (mac == l.MAC) {
+		if n := len(text) - tailSize; !bytes.Equal(again[:n], text[:n]) || len(again) != len(text) ||
+			fits != (mac == l.MAC) {
 			t.Errorf("%q is written again as %q", text, again)
 		}
 	})
 }
 
-// A key that was wiped writes and checks nothing that the key would, and its hash holds nothing of it.
+// A key that was wiped writes and checks nothing that the key would, and its hash holds nothing of
+// it.
 func TestWipe(t *testing.T) {
 	key := testKey(t, 1)
 	text := bytes.TrimSuffix(key.Append(nil, fullLine()), []byte("\n"))

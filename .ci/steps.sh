@@ -1,0 +1,182 @@
+# The steps of .ci/run, one function each; places has a file of its own. It is sourced.
+# shellcheck shell=bash
+
+# about says in a line what a step is.
+about() {
+	case $1 in
+	format) echo "gofmt" ;;
+	tidy) echo "modules are tidy" ;;
+	vet) echo "go vet" ;;
+	staticcheck) echo "staticcheck $staticcheck_version" ;;
+	test) echo "the README's test command, and what the tests reach" ;;
+	places) echo "the tests where users, limits, signals and files are others" ;;
+	python) echo "Python, for the independent program and the real client" ;;
+	long) echo "processes, kills, cuts and faults, for longer" ;;
+	memory) echo "what lies in a client's memory, and in its core file" ;;
+	audit) echo "the audit log under load, kills and tampering; what an event costs" ;;
+	race) echo "race detector" ;;
+	platforms) echo "other platforms build, tests included" ;;
+	wine) echo "Windows tests under Wine" ;;
+	demo) echo "the README's demo" ;;
+	modules) echo "modules of their own, with Redis for gateways on several machines" ;;
+	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' . and bench/peers/main.go)" ;;
+	fuzz) echo "fuzzing, ${FUZZTIME:-3s} a target" ;;
+	esac
+}
+
+step_format() {
+	local unformatted
+	unformatted=$(gofmt -l .)
+	[ -z "$unformatted" ] || { printf 'gofmt wants to change:\n%s\n' "$unformatted"; return 1; }
+}
+
+step_tidy() { go mod tidy -diff; }
+
+step_vet() { go vet ./...; }
+
+step_staticcheck() {
+	need_staticcheck
+	"$tools/staticcheck" ./...
+}
+
+step_test() {
+	local readme_test
+	readme_test=$(sed -n 's/^\$ \(go test .*\)$/\1/p' README.md | head -n 1)
+	[ -n "$readme_test" ] || { echo "README.md has no line '\$ go test …'"; return 1; }
+	# The same run counts what the tests reach: 85 % of the root's statements, and of internal/'s.
+	bash -c "$readme_test -coverprofile='$tools/cover.out'"
+	awk 'NR > 1 {
+		split($1, at, ":"); split(at[1], part, "/")
+		group = part[4] == "internal" ? "internal" : part[4] == "examples" ? "examples" : "root"
+		size[$1] = $2; of[$1] = group
+		if ($3 > 0) hit[$1] = 1
+	} END {
+		for (b in size) { total[of[b]] += size[b]; if (b in hit) reached[of[b]] += size[b] }
+		for (g in total) {
+			percent = 100 * reached[g] / total[g]
+			printf "coverage of %s: %.1f %%\n", g, percent
+			if (g != "examples" && percent < 85) low = 1
+		}
+		if (!total["root"] || !total["internal"] || low) { print "want 85 % of root and internal"; exit 1 }
+	}' "$tools/cover.out"
+}
+
+step_python() {
+	if ! need_python; then
+		skip "Python with cryptography $crypto_version and nomyo $nomyo_version: no venv, or PyPI does not answer"
+		return 0
+	fi
+	need_staticcheck
+	SEALEDCHAT_PYTHON="$python" must_run TestCapturedRequestOpensWithPython TestCapturedRequestOpensWithOpenSSL
+	go vet -tags interop ./internal/interop/nomyo/
+	"$tools/staticcheck" -tags interop ./internal/interop/nomyo/
+	SEALEDCHAT_PYTHON="$python" SEALEDCHAT_INTEROP=required go test -count=1 -tags interop ./internal/interop/nomyo/
+}
+
+# The tests that do more with SEALEDCHAT_LONG=1, but for the audit log's.
+step_long() {
+	SEALEDCHAT_LONG=1 must_run TestSharedKeyStore TestKilledKeyStore TestFaultSequences TestLargeChat TestGuardsAgainstPages \
+		TestObliviousCutsThroughRelay TestOHTTPStreamsCutThroughRelay TestEveryBitFlipIsRefused
+}
+
+step_memory() {
+	command -v gcore >/dev/null || install gdb
+	command -v gcore >/dev/null || skip "core files, unless SIGABRT writes them: no gcore"
+	local experiment
+	for experiment in "" runtimesecret; do
+		case $(go env GOOS)/$(go env GOARCH)/$experiment in
+		linux/amd64/* | linux/arm64/* | linux/*/)
+			echo "GOEXPERIMENT=$experiment"
+			GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessMemory TestProcessMemoryOfLargeStacks
+			sed -n '/rounds_1/,/KB of heap/p' "$tools/must.out" | grep -F '| ' || true
+			if command -v gcore >/dev/null; then GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessCore; fi
+			;;
+		*) skip "process memory with GOEXPERIMENT=$experiment: only on Linux" ;;
+		esac
+	done
+}
+
+step_audit() { SEALEDCHAT_LONG=1 must_run TestSharedAuditLog TestKilledAuditLog TestTamperedAuditLog TestAuditEventCost; }
+
+step_race() {
+	if [ "$(go env CGO_ENABLED)" = 1 ]; then
+		go test -race ./...
+	else
+		skip "race detector: no C compiler"
+	fi
+}
+
+step_platforms() {
+	local target
+	for target in windows/amd64 darwin/arm64 linux/arm64; do
+		echo "$target"
+		GOOS=${target%/*} GOARCH=${target#*/} CGO_ENABLED=0 go build ./...
+		GOOS=${target%/*} GOARCH=${target#*/} CGO_ENABLED=0 go vet ./...
+	done
+}
+
+step_wine() {
+	mkdir -p "$tools/wine"
+	local status=0
+	bash .ci/wine "$tools/wine" >"$tools/wine.out" || status=$?
+	cat "$tools/wine.out"
+	[ "$status" != 3 ] || skip "Windows tests under Wine: $(tail -n 1 "$tools/wine.out")"
+	[ "$status" = 3 ] || return "$status"
+}
+
+step_demo() {
+	local prompt="What is the capital of France?" answer
+	answer=$(go run ./examples/chat "$prompt" 2>"$tools/demo.err") || { cat "$tools/demo.err"; return 1; }
+	cat "$tools/demo.err"
+	printf '%s\n' "$answer"
+	case $answer in *Paris*) ;; *) echo "the demo did not answer"; return 1 ;; esac
+	answer=$(go run ./examples/chat -protocol ohttp -stream "$prompt" 2>"$tools/demo.err") || { cat "$tools/demo.err"; return 1; }
+	case $answer in *Paris*) ;; *) echo "the demo did not stream"; return 1 ;; esac
+}
+
+step_modules() {
+	need_staticcheck
+	command -v redis-server >/dev/null || install redis-server
+	if command -v redis-server; then
+		export SEALEDCHAT_REDIS=required
+	else
+		skip "gateways that share a Redis server: no redis-server"
+	fi
+	local dir failed=()
+	for dir in internal/interop/consumer internal/interop/wycheproof internal/interop/ohttp examples/openai-sdk examples/keystore examples/gateway-redis bench/peers; do
+		echo "$dir"
+		bash -ec 'cd "$1"; go mod tidy -diff; go vet ./...; "$2/staticcheck" ./...; go test -count=1 ./...' - "$dir" "$tools" || failed+=("$dir")
+	done
+	[ "${#failed[@]}" = 0 ] || { echo "failed: ${failed[*]}"; return 1; }
+	[ "$(cd internal/interop/consumer && go run .)" = "Paris." ] || { echo "the consumer got no answer"; return 1; }
+}
+
+step_bench() {
+	go test -run '^$' -bench 'Seal|Open' -benchtime 3x .
+	local peers=("-small" "-out" "$tools/bench")
+	if need_python; then
+		peers+=("-python" "$python")
+	else
+		skip "the benchmark of Python's client: no Python with nomyo"
+	fi
+	(cd bench/peers && go run . "${peers[@]}" >"$tools/peers.out") || { cat "$tools/peers.out"; return 1; }
+	sed -n '/^## Ratios/,/^## Where/p' "$tools/peers.out"
+}
+
+step_fuzz() {
+	list_tests
+	fuzztime=${FUZZTIME:-3s}
+	local package target fuzzed=0 failed=()
+	while read -r package target; do
+		printf '%s %s: ' "${package##*/}" "$target"
+		if fuzz "$package" "$target" </dev/null; then
+			grep -E 'elapsed: ' "$tools/fuzz.out" | tail -n 1 || echo "no line of progress"
+		else
+			cat "$tools/fuzz.out"
+			failed+=("$target")
+		fi
+		fuzzed=$((fuzzed + 1))
+	done < <(grep ' Fuzz' "$tools/tests")
+	[ "$fuzzed" -gt 0 ] || { echo "no fuzz target was found"; return 1; }
+	[ "${#failed[@]}" = 0 ] || { echo "failed: ${failed[*]}"; return 1; }
+}

@@ -1,0 +1,26 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !gc || !(amd64 || arm64)
+
+package erase
+
+// weights is how many frames of weigh lie above the work: 48 KiB keep the garbage collector from
+// moving a stack of 128 KiB, which is what a small one has become.
+const weights = 3
+
+// deep runs f far down a stack that has room for it, and clears what f used.
+func deep(f func(), _ bool) { down(f, weights) }
+
+func down(f func(), n int) {
+	if n > 0 {
+		weigh(func() { down(f, n-1) }, false)
+		return
+	}
+	burn(stackDepth)
+	caught := attempt(f)
+	burn(stackDepth)
+	if caught != nil {
+		panic(caught)
+	}
+}

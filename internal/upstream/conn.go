@@ -1,0 +1,149 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream
+
+import (
+	"bufio"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+)
+
+const (
+	readBuffer = 4 << 10  // net/http's buffer of a connection
+	pieceSize  = 32 << 10 // content that is written at once
+)
+
+// conn is a connection as net/http has it. It sees to it that no buffer keeps what passed through it, and
+// knows whether an answer began before the request's content was written. One goroutine reads, another
+// one writes.
+type conn struct {
+	net.Conn
+	blind  bool        // TLS is above it: what follows is not known, and nothing is done for buffers
+	unsent atomic.Bool // the last piece of the content was not begun
+	during atomic.Bool // the content was not written to its end
+	early  atomic.Bool // an answer began while unsent
+	idle   atomic.Bool // no request is under way: nothing may come
+	dead   atomic.Bool // closed, or failed
+}
+
+// begin is a new request, before net/http has it.
+func (c *conn) begin(content bool) {
+	c.idle.Store(false)
+	c.early.Store(false)
+	c.unsent.Store(content)
+	c.during.Store(content)
+}
+
+// settled reports, after the end of an answer, that the connection is fit for a further request.
+func (c *conn) settled() bool {
+	return !c.dead.Load() && (c.blind || !c.early.Load() && !c.during.Load())
+}
+
+// Read clears p before it waits: when a request is over, net/http waits here with the whole of its buffer,
+// in which the answer still stands. Larger ones are the answer's reader's own.
+func (c *conn) Read(p []byte) (int, error) {
+	if len(p) <= readBuffer {
+		clear(p)
+	}
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.idle.Load() && !c.blind { // net/http would write it to its log
+		clear(p[:n])
+		n, err = 0, io.EOF
+	}
+	if n > 0 && c.unsent.Load() {
+		c.early.Store(true)
+	}
+	if err != nil {
+		c.dead.Store(true)
+	}
+	return n, err
+}
+
+// ReadFrom writes content. net/http would copy it through a buffer that it does not clear.
+//
+// The last piece counts as sent when it is begun: a server that waited for it may answer before Write
+// returns. That all of it was written is asked at the answer's end.
+func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	size := int64(pieceSize)
+	limited, ok := r.(*io.LimitedReader)
+	if ok {
+		size = max(1, min(size, limited.N))
+	}
+	buf := make([]byte, size)
+	defer clear(buf)
+	var sent int64
+	for {
+		n, err := io.ReadFull(r, buf)
+		last := err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) || ok && limited.N == 0
+		if last {
+			c.unsent.Store(false)
+		}
+		if n > 0 {
+			written, failed := c.Conn.Write(buf[:n])
+			sent += int64(written)
+			if failed != nil {
+				return sent, failed
+			}
+		}
+		if last {
+			c.during.Store(false)
+			return sent, nil
+		}
+		if err != nil {
+			return sent, err
+		}
+	}
+}
+
+// Close is net/http's.
+func (c *conn) Close() error {
+	c.dead.Store(true)
+	return c.Conn.Close()
+}
+
+// sever closes what is below TLS. It waits for nothing.
+func (c *conn) sever() {
+	c.dead.Store(true)
+	if t, ok := c.Conn.(*tls.Conn); ok {
+		_ = t.NetConn().Close()
+		return
+	}
+	_ = c.Conn.Close()
+}
+
+// records is a connection below TLS. It hands out one record at a time, its header alone. crypto/tls
+// decrypts a record where it lies, in a buffer that it empties before it asks for the next header: then
+// the plaintext of the last record stands in p, and nowhere else.
+type records struct {
+	net.Conn
+	in     *bufio.Reader // ciphertext
+	header [recordHeader]byte
+	have   int // of header
+	left   int // of the record behind the header
+}
+
+const recordHeader = 5 // RFC 8446, section 5.1: type, version, length
+
+func newRecords(c net.Conn) *records {
+	return &records{Conn: c, in: bufio.NewReaderSize(c, readBuffer)}
+}
+
+func (r *records) Read(p []byte) (int, error) {
+	if r.left > 0 {
+		n, err := r.in.Read(p[:min(len(p), r.left)])
+		r.left -= n
+		return n, err
+	}
+	clear(p)
+	n, err := r.in.Read(p[:min(len(p), recordHeader-r.have)])
+	copy(r.header[r.have:], p[:n])
+	if r.have += n; r.have == recordHeader {
+		r.have, r.left = 0, int(binary.BigEndian.Uint16(r.header[3:]))
+	}
+	return n, err
+}
