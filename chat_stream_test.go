@@ -80,18 +80,18 @@ func TestStreamChunks(t *testing.T) {
 	if r.ID != "c1" || r.Object != "chat.completion" || r.Model != "m" || r.Created != 1765250382 ||
 		r.ServiceTier != "flex" ||
 		r.Usage == nil || r.Usage.TotalTokens != 3 || string(r.Extra["x"]) != "1" ||
-			r.PayloadID != chunks[0].PayloadID || r.Text() != "eins" {
+		r.PayloadID != chunks[0].PayloadID || r.Text() != "eins" {
 		t.Errorf("%+v", r)
 	}
 	want := []Choice{
 		{Index: 0, FinishReason: "tool_calls", Message: Message{Role: "assistant", Content: "eins",
 			Refusal: "no", ToolCalls: []ToolCall{
-			{ID: "t0", Type: "function", Function: FunctionCall{Name: "g"}},
-			{ID: "t1", Type: "function", Function: FunctionCall{Name: "f", Arguments: `{"a":1}`}},
-		}}, Extra: map[string]json.RawMessage{"logprobs": json.RawMessage(`{"content":[1,2],"refusal":null}`)}},
+				{ID: "t0", Type: "function", Function: FunctionCall{Name: "g"}},
+				{ID: "t1", Type: "function", Function: FunctionCall{Name: "f", Arguments: `{"a":1}`}},
+			}}, Extra: map[string]json.RawMessage{"logprobs": json.RawMessage(`{"content":[1,2],"refusal":null}`)}},
 		{Index: 1, FinishReason: "stop", Message: Message{Role: "assistant", Content: "zwei",
 			Extra: map[string]json.RawMessage{
-			"reasoning_content": json.RawMessage(`"hm\ud83d\ude00"`)}}},
+				"reasoning_content": json.RawMessage(`"hm\ud83d\ude00"`)}}},
 		{Index: 2, Message: Message{Role: "assistant"}},
 	}
 	if !reflect.DeepEqual(r.Choices, want) {
@@ -151,34 +151,34 @@ func TestStreamsThatGoWrong(t *testing.T) {
 	}{
 		"without end":         {[]string{good}, ErrTruncated, ""},
 		"cut within an event": {[]string{good, `data: {"choices":[{"ind`}, ErrTruncated, ""},
-		"a finish alone":      {[]string{good,
+		"a finish alone": {[]string{good,
 			`data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"},
-				ErrTruncated, ""},
-		"an error":            {[]string{good,
+			ErrTruncated, ""},
+		"an error": {[]string{good,
 			`data: {"error":{"message":"out of memory","code":"oom"}}` + "\n\n", done}, ErrServer,
-				""},
+			""},
 		"an error in a chunk": {[]string{good,
 			`data: {"object":"chat.completion.chunk","error":{"code":502,"message":"memory"},` +
-			`"choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}` + "\n\n",
-				done}, ErrServer, ""},
+				`"choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}` + "\n\n",
+			done}, ErrServer, ""},
 		"an empty error in a chunk": {[]string{good, `data: {"error":{},"choices":[]}` + "\n\n",
 			done}, ErrServer, ""},
-		"event: error":              {[]string{good,
+		"event: error": {[]string{good,
 			"event: error\n" + `data: {"message":"out of memory"}` + "\n\n"}, ErrServer, ""},
-		"event: error, no JSON":     {[]string{good, "event: error\ndata: out of memory\n\n"},
+		"event: error, no JSON": {[]string{good, "event: error\ndata: out of memory\n\n"},
 			ErrServer, ""},
-		"no JSON":                   {[]string{good, "data: hello\n\n", done}, ErrResponseSchema,
+		"no JSON": {[]string{good, "data: hello\n\n", done}, ErrResponseSchema,
 			""},
-		"a list":                    {[]string{good, "data: []\n\n", done}, ErrResponseSchema, ""},
-		"invalid UTF-8":             {[]string{good, "data: {\"choices\":[],\"a\":\"\xff\"}\n\n",
+		"a list": {[]string{good, "data: []\n\n", done}, ErrResponseSchema, ""},
+		"invalid UTF-8": {[]string{good, "data: {\"choices\":[],\"a\":\"\xff\"}\n\n",
 			done}, ErrResponseSchema, ""},
-		"no choices":                {[]string{good, `data: {"id":"x"}` + "\n\n", done},
+		"no choices": {[]string{good, `data: {"id":"x"}` + "\n\n", done},
 			ErrResponseSchema, "choices"},
-		"a whole completion":        {[]string{`data: {"object":"chat.completion","choices":[]}` + "\n\n", done}, ErrResponseSchema, "object"},
-		"a number for a text":       {[]string{`data: {"choices":[{"index":0,"delta":{"content":7}}]}` + "\n\n", done}, ErrResponseSchema, "choices"},
-		"too much of it":            {[]string{`data: {"choices":[` + strings.Repeat("{},",
+		"a whole completion":  {[]string{`data: {"object":"chat.completion","choices":[]}` + "\n\n", done}, ErrResponseSchema, "object"},
+		"a number for a text": {[]string{`data: {"choices":[{"index":0,"delta":{"content":7}}]}` + "\n\n", done}, ErrResponseSchema, "choices"},
+		"too much of it": {[]string{`data: {"choices":[` + strings.Repeat("{},",
 			chatjson.MaxWeight) + `{}]}` + "\n\n", done}, ErrResponseSchema, ""},
-		"too large an event":        {[]string{"data: " + strings.Repeat(" ",
+		"too large an event": {[]string{"data: " + strings.Repeat(" ",
 			sse.MaxEvent) + "\n\n", done}, ErrTooLarge, ""},
 	} {
 		g := newTiny(t, answerEvents(test.events...))
@@ -308,10 +308,10 @@ func TestStreamOverV1IsAskedForAsChat(t *testing.T) {
 		extra map[string]any
 		usage bool
 	}{
-		"nothing said":    {nil, true},
-		"other members":   {map[string]any{"top_k": 40}, true},
-		"stream":          {map[string]any{"stream": false}, true},
-		"usage":           {map[string]any{"stream_options": map[string]any{"include_usage": true}},
+		"nothing said":  {nil, true},
+		"other members": {map[string]any{"top_k": 40}, true},
+		"stream":        {map[string]any{"stream": false}, true},
+		"usage": {map[string]any{"stream_options": map[string]any{"include_usage": true}},
 			true},
 		"no usage":        {map[string]any{"stream_options": map[string]any{"include_usage": false}}, false},
 		"no word of it":   {map[string]any{"stream_options": struct{}{}}, false},
@@ -364,15 +364,17 @@ func TestEncodedRequestsNeedNoCheck(t *testing.T) {
 		chatjson.MaxDepth-1))
 	for name, v := range map[string]json.RawMessage{
 		"no UTF-8": []byte("\"\xff\""), "half a character": []byte("[\"\xe2\x82\"]"), "deep": deep,
-			"no JSON": []byte(`{`), "two": []byte(`1 2`),
+		"no JSON": []byte(`{`), "two": []byte(`1 2`),
 	} {
 		members := map[string]json.RawMessage{"x": v}
 		for where, change := range map[string]func(*ChatRequest){
-			"Extra":      func(r *ChatRequest) { r.Extra = map[string]any{"x": v} },
-			"inside":     func(r *ChatRequest) { r.Extra = map[string]any{"x": map[string]any{"y": []any{v}}} },
-			"a message":  func(r *ChatRequest) { r.Messages[0].Extra = members },
-			"a part":     func(r *ChatRequest) { r.Messages = []Message{UserParts(Part{Type: "x",
-				Extra: members})} },
+			"Extra":     func(r *ChatRequest) { r.Extra = map[string]any{"x": v} },
+			"inside":    func(r *ChatRequest) { r.Extra = map[string]any{"x": map[string]any{"y": []any{v}}} },
+			"a message": func(r *ChatRequest) { r.Messages[0].Extra = members },
+			"a part": func(r *ChatRequest) {
+				r.Messages = []Message{UserParts(Part{Type: "x",
+					Extra: members})}
+			},
 			"a tool":     func(r *ChatRequest) { r.Tools = []Tool{FunctionTool("f", "", v)} },
 			"tool extra": func(r *ChatRequest) { r.Tools = []Tool{{Type: "x", Extra: members}} },
 			"a choice":   func(r *ChatRequest) { r.ToolChoice = v },

@@ -19,6 +19,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/limit"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/replay"
 )
 
 // GatewayConfig is what [NewGateway] needs: Upstream, and Authenticate or AllowUnauthenticated. Every other zero value
@@ -57,7 +58,7 @@ type GatewayConfig struct {
 	// "" = TierStandard.
 	Tier SecurityTier
 	// Replay remembers the requests that were served. Gateways that share Keys share it, and have the same ReplayWindow and
-	// OHTTP.DateWindow: each remembers for as long as its own says. nil = NewReplayCache(0) of its own.
+	// OHTTP.DateWindow: each remembers for as long as its own says. nil = one of its own: see [ReplayCache].
 	Replay ReplayCache
 	// ReplayWindow is for how long, in protocol v1 (for the second see GatewayOHTTP.DateWindow). It has no timestamp: after
 	// the window, a captured request is served again. 0 = 24 h, or as long as the cache has room: with its 131,072 entries,
@@ -113,6 +114,7 @@ type Gateway struct {
 	cfg     GatewayConfig
 	way     *upstreamWay
 	ownKeys bool
+	replays *replay.File // cfg.Replay, where it is the gateway's own and in a file
 	slots   chan struct{}
 	counts  gatewayCounts
 	clients clientKeys
@@ -152,6 +154,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 		}
 		g.ownKeys = true
 	}
+	g.cfg.Replay, g.replays = replayOr(c.Replay, g.cfg.Keys)
 	g.life, g.end = context.WithCancel(context.Background())
 	if err := g.tellOpened(); err != nil {
 		g.audit.set(nil) // it was never open
@@ -217,9 +220,6 @@ func (c *GatewayConfig) setDefaults() error {
 	if err := c.OHTTP.setDefaults(); err != nil {
 		return err
 	}
-	if c.Replay == nil {
-		c.Replay = NewReplayCache(0)
-	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -263,6 +263,7 @@ func (g *Gateway) Close() (err error) {
 		if g.ownKeys {
 			_ = g.cfg.Keys.Close()
 		}
+		_ = g.replays.Close()
 		err = g.tellClosed()
 	})
 	return err
@@ -375,7 +376,6 @@ type direction int
 const (
 	reading direction = 1 << iota
 	writing
-
 	unbounded time.Duration = -1
 )
 

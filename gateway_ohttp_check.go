@@ -145,6 +145,11 @@ func sentBefore() *refusal {
 
 // knows tells of a request that this process has claimed, if its own memory of replays is used.
 func (g *Gateway) knows(id [32]byte) bool {
-	cache, ok := g.cfg.Replay.(*replay.Memory)
-	return ok && cache.Knows(id)
+	switch cache := g.cfg.Replay.(type) {
+	case *replay.Memory:
+		return cache.Knows(id)
+	case *replay.File:
+		return cache.Knows(id)
+	}
+	return false
 }

@@ -456,6 +456,9 @@ func (s *KeyStore) Close() error {
 	return nil
 }
 
+// folder is where the store is kept, nil for memory. It is closed with the store.
+func (s *KeyStore) folder() *fsafe.Dir { return s.dir }
+
 func (s *KeyStore) errClosed() error { return fmt.Errorf("%w: key store", ErrClosed) }
 
 func (k *heldKey) retain() {

@@ -9,10 +9,12 @@ import (
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // An RSA key that stays in ordinary memory is known to MemoryReport until it is wiped; or it is refused.
 func TestKeyInOrdinaryMemory(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	for policy, want := range map[MemoryPolicy]error{MemoryBestEffort: nil, MemoryOff: nil, MemoryRequired: ErrMemoryLimit} {
 		s, _ := weakStore(t, &KeyStoreOptions{Memory: policy})
 		whole := storedKey(t, "rsa-2048")

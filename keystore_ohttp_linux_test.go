@@ -14,11 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-017344ad/sealedchat/internal/locked"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // Under MemoryRequired keys for Oblivious HTTP for which there is too little locked memory are refused before the file is
 // written, however little is missing.
 func TestConfigsRequired(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	memoryChild(t, "configs", func(t *testing.T) {
 		dir, limit := nobodysFolder(t)
 		full := limit

@@ -25,6 +25,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // listedIDs are the ids and KEMs in the order of the list.
@@ -205,6 +206,7 @@ func (h *askingHandler) Enabled(context.Context, slog.Level) bool { return true 
 
 // A key that cannot be moved is used where it is, and the log says so, whose handler may ask the store; or it is refused.
 func TestConfigInOrdinaryMemory(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	for policy, want := range map[MemoryPolicy]error{MemoryBestEffort: nil, MemoryRequired: ErrMemoryLimit} {
 		h := &askingHandler{}
 		s, _ := weakStore(t, &KeyStoreOptions{Memory: policy, Logger: slog.New(h)})

@@ -34,10 +34,11 @@ const (
 
 // keyStoreChildren are what the test binary does when it runs itself again.
 var keyStoreChildren = map[string]func(t *testing.T, dir, arg string){
-	"saver":  childSaver,
-	"sharer": childSharer,
-	"full":   childFullDisk,
-	"purged": childPurged,
+	"saver":   childSaver,
+	"sharer":  childSharer,
+	"full":    childFullDisk,
+	"purged":  childPurged,
+	"gateway": childGateway,
 }
 
 // TestKeyStoreChild is what the other tests of this file run in processes of their own.

@@ -13,11 +13,13 @@ import (
 	"github.com/awnumar/memguard"
 
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // A program that has memguard destroy its buffers gets errors from a gateway's key store, in a process of its own, which a
 // fault would end.
 func TestPurgedKeyStore(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	if out, err := child(t, "purged", storeDir(t), "").Output(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}

@@ -102,6 +102,7 @@ func TestMemoryRequired(t *testing.T) {
 
 // A client that insists on locked memory completes, and refuses a body that is not.
 func TestCompleteRequired(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	store, err := NewEphemeralKeyStore(&KeyStoreOptions{Memory: MemoryRequired})
 	if err != nil {
 		t.Fatal(err)
@@ -190,6 +191,7 @@ func nobodysFolder(t *testing.T) (dir string, limit unix.Rlimit) {
 
 // What a change of the passphrase opens follows the store's policy.
 func TestChangePassphraseUnderPolicy(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	memoryChild(t, "change passphrase", func(t *testing.T) {
 		dir, limit := nobodysFolder(t)
 		for _, policy := range []MemoryPolicy{MemoryRequired, MemoryOff} {

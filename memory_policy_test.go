@@ -23,6 +23,7 @@ import (
 )
 
 func TestMemoryPolicies(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
 	for _, p := range []MemoryPolicy{MemoryBestEffort, MemoryRequired, MemoryOff} {
 		b := []byte(secretMarker)
 		s, err := p.NewSecret(b)

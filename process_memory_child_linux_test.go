@@ -80,7 +80,7 @@ func (c *memoryClient) run() {
 		"idle": c.idle, "gc": c.gc, "scrub": c.scrub, "close": c.close,
 		"storm": c.storm, "churn": c.churn, "fragment": c.fragment, "calm": c.calm,
 		"deep": c.deep, "plant": c.plant, "allow": c.allowCores, "abort": c.abort,
-		"serve": c.serve, "end": c.endGateway,
+		"serve": c.serve, "relay": c.relay, "end": c.endGateway,
 	}
 	for {
 		line, err := readLine()

@@ -100,6 +100,7 @@ func configSecrets(t testing.TB, dir string, passphrase []byte) (all []testkit.M
 // TestProcessMemoryOfGateway has a gateway make its keys for Oblivious HTTP, sign lists and open 20 requests, and reads its
 // memory from outside.
 func TestProcessMemoryOfGateway(t *testing.T) {
+	testkit.NeedLocked(t, 1<<20)
 	if underRace {
 		t.Skip("what is measured is the ordinary build")
 	}

@@ -269,6 +269,7 @@ type memoryScenario struct {
 // and a large heap. SEALEDCHAT_MEMORY_RUNS=10 repeats everything; SEALEDCHAT_MEMORY_HITS=folder gets the
 // address of every hit.
 func TestProcessMemory(t *testing.T) {
+	testkit.NeedLocked(t, 1<<20)
 	if underRace {
 		t.Skip("what is measured is the ordinary build")
 	}

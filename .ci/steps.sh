@@ -77,6 +77,7 @@ step_python() {
 step_long() {
 	SEALEDCHAT_LONG=1 must_run TestSharedKeyStore TestKilledKeyStore TestFaultSequences TestLargeChat TestGuardsAgainstPages \
 		TestObliviousCutsThroughRelay TestOHTTPStreamsCutThroughRelay TestEveryBitFlipIsRefused
+	SEALEDCHAT_LONG=1 go test -count=1 -run '^TestKilledFile$' ./internal/replay
 }
 
 step_memory() {

@@ -25,6 +25,7 @@ func accesses(t *testing.T, d *Dir) map[string]func() error {
 	return map[string]func() error{
 		"read":   func() error { _, err := d.ReadFile("f", 1<<20); return err },
 		"append": func() error { _, err := d.OpenAppend("f"); return err },
+		"shared": func() error { _, err := d.OpenShared("f"); return err },
 		"lock":   func() error { _, err := d.Lock(t.Context(), "f"); return err },
 	}
 }

@@ -144,33 +144,5 @@ func (l *Lock) RemoveStaleTemps(files ...string) (int, error) {
 	if err := l.check(); err != nil {
 		return 0, err
 	}
-	dir, err := l.dir.root.Open(".")
-	if err != nil {
-		return 0, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return 0, err
-	}
-	removed := 0
-	for _, temp := range names {
-		for _, name := range files {
-			if !isTemp(temp, name) {
-				continue
-			}
-			fi, err := l.dir.root.Lstat(temp)
-			if err == nil && !fi.Mode().IsRegular() {
-				continue
-			}
-			if err == nil {
-				err = l.dir.root.Remove(temp)
-			}
-			if err != nil {
-				return removed, l.dir.fail("remove", temp, err)
-			}
-			removed++
-		}
-	}
-	return removed, nil
+	return l.dir.RemoveTemps(files...)
 }

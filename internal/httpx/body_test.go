@@ -148,7 +148,7 @@ func TestReadBodyLimits(t *testing.T) {
 	if !errors.Is(err, fault.ErrTooLarge) || len(got) != 1<<20 || cap(got) > 4<<20 {
 		t.Errorf("a bomb: %d bytes, cap %d, %v", len(got), cap(got), err)
 	}
-	if d := time.Since(start); d > 5*time.Second {
+	if d := time.Since(start); d > 30*time.Second {
 		t.Errorf("a bomb takes %v", d)
 	}
 	for d, want := range map[int64]error{-1: fault.ErrTooLarge, 0: nil, 1: nil} {

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 func alloc(t testing.TB, a *Arena, n int) *Buffer {
@@ -26,6 +28,7 @@ func alloc(t testing.TB, a *Arena, n int) *Buffer {
 
 // A thousand random steps: buffers keep what was written, never overlap, begin empty and aligned; all comes back.
 func TestArena(t *testing.T) {
+	testkit.NeedLocked(t, 1<<20)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// envelopeIDs remembers requests of protocol v1, each with the client that it came from. When it is full,
-// the oldest is forgotten.
+// envelopeIDs remembers requests of protocol v1, each with the client that it came from. When it is
+// full, the oldest is forgotten.
 type envelopeIDs struct {
 	mu    sync.Mutex
 	most  int
@@ -75,7 +75,8 @@ func (c *envelopeIDs) makeRoom(now time.Time, age time.Duration) {
 	}
 	// Half of it or more is gone: keep the memory in proportion to what is alive.
 	if len(c.queue) >= 2*c.most+2 {
-		c.queue = slices.DeleteFunc(c.queue[c.head:], func(e envelopeEntry) bool { return !c.stands(e) })
+		gone := func(e envelopeEntry) bool { return !c.stands(e) }
+		c.queue = slices.DeleteFunc(c.queue[c.head:], gone)
 		c.head = 0
 	}
 }
@@ -97,4 +98,53 @@ func (c *envelopeIDs) release(id [32]byte) bool {
 	known.released = true
 	c.known[id] = known
 	return true
+}
+
+// hold takes back a release.
+func (c *envelopeIDs) hold(id [32]byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if known, ok := c.known[id]; ok {
+		known.released = false
+		c.known[id] = known
+	}
+}
+
+func (c *envelopeIDs) len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.known)
+}
+
+// keep takes over what another process knows.
+func (c *envelopeIDs) keep(id [32]byte, e envelopeClaim) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if known, ok := c.known[id]; ok {
+		e.claim = known.claim
+		c.known[id] = e
+		return
+	}
+	for len(c.known) >= c.most && c.head < len(c.queue) {
+		if oldest := c.queue[c.head]; c.stands(oldest) {
+			delete(c.known, oldest.id)
+		}
+		c.head++
+	}
+	c.put(id, e)
+}
+
+// snapshot appends a record of each claim whose time is not over, the oldest first.
+func (c *envelopeIDs) snapshot(to []record, now time.Time, age time.Duration) []record {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, at := range c.queue[c.head:] {
+		if e := c.known[at.id]; c.stands(at) && !e.life.over(now, age) {
+			to = append(to, record{
+				kind: kindKept, id: at.id, client: e.client, released: e.released,
+				until: nanoseconds(e.life.until), age: e.life.age,
+			})
+		}
+	}
+	return to
 }

@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// exchangeIDs remembers requests of the second protocol until their time is over. They all live about
-// equally long.
+// exchangeIDs remembers requests of the second protocol until their time is over. They all live
+// about equally long.
 type exchangeIDs struct {
 	mu    sync.Mutex
 	most  int
 	lives map[[32]byte]life
 	swept time.Duration // the age at which those whose time is over were taken out last; 0 = never
-	gone  []timeSpan    // ends of what was taken out, in order: the clock may be set back to before them
+	gone  []timeSpan    // ends of what was taken out, in order: the clock may be set back
 }
 
 type timeSpan struct{ from, to time.Time }
@@ -80,8 +80,52 @@ func (c *exchangeIDs) addGone(gone timeSpan) {
 	}
 }
 
-// mayBeGone tells of a request that may have been served and forgotten. With a clock that is never set
-// back there is none.
+// mayBeGone tells of a request that may have been served and forgotten. With a clock that is never
+// set back there is none.
 func (c *exchangeIDs) mayBeGone(until time.Time) bool {
-	return slices.ContainsFunc(c.gone, func(s timeSpan) bool { return !until.Before(s.from) && !until.After(s.to) })
+	return slices.ContainsFunc(c.gone, func(s timeSpan) bool {
+		return !until.Before(s.from) && !until.After(s.to)
+	})
+}
+
+func (c *exchangeIDs) len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.lives)
+}
+
+func (c *exchangeIDs) forget(id [32]byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.lives, id)
+}
+
+// keep takes over what another process knows, also where there is no room for it.
+func (c *exchangeIDs) keep(id [32]byte, l life) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lives[id] = l
+}
+
+func (c *exchangeIDs) keepGone(gone timeSpan) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !slices.Contains(c.gone, gone) {
+		c.addGone(gone)
+	}
+}
+
+// snapshot takes out what is over, and appends a record of each span that is gone and of each
+// claim.
+func (c *exchangeIDs) snapshot(to []record, now time.Time, age time.Duration) []record {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sweep(now, age)
+	for _, s := range c.gone {
+		to = append(to, record{kind: kindGone, until: nanoseconds(s.from), now: nanoseconds(s.to)})
+	}
+	for id, l := range c.lives {
+		to = append(to, record{kind: kindKept, id: id, until: nanoseconds(l.until), age: l.age})
+	}
+	return to
 }

@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// Requests of the second protocol are not forgotten before their time, whatever else comes; without room they are refused.
+// Requests of the second protocol are not forgotten before their time, whatever else comes; without
+// room they are refused.
 func TestReplayCacheExchanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := NewMemory(3)
@@ -64,7 +65,8 @@ func TestReplayCacheExchanges(t *testing.T) {
 	}
 }
 
-// A clock that is wrong for some time, and set right, has nothing served twice, and honest requests only wait where they must.
+// A clock that is wrong for some time, and set right, has nothing served twice, and honest requests
+// only wait where they must.
 func TestReplayCacheClockSetBack(t *testing.T) {
 	start := time.Now().Round(0)
 	for name, c := range map[string]struct {

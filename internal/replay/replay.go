@@ -18,15 +18,16 @@ const Entries = 1 << 17
 // ErrFull says that there is no room for a request that must not be forgotten.
 var ErrFull = errors.New("full")
 
-// Memory remembers requests for as long as the process lives. Its methods may be called from several
-// goroutines.
+// Memory remembers requests for as long as the process lives. Its methods may be called from
+// several goroutines.
 type Memory struct {
 	clock
 	envelopes envelopeIDs
 	exchanges exchangeIDs
 }
 
-// NewMemory makes a Memory for at most entries requests of each protocol; entries below 1 are [Entries].
+// NewMemory makes a Memory for at most entries requests of each protocol; entries below 1 are
+// [Entries].
 func NewMemory(entries int) *Memory {
 	if entries < 1 {
 		entries = Entries
@@ -37,9 +38,9 @@ func NewMemory(entries int) *Memory {
 	return m
 }
 
-// Claim remembers id until the time until, and reports whether the request may be served. A zero client
-// stands for a request of the second protocol: it is never released, and never forgotten before its time.
-// Without room for it the error is [ErrFull].
+// Claim remembers id until the time until, and reports whether the request may be served. A zero
+// client stands for a request of the second protocol: it is never released, and never forgotten
+// before its time. Without room for it the error is [ErrFull].
 func (m *Memory) Claim(_ context.Context, id, client [32]byte, until time.Time) (bool, error) {
 	if client == ([32]byte{}) {
 		return m.exchanges.claim(id, until, m.now(), m.age())
@@ -67,8 +68,8 @@ func systemClock() clock {
 	return clock{now: time.Now, age: func() time.Duration { return time.Since(began) }}
 }
 
-// life ends when the clock says so and when as much time has gone by: a clock that is wrong for a moment
-// ends nothing.
+// life ends when the clock says so and when as much time has gone by: a clock that is wrong for a
+// moment ends nothing.
 type life struct {
 	until time.Time
 	age   time.Duration

@@ -8,8 +8,8 @@ import "sync"
 // MaxSeen is how many answers [Seen] remembers; 1.3 MB when full.
 const MaxSeen = 16384
 
-// Seen remembers the last ids that it was given. The zero value is ready. Its method may be called from
-// several goroutines.
+// Seen remembers the last ids that it was given. The zero value is ready. Its method may be called
+// from several goroutines.
 type Seen struct {
 	mu   sync.Mutex
 	set  map[[32]byte]struct{}
@@ -17,7 +17,8 @@ type Seen struct {
 	next int
 }
 
-// Add reports whether id is new, and remembers it. Once [MaxSeen] are known, the oldest is forgotten.
+// Add reports whether id is new, and remembers it. Once [MaxSeen] are known, the oldest is
+// forgotten.
 func (s *Seen) Add(id [32]byte) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

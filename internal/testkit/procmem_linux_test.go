@@ -81,6 +81,7 @@ func TestScannedChild(t *testing.T) {
 }
 
 func TestScanProcess(t *testing.T) {
+	NeedLocked(t, 64<<10)
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "shared"), make([]byte, os.Getpagesize()), 0o600); err != nil {
 		t.Fatal(err)
@@ -201,7 +202,7 @@ func TestScanFindsEnvironment(t *testing.T) {
 		t.Skip(err)
 	}
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-	for until := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // until it has become sleep
+	for until := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) { // until it has become sleep
 		scan, err := ScanProcess(cmd.Process.Pid, NewSecretSearch([]MemorySecret{{Row: "r", Name: "s", Bytes: secret}}))
 		if errors.Is(err, fs.ErrPermission) {
 			t.Skip(err)

@@ -10,12 +10,13 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync/atomic"
 )
 
 const (
 	readBuffer = 4 << 10  // net/http's buffer of a connection
-	pieceSize  = 32 << 10 // content that is written at once
+	pieceSize  = 16 << 10 // content that is written at once: a whole record in TLS
 )
 
 // conn is a connection as net/http has it. It sees to it that no buffer keeps what passed through it, and
@@ -84,7 +85,7 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 			c.unsent.Store(false)
 		}
 		if n > 0 {
-			written, failed := c.Conn.Write(buf[:n])
+			written, failed := c.write(buf[:n])
 			sent += int64(written)
 			if failed != nil {
 				return sent, failed
@@ -98,6 +99,34 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 			return sent, err
 		}
 	}
+}
+
+// write sends a piece of content. In TLS it may take two records.
+func (c *conn) write(b []byte) (int, error) {
+	fit := len(b)
+	if _, ok := c.Conn.(*tls.Conn); ok {
+		fit = sealable(fit)
+	}
+	n, err := c.Conn.Write(b[:fit])
+	if err != nil || fit == len(b) {
+		return n, err
+	}
+	more, err := c.Conn.Write(b[fit:])
+	return n + more, err
+}
+
+// sealable is how much of n bytes crypto/tls seals without leaving a copy. It appends the plaintext to a
+// record's header, and what TLS 1.3 adds to that, and seals in place. If the last addition is what makes the
+// buffer grow, the plaintext stays behind in the old one. So there must be room for it in what the runtime
+// rounds the first size up to, whether the buffer is new or was kept from an earlier record. Sizes below
+// about 280 bytes are rounded up by too little; a shorter rest finds room where the piece before it was.
+func sealable(n int) int {
+	const added = 1 + 16 // RFC 8446, section 5.2: the content's type, the tag
+	room := cap(slices.Grow([]byte(nil), recordHeader+n))
+	if most := room - recordHeader - added; most < n && most > 0 {
+		return most
+	}
+	return n
 }
 
 // Close is net/http's.

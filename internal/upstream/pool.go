@@ -268,6 +268,7 @@ func (p *Pool) dialTLS(ctx context.Context, network, addr string, alpn ...string
 		config = p.settings.TLSClientConfig.Clone()
 	}
 	config.NextProtos = alpn
+	config.DynamicRecordSizingDisabled = true // a piece is a record, see sealable
 	if config.ServerName == "" {
 		if config.ServerName, _, err = net.SplitHostPort(addr); err != nil {
 			_ = raw.Close()

@@ -1,0 +1,12 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !linux
+
+package testkit
+
+import "testing"
+
+// NeedLocked skips a test that this process cannot lock n more bytes of memory for. Here nobody is asked: the systems on
+// which the tests run allow enough.
+func NeedLocked(testing.TB, int) {}
