@@ -19,7 +19,6 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
-	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
 // Auditor is told what a client, a key store or a gateway does with keys and sealed messages.
@@ -79,7 +78,7 @@ type Event struct {
 	Wait     time.Duration `json:"wait_ns,omitempty"`
 	Duration time.Duration `json:"duration_ns,omitempty"`
 	Reason   string        `json:"reason,omitempty"`
-	Memory   *MemoryStats  `json:"memory,omitempty"`
+	Memory   *MemoryStatus `json:"memory,omitempty"`
 
 	// Details are the program's own. The program sees to it that they hold no content.
 	// When the event is written, the value of every member whose name contains key, password,
@@ -89,23 +88,11 @@ type Event struct {
 	Details map[string]any `json:"details,omitempty"`
 }
 
-// MemoryStats is the state of protected memory when an event happened.
-type MemoryStats struct {
-	Level         string `json:"level"`                    // "locked", or "wiped only" when some of it may be swapped out
-	LockedBytes   int64  `json:"locked_bytes,omitempty"`   // by this package, in the whole process
-	UnlockedBytes int64  `json:"unlocked_bytes,omitempty"` // of secrets that are not locked
-	LimitBytes    int64  `json:"limit_bytes,omitempty"`    // of the process (RLIMIT_MEMLOCK); 0 = none, or not known
+// memoryNow is the state of protected memory, for an event.
+func memoryNow() *MemoryStatus {
+	m := MemoryReport()
+	return &m
 }
-
-// memoryStats is the state of protected memory now.
-func memoryStats() *MemoryStats {
-	s := locked.Report()
-	return &MemoryStats{Level: s.Level.String(), LockedBytes: s.Locked, UnlockedBytes: s.Unlocked,
-		LimitBytes: max(s.Limit, 0)}
-}
-
-// memoryRanks orders the levels of MemoryStats. It is never changed.
-var memoryRanks = map[string]int{locked.Wiped.String(): 1, locked.Locked.String(): 2}
 
 // complete fills in what is zero.
 func (e *Event) complete() {
@@ -237,8 +224,8 @@ func (e Event) attrs() []slog.Attr {
 	add("duration", slog.DurationValue(e.Duration), e.Duration == 0)
 	text("reason", e.Reason)
 	if m := e.Memory; m != nil {
-		attrs = append(attrs, slog.Group("memory", "level", m.Level, "locked_bytes", m.LockedBytes,
-			"unlocked_bytes", m.UnlockedBytes, "limit_bytes", m.LimitBytes))
+		attrs = append(attrs, slog.Group("memory", "all_locked", m.AllLocked, "locked", m.Locked,
+			"unlocked", m.Unlocked, "limit", m.Limit))
 	}
 	if len(e.Details) > 0 {
 		details, err := redactDetails(e.Details)

@@ -285,25 +285,28 @@ func TestMemoryLoweredEvent(t *testing.T) {
 	s := newSealedServer(t)
 	h := &heard{}
 	c := s.client(t, func(c *Config) { c.Audit = h.Record })
-	for i, step := range []struct{ level, types string }{
-		{"locked", "client_opened server_key_first_seen request_sealed response_opened"},
-		{"wiped only", "request_sealed response_opened memory_lowered"},
-		{"wiped only", "request_sealed response_opened"},
-		{"unknown", "request_sealed response_opened"},
-		{"locked", "request_sealed response_opened"},
-		{"wiped only", "request_sealed response_opened memory_lowered"},
+	for i, step := range []struct {
+		locked bool
+		types  string
+	}{
+		{true, "client_opened server_key_first_seen request_sealed response_opened"},
+		{false, "request_sealed response_opened memory_lowered"},
+		{false, "request_sealed response_opened"},
+		{true, "request_sealed response_opened"},
+		{true, "request_sealed response_opened"},
+		{false, "request_sealed response_opened memory_lowered"},
 	} {
-		c.stats = func() *MemoryStats { return &MemoryStats{Level: step.level} }
+		c.allLocked = func() bool { return step.locked }
 		if _, err := c.Chat(t.Context(), ask("?")); err != nil {
 			t.Fatal(err)
 		}
 		h.mustHear(t, fmt.Sprint("step ", i), step.types)
 	}
-	c.stats = func() *MemoryStats { return &MemoryStats{Level: "locked"} }
+	c.allLocked = func() bool { return true }
 	if _, err := c.Chat(t.Context(), ask("?")); err != nil {
 		t.Fatal(err)
 	}
-	c.stats = func() *MemoryStats { return &MemoryStats{Level: "wiped only"} }
+	c.allLocked = func() bool { return false }
 	h.failOn(errDeaf, EventMemoryLowered)
 	if answer, err := c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) || answer != nil {
 		t.Errorf("handed out in spite of the Auditor: %v", err)

@@ -242,8 +242,8 @@ func TestEventJSON(t *testing.T) {
 		User: "u\n<\xff>", PID: 7, PayloadID: "p", Account: "a", Fingerprint: "f",
 		OldFingerprint: "o", Server: "s", Path: "/a", Tier: TierHigh, Bits: 1, Keys: 2, Generation: 3,
 		Bytes: 4, Attempt: 5, Status: 6,
-		Wait: time.Second, Duration: time.Millisecond, Reason: "r", Memory: &MemoryStats{Level: "locked",
-			LockedBytes: 8, UnlockedBytes: 7, LimitBytes: 9},
+		Wait: time.Second, Duration: time.Millisecond, Reason: "r", Memory: &MemoryStatus{AllLocked: true,
+			Locked: 8, Unlocked: 7, Limit: 9},
 		Details: map[string]any{"a": "b"},
 	}
 	v := reflect.ValueOf(e)

@@ -12,8 +12,6 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
-// This file is what a call tells its Auditor.
-
 // refusals are the errors that are events of their own, and why, in words of this package.
 var refusals = []struct {
 	err    error
@@ -42,7 +40,7 @@ func (c *SecureCompletionClient) tellSealed(ctx context.Context, r *sealedReques
 	o *callOptions) error {
 	return c.audit.tell(ctx, Event{
 		Type: EventRequestSealed, PayloadID: r.payloadID, Fingerprint: r.server.fingerprint,
-		Tier: o.tier, Bytes: int64(size),
+			Tier: o.tier, Bytes: int64(size),
 	})
 }
 
@@ -54,7 +52,7 @@ func (c *SecureCompletionClient) tellAnswer(ctx context.Context, id string, answ
 	}
 	err = c.audit.tell(ctx, Event{
 		Type: EventResponseOpened, PayloadID: id, Bytes: int64(len(answer.plaintext)),
-		Duration: time.Since(start),
+			Duration: time.Since(start),
 	})
 	if err = fault.Join(err, c.tellMemory(ctx)); err != nil {
 		clear(answer.plaintext)
@@ -88,13 +86,11 @@ func (c *SecureCompletionClient) tellMemory(ctx context.Context) error {
 	if c.audit.to.Load() == nil {
 		return nil
 	}
-	now := c.stats()
-	rank := int32(memoryRanks[now.Level])
-	before := c.memoryRank.Swap(rank)
-	if rank == 0 || rank >= before {
+	now := c.allLocked()
+	if before := c.wasLocked.Swap(now); now || !before {
 		return nil
 	}
-	return c.audit.tell(ctx, Event{Type: EventMemoryLowered, Memory: now})
+	return c.audit.tell(ctx, Event{Type: EventMemoryLowered, Memory: memoryNow()})
 }
 
 func (c *SecureCompletionClient) tellRetry(ctx context.Context, id string, attempt int,

@@ -195,10 +195,10 @@ type SecureCompletionClient struct {
 	ownHTTP bool
 	counts  clientCounts
 
-	audit      teller
-	stats      func() *MemoryStats // memoryStats, but for tests
-	memoryRank atomic.Int32        // of the level that was told last
-	opened     time.Time
+	audit     teller
+	allLocked func() bool // the function allLocked, except in tests
+	wasLocked atomic.Bool // what it said when it was asked last
+	opened    time.Time
 
 	life context.Context // ends with Close, with ErrClosed as its cause
 	end  context.CancelCauseFunc
@@ -463,14 +463,14 @@ func (c *SecureCompletionClient) fetchServerKey(ctx context.Context) ([]*PublicK
 }
 
 func (c *SecureCompletionClient) tellOpened() error {
-	c.stats = memoryStats
+	c.allLocked = allLocked
 	if c.cfg.Audit == nil {
 		return nil
 	}
 	c.audit.set(c.cfg.Audit)
-	stats := c.stats()
-	c.memoryRank.Store(int32(memoryRanks[stats.Level]))
-	return c.audit.tell(context.Background(), Event{Type: EventClientOpened, Server: c.server.origin, Memory: stats})
+	now := memoryNow()
+	c.wasLocked.Store(now.AllLocked)
+	return c.audit.tell(context.Background(), Event{Type: EventClientOpened, Server: c.server.origin, Memory: now})
 }
 
 func (c *SecureCompletionClient) tellClosed() error {
@@ -478,6 +478,6 @@ func (c *SecureCompletionClient) tellClosed() error {
 		return nil
 	}
 	return c.audit.tell(context.Background(), Event{
-		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened), Memory: c.stats(),
+		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened), Memory: memoryNow(),
 	})
 }

@@ -70,7 +70,7 @@ func ExampleMemoryReport() {
 	defer key.Destroy()
 
 	report := sealedchat.MemoryReport()
-	if report.Level != sealedchat.MemoryLocked {
+	if !report.AllLocked {
 		logger.Warn("secrets may be swapped out", "unlocked", report.Unlocked, "in_use", report.InUse)
 	}
 	if report.Leaked > 0 {

@@ -491,9 +491,9 @@ func (h *gatewayRequest) outcome() int {
 
 func (g *Gateway) tellOpened() error {
 	g.audit.set(g.cfg.Audit)
-	return g.audit.tell(context.Background(), Event{Type: EventGatewayOpened, Memory: memoryStats()})
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayOpened, Memory: memoryNow()})
 }
 
 func (g *Gateway) tellClosed() error {
-	return g.audit.tell(context.Background(), Event{Type: EventGatewayClosed, Duration: time.Since(g.opened), Memory: memoryStats()})
+	return g.audit.tell(context.Background(), Event{Type: EventGatewayClosed, Duration: time.Since(g.opened), Memory: memoryNow()})
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/limit"
 )
 
-// This file has what a request of either protocol passes before it is worked on. A body is read within the bytes that
-// bodies on the way may have, not slower than the least rate; when it is there, the request waits for a place. So nobody
-// holds a place with a body that does not come.
+// This file has what a request of either protocol passes before it is worked on. A body is read
+// within the bytes that bodies on the way may have, not slower than the least rate; when it is
+// there, the request waits for a place. So nobody holds a place with a body that does not come.
 
 const (
 	wideStrangers = 16      // times an address's allowance, for an IPv6 /48
@@ -32,28 +32,33 @@ const (
 	firstShare = 4 << 10          // what a body has from the beginning: its buffers
 )
 
-// gatewayLimits bound what strangers, addresses and all requests together may have. The lock of each is a leaf.
+// gatewayLimits bound what strangers, addresses and all requests together may have. The lock of
+// each is a leaf.
 type gatewayLimits struct {
-	// strangers counts, by address, requests of the second protocol that were opened and have not turned out to be a
-	// client's own. What does turn out so is returned.
+	// strangers counts, by address, requests of the second protocol that were opened and have not
+	// turned out to be a client's own. What does turn out so is returned.
 	strangers *limit.Limiter
-	// heads counts, by address, requests of which the sealed header is being read, before anybody knows whose they are.
-	// Each holds the header and a chunk at most, and not for longer than headTimeout.
+	// heads counts, by address, requests of which the sealed header is being read, before anybody
+	// knows whose they are. Each holds the header and a chunk at most, and not for longer than
+	// headTimeout.
 	heads       *limit.Limiter
 	headTimeout time.Duration
-	// deliveries counts, by request, those whose header was judged. Two may be read on at a time: one may be somebody's
-	// who does not send the rest, and has captured the header.
+	// deliveries counts, by request, those whose header was judged. Two may be read on at a time:
+	// one may be somebody's who does not send the rest, and has captured the header.
 	deliveries *limit.Limiter
-	// bodies counts, by address, the bytes that have come of bodies on the way, until their request has a place.
+	// bodies counts, by address, the bytes that have come of bodies on the way, until their request
+	// has a place.
 	bodies *limit.Limiter
-	// refusals counts, for all together, requests that were refused for want of a place and are remembered.
+	// refusals counts, for all together, requests that were refused for want of a place and are
+	// remembered.
 	refusals *limit.Limiter
 }
 
 func newGatewayLimits(c *GatewayConfig) gatewayLimits {
 	places := int64(c.MaxConcurrent)
-	largest := max(envelopeLimit(c.MaxRequestBytes), chunkedLimit(c.MaxRequestBytes)) + firstShare + 1 // one byte tells that there are more
-	bodies := max(places*c.MaxRequestBytes, 4*largest)                                                 // a quarter of it has room for any request
+	// A quarter of bodies has room for any request, and for the byte that tells that it is too large.
+	largest := max(envelopeLimit(c.MaxRequestBytes), chunkedLimit(c.MaxRequestBytes)) + 1
+	bodies := max(places*c.MaxRequestBytes, 4*(largest+firstShare))
 	l := gatewayLimits{
 		heads:       limit.New(limit.Config{Each: places, Wide: wideHeads, All: 16 * places}),
 		headTimeout: 5 * time.Second,
@@ -63,7 +68,8 @@ func newGatewayLimits(c *GatewayConfig) gatewayLimits {
 	}
 	if c.OHTTP.StrangerRate > 0 {
 		l.strangers = limit.New(limit.Config{
-			Each: int64(c.OHTTP.StrangerBurst), Rate: c.OHTTP.StrangerRate, Wide: wideStrangers, Keys: strangerTable,
+			Each: int64(c.OHTTP.StrangerBurst), Rate: c.OHTTP.StrangerRate,
+			Wide: wideStrangers, Keys: strangerTable,
 		})
 	}
 	return l
@@ -72,7 +78,8 @@ func newGatewayLimits(c *GatewayConfig) gatewayLimits {
 // address is whom the request counts for.
 func (h *gatewayRequest) address() string { return limit.Address(h.r, h.g.cfg.AddressHeader) }
 
-// admitOuter looks at what is not sealed, and holds in both protocols. most is what a sealed request may have.
+// admitOuter looks at what is not sealed, and holds in both protocols. most is what a sealed
+// request may have.
 func (h *gatewayRequest) admitOuter(most int64) *refusal {
 	switch {
 	case !plainContentType(h.r.Header):
@@ -85,17 +92,21 @@ func (h *gatewayRequest) admitOuter(most int64) *refusal {
 	return nil
 }
 
-// plainContentType tells whether there is one content type at most, in ASCII: the next reader may take another for it.
+// plainContentType tells whether there is one content type at most, in ASCII: the next reader may
+// take another for it.
 func plainContentType(header http.Header) bool {
 	values := header.Values("Content-Type")
 	return len(values) < 2 && !slices.ContainsFunc(values, notASCII)
 }
 
-func notASCII(s string) bool { return strings.ContainsFunc(s, func(c rune) bool { return c > 0x7f }) }
+func notASCII(s string) bool {
+	return strings.ContainsFunc(s, func(c rune) bool { return c > 0x7f })
+}
 
 // hasEncoding tells whether a content encoding is stated.
 func hasEncoding(header http.Header) bool {
-	return slices.ContainsFunc(header.Values("Content-Encoding"), func(v string) bool { return v != "" })
+	values := header.Values("Content-Encoding")
+	return slices.ContainsFunc(values, func(v string) bool { return v != "" })
 }
 
 // tierIn is the tier that a header asks for.
@@ -110,9 +121,9 @@ func tierIn(header http.Header) (SecurityTier, *refusal) {
 // errNoRoom says that the bodies on the way have all the bytes that they may have.
 var errNoRoom = errors.New("too many bytes of requests are on the way")
 
-// arrivingBody reads the body of a request as it comes. Once it is charged, what comes is counted among the bytes of all
-// bodies on the way, and has to come at the least rate: until freeTime and a second more for each leastRate bytes, or
-// BodyTimeout if that is sooner.
+// arrivingBody reads the body of a request as it comes. Once it is charged, what comes is counted
+// among the bytes of all bodies on the way, and has to come at the least rate: until freeTime and a
+// second more for each leastRate bytes, or BodyTimeout if that is sooner.
 type arrivingBody struct {
 	h       *gatewayRequest
 	charged bool
@@ -149,8 +160,8 @@ func (b *arrivingBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// extend moves the deadline to where the bytes that have come put it. It moves in whole seconds: over HTTP/2 each move is
-// a message to the connection's loop.
+// extend moves the deadline to where the bytes that have come put it. It moves in whole seconds:
+// over HTTP/2 each move is a message to the connection's loop.
 func (b *arrivingBody) extend() {
 	earned := time.Duration((b.h.bytesIn-b.before)/leastRate) * time.Second
 	until := b.start.Add(min(freeTime+earned, b.h.g.cfg.BodyTimeout))
@@ -160,8 +171,9 @@ func (b *arrivingBody) extend() {
 	}
 }
 
-// enter takes a place among the requests that are worked on, and gives up what the body has among those on the way. It
-// waits for a place for a while, as long as the client does and the gateway is open. A request that has a place leaves.
+// enter takes a place among the requests that are worked on, and gives up what the body has among
+// those on the way. It waits for a place for a while, as long as the client does and the gateway is
+// open. A request that has a place leaves.
 func (h *gatewayRequest) enter() *refusal {
 	select {
 	case h.g.slots <- struct{}{}:
@@ -178,9 +190,13 @@ func (h *gatewayRequest) enter() *refusal {
 	case <-wait.C:
 		return tooManyAtOnce()
 	case <-h.g.life.Done():
-		return &refusal{status: http.StatusServiceUnavailable, detail: "the gateway is closing", forgotten: true}
+		p := refuse(http.StatusServiceUnavailable, "the gateway is closing")
+		p.forgotten = true
+		return p
 	case <-h.r.Context().Done():
-		return &refusal{status: statusClientGone, detail: "the client did not wait for a place", cause: h.r.Context().Err(), forgotten: true}
+		p := refuse(statusClientGone, "the client did not wait for a place")
+		p.cause, p.forgotten = h.r.Context().Err(), true
+		return p
 	}
 }
 

@@ -229,7 +229,8 @@ func TestGatewayWaitsForAPlace(t *testing.T) {
 	}
 }
 
-// Whoever waits and goes, or waits when the gateway closes, waits no longer, and nothing of his is served.
+// Whoever waits and goes, or waits when the gateway closes, waits no longer, and nothing of his is
+// served.
 func TestGatewayWaitEnds(t *testing.T) {
 	for i := range 2 {
 		for _, close := range []bool{false, true} {

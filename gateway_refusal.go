@@ -11,8 +11,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
-// refusal is an answer that is not a completion. detail is the gateway's own words: nothing of the request, nothing
-// of the upstream.
+// refusal is an answer that is not a completion. detail is the gateway's own words: nothing of the
+// request, nothing of the upstream.
 type refusal struct {
 	status     int
 	detail     string
@@ -33,7 +33,9 @@ func (p *refusal) as(t EventType) *refusal {
 func refuse(status int, detail string) *refusal { return &refusal{status: status, detail: detail} }
 
 func tooManyAtOnce() *refusal {
-	return &refusal{status: http.StatusServiceUnavailable, detail: "too many requests at the same time", retryAfter: time.Second}
+	p := refuse(http.StatusServiceUnavailable, "too many requests at the same time")
+	p.retryAfter = time.Second
+	return p
 }
 
 // render sets the header of a refusal and returns its body.

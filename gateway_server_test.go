@@ -59,7 +59,8 @@ func heapAndStacks() int64 {
 	return int64(m.HeapInuse + m.StackInuse)
 }
 
-// TestGatewayServerIdleConnections opens connections that have sent long headers, whole and not, and do nothing more.
+// TestGatewayServerIdleConnections opens connections that have sent long headers, whole and not,
+// and do nothing more.
 func TestGatewayServerIdleConnections(t *testing.T) {
 	testkit.NoLeaks(t)
 	const most = 32 << 20 // for 500 connections

@@ -28,7 +28,7 @@ func TestKeyInOrdinaryMemory(t *testing.T) {
 			t.Errorf("%v: %v, locked %t", policy, err, k.Locked())
 		}
 		now := MemoryReport()
-		if more := now.Unlocked - before; (want == nil) != (more >= int64(whole.Size())) || want == nil && now.Level != MemoryWiped {
+		if more := now.Unlocked - before; (want == nil) != (more >= int64(whole.Size())) || want == nil && now.AllLocked {
 			t.Errorf("%v: %v", policy, now)
 		}
 		e, err := sealEnvelope(k.Public(), []byte("x"))

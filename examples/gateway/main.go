@@ -13,7 +13,7 @@
 // start too and never replaced, so the pin changes with a restart, and only then.
 //
 // Behind a proxy give -address-header, the header in which it says a client's address (X-Forwarded-For for example), or all of its
-// clients share one limit for strangers.
+// clients share the limits of one address.
 //
 // Environment: NOMYO_UPSTREAM_KEY is sent upstream as a bearer token. Interrupt or SIGTERM ends it: running requests
 // get half a minute, a second signal ends it at once. Exit status: 0, 1 when it could not serve, 2 for wrong input.

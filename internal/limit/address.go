@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// Address is the key of a request: the last address in the header of that name, or else in RemoteAddr; of an IPv6
-// address its first 64 bits, which one customer has. A RemoteAddr that is no address is the key as it stands, without a
-// port. header "" = RemoteAddr.
+// Address is the key of a request: the last address in the header of that name, or else in
+// RemoteAddr; of an IPv6 address its first 64 bits, which one customer has. A RemoteAddr that is no
+// address is the key as it stands, without a port. header "" = RemoteAddr.
 func Address(r *http.Request, header string) string {
 	if header != "" {
 		if values := r.Header.Values(header); len(values) > 0 {
@@ -27,7 +27,8 @@ func Address(r *http.Request, header string) string {
 	return key
 }
 
-// network is the address in one that may have a port or stand in brackets, of IPv6 its /64; and whether it is one.
+// network is the address in one that may have a port or stand in brackets, of IPv6 its /64; and
+// whether it is one.
 func network(address string) (string, bool) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -46,8 +47,8 @@ func network(address string) (string, bool) {
 	return a.String(), true
 }
 
-// wider is the /48 that an IPv6 address or network is in: what one site gets, with 65,536 networks of its own. "" for
-// anything else.
+// wider is the /48 that an IPv6 address or network is in: what one site gets, with 65,536 networks
+// of its own. "" for anything else.
 func wider(key string) string {
 	a, err := netip.ParseAddr(key)
 	if err != nil {

@@ -1,8 +1,8 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package limit bounds what one address, account or request may have at a time or in a while, and what all of
-// them may have together.
+// Package limit bounds what one address, account or request may have at a time or in a while, and
+// what all of them may have together.
 package limit
 
 import (
@@ -17,26 +17,30 @@ const (
 	retry  = time.Second // how long to wait for units that come back with Return alone
 )
 
-// Config says how many units there are. A unit is whatever the caller counts: requests, places, bytes.
+// Config says how many units there are. A unit is whatever the caller counts: requests, places,
+// bytes.
 type Config struct {
 	// Each is how many units one key may have: 1 or more.
 	Each int64
-	// Rate is how many units a second come back to a key by themselves. 0 = none: they come back with Return alone.
+	// Rate is how many units a second come back to a key by themselves. 0 = none: they come back
+	// with Return alone.
 	Rate float64
-	// Wide is how many times Each, and Rate, the keys of one IPv6 /48 have together. 0 = keys have no networks.
+	// Wide is how many times Each, and Rate, the keys of one IPv6 /48 have together. 0 = keys have
+	// no networks.
 	Wide int64
 	// All is how many units all keys have together. 0 = no bound.
 	All int64
-	// Keys bounds the table of keys. A key that has all its units says nothing and may be forgotten; when there is none,
-	// keys that are not in the table share Wide times the units of one, so that nobody gets new ones by the thousand.
-	// 0 = no bound: for limits without Rate, whose table has only keys that hold something.
+	// Keys bounds the table of keys. A key that has all its units says nothing and may be
+	// forgotten; when there is none, keys that are not in the table share Wide times the units of
+	// one, so that nobody gets new ones by the thousand. 0 = no bound: for limits without Rate,
+	// whose table has only keys that hold something.
 	Keys int
 	// Now is the clock. nil = time.Now.
 	Now func() time.Time
 }
 
-// Limiter hands out units by key. The empty key is nobody in particular: only All bounds it. A nil *Limiter sets no
-// limit. Its methods may be called from several goroutines.
+// Limiter hands out units by key. The empty key is nobody in particular: only All bounds it. A nil
+// *Limiter sets no limit. Its methods may be called from several goroutines.
 type Limiter struct {
 	c Config
 
@@ -75,9 +79,9 @@ type Lease struct {
 	units   int64
 }
 
-// Take takes n units, 1 or more, for a key and returns them with a wait of 0; or it takes none, and says how long to
-// wait before another try. Without Rate the lease has to be returned. With it, one that is not returned comes back with
-// time.
+// Take takes n units, 1 or more, for a key and returns them with a wait of 0; or it takes none, and
+// says how long to wait before another try. Without Rate the lease has to be returned. With it, one
+// that is not returned comes back with time.
 func (l *Limiter) Take(key string, n int64) (*Lease, time.Duration) {
 	if l == nil {
 		return nil, 0
@@ -86,7 +90,8 @@ func (l *Limiter) Take(key string, n int64) (*Lease, time.Duration) {
 	defer l.mu.Unlock()
 	now := l.c.Now()
 	s := &Lease{l: l}
-	add := func(b *bucket) time.Duration { // the widest first: one that is empty keeps narrower keys out of the table
+	// The widest first: one that is empty keeps narrower keys out of the table.
+	add := func(b *bucket) time.Duration {
 		if len(s.buckets) > 0 && s.buckets[len(s.buckets)-1] == b {
 			return 0
 		}
@@ -144,7 +149,7 @@ func (s *Lease) Return() {
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
 	now := s.l.c.Now()
-	for _, b := range s.buckets { // one that is no longer in the table had all its units back before
+	for _, b := range s.buckets { // one that left the table had all its units back before
 		b.fill(now)
 		b.units = min(b.units+float64(s.units), b.size)
 	}
@@ -198,7 +203,8 @@ func (l *Limiter) find(key string, scale float64, now time.Time) *bucket {
 	return &b
 }
 
-// forget removes keys that have all their units from the table of a limiter without Rate. The lock is held.
+// forget removes keys that have all their units from the table of a limiter without Rate. The lock
+// is held.
 func (l *Limiter) forget(buckets []*bucket) {
 	for _, b := range buckets {
 		if l.c.Rate == 0 && b != &l.others && b != &l.all && b.units >= b.size {

@@ -81,7 +81,8 @@ func TestRate(t *testing.T) {
 	}
 }
 
-// What was taken of a key that the table forgot meanwhile comes back to nobody: it had come back with time.
+// What was taken of a key that the table forgot meanwhile comes back to nobody: it had come back
+// with time.
 func TestReturnAfterForgetting(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	l := New(Config{Rate: 1, Each: 2, Keys: 1, Now: func() time.Time { return now }})
@@ -170,7 +171,8 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// Without a Rate, time gives nothing back, and keys that the table has no room for give back what they took.
+// Without a Rate, time gives nothing back, and keys that the table has no room for give back what
+// they took.
 func TestPlacesInASmallTable(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	l := New(Config{Each: 1, Keys: 1, Now: func() time.Time { return now }})

@@ -3,7 +3,7 @@
 
 //go:build unix
 
-package sealedchat
+package harden
 
 import (
 	"fmt"

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package harden
 
 import (
 	"runtime"
@@ -10,8 +10,8 @@ import (
 	"sync"
 )
 
-// scrubbing lets one scrub run at a time: what a scrub changes and sets back, the collector's percentage and the number of
-// processors, is the process's.
+// scrubbing lets one scrub run at a time: a scrub changes the collector's percentage and the number
+// of processors, which are the process's, and sets them back.
 var scrubbing sync.Mutex
 
 const (
@@ -37,14 +37,8 @@ func scrubClasses() []int {
 	return sizes
 }
 
-// ScrubHeap overwrites what the heap has free, where the standard library leaves copies of secrets that nothing can
-// reach any more (crypto/rsa: the padded message and intermediate numbers of each answer opened), and gives free memory
-// back to the system. It costs five garbage collections, of the host's garbage too, and has GOMAXPROCS at 1 meanwhile: about
-// 10 ms with a small heap, and in proportion more with a large one. On a heap of tens of megabytes with many gaps some
-// copies may survive, and so may what lay where another goroutine's stack lies now. It reaches nothing that is still
-// referenced: close clients and key stores first where that counts. Nothing in this package calls it. Safe for concurrent
-// use.
-func ScrubHeap() {
+// Scrub does what the root's ScrubHeap says.
+func Scrub() {
 	scrubbing.Lock()
 	defer scrubbing.Unlock()
 	percent := debug.SetGCPercent(-1)
@@ -59,9 +53,10 @@ func ScrubHeap() {
 	onFreshStack(debug.FreeOSMemory)
 }
 
-// onFreshStack moves this goroutine to a stack of 256 KiB, whose pages the system has just given, clears what of it is
-// free, and runs f: stacks are made of whatever the heap has free, and keep what was there where nothing is written.
-// The weight keeps the collector from moving it on, and f gives the one before back to the system.
+// onFreshStack moves this goroutine to a stack of 256 KiB, whose pages the system has just given,
+// clears the free part of it, and runs f: stacks are made of whatever the heap has free, and keep what
+// was there where nothing is written. The weight keeps the collector from moving the stack on, and f
+// gives the one before back to the system.
 //
 //go:noinline
 func onFreshStack(f func()) {
@@ -71,8 +66,8 @@ func onFreshStack(f func()) {
 	runtime.KeepAlive(&weight)
 }
 
-// onOneProcessor has one processor (of the scheduler's) do everything until restore is called. Each has some free memory
-// that only what runs there is given: what the others have goes back to all.
+// onOneProcessor has one processor (of the scheduler's) do everything until restore is called. Each
+// has some free memory that only goroutines on it get; the memory of the others goes back to all.
 func onOneProcessor() (restore func()) {
 	before := runtime.GOMAXPROCS(1)
 	return func() {
@@ -83,8 +78,8 @@ func onOneProcessor() (restore func()) {
 	}
 }
 
-// overwriteFree allocates zeroed objects where the free ones were, which the collector, being off, does not take back
-// meanwhile. Objects with pointers have memory of their own.
+// overwriteFree allocates zeroed objects where the free ones were, which the collector, being off,
+// does not take back meanwhile. Objects with pointers have memory of their own.
 func overwriteFree() {
 	const word, headerless = 8, 512 // above 512 bytes an object with pointers has a word more
 	for _, size := range scrubClasses() {
@@ -97,7 +92,8 @@ func overwriteFree() {
 	}
 }
 
-// overwriteClass allocates objects of a size until there is no free one among those there were: then the heap grows.
+// overwriteClass allocates objects of a size until there is no free one among those there were: then
+// the heap grows.
 func overwriteClass(size int, allocate func()) {
 	for total := 0; total < scrubMost; total += scrubPerClass {
 		before := heapSpans()
@@ -112,7 +108,9 @@ func overwriteClass(size int, allocate func()) {
 
 // heapSpans is how many bytes of the heap are set aside for objects, living and free.
 func heapSpans() (n uint64) {
-	s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}}
+	s := []metrics.Sample{
+		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"},
+	}
 	metrics.Read(s)
 	for i := range s {
 		if s[i].Value.Kind() == metrics.KindUint64 {

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package harden
 
 import (
 	"bytes"
@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func hardenProcess() error {
+// Process does what the root's HardenProcess says.
+func Process() error {
 	return errors.Join(disableCoreDumps(), setUndumpable())
 }
 
@@ -23,14 +24,17 @@ func setUndumpable() error {
 	return nil
 }
 
-// dumpable is true for both other values: 1, and 2 of set-uid programs, whose cores root gets.
-func dumpable() bool {
+// Dumpable reports that others of the same user may read this process. It is true for both other
+// values: 1, and 2 of set-uid programs, whose cores root gets.
+func Dumpable() bool {
 	n, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 	return err != nil || n != 0
 }
 
-func coreDumpsOff() bool {
-	if !dumpable() {
+// CoreDumpsOff reports that a crash writes no core. A core_pattern that pipes cores to a program does
+// not obey RLIMIT_CORE.
+func CoreDumpsOff() bool {
+	if !Dumpable() {
 		return true
 	}
 	pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")
