@@ -40,7 +40,7 @@ func (c *SecureCompletionClient) tellSealed(ctx context.Context, r *sealedReques
 	o *callOptions) error {
 	return c.audit.tell(ctx, Event{
 		Type: EventRequestSealed, PayloadID: r.payloadID, Fingerprint: r.server.fingerprint,
-			Tier: o.tier, Bytes: int64(size),
+		Tier: o.tier, Bytes: int64(size),
 	})
 }
 
@@ -52,7 +52,7 @@ func (c *SecureCompletionClient) tellAnswer(ctx context.Context, id string, answ
 	}
 	err = c.audit.tell(ctx, Event{
 		Type: EventResponseOpened, PayloadID: id, Bytes: int64(len(answer.plaintext)),
-			Duration: time.Since(start),
+		Duration: time.Since(start),
 	})
 	if err = fault.Join(err, c.tellMemory(ctx)); err != nil {
 		clear(answer.plaintext)
