@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 // spiedBody remembers the memory that it was read into.
@@ -60,7 +62,7 @@ func TestGatewayWipesAnswers(t *testing.T) {
 				return &http.Response{StatusCode: c.status, Header: http.Header{}, ContentLength: -1, Body: spy, Request: req}, nil
 			})
 		})
-		client := startClient(t, "https://gateway.test", func(c *Config) { c.Transport = direct{g} })
+		client := startClient(t, "https://gateway.test", func(c *Config) { c.Transport = fakes.Direct(g) })
 		_, err := client.Chat(t.Context(), ask("q"))
 		if good := c.status == 200 && (name == "small" || name == "3 MB"); (err == nil) != good {
 			t.Errorf("%s: %v", name, err)
