@@ -163,8 +163,11 @@ func TestResponseMembers(t *testing.T) {
 		{answerWith("choices", `[{"message":{"content":null}}]`), func(r *ChatResponse) bool { return r.Text() == "" }},
 		{answerWith("choices", `[{"message":{"content":[{"type":"image_url","image_url":{"url":"right","URL":"wrong"}}]}}]`),
 			func(r *ChatResponse) bool { return r.Choices[0].Message.Parts[0].ImageURL.URL == "right" }},
-		{answerWith("choices", `[{"message":{"content":[{"type":"input_audio","input_audio":{"DATA":"wrong","format":"wav"}}]}}]`),
-			func(r *ChatResponse) bool { return r.Choices[0].Message.Parts[0].Audio.Data == "" }},
+		{answerWith("choices", `[{"message":{"content":[{"type":"input_audio","input_audio":{"data":"d"},"IMAGE_URL":{"url":"wrong"}}]}}]`),
+			func(r *ChatResponse) bool {
+				p := r.Choices[0].Message.Parts[0]
+				return p.ImageURL == nil && len(p.Extra) == 2 && string(p.Extra["input_audio"]) == `{"data":"d"}`
+			}},
 		{answerWith("choices", `[{"message":{"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{","NAME":"wrong"}}]}}]`),
 			func(r *ChatResponse) bool {
 				return r.Choices[0].Message.ToolCalls[0].Function == FunctionCall{"f", "{"}
@@ -281,7 +284,7 @@ func plainAnswer(data []byte) (calls int, text string, ok bool) {
 				part := object(v)
 				said += str(part["text"])
 				str(part["type"])
-				for name, members := range map[string][]string{"image_url": {"url", "detail"}, "input_audio": {"data", "format"}} {
+				for name, members := range map[string][]string{"image_url": {"url", "detail"}} {
 					if part[name] != nil {
 						inner := object(part[name])
 						str(inner[members[0]])

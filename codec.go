@@ -95,8 +95,8 @@ func (r *ChatRequest) sizeHint() int {
 			if p.ImageURL != nil {
 				n += len(p.ImageURL.URL)
 			}
-			if p.Audio != nil {
-				n += len(p.Audio.Data)
+			for _, v := range p.Extra { // sound and files
+				n += len(v)
 			}
 		}
 	}
