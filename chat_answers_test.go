@@ -49,16 +49,21 @@ func TestBadTypedMembers(t *testing.T) {
 func TestSealedError(t *testing.T) {
 	s := newSealedServer(t)
 	c := s.client(t, nil)
-	for answer, want := range map[string]*APIError{
-		`{"error":{"message":"no such model","type":"t","code":"model_not_found"}}`: {StatusCode: 200, Code: "model_not_found", Detail: "no such model"},
-		`{"error":"words"}`: {StatusCode: 200, Detail: "words"},
-		`{"error":{}}`:      {StatusCode: 200},
-		answerWith("choices", "null", "error", `{"message":"m"}`): {StatusCode: 200, Detail: "m"},
+	for answer, want := range map[string]struct{ code, detail string }{
+		`{"error":{"message":"no such model","type":"t","code":"model_not_found"}}`: {"model_not_found", "no such model"},
+		`{"error":"words"}`: {detail: "words"},
+		`{"error":{}}`:      {},
+		answerWith("choices", "null", "error", `{"message":"m"}`): {detail: "m"},
 	} {
 		s.answer = func(q *sealedQuestion) *http.Response { return q.seal(answer) }
 		_, err := c.Chat(t.Context(), ask("x"))
-		if e, ok := errors.AsType[*APIError](err); !ok || *e != *want || !errors.Is(err, ErrServer) {
+		e, ok := errors.AsType[*APIError](err)
+		if !ok || e.StatusCode != 200 || e.Code != "" || e.Detail != "" || e.RetryAfter != 0 || !errors.Is(err, ErrServer) {
 			t.Errorf("%s: %v", answer, err)
+			continue
+		}
+		if code, detail := e.Sealed(); code != want.code || detail != want.detail {
+			t.Errorf("%s: %q, %q", answer, code, detail)
 		}
 	}
 	// With choices it is an answer, whatever stands beside them.

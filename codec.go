@@ -77,12 +77,12 @@ func answerError(err error) error {
 	if !ok {
 		return err
 	}
-	e := &APIError{StatusCode: http.StatusOK}
+	var code, detail string
 	// as of an error in the clear, only so much is looked at
 	if len(failed.Data) <= httpx.MaxErrorBody {
-		e.Code, e.Detail = errorDetail(failed.Data)
+		code, detail = errorDetail(failed.Data)
 	}
-	return e
+	return newSealedError(http.StatusOK, 0, code, detail)
 }
 
 // sizeHint is about the number of bytes of the request's JSON: mostly a little more.

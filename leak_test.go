@@ -249,9 +249,14 @@ func TestOpenedAnswersDoNotLeak(t *testing.T) {
 			t.Cleanup(srv.Close)
 			client := startClient(t, srv.URL, func(c *Config) { c.Keys, c.Logger, c.Tier = keys, log, TierHigh })
 			resp, err := client.Chat(within(t, 20*time.Second), ask(leak))
-			if name == "error" { // its words are content: in Detail and Code, and in no text
-				if e, ok := errors.AsType[*APIError](err); !ok || e.Detail != leak || e.Code != leak || leaks(err.Error()) || resp != nil {
-					t.Errorf("error %v", err)
+			if name == "error" { // its words are content: Sealed has them, and no text
+				e, ok := errors.AsType[*APIError](err)
+				if !ok || resp != nil {
+					t.Fatalf("error %v", err)
+				}
+				mustNotLeak(t, err)
+				if code, detail := e.Sealed(); detail != leak || code != leak {
+					t.Errorf("sealed were %q, %q", code, detail)
 				}
 				return
 			}

@@ -399,7 +399,10 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 		}
 	}
 	err := newAPIError(in.Status, header, content, time.Now())
-	err.unprocessed, err.sealed = unprocessed, !unprocessed
+	if !unprocessed {
+		return newSealedError(err.StatusCode, err.RetryAfter, err.Code, err.Detail)
+	}
+	err.unprocessed = true
 	return err
 }
 
