@@ -37,12 +37,12 @@ func TestBadTypedMembers(t *testing.T) {
 		if resp != nil || !errors.Is(err, ErrResponseSchema) || !strings.Contains(err.Error(), ": "+k.path) || strings.Contains(err.Error(), "MARKER") {
 			t.Errorf("%s\nwant %s, got %v, %v", k.answer, k.path, resp, err)
 		}
-		raw, err := c.Complete(t.Context(), &Request{Body: request})
+		raw, err := c.Complete(t.Context(), request)
 		if err != nil {
 			t.Errorf("Complete of %s: %v", k.answer, err)
 			continue
 		}
-		_ = raw.Close()
+		raw.Body.Destroy()
 	}
 }
 

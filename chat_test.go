@@ -177,7 +177,7 @@ func TestRawRequests(t *testing.T) {
 		`{"model":"m","api_key":"k"}`, `{"base_url":null}`, `{"security_tier":{}}`, `{"a":1,"api_key":1,"b":2}`,
 		`{"api\u005fkey":"k"}`, `{"\u0061pi_key":"k"}`, `{"base\u005Furl":1}`, `{"\u0073ecurity_tier":"x"}`, `{"api_key":1,"api_key":2}`,
 	} {
-		resp, err := client.Complete(t.Context(), &Request{Body: secret(t, body)})
+		resp, err := client.Complete(t.Context(), secret(t, body))
 		if resp != nil || !errors.Is(err, ErrInvalidRequest) {
 			t.Errorf("%.60q: %v, %v", body, resp, err)
 		}

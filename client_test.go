@@ -245,7 +245,7 @@ func TestZeroClient(t *testing.T) {
 	var c SecureCompletionClient
 	_, chat := c.Chat(t.Context(), ask("?"))
 	_, key := c.ServerKey(t.Context())
-	_, complete := c.Complete(t.Context(), &Request{Body: secret(t, `{}`)})
+	_, complete := c.Complete(t.Context(), secret(t, `{}`))
 	for name, err := range map[string]error{
 		"Chat": chat, "ServerKey": key, "Complete": complete, "Warm": c.Warm(t.Context()), "AcceptServerKey": c.AcceptServerKey(strings.Repeat("0", 64)),
 	} {
@@ -285,7 +285,7 @@ func TestMaxRequestBytes(t *testing.T) {
 	request := []byte(`{"model":"m","messages":[{"role":"user","content":"x"}]}`)
 	for _, limit := range []int64{int64(len(request)) - 1, int64(len(request)), int64(len(request)) + 1} {
 		c := s.client(t, func(c *Config) { c.MaxRequestBytes = limit })
-		_, err := c.Complete(t.Context(), &Request{Body: secret(t, string(request))})
+		_, err := c.Complete(t.Context(), secret(t, string(request)))
 		if tooLarge := limit < int64(len(request)); errors.Is(err, ErrTooLarge) != tooLarge || (err == nil) == tooLarge {
 			t.Errorf("limit %d, request %d: %v", limit, len(request), err)
 		}
@@ -370,7 +370,7 @@ func TestBadCallOptions(t *testing.T) {
 		"destroyed": {WithAPIKey(destroyed), ErrClosed},
 	} {
 		_, chatErr := c.Chat(t.Context(), ask("x"), k.opt)
-		_, completeErr := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m","messages":[{"role":"user","content":""}]}`)}, k.opt)
+		_, completeErr := c.Complete(t.Context(), secret(t, `{"model":"m","messages":[{"role":"user","content":""}]}`), k.opt)
 		if !errors.Is(chatErr, k.want) || !errors.Is(completeErr, k.want) {
 			t.Errorf("%s: %v, %v", name, chatErr, completeErr)
 		}
@@ -438,7 +438,7 @@ func TestComplete(t *testing.T) {
 	c := s.client(t, nil)
 	request := `{"messages": [{"content":"<&>\u00e9","role":"user"}] , "model":"m","stream":true,"x":1e400}`
 	body := secret(t, request)
-	resp, err := c.Complete(t.Context(), &Request{Body: body})
+	resp, err := c.Complete(t.Context(), body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -453,7 +453,7 @@ func TestComplete(t *testing.T) {
 	})
 	_ = body.Use(func(b []byte) error {
 		if string(b) != request {
-			t.Errorf("Request.Body became %q", b)
+			t.Errorf("the request became %q", b)
 		}
 		return nil
 	})
@@ -461,8 +461,8 @@ func TestComplete(t *testing.T) {
 		t.Errorf("PayloadID %q", resp.PayloadID)
 	}
 	for range 2 {
-		if err := resp.Close(); err != nil || resp.Body.Len() != 0 {
-			t.Errorf("Close: %v, %d bytes are left", err, resp.Body.Len())
+		if resp.Body.Destroy(); resp.Body.Len() != 0 {
+			t.Errorf("%d bytes are left", resp.Body.Len())
 		}
 	}
 }
@@ -500,13 +500,10 @@ func TestCompleteRefusals(t *testing.T) {
 	c := startClient(t, "https://server.test", func(c *Config) { c.Transport = neverUsed(t) })
 	destroyed := secret(t, "{}")
 	destroyed.Destroy()
-	if resp, err := c.Complete(t.Context(), &Request{Body: destroyed}); !errors.Is(err, ErrClosed) || resp != nil {
+	if resp, err := c.Complete(t.Context(), destroyed); !errors.Is(err, ErrClosed) || resp != nil {
 		t.Errorf("destroyed: %v, %v", resp, err)
 	}
-	if err := (*Response)(nil).Close(); err != nil { // what a deferred Close meets after an error
-		t.Error(err)
-	}
-	for name, r := range map[string]*Request{"nil": nil, "no body": {}, "empty": {Body: secret(t, "")}} {
+	for name, r := range map[string]*Secret{"nil": nil, "empty": secret(t, "")} {
 		if resp, err := c.Complete(t.Context(), r); !errors.Is(err, ErrInvalidRequest) || resp != nil {
 			t.Errorf("%s: %v, %v", name, resp, err)
 		}
@@ -521,7 +518,7 @@ func TestClosedClient(t *testing.T) {
 		}
 	}
 	_, chatErr := c.Chat(t.Context(), ask("x"), WithTier(TierHigh))
-	_, completeErr := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m"}`)})
+	_, completeErr := c.Complete(t.Context(), secret(t, `{"model":"m"}`))
 	_, keyErr := c.ServerKey(t.Context())
 	for i, err := range []error{chatErr, completeErr, keyErr, c.Warm(t.Context())} {
 		if !errors.Is(err, ErrClosed) {

@@ -215,7 +215,7 @@ func TestEndedContextSendsNothing(t *testing.T) {
 	body := secret(t, `{"model":"m","messages":[]}`)
 	for name, call := range map[string]func() error{
 		"Chat":      func() error { _, err := client.Chat(ctx, ask("hello")); return err },
-		"Complete":  func() error { _, err := client.Complete(ctx, &Request{Body: body}); return err },
+		"Complete":  func() error { _, err := client.Complete(ctx, body); return err },
 		"Warm":      func() error { return client.Warm(ctx) },
 		"ServerKey": func() error { _, err := client.ServerKey(ctx); return err },
 	} {
@@ -296,7 +296,7 @@ func TestClose(t *testing.T) {
 	ctx := within(t, 20*time.Second)
 	for name, call := range map[string]func() error{
 		"Chat":      func() error { _, err := s.client.Chat(ctx, ask("hello")); return err },
-		"Complete":  func() error { _, err := s.client.Complete(ctx, &Request{Body: body}); return err },
+		"Complete":  func() error { _, err := s.client.Complete(ctx, body); return err },
 		"Warm":      func() error { return s.client.Warm(ctx) },
 		"ServerKey": func() error { _, err := s.client.ServerKey(ctx); return err },
 	} {

@@ -286,7 +286,7 @@ func TestCallersMistakesDoNotLeak(t *testing.T) {
 	client := startClient(t, "http://127.0.0.1:1", nil)
 	raw := func(text string) func() error {
 		body := secret(t, text)
-		return func() error { _, err := client.Complete(within(t, 10*time.Second), &Request{Body: body}); return err }
+		return func() error { _, err := client.Complete(within(t, 10*time.Second), body); return err }
 	}
 	chat := func(change func(*ChatRequest)) func() error {
 		r := ask(leak)
@@ -411,7 +411,7 @@ func TestObjectsDoNotLeak(t *testing.T) {
 	numbers := []string{fmt.Sprint(private.D), fmt.Sprintf("%x", private.D), fmt.Sprint(private.Primes[0]), fmt.Sprintf("%x", private.Primes[0])}
 	for name, v := range map[string]any{
 		"client": client, "gateway": gateway, "config": client.cfg, "gateway config": c, "key store": keys, "secret": key,
-		"call option": WithAPIKey(key), "public key": publicOf(t, "rsa-2048"), "response": &Response{Body: key}, "request": Request{Body: key},
+		"call option": WithAPIKey(key), "public key": publicOf(t, "rsa-2048"), "response": &Response{Body: key},
 	} {
 		out := fmt.Sprintf("%v|%+v|%#v|%s|%q|%x|%d", v, v, v, v, v, v, v)
 		if b, err := json.Marshal(v); err == nil {

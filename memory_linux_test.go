@@ -124,7 +124,7 @@ func TestCompleteRequired(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer body.Destroy()
-	answer, err := client.Complete(t.Context(), &Request{Body: body})
+	answer, err := client.Complete(t.Context(), body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestCompleteRequired(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer loose.Destroy()
-	if _, err := client.Complete(t.Context(), &Request{Body: loose}); !errors.Is(err, ErrMemoryLimit) {
+	if _, err := client.Complete(t.Context(), loose); !errors.Is(err, ErrMemoryLimit) {
 		t.Errorf("a body in ordinary memory: %v", err)
 	}
 }

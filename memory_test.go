@@ -183,7 +183,7 @@ func TestSecretIsRedacted(t *testing.T) {
 		"unexported field": unexportedHolder{s}, "pointer to it": &unexportedHolder{s},
 		"by value": value, "by value, unexported": hidden,
 		"containers":         anyHolder{s, []*Secret{s}, map[string]*Secret{"k": s}, map[*Secret]int{s: 1}},
-		"pointer to pointer": &s, "request": &Request{Body: s}, "response": Response{Body: s},
+		"pointer to pointer": &s, "response": Response{Body: s}, "pointer to response": &Response{Body: s},
 		"config": Config{APIKey: s}, "gateway config": GatewayConfig{UpstreamKey: s},
 	}
 	for name, v := range things {

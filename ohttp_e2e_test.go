@@ -91,11 +91,11 @@ func TestOHTTPEndToEnd(t *testing.T) {
 		t.Errorf("streamed %q", streamed.Response().Text())
 	}
 	body, _ := request.encode()
-	response, err := client.Complete(t.Context(), &Request{Body: secret(t, string(body))})
+	response, err := client.Complete(t.Context(), secret(t, string(body)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer response.Close()
+	defer response.Body.Destroy()
 	if err := response.Body.Use(func(b []byte) error { return json.Unmarshal(b, &whole) }); err != nil || !strings.Contains(whole.Text(), answer) {
 		t.Errorf("%v, %v", whole, err)
 	}

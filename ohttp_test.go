@@ -49,11 +49,11 @@ func TestOHTTPComplete(t *testing.T) {
 	g := startTiny(t, answerText(strings.Repeat("Paris ", 20000)))
 	client := ohttpClient(t, g.url, nil)
 	body, _ := ask("x").encode()
-	r, err := client.Complete(t.Context(), &Request{Body: secret(t, string(body))})
+	r, err := client.Complete(t.Context(), secret(t, string(body)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	defer r.Body.Destroy()
 	if err := r.Body.Use(func(b []byte) error { return checkCompletion(b, "", "") }); err != nil {
 		t.Error(err)
 	}

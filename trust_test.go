@@ -63,7 +63,7 @@ func TestPin(t *testing.T) {
 		})
 		_, chatErr := c.Chat(t.Context(), ask("x"))
 		_, keyErr := c.ServerKey(t.Context())
-		_, completeErr := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m","messages":[]}`)})
+		_, completeErr := c.Complete(t.Context(), secret(t, `{"model":"m","messages":[]}`))
 		for _, err := range []error{chatErr, keyErr, completeErr, c.Warm(t.Context())} {
 			e, ok := errors.AsType[*ServerKeyError](err)
 			if !ok || e.Got != right || strings.Join(e.Want, " ") != strings.Join(pins, " ") || e.Err != nil {

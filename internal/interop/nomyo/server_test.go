@@ -213,11 +213,11 @@ func (s *pythonServer) testComplete(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer body.Destroy()
-	r, err := client.Complete(t.Context(), &sealedchat.Request{Body: body})
+	r, err := client.Complete(t.Context(), body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	defer r.Body.Destroy()
 	err = r.Body.Use(func(b []byte) error {
 		// The bytes as server.py sealed them: compact, raw UTF-8.
 		if !bytes.HasPrefix(b, []byte(`{"id":"chatcmpl-1","object":"chat.completion","created":`)) || !bytes.Contains(b, []byte(`"content":"raw ü"`)) {
