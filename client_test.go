@@ -22,6 +22,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // sealedServer is a server without a network: the RoundTripper of an https client. It opens what it gets and seals
@@ -171,6 +172,14 @@ func TestConfigErrors(t *testing.T) {
 		{"Config.Trust", func(c *Config) { c.Trust = Pin("abc") }},
 		{"Config.BaseURL", func(c *Config) { c.BaseURL = "http://example.com" }},
 		{"Config.BaseURL", func(c *Config) { c.BaseURL = "example.com" }},
+		{"Config.BaseURL", func(c *Config) { c.BaseURL = "" }},
+		{"Config.BaseURL", func(c *Config) { c.BaseURL = "https://example.com/v1" }},
+		{"Config.Protocol", func(c *Config) { c.Protocol = "OHTTP" }},
+		{"Config.Protocol", func(c *Config) { c.Protocol = "envelope " }},
+		{"Config.OHTTP", func(c *Config) { c.OHTTP.Padding = 256 }},
+		{"Config.OHTTP", func(c *Config) { c.OHTTP.AllowX25519 = true }},
+		{"Config.OHTTP.Padding", func(c *Config) { c.Protocol, c.OHTTP.Padding = ProtocolOHTTP, -1 }},
+		{"Config.OHTTP.Padding", func(c *Config) { c.Protocol, c.OHTTP.Padding = ProtocolOHTTP, maxPadding+1 }},
 		{"Config.BaseURL", func(c *Config) { c.BaseURL = "https://u:p@example.com" }},
 		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, "") }},
 		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, "a\r\nX: y") }},
@@ -200,7 +209,7 @@ func TestConfigErrors(t *testing.T) {
 		{"Config.Limiter", func(c *Config) { c.Limiter = (*slowLimiter)(nil) }},
 		{"Config.Transport", func(c *Config) { c.BaseURL, c.InsecureAllowHTTP = "http://localhost:1", true }}, // foreign RoundTripper
 	} {
-		config := Config{Trust: TrustHTTPS(), Transport: neverUsed(t), APIKey: secret(t, "good-key")}
+		config := Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Transport: neverUsed(t), APIKey: secret(t, "good-key")}
 		c.change(&config)
 		client, err := NewSecureCompletionClient(config)
 		e, ok := errors.AsType[*ConfigError](err)
@@ -263,15 +272,55 @@ func TestZeroClient(t *testing.T) {
 	}
 }
 
+// A BaseURL ends before the paths that the client adds. An SDK's base URL has some of them, and without
+// one a prompt would go to a server that nobody named.
+func TestBaseURLEnd(t *testing.T) {
+	for text, says := range map[string]string{
+		"":                                              "without /v1",
+		"https://h/v1":                                  `before "/v1"`,
+		"https://h/v1/":                                 `before "/v1"`,
+		"https://h//v1//":                               `before "/v1"`,
+		"https://h/pre/v1":                              `before "/v1"`,
+		"https://h/x/../v1":                             `before "/v1"`,
+		"https://h/v1/chat":                             `before "/v1/chat"`,
+		"https://h/v1/chat/completions":                 `before "/v1/chat/completions"`,
+		"https://h/v1/chat/completions/":                `before "/v1/chat/completions"`,
+		"https://h/openai/chat/completions":             `before "/chat/completions"`,
+		"https://h/pre" + hybrid.PathCompletion:         `before "` + hybrid.PathCompletion + `"`,
+		"https://h" + hybrid.PathPublicKey:              `before "` + hybrid.PathPublicKey + `"`,
+		"https://h/v1" + ohttp.Path:                     `before "/v1` + ohttp.Path + `"`,
+		"https://secret-name.test/secret-token/v1":      `before "/v1"`,
+		"https://h/v1?":                                 "query",
+		"https://secret-user:secret-password@h.test/v1": "user info",
+	} {
+		for _, p := range []Protocol{"", ProtocolOHTTP} {
+			c, err := NewSecureCompletionClient(Config{BaseURL: text, Trust: TrustHTTPS(), Transport: neverUsed(t), Protocol: p})
+			e, ok := errors.AsType[*ConfigError](err)
+			if c != nil || !ok || e.Field != "Config.BaseURL" || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "secret-") {
+				t.Errorf("%q: got %v, %v, want %s", text, c, err, says)
+			}
+		}
+	}
+	for _, text := range []string{"https://h", "https://h/", "https://h/v1x", "https://h/xv1", "https://h/v2", "https://h/v1/pre",
+		"https://h/pre%2Fv1", "https://v1", "https://h/completions", DefaultBaseURL} {
+		c, err := NewSecureCompletionClient(Config{BaseURL: text, Trust: TrustHTTPS(), Transport: neverUsed(t)})
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		_ = c.Close()
+	}
+}
+
 func TestDefaultsAndNoNetworkInConstructor(t *testing.T) {
 	t.Setenv("NOMYO_SERVER_URL", "https://from.the.environment")
 	t.Setenv("NOMYO_API_KEY", "from-the-environment")
-	c, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t)})
+	c, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Transport: neverUsed(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if c.base.String() != DefaultBaseURL || c.cfg.Timeout != 10*time.Minute || c.cfg.MaxRetries != 2 || c.cfg.MaxRequestBytes != 10<<20 ||
+	if c.base.String() != "https://server.test" || c.cfg.Protocol != ProtocolEnvelope || c.cfg.Timeout != 10*time.Minute || c.cfg.MaxRetries != 2 || c.cfg.MaxRequestBytes != 10<<20 ||
 		c.cfg.MaxResponseBytes != 64<<20 || c.cfg.APIKey != nil || c.log == nil || !c.ownKeys || c.ownHTTP {
 		t.Errorf("got %+v", c.cfg)
 	}

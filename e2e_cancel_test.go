@@ -312,7 +312,7 @@ func TestClose(t *testing.T) {
 // Close wipes the key of a client that was given none, and leaves the caller's secrets alone.
 func TestCloseWipesItsOwn(t *testing.T) {
 	key := secret(t, "sk-test")
-	client, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), APIKey: key})
+	client, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), APIKey: key})
 	if err != nil {
 		t.Fatal(err)
 	}

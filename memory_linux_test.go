@@ -83,7 +83,7 @@ func TestMemoryRequired(t *testing.T) {
 			"new key store":  func() error { _, err := CreateKeyStore(t.Context(), dir, passphrase, required); return err },
 			"open key store": func() error { _, err := OpenKeyStore(t.Context(), dir, passphrase, required); return err },
 			"client": func() error {
-				_, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Memory: MemoryRequired})
+				_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Memory: MemoryRequired})
 				return err
 			},
 		} {

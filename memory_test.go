@@ -271,7 +271,7 @@ func TestMemoryConfigErrors(t *testing.T) {
 	for field, c := range map[string]Config{
 		"Config.Memory": {Memory: "Required"}, "Config.APIKey": {Memory: MemoryRequired, APIKey: off}, "Config.Keys": {Memory: MemoryRequired, Keys: loose},
 	} {
-		c.Trust = TrustHTTPS()
+		c.BaseURL, c.Trust = "https://server.test", TrustHTTPS()
 		_, err := NewSecureCompletionClient(c)
 		if e, ok := errors.AsType[*ConfigError](err); !ok || e.Field != field || (c.Memory == MemoryRequired) != errors.Is(err, ErrMemoryLimit) {
 			t.Errorf("%s: %v", field, err)

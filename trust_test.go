@@ -38,7 +38,7 @@ func TestPinValidation(t *testing.T) {
 		{[]string{strings.Repeat("ab:", 31) + "ab"}, false}, {[]string{good[:32] + " " + good[32:]}, false},
 		{[]string{good}, true}, {[]string{strings.ToUpper(good)}, true}, {[]string{" " + good + "\n"}, true}, {[]string{good, good}, true},
 	} {
-		_, err := NewSecureCompletionClient(Config{Trust: Pin(c.pins...), Transport: neverUsed(t)})
+		_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: Pin(c.pins...), Transport: neverUsed(t)})
 		if e, ok := errors.AsType[*ConfigError](err); (err == nil) != c.ok || (!c.ok && (!ok || e.Field != "Config.Trust")) {
 			t.Errorf("%q: %v", c.pins, err)
 		}
