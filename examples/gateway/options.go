@@ -88,11 +88,9 @@ func (p *program) parse(args []string) (*options, error) {
 	}
 	o.tier = sealedchat.SecurityTier(tier)
 	for name := range strings.SplitSeq(protocols, ",") {
-		switch strings.TrimSpace(name) {
-		case sealedchat.ProtocolEnvelope.String():
-			o.protocols = append(o.protocols, sealedchat.ProtocolEnvelope)
-		case sealedchat.ProtocolOHTTP.String():
-			o.protocols = append(o.protocols, sealedchat.ProtocolOHTTP)
+		switch p := sealedchat.Protocol(strings.TrimSpace(name)); p {
+		case sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP:
+			o.protocols = append(o.protocols, p)
 		default:
 			return nil, wrongInput("-protocols: %q is not envelope or ohttp", name)
 		}
