@@ -12,8 +12,6 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
-// This file is what a call tells its Auditor.
-
 // refusals are the errors that are events of their own, and why, in words of this package.
 var refusals = []struct {
 	err    error
