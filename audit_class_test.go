@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
-	"github.com/seed-017344ad/sealedchat/internal/testkit"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
@@ -165,7 +164,7 @@ func unsent(e *fault.ConnectionError) error {
 func TestRefusedStreamsAreTold(t *testing.T) {
 	badCalls := strings.Replace(fakes.FineCompletion("x"), `"message":{`, `"message":{"tool_calls":5,`, 1)
 	foreign := func() string {
-		return strings.Replace(fakes.FineCompletion("x"), `{`, `{"_metadata":{"payload_id":"`+testkit.UUID()+`"},`, 1)
+		return strings.Replace(fakes.FineCompletion("x"), `{`, `{"_metadata":{"payload_id":"`+newUUID()+`"},`, 1)
 	}
 	for name, test := range map[string]struct {
 		answer func() string

@@ -233,7 +233,7 @@ func TestClose(t *testing.T) {
 	ctx := testkit.Within(t, 20*time.Second)
 	for name, call := range map[string]func() error{
 		"Chat":      func() error { _, err := s.client.Chat(ctx, ask("hello")); return err },
-		"Complete":  func() error { _, err := s.client.Complete(ctx, &Request{Body: body}); return err },
+		"Complete":  func() error { _, err := s.client.Complete(ctx, body); return err },
 		"Warm":      func() error { return s.client.Warm(ctx) },
 		"ServerKey": func() error { _, err := s.client.ServerKey(ctx); return err },
 	} {
@@ -249,7 +249,7 @@ func TestClose(t *testing.T) {
 // Close wipes the key of a client that was given none, and leaves the caller's secrets alone.
 func TestCloseWipesItsOwn(t *testing.T) {
 	key := secret(t, "sk-test")
-	client, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), APIKey: key})
+	client, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), APIKey: key})
 	if err != nil {
 		t.Fatal(err)
 	}

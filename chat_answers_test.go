@@ -7,8 +7,6 @@ import (
 	"errors"
 	"strings"
 	"testing"
-
-	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 func TestCheckMetadata(t *testing.T) {
@@ -23,7 +21,7 @@ func TestCheckMetadata(t *testing.T) {
 		payload(`null`): nil, payload(`7`): nil, payload(`""`): nil, payload(`"openai-compat-1"`): nil, payload(`"` + other[1:] + `"`): nil,
 		payload(`"{` + other + `}"`): nil, payload(`" ` + other + `"`): nil, payload(`["` + other + `"]`): nil, payload(`"` + strings.ReplaceAll(other, "-", "") + `"`): nil,
 	} {
-		for _, answer := range []string{testkit.AnswerWith("_metadata", meta), `{"_metadata":` + meta + `,"error":{"message":"x"}}`} {
+		for _, answer := range []string{answerWith("_metadata", meta), `{"_metadata":` + meta + `,"error":{"message":"x"}}`} {
 			err := checkCompletion([]byte(answer), id, TierHigh)
 			_, isAPI := errors.AsType[*APIError](err)
 			if errors.Is(err, ErrReplay) != (want != nil) || (want == nil && err != nil && !isAPI) {
@@ -37,8 +35,8 @@ func TestTierDowngrade(t *testing.T) {
 	tiers := []SecurityTier{"", TierStandard, TierHigh, TierMaximum}
 	for asked, want := range tiers {
 		for got := 1; got < len(tiers); got++ {
-			answer := testkit.AnswerWith("_metadata", `{"security_tier":"`+string(tiers[got])+`"}`)
-			err := checkCompletion([]byte(answer), testkit.UUID(), want)
+			answer := answerWith("_metadata", `{"security_tier":"`+string(tiers[got])+`"}`)
+			err := checkCompletion([]byte(answer), newUUID(), want)
 			if lower := asked != 0 && got < asked; errors.Is(err, ErrTierDowngrade) != lower || (err == nil) == lower {
 				t.Errorf("asked %q, got %q: %v", want, tiers[got], err)
 			}
@@ -47,7 +45,7 @@ func TestTierDowngrade(t *testing.T) {
 			`null`: true, `1`: true, `""`: true, `{}`: true, `["standard"]`: true,
 			`"none"`: false, `"HIGH"`: false, `" maximum"`: false, `"` + strings.Repeat("x", 2000) + `"`: false, `"\u0073tandar\u0064s"`: false,
 		} {
-			err := checkCompletion([]byte(testkit.AnswerWith("_metadata", `{"security_tier":`+value+`}`)), testkit.UUID(), want)
+			err := checkCompletion([]byte(answerWith("_metadata", `{"security_tier":`+value+`}`)), newUUID(), want)
 			if refused := want != "" && !silent; errors.Is(err, ErrTierDowngrade) != refused {
 				t.Errorf("asked %q, got %.20s: %v", want, value, err)
 			}

@@ -11,8 +11,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 func TestRememberedErrorsAreBounded(t *testing.T) {
@@ -59,6 +57,17 @@ func TestRememberedErrorsExpire(t *testing.T) {
 	})
 }
 
+// retried is a request that an SDK repeats.
+func retried(t *testing.T, method, uri string) *http.Request {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "https://sdk.test"+uri, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Stainless-Retry-Count", "1")
+	return req
+}
+
 // Requests are the same if method, path, query and body are.
 func TestRememberedErrorsAreOfOneRequest(t *testing.T) {
 	var m rememberedErrors
@@ -89,7 +98,7 @@ func TestRememberedErrorsAreOfOneRequest(t *testing.T) {
 // An SDK's key lies in the memory that the client's policy asks for.
 func TestHTTPClientTokenUnderPolicy(t *testing.T) {
 	for _, policy := range []MemoryPolicy{MemoryBestEffort, MemoryOff} {
-		client := startClient(t, "https://peer.example", func(c *Config) { c.Transport, c.Memory = testkit.NeverUsed(t), policy })
+		client := startClient(t, "https://peer.example", func(c *Config) { c.Transport, c.Memory = neverUsed(t), policy })
 		req, err := http.NewRequest(http.MethodPost, "https://peer.example/v1/chat/completions", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -101,15 +110,4 @@ func TestHTTPClientTokenUnderPolicy(t *testing.T) {
 		}
 		key.Destroy()
 	}
-}
-
-// retried is a request that an SDK repeats.
-func retried(t *testing.T, method, uri string) *http.Request {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, "https://sdk.test"+uri, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("X-Stainless-Retry-Count", "1")
-	return req
 }

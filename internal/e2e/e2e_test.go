@@ -132,11 +132,11 @@ func TestNothingReadableOnTheWire(t *testing.T) {
 	if got := chat(&sealedchat.ChatRequest{Model: "m", Messages: []sealedchat.Message{parts}}).Text(); got != prompt+answer {
 		t.Errorf("answer to parts: %q", got)
 	}
-	resp, err := client.Complete(ctx, &sealedchat.Request{Body: secret(t, `{"model":"m","messages":[{"role":"user","content":"`+raw+`"}]}`)})
+	resp, err := client.Complete(ctx, secret(t, `{"model":"m","messages":[{"role":"user","content":"`+raw+`"}]}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Close()
+	defer resp.Body.Destroy()
 	if err := resp.Body.Use(func(b []byte) error {
 		if !bytes.Contains(b, []byte(raw+answer)) {
 			t.Errorf("raw answer %s", b)
@@ -443,7 +443,7 @@ func TestEndedContextSendsNothing(t *testing.T) {
 	body := secret(t, `{"model":"m","messages":[]}`)
 	for name, call := range map[string]func() error{
 		"Chat":      func() error { _, err := client.Chat(ctx, ask("hello")); return err },
-		"Complete":  func() error { _, err := client.Complete(ctx, &sealedchat.Request{Body: body}); return err },
+		"Complete":  func() error { _, err := client.Complete(ctx, body); return err },
 		"Warm":      func() error { return client.Warm(ctx) },
 		"ServerKey": func() error { _, err := client.ServerKey(ctx); return err },
 	} {

@@ -254,7 +254,7 @@ func TestInsecureSkipVerify(t *testing.T) {
 	}{
 		"TrustHTTPS": {skip(), sealedchat.TrustHTTPS(), false}, "FirstUse": {skip(), sealedchat.FirstUse(store), false}, "Pin": {skip(), sealedchat.Pin(strings.Repeat("ab", 32)), true}, "own": {own, sealedchat.TrustHTTPS(), true},
 	} {
-		_, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{Transport: c.transport, Trust: c.trust})
+		_, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{BaseURL: "https://server.test", Transport: c.transport, Trust: c.trust})
 		if e, ok := errors.AsType[*sealedchat.ConfigError](err); (err == nil) != c.ok || (!c.ok && (!ok || e.Field != "Config.Transport")) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat"
-
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )

@@ -69,7 +69,7 @@ func TestMemoryRequired(t *testing.T) {
 			"new key store":  func() error { _, err := sealedchat.CreateKeyStore(t.Context(), dir, passphrase, required); return err },
 			"open key store": func() error { _, err := sealedchat.OpenKeyStore(t.Context(), dir, passphrase, required); return err },
 			"client": func() error {
-				_, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{Trust: sealedchat.TrustHTTPS(), Memory: sealedchat.MemoryRequired})
+				_, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{BaseURL: "https://server.test", Trust: sealedchat.TrustHTTPS(), Memory: sealedchat.MemoryRequired})
 				return err
 			},
 		} {
@@ -106,7 +106,7 @@ func TestCompleteRequired(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer body.Destroy()
-	answer, err := client.Complete(t.Context(), &sealedchat.Request{Body: body})
+	answer, err := client.Complete(t.Context(), body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestCompleteRequired(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer loose.Destroy()
-	if _, err := client.Complete(t.Context(), &sealedchat.Request{Body: loose}); !errors.Is(err, sealedchat.ErrMemoryLimit) {
+	if _, err := client.Complete(t.Context(), loose); !errors.Is(err, sealedchat.ErrMemoryLimit) {
 		t.Errorf("a body in ordinary memory: %v", err)
 	}
 }

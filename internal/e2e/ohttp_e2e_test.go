@@ -42,7 +42,7 @@ func TestOHTTPEndToEnd(t *testing.T) {
 		t.Fatal(configs)
 	}
 	client := ohttpClient(t, "http://"+witness.Addr(), func(c *sealedchat.Config) {
-		c.Trust, c.APIKey, c.Tier, c.Padding = sealedchat.Pin(configs[0].Fingerprint), secret(t, apiKey), sealedchat.TierHigh, 1024
+		c.Trust, c.APIKey, c.Tier, c.OHTTP.Padding = sealedchat.Pin(configs[0].Fingerprint), secret(t, apiKey), sealedchat.TierHigh, 1024
 	})
 	request := &sealedchat.ChatRequest{Model: model, Messages: []sealedchat.Message{sealedchat.UserMessage(prompt)}}
 	whole, err := client.Chat(t.Context(), request)
@@ -60,11 +60,11 @@ func TestOHTTPEndToEnd(t *testing.T) {
 		t.Errorf("streamed %q", streamed.Response().Text())
 	}
 	body := `{"model":"` + model + `","messages":[{"role":"user","content":"` + prompt + `"}]}`
-	response, err := client.Complete(t.Context(), &sealedchat.Request{Body: secret(t, body)})
+	response, err := client.Complete(t.Context(), secret(t, body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer response.Close()
+	defer response.Body.Destroy()
 	if err := response.Body.Use(func(b []byte) error { return json.Unmarshal(b, &whole) }); err != nil || !strings.Contains(whole.Text(), answer) {
 		t.Errorf("%v, %v", whole, err)
 	}
@@ -115,7 +115,7 @@ func TestOHTTPPadding(t *testing.T) {
 		}
 		return false
 	}
-	client := directClient(t, g, func(c *sealedchat.Config) { c.Padding = multiple })
+	client := directClient(t, g, func(c *sealedchat.Config) { c.OHTTP.Padding = multiple })
 	for n := range 2 * multiple {
 		if _, err := client.Chat(t.Context(), ask(strings.Repeat("x", n))); err != nil {
 			t.Fatal(err)

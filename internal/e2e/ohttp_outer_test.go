@@ -317,11 +317,12 @@ func TestOHTTPLimits(t *testing.T) {
 		t.Error("too large a request was sent")
 	}
 	for _, bad := range []sealedchat.Config{
-		{Protocol: 7}, {Protocol: sealedchat.ProtocolOHTTP, Padding: -1}, {Protocol: sealedchat.ProtocolOHTTP, Padding: 1<<20 + 1}, {Padding: 256},
+		{Protocol: "7"}, {Protocol: sealedchat.ProtocolOHTTP, OHTTP: sealedchat.OHTTPOptions{Padding: -1}},
+		{Protocol: sealedchat.ProtocolOHTTP, OHTTP: sealedchat.OHTTPOptions{Padding: 1<<20 + 1}}, {OHTTP: sealedchat.OHTTPOptions{Padding: 256}},
 	} {
-		bad.Trust = sealedchat.TrustHTTPS()
+		bad.BaseURL, bad.Trust = "https://server.test", sealedchat.TrustHTTPS()
 		if _, err := sealedchat.NewSecureCompletionClient(bad); err == nil {
-			t.Errorf("taken: %v, padding %d", bad.Protocol, bad.Padding)
+			t.Errorf("taken: %v, padding %d", bad.Protocol, bad.OHTTP.Padding)
 		}
 	}
 }

@@ -48,6 +48,72 @@ func panickingAuditor(at sealedchat.EventType) sealedchat.Auditor {
 	})
 }
 
+// Who recovers from a panic of his callback, as net/http does for a handler, can still close the client.
+func TestStreamSurvivesPanics(t *testing.T) {
+	for name, change := range map[string]func(*sealedchat.Config){
+		"OnServerKey": func(c *sealedchat.Config) {
+			c.OnServerKey = func(_, _ *sealedchat.PublicKey) error { panic("the callback") }
+		},
+		"Limiter":         func(c *sealedchat.Config) { c.Limiter = panickingLimiter{} },
+		"Transport":       nil,
+		"request_sealed":  func(c *sealedchat.Config) { c.Audit = panickingAuditor(sealedchat.EventRequestSealed) },
+		"response_opened": func(c *sealedchat.Config) { c.Audit = panickingAuditor(sealedchat.EventResponseOpened) },
+	} {
+		ways := map[string]func(*sealedchat.SecureCompletionClient){
+			"Stream": func(c *sealedchat.SecureCompletionClient) {
+				for range c.Stream(context.Background(), ask("x")) {
+				}
+			},
+			"Stream left early": func(c *sealedchat.SecureCompletionClient) {
+				for range c.Stream(context.Background(), ask("x")) {
+					break
+				}
+			},
+			"HTTPClient": func(c *sealedchat.SecureCompletionClient) {
+				body := strings.NewReader(`{"model":"m","messages":[],"stream":true}`)
+				resp, err := c.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json", body)
+				if err != nil {
+					return
+				}
+				defer resp.Body.Close()
+				_, _ = io.ReadAll(resp.Body)
+			},
+		}
+		for way, call := range ways {
+			t.Run(name+" "+way, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { // where what hangs is told of
+					g := fakes.NewGateway(t, fakes.WordByWord(nil, "a", "b"))
+					rt := &panickingTransport{RoundTripper: fakes.Direct(g)}
+					if name == "Transport" { // which carries the list of keys first
+						change = func(c *sealedchat.Config) { c.Transport = rt }
+					}
+					client := directClient(t, g, change)
+					if name == "Transport" {
+						if err := client.Warm(t.Context()); err != nil {
+							t.Fatal(err)
+						}
+						rt.panics = true
+					}
+					func() {
+						defer func() {
+							if recover() == nil {
+								t.Error("no panic")
+							}
+						}()
+						call(client)
+					}()
+					if s := client.Stats(); s.InFlight != 0 || s.Requests != 1 || s.Failures != 1 {
+						t.Errorf("%+v", s)
+					}
+					if err := client.Close(); err != nil {
+						t.Error(err)
+					}
+				})
+			})
+		}
+	}
+}
+
 // What the Auditor did not get to record is not whole, for whoever reads on.
 func TestStreamPanicWithholdsTheEnd(t *testing.T) {
 	g := fakes.NewGateway(t, fakes.WordByWord(nil, "a"))
@@ -210,6 +276,74 @@ func pipedClient(t testing.TB, g *fakes.Gateway, change func(*sealedchat.Config)
 	})
 }
 
+// Who closes a stream ends it: what is not there then is nobody's failure. What was cut before is.
+func TestStreamsThatAreClosedAreNotCut(t *testing.T) {
+	const drain = 50 * time.Millisecond // so long a closed stream waits for its end
+	const one = `data: {"choices":[{"index":0,"delta":{"content":"a"}}]}` + "\n\n"
+	lateBy := func(d time.Duration) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			fakes.AnswerEvents(one, fakes.Done)(w, r)
+			select {
+			case <-time.After(d):
+			case <-r.Context().Done():
+			}
+		}
+	}
+	cut := func(events ...string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			fakes.AnswerEvents(events...)(w, r)
+			w.(*fakes.Writer).Abandon()
+		}
+	}
+	closeAtDone := func(t *testing.T, body io.ReadCloser) error {
+		readEvents(t, body)
+		return body.Close()
+	}
+	closeInRead := func(t *testing.T, body io.ReadCloser) error {
+		failed := make(chan error, 1)
+		go func() {
+			_, err := io.ReadAll(body)
+			failed <- err
+		}()
+		synctest.Wait()
+		return errors.Join(body.Close(), <-failed)
+	}
+	for name, test := range map[string]struct {
+		inner    http.HandlerFunc
+		end      func(*testing.T, io.ReadCloser) error
+		want     error
+		told     string
+		failures int64
+	}{
+		"closed at [DONE]":            {lateBy(drain / 2), closeAtDone, nil, "", 0},
+		"the final chunk comes late":  {lateBy(time.Second), closeAtDone, nil, " left early", 0},
+		"cut before it was closed":    {cut(one, fakes.Done), closeAtDone, nil, " cut short", 1},
+		"closed while somebody reads": {func(w http.ResponseWriter, r *http.Request) { fakes.AnswerEvents(one)(w, r); <-r.Context().Done() }, closeInRead, http.ErrBodyReadAfterClose, " left early", 0},
+		"closed after it was cut":     {cut(one), closeInRead, sealedchat.ErrTruncated, " cut short", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				rec := &auditRecorder{}
+				client := pipedClient(t, fakes.NewGateway(t, test.inner), func(c *sealedchat.Config) { c.Audit = rec.Record })
+				resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json",
+					strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := test.end(t, resp.Body); !errors.Is(err, test.want) || (test.want == nil) != (err == nil) {
+					t.Errorf("got %v", err)
+				}
+				if told := rec.take(); told[len(told)-1] != string(sealedchat.EventResponseOpened)+test.told {
+					t.Errorf("told %q", told)
+				}
+				if s := client.Stats(); s.Failures != test.failures || s.InFlight != 0 {
+					t.Errorf("%+v", s)
+				}
+			})
+		})
+	}
+}
+
 // The words of an error whose status is known are not waited for as long as an answer.
 func TestSealedErrorThatStalls(t *testing.T) {
 	const words = `{"error":{"message":"words","code":"c"}}`
@@ -242,8 +376,11 @@ func TestSealedErrorThatStalls(t *testing.T) {
 				start := time.Now()
 				_, err := collect(t, client, ask("x"))
 				refused, ok := errors.AsType[*sealedchat.APIError](err)
-				if !ok || refused.StatusCode != http.StatusInternalServerError || refused.Detail != test.detail {
-					t.Errorf("got %v", err)
+				if !ok || refused.StatusCode != http.StatusInternalServerError {
+					t.Fatalf("got %v", err)
+				}
+				if _, detail := refused.Sealed(); detail != test.detail {
+					t.Errorf("got %v, %q", err, detail)
 				}
 				if took := time.Since(start); took != test.took {
 					t.Errorf("after %v", took)
@@ -307,140 +444,6 @@ func TestStreamOutOfTime(t *testing.T) {
 					if errors.Is(last, not) {
 						t.Errorf("%v is %v", last, not)
 					}
-				}
-			})
-		})
-	}
-}
-
-// Who recovers from a panic of his callback, as net/http does for a handler, can still close the client.
-func TestStreamSurvivesPanics(t *testing.T) {
-	for name, change := range map[string]func(*sealedchat.Config){
-		"OnServerKey": func(c *sealedchat.Config) {
-			c.OnServerKey = func(_, _ *sealedchat.PublicKey) error { panic("the callback") }
-		},
-		"Limiter":         func(c *sealedchat.Config) { c.Limiter = panickingLimiter{} },
-		"Transport":       nil,
-		"request_sealed":  func(c *sealedchat.Config) { c.Audit = panickingAuditor(sealedchat.EventRequestSealed) },
-		"response_opened": func(c *sealedchat.Config) { c.Audit = panickingAuditor(sealedchat.EventResponseOpened) },
-	} {
-		ways := map[string]func(*sealedchat.SecureCompletionClient){
-			"Stream": func(c *sealedchat.SecureCompletionClient) {
-				for range c.Stream(context.Background(), ask("x")) {
-				}
-			},
-			"Stream left early": func(c *sealedchat.SecureCompletionClient) {
-				for range c.Stream(context.Background(), ask("x")) {
-					break
-				}
-			},
-			"HTTPClient": func(c *sealedchat.SecureCompletionClient) {
-				body := strings.NewReader(`{"model":"m","messages":[],"stream":true}`)
-				resp, err := c.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json", body)
-				if err != nil {
-					return
-				}
-				defer resp.Body.Close()
-				_, _ = io.ReadAll(resp.Body)
-			},
-		}
-		for way, call := range ways {
-			t.Run(name+" "+way, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) { // where what hangs is told of
-					g := fakes.NewGateway(t, fakes.WordByWord(nil, "a", "b"))
-					rt := &panickingTransport{RoundTripper: fakes.Direct(g)}
-					if name == "Transport" { // which carries the list of keys first
-						change = func(c *sealedchat.Config) { c.Transport = rt }
-					}
-					client := directClient(t, g, change)
-					if name == "Transport" {
-						if err := client.Warm(t.Context()); err != nil {
-							t.Fatal(err)
-						}
-						rt.panics = true
-					}
-					func() {
-						defer func() {
-							if recover() == nil {
-								t.Error("no panic")
-							}
-						}()
-						call(client)
-					}()
-					if s := client.Stats(); s.InFlight != 0 || s.Requests != 1 || s.Failures != 1 {
-						t.Errorf("%+v", s)
-					}
-					if err := client.Close(); err != nil {
-						t.Error(err)
-					}
-				})
-			})
-		}
-	}
-}
-
-// Who closes a stream ends it: what is not there then is nobody's failure. What was cut before is.
-func TestStreamsThatAreClosedAreNotCut(t *testing.T) {
-	const drain = 50 * time.Millisecond // so long a closed stream waits for its end
-	const one = `data: {"choices":[{"index":0,"delta":{"content":"a"}}]}` + "\n\n"
-	lateBy := func(d time.Duration) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			fakes.AnswerEvents(one, fakes.Done)(w, r)
-			select {
-			case <-time.After(d):
-			case <-r.Context().Done():
-			}
-		}
-	}
-	cut := func(events ...string) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			fakes.AnswerEvents(events...)(w, r)
-			w.(*fakes.Writer).Abandon()
-		}
-	}
-	closeAtDone := func(t *testing.T, body io.ReadCloser) error {
-		readEvents(t, body)
-		return body.Close()
-	}
-	closeInRead := func(t *testing.T, body io.ReadCloser) error {
-		failed := make(chan error, 1)
-		go func() {
-			_, err := io.ReadAll(body)
-			failed <- err
-		}()
-		synctest.Wait()
-		return errors.Join(body.Close(), <-failed)
-	}
-	for name, test := range map[string]struct {
-		inner    http.HandlerFunc
-		end      func(*testing.T, io.ReadCloser) error
-		want     error
-		told     string
-		failures int64
-	}{
-		"closed at [DONE]":            {lateBy(drain / 2), closeAtDone, nil, "", 0},
-		"the final chunk comes late":  {lateBy(time.Second), closeAtDone, nil, " left early", 0},
-		"cut before it was closed":    {cut(one, fakes.Done), closeAtDone, nil, " cut short", 1},
-		"closed while somebody reads": {func(w http.ResponseWriter, r *http.Request) { fakes.AnswerEvents(one)(w, r); <-r.Context().Done() }, closeInRead, http.ErrBodyReadAfterClose, " left early", 0},
-		"closed after it was cut":     {cut(one), closeInRead, sealedchat.ErrTruncated, " cut short", 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				rec := &auditRecorder{}
-				client := pipedClient(t, fakes.NewGateway(t, test.inner), func(c *sealedchat.Config) { c.Audit = rec.Record })
-				resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json",
-					strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := test.end(t, resp.Body); !errors.Is(err, test.want) || (test.want == nil) != (err == nil) {
-					t.Errorf("got %v", err)
-				}
-				if told := rec.take(); told[len(told)-1] != string(sealedchat.EventResponseOpened)+test.told {
-					t.Errorf("told %q", told)
-				}
-				if s := client.Stats(); s.Failures != test.failures || s.InFlight != 0 {
-					t.Errorf("%+v", s)
 				}
 			})
 		})

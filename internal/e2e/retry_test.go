@@ -229,9 +229,9 @@ func TestEveryAttemptIsSealedAfresh(t *testing.T) {
 			return err
 		},
 		"Complete": func(ctx context.Context, c *sealedchat.SecureCompletionClient) error {
-			answer, err := c.Complete(ctx, &sealedchat.Request{Body: request})
+			answer, err := c.Complete(ctx, request)
 			if err == nil {
-				err = answer.Close()
+				answer.Body.Destroy()
 			}
 			return err
 		},
