@@ -21,7 +21,7 @@ func TestAdviceHarmsNobody(t *testing.T) {
 		t.Skip("modes are for Unix systems")
 	}
 	keys, _ := createWeak(t, storeDir(t), nil)
-	stored, err := os.ReadFile(keys.path())
+	stored, err := os.ReadFile(filepath.Join(keys.folder().Path(), "keystore.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,9 +37,8 @@ func TestAdviceHarmsNobody(t *testing.T) {
 		}
 		ways := map[string]func() error{
 			"create a store": func() error {
-				s, _ := weakStore(t, nil)
-				return s.create(t.Context(), dir,
-					secret(t, passphrase))
+				_, err := CreateKeyStore(t.Context(), dir, secret(t, passphrase), nil)
+				return err
 			},
 			"open a store": func() error { _, err := tryWeak(t, dir, passphrase, nil); return err },
 			"open an audit log": func() error {
@@ -63,7 +62,7 @@ func TestAdviceHarmsNobody(t *testing.T) {
 		}
 		check(ErrInsecurePermissions, "create a store", "open an audit log")
 		check(fs.ErrNotExist, "open a store", "verify a log")
-		writeLog(t, filepath.Join(dir, keyStoreFile), stored)
+		writeLog(t, filepath.Join(dir, "keystore.json"), stored)
 		writeLog(t, log, nil)
 		check(ErrInsecurePermissions, "open a store", "open an audit log", "verify a log")
 		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != mode.Perm() {

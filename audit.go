@@ -289,8 +289,8 @@ func (t *teller) tell(ctx context.Context, e Event) error {
 	return nil
 }
 
-// auditError is ErrAudit and all that the Auditor's error is, except ErrUnconfirmed, which the
-// caller would take for his own key store's, and what this package says to itself.
+// auditError is ErrAudit and all that the Auditor's error is, except ErrUnconfirmed, which the caller
+// would take for its own key store's.
 type auditError struct {
 	event EventType
 	err   error
@@ -304,13 +304,7 @@ func (e *auditError) Is(target error) bool {
 	return target == ErrAudit || target != ErrUnconfirmed && errors.Is(e.err, target)
 }
 
-func (e *auditError) As(target any) bool {
-	switch target.(type) {
-	case **unconfirmedError, **untoldError, **toldError:
-		return false
-	}
-	return errors.As(e.err, target)
-}
+func (e *auditError) As(target any) bool { return errors.As(e.err, target) }
 
 // failed hands on an event about err, the error of a call: what comes back is err, with the
 // Auditor's error beside it.

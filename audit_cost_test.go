@@ -11,6 +11,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // TestAuditEventCost and BenchmarkAuditEvent tell what an event costs of the CPU that the client
@@ -93,16 +94,16 @@ func auditCost(t testing.TB, o *AuditLogOptions) func() (requests, events float6
 		Tier: TierStandard, Bytes: int64(len(plaintext)),
 	}
 	return func() (requests, events float64) {
-		start := cpuTime()
+		start := testkit.CPUTime()
 		for range costRounds {
 			request()
 		}
-		between := cpuTime()
+		between := testkit.CPUTime()
 		for range costRounds {
 			if err := l.Record(t.Context(), e); err != nil {
 				t.Fatal(err)
 			}
 		}
-		return (between - start).Seconds(), (cpuTime() - between).Seconds()
+		return (between - start).Seconds(), (testkit.CPUTime() - between).Seconds()
 	}
 }

@@ -124,9 +124,9 @@ func against(b *testing.B, size int, floor, ours, prepare func()) {
 	}
 	var base, own []time.Duration
 	clock := func(samples []time.Duration, f func()) []time.Duration {
-		start := cpuTime()
+		start := testkit.CPUTime()
 		f()
-		return append(samples, cpuTime()-start)
+		return append(samples, testkit.CPUTime()-start)
 	}
 	b.SetBytes(int64(size))
 	b.ReportAllocs()

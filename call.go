@@ -17,6 +17,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/keystore"
 )
 
 // This file carries one call to the server and back, in as many attempts as that takes.
@@ -85,18 +86,18 @@ type sealedRequest struct {
 	payloadID string
 	server    *PublicKey // sealed to
 	keys      *KeyStore
-	key       *heldKey // of keys; opens the answer in version 1
+	key       *keystore.Key // of keys; opens the answer in version 1
 	ohttp     *obliviousCall
 }
 
 func (r *sealedRequest) release() {
 	if r.key != nil {
-		r.key.release()
+		r.key.Release()
 	}
 	if r.ohttp != nil {
 		r.ohttp.Close()
 	}
-	r.keys.sweeper.Soon()
+	r.keys.store.Sweep()
 }
 
 // opened is an answer's plaintext, and what the outside of its envelope said.

@@ -286,7 +286,7 @@ func (c *Config) validate() error {
 	if err := c.Trust.validate(); err != nil {
 		return &ConfigError{Field: "Config.Trust", Err: err}
 	}
-	if c.Keys != nil && c.Keys.life == nil {
+	if c.Keys != nil && c.Keys.store == nil {
 		return configError("Config.Keys", "a zero KeyStore; make one with OpenKeyStore, CreateKeyStore or NewEphemeralKeyStore")
 	}
 	if isNilPointer(c.Transport) {

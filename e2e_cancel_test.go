@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"context"
+	"crypto/rsa"
 	"errors"
 	"io"
 	"net"
@@ -17,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/flight"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -71,11 +71,7 @@ func startStage(t *testing.T, at string, timeout time.Duration) stage {
 	t.Cleanup(srv.Close)
 	keys := storedKeys(t, "rsa-2048")
 	if at == "key generation" {
-		var err error
-		if keys, err = NewEphemeralKeyStore(&KeyStoreOptions{Bits: 2048}); err != nil {
-			t.Fatal(err)
-		}
-		reached = stuckGeneration(t, keys)
+		keys, reached = stuckGeneration(t)
 	}
 	client := startClient(t, srv.URL, func(c *Config) {
 		c.Keys, c.Timeout = keys, timeout
@@ -90,22 +86,24 @@ func startStage(t *testing.T, at string, timeout time.Duration) stage {
 	return stage{client, reached}
 }
 
-// stuckGeneration has keys generate a key for as long as the test runs. The channel tells when a call waits for it.
-func stuckGeneration(t *testing.T, keys *KeyStore) chan struct{} {
+// stuckGeneration is a store that generates a key for as long as the test runs. The channel tells when a
+// call waits for it.
+func stuckGeneration(t *testing.T) (*KeyStore, chan struct{}) {
 	t.Helper()
 	began, end := make(chan struct{}), make(chan struct{})
-	var over sync.WaitGroup
-	over.Go(func() {
-		occupy(context.WithoutCancel(t.Context()), &keys.rotator.making, keys.life, func() {
-			close(began)
-			<-end
-		})
+	keys, m := weakStore(t, nil)
+	m.Use(func(int) (*rsa.PrivateKey, error) {
+		close(began)
+		<-end
+		return nil, errors.New("the test is over")
 	})
+	var over sync.WaitGroup
+	over.Go(func() { _, _ = keys.Public(context.WithoutCancel(t.Context())) })
 	<-began
 	reached := make(chan struct{}, 1)
 	over.Go(func() {
 		buf := make([]byte, 1<<20)
-		for !strings.Contains(string(buf[:runtime.Stack(buf, true)]), "sealedchat.(*KeyStore).acquire(") {
+		for !strings.Contains(string(buf[:runtime.Stack(buf, true)]), "keystore.(*Store).Acquire(") {
 			select {
 			case <-end:
 				return
@@ -119,15 +117,7 @@ func stuckGeneration(t *testing.T, keys *KeyStore) chan struct{} {
 		over.Wait()
 		_ = keys.Close()
 	})
-	return reached
-}
-
-// occupy runs fn in the group, as its work.
-func occupy[T any](ctx context.Context, g *flight.Group[T], life context.Context, fn func()) {
-	_, _ = g.Do(ctx, life, func(context.Context) (none T, err error) {
-		fn()
-		return none, errors.New("the test is over")
-	})
+	return keys, reached
 }
 
 func TestCallsEndPromptly(t *testing.T) {
@@ -320,11 +310,11 @@ func TestCloseWipesItsOwn(t *testing.T) {
 	if err := client.cfg.Keys.adopt(storedKey(t, "rsa-2048")); err != nil {
 		t.Fatal(err)
 	}
-	held, err := client.cfg.Keys.acquire(within(t, 10*time.Second))
+	held, err := client.cfg.Keys.store.Acquire(within(t, 10*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
-	held.release()
+	held.Release()
 	if wiped(held) {
 		t.Fatal("the key is wiped before Close")
 	}

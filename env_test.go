@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/seed-017344ad/sealedchat/internal/keyfile"
+	"github.com/seed-017344ad/sealedchat/internal/keystore"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -30,13 +30,15 @@ func setEnv(t *testing.T, values map[string]string) {
 func TestConfigFromEnv(t *testing.T) {
 	testkit.NoLeaks(t)
 	dir := storeDir(t)
-	s, m := weakStore(t, nil)
-	s.iterations = keyfile.MinIterations
-	if err := s.create(t.Context(), dir, secret(t, passphrase)); err != nil {
+	options, m := weakOptions(t, nil)
+	options.WeakKDF = false
+	store, err := keystore.Create(t.Context(), dir, secret(t, passphrase), options)
+	if err != nil {
 		t.Fatal(err)
 	}
+	s := &KeyStore{store}
 	fp := primaryOf(t, s)
-	if m.made.Load() != 1 {
+	if m.Made.Load() != 1 {
 		t.Error("more keys than one")
 	}
 	s.Close()

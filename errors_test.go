@@ -19,6 +19,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 var statusSentinels = []error{
@@ -139,12 +140,12 @@ func TestErrorDetailIsCheap(t *testing.T) {
 	const depth = 9000
 	words := strings.Repeat("x", 4<<20)
 	body := `{"error":` + strings.Repeat("[", depth) + `"` + words + `"` + strings.Repeat(`,"y"]`, depth) + `}`
-	start := cpuTime()
+	start := testkit.CPUTime()
 	err := checkCompletion([]byte(body), newUUID(), "")
 	if e, ok := errors.AsType[*APIError](err); !ok || e.StatusCode != 200 || utf8.RuneCountInString(e.Detail) > maxDetail {
 		t.Errorf("got %.200v", err)
 	}
-	if d := cpuTime() - start; d > 2*time.Second {
+	if d := testkit.CPUTime() - start; d > 2*time.Second {
 		t.Errorf("took %v", d)
 	}
 }

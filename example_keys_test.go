@@ -37,12 +37,12 @@ func ExampleRotation() {
 		log.Fatal(err)
 	}
 	for _, k := range keys.Keys() {
-		fmt.Println(k.State, k.Bits, k.Fingerprint == before.Fingerprint())
+		fmt.Println(k.Kind, k.Bits, k.Retired.IsZero(), k.Fingerprint == before.Fingerprint())
 	}
 	fmt.Println(keys.RotationError()) // of the work in the background: for a health check
 	// Output:
-	// primary 2048 false
-	// retired 2048 true
+	// RSA 2048 true false
+	// RSA 2048 false true
 	// <nil>
 }
 

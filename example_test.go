@@ -43,7 +43,7 @@ func startGateway(model http.HandlerFunc, config sealedchat.GatewayConfig) (url,
 		log.Fatal(err)
 	}
 	server := httptest.NewTLSServer(gateway)
-	key, err := gateway.PublicKey(context.Background())
+	key, err := config.Keys.Public(context.Background())
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -463,7 +463,7 @@ func ExampleKeyStore_ImportPEM() {
 		log.Fatal(err)
 	}
 	for _, k := range keys.Keys() {
-		fmt.Println(k.State, k.Bits)
+		fmt.Println(k.Kind, k.Bits)
 	}
-	// Output: primary 2048
+	// Output: RSA 2048
 }

@@ -81,7 +81,7 @@ func (w *faultWorld) enough(successes int) bool {
 // time, so there are as many sequences as it takes, the later ones with more time.
 func TestFaultSequences(t *testing.T) {
 	testkit.NoLeaks(t)
-	seed, least, most, successes := testSeed(t), 120, 10_000, 60
+	seed, least, most, successes := testkit.Seed(t), 120, 10_000, 60
 	if os.Getenv(longVar) == "1" {
 		least, successes = 500, 100
 	}

@@ -10,8 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-
-	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
 // firstUser is a client of server that trusts on first use.
@@ -45,7 +43,7 @@ func TestFirstUseIsRemembered(t *testing.T) {
 	for what, s := range map[string]*KeyStore{"file": created, "ephemeral": ephemeral} {
 		server := newSealedServer(t)
 		again := func() *SecureCompletionClient { // a new process, where there is a file
-			if s.dir != nil {
+			if s.store.Dir() != nil {
 				return firstUser(t, server, openWeak(t, dir, passphrase, nil), nil)
 			}
 			return firstUser(t, server, s, nil)
@@ -190,28 +188,4 @@ func TestFirstUseRace(t *testing.T) {
 			wantRefusedKey(t, "the other key", err, prints[winner], prints[1-winner])
 		}
 	}
-}
-
-func TestFirstUseIsBounded(t *testing.T) {
-	s, _ := weakStore(t, nil)
-	err := s.change(t.Context(), func(b *keyfile.Body) error {
-		for i := range keyfile.MaxPins {
-			if err := appendPin(b, keyfile.Pin{Origin: fmt.Sprint("https://", i)}); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := publicOf(t, "rsa-2048")
-	_, err = s.addPin(t.Context(), "https://one.more", key)
-	wantError(t, "one more", err, ErrTooLarge)
-	if _, ok := s.pin("https://one.more"); ok {
-		t.Error("it is remembered all the same")
-	}
-	few, _ := weakStore(t, nil)
-	_, err = few.addPin(t.Context(), "https://"+strings.Repeat("x", keyfile.MaxOriginSize), key)
-	wantError(t, "a long origin", err, ErrTooLarge)
 }

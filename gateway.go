@@ -6,6 +6,7 @@ package sealedchat
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -226,9 +227,32 @@ func (c *GatewayConfig) setDefaults() error {
 	return nil
 }
 
-// PublicKey is the RSA key that requests of protocol v1 have to be sealed to, generated now if there is none yet. Its
-// fingerprint is what clients pin. Errors are those of [KeyStore.Public].
-func (g *Gateway) PublicKey(ctx context.Context) (*PublicKey, error) { return g.cfg.Keys.Public(ctx) }
+// Keys describes the keys that requests to the gateway may be sealed to, made now if there are none
+// yet: the RSA keys of protocol v1, and of [ProtocolOHTTP] the key configurations and the key that
+// signs their list; of each kind those in use first, then those that were replaced and still open
+// requests. Clients pin a Fingerprint ([Pin]). The signer's (KeyInfo.Kind is "Ed25519") stays the
+// same when configurations are replaced. Errors are those of the key store: [ErrClosed], those of
+// saving, [ErrAudit].
+func (g *Gateway) Keys(ctx context.Context) ([]KeyInfo, error) {
+	rsa, ohttp := g.serves(ProtocolEnvelope), g.serves(ProtocolOHTTP)
+	if rsa {
+		if _, err := g.cfg.Keys.store.Public(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if ohttp {
+		if _, err := g.cfg.Keys.store.Configs(ctx); err != nil {
+			return nil, err
+		}
+	}
+	list := slices.DeleteFunc(g.cfg.Keys.Keys(), func(k KeyInfo) bool {
+		return k.Kind == "RSA" && !rsa || k.Kind != "RSA" && !ohttp
+	})
+	if len(list) == 0 {
+		return nil, fmt.Errorf("%w: key store", ErrClosed) // since just now
+	}
+	return list, nil
+}
 
 // Server is an [http.Server] on addr that is right for the gateway: it waits 10 seconds for a request's header, which
 // has 8 KiB at most, keeps idle connections for 2 minutes, and writes its complaints to GatewayConfig.Logger at level
@@ -398,7 +422,7 @@ func (h *gatewayRequest) health() {
 }
 
 func (h *gatewayRequest) publicKey() {
-	key, err := h.g.PublicKey(h.r.Context())
+	key, err := h.g.cfg.Keys.Public(h.r.Context())
 	if err != nil {
 		h.refuse(&refusal{status: http.StatusServiceUnavailable, detail: "no key", cause: err})
 		return

@@ -68,8 +68,8 @@ func (h *gatewayRequest) completion() {
 		h.refuse(p)
 		return
 	}
-	h.g.cfg.Keys.sweeper.Soon() // the upstream may take long
-	defer h.g.cfg.Keys.sweeper.Soon()
+	h.g.cfg.Keys.store.Sweep() // the upstream may take long
+	defer h.g.cfg.Keys.store.Sweep()
 	served := false
 	defer func() {
 		if !served { // also after a panic
@@ -208,7 +208,7 @@ func (h *gatewayRequest) parseEnvelope(body []byte) (*envelope.Envelope, *refusa
 
 // openRequest opens the envelope in place. The caller wipes the plaintext.
 func (h *gatewayRequest) openRequest(ctx context.Context, e *envelope.Envelope) ([]byte, *refusal) {
-	plaintext, err := h.g.cfg.Keys.openEnvelope(ctx, e)
+	plaintext, err := h.g.cfg.Keys.store.OpenEnvelope(ctx, e)
 	switch {
 	case errors.Is(err, ErrDecryption), errors.Is(err, ErrEnvelope):
 		return nil, refuse(http.StatusBadRequest, "the request cannot be decrypted; fetch the public key again").as(EventDecryptionRefused)

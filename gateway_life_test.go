@@ -229,18 +229,18 @@ func TestGatewayCloseWipesOwnKeys(t *testing.T) {
 	if err := r.g.cfg.Keys.adopt(storedKey(t, "rsa-2048")); err != nil {
 		t.Fatal(err)
 	}
-	held, err := r.g.cfg.Keys.acquire(t.Context())
+	held, err := r.g.cfg.Keys.store.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	held.release()
+	held.Release()
 	openedAnswer(t, "before", r.do(post(t, fineRequest)))
 	_ = r.g.Close()
 	if !wiped(held) {
 		t.Fatal("the private key is still there")
 	}
-	if _, err := r.g.PublicKey(t.Context()); !errors.Is(err, ErrClosed) {
-		t.Errorf("PublicKey: %v", err)
+	if _, err := r.g.Keys(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("Keys: %v", err)
 	}
 }
 

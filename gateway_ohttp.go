@@ -87,26 +87,6 @@ func (c *GatewayOHTTP) setDefaults() error {
 	return nil
 }
 
-// KeyConfigs describes the keys that requests of the second protocol may be sealed to, made now if there are none yet:
-// first those that are listed, the preferred one at the head; then those that were replaced and still open requests.
-// Clients pin a Fingerprint, or better [Gateway.KeySigner]. Errors are those of the key store: [ErrClosed], those of saving,
-// [ErrAudit].
-func (g *Gateway) KeyConfigs(ctx context.Context) ([]KeyConfig, error) {
-	if _, err := g.cfg.Keys.configList(ctx); err != nil {
-		return nil, err
-	}
-	return g.cfg.Keys.keyConfigs(), nil
-}
-
-// KeySigner is the fingerprint of the Ed25519 key that vouches for configurations: SHA-256 of its 32 bytes, 64 hex digits.
-// It stays the same when they are replaced, so clients that pin it need no new pin. Errors are those of KeyConfigs.
-func (g *Gateway) KeySigner(ctx context.Context) (string, error) {
-	if _, err := g.cfg.Keys.configList(ctx); err != nil {
-		return "", err
-	}
-	return g.cfg.Keys.signerFingerprint()
-}
-
 // ohttp serves the second protocol's only path.
 func (h *gatewayRequest) ohttp() {
 	switch {
@@ -123,11 +103,11 @@ func (h *gatewayRequest) ohttp() {
 // keyList serves the list of configurations.
 func (h *gatewayRequest) keyList() {
 	keys := h.g.cfg.Keys
-	configs, err := keys.configList(h.r.Context())
+	configs, err := keys.store.Configs(h.r.Context())
 	var signature string
 	list := ohttp.AppendConfigs(nil, configs...)
 	if err == nil {
-		signature, err = keys.signList(list, time.Now())
+		signature, err = keys.store.SignList(list, time.Now())
 	}
 	if err != nil {
 		h.refuseOuter(&refusal{status: http.StatusServiceUnavailable, detail: "no key", retryAfter: time.Second, cause: err})
@@ -286,7 +266,7 @@ const (
 // open reads the request until its header is there.
 func (q *obliviousRequest) open(ctx context.Context) *refusal {
 	keys := q.g.cfg.Keys
-	if _, err := keys.configList(ctx); err != nil {
+	if _, err := keys.store.Configs(ctx); err != nil {
 		return &refusal{status: http.StatusServiceUnavailable, detail: "no key", retryAfter: time.Second, cause: err}
 	}
 	limit := q.limit()
@@ -346,13 +326,7 @@ type keyFinder struct {
 }
 
 func (f keyFinder) Key(id uint8, kem uint16) *ohttp.PrivateKey {
-	if k := f.keys.configKey(id, kem); k != nil {
-		return k
-	}
-	if f.keys.refresh(f.ctx) != nil {
-		return nil
-	}
-	return f.keys.configKey(id, kem)
+	return f.keys.store.ConfigKey(f.ctx, id, kem)
 }
 
 // openedSource notes that something has opened.

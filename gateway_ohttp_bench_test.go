@@ -40,16 +40,16 @@ func BenchmarkGatewayProtocols(b *testing.B) {
 		OHTTP: GatewayOHTTP{StrangerRate: -1},
 	})
 	body := `{"model":"m","messages":[{"role":"user","content":"` + string(bytes.Repeat([]byte{'x'}, 1<<10)) + `"}]}`
-	configs, err := g.cfg.Keys.configList(b.Context())
+	configs, err := g.cfg.Keys.store.Configs(b.Context())
 	if err != nil {
 		b.Fatal(err)
 	}
 	server, clientKey := publicOf(b, "server-4096"), url.PathEscape(string(testkit.PublicPEM(b, "client-4096")))
 	serve := func(req *http.Request) time.Duration {
 		w := httptest.NewRecorder()
-		start := cpuTime()
+		start := testkit.CPUTime()
 		g.ServeHTTP(w, req)
-		took := cpuTime() - start
+		took := testkit.CPUTime() - start
 		if w.Code != 200 {
 			b.Fatalf("%d %s", w.Code, w.Body)
 		}

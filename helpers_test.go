@@ -17,7 +17,6 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
-	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -46,13 +45,15 @@ func storedKeys(t testing.TB, name string) *KeyStore {
 	return s
 }
 
-// adopt makes key the primary key of an ephemeral store.
+// adopt makes key the primary key of a store.
 func (s *KeyStore) adopt(key *rsa.PrivateKey) error {
-	copied, err := keyfile.NewRSAKey(key)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return err
 	}
-	return s.change(context.Background(), func(b *keyfile.Body) error { return s.promote(b, copied) })
+	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	_, err = s.ImportPEM(context.Background(), text, nil)
+	return err
 }
 
 func publicOf(t testing.TB, name string) *PublicKey {
@@ -167,8 +168,3 @@ func ask(text string) *ChatRequest {
 const fineAnswer = testkit.FineAnswer
 
 func answerWith(replace ...string) string { return testkit.AnswerWith(replace...) }
-
-func testSeed(t testing.TB) uint64 {
-	t.Helper()
-	return testkit.Seed(t)
-}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/awnumar/memguard"
 
+	"github.com/seed-017344ad/sealedchat/internal/keystore"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -53,17 +54,17 @@ func childPurged(t *testing.T, dir, _ string) {
 			t.Errorf("the list: %d", w.Code)
 		}
 		for id := range uint8(2) {
-			if u.store.configKey(id, configKEMs[id]) != nil {
+			if u.store.store.ConfigKey(t.Context(), id, keystore.KEMs[id]) != nil {
 				t.Errorf("key %d is there", id)
 			}
 		}
-		_, list := u.store.configList(t.Context())
-		_, signer := u.store.signerFingerprint()
-		_, signature := u.store.signList([]byte("list"), time.Now())
-		_, private := u.store.signList([]byte("another"), time.Now())
-		_, configs := u.rig.g.KeyConfigs(t.Context())
+		_, list := u.store.store.Configs(t.Context())
+		_, signer := u.store.store.Signer()
+		_, signature := u.store.store.SignList([]byte("list"), time.Now())
+		_, private := u.store.store.SignList([]byte("another"), time.Now())
+		_, keys := u.rig.g.Keys(t.Context())
 		for what, err := range map[string]error{
-			"configList": list, "signerFingerprint": signer, "signList": signature, "signList of another": private, "KeyConfigs": configs,
+			"Configs": list, "Signer": signer, "SignList": signature, "SignList of another": private, "Gateway.Keys": keys,
 			"Rotate": u.store.Rotate(t.Context()),
 		} {
 			if !errors.Is(err, ErrClosed) {

@@ -208,7 +208,7 @@ func (c *Config) validateMemory() error {
 		return configError("Config.APIKey",
 			"%w: it is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
 	}
-	if c.Keys != nil && c.Keys.policy != MemoryRequired {
+	if c.Keys != nil && c.Keys.store.Policy() != locked.Required {
 		return configError("Config.Keys",
 			"%w: Config.Memory is MemoryRequired, KeyStoreOptions.Memory is not", ErrMemoryLimit)
 	}

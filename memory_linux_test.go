@@ -6,11 +6,8 @@ package sealedchat
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http/httptest"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -20,26 +17,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-const memoryVariable = "SEALEDCHAT_TEST_MEMORY" // what the child does
-
-// memoryChild runs a test in a child process, where it may change the process.
-func memoryChild(t *testing.T, how string, run func(t *testing.T)) {
-	if os.Getenv(memoryVariable) == how {
-		run(t)
-		if !t.Failed() {
-			fmt.Println("all is as it should be")
-		}
-		return
-	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), memoryVariable+"="+how)
-	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "all is as it should be") {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
-
 func TestHardenProcess(t *testing.T) {
-	memoryChild(t, "harden", func(t *testing.T) {
+	testkit.RunInChild(t, "harden", func(t *testing.T) {
 		if before := MemoryReport(); !before.Dumpable {
 			t.Errorf("before: %v", before)
 		}
@@ -60,7 +39,7 @@ func TestHardenProcess(t *testing.T) {
 
 // TestMemoryRequired works, and under a limit of nothing everything that would have to lock is refused, with the figures.
 func TestMemoryRequired(t *testing.T) {
-	memoryChild(t, "required", func(t *testing.T) {
+	testkit.RunInChild(t, "required", func(t *testing.T) {
 		key := testkit.Key(t, "rsa-2048")
 		dir, err := os.MkdirTemp("", "sealedchat") // and not t.TempDir, in a folder that only root may change
 		if err != nil {
@@ -169,52 +148,7 @@ func TestAuditorMayStartProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if text, err := two.openEnvelope(t.Context(), e); err != nil || string(text) != "x" || !told {
+	if text, err := two.store.OpenEnvelope(t.Context(), e); err != nil || string(text) != "x" || !told {
 		t.Errorf("%q, %v; told %v", text, err, told)
 	}
-}
-
-// nobodysFolder gives up root's rights, in a child process, and makes a folder for whoever it is then.
-func nobodysFolder(t *testing.T) (dir string, limit unix.Rlimit) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "sealedchat") // and not t.TempDir, in a folder that only root may change
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if os.Getuid() == 0 {
-		if err := errors.Join(os.Chown(dir, 65534, 65534), unix.Setgroups(nil), unix.Setgid(65534), unix.Setuid(65534)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
-		t.Fatal(err)
-	}
-	return dir, limit
-}
-
-// What a change of the passphrase opens follows the store's policy.
-func TestChangePassphraseUnderPolicy(t *testing.T) {
-	testkit.NeedLocked(t, 256<<10)
-	memoryChild(t, "change passphrase", func(t *testing.T) {
-		dir, limit := nobodysFolder(t)
-		for _, policy := range []MemoryPolicy{MemoryRequired, MemoryOff} {
-			s, _ := createWeak(t, filepath.Join(dir, string(policy)), &KeyStoreOptions{Memory: policy})
-			old, next := secret(t, passphrase), secret(t, passphrase2)
-			before := MemoryReport()
-			if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: uint64(before.Locked), Max: limit.Max}); err != nil {
-				t.Fatal(err)
-			}
-			err := s.ChangePassphrase(t.Context(), old, next)
-			if errors.Is(err, ErrMemoryLimit) != (policy == MemoryRequired) || (err != nil) != (policy == MemoryRequired) {
-				t.Errorf("%v: %v", policy, err)
-			}
-			if n := MemoryReport().Misses - before.Misses; n != 0 {
-				t.Errorf("%v: %d buffers were not locked that were to be", policy, n)
-			}
-			if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
-				t.Fatal(err)
-			}
-		}
-	})
 }

@@ -152,7 +152,7 @@ func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest, o *callOptio
 	if err != nil {
 		return nil, err
 	}
-	defer p.keys.sweeper.Soon() // the answer may take long
+	defer p.keys.store.Sweep() // the answer may take long
 	if in.whole && chatjson.HasStreamMember(in.content) {
 		room, err := p.memory.Alloc(len(in.content))
 		if err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // Both protocols, and plain HTTP beside them: they alternate within one process, and the ratio is that of the medians.
@@ -47,19 +48,19 @@ func BenchmarkOHTTPClient(b *testing.B) {
 		v1:        func(r *sealedRequest) *httpx.Answer { return answerV1(b, r, content) },
 	}
 	round := func(c *SecureCompletionClient, into hybrid.Alloc) time.Duration {
-		start := cpuTime()
+		start := testkit.CPUTime()
 		r, err := c.wire.seal(ctx, chatRequest(plaintext, true), &callOptions{})
-		spent := cpuTime() - start
+		spent := testkit.CPUTime() - start
 		if err != nil {
 			b.Fatal(err)
 		}
 		a := answers[c](r)
-		start = cpuTime()
+		start = testkit.CPUTime()
 		if _, err := c.wire.open(r, a, into); err != nil {
 			b.Fatal(err)
 		}
 		r.release()
-		return spent + cpuTime() - start
+		return spent + testkit.CPUTime() - start
 	}
 	memory := locked.NewArena(locked.BestEffort)
 	defer memory.Close()
@@ -110,7 +111,7 @@ func answerOHTTP(b *testing.B, g *tinyGateway, r *sealedRequest, content []byte)
 }
 
 func answerV1(b *testing.B, r *sealedRequest, content []byte) *httpx.Answer {
-	e, err := sealEnvelope(r.key.Public(), content)
+	e, err := sealEnvelope(r.key.RSA.Public(), content)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -162,7 +163,7 @@ func proxyTo(b *testing.B, base string) string {
 
 // read reads one stream, and tells when the first event came, and what all of it cost.
 func (r *relayed) read(b *testing.B, client *http.Client, url string) (first, cpu time.Duration) {
-	start, began := cpuTime(), time.Now()
+	start, began := testkit.CPUTime(), time.Now()
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, url,
 		strings.NewReader(`{"model":"m","stream":true,"messages":[{"role":"user","content":"`+strings.Repeat("x", 900)+`"}]}`))
 	if err != nil {
@@ -195,7 +196,7 @@ func (r *relayed) read(b *testing.B, client *http.Client, url string) (first, cp
 	case <-r.next:
 	default:
 	}
-	return first, cpuTime() - start
+	return first, testkit.CPUTime() - start
 }
 
 // BenchmarkOHTTPEvents is a stream of 1,000 events, each sent when the one before has arrived, with all that takes part in one

@@ -68,9 +68,9 @@ func TestOHTTPEndToEnd(t *testing.T) {
 	srv := httptest.NewServer(gateway)
 	defer srv.Close()
 	witness := testkit.NewWitness(t, srv.Listener.Addr().String())
-	configs, err := gateway.KeyConfigs(t.Context())
-	if err != nil || configs[0].KEM != "X-Wing" {
-		t.Fatal(configs, err)
+	configs := configsOf(t, gateway)
+	if configs[0].Kind != "X-Wing" {
+		t.Fatal(configs)
 	}
 	client := ohttpClient(t, "http://"+witness.Addr(), func(c *Config) {
 		c.Trust, c.APIKey, c.Tier, c.Padding = Pin(configs[0].Fingerprint), secret(t, apiKey), TierHigh, 1024
@@ -135,18 +135,13 @@ func TestOHTTPEndToEnd(t *testing.T) {
 
 // A gateway that replaces its keys every day is followed by whoever remembers who signs for it.
 func TestOHTTPRotationEndToEnd(t *testing.T) {
-	gateway := startGateway(t, everything("!"), nil)
+	keys, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	gateway := startGateway(t, everything("!"), func(c *GatewayConfig) { c.Keys = keys })
 	srv := httptest.NewServer(gateway)
 	defer srv.Close()
-	signer, err := gateway.KeySigner(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	signer := signerOf(t, gateway)
 	store := memoryStore(t)
-	first, err := gateway.KeyConfigs(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := configsOf(t, gateway)
 	remembering := ohttpClient(t, srv.URL, func(c *Config) { c.Trust = FirstUse(store) })
 	pinned := ohttpClient(t, srv.URL, func(c *Config) { c.Trust = Pin(signer) })
 	strict := ohttpClient(t, srv.URL, func(c *Config) { c.Trust = Pin(first[0].Fingerprint) })
@@ -156,12 +151,9 @@ func TestOHTTPRotationEndToEnd(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		keys := gateway.cfg.Keys
-		keys.rotation.Every = time.Nanosecond
-		if err := keys.rotateConfigs(t.Context()); err != nil {
+		if err := keys.Rotate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		keys.rotation.Every = -1
 	}
 	for _, c := range []*SecureCompletionClient{remembering, pinned, strict} {
 		c.server.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/seed-017344ad/sealedchat/internal/keystore"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
@@ -43,7 +44,7 @@ func (r *keyRing) add(kem uint16) (*ohttp.PrivateKey, error) {
 func (r *keyRing) Configs() (configs []*ohttp.Config) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, kem := range configKEMs {
+	for _, kem := range keystore.KEMs {
 		for _, k := range slices.Backward(r.keys) {
 			if k.Config().KEM() == kem {
 				configs = append(configs, k.Config())

@@ -152,7 +152,7 @@ func TestOHTTPSignerIsJudged(t *testing.T) {
 	if _, err := client.Chat(t.Context(), ask("x")); !errors.Is(err, other) || len(asked) != 1 {
 		t.Fatalf("%v, asked %v", err, asked)
 	}
-	if _, known := store.pin("ohttp+https://gateway.test"); known {
+	if _, known := store.store.Pin("ohttp+https://gateway.test"); known {
 		t.Fatal("his signer is remembered")
 	}
 	g.set(func() { g.signer = mine })

@@ -144,10 +144,10 @@ func TestOHTTPFirstUse(t *testing.T) {
 	if _, err := directClient(t, g, first).Chat(t.Context(), ask("x")); err != nil {
 		t.Fatal(err)
 	}
-	if _, known := store.pin("https://gateway.test"); known {
+	if _, known := store.store.Pin("https://gateway.test"); known {
 		t.Error("remembered for version 1")
 	}
-	if _, known := store.pin("ohttp+https://gateway.test"); !known {
+	if _, known := store.store.Pin("ohttp+https://gateway.test"); !known {
 		t.Error("not remembered")
 	}
 	fresh := g.rotate()

@@ -20,6 +20,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -427,11 +428,12 @@ func memoryGateway() {
 		panic(err)
 	}
 	go func() { _ = http.Serve(listener, g) }()
-	configs, err := g.KeyConfigs(context.Background())
+	known, err := g.Keys(context.Background())
 	if err != nil {
 		panic(err)
 	}
-	report("ok %s %s %s", listener.Addr(), keys.Keys()[0].Fingerprint, configs[0].Fingerprint)
+	config := known[slices.IndexFunc(known, func(k sealedchat.KeyInfo) bool { return k.Kind == "X-Wing" })]
+	report("ok %s %s %s", listener.Addr(), known[0].Fingerprint, config.Fingerprint)
 	_, _ = readLine()
 }
 

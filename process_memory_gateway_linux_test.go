@@ -57,7 +57,7 @@ func (c *memoryClient) serve(args []string) (string, error) {
 		return "", err
 	}
 	go func() { _ = http.Serve(listener, c.gateway) }()
-	_, err = c.gateway.KeyConfigs(context.Background())
+	_, err = c.gateway.Keys(context.Background())
 	return listener.Addr().String(), err
 }
 

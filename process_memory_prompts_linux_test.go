@@ -56,7 +56,7 @@ func (c *memoryClient) relay(args []string) (string, error) {
 		return "", err
 	}
 	go func() { _ = http.Serve(listener, c.gateway) }()
-	_, err = c.gateway.PublicKey(context.Background())
+	_, err = c.keys.Public(context.Background())
 	return listener.Addr().String(), err
 }
 

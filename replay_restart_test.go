@@ -257,7 +257,7 @@ func TestReplayFileFails(t *testing.T) {
 	if a := s.open(r.send(s)); a.status != 503 {
 		t.Errorf("%+v", a)
 	}
-	key, err := r.g.PublicKey(t.Context())
+	key, err := r.g.cfg.Keys.Public(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

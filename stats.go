@@ -47,7 +47,7 @@ func (c *SecureCompletionClient) Stats() Stats {
 		Requests: n.requests.Load(), Failures: n.failures.Load(), InFlight: n.inFlight.Load(),
 		Attempts: n.attempts.Load(), Retries: n.retries.Load(),
 		BytesSealed: n.sealed.Load(), BytesOpened: n.opened.Load(),
-		KeyRotations: c.cfg.Keys.rotator.replaced.Load(), Memory: locked.Report().Level.String(),
+		KeyRotations: c.cfg.Keys.store.Rotations(), Memory: locked.Report().Level.String(),
 	}
 }
 
@@ -106,7 +106,7 @@ func (g *Gateway) Stats() GatewayStats {
 	s := GatewayStats{
 		Answered: n.answered.Load(), Refused: n.refused.Load(), Failed: n.failed.Load(), InFlight: int64(len(g.slots)),
 		BytesOpened: n.opened.Load(), BytesSealed: n.sealed.Load(),
-		KeyRotations: g.cfg.Keys.rotator.replaced.Load(), Memory: locked.Report().Level.String(),
+		KeyRotations: g.cfg.Keys.store.Rotations(), Memory: locked.Report().Level.String(),
 	}
 	s.Requests = s.Answered + s.Refused + s.Failed
 	return s

@@ -29,9 +29,13 @@ func TestStats(t *testing.T) {
 		}
 		return p.sealed(completionJSON(sdkAnswer, "")), nil
 	}
-	c := startClient(t, peerURL, func(c *Config) { c.Transport, c.Keys, c.MaxRetries = p, storedKeys(t, "rsa-2048"), 2 })
+	keys, m := weakStore(t, nil)
+	if err := keys.adopt(storedKey(t, "rsa-2048")); err != nil {
+		t.Fatal(err)
+	}
+	m.Use(func(int) (*rsa.PrivateKey, error) { return storedKey(t, "rsa-3072"), nil })
+	c := startClient(t, peerURL, func(c *Config) { c.Transport, c.Keys, c.MaxRetries = p, keys, 2 })
 	c.retry.base = 1
-	c.cfg.Keys.newKey = func(int) (*rsa.PrivateKey, error) { return storedKey(t, "rsa-3072"), nil }
 	if s := c.Stats(); s.Memory == "" || s != (Stats{Memory: s.Memory}) {
 		t.Fatalf("at first: %+v", s)
 	}

@@ -54,7 +54,7 @@ func (memoryless) accept(context.Context, string, [32]byte) error     { return n
 // none at all, is a [*ConfigError] of [NewSecureCompletionClient].
 //
 // With [ProtocolOHTTP] a fingerprint is that of a key configuration, or of the key that signs the gateway's list
-// ([PublicKey.Signer], [Gateway.KeySigner]), which takes every configuration that it signs. One is enough, X-Wing's or the
+// ([PublicKey.Signer], [Gateway.Keys]), which takes every configuration that it signs. One is enough, X-Wing's or the
 // signer's: X25519's is of use with Config.AllowX25519 alone.
 func Pin(fingerprints ...string) Trust {
 	p := pins{}
@@ -106,7 +106,7 @@ func (f firstUse) validate() error {
 	if f.store == nil {
 		return errors.New("FirstUse needs a key store")
 	}
-	if f.store.life == nil {
+	if f.store.store == nil {
 		return errors.New("FirstUse needs a key store that was opened or created, not a zero one")
 	}
 	return nil
@@ -115,7 +115,7 @@ func (f firstUse) validate() error {
 func (f firstUse) remembers() bool { return true }
 
 func (f firstUse) check(origin string, key *PublicKey) error {
-	if remembered, ok := f.store.pin(origin); ok {
+	if remembered, ok := f.store.store.Pin(origin); ok {
 		return sameKey(remembered, key)
 	}
 	return nil
@@ -123,7 +123,11 @@ func (f firstUse) check(origin string, key *PublicKey) error {
 
 // remember is where two first uses at the same time are told apart.
 func (f firstUse) remember(ctx context.Context, origin string, key *PublicKey) error {
-	remembered, err := f.store.addPin(ctx, origin, key)
+	fp, err := hybrid.ParseFingerprint(key.lasting())
+	if err != nil {
+		return err
+	}
+	remembered, err := f.store.store.AddPin(ctx, origin, fp)
 	if err != nil {
 		return err
 	}
@@ -138,7 +142,7 @@ func sameKey(remembered [32]byte, key *PublicKey) error {
 }
 
 func (f firstUse) accept(ctx context.Context, origin string, fingerprint [32]byte) error {
-	return f.store.acceptPin(ctx, origin, fingerprint)
+	return f.store.store.AcceptPin(ctx, origin, fingerprint)
 }
 
 // restsOnTLS tells the choices that a server certificate that nobody checks makes worthless.

@@ -75,11 +75,11 @@ func (p *envelopeV1) seal(ctx context.Context, in *plainRequest, o *callOptions)
 	if err != nil {
 		return nil, err
 	}
-	key, err := p.keys.acquire(ctx)
+	key, err := p.keys.store.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer p.keys.sweeper.Soon() // the answer may take long
+	defer p.keys.store.Sweep() // the answer may take long
 	r := &sealedRequest{payloadID: newUUID(), server: server, keys: p.keys, key: key}
 	if r.http, err = p.request(ctx, r, in.content, o); err != nil {
 		r.release()
@@ -103,7 +103,7 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 	h.Set("Content-Type", hybrid.ContentType)
 	h.Set("User-Agent", userAgent)
 	h.Set(hybrid.HeaderPayloadID, r.payloadID)
-	h.Set(hybrid.HeaderPublicKey, r.key.Public().Header())
+	h.Set(hybrid.HeaderPublicKey, r.key.RSA.Public().Header())
 	if o.tier != "" {
 		h.Set(hybrid.HeaderTier, string(o.tier))
 	}
@@ -120,11 +120,11 @@ func (p *envelopeV1) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) 
 	if err != nil {
 		return nil, hybrid.EnvelopeError(err)
 	}
-	plaintext, err := hybrid.Open(&e, []*hybrid.PrivateKey{r.key.PrivateKey}, nil, into)
+	plaintext, err := hybrid.Open(&e, []*hybrid.PrivateKey{r.key.RSA}, nil, into)
 	if err != nil {
 		return nil, err
 	}
-	if !r.key.seen.Add(sha256.Sum256(e.WrappedKey)) {
+	if !r.key.Seen.Add(sha256.Sum256(e.WrappedKey)) {
 		clear(plaintext)
 		return nil, fmt.Errorf("%w: this envelope was opened before", ErrReplay)
 	}

@@ -63,7 +63,7 @@ func TestRequestVectors(t *testing.T) {
 	clientKeys := parsedKeys{}
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
-			key, err := gateway.PublicKey(t.Context())
+			key, err := gateway.cfg.Keys.Public(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -59,22 +59,22 @@ func (p *program) startDemo(ctx context.Context, o *options, clientKeys *sealedc
 // makeDemoKeys makes the gateway's key, and pins it.
 func (p *program) makeDemoKeys(ctx context.Context, o *options, d *demo, clientKeys *sealedchat.KeyStore) error {
 	if o.protocol == sealedchat.ProtocolOHTTP {
-		configs, err := d.gateway.KeyConfigs(ctx)
+		keys, err := d.gateway.Keys(ctx)
 		if err != nil {
 			return err
 		}
-		d.pins = []string{configs[0].Fingerprint}
+		d.pins = []string{keys[0].Fingerprint} // the preferred configuration
 		return nil
 	}
 	defer p.while("making two RSA keys, which takes a few seconds at most …")()
 	var client sync.WaitGroup
 	client.Go(func() { _, _ = clientKeys.Public(ctx) }) // an error comes again when the key is needed
-	key, err := d.gateway.PublicKey(ctx)
+	keys, err := d.gateway.Keys(ctx)
 	client.Wait()
 	if err != nil {
 		return err
 	}
-	d.pins = []string{key.Fingerprint()}
+	d.pins = []string{keys[0].Fingerprint}
 	return nil
 }
 

@@ -93,7 +93,7 @@ func newRemote(t *testing.T) *remote {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { gateway.Close() })
-	key, err := gateway.PublicKey(t.Context())
+	key, err := keys.Public(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

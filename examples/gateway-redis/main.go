@@ -35,6 +35,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
 	"github.com/seed-017344ad/sealedchat"
 )
 
@@ -183,15 +184,7 @@ func (o *options) serve(ctx context.Context, gateway *sealedchat.Gateway, log *s
 	if err != nil {
 		return err
 	}
-	key, err := gateway.PublicKey(ctx)
-	if err != nil {
-		return err
-	}
-	configs, err := gateway.KeyConfigs(ctx)
-	if err != nil {
-		return err
-	}
-	signer, err := gateway.KeySigner(ctx)
+	keys, err := gateway.Keys(ctx)
 	if err != nil {
 		return err
 	}
@@ -204,13 +197,17 @@ func (o *options) serve(ctx context.Context, gateway *sealedchat.Gateway, log *s
 			failed <- server.ServeTLS(listener, o.tlsCert, o.tlsKey)
 		}
 	}()
-	fmt.Printf("pin (envelope): %s\n", key.Fingerprint())
-	for _, c := range configs {
-		if c.Retired.IsZero() {
-			fmt.Printf("pin (ohttp, %s): %s\n", c.KEM, c.Fingerprint)
+	for _, k := range keys {
+		switch {
+		case !k.Retired.IsZero():
+		case k.Kind == "RSA":
+			fmt.Printf("pin (envelope): %s\n", k.Fingerprint)
+		case k.Kind == "Ed25519":
+			fmt.Printf("signer (ohttp): %s\n", k.Fingerprint)
+		default:
+			fmt.Printf("pin (ohttp, %s): %s\n", k.Kind, k.Fingerprint)
 		}
 	}
-	fmt.Printf("signer (ohttp): %s\n", signer)
 	fmt.Printf("listening: %s\n", listener.Addr())
 	select {
 	case err := <-failed:

@@ -20,6 +20,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -196,20 +197,20 @@ type pins struct {
 func readPins(ctx context.Context, o *options, gateway *sealedchat.Gateway, log *slog.Logger) (p pins, err error) {
 	if o.serves(sealedchat.ProtocolEnvelope) {
 		log.Info("making a key, which takes a few seconds at most")
-		key, err := gateway.PublicKey(ctx)
-		if err != nil {
-			return p, err
-		}
-		p.envelope = key.Fingerprint()
 	}
-	if o.serves(sealedchat.ProtocolOHTTP) {
-		configs, err := gateway.KeyConfigs(ctx)
-		if err != nil {
-			return p, err
-		}
-		p.ohttp = configs[0].Fingerprint // the preferred one
-		p.signer, err = gateway.KeySigner(ctx)
+	keys, err := gateway.Keys(ctx)
+	if err != nil {
 		return p, err
+	}
+	for _, k := range keys { // those in use come first, and of configurations the preferred one
+		switch {
+		case k.Kind == "RSA":
+			p.envelope = cmp.Or(p.envelope, k.Fingerprint)
+		case k.Kind == "Ed25519":
+			p.signer = k.Fingerprint
+		default:
+			p.ohttp = cmp.Or(p.ohttp, k.Fingerprint)
+		}
 	}
 	return p, nil
 }

@@ -12,8 +12,9 @@ import (
 	"os"
 	"runtime"
 
-	"github.com/seed-017344ad/sealedchat"
 	"golang.org/x/term"
+
+	"github.com/seed-017344ad/sealedchat"
 )
 
 // The environment's passphrases.

@@ -43,16 +43,12 @@ func oblivious(t *testing.T, upstream http.Handler) (*testkit.Witness, *sealedch
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = gateway.Close() })
-	configs, err := gateway.KeyConfigs(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	server := httptest.NewServer(gateway)
 	t.Cleanup(server.Close)
 	witness := testkit.NewWitness(t, server.Listener.Addr().String())
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
 		BaseURL: "http://" + witness.Addr(), InsecureAllowHTTP: true, Protocol: sealedchat.ProtocolOHTTP,
-		Trust: sealedchat.Pin(configs[0].Fingerprint), MaxRetries: -1,
+		Trust: sealedchat.Pin(configOf(t, gateway)), MaxRetries: -1,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -29,8 +29,8 @@ const (
 	maxListAge       = 2 * time.Hour // and behind it, whatever it says of its expiry
 )
 
-// SignList returns the value of HeaderSignature for a list, in whole seconds. crypto/ed25519 leaves on
-// the heap values that it derives from the key: the caller has them erased.
+// SignList returns the value of HeaderSignature for a list, in whole seconds. crypto/ed25519 leaves
+// on the heap values that it derives from the key: the caller has them erased.
 func SignList(key ed25519.PrivateKey, list []byte, created, expires time.Time) string {
 	from, to := created.Unix(), expires.Unix()
 	sig := ed25519.Sign(key, listMessage(from, to, list))
@@ -40,8 +40,8 @@ func SignList(key ed25519.PrivateKey, list []byte, created, expires time.Time) s
 }
 
 // ListSigner reads the values of HeaderSignature. It returns the fingerprint of the key that signed
-// the list, SHA-256 in hex, and when, in Unix seconds. A header that is missing, repeated, malformed,
-// too old or false gives "": then nobody vouches for the list.
+// the list, SHA-256 in hex, and when, in Unix seconds. A header that is missing, repeated,
+// malformed, too old or false gives "": then nobody vouches for the list.
 func ListSigner(header []string, list []byte, now time.Time) (fingerprint string, created int64) {
 	if len(header) != 1 || len(header[0]) > maxListSignature {
 		return "", 0
@@ -70,8 +70,8 @@ type listSignature struct {
 	sig              []byte
 }
 
-// parseListSignature reads the header. Each of the four members stands in it once; others are skipped.
-// The values of the four hold no comma, and one that is skipped may hold none either.
+// parseListSignature reads the header. Each of the four members stands in it once; others are
+// skipped. The values of the four hold no comma, and one that is skipped may hold none either.
 func parseListSignature(text string) (s listSignature, ok bool) {
 	seen := make(map[string]bool)
 	for member := range strings.SplitSeq(text, ",") {

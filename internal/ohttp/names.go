@@ -16,8 +16,8 @@ const (
 	ProblemKey  = "https://iana.org/assignments/http-problem-types#ohttp-key"
 	ProblemDate = "https://iana.org/assignments/http-problem-types#date"
 
-	// HeaderProcessed, in a sealed refusal with the value "no", says that the gateway passed nothing
-	// of the request on.
+	// HeaderProcessed, in a sealed refusal with the value "no", says that the gateway passed
+	// nothing of the request on.
 	HeaderProcessed = "sealedchat-processed"
 	// HeaderTier is the security tier that a sealed request asks for, and that its answer has.
 	HeaderTier = "x-security-tier"

@@ -1,37 +1,34 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package keystore
 
 import (
 	"context"
 	"fmt"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
-// This file is a key store's memory of server keys, for FirstUse.
+// This file is a store's memory of server keys that were trusted on first use.
 
-// pin returns the key that is remembered for origin.
-func (s *KeyStore) pin(origin string) ([32]byte, bool) {
+// Pin returns the key that is remembered for origin.
+func (s *Store) Pin(origin string) ([32]byte, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p, ok := s.pins[origin]
 	return p.Fingerprint, ok
 }
 
-// addPin remembers key for origin, unless there is one already, and returns the one that is remembered then.
-func (s *KeyStore) addPin(ctx context.Context, origin string, key *PublicKey) ([32]byte, error) {
-	if remembered, ok := s.pin(origin); ok {
+// AddPin remembers fp for origin, unless there is one already, and returns the one that is
+// remembered then.
+func (s *Store) AddPin(ctx context.Context, origin string, fp [32]byte) ([32]byte, error) {
+	if remembered, ok := s.Pin(origin); ok {
 		return remembered, nil
 	}
-	fp, err := hybrid.ParseFingerprint(key.lasting())
-	if err != nil {
-		return fp, err
-	}
-	err = s.change(ctx, func(b *keyfile.Body) error {
+	err := s.change(ctx, func(b *keyfile.Body) error {
 		for _, p := range b.Pins {
 			if p.Origin == origin { // another process was first
 				fp = p.Fingerprint
@@ -43,8 +40,8 @@ func (s *KeyStore) addPin(ctx context.Context, origin string, key *PublicKey) ([
 	return fp, err
 }
 
-// acceptPin remembers fp for origin in place of whatever was remembered.
-func (s *KeyStore) acceptPin(ctx context.Context, origin string, fp [32]byte) error {
+// AcceptPin remembers fp for origin in place of any other.
+func (s *Store) AcceptPin(ctx context.Context, origin string, fp [32]byte) error {
 	return s.change(ctx, func(b *keyfile.Body) error {
 		now := time.Now()
 		for i := range b.Pins {
@@ -59,10 +56,12 @@ func (s *KeyStore) acceptPin(ctx context.Context, origin string, fp [32]byte) er
 
 func appendPin(b *keyfile.Body, p keyfile.Pin) error {
 	if len(p.Origin) > keyfile.MaxOriginSize {
-		return fmt.Errorf("%w: a base URL of %d bytes, limit %d", ErrTooLarge, len(p.Origin), keyfile.MaxOriginSize)
+		return fmt.Errorf("%w: a base URL of %d bytes, limit %d",
+			fault.ErrTooLarge, len(p.Origin), keyfile.MaxOriginSize)
 	}
 	if len(b.Pins) >= keyfile.MaxPins {
-		return fmt.Errorf("%w: the key store remembers no more than %d server keys", ErrTooLarge, keyfile.MaxPins)
+		return fmt.Errorf("%w: the key store remembers no more than %d server keys",
+			fault.ErrTooLarge, keyfile.MaxPins)
 	}
 	b.Pins = append(b.Pins, p)
 	return nil

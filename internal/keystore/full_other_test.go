@@ -3,7 +3,7 @@
 
 //go:build !linux
 
-package sealedchat
+package keystore
 
 import "testing"
 

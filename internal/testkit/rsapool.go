@@ -1,32 +1,17 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package testkit
 
 import (
-	"bytes"
-	"context"
 	"crypto/rsa"
-	"crypto/sha256"
 	"encoding/base64"
-	"errors"
-	"fmt"
 	"math/big"
-	"os"
-	"path/filepath"
-	"strings"
 	"sync/atomic"
-	"testing"
-
-	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
-const (
-	passphrase  = "correct horse battery staple"
-	passphrase2 = "another horse, other battery"
-)
-
-// storedPrimes have 1024 bits each. Any two make an RSA key of 2048 bits, so that tests need not generate keys.
+// storedPrimes have 1024 bits each. Any two make an RSA key of 2048 bits, so that tests need not
+// generate keys.
 var storedPrimes = [...]string{
 	"9kpVW3JUw7yCRzKYW9xvFvYLNJ4U6O4mZj1NjYtKYVTBLvZ7xgmpLeVRf2H357hnfUsl48K6vWbDfTps50jhQ34kVxrfPbUcoWtBp+3COK/AsHTIgqLja2pBe9JvitqaRmkZQBVo2ojKy3SoxtXEnJgMtx8uq+NVVZbDLp0/UkU",
 	"5bWZPxt41sk3ib5iOiqwfB6Vv+/xpi7zVLHEtsXWXpkzKk0Jraj7RM3DQfp7wSuDIFHed6hd7j2WLO9pvsQatEUN6mhnvaS01ahdRtN9Mp0+iiqdodebhI/87kq2gqSLK5dnTJAio+auBkhLGatJeh0VMOgwmpb3Q1lgyxfcX/k",
@@ -54,13 +39,13 @@ var storedPrimes = [...]string{
 	"0D1lJFfPmMamkajzeAstcfGYuzLVj9tMoX/3f1EQVOZp4ThaBeB0dQXfMObG75cztQIa+PpoLoz5z8nrCyNU/Ijb4WKaibtghTuJeJHkl6kPoqookh+hFch0UNee1L76986JruiDiVZF515wJ3L2cTvOXQFihmD7vEWjScMWU8s",
 }
 
-// pairedKeys is how many keys there are.
-const pairedKeys = len(storedPrimes) * (len(storedPrimes) - 1) / 2
+// PairedKeys is how many keys there are.
+const PairedKeys = len(storedPrimes) * (len(storedPrimes) - 1) / 2
 
-// pairedKey makes key number n, modulo pairedKeys. It is the caller's to wipe.
-func pairedKey(n int) (*rsa.PrivateKey, error) {
+// PairedKey makes key number n, modulo PairedKeys. It is the caller's to wipe.
+func PairedKey(n int) (*rsa.PrivateKey, error) {
 	i, j := 0, 1
-	for n = n % pairedKeys; n > 0; n-- {
+	for n = n % PairedKeys; n > 0; n-- {
 		if j++; j == len(storedPrimes) {
 			i, j = i+1, i+2
 		}
@@ -88,172 +73,29 @@ func storedPrime(i int) (*big.Int, error) {
 	return new(big.Int).SetBytes(b), err
 }
 
-func TestPairedKeys(t *testing.T) {
-	seen := make(map[string]bool)
-	for n := range pairedKeys {
-		key, err := pairedKey(n)
-		if err != nil {
-			t.Fatal(n, err)
-		}
-		if seen[key.N.String()] || key.N.BitLen() != 2048 {
-			t.Fatalf("key %d is there twice, or has %d bits", n, key.N.BitLen())
-		}
-		seen[key.N.String()] = true
-	}
-}
-
-// maker stands in for rsa.GenerateKey: it counts, and hands out other keys each time.
-type maker struct {
+// Maker stands in for rsa.GenerateKey: it counts, and hands out other keys each time.
+type Maker struct {
 	first int
-	made  atomic.Int64
+	Made  atomic.Int64
 	hook  atomic.Pointer[func(bits int) (*rsa.PrivateKey, error)] // instead of it
 }
 
-// nextPool spreads the makers of one run of the tests over the keys.
-var nextPool atomic.Int64
+// nextMaker spreads the Makers of one run of the tests over the keys.
+var nextMaker atomic.Int64
 
-func newMaker() *maker { return &maker{first: int(nextPool.Add(1)) * 7} }
+// NewMaker makes a maker whose keys are others than those of the makers before.
+func NewMaker() *Maker { return &Maker{first: int(nextMaker.Add(1)) * 7} }
 
-func (m *maker) newKey(bits int) (*rsa.PrivateKey, error) {
+// NewKey has the signature of rsa.GenerateKey without its reader.
+func (m *Maker) NewKey(bits int) (*rsa.PrivateKey, error) {
 	if hook := m.hook.Load(); hook != nil {
 		return (*hook)(bits)
 	}
-	return m.make()
+	return m.Make()
 }
 
-func (m *maker) make() (*rsa.PrivateKey, error) { return pairedKey(m.first + int(m.made.Add(1))) }
+// Make makes the next key.
+func (m *Maker) Make() (*rsa.PrivateKey, error) { return PairedKey(m.first + int(m.Made.Add(1))) }
 
-// use has f make the keys, while goroutines are running.
-func (m *maker) use(f func(bits int) (*rsa.PrivateKey, error)) { m.hook.Store(&f) }
-
-// weakly makes a store's KDF cost nothing, and its keys come from the maker that it returns.
-func weakly(s *KeyStore) *maker {
-	m := newMaker()
-	s.kdf, s.iterations, s.newKey = []keyfile.Option{keyfile.AllowWeak}, 1, m.newKey
-	return m
-}
-
-// weakStore is an ephemeral store, or one that is to be created or opened still, with [weakly].
-func weakStore(t testing.TB, o *KeyStoreOptions) (*KeyStore, *maker) {
-	t.Helper()
-	s, err := newKeyStore(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
-	return s, weakly(s)
-}
-
-// createWeak is CreateKeyStore with [weakly].
-func createWeak(t testing.TB, dir string, o *KeyStoreOptions) (*KeyStore, *maker) {
-	t.Helper()
-	s, m := weakStore(t, o)
-	if err := s.create(t.Context(), dir, secret(t, passphrase)); err != nil {
-		t.Fatal(err)
-	}
-	s.startWorker()
-	return s, m
-}
-
-// tryWeak is OpenKeyStore with [weakly].
-func tryWeak(t testing.TB, dir, pass string, o *KeyStoreOptions) (*KeyStore, error) {
-	t.Helper()
-	s, _ := weakStore(t, o)
-	if err := s.open(t.Context(), dir, secret(t, pass)); err != nil {
-		_ = s.Close()
-		return nil, err
-	}
-	s.startWorker()
-	return s, nil
-}
-
-func openWeak(t testing.TB, dir, pass string, o *KeyStoreOptions) *KeyStore {
-	t.Helper()
-	s, err := tryWeak(t, dir, pass, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-// storeDir is the path of a private folder that does not exist yet.
-func storeDir(t testing.TB) string { return filepath.Join(t.TempDir(), "keys") }
-
-// snapshot describes every file in a folder: bytes, mode, and time of the last write.
-func snapshot(t testing.TB, dir string) string {
-	t.Helper()
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var b bytes.Buffer
-	for _, e := range entries {
-		info, err := e.Info()
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, _ := os.ReadFile(filepath.Join(dir, e.Name()))
-		fmt.Fprintf(&b, "%s %v %v %x\n", e.Name(), info.Mode(), info.ModTime().UnixNano(), sha256.Sum256(text))
-	}
-	return b.String()
-}
-
-// unchanged fails the test if f changes anything in dir.
-func unchanged(t testing.TB, what, dir string, f func()) {
-	t.Helper()
-	before := snapshot(t, dir)
-	f()
-	if snapshot(t, dir) != before {
-		t.Errorf("%s: something changed on the disk", what)
-	}
-}
-
-func fingerprints(s *KeyStore) []string {
-	var list []string
-	for _, k := range s.Keys() {
-		list = append(list, k.Fingerprint)
-	}
-	return list
-}
-
-// primaryOf is the fingerprint of the key in use.
-func primaryOf(t testing.TB, s *KeyStore) string {
-	t.Helper()
-	k, err := s.Public(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k.Fingerprint()
-}
-
-func wantError(t testing.TB, what string, err, want error) {
-	t.Helper()
-	if !errors.Is(err, want) {
-		t.Errorf("%s: got %v, want %v", what, err, want)
-	}
-	if err != nil && (strings.Contains(err.Error(), passphrase) || strings.Contains(err.Error(), passphrase2)) {
-		t.Errorf("%s: the passphrase is in the error", what)
-	}
-}
-
-// bodyOnDisk opens a keystore file as it lies on the disk.
-func bodyOnDisk(t testing.TB, dir, pass string) (*keyfile.Body, *keyfile.File) {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(dir, keyStoreFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := keyfile.ParseHeader(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, err := f.Unlock([]byte(pass), keyfile.AllowWeak)
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, err := keyfile.Open(f, k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return body, f
-}
+// Use has f make the keys, while goroutines are running.
+func (m *Maker) Use(f func(bits int) (*rsa.PrivateKey, error)) { m.hook.Store(&f) }

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package keystore
 
 import (
 	"bytes"
@@ -23,6 +23,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 const (
@@ -34,11 +35,9 @@ const (
 
 // keyStoreChildren are what the test binary does when it runs itself again.
 var keyStoreChildren = map[string]func(t *testing.T, dir, arg string){
-	"saver":   childSaver,
-	"sharer":  childSharer,
-	"full":    childFullDisk,
-	"purged":  childPurged,
-	"gateway": childGateway,
+	"saver":  childSaver,
+	"sharer": childSharer,
+	"full":   childFullDisk,
 }
 
 // TestKeyStoreChild is what the other tests of this file run in processes of their own.
@@ -77,7 +76,7 @@ func TestSharedKeyStore(t *testing.T) {
 	t.Parallel()
 	dir, work := storeDir(t), t.TempDir()
 	s, m := weakStore(t, nil)
-	m.use(func(int) (*rsa.PrivateKey, error) { return pairedKey(0) })
+	m.Use(func(int) (*rsa.PrivateKey, error) { return testkit.PairedKey(0) })
 	if err := s.create(t.Context(), dir, secret(t, passphrase)); err != nil {
 		t.Fatal(err)
 	}
@@ -151,8 +150,8 @@ func childSharer(t *testing.T, dir, arg string) {
 	me, _ := strconv.Atoi(args[0])
 	rotations, _ := strconv.Atoi(args[1])
 	work := args[2]
-	s, m := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: shareEvery, Grace: time.Hour}})
-	m.use(func(int) (*rsa.PrivateKey, error) { return loggedKey(filepath.Join(work, generationsLog)) })
+	s, m := weakStore(t, &Options{Rotation: Rotation{Every: shareEvery, Grace: time.Hour}})
+	m.Use(func(int) (*rsa.PrivateKey, error) { return loggedKey(filepath.Join(work, generationsLog)) })
 	if err := s.open(t.Context(), dir, secret(t, passphrase)); err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +169,7 @@ func childSharer(t *testing.T, dir, arg string) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			plain, err := s.openEnvelope(t.Context(), e)
+			plain, err := s.OpenEnvelope(t.Context(), e)
 			if err != nil || string(plain) != text {
 				t.Fatalf("%q of process %d: %q, %v", text, other, plain, err)
 			}
@@ -193,9 +192,7 @@ func childSharer(t *testing.T, dir, arg string) {
 		t.Fatal(err)
 	}
 	defer lock.Unlock()
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
+	s.Close()
 	fmt.Println("opened", count)
 }
 
@@ -214,7 +211,7 @@ func loggedKey(log string) (*rsa.PrivateKey, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	key, err := pairedKey(1 + bytes.Count(text, []byte("\n")))
+	key, err := testkit.PairedKey(1 + bytes.Count(text, []byte("\n")))
 	if err != nil {
 		return nil, err
 	}
@@ -231,12 +228,12 @@ func loggedKey(log string) (*rsa.PrivateKey, error) {
 }
 
 // publish seals text to the store's key, and leaves it where the others find it.
-func publish(s *KeyStore, work string, me int, text string) error {
+func publish(s *Store, work string, me int, text string) error {
 	k, err := s.Public(context.Background())
 	if err != nil {
 		return err
 	}
-	e, err := k.seal([]byte(text))
+	e, err := sealEnvelope(k, []byte(text))
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package keystore
 
 import (
 	"bufio"
@@ -16,6 +16,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // childSaver rotates and changes the passphrase until it is killed, and says what it has saved.
@@ -24,11 +27,11 @@ func childSaver(t *testing.T, dir, arg string) {
 	if arg == passphrase2 {
 		now, next = next, now
 	}
-	s, m := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: -1, Grace: 24 * time.Hour}})
+	s, m := weakStore(t, &Options{Rotation: Rotation{Every: -1, Grace: 24 * time.Hour}})
 	if err := s.open(t.Context(), dir, secret(t, now)); err != nil {
 		t.Fatal(err)
 	}
-	m.use(func(int) (*rsa.PrivateKey, error) { return pairedKey(len(s.Keys())) })
+	m.Use(func(int) (*rsa.PrivateKey, error) { return testkit.PairedKey(len(s.Keys())) })
 	fmt.Println("ready")
 	for i := 0; ; i++ {
 		if i%3 == 1 {
@@ -50,7 +53,7 @@ func childSaver(t *testing.T, dir, arg string) {
 // or the new one, and every key that was reported is there. The moments are counted in saves, and only their fractions in
 // time: a slow machine has as many saves before each.
 func TestKilledKeyStore(t *testing.T) {
-	seed := testSeed(t)
+	seed := testkit.Seed(t)
 	kills, lanes := 40, 4
 	if os.Getenv(longVar) == "1" {
 		kills = 200
@@ -78,7 +81,7 @@ func TestKilledKeyStore(t *testing.T) {
 func killedStore(t *testing.T, r *rand.Rand, rounds int) (saves int, err error) {
 	dir := storeDir(t)
 	s, m := weakStore(t, nil)
-	m.use(func(int) (*rsa.PrivateKey, error) { return pairedKey(0) })
+	m.Use(func(int) (*rsa.PrivateKey, error) { return testkit.PairedKey(0) })
 	if err := s.create(t.Context(), dir, secret(t, passphrase)); err != nil {
 		return 0, err
 	}
@@ -117,7 +120,7 @@ func killedStore(t *testing.T, r *rand.Rand, rounds int) (saves int, err error) 
 		return saves, err
 	}
 	defer s.Close()
-	if err := s.acceptPin(t.Context(), "https://a.test", [32]byte{1}); err != nil {
+	if err := s.AcceptPin(t.Context(), "https://a.test", [32]byte{1}); err != nil {
 		return saves, err
 	}
 	entries, err := os.ReadDir(dir)
@@ -151,7 +154,7 @@ func runAndKill(t *testing.T, r *rand.Rand, dir, pass string, saves int) ([]stri
 		}
 	}
 	// Real time, of a save or two: this is about processes, and nothing depends on where in a save the child is.
-	time.Sleep(time.Duration(r.IntN(5_000*raceSlowdown)) * time.Microsecond)
+	time.Sleep(time.Duration(r.IntN(5_000*testkit.RaceSlowdown)) * time.Microsecond)
 	if err := cmd.Process.Kill(); err != nil {
 		return nil, err
 	}
@@ -170,10 +173,10 @@ func runAndKill(t *testing.T, r *rand.Rand, dir, pass string, saves int) ([]stri
 }
 
 // openEither opens a store with one of the two passphrases, and says with which.
-func openEither(t *testing.T, dir string, pass *string) (s *KeyStore, err error) {
+func openEither(t *testing.T, dir string, pass *string) (s *Store, err error) {
 	for _, p := range []string{passphrase, passphrase2} {
 		*pass = p
-		if s, err = tryWeak(t, dir, p, &KeyStoreOptions{Rotation: Rotation{Every: -1, Grace: 24 * time.Hour}}); !errors.Is(err, ErrPassphrase) {
+		if s, err = tryWeak(t, dir, p, &Options{Rotation: Rotation{Every: -1, Grace: 24 * time.Hour}}); !errors.Is(err, fault.ErrPassphrase) {
 			return s, err
 		}
 	}

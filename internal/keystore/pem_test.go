@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package keystore
 
 import (
 	"bytes"
@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -25,12 +26,12 @@ var importPolicy = map[string]error{
 	"rsa-8192": nil, "pem-leading-text": nil, "pem-leading-blank-lines": nil, "pem-utf8-bom": nil, "pem-trailing-spaces": nil,
 	"pem-one-line": nil, "pem-public-then-private": nil,
 
-	"ossl-pbes2-3des": ErrPrivateKey, "ossl-scrypt": ErrPrivateKey, "ossl-scrypt-utf8pw-params": ErrPrivateKey,
-	"ossl-legacy-pem-aes256": ErrPrivateKey, "ossl-legacy-pem-aes128": ErrPrivateKey, "ossl-legacy-pem-3des": ErrPrivateKey,
-	"ossl-legacy-pem-utf8pw": ErrPrivateKey, "ossl-pbes1-3des": ErrPrivateKey,
-	"rsa-pss": ErrPrivateKey, "rsa-2048-e3": ErrPrivateKey, "rsa-3prime": ErrPrivateKey,
-	"pem-two-private": ErrPrivateKey, "pem-trailing-der-garbage": ErrPrivateKey, "pem-wrong-label-rsa": ErrPrivateKey,
-	"pem-label-encrypted-but-plain": ErrPrivateKey, "pem-pkcs1-under-private-key": ErrPrivateKey, "js-pw-label-encrypted": ErrPrivateKey,
+	"ossl-pbes2-3des": fault.ErrPrivateKey, "ossl-scrypt": fault.ErrPrivateKey, "ossl-scrypt-utf8pw-params": fault.ErrPrivateKey,
+	"ossl-legacy-pem-aes256": fault.ErrPrivateKey, "ossl-legacy-pem-aes128": fault.ErrPrivateKey, "ossl-legacy-pem-3des": fault.ErrPrivateKey,
+	"ossl-legacy-pem-utf8pw": fault.ErrPrivateKey, "ossl-pbes1-3des": fault.ErrPrivateKey,
+	"rsa-pss": fault.ErrPrivateKey, "rsa-2048-e3": fault.ErrPrivateKey, "rsa-3prime": fault.ErrPrivateKey,
+	"pem-two-private": fault.ErrPrivateKey, "pem-trailing-der-garbage": fault.ErrPrivateKey, "pem-wrong-label-rsa": fault.ErrPrivateKey,
+	"pem-label-encrypted-but-plain": fault.ErrPrivateKey, "pem-pkcs1-under-private-key": fault.ErrPrivateKey, "js-pw-label-encrypted": fault.ErrPrivateKey,
 }
 
 // damagedCiphertext are vectors whose damage looks like a wrong passphrase.
@@ -55,12 +56,12 @@ func importVerdict(t testing.TB, c testkit.Case) error {
 		return want
 	}
 	if damagedCiphertext[c.Name] {
-		return ErrPassphrase
+		return fault.ErrPassphrase
 	}
-	return ErrPrivateKey
+	return fault.ErrPrivateKey
 }
 
-func passwordOf(t testing.TB, c testkit.Case) *Secret {
+func passwordOf(t testing.TB, c testkit.Case) Secret {
 	if c.Password == nil {
 		return nil
 	}
@@ -101,11 +102,11 @@ func TestImportVectors(t *testing.T) {
 				report.Weak != (encrypted && report.Iterations < 600_000) || report.Format == "" {
 				t.Errorf("%+v", *report)
 			}
-			if keys := s.Keys(); len(keys) != 1 || keys[0].Fingerprint != report.Fingerprint || keys[0].State != KeyPrimary {
+			if keys := s.Keys(); len(keys) != 1 || keys[0].Fingerprint != report.Fingerprint || !keys[0].Retired.IsZero() {
 				t.Errorf("%+v", keys)
 			}
 			if !strings.HasPrefix(c.Name, "rsa-8192") { // an operation with it takes a while
-				if plain, err := s.openEnvelope(t.Context(), sealTo(t, s, "hello")); err != nil || string(plain) != "hello" {
+				if plain, err := s.OpenEnvelope(t.Context(), sealTo(t, s, "hello")); err != nil || string(plain) != "hello" {
 					t.Errorf("%q, %v", plain, err)
 				}
 			}
@@ -121,7 +122,7 @@ func TestImportVectors(t *testing.T) {
 	}
 }
 
-func checkImportRefusal(t testing.TB, c testkit.Case, s *KeyStore, err error) {
+func checkImportRefusal(t testing.TB, c testkit.Case, s *Store, err error) {
 	t.Helper()
 	if len(s.Keys()) != 0 {
 		t.Error("refused, and there is a key")
@@ -149,51 +150,27 @@ func TestImportWrongPassphrase(t *testing.T) {
 		text := c.File("private_key")
 		if c.Password == nil || *c.Password == "" {
 			_, err := s.ImportPEM(t.Context(), text, secret(t, "superfluous"))
-			wantError(t, c.Name+": superfluous", err, ErrPassphrase)
+			wantError(t, c.Name+": superfluous", err, fault.ErrPassphrase)
 			continue
 		}
 		if strings.Contains(c.Name, "00000") || strings.Contains(c.Name, "sha512") {
 			continue // costly
 		}
 		tried++
-		for _, p := range []*Secret{nil, secret(t, ""), secret(t, *c.Password+" ")} {
+		for _, p := range []Secret{nil, secret(t, ""), secret(t, *c.Password+" ")} {
 			_, err := s.ImportPEM(t.Context(), text, p)
-			wantError(t, c.Name, err, ErrPassphrase)
+			wantError(t, c.Name, err, fault.ErrPassphrase)
 		}
 	}
 	if tried < 20 || len(s.Keys()) != 0 {
 		t.Errorf("%d vectors tried, %d keys", tried, len(s.Keys()))
 	}
-	_, err := s.ImportPEM(t.Context(), testkit.KeyPEM(t, "rsa-2048"), &Secret{})
-	if !errors.Is(err, ErrClosed) || errors.Is(err, ErrPrivateKey) {
+	_, err := s.ImportPEM(t.Context(), testkit.KeyPEM(t, "rsa-2048"), &testSecret{})
+	if !errors.Is(err, fault.ErrClosed) || errors.Is(err, fault.ErrPrivateKey) {
 		t.Errorf("zero secret: %v", err)
 	}
 	_, err = s.ImportPEM(t.Context(), make([]byte, keyfile.MaxPEMSize+1), nil)
-	wantError(t, "too large", err, ErrPrivateKey)
-}
-
-// The key files of the two other clients carry over: a chat goes on with their keys.
-func TestImportFromOtherClients(t *testing.T) {
-	for _, name := range []string{
-		"py48-4096-pw-utf8", "py-2048-nopw", "js-4096-pw-utf8", "js-2048-nopw",
-	} {
-		c := testkit.Vector(t, testkit.PrivateKey, name)
-		dir := storeDir(t)
-		s, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
-		if _, err := s.ImportPEM(t.Context(), c.File("private_key"), passwordOf(t, c)); err != nil {
-			t.Fatal(name, err)
-		}
-		s.Close()
-		s = openWeak(t, dir, passphrase, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
-		server := newSealedServer(t)
-		client := server.client(t, func(c *Config) { c.Keys = s })
-		if _, err := client.Chat(t.Context(), ask("hello")); err != nil {
-			t.Error(name, err)
-		}
-		if got := server.last().client.Fingerprint(); got != c.Expected.SPKISHA256 {
-			t.Errorf("%s: the request carried %s, want %s", name, got, c.Expected.SPKISHA256)
-		}
-	}
+	wantError(t, "too large", err, fault.ErrPrivateKey)
 }
 
 func TestImportTwice(t *testing.T) {
@@ -206,7 +183,7 @@ func TestImportTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys := s.Keys()
-	if len(keys) != 2 || keys[0].Fingerprint != report.Fingerprint || keys[1].Fingerprint != first || keys[1].State != KeyRetired {
+	if len(keys) != 2 || keys[0].Fingerprint != report.Fingerprint || keys[1].Fingerprint != first || keys[1].Retired.IsZero() {
 		t.Errorf("%+v", keys)
 	}
 	unchanged(t, "the same again", dir, func() {
@@ -220,7 +197,7 @@ func TestImportTwice(t *testing.T) {
 	}
 	unchanged(t, "a retired one", dir, func() {
 		_, err = s.ImportPEM(t.Context(), text, nil)
-		wantError(t, "retired", err, ErrInvalidRequest)
+		wantError(t, "retired", err, fault.ErrInvalidRequest)
 	})
 	if err := s.Delete(t.Context(), report.Fingerprint); err != nil {
 		t.Fatal(err)
@@ -237,13 +214,13 @@ func TestExportPEM(t *testing.T) {
 	}
 	pass := secret(t, passphrase)
 	primary, retired := primaryOf(t, s), publicOf(t, "rsa-3072").Fingerprint()
-	for _, p := range []*Secret{nil, {}, secret(t, ""), secret(t, "1234567")} {
+	for _, p := range []*testSecret{nil, {}, secret(t, ""), secret(t, "1234567")} {
 		_, err := s.ExportPEM(t.Context(), "", p)
-		wantError(t, "short", err, ErrInvalidRequest)
+		wantError(t, "short", err, fault.ErrInvalidRequest)
 	}
 	for _, fp := range []string{"x", strings.Repeat("0", 64), primary[:63], primary + "0"} {
 		_, err := s.ExportPEM(t.Context(), fp, pass)
-		wantError(t, fp, err, ErrInvalidRequest)
+		wantError(t, fp, err, fault.ErrInvalidRequest)
 	}
 	texts := make(map[string]bool)
 	for _, c := range []struct{ ask, want string }{{"", primary}, {strings.ToUpper(retired), retired}} {
@@ -264,18 +241,23 @@ func TestExportPEM(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := PEMReport{Fingerprint: c.want, Bits: report.Bits, Format: "PBES2", KDF: "PBKDF2-HMAC-SHA256", Iterations: 600_000}
-		if *report != want {
-			t.Errorf("%+v, want %+v", *report, want)
+		want := Info{Kind: "RSA", Fingerprint: c.want, Bits: report.Bits, Format: "PBES2", KDF: "PBKDF2-HMAC-SHA256", Iterations: 600_000}
+		got := *report
+		if got.Created.IsZero() || !got.Activated.Equal(got.Created) || !got.Retired.IsZero() {
+			t.Errorf("%+v", got)
 		}
-		if plain, err := other.openEnvelope(t.Context(), sealTo(t, other, "x")); err != nil || string(plain) != "x" {
+		got.Locked, got.Created, got.Activated = false, time.Time{}, time.Time{}
+		if got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+		if plain, err := other.OpenEnvelope(t.Context(), sealTo(t, other, "x")); err != nil || string(plain) != "x" {
 			t.Errorf("%q, %v", plain, err)
 		}
 	}
 	if pass.Len() != len(passphrase) {
 		t.Error("the passphrase was the caller's")
 	}
-	if plain, err := s.openEnvelope(t.Context(), sealTo(t, s, "x")); err != nil || string(plain) != "x" {
+	if plain, err := s.OpenEnvelope(t.Context(), sealTo(t, s, "x")); err != nil || string(plain) != "x" {
 		t.Errorf("after the exports: %q, %v", plain, err)
 	}
 }
@@ -285,7 +267,10 @@ func TestOpenSSLReadsExport(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	s := storedKeys(t, "client-4096")
+	s, _ := weakStore(t, nil)
+	if err := s.adopt(storedKey(t, "client-4096")); err != nil {
+		t.Fatal(err)
+	}
 	for _, pass := range []string{"pässwörd-ключ-🔑"} {
 		text, err := s.ExportPEM(t.Context(), "", secret(t, pass))
 		if err != nil {
@@ -306,12 +291,12 @@ func TestOpenSSLReadsExport(t *testing.T) {
 
 // An import is a rotation: the key before has its grace.
 func TestImportKeepsGrace(t *testing.T) {
-	s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Grace: time.Hour}})
+	s, _ := weakStore(t, &Options{Rotation: Rotation{Grace: time.Hour}})
 	e := sealTo(t, s, "x")
 	if _, err := s.ImportPEM(t.Context(), testkit.KeyPEM(t, "rsa-2048"), nil); err != nil {
 		t.Fatal(err)
 	}
-	if plain, err := s.openEnvelope(t.Context(), e); err != nil || string(plain) != "x" {
+	if plain, err := s.OpenEnvelope(t.Context(), e); err != nil || string(plain) != "x" {
 		t.Errorf("%q, %v", plain, err)
 	}
 }

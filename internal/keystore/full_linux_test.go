@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package keystore
 
 import (
 	"errors"
@@ -37,7 +37,7 @@ func childFullDisk(t *testing.T, dir, _ string) {
 		"passwd": func() error {
 			return s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2))
 		},
-		"pin": func() error { return s.acceptPin(t.Context(), "https://a.test", [32]byte{1}) },
+		"pin": func() error { return s.AcceptPin(t.Context(), "https://a.test", [32]byte{1}) },
 	} {
 		unchanged(t, what, keys, func() {
 			err := f()
@@ -50,7 +50,7 @@ func childFullDisk(t *testing.T, dir, _ string) {
 			t.Errorf("%s: it changed in memory", what)
 		}
 	}
-	if plain, err := s.openEnvelope(t.Context(), sealed); err != nil || string(plain) != "x" {
+	if plain, err := s.OpenEnvelope(t.Context(), sealed); err != nil || string(plain) != "x" {
 		t.Errorf("%q, %v", plain, err)
 	}
 	if !slices.Equal(fingerprints(openWeak(t, keys, passphrase, nil)), before) {

@@ -1,14 +1,13 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package keystore
 
 import (
 	"context"
 	"crypto/rsa"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -26,12 +26,12 @@ func TestChangePassphrase(t *testing.T) {
 	old, _ := s.Seal("l", []byte("old"))
 	_, before := bodyOnDisk(t, dir, passphrase)
 	unchanged(t, "refused", dir, func() {
-		wantError(t, "wrong", s.ChangePassphrase(t.Context(), secret(t, "not this one"), secret(t, passphrase2)), ErrPassphrase)
-		wantError(t, "empty", s.ChangePassphrase(t.Context(), secret(t, ""), secret(t, passphrase2)), ErrPassphrase)
-		wantError(t, "nil old", s.ChangePassphrase(t.Context(), nil, secret(t, passphrase2)), ErrClosed)
-		wantError(t, "zero old", s.ChangePassphrase(t.Context(), &Secret{}, secret(t, passphrase2)), ErrClosed)
-		for _, p := range []*Secret{nil, {}, secret(t, ""), secret(t, "1234567")} {
-			wantError(t, "short new", s.ChangePassphrase(t.Context(), secret(t, passphrase), p), ErrInvalidRequest)
+		wantError(t, "wrong", s.ChangePassphrase(t.Context(), secret(t, "not this one"), secret(t, passphrase2)), fault.ErrPassphrase)
+		wantError(t, "empty", s.ChangePassphrase(t.Context(), secret(t, ""), secret(t, passphrase2)), fault.ErrPassphrase)
+		wantError(t, "nil old", s.ChangePassphrase(t.Context(), (*testSecret)(nil), secret(t, passphrase2)), fault.ErrClosed)
+		wantError(t, "zero old", s.ChangePassphrase(t.Context(), &testSecret{}, secret(t, passphrase2)), fault.ErrClosed)
+		for _, p := range []*testSecret{nil, {}, secret(t, ""), secret(t, "1234567")} {
+			wantError(t, "short new", s.ChangePassphrase(t.Context(), secret(t, passphrase), p), fault.ErrInvalidRequest)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -48,12 +48,12 @@ func TestChangePassphrase(t *testing.T) {
 		t.Errorf("%d data keys", len(body.DataKeys))
 	}
 	_, err := tryWeak(t, dir, passphrase, nil)
-	wantError(t, "the old passphrase", err, ErrPassphrase)
+	wantError(t, "the old passphrase", err, fault.ErrPassphrase)
 	fresh, err := s.Seal("l", []byte("new"))
 	if err != nil || slices.Equal(fresh[5:9], old[5:9]) {
 		t.Errorf("sealed under generation %v as before, %v", fresh[5:9], err)
 	}
-	for _, s := range []*KeyStore{s, openWeak(t, dir, passphrase2, nil)} {
+	for _, s := range []*Store{s, openWeak(t, dir, passphrase2, nil)} {
 		if !slices.Equal(fingerprints(s), keys) {
 			t.Error("other keys")
 		}
@@ -67,7 +67,7 @@ func TestChangePassphrase(t *testing.T) {
 		t.Errorf("the store that changed it goes on: %v", err)
 	}
 	ephemeral, _ := weakStore(t, nil)
-	wantError(t, "ephemeral", ephemeral.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)), ErrInvalidRequest)
+	wantError(t, "ephemeral", ephemeral.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)), fault.ErrInvalidRequest)
 }
 
 // Another process goes on with the keys that it knows, and cannot save.
@@ -87,7 +87,7 @@ func TestChangePassphraseElsewhere(t *testing.T) {
 		for what, f := range map[string]func() error{
 			"rotate": func() error { return there.Rotate(t.Context()) },
 			"import": func() error { _, err := there.ImportPEM(t.Context(), testkit.KeyPEM(t, "rsa-2048"), nil); return err },
-			"pin":    func() error { return there.acceptPin(t.Context(), "https://a.test", [32]byte{1}) },
+			"pin":    func() error { return there.AcceptPin(t.Context(), "https://a.test", [32]byte{1}) },
 			"delete": func() error { return there.Delete(t.Context(), key) },
 			"passwd": func() error {
 				return there.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2))
@@ -96,14 +96,14 @@ func TestChangePassphraseElsewhere(t *testing.T) {
 				return there.ChangePassphrase(t.Context(), secret(t, passphrase2), secret(t, passphrase2))
 			},
 		} {
-			wantError(t, what, f(), ErrPassphrase)
+			wantError(t, what, f(), fault.ErrPassphrase)
 		}
 	})
 	if primaryOf(t, there) != key {
 		t.Error("it lost its key")
 	}
 	e := sealTo(t, there, "to the old key")
-	if plain, err := there.openEnvelope(t.Context(), e); err != nil || string(plain) != "to the old key" {
+	if plain, err := there.OpenEnvelope(t.Context(), e); err != nil || string(plain) != "to the old key" {
 		t.Errorf("%q, %v", plain, err)
 	}
 	if plain, err := there.Open("l", sealed); err != nil || string(plain) != "data" {
@@ -116,13 +116,13 @@ func TestChangePassphraseElsewhere(t *testing.T) {
 }
 
 // sealTo seals text to a store's key.
-func sealTo(t testing.TB, s *KeyStore, text string) *envelope.Envelope {
+func sealTo(t testing.TB, s *Store, text string) *envelope.Envelope {
 	t.Helper()
 	k, err := s.Public(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := k.seal([]byte(text))
+	e, err := sealEnvelope(k, []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestOtherStoresRotationIsSeenAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		text := fmt.Sprint("message ", i)
-		if plain, err := there.openEnvelope(t.Context(), sealTo(t, here, text)); err != nil || string(plain) != text {
+		if plain, err := there.OpenEnvelope(t.Context(), sealTo(t, here, text)); err != nil || string(plain) != text {
 			t.Fatalf("%q, %v", plain, err)
 		}
 		if primaryOf(t, there) != primaryOf(t, here) {
@@ -156,18 +156,18 @@ func TestOtherStoresKeyOfAnotherSize(t *testing.T) {
 	if _, err := here.ImportPEM(t.Context(), testkit.KeyPEM(t, "rsa-3072"), nil); err != nil {
 		t.Fatal(err)
 	}
-	if plain, err := there.openEnvelope(t.Context(), sealTo(t, here, "x")); err != nil || string(plain) != "x" {
+	if plain, err := there.OpenEnvelope(t.Context(), sealTo(t, here, "x")); err != nil || string(plain) != "x" {
 		t.Errorf("%q, %v", plain, err)
 	}
 	if err := there.Rotate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	e, err := publicOf(t, "server-4096").seal([]byte("x"))
+	e, err := sealEnvelope(publicOf(t, "server-4096"), []byte("x"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = here.openEnvelope(t.Context(), e)
-	wantError(t, "a size that nobody has", err, ErrEnvelope)
+	_, err = here.OpenEnvelope(t.Context(), e)
+	wantError(t, "a size that nobody has", err, fault.ErrEnvelope)
 }
 
 // Two stores on one folder change different things; nothing gets lost.
@@ -177,10 +177,10 @@ func TestStoresChangeSideBySide(t *testing.T) {
 	b := openWeak(t, dir, passphrase, nil)
 	var wg sync.WaitGroup
 	const each = 8
-	for i, s := range []*KeyStore{a, b} {
+	for i, s := range []*Store{a, b} {
 		for n := range each {
 			wg.Go(func() {
-				if err := s.acceptPin(t.Context(), fmt.Sprintf("https://%d.test:%d", i, n), [32]byte{byte(i), byte(n)}); err != nil {
+				if err := s.AcceptPin(t.Context(), fmt.Sprintf("https://%d.test:%d", i, n), [32]byte{byte(i), byte(n)}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -208,17 +208,15 @@ func TestKeyStoreClose(t *testing.T) {
 	key := primaryOf(t, file)
 	sealed, _ := file.Seal("l", nil)
 	e := sealTo(t, file, "x")
-	for what, s := range map[string]*KeyStore{"file": file, "ephemeral": ephemeral, "unused": unused} {
-		var held []*heldKey
-		for _, k := range s.keys {
-			held = append(held, k.heldKey)
+	for what, s := range map[string]*Store{"file": file, "ephemeral": ephemeral, "unused": unused} {
+		var held []*Key
+		for _, k := range s.entries {
+			held = append(held, k.Key)
 		}
 		var wg sync.WaitGroup
 		for range 8 {
 			wg.Go(func() {
-				if err := s.Close(); err != nil {
-					t.Error(err)
-				}
+				s.Close()
 				for _, k := range held {
 					if !wiped(k) {
 						t.Errorf("%s: a Close returned, and a key is there", what)
@@ -237,35 +235,35 @@ func TestKeyStoreClose(t *testing.T) {
 				return err
 			},
 			"Delete":       func() error { return s.Delete(t.Context(), key) },
-			"openEnvelope": func() error { _, err := s.openEnvelope(t.Context(), e); return err },
-			"acceptPin":    func() error { return s.acceptPin(t.Context(), "https://a.test", [32]byte{}) },
+			"openEnvelope": func() error { _, err := s.OpenEnvelope(t.Context(), e); return err },
+			"acceptPin":    func() error { return s.AcceptPin(t.Context(), "https://a.test", [32]byte{}) },
 			"addPin": func() error {
-				_, err := s.addPin(t.Context(), "https://a.test", publicOf(t, "rsa-2048"))
+				_, err := s.AddPin(t.Context(), "https://a.test", [32]byte{2})
 				return err
 			},
 			"ChangePassphrase": func() error {
 				err := s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2))
-				if what != "file" && errors.Is(err, ErrInvalidRequest) {
-					return ErrClosed // an ephemeral store says what it is
+				if what != "file" && errors.Is(err, fault.ErrInvalidRequest) {
+					return fault.ErrClosed // an ephemeral store says what it is
 				}
 				return err
 			},
 			"Seal": func() error {
 				_, err := s.Seal("l", nil)
-				if what != "file" && errors.Is(err, ErrInvalidRequest) {
-					return ErrClosed
+				if what != "file" && errors.Is(err, fault.ErrInvalidRequest) {
+					return fault.ErrClosed
 				}
 				return err
 			},
 			"Open": func() error {
 				_, err := s.Open("l", sealed)
-				if what != "file" && errors.Is(err, ErrInvalidRequest) {
-					return ErrClosed
+				if what != "file" && errors.Is(err, fault.ErrInvalidRequest) {
+					return fault.ErrClosed
 				}
 				return err
 			},
 		} {
-			wantError(t, what+" "+name, f(), ErrClosed)
+			wantError(t, what+" "+name, f(), fault.ErrClosed)
 		}
 		if keys := s.Keys(); len(keys) != 0 {
 			t.Errorf("%s: %d keys", what, len(keys))
@@ -277,54 +275,13 @@ func TestKeyStoreClose(t *testing.T) {
 	openWeak(t, dir, passphrase, nil)
 }
 
-// A request that is under way keeps its key through Close and through a rotation; then the key is wiped.
-func TestRunningRequestKeepsItsKey(t *testing.T) {
-	for what, end := range map[string]func(*KeyStore) error{
-		"Close":  (*KeyStore).Close,
-		"Rotate": func(s *KeyStore) error { return s.Rotate(context.Background()) },
-	} {
-		server := newSealedServer(t)
-		arrived, release := make(chan struct{}), make(chan struct{})
-		hold := roundTripFunc(func(r *http.Request) (*http.Response, error) {
-			if r.Method == "POST" {
-				close(arrived)
-				<-release
-			}
-			return server.RoundTrip(r)
-		})
-		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Grace: -1}})
-		_ = primaryOf(t, s)
-		held := s.keys[0].heldKey
-		c := server.client(t, func(c *Config) { c.Keys, c.Transport = s, hold })
-		answer := make(chan error)
-		go func() {
-			_, err := c.Chat(context.Background(), ask("x"))
-			answer <- err
-		}()
-		<-arrived
-		if err := end(s); err != nil {
-			t.Error(what, err)
-		}
-		if wiped(held) {
-			t.Errorf("%s wiped a key that is in use", what)
-		}
-		close(release)
-		if err := <-answer; err != nil {
-			t.Errorf("%s: %v", what, err)
-		}
-		if !wiped(held) {
-			t.Errorf("%s: the key was not wiped after the last request", what)
-		}
-	}
-}
-
 // The same, with the file: another process's rotation takes the key out.
 func TestReloadKeepsKeysInUse(t *testing.T) {
 	dir := storeDir(t)
-	none := &KeyStoreOptions{Rotation: Rotation{Grace: -1}}
+	none := &Options{Rotation: Rotation{Grace: -1}}
 	here, _ := createWeak(t, dir, none)
 	there := openWeak(t, dir, passphrase, none)
-	held, err := there.acquire(t.Context())
+	held, err := there.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -335,13 +292,13 @@ func TestReloadKeepsKeysInUse(t *testing.T) {
 	if err := there.refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := fingerprints(there); len(got) != 1 || got[0] == held.Public().Fingerprint() {
+	if got := fingerprints(there); len(got) != 1 || got[0] == held.RSA.Public().Fingerprint() {
 		t.Errorf("keys %v", got)
 	}
-	if plain, err := held.Open(e, nil); err != nil || string(plain) != "x" {
+	if plain, err := held.RSA.Open(e, nil); err != nil || string(plain) != "x" {
 		t.Errorf("%q, %v", plain, err)
 	}
-	held.release()
+	held.Release()
 	if !wiped(held) {
 		t.Error("not wiped after its last use")
 	}
@@ -351,17 +308,17 @@ func TestReloadKeepsKeysInUse(t *testing.T) {
 func TestKeyStoreConcurrency(t *testing.T) {
 	testkit.NoLeaks(t)
 	dir := storeDir(t)
-	file, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{AfterRequests: 3}})
-	ephemeral, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{AfterRequests: 3}})
+	file, _ := createWeak(t, dir, &Options{Rotation: Rotation{AfterRequests: 3}})
+	ephemeral, _ := weakStore(t, &Options{Rotation: Rotation{AfterRequests: 3}})
 	var retired atomic.Value
 	retired.Store("")
-	const first, more = 3, 40       // calls of each method, and calls in all that the file's changing methods go on with
-	ctx := within(t, 5*time.Minute) // or the lock would be waited for by the clock
+	const first, more = 3, 40               // calls of each method, and calls in all that the file's changing methods go on with
+	ctx := testkit.Within(t, 5*time.Minute) // or the lock would be waited for by the clock
 	var wg, begun sync.WaitGroup
 	var changes atomic.Int64
 	together, middle := make(chan struct{}), make(chan struct{})
 	changing := []string{"Rotate", "Delete", "ImportPEM", "pins", "ChangePassphrase"}
-	for what, s := range map[string]*KeyStore{"file": file, "ephemeral": ephemeral} {
+	for what, s := range map[string]*Store{"file": file, "ephemeral": ephemeral} {
 		pass, text := secret(t, passphrase), testkit.KeyPEM(t, "rsa-2048")
 		e := sealTo(t, s, "x")
 		for name, f := range map[string]func() error{
@@ -382,25 +339,25 @@ func TestKeyStoreConcurrency(t *testing.T) {
 			},
 			"ImportPEM": func() error {
 				_, err := s.ImportPEM(ctx, text, nil)
-				if errors.Is(err, ErrInvalidRequest) {
+				if errors.Is(err, fault.ErrInvalidRequest) {
 					return nil // retired again by now
 				}
 				return err
 			},
 			"openEnvelope": func() error {
 				e := &envelope.Envelope{Sealed: slices.Clone(e.Sealed), WrappedKey: e.WrappedKey}
-				_, err := s.openEnvelope(ctx, e)
-				if errors.Is(err, ErrDecryption) {
+				_, err := s.OpenEnvelope(ctx, e)
+				if errors.Is(err, fault.ErrDecryption) {
 					return nil // its key was deleted
 				}
 				return err
 			},
 			"pins": func() error {
-				if err := s.acceptPin(ctx, "https://a.test", [32]byte{1}); err != nil {
+				if err := s.AcceptPin(ctx, "https://a.test", [32]byte{1}); err != nil {
 					return err
 				}
-				_, _ = s.pin("https://a.test")
-				_, err := s.addPin(ctx, "https://b.test", publicOf(t, "rsa-2048"))
+				_, _ = s.Pin("https://a.test")
+				_, err := s.AddPin(ctx, "https://b.test", [32]byte{2})
 				return err
 			},
 			"data": func() error {
@@ -427,7 +384,7 @@ func TestKeyStoreConcurrency(t *testing.T) {
 						begun.Done()
 						<-together
 					}
-					if err := f(); err != nil && !errors.Is(err, ErrClosed) {
+					if err := f(); err != nil && !errors.Is(err, fault.ErrClosed) {
 						t.Errorf("%s %s: %v", what, name, err)
 					}
 					if i >= first && s == file && slices.Contains(changing, name) && changes.Add(1) == more {
@@ -441,8 +398,8 @@ func TestKeyStoreConcurrency(t *testing.T) {
 	close(together)
 	<-middle
 	var closing sync.WaitGroup
-	for _, s := range []*KeyStore{file, ephemeral, file, ephemeral} {
-		closing.Go(func() { _ = s.Close() })
+	for _, s := range []*Store{file, ephemeral, file, ephemeral} {
+		closing.Go(func() { s.Close() })
 	}
 	closing.Wait()
 	wg.Wait()
@@ -459,7 +416,7 @@ func TestCloseDuringGeneration(t *testing.T) {
 	s.newKey = func(bits int) (*rsa.PrivateKey, error) {
 		close(begun)
 		<-release
-		return m.newKey(bits)
+		return m.NewKey(bits)
 	}
 	waiting := make(chan error)
 	go func() {
@@ -469,7 +426,7 @@ func TestCloseDuringGeneration(t *testing.T) {
 	<-begun
 	closed := make(chan struct{})
 	go func() {
-		_ = s.Close()
+		s.Close()
 		close(closed)
 	}()
 	<-s.life.Done()
@@ -480,5 +437,5 @@ func TestCloseDuringGeneration(t *testing.T) {
 	}
 	close(release)
 	<-closed
-	wantError(t, "the waiting call", <-waiting, ErrClosed)
+	wantError(t, "the waiting call", <-waiting, fault.ErrClosed)
 }

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package keystore
 
 import (
 	"bytes"
@@ -20,6 +20,7 @@ import (
 
 	"github.com/gofrs/flock"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -32,22 +33,22 @@ func TestCloseDuringChangePassphrase(t *testing.T) {
 	s, _ := createWeak(t, dir, nil)
 	var closing sync.WaitGroup
 	err := s.rewrite(t.Context(), secret(t, "another passphrase"), func(*keyfile.Body) error {
-		closing.Go(func() { _ = s.Close() })
+		closing.Go(func() { s.Close() })
 		<-s.life.Done()
 		return nil
 	})
 	closing.Wait()
 	opens := passphrase
-	if err == nil || errors.Is(err, ErrUnconfirmed) {
+	if err == nil || errors.Is(err, fault.ErrUnconfirmed) {
 		opens = "another passphrase"
 	} else {
-		wantError(t, "closing", err, ErrClosed)
+		wantError(t, "closing", err, fault.ErrClosed)
 	}
 	again, err := tryWeak(t, dir, opens, nil)
 	if err != nil {
 		t.Fatalf("the passphrase that should hold: %v", err)
 	}
-	_ = again.Close()
+	again.Close()
 }
 
 // TestCloseDuringRotations races Close with callers who want a rotation.
@@ -63,7 +64,7 @@ func TestCloseDuringRotations(t *testing.T) {
 			callers.Go(func() {
 				for {
 					if err := s.Rotate(t.Context()); err != nil {
-						if !errors.Is(err, ErrClosed) {
+						if !errors.Is(err, fault.ErrClosed) {
 							t.Errorf("Rotate: %v", err)
 						}
 						return
@@ -71,7 +72,7 @@ func TestCloseDuringRotations(t *testing.T) {
 				}
 			})
 		}
-		_ = s.Close()
+		s.Close()
 		callers.Wait()
 	}
 }
@@ -92,18 +93,18 @@ func TestCloseWhileWaitingForTheLock(t *testing.T) {
 	go func() { waiting <- s.Delete(ctx, primaryOf(t, s)) }()
 	time.Sleep(20 * time.Millisecond) // probably it waits by now; if not, the test is easier
 	began := time.Now()
-	_ = s.Close()
+	s.Close()
 	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("Close took %v", took)
 	}
-	wantError(t, "the one who waited", <-waiting, ErrClosed)
+	wantError(t, "the one who waited", <-waiting, fault.ErrClosed)
 }
 
 // TestOlderFileIsRefused puts an earlier version of the file under a store that is open.
 func TestOlderFileIsRefused(t *testing.T) {
 	dir := storeDir(t)
-	s, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
-	file := filepath.Join(dir, keyStoreFile)
+	s, _ := createWeak(t, dir, &Options{Rotation: Rotation{Every: -1}})
+	file := filepath.Join(dir, fileName)
 	older, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -115,8 +116,8 @@ func TestOlderFileIsRefused(t *testing.T) {
 	if err := os.WriteFile(file, older, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, "looking", s.refresh(t.Context()), ErrKeyStoreDamaged)
-	wantError(t, "rotating", s.Rotate(t.Context()), ErrKeyStoreDamaged)
+	wantError(t, "looking", s.refresh(t.Context()), fault.ErrKeyStoreDamaged)
+	wantError(t, "rotating", s.Rotate(t.Context()), fault.ErrKeyStoreDamaged)
 	if now := fingerprints(s); !slices.Equal(now, before) {
 		t.Errorf("the keys became %v, were %v", now, before)
 	}
@@ -132,7 +133,7 @@ func TestClockThatWasAhead(t *testing.T) {
 		since time.Duration
 		want  bool
 	}{{-time.Hour - time.Second, false}, {-24 * time.Hour, true}, {-25 * time.Hour, true}, {time.Minute, false}, {59 * time.Minute, false}, {2 * time.Hour, true}, {5 * 8760 * time.Hour, true}} {
-		if got := over(now.Add(c.since), 24*time.Hour, now); got != c.want {
+		if got := passed(now.Add(c.since), 24*time.Hour, now); got != c.want {
 			t.Errorf("a day after %v from now: over is %v", c.since, got)
 		}
 	}
@@ -140,14 +141,14 @@ func TestClockThatWasAhead(t *testing.T) {
 		s, _ := weakStore(t, nil)
 		first := primaryOf(t, s)
 		s.mu.Lock()
-		s.keys[0].activated = time.Now().Add(5 * 8760 * time.Hour)
+		s.entries[0].activated = time.Now().Add(5 * 8760 * time.Hour)
 		s.mu.Unlock()
 		s.rotator.nudge()
 		synctest.Wait()
 		if primaryOf(t, s) == first {
 			t.Error("the key is in use for five years")
 		}
-		_ = s.Close()
+		s.Close()
 	})
 }
 
@@ -158,20 +159,20 @@ func TestRotationErrorEnds(t *testing.T) {
 		if _, err := s.Public(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		m.use(func(int) (*rsa.PrivateKey, error) { return nil, errors.New("broken") })
+		m.Use(func(int) (*rsa.PrivateKey, error) { return nil, errors.New("broken") })
 		time.Sleep(25 * time.Hour)
 		synctest.Wait()
 		if s.RotationError() == nil {
 			t.Fatal("the background did not fail")
 		}
-		m.use(func(int) (*rsa.PrivateKey, error) { return m.make() })
+		m.Use(func(int) (*rsa.PrivateKey, error) { return m.Make() })
 		if err := s.Rotate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.RotationError(); err != nil {
 			t.Errorf("all is well, and RotationError says %v", err)
 		}
-		_ = s.Close()
+		s.Close()
 	})
 }
 
@@ -193,7 +194,7 @@ func TestTooManyKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := primaryOf(t, s)
-	wantError(t, "one too many", s.Rotate(t.Context()), ErrTooLarge)
+	wantError(t, "one too many", s.Rotate(t.Context()), fault.ErrTooLarge)
 	if primaryOf(t, s) != before {
 		t.Error("the primary key is another one")
 	}
@@ -202,8 +203,8 @@ func TestTooManyKeys(t *testing.T) {
 // TestLostRotationLock has two stores make a key for the same rotation, as when the rotation lock does not hold.
 func TestLostRotationLock(t *testing.T) {
 	dir := storeDir(t)
-	a, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
-	b := openWeak(t, dir, passphrase, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	a, _ := createWeak(t, dir, &Options{Rotation: Rotation{Every: -1}})
+	b := openWeak(t, dir, passphrase, &Options{Rotation: Rotation{Every: -1}})
 	first := primaryOf(t, a)
 	if made, err := a.replacePrimary(t.Context(), false); !made || err != nil {
 		t.Fatalf("made %v, %v", made, err)
@@ -232,25 +233,25 @@ func TestDataSealedUnderALaterPassphrase(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = b.Open("note", sealed)
-	wantError(t, "a later data key", err, ErrPassphrase)
+	wantError(t, "a later data key", err, fault.ErrPassphrase)
 }
 
 // TestUnconfirmedChanges has the disk refuse to confirm that a replaced file lasts: the change is in force all the same,
 // and the error says so.
 func TestUnconfirmedChanges(t *testing.T) {
 	dir := storeDir(t)
-	s, m := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	s, m := createWeak(t, dir, &Options{Rotation: Rotation{Every: -1}})
 	if err := s.Rotate(t.Context()); err != nil { // so that the lock files are there
 		t.Fatal(err)
 	}
 	s.dir.FailSyncForTest(errors.New("input/output error"))
 
 	first := primaryOf(t, s)
-	wantError(t, "Rotate", s.Rotate(t.Context()), ErrUnconfirmed)
+	wantError(t, "Rotate", s.Rotate(t.Context()), fault.ErrUnconfirmed)
 	if primaryOf(t, s) == first {
 		t.Error("the new key is not in use")
 	}
-	key, err := m.make()
+	key, err := m.Make()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,15 +260,15 @@ func TestUnconfirmedChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	report, err := s.ImportPEM(t.Context(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil)
-	wantError(t, "ImportPEM", err, ErrUnconfirmed)
+	wantError(t, "ImportPEM", err, fault.ErrUnconfirmed)
 	if report == nil || report.Fingerprint != primaryOf(t, s) {
 		t.Errorf("ImportPEM: %v", report)
 	}
-	wantError(t, "ChangePassphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, "another passphrase")), ErrUnconfirmed)
-	if _, err := tryWeak(t, dir, passphrase, nil); !errors.Is(err, ErrPassphrase) {
+	wantError(t, "ChangePassphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, "another passphrase")), fault.ErrUnconfirmed)
+	if _, err := tryWeak(t, dir, passphrase, nil); !errors.Is(err, fault.ErrPassphrase) {
 		t.Errorf("the old passphrase: %v", err)
 	}
-	again := openWeak(t, dir, "another passphrase", &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	again := openWeak(t, dir, "another passphrase", &Options{Rotation: Rotation{Every: -1}})
 	if now, want := fingerprints(again), fingerprints(s); !slices.Equal(now, want) {
 		t.Errorf("on the disk %v, in memory %v", now, want)
 	}

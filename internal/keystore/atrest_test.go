@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package keystore
 
 import (
 	"bytes"
@@ -12,12 +12,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 func TestDataAtRest(t *testing.T) {
 	s, _ := createWeak(t, storeDir(t), nil)
-	seed := testSeed(t)
+	seed := testkit.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for _, size := range []int{0, 1, 15, 16, 17, 1000, 1 << 20} {
 		for _, label := range []string{"", "l", "a label, with ümlauts\x00\n", strings.Repeat("l", 1024)} {
@@ -54,55 +56,55 @@ func TestDataAtRestRefusals(t *testing.T) {
 	}
 	for _, label := range []string{"", "Label", "label ", "labe", "label\x00", strings.Repeat("l", 1025)} {
 		_, err := s.Open(label, sealed)
-		wantError(t, "label "+label, err, ErrDecryption)
+		wantError(t, "label "+label, err, fault.ErrDecryption)
 	}
 	_, err = other.Open("label", sealed)
-	wantError(t, "another store", err, ErrDecryption)
+	wantError(t, "another store", err, fault.ErrDecryption)
 	for i := range sealed {
 		for bit := range 8 {
 			bad := bytes.Clone(sealed)
 			bad[i] ^= 1 << bit
-			if _, err := s.Open("label", bad); !errors.Is(err, ErrDecryption) {
+			if _, err := s.Open("label", bad); !errors.Is(err, fault.ErrDecryption) {
 				t.Errorf("bit %d of byte %d: %v", bit, i, err)
 			}
 		}
 	}
 	for n := range sealed {
 		_, err := s.Open("label", sealed[:n])
-		wantError(t, "cut end", err, ErrDecryption)
+		wantError(t, "cut end", err, fault.ErrDecryption)
 		if n > 0 {
 			_, err = s.Open("label", sealed[n:])
-			wantError(t, "cut beginning", err, ErrDecryption)
+			wantError(t, "cut beginning", err, fault.ErrDecryption)
 		}
 	}
 	_, err = s.Open("label", append(bytes.Clone(sealed), 0))
-	wantError(t, "more", err, ErrDecryption)
+	wantError(t, "more", err, fault.ErrDecryption)
 	_, err = s.Open("label", append(bytes.Clone(sealed), sealed...))
-	wantError(t, "twice", err, ErrDecryption)
+	wantError(t, "twice", err, fault.ErrDecryption)
 	for _, generation := range []uint32{0, 2, 1<<32 - 1} {
 		bad := bytes.Clone(sealed)
 		binary.BigEndian.PutUint32(bad[5:], generation)
 		_, err = s.Open("label", bad)
-		wantError(t, "another generation", err, ErrDecryption)
+		wantError(t, "another generation", err, fault.ErrDecryption)
 	}
 	_, err = s.Seal(strings.Repeat("l", 1025), nil)
-	wantError(t, "a long label", err, ErrInvalidRequest)
+	wantError(t, "a long label", err, fault.ErrInvalidRequest)
 
 	big, err := s.Seal("label", make([]byte, 1<<20))
 	if err != nil {
 		t.Fatal(err)
 	}
-	seed := testSeed(t)
+	seed := testkit.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range 50 {
 		i, bit := r.IntN(len(big)), r.IntN(8)
 		big[i] ^= 1 << bit
-		if _, err := s.Open("label", big); !errors.Is(err, ErrDecryption) {
+		if _, err := s.Open("label", big); !errors.Is(err, fault.ErrDecryption) {
 			t.Errorf("seed %d: bit %d of byte %d: %v", seed, bit, i, err)
 		}
 		big[i] ^= 1 << bit
 		n := r.IntN(len(big))
-		if _, err := s.Open("label", big[:n]); !errors.Is(err, ErrDecryption) {
+		if _, err := s.Open("label", big[:n]); !errors.Is(err, fault.ErrDecryption) {
 			t.Errorf("seed %d: cut at %d: %v", seed, n, err)
 		}
 	}
@@ -110,21 +112,21 @@ func TestDataAtRestRefusals(t *testing.T) {
 
 func TestDataAtRestLimit(t *testing.T) {
 	s, _ := createWeak(t, storeDir(t), nil)
-	if MaxSealedData != 100<<20 {
-		t.Errorf("limit %d", MaxSealedData)
+	if keyfile.MaxDataSize != 100<<20 {
+		t.Errorf("limit %d", keyfile.MaxDataSize)
 	}
-	huge := make([]byte, MaxSealedData+keyfile.DataOverhead+1) // zeros that nobody touches take no memory
+	huge := make([]byte, keyfile.MaxDataSize+keyfile.DataOverhead+1) // zeros that nobody touches take no memory
 	allocated := testing.AllocsPerRun(1, func() {
-		_, err := s.Seal("l", huge[:MaxSealedData+1])
-		wantError(t, "Seal", err, ErrTooLarge)
+		_, err := s.Seal("l", huge[:keyfile.MaxDataSize+1])
+		wantError(t, "Seal", err, fault.ErrTooLarge)
 		_, err = s.Open("l", huge)
-		wantError(t, "Open", err, ErrTooLarge)
+		wantError(t, "Open", err, fault.ErrTooLarge)
 	})
 	if allocated > 50 {
 		t.Errorf("%v allocations", allocated)
 	}
 	_, err := s.Open("l", huge[:len(huge)-1])
-	wantError(t, "Open of zeros", err, ErrDecryption)
+	wantError(t, "Open of zeros", err, fault.ErrDecryption)
 }
 
 // What was sealed before opens after changes of the passphrase, after rotations, and in other processes.
@@ -134,14 +136,14 @@ func TestDataAtRestLasts(t *testing.T) {
 	there := openWeak(t, dir, passphrase, nil)
 	type blob struct{ label, text string }
 	sealed := make(map[blob][]byte)
-	keep := func(s *KeyStore, b blob) {
+	keep := func(s *Store, b blob) {
 		t.Helper()
 		var err error
 		if sealed[b], err = s.Seal(b.label, []byte(b.text)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	opens := func(what string, s *KeyStore) {
+	opens := func(what string, s *Store) {
 		t.Helper()
 		for b, x := range sealed {
 			if plain, err := s.Open(b.label, x); err != nil || string(plain) != b.text {
@@ -168,7 +170,7 @@ func TestDataAtRestLasts(t *testing.T) {
 	opens("after changes of the passphrase", s)
 	opens("opened anew", openWeak(t, dir, old, nil))
 	_, err := there.Open("c", sealed[blob{"c", "xx"}])
-	wantError(t, "a process that does not know the new data key", err, ErrPassphrase)
+	wantError(t, "a process that does not know the new data key", err, fault.ErrPassphrase)
 
 	// In file order: the newest generation seals.
 	body, _ := bodyOnDisk(t, dir, old)
@@ -182,7 +184,7 @@ func TestDataAtRestLasts(t *testing.T) {
 
 	ephemeral, _ := weakStore(t, nil)
 	_, err = ephemeral.Seal("l", nil)
-	wantError(t, "Seal", err, ErrInvalidRequest)
+	wantError(t, "Seal", err, fault.ErrInvalidRequest)
 	_, err = ephemeral.Open("a", sealed[blob{"a", "first"}])
-	wantError(t, "Open", err, ErrInvalidRequest)
+	wantError(t, "Open", err, fault.ErrInvalidRequest)
 }

@@ -3,16 +3,16 @@
 
 //go:build unix
 
-package sealedchat
+package testkit
 
 import (
 	"syscall"
 	"time"
 )
 
-// cpuTime is what the whole process has used, in user and system mode: the garbage collector is in it, other programs
-// on the machine are not.
-func cpuTime() time.Duration {
+// CPUTime is how long this process has computed, in user and system mode, its garbage collector
+// included. Where that is not known, it is how long the process has run.
+func CPUTime() time.Duration {
 	var u syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
 		return 0
