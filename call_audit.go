@@ -36,19 +36,23 @@ func auditReason(err error) string {
 	return "failed"
 }
 
-func (c *SecureCompletionClient) tellSealed(ctx context.Context, r *sealedRequest, size int, o *callOptions) error {
+func (c *SecureCompletionClient) tellSealed(ctx context.Context, r *sealedRequest, size int,
+	o *callOptions) error {
 	return c.audit.tell(ctx, Event{
-		Type: EventRequestSealed, PayloadID: r.payloadID, Fingerprint: r.server.fingerprint, Tier: o.tier, Bytes: int64(size),
+		Type: EventRequestSealed, PayloadID: r.payloadID, Fingerprint: r.server.fingerprint,
+		Tier: o.tier, Bytes: int64(size),
 	})
 }
 
 // tellAnswer tells what became of an answer. When the Auditor fails, the answer is wiped.
-func (c *SecureCompletionClient) tellAnswer(ctx context.Context, id string, answer *completion, err error, start time.Time, o *callOptions) error {
+func (c *SecureCompletionClient) tellAnswer(ctx context.Context, id string, answer *completion,
+	err error, start time.Time, o *callOptions) error {
 	if err != nil {
 		return c.tellRefused(ctx, id, err, o.tier)
 	}
 	err = c.audit.tell(ctx, Event{
-		Type: EventResponseOpened, PayloadID: id, Bytes: int64(len(answer.plaintext)), Duration: time.Since(start),
+		Type: EventResponseOpened, PayloadID: id, Bytes: int64(len(answer.plaintext)),
+		Duration: time.Since(start),
 	})
 	if err = fault.Join(err, c.tellMemory(ctx)); err != nil {
 		clear(answer.plaintext)
@@ -57,12 +61,14 @@ func (c *SecureCompletionClient) tellAnswer(ctx context.Context, id string, answ
 }
 
 // tellRefused tells of an answer that was refused; err comes back.
-func (c *SecureCompletionClient) tellRefused(ctx context.Context, id string, err error, tier SecurityTier) error {
+func (c *SecureCompletionClient) tellRefused(ctx context.Context, id string, err error,
+	tier SecurityTier) error {
 	return c.tellRefusedAfter(ctx, id, 0, err, tier)
 }
 
 // tellRefusedAfter is tellRefused for an answer of which so many bytes were handed out before.
-func (c *SecureCompletionClient) tellRefusedAfter(ctx context.Context, id string, out int64, err error, tier SecurityTier) error {
+func (c *SecureCompletionClient) tellRefusedAfter(ctx context.Context, id string, out int64,
+	err error, tier SecurityTier) error {
 	for _, r := range refusals {
 		if errors.Is(err, r.err) {
 			e := Event{Type: r.event, PayloadID: id, Bytes: out, Reason: r.reason}
@@ -87,8 +93,10 @@ func (c *SecureCompletionClient) tellMemory(ctx context.Context) error {
 	return c.audit.tell(ctx, Event{Type: EventMemoryLowered, Memory: memoryNow()})
 }
 
-func (c *SecureCompletionClient) tellRetry(ctx context.Context, id string, attempt int, wait time.Duration, err error) error {
-	e := Event{Type: EventRetry, PayloadID: id, Attempt: attempt, Wait: wait, Reason: auditReason(err)}
+func (c *SecureCompletionClient) tellRetry(ctx context.Context, id string, attempt int,
+	wait time.Duration, err error) error {
+	e := Event{Type: EventRetry, PayloadID: id, Attempt: attempt, Wait: wait,
+		Reason: auditReason(err)}
 	if answer, ok := errors.AsType[*APIError](err); ok {
 		e.Status = answer.StatusCode
 	}

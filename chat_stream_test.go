@@ -4,9 +4,11 @@
 package sealedchat
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
@@ -31,7 +33,8 @@ func answerEvents(events ...string) http.HandlerFunc {
 }
 
 // collect reads a stream to its end.
-func collect(t testing.TB, c *SecureCompletionClient, r *ChatRequest, opts ...CallOption) (chunks []*ChatChunk, last error) {
+func collect(t testing.TB, c *SecureCompletionClient, r *ChatRequest,
+	opts ...CallOption) (chunks []*ChatChunk, last error) {
 	t.Helper()
 	for chunk, err := range c.Stream(t.Context(), r, opts...) {
 		if (chunk == nil) == (err == nil) {
@@ -65,7 +68,8 @@ func TestStreamChunks(t *testing.T) {
 	if err != nil || len(chunks) != 6 {
 		t.Fatalf("%d chunks, %v", len(chunks), err)
 	}
-	if chunks[1].Text() != "ei" || !chatjson.IsUUID(chunks[0].PayloadID) || !json.Valid(chunks[3].Raw) || chunks[0].Created != 1765250382 {
+	if chunks[1].Text() != "ei" || !chatjson.IsUUID(chunks[0].PayloadID) ||
+		!json.Valid(chunks[3].Raw) || chunks[0].Created != 1765250382 {
 		t.Errorf("%+v", chunks[1])
 	}
 	var a ChatAccumulator
@@ -73,17 +77,21 @@ func TestStreamChunks(t *testing.T) {
 		a.Add(c)
 	}
 	r := a.Response()
-	if r.ID != "c1" || r.Object != "chat.completion" || r.Model != "m" || r.Created != 1765250382 || r.ServiceTier != "flex" ||
-		r.Usage == nil || r.Usage.TotalTokens != 3 || string(r.Extra["x"]) != "1" || r.PayloadID != chunks[0].PayloadID || r.Text() != "eins" {
+	if r.ID != "c1" || r.Object != "chat.completion" || r.Model != "m" || r.Created != 1765250382 ||
+		r.ServiceTier != "flex" ||
+		r.Usage == nil || r.Usage.TotalTokens != 3 || string(r.Extra["x"]) != "1" ||
+		r.PayloadID != chunks[0].PayloadID || r.Text() != "eins" {
 		t.Errorf("%+v", r)
 	}
 	want := []Choice{
-		{Index: 0, FinishReason: "tool_calls", Message: Message{Role: "assistant", Content: "eins", Refusal: "no", ToolCalls: []ToolCall{
-			{ID: "t0", Type: "function", Function: FunctionCall{Name: "g"}},
-			{ID: "t1", Type: "function", Function: FunctionCall{Name: "f", Arguments: `{"a":1}`}},
-		}}, Extra: map[string]json.RawMessage{"logprobs": json.RawMessage(`{"content":[1,2],"refusal":null}`)}},
-		{Index: 1, FinishReason: "stop", Message: Message{Role: "assistant", Content: "zwei", Extra: map[string]json.RawMessage{
-			"reasoning_content": json.RawMessage(`"hm\ud83d\ude00"`)}}},
+		{Index: 0, FinishReason: "tool_calls", Message: Message{Role: "assistant", Content: "eins",
+			Refusal: "no", ToolCalls: []ToolCall{
+				{ID: "t0", Type: "function", Function: FunctionCall{Name: "g"}},
+				{ID: "t1", Type: "function", Function: FunctionCall{Name: "f", Arguments: `{"a":1}`}},
+			}}, Extra: map[string]json.RawMessage{"logprobs": json.RawMessage(`{"content":[1,2],"refusal":null}`)}},
+		{Index: 1, FinishReason: "stop", Message: Message{Role: "assistant", Content: "zwei",
+			Extra: map[string]json.RawMessage{
+				"reasoning_content": json.RawMessage(`"hm\ud83d\ude00"`)}}},
 		{Index: 2, Message: Message{Role: "assistant"}},
 	}
 	if !reflect.DeepEqual(r.Choices, want) {
@@ -113,11 +121,14 @@ func TestStreamRequest(t *testing.T) {
 	if _, err := collect(t, client, r); err != nil {
 		t.Fatal(err)
 	}
-	if o, _ := chatjson.Pick(g.content, "stream", "stream_options"); string(o["stream"]) != "true" || string(o["stream_options"]) != "null" {
+	if o, _ := chatjson.Pick(g.content, "stream",
+		"stream_options"); string(o["stream"]) != "true" || string(o["stream_options"]) != "null" {
 		t.Errorf("sent %s", g.content)
 	}
-	for name, bad := range map[string]*ChatRequest{"none": nil, "no model": {Messages: []Message{UserMessage("x")}}, "no messages": {Model: "m"},
-		"api_key": {Model: "m", Messages: []Message{UserMessage("x")}, Extra: map[string]any{"api_key": "k"}}} {
+	for name, bad := range map[string]*ChatRequest{"none": nil,
+		"no model": {Messages: []Message{UserMessage("x")}}, "no messages": {Model: "m"},
+		"api_key": {Model: "m", Messages: []Message{UserMessage("x")},
+			Extra: map[string]any{"api_key": "k"}}} {
 		if _, err := collect(t, client, bad); !errors.Is(err, ErrInvalidRequest) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -140,25 +151,40 @@ func TestStreamsThatGoWrong(t *testing.T) {
 	}{
 		"without end":         {[]string{good}, ErrTruncated, ""},
 		"cut within an event": {[]string{good, `data: {"choices":[{"ind`}, ErrTruncated, ""},
-		"a finish alone":      {[]string{good, `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"}, ErrTruncated, ""},
-		"an error":            {[]string{good, `data: {"error":{"message":"out of memory","code":"oom"}}` + "\n\n", done}, ErrServer, ""},
-		"an error in a chunk": {[]string{good, `data: {"object":"chat.completion.chunk","error":{"code":502,"message":"memory"},` +
-			`"choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}` + "\n\n", done}, ErrServer, ""},
-		"an empty error in a chunk": {[]string{good, `data: {"error":{},"choices":[]}` + "\n\n", done}, ErrServer, ""},
-		"event: error":              {[]string{good, "event: error\n" + `data: {"message":"out of memory"}` + "\n\n"}, ErrServer, ""},
-		"event: error, no JSON":     {[]string{good, "event: error\ndata: out of memory\n\n"}, ErrServer, ""},
-		"no JSON":                   {[]string{good, "data: hello\n\n", done}, ErrResponseSchema, ""},
-		"a list":                    {[]string{good, "data: []\n\n", done}, ErrResponseSchema, ""},
-		"invalid UTF-8":             {[]string{good, "data: {\"choices\":[],\"a\":\"\xff\"}\n\n", done}, ErrResponseSchema, ""},
-		"no choices":                {[]string{good, `data: {"id":"x"}` + "\n\n", done}, ErrResponseSchema, "choices"},
-		"a whole completion":        {[]string{`data: {"object":"chat.completion","choices":[]}` + "\n\n", done}, ErrResponseSchema, "object"},
-		"a number for a text":       {[]string{`data: {"choices":[{"index":0,"delta":{"content":7}}]}` + "\n\n", done}, ErrResponseSchema, "choices"},
-		"too much of it":            {[]string{`data: {"choices":[` + strings.Repeat("{},", chatjson.MaxWeight) + `{}]}` + "\n\n", done}, ErrResponseSchema, ""},
-		"too large an event":        {[]string{"data: " + strings.Repeat(" ", sse.MaxEvent) + "\n\n", done}, ErrTooLarge, ""},
+		"a finish alone": {[]string{good,
+			`data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"},
+			ErrTruncated, ""},
+		"an error": {[]string{good,
+			`data: {"error":{"message":"out of memory","code":"oom"}}` + "\n\n", done}, ErrServer,
+			""},
+		"an error in a chunk": {[]string{good,
+			`data: {"object":"chat.completion.chunk","error":{"code":502,"message":"memory"},` +
+				`"choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}` + "\n\n",
+			done}, ErrServer, ""},
+		"an empty error in a chunk": {[]string{good, `data: {"error":{},"choices":[]}` + "\n\n",
+			done}, ErrServer, ""},
+		"event: error": {[]string{good,
+			"event: error\n" + `data: {"message":"out of memory"}` + "\n\n"}, ErrServer, ""},
+		"event: error, no JSON": {[]string{good, "event: error\ndata: out of memory\n\n"},
+			ErrServer, ""},
+		"no JSON": {[]string{good, "data: hello\n\n", done}, ErrResponseSchema,
+			""},
+		"a list": {[]string{good, "data: []\n\n", done}, ErrResponseSchema, ""},
+		"invalid UTF-8": {[]string{good, "data: {\"choices\":[],\"a\":\"\xff\"}\n\n",
+			done}, ErrResponseSchema, ""},
+		"no choices": {[]string{good, `data: {"id":"x"}` + "\n\n", done},
+			ErrResponseSchema, "choices"},
+		"a whole completion":  {[]string{`data: {"object":"chat.completion","choices":[]}` + "\n\n", done}, ErrResponseSchema, "object"},
+		"a number for a text": {[]string{`data: {"choices":[{"index":0,"delta":{"content":7}}]}` + "\n\n", done}, ErrResponseSchema, "choices"},
+		"too much of it": {[]string{`data: {"choices":[` + strings.Repeat("{},",
+			chatjson.MaxWeight) + `{}]}` + "\n\n", done}, ErrResponseSchema, ""},
+		"too large an event": {[]string{"data: " + strings.Repeat(" ",
+			sse.MaxEvent) + "\n\n", done}, ErrTooLarge, ""},
 	} {
 		g := newTiny(t, answerEvents(test.events...))
 		chunks, err := collect(t, directClient(t, g, nil), ask("x"))
-		if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) || strings.Contains(err.Error(), "memory") {
+		if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) ||
+			strings.Contains(err.Error(), "memory") {
 			t.Errorf("%s: %v after %d chunks", name, err, len(chunks))
 		}
 		if _, api := errors.AsType[*APIError](err); api != (test.want == ErrServer) {
@@ -176,7 +202,8 @@ func TestStreamFromAWholeAnswer(t *testing.T) {
 	for _, c := range chunks {
 		a.Add(c)
 	}
-	if r := a.Response(); err != nil || r.Text() != "all at once" || r.Usage == nil || r.Choices[0].FinishReason != "stop" {
+	if r := a.Response(); err != nil || r.Text() != "all at once" || r.Usage == nil ||
+		r.Choices[0].FinishReason != "stop" {
 		t.Errorf("%v: %+v", err, r)
 	}
 	g.inner = func(w http.ResponseWriter, _ *http.Request) {
@@ -207,7 +234,8 @@ func TestStreamOverVersion1(t *testing.T) {
 		}
 		a.Add(c)
 	}
-	if r := a.Response(); r.Text() != text || r.Usage == nil || r.Usage.TotalTokens != 30 || r.Choices[0].FinishReason != "stop" {
+	if r := a.Response(); r.Text() != text || r.Usage == nil || r.Usage.TotalTokens != 30 ||
+		r.Choices[0].FinishReason != "stop" {
 		t.Errorf("got %d bytes, usage %+v", len(r.Text()), r.Usage)
 	}
 	for range client.Stream(t.Context(), ask("x")) { // leaving early
@@ -271,4 +299,100 @@ func FuzzChatChunk(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Over version 1 a stream is asked for as Chat asks: nothing about streams is sealed, and the usage comes as
+// stream_options say.
+func TestStreamOverV1IsAskedForAsChat(t *testing.T) {
+	for name, test := range map[string]struct {
+		extra map[string]any
+		usage bool
+	}{
+		"nothing said":  {nil, true},
+		"other members": {map[string]any{"top_k": 40}, true},
+		"stream":        {map[string]any{"stream": false}, true},
+		"usage": {map[string]any{"stream_options": map[string]any{"include_usage": true}},
+			true},
+		"no usage":        {map[string]any{"stream_options": map[string]any{"include_usage": false}}, false},
+		"no word of it":   {map[string]any{"stream_options": struct{}{}}, false},
+		"null":            {map[string]any{"stream": true, "stream_options": nil}, false},
+		"a text":          {map[string]any{"stream_options": "include_usage"}, false},
+		"raw JSON":        {map[string]any{"stream_options": json.RawMessage(` {"include_\u0075sage" : true}`)}, true},
+		"raw JSON, twice": {map[string]any{"stream_options": json.RawMessage(`{"include_usage":true,"include_usage":1}`)}, false},
+	} {
+		s := newSealedServer(t)
+		var asked []byte
+		s.answer = func(q *sealedQuestion) *http.Response {
+			asked = bytes.Clone(q.plaintext)
+			return q.seal(completionJSON("Paris", ""))
+		}
+		r := ask("x")
+		r.Extra = test.extra
+		before := maps.Clone(test.extra)
+		chunks, err := collect(t, s.client(t, nil), r)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		o, _ := chatjson.Pick(asked, "stream", "stream_options", "top_k")
+		if o["stream"] != nil || o["stream_options"] != nil ||
+			(o["top_k"] != nil) != (test.extra["top_k"] != nil) {
+			t.Errorf("%s: sealed %s", name, asked)
+		}
+		if last := chunks[len(chunks)-1]; (last.Usage != nil) != test.usage {
+			t.Errorf("%s: the last chunk is %s", name, last.Raw)
+		}
+		if len(before) != len(r.Extra) {
+			t.Errorf("%s: the request was changed to %v", name, r.Extra)
+		}
+		for _, c := range chunks {
+			if !json.Valid(c.Raw) || !chatjson.IsUUID(c.PayloadID) {
+				t.Errorf("%s: %s, %q", name, c.Raw, c.PayloadID)
+			}
+		}
+	}
+	bad := ask("x")
+	bad.Extra = map[string]any{"stream_options": func() {}}
+	if _, err := collect(t, newSealedServer(t).client(t, nil), bad); !errors.Is(err,
+		ErrInvalidRequest) {
+		t.Errorf("options that are no JSON: %v", err)
+	}
+}
+
+// What callers bring as JSON is checked where it is written, since nobody looks at the whole again.
+func TestEncodedRequestsNeedNoCheck(t *testing.T) {
+	deep := json.RawMessage(strings.Repeat("[", chatjson.MaxDepth-1) + strings.Repeat("]",
+		chatjson.MaxDepth-1))
+	for name, v := range map[string]json.RawMessage{
+		"no UTF-8": []byte("\"\xff\""), "half a character": []byte("[\"\xe2\x82\"]"), "deep": deep,
+		"no JSON": []byte(`{`), "two": []byte(`1 2`),
+	} {
+		members := map[string]json.RawMessage{"x": v}
+		for where, change := range map[string]func(*ChatRequest){
+			"Extra":     func(r *ChatRequest) { r.Extra = map[string]any{"x": v} },
+			"inside":    func(r *ChatRequest) { r.Extra = map[string]any{"x": map[string]any{"y": []any{v}}} },
+			"a message": func(r *ChatRequest) { r.Messages[0].Extra = members },
+			"a part": func(r *ChatRequest) {
+				r.Messages = []Message{UserParts(Part{Type: "x",
+					Extra: members})}
+			},
+			"a tool":     func(r *ChatRequest) { r.Tools = []Tool{FunctionTool("f", "", v)} },
+			"tool extra": func(r *ChatRequest) { r.Tools = []Tool{{Type: "x", Extra: members}} },
+			"a choice":   func(r *ChatRequest) { r.ToolChoice = v },
+			"a call": func(r *ChatRequest) {
+				r.Messages = append(r.Messages, Message{Role: "assistant",
+					ToolCalls: []ToolCall{{Extra: members}}})
+			},
+		} {
+			r := ask("x")
+			change(r)
+			if body, err := r.encode(); !errors.Is(err, ErrInvalidRequest) {
+				t.Errorf("%s in %s: %.60s, %v", name, where, body, err)
+			}
+		}
+	}
+	r := ask("x\xff")
+	r.Model, r.Extra = "m\xff", map[string]any{"n\xff": "v\xff"}
+	if body, err := r.encode(); err != nil || chatjson.CheckRequest(body) != nil {
+		t.Errorf("%s, %v", body, err)
+	}
 }

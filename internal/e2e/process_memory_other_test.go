@@ -3,7 +3,7 @@
 
 //go:build !linux
 
-package sealedchat_test
+package e2e_test
 
 import "testing"
 

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat_test
+package e2e_test
 
 import (
 	"fmt"

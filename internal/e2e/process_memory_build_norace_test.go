@@ -3,7 +3,7 @@
 
 //go:build linux && !race
 
-package sealedchat_test
+package e2e_test
 
 // underRace: not built with -race.
 const underRace = false

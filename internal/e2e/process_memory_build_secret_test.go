@@ -3,7 +3,7 @@
 
 //go:build linux && goexperiment.runtimesecret
 
-package sealedchat_test
+package e2e_test
 
 // runtimeSecret: built with GOEXPERIMENT=runtimesecret, so that runtime/secret erases what crypto/rsa leaves.
 const runtimeSecret = true

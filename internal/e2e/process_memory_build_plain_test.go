@@ -3,7 +3,7 @@
 
 //go:build linux && !goexperiment.runtimesecret
 
-package sealedchat_test
+package e2e_test
 
 // runtimeSecret: not built with GOEXPERIMENT=runtimesecret.
 const runtimeSecret = false

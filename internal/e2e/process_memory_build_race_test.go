@@ -3,7 +3,7 @@
 
 //go:build linux && race
 
-package sealedchat_test
+package e2e_test
 
 // underRace: the race detector's own memory is large, and its build leaves other pieces behind.
 const underRace = true
