@@ -98,19 +98,7 @@ const (
 )
 
 // rank orders the tiers; 0 is the empty tier, -1 an unknown one.
-func (t SecurityTier) rank() int {
-	switch t {
-	case "":
-		return 0
-	case TierStandard:
-		return 1
-	case TierHigh:
-		return 2
-	case TierMaximum:
-		return 3
-	}
-	return -1
-}
+func (t SecurityTier) rank() int { return hybrid.Tier(t).Rank() }
 
 // Config is what [NewSecureCompletionClient] needs. Trust is required; every other zero value is a default.
 type Config struct {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 // pacedEvents are the pieces of an event stream, each with the wait before it.
@@ -174,29 +176,29 @@ func TestGatewayStalledUpstream(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					r := newRig(t, func(c *GatewayConfig) {
-						c.IdleTimeout, c.OHTTP.Pad = test.idle,
+						c.IdleTimeout, c.OHTTP.Padding = test.idle,
 							pad
 					})
 					body := &pacedBody{test.pieces, make(chan struct{})}
-					r.answer = func(*http.Request, []byte) (*http.Response, error) {
+					r.Answer = func(*http.Request, []byte) (*http.Response, error) {
 						resp := respond(200, "", "Content-Type", "text/event-stream")
 						resp.Body, resp.ContentLength = body, -1
 						return resp, nil
 					}
-					s := r.seal(innerRequest{})
+					s := r.Seal(fakes.Inner{})
 					start := time.Now()
-					w := r.send(s)
+					w := r.Send(s)
 					took := time.Since(start)
-					if a := s.open(w); a.status != 200 || (a.err == nil) != (test.stalled == 0) ||
+					if a := s.Open(w); a.Status != 200 || (a.Err == nil) != (test.stalled == 0) ||
 						test.stalled > 0 && took != test.stalled {
-						t.Errorf("after %v: %d, %v", took, a.status, a.err)
+						t.Errorf("after %v: %d, %v", took, a.Status, a.Err)
 					}
-					if told := strings.Contains(r.logged(),
+					if told := strings.Contains(r.Logged(),
 						"stood still"); told != (test.stalled > 0) {
-						t.Errorf("logged: %s", r.logged())
+						t.Errorf("logged: %s", r.Logged())
 					}
 					<-body.closed
-					if n := len(r.g.slots); n != 0 {
+					if n := r.g.Stats().InFlight; n != 0 {
 						t.Errorf("%d places are taken", n)
 					}
 				})

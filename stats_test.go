@@ -112,7 +112,7 @@ func TestGatewayStats(t *testing.T) {
 		t.Fatalf("at first: %+v", s)
 	}
 	inFlight := int64(-1)
-	r.answer = func(*http.Request, []byte) (*http.Response, error) {
+	r.Answer = func(*http.Request, []byte) (*http.Response, error) {
 		inFlight = r.g.Stats().InFlight
 		return plainResponse(http.StatusBadGateway, ""), nil
 	}
@@ -120,14 +120,14 @@ func TestGatewayStats(t *testing.T) {
 	if _, err := client.Chat(t.Context(), ask("x")); err == nil { // 502
 		t.Fatal("no error")
 	}
-	r.answer = nil
+	r.Answer = nil
 	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range []string{hybrid.PathCompletion, hybrid.PathPublicKey, "/healthz", "/nothing"} { // the first is refused: no headers
 		r.g.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, path, strings.NewReader("{}")))
 	}
-	if err := r.g.cfg.Keys.Rotate(t.Context()); err != nil {
+	if err := r.keys.Rotate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	got := r.g.Stats()
@@ -152,7 +152,7 @@ func (h toHandler) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // TestStatsNames has every field once in JSON and once in a log line, under the same name and with its own value.
 func TestStatsNames(t *testing.T) {
-	for _, v := range []slog.LogValuer{&Stats{}, &GatewayStats{}} {
+	for _, v := range []any{&Stats{}, &GatewayStats{}} {
 		fields := reflect.ValueOf(v).Elem()
 		for i := range fields.NumField() {
 			if f := fields.Field(i); f.CanInt() {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -98,7 +99,7 @@ func TestHTTPClientHeaders(t *testing.T) {
 			t.Errorf("went to %s", post.url)
 		}
 		h := post.header
-		if h.Get("User-Agent") != userAgent || h.Get("Content-Type") != hybrid.ContentType || h.Get("Accept-Encoding") != "identity" || !chatjson.IsUUID(h.Get("X-Payload-Id")) {
+		if h.Get("User-Agent") != httpx.UserAgent || h.Get("Content-Type") != hybrid.ContentType || h.Get("Accept-Encoding") != "identity" || !chatjson.IsUUID(h.Get("X-Payload-Id")) {
 			t.Errorf("headers %v", h)
 		}
 	}

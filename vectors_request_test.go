@@ -54,8 +54,9 @@ func TestRequestVectors(t *testing.T) {
 	t.Parallel()
 	cases := testkit.Vectors(t, testkit.Request)
 	upstream := &recorder{Handler: answerText("ключ \u2028 </script>")}
+	keys := keysAround(t, parsePKCS8(t, cases[0].File("server_private_key")))
 	gateway := startGateway(t, upstream, func(cfg *GatewayConfig) {
-		cfg.Keys, cfg.Tier = keysAround(t, parsePKCS8(t, cases[0].File("server_private_key"))), TierHigh
+		cfg.Keys, cfg.Tier = keys, TierHigh
 	})
 	srv := httptest.NewServer(gateway)
 	t.Cleanup(srv.Close)
@@ -63,7 +64,7 @@ func TestRequestVectors(t *testing.T) {
 	clientKeys := parsedKeys{}
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
-			key, err := gateway.cfg.Keys.Public(t.Context())
+			key, err := keys.Public(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
