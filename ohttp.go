@@ -12,7 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -27,30 +27,6 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// Protocol is a way to seal requests and answers. The zero value is [ProtocolEnvelope].
-type Protocol uint8
-
-// The protocols.
-const (
-	// ProtocolEnvelope is NOMYO's version 1 (SPEC.md): RSA-OAEP with SHA-256 (RFC 8017, section 7.1) and AES-256-GCM.
-	ProtocolEnvelope Protocol = iota
-	// ProtocolOHTTP is Oblivious HTTP in chunks (RFC 9458 and its chunked form; SPEC.md, chapter 11) with X-Wing, a
-	// post-quantum hybrid. Method, path, headers and API key travel sealed too, an answer opens only for its request, and
-	// answers stream. Config.Keys is not used.
-	ProtocolOHTTP
-)
-
-// String is "envelope" or "ohttp".
-func (p Protocol) String() string {
-	switch p {
-	case ProtocolEnvelope:
-		return "envelope"
-	case ProtocolOHTTP:
-		return "ohttp"
-	}
-	return "Protocol(" + strconv.Itoa(int(p)) + ")"
-}
-
 const (
 	pathChat = "/v1/chat/completions"
 
@@ -59,40 +35,6 @@ const (
 
 	maxDateAge = 30 * time.Second // of a request, for the answer that its date is wrong to be about the clocks
 )
-
-func (c *Config) validateProtocol() error {
-	if c.Protocol > ProtocolOHTTP {
-		return configError("Config.Protocol", "want ProtocolEnvelope or ProtocolOHTTP")
-	}
-	if c.Padding < 0 || c.Padding > maxPadding {
-		return configError("Config.Padding", "want 0 to %d", maxPadding)
-	}
-	if c.Padding > 0 && c.Protocol != ProtocolOHTTP {
-		return configError("Config.Padding", "only ProtocolOHTTP pads")
-	}
-	if c.AllowX25519 && c.Protocol != ProtocolOHTTP {
-		return configError("Config.AllowX25519", "only ProtocolOHTTP has a choice")
-	}
-	return nil
-}
-
-// setProtocol makes the client speak the protocol that its user chose.
-func (c *SecureCompletionClient) setProtocol() {
-	if c.cfg.Protocol == ProtocolOHTTP {
-		c.server.origin = "ohttp+" + c.server.origin // what is remembered for one protocol says nothing about the other
-		c.retry.once = true
-		c.wire = &obliviousHTTP{
-			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host, keys: c.cfg.Keys, server: c.server,
-			memory: c.memory, padding: c.cfg.Padding, maxAnswer: c.cfg.MaxResponseBytes, idle: c.cfg.IdleTimeout,
-			base: c.base, takeX25519: c.cfg.AllowX25519,
-		}
-		return
-	}
-	c.wire = &envelopeV1{
-		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server, maxAnswer: c.cfg.MaxResponseBytes,
-		base: c.base,
-	}
-}
 
 // obliviousHTTP is the client's end of Oblivious HTTP in chunks.
 type obliviousHTTP struct {
@@ -129,6 +71,37 @@ func (p *obliviousHTTP) fetchKeys(ctx context.Context, rt http.RoundTripper) ([]
 }
 
 func (p *obliviousHTTP) streams() bool { return true }
+
+// route takes requests of any method and path.
+func (p *obliviousHTTP) route(req *http.Request) (*plainRequest, *unrouted) {
+	if e := req.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return nil, &unrouted{http.StatusUnsupportedMediaType, "unsupported_content_encoding",
+			"sealedchat: what is sealed has no content encoding; nothing was sent"}
+	}
+	method := methodOf(req)
+	return &plainRequest{method: method, path: p.innerPath(method, req.URL), header: fieldsOfSDK(req.Header)}, nil
+}
+
+// innerPath is where the gateway is to look. An SDK's base URL may repeat what Config.BaseURL has, and often lacks /v1.
+// What is posted for a chat completion loses its query too, so that its checks need to know one path only.
+func (p *obliviousHTTP) innerPath(method string, u *url.URL) string {
+	path := u.EscapedPath()
+	if rest, ok := strings.CutPrefix(path, p.base.EscapedPath()); ok && strings.HasPrefix(rest, "/") {
+		path = rest
+	}
+	if strings.HasSuffix(strings.TrimRight(path, "/"), "/chat/completions") {
+		if path = pathChat; method == http.MethodPost {
+			return path
+		}
+	}
+	if path == "" {
+		path = "/"
+	}
+	if u.RawQuery != "" {
+		path += "?" + u.RawQuery
+	}
+	return path
+}
 
 func (p *obliviousHTTP) warm(ctx context.Context) error {
 	_, err := p.server.get(ctx)
@@ -399,7 +372,10 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 		}
 	}
 	err := newAPIError(in.Status, header, content, time.Now())
-	err.unprocessed, err.sealed = unprocessed, !unprocessed
+	if !unprocessed {
+		return newSealedError(err.StatusCode, err.RetryAfter, err.Code, err.Detail)
+	}
+	err.unprocessed = true
 	return err
 }
 

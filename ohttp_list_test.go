@@ -9,10 +9,12 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 // again has the next call ask for the list, as if an hour had passed.
@@ -24,33 +26,33 @@ func again(c *SecureCompletionClient) {
 
 // Replicas' clocks differ; an old list is one that says something else, and is older than that.
 func TestOHTTPListsOfReplicas(t *testing.T) {
-	g := newTiny(t, answerText("x"))
-	signer := g.sign()
-	mine := g.signer
+	g := fakes.NewGateway(t, answerText("x"))
+	signer := g.Sign()
+	mine := g.Signer
 	client := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
 	behind := func(d time.Duration) {
-		g.set(func() { g.now = func() time.Time { return time.Now().Add(-d) } })
+		g.Set(func() { g.Now = func() time.Time { return time.Now().Add(-d) } })
 		again(client)
 	}
 	for _, d := range []time.Duration{0, 4 * time.Minute, 90 * time.Minute} { // the same list, or nearly as new
 		behind(d)
 		if d == 4*time.Minute {
-			g.rotate()
+			g.Rotate()
 		}
 		if _, err := chatAgain(client); err != nil {
 			t.Errorf("%v behind: %v", d, err)
 		}
 	}
-	old := g.ring.Configs()
-	g.rotate()
+	old := g.Ring.Configs()
+	g.Rotate()
 	behind(0)
 	if _, err := chatAgain(client); err != nil {
 		t.Fatal(err)
 	}
 	list := ohttp.AppendConfigs(nil, old...)
 	// Somebody else's list does not make the client forget how new the signer's was.
-	g.sign()
-	other := g.signer
+	g.Sign()
+	other := g.Signer
 	for name, test := range map[string]struct {
 		key    ed25519.PrivateKey
 		behind time.Duration
@@ -61,8 +63,8 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 	} {
 		c := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
 		c.server.signed, c.server.key = maps.Clone(client.server.signed), client.server.key
-		g.set(func() {
-			g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+		g.Set(func() {
+			g.Outer = func(w http.ResponseWriter, r *http.Request) bool {
 				at := time.Now().Add(-test.behind)
 				w.Header().Set("Content-Type", ohttp.TypeKeys)
 				w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(test.key, list, at, at.Add(24*time.Hour)))
@@ -76,8 +78,8 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 	}
 	// Lists that are each nearly as new as the one before do not lead back to an old one, nor does another signer's.
 	newest := time.Unix(client.server.signed[signer].created, 0)
-	third := ohttp.AppendConfigs(nil, g.rotate().config)
-	trusted := g.sign()
+	third := ohttp.AppendConfigs(nil, g.Rotate().Config)
+	trusted := g.Sign()
 	client = directClient(t, g, func(c *Config) { c.Trust = Pin(signer, trusted) })
 	for n, step := range []struct {
 		list   []byte
@@ -86,10 +88,10 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 		ok     bool
 	}{
 		{third, mine, 0, true}, {list, mine, 4 * time.Minute, true}, {third, mine, 8 * time.Minute, false},
-		{third, g.signer, time.Hour, true}, {third, mine, 8 * time.Minute, false},
+		{third, g.Signer, time.Hour, true}, {third, mine, 8 * time.Minute, false},
 	} {
-		g.set(func() {
-			g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+		g.Set(func() {
+			g.Outer = func(w http.ResponseWriter, r *http.Request) bool {
 				at := newest.Add(-step.behind)
 				w.Header().Set("Content-Type", ohttp.TypeKeys)
 				w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(step.key, step.list, at, at.Add(24*time.Hour)))
@@ -106,21 +108,21 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 
 // Where a configuration is pinned too, a list that a stranger signed is taken for its sake, and says nothing about the signer's.
 func TestOHTTPStrangersListDoesNotForgiveOldOnes(t *testing.T) {
-	g := newTiny(t, answerText("x"))
-	signer := g.sign()
-	mine := g.signer
-	old := g.key()
+	g := fakes.NewGateway(t, answerText("x"))
+	signer := g.Sign()
+	mine := g.Signer
+	old := g.Key()
 	client := directClient(t, g, func(c *Config) { c.Trust = Pin(signer, old.Fingerprint()) })
 	if err := client.Warm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	g.sign()
+	g.Sign()
 	again(client)
 	if err := client.Warm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	g.rotate()
-	g.set(func() { g.signer, g.now = mine, func() time.Time { return time.Now().Add(-10 * time.Minute) } })
+	g.Rotate()
+	g.Set(func() { g.Signer, g.Now = mine, func() time.Time { return time.Now().Add(-10 * time.Minute) } })
 	again(client)
 	if _, ok := errors.AsType[*ServerKeyError](client.Warm(t.Context())); !ok {
 		t.Error("an old list counts again")
@@ -132,22 +134,22 @@ func TestOHTTPStrangersListDoesNotForgiveOldOnes(t *testing.T) {
 
 // Whoever ends TLS passes the genuine list on, with a signature of his own.
 func TestOHTTPSignerIsJudged(t *testing.T) {
-	g := newTiny(t, answerText("x"))
-	genuine := g.sign()
+	g := fakes.NewGateway(t, answerText("x"))
+	genuine := g.Sign()
 	store := memoryStore(t)
 	other := errors.New("another signer")
 	var asked []string
 	judge := func(c *Config) {
 		c.OnServerKey = func(_, key *PublicKey) error {
 			asked = append(asked, key.Signer())
-			if key.Fingerprint() == g.key().Fingerprint() && key.Signer() == genuine {
+			if key.Fingerprint() == g.Key().Fingerprint() && key.Signer() == genuine {
 				return nil
 			}
 			return other
 		}
 	}
-	mine := g.signer
-	g.sign()
+	mine := g.Signer
+	g.Sign()
 	client := directClient(t, g, func(c *Config) { judge(c); c.Trust = FirstUse(store) })
 	if _, err := client.Chat(t.Context(), ask("x")); !errors.Is(err, other) || len(asked) != 1 {
 		t.Fatalf("%v, asked %v", err, asked)
@@ -155,26 +157,26 @@ func TestOHTTPSignerIsJudged(t *testing.T) {
 	if _, known := store.store.Pin("ohttp+https://gateway.test"); known {
 		t.Fatal("his signer is remembered")
 	}
-	g.set(func() { g.signer = mine })
+	g.Set(func() { g.Signer = mine })
 	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
 		t.Fatal(err)
 	}
 
 	// The configuration stays, and its signer changes: also where the signer is not what is trusted.
-	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(), "pin": Pin(g.key().Fingerprint())} {
-		g.set(func() { g.signer = mine })
+	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(), "pin": Pin(g.Key().Fingerprint())} {
+		g.Set(func() { g.Signer = mine })
 		client := directClient(t, g, func(c *Config) { judge(c); c.Trust = trust })
 		if err := client.Warm(t.Context()); err != nil {
 			t.Fatal(name, err)
 		}
 		asked = nil
-		for _, change := range []func(){func() {}, func() { g.sign() }} {
+		for _, change := range []func(){func() {}, func() { g.Sign() }} {
 			change()
 			client.server.mu.Lock()
 			client.server.fetched = time.Time{} // as if an hour had passed
 			client.server.mu.Unlock()
 			_, err := client.Chat(t.Context(), ask("x"))
-			if same := bytes.Equal(g.signer, mine); same != (err == nil) || same != (len(asked) == 0) {
+			if same := bytes.Equal(g.Signer, mine); same != (err == nil) || same != (len(asked) == 0) {
 				t.Errorf("%s: %v, asked %v", name, err, asked)
 			}
 		}
@@ -182,14 +184,55 @@ func TestOHTTPSignerIsJudged(t *testing.T) {
 	// Accepting the configuration alone remembers that, whoever signs.
 	fresh := memoryStore(t)
 	client = directClient(t, g, func(c *Config) { c.Trust = FirstUse(fresh) })
-	if err := client.AcceptServerKey(g.key().Fingerprint()); err != nil {
+	if err := client.AcceptServerKey(g.Key().Fingerprint()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
 		t.Fatal(err)
 	}
-	g.rotate()
+	g.Rotate()
 	if _, err := client.Chat(t.Context(), ask("x")); err == nil {
 		t.Error("the signer was remembered")
+	}
+}
+
+// A gateway that replaces its keys every day is followed by whoever remembers who signs for it.
+func TestOHTTPRotationEndToEnd(t *testing.T) {
+	keys, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	gateway := startGateway(t, fakes.Everything("!"), func(c *GatewayConfig) { c.Keys = keys })
+	srv := httptest.NewServer(gateway)
+	defer srv.Close()
+	signer := signerOf(t, gateway)
+	store := memoryStore(t)
+	first := configsOf(t, gateway)
+	remembering := ohttpClient(t, srv.URL, func(c *Config) { c.Trust = FirstUse(store) })
+	pinned := ohttpClient(t, srv.URL, func(c *Config) { c.Trust = Pin(signer) })
+	strict := ohttpClient(t, srv.URL, func(c *Config) { c.Trust = Pin(first[0].Fingerprint) })
+	for range 2 {
+		for _, c := range []*SecureCompletionClient{remembering, pinned, strict} {
+			if _, err := c.Chat(t.Context(), ask("x")); err != nil { // the replaced keys still open requests
+				t.Fatal(err)
+			}
+		}
+		if err := keys.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []*SecureCompletionClient{remembering, pinned, strict} {
+		c.server.mu.Lock()
+		c.server.fetched = time.Time{} // as if an hour had passed
+		c.server.mu.Unlock()
+	}
+	for _, c := range []*SecureCompletionClient{remembering, pinned} {
+		if _, err := c.Chat(t.Context(), ask("x")); err != nil {
+			t.Error(err)
+		}
+		key, err := c.ServerKey(t.Context())
+		if err != nil || key.Fingerprint() == first[0].Fingerprint || key.Signer() != signer {
+			t.Errorf("%v, %v", key, err)
+		}
+	}
+	if _, err := strict.Chat(t.Context(), ask("x")); err == nil {
+		t.Error("a key that was not pinned was used")
 	}
 }

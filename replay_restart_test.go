@@ -119,7 +119,7 @@ func TestReplayAfterKill(t *testing.T) {
 	t.Cleanup(proxy.Close)
 	for _, protocol := range []Protocol{ProtocolEnvelope, ProtocolOHTTP} {
 		client := startClient(t, proxy.URL, func(c *Config) { c.Protocol = protocol })
-		if _, err := client.Chat(within(t, 20*time.Second), ask("hi")); err != nil {
+		if _, err := client.Chat(testkit.Within(t, 20*time.Second), ask("hi")); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 // loop is a gateway without a network, and what it answered.
@@ -29,7 +30,7 @@ func newLoop(t testing.TB, keys *KeyStore) *loop {
 	return &loop{g: newGateway(t, GatewayConfig{
 		Upstream: "https://upstream.test/v1", AllowUnauthenticated: true, Keys: keys,
 		UpstreamTransport: roundTripFunc(func(r *http.Request) (*http.Response, error) {
-			return respond(200, fineCompletion("fine"), "Content-Type", "application/json"), nil
+			return respond(200, fakes.FineCompletion("fine"), "Content-Type", "application/json"), nil
 		}),
 	})}
 }
@@ -154,7 +155,7 @@ func TestRunningRequestKeepsItsKey(t *testing.T) {
 		"Close":  (*KeyStore).Close,
 		"Rotate": func(s *KeyStore) error { return s.Rotate(context.Background()) },
 	} {
-		server := newSealedServer(t)
+		server := fakes.NewServer(t)
 		arrived, release := make(chan struct{}), make(chan struct{})
 		hold := roundTripFunc(func(r *http.Request) (*http.Response, error) {
 			if r.Method == "POST" {
@@ -166,7 +167,7 @@ func TestRunningRequestKeepsItsKey(t *testing.T) {
 		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Grace: -1}})
 		_ = primaryOf(t, s)
 		held := keyInUse(t, s)
-		c := server.client(t, func(c *Config) { c.Keys, c.Transport = s, hold })
+		c := sealedClient(t, server, func(c *Config) { c.Keys, c.Transport = s, hold })
 		answer := make(chan error)
 		go func() {
 			_, err := c.Chat(context.Background(), ask("x"))
@@ -202,12 +203,12 @@ func TestImportFromOtherClients(t *testing.T) {
 		}
 		s.Close()
 		s = openWeak(t, dir, passphrase, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
-		server := newSealedServer(t)
-		client := server.client(t, func(c *Config) { c.Keys = s })
+		server := fakes.NewServer(t)
+		client := sealedClient(t, server, func(c *Config) { c.Keys = s })
 		if _, err := client.Chat(t.Context(), ask("hello")); err != nil {
 			t.Error(name, err)
 		}
-		if got := server.last().client.Fingerprint(); got != c.Expected.SPKISHA256 {
+		if got := server.Last().Client.Fingerprint(); got != c.Expected.SPKISHA256 {
 			t.Errorf("%s: the request carried %s, want %s", name, got, c.Expected.SPKISHA256)
 		}
 	}

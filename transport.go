@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -18,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
@@ -202,7 +204,10 @@ func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Re
 	_, stopped := errors.AsType[*ServerKeyError](err) // which may wrap anything that OnServerKey returned
 	stopped = stopped || errors.Is(err, ErrAudit)     // and this one anything that the Auditor returned
 	if answer, ok := errors.AsType[*APIError](err); ok && !stopped {
-		return sdkError(req, sdkStatus(answer), answer.Code, sdkMessage(answer), answer.RetryAfter), nil
+		sealedCode, detail := answer.Sealed()
+		code := cmp.Or(answer.Code, sealedCode)
+		return sdkError(req, sdkStatus(answer.StatusCode, code), code, sdkMessage(answer, detail),
+			answer.RetryAfter), nil
 	}
 	switch {
 	case stopped:
@@ -215,20 +220,22 @@ func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Re
 	return nil, err
 }
 
-// sdkMessage is what a plain OpenAI server would say: also the words that came sealed, which Error leaves out.
-func sdkMessage(e *APIError) string {
-	if e.isSealed() && e.Detail != "" {
-		return e.Error() + ", detail " + strconv.Quote(e.Detail)
+// sdkMessage is what a plain OpenAI server would say: also the words that came sealed, which Error
+// leaves out.
+func sdkMessage(e *APIError, sealed string) string {
+	if sealed != "" {
+		return e.Error() + ", detail " + strconv.Quote(sealed)
 	}
 	return e.Error()
 }
 
-// sdkStatus is an error status: the answer's, or that of an error that came sealed under status 200.
-func sdkStatus(e *APIError) int {
-	if e.StatusCode >= 400 {
-		return e.StatusCode
+// sdkStatus is an error status: the answer's, or the code of an error that came sealed under status
+// 200.
+func sdkStatus(status int, code string) int {
+	if status >= 400 {
+		return status
 	}
-	if n, err := strconv.Atoi(e.Code); err == nil && n >= 400 && n < 600 {
+	if n, err := strconv.Atoi(code); err == nil && n >= 400 && n < 600 {
 		return n
 	}
 	return http.StatusBadGateway
@@ -325,4 +332,32 @@ func (m *rememberedErrors) digest(req *http.Request, body []byte) (id [sha256.Si
 	h.Write(body)
 	h.Sum(id[:0])
 	return id
+}
+
+// sdkFields are the headers of an SDK's request that are sealed with it. Others are nobody's business: SDKs tell of the
+// machine that they run on.
+var sdkFields = [...]string{"Accept", "OpenAI-Beta", "Content-Type"}
+
+// methodOf is a request's method, of which net/http takes none for GET.
+func methodOf(req *http.Request) string { return cmp.Or(req.Method, http.MethodGet) }
+
+func fieldsOfSDK(h http.Header) (fields []bhttp.Field) {
+	for _, name := range sdkFields {
+		if v := strings.Trim(h.Get(name), " \t"); v != "" {
+			fields = append(fields, bhttp.Field{Name: strings.ToLower(name), Value: v})
+		}
+	}
+	return fields
+}
+
+// passOn hands an answer to the SDK, which closes its body.
+func passOn(req *http.Request, resp *openedResponse) *http.Response {
+	h := resp.header.Clone()
+	h.Del("Set-Cookie") // of whom, for what?
+	h.Set(headerShouldRetry, "false")
+	return &http.Response{
+		Status: strconv.Itoa(resp.status) + " " + http.StatusText(resp.status), StatusCode: resp.status,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: h, Body: resp.body, ContentLength: resp.length(), Request: req,
+	}
 }

@@ -21,7 +21,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
-const fineEvents = "data: {\"a\":1}\n\ndata: {\"b\":2}\n\ndata: [DONE]\n\n"
+const fineEvents = testkit.FineEvents
 
 // answerOf is an upstream's answer of unknown length.
 func answerOf(kind string, body io.Reader) *http.Response {

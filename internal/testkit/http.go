@@ -105,3 +105,15 @@ func ForeignListener(t testing.TB) net.Listener {
 	t.Skip("no address except loopback")
 	return nil
 }
+
+// Leak begins every text that no error and no log line may repeat.
+const Leak = "Leak-4d1f"
+
+// Leaks reports whether text holds [Leak], in letters or in hexadecimal digits.
+func Leaks(text string) bool {
+	lower := strings.ToLower(text)
+	return strings.Contains(lower, strings.ToLower(Leak)) || strings.Contains(lower, hex.EncodeToString([]byte(Leak)))
+}
+
+// FineEvents is an event stream of a chat with its end.
+const FineEvents = "data: {\"a\":1}\n\ndata: {\"b\":2}\n\ndata: [DONE]\n\n"

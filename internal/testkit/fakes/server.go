@@ -15,10 +15,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -61,6 +63,13 @@ func (s *Server) Counts() (gets, posts int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.gets, len(s.posts)
+}
+
+// Questions are the requests that came so far.
+func (s *Server) Questions() []*Question {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.posts)
 }
 
 // Last is the last request.
@@ -114,6 +123,20 @@ func (s *Server) RoundTrip(req *http.Request) (*http.Response, error) {
 		return s.Answer(q), nil
 	}
 	return q.Seal(FineCompletion("fine")), nil
+}
+
+// ServeHTTP serves what s answers over a real connection.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	resp, err := s.RoundTrip(r)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	for name, values := range resp.Header {
+		w.Header()[name] = values
+	}
+	w.WriteHeader(resp.StatusCode)
+	body, _ := httpx.ReadAll(resp.Body, resp.ContentLength)
+	_, _ = w.Write(body)
 }
 
 // Seal is a 200 with plaintext sealed for the client.
