@@ -321,24 +321,24 @@ func TestGatewayEvents(t *testing.T) {
 	panics := false
 	r := newRig(t, func(c *GatewayConfig) {
 		c.Audit = h.Record
-		c.Replay = &panickingReplay{NewReplayCache(0), func() {
+		c.Replay = &fakes.PanickingReplay{Replays: NewReplayCache(0), Boom: func() {
 			if panics {
 				panic(leak)
 			}
 		}}
 	})
 	h.mustHear(t, "opening", "gateway_opened")
-	body := sealedBody(t, fineRequest, envelope.Separate)
-	openedAnswer(t, "fine", r.do(postBody(t, bytes.NewReader(body), hybrid.HeaderTier, "standard")))
+	body := fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
+	fakes.OpenedAnswer(t, "fine", r.Do(fakes.PostBody(t, bytes.NewReader(body), hybrid.HeaderTier, "standard")))
 	events := h.mustHear(t, "fine", "request_opened response_sealed")
 	if e := events[0]; e.PayloadID == "" || e.Tier != TierStandard ||
-		e.Bytes != int64(len(fineRequest)) {
+		e.Bytes != int64(len(fakes.FineRequest)) {
 		t.Errorf("%+v", e)
 	}
 	if e := events[1]; e.PayloadID != events[0].PayloadID || e.Bytes <= 0 || e.Duration <= 0 {
 		t.Errorf("%+v", e)
 	}
-	stranger, err := publicOf(t, "client-4096").seal([]byte(fineRequest))
+	stranger, err := publicOf(t, "client-4096").seal([]byte(fakes.FineRequest))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,14 +351,14 @@ func TestGatewayEvents(t *testing.T) {
 	}{
 		"replay": {body, nil, 409, "replay_refused"},
 		"tier":   {body, []string{hybrid.HeaderTier, "maximum"}, 403, "tier_refused"},
-		"inner tier": {sealedBody(t, `{"security_tier":"high",`+fineRequest[1:], envelope.Separate), nil,
+		"inner tier": {fakes.SealedBody(t, `{"security_tier":"high",`+fakes.FineRequest[1:], envelope.Separate), nil,
 			403, "tier_refused"},
 		"decryption": {envelope.Append(nil, stranger), nil, 400, "decryption_refused"},
 		"envelope":   {[]byte("{}"), nil, 400, "schema_refused"},
-		"schema":     {sealedBody(t, `{"model":"m"}`, envelope.Separate), nil, 400, "schema_refused"},
+		"schema":     {fakes.SealedBody(t, `{"model":"m"}`, envelope.Separate), nil, 400, "schema_refused"},
 		"a stranger's header is not worth an event": {body, []string{hybrid.HeaderTier, leak}, 400, ""},
 	} {
-		refused(t, what, r.do(postBody(t, bytes.NewReader(c.body), c.header...)), c.status)
+		fakes.Refused(t, what, r.Do(fakes.PostBody(t, bytes.NewReader(c.body), c.header...)), c.status)
 		for _, e := range h.mustHear(t, what, c.types) {
 			if e.PayloadID == "" || e.Status != c.status {
 				t.Errorf("%s: %+v", what, e)
@@ -366,7 +366,7 @@ func TestGatewayEvents(t *testing.T) {
 		}
 	}
 	panics = true
-	refused(t, "panic", r.do(postBody(t, bytes.NewReader(sealedBody(t, fineRequest,
+	fakes.Refused(t, "panic", r.Do(fakes.PostBody(t, bytes.NewReader(fakes.SealedBody(t, fakes.FineRequest,
 		envelope.Separate)))), 500)
 	if e := h.mustHear(t, "panic", "panic_survived")[0]; e.PayloadID == "" || e.Reason != "string" ||
 		e.Severity != SeverityCritical {
@@ -376,19 +376,19 @@ func TestGatewayEvents(t *testing.T) {
 
 	// What is not audited does not go upstream, or not back; afterwards the same request may come
 	// again.
-	sent := len(r.forwarded())
-	body = sealedBody(t, fineRequest, envelope.Separate)
+	sent := len(r.Forwarded())
+	body = fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
 	h.failOn(errDeaf, EventRequestOpened)
-	refused(t, "unaudited request", r.do(postBody(t, bytes.NewReader(body))), 503)
-	if len(r.forwarded()) != sent {
+	fakes.Refused(t, "unaudited request", r.Do(fakes.PostBody(t, bytes.NewReader(body))), 503)
+	if len(r.Forwarded()) != sent {
 		t.Error("it went upstream")
 	}
 	h.failOn(errDeaf, EventResponseSealed)
-	refused(t, "unaudited answer", r.do(postBody(t, bytes.NewReader(body))), 503)
+	fakes.Refused(t, "unaudited answer", r.Do(fakes.PostBody(t, bytes.NewReader(body))), 503)
 	h.failOn(errDeaf, EventReplayRefused, EventGatewayClosed)
-	openedAnswer(t, "again", r.do(postBody(t, bytes.NewReader(body))))
-	refused(t, "unaudited refusal", r.do(postBody(t, bytes.NewReader(body))), 409)
-	if !strings.Contains(r.logged(), "audit failed") {
+	fakes.OpenedAnswer(t, "again", r.Do(fakes.PostBody(t, bytes.NewReader(body))))
+	fakes.Refused(t, "unaudited refusal", r.Do(fakes.PostBody(t, bytes.NewReader(body))), 409)
+	if !strings.Contains(r.Logged(), "audit failed") {
 		t.Error("nobody was told")
 	}
 	if err := r.g.Close(); !errors.Is(err, errDeaf) {
@@ -442,7 +442,7 @@ func TestAuditHoldsNoContent(t *testing.T) {
 		}
 	}
 	for range 2 {
-		raw := strings.Replace(fineRequest, "hi", leak, 1)
+		raw := strings.Replace(fakes.FineRequest, "hi", leak, 1)
 		if w, err := http.Post(srv.URL+hybrid.PathCompletion, hybrid.ContentType,
 			strings.NewReader(raw)); err == nil {
 			_ = w.Body.Close()

@@ -185,7 +185,7 @@ func TestGatewayStalledUpstream(t *testing.T) {
 					g := newGateway(t, sealedchat.GatewayConfig{
 						Upstream: "https://upstream.test/v1", AllowUnauthenticated: true,
 						Keys: storedKeys(t, "rsa-2048"), IdleTimeout: test.idle,
-						OHTTP:  sealedchat.GatewayOHTTP{Pad: pad},
+						OHTTP:  sealedchat.GatewayOHTTP{Padding: pad},
 						Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 						UpstreamTransport: testkit.RoundTrip(func(*http.Request) (*http.Response, error) {
 							resp := testkit.Respond(200, "", "Content-Type", "text/event-stream")

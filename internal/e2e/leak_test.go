@@ -380,7 +380,7 @@ func TestGatewayDoesNotLeak(t *testing.T) {
 	run("good", true, good.URL, nil)
 	run("panic", false, good.URL, func(c *sealedchat.GatewayConfig) { c.UpstreamTransport = leakyPanic{} })
 	run("unauthenticated", false, good.URL, func(c *sealedchat.GatewayConfig) {
-		c.Authenticate = func(*http.Request) error { return errors.New(leak) }
+		c.Authenticate = func(*http.Request) (string, error) { return leak, errors.New(leak) }
 	})
 	run("replay cache", false, good.URL, func(c *sealedchat.GatewayConfig) { c.Replay = brokenCache{} })
 }

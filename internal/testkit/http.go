@@ -9,10 +9,13 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Respond is a response with a body; header is names and values in turn.
@@ -71,6 +74,38 @@ func UUID() string {
 // Long reports whether SEALEDCHAT_LONG is set: tests with real time take longer.
 func Long() bool { return os.Getenv("SEALEDCHAT_LONG") != "" }
 
+// DialRaw is a connection that fails when nothing comes for 20 seconds.
+func DialRaw(t testing.TB, srv *httptest.Server) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	return c
+}
+
+// ForeignListener listens where loopback does not reach, if this machine has such an address.
+func ForeignListener(t testing.TB) net.Listener {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Skip(err)
+	}
+	for _, a := range addrs {
+		n, ok := a.(*net.IPNet)
+		if !ok || n.IP.IsLoopback() || n.IP.IsLinkLocalUnicast() {
+			continue
+		}
+		if l, err := net.Listen("tcp", net.JoinHostPort(n.IP.String(), "0")); err == nil {
+			return l
+		}
+	}
+	t.Skip("no address except loopback")
+	return nil
+}
+
 // Leak begins every text that no error and no log line may repeat.
 const Leak = "Leak-4d1f"
 
@@ -79,3 +114,6 @@ func Leaks(text string) bool {
 	lower := strings.ToLower(text)
 	return strings.Contains(lower, strings.ToLower(Leak)) || strings.Contains(lower, hex.EncodeToString([]byte(Leak)))
 }
+
+// FineEvents is an event stream of a chat with its end.
+const FineEvents = "data: {\"a\":1}\n\ndata: {\"b\":2}\n\ndata: [DONE]\n\n"
