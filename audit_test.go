@@ -22,8 +22,8 @@ import (
 	"time"
 )
 
-// TestEventTypes: every event that the package declares has a severity, and SECURITY.md tells of
-// it.
+// TestEventTypes: every event that the package declares has a severity, and docs/audit-log.md tells
+// of it.
 func TestEventTypes(t *testing.T) {
 	file, err := parser.ParseFile(token.NewFileSet(), "audit_events.go", nil, 0)
 	if err != nil {
@@ -44,7 +44,7 @@ func TestEventTypes(t *testing.T) {
 		}
 		return true
 	})
-	security, err := os.ReadFile("SECURITY.md")
+	security, err := os.ReadFile("docs/audit-log.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestEventTypes(t *testing.T) {
 			t.Errorf("%s: severity %v", name, info.severity)
 		}
 		if !ok || !bytes.Contains(security, []byte("`"+string(name)+"`")) {
-			t.Errorf("%s is not in SECURITY.md", name)
+			t.Errorf("%s is not in docs/audit-log.md", name)
 		}
 	}
 }
