@@ -224,7 +224,7 @@ func TestAuditStopsTheClient(t *testing.T) {
 		}
 	}
 	h.failOn(errDeaf, EventClientOpened)
-	_, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t),
+	_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Transport: neverUsed(t),
 		Audit: h.Record})
 	stopped("opening", err)
 	h.failOn(nil)
@@ -241,7 +241,7 @@ func TestAuditStopsTheClient(t *testing.T) {
 		t.Errorf("%d requests were sent, %+v", posts, c.Stats())
 	}
 	h.failOn(errDeaf, EventResponseOpened)
-	answer, err := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m","messages":[]}`)})
+	answer, err := c.Complete(t.Context(), secret(t, `{"model":"m","messages":[]}`))
 	stopped("answer", err)
 	if _, posts := s.counts(); posts != 1 || answer != nil {
 		t.Errorf("%d requests, %v", posts, answer)

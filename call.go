@@ -144,37 +144,24 @@ func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest,
 	return resp, nil
 }
 
-// Request is a chat completion request as raw JSON.
-type Request struct {
-	// Body is the JSON object. It stays the caller's and is left as it is.
-	Body *Secret
-}
-
-// Response is a chat.completion object as raw JSON. Close it to wipe the answer.
+// Response is a chat.completion object as raw JSON. Destroy its Body to wipe the answer.
 type Response struct {
-	Body      *Secret // the bytes exactly as they were sealed; Close destroys it
+	Body      *Secret // the bytes exactly as they were sealed; the caller's, who destroys it
 	PayloadID string  // the request's id, as in ChatResponse
 }
 
-// Close wipes the answer. Idempotent; its error is always nil.
-func (r *Response) Close() error {
-	if r != nil {
-		r.Body.Destroy()
-	}
-	return nil
-}
-
-// Complete is [SecureCompletionClient.Chat] for raw JSON: the answer is checked the same way and
-// handed out byte for byte. Request and answer stay in memory under [Config].Memory. Errors are
-// those of Chat, with [ErrClosed] for a destroyed r.Body too. The caller closes the response.
-func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request,
+// Complete is [SecureCompletionClient.Chat] for raw JSON. request is the JSON object; it stays the
+// caller's, and Complete leaves it as it is. The answer is checked as Chat checks it, and handed out
+// byte for byte. Request and answer stay in memory under [Config].Memory. The caller destroys the
+// Body of the response. Errors are those of Chat; a destroyed request is [ErrClosed].
+func (c *SecureCompletionClient) Complete(ctx context.Context, request *Secret,
 	opts ...CallOption) (*Response, error) {
-	if r == nil || r.Body == nil {
-		return nil, fmt.Errorf("%w: no Request.Body", ErrInvalidRequest)
+	if request == nil {
+		return nil, fmt.Errorf("%w: the request is nil; make it with NewSecret", ErrInvalidRequest)
 	}
-	if c.cfg.Memory == MemoryRequired && r.Body.Len() > 0 && !r.Body.Locked() {
+	if c.cfg.Memory == MemoryRequired && request.Len() > 0 && !request.Locked() {
 		return nil,
-			fmt.Errorf("%w: Request.Body is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
+			fmt.Errorf("%w: the request is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
 	}
 	var body *Secret
 	into := func(n int) (b []byte, err error) {
@@ -183,7 +170,7 @@ func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request,
 		return b, err
 	}
 	var result *completion
-	err := r.Body.Use(func(b []byte) (err error) {
+	err := request.Use(func(b []byte) (err error) {
 		in := chatRequest(b, true)
 		in.unchecked = true
 		result, err = c.do(ctx, in, append(opts[:len(opts):len(opts)],

@@ -100,6 +100,8 @@ type wireMessage[Content any] struct {
 	ToolCalls  []ToolCall `json:"tool_calls,omitempty"`
 	ToolCallID string     `json:"tool_call_id,omitempty"`
 	Refusal    string     `json:"refusal,omitempty"`
+
+	Extra map[string]json.RawMessage `json:"-"`
 }
 
 // MarshalJSON writes content as a string, as parts, or as null when an assistant's message has only tool calls or a
@@ -126,13 +128,11 @@ func (m *Message) UnmarshalJSON(data []byte) error { return unmarshal(data, m) }
 
 func (m *Message) decodeJSON(valid []byte) error {
 	var w wireMessage[json.RawMessage]
-	extra, err := codec.DecodeObject(valid, &w)
-	if err != nil {
+	if err := codec.DecodeObject(valid, &w); err != nil {
 		return err
 	}
-	*m = Message{
-		Role: w.Role, Name: w.Name, ToolCalls: w.ToolCalls, ToolCallID: w.ToolCallID, Refusal: w.Refusal, Extra: extra,
-	}
+	*m = Message{Role: w.Role, Name: w.Name, ToolCalls: w.ToolCalls, ToolCallID: w.ToolCallID,
+		Refusal: w.Refusal, Extra: w.Extra}
 	into := reflect.ValueOf(&m.Content)
 	if jsonspan.KindOf(w.Content) == jsonspan.Array {
 		into = reflect.ValueOf(&m.Parts)
@@ -145,47 +145,21 @@ func (m *Message) decodeJSON(valid []byte) error {
 	return nil
 }
 
-// Part is one piece of multimodal content. Kinds without a field of their own go through Extra.
+// Part is one piece of multimodal content. Kinds without a field of their own go through Extra, such
+// as sound: {"input_audio": {"data": "…base64…", "format": "wav"}}. Only a [Message] reads and writes
+// Extra: encoding/json of a Part alone leaves it out.
 type Part struct {
 	Type     string                     `json:"type"` // "text", "image_url", "input_audio", "file", …
 	Text     string                     `json:"text,omitempty"`
 	ImageURL *ImageURL                  `json:"image_url,omitempty"`
-	Audio    *InputAudio                `json:"input_audio,omitempty"`
 	Extra    map[string]json.RawMessage `json:"-"`
 }
 
-// ImageURL is an image by its URL, which may be a data: URL. Only a data: URL keeps the image inside the envelope.
+// ImageURL is an image by its URL, which may be a data: URL. Only a data: URL keeps the image inside
+// the envelope.
 type ImageURL struct {
 	URL    string `json:"url"`
 	Detail string `json:"detail,omitempty"` // "auto", "low", "high"
-}
-
-// InputAudio is sound in base64.
-type InputAudio struct {
-	Data   string `json:"data"`
-	Format string `json:"format"` // "wav", "mp3"
-}
-
-// UnmarshalJSON reads the members by their exact names.
-func (u *ImageURL) UnmarshalJSON(data []byte) error { return unmarshal(data, u) }
-
-func (u *ImageURL) decodeJSON(valid []byte) error {
-	type plain ImageURL
-	var v plain
-	_, err := codec.DecodeObject(valid, &v)
-	*u = ImageURL(v)
-	return err
-}
-
-// UnmarshalJSON reads the members by their exact names.
-func (a *InputAudio) UnmarshalJSON(data []byte) error { return unmarshal(data, a) }
-
-func (a *InputAudio) decodeJSON(valid []byte) error {
-	type plain InputAudio
-	var v plain
-	_, err := codec.DecodeObject(valid, &v)
-	*a = InputAudio(v)
-	return err
 }
 
 // TextPart is a part with text.
@@ -193,9 +167,6 @@ func TextPart(text string) Part { return Part{Type: "text", Text: text} }
 
 // ImagePart is a part with an image, see [ImageURL].
 func ImagePart(url string) Part { return Part{Type: "image_url", ImageURL: &ImageURL{URL: url}} }
-
-// MarshalJSON writes the fields and Extra as one object.
-func (p Part) MarshalJSON() ([]byte, error) { return p.appendJSON(nil) }
 
 func (p Part) appendJSON(dst []byte) ([]byte, error) {
 	type plain Part
@@ -206,17 +177,6 @@ func (p Part) appendJSON(dst []byte) ([]byte, error) {
 		}{Type: p.Type}, p.Extra)
 	}
 	return chatjson.AppendObject(codec, dst, plain(p), p.Extra)
-}
-
-// UnmarshalJSON reads a part by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (p *Part) UnmarshalJSON(data []byte) error { return unmarshal(data, p) }
-
-func (p *Part) decodeJSON(valid []byte) (err error) {
-	type plain Part
-	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
-	*p = Part(v)
-	return err
 }
 
 // Tool is something that the model may ask to have called.
@@ -234,7 +194,8 @@ type Function struct {
 	Strict      *bool  `json:"strict,omitempty"`
 }
 
-// FunctionTool is a tool that is a function. parameters is its JSON Schema: json.RawMessage, a map, or a struct.
+// FunctionTool is a tool that is a function. parameters is its JSON Schema: json.RawMessage, a map,
+// or a struct.
 func FunctionTool(name, description string, parameters any) Tool {
 	return Tool{Type: "function", Function: &Function{Name: name, Description: description, Parameters: parameters}}
 }
@@ -247,12 +208,14 @@ func (t Tool) appendJSON(dst []byte) ([]byte, error) {
 	return chatjson.AppendObject(codec, dst, plain(t), t.Extra)
 }
 
-// ToolChoiceFunction is a [ChatRequest].ToolChoice that makes the model call the function of that name.
+// ToolChoiceFunction is a [ChatRequest].ToolChoice that makes the model call the function of that
+// name.
 func ToolChoiceFunction(name string) any {
 	return map[string]any{"type": "function", "function": map[string]string{"name": name}}
 }
 
-// ToolCall is a call that the assistant asks for. Answer it with ToolMessage(call.ID, …).
+// ToolCall is a call that the assistant asks for. Answer it with ToolMessage(call.ID, …). Only a
+// [Message] reads and writes Extra: encoding/json of a ToolCall alone leaves it out.
 type ToolCall struct {
 	ID       string                     `json:"id"`
 	Type     string                     `json:"type"` // "function"
@@ -260,54 +223,24 @@ type ToolCall struct {
 	Extra    map[string]json.RawMessage `json:"-"`
 }
 
-// FunctionCall names a function and its arguments: JSON text that the model wrote, not checked by anyone.
+// FunctionCall names a function and its arguments: JSON text that the model wrote, and that nothing
+// has checked.
 type FunctionCall struct {
 	Name      string `json:"name"`
 	Arguments string `json:"arguments"`
 }
-
-// UnmarshalJSON reads the two members by their exact names.
-func (f *FunctionCall) UnmarshalJSON(data []byte) error { return unmarshal(data, f) }
-
-func (f *FunctionCall) decodeJSON(valid []byte) error {
-	type plain FunctionCall
-	var v plain
-	_, err := codec.DecodeObject(valid, &v)
-	*f = FunctionCall(v)
-	return err
-}
-
-// MarshalJSON writes the fields and Extra as one object.
-func (c ToolCall) MarshalJSON() ([]byte, error) { return c.appendJSON(nil) }
 
 func (c ToolCall) appendJSON(dst []byte) ([]byte, error) {
 	type plain ToolCall
 	return chatjson.AppendObject(codec, dst, plain(c), c.Extra)
 }
 
-// UnmarshalJSON reads a call by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (c *ToolCall) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
-
-func (c *ToolCall) decodeJSON(valid []byte) (err error) {
-	type plain ToolCall
-	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
-	*c = ToolCall(v)
-	return err
-}
-
 // ResponseFormat asks for text, for any JSON object, or for JSON after a schema.
 type ResponseFormat struct {
-	Type       string      `json:"type"` // "text", "json_object", "json_schema"
-	JSONSchema *JSONSchema `json:"json_schema,omitempty"`
-}
-
-// JSONSchema is what an answer has to look like.
-type JSONSchema struct {
-	Name        string `json:"name"`
-	Description string `json:"description,omitempty"`
-	Schema      any    `json:"schema,omitempty"` // json.RawMessage, a map, or a struct
-	Strict      *bool  `json:"strict,omitempty"`
+	Type string `json:"type"` // "text", "json_object", "json_schema"
+	// JSONSchema is the object {"name": …, "schema": …, "strict": …} as json.RawMessage, a map, or a
+	// struct.
+	JSONSchema any `json:"json_schema,omitempty"`
 }
 
 // ChatResponse is an OpenAI chat.completion object. Its required fields were checked before it was returned. It is the
@@ -360,43 +293,21 @@ func (r *ChatResponse) Text() string {
 // UnmarshalJSON reads a response by exact names. Raw becomes a copy of data.
 func (r *ChatResponse) UnmarshalJSON(data []byte) error { return unmarshal(bytes.Clone(data), r) }
 
-func (r *ChatResponse) decodeJSON(data []byte) (err error) {
+func (r *ChatResponse) decodeJSON(data []byte) error {
 	type plain ChatResponse
 	var v plain
-	if v.Extra, err = codec.DecodeObject(data, &v); err != nil {
+	if err := codec.DecodeObject(data, &v); err != nil {
 		return err
 	}
 	const metadata = "_metadata"
-	var none struct{}
-	if inner, err := codec.DecodeObject(v.Extra[metadata], &none); err == nil {
-		v.Metadata = inner
+	var inner struct{ Extra map[string]json.RawMessage }
+	if err := codec.DecodeObject(v.Extra[metadata], &inner); err == nil {
+		v.Metadata = inner.Extra
 	}
 	delete(v.Extra, metadata)
 	v.Raw = data
 	*r = ChatResponse(v)
 	return nil
-}
-
-// UnmarshalJSON reads a choice by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (c *Choice) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
-
-func (c *Choice) decodeJSON(valid []byte) (err error) {
-	type plain Choice
-	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
-	*c = Choice(v)
-	return err
-}
-
-// UnmarshalJSON reads counts by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (u *Usage) UnmarshalJSON(data []byte) error { return unmarshal(data, u) }
-
-func (u *Usage) decodeJSON(valid []byte) (err error) {
-	type plain Usage
-	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
-	*u = Usage(v)
-	return err
 }
 
 // encode writes the request as JSON that is fit to be sealed: nobody has to check it again. Members of Extra whose names

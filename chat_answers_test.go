@@ -37,28 +37,33 @@ func TestBadTypedMembers(t *testing.T) {
 		if resp != nil || !errors.Is(err, ErrResponseSchema) || !strings.Contains(err.Error(), ": "+k.path) || strings.Contains(err.Error(), "MARKER") {
 			t.Errorf("%s\nwant %s, got %v, %v", k.answer, k.path, resp, err)
 		}
-		raw, err := c.Complete(t.Context(), &Request{Body: request})
+		raw, err := c.Complete(t.Context(), request)
 		if err != nil {
 			t.Errorf("Complete of %s: %v", k.answer, err)
 			continue
 		}
-		_ = raw.Close()
+		raw.Body.Destroy()
 	}
 }
 
 func TestSealedError(t *testing.T) {
 	s := newSealedServer(t)
 	c := s.client(t, nil)
-	for answer, want := range map[string]*APIError{
-		`{"error":{"message":"no such model","type":"t","code":"model_not_found"}}`: {StatusCode: 200, Code: "model_not_found", Detail: "no such model"},
-		`{"error":"words"}`: {StatusCode: 200, Detail: "words"},
-		`{"error":{}}`:      {StatusCode: 200},
-		answerWith("choices", "null", "error", `{"message":"m"}`): {StatusCode: 200, Detail: "m"},
+	for answer, want := range map[string]struct{ code, detail string }{
+		`{"error":{"message":"no such model","type":"t","code":"model_not_found"}}`: {"model_not_found", "no such model"},
+		`{"error":"words"}`: {detail: "words"},
+		`{"error":{}}`:      {},
+		answerWith("choices", "null", "error", `{"message":"m"}`): {detail: "m"},
 	} {
 		s.answer = func(q *sealedQuestion) *http.Response { return q.seal(answer) }
 		_, err := c.Chat(t.Context(), ask("x"))
-		if e, ok := errors.AsType[*APIError](err); !ok || *e != *want || !errors.Is(err, ErrServer) {
+		e, ok := errors.AsType[*APIError](err)
+		if !ok || e.StatusCode != 200 || e.Code != "" || e.Detail != "" || e.RetryAfter != 0 || !errors.Is(err, ErrServer) {
 			t.Errorf("%s: %v", answer, err)
+			continue
+		}
+		if code, detail := e.Sealed(); code != want.code || detail != want.detail {
+			t.Errorf("%s: %q, %q", answer, code, detail)
 		}
 	}
 	// With choices it is an answer, whatever stands beside them.
@@ -163,8 +168,11 @@ func TestResponseMembers(t *testing.T) {
 		{answerWith("choices", `[{"message":{"content":null}}]`), func(r *ChatResponse) bool { return r.Text() == "" }},
 		{answerWith("choices", `[{"message":{"content":[{"type":"image_url","image_url":{"url":"right","URL":"wrong"}}]}}]`),
 			func(r *ChatResponse) bool { return r.Choices[0].Message.Parts[0].ImageURL.URL == "right" }},
-		{answerWith("choices", `[{"message":{"content":[{"type":"input_audio","input_audio":{"DATA":"wrong","format":"wav"}}]}}]`),
-			func(r *ChatResponse) bool { return r.Choices[0].Message.Parts[0].Audio.Data == "" }},
+		{answerWith("choices", `[{"message":{"content":[{"type":"input_audio","input_audio":{"data":"d"},"IMAGE_URL":{"url":"wrong"}}]}}]`),
+			func(r *ChatResponse) bool {
+				p := r.Choices[0].Message.Parts[0]
+				return p.ImageURL == nil && len(p.Extra) == 2 && string(p.Extra["input_audio"]) == `{"data":"d"}`
+			}},
 		{answerWith("choices", `[{"message":{"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{","NAME":"wrong"}}]}}]`),
 			func(r *ChatResponse) bool {
 				return r.Choices[0].Message.ToolCalls[0].Function == FunctionCall{"f", "{"}
@@ -281,7 +289,7 @@ func plainAnswer(data []byte) (calls int, text string, ok bool) {
 				part := object(v)
 				said += str(part["text"])
 				str(part["type"])
-				for name, members := range map[string][]string{"image_url": {"url", "detail"}, "input_audio": {"data", "format"}} {
+				for name, members := range map[string][]string{"image_url": {"url", "detail"}} {
 					if part[name] != nil {
 						inner := object(part[name])
 						str(inner[members[0]])

@@ -82,52 +82,25 @@ func (c *ChatChunk) Text() string {
 // UnmarshalJSON reads a chunk by exact names. Raw becomes a copy of data.
 func (c *ChatChunk) UnmarshalJSON(data []byte) error { return unmarshal(bytes.Clone(data), c) }
 
-func (c *ChatChunk) decodeJSON(valid []byte) (err error) {
+func (c *ChatChunk) decodeJSON(valid []byte) error {
 	type plain ChatChunk
 	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
+	err := codec.DecodeObject(valid, &v)
 	v.Raw = valid
 	*c = ChatChunk(v)
 	return err
 }
 
-// UnmarshalJSON reads a choice by exact names and keeps what it does not know in Extra. Extra
-// aliases data.
-func (c *ChunkChoice) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
-
-func (c *ChunkChoice) decodeJSON(valid []byte) (err error) {
-	type plain ChunkChoice
-	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
-	*c = ChunkChoice(v)
-	return err
-}
-
-// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra
-// aliases data.
-func (d *Delta) UnmarshalJSON(data []byte) error { return unmarshal(data, d) }
-
-func (d *Delta) decodeJSON(valid []byte) (err error) {
+// decodeJSON takes null for no delta, as some servers have it in their last chunk.
+func (d *Delta) decodeJSON(valid []byte) error {
 	if jsonspan.KindOf(valid) == jsonspan.Null {
 		*d = Delta{}
 		return nil
 	}
 	type plain Delta
 	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
+	err := codec.DecodeObject(valid, &v)
 	*d = Delta(v)
-	return err
-}
-
-// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra
-// aliases data.
-func (c *ToolCallDelta) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
-
-func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
-	type plain ToolCallDelta
-	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
-	*c = ToolCallDelta(v)
 	return err
 }
 

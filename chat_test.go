@@ -8,6 +8,7 @@ import (
 	"errors"
 	"math"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -56,8 +57,11 @@ func TestChatRequestJSON(t *testing.T) {
 		}, `"tools":[{"type":"custom","custom":{"name":"c"}}]`},
 		{func(r *ChatRequest) { r.ResponseFormat = &ResponseFormat{Type: "json_object"} }, `"response_format":{"type":"json_object"}`},
 		{func(r *ChatRequest) {
-			r.ResponseFormat = &ResponseFormat{Type: "json_schema", JSONSchema: &JSONSchema{Name: "n", Description: "d", Schema: map[string]any{"type": "object"}, Strict: new(true)}}
-		}, `"response_format":{"type":"json_schema","json_schema":{"name":"n","description":"d","schema":{"type":"object"},"strict":true}}`},
+			r.ResponseFormat = &ResponseFormat{Type: "json_schema", JSONSchema: map[string]any{"name": "n", "schema": map[string]any{"type": "object"}, "strict": true}}
+		}, `"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"object"},"strict":true}}`},
+		{func(r *ChatRequest) {
+			r.ResponseFormat = &ResponseFormat{Type: "json_schema", JSONSchema: json.RawMessage(`{"name":"n","schema":{"const":12345678901234567890}}`)}
+		}, `"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"const":12345678901234567890}}}`},
 		{func(r *ChatRequest) {
 			r.Extra = map[string]any{"top_k": 40, "reasoning_effort": "low", "nested": map[string]any{"api_key": 1}, "raw": json.RawMessage(` [1e400, 1.0] `),
 				"null": nil, "Model": "another name", "with \"quotes\"": true, "stream": true}
@@ -132,6 +136,7 @@ func TestChatRequestErrors(t *testing.T) {
 		"message Extra bad":  {hello(func(r *ChatRequest) { r.Messages[0].Extra = map[string]json.RawMessage{"x": []byte(marker)} }), `Extra["x"]`},
 		"tool Extra":         {hello(func(r *ChatRequest) { r.Tools = []Tool{{Extra: map[string]json.RawMessage{"type": []byte(`1`)}}} }), `Extra["type"]`},
 		"tool parameters":    {hello(func(r *ChatRequest) { r.Tools = []Tool{FunctionTool("f", "", make(chan int))} }), ""},
+		"response format":    {hello(func(r *ChatRequest) { r.ResponseFormat = &ResponseFormat{JSONSchema: json.RawMessage(marker)} }), ""},
 		"tool choice":        {hello(func(r *ChatRequest) { r.ToolChoice = json.RawMessage(marker) }), ""},
 		"part Extra": {hello(func(r *ChatRequest) {
 			r.Messages = []Message{UserParts(Part{Type: "text", Extra: map[string]json.RawMessage{"text": []byte(`1`)}})}
@@ -172,7 +177,7 @@ func TestRawRequests(t *testing.T) {
 		`{"model":"m","api_key":"k"}`, `{"base_url":null}`, `{"security_tier":{}}`, `{"a":1,"api_key":1,"b":2}`,
 		`{"api\u005fkey":"k"}`, `{"\u0061pi_key":"k"}`, `{"base\u005Furl":1}`, `{"\u0073ecurity_tier":"x"}`, `{"api_key":1,"api_key":2}`,
 	} {
-		resp, err := client.Complete(t.Context(), &Request{Body: secret(t, body)})
+		resp, err := client.Complete(t.Context(), secret(t, body))
 		if resp != nil || !errors.Is(err, ErrInvalidRequest) {
 			t.Errorf("%.60q: %v, %v", body, resp, err)
 		}
@@ -201,7 +206,7 @@ func TestMessageJSON(t *testing.T) {
 		{Message{Role: "user", Parts: []Part{}}, `{"role":"user","content":[]}`},
 		{UserParts(TextPart("t"), ImagePart("data:x")), `{"role":"user","content":[{"type":"text","text":"t"},{"type":"image_url","image_url":{"url":"data:x"}}]}`},
 		{UserParts(TextPart("")), `{"role":"user","content":[{"type":"text","text":""}]}`},
-		{UserParts(Part{Type: "image_url", ImageURL: &ImageURL{URL: "u", Detail: "low"}}, Part{Type: "input_audio", Audio: &InputAudio{Data: "d", Format: "wav"}},
+		{UserParts(Part{Type: "image_url", ImageURL: &ImageURL{URL: "u", Detail: "low"}}, Part{Type: "input_audio", Extra: map[string]json.RawMessage{"input_audio": []byte(`{"data":"d","format":"wav"}`)}},
 			Part{Type: "file", Extra: map[string]json.RawMessage{"file": []byte(`{"file_id":"f"}`)}}),
 			`{"role":"user","content":[{"type":"image_url","image_url":{"url":"u","detail":"low"}},{"type":"input_audio","input_audio":{"data":"d","format":"wav"}},{"type":"file","file":{"file_id":"f"}}]}`},
 		{Message{Role: "assistant", ToolCalls: []ToolCall{{ID: "1", Type: "function", Function: FunctionCall{Name: "f", Arguments: "{}"}}}},
@@ -239,6 +244,68 @@ func TestMessageRoundTrip(t *testing.T) {
 		if got, err := chatjson.Marshal(m); err != nil || !sameJSON(t, string(got), text) {
 			t.Errorf("%s\nbecame %s, %v", text, got, err)
 		}
+	}
+}
+
+// The types inside have no JSON methods of their own: the message around them reads and writes what
+// they do not know, wherever it stands, and matches names exactly.
+func TestStoredConversation(t *testing.T) {
+	const text = `{"messages":[` +
+		`{"role":"user","content":[{"type":"text","text":"","x":1,"TEXT":"wrong"},` +
+		`{"type":"input_audio","input_audio":{"data":"d","format":"wav"}},` +
+		`{"type":"image_url","image_url":{"url":"u"},"cache_control":{"type":"ephemeral"}}]},` +
+		`{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function",` +
+		`"function":{"name":"f","arguments":"{}"},"extra_content":{"signature":"s"},"ID":"wrong"}]},` +
+		`{"role":"tool","content":"r","tool_call_id":"1","z":12345678901234567890}]}`
+	var stored struct {
+		Messages []Message `json:"messages"`
+	}
+	if err := json.Unmarshal([]byte(text), &stored); err != nil {
+		t.Fatal(err)
+	}
+	m := stored.Messages
+	if m[0].Parts[0].Text != "" || len(m[0].Parts[0].Extra) != 2 || m[1].ToolCalls[0].ID != "1" ||
+		string(m[1].ToolCalls[0].Extra["extra_content"]) != `{"signature":"s"}` {
+		t.Errorf("got %+v", stored)
+	}
+	if got, err := json.Marshal(stored); err != nil || !sameJSON(t, string(got), text) {
+		t.Errorf("became %s, %v", got, err)
+	}
+	for _, bad := range []string{
+		`{"role":"r","content":[{"type":"t","text":1}]}`, `{"role":"r","content":[{"image_url":{"url":1}}]}`,
+		`{"role":"r","content":[1]}`, `{"role":"r","content":[null]}`, `{"role":"r","tool_calls":{}}`,
+		`{"role":"r","tool_calls":[{"function":null}]}`, `{"role":"r","tool_calls":[{"function":{"name":[]}}]}`,
+		`{"role":"r","content":{}}`, `null`, `{"role":"r","x":` + strings.Repeat("[", chatjson.MaxDepth) + strings.Repeat("]", chatjson.MaxDepth) + `}`,
+	} {
+		if err := json.Unmarshal([]byte(bad), new(Message)); err == nil {
+			t.Errorf("%.80s was read", bad)
+		}
+	}
+}
+
+// Every type inside an answer or a chunk keeps the members that it does not know.
+func TestNestedExtra(t *testing.T) {
+	var r ChatResponse
+	if err := json.Unmarshal([]byte(`{"choices":[{"message":{"role":"assistant","tool_calls":[{"x":1}],"x":2},"x":3}],`+
+		`"usage":{"x":4},"x":5}`), &r); err != nil {
+		t.Fatal(err)
+	}
+	var c ChatChunk
+	if err := json.Unmarshal([]byte(`{"choices":[{"delta":{"tool_calls":[{"function":{"name":"f","NAME":"g"},"x":6}],"x":7},"x":8},`+
+		`{"delta":null}],"usage":{"x":9},"x":10}`), &c); err != nil {
+		t.Fatal(err)
+	}
+	choice, piece := r.Choices[0], c.Choices[0]
+	for i, extra := range []map[string]json.RawMessage{
+		choice.Message.ToolCalls[0].Extra, choice.Message.Extra, choice.Extra, r.Usage.Extra, r.Extra,
+		piece.Delta.ToolCalls[0].Extra, piece.Delta.Extra, piece.Extra, c.Usage.Extra, c.Extra,
+	} {
+		if len(extra) != 1 || string(extra["x"]) != strconv.Itoa(i+1) {
+			t.Errorf("%d: Extra is %v", i+1, extra)
+		}
+	}
+	if name := piece.Delta.ToolCalls[0].Function.Name; name != "f" || len(c.Choices) != 2 {
+		t.Errorf("name %q, %d choices", name, len(c.Choices))
 	}
 }
 

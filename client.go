@@ -60,12 +60,14 @@ package sealedchat
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"net/http"
 	"net/url"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,9 +76,10 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// DefaultBaseURL is where a [Config] without a BaseURL sends: NOMYO's server.
+// DefaultBaseURL is NOMYO's server: the BaseURL of [ConfigFromEnv] when the environment names none.
 const DefaultBaseURL = "https://api.nomyo.ai"
 
 const (
@@ -112,10 +115,39 @@ func (t SecurityTier) rank() int {
 	return -1
 }
 
-// Config is what [NewSecureCompletionClient] needs. Trust is required; every other zero value is a default.
+// Protocol is a way to seal requests and answers.
+type Protocol string
+
+// The protocols. The empty one is [ProtocolEnvelope].
+const (
+	// ProtocolEnvelope is NOMYO's version 1 (SPEC.md): RSA-OAEP with SHA-256 (RFC 8017, section 7.1)
+	// and AES-256-GCM.
+	ProtocolEnvelope Protocol = "envelope"
+	// ProtocolOHTTP is Oblivious HTTP in chunks (RFC 9458 and its chunked form; SPEC.md, chapter 11)
+	// with X-Wing, a post-quantum hybrid. Method, path, headers and API key travel sealed too, an
+	// answer opens only for its request, and answers stream. Config.Keys is not used.
+	ProtocolOHTTP Protocol = "ohttp"
+)
+
+// known reports whether p is one of the protocols.
+func (p Protocol) known() bool { return p == ProtocolEnvelope || p == ProtocolOHTTP }
+
+// OHTTPOptions are a client's options for [ProtocolOHTTP] alone. The zero value is the default.
+type OHTTPOptions struct {
+	// Padding makes requests a multiple of so many bytes before they are sealed, so that their length
+	// tells less. 0 = none; at most 1 MiB.
+	Padding int
+	// AllowX25519 also takes key configurations for X25519, in place of X-Wing: a later quantum
+	// computer opens what was recorded of them. X-Wing is preferred, but an attacker who ends TLS can
+	// cut it from the list where X25519's key is trusted as well.
+	AllowX25519 bool
+}
+
+// Config is what [NewSecureCompletionClient] needs. BaseURL and Trust are required; every other zero
+// value is a default.
 type Config struct {
-	// BaseURL is where the server is: https, with an optional path prefix, without user info, query or fragment.
-	// "" = DefaultBaseURL.
+	// BaseURL is where the server is: https, with an optional path prefix, without user info, query or
+	// fragment. It ends before /v1: the client adds the paths itself. Required.
 	BaseURL string
 	// APIKey is sent as a bearer token: 1 to 4,096 bytes of visible ASCII. It stays the caller's, who destroys it after
 	// Close. nil = none.
@@ -124,16 +156,12 @@ type Config struct {
 	// clients may share it. ProtocolOHTTP does not use it. nil = an ephemeral store of the client's own, whose 4096-bit key
 	// is generated on first use.
 	Keys *KeyStore
-	// Protocol is how requests are sealed. ProtocolEnvelope, the zero value, is NOMYO's version 1; ProtocolOHTTP is better
-	// where the gateway speaks it. It is never negotiated, and the client never falls back from one to the other.
+	// Protocol is how requests are sealed: ProtocolEnvelope, or ProtocolOHTTP, which is better where
+	// the gateway speaks it. The client never negotiates it, and never falls back from one to the
+	// other. "" = ProtocolEnvelope.
 	Protocol Protocol
-	// Padding makes requests a multiple of so many bytes before they are sealed, so that their length tells less. For
-	// ProtocolOHTTP alone. 0 = none; at most 1 MiB.
-	Padding int
-	// AllowX25519 takes key configurations for X25519 as well as for X-Wing: what is recorded then opens to a later quantum
-	// computer. X-Wing is preferred, but whoever ends TLS can cut it from the list if X25519's is trusted as well. For
-	// ProtocolOHTTP alone.
-	AllowX25519 bool
+	// OHTTP is for ProtocolOHTTP alone; it is refused with the other protocol.
+	OHTTP OHTTPOptions
 	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…") or FirstUse(store).
 	// Required.
 	Trust Trust
@@ -216,7 +244,7 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
 	}
-	base, err := httpx.ParseBaseURL(c.BaseURL, c.InsecureAllowHTTP)
+	base, err := parseBaseURL(c.BaseURL, c.InsecureAllowHTTP)
 	if err != nil {
 		return nil, &ConfigError{Field: "Config.BaseURL", Err: err}
 	}
@@ -253,9 +281,29 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	return client, nil
 }
 
+// parseBaseURL checks a Config.BaseURL. Its errors repeat nothing of it except an ending.
+func parseBaseURL(text string, allowHTTP bool) (*url.URL, error) {
+	if text == "" {
+		return nil, errors.New("required: the https URL of the server, without /v1")
+	}
+	base, err := httpx.ParseBaseURL(text, allowHTTP)
+	if err != nil {
+		return nil, err
+	}
+	path := base.EscapedPath()
+	for _, end := range [...]string{"/chat/completions", "/v1/chat", "/v1", hybrid.PathCompletion,
+		hybrid.PathPublicKey, ohttp.Path} {
+		if rest, found := strings.CutSuffix(path, end); found {
+			rest = strings.TrimSuffix(rest, "/v1")
+			return nil, fmt.Errorf("it has to end before %q: the client adds the paths itself", path[len(rest):])
+		}
+	}
+	return base, nil
+}
+
 func (c *Config) setDefaults() error {
-	if c.BaseURL == "" {
-		c.BaseURL = DefaultBaseURL
+	if c.Protocol == "" {
+		c.Protocol = ProtocolEnvelope
 	}
 	if c.Timeout == 0 {
 		c.Timeout = defaultTimeout
@@ -321,6 +369,18 @@ func (c *Config) validate() error {
 	return c.validateMemory()
 }
 
+func (c *Config) validateProtocol() error {
+	switch {
+	case !c.Protocol.known():
+		return configError("Config.Protocol", "want ProtocolEnvelope or ProtocolOHTTP")
+	case c.OHTTP.Padding < 0 || c.OHTTP.Padding > maxPadding:
+		return configError("Config.OHTTP.Padding", "want 0 to %d", maxPadding)
+	case c.OHTTP != OHTTPOptions{} && c.Protocol != ProtocolOHTTP:
+		return configError("Config.OHTTP", "for ProtocolOHTTP alone; set Config.Protocol to it, or leave OHTTP empty")
+	}
+	return nil
+}
+
 // isNilPointer catches a nil pointer or function that has become an interface, which is not nil.
 func isNilPointer(v any) bool {
 	r := reflect.ValueOf(v)
@@ -368,6 +428,26 @@ func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error
 		}
 	}
 	return o, nil
+}
+
+// setProtocol makes the client speak the protocol that its user chose.
+func (c *SecureCompletionClient) setProtocol() {
+	if c.cfg.Protocol == ProtocolOHTTP {
+		// what is remembered for one protocol says nothing about the other
+		c.server.origin = "ohttp+" + c.server.origin
+		c.retry.once = true
+		c.wire = &obliviousHTTP{
+			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host,
+			keys: c.cfg.Keys, server: c.server, memory: c.memory, padding: c.cfg.OHTTP.Padding,
+			maxAnswer: c.cfg.MaxResponseBytes, idle: c.cfg.IdleTimeout, base: c.base,
+			takeX25519: c.cfg.OHTTP.AllowX25519,
+		}
+		return
+	}
+	c.wire = &envelopeV1{
+		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server,
+		maxAnswer: c.cfg.MaxResponseBytes, base: c.base,
+	}
 }
 
 // Warm generates the client's key if there is none, and fetches the server's key and has it judged if none is known,

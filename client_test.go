@@ -22,6 +22,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
 // sealedServer is a server without a network: the RoundTripper of an https client. It opens what it gets and seals
@@ -171,6 +172,14 @@ func TestConfigErrors(t *testing.T) {
 		{"Config.Trust", func(c *Config) { c.Trust = Pin("abc") }},
 		{"Config.BaseURL", func(c *Config) { c.BaseURL = "http://example.com" }},
 		{"Config.BaseURL", func(c *Config) { c.BaseURL = "example.com" }},
+		{"Config.BaseURL", func(c *Config) { c.BaseURL = "" }},
+		{"Config.BaseURL", func(c *Config) { c.BaseURL = "https://example.com/v1" }},
+		{"Config.Protocol", func(c *Config) { c.Protocol = "OHTTP" }},
+		{"Config.Protocol", func(c *Config) { c.Protocol = "envelope " }},
+		{"Config.OHTTP", func(c *Config) { c.OHTTP.Padding = 256 }},
+		{"Config.OHTTP", func(c *Config) { c.OHTTP.AllowX25519 = true }},
+		{"Config.OHTTP.Padding", func(c *Config) { c.Protocol, c.OHTTP.Padding = ProtocolOHTTP, -1 }},
+		{"Config.OHTTP.Padding", func(c *Config) { c.Protocol, c.OHTTP.Padding = ProtocolOHTTP, maxPadding+1 }},
 		{"Config.BaseURL", func(c *Config) { c.BaseURL = "https://u:p@example.com" }},
 		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, "") }},
 		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, "a\r\nX: y") }},
@@ -200,7 +209,7 @@ func TestConfigErrors(t *testing.T) {
 		{"Config.Limiter", func(c *Config) { c.Limiter = (*slowLimiter)(nil) }},
 		{"Config.Transport", func(c *Config) { c.BaseURL, c.InsecureAllowHTTP = "http://localhost:1", true }}, // foreign RoundTripper
 	} {
-		config := Config{Trust: TrustHTTPS(), Transport: neverUsed(t), APIKey: secret(t, "good-key")}
+		config := Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Transport: neverUsed(t), APIKey: secret(t, "good-key")}
 		c.change(&config)
 		client, err := NewSecureCompletionClient(config)
 		e, ok := errors.AsType[*ConfigError](err)
@@ -245,7 +254,7 @@ func TestZeroClient(t *testing.T) {
 	var c SecureCompletionClient
 	_, chat := c.Chat(t.Context(), ask("?"))
 	_, key := c.ServerKey(t.Context())
-	_, complete := c.Complete(t.Context(), &Request{Body: secret(t, `{}`)})
+	_, complete := c.Complete(t.Context(), secret(t, `{}`))
 	for name, err := range map[string]error{
 		"Chat": chat, "ServerKey": key, "Complete": complete, "Warm": c.Warm(t.Context()), "AcceptServerKey": c.AcceptServerKey(strings.Repeat("0", 64)),
 	} {
@@ -263,15 +272,55 @@ func TestZeroClient(t *testing.T) {
 	}
 }
 
+// A BaseURL ends before the paths that the client adds. An SDK's base URL has some of them, and without
+// one a prompt would go to a server that nobody named.
+func TestBaseURLEnd(t *testing.T) {
+	for text, says := range map[string]string{
+		"":                                              "without /v1",
+		"https://h/v1":                                  `before "/v1"`,
+		"https://h/v1/":                                 `before "/v1"`,
+		"https://h//v1//":                               `before "/v1"`,
+		"https://h/pre/v1":                              `before "/v1"`,
+		"https://h/x/../v1":                             `before "/v1"`,
+		"https://h/v1/chat":                             `before "/v1/chat"`,
+		"https://h/v1/chat/completions":                 `before "/v1/chat/completions"`,
+		"https://h/v1/chat/completions/":                `before "/v1/chat/completions"`,
+		"https://h/openai/chat/completions":             `before "/chat/completions"`,
+		"https://h/pre" + hybrid.PathCompletion:         `before "` + hybrid.PathCompletion + `"`,
+		"https://h" + hybrid.PathPublicKey:              `before "` + hybrid.PathPublicKey + `"`,
+		"https://h/v1" + ohttp.Path:                     `before "/v1` + ohttp.Path + `"`,
+		"https://secret-name.test/secret-token/v1":      `before "/v1"`,
+		"https://h/v1?":                                 "query",
+		"https://secret-user:secret-password@h.test/v1": "user info",
+	} {
+		for _, p := range []Protocol{"", ProtocolOHTTP} {
+			c, err := NewSecureCompletionClient(Config{BaseURL: text, Trust: TrustHTTPS(), Transport: neverUsed(t), Protocol: p})
+			e, ok := errors.AsType[*ConfigError](err)
+			if c != nil || !ok || e.Field != "Config.BaseURL" || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "secret-") {
+				t.Errorf("%q: got %v, %v, want %s", text, c, err, says)
+			}
+		}
+	}
+	for _, text := range []string{"https://h", "https://h/", "https://h/v1x", "https://h/xv1", "https://h/v2", "https://h/v1/pre",
+		"https://h/pre%2Fv1", "https://v1", "https://h/completions", DefaultBaseURL} {
+		c, err := NewSecureCompletionClient(Config{BaseURL: text, Trust: TrustHTTPS(), Transport: neverUsed(t)})
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		_ = c.Close()
+	}
+}
+
 func TestDefaultsAndNoNetworkInConstructor(t *testing.T) {
 	t.Setenv("NOMYO_SERVER_URL", "https://from.the.environment")
 	t.Setenv("NOMYO_API_KEY", "from-the-environment")
-	c, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t)})
+	c, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Transport: neverUsed(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if c.base.String() != DefaultBaseURL || c.cfg.Timeout != 10*time.Minute || c.cfg.MaxRetries != 2 || c.cfg.MaxRequestBytes != 10<<20 ||
+	if c.base.String() != "https://server.test" || c.cfg.Protocol != ProtocolEnvelope || c.cfg.Timeout != 10*time.Minute || c.cfg.MaxRetries != 2 || c.cfg.MaxRequestBytes != 10<<20 ||
 		c.cfg.MaxResponseBytes != 64<<20 || c.cfg.APIKey != nil || c.log == nil || !c.ownKeys || c.ownHTTP {
 		t.Errorf("got %+v", c.cfg)
 	}
@@ -285,7 +334,7 @@ func TestMaxRequestBytes(t *testing.T) {
 	request := []byte(`{"model":"m","messages":[{"role":"user","content":"x"}]}`)
 	for _, limit := range []int64{int64(len(request)) - 1, int64(len(request)), int64(len(request)) + 1} {
 		c := s.client(t, func(c *Config) { c.MaxRequestBytes = limit })
-		_, err := c.Complete(t.Context(), &Request{Body: secret(t, string(request))})
+		_, err := c.Complete(t.Context(), secret(t, string(request)))
 		if tooLarge := limit < int64(len(request)); errors.Is(err, ErrTooLarge) != tooLarge || (err == nil) == tooLarge {
 			t.Errorf("limit %d, request %d: %v", limit, len(request), err)
 		}
@@ -370,7 +419,7 @@ func TestBadCallOptions(t *testing.T) {
 		"destroyed": {WithAPIKey(destroyed), ErrClosed},
 	} {
 		_, chatErr := c.Chat(t.Context(), ask("x"), k.opt)
-		_, completeErr := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m","messages":[{"role":"user","content":""}]}`)}, k.opt)
+		_, completeErr := c.Complete(t.Context(), secret(t, `{"model":"m","messages":[{"role":"user","content":""}]}`), k.opt)
 		if !errors.Is(chatErr, k.want) || !errors.Is(completeErr, k.want) {
 			t.Errorf("%s: %v, %v", name, chatErr, completeErr)
 		}
@@ -438,7 +487,7 @@ func TestComplete(t *testing.T) {
 	c := s.client(t, nil)
 	request := `{"messages": [{"content":"<&>\u00e9","role":"user"}] , "model":"m","stream":true,"x":1e400}`
 	body := secret(t, request)
-	resp, err := c.Complete(t.Context(), &Request{Body: body})
+	resp, err := c.Complete(t.Context(), body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -453,7 +502,7 @@ func TestComplete(t *testing.T) {
 	})
 	_ = body.Use(func(b []byte) error {
 		if string(b) != request {
-			t.Errorf("Request.Body became %q", b)
+			t.Errorf("the request became %q", b)
 		}
 		return nil
 	})
@@ -461,8 +510,8 @@ func TestComplete(t *testing.T) {
 		t.Errorf("PayloadID %q", resp.PayloadID)
 	}
 	for range 2 {
-		if err := resp.Close(); err != nil || resp.Body.Len() != 0 {
-			t.Errorf("Close: %v, %d bytes are left", err, resp.Body.Len())
+		if resp.Body.Destroy(); resp.Body.Len() != 0 {
+			t.Errorf("%d bytes are left", resp.Body.Len())
 		}
 	}
 }
@@ -500,13 +549,10 @@ func TestCompleteRefusals(t *testing.T) {
 	c := startClient(t, "https://server.test", func(c *Config) { c.Transport = neverUsed(t) })
 	destroyed := secret(t, "{}")
 	destroyed.Destroy()
-	if resp, err := c.Complete(t.Context(), &Request{Body: destroyed}); !errors.Is(err, ErrClosed) || resp != nil {
+	if resp, err := c.Complete(t.Context(), destroyed); !errors.Is(err, ErrClosed) || resp != nil {
 		t.Errorf("destroyed: %v, %v", resp, err)
 	}
-	if err := (*Response)(nil).Close(); err != nil { // what a deferred Close meets after an error
-		t.Error(err)
-	}
-	for name, r := range map[string]*Request{"nil": nil, "no body": {}, "empty": {Body: secret(t, "")}} {
+	for name, r := range map[string]*Secret{"nil": nil, "empty": secret(t, "")} {
 		if resp, err := c.Complete(t.Context(), r); !errors.Is(err, ErrInvalidRequest) || resp != nil {
 			t.Errorf("%s: %v, %v", name, resp, err)
 		}
@@ -521,7 +567,7 @@ func TestClosedClient(t *testing.T) {
 		}
 	}
 	_, chatErr := c.Chat(t.Context(), ask("x"), WithTier(TierHigh))
-	_, completeErr := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m"}`)})
+	_, completeErr := c.Complete(t.Context(), secret(t, `{"model":"m"}`))
 	_, keyErr := c.ServerKey(t.Context())
 	for i, err := range []error{chatErr, completeErr, keyErr, c.Warm(t.Context())} {
 		if !errors.Is(err, ErrClosed) {

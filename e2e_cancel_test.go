@@ -205,7 +205,7 @@ func TestEndedContextSendsNothing(t *testing.T) {
 	body := secret(t, `{"model":"m","messages":[]}`)
 	for name, call := range map[string]func() error{
 		"Chat":      func() error { _, err := client.Chat(ctx, ask("hello")); return err },
-		"Complete":  func() error { _, err := client.Complete(ctx, &Request{Body: body}); return err },
+		"Complete":  func() error { _, err := client.Complete(ctx, body); return err },
 		"Warm":      func() error { return client.Warm(ctx) },
 		"ServerKey": func() error { _, err := client.ServerKey(ctx); return err },
 	} {
@@ -286,7 +286,7 @@ func TestClose(t *testing.T) {
 	ctx := within(t, 20*time.Second)
 	for name, call := range map[string]func() error{
 		"Chat":      func() error { _, err := s.client.Chat(ctx, ask("hello")); return err },
-		"Complete":  func() error { _, err := s.client.Complete(ctx, &Request{Body: body}); return err },
+		"Complete":  func() error { _, err := s.client.Complete(ctx, body); return err },
 		"Warm":      func() error { return s.client.Warm(ctx) },
 		"ServerKey": func() error { _, err := s.client.ServerKey(ctx); return err },
 	} {
@@ -302,7 +302,7 @@ func TestClose(t *testing.T) {
 // Close wipes the key of a client that was given none, and leaves the caller's secrets alone.
 func TestCloseWipesItsOwn(t *testing.T) {
 	key := secret(t, "sk-test")
-	client, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), APIKey: key})
+	client, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), APIKey: key})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -130,11 +130,11 @@ func TestNothingReadableOnTheWire(t *testing.T) {
 	if got := chat(&ChatRequest{Model: "m", Messages: []Message{parts}}).Text(); got != prompt+answer {
 		t.Errorf("answer to parts: %q", got)
 	}
-	resp, err := client.Complete(ctx, &Request{Body: secret(t, `{"model":"m","messages":[{"role":"user","content":"`+raw+`"}]}`)})
+	resp, err := client.Complete(ctx, secret(t, `{"model":"m","messages":[{"role":"user","content":"`+raw+`"}]}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Close()
+	defer resp.Body.Destroy()
 	if err := resp.Body.Use(func(b []byte) error {
 		if !bytes.Contains(b, []byte(raw+answer)) {
 			t.Errorf("raw answer %s", b)

@@ -4,6 +4,7 @@
 package sealedchat
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -28,7 +29,7 @@ import (
 // NOMYO_KEY_PASSWORD. Environment variables are strings that nothing wipes, and that other processes of the same user can
 // read.
 func ConfigFromEnv(ctx context.Context) (c Config, err error) {
-	c.BaseURL = os.Getenv("NOMYO_SERVER_URL")
+	c.BaseURL = cmp.Or(os.Getenv("NOMYO_SERVER_URL"), DefaultBaseURL)
 	if pin := os.Getenv("NOMYO_SERVER_PIN"); pin != "" {
 		c.Trust = Pin(strings.Split(pin, ",")...)
 		if err := c.Trust.validate(); err != nil {

@@ -4,6 +4,7 @@
 package sealedchat
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -70,7 +71,7 @@ func TestConfigFromEnv(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.APIKey.Destroy()
-			if c.BaseURL != values["NOMYO_SERVER_URL"] || (c.APIKey != nil) != has["key"] || (c.Keys != nil) != has["keys"] || (c.Trust != nil) != has["pin"] {
+			if c.BaseURL != cmp.Or(values["NOMYO_SERVER_URL"], "https://api.nomyo.ai") || (c.APIKey != nil) != has["key"] || (c.Keys != nil) != has["keys"] || (c.Trust != nil) != has["pin"] {
 				t.Errorf("%+v", c)
 			}
 			if has["key"] {

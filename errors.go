@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -177,16 +176,33 @@ func (e *OuterError) Unwrap() error { return ErrConnection }
 // [OuterError] for the others), or an error object that was sealed with status 200. errors.Is maps it to the sentinels
 // above, from [ErrInvalidRequest] to [ErrUnavailable].
 type APIError struct {
-	StatusCode int    // of HTTP; 200 when the error is an object sealed in place of an answer
-	Code       string // the server's error code or type: printable characters only, 100 at most; often empty
-	// Detail is the server's words: printable characters only, 100 at most; untrusted. Error() leaves Code and Detail out
-	// when they came sealed, unless a gateway refused the request with them: a model's server may quote the prompt. They are
-	// not printed, logged or marshalled with e either.
-	Detail     string
-	RetryAfter time.Duration // from the Retry-After header, a year at most; 0 when there was none
+	StatusCode int // of HTTP; 200 when the error is an object sealed in place of an answer
+	// Code is the server's error code or type, and Detail its words: printable characters only, 100 at
+	// most, untrusted, often empty. They are empty when the words came sealed, and are not the
+	// gateway's own: a model's server may quote the prompt. Sealed returns those.
+	Code, Detail string
+	RetryAfter   time.Duration // from the Retry-After header, a year at most; 0 when there was none
 
 	unprocessed bool // the gateway said so, under seal
-	sealed      bool // Code and Detail came under seal, and are not the gateway's own: they are content
+	// sealed returns the words that came sealed; nil when none did. A function keeps them out of
+	// everything that prints fields.
+	sealed func() (code, detail string)
+}
+
+// Sealed returns the server's code and words where they came sealed, and are not the gateway's own:
+// printable characters only, 100 at most, often empty. They may quote the prompt. Nothing that prints,
+// logs or marshals e shows them.
+func (e *APIError) Sealed() (code, detail string) {
+	if e.sealed == nil {
+		return "", ""
+	}
+	return e.sealed()
+}
+
+// newSealedError is an error whose code and words are content.
+func newSealedError(status int, retryAfter time.Duration, code, detail string) *APIError {
+	return &APIError{StatusCode: status, RetryAfter: retryAfter,
+		sealed: func() (string, string) { return code, detail }}
 }
 
 func (e *APIError) Error() string {
@@ -194,7 +210,7 @@ func (e *APIError) Error() string {
 	if text := http.StatusText(e.StatusCode); text != "" && e.StatusCode != http.StatusOK {
 		s += " " + text
 	}
-	if e.isSealed() {
+	if e.sealed != nil {
 		return s + " with a sealed error"
 	}
 	if e.StatusCode >= 300 && e.StatusCode < 400 {
@@ -208,24 +224,6 @@ func (e *APIError) Error() string {
 	}
 	return s
 }
-
-// Format implements [fmt.Formatter]: every verb prints the words of Error, %+v and %#v too. So do [log/slog] and [encoding/json],
-// also for a copy of what the pointer points to: what came sealed is in the fields alone, for who asks for them by name.
-func (e APIError) Format(f fmt.State, verb rune) {
-	if verb == 'v' {
-		verb = 's' // with # it would be quoted
-	}
-	_, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), e.Error())
-}
-
-// LogValue implements [slog.LogValuer]: the words of Error.
-func (e APIError) LogValue() slog.Value { return slog.StringValue(e.Error()) }
-
-// MarshalJSON implements [json.Marshaler]: the words of Error, as a string.
-func (e APIError) MarshalJSON() ([]byte, error) { return json.Marshal(e.Error()) }
-
-// isSealed reports whether Code and Detail are content.
-func (e *APIError) isSealed() bool { return e.sealed || e.StatusCode == http.StatusOK }
 
 // Is reports whether target is the sentinel of e's status.
 func (e *APIError) Is(target error) bool { return target == e.sentinel() }

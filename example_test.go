@@ -172,11 +172,11 @@ func ExampleSecureCompletionClient_Complete() {
 		log.Fatal(err)
 	}
 	defer body.Destroy()
-	response, err := client.Complete(context.Background(), &sealedchat.Request{Body: body})
+	response, err := client.Complete(context.Background(), body)
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer response.Close()
+	defer response.Body.Destroy()
 	_ = response.Body.Use(func(b []byte) error {
 		fmt.Println(strings.Contains(string(b), "Paris."))
 		return nil

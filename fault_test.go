@@ -175,11 +175,11 @@ func (w *faultWorld) call(t *testing.T, client *SecureCompletionClient, kind, pr
 			return "", err
 		}
 		defer request.Destroy()
-		answer, err := client.Complete(ctx, &Request{Body: request})
+		answer, err := client.Complete(ctx, request)
 		if err != nil {
 			return "", err
 		}
-		defer answer.Close()
+		defer answer.Body.Destroy()
 		parsed := &ChatResponse{}
 		err = answer.Body.Use(parsed.UnmarshalJSON)
 		return parsed.Text(), err

@@ -214,7 +214,7 @@ func (c *GatewayConfig) setDefaults() error {
 		return configError("GatewayConfig.AddressHeader", "want the name of a header, like \"X-Forwarded-For\"")
 	}
 	for _, p := range c.Protocols {
-		if p > ProtocolOHTTP {
+		if !p.known() {
 			return configError("GatewayConfig.Protocols", "want ProtocolEnvelope and ProtocolOHTTP")
 		}
 	}

@@ -361,9 +361,11 @@ func TestGatewayProtocols(t *testing.T) {
 			t.Errorf("%s: /healthz: %d", name, w.Code)
 		}
 	}
-	_, err := NewGateway(GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true, Protocols: []Protocol{9}})
-	if c, ok := errors.AsType[*ConfigError](err); !ok || c.Field != "GatewayConfig.Protocols" {
-		t.Errorf("%v", err)
+	for _, bad := range []Protocol{"", "9", "OHTTP", "envelope,ohttp"} {
+		_, err := NewGateway(GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true, Protocols: []Protocol{ProtocolOHTTP, bad}})
+		if c, ok := errors.AsType[*ConfigError](err); !ok || c.Field != "GatewayConfig.Protocols" {
+			t.Errorf("%q: %v", bad, err)
+		}
 	}
 }
 

@@ -149,7 +149,7 @@ func startClient(t testing.TB, url string, change func(*Config)) *SecureCompleti
 	if change != nil {
 		change(&c)
 	}
-	if c.Keys == nil && c.Protocol == ProtocolEnvelope { // making a key would take seconds
+	if c.Keys == nil && c.Protocol != ProtocolOHTTP { // making a key would take seconds
 		c.Keys = storedKeys(t, "client-4096")
 	}
 	client, err := NewSecureCompletionClient(c)

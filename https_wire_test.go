@@ -287,7 +287,7 @@ func TestInsecureSkipVerify(t *testing.T) {
 	}{
 		"TrustHTTPS": {skip(), TrustHTTPS(), false}, "FirstUse": {skip(), FirstUse(store), false}, "Pin": {skip(), Pin(strings.Repeat("ab", 32)), true}, "own": {own, TrustHTTPS(), true},
 	} {
-		_, err := NewSecureCompletionClient(Config{Transport: c.transport, Trust: c.trust})
+		_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Transport: c.transport, Trust: c.trust})
 		if e, ok := errors.AsType[*ConfigError](err); (err == nil) != c.ok || (!c.ok && (!ok || e.Field != "Config.Transport")) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -249,9 +249,14 @@ func TestOpenedAnswersDoNotLeak(t *testing.T) {
 			t.Cleanup(srv.Close)
 			client := startClient(t, srv.URL, func(c *Config) { c.Keys, c.Logger, c.Tier = keys, log, TierHigh })
 			resp, err := client.Chat(within(t, 20*time.Second), ask(leak))
-			if name == "error" { // its words are content: in Detail and Code, and in no text
-				if e, ok := errors.AsType[*APIError](err); !ok || e.Detail != leak || e.Code != leak || leaks(err.Error()) || resp != nil {
-					t.Errorf("error %v", err)
+			if name == "error" { // its words are content: Sealed has them, and no text
+				e, ok := errors.AsType[*APIError](err)
+				if !ok || resp != nil {
+					t.Fatalf("error %v", err)
+				}
+				mustNotLeak(t, err)
+				if code, detail := e.Sealed(); detail != leak || code != leak {
+					t.Errorf("sealed were %q, %q", code, detail)
 				}
 				return
 			}
@@ -281,7 +286,7 @@ func TestCallersMistakesDoNotLeak(t *testing.T) {
 	client := startClient(t, "http://127.0.0.1:1", nil)
 	raw := func(text string) func() error {
 		body := secret(t, text)
-		return func() error { _, err := client.Complete(within(t, 10*time.Second), &Request{Body: body}); return err }
+		return func() error { _, err := client.Complete(within(t, 10*time.Second), body); return err }
 	}
 	chat := func(change func(*ChatRequest)) func() error {
 		r := ask(leak)
@@ -406,7 +411,7 @@ func TestObjectsDoNotLeak(t *testing.T) {
 	numbers := []string{fmt.Sprint(private.D), fmt.Sprintf("%x", private.D), fmt.Sprint(private.Primes[0]), fmt.Sprintf("%x", private.Primes[0])}
 	for name, v := range map[string]any{
 		"client": client, "gateway": gateway, "config": client.cfg, "gateway config": c, "key store": keys, "secret": key,
-		"call option": WithAPIKey(key), "public key": publicOf(t, "rsa-2048"), "response": &Response{Body: key}, "request": Request{Body: key},
+		"call option": WithAPIKey(key), "public key": publicOf(t, "rsa-2048"), "response": &Response{Body: key},
 	} {
 		out := fmt.Sprintf("%v|%+v|%#v|%s|%q|%x|%d", v, v, v, v, v, v, v)
 		if b, err := json.Marshal(v); err == nil {

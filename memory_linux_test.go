@@ -62,7 +62,7 @@ func TestMemoryRequired(t *testing.T) {
 			"new key store":  func() error { _, err := CreateKeyStore(t.Context(), dir, passphrase, required); return err },
 			"open key store": func() error { _, err := OpenKeyStore(t.Context(), dir, passphrase, required); return err },
 			"client": func() error {
-				_, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Memory: MemoryRequired})
+				_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Memory: MemoryRequired})
 				return err
 			},
 		} {
@@ -103,7 +103,7 @@ func TestCompleteRequired(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer body.Destroy()
-	answer, err := client.Complete(t.Context(), &Request{Body: body})
+	answer, err := client.Complete(t.Context(), body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestCompleteRequired(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer loose.Destroy()
-	if _, err := client.Complete(t.Context(), &Request{Body: loose}); !errors.Is(err, ErrMemoryLimit) {
+	if _, err := client.Complete(t.Context(), loose); !errors.Is(err, ErrMemoryLimit) {
 		t.Errorf("a body in ordinary memory: %v", err)
 	}
 }

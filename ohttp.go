@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -27,30 +26,6 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// Protocol is a way to seal requests and answers. The zero value is [ProtocolEnvelope].
-type Protocol uint8
-
-// The protocols.
-const (
-	// ProtocolEnvelope is NOMYO's version 1 (SPEC.md): RSA-OAEP with SHA-256 (RFC 8017, section 7.1) and AES-256-GCM.
-	ProtocolEnvelope Protocol = iota
-	// ProtocolOHTTP is Oblivious HTTP in chunks (RFC 9458 and its chunked form; SPEC.md, chapter 11) with X-Wing, a
-	// post-quantum hybrid. Method, path, headers and API key travel sealed too, an answer opens only for its request, and
-	// answers stream. Config.Keys is not used.
-	ProtocolOHTTP
-)
-
-// String is "envelope" or "ohttp".
-func (p Protocol) String() string {
-	switch p {
-	case ProtocolEnvelope:
-		return "envelope"
-	case ProtocolOHTTP:
-		return "ohttp"
-	}
-	return "Protocol(" + strconv.Itoa(int(p)) + ")"
-}
-
 const (
 	pathChat = "/v1/chat/completions"
 
@@ -59,40 +34,6 @@ const (
 
 	maxDateAge = 30 * time.Second // of a request, for the answer that its date is wrong to be about the clocks
 )
-
-func (c *Config) validateProtocol() error {
-	if c.Protocol > ProtocolOHTTP {
-		return configError("Config.Protocol", "want ProtocolEnvelope or ProtocolOHTTP")
-	}
-	if c.Padding < 0 || c.Padding > maxPadding {
-		return configError("Config.Padding", "want 0 to %d", maxPadding)
-	}
-	if c.Padding > 0 && c.Protocol != ProtocolOHTTP {
-		return configError("Config.Padding", "only ProtocolOHTTP pads")
-	}
-	if c.AllowX25519 && c.Protocol != ProtocolOHTTP {
-		return configError("Config.AllowX25519", "only ProtocolOHTTP has a choice")
-	}
-	return nil
-}
-
-// setProtocol makes the client speak the protocol that its user chose.
-func (c *SecureCompletionClient) setProtocol() {
-	if c.cfg.Protocol == ProtocolOHTTP {
-		c.server.origin = "ohttp+" + c.server.origin // what is remembered for one protocol says nothing about the other
-		c.retry.once = true
-		c.wire = &obliviousHTTP{
-			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host, keys: c.cfg.Keys, server: c.server,
-			memory: c.memory, padding: c.cfg.Padding, maxAnswer: c.cfg.MaxResponseBytes, idle: c.cfg.IdleTimeout,
-			base: c.base, takeX25519: c.cfg.AllowX25519,
-		}
-		return
-	}
-	c.wire = &envelopeV1{
-		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server, maxAnswer: c.cfg.MaxResponseBytes,
-		base: c.base,
-	}
-}
 
 // obliviousHTTP is the client's end of Oblivious HTTP in chunks.
 type obliviousHTTP struct {
@@ -399,7 +340,10 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 		}
 	}
 	err := newAPIError(in.Status, header, content, time.Now())
-	err.unprocessed, err.sealed = unprocessed, !unprocessed
+	if !unprocessed {
+		return newSealedError(err.StatusCode, err.RetryAfter, err.Code, err.Detail)
+	}
+	err.unprocessed = true
 	return err
 }
 

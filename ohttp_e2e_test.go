@@ -73,7 +73,7 @@ func TestOHTTPEndToEnd(t *testing.T) {
 		t.Fatal(configs)
 	}
 	client := ohttpClient(t, "http://"+witness.Addr(), func(c *Config) {
-		c.Trust, c.APIKey, c.Tier, c.Padding = Pin(configs[0].Fingerprint), secret(t, apiKey), TierHigh, 1024
+		c.Trust, c.APIKey, c.Tier, c.OHTTP.Padding = Pin(configs[0].Fingerprint), secret(t, apiKey), TierHigh, 1024
 	})
 	request := &ChatRequest{Model: model, Messages: []Message{UserMessage(prompt)}}
 	whole, err := client.Chat(t.Context(), request)
@@ -91,11 +91,11 @@ func TestOHTTPEndToEnd(t *testing.T) {
 		t.Errorf("streamed %q", streamed.Response().Text())
 	}
 	body, _ := request.encode()
-	response, err := client.Complete(t.Context(), &Request{Body: secret(t, string(body))})
+	response, err := client.Complete(t.Context(), secret(t, string(body)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer response.Close()
+	defer response.Body.Destroy()
 	if err := response.Body.Use(func(b []byte) error { return json.Unmarshal(b, &whole) }); err != nil || !strings.Contains(whole.Text(), answer) {
 		t.Errorf("%v, %v", whole, err)
 	}
@@ -187,7 +187,7 @@ func TestOHTTPPadding(t *testing.T) {
 		}
 		return false
 	}
-	client := directClient(t, g, func(c *Config) { c.Padding = multiple })
+	client := directClient(t, g, func(c *Config) { c.OHTTP.Padding = multiple })
 	for n := range 2 * multiple {
 		if _, err := client.Chat(t.Context(), ask(strings.Repeat("x", n))); err != nil {
 			t.Fatal(err)

@@ -73,7 +73,7 @@ func parseConfigs(list []byte) ([]*PublicKey, error) {
 func onlyXWing(keys []*PublicKey) ([]*PublicKey, error) {
 	keys = slices.DeleteFunc(keys, func(k *PublicKey) bool { return k.config.KEM() != ohttp.XWing })
 	if len(keys) == 0 {
-		return nil, fmt.Errorf("%w: the list has no key configuration for X-Wing, and Config.AllowX25519 is not set", ErrPublicKey)
+		return nil, fmt.Errorf("%w: the list has no key configuration for X-Wing, and Config.OHTTP.AllowX25519 is not set", ErrPublicKey)
 	}
 	return keys, nil
 }

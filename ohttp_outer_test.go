@@ -327,11 +327,12 @@ func TestOHTTPLimits(t *testing.T) {
 		t.Error("too large a request was sent")
 	}
 	for _, bad := range []Config{
-		{Protocol: 7}, {Protocol: ProtocolOHTTP, Padding: -1}, {Protocol: ProtocolOHTTP, Padding: maxPadding + 1}, {Padding: 256},
+		{Protocol: "7"}, {Protocol: ProtocolOHTTP, OHTTP: OHTTPOptions{Padding: -1}},
+		{Protocol: ProtocolOHTTP, OHTTP: OHTTPOptions{Padding: maxPadding + 1}}, {OHTTP: OHTTPOptions{Padding: 256}},
 	} {
-		bad.Trust = TrustHTTPS()
+		bad.BaseURL, bad.Trust = "https://server.test", TrustHTTPS()
 		if _, err := NewSecureCompletionClient(bad); err == nil {
-			t.Errorf("taken: %v, padding %d", bad.Protocol, bad.Padding)
+			t.Errorf("taken: %v, padding %d", bad.Protocol, bad.OHTTP.Padding)
 		}
 	}
 }

@@ -62,7 +62,7 @@ func TestOHTTPPinnedKeyIsChosenFromTheList(t *testing.T) {
 	g.addKey(ohttp.XWing)
 	classic := g.addKey(ohttp.X25519)
 	for _, pinned := range []*PublicKey{old, classic} {
-		client := directClient(t, g, func(c *Config) { c.Trust, c.AllowX25519 = Pin(pinned.Fingerprint()), true })
+		client := directClient(t, g, func(c *Config) { c.Trust, c.OHTTP.AllowX25519 = Pin(pinned.Fingerprint()), true })
 		if _, err := client.Chat(t.Context(), ask("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -72,7 +72,7 @@ func TestOHTTPPinnedKeyIsChosenFromTheList(t *testing.T) {
 	}
 	// Left to itself a client takes X-Wing, the newest.
 	for _, allow := range []bool{false, true} {
-		client := directClient(t, g, func(c *Config) { c.AllowX25519 = allow })
+		client := directClient(t, g, func(c *Config) { c.OHTTP.AllowX25519 = allow })
 		if key, err := client.ServerKey(t.Context()); err != nil || !key.Equal(g.key()) || key.config.KEM() != ohttp.XWing {
 			t.Errorf("X25519 allowed %v: uses %v, %v", allow, key, err)
 		}
@@ -111,7 +111,7 @@ func TestOHTTPTakesXWingOnly(t *testing.T) {
 	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(), "both pinned": Pin(strong.Fingerprint(), classic.Fingerprint()),
 		"signed": Pin(signer), "first use": FirstUse(memoryStore(t))} {
 		for _, allow := range []bool{false, true} {
-			client := directClient(t, g, func(c *Config) { c.Trust, c.AllowX25519 = trust, allow })
+			client := directClient(t, g, func(c *Config) { c.Trust, c.OHTTP.AllowX25519 = trust, allow })
 			_, err := client.Chat(t.Context(), ask("x"))
 			if allow != (err == nil) || (err != nil && (!errors.Is(err, ErrPublicKey) || !strings.Contains(err.Error(), "AllowX25519"))) {
 				t.Errorf("%s, allowed %v: %v", name, allow, err)
@@ -122,7 +122,7 @@ func TestOHTTPTakesXWingOnly(t *testing.T) {
 			_, posts = g.counts()
 		}
 	}
-	if _, err := NewSecureCompletionClient(Config{BaseURL: "https://gateway.test", Trust: TrustHTTPS(), AllowX25519: true}); err == nil {
+	if _, err := NewSecureCompletionClient(Config{BaseURL: "https://gateway.test", Trust: TrustHTTPS(), OHTTP: OHTTPOptions{AllowX25519: true}}); err == nil {
 		t.Error("allowed without ProtocolOHTTP")
 	}
 }

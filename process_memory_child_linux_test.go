@@ -204,11 +204,11 @@ func (c *memoryClient) round([]string) (string, error) {
 		return "", err
 	}
 	defer body.Destroy()
-	answer, err := c.client.Complete(context.Background(), &sealedchat.Request{Body: body})
+	answer, err := c.client.Complete(context.Background(), body)
 	if err != nil {
 		return "", err
 	}
-	defer answer.Close()
+	defer answer.Body.Destroy()
 	return fmt.Sprint(answer.Body.Len()), nil
 }
 

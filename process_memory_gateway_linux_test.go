@@ -191,11 +191,11 @@ func (g *gatewayMemory) use(base string) {
 		if err != nil {
 			g.t.Fatal(err)
 		}
-		answer, err := client.Complete(g.t.Context(), &sealedchat.Request{Body: body})
+		answer, err := client.Complete(g.t.Context(), body)
 		if err != nil {
 			g.t.Fatal(err)
 		}
-		answer.Close()
+		answer.Body.Destroy()
 		body.Destroy()
 	}
 }

@@ -171,11 +171,12 @@ func BenchmarkCompleteAgainstNaive(b *testing.B) {
 			return err
 		}
 		defer body.Destroy()
-		answer, err := client.Complete(context.Background(), &sealedchat.Request{Body: body})
+		answer, err := client.Complete(context.Background(), body)
 		if err != nil {
 			return err
 		}
-		return answer.Close()
+		answer.Body.Destroy()
+		return nil
 	}
 	group := func(round func() error) time.Duration {
 		begin := cpu(b)

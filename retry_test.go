@@ -251,9 +251,9 @@ func TestEveryAttemptIsSealedAfresh(t *testing.T) {
 			return err
 		},
 		"Complete": func(ctx context.Context, c *SecureCompletionClient) error {
-			answer, err := c.Complete(ctx, &Request{Body: request})
+			answer, err := c.Complete(ctx, request)
 			if err == nil {
-				err = answer.Close()
+				answer.Body.Destroy()
 			}
 			return err
 		},

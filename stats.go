@@ -4,7 +4,6 @@
 package sealedchat
 
 import (
-	"log/slog"
 	"net/http"
 	"sync/atomic"
 
@@ -15,7 +14,7 @@ import (
 // want, and it needs no clock and no lock here.
 
 // Stats is what a client did since it was made, see [SecureCompletionClient.Stats]. Its numbers only grow, but for
-// InFlight. It marshals to JSON and logs as a group; it holds no content and no ids.
+// InFlight. It has JSON names; it holds no content and no ids.
 type Stats struct {
 	// Requests is the number of calls: Chat, Complete, Stream, and requests of an SDK that reached the client. Failures is
 	// how many of them ended with an error, for whatever reason; Requests - Failures - InFlight succeeded.
@@ -51,16 +50,6 @@ func (c *SecureCompletionClient) Stats() Stats {
 	}
 }
 
-// LogValue logs the fields as a group, under the names that they have in JSON.
-func (s Stats) LogValue() slog.Value {
-	return slog.GroupValue(
-		slog.Int64("requests", s.Requests), slog.Int64("failures", s.Failures), slog.Int64("in_flight", s.InFlight),
-		slog.Int64("attempts", s.Attempts), slog.Int64("retries", s.Retries),
-		slog.Int64("bytes_sealed", s.BytesSealed), slog.Int64("bytes_opened", s.BytesOpened),
-		slog.Int64("key_rotations", s.KeyRotations), slog.String("memory", s.Memory),
-	)
-}
-
 // clientCounts are a client's counters. The zero value is ready.
 type clientCounts struct {
 	requests, failures, inFlight, attempts, retries, sealed, opened atomic.Int64
@@ -79,7 +68,7 @@ func (n *clientCounts) call() func(err *error) {
 }
 
 // GatewayStats is what a gateway did since it was made, see [Gateway.Stats]. Its numbers only grow, but for InFlight. It
-// marshals to JSON and logs as a group; it holds no content and no ids.
+// has JSON names; it holds no content and no ids.
 type GatewayStats struct {
 	// Requests is the number of requests that were dealt with, of either protocol: Answered were sent a sealed answer,
 	// Refused a status from 400 to 499, Failed any other, or an answer that was cut or that the client did not take. In the
@@ -110,16 +99,6 @@ func (g *Gateway) Stats() GatewayStats {
 	}
 	s.Requests = s.Answered + s.Refused + s.Failed
 	return s
-}
-
-// LogValue logs the fields as a group, under the names that they have in JSON.
-func (s GatewayStats) LogValue() slog.Value {
-	return slog.GroupValue(
-		slog.Int64("requests", s.Requests), slog.Int64("answered", s.Answered), slog.Int64("refused", s.Refused),
-		slog.Int64("failed", s.Failed), slog.Int64("in_flight", s.InFlight),
-		slog.Int64("bytes_opened", s.BytesOpened), slog.Int64("bytes_sealed", s.BytesSealed),
-		slog.Int64("key_rotations", s.KeyRotations), slog.String("memory", s.Memory),
-	)
 }
 
 // gatewayCounts are a gateway's counters. The zero value is ready.

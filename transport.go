@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -202,7 +203,10 @@ func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Re
 	_, stopped := errors.AsType[*ServerKeyError](err) // which may wrap anything that OnServerKey returned
 	stopped = stopped || errors.Is(err, ErrAudit)     // and this one anything that the Auditor returned
 	if answer, ok := errors.AsType[*APIError](err); ok && !stopped {
-		return sdkError(req, sdkStatus(answer), answer.Code, sdkMessage(answer), answer.RetryAfter), nil
+		sealedCode, detail := answer.Sealed()
+		code := cmp.Or(answer.Code, sealedCode)
+		return sdkError(req, sdkStatus(answer.StatusCode, code), code, sdkMessage(answer, detail),
+			answer.RetryAfter), nil
 	}
 	switch {
 	case stopped:
@@ -215,20 +219,22 @@ func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Re
 	return nil, err
 }
 
-// sdkMessage is what a plain OpenAI server would say: also the words that came sealed, which Error leaves out.
-func sdkMessage(e *APIError) string {
-	if e.isSealed() && e.Detail != "" {
-		return e.Error() + ", detail " + strconv.Quote(e.Detail)
+// sdkMessage is what a plain OpenAI server would say: also the words that came sealed, which Error
+// leaves out.
+func sdkMessage(e *APIError, sealed string) string {
+	if sealed != "" {
+		return e.Error() + ", detail " + strconv.Quote(sealed)
 	}
 	return e.Error()
 }
 
-// sdkStatus is an error status: the answer's, or that of an error that came sealed under status 200.
-func sdkStatus(e *APIError) int {
-	if e.StatusCode >= 400 {
-		return e.StatusCode
+// sdkStatus is an error status: the answer's, or the code of an error that came sealed under status
+// 200.
+func sdkStatus(status int, code string) int {
+	if status >= 400 {
+		return status
 	}
-	if n, err := strconv.Atoi(e.Code); err == nil && n >= 400 && n < 600 {
+	if n, err := strconv.Atoi(code); err == nil && n >= 400 && n < 600 {
 		return n
 	}
 	return http.StatusBadGateway

@@ -55,7 +55,7 @@ func (memoryless) accept(context.Context, string, [32]byte) error     { return n
 //
 // With [ProtocolOHTTP] a fingerprint is that of a key configuration, or of the key that signs the gateway's list
 // ([PublicKey.Signer], [Gateway.Keys]), which takes every configuration that it signs. One is enough, X-Wing's or the
-// signer's: X25519's is of use with Config.AllowX25519 alone.
+// signer's: X25519's is of use with Config.OHTTP.AllowX25519 alone.
 func Pin(fingerprints ...string) Trust {
 	p := pins{}
 	for _, f := range fingerprints {

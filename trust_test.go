@@ -38,7 +38,7 @@ func TestPinValidation(t *testing.T) {
 		{[]string{strings.Repeat("ab:", 31) + "ab"}, false}, {[]string{good[:32] + " " + good[32:]}, false},
 		{[]string{good}, true}, {[]string{strings.ToUpper(good)}, true}, {[]string{" " + good + "\n"}, true}, {[]string{good, good}, true},
 	} {
-		_, err := NewSecureCompletionClient(Config{Trust: Pin(c.pins...), Transport: neverUsed(t)})
+		_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: Pin(c.pins...), Transport: neverUsed(t)})
 		if e, ok := errors.AsType[*ConfigError](err); (err == nil) != c.ok || (!c.ok && (!ok || e.Field != "Config.Trust")) {
 			t.Errorf("%q: %v", c.pins, err)
 		}
@@ -63,7 +63,7 @@ func TestPin(t *testing.T) {
 		})
 		_, chatErr := c.Chat(t.Context(), ask("x"))
 		_, keyErr := c.ServerKey(t.Context())
-		_, completeErr := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m","messages":[]}`)})
+		_, completeErr := c.Complete(t.Context(), secret(t, `{"model":"m","messages":[]}`))
 		for _, err := range []error{chatErr, keyErr, completeErr, c.Warm(t.Context())} {
 			e, ok := errors.AsType[*ServerKeyError](err)
 			if !ok || e.Got != right || strings.Join(e.Want, " ") != strings.Join(pins, " ") || e.Err != nil {

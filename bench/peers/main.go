@@ -1,8 +1,9 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command peers compares this package's client, a straightforward Go client, and the real Python client, in turn against one
-// gateway in another process, over https. Linux. It needs a Python with nomyo 0.2.9, cryptography 48.0.0 and httpx 0.28.1:
+// Command peers compares this package's client, a straightforward Go client, and the real Python
+// client, in turn against one gateway in another process, over https. Linux. It needs a Python with
+// nomyo 0.2.9, cryptography 48.0.0 and httpx 0.28.1:
 //
 //	python3 -m venv /tmp/venv && /tmp/venv/bin/pip install nomyo==0.2.9 cryptography==48.0.0 httpx==0.28.1
 //	cd bench/peers && go run . -python /tmp/venv/bin/python        # minutes; -small: seconds
@@ -52,14 +53,17 @@ func run(args []string) error {
 		}
 	}
 	flags := flag.NewFlagSet("peers", flag.ExitOnError)
-	python := flags.String("python", "", "the Python with nomyo in it; none: without the Python client")
+	python := flags.String("python", "",
+		"the Python with nomyo in it; none: without the Python client")
 	out := flags.String("out", "..", "folder for RESULTS.md and peers.svg")
 	small := flags.Bool("small", false, "a few requests only, to see that it runs")
 	rounds := flags.Int("rounds", 3, "how often each client has its turn")
 	_ = flags.Parse(args)
-	b := &bench{python: *python, rounds: *rounds, requests: 48, bigRequests: 16, concurrency: []int{1, 8, 32}, times: [2]string{"500x", "100x"}}
+	b := &bench{python: *python, rounds: *rounds, requests: 48, bigRequests: 16,
+		concurrency: []int{1, 8, 32}, times: [2]string{"500x", "100x"}}
 	if *small {
-		b.rounds, b.requests, b.bigRequests, b.concurrency, b.times = 1, 4, 2, []int{1, 4}, [2]string{"1x", "1x"}
+		b.rounds, b.requests, b.bigRequests, b.concurrency, b.times = 1, 4, 2, []int{1, 4},
+			[2]string{"1x", "1x"}
 	}
 	var err error
 	if b.self, err = os.Executable(); err != nil {
@@ -79,8 +83,9 @@ type bench struct {
 	self, python, dir             string
 	rounds, requests, bigRequests int
 	concurrency                   []int
-	times                         [2]string // how often the package's own benchmarks run: Seal and Open, and the rest
-	base, control, cert           string
+	// how often the package's own benchmarks run: Seal and Open, and the rest
+	times               [2]string
+	base, control, cert string
 
 	rows    []*row
 	bundle  []float64    // Python's CPU with certifi's bundle
@@ -132,7 +137,8 @@ func (b *bench) measure() error {
 			for range b.rounds {
 				for _, r := range rows {
 					if err := b.one(r, b.cert); err != nil {
-						return fmt.Errorf("%s, %d bytes, %d at a time: %w", r.client, size, concurrency, err)
+						return fmt.Errorf("%s, %d bytes, %d at a time: %w", r.client, size,
+							concurrency, err)
 					}
 				}
 			}
@@ -180,8 +186,11 @@ func (b *bench) extras() error {
 	if err := b.profiles(); err != nil {
 		return err
 	}
-	for _, these := range []struct{ pattern, times string }{{"Seal|Open", b.times[0]}, {"Complete|OHTTP|GatewayProtocols|AuditEvent", b.times[1]}} {
-		cmd := exec.Command("go", "test", "-run", "^$", "-bench", "^Benchmark("+these.pattern+")", "-benchtime", these.times, ".")
+	for _, these := range []struct {
+		pattern, times string
+	}{{"Seal|Open", b.times[0]}, {"Complete|OHTTP|GatewayProtocols|AuditEvent", b.times[1]}} {
+		cmd := exec.Command("go", "test", "-run", "^$", "-bench", "^Benchmark("+these.pattern+")",
+			"-benchtime", these.times, ".")
 		cmd.Dir = filepath.Join("..", "..")
 		text, err := output(cmd)
 		found := len(b.own)
@@ -197,7 +206,8 @@ func (b *bench) extras() error {
 	return nil
 }
 
-// profiles uses a build with runtime/secret: in the ordinary one, what seals and opens blocks the profiler's signal.
+// profiles uses a build with runtime/secret: in the ordinary one, what seals and opens blocks the
+// profiler's signal.
 func (b *bench) profiles() error {
 	visible := *b
 	visible.self = filepath.Join(b.dir, "peers-runtimesecret")
@@ -212,7 +222,8 @@ func (b *bench) profiles() error {
 		if err := visible.one(r, b.cert, file); err != nil {
 			return err
 		}
-		top, err := output(exec.Command("go", "tool", "pprof", "-top", "-nodecount", "15", visible.self, file))
+		top, err := output(exec.Command("go", "tool", "pprof", "-top", "-nodecount", "15",
+			visible.self, file))
 		if err != nil {
 			return err
 		}
@@ -229,7 +240,8 @@ func output(cmd *exec.Cmd) (string, error) {
 	return string(text), err
 }
 
-// withBundle is certifi's bundle of authorities, which httpx loads by default, and the gateway's certificate.
+// withBundle is certifi's bundle of authorities, which httpx loads by default, and the gateway's
+// certificate.
 func (b *bench) withBundle() (string, error) {
 	where, err := output(exec.Command(b.python, "-m", "certifi"))
 	if err != nil {
@@ -255,7 +267,8 @@ func (b *bench) one(r *row, cert string, profile ...string) error {
 	}
 	requests = max(requests, r.concurrency)
 	numbers := []string{strconv.Itoa(r.size), strconv.Itoa(r.concurrency), strconv.Itoa(requests)}
-	cmd := exec.Command(b.self, append(append([]string{r.client, b.base, cert}, numbers...), profile...)...)
+	cmd := exec.Command(b.self, append(append([]string{r.client, b.base, cert}, numbers...),
+		profile...)...)
 	if r.client == "python" {
 		cmd = exec.Command(b.python, append([]string{"client.py", b.base}, numbers...)...)
 		cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+cert)
@@ -296,7 +309,8 @@ func (b *bench) one(r *row, cert string, profile ...string) error {
 	if err := cmd.Wait(); err != nil {
 		return err
 	}
-	r.cpu, r.peak, r.wall = append(r.cpu, got.CPU), append(r.peak, got.Peak), append(r.wall, got.Wall...)
+	r.cpu, r.peak, r.wall = append(r.cpu, got.CPU), append(r.peak, got.Peak),
+		append(r.wall, got.Wall...)
 	r.connections = float64(after.Connections-before.Connections) / float64(requests)
 	r.fetch = float64(after.Fetches-before.Fetches) / float64(requests)
 	return nil

@@ -24,8 +24,8 @@ func do(f func()) {
 }
 
 // isWithin says whether a thread with this mask is within another call of Do. Nobody else blocks
-// SIGURG, with which the runtime interrupts goroutines, except programs that start threads in C with
-// every signal blocked, which includes SIGABRT.
+// SIGURG, with which the runtime interrupts goroutines, except programs that start threads in C
+// with every signal blocked, which includes SIGABRT.
 func isWithin(before unix.Sigset_t) bool {
 	return hasSignal(before, unix.SIGURG) && !hasSignal(before, unix.SIGABRT)
 }
@@ -34,20 +34,23 @@ func hasSignal(set unix.Sigset_t, s unix.Signal) bool {
 	return set.Val[uint(s-1)/bitsPerWord]&(1<<(uint(s-1)%bitsPerWord)) != 0
 }
 
-// blockSignals keeps this thread from being interrupted: the kernel writes all registers into a signal's frame, and nobody
-// clears that. What is sent to the process another thread takes; what the runtime sends to this one waits.
+// blockSignals keeps this thread from being interrupted: the kernel writes all registers into a
+// signal's frame, and nobody clears that. What is sent to the process another thread takes; what
+// the runtime sends to this one waits.
 func blockSignals() (before unix.Sigset_t, ok bool) {
 	block := blocked()
 	return before, unix.PthreadSigmask(unix.SIG_BLOCK, &block, &before) == nil
 }
 
-// blocked is every signal but those that the thread brings upon itself, and those that C libraries need (32 to 34).
+// blocked is every signal but those that the thread brings upon itself, and those that C libraries
+// need (32 to 34).
 func blocked() (set unix.Sigset_t) {
 	for i := range set.Val {
 		set.Val[i] = ^set.Val[i]
 	}
 	for _, s := range []unix.Signal{
-		unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP, unix.SIGABRT, unix.SIGSYS, 32, 33, 34,
+		unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP, unix.SIGABRT,
+		unix.SIGSYS, 32, 33, 34,
 	} {
 		set.Val[uint(s-1)/bitsPerWord] &^= 1 << (uint(s-1) % bitsPerWord)
 	}
@@ -62,9 +65,10 @@ func restore(before unix.Sigset_t, ok bool) {
 
 const bitsPerWord = 32 << (^uint(0) >> 63) // of unix.Sigset_t, whose words are as wide as uint
 
-// scrubRegisters has zeros copied through every vector register that a copy of this size goes through: on amd64 X0 to X15.
-// On arm64 copies go through other registers, and these keep what they hold. The length must not be a constant: copies of
-// a known length are compiled into moves through one register.
+// scrubRegisters has zeros copied through every vector register that a copy of this size goes
+// through: on amd64 X0 to X15. On arm64 copies go through other registers, and these keep what they
+// hold. The length must not be a constant: copies of a known length are compiled into moves through
+// one register.
 //
 //go:noinline
 func scrubRegisters() { copyZeros(registerFile) }

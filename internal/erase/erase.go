@@ -1,10 +1,10 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package erase keeps what cryptography leaves behind small: it moves and wipes the numbers inside values of the standard
-// library, which hands out no way to do so, and runs work so that its stack, its registers and its signal frames hold
-// nothing afterwards. What it cannot reach is the garbage that the work leaves on the heap; [RuntimeSecret] builds
-// have that erased, too.
+// Package erase keeps what cryptography leaves behind small: it moves and wipes the numbers inside
+// values of the standard library, which hands out no way to do so, and runs work so that its stack,
+// its registers and its signal frames hold nothing afterwards. What it cannot reach is the garbage
+// that the work leaves on the heap; [RuntimeSecret] builds have that erased, too.
 package erase
 
 import (
@@ -13,21 +13,26 @@ import (
 	"unsafe"
 )
 
-// Wipe clears every integer that v reaches through pointers, structs, interfaces, arrays and slices, exported or not: the
-// key schedule behind a cipher.AEAD, the numbers of an *rsa.PrivateKey. v is useless afterwards, and so is whatever
-// shares memory with it. It touches neither maps, functions, channels nor strings, nor what v has a pointer or an interface
-// to that is of a type of others, or implements one. What lies in an interface without a pointer is out of reach, but for what
-// that points to: nobody has its address.
+// Wipe clears every integer that v reaches through pointers, structs, interfaces, arrays and
+// slices, exported or not: the key schedule behind a cipher.AEAD, the numbers of an
+// *rsa.PrivateKey. v is useless afterwards, and so is whatever shares memory with it. It touches
+// neither maps, functions, channels nor strings, nor what v has a pointer or an interface to that
+// is of a type of others, or implements one. What lies in an interface without a pointer is out of
+// reach, but for what that points to: nobody has its address.
 func Wipe(v any, others ...reflect.Type) { walk(v, others, wiper{}) }
 
-// Move copies the contents of every slice of integers that v reaches to the memory that alloc returns, and makes the slice
-// lie there. Then it has test look whether v still does what it is for. If so, it clears where the slices lay before;
-// if not, it puts everything back, clears the copies and returns the error of test. Slices that begin and end together go
-// on doing so. Arrays, and integers by themselves, stay where they are, and so does what is of a type of others, as in [Wipe].
+// Move copies the contents of every slice of integers that v reaches to the memory that alloc
+// returns, and makes the slice lie there. Then it has test look whether v still does what it is
+// for. If so, it clears where the slices lay before; if not, it puts everything back, clears the
+// copies and returns the error of test. Slices that begin and end together go on doing so. Arrays,
+// and integers by themselves, stay where they are, and so does what is of a type of others, as in
+// [Wipe].
 //
-// alloc gets the number of bytes of all slices together, and returns at least so many, aligned to 8, on the Go heap or
-// not; they have to live as long as v. On an error of alloc nothing has been moved.
-func Move(v any, alloc func(size int) ([]byte, error), test func() error, others ...reflect.Type) error {
+// alloc gets the number of bytes of all slices together, and returns at least so many, aligned to
+// 8, on the Go heap or not; they have to live as long as v. On an error of alloc nothing has been
+// moved.
+func Move(v any, alloc func(size int) ([]byte, error), test func() error,
+	others ...reflect.Type) error {
 	m := mover{seen: make(map[span]int)}
 	walk(v, others, &m)
 	to, err := alloc(m.size)
@@ -45,8 +50,8 @@ func Move(v any, alloc func(size int) ([]byte, error), test func() error, others
 	return nil
 }
 
-// visitor is shown the memory of integers. slice points to a slice header whose elements have the given size; plain is
-// memory that belongs to a value itself.
+// visitor is shown the memory of integers. slice points to a slice header whose elements have the
+// given size; plain is memory that belongs to a value itself.
 type visitor interface {
 	slice(header unsafe.Pointer, size uintptr)
 	plain(p unsafe.Pointer, size uintptr)
@@ -71,7 +76,8 @@ type seen struct {
 type walker struct {
 	visit  visitor
 	others []reflect.Type
-	seen   []seen // pointers and slices that were followed, some dozens at most: a graph may have cycles
+	// pointers and slices that were followed, some dozens at most: a graph may have cycles
+	seen []seen
 }
 
 func (w *walker) isOther(t reflect.Type) bool {

@@ -175,7 +175,8 @@ func TestDoOnLargeStacks(t *testing.T) {
 	stackCases(func(name string, _ func(*stackCase), c *stackCase) {
 		var b [64]byte
 		fill(&b, c.seed)
-		search := testkit.NewSecretSearch([]testkit.MemorySecret{{Row: "stack", Name: name, Bytes: b[:]}})
+		search := testkit.NewSecretSearch([]testkit.MemorySecret{{Row: "stack", Name: name,
+			Bytes: b[:]}})
 		if c.kib == 0 && len(control.hits(c, search)) == 0 {
 			t.Errorf("%s: control: without Do nothing is found", name)
 		}
@@ -194,7 +195,8 @@ type stackChild struct {
 
 func startStackChild(t *testing.T, how string) *stackChild {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestStackChild$", "-test.count=1")
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestStackChild$",
+		"-test.count=1")
 	cmd.Env = append(os.Environ(), stackVar+"="+how)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()

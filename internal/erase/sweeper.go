@@ -9,12 +9,14 @@ import (
 	"time"
 )
 
-// sweepDelay bounds how long garbage with secrets in it lies about, and how often the program pays for a collection.
+// sweepDelay bounds how long garbage with secrets in it lies about, and how often the program pays
+// for a collection.
 const sweepDelay = time.Second
 
-// Sweeper collects garbage some time after it is asked to, once for all who ask meanwhile: in [RuntimeSecret] builds what
-// [Do] left on the heap is erased only when the garbage collector finds it. Elsewhere that would erase nothing, and a
-// Sweeper does nothing. The zero Sweeper is ready. Safe for concurrent use.
+// Sweeper collects garbage some time after it is asked to, once for all who ask meanwhile: in
+// [RuntimeSecret] builds what [Do] left on the heap is erased only when the garbage collector finds
+// it. Elsewhere that would erase nothing, and a Sweeper does nothing. The zero Sweeper is ready.
+// Safe for concurrent use.
 type Sweeper struct {
 	collect func() // runtime.GC, but for tests
 
@@ -44,7 +46,8 @@ func (s *Sweeper) Soon() {
 	})
 }
 
-// Close ends the waiting, collects for the last time, and waits for a collection that is under way. Idempotent.
+// Close ends the waiting, collects for the last time, and waits for a collection that is under way.
+// Idempotent.
 func (s *Sweeper) Close() {
 	s.mu.Lock()
 	last := !s.closed

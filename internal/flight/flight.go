@@ -16,11 +16,12 @@ var errExited = errors.New("flight: the function did not return")
 // ErrOver is what Do returns after Close.
 var ErrOver = errors.New("flight: over")
 
-// Group hands out one run at a time; one that was abandoned may still be ending beside it. The zero value is ready; it must not be copied after first use.
-// All methods may be called from several goroutines.
+// Group hands out one run at a time; one that was abandoned may still be ending beside it. The zero
+// value is ready; it must not be copied after first use. All methods may be called from several
+// goroutines.
 type Group[T any] struct {
-	// KeepGoing lets a run finish although nobody waits for it any more. Otherwise its context is cancelled when
-	// the last caller leaves. Set it before the first Do.
+	// KeepGoing lets a run finish although nobody waits for it any more. Otherwise its context is
+	// cancelled when the last caller leaves. Set it before the first Do.
 	KeepGoing bool
 
 	mu      sync.Mutex
@@ -39,9 +40,9 @@ type run[T any] struct {
 	panicked any
 }
 
-// Do joins the run that is under way, or starts one, and waits for its result or the end of ctx. fn runs on a
-// goroutine of its own under a context that carries no deadline and no values of any caller's; it ends with life.
-// A panic in fn becomes a panic in everyone who waits.
+// Do joins the run that is under way, or starts one, and waits for its result or the end of ctx. fn
+// runs on a goroutine of its own under a context that carries no deadline and no values of any
+// caller's; it ends with life. A panic in fn becomes a panic in everyone who waits.
 func (g *Group[T]) Do(ctx, life context.Context, fn func(context.Context) (T, error)) (T, error) {
 	var zero T
 	if ctx.Err() != nil {
@@ -71,8 +72,8 @@ func (g *Group[T]) Do(ctx, life context.Context, fn func(context.Context) (T, er
 	}
 }
 
-// Close makes every later Do return ErrOver, and blocks until no run is under way. Those who wait for one still get
-// its result. It may be called more than once.
+// Close makes every later Do return ErrOver, and blocks until no run is under way. Those who wait
+// for one still get its result. It may be called more than once.
 func (g *Group[T]) Close() {
 	g.mu.Lock()
 	g.over = true

@@ -99,7 +99,8 @@ func TestLastOneOutCancels(t *testing.T) {
 			var wg sync.WaitGroup
 			for range 2 {
 				wg.Go(func() {
-					if _, err := g.Do(ctx, t.Context(), fn); !errors.Is(err, context.DeadlineExceeded) {
+					if _, err := g.Do(ctx, t.Context(), fn); !errors.Is(err,
+						context.DeadlineExceeded) {
 						t.Errorf("got %v", err)
 					}
 				})
@@ -115,7 +116,8 @@ func TestLastOneOutCancels(t *testing.T) {
 			}
 			g.Close()
 			if (cancelled.Load() == 0) != keep || finished.Load() != 1 {
-				t.Errorf("keep %v: %d cancelled, %d finished", keep, cancelled.Load(), finished.Load())
+				t.Errorf("keep %v: %d cancelled, %d finished", keep, cancelled.Load(),
+					finished.Load())
 			}
 		})
 	}
@@ -191,13 +193,16 @@ func TestPanicReachesEveryWaiter(t *testing.T) {
 		if caught.Load() != 10 {
 			t.Errorf("%d of 10 got the panic", caught.Load())
 		}
-		if v, err := g.Do(t.Context(), t.Context(), func(context.Context) (int, error) { return 7, nil }); v != 7 || err != nil {
+		if v, err := g.Do(t.Context(), t.Context(), func(context.Context) (int, error) {
+			return 7, nil
+		}); v != 7 || err != nil {
 			t.Errorf("after a panic: %d, %v", v, err)
 		}
 	})
 }
 
-// A panic, or its value, must not be lost because it is nil, and nobody may wait forever for a function that left.
+// A panic, or its value, must not be lost because it is nil, and nobody may wait forever for a
+// function that left.
 func TestOddExits(t *testing.T) {
 	var g Group[int]
 	func() {
@@ -206,7 +211,9 @@ func TestOddExits(t *testing.T) {
 				t.Error("panic(nil) was lost")
 			}
 		}()
-		_, _ = g.Do(t.Context(), t.Context(), func(context.Context) (int, error) { panic(any(nil)) })
+		_, _ = g.Do(t.Context(), t.Context(), func(context.Context) (int, error) {
+			panic(any(nil))
+		})
 	}()
 	_, err := g.Do(t.Context(), t.Context(), func(context.Context) (int, error) {
 		runtime.Goexit()
@@ -246,7 +253,8 @@ func TestWaitWaits(t *testing.T) {
 	})
 }
 
-// Many goroutines with contexts that end at any time: nobody hangs, and whoever gets a value gets a whole one.
+// Many goroutines with contexts that end at any time: nobody hangs, and whoever gets a value gets a
+// whole one.
 func TestStorm(t *testing.T) {
 	var g Group[[2]int64]
 	var n atomic.Int64
@@ -254,7 +262,8 @@ func TestStorm(t *testing.T) {
 	for i := range 64 {
 		wg.Go(func() {
 			for j := range 50 {
-				ctx, cancel := context.WithTimeout(t.Context(), time.Duration((i*7+j*13)%40)*10*time.Microsecond)
+				ctx, cancel := context.WithTimeout(t.Context(),
+					time.Duration((i*7+j*13)%40)*10*time.Microsecond)
 				v, err := g.Do(ctx, t.Context(), func(ctx context.Context) ([2]int64, error) {
 					k := n.Add(1)
 					runtime.Gosched()

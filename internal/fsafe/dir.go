@@ -1,24 +1,26 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fsafe keeps private files: a folder that only its owner may enter, files in it that are replaced
-// whole or not at all, and locks between processes.
+// Package fsafe keeps private files: a folder that only its owner may enter, files in it that are
+// replaced whole or not at all, and locks between processes.
 //
 // # What is checked
 //
-// Nothing is checked by path and then trusted by path. The folder is opened first and then checked through
-// its handle; files are opened relative to that handle, without following symbolic links, and checked
-// through their own handle before a byte is read or written: kind (a regular file), owner (the current
-// user), access (nobody else). The folder's last path element may not be a symbolic link either; links
-// further up are followed, since whoever controls those controls the path anyway. Folders that are mounted
-// from links, as Kubernetes mounts secrets, are therefore refused.
+// Nothing is checked by path and then trusted by path. The folder is opened first and then checked
+// through its handle; files are opened relative to that handle, without following symbolic links,
+// and checked through their own handle before a byte is read or written: kind (a regular file),
+// owner (the current user), access (nobody else). The folder's last path element may not be a
+// symbolic link either; links further up are followed, since whoever controls those controls the
+// path anyway. Folders that are mounted from links, as Kubernetes mounts secrets, are therefore
+// refused.
 //
 // # What is not
 //
-// Root, and an administrator on Windows, can read everything. Access control lists that macOS keeps beside
-// the mode are not looked at (on Linux they show in the mode's group bits). Locks and atomic replacement
-// are promises of local file systems; network file systems weaken both. What a removed or replaced file
-// held stays on the disk until it is overwritten, so secrets belong in here encrypted.
+// Root, and an administrator on Windows, can read everything. Access control lists that macOS keeps
+// beside the mode are not looked at (on Linux they show in the mode's group bits). Locks and atomic
+// replacement are promises of local file systems; network file systems weaken both. What a removed
+// or replaced file held stays on the disk until it is overwritten, so secrets belong in here
+// encrypted.
 //
 // The package has no global state; all methods are safe for concurrent use.
 package fsafe
@@ -38,11 +40,14 @@ const (
 	fileMode fs.FileMode = 0o600
 )
 
-// Dir is an open private folder. It stays the same folder when its path is renamed or replaced. Close it.
+// Dir is an open private folder. It stays the same folder when its path is renamed or replaced.
+// Close it.
 type Dir struct {
-	path   string   // absolute; for messages and for flock, which opens by path and is checked afterwards
-	root   *os.Root // confines names to the folder
-	handle *os.File // the folder itself: to check it, to open files without following links, to fsync it
+	// absolute; for messages and for flock, which opens by path and is checked afterwards
+	path string
+	root *os.Root // confines names to the folder
+	// the folder itself: to check it, to open files without following links, to fsync it
+	handle *os.File
 	ops    ops
 }
 
@@ -56,9 +61,9 @@ type ops struct {
 	syncDir  func(d *os.File) error
 }
 
-// OpenDir opens the private folder at path, which must exist. A folder that belongs to another user, or
-// that others may enter, is a [*PermissionError]; a symbolic link or anything else that is no folder is
-// [ErrFileType].
+// OpenDir opens the private folder at path, which must exist. A folder that belongs to another
+// user, or that others may enter, is a [*PermissionError]; a symbolic link or anything else that is
+// no folder is [ErrFileType].
 func OpenDir(path string) (*Dir, error) {
 	abs, err := absolute(path)
 	if err != nil {
@@ -91,8 +96,9 @@ func OpenDir(path string) (*Dir, error) {
 	return d, nil
 }
 
-// FailSyncForTest makes each later fsync of the folder fail with err; nil mends it. It is for tests of packages that have
-// to show what they make of [ErrNotDurable], and must not be called while the folder is in use.
+// FailSyncForTest makes each later fsync of the folder fail with err; nil mends it. It is for tests
+// of packages that have to show what they make of [ErrNotDurable], and must not be called while the
+// folder is in use.
 func (d *Dir) FailSyncForTest(err error) {
 	d.ops.syncDir = func(f *os.File) error {
 		if err != nil {
@@ -102,10 +108,10 @@ func (d *Dir) FailSyncForTest(err error) {
 	}
 }
 
-// CreateDir opens the private folder at path as [OpenDir] does, and makes it first, with any missing
-// parents, where it does not exist. What it makes is private from its first moment: mode 0700, on Windows a
-// protected access list for the current user alone, which files inherit. It never changes the mode of what
-// it finds.
+// CreateDir opens the private folder at path as [OpenDir] does, and makes it first, with any
+// missing parents, where it does not exist. What it makes is private from its first moment: mode
+// 0700, on Windows a protected access list for the current user alone, which files inherit. It
+// never changes the mode of what it finds.
 func CreateDir(path string) (*Dir, error) {
 	abs, err := absolute(path)
 	if err != nil {
@@ -124,7 +130,8 @@ func CreateDir(path string) (*Dir, error) {
 	}
 	if made {
 		if err := checkCreated(d.handle, dirMode); err != nil {
-			return nil, errors.Join(&fs.PathError{Op: "mkdir", Path: abs, Err: err}, d.Close(), rmdir(abs))
+			return nil, errors.Join(&fs.PathError{Op: "mkdir", Path: abs, Err: err}, d.Close(),
+				rmdir(abs))
 		}
 	}
 	return d, nil
@@ -146,8 +153,8 @@ func absolute(path string) (string, error) {
 	return filepath.Abs(path)
 }
 
-// AtPath returns nil if the open folder is what its path names, without following a link there. A folder
-// that was removed, moved away or replaced since it was opened is an error.
+// AtPath returns nil if the open folder is what its path names, without following a link there. A
+// folder that was removed, moved away or replaced since it was opened is an error.
 func (d *Dir) AtPath() error {
 	mine, err := d.handle.Stat()
 	if err != nil {
@@ -161,7 +168,8 @@ func (d *Dir) AtPath() error {
 		return &fs.PathError{Op: "open", Path: d.path, Err: ErrFileType}
 	}
 	if !os.SameFile(mine, named) {
-		return &fs.PathError{Op: "open", Path: d.path, Err: errors.New("the folder was moved or replaced")}
+		return &fs.PathError{Op: "open", Path: d.path,
+			Err: errors.New("the folder was moved or replaced")}
 	}
 	return nil
 }
@@ -229,8 +237,8 @@ func isTemp(temp, name string) bool {
 	return ok && len(middle) == 26 && strings.Trim(middle, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
 }
 
-// DefaultDir returns the folder for the current user's keys: sealedchat in [os.UserConfigDir], on Windows
-// in %LocalAppData%, since the other one roams between machines. It makes nothing.
+// DefaultDir returns the folder for the current user's keys: sealedchat in [os.UserConfigDir], on
+// Windows in %LocalAppData%, since the other one roams between machines. It makes nothing.
 func DefaultDir() (string, error) {
 	base, err := baseDir()
 	if err != nil {

@@ -11,7 +11,8 @@ var (
 
 	// ErrFileType means that a name is not what it has to be: a regular file (or, for the folder
 	// itself, a folder), and not a symbolic link, pipe, socket or device.
-	ErrFileType = errors.New("fsafe: wrong kind of file (a link, a pipe, a device, or file and folder mixed up)")
+	ErrFileType = errors.New("fsafe: wrong kind of file (a link, a pipe, a device, or file and " +
+		"folder mixed up)")
 
 	// ErrTooLarge means that a file has more bytes than the caller reads at most.
 	ErrTooLarge = errors.New("fsafe: file too large")

@@ -12,9 +12,9 @@ import (
 	"os"
 )
 
-// ReadFile returns the contents of a file of at most limit bytes. The slice is the caller's, of exactly the
-// file's size, never copied and never grown, so that wiping it leaves nothing behind. Larger files are
-// [ErrTooLarge] before anything is allocated.
+// ReadFile returns the contents of a file of at most limit bytes. The slice is the caller's, of
+// exactly the file's size, never copied and never grown, so that wiping it leaves nothing behind.
+// Larger files are [ErrTooLarge] before anything is allocated.
 func (d *Dir) ReadFile(name string, limit int64) ([]byte, error) {
 	data, _, err := d.ReadVersion(name, limit)
 	return data, err
@@ -64,23 +64,27 @@ func readAll(f *os.File, limit int64) ([]byte, Version, error) {
 }
 
 // WriteFile replaces a file, or makes it, with mode 0600 and the given contents. Readers and other
-// processes see the old contents or the new, never a mixture, also after a crash or a power cut. An error
-// means that the old file is as it was, except [ErrNotDurable], which says that it was replaced.
+// processes see the old contents or the new, never a mixture, also after a crash or a power cut. An
+// error means that the old file is as it was, except [ErrNotDurable], which says that it was
+// replaced.
 //
-// Of several writers the last one wins; those that read first and then write hold a [Dir.Lock] meanwhile.
-// A process that dies in the middle leaves a temporary file behind, see [Lock.RemoveStaleTemps].
+// Of several writers the last one wins; those that read first and then write hold a [Dir.Lock]
+// meanwhile. A process that dies in the middle leaves a temporary file behind, see
+// [Lock.RemoveStaleTemps].
 func (d *Dir) WriteFile(name string, data []byte) error {
 	return d.put("write", name, data, d.ops.rename)
 }
 
-// CreateFile is [Dir.WriteFile] for a file that must not exist yet: anything of that name, a dangling link
-// too, makes it fail with [fs.ErrExist] and stays as it was. It needs a file system with hard links.
+// CreateFile is [Dir.WriteFile] for a file that must not exist yet: anything of that name, a
+// dangling link too, makes it fail with [fs.ErrExist] and stays as it was. It needs a file system
+// with hard links.
 func (d *Dir) CreateFile(name string, data []byte) error {
 	return d.put("create", name, data, func(temp, name string) error {
 		if err := d.ops.link(temp, name); err != nil {
 			return err
 		}
-		d.root.Remove(temp) // the file stands; a second name that stays behind is a stale temp like any other
+		// the file stands; a second name that stays behind is a stale temp like any other
+		d.root.Remove(temp)
 		return nil
 	})
 }
@@ -101,7 +105,8 @@ func (d *Dir) put(op, name string, data []byte, publish func(temp, name string) 
 	return d.fail(op, name, d.settle())
 }
 
-// writeTemp makes a file with the given contents, on the disk when it returns; on error there is none.
+// writeTemp makes a file with the given contents, on the disk when it returns; on error there is
+// none.
 func (d *Dir) writeTemp(temp string, data []byte) error {
 	f, err := d.create(temp, os.O_WRONLY)
 	if err != nil {
@@ -181,9 +186,10 @@ func (d *Dir) openOrCreate(name string, flag int) (*os.File, error) {
 	return nil, err
 }
 
-// OpenAppend opens a file, making it with mode 0600 where there is none, so that every write goes to its end
-// and the earlier contents can be read back. The handle is the caller's. Whoever can write here can also
-// truncate: append-only guards against mistakes and against writers that interleave, not against malice.
+// OpenAppend opens a file, making it with mode 0600 where there is none, so that every write goes
+// to its end and the earlier contents can be read back. The handle is the caller's. Whoever can
+// write here can also truncate: append-only guards against mistakes and against writers that
+// interleave, not against malice.
 func (d *Dir) OpenAppend(name string) (*os.File, error) {
 	if err := d.ready("append", name); err != nil {
 		return nil, err
@@ -225,8 +231,8 @@ func (d *Dir) Exists(name string) (bool, error) {
 	return err == nil, d.fail("stat", name, err)
 }
 
-// Stat returns the file's present version, to notice that another process replaced it. It does not say
-// whether the file may be read; reading does.
+// Stat returns the file's present version, to notice that another process replaced it. It does not
+// say whether the file may be read; reading does.
 func (d *Dir) Stat(name string) (Version, error) {
 	if err := d.ready("stat", name); err != nil {
 		return Version{}, err
@@ -241,9 +247,10 @@ func (d *Dir) Stat(name string) (Version, error) {
 	return Version{fi}, nil
 }
 
-// Version identifies one version of a file: device, inode, size and time of the last write. File systems
-// reuse inodes and count time in ticks of some milliseconds, so two replacements within one tick of the
-// version that they replace can go unnoticed if the sizes agree too. The zero Version is no file.
+// Version identifies one version of a file: device, inode, size and time of the last write. File
+// systems reuse inodes and count time in ticks of some milliseconds, so two replacements within one
+// tick of the version that they replace can go unnoticed if the sizes agree too. The zero Version
+// is no file.
 type Version struct{ fi fs.FileInfo }
 
 // Same reports whether v and w are the same version of the same file.
@@ -251,5 +258,6 @@ func (v Version) Same(w Version) bool {
 	if v.fi == nil || w.fi == nil {
 		return v.fi == nil && w.fi == nil
 	}
-	return os.SameFile(v.fi, w.fi) && v.fi.Size() == w.fi.Size() && v.fi.ModTime().Equal(w.fi.ModTime())
+	return os.SameFile(v.fi, w.fi) && v.fi.Size() == w.fi.Size() &&
+		v.fi.ModTime().Equal(w.fi.ModTime())
 }

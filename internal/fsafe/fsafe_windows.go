@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// lockFlag is what flock opens lock files with. It makes none, and opens a link instead of following it.
+// lockFlag is what flock opens lock files with. It makes none, and opens a link instead of
+// following it.
 const lockFlag = os.O_RDWR | windows.O_FILE_FLAG_OPEN_REPARSE_POINT
 
 // openRoot tells a file from a missing folder: os.OpenRoot has no error value for the former.
@@ -29,8 +30,8 @@ func openRoot(path string) (*os.Root, error) {
 	return root, err
 }
 
-// Programs that open a file without sharing it (virus scanners, backups, Windows before 10.1607 itself) keep it from
-// being replaced or opened meanwhile. They are waited for, for so long.
+// Programs that open a file without sharing it (virus scanners, backups, Windows before 10.1607
+// itself) keep it from being replaced or opened meanwhile. They are waited for, for so long.
 const patience = 2 * time.Second
 
 // patiently repeats f while somebody else has the file open.
@@ -47,28 +48,34 @@ func patiently(f func() error, busy func(error) bool) error {
 
 // inUse reports that another process has a file open in a way that excludes what was asked for.
 func inUse(err error) bool {
-	return errors.Is(err, windows.ERROR_SHARING_VIOLATION) || errors.Is(err, windows.ERROR_DELETE_PENDING)
+	return errors.Is(err, windows.ERROR_SHARING_VIOLATION) ||
+		errors.Is(err, windows.ERROR_DELETE_PENDING)
 }
 
-// renameIn renames within root. A target that is open is reported as access denied, like one that may not be touched.
+// renameIn renames within root. A target that is open is reported as access denied, like one that
+// may not be touched.
 func renameIn(root *os.Root) func(from, to string) error {
 	return func(from, to string) error {
 		return patiently(func() error { return root.Rename(from, to) },
-			func(err error) bool { return inUse(err) || errors.Is(err, windows.ERROR_ACCESS_DENIED) })
+			func(err error) bool {
+				return inUse(err) || errors.Is(err, windows.ERROR_ACCESS_DENIED)
+			})
 	}
 }
 
 func baseDir() (string, error) { return os.UserCacheDir() } // %LocalAppData%
 
-// mkdirPrivate makes a folder whose access list is protected from what the parent would pass on, names the
-// current user alone, and is inherited by files and folders in it. SYSTEM and the administrators are left
-// out: backups read through their privilege, and the access list would not stop either from taking the file.
+// mkdirPrivate makes a folder whose access list is protected from what the parent would pass on,
+// names the current user alone, and is inherited by files and folders in it. SYSTEM and the
+// administrators are left out: backups read through their privilege, and the access list would not
+// stop either from taking the file.
 func mkdirPrivate(path string) error {
 	user, err := currentUser()
 	if err != nil {
 		return err
 	}
-	sd, err := windows.SecurityDescriptorFromString(fmt.Sprintf("O:%[1]sD:P(A;OICI;FA;;;%[1]s)", user))
+	sd, err := windows.SecurityDescriptorFromString(fmt.Sprintf("O:%[1]sD:P(A;OICI;FA;;;%[1]s)",
+		user))
 	if err != nil {
 		return err
 	}
@@ -92,7 +99,8 @@ func rmdir(path string) error {
 	return windows.RemoveDirectory(p)
 }
 
-// openRegular opens a regular file in the folder; of a link it opens the link itself, and refuses it.
+// openRegular opens a regular file in the folder; of a link it opens the link itself, and refuses
+// it.
 func (d *Dir) openRegular(name string, flag int) (*os.File, error) {
 	var f *os.File
 	err := patiently(func() (err error) {
@@ -138,13 +146,16 @@ func checkPrivate(f *os.File, path string) error {
 		rights, folder = "(OI)(CI)F", true
 	}
 	refuse := func(reason, fix string) error {
-		if folder && !ownFolder(path, mine, func(name string, fi fs.FileInfo) bool { return ownEntry(name, fi, user) }) {
+		if folder && !ownFolder(path, mine, func(name string, fi fs.FileInfo) bool {
+			return ownEntry(name, fi, user)
+		}) {
 			return &PermissionError{Path: path, Reason: reason, Advice: adviceFolder}
 		}
 		return &PermissionError{Path: path, Reason: reason, Fix: fix}
 	}
 	if !mine {
-		return refuse(fmt.Sprintf("belongs to %v, want %v", owner, user), fmt.Sprintf(`icacls "%s" /setowner "*%v"`, path, user))
+		return refuse(fmt.Sprintf("belongs to %v, want %v", owner, user),
+			fmt.Sprintf(`icacls "%s" /setowner "*%v"`, path, user))
 	}
 	fix := fmt.Sprintf(`icacls "%s" /inheritance:r /grant:r "*%v:%s"`, path, user, rights)
 	dacl, _, err := sd.DACL()
@@ -165,10 +176,12 @@ func checkPrivate(f *os.File, path string) error {
 		case windows.ACCESS_ALLOWED_ACE_TYPE:
 			sid := (*windows.SID)(unsafe.Pointer(&ace.SidStart))
 			if ace.Mask != 0 && !mayAccess(sid, user) {
-				return refuse(fmt.Sprintf("its access list lets in %v", sid), fix+fmt.Sprintf(` /remove:g "*%v"`, sid))
+				return refuse(fmt.Sprintf("its access list lets in %v", sid),
+					fix+fmt.Sprintf(` /remove:g "*%v"`, sid))
 			}
 		default:
-			return refuse(fmt.Sprintf("its access list has an entry of kind %d", ace.Header.AceType),
+			return refuse(fmt.Sprintf("its access list has an entry of kind %d",
+				ace.Header.AceType),
 				fmt.Sprintf(`icacls "%s" /reset && `, path)+fix)
 		}
 	}
@@ -178,7 +191,8 @@ func checkPrivate(f *os.File, path string) error {
 // ownedBy reports whether the current user owns something, or the administrators do, as for what an
 // elevated process makes.
 func ownedBy(owner, user *windows.SID) bool {
-	return owner != nil && (owner.Equals(user) || owner.IsWellKnown(windows.WinBuiltinAdministratorsSid))
+	return owner != nil && (owner.Equals(user) ||
+		owner.IsWellKnown(windows.WinBuiltinAdministratorsSid))
 }
 
 // ownEntry reports whether something in a folder is a regular file of the current user's.
@@ -186,7 +200,8 @@ func ownEntry(path string, fi fs.FileInfo, user *windows.SID) bool {
 	if !fi.Mode().IsRegular() {
 		return false
 	}
-	sd, err := windows.GetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION)
+	sd, err := windows.GetNamedSecurityInfo(path, windows.SE_FILE_OBJECT,
+		windows.OWNER_SECURITY_INFORMATION)
 	if err != nil {
 		return false
 	}
@@ -213,7 +228,8 @@ func securityOf(f *os.File) (*windows.SECURITY_DESCRIPTOR, error) {
 			windows.OWNER_SECURITY_INFORMATION|windows.DACL_SECURITY_INFORMATION)
 	})
 	if cerr != nil {
-		return nil, fs.ErrClosed // the one reason there is, and not an error value of the os package
+		// the one reason there is, and not an error value of the os package
+		return nil, fs.ErrClosed
 	}
 	return sd, err
 }
@@ -226,8 +242,10 @@ func currentUser() (*windows.SID, error) {
 	return user.User.Sid, nil
 }
 
-// checkCreated has nothing to do: there is no umask, and checkPrivate saw the inherited access list.
+// checkCreated has nothing to do: there is no umask, and checkPrivate saw the inherited access
+// list.
 func checkCreated(*os.File, fs.FileMode) error { return nil }
 
-// syncDir has nothing to do: NTFS journals its names, and folders cannot be flushed without administrators' rights.
+// syncDir has nothing to do: NTFS journals its names, and folders cannot be flushed without
+// administrators' rights.
 func syncDir(*os.File) error { return nil }

@@ -22,9 +22,9 @@ const (
 	lockLast  = 100 * time.Millisecond
 )
 
-// Lock is an exclusive lock that this process holds. The kernel lets go of it when the process ends,
-// however that happens, so it is never stale; its file stays for the next one. A Lock that is dropped
-// without Unlock lasts until the garbage collector finds it.
+// Lock is an exclusive lock that this process holds. The kernel lets go of it when the process
+// ends, however that happens, so it is never stale; its file stays for the next one. A Lock that is
+// dropped without Unlock lasts until the garbage collector finds it.
 type Lock struct {
 	dir  *Dir
 	name string
@@ -34,9 +34,9 @@ type Lock struct {
 }
 
 // Lock takes the lock that the named file stands for, making the file where there is none and never
-// removing it. It tries after 1 ms, doubling to 100 ms, until the context ends, or for 10 s if the context
-// has no deadline; then the error is [ErrLocked] together with the context's. Two calls exclude each other
-// within a process as between processes.
+// removing it. It tries after 1 ms, doubling to 100 ms, until the context ends, or for 10 s if the
+// context has no deadline; then the error is [ErrLocked] together with the context's. Two calls
+// exclude each other within a process as between processes.
 //
 // Every process that shares the folder must use the same name for the same purpose.
 func (d *Dir) Lock(ctx context.Context, name string) (*Lock, error) {
@@ -74,8 +74,9 @@ func (d *Dir) tryLock(name string) (*Lock, error) {
 	return d.lockOpen(name, f)
 }
 
-// lockOpen locks the file that f has open, or returns as tryLock does. flock opens by path, so it is made to open
-// only what exists and no link, and what it locked must be the file that was checked and that still has the name.
+// lockOpen locks the file that f has open, or returns as tryLock does. flock opens by path, so it
+// is made to open only what exists and no link, and what it locked must be the file that was
+// checked and that still has the name.
 func (d *Dir) lockOpen(name string, f *os.File) (*Lock, error) {
 	checked, err := f.Stat()
 	if err != nil {
@@ -84,7 +85,8 @@ func (d *Dir) lockOpen(name string, f *os.File) (*Lock, error) {
 	fl := flock.New(d.join(name), flock.SetFlag(lockFlag), flock.SetPermissions(fileMode))
 	switch ok, err := fl.TryLock(); {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, d.AtPath() // removed just now; or the whole folder was moved, then waiting is no use
+		// removed just now; or the whole folder was moved, then waiting is no use
+		return nil, d.AtPath()
 	case errors.Is(err, syscall.EINTR), inUse(err), err == nil && !ok:
 		return nil, nil
 	case err != nil:
@@ -98,8 +100,8 @@ func (d *Dir) lockOpen(name string, f *os.File) (*Lock, error) {
 	return nil, errors.Join(err, fl.Unlock(), d.AtPath())
 }
 
-// Check returns [ErrLockLost] if the lock's file was replaced or removed while it was held: others may then
-// hold a lock of the same name. Check right before what must not happen twice.
+// Check returns [ErrLockLost] if the lock's file was replaced or removed while it was held: others
+// may then hold a lock of the same name. Check right before what must not happen twice.
 func (l *Lock) Check() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -121,8 +123,8 @@ func (l *Lock) check() error {
 	return l.dir.fail("lock", l.name, err)
 }
 
-// Unlock lets go of the lock. [ErrLockLost] says that it had been lost before, see [Lock.Check]. Only the
-// first call does anything; the others return nil.
+// Unlock lets go of the lock. [ErrLockLost] says that it had been lost before, see [Lock.Check].
+// Only the first call does anything; the others return nil.
 func (l *Lock) Unlock() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -134,10 +136,10 @@ func (l *Lock) Unlock() error {
 	return err
 }
 
-// RemoveStaleTemps removes the temporary files that processes which died while writing one of the named
-// files left behind, and returns how many there were. The lock must be the one that every writer of those
-// files holds: then nobody alive is writing them. Only regular files with a name that this package gives to
-// a temporary file of exactly these files are touched.
+// RemoveStaleTemps removes the temporary files that processes which died while writing one of the
+// named files left behind, and returns how many there were. The lock must be the one that every
+// writer of those files holds: then nobody alive is writing them. Only regular files with a name
+// that this package gives to a temporary file of exactly these files are touched.
 func (l *Lock) RemoveStaleTemps(files ...string) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

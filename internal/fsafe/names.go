@@ -23,7 +23,8 @@ func (d *Dir) OpenRead(name string) (*os.File, error) {
 	return f, nil
 }
 
-// IsNamed reports whether name still names the file that is open as f: false when it was renamed, removed or replaced.
+// IsNamed reports whether name still names the file that is open as f: false when it was renamed,
+// removed or replaced.
 func (d *Dir) IsNamed(f *os.File, name string) (bool, error) {
 	if err := d.ready("stat", name); err != nil {
 		return false, err
@@ -39,8 +40,8 @@ func (d *Dir) IsNamed(f *os.File, name string) (bool, error) {
 	return err == nil && os.SameFile(mine, named), d.fail("stat", name, err)
 }
 
-// Rename gives a file another name in the folder, and replaces what has that name already. [ErrNotDurable] says that it
-// was renamed all the same.
+// Rename gives a file another name in the folder, and replaces what has that name already.
+// [ErrNotDurable] says that it was renamed all the same.
 func (d *Dir) Rename(from, to string) error {
 	for _, name := range []string{from, to} {
 		if err := d.ready("rename", name); err != nil {

@@ -31,8 +31,8 @@ func Dumpable() bool {
 	return err != nil || n != 0
 }
 
-// CoreDumpsOff reports that a crash writes no core. A core_pattern that pipes cores to a program does
-// not obey RLIMIT_CORE.
+// CoreDumpsOff reports that a crash writes no core. A core_pattern that pipes cores to a program
+// does not obey RLIMIT_CORE.
 func CoreDumpsOff() bool {
 	if !Dumpable() {
 		return true

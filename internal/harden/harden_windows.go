@@ -10,7 +10,8 @@ import (
 
 // Process does what the root's HardenProcess says.
 func Process() error {
-	return fmt.Errorf("sealedchat: nothing was done to harden the process, on Windows: %w", errors.ErrUnsupported)
+	return fmt.Errorf("sealedchat: nothing was done to harden the process, on Windows: %w",
+		errors.ErrUnsupported)
 }
 
 // Dumpable reports that others of the same user may read this process: here nothing keeps them out.

@@ -54,9 +54,9 @@ func Scrub() {
 }
 
 // onFreshStack moves this goroutine to a stack of 256 KiB, whose pages the system has just given,
-// clears the free part of it, and runs f: stacks are made of whatever the heap has free, and keep what
-// was there where nothing is written. The weight keeps the collector from moving the stack on, and f
-// gives the one before back to the system.
+// clears the free part of it, and runs f: stacks are made of whatever the heap has free, and keep
+// what was there where nothing is written. The weight keeps the collector from moving the stack on,
+// and f gives the one before back to the system.
 //
 //go:noinline
 func onFreshStack(f func()) {
@@ -71,7 +71,8 @@ func onFreshStack(f func()) {
 func onOneProcessor() (restore func()) {
 	before := runtime.GOMAXPROCS(1)
 	return func() {
-		runtime.SetDefaultGOMAXPROCS() // which also goes on following the system's limits, as GOMAXPROCS does not
+		// which also goes on following the system's limits, as GOMAXPROCS does not
+		runtime.SetDefaultGOMAXPROCS()
 		if runtime.GOMAXPROCS(0) != before {
 			runtime.GOMAXPROCS(before)
 		}
@@ -92,8 +93,8 @@ func overwriteFree() {
 	}
 }
 
-// overwriteClass allocates objects of a size until there is no free one among those there were: then
-// the heap grows.
+// overwriteClass allocates objects of a size until there is no free one among those there were:
+// then the heap grows.
 func overwriteClass(size int, allocate func()) {
 	for total := 0; total < scrubMost; total += scrubPerClass {
 		before := heapSpans()

@@ -26,8 +26,9 @@ const (
 )
 
 const (
-	bodyVersion        = 1
-	bodyVersionConfigs = 2 // with a signer and configuration keys; a body without them stays one that older programs read
+	bodyVersion = 1
+	// with a signer and configuration keys; a body without them stays one that older programs read
+	bodyVersionConfigs = 2
 	dataKeySize        = 32
 	seedSize           = 32 // of a configuration key and of the signer
 )
@@ -94,14 +95,15 @@ type Body struct {
 	Keys       []Entry
 	Pins       []Pin
 	DataKeys   []DataKey
-	Signer     []byte      // seed of the Ed25519 key that vouches for configurations; nil if there is none
+	// seed of the Ed25519 key that vouches for configurations; nil if there is none
+	Signer     []byte
 	ConfigKeys []ConfigKey // in the order of their making; not without a Signer
 
 	memory *locked.Buffer // nil when the caller put everything together
 }
 
-// Wipe clears every private key and data key, also those that were added, and empties the Body. Nothing that came from it
-// may be used any more: the memory is given back.
+// Wipe clears every private key and data key, also those that were added, and empties the Body.
+// Nothing that came from it may be used any more: the memory is given back.
 func (b *Body) Wipe() {
 	for _, e := range b.Keys {
 		if e.Key != nil {
@@ -240,7 +242,8 @@ func parseBody(memory *locked.Buffer) (*Body, error) {
 	b.Rotations = r.u64()
 	b.Rotated = r.time()
 	for range r.count(MaxKeys, keyEntrySize) {
-		e := Entry{State: State(r.u8()), Created: r.time(), Activated: r.time(), Retired: r.time(), Key: new(RSAKey)}
+		e := Entry{State: State(r.u8()), Created: r.time(), Activated: r.time(), Retired: r.time(),
+			Key: new(RSAKey)}
 		for _, field := range e.Key.fields() {
 			*field = r.bytes(int(r.u16()))
 		}
@@ -258,7 +261,8 @@ func parseBody(memory *locked.Buffer) (*Body, error) {
 	if version == bodyVersionConfigs {
 		b.Signer = r.bytes(seedSize)
 		for range r.count(MaxConfigKeys, configEntrySize) {
-			b.ConfigKeys = append(b.ConfigKeys, ConfigKey{r.u8(), r.u16(), r.bytes(seedSize), r.time(), r.time()})
+			b.ConfigKeys = append(b.ConfigKeys, ConfigKey{r.u8(), r.u16(), r.bytes(seedSize),
+				r.time(), r.time()})
 		}
 	}
 	if r.failed || !r.s.Empty() {
@@ -346,12 +350,16 @@ func (b *Body) validate() error {
 		states[e.State]++
 		times = append(times, e.Created, e.Activated, e.Retired)
 	}
-	if states[Primary]+states[Next]+states[Retired] != len(b.Keys) || states[Primary] > 1 || states[Next] > 1 {
+	if states[Primary]+states[Next]+states[Retired] != len(b.Keys) || states[Primary] > 1 ||
+		states[Next] > 1 {
 		return errors.New("an unknown state of a key, or more than one primary or next key")
 	}
 	clear(seen)
 	for _, p := range b.Pins {
-		if p.Origin == "" || len(p.Origin) > MaxOriginSize || strings.ContainsFunc(p.Origin, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		if p.Origin == "" || len(p.Origin) > MaxOriginSize ||
+			strings.ContainsFunc(p.Origin, func(r rune) bool {
+				return r <= ' ' || r > '~'
+			}) {
 			return errors.New("an origin that is none")
 		}
 		if seen[p.Origin] {

@@ -38,7 +38,8 @@ func SealData(dataKey []byte, generation uint32, label string, plaintext []byte)
 		return nil, fmt.Errorf("%w: more than %d bytes to seal", ErrTooLarge, MaxDataSize)
 	}
 	if len(dataKey) != dataKeySize || len(label) > MaxLabelSize {
-		return nil, fmt.Errorf("%w: data keys have %d bytes, labels at most %d", ErrInvalid, dataKeySize, MaxLabelSize)
+		return nil, fmt.Errorf("%w: data keys have %d bytes, labels at most %d", ErrInvalid,
+			dataKeySize, MaxLabelSize)
 	}
 	out := make([]byte, 0, len(plaintext)+DataOverhead)
 	out = append(out, dataMagic...)
@@ -62,11 +63,14 @@ func SealData(dataKey []byte, generation uint32, label string, plaintext []byte)
 // OpenData decrypts what SealData returned. lookup finds the data key of a generation; the
 // key stays lookup's, and its error is returned wrapped. The caller wipes the plaintext. All
 // that does not open is ErrDecryption; more than MaxDataSize of plaintext is ErrTooLarge.
-func OpenData(lookup func(generation uint32) ([]byte, error), label string, sealed []byte) ([]byte, error) {
+func OpenData(lookup func(generation uint32) ([]byte, error), label string, sealed []byte) ([]byte,
+	error) {
 	if len(sealed) > MaxDataSize+DataOverhead {
-		return nil, fmt.Errorf("%w: more than %d bytes to open", ErrTooLarge, MaxDataSize+DataOverhead)
+		return nil, fmt.Errorf("%w: more than %d bytes to open", ErrTooLarge,
+			MaxDataSize+DataOverhead)
 	}
-	if len(label) > MaxLabelSize || len(sealed) < DataOverhead || string(sealed[:len(dataMagic)]) != dataMagic {
+	if len(label) > MaxLabelSize || len(sealed) < DataOverhead ||
+		string(sealed[:len(dataMagic)]) != dataMagic {
 		return nil, ErrDecryption
 	}
 	generation := binary.BigEndian.Uint32(sealed[len(dataMagic):])
@@ -87,7 +91,8 @@ func OpenData(lookup func(generation uint32) ([]byte, error), label string, seal
 		}
 		defer wipe()
 		var openErr error
-		if plaintext, openErr = aead.Open(plaintext, nil, sealed[dataHeaderSize:], header); openErr != nil {
+		if plaintext, openErr = aead.Open(plaintext, nil, sealed[dataHeaderSize:],
+			header); openErr != nil {
 			err = ErrDecryption
 		}
 	})

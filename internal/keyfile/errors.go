@@ -20,10 +20,11 @@ var (
 	ErrPassphraseNeeded      = errors.New("the key is encrypted: a passphrase is needed")
 	ErrPassphraseSuperfluous = errors.New("the key is not encrypted, but a passphrase was given")
 	ErrKeySize               = errors.New("RSA key under 2048 or over 8192 bits")
-	ErrExponent              = errors.New("RSA public exponent is even, under 65537 or over 31 bits")
-	ErrMultiPrime            = errors.New("RSA key with more than two primes")
-	ErrInconsistent          = errors.New("the numbers of the RSA key contradict each other")
-	ErrPublicMismatch        = errors.New("the public key does not belong to the private key")
+	ErrExponent              = errors.New(
+		"RSA public exponent is even, under 65537 or over 31 bits")
+	ErrMultiPrime     = errors.New("RSA key with more than two primes")
+	ErrInconsistent   = errors.New("the numbers of the RSA key contradict each other")
+	ErrPublicMismatch = errors.New("the public key does not belong to the private key")
 )
 
 // Errors that several of the formats share.

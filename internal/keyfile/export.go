@@ -53,10 +53,10 @@ func checkIterations(iterations int, options []Option) (int, error) {
 	return iterations, nil
 }
 
-// MarshalPBES2 encrypts a key as PKCS#8 in PBES2 (RFC 8018): PBKDF2-HMAC-SHA256 over a
-// fresh 16-byte salt, AES-256-CBC; PEM in lines of 64. 0 iterations stand for
-// MinIterations, fewer are ErrWeakKDF. CBC carries no authentication: whoever can write the file can
-// damage the key unnoticed until it is loaded.
+// MarshalPBES2 encrypts a key as PKCS#8 in PBES2 (RFC 8018): PBKDF2-HMAC-SHA256 over a fresh
+// 16-byte salt, AES-256-CBC; PEM in lines of 64. 0 iterations stand for MinIterations, fewer are
+// ErrWeakKDF. CBC carries no authentication: whoever can write the file can damage the key
+// unnoticed until it is loaded.
 func MarshalPBES2(k *RSAKey, passphrase []byte, iterations int, options ...Option) ([]byte, error) {
 	iterations, err := checkIterations(iterations, options)
 	if err != nil {
@@ -107,7 +107,9 @@ func (d *kdf) marshal(ciphertext []byte) ([]byte, error) {
 						addAlgorithm(b, oidHMACSHA256, addNull)
 					})
 				})
-				addAlgorithm(b, oidAES256CBC, func(b *cryptobyte.Builder) { b.AddASN1OctetString(d.iv) })
+				addAlgorithm(b, oidAES256CBC, func(b *cryptobyte.Builder) {
+					b.AddASN1OctetString(d.iv)
+				})
 			})
 		})
 		b.AddASN1OctetString(ciphertext)

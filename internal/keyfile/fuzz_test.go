@@ -46,9 +46,12 @@ func FuzzParsePrivateKey(f *testing.F) {
 			if k != nil || report != nil {
 				t.Error("a key with an error")
 			}
-			if !errors.As(err, &keyType) && !errors.As(err, &unsupported) && !isOneOf(err, ErrNotPEM, ErrPublicOnly,
-				ErrMultipleKeys, ErrLabel, ErrMalformed, ErrTrailing, ErrPassphraseNeeded, ErrPassphraseSuperfluous,
-				ErrKeySize, ErrExponent, ErrMultiPrime, ErrInconsistent, ErrPublicMismatch, ErrPassphrase, ErrKDFCost, ErrTooLarge) {
+			if !errors.As(err, &keyType) && !errors.As(err, &unsupported) &&
+				!isOneOf(err, ErrNotPEM, ErrPublicOnly,
+					ErrMultipleKeys, ErrLabel, ErrMalformed, ErrTrailing, ErrPassphraseNeeded,
+					ErrPassphraseSuperfluous,
+					ErrKeySize, ErrExponent, ErrMultiPrime, ErrInconsistent, ErrPublicMismatch,
+					ErrPassphrase, ErrKDFCost, ErrTooLarge) {
 				t.Errorf("an undocumented error: %v", err)
 			}
 			return
@@ -107,7 +110,8 @@ func FuzzParseHeader(f *testing.F) {
 func FuzzBody(f *testing.F) {
 	for _, b := range []*Body{
 		testBody(f), {}, {DataKeys: testBody(f).DataKeys}, {Pins: testBody(f).Pins},
-		testConfigs(f), {Signer: testConfigs(f).Signer}, {Signer: testConfigs(f).Signer, ConfigKeys: testConfigs(f).ConfigKeys},
+		testConfigs(f), {Signer: testConfigs(f).Signer},
+		{Signer: testConfigs(f).Signer, ConfigKeys: testConfigs(f).ConfigKeys},
 	} {
 		seed, err := b.marshal(locked.BestEffort)
 		if err != nil {

@@ -59,7 +59,8 @@ func newRSAKey(priv *rsa.PrivateKey, policy locked.Policy) (*RSAKey, error) {
 		return nil, fmt.Errorf("%w: key without precomputed values", ErrInvalid)
 	}
 	k := new(RSAKey)
-	ints := []*big.Int{priv.N, big.NewInt(int64(priv.E)), priv.D, priv.Primes[0], priv.Primes[1], pre.Dp, pre.Dq, pre.Qinv}
+	ints := []*big.Int{priv.N, big.NewInt(int64(priv.E)), priv.D, priv.Primes[0], priv.Primes[1],
+		pre.Dp, pre.Dq, pre.Qinv}
 	size := 0
 	for _, x := range ints {
 		size += byteLen(x)
@@ -107,8 +108,9 @@ func bitLen(b []byte) int {
 	return (len(b)-1)*8 + bits.Len8(b[0])
 }
 
-// PrivateKey builds the key that crypto/rsa works with, precomputed and validated. Its numbers are copies that the caller
-// owns. It returns ErrInconsistent if crypto/rsa refuses them. crypto/rsa leaves some copies of each number behind.
+// PrivateKey builds the key that crypto/rsa works with, precomputed and validated. Its numbers are
+// copies that the caller owns. It returns ErrInconsistent if crypto/rsa refuses them. crypto/rsa
+// leaves some copies of each number behind.
 func (k *RSAKey) PrivateKey() (priv *rsa.PrivateKey, err error) {
 	if err := k.checkPublic(); err != nil {
 		return nil, err
@@ -125,9 +127,11 @@ func (k *RSAKey) privateKey() (*rsa.PrivateKey, error) {
 		Primes:    []*big.Int{set(k.P), set(k.Q)},
 	}
 	// Given these, crypto/rsa checks them and computes nothing anew.
-	priv.Precomputed.Dp, priv.Precomputed.Dq, priv.Precomputed.Qinv = set(k.Dp), set(k.Dq), set(k.Qinv)
+	priv.Precomputed.Dp, priv.Precomputed.Dq, priv.Precomputed.Qinv = set(k.Dp), set(k.Dq),
+		set(k.Qinv)
 	priv.Precompute()
-	// Validate leaves sixteen more copies. It is not needed where Precompute tells that it succeeded, as it does by this.
+	// Validate leaves sixteen more copies. It is not needed where Precompute tells that it
+	// succeeded, as it does by this.
 	//lint:ignore SA1019 it is not used for decryption: that it is not nil is the one sign of success that there is
 	if priv.Precomputed.CRTValues != nil {
 		return priv, nil

@@ -28,7 +28,8 @@ const (
 
 // The commands for forms that are refused. All of them ask for the old and the new passphrase.
 const (
-	convertCommand       = "openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256 -iter 600000 -in old.pem -out new.pem"
+	convertCommand = "openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256 -iter " +
+		"600000 -in old.pem -out new.pem"
 	convertLegacyCommand = convertCommand + " -provider legacy -provider default"
 )
 
@@ -115,7 +116,8 @@ func decryptPBES2(der, passphrase []byte, lim limits) (*RSAKey, *Report, error) 
 		return nil, nil, err
 	}
 	k, err := d.open(ciphertext, passphrase, lim)
-	return k, &Report{Container: PBES2, KDF: "PBKDF2-HMAC-" + d.prf.name, Iterations: d.iterations}, err
+	return k, &Report{Container: PBES2, KDF: "PBKDF2-HMAC-" + d.prf.name, Iterations: d.iterations},
+		err
 }
 
 // parsePBES2 reads PBES2-params (RFC 8018, appendix A.4).
@@ -186,14 +188,17 @@ func (d *kdf) parsePBKDF2(parameters cryptobyte.String) error {
 func decryptJavaScript(data, passphrase []byte, lim limits) (*RSAKey, *Report, error) {
 	const saltSize, headSize = 16, 16 + aes.BlockSize
 	if len(data) <= headSize || len(data)%aes.BlockSize != 0 {
-		return nil, nil, fmt.Errorf("%w: neither PKCS#8 nor as long as the JavaScript client's encrypted form", ErrMalformed)
+		return nil, nil, fmt.Errorf(
+			"%w: neither PKCS#8 nor as long as the JavaScript client's encrypted form",
+			ErrMalformed)
 	}
 	d := &kdf{prfs[oidHMACSHA256], data[:saltSize], 100_000, 32, data[saltSize:headSize]}
 	k, err := d.open(data[headSize:], passphrase, lim)
 	if err == ErrPassphraseNeeded {
 		err = fmt.Errorf("%w (it is in the JavaScript client's form, or damaged)", err)
 	}
-	return k, &Report{Container: JavaScript, KDF: "PBKDF2-HMAC-SHA256", Iterations: d.iterations}, err
+	return k, &Report{Container: JavaScript, KDF: "PBKDF2-HMAC-SHA256", Iterations: d.iterations},
+		err
 }
 
 // open decrypts a PKCS#8 key in place. The key's integers are spans of ciphertext.

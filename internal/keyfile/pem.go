@@ -50,7 +50,8 @@ func ParsePrivateKey(pemBytes, passphrase []byte, options ...Option) (*RSAKey, *
 	return parsePrivateKey(pemBytes, passphrase, limits{MaxIterations}, options...)
 }
 
-func parsePrivateKey(pemBytes, passphrase []byte, lim limits, options ...Option) (_ *RSAKey, _ *Report, err error) {
+func parsePrivateKey(pemBytes, passphrase []byte, lim limits, options ...Option) (_ *RSAKey,
+	_ *Report, err error) {
 	private, public, err := splitBlocks(pemBytes)
 	if err != nil {
 		return nil, nil, err
@@ -149,7 +150,8 @@ func splitBlocks(file []byte) (private *block, public []block, err error) {
 		case "DSA PRIVATE KEY", "DSA PARAMETERS":
 			return nil, nil, &KeyTypeError{"DSA"}
 		case "OPENSSH PRIVATE KEY":
-			return nil, nil, &UnsupportedError{"OpenSSH's key format", "ssh-keygen -p -m PKCS8 -f key.pem (a copy: it is changed in place)"}
+			return nil, nil, &UnsupportedError{"OpenSSH's key format",
+				"ssh-keygen -p -m PKCS8 -f key.pem (a copy: it is changed in place)"}
 		default:
 			return nil, nil, fmt.Errorf("%w: neither a private nor a public key block", ErrLabel)
 		}

@@ -171,7 +171,8 @@ func (k *RSAKey) checkPublicBlock(b block) error {
 			return fmt.Errorf("%w: the public key", ErrMalformed)
 		}
 		oid, _, ok := readAlgorithm(&info)
-		if !ok || !info.ReadASN1(&bits, asn1.BIT_STRING) || !bits.ReadUint8(&unused) || unused != 0 || !info.Empty() {
+		if !ok || !info.ReadASN1(&bits, asn1.BIT_STRING) || !bits.ReadUint8(&unused) ||
+			unused != 0 || !info.Empty() {
 			return fmt.Errorf("%w: the public key", ErrMalformed)
 		}
 		if oid != oidRSA {
@@ -184,7 +185,8 @@ func (k *RSAKey) checkPublicBlock(b block) error {
 	}
 	var seq cryptobyte.String
 	var n, e []byte
-	if !s.ReadASN1(&seq, asn1.SEQUENCE) || !seq.ReadASN1Integer(&n) || !seq.ReadASN1Integer(&e) || !seq.Empty() {
+	if !s.ReadASN1(&seq, asn1.SEQUENCE) || !seq.ReadASN1Integer(&n) || !seq.ReadASN1Integer(&e) ||
+		!seq.Empty() {
 		return fmt.Errorf("%w: the public key", ErrMalformed)
 	}
 	if !s.Empty() {

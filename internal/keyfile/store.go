@@ -80,7 +80,8 @@ func (h *Header) encode() []byte {
 // ErrKDFCost and ErrTooLarge.
 func ParseHeader(file []byte) (*File, error) {
 	if len(file) > MaxStoreSize {
-		return nil, fmt.Errorf("%w: a keystore file of more than %d bytes", ErrTooLarge, MaxStoreSize)
+		return nil, fmt.Errorf("%w: a keystore file of more than %d bytes", ErrTooLarge,
+			MaxStoreSize)
 	}
 	i := bytes.Index(file[:min(len(file), maxHead)], []byte(bodyMember))
 	if i < 0 {
@@ -112,7 +113,8 @@ func parseHead(head []byte) (*Header, error) {
 		return nil, fmt.Errorf("%w: the header does not parse", ErrDamaged)
 	}
 	if j.Version != storeVersion {
-		return nil, fmt.Errorf("%w: version %d, where %d is known", ErrVersion, j.Version, storeVersion)
+		return nil, fmt.Errorf("%w: version %d, where %d is known", ErrVersion, j.Version,
+			storeVersion)
 	}
 	h := &Header{Iterations: j.KDF.Iterations}
 	if len(j.KDF.Salt) != saltSize || len(j.Salt) != saltSize {
@@ -159,14 +161,16 @@ func (f *File) Unlock(passphrase []byte, options ...Option) (*MasterKey, error) 
 	return deriveMasterKey(passphrase, f.KDFSalt, f.Iterations, options)
 }
 
-func deriveMasterKey(passphrase []byte, salt [saltSize]byte, iterations int, options []Option) (*MasterKey, error) {
+func deriveMasterKey(passphrase []byte, salt [saltSize]byte, iterations int,
+	options []Option) (*MasterKey, error) {
 	if len(passphrase) == 0 {
 		return nil, ErrPassphraseNeeded
 	}
 	var key []byte
 	var err error
 	erase.Do(func() {
-		key, err = pbkdf2.Key(sha256.New, borrowString(passphrase), salt[:], iterations, masterKeySize)
+		key, err = pbkdf2.Key(sha256.New, borrowString(passphrase), salt[:], iterations,
+			masterKeySize)
 	})
 	if err != nil {
 		return nil, err
@@ -252,7 +256,8 @@ func Seal(b *Body, k *MasterKey) ([]byte, error) {
 	head := h.encode()
 	size := len(head) + base64.StdEncoding.EncodedLen(len(plaintext)+gcmOverhead) + len(storeTail)
 	if size > MaxStoreSize {
-		return nil, fmt.Errorf("%w: a keystore file of more than %d bytes", ErrTooLarge, MaxStoreSize)
+		return nil, fmt.Errorf("%w: a keystore file of more than %d bytes", ErrTooLarge,
+			MaxStoreSize)
 	}
 	sealed := make([]byte, 0, len(plaintext)+gcmOverhead)
 	erase.Do(func() {

@@ -9,7 +9,8 @@ import (
 	"sync/atomic"
 )
 
-// process is the account of this process. RLIMIT_MEMLOCK is one number for a process, and so is this.
+// process is the account of this process. RLIMIT_MEMLOCK is one number for a process, and so is
+// this.
 var process account
 
 type account struct {
@@ -20,8 +21,9 @@ type account struct {
 
 	watched, leaked atomic.Int64 // owners under watch, and those that never destroyed what they had
 
-	guards  sync.RWMutex // who asks memguard, alone; who locks pages without it reads, so that the room tried stays
-	guarded int          // living guards
+	// who asks memguard, alone; who locks pages without it reads, so that the room tried stays
+	guards  sync.RWMutex
+	guarded int // living guards
 }
 
 func (a *account) add(m *memory) {
@@ -45,7 +47,8 @@ func (a *account) remove(m *memory) {
 
 // Stats is what the process has here at one moment. Sizes are in bytes.
 type Stats struct {
-	Level    Level // Locked if all that is in use is locked; with nothing in use, if a page can be locked
+	// Locked if all that is in use is locked; with nothing in use, if a page can be locked
+	Level    Level
 	PageSize int
 	InUse    int64 // in living buffers
 	Unlocked int64 // those of them that are not locked
@@ -54,14 +57,16 @@ type Stats struct {
 	Locked   int64 // in pages that are locked, with what is free in them
 	Watched  int64 // owners of buffers under watch that are alive
 	Leaked   int64 // owners that became unreachable without a Destroy
-	Limit    int64 // what the process may lock, this package and others; negative: none, or not known
+	// what the process may lock, this package and others; negative: none, or not known
+	Limit int64
 }
 
 // Report tells how much memory is in use.
 func Report() Stats {
 	s := Stats{
 		PageSize: os.Getpagesize(), InUse: process.inUse.Load(), Unlocked: process.unlocked.Load(),
-		Peak: process.peak.Load(), Misses: process.misses.Load(), Locked: process.locked.Load(), Limit: limit(),
+		Peak: process.peak.Load(), Misses: process.misses.Load(), Locked: process.locked.Load(),
+		Limit:   limit(),
 		Watched: process.watched.Load(), Leaked: process.leaked.Load(),
 	}
 	if (s.InUse > 0 && s.Unlocked == 0) || (s.InUse == 0 && canLock(1)) {

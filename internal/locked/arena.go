@@ -10,11 +10,13 @@ import (
 
 const (
 	chunkSize = 16 << 10 // bytes that an arena takes at a time
-	granule   = 64       // bytes; sizes are rounded up to it, and every buffer begins at a multiple of it
+	// bytes; sizes are rounded up to it, and every buffer begins at a multiple of it
+	granule = 64
 )
 
-// Arena gives one owner, such as a client, many small buffers that share locked pages: a lock of its own would cost each
-// of them a page and some 20 µs. It grows as needed and keeps one empty chunk. Safe for concurrent use.
+// Arena gives one owner, such as a client, many small buffers that share locked pages: a lock of
+// its own would cost each of them a page and some 20 µs. It grows as needed and keeps one empty
+// chunk. Safe for concurrent use.
 type Arena struct {
 	policy Policy
 
@@ -38,8 +40,8 @@ type span struct{ at, n int }
 // NewArena makes an arena that takes no memory before it is needed.
 func NewArena(policy Policy) *Arena { return &Arena{policy: policy} }
 
-// Alloc returns n zero bytes. Large ones get pages of their own, and with Off all lie on the heap. Errors are
-// *LimitError, with Required alone, and ErrClosed.
+// Alloc returns n zero bytes. Large ones get pages of their own, and with Off all lie on the heap.
+// Errors are *LimitError, with Required alone, and ErrClosed.
 func (a *Arena) Alloc(n int) (*Buffer, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -82,14 +84,15 @@ func (a *Arena) take(n, need int, locked bool) *Buffer {
 			return nil
 		}
 		if at := c.take(need); at >= 0 {
-			return newBuffer(a.policy, &memory{whole: c.pages.data[at : at+n : at+n], locked: c.pages.locked, chunk: c, at: at})
+			return newBuffer(a.policy, &memory{whole: c.pages.data[at : at+n : at+n],
+				locked: c.pages.locked, chunk: c, at: at})
 		}
 	}
 	return nil
 }
 
-// grow adds a chunk: a whole one, or near the limit one page that fits. What is not locked is added only if no other
-// such chunk has room, and never with Required.
+// grow adds a chunk: a whole one, or near the limit one page that fits. What is not locked is added
+// only if no other such chunk has room, and never with Required.
 func (a *Arena) grow(need int) error {
 	p, err := mapPages(chunkSize)
 	if !p.isLocked() && roundToPages(need) < roundToPages(chunkSize) {
@@ -106,7 +109,9 @@ func (a *Arena) grow(need int) error {
 		return err
 	case p.locked:
 		a.chunks = slices.Insert(a.chunks, 0, newChunk(a, p))
-	case a.policy == Required, slices.ContainsFunc(a.chunks, func(c *chunk) bool { return c.fits(need) }):
+	case a.policy == Required, slices.ContainsFunc(a.chunks, func(c *chunk) bool {
+		return c.fits(need)
+	}):
 		p.free()
 	default:
 		a.chunks = append(a.chunks, newChunk(a, p))
@@ -161,7 +166,8 @@ func (c *chunk) release(at, n int) {
 	}
 }
 
-// shrink gives empty chunks back: all of them after Close, else all but the first, and those that are not locked.
+// shrink gives empty chunks back: all of them after Close, else all but the first, and those that
+// are not locked.
 func (a *Arena) shrink() {
 	kept := a.closed
 	a.chunks = slices.DeleteFunc(a.chunks, func(c *chunk) bool {
@@ -177,7 +183,8 @@ func (a *Arena) shrink() {
 	})
 }
 
-// Level is Locked as long as every buffer that the arena gave was. One that gave none yet tries whether it could.
+// Level is Locked as long as every buffer that the arena gave was. One that gave none yet tries
+// whether it could.
 func (a *Arena) Level() Level {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -187,7 +194,8 @@ func (a *Arena) Level() Level {
 	return Locked
 }
 
-// Close gives back what is free, and the rest when the last buffer is destroyed. Nothing more can be taken. Idempotent.
+// Close gives back what is free, and the rest when the last buffer is destroyed. Nothing more can
+// be taken. Idempotent.
 func (a *Arena) Close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -14,7 +14,8 @@ import (
 // limit is RLIMIT_MEMLOCK in bytes; negative: none.
 func limit() int64 {
 	var r unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &r) != nil || uint64(r.Cur) >= math.MaxInt64 { // infinity is one of two numbers
+	// infinity is one of two numbers
+	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &r) != nil || uint64(r.Cur) >= math.MaxInt64 {
 		return -1
 	}
 	return int64(r.Cur)

@@ -5,7 +5,8 @@ package locked
 
 import "golang.org/x/sys/windows"
 
-// limit is the process's minimum working set in bytes, a little less than which VirtualLock locks; negative: not known.
+// limit is the process's minimum working set in bytes, a little less than which VirtualLock locks;
+// negative: not known.
 func limit() int64 {
 	var least, most uintptr
 	var flags uint32

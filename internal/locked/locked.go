@@ -1,9 +1,10 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package locked hands out memory for secrets: outside the Go heap, so that the garbage collector neither moves nor
-// copies it, on Linux left out of core dumps, and locked into RAM where the operating system allows. It is the only importer of
-// memcall and memguard. What a process may lock is one number for all that it does, so the count of it is global here.
+// Package locked hands out memory for secrets: outside the Go heap, so that the garbage collector
+// neither moves nor copies it, on Linux left out of core dumps, and locked into RAM where the
+// operating system allows. It is the only importer of memcall and memguard. What a process may lock
+// is one number for all that it does, so the count of it is global here.
 package locked
 
 import (
@@ -41,7 +42,8 @@ func (l Level) String() string {
 	return fmt.Sprintf("Level(%d)", uint8(l))
 }
 
-// LimitError says that memory could not be locked, and Required asks for it. It is an ErrMemoryLimit.
+// LimitError says that memory could not be locked, and Required asks for it. It is an
+// ErrMemoryLimit.
 type LimitError struct {
 	Limit  int64 // what the process may lock, in bytes; negative: none, or not known
 	InUse  int64 // what this package has locked already
@@ -54,7 +56,8 @@ func (e *LimitError) Error() string {
 	if e.Limit >= 0 {
 		limit = fmt.Sprintf("the limit (ulimit -l) is %d", e.Limit)
 	}
-	return fmt.Sprintf("%v: %d bytes more are needed, %d are locked, %s", fault.ErrMemoryLimit, e.Needed, e.InUse, limit)
+	return fmt.Sprintf("%v: %d bytes more are needed, %d are locked, %s", fault.ErrMemoryLimit,
+		e.Needed, e.InUse, limit)
 }
 
 // Is makes errors.Is(e, fault.ErrMemoryLimit) true.
@@ -64,13 +67,16 @@ func (e *LimitError) Unwrap() error        { return e.Err }
 // ErrClosed is an arena's error after Close.
 var ErrClosed = fmt.Errorf("%w: its memory was given back", fault.ErrClosed)
 
-// Buffer is memory for one secret. It is not safe for concurrent use; its owner orders access and calls Destroy.
-// The zero Buffer has no memory.
+// Buffer is memory for one secret. It is not safe for concurrent use; its owner orders access and
+// calls Destroy. The zero Buffer has no memory.
 type Buffer struct {
-	m *memory // behind a pointer of its own: package fmt follows one level of pointers, and prints what it finds there
+	// behind a pointer of its own: package fmt follows one level of pointers, and prints what it
+	// finds there
+	m *memory
 }
 
-// memory lies in pages of its own, in an arena, behind memguard, or, with none of them, on the Go heap.
+// memory lies in pages of its own, in an arena, behind memguard, or, with none of them, on the Go
+// heap.
 type memory struct {
 	whole  []byte
 	lo, hi int // what of it Bytes returns
@@ -82,9 +88,10 @@ type memory struct {
 	guard *guard
 }
 
-// New returns n zero bytes in pages of their own. It never fails: what cannot be locked (RLIMIT_MEMLOCK) is wiped by
-// Destroy only, and what cannot even be mapped lies on the Go heap. Locked tells the difference. Here, as everywhere in
-// this package, the bytes begin at a multiple of 8 if n is one.
+// New returns n zero bytes in pages of their own. It never fails: what cannot be locked
+// (RLIMIT_MEMLOCK) is wiped by Destroy only, and what cannot even be mapped lies on the Go heap.
+// Locked tells the difference. Here, as everywhere in this package, the bytes begin at a multiple
+// of 8 if n is one.
 func New(n int) *Buffer {
 	b, _ := NewWith(BestEffort, n) // only Required fails
 	return b
@@ -109,7 +116,9 @@ func NewWith(policy Policy, n int) (*Buffer, error) {
 	return newBuffer(policy, &memory{whole: p.data[:n:n], locked: p.locked, pages: p}), nil
 }
 
-func onHeap(policy Policy, n int) *Buffer { return newBuffer(policy, &memory{whole: make([]byte, n)}) }
+func onHeap(policy Policy, n int) *Buffer {
+	return newBuffer(policy, &memory{whole: make([]byte, n)})
+}
 
 func newBuffer(policy Policy, m *memory) *Buffer {
 	m.hi = len(m.whole)
@@ -128,8 +137,8 @@ func (b *Buffer) Bytes() []byte {
 	return b.m.whole[b.m.lo:b.m.hi:b.m.hi]
 }
 
-// Narrow makes Bytes return what is [from:to] of it now. Destroy wipes the whole all the same. It panics when from and to
-// are out of range.
+// Narrow makes Bytes return what is [from:to] of it now. Destroy wipes the whole all the same. It
+// panics when from and to are out of range.
 func (b *Buffer) Narrow(from, to int) {
 	if b.m == nil {
 		_ = []byte(nil)[from:to]

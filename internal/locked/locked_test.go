@@ -76,7 +76,8 @@ func TestBuffersDoNotOverlap(t *testing.T) {
 func TestLimitErrorText(t *testing.T) {
 	cause := errors.New("cause")
 	err := error(&LimitError{Limit: 65536, InUse: 61440, Needed: 12288, Err: cause})
-	if !errors.Is(err, fault.ErrMemoryLimit) || !errors.Is(err, cause) || errors.Is(err, fault.ErrTooLarge) {
+	if !errors.Is(err, fault.ErrMemoryLimit) || !errors.Is(err, cause) ||
+		errors.Is(err, fault.ErrTooLarge) {
 		t.Error("not what it should be")
 	}
 	for _, figure := range []string{"65536", "61440", "12288"} {

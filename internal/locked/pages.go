@@ -15,8 +15,8 @@ type pages struct {
 	locked bool
 }
 
-// mapPages maps room for n bytes and tries to lock it. What could not be locked comes with an error; what could not even
-// be mapped is nil.
+// mapPages maps room for n bytes and tries to lock it. What could not be locked comes with an
+// error; what could not even be mapped is nil.
 func mapPages(n int) (*pages, error) {
 	size := roundToPages(n)
 	data, err := memcall.Alloc(int(size))
@@ -25,7 +25,8 @@ func mapPages(n int) (*pages, error) {
 	}
 	p := &pages{data: data}
 	process.guards.RLock()
-	err = memcall.Lock(data) // also keeps it out of core dumps, where the system can, even when it does not lock
+	// also keeps it out of core dumps, where the system can, even when it does not lock
+	err = memcall.Lock(data)
 	process.guards.RUnlock()
 	p.locked = err == nil
 	advise(data)
@@ -46,7 +47,8 @@ func (p *pages) free() {
 		_ = memcall.Unlock(p.data) // freeing unlocks as well
 		process.locked.Add(-int64(len(p.data)))
 	}
-	_ = memcall.Free(p.data) // on failure the pages are wiped and stay mapped: nothing to tell anyone
+	// on failure the pages are wiped and stay mapped: nothing to tell anyone
+	_ = memcall.Free(p.data)
 }
 
 // roundToPages is how much n bytes take in pages of their own.

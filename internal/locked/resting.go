@@ -9,23 +9,25 @@ import (
 )
 
 const (
-	// margin is what has to be left of the lock limit, in bytes, before memguard is asked: when memguard cannot lock it
-	// destroys every buffer of the process, the host's too, and panics. What others lock meanwhile has to fit into it.
+	// margin is what has to be left of the lock limit, in bytes, before memguard is asked: when
+	// memguard cannot lock it destroys every buffer of the process, the host's too, and panics.
+	// What others lock meanwhile has to fit into it.
 	margin = 64 << 10
-	// maxGuards bounds the buffers behind memguard. Each splits the address space into four mappings, of which a Linux
-	// process may have 65,530, and running out is a panic as above.
+	// maxGuards bounds the buffers behind memguard. Each splits the address space into four
+	// mappings, of which a Linux process may have 65,530, and running out is a panic as above.
 	maxGuards = 256
 )
 
-// guard is a buffer of memguard's: between pages that cannot be accessed, so that reading or writing past its ends
-// faults. Plain buffers start no goroutine and make no key; only memguard's enclaves do, and nothing here uses those.
+// guard is a buffer of memguard's: between pages that cannot be accessed, so that reading or
+// writing past its ends faults. Plain buffers start no goroutine and make no key; only memguard's
+// enclaves do, and nothing here uses those.
 type guard struct {
 	buffer *memguard.LockedBuffer
 	size   int64 // locked
 }
 
-// NewResting is NewWith for a key that rests for long: memguard is behind it, as long as there is room enough under the
-// lock limit. It takes a page at least, and some 0.1 ms.
+// NewResting is NewWith for a key that rests for long: memguard is behind it, as long as there is
+// room enough under the lock limit. It takes a page at least, and some 0.1 ms.
 func NewResting(policy Policy, n int) (*Buffer, error) {
 	if n > 0 && policy != Off {
 		if g := newGuard(n); g != nil {

@@ -5,14 +5,15 @@ package locked
 
 import "runtime"
 
-// Watch destroys a buffer should its owner become unreachable before Stop. The zero Watch watches nothing.
+// Watch destroys a buffer should its owner become unreachable before Stop. The zero Watch watches
+// nothing.
 type Watch struct {
 	cleanup runtime.Cleanup
 	on      bool
 }
 
-// WatchOwner begins to watch. The buffer must not lead back to its owner, or that would never become unreachable; and
-// whoever uses the bytes keeps the owner reachable meanwhile.
+// WatchOwner begins to watch. The buffer must not lead back to its owner, or that would never
+// become unreachable; and whoever uses the bytes keeps the owner reachable meanwhile.
 func WatchOwner[T any](owner *T, b *Buffer) Watch {
 	process.watched.Add(1)
 	return Watch{runtime.AddCleanup(owner, func(b *Buffer) {

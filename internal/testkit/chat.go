@@ -16,7 +16,8 @@ const FineAnswer = `{"id":"x","object":"chat.completion","created":1,"model":"m"
 
 // AnswerWith is FineAnswer with some members replaced, or left out where the value is "-".
 func AnswerWith(replace ...string) string {
-	members := []string{"id", `"x"`, "object", `"chat.completion"`, "created", "1", "model", `"m"`, "choices", `[]`}
+	members := []string{"id", `"x"`, "object", `"chat.completion"`, "created", "1", "model", `"m"`,
+		"choices", `[]`}
 	var b strings.Builder
 	b.WriteByte('{')
 	write := func(name, value string) {

@@ -29,9 +29,11 @@ const (
 
 	ResetEarly     Fault = "reset early"      // before the request was read
 	ResetInRequest Fault = "reset in request" // after its first bytes
-	ResetAfter     Fault = "reset after"      // the target has answered, the client hears nothing of it
-	HalfClose      Fault = "half-close"       // no answer: the proxy ends its direction and goes on reading
-	Stall          Fault = "stall"            // no answer, or half of it, until the client gives up
+	// the target has answered, the client hears nothing of it
+	ResetAfter Fault = "reset after"
+	// no answer: the proxy ends its direction and goes on reading
+	HalfClose Fault = "half-close"
+	Stall     Fault = "stall" // no answer, or half of it, until the client gives up
 
 	Truncate      Fault = "truncate"       // the connection ends within the body
 	TruncateReset Fault = "truncate reset" // the same with a reset
@@ -47,17 +49,20 @@ const (
 	HTML        Fault = "html"         // a proxy's error page, with status 502 or 503
 	HTML200     Fault = "html 200"     // a proxy's login page, with status 200
 	Empty       Fault = "empty"        // 200 without a body
-	Plaintext   Fault = "plaintext"    // 200 with a chat.completion in the clear, whose text is FaultText
-	Status      Fault = "status"       // an error status in JSON: 400, 401, 429, 500 or 504
-	Replay      Fault = "replay"       // the answer to an earlier POST, if there was one
+	// 200 with a chat.completion in the clear, whose text is FaultText
+	Plaintext Fault = "plaintext"
+	Status    Fault = "status" // an error status in JSON: 400, 401, 429, 500 or 504
+	Replay    Fault = "replay" // the answer to an earlier POST, if there was one
 )
 
 // FaultText is what a [FaultProxy] answers of its own accord: no client may take it for an answer.
 const FaultText = "FAULT-PROXY-TEXT-c61b"
 
 var allFaults = []Fault{
-	Delay, Slow, ResetEarly, ResetInRequest, ResetAfter, HalfClose, Stall, Truncate, TruncateReset, HalfHeader, LongLength,
-	ShortLength, CutChunks, BadChunks, Garbage, GarbageBody, Corrupt, HTML, HTML200, Empty, Plaintext, Status, Replay,
+	Delay, Slow, ResetEarly, ResetInRequest, ResetAfter, HalfClose, Stall, Truncate, TruncateReset,
+	HalfHeader, LongLength,
+	ShortLength, CutChunks, BadChunks, Garbage, GarbageBody, Corrupt, HTML, HTML200, Empty,
+	Plaintext, Status, Replay,
 }
 
 // FaultKinds is how many kinds of faults a [FaultProxy] without a script has, with Pass.
@@ -83,15 +88,17 @@ type faultAnswer struct {
 	body   []byte
 }
 
-// NewFaultProxy starts a proxy in front of targetAddr (host:port), and stops it when the test ends. The script is played
-// in turn, and followed by Pass. Without one, four exchanges in ten pass, and the others get a fault at random. What
-// happens to the nth exchange depends on seed and n alone.
+// NewFaultProxy starts a proxy in front of targetAddr (host:port), and stops it when the test ends.
+// The script is played in turn, and followed by Pass. Without one, four exchanges in ten pass, and
+// the others get a fault at random. What happens to the nth exchange depends on seed and n alone.
 func NewFaultProxy(t testing.TB, targetAddr string, seed uint64, script ...Fault) *FaultProxy {
 	t.Helper()
 	p := &FaultProxy{target: targetAddr, seed: seed, script: script, srv: listenTCP(t)}
 	p.http = &http.Client{
-		Transport:     &http.Transport{DisableKeepAlives: true, DisableCompression: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error {
+			return http.ErrUseLastResponse
+		},
 	}
 	p.srv.serve(p.relay)
 	return p
@@ -192,7 +199,8 @@ func halfClose(client net.Conn, in *bufio.Reader) bool {
 // madeUp is what the proxy answers without asking the target; nil for the other faults.
 func madeUp(fault Fault, r *rand.Rand) *faultAnswer {
 	answer := func(status int, contentType, body string) *faultAnswer {
-		return &faultAnswer{status: status, header: http.Header{"Content-Type": {contentType}}, body: []byte(body)}
+		return &faultAnswer{status: status, header: http.Header{"Content-Type": {contentType}},
+			body: []byte(body)}
 	}
 	page := "<!DOCTYPE html><html><body><h1>" + FaultText + "</h1></body></html>"
 	switch fault {
@@ -209,17 +217,20 @@ func madeUp(fault Fault, r *rand.Rand) *faultAnswer {
 		}
 		return answer(200, "application/octet-stream", string(b))
 	case Plaintext:
-		return answer(200, "application/json", `{"id":"x","object":"chat.completion","created":1,"model":"x","choices":[{"index":0,`+
-			`"message":{"role":"assistant","content":"`+FaultText+`"},"finish_reason":"stop"}]}`)
+		return answer(200, "application/json",
+			`{"id":"x","object":"chat.completion","created":1,"model":"x","choices":[{"index":0,`+
+				`"message":{"role":"assistant","content":"`+FaultText+`"},"finish_reason":"stop"}]}`)
 	case Status:
-		return answer([]int{400, 401, 429, 500, 504}[r.IntN(5)], "application/json", `{"detail":"`+FaultText+`"}`)
+		return answer([]int{400, 401, 429, 500, 504}[r.IntN(5)], "application/json",
+			`{"detail":"`+FaultText+`"}`)
 	}
 	return nil
 }
 
 // forward asks the target.
 func (p *FaultProxy) forward(req *http.Request, body []byte) (*faultAnswer, error) {
-	out, err := http.NewRequest(req.Method, "http://"+p.target+req.URL.RequestURI(), bytes.NewReader(body))
+	out, err := http.NewRequest(req.Method, "http://"+p.target+req.URL.RequestURI(),
+		bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -305,7 +316,8 @@ func respond(client net.Conn, in *bufio.Reader, a *faultAnswer, fault Fault, r *
 	return err == nil && (fault == Pass || fault == Delay)
 }
 
-// header is the answer's status line and header; with length "" the body is chunked. last announces the connection's end.
+// header is the answer's status line and header; with length "" the body is chunked. last announces
+// the connection's end.
 func header(a *faultAnswer, length string, last bool) []byte {
 	h := a.header.Clone()
 	for _, name := range []string{"Content-Length", "Connection", "Transfer-Encoding"} {

@@ -10,26 +10,29 @@ import (
 	"slices"
 )
 
-// MinFragment is the shortest piece of a secret that counts, in bytes. Shorter ones turn up by chance in text, and give
-// away little.
+// MinFragment is the shortest piece of a secret that counts, in bytes. Shorter ones turn up by
+// chance in text, and give away little.
 const MinFragment = 16
 
 const (
-	window      = 8 // every run of MinFragment bytes holds a whole window at an address that window divides
+	// every run of MinFragment bytes holds a whole window at an address that window divides
+	window      = 8
 	minDistinct = 4 // different bytes in a window; fewer are zeros, padding and the like
 )
 
-// MemorySecret is a value that must not lie in memory. It has at least [MinFragment] bytes, which should look random:
-// runs of few different bytes are not found.
+// MemorySecret is a value that must not lie in memory. It has at least [MinFragment] bytes, which
+// should look random: runs of few different bytes are not found.
 type MemorySecret struct {
 	Row  string // what its copies are counted under
 	Name string // which of the row it is
 	// Bytes is the value; of an integer, big-endian.
 	Bytes []byte
-	// Integer has Bytes looked for backwards as well: the words of math/big, on a little-endian machine.
+	// Integer has Bytes looked for backwards as well: the words of math/big, on a little-endian
+	// machine.
 	Integer bool
-	// Parts are spans of Bytes, start and end, that others answer for: integers that are secrets of their own, or public
-	// ones. A piece with fewer than MinFragment bytes outside one of them does not count.
+	// Parts are spans of Bytes, start and end, that others answer for: integers that are secrets of
+	// their own, or public ones. A piece with fewer than MinFragment bytes outside one of them does
+	// not count.
 	Parts [][2]int
 }
 
@@ -53,7 +56,8 @@ func (m MemoryMatch) String() string {
 	if m.Full() {
 		return fmt.Sprintf("%s: %s%s", m.Secret.Row, m.Secret.Name, order)
 	}
-	return fmt.Sprintf("%s: %s%s, %d bytes from %d of %d", m.Secret.Row, m.Secret.Name, order, m.Len, m.Offset, len(m.Secret.Bytes))
+	return fmt.Sprintf("%s: %s%s, %d bytes from %d of %d", m.Secret.Row, m.Secret.Name, order,
+		m.Len, m.Offset, len(m.Secret.Bytes))
 }
 
 // SecretSearch finds many secrets in one pass, some hundred megabytes a second. It is immutable.
@@ -80,8 +84,8 @@ type place struct {
 	next    int32
 }
 
-// NewSecretSearch prepares a search. Secrets with the same bytes as an earlier one are left out. It panics over a secret
-// that could not be found: too short, or without a window of different bytes.
+// NewSecretSearch prepares a search. Secrets with the same bytes as an earlier one are left out. It
+// panics over a secret that could not be found: too short, or without a window of different bytes.
 func NewSecretSearch(secrets []MemorySecret) *SecretSearch {
 	s := &SecretSearch{}
 	seen := make(map[string]bool)
@@ -111,11 +115,13 @@ func (s *SecretSearch) index() {
 		before := len(s.places)
 		for offset := 0; offset+window <= len(p.bytes); offset++ {
 			if w := p.bytes[offset : offset+window]; distinct(w) >= minDistinct {
-				s.places = append(s.places, place{binary.LittleEndian.Uint64(w), int32(i), int32(offset), -1})
+				s.places = append(s.places, place{binary.LittleEndian.Uint64(w), int32(i),
+					int32(offset), -1})
 			}
 		}
 		if len(s.places) == before {
-			panic(fmt.Sprintf("testkit: %s: %s is too uniform to be found", p.secret.Row, p.secret.Name))
+			panic(fmt.Sprintf("testkit: %s: %s is too uniform to be found", p.secret.Row,
+				p.secret.Name))
 		}
 	}
 	bits := uint(16)
@@ -148,7 +154,8 @@ func distinct(b []byte) int {
 	return n
 }
 
-// Find returns what is in b, in no particular order. A stretch of b that belongs to several secrets is several matches.
+// Find returns what is in b, in no particular order. A stretch of b that belongs to several secrets
+// is several matches.
 func (s *SecretSearch) Find(b []byte) []MemoryMatch {
 	var found []MemoryMatch
 	type diagonal struct {
@@ -185,14 +192,16 @@ func (s *SecretSearch) Find(b []byte) []MemoryMatch {
 	return found
 }
 
-// extend grows the window at b[at:], which is the pattern's at offset, both ways as far as they agree.
+// extend grows the window at b[at:], which is the pattern's at offset, both ways as far as they
+// agree.
 func (p *pattern) extend(b []byte, at, offset int) (from, to int) {
 	from, to = at, at+window
 	for offset > 0 && from > 0 && p.bytes[offset-1] == b[from-1] {
 		offset--
 		from--
 	}
-	for end := offset + to - from; end < len(p.bytes) && to < len(b) && p.bytes[end] == b[to]; end++ {
+	for end := offset + to - from; end < len(p.bytes) && to < len(b) &&
+		p.bytes[end] == b[to]; end++ {
 		to++
 	}
 	return from, to

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// tcpServer runs a function on each connection to a loopback port. When the test ends it closes the port and every
-// connection, and waits for the functions to return.
+// tcpServer runs a function on each connection to a loopback port. When the test ends it closes the
+// port and every connection, and waits for the functions to return.
 type tcpServer struct {
 	ln net.Listener
 	wg sync.WaitGroup

@@ -13,8 +13,9 @@ import (
 	"testing"
 )
 
-// Witness stands between a client and a server on loopback, passes every byte on, and keeps a copy. A test asks it
-// afterwards what crossed the wire. It has recorded a byte before the other side can have received it.
+// Witness stands between a client and a server on loopback, passes every byte on, and keeps a copy.
+// A test asks it afterwards what crossed the wire. It has recorded a byte before the other side can
+// have received it.
 type Witness struct {
 	t      testing.TB
 	target string
@@ -36,9 +37,11 @@ type stream struct {
 
 // Hit is where a marker was found.
 type Hit struct {
-	Conn       int    // counted from 0
-	FromClient bool   // in what the client sent, or else in what the server sent
-	Form       string // how it was written: "plain", or what was undone, outermost first, as in "chunks, base64, JSON"
+	Conn       int  // counted from 0
+	FromClient bool // in what the client sent, or else in what the server sent
+	// how it was written: "plain", or what was undone, outermost first, as in "chunks, base64,
+	// JSON"
+	Form string
 }
 
 func (h Hit) String() string {
@@ -51,12 +54,13 @@ func (h Hit) String() string {
 
 const (
 	witnessLimit = 64 << 20
-	// minMarker is what makes a marker unlikely to turn up by chance, and what [forms] may leave aside relies on.
+	// minMarker is what makes a marker unlikely to turn up by chance, and what [forms] may leave
+	// aside relies on.
 	minMarker = 8
 )
 
-// NewWitness starts a witness in front of targetAddr (host:port), and stops it when the test ends. It reads plain HTTP/1.1:
-// behind TLS there is nothing to see.
+// NewWitness starts a witness in front of targetAddr (host:port), and stops it when the test ends.
+// It reads plain HTTP/1.1: behind TLS there is nothing to see.
 func NewWitness(t testing.TB, targetAddr string) *Witness {
 	t.Helper()
 	w := &Witness{t: t, target: targetAddr, limit: witnessLimit, srv: listenTCP(t)}
@@ -140,7 +144,8 @@ func (w *Witness) snapshot() []stream {
 	return all
 }
 
-// Bytes returns all that was recorded: each connection in turn, what the client sent and then what the server sent.
+// Bytes returns all that was recorded: each connection in turn, what the client sent and then what
+// the server sent.
 func (w *Witness) Bytes() []byte {
 	w.t.Helper()
 	var all []byte
@@ -150,9 +155,10 @@ func (w *Witness) Bytes() []byte {
 	return all
 }
 
-// Find returns where the marker is in what was recorded: as it is, JSON-escaped, percent-encoded, in hex or in base64, and
-// in any two or three of these inside each other, also within gzip and across the boundaries of writes and chunks. It
-// looks at each direction of each connection by itself. A marker has at least 8 bytes.
+// Find returns where the marker is in what was recorded: as it is, JSON-escaped, percent-encoded,
+// in hex or in base64, and in any two or three of these inside each other, also within gzip and
+// across the boundaries of writes and chunks. It looks at each direction of each connection by
+// itself. A marker has at least 8 bytes.
 func (w *Witness) Find(marker string) []Hit {
 	w.t.Helper()
 	return w.find(marker)[marker]
@@ -182,8 +188,9 @@ func (w *Witness) find(markers ...string) map[string][]Hit {
 	return hits
 }
 
-// MustNotSee fails the test if one of the markers crossed the wire in any form that [Witness.Find] knows. It also fails
-// if it cannot tell: if no HTTP/1 was recorded, because nothing went through the witness or because TLS did.
+// MustNotSee fails the test if one of the markers crossed the wire in any form that [Witness.Find]
+// knows. It also fails if it cannot tell: if no HTTP/1 was recorded, because nothing went through
+// the witness or because TLS did.
 func (w *Witness) MustNotSee(markers ...string) {
 	w.t.Helper()
 	if !bytes.Contains(w.Bytes(), []byte("HTTP/1.")) {

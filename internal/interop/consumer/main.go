@@ -1,8 +1,9 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command consumer is what somebody else's service does with the package: it runs a gateway and a client, and asks one
-// question. CI builds and runs it from a module of its own, so that what only works from inside does not pass.
+// Command consumer is what somebody else's service does with the package: it runs a gateway and a
+// client, and asks one question. CI builds and runs it from a module of its own, so that what only
+// works from inside does not pass.
 package main
 
 import (
@@ -54,7 +55,8 @@ func run(ctx context.Context, question string) (string, error) {
 		return "", err
 	}
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: server.URL, Trust: sealedchat.Pin(key.Fingerprint()), Keys: keys, Transport: server.Client().Transport,
+		BaseURL: server.URL, Trust: sealedchat.Pin(key.Fingerprint()), Keys: keys,
+		Transport: server.Client().Transport,
 	})
 	if err != nil {
 		return "", err

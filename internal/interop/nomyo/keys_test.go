@@ -31,7 +31,8 @@ const (
 	unicodePassword = "Grüße, 世界 e\u0301 👩🏽‍🚀"
 )
 
-// keyStep is what a new nomyo client does: generate and save a key, or load one; and then chat, if there is a Request.
+// keyStep is what a new nomyo client does: generate and save a key, or load one; and then chat, if
+// there is a Request.
 type keyStep struct {
 	Generate string         `json:"generate,omitempty"` // folder
 	Bits     int            `json:"bits,omitempty"`     // 0 = what nomyo generates
@@ -131,12 +132,14 @@ func ephemeral(t *testing.T) *sealedchat.KeyStore {
 
 const storePassphrase = "the store's own passphrase"
 
-type opener func(context.Context, string, *sealedchat.Secret, *sealedchat.KeyStoreOptions) (*sealedchat.KeyStore, error)
+type opener func(context.Context, string, *sealedchat.Secret,
+	*sealedchat.KeyStoreOptions) (*sealedchat.KeyStore, error)
 
 // persistent returns what CreateKeyStore or OpenKeyStore makes of dir.
 func persistent(t *testing.T, dir string, open opener) *sealedchat.KeyStore {
 	t.Helper()
-	s, err := open(soon(t), dir, secret(t, storePassphrase), &sealedchat.KeyStoreOptions{Bits: 2048})
+	s, err := open(soon(t), dir, secret(t, storePassphrase),
+		&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,16 +196,21 @@ func sealedTo(t *testing.T, s *site, fingerprint string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if k, err := sealedchat.ParsePublicKey([]byte(text)); err != nil || k.Fingerprint() != fingerprint {
+	if k, err := sealedchat.ParsePublicKey([]byte(text)); err != nil ||
+		k.Fingerprint() != fingerprint {
 		t.Errorf("the answer was to be sealed to %v, %v; want %s", k, err, fingerprint)
 	}
 }
 
 // chatWith sends a chat with the store's key to the site, whose key is pinned.
-func chatWith(t *testing.T, s *site, certs *certificates, pin string, keys *sealedchat.KeyStore) error {
+func chatWith(t *testing.T, s *site, certs *certificates, pin string,
+	keys *sealedchat.KeyStore) error {
 	t.Helper()
 	const text = "who opens this?"
-	client := (&pythonServer{url: s.url, fingerprint: pin, pool: certs}).client(t, func(c *sealedchat.Config) { c.Keys = keys })
+	client := (&pythonServer{url: s.url, fingerprint: pin, pool: certs}).client(t,
+		func(c *sealedchat.Config) {
+			c.Keys = keys
+		})
 	defer client.Close()
 	r, err := client.Chat(soon(t), ask("test-model", text))
 	if err == nil && r.Text() != text {
@@ -231,19 +239,25 @@ func TestExportedKey(t *testing.T) {
 				t.Fatal(err)
 			}
 			path := writeFile(t, "private_key.pem", text)
-			t.Run("openssl", func(t *testing.T) { opensslReads(t, path, c.password, public.Fingerprint()) })
-			t.Run("nomyo", func(t *testing.T) { nomyoReads(t, s, certs, path, c.password, public, c.bits) })
+			t.Run("openssl", func(t *testing.T) {
+				opensslReads(t, path, c.password, public.Fingerprint())
+			})
+			t.Run("nomyo", func(t *testing.T) {
+				nomyoReads(t, s, certs, path, c.password, public, c.bits)
+			})
 		})
 	}
 }
 
 func opensslReads(t *testing.T, path, password, fingerprint string) {
 	needOpenSSL(t)
-	der, err := openssl(t, password, "pkey", "-in", path, "-passin", "env:KEY_PASSWORD", "-pubout", "-outform", "DER")
+	der, err := openssl(t, password, "pkey", "-in", path, "-passin", "env:KEY_PASSWORD", "-pubout",
+		"-outform", "DER")
 	if sum := sha256.Sum256(der); err != nil || hex.EncodeToString(sum[:]) != fingerprint {
 		t.Errorf("pkey: %x, %v; want %s", sum, err, fingerprint)
 	}
-	if out, err := openssl(t, password, "pkey", "-in", path, "-passin", "env:KEY_PASSWORD", "-noout", "-check"); err != nil {
+	if out, err := openssl(t, password, "pkey", "-in", path, "-passin", "env:KEY_PASSWORD",
+		"-noout", "-check"); err != nil {
 		t.Errorf("pkey -check: %s, %v", out, err)
 	}
 	// What openssl makes of it comes back as the same key.
@@ -251,32 +265,39 @@ func opensslReads(t *testing.T, path, password, fingerprint string) {
 	if err != nil {
 		t.Fatalf("pkcs8: %v", err)
 	}
-	if r, err := ephemeral(t).ImportPEM(soon(t), plain, nil); err != nil || r.Fingerprint != fingerprint || r.KDF != "" {
+	if r, err := ephemeral(t).ImportPEM(soon(t), plain, nil); err != nil ||
+		r.Fingerprint != fingerprint || r.KDF != "" {
 		t.Errorf("pkcs8: %+v, %v; want %s", r, err, fingerprint)
 	}
 	parts, err := openssl(t, "", "asn1parse", "-in", path)
 	if err != nil {
 		t.Fatalf("asn1parse: %v", err)
 	}
-	for _, want := range []string{":PBES2", ":PBKDF2", ":0927C0", ":hmacWithSHA256", ":aes-256-cbc"} { // 600,000
+	// 600,000
+	for _, want := range []string{":PBES2", ":PBKDF2", ":0927C0", ":hmacWithSHA256",
+		":aes-256-cbc"} {
 		if !bytes.Contains(parts, []byte(want)) {
 			t.Errorf("no %s in %s", want, parts)
 		}
 	}
 	for _, wrong := range []string{password + " ", strings.TrimSpace(password[1:]), "x"} {
 		for _, command := range []string{"pkey", "pkcs8"} {
-			if out, err := openssl(t, wrong, command, "-in", path, "-passin", "env:KEY_PASSWORD"); err == nil || len(out) > 0 {
+			if out, err := openssl(t, wrong, command, "-in", path, "-passin",
+				"env:KEY_PASSWORD"); err == nil || len(out) > 0 {
 				t.Errorf("%s opens it with a wrong password", command)
 			}
 		}
 	}
 }
 
-func nomyoReads(t *testing.T, s *site, certs *certificates, path, password string, public *sealedchat.PublicKey, bits int) {
+func nomyoReads(t *testing.T, s *site, certs *certificates, path, password string,
+	public *sealedchat.PublicKey, bits int) {
 	publicPath := writeFile(t, "public_key.pem", public.PEM())
 	o := runKeys(t, certs,
-		keyStep{Private: path, Password: password, BaseURL: s.url, Request: say("with the derived public key")},
-		keyStep{Private: path, Public: publicPath, Password: password, BaseURL: s.url, Request: say("with public_key.pem")},
+		keyStep{Private: path, Password: password, BaseURL: s.url,
+			Request: say("with the derived public key")},
+		keyStep{Private: path, Public: publicPath, Password: password, BaseURL: s.url,
+			Request: say("with public_key.pem")},
 		keyStep{Private: path, Password: password + " "},
 		keyStep{Private: path},
 	)
@@ -285,12 +306,14 @@ func nomyoReads(t *testing.T, s *site, certs *certificates, path, password strin
 			t.Errorf("answer %q, want %q", got, text)
 		}
 		if o[i].Fingerprint != public.Fingerprint() || o[i].Bits != bits {
-			t.Errorf("Python loaded %s with %d bits, want %s with %d", o[i].Fingerprint, o[i].Bits, public.Fingerprint(), bits)
+			t.Errorf("Python loaded %s with %d bits, want %s with %d", o[i].Fingerprint, o[i].Bits,
+				public.Fingerprint(), bits)
 		}
 	}
 	sealedTo(t, s, public.Fingerprint())
 	for _, refused := range o[2:] {
-		if refused.Error != "ValueError" || !strings.HasPrefix(refused.Message, "Failed to load private key: ") || refused.Fingerprint != "" {
+		if refused.Error != "ValueError" || !strings.HasPrefix(refused.Message,
+			"Failed to load private key: ") || refused.Fingerprint != "" {
 			t.Errorf("without the password: %v", refused.outcome)
 		}
 	}
@@ -312,18 +335,23 @@ func TestMigration(t *testing.T) {
 			t.Fatalf("nomyo did not generate key %d: %v", i, o.outcome)
 		}
 		other := steps[(i+1)%len(steps)].Generate
-		t.Run(filepath.Base(steps[i].Generate), func(t *testing.T) { migrate(t, s, certs, steps[i], o, other) })
+		t.Run(filepath.Base(steps[i].Generate), func(t *testing.T) {
+			migrate(t, s, certs, steps[i], o, other)
+		})
 	}
 }
 
-// migrate moves the key that made says; theirs is what Python says of it. other is a folder with another key.
-func migrate(t *testing.T, s *site, certs *certificates, made keyStep, theirs keyOutcome, other string) {
+// migrate moves the key that made says; theirs is what Python says of it. other is a folder with
+// another key.
+func migrate(t *testing.T, s *site, certs *certificates, made keyStep, theirs keyOutcome,
+	other string) {
 	private := readFile(t, filepath.Join(made.Generate, "private_key.pem"))
 	public := readFile(t, filepath.Join(made.Generate, "public_key.pem"))
 	both := append(bytes.Clone(private), public...)
 	dir := filepath.Join(t.TempDir(), "store")
 	store := persistent(t, dir, sealedchat.CreateKeyStore)
-	importRefused(t, store, dir, made.Password, private, readFile(t, filepath.Join(other, "public_key.pem")))
+	importRefused(t, store, dir, made.Password, private,
+		readFile(t, filepath.Join(other, "public_key.pem")))
 
 	old := publicKey(t, store).Fingerprint()
 	report, err := store.ImportPEM(soon(t), both, secret(t, made.Password))
@@ -341,7 +369,8 @@ func migrate(t *testing.T, s *site, certs *certificates, made keyStep, theirs ke
 	if got != want || report.Created.IsZero() || theirs.Bits != want.Bits {
 		t.Errorf("report %+v, want %+v", *report, want)
 	}
-	if k, err := sealedchat.ParsePublicKey(public); err != nil || k.Fingerprint() != theirs.Fingerprint {
+	if k, err := sealedchat.ParsePublicKey(public); err != nil ||
+		k.Fingerprint() != theirs.Fingerprint {
 		t.Errorf("public_key.pem: %v, %v; want %s", k, err, theirs.Fingerprint)
 	}
 	inUse := func(store *sealedchat.KeyStore) {
@@ -351,7 +380,8 @@ func migrate(t *testing.T, s *site, certs *certificates, made keyStep, theirs ke
 			keys[0].Bits != theirs.Bits || keys[1].Fingerprint != old || keys[1].Retired.IsZero() {
 			t.Fatalf("keys %+v", keys)
 		}
-		if err := chatWith(t, s, certs, publicKey(t, gatewayKeys).Fingerprint(), store); err != nil {
+		if err := chatWith(t, s, certs, publicKey(t, gatewayKeys).Fingerprint(),
+			store); err != nil {
 			t.Fatal(err)
 		}
 		sealedTo(t, s, theirs.Fingerprint)
@@ -359,14 +389,16 @@ func migrate(t *testing.T, s *site, certs *certificates, made keyStep, theirs ke
 	inUse(store)
 	before := snapshot(t, dir)
 	report.Public = false // this time without the public key
-	if again, err := store.ImportPEM(soon(t), private, secret(t, made.Password)); err != nil || *again != *report {
+	if again, err := store.ImportPEM(soon(t), private, secret(t, made.Password)); err != nil ||
+		*again != *report {
 		t.Errorf("once more: %+v, %v", again, err)
 	}
 	if err := store.Close(); err != nil {
 		t.Fatal(err)
 	}
 	wrong := "not " + storePassphrase
-	if _, err := sealedchat.OpenKeyStore(soon(t), dir, secret(t, wrong), nil); !errors.Is(err, sealedchat.ErrPassphrase) {
+	if _, err := sealedchat.OpenKeyStore(soon(t), dir, secret(t, wrong), nil); !errors.Is(err,
+		sealedchat.ErrPassphrase) {
 		t.Errorf("opened with a wrong passphrase: %v", err)
 	}
 	if !reflect.DeepEqual(snapshot(t, dir), before) {
@@ -381,16 +413,19 @@ func migrate(t *testing.T, s *site, certs *certificates, made keyStep, theirs ke
 		t.Fatal(err)
 	}
 	o := runKeys(t, certs, keyStep{
-		Private: writeFile(t, "private_key.pem", text), Public: filepath.Join(made.Generate, "public_key.pem"),
+		Private:  writeFile(t, "private_key.pem", text),
+		Public:   filepath.Join(made.Generate, "public_key.pem"),
 		Password: storePassphrase, BaseURL: s.url, Request: say("back again"),
 	})[0]
-	if got := served(t, o.outcome).text(); got != "back again" || o.Fingerprint != theirs.Fingerprint {
+	if got := served(t, o.outcome).text(); got != "back again" ||
+		o.Fingerprint != theirs.Fingerprint {
 		t.Errorf("answer %q with key %s", got, o.Fingerprint)
 	}
 }
 
 // importRefused imports the key in ways that must fail and leave the store as it is.
-func importRefused(t *testing.T, store *sealedchat.KeyStore, dir, password string, private, otherPublic []byte) {
+func importRefused(t *testing.T, store *sealedchat.KeyStore, dir, password string, private,
+	otherPublic []byte) {
 	t.Helper()
 	before, keys := snapshot(t, dir), store.Keys()
 	wrong := []string{storePassphrase} // superfluous for a plain file
@@ -398,7 +433,8 @@ func importRefused(t *testing.T, store *sealedchat.KeyStore, dir, password strin
 		wrong = append(wrong, password+" ", strings.ToUpper(password)+"\x00", "")
 	}
 	for _, p := range wrong {
-		if r, err := store.ImportPEM(soon(t), private, secret(t, p)); !errors.Is(err, sealedchat.ErrPassphrase) || r != nil {
+		if r, err := store.ImportPEM(soon(t), private, secret(t, p)); !errors.Is(err,
+			sealedchat.ErrPassphrase) || r != nil {
 			t.Errorf("with the passphrase %q: %+v, %v", p, r, err)
 		}
 	}
@@ -407,7 +443,8 @@ func importRefused(t *testing.T, store *sealedchat.KeyStore, dir, password strin
 		"the public key alone":         otherPublic,
 		"half a file":                  private[:len(private)/2],
 	} {
-		if r, err := store.ImportPEM(soon(t), text, secret(t, password)); !errors.Is(err, sealedchat.ErrPrivateKey) || r != nil {
+		if r, err := store.ImportPEM(soon(t), text, secret(t, password)); !errors.Is(err,
+			sealedchat.ErrPrivateKey) || r != nil {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
 	}
@@ -432,7 +469,9 @@ func TestGatewayWithImportedKey(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			old := publicKey(t, keys).Fingerprint()
-			s := newSite(t, certs, &upstream{}, func(c *sealedchat.GatewayConfig) { c.Keys = keys }, nil)
+			s := newSite(t, certs, &upstream{}, func(c *sealedchat.GatewayConfig) {
+				c.Keys = keys
+			}, nil)
 			if err := chatWith(t, s, certs, old, clientKeys); err != nil {
 				t.Fatalf("before the import: %v", err)
 			}
@@ -442,11 +481,13 @@ func TestGatewayWithImportedKey(t *testing.T) {
 			if err := chatWith(t, s, certs, theirs.Fingerprint, clientKeys); err != nil {
 				t.Errorf("pinned: %v", err)
 			}
-			if err := chatWith(t, s, certs, strings.ToUpper(theirs.Fingerprint), clientKeys); err != nil {
+			if err := chatWith(t, s, certs, strings.ToUpper(theirs.Fingerprint),
+				clientKeys); err != nil {
 				t.Errorf("pinned in upper case: %v", err)
 			}
 			posts := len(s.wire.arrivals(http.MethodPost))
-			for _, pin := range []string{old, publicKey(t, clientKeys).Fingerprint(), theirs.Fingerprint[1:] + "0"} {
+			for _, pin := range []string{old, publicKey(t, clientKeys).Fingerprint(),
+				theirs.Fingerprint[1:] + "0"} {
 				err := chatWith(t, s, certs, pin, clientKeys)
 				if _, ok := errors.AsType[*sealedchat.ServerKeyError](err); !ok {
 					t.Errorf("another pin: %v", err)
@@ -464,7 +505,8 @@ func TestGatewayWithImportedKey(t *testing.T) {
 func nomyoFinds(t *testing.T, s *site, certs *certificates, made keyStep, fingerprint string) {
 	t.Helper()
 	o := runKeys(t, certs, keyStep{
-		Private: filepath.Join(made.Generate, "private_key.pem"), Password: made.Password, BaseURL: s.url, Request: say("to myself"),
+		Private: filepath.Join(made.Generate, "private_key.pem"), Password: made.Password,
+		BaseURL: s.url, Request: say("to myself"),
 	})[0]
 	if got := served(t, o.outcome).text(); got != "to myself" || o.Fingerprint != fingerprint {
 		t.Errorf("answer %q with key %s", got, o.Fingerprint)

@@ -79,7 +79,8 @@ func run(m *testing.M) int {
 func findPython(dir string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), installDeadline)
 	defer cancel()
-	const check = "import sys, nomyo, httpx, cryptography; sys.exit(nomyo.__version__ != '" + nomyoVersion + "')"
+	const check = "import sys, nomyo, httpx, cryptography; sys.exit(nomyo.__version__ != '" +
+		nomyoVersion + "')"
 	if given := os.Getenv("SEALEDCHAT_PYTHON"); given != "" {
 		if err := command(ctx, given, "-c", check); err != nil {
 			return "", fmt.Errorf("SEALEDCHAT_PYTHON does not have nomyo %s: %w", nomyoVersion, err)
@@ -98,7 +99,8 @@ func findPython(dir string) (string, error) {
 	if runtime.GOOS == "windows" {
 		made = filepath.Join(venv, "Scripts", "python.exe")
 	}
-	pip := append([]string{"-m", "pip", "install", "-q", "--no-input", "--disable-pip-version-check"}, packages...)
+	pip := append([]string{"-m", "pip", "install", "-q", "--no-input",
+		"--disable-pip-version-check"}, packages...)
 	if err := command(ctx, made, pip...); err != nil {
 		return "", fmt.Errorf("pip install %s: %w", strings.Join(packages, " "), err)
 	}
@@ -124,7 +126,8 @@ func goroutinesEnd() error {
 		var left []string
 		for i, one := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
 			// The first is this one. What wipes protected memory (memguard) belongs to the process.
-			if i > 0 && (strings.Contains(one, "seed-017344ad/sealedchat") || strings.Contains(one, "net/http.")) {
+			if i > 0 && (strings.Contains(one, "seed-017344ad/sealedchat") ||
+				strings.Contains(one, "net/http.")) {
 				left = append(left, one)
 			}
 		}
@@ -144,12 +147,14 @@ func needPython(t *testing.T) {
 	}
 }
 
-// environment is the process's own without what would change how Python finds modules, servers and certificates.
+// environment is the process's own without what would change how Python finds modules, servers and
+// certificates.
 func environment(extra ...string) []string {
 	var env []string
 	for _, v := range os.Environ() {
 		name := strings.ToUpper(v[:strings.IndexByte(v+"=", '=')])
-		if !strings.HasPrefix(name, "PYTHON") && !strings.HasPrefix(name, "SSL_CERT_") && !strings.HasSuffix(name, "_PROXY") {
+		if !strings.HasPrefix(name, "PYTHON") && !strings.HasPrefix(name, "SSL_CERT_") &&
+			!strings.HasSuffix(name, "_PROXY") {
 			env = append(env, v)
 		}
 	}
@@ -158,9 +163,10 @@ func environment(extra ...string) []string {
 
 // job is what one nomyo client does: its requests, one after the other.
 type job struct {
-	BaseURL    string           `json:"base_url"`
-	APIKey     string           `json:"api_key,omitempty"`
-	KeyDir     string           `json:"key_dir,omitempty"` // "" = keys of the client's own, generated
+	BaseURL string `json:"base_url"`
+	APIKey  string `json:"api_key,omitempty"`
+	// "" = keys of the client's own, generated
+	KeyDir     string           `json:"key_dir,omitempty"`
 	MaxRetries *int             `json:"max_retries,omitempty"`
 	Requests   []map[string]any `json:"requests"` // arguments of create
 }
@@ -181,7 +187,8 @@ func (o outcome) String() string {
 	return fmt.Sprintf("%s(%d): %s", o.Error, o.Status, o.Message)
 }
 
-// runNomyo runs every job at the same time, in one process, which trusts certificates of trusted ("" = none).
+// runNomyo runs every job at the same time, in one process, which trusts certificates of trusted
+// ("" = none).
 func runNomyo(t *testing.T, trusted string, jobs ...job) [][]outcome {
 	t.Helper()
 	input, err := json.Marshal(jobs)
@@ -208,7 +215,8 @@ func runNomyo(t *testing.T, trusted string, jobs ...job) [][]outcome {
 	})
 	var outcomes [][]outcome
 	if err := json.Unmarshal(stdout.Bytes(), &outcomes); err != nil || len(outcomes) != len(jobs) {
-		t.Fatalf("nomyo_client.py printed %d outcomes for %d jobs (%v):\n%.1000s", len(outcomes), len(jobs), err, stdout.Bytes())
+		t.Fatalf("nomyo_client.py printed %d outcomes for %d jobs (%v):\n%.1000s", len(outcomes),
+			len(jobs), err, stdout.Bytes())
 	}
 	for i, o := range outcomes {
 		if len(o) != len(jobs[i].Requests) {
@@ -218,8 +226,9 @@ func runNomyo(t *testing.T, trusted string, jobs ...job) [][]outcome {
 	return outcomes
 }
 
-// keyDir is a folder with a stored key, as nomyo keeps its keys. It takes half a second for each client to generate a
-// key of 4096 bits or to check one; where many run, they take the key "rsa-2048".
+// keyDir is a folder with a stored key, as nomyo keeps its keys. It takes half a second for each
+// client to generate a key of 4096 bits or to check one; where many run, they take the key
+// "rsa-2048".
 func keyDir(t *testing.T, key string) string {
 	t.Helper()
 	dir := t.TempDir()

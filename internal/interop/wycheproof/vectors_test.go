@@ -12,12 +12,14 @@ import (
 	"github.com/c2sp/wycheproof"
 )
 
-// The envelope's parameters. A vector with others can be no envelope of ours; it is run all the same.
+// The envelope's parameters. A vector with others can be no envelope of ours; it is run all the
+// same.
 const (
 	keySize   = 32 // bytes of the AES key, which is what RSA-OAEP wraps
 	nonceSize = 12
 	tagSize   = 16
-	// RSA-OAEP has SHA-256 as its hash and in MGF1, and an empty label; AES-GCM has no additional data.
+	// RSA-OAEP has SHA-256 as its hash and in MGF1, and an empty label; AES-GCM has no additional
+	// data.
 	oaepHash = "SHA-256"
 	// The modulus, in bits.
 	minRSABits, maxRSABits = 2048, 8192
@@ -57,7 +59,8 @@ func load[G any](t *testing.T, name, algorithm string) vectorFile[G] {
 		t.Fatalf("%s: %v", name, err)
 	}
 	if file.Algorithm != algorithm || file.NumberOfTests == 0 || len(file.TestGroups) == 0 {
-		t.Fatalf("%s: algorithm %q, %d tests in %d groups", name, file.Algorithm, file.NumberOfTests, len(file.TestGroups))
+		t.Fatalf("%s: algorithm %q, %d tests in %d groups", name, file.Algorithm,
+			file.NumberOfTests, len(file.TestGroups))
 	}
 	return file
 }
