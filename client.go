@@ -59,154 +59,21 @@ package sealedchat
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"net/http"
 	"net/url"
-	"reflect"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
-
-// DefaultBaseURL is NOMYO's server: the BaseURL of [ConfigFromEnv] when the environment names none.
-const DefaultBaseURL = "https://api.nomyo.ai"
-
-const (
-	defaultTimeout     = 10 * time.Minute
-	defaultIdle        = time.Minute
-	defaultMaxRequest  = 10 << 20 // what the protocol documents
-	defaultMaxResponse = 64 << 20
-	maxBytes           = math.MaxInt32 // largest size limit that is taken, on every platform
-)
-
-// SecurityTier names how well the server has to protect a request while it works on it.
-type SecurityTier string
-
-// The tiers of the protocol, lowest first. The empty tier leaves the choice to the server.
-const (
-	TierStandard SecurityTier = "standard"
-	TierHigh     SecurityTier = "high"
-	TierMaximum  SecurityTier = "maximum"
-)
-
-// rank orders the tiers; 0 is the empty tier, -1 an unknown one.
-func (t SecurityTier) rank() int {
-	switch t {
-	case "":
-		return 0
-	case TierStandard:
-		return 1
-	case TierHigh:
-		return 2
-	case TierMaximum:
-		return 3
-	}
-	return -1
-}
-
-// Protocol is a way to seal requests and answers.
-type Protocol string
-
-// The protocols. The empty one is [ProtocolEnvelope].
-const (
-	// ProtocolEnvelope is NOMYO's version 1 (SPEC.md): RSA-OAEP with SHA-256 (RFC 8017, section 7.1)
-	// and AES-256-GCM.
-	ProtocolEnvelope Protocol = "envelope"
-	// ProtocolOHTTP is Oblivious HTTP in chunks (RFC 9458 and its chunked form; SPEC.md, chapter 11)
-	// with X-Wing, a post-quantum hybrid. Method, path, headers and API key travel sealed too, an
-	// answer opens only for its request, and answers stream. Config.Keys is not used.
-	ProtocolOHTTP Protocol = "ohttp"
-)
-
-// known reports whether p is one of the protocols.
-func (p Protocol) known() bool { return p == ProtocolEnvelope || p == ProtocolOHTTP }
-
-// OHTTPOptions are a client's options for [ProtocolOHTTP] alone. The zero value is the default.
-type OHTTPOptions struct {
-	// Padding makes requests a multiple of so many bytes before they are sealed, so that their length
-	// tells less. 0 = none; at most 1 MiB.
-	Padding int
-	// AllowX25519 also takes key configurations for X25519, in place of X-Wing: a later quantum
-	// computer opens what was recorded of them. X-Wing is preferred, but an attacker who ends TLS can
-	// cut it from the list where X25519's key is trusted as well.
-	AllowX25519 bool
-}
-
-// Config is what [NewSecureCompletionClient] needs. BaseURL and Trust are required; every other zero
-// value is a default.
-type Config struct {
-	// BaseURL is where the server is: https, with an optional path prefix, without user info, query or
-	// fragment. It ends before /v1: the client adds the paths itself. Required.
-	BaseURL string
-	// APIKey is sent as a bearer token: 1 to 4,096 bytes of visible ASCII. It stays the caller's, who destroys it after
-	// Close. nil = none.
-	APIKey *Secret
-	// Keys holds the RSA keys that answers are sealed to. It stays the caller's, who closes it after the client; several
-	// clients may share it. ProtocolOHTTP does not use it. nil = an ephemeral store of the client's own, whose 4096-bit key
-	// is generated on first use.
-	Keys *KeyStore
-	// Protocol is how requests are sealed: ProtocolEnvelope, or ProtocolOHTTP, which is better where
-	// the gateway speaks it. The client never negotiates it, and never falls back from one to the
-	// other. "" = ProtocolEnvelope.
-	Protocol Protocol
-	// OHTTP is for ProtocolOHTTP alone; it is refused with the other protocol.
-	OHTTP OHTTPOptions
-	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…") or FirstUse(store).
-	// Required.
-	Trust Trust
-	// OnServerKey, if set, is called before a server key is used that is not the one used before; old is nil at first.
-	// An error refuses the key: the call fails with *ServerKeyError, whose Err it is. It is not called for a key that Trust
-	// refuses, nor for one from AcceptServerKey. It must not call the client. One call at a time. With ProtocolOHTTP it is
-	// also called when another signer vouches for the same key, and has to judge new.Signer() as well as the fingerprint:
-	// whoever ends TLS can pass the genuine list on with a signature of his own, and FirstUse remembers the signer.
-	OnServerKey func(old, new *PublicKey) error
-	// Tier is asked for where a call does not say otherwise. "" lets the server choose.
-	Tier SecurityTier
-	// Transport carries the requests. It stays the caller's. nil = DefaultTransport(), closed with the client.
-	Transport http.RoundTripper
-	// Timeout bounds one attempt: fetching the server's key or making the client's, where that is still to be done,
-	// connecting, and waiting for the last byte of the answer, or of the stream. 0 = 10 minutes.
-	Timeout time.Duration
-	// IdleTimeout is the longest time between two pieces of an event stream that passes as it comes, counted from its
-	// first event on: until then only Timeout holds, since a model may think. Comments count as pieces. A stream that
-	// stands still for longer is ended with ErrConnection. Protocol version 1 has no such streams.
-	// 0 = 1 minute; negative = no limit.
-	IdleTimeout time.Duration
-	// MaxRetries is how often a failed attempt is repeated: after 429, 500, 502 and 504, after 503 if it comes with
-	// Retry-After, and when the connection failed before there was an answer. The waits are random, up to 1 s, 2 s, 4 s
-	// and so on, on top of what Retry-After says; a Retry-After of more than a minute, or a wait beyond the context's
-	// deadline, is not waited for: the call fails at once. Every attempt is sealed afresh. With ProtocolOHTTP only what
-	// cannot have been worked on is repeated: after the gateway's own 429, its 503 with Retry-After (not the upstream's), and
-	// when nothing of the request was sent. 0 = 2; negative = none.
-	MaxRetries int
-	// Limiter, if set, is waited on before every attempt; its error ends the call. It fits *rate.Limiter of
-	// golang.org/x/time.
-	Limiter interface{ Wait(context.Context) error }
-	// MaxRequestBytes bounds a request's JSON, MaxResponseBytes an answer as it comes over the wire, before and after
-	// decompression. More is ErrTooLarge. 0 = 10 MiB and 64 MiB; below 2 GiB.
-	MaxRequestBytes, MaxResponseBytes int64
-	// Memory says what becomes of secrets for which there is no locked memory: MemoryBestEffort, the zero value,
-	// MemoryRequired, which makes calls fail with ErrMemoryLimit, or MemoryOff. MemoryRequired wants it of APIKey and Keys,
-	// too: MemoryRequired.NewSecret, KeyStoreOptions.Memory.
-	Memory MemoryPolicy
-	// Audit is told of keys, requests, answers, refusals and retries; its error stops the call. nil = nobody.
-	Audit Auditor
-	// Logger gets ids, sizes, durations and changes of the server's key, never content. nil = silent.
-	Logger *slog.Logger
-	// InsecureAllowHTTP allows a BaseURL with http where the address that is dialled is loopback, for tests.
-	InsecureAllowHTTP bool
-}
 
 // SecureCompletionClient seals chat completions. Make one with [NewSecureCompletionClient] and share it: its methods
 // may be called from any number of goroutines, and connections, keys and the server's key are shared between them.
@@ -281,116 +148,6 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	return client, nil
 }
 
-// parseBaseURL checks a Config.BaseURL. Its errors repeat nothing of it except an ending.
-func parseBaseURL(text string, allowHTTP bool) (*url.URL, error) {
-	if text == "" {
-		return nil, errors.New("required: the https URL of the server, without /v1")
-	}
-	base, err := httpx.ParseBaseURL(text, allowHTTP)
-	if err != nil {
-		return nil, err
-	}
-	path := base.EscapedPath()
-	for _, end := range [...]string{"/chat/completions", "/v1/chat", "/v1", hybrid.PathCompletion,
-		hybrid.PathPublicKey, ohttp.Path} {
-		if rest, found := strings.CutSuffix(path, end); found {
-			rest = strings.TrimSuffix(rest, "/v1")
-			return nil, fmt.Errorf("it has to end before %q: the client adds the paths itself", path[len(rest):])
-		}
-	}
-	return base, nil
-}
-
-func (c *Config) setDefaults() error {
-	if c.Protocol == "" {
-		c.Protocol = ProtocolEnvelope
-	}
-	if c.Timeout == 0 {
-		c.Timeout = defaultTimeout
-	}
-	if c.IdleTimeout == 0 {
-		c.IdleTimeout = defaultIdle
-	}
-	if c.MaxRetries == 0 {
-		c.MaxRetries = defaultRetries
-	}
-	if c.MaxRequestBytes == 0 {
-		c.MaxRequestBytes = defaultMaxRequest
-	}
-	if c.MaxResponseBytes == 0 {
-		c.MaxResponseBytes = defaultMaxResponse
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	return c.validate()
-}
-
-func (c *Config) validate() error {
-	if c.Trust == nil {
-		return configError("Config.Trust", "choose whose key prompts are sealed to: TrustHTTPS() takes what the server "+
-			"presents over HTTPS, Pin(\"sha256 hex\") takes only that key, FirstUse(store) remembers the first one")
-	}
-	if err := c.Trust.validate(); err != nil {
-		return &ConfigError{Field: "Config.Trust", Err: err}
-	}
-	if c.Keys != nil && c.Keys.store == nil {
-		return configError("Config.Keys", "a zero KeyStore; make one with OpenKeyStore, CreateKeyStore or NewEphemeralKeyStore")
-	}
-	if isNilPointer(c.Transport) {
-		return configError("Config.Transport", "a nil pointer; leave the field nil for the default")
-	}
-	if isNilPointer(c.Limiter) {
-		return configError("Config.Limiter", "a nil pointer; leave the field nil for no limit")
-	}
-	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) && restsOnTLS(c.Trust) {
-		return configError("Config.Transport", "InsecureSkipVerify leaves nothing of TrustHTTPS or FirstUse; pin the server's key instead")
-	}
-	if c.APIKey != nil {
-		if err := c.APIKey.Use(httpx.ValidAPIKey); err != nil {
-			return &ConfigError{Field: "Config.APIKey", Err: err}
-		}
-	}
-	if c.Tier.rank() < 0 {
-		return configError("Config.Tier", "want \"\", standard, high or maximum")
-	}
-	if c.Timeout < 0 {
-		return configError("Config.Timeout", "negative")
-	}
-	if c.MaxRequestBytes < 0 || c.MaxRequestBytes > maxBytes {
-		return configError("Config.MaxRequestBytes", "want 0 to %d", maxBytes)
-	}
-	if c.MaxResponseBytes < 0 || c.MaxResponseBytes > maxBytes {
-		return configError("Config.MaxResponseBytes", "want 0 to %d", maxBytes)
-	}
-	if err := c.validateProtocol(); err != nil {
-		return err
-	}
-	return c.validateMemory()
-}
-
-func (c *Config) validateProtocol() error {
-	switch {
-	case !c.Protocol.known():
-		return configError("Config.Protocol", "want ProtocolEnvelope or ProtocolOHTTP")
-	case c.OHTTP.Padding < 0 || c.OHTTP.Padding > maxPadding:
-		return configError("Config.OHTTP.Padding", "want 0 to %d", maxPadding)
-	case c.OHTTP != OHTTPOptions{} && c.Protocol != ProtocolOHTTP:
-		return configError("Config.OHTTP", "for ProtocolOHTTP alone; set Config.Protocol to it, or leave OHTTP empty")
-	}
-	return nil
-}
-
-// isNilPointer catches a nil pointer or function that has become an interface, which is not nil.
-func isNilPointer(v any) bool {
-	r := reflect.ValueOf(v)
-	return (r.Kind() == reflect.Pointer || r.Kind() == reflect.Func) && r.IsNil()
-}
-
-func skipsVerification(c *tls.Config) bool {
-	return c != nil && c.InsecureSkipVerify && c.VerifyConnection == nil && c.VerifyPeerCertificate == nil
-}
-
 // CallOption changes one call of [SecureCompletionClient.Chat], Stream or Complete. A nil one changes nothing.
 type CallOption func(*callOptions)
 
@@ -448,6 +205,85 @@ func (c *SecureCompletionClient) setProtocol() {
 		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server,
 		maxAnswer: c.cfg.MaxResponseBytes, base: c.base,
 	}
+}
+
+// Chat seals r, sends it, and returns the opened and checked answer. It makes up to 1 +
+// [Config].MaxRetries attempts of [Config].Timeout each, and one more when the server's key has
+// changed and the new one is trusted; ctx bounds them all.
+//
+// Errors: [*ServerKeyError] when the server's key is not trusted (nothing was sent), [*APIError]
+// when the server refused, [*OuterError] for an answer in the clear where [ProtocolOHTTP] wants a
+// sealed one, and the sentinels [ErrInvalidRequest], [ErrTooLarge], [ErrConnection],
+// [ErrTruncated], [ErrEnvelope], [ErrDecryption], [ErrResponseSchema], [ErrReplay],
+// [ErrTierDowngrade], [ErrPublicKey], [ErrInsecureURL], [ErrMemoryLimit], [ErrAudit] and
+// [ErrClosed]; those of Config.Limiter and of saving in Config.Keys; the cause of ctx when that
+// ended the call.
+//
+// Prompt and answer are Go strings here: the garbage collector may copy them, nothing wipes them,
+// and they can be swapped out. [SecureCompletionClient.Complete] keeps both in protected memory.
+func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest,
+	opts ...CallOption) (*ChatResponse, error) {
+	body, err := r.encode()
+	if err != nil {
+		return nil, err
+	}
+	defer clear(body)
+	result, err := c.do(ctx, chatRequest(body, true), opts)
+	if err != nil {
+		return nil, err
+	}
+	resp := &ChatResponse{}
+	if err := chatjson.CheckWeight(result.plaintext); err != nil {
+		clear(result.plaintext)
+		return nil, c.tellRefused(ctx, result.payloadID, err, "")
+	}
+	if err := resp.decodeJSON(result.plaintext); err != nil {
+		clear(result.plaintext)
+		return nil, c.tellRefused(ctx, result.payloadID, decodeError(err), "")
+	}
+	resp.PayloadID = result.payloadID
+	return resp, nil
+}
+
+// Response is a chat.completion object as raw JSON. Destroy its Body to wipe the answer.
+type Response struct {
+	Body      *Secret // the bytes exactly as they were sealed; the caller's, who destroys it
+	PayloadID string  // the request's id, as in ChatResponse
+}
+
+// Complete is [SecureCompletionClient.Chat] for raw JSON. request is the JSON object; it stays the
+// caller's, and Complete leaves it as it is. The answer is checked as Chat checks it, and handed out
+// byte for byte. Request and answer stay in memory under [Config].Memory. The caller destroys the
+// Body of the response. Errors are those of Chat; a destroyed request is [ErrClosed].
+func (c *SecureCompletionClient) Complete(ctx context.Context, request *Secret,
+	opts ...CallOption) (*Response, error) {
+	if request == nil {
+		return nil, fmt.Errorf("%w: the request is nil; make it with NewSecret", ErrInvalidRequest)
+	}
+	if c.cfg.Memory == MemoryRequired && request.Len() > 0 && !request.Locked() {
+		return nil,
+			fmt.Errorf("%w: the request is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
+	}
+	var body *Secret
+	into := func(n int) (b []byte, err error) {
+		body.Destroy() // an earlier attempt's
+		body, b, err = newRoom(c.memory, n)
+		return b, err
+	}
+	var result *completion
+	err := request.Use(func(b []byte) (err error) {
+		in := chatRequest(b, true)
+		in.unchecked = true
+		result, err = c.do(ctx, in, append(opts[:len(opts):len(opts)],
+			func(o *callOptions) { o.into = into }))
+		return err
+	})
+	if err != nil {
+		body.Destroy()
+		return nil, err
+	}
+	body.keep(len(result.plaintext))
+	return &Response{Body: body, PayloadID: result.payloadID}, nil
 }
 
 // Warm generates the client's key if there is none, and fetches the server's key and has it judged if none is known,
@@ -560,4 +396,58 @@ func (c *SecureCompletionClient) tellClosed() error {
 	return c.audit.tell(context.Background(), Event{
 		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened), Memory: memoryNow(),
 	})
+}
+
+// Stats is what a client did since it was made, see [SecureCompletionClient.Stats]. Its numbers only grow, but for
+// InFlight. It has JSON names; it holds no content and no ids.
+type Stats struct {
+	// Requests is the number of calls: Chat, Complete, Stream, and requests of an SDK that reached the client. Failures is
+	// how many of them ended with an error, for whatever reason; Requests - Failures - InFlight succeeded.
+	Requests int64 `json:"requests"`
+	Failures int64 `json:"failures"`
+	// InFlight is the number of calls that are under way.
+	InFlight int64 `json:"in_flight"`
+	// Attempts is how often a request was sealed and handed to Config.Transport; Retries is how many attempts came after
+	// one that failed, those for a new server key among them.
+	Attempts int64 `json:"attempts"`
+	Retries  int64 `json:"retries"`
+	// BytesSealed counts the JSON of requests, again for each attempt; BytesOpened the JSON of the answers that were
+	// accepted. On the wire both are some hundred bytes larger, and in protocol v1 a third (base64).
+	BytesSealed int64 `json:"bytes_sealed"`
+	BytesOpened int64 `json:"bytes_opened"`
+	// KeyRotations is how often this process replaced the key of the client's [KeyStore], also where several clients
+	// share it. A first key does not count, nor what another process did.
+	KeyRotations int64 `json:"key_rotations"`
+	// Memory tells how the process's secrets are kept: "locked" if all protected memory in use is locked into RAM,
+	// "wiped only" if some of it may be swapped out until it is wiped. [MemoryReport] has more.
+	Memory string `json:"memory"`
+}
+
+// Stats returns the counters. It costs some atomic reads and a system call or two, so it may be called often, from any
+// goroutine, and after Close. Calls that are under way meanwhile may be counted in one field and not yet in another.
+func (c *SecureCompletionClient) Stats() Stats {
+	n := &c.counts
+	return Stats{
+		Requests: n.requests.Load(), Failures: n.failures.Load(), InFlight: n.inFlight.Load(),
+		Attempts: n.attempts.Load(), Retries: n.retries.Load(),
+		BytesSealed: n.sealed.Load(), BytesOpened: n.opened.Load(),
+		KeyRotations: c.cfg.Keys.store.Rotations(), Memory: locked.Report().Level.String(),
+	}
+}
+
+// clientCounts are a client's counters. The zero value is ready.
+type clientCounts struct {
+	requests, failures, inFlight, attempts, retries, sealed, opened atomic.Int64
+}
+
+// call counts a call that begins now. The result is deferred with the address of the call's error.
+func (n *clientCounts) call() func(err *error) {
+	n.requests.Add(1)
+	n.inFlight.Add(1)
+	return func(err *error) {
+		if *err != nil {
+			n.failures.Add(1)
+		}
+		n.inFlight.Add(-1)
+	}
 }

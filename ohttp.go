@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -70,6 +71,37 @@ func (p *obliviousHTTP) fetchKeys(ctx context.Context, rt http.RoundTripper) ([]
 }
 
 func (p *obliviousHTTP) streams() bool { return true }
+
+// route takes requests of any method and path.
+func (p *obliviousHTTP) route(req *http.Request) (*plainRequest, *unrouted) {
+	if e := req.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return nil, &unrouted{http.StatusUnsupportedMediaType, "unsupported_content_encoding",
+			"sealedchat: what is sealed has no content encoding; nothing was sent"}
+	}
+	method := methodOf(req)
+	return &plainRequest{method: method, path: p.innerPath(method, req.URL), header: fieldsOfSDK(req.Header)}, nil
+}
+
+// innerPath is where the gateway is to look. An SDK's base URL may repeat what Config.BaseURL has, and often lacks /v1.
+// What is posted for a chat completion loses its query too, so that its checks need to know one path only.
+func (p *obliviousHTTP) innerPath(method string, u *url.URL) string {
+	path := u.EscapedPath()
+	if rest, ok := strings.CutPrefix(path, p.base.EscapedPath()); ok && strings.HasPrefix(rest, "/") {
+		path = rest
+	}
+	if strings.HasSuffix(strings.TrimRight(path, "/"), "/chat/completions") {
+		if path = pathChat; method == http.MethodPost {
+			return path
+		}
+	}
+	if path == "" {
+		path = "/"
+	}
+	if u.RawQuery != "" {
+		path += "?" + u.RawQuery
+	}
+	return path
+}
 
 func (p *obliviousHTTP) warm(ctx context.Context) error {
 	_, err := p.server.get(ctx)

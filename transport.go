@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
@@ -347,4 +348,32 @@ func (m *rememberedErrors) digest(req *http.Request, body []byte) (id [sha256.Si
 	h.Write(body)
 	h.Sum(id[:0])
 	return id
+}
+
+// sdkFields are the headers of an SDK's request that are sealed with it. Others are nobody's business: SDKs tell of the
+// machine that they run on.
+var sdkFields = [...]string{"Accept", "OpenAI-Beta", "Content-Type"}
+
+// methodOf is a request's method, of which net/http takes none for GET.
+func methodOf(req *http.Request) string { return cmp.Or(req.Method, http.MethodGet) }
+
+func fieldsOfSDK(h http.Header) (fields []bhttp.Field) {
+	for _, name := range sdkFields {
+		if v := strings.Trim(h.Get(name), " \t"); v != "" {
+			fields = append(fields, bhttp.Field{Name: strings.ToLower(name), Value: v})
+		}
+	}
+	return fields
+}
+
+// passOn hands an answer to the SDK, which closes its body.
+func passOn(req *http.Request, resp *openedResponse) *http.Response {
+	h := resp.header.Clone()
+	h.Del("Set-Cookie") // of whom, for what?
+	h.Set(headerShouldRetry, "false")
+	return &http.Response{
+		Status: strconv.Itoa(resp.status) + " " + http.StatusText(resp.status), StatusCode: resp.status,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: h, Body: resp.body, ContentLength: resp.length(), Request: req,
+	}
 }
