@@ -25,12 +25,12 @@ type document struct {
 	text string
 }
 
-// documents are the files in Markdown of the root and of docs/.
+// documents are the files in Markdown of the root, of docs/ and of testdata/.
 func documents(t *testing.T) (docs []document) {
 	t.Helper()
-	for _, pattern := range []string{"*.md", "docs/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "testdata/*/README.md"} {
 		paths, err := filepath.Glob(pattern)
-		if err != nil || len(paths) < 5 {
+		if err != nil || len(paths) < 2 {
 			t.Fatalf("%s: %d files, %v", pattern, len(paths), err)
 		}
 		for _, path := range paths {

@@ -35,16 +35,17 @@ func (b *bench) report(dir string) error {
 	var t strings.Builder
 	fmt.Fprintf(&t, `# Results
 
-Made by `+"`cd bench/peers && go run . -python PYTHON`"+`: clients in turn against one gateway in another process, https on loopback,
-answers as long as prompts. "ours" is this package over envelope version 1, "ohttp" over Oblivious HTTP. %s, %s/%s, %d CPUs,
-%d rounds of %d requests (%d of 1 MiB) for each row, warmed up. CPU is user and system time of the client's process per request. Compare
-within one run: times depend on the machine and on what else it does.
+Made by `+"`cd bench/peers && go run . -python PYTHON`"+`: clients in turn against one gateway in
+another process, https on loopback, answers as long as prompts. "ours" is this package over envelope
+version 1, "ohttp" over Oblivious HTTP. %s, %s/%s, %d CPUs, %d rounds of %d requests
+(%d of 1 MiB) for each row, warmed up. CPU is user and system time of the client's process per
+request. Compare within one run: times depend on the machine and on its other work.
 
-httpx made a new TLS context for every connection from SSL_CERT_FILE, which held the gateway's certificate alone: the least work that its
-CA handling can be.`, runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), b.rounds, b.requests, b.bigRequests)
+httpx made a new TLS context for every connection from SSL_CERT_FILE, which held the gateway's
+certificate alone: the least work that its CA handling can be.`, runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), b.rounds, b.requests, b.bigRequests)
 	if len(b.bundle) > 0 {
 		fmt.Fprintf(&t,
-			" With certifi's bundle, its default, a request of 1 KiB took %.0f ms of CPU.",
+			" With certifi's bundle, its default,\na request of 1 KiB took %.0f ms of CPU.",
 			median(b.bundle))
 	}
 	t.WriteString(`
@@ -91,8 +92,8 @@ CA handling can be.`, runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.N
 			"rounds) | %.0f ms |\n", median(over))
 	b.reportOwn(&t)
 	t.WriteString("\n## Where the time goes\n\nCPU profiles of `ours`, 8 at a time, built with " +
-		"GOEXPERIMENT=runtimesecret: in the ordinary build, what seals and opens\n" +
-		"holds back the profiler's signal on Linux, so that no signal frame keeps key material.\n")
+		"GOEXPERIMENT=runtimesecret.\nIn the ordinary build, the code that seals and opens " +
+		"holds back the profiler's signal on Linux, so\nthat no signal frame keeps key material.\n")
 	for i, name := range []string{"1 KiB", "1 MiB"} {
 		fmt.Fprintf(&t, "\n%s:\n\n```\n flat%%%s```\n", name, b.profile[i])
 	}
@@ -106,11 +107,11 @@ CA handling can be.`, runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.N
 	return os.WriteFile(filepath.Join(dir, "RESULTS.md"), []byte(t.String()), 0o644)
 }
 
-// reportOwn lists what the package's own benchmarks report, but for times: those depend on the
+// reportOwn lists what the package's own benchmarks report, except times: those depend on the
 // machine.
 func (b *bench) reportOwn(t *strings.Builder) {
 	t.WriteString("\n## Within one process\n\nThe package's own benchmarks, `go test -run '^$' " +
-		"-bench . .` in its folder; their comments say what each ratio compares.\n\n" +
+		"-bench . .` in its folder. Their comments\nsay what each ratio compares.\n\n" +
 		"| benchmark | reports |\n|---|---|\n")
 	for _, line := range b.own {
 		fields := strings.Fields(line)
