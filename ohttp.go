@@ -151,7 +151,7 @@ func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest, o *callOptio
 	r := &sealedRequest{server: server, keys: p.keys}
 	if call != nil {
 		id := call.ID()
-		r.payloadID, r.ohttp = formatUUID([16]byte(id[:16])), &obliviousCall{
+		r.payloadID, r.ohttp = chatjson.UUID([16]byte(id[:16])), &obliviousCall{
 			Request: call, tier: o.tier, safe: in.method == http.MethodGet || in.method == http.MethodHead, dated: time.Now(),
 		}
 	}
