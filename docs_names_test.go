@@ -150,9 +150,9 @@ func TestConfigurationIsComplete(t *testing.T) {
 			for _, m := range found {
 				fields[prefix+m[1]] = true
 			}
-			if part := strings.TrimSuffix(prefix, "."); part != "" {
-				delete(fields, part) // its own fields have rows
-			}
+		}
+		for prefix := range of {
+			delete(fields, strings.TrimSuffix(prefix, ".")) // its own fields have rows
 		}
 		for _, row := range tableRows(page.section(section)) {
 			for _, m := range regexp.MustCompile("`([^`]*)`").FindAllStringSubmatch(

@@ -111,7 +111,8 @@ certificate alone: the least work that its CA handling can be.`, runtime.Version
 // machine.
 func (b *bench) reportOwn(t *strings.Builder) {
 	t.WriteString("\n## Within one process\n\nThe package's own benchmarks, `go test -run '^$' " +
-		"-bench . .` in its folder. Their comments\nsay what each ratio compares.\n\n" +
+		"-bench .` in internal/hybrid, internal/e2e\nand the root. " +
+		"Their comments say what each ratio compares.\n\n" +
 		"| benchmark | reports |\n|---|---|\n")
 	for _, line := range b.own {
 		fields := strings.Fields(line)
