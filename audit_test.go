@@ -24,8 +24,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// TestEventTypes: every event that the package declares has a severity, and SECURITY.md tells of
-// it.
+// TestEventTypes: every event that the package declares has a severity, and docs/audit-log.md tells
+// of it.
 func TestEventTypes(t *testing.T) {
 	file, err := parser.ParseFile(token.NewFileSet(), "audit_events.go", nil, 0)
 	if err != nil {
@@ -46,7 +46,7 @@ func TestEventTypes(t *testing.T) {
 		}
 		return true
 	})
-	security, err := os.ReadFile("SECURITY.md")
+	security, err := os.ReadFile("docs/audit-log.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestEventTypes(t *testing.T) {
 			t.Errorf("%s: severity %v", name, info.severity)
 		}
 		if !ok || !bytes.Contains(security, []byte("`"+string(name)+"`")) {
-			t.Errorf("%s is not in SECURITY.md", name)
+			t.Errorf("%s is not in docs/audit-log.md", name)
 		}
 	}
 }

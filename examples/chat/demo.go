@@ -36,9 +36,8 @@ type demo struct {
 func (p *program) startDemo(ctx context.Context, o *options,
 	clientKeys *sealedchat.KeyStore) (_ *demo, err error) {
 	fmt.Fprintln(p.stderr,
-		"demo: no -url was given, so this is the demo: a gateway and a tiny demo model inside "+
-			"this program. "+
-			"No model was downloaded; the demo model only repeats.")
+		"demo: no -url was given, so a gateway and a tiny model run inside this program")
+	fmt.Fprintln(p.stderr, "demo: No model was downloaded; the tiny one only repeats")
 	d := &demo{}
 	defer func() {
 		if err != nil {
