@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -392,4 +393,24 @@ func TestOHTTPDoesNotRepeatWhatMayHaveArrived(t *testing.T) {
 			t.Errorf("%s: %v, sent %d times", name, err, after-before)
 		}
 	}
+}
+
+// configsOf are a gateway's key configurations.
+func configsOf(t testing.TB, g *Gateway) []KeyInfo {
+	t.Helper()
+	keys, err := g.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(keys, func(k KeyInfo) bool { return k.Kind == "RSA" || k.Kind == "Ed25519" })
+}
+
+// signerOf is the fingerprint of the key that signs a gateway's list.
+func signerOf(t testing.TB, g *Gateway) string {
+	t.Helper()
+	keys, err := g.Keys(t.Context())
+	if err != nil || keys[len(keys)-1].Kind != "Ed25519" {
+		t.Fatal(keys, err)
+	}
+	return keys[len(keys)-1].Fingerprint
 }

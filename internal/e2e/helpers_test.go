@@ -10,7 +10,6 @@ import (
 	"encoding/pem"
 	"net/http"
 	"net/http/httptest"
-	"sync"
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat"
@@ -174,26 +173,4 @@ func ask(text string) *sealedchat.ChatRequest {
 	return &sealedchat.ChatRequest{
 		Model: "test-model", Messages: []sealedchat.Message{sealedchat.UserMessage(text)},
 	}
-}
-
-// heard is an Auditor that keeps what it is told.
-type heard struct {
-	mu     sync.Mutex
-	events []sealedchat.Event
-}
-
-func (h *heard) Record(_ context.Context, e sealedchat.Event) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.events = append(h.events, e)
-	return nil
-}
-
-// take returns what was told since the last time.
-func (h *heard) take() []sealedchat.Event {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	events := h.events
-	h.events = nil
-	return events
 }
