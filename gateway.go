@@ -120,7 +120,7 @@ type Gateway struct {
 	counts  gatewayCounts
 	clients clientKeys
 	limits  gatewayLimits
-	audit   teller
+	audit   auditSink
 	opened  time.Time
 
 	life context.Context

@@ -53,7 +53,7 @@ func tellKeyEvents(a Auditor) func(context.Context, keystore.Event) error {
 	if a == nil {
 		return nil
 	}
-	var t teller
+	var t auditSink
 	t.set(a)
 	return func(ctx context.Context, e keystore.Event) error { return t.tell(ctx, keyEvent(e)) }
 }

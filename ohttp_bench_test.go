@@ -56,7 +56,7 @@ func BenchmarkOHTTPClient(b *testing.B) {
 		}
 		a := answers[c](r)
 		start = testkit.CPUTime()
-		if _, err := c.wire.open(r, a, into); err != nil {
+		if _, err := c.wire.openAnswer(r, a, into); err != nil {
 			b.Fatal(err)
 		}
 		r.release()
@@ -67,7 +67,7 @@ func BenchmarkOHTTPClient(b *testing.B) {
 	var secret *Secret
 	into := func(n int) (room []byte, err error) {
 		secret.Destroy()
-		secret, room, err = newRoom(memory, n)
+		secret, room, err = newBuffer(memory, n)
 		return room, err
 	}
 	defer func() { secret.Destroy() }()

@@ -193,7 +193,7 @@ func TestOHTTPOpensIntoRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	var room []byte
-	got, err := client.wire.open(r, a, func(n int) ([]byte, error) {
+	got, err := client.wire.openAnswer(r, a, func(n int) ([]byte, error) {
 		room = bytes.Repeat([]byte{0xff}, n)
 		return room, nil
 	})
