@@ -4,6 +4,7 @@
 package sealedchat
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"math"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // sameJSON compares two texts as values, numbers by their digits.
@@ -348,4 +350,110 @@ func FuzzMessage(f *testing.F) {
 			t.Fatalf("%q became %s and then %s, %v", data, text, text2, err)
 		}
 	})
+}
+
+// A chat's JSON is written into one buffer, and what an answer's text becomes is one string.
+func TestChatAllocations(t *testing.T) {
+	const n = 1 << 20
+	text := string(bytes.Repeat([]byte("Two lines,\nand a \"word\" in quotes, in every so many bytes of ordinary text. "), n/77))
+	request := ask(text)
+	if _, size := testkit.Allocated(func() {
+		if _, err := request.encode(); err != nil {
+			t.Fatal(err)
+		}
+	}); size > 1.2*n {
+		t.Errorf("encoding allocates %.0f bytes for %d", size, n)
+	}
+	answer := []byte(testkit.CompletionJSON(text, ""))
+	if _, size := testkit.Allocated(func() {
+		var r ChatResponse
+		if err := r.decodeJSON(answer); err != nil || r.Text() != text {
+			t.Fatal(err)
+		}
+	}); size > 1.2*n {
+		t.Errorf("decoding allocates %.0f bytes for %d", size, n)
+	}
+}
+
+// What callers bring as JSON is checked where it is written, since nobody looks at the whole again.
+func TestEncodedRequestsNeedNoCheck(t *testing.T) {
+	deep := json.RawMessage(strings.Repeat("[", chatjson.MaxDepth-1) + strings.Repeat("]",
+		chatjson.MaxDepth-1))
+	for name, v := range map[string]json.RawMessage{
+		"no UTF-8": []byte("\"\xff\""), "half a character": []byte("[\"\xe2\x82\"]"), "deep": deep,
+		"no JSON": []byte(`{`), "two": []byte(`1 2`),
+	} {
+		members := map[string]json.RawMessage{"x": v}
+		for where, change := range map[string]func(*ChatRequest){
+			"Extra":     func(r *ChatRequest) { r.Extra = map[string]any{"x": v} },
+			"inside":    func(r *ChatRequest) { r.Extra = map[string]any{"x": map[string]any{"y": []any{v}}} },
+			"a message": func(r *ChatRequest) { r.Messages[0].Extra = members },
+			"a part": func(r *ChatRequest) {
+				r.Messages = []Message{UserParts(Part{Type: "x",
+					Extra: members})}
+			},
+			"a tool":     func(r *ChatRequest) { r.Tools = []Tool{FunctionTool("f", "", v)} },
+			"tool extra": func(r *ChatRequest) { r.Tools = []Tool{{Type: "x", Extra: members}} },
+			"a choice":   func(r *ChatRequest) { r.ToolChoice = v },
+			"a call": func(r *ChatRequest) {
+				r.Messages = append(r.Messages, Message{Role: "assistant",
+					ToolCalls: []ToolCall{{Extra: members}}})
+			},
+		} {
+			r := ask("x")
+			change(r)
+			if body, err := r.encode(); !errors.Is(err, ErrInvalidRequest) {
+				t.Errorf("%s in %s: %.60s, %v", name, where, body, err)
+			}
+		}
+	}
+	r := ask("x\xff")
+	r.Model, r.Extra = "m\xff", map[string]any{"n\xff": "v\xff"}
+	if body, err := r.encode(); err != nil || chatjson.CheckRequest(body) != nil {
+		t.Errorf("%s, %v", body, err)
+	}
+}
+
+func TestCheckMetadata(t *testing.T) {
+	const id, other = "0e3b1a52-7c5d-4f0e-9a43-00112233aabb", "0e3b1a52-7c5d-4f0e-9a43-00112233aabc"
+	payload := func(v string) string { return `{"payload_id":` + v + `}` }
+	for meta, want := range map[string]error{
+		`null`: nil, `{}`: nil, `[]`: nil, `"x"`: nil, `1`: nil, `["payload_id","` + other + `"]`: nil,
+		payload(`"` + id + `"`): nil, payload(`"` + strings.ToUpper(id) + `"`): nil, payload(`"\u0030` + id[1:] + `"`): nil,
+		payload(`"` + other + `"`): ErrReplay, payload(`"` + strings.ToUpper(other) + `"`): ErrReplay, payload(`"\u0030` + other[1:] + `"`): ErrReplay,
+		payload(`"` + id + `","payload_id":"` + other + `"`): ErrReplay, payload(`"` + other + `","payload_id":"` + id + `"`): nil,
+		`{"payload\u005fid":"` + other + `"}`: ErrReplay, `{"Payload_ID":"` + other + `"}`: nil, `{"x":{"payload_id":"` + other + `"}}`: nil,
+		payload(`null`): nil, payload(`7`): nil, payload(`""`): nil, payload(`"openai-compat-1"`): nil, payload(`"` + other[1:] + `"`): nil,
+		payload(`"{` + other + `}"`): nil, payload(`" ` + other + `"`): nil, payload(`["` + other + `"]`): nil, payload(`"` + strings.ReplaceAll(other, "-", "") + `"`): nil,
+	} {
+		for _, answer := range []string{answerWith("_metadata", meta), `{"_metadata":` + meta + `,"error":{"message":"x"}}`} {
+			err := checkCompletion([]byte(answer), id, TierHigh)
+			_, isAPI := errors.AsType[*APIError](err)
+			if errors.Is(err, ErrReplay) != (want != nil) || (want == nil && err != nil && !isAPI) {
+				t.Errorf("%s: %v, want %v", meta, err, want)
+			}
+		}
+	}
+}
+
+func TestTierDowngrade(t *testing.T) {
+	tiers := []SecurityTier{"", TierStandard, TierHigh, TierMaximum}
+	for asked, want := range tiers {
+		for got := 1; got < len(tiers); got++ {
+			answer := answerWith("_metadata", `{"security_tier":"`+string(tiers[got])+`"}`)
+			err := checkCompletion([]byte(answer), newUUID(), want)
+			if lower := asked != 0 && got < asked; errors.Is(err, ErrTierDowngrade) != lower || (err == nil) == lower {
+				t.Errorf("asked %q, got %q: %v", want, tiers[got], err)
+			}
+		}
+		for value, silent := range map[string]bool{ // says nothing, or names no tier that is known
+			`null`: true, `1`: true, `""`: true, `{}`: true, `["standard"]`: true,
+			`"none"`: false, `"HIGH"`: false, `" maximum"`: false, `"` + strings.Repeat("x", 2000) + `"`: false, `"\u0073tandar\u0064s"`: false,
+		} {
+			err := checkCompletion([]byte(answerWith("_metadata", `{"security_tier":`+value+`}`)), newUUID(), want)
+			if refused := want != "" && !silent; errors.Is(err, ErrTierDowngrade) != refused {
+				t.Errorf("asked %q, got %.20s: %v", want, value, err)
+			}
+		}
+	}
 }

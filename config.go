@@ -46,19 +46,7 @@ const (
 )
 
 // rank orders the tiers; 0 is the empty tier, -1 an unknown one.
-func (t SecurityTier) rank() int {
-	switch t {
-	case "":
-		return 0
-	case TierStandard:
-		return 1
-	case TierHigh:
-		return 2
-	case TierMaximum:
-		return 3
-	}
-	return -1
-}
+func (t SecurityTier) rank() int { return hybrid.Tier(t).Rank() }
 
 // Protocol is a way to seal requests and answers.
 type Protocol string

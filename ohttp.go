@@ -158,7 +158,7 @@ func (p *ohttpProtocol) seal(ctx context.Context, in *plainRequest,
 	r := &sealedRequest{server: server, keys: p.keys}
 	if call != nil {
 		id := call.ID()
-		r.payloadID, r.ohttp = formatUUID([16]byte(id[:16])), &ohttpCall{
+		r.payloadID, r.ohttp = chatjson.UUID([16]byte(id[:16])), &ohttpCall{
 			Request: call, tier: o.tier, sealedAt: time.Now(),
 			safe: in.method == http.MethodGet || in.method == http.MethodHead,
 		}

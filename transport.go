@@ -266,29 +266,13 @@ func sdkError(req *http.Request, status int, code, message string,
 	}
 	// maps of strings and nils marshal
 	body, _ := chatjson.Marshal(map[string]any{"error": map[string]any{
-		"message": message, "type": sdkErrorType(status), "param": nil, "code": codeOrNull,
+		"message": message, "type": chatjson.ErrorType(status), "param": nil, "code": codeOrNull,
 	}})
 	resp := sdkResponse(req, status, "application/json", body)
 	if retryAfter > 0 {
 		resp.Header.Set("Retry-After", httpx.WholeSeconds(retryAfter))
 	}
 	return resp
-}
-
-func sdkErrorType(status int) string {
-	switch {
-	case status == http.StatusUnauthorized:
-		return "authentication_error"
-	case status == http.StatusForbidden:
-		return "permission_error"
-	case status == http.StatusNotFound:
-		return "not_found_error"
-	case status == http.StatusTooManyRequests:
-		return "rate_limit_error"
-	case status < 500:
-		return "invalid_request_error"
-	}
-	return "server_error"
 }
 
 func sdkResponse(req *http.Request, status int, contentType string, body []byte) *http.Response {

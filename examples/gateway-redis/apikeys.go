@@ -19,7 +19,7 @@ const maxKeyFile = 1 << 20
 
 // readAPIKeys reads a file of API keys by the rules of examples/gateway: one per line, empty lines
 // and those that begin with # skipped.
-func readAPIKeys(name string) (authenticate func(*http.Request) error, err error) {
+func readAPIKeys(name string) (authenticate func(*http.Request) (string, error), err error) {
 	content, err := readPrivate(name)
 	if err != nil {
 		return nil, usageError("-api-keys: " + err.Error())

@@ -80,9 +80,9 @@ func (p *program) run(ctx context.Context, args []string) int {
 	if wrong, ok := errors.AsType[*sealedchat.ConfigError](err); ok {
 		status = 2
 		name := map[string]string{
-			"GatewayConfig.Upstream":    "-upstream",
-			"GatewayConfig.UpstreamKey": "NOMYO_UPSTREAM_KEY",
-			"GatewayConfig.OHTTP.Pad":   "-pad", "GatewayConfig.OHTTP.DateWindow": "-date-window",
+			"GatewayConfig.Upstream":      "-upstream",
+			"GatewayConfig.UpstreamKey":   "NOMYO_UPSTREAM_KEY",
+			"GatewayConfig.OHTTP.Padding": "-pad", "GatewayConfig.OHTTP.DateWindow": "-date-window",
 		}[wrong.Field]
 		if name != "" {
 			text = name + ": " + strings.TrimPrefix(wrong.Err.Error(), "sealedchat: ")
@@ -160,7 +160,7 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore,
 		Keys:                 keys,
 		Tier:                 o.tier,
 		Protocols:            o.protocols,
-		OHTTP:                sealedchat.GatewayOHTTP{Pad: o.pad, DateWindow: o.dateWindow},
+		OHTTP:                sealedchat.GatewayOHTTP{Padding: o.pad, DateWindow: o.dateWindow},
 		Logger:               log,
 	}
 	if o.addressHeader != "" {

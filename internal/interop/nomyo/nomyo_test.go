@@ -451,9 +451,9 @@ func TestNomyoEarlyRefusal(t *testing.T) {
 			n := new(atomic.Int32)
 			gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
 				Upstream: "http://127.0.0.1:1", Keys: gatewayKeys,
-				Authenticate: func(*http.Request) error {
+				Authenticate: func(*http.Request) (string, error) {
 					n.Add(1)
-					return sealedchat.ErrAuthentication
+					return "", sealedchat.ErrAuthentication
 				},
 			})
 			if err != nil {
