@@ -355,7 +355,7 @@ func (c *SecureCompletionClient) Close() (err error) {
 			httpx.CloseIdle(c.http)
 		}
 		if c.ownKeys {
-			_ = c.cfg.Keys.Close()
+			c.cfg.Keys.Close()
 		}
 		c.memory.Close()
 		err = c.tellClosed()

@@ -131,7 +131,7 @@ func TestObliviousRotation(t *testing.T) {
 			t.Error("the new key does not open")
 		}
 		_ = r.g.Close()
-		_ = keys.Close()
+		keys.Close()
 	})
 }
 

@@ -38,9 +38,11 @@ type Secret struct {
 
 // NewSecret copies b into protected memory and wipes b, under [MemoryBestEffort];
 // [MemoryPolicy.NewSecret] insists on locked memory, or does without. The caller destroys it with
-// [Secret.Destroy]. The error is always nil. A string that b was made of, such as [os.Getenv]'s, is
-// not wiped.
-func NewSecret(b []byte) (*Secret, error) { return MemoryBestEffort.NewSecret(b) }
+// [Secret.Destroy]. A string that b was made of, such as [os.Getenv]'s, is not wiped.
+func NewSecret(b []byte) *Secret {
+	s, _ := MemoryBestEffort.NewSecret(b) // which has no error
+	return s
+}
 
 // newBuffer makes a Secret of n zero bytes in an arena, and lends them to the caller, who fills
 // them before the Secret is handed out.

@@ -140,7 +140,7 @@ func memoryStore(t testing.TB) *KeyStore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = store.Close() })
+	t.Cleanup(func() { store.Close() })
 	return store
 }
 

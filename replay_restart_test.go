@@ -203,7 +203,7 @@ func folderRig(t *testing.T, dir string) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = keys.Close() })
+	t.Cleanup(func() { keys.Close() })
 	return newRig(t, func(c *GatewayConfig) { c.Keys = keys })
 }
 
@@ -214,9 +214,7 @@ func newKeyFolder(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := keys.Close(); err != nil {
-		t.Fatal(err)
-	}
+	keys.Close()
 	return dir
 }
 

@@ -103,10 +103,7 @@ func secret(t *testing.T, text string) *sealedchat.Secret {
 	if text == "" {
 		return nil
 	}
-	s, err := sealedchat.NewSecret([]byte(text))
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := sealedchat.NewSecret([]byte(text))
 	t.Cleanup(s.Destroy)
 	return s
 }
@@ -126,7 +123,7 @@ func ephemeral(t *testing.T) *sealedchat.KeyStore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() { s.Close() })
 	return s
 }
 
@@ -143,7 +140,7 @@ func persistent(t *testing.T, dir string, open opener) *sealedchat.KeyStore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() { s.Close() })
 	return s
 }
 
@@ -393,9 +390,7 @@ func migrate(t *testing.T, s *site, certs *certificates, made keyStep, theirs ke
 		*again != *report {
 		t.Errorf("once more: %+v, %v", again, err)
 	}
-	if err := store.Close(); err != nil {
-		t.Fatal(err)
-	}
+	store.Close()
 	wrong := "not " + storePassphrase
 	if _, err := sealedchat.OpenKeyStore(soon(t), dir, secret(t, wrong), nil); !errors.Is(err,
 		sealedchat.ErrPassphrase) {
