@@ -46,7 +46,7 @@ func memoryStore(t testing.TB, o *sealedchat.KeyStoreOptions) *sealedchat.KeySto
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() { s.Close() })
 	return s
 }
 
@@ -83,10 +83,7 @@ func sealTo(k *sealedchat.PublicKey, plaintext []byte) (*envelope.Envelope, erro
 
 func secret(t testing.TB, text string) *sealedchat.Secret {
 	t.Helper()
-	s, err := sealedchat.NewSecret([]byte(text))
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := sealedchat.NewSecret([]byte(text))
 	t.Cleanup(s.Destroy)
 	return s
 }
