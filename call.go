@@ -57,7 +57,7 @@ type plainRequest struct {
 	method, path string
 	header       []bhttp.Field
 	content      []byte
-	unchecked    bool // content is a caller's JSON that nobody has looked at
+	unchecked    bool // content is a caller's JSON that was not checked yet
 	whole        bool // the answer is wanted whole: whatever asks for a stream is not sealed
 }
 
@@ -80,7 +80,7 @@ type unrouted struct {
 	code, message string
 }
 
-// sealedRequest is one attempt. Whoever seals it calls release when its answer has been opened or
+// sealedRequest is one attempt. The caller of seal calls release when the answer has been opened or
 // given up.
 type sealedRequest struct {
 	http      *http.Request

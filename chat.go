@@ -15,15 +15,17 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
-// ChatRequest is an OpenAI chat completion request. Zero fields are left out, except Model and Messages, which are
-// required; pointers are for parameters of which zero means something: new(0.0). Parameters without a field go through
-// Extra. Strings are UTF-8; encoding/json replaces what is not. A call only reads the request, and keeps nothing of it.
+// ChatRequest is an OpenAI chat completion request. Zero fields are left out, except Model and
+// Messages, which are required; pointers are for parameters of which zero means something:
+// new(0.0). Parameters without a field go through Extra. Strings are UTF-8; encoding/json replaces
+// other bytes. A call only reads the request, and keeps nothing of it.
 type ChatRequest struct {
 	Model    string    `json:"model"`
 	Messages []Message `json:"messages"`
 
-	Tools             []Tool          `json:"tools,omitempty"`
-	ToolChoice        any             `json:"tool_choice,omitempty"` // "auto", "none", "required", or ToolChoiceFunction(name)
+	Tools []Tool `json:"tools,omitempty"`
+	// ToolChoice is "auto", "none", "required", or ToolChoiceFunction(name).
+	ToolChoice        any             `json:"tool_choice,omitempty"`
 	ParallelToolCalls *bool           `json:"parallel_tool_calls,omitempty"`
 	ResponseFormat    *ResponseFormat `json:"response_format,omitempty"`
 
@@ -35,9 +37,10 @@ type ChatRequest struct {
 	Seed                *int64   `json:"seed,omitempty"`
 	Stop                []string `json:"stop,omitempty"`
 
-	// Extra holds every other parameter by its name: {"top_k": 40, "reasoning_effort": "low"}. Values are anything
-	// that encoding/json marshals. A name with a field of its own, or one that is not part of a request (api_key,
-	// base_url, security_tier), is ErrInvalidRequest. Chat's answer comes whole, also with stream set: see Stream.
+	// Extra holds every other parameter by its name: {"top_k": 40, "reasoning_effort": "low"}.
+	// Values are anything that encoding/json marshals. A name with a field of its own, or one that
+	// is not part of a request (api_key, base_url, security_tier), is ErrInvalidRequest. Chat's
+	// answer comes whole, also with stream set: see Stream.
 	Extra map[string]any `json:"-"`
 }
 
@@ -49,12 +52,14 @@ func (r ChatRequest) appendJSON(dst []byte) ([]byte, error) {
 	return chatjson.AppendObject(codec, dst, plain(r), r.Extra)
 }
 
-// Message is one message of a conversation, in requests and in answers. An answer's message can be appended to the
-// next request as it is; its Extra goes along, so clear it for servers that refuse members they do not know.
+// Message is one message of a conversation, in requests and in answers. An answer's message can be
+// appended to the next request as it is; its Extra goes along, so clear it for servers that refuse
+// members they do not know. encoding/json writes and reads a message with everything in it, so a
+// conversation can be stored.
 type Message struct {
 	Role       string     // "system", "user", "assistant", "tool", "developer"
 	Content    string     // the text, if there are no Parts
-	Parts      []Part     // multimodal content, in place of Content; both together are ErrInvalidRequest
+	Parts      []Part     // multimodal content, in place of Content; not both
 	Name       string     // of the participant; optional
 	ToolCalls  []ToolCall // what the assistant wants called
 	ToolCallID string     // in a "tool" message: the call that it answers
@@ -104,12 +109,14 @@ type wireMessage[Content any] struct {
 	Extra map[string]json.RawMessage `json:"-"`
 }
 
-// MarshalJSON writes content as a string, as parts, or as null when an assistant's message has only tool calls or a
-// refusal.
+// MarshalJSON writes content as a string, as parts, or as null when an assistant's message has only
+// tool calls or a refusal. A message without a role, or with both Content and Parts, is
+// ErrInvalidRequest.
 func (m Message) MarshalJSON() ([]byte, error) { return m.appendJSON(nil) }
 
 func (m Message) appendJSON(dst []byte) ([]byte, error) {
-	w := wireMessage[any]{Role: m.Role, Name: m.Name, ToolCalls: m.ToolCalls, ToolCallID: m.ToolCallID, Refusal: m.Refusal}
+	w := wireMessage[any]{Role: m.Role, Name: m.Name, ToolCalls: m.ToolCalls,
+		ToolCallID: m.ToolCallID, Refusal: m.Refusal}
 	switch {
 	case m.Role == "":
 		return nil, fmt.Errorf("%w: a message has no role", ErrInvalidRequest)
@@ -123,7 +130,8 @@ func (m Message) appendJSON(dst []byte) ([]byte, error) {
 	return chatjson.AppendObject(codec, dst, w, m.Extra)
 }
 
-// UnmarshalJSON reads a message by exact names and keeps what it does not know in Extra. Extra aliases data.
+// UnmarshalJSON reads a message by exact names and keeps what it does not know in Extra. Extra
+// aliases data.
 func (m *Message) UnmarshalJSON(data []byte) error { return unmarshal(data, m) }
 
 func (m *Message) decodeJSON(valid []byte) error {
@@ -145,18 +153,19 @@ func (m *Message) decodeJSON(valid []byte) error {
 	return nil
 }
 
-// Part is one piece of multimodal content. Kinds without a field of their own go through Extra, such
-// as sound: {"input_audio": {"data": "…base64…", "format": "wav"}}. Only a [Message] reads and writes
-// Extra: encoding/json of a Part alone leaves it out.
+// Part is one piece of multimodal content. Kinds without a field of their own go through Extra,
+// such as sound: {"input_audio": {"data": "…base64…", "format": "wav"}}. Only a [Message] reads and
+// writes Extra: encoding/json of a Part alone leaves it out.
 type Part struct {
-	Type     string                     `json:"type"` // "text", "image_url", "input_audio", "file", …
+	// Type is "text", "image_url", "input_audio", "file", or another.
+	Type     string                     `json:"type"`
 	Text     string                     `json:"text,omitempty"`
 	ImageURL *ImageURL                  `json:"image_url,omitempty"`
 	Extra    map[string]json.RawMessage `json:"-"`
 }
 
-// ImageURL is an image by its URL, which may be a data: URL. Only a data: URL keeps the image inside
-// the envelope.
+// ImageURL is an image by its URL, which may be a data: URL. Only a data: URL keeps the image
+// inside the envelope.
 type ImageURL struct {
 	URL    string `json:"url"`
 	Detail string `json:"detail,omitempty"` // "auto", "low", "high"
@@ -190,14 +199,17 @@ type Tool struct {
 type Function struct {
 	Name        string `json:"name"`
 	Description string `json:"description,omitempty"`
-	Parameters  any    `json:"parameters,omitempty"` // a JSON Schema: json.RawMessage, a map, or a struct
-	Strict      *bool  `json:"strict,omitempty"`
+	// Parameters is a JSON Schema: json.RawMessage, a map, or a struct.
+	Parameters any   `json:"parameters,omitempty"`
+	Strict     *bool `json:"strict,omitempty"`
 }
 
 // FunctionTool is a tool that is a function. parameters is its JSON Schema: json.RawMessage, a map,
 // or a struct.
 func FunctionTool(name, description string, parameters any) Tool {
-	return Tool{Type: "function", Function: &Function{Name: name, Description: description, Parameters: parameters}}
+	return Tool{Type: "function", Function: &Function{
+		Name: name, Description: description, Parameters: parameters,
+	}}
 }
 
 // MarshalJSON writes the fields and Extra as one object.
@@ -238,13 +250,13 @@ func (c ToolCall) appendJSON(dst []byte) ([]byte, error) {
 // ResponseFormat asks for text, for any JSON object, or for JSON after a schema.
 type ResponseFormat struct {
 	Type string `json:"type"` // "text", "json_object", "json_schema"
-	// JSONSchema is the object {"name": …, "schema": …, "strict": …} as json.RawMessage, a map, or a
-	// struct.
+	// JSONSchema is the object {"name": …, "schema": …, "strict": …} as json.RawMessage, a map, or
+	// a struct.
 	JSONSchema any `json:"json_schema,omitempty"`
 }
 
-// ChatResponse is an OpenAI chat.completion object. Its required fields were checked before it was returned. It is the
-// caller's, in ordinary memory.
+// ChatResponse is an OpenAI chat.completion object. Its required fields were checked before it was
+// returned. It is the caller's, in ordinary memory.
 type ChatResponse struct {
 	ID                string   `json:"id"` // "" when the server sent null
 	Object            string   `json:"object"`
@@ -255,22 +267,24 @@ type ChatResponse struct {
 	SystemFingerprint string   `json:"system_fingerprint"`
 	ServiceTier       string   `json:"service_tier"`
 
-	// Metadata is what the server sealed beside the answer (_metadata), by name; nil when it is not an object.
+	// Metadata is what the server sealed with the answer (_metadata), by name; nil when it is not
+	// an object.
 	Metadata map[string]json.RawMessage `json:"-"`
 	// Extra holds the members that this package does not know.
 	Extra map[string]json.RawMessage `json:"-"`
 	// Raw is the answer as it was sealed. Extra and Metadata are slices of it.
 	Raw json.RawMessage `json:"-"`
-	// PayloadID is the request's id, the same on both ends and in their logs; of a request that was repeated, that of the
-	// last attempt.
+	// PayloadID is the request's id, the same on both ends and in their logs; of a request that was
+	// repeated, that of the last attempt.
 	PayloadID string `json:"-"`
 }
 
 // Choice is one of the answers that were asked for with N.
 type Choice struct {
-	Index        int64                      `json:"index"`
-	Message      Message                    `json:"message"`
-	FinishReason string                     `json:"finish_reason"` // "stop", "length", "tool_calls", "content_filter"; "" for null
+	Index   int64   `json:"index"`
+	Message Message `json:"message"`
+	// FinishReason is "stop", "length", "tool_calls" or "content_filter"; "" for null.
+	FinishReason string                     `json:"finish_reason"`
 	Extra        map[string]json.RawMessage `json:"-"`
 }
 
@@ -310,8 +324,8 @@ func (r *ChatResponse) decodeJSON(data []byte) error {
 	return nil
 }
 
-// encode writes the request as JSON that is fit to be sealed: nobody has to check it again. Members of Extra whose names
-// are in without are left out.
+// encode writes the request as JSON that is fit to be sealed: it needs no further check. Members of
+// Extra whose names are in without are left out.
 func (r *ChatRequest) encode(without ...string) ([]byte, error) {
 	switch {
 	case r == nil:

@@ -42,9 +42,10 @@ type ChatChunk struct {
 
 // ChunkChoice is what a chunk adds to one of the answers.
 type ChunkChoice struct {
-	Index        int64                      `json:"index"`
-	Delta        Delta                      `json:"delta"`
-	FinishReason string                     `json:"finish_reason"` // "" until the last chunk of the choice
+	Index int64 `json:"index"`
+	Delta Delta `json:"delta"`
+	// FinishReason is "" until the last chunk of the choice.
+	FinishReason string                     `json:"finish_reason"`
 	Extra        map[string]json.RawMessage `json:"-"`
 }
 
@@ -251,8 +252,8 @@ func (c *SecureCompletionClient) readWhole(ctx context.Context, resp *openedResp
 	return &completion{opened: opened{plaintext: plaintext}, payloadID: resp.payloadID}, nil
 }
 
-// tellSchema tells of an answer that opened and is not what it should be. What did not open was
-// told of when it did not.
+// tellSchema tells of an answer that opened and is not what it should be. Of an answer that did not
+// open, its body has told.
 func (c *SecureCompletionClient) tellSchema(ctx context.Context, id string, err error) error {
 	if !errors.Is(err, ErrResponseSchema) {
 		return err

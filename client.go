@@ -1,16 +1,18 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sealedchat sends OpenAI chat completions that nobody between a service and the model's server can read: not
-// the CDN, not the proxy where TLS ends, not whoever ships logs. Each request is sealed with AES-256-GCM under a key of
-// its own, which is wrapped with RSA-OAEP for the server's key; the answer comes back sealed the same way for the
-// client's. The format is NOMYO's protocol v1 (SPEC.md), so its servers and clients are understood.
+// Package sealedchat sends OpenAI chat completions that nothing between a service and the model's
+// server can read: not the CDN, not the proxy where TLS ends, not the system that ships logs. Each
+// request is sealed with AES-256-GCM under a key of its own, which is wrapped with RSA-OAEP for the
+// server's key; the answer comes back sealed the same way for the client's. The format is NOMYO's
+// protocol v1 (SPEC.md), so its servers and clients are understood.
 //
 // # What it protects
 //
-// Whoever only reads along learns who talks to whom, when, and how much. Whoever also rewrites traffic where TLS ends
-// can offer a server key of his own: [Pin] the real one, and prompts stay closed to him. Answers do not: the protocol
-// does not bind them to the request, and he can have them sealed to himself. SECURITY.md has the whole table.
+// An eavesdropper learns who talks to whom, when, and how much. An active attacker, who also
+// rewrites traffic where TLS ends, can offer a server key of their own: [Pin] the real one, and
+// prompts stay closed to them. Answers do not: the protocol does not bind them to the request, and
+// the attacker can have them sealed to themselves. SECURITY.md has the whole table.
 //
 // # Use
 //
@@ -27,34 +29,38 @@
 //	})
 //	fmt.Println(answer.Text())
 //
-// [SecureCompletionClient.HTTPClient] gives an OpenAI SDK the same; [SecureCompletionClient.Complete] takes and returns
-// raw JSON in protected memory; [SecureCompletionClient.Stream] hands out an answer piece by piece. [Gateway] is the other
-// end, in front of any OpenAI-compatible server. [ConfigFromEnv] makes a Config from the environment.
+// [SecureCompletionClient.HTTPClient] gives an OpenAI SDK the same;
+// [SecureCompletionClient.Complete] takes and returns raw JSON in protected memory;
+// [SecureCompletionClient.Stream] hands out an answer piece by piece. [Gateway] is the other end,
+// in front of any OpenAI-compatible server. [ConfigFromEnv] makes a Config from the environment.
 //
 // # Oblivious HTTP
 //
-// [Config].Protocol chooses the second protocol, [ProtocolOHTTP], which the gateway here speaks as well. It binds each answer
-// to its request, seals method, path, headers and API key too, streams, and stays closed to a later quantum computer. All
-// that is said here of keys and of what is not protected is about protocol v1, the default.
+// [Config].Protocol chooses the second protocol, [ProtocolOHTTP], which the gateway here speaks as
+// well. It binds each answer to its request, seals method, path, headers and API key too, streams,
+// and stays closed to a later quantum computer. Everything else in this text about keys and about
+// limits of the protection is about protocol v1, the default.
 //
 // # Keys
 //
-// A client has an RSA key of its own, to which answers are sealed, in a [KeyStore]; without one it makes an ephemeral
-// key when it is first used. The server's key is fetched once an hour, judged by [Trust], and shared by all calls.
-// Every request and every answer has an AES key and a nonce of its own. That is not forward secrecy: whoever gets an
-// RSA key opens what was recorded for it.
+// A client has an RSA key of its own, to which answers are sealed, in a [KeyStore]; without one it
+// makes an ephemeral key when it is first used. The client fetches the server's key once an hour,
+// [Trust] judges it, and all calls share it. Every request and every answer has an AES key and a
+// nonce of its own. That is not forward secrecy: an attacker who gets an RSA key opens what was
+// recorded for it.
 //
 // # Ownership, concurrency, errors
 //
-// What stands in a configuration stays the caller's: close and destroy it after the client or the gateway. Methods may be
-// called from any number of goroutines, where nothing else is said. Zero values of options are defaults, and sizes are in
-// bytes. Errors are sentinels for [errors.Is], such as [ErrDecryption], and types for [errors.As]: [*ConfigError] when
-// something is made, [*ServerKeyError], [*APIError] and [*OuterError] from calls.
+// The values in a configuration stay the caller's: close and destroy them after the client or the
+// gateway. Methods may be called from any number of goroutines, unless their documentation says
+// otherwise. Zero values of options are defaults, and sizes are in bytes. Errors are sentinels for
+// [errors.Is], such as [ErrDecryption], and types for [errors.As]: [*ConfigError] from
+// constructors, [*ServerKeyError], [*APIError] and [*OuterError] from calls.
 //
 // # Compatibility
 //
-// Until version 1.0 the API may change between minor versions; CHANGELOG.md says how. What SPEC.md says of the wire does
-// not change within a protocol version.
+// Until version 1.0 the API may change between minor versions; CHANGELOG.md says how. SPEC.md has
+// the format on the wire, which does not change within a protocol version.
 package sealedchat
 
 import (
@@ -75,8 +81,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// SecureCompletionClient seals chat completions. Make one with [NewSecureCompletionClient] and share it: its methods
-// may be called from any number of goroutines, and connections, keys and the server's key are shared between them.
+// SecureCompletionClient seals chat completions. Make one with [NewSecureCompletionClient] and
+// share it: its methods may be called from any number of goroutines, which share connections, keys
+// and the server's key.
 type SecureCompletionClient struct {
 	cfg     Config
 	base    *url.URL
@@ -98,15 +105,15 @@ type SecureCompletionClient struct {
 	life context.Context // ends with Close, with ErrClosed as its cause
 	end  context.CancelCauseFunc
 
-	mu      sync.Mutex
+	mu      sync.Mutex // guards closed and calls.Add; no other lock is taken under it
 	closed  bool
 	calls   sync.WaitGroup // running calls; Add only under mu while not closed
 	cleanup sync.Once
 }
 
-// NewSecureCompletionClient checks c and makes a client. It touches no network, file or environment, but for what
-// Config.Audit does when it is told. Errors are [*ConfigError], [ErrMemoryLimit] and [ErrAudit]. The caller closes the
-// client with [SecureCompletionClient.Close].
+// NewSecureCompletionClient checks c and makes a client. It touches no network, file or
+// environment, except that it calls Config.Audit. Errors are [*ConfigError], [ErrMemoryLimit] and
+// [ErrAudit]. The caller closes the client with [SecureCompletionClient.Close].
 func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
@@ -116,7 +123,8 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 		return nil, &ConfigError{Field: "Config.BaseURL", Err: err}
 	}
 	client := &SecureCompletionClient{
-		cfg: c, base: base, log: c.Logger, retry: retryPolicy{most: c.MaxRetries, base: retryBase}, opened: time.Now(),
+		cfg: c, base: base, log: c.Logger, opened: time.Now(),
+		retry: retryPolicy{most: c.MaxRetries, base: retryBase},
 	}
 	if client.http, client.ownHTTP, err = httpx.NewTransport(c.Transport, base); err != nil {
 		return nil, &ConfigError{Field: "Config.Transport", Err: err}
@@ -125,7 +133,8 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 		return nil, err
 	}
 	if c.Keys == nil {
-		if client.cfg.Keys, err = NewEphemeralKeyStore(&KeyStoreOptions{Memory: c.Memory, Audit: c.Audit}); err != nil {
+		own := &KeyStoreOptions{Memory: c.Memory, Audit: c.Audit}
+		if client.cfg.Keys, err = NewEphemeralKeyStore(own); err != nil {
 			client.memory.Close()
 			return nil, err
 		}
@@ -136,8 +145,8 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	}
 	client.life, client.end = context.WithCancelCause(context.Background())
 	client.server = &serverKey{
-		fetch: client.fetchServerKey, trust: c.Trust, origin: httpx.OriginOf(base), notify: c.OnServerKey, log: client.log, life: client.life,
-		audit: &client.audit,
+		fetch: client.fetchServerKey, trust: c.Trust, origin: httpx.OriginOf(base),
+		notify: c.OnServerKey, log: client.log, life: client.life, audit: &client.audit,
 	}
 	client.setProtocol()
 	if err := client.tellOpened(); err != nil {
@@ -148,7 +157,8 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	return client, nil
 }
 
-// CallOption changes one call of [SecureCompletionClient.Chat], Stream or Complete. A nil one changes nothing.
+// CallOption changes one call of [SecureCompletionClient.Chat], Stream or Complete. A nil one
+// changes nothing.
 type CallOption func(*callOptions)
 
 type callOptions struct {
@@ -158,12 +168,12 @@ type callOptions struct {
 	sealed string       // payload id of the last attempt
 }
 
-// WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. It stays the caller's, who keeps it until
-// the call has returned, or the loop over a stream has ended.
+// WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. The key stays the
+// caller's, who keeps it until the call has returned, or the loop over a stream has ended.
 func WithAPIKey(key *Secret) CallOption { return func(o *callOptions) { o.apiKey = key } }
 
-// WithTier asks for tier instead of Config.Tier in this call; "" leaves it to the server. An unknown tier is
-// [ErrInvalidRequest].
+// WithTier asks for tier instead of Config.Tier in this call; "" leaves it to the server. An
+// unknown tier is [ErrInvalidRequest].
 func WithTier(tier SecurityTier) CallOption { return func(o *callOptions) { o.tier = tier } }
 
 func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error) {
@@ -252,17 +262,17 @@ type Response struct {
 }
 
 // Complete is [SecureCompletionClient.Chat] for raw JSON. request is the JSON object; it stays the
-// caller's, and Complete leaves it as it is. The answer is checked as Chat checks it, and handed out
-// byte for byte. Request and answer stay in memory under [Config].Memory. The caller destroys the
-// Body of the response. Errors are those of Chat; a destroyed request is [ErrClosed].
+// caller's, and Complete leaves it as it is. The answer is checked as Chat checks it, and handed
+// out byte for byte. Request and answer stay in memory under [Config].Memory. The caller destroys
+// the Body of the response. Errors are those of Chat; a destroyed request is [ErrClosed].
 func (c *SecureCompletionClient) Complete(ctx context.Context, request *Secret,
 	opts ...CallOption) (*Response, error) {
 	if request == nil {
 		return nil, fmt.Errorf("%w: the request is nil; make it with NewSecret", ErrInvalidRequest)
 	}
 	if c.cfg.Memory == MemoryRequired && request.Len() > 0 && !request.Locked() {
-		return nil,
-			fmt.Errorf("%w: the request is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
+		return nil, fmt.Errorf("%w: the request is not in locked memory; "+
+			"make it with MemoryRequired.NewSecret", ErrMemoryLimit)
 	}
 	var body *Secret
 	into := func(n int) (b []byte, err error) {
@@ -286,9 +296,9 @@ func (c *SecureCompletionClient) Complete(ctx context.Context, request *Secret,
 	return &Response{Body: body, PayloadID: result.payloadID}, nil
 }
 
-// Warm generates the client's key if there is none, and fetches the server's key and has it judged if none is known,
-// which leaves a connection open: all that the first call would wait for. Errors are those of
-// [SecureCompletionClient.ServerKey], and of generating a key.
+// Warm does what the first call would otherwise wait for: it generates the client's key if there is
+// none, fetches the server's key and has Config.Trust judge it if none is known, and leaves a
+// connection open. Errors are those of [SecureCompletionClient.ServerKey], and of generating a key.
 func (c *SecureCompletionClient) Warm(ctx context.Context) error {
 	ctx, done, err := c.begin(ctx)
 	if err != nil {
@@ -298,9 +308,10 @@ func (c *SecureCompletionClient) Warm(ctx context.Context) error {
 	return c.wire.warm(ctx)
 }
 
-// ServerKey returns the server's key as it is trusted now; it is fetched when none is known or an hour has passed.
-// Errors: [*ServerKeyError] when it is not trusted, [ErrPublicKey] when it is no key; otherwise as of a call: [*APIError] or
-// [*OuterError], [ErrConnection], [ErrTooLarge], [ErrAudit], [ErrClosed], the end of ctx.
+// ServerKey returns the server's key as it is trusted now. It asks the server when none is known or
+// an hour has passed. Errors: [*ServerKeyError] when the key is not trusted, [ErrPublicKey] when
+// the answer is no key; otherwise as of a call: [*APIError] or [*OuterError], [ErrConnection],
+// [ErrTooLarge], [ErrAudit], [ErrClosed], the end of ctx.
 func (c *SecureCompletionClient) ServerKey(ctx context.Context) (*PublicKey, error) {
 	ctx, done, err := c.begin(ctx)
 	if err != nil {
@@ -310,11 +321,12 @@ func (c *SecureCompletionClient) ServerKey(ctx context.Context) (*PublicKey, err
 	return c.server.get(ctx)
 }
 
-// AcceptServerKey trusts the key with this fingerprint from now on, whatever Config.Trust says: the answer to a
-// [*ServerKeyError] whose change turned out to be legitimate. With [FirstUse] it is remembered in the key store in place
-// of the one before; otherwise by this client alone. OnServerKey is not asked. The next call fetches the server's key
-// again. fingerprint is in hex, either case. Errors: [ErrInvalidRequest] for what is no fingerprint, [ErrClosed], with
-// FirstUse those of saving, and [ErrAudit], after which the key is trusted all the same.
+// AcceptServerKey trusts the key with this fingerprint from now on, whatever Config.Trust says: the
+// answer to a [*ServerKeyError] whose change turned out to be legitimate. With [FirstUse] the key
+// store remembers it in place of the one before; otherwise this client alone does. OnServerKey is
+// not called. The next call fetches the server's key again. fingerprint is in hex, either case.
+// Errors: [ErrInvalidRequest] for a text that is no fingerprint, [ErrClosed], with FirstUse those
+// of saving, and [ErrAudit], after which the key is trusted all the same.
 func (c *SecureCompletionClient) AcceptServerKey(fingerprint string) error {
 	ctx, done, err := c.begin(context.Background())
 	if err != nil {
@@ -324,9 +336,10 @@ func (c *SecureCompletionClient) AcceptServerKey(fingerprint string) error {
 	return c.server.accept(ctx, fingerprint)
 }
 
-// Close ends running calls with [ErrClosed], waits for them, closes idle connections and wipes the keys that are the
-// client's own. When its first key is being generated, Close waits for that too, some seconds at most. It must not be
-// called from within a callback. Idempotent; its only error is [ErrAudit], which keeps nothing from being closed.
+// Close ends running calls with [ErrClosed], waits for them, closes idle connections and wipes the
+// keys that are the client's own. If the client is generating its first key, Close waits for that
+// too, some seconds at most. A callback must not call Close. Idempotent; its only error is
+// [ErrAudit], which keeps nothing from being closed.
 func (c *SecureCompletionClient) Close() (err error) {
 	c.mu.Lock()
 	c.closed = true
@@ -351,7 +364,8 @@ func (c *SecureCompletionClient) Close() (err error) {
 }
 
 // begin enters a call: its context also ends with the client. done leaves it.
-func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, done func(), err error) {
+func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, done func(),
+	err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -386,7 +400,9 @@ func (c *SecureCompletionClient) tellOpened() error {
 	c.audit.set(c.cfg.Audit)
 	now := memoryNow()
 	c.wasLocked.Store(now.AllLocked)
-	return c.audit.tell(context.Background(), Event{Type: EventClientOpened, Server: c.server.origin, Memory: now})
+	return c.audit.tell(context.Background(), Event{
+		Type: EventClientOpened, Server: c.server.origin, Memory: now,
+	})
 }
 
 func (c *SecureCompletionClient) tellClosed() error {
@@ -394,37 +410,44 @@ func (c *SecureCompletionClient) tellClosed() error {
 		return nil
 	}
 	return c.audit.tell(context.Background(), Event{
-		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened), Memory: memoryNow(),
+		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened),
+		Memory: memoryNow(),
 	})
 }
 
-// Stats is what a client did since it was made, see [SecureCompletionClient.Stats]. Its numbers only grow, but for
-// InFlight. It has JSON names; it holds no content and no ids.
+// Stats are sums since a client was made, see [SecureCompletionClient.Stats]: a metrics system
+// takes the differences. They only grow, except InFlight. They have JSON names, and hold no content
+// and no ids.
 type Stats struct {
-	// Requests is the number of calls: Chat, Complete, Stream, and requests of an SDK that reached the client. Failures is
-	// how many of them ended with an error, for whatever reason; Requests - Failures - InFlight succeeded.
+	// Requests is the number of calls: Chat, Complete, Stream, and requests of an SDK that reached
+	// the client. Failures is how many of them ended with an error, for whatever reason. The others
+	// that are not InFlight succeeded.
 	Requests int64 `json:"requests"`
 	Failures int64 `json:"failures"`
 	// InFlight is the number of calls that are under way.
 	InFlight int64 `json:"in_flight"`
-	// Attempts is how often a request was sealed and handed to Config.Transport; Retries is how many attempts came after
-	// one that failed, those for a new server key among them.
+	// Attempts is how often a request was sealed and handed to Config.Transport; Retries is how
+	// many attempts came after one that failed, those for a new server key among them.
 	Attempts int64 `json:"attempts"`
 	Retries  int64 `json:"retries"`
-	// BytesSealed counts the JSON of requests, again for each attempt; BytesOpened the JSON of the answers that were
-	// accepted. On the wire both are some hundred bytes larger, and in protocol v1 a third (base64).
+	// BytesSealed counts the JSON of requests, again for each attempt; BytesOpened the JSON of the
+	// answers that were accepted. On the wire both are some hundred bytes larger, and in protocol
+	// v1 a third (base64).
 	BytesSealed int64 `json:"bytes_sealed"`
 	BytesOpened int64 `json:"bytes_opened"`
-	// KeyRotations is how often this process replaced the key of the client's [KeyStore], also where several clients
-	// share it. A first key does not count, nor what another process did.
+	// KeyRotations is how often this process replaced the key of the client's [KeyStore], also
+	// where several clients share it. It counts neither a first key nor the work of another
+	// process.
 	KeyRotations int64 `json:"key_rotations"`
-	// Memory tells how the process's secrets are kept: "locked" if all protected memory in use is locked into RAM,
-	// "wiped only" if some of it may be swapped out until it is wiped. [MemoryReport] has more.
+	// Memory tells how the process's secrets are kept: "locked" if all protected memory in use is
+	// locked into RAM, "wiped only" if some of it may be swapped out until it is wiped.
+	// [MemoryReport] has more.
 	Memory string `json:"memory"`
 }
 
-// Stats returns the counters. It costs some atomic reads and a system call or two, so it may be called often, from any
-// goroutine, and after Close. Calls that are under way meanwhile may be counted in one field and not yet in another.
+// Stats returns the counters. It costs some atomic reads and a system call or two, so it may be
+// called often, from any goroutine, and after Close. A call that is under way meanwhile may count
+// in one field and not yet in another.
 func (c *SecureCompletionClient) Stats() Stats {
 	n := &c.counts
 	return Stats{

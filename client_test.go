@@ -6,9 +6,7 @@ package sealedchat
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -21,71 +19,6 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
-
-func TestConfigErrors(t *testing.T) {
-	destroyed := secret(t, "x")
-	destroyed.Destroy()
-	for _, c := range []struct {
-		field  string
-		change func(*Config)
-	}{
-		{"Config.Trust", func(c *Config) { c.Trust = nil }},
-		{"Config.Trust", func(c *Config) { c.Trust = Pin() }},
-		{"Config.Trust", func(c *Config) { c.Trust = Pin("abc") }},
-		{"Config.BaseURL", func(c *Config) { c.BaseURL = "http://example.com" }},
-		{"Config.BaseURL", func(c *Config) { c.BaseURL = "example.com" }},
-		{"Config.BaseURL", func(c *Config) { c.BaseURL = "" }},
-		{"Config.BaseURL", func(c *Config) { c.BaseURL = "https://example.com/v1" }},
-		{"Config.Protocol", func(c *Config) { c.Protocol = "OHTTP" }},
-		{"Config.Protocol", func(c *Config) { c.Protocol = "envelope " }},
-		{"Config.OHTTP", func(c *Config) { c.OHTTP.Padding = 256 }},
-		{"Config.OHTTP", func(c *Config) { c.OHTTP.AllowX25519 = true }},
-		{"Config.OHTTP.Padding", func(c *Config) { c.Protocol, c.OHTTP.Padding = ProtocolOHTTP, -1 }},
-		{"Config.OHTTP.Padding", func(c *Config) { c.Protocol, c.OHTTP.Padding = ProtocolOHTTP, maxPadding+1 }},
-		{"Config.BaseURL", func(c *Config) { c.BaseURL = "https://u:p@example.com" }},
-		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, "") }},
-		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, "a\r\nX: y") }},
-		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, strings.Repeat("k", 4097)) }},
-		{"Config.APIKey", func(c *Config) { c.APIKey = destroyed }},
-		{"Config.Tier", func(c *Config) { c.Tier = "ultra" }},
-		{"Config.Tier", func(c *Config) { c.Tier = "High" }},
-		{"Config.Timeout", func(c *Config) { c.Timeout = -1 }},
-		{"Config.MaxRequestBytes", func(c *Config) { c.MaxRequestBytes = -1 }},
-		{"Config.MaxRequestBytes", func(c *Config) { c.MaxRequestBytes = 1 << 31 }},
-		{"Config.MaxResponseBytes", func(c *Config) { c.MaxResponseBytes = -1 }},
-		{"Config.MaxResponseBytes", func(c *Config) { c.MaxResponseBytes = 1 << 40 }},
-		{"Config.Transport", func(c *Config) {
-			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS10}}
-		}},
-		{"Config.Transport", func(c *Config) {
-			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS11}}
-		}},
-		{"Config.Transport", func(c *Config) {
-			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-		}},
-		{"Config.Trust", func(c *Config) { c.Trust = FirstUse(nil) }},
-		{"Config.Trust", func(c *Config) { c.Trust = FirstUse(&KeyStore{}) }},
-		{"Config.Keys", func(c *Config) { c.Keys = &KeyStore{} }},
-		{"Config.Transport", func(c *Config) { c.Transport = (*http.Transport)(nil) }},
-		{"Config.Transport", func(c *Config) { c.Transport = roundTripFunc(nil) }},
-		{"Config.Limiter", func(c *Config) { c.Limiter = (*slowLimiter)(nil) }},
-		{"Config.Transport", func(c *Config) { c.BaseURL, c.InsecureAllowHTTP = "http://localhost:1", true }}, // foreign RoundTripper
-	} {
-		config := Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Transport: neverUsed(t), APIKey: secret(t, "good-key")}
-		c.change(&config)
-		client, err := NewSecureCompletionClient(config)
-		e, ok := errors.AsType[*ConfigError](err)
-		if client != nil || !ok || e.Field != c.field || !strings.Contains(err.Error(), c.field) {
-			t.Errorf("%s: got %v, %v", c.field, client, err)
-		}
-		if err != nil && (strings.Contains(err.Error(), "good-key") || strings.Contains(err.Error(), "u:p")) {
-			t.Errorf("%s: %v tells too much", c.field, err)
-		}
-	}
-	if _, err := NewEphemeralKeyStore(&KeyStoreOptions{Bits: 1024}); !strings.Contains(fmt.Sprint(err), "KeyStoreOptions.Bits") {
-		t.Errorf("1024 bits: %v", err)
-	}
-}
 
 // slowLimiter has state, so a nil one panics.
 type slowLimiter struct{ wait time.Duration }
@@ -171,23 +104,6 @@ func TestBaseURLEnd(t *testing.T) {
 			continue
 		}
 		_ = c.Close()
-	}
-}
-
-func TestDefaultsAndNoNetworkInConstructor(t *testing.T) {
-	t.Setenv("NOMYO_SERVER_URL", "https://from.the.environment")
-	t.Setenv("NOMYO_API_KEY", "from-the-environment")
-	c, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Transport: neverUsed(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if c.base.String() != "https://server.test" || c.cfg.Protocol != ProtocolEnvelope || c.cfg.Timeout != 10*time.Minute || c.cfg.MaxRetries != 2 || c.cfg.MaxRequestBytes != 10<<20 ||
-		c.cfg.MaxResponseBytes != 64<<20 || c.cfg.APIKey != nil || c.log == nil || !c.ownKeys || c.ownHTTP {
-		t.Errorf("got %+v", c.cfg)
-	}
-	if len(c.cfg.Keys.Keys()) != 0 {
-		t.Error("the constructor made a key")
 	}
 }
 

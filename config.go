@@ -53,12 +53,12 @@ type Protocol string
 
 // The protocols. The empty one is [ProtocolEnvelope].
 const (
-	// ProtocolEnvelope is NOMYO's version 1 (SPEC.md): RSA-OAEP with SHA-256 (RFC 8017, section 7.1)
-	// and AES-256-GCM.
+	// ProtocolEnvelope is NOMYO's version 1 (SPEC.md): RSA-OAEP with SHA-256 (RFC 8017, section
+	// 7.1) and AES-256-GCM.
 	ProtocolEnvelope Protocol = "envelope"
-	// ProtocolOHTTP is Oblivious HTTP in chunks (RFC 9458 and its chunked form; SPEC.md, chapter 11)
-	// with X-Wing, a post-quantum hybrid. Method, path, headers and API key travel sealed too, an
-	// answer opens only for its request, and answers stream. Config.Keys is not used.
+	// ProtocolOHTTP is Oblivious HTTP in chunks (RFC 9458 and its chunked form; SPEC.md, chapter
+	// 11) with X-Wing, a post-quantum hybrid. Method, path, headers and API key travel sealed too,
+	// an answer opens only for its request, and answers stream. Config.Keys is not used.
 	ProtocolOHTTP Protocol = "ohttp"
 )
 
@@ -67,77 +67,87 @@ func (p Protocol) known() bool { return p == ProtocolEnvelope || p == ProtocolOH
 
 // OHTTPOptions are a client's options for [ProtocolOHTTP] alone. The zero value is the default.
 type OHTTPOptions struct {
-	// Padding makes requests a multiple of so many bytes before they are sealed, so that their length
-	// tells less. 0 = none; at most 1 MiB.
+	// Padding makes requests a multiple of so many bytes before they are sealed, so that their
+	// length tells less. 0 = none; at most 1 MiB.
 	Padding int
 	// AllowX25519 also takes key configurations for X25519, in place of X-Wing: a later quantum
-	// computer opens what was recorded of them. X-Wing is preferred, but an attacker who ends TLS can
-	// cut it from the list where X25519's key is trusted as well.
+	// computer opens what was recorded of them. X-Wing is preferred, but an attacker who ends TLS
+	// can cut it from the list where X25519's key is trusted as well.
 	AllowX25519 bool
 }
 
-// Config is what [NewSecureCompletionClient] needs. BaseURL and Trust are required; every other zero
-// value is a default.
+// Config is what [NewSecureCompletionClient] needs. BaseURL and Trust are required; every other
+// zero value is a default.
 type Config struct {
-	// BaseURL is where the server is: https, with an optional path prefix, without user info, query or
-	// fragment. It ends before /v1: the client adds the paths itself. Required.
+	// BaseURL is where the server is: https, with an optional path prefix, without user info, query
+	// or fragment. It ends before /v1: the client adds the paths itself. Required.
 	BaseURL string
-	// APIKey is sent as a bearer token: 1 to 4,096 bytes of visible ASCII. It stays the caller's, who destroys it after
-	// Close. nil = none.
+	// APIKey is sent as a bearer token: 1 to 4,096 bytes of visible ASCII. It stays the caller's,
+	// who destroys it after Close. nil = none.
 	APIKey *Secret
-	// Keys holds the RSA keys that answers are sealed to. It stays the caller's, who closes it after the client; several
-	// clients may share it. ProtocolOHTTP does not use it. nil = an ephemeral store of the client's own, whose 4096-bit key
-	// is generated on first use.
+	// Keys holds the RSA keys that answers are sealed to. It stays the caller's, who closes it
+	// after the client; several clients may share it. ProtocolOHTTP does not use it. nil = an
+	// ephemeral store of the client's own, which generates its 4096-bit key on first use.
 	Keys *KeyStore
-	// Protocol is how requests are sealed: ProtocolEnvelope, or ProtocolOHTTP, which is better where
-	// the gateway speaks it. The client never negotiates it, and never falls back from one to the
-	// other. "" = ProtocolEnvelope.
+	// Protocol is how requests are sealed: ProtocolEnvelope, or ProtocolOHTTP, which is better
+	// where the gateway speaks it. The client never negotiates it, and never falls back from one to
+	// the other. "" = ProtocolEnvelope.
 	Protocol Protocol
 	// OHTTP is for ProtocolOHTTP alone; it is refused with the other protocol.
 	OHTTP OHTTPOptions
 	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…") or FirstUse(store).
 	// Required.
 	Trust Trust
-	// OnServerKey, if set, is called before a server key is used that is not the one used before; old is nil at first.
-	// An error refuses the key: the call fails with *ServerKeyError, whose Err it is. It is not called for a key that Trust
-	// refuses, nor for one from AcceptServerKey. It must not call the client. One call at a time. With ProtocolOHTTP it is
-	// also called when another signer vouches for the same key, and has to judge new.Signer() as well as the fingerprint:
-	// whoever ends TLS can pass the genuine list on with a signature of his own, and FirstUse remembers the signer.
+	// OnServerKey, if set, is called before the client uses a server key that is not the one
+	// before; old is nil at first. An error refuses the key: the call fails with *ServerKeyError,
+	// whose Err it is. The client does not call it for a key that Trust refuses, nor for one from
+	// AcceptServerKey. It must not call the client. One call at a time. With ProtocolOHTTP it is
+	// also called when another signer signed the list with the same key, and has to judge
+	// new.Signer() as well as the fingerprint: an attacker who ends TLS can pass the genuine list
+	// on with a signature of their own, and FirstUse remembers the signer.
 	OnServerKey func(old, new *PublicKey) error
 	// Tier is asked for where a call does not say otherwise. "" lets the server choose.
 	Tier SecurityTier
-	// Transport carries the requests. It stays the caller's. nil = DefaultTransport(), closed with the client.
+	// Transport carries the requests. It stays the caller's. nil = DefaultTransport(), closed with
+	// the client.
 	Transport http.RoundTripper
-	// Timeout bounds one attempt: fetching the server's key or making the client's, where that is still to be done,
-	// connecting, and waiting for the last byte of the answer, or of the stream. 0 = 10 minutes.
+	// Timeout bounds one attempt: fetching the server's key and making the client's, where that is
+	// still to be done, connecting, and waiting for the last byte of the answer, or of the stream.
+	// 0 = 10 minutes.
 	Timeout time.Duration
-	// IdleTimeout is the longest time between two pieces of an event stream that passes as it comes, counted from its
-	// first event on: until then only Timeout holds, since a model may think. Comments count as pieces. A stream that
-	// stands still for longer is ended with ErrConnection. Protocol version 1 has no such streams.
-	// 0 = 1 minute; negative = no limit.
+	// IdleTimeout is the longest time between two pieces of an event stream that passes as it
+	// comes, counted from its first event on: until then only Timeout holds, since a model may
+	// think. Comments count as pieces. The client ends a stream that stands still for longer with
+	// ErrConnection. Protocol version 1 has no such streams. 0 = 1 minute; negative = no limit.
 	IdleTimeout time.Duration
-	// MaxRetries is how often a failed attempt is repeated: after 429, 500, 502 and 504, after 503 if it comes with
-	// Retry-After, and when the connection failed before there was an answer. The waits are random, up to 1 s, 2 s, 4 s
-	// and so on, on top of what Retry-After says; a Retry-After of more than a minute, or a wait beyond the context's
-	// deadline, is not waited for: the call fails at once. Every attempt is sealed afresh. With ProtocolOHTTP only what
-	// cannot have been worked on is repeated: after the gateway's own 429, its 503 with Retry-After (not the upstream's), and
-	// when nothing of the request was sent. 0 = 2; negative = none.
+	// MaxRetries is how often the client repeats a failed attempt: after 429, 500, 502 and 504,
+	// after 503 with Retry-After, and when the connection failed before there was an answer. The
+	// waits are random, up to 1 s, 2 s, 4 s and so on, added to Retry-After. With a Retry-After of
+	// more than a minute, or a wait beyond the context's deadline, the call fails at once. Every
+	// attempt is sealed afresh. With ProtocolOHTTP the client repeats only requests that cannot
+	// have been worked on: after the gateway's own 429, its 503 with Retry-After (not the
+	// upstream's), and when nothing of the request was sent. 0 = 2; negative = none.
 	MaxRetries int
-	// Limiter, if set, is waited on before every attempt; its error ends the call. It fits *rate.Limiter of
-	// golang.org/x/time.
+	// Limiter, if set, is waited on before every attempt; its error ends the call. *rate.Limiter of
+	// golang.org/x/time is one.
 	Limiter interface{ Wait(context.Context) error }
-	// MaxRequestBytes bounds a request's JSON, MaxResponseBytes an answer as it comes over the wire, before and after
-	// decompression. More is ErrTooLarge. 0 = 10 MiB and 64 MiB; below 2 GiB.
+	// MaxRequestBytes bounds a request's JSON, MaxResponseBytes an answer as it comes over the
+	// wire, before and after decompression. More is ErrTooLarge. 0 = 10 MiB and 64 MiB; below 2
+	// GiB.
 	MaxRequestBytes, MaxResponseBytes int64
-	// Memory says what becomes of secrets for which there is no locked memory: MemoryBestEffort, the zero value,
-	// MemoryRequired, which makes calls fail with ErrMemoryLimit, or MemoryOff. MemoryRequired wants it of APIKey and Keys,
-	// too: MemoryRequired.NewSecret, KeyStoreOptions.Memory.
+	// Memory says where secrets lie when no memory can be locked for them: MemoryBestEffort, the
+	// zero value, MemoryRequired, which makes calls fail with ErrMemoryLimit, or MemoryOff.
+	// MemoryRequired asks the same of APIKey and Keys: MemoryRequired.NewSecret,
+	// KeyStoreOptions.Memory.
 	Memory MemoryPolicy
-	// Audit is told of keys, requests, answers, refusals and retries; its error stops the call. nil = nobody.
+	// Audit is called for keys, requests, answers, refusals and retries; its error stops the call.
+	// nil = none.
 	Audit Auditor
-	// Logger gets ids, sizes, durations and changes of the server's key, never content. nil = silent.
+	// Logger gets ids, sizes, durations and changes of the server's key, never content. nil =
+	// silent.
 	Logger *slog.Logger
-	// InsecureAllowHTTP allows a BaseURL with http where the address that is dialled is loopback, for tests.
+	// InsecureAllowHTTP allows a BaseURL with http where the address that is dialled is loopback,
+	// for tests.
 	InsecureAllowHTTP bool
 }
 
@@ -155,7 +165,8 @@ func parseBaseURL(text string, allowHTTP bool) (*url.URL, error) {
 		hybrid.PathPublicKey, ohttp.Path} {
 		if rest, found := strings.CutSuffix(path, end); found {
 			rest = strings.TrimSuffix(rest, "/v1")
-			return nil, fmt.Errorf("it has to end before %q: the client adds the paths itself", path[len(rest):])
+			return nil, fmt.Errorf("it has to end before %q: the client adds the paths itself",
+				path[len(rest):])
 		}
 	}
 	return base, nil
@@ -188,14 +199,16 @@ func (c *Config) setDefaults() error {
 
 func (c *Config) validate() error {
 	if c.Trust == nil {
-		return configError("Config.Trust", "choose whose key prompts are sealed to: TrustHTTPS() takes what the server "+
-			"presents over HTTPS, Pin(\"sha256 hex\") takes only that key, FirstUse(store) remembers the first one")
+		return configError("Config.Trust", "choose whose key prompts are sealed to: TrustHTTPS() takes "+
+			"what the server presents over HTTPS, Pin(\"sha256 hex\") takes only that key, "+
+			"FirstUse(store) remembers the first one")
 	}
 	if err := c.Trust.validate(); err != nil {
 		return &ConfigError{Field: "Config.Trust", Err: err}
 	}
 	if c.Keys != nil && c.Keys.store == nil {
-		return configError("Config.Keys", "a zero KeyStore; make one with OpenKeyStore, CreateKeyStore or NewEphemeralKeyStore")
+		return configError("Config.Keys",
+			"a zero KeyStore; make one with OpenKeyStore, CreateKeyStore or NewEphemeralKeyStore")
 	}
 	if isNilPointer(c.Transport) {
 		return configError("Config.Transport", "a nil pointer; leave the field nil for the default")
@@ -203,8 +216,10 @@ func (c *Config) validate() error {
 	if isNilPointer(c.Limiter) {
 		return configError("Config.Limiter", "a nil pointer; leave the field nil for no limit")
 	}
-	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) && restsOnTLS(c.Trust) {
-		return configError("Config.Transport", "InsecureSkipVerify leaves nothing of TrustHTTPS or FirstUse; pin the server's key instead")
+	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) &&
+		restsOnTLS(c.Trust) {
+		return configError("Config.Transport",
+			"InsecureSkipVerify leaves nothing of TrustHTTPS or FirstUse; pin the server's key instead")
 	}
 	if c.APIKey != nil {
 		if err := c.APIKey.Use(httpx.ValidAPIKey); err != nil {
@@ -236,7 +251,8 @@ func (c *Config) validateProtocol() error {
 	case c.OHTTP.Padding < 0 || c.OHTTP.Padding > maxPadding:
 		return configError("Config.OHTTP.Padding", "want 0 to %d", maxPadding)
 	case c.OHTTP != OHTTPOptions{} && c.Protocol != ProtocolOHTTP:
-		return configError("Config.OHTTP", "for ProtocolOHTTP alone; set Config.Protocol to it, or leave OHTTP empty")
+		return configError("Config.OHTTP",
+			"for ProtocolOHTTP alone; set Config.Protocol to it, or leave OHTTP empty")
 	}
 	return nil
 }
@@ -267,24 +283,25 @@ func isNilPointer(v any) bool {
 }
 
 func skipsVerification(c *tls.Config) bool {
-	return c != nil && c.InsecureSkipVerify && c.VerifyConnection == nil && c.VerifyPeerCertificate == nil
+	return c != nil && c.InsecureSkipVerify && c.VerifyConnection == nil &&
+		c.VerifyPeerCertificate == nil
 }
 
 // ConfigFromEnv makes a [Config] from the environment:
 //
 //	NOMYO_SERVER_URL    BaseURL; unset = DefaultBaseURL
 //	NOMYO_API_KEY       APIKey
-//	NOMYO_KEY_DIR       folder of the key store that is opened for Keys, with default KeyStoreOptions; it must exist
+//	NOMYO_KEY_DIR       folder of an existing key store for Keys, with default KeyStoreOptions
 //	NOMYO_KEY_PASSWORD  its passphrase
-//	NOMYO_SERVER_PIN    fingerprints for Trust = Pin(…), separated by commas; without it set Trust yourself
+//	NOMYO_SERVER_PIN    fingerprints for Pin, separated by commas; without it set Trust yourself
 //
-// The other fields stay zero: for Oblivious HTTP set Config.Protocol to [ProtocolOHTTP] afterwards. Without NOMYO_KEY_DIR
-// keys are ephemeral.
+// The other fields stay zero: for Oblivious HTTP set Config.Protocol to [ProtocolOHTTP] afterwards.
+// Without NOMYO_KEY_DIR keys are ephemeral.
 //
-// The caller closes Config.Keys and destroys Config.APIKey after closing the client; either may be nil. Errors are
-// [*ConfigError], whose Field is the variable's name; errors.Is finds those of [OpenKeyStore], and [ErrPassphrase] without
-// NOMYO_KEY_PASSWORD. Environment variables are strings that nothing wipes, and that other processes of the same user can
-// read.
+// The caller closes Config.Keys and destroys Config.APIKey after closing the client; either may be
+// nil. Errors are [*ConfigError], whose Field is the variable's name; errors.Is finds those of
+// [OpenKeyStore], and [ErrPassphrase] without NOMYO_KEY_PASSWORD. Environment variables are strings
+// that nothing wipes, and that other processes of the same user can read.
 func ConfigFromEnv(ctx context.Context) (c Config, err error) {
 	c.BaseURL = cmp.Or(os.Getenv("NOMYO_SERVER_URL"), DefaultBaseURL)
 	if pin := os.Getenv("NOMYO_SERVER_PIN"); pin != "" {
@@ -294,7 +311,8 @@ func ConfigFromEnv(ctx context.Context) (c Config, err error) {
 		}
 	}
 	dir := os.Getenv("NOMYO_KEY_DIR")
-	if dir == "" && os.Getenv("NOMYO_KEY_PASSWORD") != "" { // or else keys would be ephemeral, unexpectedly
+	// or else keys would be ephemeral, unexpectedly
+	if dir == "" && os.Getenv("NOMYO_KEY_PASSWORD") != "" {
 		return Config{}, configError("NOMYO_KEY_DIR", "not set, but NOMYO_KEY_PASSWORD is")
 	}
 	if dir != "" {

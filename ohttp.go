@@ -33,7 +33,9 @@ const (
 	maxPadding     = 1 << 20  // what a reader of binary HTTP takes
 	maxAnswerChunk = 64 << 10 // four times what a gateway has to write at most
 
-	maxDateAge = 30 * time.Second // of a request, for the answer that its date is wrong to be about the clocks
+	// maxDateAge: within so much time, an answer that says that the request's date is wrong is
+	// about the clocks.
+	maxDateAge = 30 * time.Second
 )
 
 // obliviousHTTP is the client's end of Oblivious HTTP in chunks.
@@ -49,17 +51,19 @@ type obliviousHTTP struct {
 	base              *url.URL
 	takeX25519        bool
 
-	ahead atomic.Int64 // nanoseconds that the gateway's clock is ahead of this one's, once it complained
+	// ahead is by how many nanoseconds the gateway's clock is ahead of this one's, once the gateway
+	// refused a date.
+	ahead atomic.Int64
 }
 
 // obliviousCall is the client's half of one exchange.
 type obliviousCall struct {
 	*ohttp.Request
-	tier  SecurityTier  // asked for
-	safe  bool          // the method only reads: doing it twice does no harm
-	dated time.Time     // when it was sealed, by this clock
-	ahead time.Duration // of the gateway's clock, when it refused the request's date
-	late  bool          // it did
+	tier     SecurityTier  // asked for
+	safe     bool          // the method only reads: doing it twice does no harm
+	sealedAt time.Time     // by this clock
+	late     bool          // the gateway refused the request's date,
+	ahead    time.Duration // and its clock was ahead by so much
 }
 
 func (p *obliviousHTTP) fetchKeys(ctx context.Context, rt http.RoundTripper) ([]*PublicKey, error) {
@@ -79,11 +83,13 @@ func (p *obliviousHTTP) route(req *http.Request) (*plainRequest, *unrouted) {
 			"sealedchat: what is sealed has no content encoding; nothing was sent"}
 	}
 	method := methodOf(req)
-	return &plainRequest{method: method, path: p.innerPath(method, req.URL), header: fieldsOfSDK(req.Header)}, nil
+	return &plainRequest{method: method, path: p.innerPath(method, req.URL),
+		header: fieldsOfSDK(req.Header)}, nil
 }
 
-// innerPath is where the gateway is to look. An SDK's base URL may repeat what Config.BaseURL has, and often lacks /v1.
-// What is posted for a chat completion loses its query too, so that its checks need to know one path only.
+// innerPath is the path that the gateway serves. An SDK's base URL may repeat the path of
+// Config.BaseURL, and often lacks /v1. A POST for a chat completion loses its query too, so that
+// its checks need to know one path only.
 func (p *obliviousHTTP) innerPath(method string, u *url.URL) string {
 	path := u.EscapedPath()
 	if rest, ok := strings.CutPrefix(path, p.base.EscapedPath()); ok && strings.HasPrefix(rest, "/") {
@@ -118,9 +124,10 @@ func jsonFields(accept string) []bhttp.Field {
 	return []bhttp.Field{{Name: "content-type", Value: mediaJSON}, {Name: "accept", Value: accept}}
 }
 
-// seal seals a request of any kind for the server's key. Where the answer is wanted whole, it takes no notice of stream,
-// like the servers of version 1.
-func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest, error) {
+// seal seals a request of any kind for the server's key. Where the answer is wanted whole, it takes
+// no notice of stream, like the servers of version 1.
+func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest,
+	o *callOptions) (*sealedRequest, error) {
 	server, err := p.server.get(ctx)
 	if err != nil {
 		return nil, err
@@ -152,7 +159,8 @@ func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest, o *callOptio
 	if call != nil {
 		id := call.ID()
 		r.payloadID, r.ohttp = chatjson.UUID([16]byte(id[:16])), &obliviousCall{
-			Request: call, tier: o.tier, safe: in.method == http.MethodGet || in.method == http.MethodHead, dated: time.Now(),
+			Request: call, tier: o.tier, sealedAt: time.Now(),
+			safe: in.method == http.MethodGet || in.method == http.MethodHead,
 		}
 	}
 	if err == nil {
@@ -182,7 +190,8 @@ func (p *obliviousHTTP) request(ctx context.Context, body []byte) (*http.Request
 	return req, nil
 }
 
-// encode makes the binary HTTP message, in protected memory. The API key goes straight from one such memory to the other.
+// encode makes the binary HTTP message, in protected memory. The API key goes straight from one
+// such memory to the other.
 func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer, error) {
 	header := slices.Concat(in.header, []bhttp.Field{{Name: "date", Value: p.date()}})
 	if o.tier != "" {
@@ -202,15 +211,18 @@ func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer
 		}
 		defer bearer.Destroy()
 		value := append(append(bearer.Bytes()[:0], "Bearer "...), key...)
-		// A string over memory that is about to go: it does not outlive the encoding, which copies it.
-		message, err = p.encodeWith(in, append(header, bhttp.Field{Name: "authorization", Value: unsafe.String(&value[0], len(value))}))
+		// A string over memory that is about to go: it does not outlive the encoding, which copies
+		// it.
+		message, err = p.encodeWith(in, append(header, bhttp.Field{Name: "authorization",
+			Value: unsafe.String(&value[0], len(value))}))
 		return err
 	})
 	return message, err
 }
 
 func (p *obliviousHTTP) encodeWith(in *plainRequest, header []bhttp.Field) (*locked.Buffer, error) {
-	most := 256 + len(in.method) + len(p.scheme) + len(p.authority) + len(in.path) + len(in.content) + p.padding
+	most := 256 + len(in.method) + len(p.scheme) + len(p.authority) + len(in.path) +
+		len(in.content) + p.padding
 	for _, f := range header {
 		most += 16 + len(f.Name) + len(f.Value)
 	}
@@ -225,7 +237,7 @@ func (p *obliviousHTTP) encodeWith(in *plainRequest, header []bhttp.Field) (*loc
 		buffer.Destroy()
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
-	buffer.Narrow(0, len(message)) // which never outgrows its room: appending grows by less
+	buffer.Narrow(0, len(message)) // which never outgrows the buffer: most is an upper bound
 	return buffer, nil
 }
 
@@ -238,7 +250,8 @@ func (p *obliviousHTTP) date() string {
 func (p *obliviousHTTP) failure(a *httpx.Answer) error { return outerError(a.Status, a.Body) }
 
 func outerError(status int, body []byte) *OuterError {
-	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemTypeOf(body) == ohttp.ProblemKey}
+	e := &OuterError{StatusCode: status}
+	e.unknownKey = status == http.StatusUnprocessableEntity && problemTypeOf(body) == ohttp.ProblemKey
 	_, e.Detail = errorDetail(body)
 	return e
 }
@@ -252,9 +265,10 @@ func problemTypeOf(body []byte) string {
 	return o.Text("type")
 }
 
-// refused asks for the list of keys again when the gateway does not know the one that was used, and sets the clock after
-// the gateway's when that refused the date, which is authentic. The former came in the clear: whoever ends TLS can say so of
-// a request that he let through, so that only one that reads is sealed again.
+// refused asks for the list of keys again when the gateway does not know the one that was used, and
+// sets the clock after the gateway's when that refused the date, which is authentic. The former
+// came in the clear: an attacker who ends TLS can say so of a request that they let through, so
+// only a request that reads is sealed again.
 func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error) (bool, error) {
 	if outer, ok := errors.AsType[*OuterError](err); ok {
 		if !outer.unknownKey {
@@ -272,7 +286,8 @@ func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error
 }
 
 // open decrypts a whole answer, and returns its content if the status inside is 200.
-func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error) {
+func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer,
+	into hybrid.Alloc) (*opened, error) {
 	if !httpx.HasType(a.Header, ohttp.TypeResponse) {
 		return nil, &OuterError{StatusCode: a.Status, Detail: "not a sealed answer"}
 	}
@@ -291,8 +306,10 @@ func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer, into hybrid.Allo
 	return &opened{plaintext: content}, nil
 }
 
-// openInto opens sealed, and leaves the content at the beginning of message, which is as large, and nothing behind it.
-func (p *obliviousHTTP) openInto(message []byte, call *obliviousCall, sealed []byte, protect bool) (content []byte, err error) {
+// openInto opens sealed, and leaves the content at the beginning of message, which is as large, and
+// nothing behind it.
+func (p *obliviousHTTP) openInto(message []byte, call *obliviousCall, sealed []byte,
+	protect bool) (content []byte, err error) {
 	var buffer []byte
 	if protect {
 		room, err := p.memory.Alloc(min(len(sealed), maxAnswerChunk+ohttp.Overhead) + 1)
@@ -356,17 +373,21 @@ func openAll(dst []byte, call *obliviousCall, sealed, buffer []byte) ([]byte, er
 	}
 }
 
-// judge makes an error of an authentic answer that is none to be content with. Of content it keeps nothing but words.
+// judge is the error of an authentic answer: of its status, or of its tier. Of content it keeps
+// only the words of an error.
 func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 	header := httpx.HeaderOf(in.Header)
 	if in.Status == http.StatusOK {
 		return c.checkTier(header)
 	}
 	content = content[:min(len(content), httpx.MaxErrorBody)]
-	// Without this the answer may be the upstream's, which has worked on the request whatever its status says.
+	// Without this the answer may be the upstream's, which has worked on the request whatever its
+	// status says.
 	unprocessed := header.Get(ohttp.HeaderProcessed) == "no"
-	// And a copy that was held back until its date was over is refused truly, although the first one was served.
-	if unprocessed && time.Since(c.dated) < maxDateAge && in.Status == http.StatusBadRequest && problemTypeOf(content) == ohttp.ProblemDate {
+	// And the gateway rightly refuses a copy that was held back until its date was over, although
+	// it served the first one.
+	if unprocessed && time.Since(c.sealedAt) < maxDateAge && in.Status == http.StatusBadRequest &&
+		problemTypeOf(content) == ohttp.ProblemDate {
 		if at, err := http.ParseTime(header.Get("Date")); err == nil {
 			c.late, c.ahead = true, time.Until(at)
 		}
@@ -379,7 +400,8 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 	return err
 }
 
-// checkTier: the gateway states its tier in every answer. One that states none cannot be shown to be high enough.
+// checkTier: the gateway states its tier in every answer. Where it states none, nothing shows that
+// the tier is high enough.
 func (c *obliviousCall) checkTier(header http.Header) error {
 	if c.tier != "" && SecurityTier(header.Get(hybrid.HeaderTier)).rank() < c.tier.rank() {
 		return ErrTierDowngrade

@@ -24,7 +24,7 @@ func testConfigs(t testing.TB) *Body {
 		{ID: 0xff, KEM: 0x647a, Seed: bytes.Repeat([]byte{0xc1}, 32), Created: testTime(11),
 			Retired: testTime(12)},
 		{ID: 0, KEM: 0x647a, Seed: bytes.Repeat([]byte{0xc2}, 32), Created: testTime(12)},
-		// what a later version may add
+		// for an addition of a later version
 		{ID: 1, KEM: 0xfff0, Seed: bytes.Repeat([]byte{0xc3}, 32), Created: testTime(12)},
 	}
 	return b

@@ -110,7 +110,7 @@ func TestLargestBody(t *testing.T) {
 }
 
 func inLocked(b []byte) *locked.Buffer {
-	memory := locked.New(len(b))
+	memory, _ := locked.NewWith(locked.BestEffort, len(b))
 	copy(memory.Bytes(), b)
 	return memory
 }

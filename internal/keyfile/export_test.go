@@ -174,7 +174,7 @@ func TestOpenSSLReadsExport(t *testing.T) {
 	}
 }
 
-// The command in every UnsupportedError does what it says.
+// The command in every UnsupportedError converts the file.
 func TestConvertCommands(t *testing.T) {
 	path := openssl(t)
 	converted := 0
@@ -208,7 +208,7 @@ func TestConvertCommands(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := k.CheckPublicPEM(c.File("public_key")); err != nil {
+			if err := checkPublicPEM(k, c.File("public_key")); err != nil {
 				t.Error(err)
 			}
 		})
@@ -228,7 +228,7 @@ func plainPEM(k *RSAKey) ([]byte, error) {
 	defer memory.Destroy()
 	const begin, end, perLine = "-----BEGIN PRIVATE KEY-----\n", "-----END PRIVATE KEY-----\n", 48
 	lines := (len(der) + perLine - 1) / perLine
-	// Sized at once: encoding/pem would leave copies that nobody can clear.
+	// The size is right from the start: encoding/pem would leave copies that cannot be cleared.
 	out := make([]byte, 0, len(begin)+base64.StdEncoding.EncodedLen(len(der))+lines+len(end))
 	out = append(out, begin...)
 	for rest := der; len(rest) > 0; {

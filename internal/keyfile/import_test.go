@@ -46,7 +46,7 @@ func armor(label string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: label, Bytes: der})
 }
 
-// rawPKCS8 encodes whatever integers it is given.
+// rawPKCS8 encodes the given integers without a check.
 func rawPKCS8(version, innerVersion uint64, ints [][]byte, after ...byte) []byte {
 	var b cryptobyte.Builder
 	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -281,7 +281,7 @@ func TestKeyTypes(t *testing.T) {
 	}
 }
 
-// PrivateKey does not trust what a Body holds.
+// PrivateKey does not trust the integers in a Body.
 func TestPrivateKeyRefuses(t *testing.T) {
 	for i, want := range []error{ErrInconsistent, ErrExponent, ErrInconsistent, ErrInconsistent,
 		ErrInconsistent, ErrInconsistent, ErrInconsistent, ErrInconsistent} {
@@ -377,7 +377,7 @@ func TestPEM(t *testing.T) {
 	}
 }
 
-func TestCheckPublicPEM(t *testing.T) {
+func TestCheckPublicBlock(t *testing.T) {
 	k := testKey(t, "rsa-2048")
 	otherExponent := RSAKey{N: k.N, E: []byte{1, 0, 3}}
 	for _, test := range []struct {
@@ -393,7 +393,7 @@ func TestCheckPublicPEM(t *testing.T) {
 		{"bytes behind", armor("PUBLIC KEY", append(k.SPKI(), 0)), ErrTrailing},
 		{"cut", armor("PUBLIC KEY", k.SPKI()[:100]), ErrMalformed},
 	} {
-		if err := k.CheckPublicPEM(test.file); !errors.Is(err, test.want) {
+		if err := checkPublicPEM(k, test.file); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v, want %v", test.name, err, test.want)
 		}
 	}

@@ -34,7 +34,7 @@ func javaScript(t *testing.T, salt, passphrase, padded []byte) []byte {
 	return armor("PRIVATE KEY", data)
 }
 
-// A salt is random: whatever a JavaScript file begins with, it is decrypted.
+// A salt is random: a JavaScript file is decrypted whatever its first bytes are.
 func TestJavaScriptSalts(t *testing.T) {
 	der := testDER(t, "rsa-2048")
 	n := 16 - len(der)%16

@@ -80,7 +80,7 @@ func underLimit(t *testing.T, text string) {
 		var all []*Buffer
 		locked = 0
 		for i := range childBuffers {
-			b := New(1 + i)
+			b := makeBuffer(1 + i)
 			want := bytes.Repeat([]byte{byte('a' + i)}, 1+i)
 			copy(b.Bytes(), want)
 			if !bytes.Equal(b.Bytes(), want) {
@@ -101,7 +101,7 @@ func underLimit(t *testing.T, text string) {
 // What Locked says is what the kernel says.
 func TestLockedIsTrue(t *testing.T) {
 	before := lockedKB(t)
-	b := New(1)
+	b := makeBuffer(1)
 	during := lockedKB(t)
 	if b.Locked() != (during > before) {
 		t.Errorf("Locked is %v; the kernel counted %d KB before, %d KB with it", b.Locked(), before,
