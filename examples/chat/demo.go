@@ -86,10 +86,7 @@ func (p *program) makeDemoKeys(ctx context.Context, o *options, d *demo,
 
 func newDemoGateway(keys *sealedchat.KeyStore, apiKey string,
 	protocol sealedchat.Protocol) (*sealedchat.Gateway, error) {
-	secret, err := sealedchat.NewSecret([]byte(apiKey))
-	if err != nil {
-		return nil, err
-	}
+	secret := sealedchat.NewSecret([]byte(apiKey))
 	defer secret.Destroy() // AuthenticateKeys keeps a digest
 	authenticate, err := sealedchat.AuthenticateKeys(secret)
 	if err != nil {
@@ -134,7 +131,7 @@ func (d *demo) close() {
 		_ = d.gateway.Close()
 	}
 	if d.keys != nil {
-		_ = d.keys.Close()
+		d.keys.Close()
 	}
 }
 

@@ -5,7 +5,6 @@ package gateway
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -54,16 +53,6 @@ func TestGatewayEndpoints(t *testing.T) {
 		t.Error("something was forwarded")
 	}
 }
-
-// failingReplay is a cache that must not be asked.
-type failingReplay struct{ t *testing.T }
-
-func (f failingReplay) Claim(context.Context, [32]byte, [32]byte, time.Time) (bool, error) {
-	f.t.Error("the replay cache was asked")
-	return false, fault.ErrServer
-}
-
-func (f failingReplay) Release(context.Context, [32]byte) error { return nil }
 
 // A client that sends its body without asking, and looks for an answer only then, gets its 401. What it sent is thrown
 // away after the decision, and not without end.
