@@ -115,7 +115,7 @@ func OpenAuditLog(ctx context.Context, path string, keys *KeyStore, o *AuditLogO
 	if err != nil {
 		return nil, err
 	}
-	log, err := auditlog.Open(ctx, path, auditKeys{keys}, options)
+	log, err := auditlog.Open(ctx, path, keys.store, options)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +146,7 @@ func (l *AuditLog) Record(ctx context.Context, e Event) error {
 	if !e.Type.valid() {
 		return errEventType(e.Type)
 	}
-	e.complete()
+	e.fillIn()
 	event, err := e.fields()
 	if err != nil {
 		return err
@@ -257,7 +257,7 @@ func VerifyAuditLog(ctx context.Context, path string, keys *KeyStore, head strin
 			return nil, err
 		}
 	}
-	found, err := auditlog.Verify(ctx, path, auditKeys{keys}, want)
+	found, err := auditlog.Verify(ctx, path, keys.store, want)
 	if found == nil {
 		return nil, err
 	}
@@ -272,11 +272,3 @@ func VerifyAuditLog(ctx context.Context, path string, keys *KeyStore, head strin
 	}
 	return report, err
 }
-
-// auditKeys are a key store's data keys as internal/auditlog asks for them.
-type auditKeys struct{ *KeyStore }
-
-func (k auditKeys) UseDataKey(generation uint32, f func([]byte) error) (uint32, error) {
-	return k.useDataKey(generation, f)
-}
-func (k auditKeys) DataGeneration() uint32 { return k.dataGeneration() }

@@ -37,12 +37,12 @@ func ExampleRotation() {
 		log.Fatal(err)
 	}
 	for _, k := range keys.Keys() {
-		fmt.Println(k.State, k.Bits, k.Fingerprint == before.Fingerprint())
+		fmt.Println(k.Kind, k.Bits, k.Retired.IsZero(), k.Fingerprint == before.Fingerprint())
 	}
 	fmt.Println(keys.RotationError()) // of the work in the background: for a health check
 	// Output:
-	// primary 2048 false
-	// retired 2048 true
+	// RSA 2048 true false
+	// RSA 2048 false true
 	// <nil>
 }
 
@@ -66,10 +66,7 @@ func ExampleMemoryPolicy() {
 // What a service tells of itself when it starts.
 func ExampleMemoryReport() {
 	logger := slog.New(slog.DiscardHandler) // the service's own
-	key, err := sealedchat.NewSecret([]byte("an-api-key"))
-	if err != nil {
-		log.Fatal(err)
-	}
+	key := sealedchat.NewSecret([]byte("an-api-key"))
 	defer key.Destroy()
 
 	report := sealedchat.MemoryReport()
@@ -92,10 +89,11 @@ func ExampleKeyStore_Close() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	closed := make(chan error, 1)
-	context.AfterFunc(ctx, func() { stop(); closed <- keys.Close() })
+	closed := make(chan struct{})
+	context.AfterFunc(ctx, func() { stop(); keys.Close(); close(closed) })
 
 	stop() // in place of a signal
-	fmt.Println(<-closed)
-	// Output: <nil>
+	<-closed
+	fmt.Println("closed")
+	// Output: closed
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log"
 	"net/http/httptest"
+	"slices"
 
 	"github.com/seed-017344ad/sealedchat"
 )
@@ -108,7 +109,7 @@ func ExampleConfig_onServerKey() {
 }
 
 // With Oblivious HTTP, clients pin who signs the gateway's keys: the keys may be replaced, and the pin stays.
-func ExampleGateway_KeySigner() {
+func ExampleGateway_Keys() {
 	ctx := context.Background()
 	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048}) // a gateway opens one on disk: the signer lies there, too
 	if err != nil {
@@ -124,10 +125,12 @@ func ExampleGateway_KeySigner() {
 	defer gateway.Close()
 	server := httptest.NewTLSServer(gateway)
 	defer server.Close()
-	pin, err := gateway.KeySigner(ctx) // to be told to the users
+	known, err := gateway.Keys(ctx)
 	if err != nil {
 		log.Fatal(err)
 	}
+	signer := slices.IndexFunc(known, func(k sealedchat.KeyInfo) bool { return k.Kind == "Ed25519" })
+	pin := known[signer].Fingerprint // to be told to the users
 
 	seen := make(map[string]bool)
 	for range 2 {

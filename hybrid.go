@@ -10,9 +10,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// PublicKey is a key that requests are sealed to: an RSA public key of 2048 to 8192 bits with version
-// 1 of the protocol, see [ParsePublicKey], or a gateway's key configuration (RFC 9458, section 3) with
-// [ProtocolOHTTP]. It is immutable and safe for concurrent use.
+// PublicKey is a key that requests are sealed to: an RSA public key of 2048 to 8192 bits with
+// version 1 of the protocol, see [ParsePublicKey], or a gateway's key configuration (RFC 9458,
+// section 3) with [ProtocolOHTTP]. It is immutable and safe for concurrent use.
 type PublicKey struct {
 	rsa         *hybrid.PublicKey // nil for a key configuration
 	config      *ohttp.Config     // nil for an RSA key
@@ -24,9 +24,9 @@ type PublicKey struct {
 }
 
 // ParsePublicKey reads the content of a PEM file (RFC 7468) with exactly one "PUBLIC KEY" block (a
-// SubjectPublicKeyInfo, RFC 5280, section 4.1.2.7) and nothing except white space around it. The key
-// is RSA, 2048 to 8192 bits, with an odd exponent of 65537 to 2³¹-1. Anything else is [ErrPublicKey],
-// or [ErrTooLarge] above 16 KiB. text stays the caller's.
+// SubjectPublicKeyInfo, RFC 5280, section 4.1.2.7) and nothing except white space around it. The
+// key is RSA, 2048 to 8192 bits, with an odd exponent of 65537 to 2³¹-1. Anything else is
+// [ErrPublicKey], or [ErrTooLarge] above 16 KiB. text stays the caller's.
 func ParsePublicKey(text []byte) (*PublicKey, error) {
 	key, err := hybrid.ParsePublicKey(text)
 	if err != nil {
@@ -61,7 +61,7 @@ func (k *PublicKey) Bits() int {
 	return k.rsa.Bits()
 }
 
-// Equal reports whether both are the same key, whether or not the same signer vouches for it. A nil
+// Equal reports whether both are the same key, whether or not the same signer signed it. A nil
 // key equals only nil.
 func (k *PublicKey) Equal(other *PublicKey) bool {
 	if k == nil || other == nil {
@@ -74,11 +74,11 @@ func newConfigKey(c *ohttp.Config) *PublicKey {
 	return &PublicKey{config: c, der: c.Encoded(), fingerprint: hybrid.HexFingerprint(c.Fingerprint())}
 }
 
-// Signer is the fingerprint of the Ed25519 key that signed a key configuration's list: SHA-256 of its
-// 32 bytes, 64 hex digits. It is "" for a list without a signature, and for an RSA key. [Pin] and
-// [SecureCompletionClient.AcceptServerKey] take it, and then trust every configuration that it signs;
-// [FirstUse] remembers it in place of the configuration. It says nothing about where the configuration
-// comes from, since anybody can sign any list: compare it with [Gateway.KeySigner].
+// Signer is the fingerprint of the Ed25519 key that signed a key configuration's list: SHA-256 of
+// its 32 bytes, 64 hex digits. It is "" for a list without a signature, and for an RSA key. [Pin]
+// and [SecureCompletionClient.AcceptServerKey] take it, and then trust every configuration that it
+// signs; [FirstUse] remembers it in place of the configuration. It says nothing about where the
+// configuration comes from, since an attacker can sign any list: compare it with [Gateway.Keys].
 func (k *PublicKey) Signer() string { return k.signer }
 
 // matches tells whether a fingerprint that is trusted is k's own, or its signer's.
@@ -86,7 +86,8 @@ func (k *PublicKey) matches(fingerprint string) bool {
 	return fingerprint == k.fingerprint || (k.signer != "" && fingerprint == k.signer)
 }
 
-// lasting is the fingerprint to remember: the signer's, if there is one, since configurations come and go.
+// lasting is the fingerprint to remember: the signer's, if there is one, since configurations come
+// and go.
 func (k *PublicKey) lasting() string {
 	if k.signer != "" {
 		return k.signer
@@ -94,8 +95,8 @@ func (k *PublicKey) lasting() string {
 	return k.fingerprint
 }
 
-// unsigned is k without its signer.
-func (k *PublicKey) unsigned() *PublicKey {
+// withoutSigner is k as if its list had no signature.
+func (k *PublicKey) withoutSigner() *PublicKey {
 	plain := *k
 	plain.signer, plain.signed, plain.list = "", 0, [32]byte{}
 	return &plain

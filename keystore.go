@@ -5,47 +5,28 @@ package sealedchat
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/rsa"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
-	"path/filepath"
-	"slices"
-	"sync"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fsafe"
-	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
-	"github.com/seed-017344ad/sealedchat/internal/locked"
-	"github.com/seed-017344ad/sealedchat/internal/ohttp"
-	"github.com/seed-017344ad/sealedchat/internal/replay"
-)
-
-const (
-	keyStoreFile = "keystore.json"
-	writeLock    = "keystore.lock" // held while the file is read, changed and replaced
-	rotationLock = "rotation.lock" // held while a process makes the next key, so that only one does
-
-	minPassphrase = 8  // bytes
-	masterKeySize = 32 // bytes
+	"github.com/seed-017344ad/sealedchat/internal/keystore"
 )
 
 // KeyStoreOptions shapes a key store. The zero value, and a nil pointer, are the defaults.
 type KeyStoreOptions struct {
-	// Bits is the size of generated RSA keys: 2048, 3072 or 4096; 0 = 4096, what the protocol is named after.
-	// Generating 4096 bits takes 0.1 to 3.5 s.
+	// Bits is the size of generated RSA keys: 2048, 3072 or 4096; 0 = 4096, after which the
+	// protocol is named. Generating 4096 bits takes 0.1 to 3.5 s.
 	Bits int
-	// Iterations of PBKDF2-HMAC-SHA256 (RFC 8018) over the passphrase, 600,000 to 10,000,000. 0 = 600,000, about 130 ms.
-	// A file with fewer is rewritten when it is opened, and every other process that has it open has to open it again.
+	// Iterations of PBKDF2-HMAC-SHA256 (RFC 8018) over the passphrase, 600,000 to 10,000,000. 0 =
+	// 600,000, about 130 ms. A file with fewer is rewritten when it is opened, and every other
+	// process that has it open has to open it again.
 	Iterations int
 	// Rotation says when keys are replaced. Zero: every 24 h.
 	Rotation Rotation
-	// Memory says what becomes of keys for which there is no locked memory: MemoryBestEffort, the zero value,
-	// MemoryRequired, which makes their store fail with ErrMemoryLimit, or MemoryOff.
+	// Memory says what becomes of keys for which there is no locked memory: MemoryBestEffort, the
+	// zero value, MemoryRequired, which makes their store fail with ErrMemoryLimit, or MemoryOff.
 	Memory MemoryPolicy
 	// Audit is told of keys, data at rest, and refused files. nil = nobody, until SetAuditor.
 	Audit Auditor
@@ -53,425 +34,250 @@ type KeyStoreOptions struct {
 	Logger *slog.Logger
 }
 
-// KeyStore holds the RSA keys that answers are sealed to (in a client) or requests (in a gateway), in memory or in a
-// file under a passphrase; a gateway's keys for Oblivious HTTP; and the server keys that [FirstUse] remembers. It may be
-// shared by several clients and gateways, and its file by several processes; all methods may be called from several
-// goroutines. Make one with [CreateKeyStore], [OpenKeyStore] or [NewEphemeralKeyStore], and close it after whoever uses it.
-//
-// Methods that change the store wait for its lock until ctx ends, 10 s at most where ctx has no deadline. Their errors are
-// [ErrLocked], [ErrLockLost], [ErrClosed], [ErrUnconfirmed], [ErrKeyStoreDamaged], [ErrInsecurePermissions],
-// [ErrPassphrase] when another process changed the passphrase, [ErrMemoryLimit], [ErrAudit], those of files, and what each
-// says of its own.
-type KeyStore struct {
-	bits       int
-	iterations int
-	rotation   Rotation
-	policy     MemoryPolicy
-	memory     *locked.Arena // for what operations need
-	log        *slog.Logger
-	audit      teller
-	newKey     func(bits int) (*rsa.PrivateKey, error) // rsa.GenerateKey, but for tests
-	moveConfig func(*ohttp.PrivateKey, []byte) error   // its MoveTo, but for tests
-	kdf        []keyfile.Option                        // none, but for tests
-
-	dir *fsafe.Dir // nil: in memory alone
-
-	life    context.Context // ends with Close
-	end     context.CancelFunc
-	writing chan struct{} // holds a token while somebody changes the store
-	rotator rotator
-	sweeper erase.Sweeper // of what private keys, data keys and sealing leave
-
-	prepared preparedKeys // has whoever has the token of writing
-	signing  sync.Mutex   // taken before mu
-
-	mu         sync.Mutex
-	keys       []*storedKeyEntry // the primary one and retired ones
-	pins       map[string]keyfile.Pin
-	dataKeys   []heldDataKey // ascending generations
-	configs    configKeys    // for the second protocol
-	master     *keyfile.MasterKey
-	masterAt   *locked.Buffer // where the master key's secret lies
-	dataKeysAt *locked.Buffer // and the data keys, one after the other
-	version    fsafe.Version  // of the file that the fields above were read from
-	generation uint64         // that file's own count of its changes
-	closed     bool
-	opening    bool    // until Create or Open is done
-	unheard    []Event // of Create or Open, while there is no Auditor
-	cleanup    sync.WaitGroup
-}
-
-// storedKeyEntry is a key of the store, with its life so far.
-type storedKeyEntry struct {
-	*heldKey
-	state                       keyfile.State
-	created, activated, retired time.Time
-}
-
-// heldKey is a private key with a count of those who use it: the store itself, and every running request.
-type heldKey struct {
-	*hybrid.PrivateKey
-	seen  replay.Seen // by all clients of the store
-	mu    sync.Mutex
-	users int
-}
-
-type heldDataKey struct {
-	generation uint32
-	key        []byte // a part of dataKeysAt
-}
-
-// NewEphemeralKeyStore makes a store that lives in memory alone. Its key is generated by whoever needs it first, once
-// however many ask; [SecureCompletionClient.Warm] and [KeyStore.Public] do it ahead of time. With [KeyStore.ImportPEM]
-// it serves where keys are mounted read-only; set Rotation.Every to -1 there, or the imported key is replaced after a day.
-// Errors are [*ConfigError], and [ErrMemoryLimit] under MemoryRequired. The caller closes it.
-func NewEphemeralKeyStore(o *KeyStoreOptions) (*KeyStore, error) { return newKeyStore(o) }
-
-func newKeyStore(o *KeyStoreOptions) (*KeyStore, error) {
+// engine gives the options in the terms of package keystore.
+func (o *KeyStoreOptions) engine() (*keystore.Options, error) {
 	if o == nil {
-		o = &KeyStoreOptions{}
+		return nil, nil
 	}
-	s := &KeyStore{
-		bits: o.Bits, iterations: o.Iterations, rotation: o.Rotation.withDefaults(), policy: o.Memory, log: o.Logger,
-		newKey:     func(bits int) (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, bits) },
-		moveConfig: (*ohttp.PrivateKey).MoveTo, writing: make(chan struct{}, 1), pins: make(map[string]keyfile.Pin),
-	}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
-	switch s.bits {
-	case 0:
-		s.bits = 4096
-	case 2048, 3072, 4096:
-	default:
-		return nil, configError("KeyStoreOptions.Bits", "%d is not one of 2048, 3072, 4096", s.bits)
-	}
-	if s.iterations == 0 {
-		s.iterations = keyfile.MinIterations
-	}
-	if s.iterations < keyfile.MinIterations || s.iterations > keyfile.MaxIterations {
-		return nil, configError("KeyStoreOptions.Iterations", "want %d to %d", keyfile.MinIterations, keyfile.MaxIterations)
-	}
-	if err := s.policy.validate(); err != nil {
+	if err := o.Memory.validate(); err != nil {
 		return nil, &ConfigError{Field: "KeyStoreOptions.Memory", Err: err}
 	}
-	var err error
-	if s.memory, err = newArena(s.policy); err != nil {
-		return nil, err
-	}
-	s.audit.set(o.Audit)
-	s.life, s.end = context.WithCancel(context.Background())
-	s.rotator.init()
-	return s, nil
+	return &keystore.Options{
+		Bits: o.Bits, Iterations: o.Iterations, Rotation: keystore.Rotation(o.Rotation),
+		Memory: o.Memory.internal(), Tell: tellKeyEvents(o.Audit), Logger: o.Logger,
+	}, nil
 }
 
-// CreateKeyStore makes a new store in the folder dir ("" = sealedchat in the user's configuration folder), generates
-// its first key, and opens it. The folder and its parents are made, with mode 0700, where they do not exist; on Unix
-// systems an existing folder must be the current user's and closed to others ([ErrInsecurePermissions]). A folder with
-// a key store in it is [ErrKeyStoreExists] and stays as it is. passphrase has at least 8 bytes ([ErrInvalidRequest]) and
-// stays the caller's. The file system needs hard links. [ErrUnconfirmed] means that the store exists all the same: open it
-// with [OpenKeyStore]. Other errors: [*ConfigError] for o, [ErrLocked], [ErrMemoryLimit], [ErrAudit], those of files.
-func CreateKeyStore(ctx context.Context, dir string, passphrase *Secret, o *KeyStoreOptions) (*KeyStore, error) {
-	s, err := newKeyStore(o)
-	if err != nil {
-		return nil, err
-	}
-	s.opening = true
-	if err := s.opened(ctx, s.create(ctx, dir, passphrase)); err != nil {
-		_ = s.Close()
-		return nil, err
-	}
-	s.startWorker()
-	return s, nil
-}
-
-func (s *KeyStore) create(ctx context.Context, dir string, passphrase *Secret) (err error) {
-	if err := validPassphrase(passphrase); err != nil {
-		return err
-	}
-	if dir, err = folder(dir); err != nil {
-		return err
-	}
-	if s.dir, err = fsafe.CreateDir(dir); err != nil {
-		return fileError(err)
-	}
-	if exists, err := s.dir.Exists(keyStoreFile); err != nil || exists {
-		return s.existsError(err)
-	}
-	if err := s.derive(passphrase, s.newMaster); err != nil {
-		return err
-	}
-	key, err := s.generate(ctx)
-	if err != nil {
-		return err
-	}
-	defer key.Wipe()
-	now := time.Now()
-	body := &keyfile.Body{Generation: 1, Keys: []keyfile.Entry{{State: keyfile.Primary, Created: now, Activated: now, Key: key}}}
-	if err := addDataKey(body, now); err != nil {
-		return err
-	}
-	defer body.Wipe()
-	lock, err := s.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer lock.Unlock()
-	file, err := keyfile.Seal(body, s.master)
-	if err != nil {
-		return keyStoreError(err)
-	}
-	defer s.dropPrepared()
-	if err := s.prepare(body); err != nil { // or there would be a file, and no store
-		return err
-	}
-	if err := s.dir.CreateFile(keyStoreFile, file); errors.Is(err, fsafe.ErrNotDurable) {
-		if err := s.write(file); err != nil {
-			return &unconfirmedError{fmt.Errorf("the key store exists: %w", err)}
-		}
-	} else if err != nil {
-		return s.existsError(err)
-	}
-	return s.load()
-}
-
-func (s *KeyStore) existsError(err error) error {
-	if err == nil || errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%w: %s", ErrKeyStoreExists, filepath.Join(s.dir.Path(), keyStoreFile))
-	}
-	return fileError(err)
-}
-
-// OpenKeyStore opens the store in the folder dir ("" as in [CreateKeyStore]). It never makes or changes one, but for a
-// file with fewer PBKDF2 iterations than it should have. passphrase stays the caller's, and may be destroyed afterwards.
-// When the file is deleted while the store is open, its keys go on in memory until Close: save them with
-// [KeyStore.ExportPEM].
-//
-// Errors: [fs.ErrNotExist], [ErrPassphrase], [ErrKeyStoreDamaged], [ErrInsecurePermissions] with what fixes it,
-// or for a link, which is refused; [ErrLocked], [ErrClosed] for a destroyed passphrase, [*ConfigError] for o,
-// [ErrMemoryLimit], [ErrAudit].
-func OpenKeyStore(ctx context.Context, dir string, passphrase *Secret, o *KeyStoreOptions) (*KeyStore, error) {
-	s, err := newKeyStore(o)
-	if err != nil {
-		return nil, err
-	}
-	s.opening = true
-	if err := s.opened(ctx, s.open(ctx, dir, passphrase)); err != nil {
-		_ = s.Close()
-		return nil, err
-	}
-	s.startWorker()
-	return s, nil
-}
-
-func (s *KeyStore) open(ctx context.Context, dir string, passphrase *Secret) (err error) {
-	if dir, err = folder(dir); err != nil {
-		return err
-	}
-	if s.dir, err = fsafe.OpenDir(dir); err != nil {
-		return missingError(dir, fsafe.MissingFirst(filepath.Join(dir, keyStoreFile), err))
-	}
-	for {
-		if err = s.unlock(ctx, dir, passphrase); !errors.Is(err, errChangedElsewhere) {
-			return err
-		}
-	} // somebody rewrote the file meanwhile, perhaps under the same passphrase
-}
-
-func (s *KeyStore) unlock(ctx context.Context, dir string, passphrase *Secret) error {
-	f, version, err := s.readFile()
-	if err != nil {
-		return missingError(dir, err)
-	}
-	if err := s.derive(passphrase, func(p []byte) (*keyfile.MasterKey, error) { return f.Unlock(p, s.options()...) }); err != nil {
-		return err
-	}
-	if err := s.adoptFile(f, version); err != nil || f.Iterations >= s.iterations {
-		return err
-	}
-	return s.rewrite(ctx, passphrase, nil)
-}
-
-func missingError(dir string, err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("sealedchat: no key store in %s; make one with CreateKeyStore, or with: go run -C examples/keystore . create: %w", dir, fs.ErrNotExist)
-	}
-	return fileError(err)
-}
-
-func folder(dir string) (string, error) {
-	if dir != "" {
-		return dir, nil
-	}
-	dir, err := fsafe.DefaultDir()
-	if err != nil {
-		return "", fmt.Errorf("sealedchat: no folder for the current user: %w", err)
-	}
-	return dir, nil
-}
-
-func validPassphrase(p *Secret) error {
-	if n := p.Len(); n < minPassphrase {
-		return fmt.Errorf("%w: a passphrase of %d bytes, want %d or more", ErrInvalidRequest, n, minPassphrase)
-	}
-	return nil
-}
-
-func (s *KeyStore) newMaster(p []byte) (*keyfile.MasterKey, error) {
-	return keyfile.NewMasterKey(p, s.iterations, s.options()...)
-}
-
-// derive makes the master key from the passphrase, and moves it into locked memory.
-func (s *KeyStore) derive(passphrase *Secret, kdf func([]byte) (*keyfile.MasterKey, error)) error {
-	defer s.sweeper.Soon()
-	return passphrase.Use(func(p []byte) error {
-		master, err := kdf(p)
-		if err != nil {
-			return keyStoreError(err)
-		}
-		at, err := locked.NewResting(s.policy.internal(), masterKeySize)
-		if err != nil {
-			master.Wipe()
-			return err
-		}
-		if err := master.MoveTo(at.Bytes()); err != nil {
-			master.Wipe()
-			at.Destroy()
-			return keyStoreError(err)
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.dropMaster()
-		s.master, s.masterAt = master, at
+// tellKeyEvents hands the events of a key store to an Auditor.
+func tellKeyEvents(a Auditor) func(context.Context, keystore.Event) error {
+	if a == nil {
 		return nil
+	}
+	var t auditSink
+	t.set(a)
+	return func(ctx context.Context, e keystore.Event) error { return t.tell(ctx, keyEvent(e)) }
+}
+
+// keyEvent is an event of a key store in the terms of an Auditor.
+func keyEvent(e keystore.Event) Event {
+	return Event{
+		Time: e.Time, Type: EventType(e.Type),
+		Fingerprint: e.Fingerprint, OldFingerprint: e.OldFingerprint,
+		Path: e.Path, Bits: e.Bits, Keys: e.Keys, Generation: e.Generation, Bytes: e.Bytes,
+		Duration: e.Duration, Reason: e.Reason,
+	}
+}
+
+// KeyStore holds the RSA keys that answers are sealed to (in a client) or requests (in a gateway),
+// in memory or in a file under a passphrase; a gateway's keys for Oblivious HTTP; and the server
+// keys that [FirstUse] remembers. It may be shared by several clients and gateways, and its file by
+// several processes; all methods may be called from several goroutines. Make one with
+// [CreateKeyStore], [OpenKeyStore] or [NewEphemeralKeyStore], and close it after the clients and
+// gateways that use it.
+//
+// Methods that change the store wait for its lock until ctx ends, 10 s at most where ctx has no
+// deadline. Their errors are [ErrLocked], [ErrLockLost], [ErrClosed], [ErrUnconfirmed],
+// [ErrKeyStoreDamaged], [ErrInsecurePermissions], [ErrPassphrase] when another process changed the
+// passphrase, [ErrMemoryLimit], [ErrAudit], those of files, and what each says of its own.
+type KeyStore struct{ store *keystore.Store }
+
+// NewEphemeralKeyStore makes a store that lives in memory alone. Its key is generated for the first
+// caller that needs it, once however many ask; [SecureCompletionClient.Warm] and [KeyStore.Public]
+// do it ahead of time. With [KeyStore.ImportPEM] it serves where keys are mounted read-only; set
+// Rotation.Every to -1 there, or the imported key is replaced after a day. Errors are
+// [*ConfigError], and [ErrMemoryLimit] under MemoryRequired. The caller closes it.
+func NewEphemeralKeyStore(o *KeyStoreOptions) (*KeyStore, error) {
+	return newKeyStore(o, keystore.New)
+}
+
+// CreateKeyStore makes a new store in the folder dir ("" = sealedchat in the user's configuration
+// folder), generates its first key, and opens it. The folder and its parents are made, with mode
+// 0700, where they do not exist; on Unix systems an existing folder must be the current user's and
+// closed to others ([ErrInsecurePermissions]). A folder with a key store in it is
+// [ErrKeyStoreExists] and stays as it is. passphrase has at least 8 bytes ([ErrInvalidRequest]) and
+// stays the caller's. The file system needs hard links. [ErrUnconfirmed] means that the store
+// exists all the same: open it with [OpenKeyStore]. Other errors: [*ConfigError] for o,
+// [ErrLocked], [ErrMemoryLimit], [ErrAudit], those of files.
+func CreateKeyStore(
+	ctx context.Context, dir string, passphrase *Secret, o *KeyStoreOptions,
+) (*KeyStore, error) {
+	return newKeyStore(o, func(o *keystore.Options) (*keystore.Store, error) {
+		return keystore.Create(ctx, dir, passphrase, o)
 	})
 }
 
-// dropMaster wipes the master key. s.mu is held.
-func (s *KeyStore) dropMaster() {
-	if s.master != nil {
-		wipeMaster(s.master, s.masterAt)
-		s.master, s.masterAt = nil, nil
-	}
+// OpenKeyStore opens the store in the folder dir ("" as in [CreateKeyStore]). It never makes or
+// changes one, except a file with fewer PBKDF2 iterations than it should have. passphrase stays the
+// caller's, and may be destroyed afterwards. When the file is deleted while the store is open, its
+// keys go on in memory until Close: save them with [KeyStore.ExportPEM].
+//
+// Errors: [fs.ErrNotExist], [ErrPassphrase], [ErrKeyStoreDamaged], [ErrInsecurePermissions] with
+// what fixes it, or for a link, which is refused; [ErrLocked], [ErrClosed] for a destroyed
+// passphrase, [*ConfigError] for o, [ErrMemoryLimit], [ErrAudit].
+func OpenKeyStore(
+	ctx context.Context, dir string, passphrase *Secret, o *KeyStoreOptions,
+) (*KeyStore, error) {
+	return newKeyStore(o, func(o *keystore.Options) (*keystore.Store, error) {
+		return keystore.Open(ctx, dir, passphrase, o)
+	})
 }
 
-func wipeMaster(k *keyfile.MasterKey, at *locked.Buffer) {
-	if at.Bytes() != nil { // or the program has purged memguard's memory
-		k.Wipe()
-	}
-	at.Destroy()
-}
-
-// Public is the public half of the RSA key in use, generated now if there is none yet. Errors: [ErrClosed], the end of ctx,
-// and those of generating and saving a key.
-func (s *KeyStore) Public(ctx context.Context) (*PublicKey, error) {
-	k, err := s.hold(ctx)
+func newKeyStore(
+	o *KeyStoreOptions, open func(*keystore.Options) (*keystore.Store, error),
+) (*KeyStore, error) {
+	options, err := o.engine()
 	if err != nil {
 		return nil, err
 	}
-	defer k.release()
-	return publicKeyOf(k.Public()), nil
-}
-
-// KeyState says what a key is for: "primary", in use, or "retired", kept for what was sealed to it before.
-type KeyState string
-
-// The states of a key.
-const (
-	KeyPrimary KeyState = "primary"
-	KeyRetired KeyState = "retired"
-)
-
-// KeyInfo describes an RSA key of a store.
-type KeyInfo struct {
-	Fingerprint string // see PublicKey.Fingerprint
-	State       KeyState
-	Bits        int
-	Locked      bool // its private numbers lie in memory that cannot be swapped out
-	Created     time.Time
-	Activated   time.Time // when it became the primary key
-	Retired     time.Time // when it ceased to be; zero for the primary key
-}
-
-// Keys lists the RSA keys, the primary one first, then the retired ones, those that were retired last first. An ephemeral
-// store that was not used yet has none, and neither has a closed one. The caller owns the slice. Keys for Oblivious HTTP
-// are listed by [Gateway.KeyConfigs].
-func (s *KeyStore) Keys() []KeyInfo {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var list []KeyInfo
-	for _, k := range s.keys {
-		info := KeyInfo{
-			Fingerprint: k.Public().Fingerprint(), State: KeyPrimary, Bits: k.Public().Bits(), Locked: k.Locked(),
-			Created: k.created, Activated: k.activated, Retired: k.retired,
-		}
-		if k.state == keyfile.Retired {
-			info.State = KeyRetired
-		}
-		list = append(list, info)
+	store, err := open(options)
+	if wrong, ok := errors.AsType[*keystore.OptionError](err); ok {
+		return nil, &ConfigError{Field: "KeyStoreOptions." + wrong.Field, Err: wrong.Err}
 	}
-	slices.SortStableFunc(list, func(a, b KeyInfo) int {
-		if a.State != b.State {
-			if a.State == KeyPrimary {
-				return -1
-			}
-			return 1
-		}
-		return b.Retired.Compare(a.Retired)
-	})
+	if err != nil {
+		return nil, err
+	}
+	return &KeyStore{store}, nil
+}
+
+// SetAuditor tells a from now on, in place of KeyStoreOptions.Audit, and at once what
+// CreateKeyStore or OpenKeyStore did, if nobody was told that yet. It is for an [AuditLog], which
+// needs the open store for its key:
+//
+//	store, err := OpenKeyStore(ctx, dir, passphrase, nil)
+//	log, err := OpenAuditLog(ctx, path, store, nil)
+//	err = store.SetAuditor(ctx, log.Record)
+//	…
+//	store.Close() // after the clients and gateways; rotation in the background tells until here
+//	log.Close()
+//
+// nil tells nobody. The error is [ErrAudit] with a's own for what is told at once; a is set all the
+// same.
+func (s *KeyStore) SetAuditor(ctx context.Context, a Auditor) error {
+	return s.store.SetTell(ctx, tellKeyEvents(a))
+}
+
+// Public is the public half of the RSA key in use, generated now if there is none yet. Errors:
+// [ErrClosed], the end of ctx, and those of generating and saving a key.
+func (s *KeyStore) Public(ctx context.Context) (*PublicKey, error) {
+	key, err := s.store.Public(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return publicKeyOf(key), nil
+}
+
+// KeyInfo describes a key of a [KeyStore].
+type KeyInfo struct {
+	Fingerprint string // see PublicKey.Fingerprint: what clients pin
+	// Kind is "RSA"; "X-Wing" or "X25519" for a key configuration of Oblivious HTTP; or "Ed25519"
+	// for the key that signs the list of configurations, see PublicKey.Signer.
+	Kind      string
+	ID        uint8 // of a key configuration: its id in the list, and in each request
+	Bits      int   // of an RSA key
+	Locked    bool  // its private numbers lie in memory that cannot be swapped out
+	Created   time.Time
+	Activated time.Time // when it came into use
+	Retired   time.Time // when it was replaced, and opens only what was sealed before; zero: in use
+
+	// The rest says how a key lay in its file, and is what ImportPEM returns.
+	Format     string // "PKCS#8", "PKCS#1", "PBES2", or "JavaScript", that client's own encryption
+	KDF        string // "PBKDF2-HMAC-SHA256" and the like; "" if the file was not encrypted
+	Iterations int    // of the KDF
+	Weak       bool   // fewer than 600,000 iterations: guessing that file's passphrase is cheaper
+	Public     bool   // a public key block stood in the text as well, and belongs to the key
+}
+
+// Keys lists the RSA keys, the primary one first, then the retired ones, those that were retired
+// last first; then the key configurations for Oblivious HTTP, those in use first, and the key that
+// signs their list. What nobody has needed yet is not there: see [KeyStore.Public] and
+// [Gateway.Keys]. A closed store has none. The caller owns the slice.
+func (s *KeyStore) Keys() []KeyInfo {
+	var list []KeyInfo
+	for _, i := range s.store.Keys() {
+		list = append(list, KeyInfo(i))
+	}
 	return list
 }
 
-// Close wipes the keys: at once, or when the last request that uses them has ended. It ends the rotation in the
-// background and waits for a generation that is under way, some seconds at most. The file stays. Idempotent; its error
-// is always nil.
-func (s *KeyStore) Close() error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		s.cleanup.Wait()
-		return nil
+// ImportPEM makes the private key in a PEM file the primary one; the one before is retired, as in a
+// rotation. text is the file's content. It reads what the Python and the JavaScript client and
+// openssl write: PKCS#8 and PKCS#1, plain; PKCS#8 in PBES2 with PBKDF2 and AES-CBC (RFC 8018); and
+// the JavaScript client's own encryption. passphrase is nil for a plain file. Importing the primary
+// key again changes nothing. A public key block in the same file is checked to be the key's own:
+// append public_key.pem to have it checked. text and passphrase stay the caller's; wipe text.
+//
+// Errors: [ErrInvalidRequest] for a key that was retired here before, which is to be deleted first;
+// [ErrUnconfirmed], with the key's description; [ErrPassphrase] when it is wrong, missing, or given
+// for a plain file; [ErrPrivateKey] for everything that is not an RSA key of 2048 to 8192 bits, two
+// primes and an exponent of at least 65537, for encryptions that are too weak or too costly, with
+// the openssl command that converts them, and for more than 64 KiB; and those of [KeyStore].
+func (s *KeyStore) ImportPEM(
+	ctx context.Context, text []byte, passphrase *Secret,
+) (*KeyInfo, error) {
+	var p keystore.Secret
+	if passphrase != nil {
+		p = passphrase
 	}
-	s.closed = true
-	s.cleanup.Add(1)
-	defer s.cleanup.Done()
-	s.mu.Unlock()
-	s.end()
-	s.rotator.wait()
-	s.writing <- struct{}{} // whoever changes the store now sees the end of life, and leaves
-	defer s.sweeper.Close()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, k := range s.keys {
-		k.release()
-	}
-	s.keys = nil
-	s.dropDataKeys()
-	s.dropConfigs()
-	s.dropMaster()
-	s.memory.Close() // keys in use give back what they have when they are released
-	if s.dir != nil {
-		_ = s.dir.Close()
-	}
-	return nil
+	info, err := s.store.ImportPEM(ctx, text, p)
+	return (*KeyInfo)(info), err
 }
+
+// ExportPEM writes the key with this fingerprint ("" = the primary one) as PKCS#8 in PBES2:
+// PBKDF2-HMAC-SHA256 with 600,000 iterations, AES-256-CBC. openssl and the Python client read it.
+// passphrase has at least 8 bytes and stays the caller's; so is the result. CBC carries no
+// authentication: a person who can write the file can damage the key. Errors: [ErrInvalidRequest]
+// for a short passphrase or a fingerprint that no RSA key has, [ErrClosed], [ErrAudit].
+func (s *KeyStore) ExportPEM(
+	ctx context.Context, fingerprint string, passphrase *Secret,
+) ([]byte, error) {
+	return s.store.ExportPEM(ctx, fingerprint, passphrase)
+}
+
+// Delete wipes a retired RSA key before its grace is over, and takes it out of the file. The
+// primary key cannot be deleted: rotate first. Errors: [ErrInvalidRequest] for that key, or a
+// fingerprint that no RSA key has; and those of [KeyStore].
+func (s *KeyStore) Delete(ctx context.Context, fingerprint string) error {
+	return s.store.Delete(ctx, fingerprint)
+}
+
+// ChangePassphrase rewrites the file under a new passphrase of at least 8 bytes with a new salt,
+// and starts a new generation of data keys; what was sealed before still opens. old must open the
+// file ([ErrPassphrase]). Other processes that have the store open go on with the keys they know,
+// and can neither save, nor see later changes, nor open what is sealed from now on, until they open
+// it again. A copy of the old file still opens with the old passphrase. Both passphrases stay the
+// caller's. After an error the old passphrase holds, unless the error is [ErrUnconfirmed], or only
+// [ErrAudit]: then the new one does. An ephemeral store, or a passphrase that is too short, is
+// [ErrInvalidRequest]; other errors are those of [KeyStore].
+func (s *KeyStore) ChangePassphrase(ctx context.Context, old, new *Secret) error {
+	return s.store.ChangePassphrase(ctx, old, new)
+}
+
+// MaxSealedData is the most that [KeyStore.Seal] takes, in bytes: 100 MiB.
+const MaxSealedData = keyfile.MaxDataSize
+
+// Seal encrypts data to be kept outside the process: AES-256-GCM under a key derived by HKDF-SHA256
+// from the store's data key, a fresh salt, and label. The label, up to 1,024 bytes, says what the
+// data is, and [KeyStore.Open] must be given the same one, so that one blob cannot take another's
+// place. The result is 69 bytes longer than plaintext, which stays as it is.
+//
+// Errors: [ErrTooLarge] over 100 MiB, [ErrInvalidRequest] for a longer label, and for an ephemeral
+// store, which could never open it again; [ErrClosed], [ErrMemoryLimit], [ErrAudit].
+func (s *KeyStore) Seal(label string, plaintext []byte) ([]byte, error) {
+	return s.store.Seal(label, plaintext)
+}
+
+// Open decrypts what [KeyStore.Seal] returned under the same label, also after a change of the
+// passphrase and after rotations. sealed stays as it is; the result is new memory, which the caller
+// wipes. Data that does not open is [ErrDecryption]; [ErrPassphrase] when it was sealed after
+// another process changed the passphrase. Other errors are those of Seal.
+func (s *KeyStore) Open(label string, sealed []byte) ([]byte, error) {
+	return s.store.Open(label, sealed)
+}
+
+// Close wipes the keys: at once, or when the last request that uses them has ended. It ends the
+// rotation in the background and waits for a generation that is under way, some seconds at most.
+// The file stays. Idempotent.
+func (s *KeyStore) Close() { s.store.Close() }
 
 // folder is where the store is kept, nil for memory. It is closed with the store.
-func (s *KeyStore) folder() *fsafe.Dir { return s.dir }
-
-func (s *KeyStore) errClosed() error { return fmt.Errorf("%w: key store", ErrClosed) }
-
-func (k *heldKey) retain() {
-	k.mu.Lock()
-	k.users++
-	k.mu.Unlock()
-}
-
-// release wipes the key when nobody uses it any more.
-func (k *heldKey) release() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.users--; k.users == 0 {
-		k.Wipe()
-	}
-}
+func (s *KeyStore) folder() *fsafe.Dir { return s.store.Dir() }

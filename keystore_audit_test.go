@@ -13,41 +13,24 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
-	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/keystore"
 )
-
-// createHeard and openHeard are CreateKeyStore and OpenKeyStore with [weakly].
-func createHeard(t testing.TB, dir string, o *KeyStoreOptions) (*KeyStore, *maker) {
-	t.Helper()
-	s, m := weakStore(t, o)
-	s.opening = true
-	if err := s.opened(t.Context(), s.create(t.Context(), dir, secret(t, passphrase))); err != nil {
-		t.Fatal(err)
-	}
-	s.startWorker()
-	return s, m
-}
-
-func openHeard(t testing.TB, dir, pass string, o *KeyStoreOptions) (*KeyStore, error) {
-	t.Helper()
-	s, _ := weakStore(t, o)
-	s.opening = true
-	return s, s.opened(t.Context(), s.open(t.Context(), dir, secret(t, pass)))
-}
 
 func TestKeyStoreEvents(t *testing.T) {
 	dir, h := storeDir(t), &heard{}
 	never := Rotation{Every: -1}
-	s, m := createHeard(t, dir, &KeyStoreOptions{Rotation: never, Audit: h.Record})
+	s, m := createWeak(t, dir, &KeyStoreOptions{Rotation: never, Audit: h.Record})
 	first := primaryOf(t, s)
 	events := h.mustHear(t, "create", "key_generated key_loaded")
 	if e := events[0]; e.Fingerprint != first || e.Bits != 2048 || e.Duration < 0 { // 0 where clocks are coarse
 		t.Errorf("%+v", e)
 	}
-	if e := events[1]; e.Fingerprint != first || e.Keys != 1 || e.Path != filepath.Join(dir, keyStoreFile) {
+	if e := events[1]; e.Fingerprint != first || e.Keys != 1 || e.Path != filepath.Join(dir, "keystore.json") {
 		t.Errorf("%+v", e)
 	}
 	if err := s.Rotate(t.Context()); err != nil {
@@ -67,7 +50,7 @@ func TestKeyStoreEvents(t *testing.T) {
 	if e := h.mustHear(t, "delete", "key_deleted")[0]; e.Fingerprint != first || e.Severity != slog.LevelWarn {
 		t.Errorf("%+v", e)
 	}
-	key, err := m.make()
+	key, err := m.Make()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +100,7 @@ func TestKeyStoreEvents(t *testing.T) {
 
 	// Another process.
 	o := &heard{}
-	other, err := openHeard(t, dir, passphrase2, &KeyStoreOptions{Rotation: never, Audit: o.Record})
+	other, err := tryWeak(t, dir, passphrase2, &KeyStoreOptions{Rotation: never, Audit: o.Record})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,13 +108,13 @@ func TestKeyStoreEvents(t *testing.T) {
 	if err := s.Rotate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := other.refresh(t.Context()); err != nil {
-		t.Fatal(err)
+	if other.store.ConfigKey(t.Context(), 0, 0) != nil { // looks at the file once more
+		t.Fatal("a key of no KEM")
 	}
 	if e := o.mustHear(t, "rotated elsewhere", "key_loaded")[0]; e.Fingerprint != primaryOf(t, s) {
 		t.Errorf("%+v", e)
 	}
-	_, err = openHeard(t, dir, passphrase, &KeyStoreOptions{Audit: o.Record})
+	_, err = tryWeak(t, dir, passphrase, &KeyStoreOptions{Audit: o.Record})
 	wantError(t, "wrong passphrase", err, ErrPassphrase)
 	o.mustHear(t, "wrong passphrase", "decryption_refused")
 }
@@ -141,13 +124,13 @@ func TestKeyStoreFileEvents(t *testing.T) {
 		t.Skip("permissions are access lists there; internal/fsafe tests them")
 	}
 	dir, h := storeDir(t), &heard{}
-	s, _ := createHeard(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h.Record})
+	s, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h.Record})
 	h.take()
-	file := filepath.Join(dir, keyStoreFile)
+	file := filepath.Join(dir, "keystore.json")
 	if err := os.Chmod(file, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, err := openHeard(t, dir, passphrase, &KeyStoreOptions{Audit: h.Record})
+	_, err := tryWeak(t, dir, passphrase, &KeyStoreOptions{Audit: h.Record})
 	wantError(t, "open", err, ErrInsecurePermissions)
 	if e := h.mustHear(t, "open", "permissions_refused")[0]; e.Path != file || e.Reason != "mode is 0644, want 0600" || e.Severity != slog.LevelError {
 		t.Errorf("%+v", e)
@@ -156,18 +139,12 @@ func TestKeyStoreFileEvents(t *testing.T) {
 	if events := h.take(); typesOf(events) != "key_generated permissions_refused" {
 		t.Errorf("%s", typesOf(events))
 	}
-	lost := s.failed(t.Context(), ErrLockLost)
-	if e := h.mustHear(t, "lock", "lock_lost")[0]; !errors.Is(lost, ErrLockLost) || e.Path != dir {
-		t.Errorf("%+v, %v", e, lost)
-	}
-	_ = s.failed(t.Context(), lost)
-	h.mustHear(t, "told already", "")
 }
 
 // Before the fact an Auditor that fails stops the store; after it, the change stands and the error says so.
 func TestAuditStopsTheKeyStore(t *testing.T) {
 	dir, h := storeDir(t), &heard{}
-	s, _ := createHeard(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h.Record})
+	s, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h.Record})
 	sealed, err := s.Seal("l", []byte("x"))
 	if err != nil {
 		t.Fatal(err)
@@ -207,13 +184,13 @@ func TestAuditStopsTheKeyStore(t *testing.T) {
 	if n := len(s.Keys()); n != 2 {
 		t.Errorf("%d keys", n)
 	}
-	_, err = openHeard(t, dir, passphrase2, &KeyStoreOptions{Audit: h.Record})
+	_, err = tryWeak(t, dir, passphrase2, &KeyStoreOptions{Audit: h.Record})
 	stopped("open", err)
 }
 
 // A store tells the log that has its key from the store: what came before is told later, and nobody waits for himself.
 func TestAuditLogOfItsOwnStore(t *testing.T) {
-	s, _ := createHeard(t, storeDir(t), &KeyStoreOptions{Rotation: Rotation{Every: 30 * time.Millisecond, Grace: -1}})
+	s, _ := createWeak(t, storeDir(t), &KeyStoreOptions{Rotation: Rotation{Every: 30 * time.Millisecond, Grace: -1}})
 	path := filepath.Join(t.TempDir(), "log", "audit.log")
 	l := openAuditLog(t, path, s, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -246,7 +223,8 @@ func TestAuditLogOfItsOwnStore(t *testing.T) {
 		}
 	}
 	r := mustVerify(t, path, s, "")
-	if err := errors.Join(s.Close(), l.Close()); err != nil {
+	s.Close()
+	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
 	if r.Lines < 20 || r.Lost != 0 {
@@ -254,62 +232,55 @@ func TestAuditLogOfItsOwnStore(t *testing.T) {
 	}
 }
 
-// An Auditor whose own disk does not confirm says nothing of the store's file.
-func TestAuditUnconfirmedIsNotTheStores(t *testing.T) {
-	deaf := fmt.Errorf("%w: the log's disk: %w", ErrUnconfirmed, errDeaf)
-	other := &unconfirmedError{errDeaf} // another store's, which the Auditor uses
-	for _, deaf := range []error{deaf, other, &untoldError{errDeaf}, &toldError{errDeaf}} {
-		refused := func(what string, err error) {
-			t.Helper()
-			wantError(t, what, err, ErrAudit)
-			wantError(t, what, err, errDeaf)
-			if errors.Is(err, ErrUnconfirmed) || stands(err) {
-				t.Errorf("%s: it looks done: %v", what, err)
-			}
+// An Auditor's error is ErrAudit, and never says that the store's file is unconfirmed.
+func TestAuditorsUnconfirmedIsHidden(t *testing.T) {
+	h := &heard{}
+	s, _ := createWeak(t, storeDir(t), &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h.Record})
+	h.failOn(fmt.Errorf("%w: the log's disk: %w", ErrUnconfirmed, errDeaf), EventKeyGenerated, EventDataSealed)
+	_, sealed := s.Seal("l", nil)
+	for what, err := range map[string]error{"rotate": s.Rotate(t.Context()), "seal": sealed} {
+		wantError(t, what, err, ErrAudit)
+		wantError(t, what, err, errDeaf)
+		if errors.Is(err, ErrUnconfirmed) {
+			t.Errorf("%s: it looks done: %v", what, err)
 		}
-		dir, h := storeDir(t), &heard{}
-		h.failOn(deaf, EventKeyGenerated)
-		o := KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h.Record}
-		s, _ := weakStore(t, &o)
-		s.opening = true
-		refused("create", s.opened(t.Context(), s.create(t.Context(), dir, secret(t, passphrase))))
-		if events := typesOf(h.take()); events != "" {
-			t.Errorf("told %s", events)
-		}
-		h.failOn(nil)
-		s, _ = createHeard(t, storeDir(t), &o)
-		h.failOn(deaf, EventKeyGenerated, EventLockLost)
-		refused("rotate", s.Rotate(t.Context()))
-		refused("lost lock", s.failed(t.Context(), ErrLockLost))
 	}
 }
 
-// A store that is closed while its Auditor hears of a new key waits for him: he is not broken off.
-func TestCloseWaitsForTheAuditor(t *testing.T) {
-	s, _ := createHeard(t, storeDir(t), nil)
-	hears, ends := make(chan struct{}), make(chan struct{})
-	var armed, broken atomic.Bool // it hears of the first key as well
-	if err := s.SetAuditor(t.Context(), Auditor(func(ctx context.Context, e Event) error {
-		if e.Type == EventKeyGenerated && armed.Load() {
-			close(hears)
-			<-ends
-			broken.Store(ctx.Err() != nil)
+// Each field of a key store's event is in the Auditor's event, under the same name, and each type is one
+// that is known.
+func TestKeyEvent(t *testing.T) {
+	var e keystore.Event
+	from := reflect.ValueOf(&e).Elem()
+	for i := range from.NumField() {
+		switch f := from.Field(i); f.Interface().(type) {
+		case time.Time:
+			f.Set(reflect.ValueOf(time.Unix(1765250382, 0)))
+		case string:
+			f.SetString("text of " + from.Type().Field(i).Name)
+		case int, int64, time.Duration:
+			f.SetInt(int64(100 + i))
+		case uint32:
+			f.SetUint(uint64(100 + i))
+		default:
+			t.Fatalf("%s has a type that the test does not know", from.Type().Field(i).Name)
 		}
-		return nil
-	})); err != nil {
-		t.Fatal(err)
 	}
-	armed.Store(true)
-	rotated, closed := make(chan error), make(chan error)
-	go func() { rotated <- s.Rotate(t.Context()) }()
-	<-hears
-	go func() { closed <- s.Close() }()
-	<-s.life.Done()
-	close(ends)
-	if err := <-rotated; !errors.Is(err, ErrClosed) {
-		t.Errorf("Rotate: %v", err)
+	to := reflect.ValueOf(keyEvent(e))
+	for i := range from.NumField() {
+		name := from.Type().Field(i).Name
+		got := to.FieldByName(name)
+		if !got.IsValid() || fmt.Sprint(got) != fmt.Sprint(from.Field(i)) || got.IsZero() {
+			t.Errorf("%s: got %v, want %v", name, got, from.Field(i))
+		}
 	}
-	if err := <-closed; err != nil || broken.Load() {
-		t.Errorf("Close: %v; broken off: %v", err, broken.Load())
+	for _, known := range []string{
+		keystore.KeyGenerated, keystore.KeyLoaded, keystore.KeyRotated, keystore.KeyRetired, keystore.KeyDeleted,
+		keystore.KeyImported, keystore.KeyExported, keystore.PassphraseChanged, keystore.DataSealed,
+		keystore.DataOpened, keystore.DecryptionRefused, keystore.PermissionsRefused, keystore.LockLost,
+	} {
+		if !EventType(known).valid() {
+			t.Errorf("%s is no event", known)
+		}
 	}
 }

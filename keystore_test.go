@@ -8,73 +8,22 @@ import (
 	"crypto/rsa"
 	"errors"
 	"io/fs"
-	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/hybrid"
-	"github.com/seed-017344ad/sealedchat/internal/keyfile"
-	"github.com/seed-017344ad/sealedchat/internal/testkit"
-)
+	"github.com/awnumar/memguard"
 
-// The whole life of a store through the public API, at full cost.
-func TestKeyStoreLife(t *testing.T) {
-	testkit.NoLeaks(t)
-	dir, pass := storeDir(t), secret(t, passphrase)
-	o := &KeyStoreOptions{Bits: 2048}
-	s, err := CreateKeyStore(t.Context(), dir, pass, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	fp := primaryOf(t, s)
-	sealed, err := s.Seal("label", []byte("data"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(filepath.Join(dir, keyStoreFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if f, err := keyfile.ParseHeader(text); err != nil || f.Iterations != 600_000 {
-		t.Errorf("%v, %v", f, err)
-	}
-	info := s.Keys()
-	if len(info) != 1 || info[0].State != KeyPrimary || info[0].Bits != 2048 || info[0].Fingerprint != fp ||
-		info[0].Created.IsZero() || info[0].Activated.IsZero() || !info[0].Retired.IsZero() {
-		t.Errorf("%+v", info)
-	}
-	again, err := OpenKeyStore(t.Context(), dir, pass, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := primaryOf(t, again); got != fp {
-		t.Errorf("fingerprint %s, was %s", got, fp)
-	}
-	if plain, err := again.Open("label", sealed); err != nil || string(plain) != "data" {
-		t.Errorf("%q, %v", plain, err)
-	}
-	if err := again.Close(); err != nil {
-		t.Error(err)
-	}
-	unchanged(t, "a second creation", dir, func() {
-		_, err := CreateKeyStore(t.Context(), dir, pass, o)
-		wantError(t, "a second creation", err, ErrKeyStoreExists)
-	})
-	unchanged(t, "a wrong passphrase", dir, func() {
-		_, err := OpenKeyStore(t.Context(), dir, secret(t, passphrase2), o)
-		wantError(t, "a wrong passphrase", err, ErrPassphrase)
-	})
-	if pass.Len() != len(passphrase) {
-		t.Error("the passphrase was the caller's")
-	}
-}
+	"github.com/seed-017344ad/sealedchat/internal/keystore"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
+)
 
 func TestKeyStoreOptionErrors(t *testing.T) {
 	for _, c := range []struct {
@@ -102,449 +51,330 @@ func TestKeyStoreOptionErrors(t *testing.T) {
 	for _, bits := range []int{0, 2048, 3072, 4096} {
 		if s, err := NewEphemeralKeyStore(&KeyStoreOptions{Bits: bits}); err != nil {
 			t.Error(bits, err)
-		} else if s.Close(); bits == 0 && s.bits != 4096 {
-			t.Errorf("%d bits by default", s.bits)
+		} else if s.Close(); bits == 0 && s.store.Bits() != 4096 {
+			t.Errorf("%d bits by default", s.store.Bits())
 		}
 	}
 }
 
-func TestCreateKeyStoreRefusals(t *testing.T) {
-	for what, p := range map[string]*Secret{
-		"short": secret(t, "1234567"), "empty": secret(t, ""), "nil": nil, "zero": {},
-	} {
-		dir := storeDir(t)
-		_, err := CreateKeyStore(t.Context(), dir, p, nil)
-		wantError(t, what, err, ErrInvalidRequest)
-		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s: a folder was made", what)
-		}
-	}
-	dir := storeDir(t)
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for what, make := range map[string]func(path string) error{
-		"anything": func(path string) error { return os.WriteFile(path, []byte("something else"), 0o644) },
-		"folder":   func(path string) error { return os.Mkdir(path, 0o700) },
-		"link":     func(path string) error { return os.Symlink(filepath.Join(dir, "nowhere"), path) },
-	} {
-		path := filepath.Join(dir, keyStoreFile)
-		if err := make(path); err != nil {
-			t.Skip(err)
-		}
-		unchanged(t, what, dir, func() {
-			s, _ := weakStore(t, nil)
-			wantError(t, what, s.create(t.Context(), dir, secret(t, passphrase)), ErrKeyStoreExists)
-		})
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	s, _ := weakStore(t, nil)
-	wantError(t, "ended context", s.create(ctx, dir, secret(t, passphrase)), context.Canceled)
-	s, _ = weakStore(t, nil)
-	s.newKey = func(int) (*rsa.PrivateKey, error) { return nil, errors.New("no entropy") }
-	if err := s.create(t.Context(), dir, secret(t, passphrase)); err == nil {
-		t.Error("no key, but a store")
-	}
-	if _, err := os.Lstat(filepath.Join(dir, keyStoreFile)); !errors.Is(err, fs.ErrNotExist) {
-		t.Error("a failed creation left a file")
-	}
+// loop is a gateway without a network, and what it answered.
+type loop struct {
+	g        *Gateway
+	mu       sync.Mutex
+	statuses []int
 }
 
-// Of several that create a store at the same time, one does.
-func TestCreateKeyStoreRace(t *testing.T) {
-	dir := storeDir(t)
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var winner *KeyStore
-	for range 8 {
-		s, _ := weakStore(t, nil)
-		wg.Go(func() {
-			err := s.create(t.Context(), dir, secret(t, passphrase))
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case err == nil && winner == nil:
-				winner = s
-			case err == nil:
-				t.Error("two winners")
-			default:
-				wantError(t, "loser", err, ErrKeyStoreExists)
-			}
-		})
-	}
-	wg.Wait()
-	if winner == nil {
-		t.Fatal("no winner")
-	}
-	if got := fingerprints(openWeak(t, dir, passphrase, nil)); !slices.Equal(got, fingerprints(winner)) {
-		t.Errorf("%v is on the disk, the winner has %v", got, fingerprints(winner))
-	}
-}
-
-func TestOpenKeyStoreRefusals(t *testing.T) {
-	missing := storeDir(t)
-	empty := t.TempDir()
-	_ = os.Chmod(empty, 0o700)
-	for what, dir := range map[string]string{"no folder": missing, "no file": empty} {
-		_, err := OpenKeyStore(t.Context(), dir, secret(t, passphrase), nil)
-		wantError(t, what, err, fs.ErrNotExist)
-		if err == nil || !strings.Contains(err.Error(), "create") || !strings.Contains(err.Error(), dir) {
-			t.Errorf("%s: the error does not say how to make one: %v", what, err)
-		}
-		entries, _ := os.ReadDir(dir)
-		if len(entries) != 0 {
-			t.Errorf("%s: opening made %v", what, entries)
-		}
-	}
-	if _, err := os.Lstat(missing); err == nil {
-		t.Error("opening made a folder")
-	}
-
-	dir := storeDir(t)
-	s, _ := createWeak(t, dir, nil)
-	s.Close()
-	for what, p := range map[string]*Secret{"nil": nil, "zero": {}} {
-		_, err := OpenKeyStore(t.Context(), dir, p, nil)
-		wantError(t, what, err, ErrClosed)
-	}
-	for _, p := range []string{passphrase2, "", passphrase + " ", strings.ToUpper(passphrase), passphrase[:8]} {
-		unchanged(t, p, dir, func() {
-			_, err := tryWeak(t, dir, p, nil)
-			wantError(t, "wrong passphrase", err, ErrPassphrase)
-		})
-	}
-}
-
-// Whatever is wrong with the file, it stays as it is.
-func TestDamagedKeyStore(t *testing.T) {
-	dir := storeDir(t)
-	s, _ := createWeak(t, dir, nil)
-	s.Close()
-	path := filepath.Join(dir, keyStoreFile)
-	good, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for what, c := range map[string]struct {
-		text []byte
-		want error
-	}{
-		"empty":         {nil, ErrKeyStoreDamaged},
-		"text":          {[]byte("hello"), ErrKeyStoreDamaged},
-		"JSON":          {[]byte("{}"), ErrKeyStoreDamaged},
-		"half":          {good[:len(good)/2], ErrKeyStoreDamaged},
-		"one byte less": {good[:len(good)-1], ErrKeyStoreDamaged},
-		"more":          {append(slices.Clone(good), 'x'), ErrKeyStoreDamaged},
-		"twice":         {append(slices.Clone(good), good...), ErrKeyStoreDamaged},
-		"zeros":         {make([]byte, len(good)), ErrKeyStoreDamaged},
-		"too large":     {make([]byte, keyfile.MaxStoreSize+1), ErrKeyStoreDamaged},
-		"costly":        {[]byte(strings.Replace(string(good), `1,`, `10000001,`, 1)), ErrKeyStoreDamaged},
-	} {
-		if err := os.WriteFile(path, c.text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		unchanged(t, what, dir, func() {
-			_, err := tryWeak(t, dir, passphrase, nil)
-			wantError(t, what, err, c.want)
-		})
-		s, _ := weakStore(t, nil)
-		wantError(t, what+": creation", s.create(t.Context(), dir, secret(t, passphrase)), ErrKeyStoreExists)
-	}
-}
-
-// TestKeyStoreBitFlips changes single bits anywhere in the file.
-func TestKeyStoreBitFlips(t *testing.T) {
-	dir := storeDir(t)
-	s, _ := createWeak(t, dir, nil)
-	if err := s.Rotate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	s.Close()
-	path := filepath.Join(dir, keyStoreFile)
-	good, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	seed := testSeed(t)
-	r := rand.New(rand.NewPCG(seed, 0))
-	for range 100 {
-		bad := slices.Clone(good)
-		at, bit := r.IntN(len(bad)), r.IntN(8)
-		bad[at] ^= 1 << bit
-		if err := os.WriteFile(path, bad, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		unchanged(t, "flip", dir, func() {
-			s, err := tryWeak(t, dir, passphrase, nil)
-			if err == nil {
-				t.Errorf("seed %d: bit %d of byte %d: opened", seed, bit, at)
-				s.Close()
-				return
-			}
-			if !errors.Is(err, ErrPassphrase) && !errors.Is(err, ErrKeyStoreDamaged) {
-				t.Errorf("seed %d: bit %d of byte %d: %v", seed, bit, at, err)
-			}
-		})
-	}
-	if err := os.WriteFile(path, good, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	openWeak(t, dir, passphrase, nil)
-}
-
-func TestKeyStorePermissions(t *testing.T) {
-	if runtime.GOOS == "windows" {
-		t.Skip("modes are for Unix systems; internal/fsafe tests the access lists")
-	}
-	dir := storeDir(t)
-	s, _ := createWeak(t, dir, nil)
-	s.Close()
-	path := filepath.Join(dir, keyStoreFile)
-	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
-		t.Errorf("folder: %v, %v", info.Mode(), err)
-	}
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("file: %v, %v", info.Mode(), err)
-	}
-	refused := func(what, dir string, names ...string) {
-		t.Helper()
-		s, _ := weakStore(t, nil)
-		errs := map[string]error{"create": s.create(t.Context(), dir, secret(t, passphrase))}
-		_, errs["open"] = tryWeak(t, dir, passphrase, nil)
-		for op, err := range errs {
-			if op == "create" && errors.Is(err, ErrKeyStoreExists) {
-				continue // it did not look any further
-			}
-			wantError(t, what+", "+op, err, ErrInsecurePermissions)
-			for _, name := range names {
-				if err != nil && !strings.Contains(err.Error(), name) {
-					t.Errorf("%s, %s: %q is not in: %v", what, op, name, err)
-				}
-			}
-		}
-	}
-	for _, mode := range []os.FileMode{0o644, 0o660, 0o602, 0o604, 0o610} {
-		_ = os.Chmod(path, mode)
-		refused(mode.String(), dir, path, "chmod 600")
-	}
-	_ = os.Chmod(path, 0o600)
-	for _, mode := range []os.FileMode{0o755, 0o770, 0o701, 0o710} {
-		_ = os.Chmod(dir, mode)
-		refused(mode.String(), dir, dir, "chmod 700")
-	}
-	_ = os.Chmod(dir, 0o700)
-	openWeak(t, dir, passphrase, nil).Close()
-
-	link := filepath.Join(t.TempDir(), "link")
-	if err := os.Symlink(dir, link); err != nil {
-		t.Fatal(err)
-	}
-	refused("link to the folder", link, link)
-	elsewhere := filepath.Join(dir, "moved.json")
-	if err := errors.Join(os.Rename(path, elsewhere), os.Symlink(elsewhere, path)); err != nil {
-		t.Fatal(err)
-	}
-	refused("link to the file", dir, path)
-	if err := os.Rename(elsewhere, path); err != nil {
-		t.Fatal(err)
-	}
-	if os.Geteuid() != 0 {
-		return
-	}
-	_ = os.Chown(path, 12345, -1)
-	refused("another's file", dir, path, "chown")
-	_ = errors.Join(os.Chown(path, 0, -1), os.Chown(dir, 12345, -1))
-	refused("another's folder", dir, dir, "chown")
-}
-
-// A file with fewer iterations than it should have is rewritten, with another salt; one with more stays as it is.
-func TestIterationsAreRaised(t *testing.T) {
-	dir := storeDir(t)
-	s, _ := createWeak(t, dir, nil)
-	keys := fingerprints(s)
-	sealed, _ := s.Seal("l", []byte("data"))
-	s.Close()
-	_, before := bodyOnDisk(t, dir, passphrase)
-	reopen := func(iterations int) {
-		t.Helper()
-		s, _ := weakStore(t, nil)
-		s.iterations = iterations
-		if err := s.open(t.Context(), dir, secret(t, passphrase)); err != nil {
-			t.Fatal(err)
-		}
-		if !slices.Equal(fingerprints(s), keys) {
-			t.Error("other keys")
-		}
-		if plain, err := s.Open("l", sealed); err != nil || string(plain) != "data" {
-			t.Errorf("%q, %v", plain, err)
-		}
-		s.Close()
-	}
-	reopen(3)
-	_, raised := bodyOnDisk(t, dir, passphrase)
-	if raised.Iterations != 3 || raised.KDFSalt == before.KDFSalt {
-		t.Errorf("%d iterations, the salt is the same: %v", raised.Iterations, raised.KDFSalt == before.KDFSalt)
-	}
-	for _, n := range []int{1, 2, 3} {
-		unchanged(t, "enough iterations", dir, func() { reopen(n) })
-	}
-	unchanged(t, "a wrong passphrase", dir, func() {
-		s, _ := weakStore(t, nil)
-		s.iterations = 9
-		wantError(t, "open", s.open(t.Context(), dir, secret(t, passphrase2)), ErrPassphrase)
-	})
-}
-
-// Processes that open such a file at the same time all succeed.
-func TestIterationsAreRaisedByOne(t *testing.T) {
-	for range 3 {
-		dir := storeDir(t)
-		s, _ := createWeak(t, dir, nil)
-		s.Close()
-		var wg sync.WaitGroup
-		for range 6 {
-			s, _ := weakStore(t, nil)
-			s.iterations = 10_000 // some milliseconds, so that they meet
-			wg.Go(func() {
-				if err := s.open(t.Context(), dir, secret(t, passphrase)); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		wg.Wait()
-	}
-}
-
-// Unlocking costs one PBKDF2, however many keys there are.
-func TestUnlockingCostsOneKDF(t *testing.T) {
-	dir := storeDir(t)
-	s, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Grace: time.Hour}})
-	const keys = 50
-	first := s.firstKey(t)
-	err := s.change(t.Context(), func(b *keyfile.Body) error {
-		for n := range keys - 1 {
-			private, err := pairedKey(first + n + 1)
-			if err != nil {
-				return err
-			}
-			key, err := keyfile.NewRSAKey(private)
-			if err != nil {
-				return err
-			}
-			now := time.Now()
-			b.Keys = append(b.Keys, keyfile.Entry{State: keyfile.Retired, Created: now, Activated: now, Retired: now, Key: key})
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	const iterations = 100_000
-	s.iterations = iterations
-	if err := s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase)); err != nil {
-		t.Fatal(err)
-	}
-	s.Close()
-	// Of the process's own time, which other programs take nothing of. The least of some tries has the least of the
-	// garbage collector in it.
-	one, took := time.Hour, time.Hour
-	for range 3 {
-		start := cpuTime()
-		if _, err := keyfile.NewMasterKey([]byte(passphrase), iterations, keyfile.AllowWeak); err != nil {
-			t.Fatal(err)
-		}
-		one = min(one, cpuTime()-start)
-		again, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Grace: time.Hour}})
-		start = cpuTime()
-		err = again.open(t.Context(), dir, secret(t, passphrase))
-		took = min(took, cpuTime()-start)
-		if err != nil || len(again.Keys()) != keys {
-			t.Fatalf("%d keys, %v", len(again.Keys()), err)
-		}
-		again.Close()
-	}
-	t.Logf("one PBKDF2 %v, opening %d keys %v", one, keys, took)
-	if took < one/2 || took > one*keys/3 {
-		t.Errorf("opening %d keys took %v, one PBKDF2 %v", keys, took, one)
-	}
-}
-
-// firstKey is where the store's maker began.
-func (s *KeyStore) firstKey(t testing.TB) int {
+func newLoop(t testing.TB, keys *KeyStore) *loop {
 	t.Helper()
-	fp := primaryOf(t, s)
-	for n := range pairedKeys {
-		k, err := pairedKey(n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if p, err := hybrid.NewPublicKey(&k.PublicKey); err != nil || p.Fingerprint() == fp {
-			return n
-		}
-	}
-	t.Fatal("no key from the pool")
-	return 0
+	return &loop{g: newGateway(t, GatewayConfig{
+		Upstream: "https://upstream.test/v1", AllowUnauthenticated: true, Keys: keys,
+		UpstreamTransport: roundTripFunc(func(r *http.Request) (*http.Response, error) {
+			return respond(200, fakes.FineCompletion("fine"), "Content-Type", "application/json"), nil
+		}),
+	})}
 }
 
-func TestKeysOrderAndDelete(t *testing.T) {
-	dir := storeDir(t)
-	s, _ := createWeak(t, dir, nil)
-	var made []string
-	for range 3 {
-		made = append(made, primaryOf(t, s))
+func (l *loop) RoundTrip(r *http.Request) (*http.Response, error) {
+	in := r.Clone(r.Context())
+	in.RequestURI, in.RemoteAddr = r.URL.RequestURI(), "127.0.0.1:1"
+	if in.Body == nil {
+		in.Body = http.NoBody
+	}
+	w := httptest.NewRecorder()
+	l.g.ServeHTTP(w, in)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r.Method == http.MethodPost {
+		l.statuses = append(l.statuses, w.Code)
+	}
+	return w.Result(), nil
+}
+
+// took returns the statuses of the requests since the last call.
+func (l *loop) took() []int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.statuses
+	l.statuses = nil
+	return s
+}
+
+// A client that knows the old key is served by the gateway while the grace lasts, and afterwards after a look at the new one.
+func TestGraceThroughTheGateway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: -1, Grace: 30 * time.Minute}})
+		l := newLoop(t, s)
+		c := startClient(t, "https://gateway.test", func(c *Config) { c.Transport = l })
+		chat := func(want ...int) {
+			t.Helper()
+			if _, err := c.Chat(t.Context(), ask("x")); err != nil {
+				t.Fatal(err)
+			}
+			if got := l.took(); !slices.Equal(got, want) {
+				t.Errorf("statuses %v, want %v", got, want)
+			}
+		}
+		chat(200)
 		if err := s.Rotate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-	}
-	made = append(made, primaryOf(t, s))
-	slices.Reverse(made) // the newest first
-	for _, s := range []*KeyStore{s, openWeak(t, dir, passphrase, nil)} {
-		keys := s.Keys()
-		if got := fingerprints(s); !slices.Equal(got, made) {
-			t.Fatalf("keys %v, want %v", got, made)
+		chat(200)
+		settle(29 * time.Minute)
+		chat(200)
+		settle(time.Minute)
+		chat(400, 200)
+		chat(200)
+	})
+}
+
+// No request waits for a rotation, neither in the gateway nor in the client.
+func TestNoRequestWaitsForRotation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &KeyStoreOptions{Rotation: Rotation{Every: time.Hour}}
+		gatewayKeys, m1 := weakStore(t, o)
+		clientKeys, m2 := weakStore(t, o)
+		l := newLoop(t, gatewayKeys)
+		c := startClient(t, "https://gateway.test", func(c *Config) { c.Transport, c.Keys = l, clientKeys })
+		if _, err := c.Chat(t.Context(), ask("x")); err != nil {
+			t.Fatal(err)
 		}
-		for i, k := range keys {
-			if want := i == 0; (k.State == KeyPrimary) != want || k.Retired.IsZero() != want || (k.State == KeyRetired) == want {
-				t.Errorf("key %d: %+v", i, k)
-			}
-			if i > 1 && k.Retired.After(keys[i-1].Retired) {
-				t.Errorf("key %d is out of order", i)
+		old := []string{primaryOf(t, gatewayKeys), primaryOf(t, clientKeys)}
+		held := make(chan struct{})
+		for _, m := range []*testkit.Maker{m1, m2} {
+			m.Use(func(int) (*rsa.PrivateKey, error) {
+				key, err := m.Make()
+				<-held
+				return key, err
+			})
+		}
+		settle(time.Hour)
+		rotated := make(chan error, 1)
+		go func() { rotated <- gatewayKeys.Rotate(t.Context()) }()
+		settle(30 * time.Minute)
+		if m1.Made.Load() != 2 || m2.Made.Load() != 2 {
+			t.Fatalf("%d and %d keys made: both rotations are to be under way", m1.Made.Load(), m2.Made.Load())
+		}
+		start := time.Now()
+		for range 5 {
+			if _, err := c.Chat(t.Context(), ask("x")); err != nil {
+				t.Fatal(err)
 			}
 		}
-	}
-	unchanged(t, "refused deletions", dir, func() {
-		wantError(t, "primary", s.Delete(t.Context(), made[0]), ErrInvalidRequest)
-		wantError(t, "unknown", s.Delete(t.Context(), strings.Repeat("0", 64)), ErrInvalidRequest)
-		for _, bad := range []string{"", "x", made[1][:63], made[1] + "0", " " + made[1]} {
-			wantError(t, bad, s.Delete(t.Context(), bad), ErrInvalidRequest)
+		if !time.Now().Equal(start) {
+			t.Errorf("the requests took %v", time.Since(start))
+		}
+		if now := []string{primaryOf(t, gatewayKeys), primaryOf(t, clientKeys)}; !slices.Equal(now, old) {
+			t.Error("the rotation was not held back")
+		}
+		select {
+		case <-rotated:
+			t.Error("Rotate returned before there was a key")
+		default:
+		}
+		close(held)
+		synctest.Wait()
+		if err := <-rotated; err != nil {
+			t.Error(err)
+		}
+		if primaryOf(t, gatewayKeys) == old[0] || primaryOf(t, clientKeys) == old[1] {
+			t.Error("not rotated")
+		}
+		if _, err := c.Chat(t.Context(), ask("x")); err != nil {
+			t.Error(err)
+		}
+		if m1.Made.Load() != 2 || m2.Made.Load() != 2 {
+			t.Errorf("%d and %d keys made", m1.Made.Load(), m2.Made.Load())
 		}
 	})
-	held := s.keys[slices.IndexFunc(s.keys, func(k *storedKeyEntry) bool { return k.Public().Fingerprint() == made[2] })].heldKey
-	if err := s.Delete(t.Context(), made[2]); err != nil {
-		t.Fatal(err)
-	}
-	if !wiped(held) {
-		t.Error("the deleted key was not wiped")
-	}
-	left := []string{made[0], made[1], made[3]}
-	for _, s := range []*KeyStore{s, openWeak(t, dir, passphrase, nil)} {
-		if got := fingerprints(s); !slices.Equal(got, left) {
-			t.Errorf("keys %v, want %v", got, left)
+}
+
+// A request that is under way keeps its key through Close and through a rotation; then the key is wiped.
+func TestRunningRequestKeepsItsKey(t *testing.T) {
+	for what, end := range map[string]func(*KeyStore) error{
+		"Close":  func(s *KeyStore) error { s.Close(); return nil },
+		"Rotate": func(s *KeyStore) error { return s.Rotate(context.Background()) },
+	} {
+		server := fakes.NewServer(t)
+		arrived, release := make(chan struct{}), make(chan struct{})
+		hold := roundTripFunc(func(r *http.Request) (*http.Response, error) {
+			if r.Method == "POST" {
+				close(arrived)
+				<-release
+			}
+			return server.RoundTrip(r)
+		})
+		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Grace: -1}})
+		_ = primaryOf(t, s)
+		held := keyInUse(t, s)
+		c := sealedClient(t, server, func(c *Config) { c.Keys, c.Transport = s, hold })
+		answer := make(chan error)
+		go func() {
+			_, err := c.Chat(context.Background(), ask("x"))
+			answer <- err
+		}()
+		<-arrived
+		if err := end(s); err != nil {
+			t.Error(what, err)
 		}
-	}
-	wantError(t, "again", s.Delete(t.Context(), made[2]), ErrInvalidRequest)
-	if err := s.Delete(t.Context(), strings.ToUpper(made[1])); err != nil {
-		t.Errorf("upper case: %v", err)
+		if wiped(held) {
+			t.Errorf("%s wiped a key that is in use", what)
+		}
+		close(release)
+		if err := <-answer; err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if !wiped(held) {
+			t.Errorf("%s: the key was not wiped after the last request", what)
+		}
 	}
 }
 
-// wiped reports whether a key is gone, and its numbers with it.
-func wiped(k *heldKey) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.RSA() == nil && !k.Locked()
+// The key files of the two other clients carry over: a chat goes on with their keys.
+func TestImportFromOtherClients(t *testing.T) {
+	for _, name := range []string{
+		"py48-4096-pw-utf8", "py-2048-nopw", "js-4096-pw-utf8", "js-2048-nopw",
+	} {
+		c := testkit.Vector(t, testkit.PrivateKey, name)
+		dir := storeDir(t)
+		s, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+		if _, err := s.ImportPEM(t.Context(), c.File("private_key"), passwordOf(t, c)); err != nil {
+			t.Fatal(name, err)
+		}
+		s.Close()
+		s = openWeak(t, dir, passphrase, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+		server := fakes.NewServer(t)
+		client := sealedClient(t, server, func(c *Config) { c.Keys = s })
+		if _, err := client.Chat(t.Context(), ask("hello")); err != nil {
+			t.Error(name, err)
+		}
+		if got := server.Last().Client.Fingerprint(); got != c.Expected.SPKISHA256 {
+			t.Errorf("%s: the request carried %s, want %s", name, got, c.Expected.SPKISHA256)
+		}
+	}
+}
+
+// A gateway whose key is replaced while clients have the old one: both open, until the grace is over.
+func TestObliviousRotation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keys, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: 24 * time.Hour}})
+		r := newRig(t, func(c *GatewayConfig) { c.Keys = keys })
+		old := r.KeyConfig()
+		use := func(c *ohttp.Config) int {
+			s := fakes.SealFor(t, c, fakes.Inner{}.Encode(t))
+			w := r.Send(s)
+			if w.Code != 200 {
+				return w.Code
+			}
+			return s.Open(w).Status
+		}
+		settle(24*time.Hour + time.Second)
+		now := r.KeyConfig()
+		if now.Equal(old) || use(old) != 200 || use(now) != 200 {
+			t.Error("not both keys open after a rotation")
+		}
+		settle(2*time.Hour - 2*time.Second) // longer than a client keeps a list
+		if use(old) != 200 {
+			t.Error("the old key does not open for all of its grace")
+		}
+		settle(3 * time.Second)
+		if status := use(old); status != 422 {
+			t.Errorf("after its grace: %d", status)
+		}
+		if use(now) != 200 {
+			t.Error("the new key does not open")
+		}
+		_ = r.g.Close()
+		keys.Close()
+	})
+}
+
+// The auditor learns which configurations came and went.
+func TestConfigEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: time.Hour, Grace: time.Minute}})
+		var events []string
+		if err := s.SetAuditor(t.Context(), Auditor(func(_ context.Context, e Event) error {
+			events = append(events, string(e.Type)+" "+e.Fingerprint)
+			return nil
+		})); err != nil {
+			t.Fatal(err)
+		}
+		_ = listedIDs(t, s)
+		configs := func() []KeyInfo {
+			return slices.DeleteFunc(s.Keys(), func(k KeyInfo) bool { return k.Kind == "RSA" || k.Kind == "Ed25519" })
+		}
+		first := configs()
+		settle(time.Hour + 2*time.Minute)
+		second := configs()
+		slices.Sort(events)
+		want := []string{}
+		for _, k := range first {
+			want = append(want, string(EventKeyGenerated)+" "+k.Fingerprint, string(EventKeyRetired)+" "+k.Fingerprint, string(EventKeyDeleted)+" "+k.Fingerprint)
+		}
+		for _, k := range second {
+			want = append(want, string(EventKeyGenerated)+" "+k.Fingerprint)
+		}
+		slices.Sort(want)
+		if len(first) != 2 || len(second) != 2 || !slices.Equal(events, want) {
+			t.Errorf("got %v\nwant %v", events, want)
+		}
+	})
+}
+
+// A program that has memguard destroy its buffers gets errors from a gateway's key store, in a process of its own, which a
+// fault would end.
+func TestPurgedKeyStore(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
+	if out, err := child(t, "purged", storeDir(t), "").Output(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func childPurged(t *testing.T, dir, _ string) {
+	ephemeral, _ := weakStore(t, nil)
+	file, _ := createWeak(t, dir, nil)
+	untouched, _ := weakStore(t, nil) // only to be closed
+	_ = listedIDs(t, untouched)
+	type user struct {
+		store  *KeyStore
+		rig    *rig
+		sealed *fakes.Sealed
+	}
+	var users []user
+	for _, s := range []*KeyStore{ephemeral, file} {
+		r := newRig(t, func(c *GatewayConfig) { c.Keys = s })
+		if w := r.Do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != http.StatusOK {
+			t.Fatal(w.Code)
+		}
+		users = append(users, user{s, r, fakes.SealFor(t, r.KeyConfig(), fakes.Inner{}.Encode(t))})
+	}
+	memguard.Purge()
+	untouched.Close()
+	for _, u := range users {
+		if w := u.rig.Send(u.sealed); w.Code != http.StatusServiceUnavailable {
+			t.Errorf("a request: %d", w.Code)
+		}
+		if w := u.rig.Do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != http.StatusServiceUnavailable {
+			t.Errorf("the list: %d", w.Code)
+		}
+		for id := range uint8(2) {
+			if u.store.store.ConfigKey(t.Context(), id, keystore.KEMs[id]) != nil {
+				t.Errorf("key %d is there", id)
+			}
+		}
+		_, list := u.store.store.Configs(t.Context())
+		_, signer := u.store.store.Signer()
+		_, signature := u.store.store.SignList([]byte("list"), time.Now())
+		_, private := u.store.store.SignList([]byte("another"), time.Now())
+		_, keys := u.rig.g.Keys(t.Context())
+		for what, err := range map[string]error{
+			"Configs": list, "Signer": signer, "SignList": signature, "SignList of another": private, "Gateway.Keys": keys,
+			"Rotate": u.store.Rotate(t.Context()),
+		} {
+			if !errors.Is(err, ErrClosed) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		u.store.Close()
+	}
 }

@@ -52,7 +52,7 @@ func serveGateway(dir string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := gateway.PublicKey(context.Background()); err != nil {
+	if _, err := keys.Public(context.Background()); err != nil {
 		return err
 	}
 	var connections, fetches, chats atomic.Int64

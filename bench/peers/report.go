@@ -46,7 +46,7 @@ certificate of the gateway: its CA handling cannot do less work than that.`, run
 		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), b.rounds, b.requests, b.bigRequests)
 	if len(b.bundle) > 0 {
 		fmt.Fprintf(&t,
-			" With certifi's bundle, its default, a request of 1 KiB took %.0f ms of CPU.",
+			" With certifi's bundle, its default,\na request of 1 KiB took %.0f ms of CPU.",
 			median(b.bundle))
 	}
 	t.WriteString("\n\n| prompt | at a time | client | CPU ms | wall ms, median | p99 " +
@@ -91,8 +91,8 @@ certificate of the gateway: its CA handling cannot do less work than that.`, run
 			"rounds) | %.0f ms |\n", median(over))
 	b.reportOwn(&t)
 	t.WriteString("\n## Where the time goes\n\nCPU profiles of `ours`, 8 at a time, built with " +
-		"GOEXPERIMENT=runtimesecret: in the ordinary build, what seals and opens\n" +
-		"holds back the profiler's signal on Linux, so that no signal frame keeps key material.\n")
+		"GOEXPERIMENT=runtimesecret.\nIn the ordinary build, the code that seals and opens " +
+		"holds back the profiler's signal on Linux, so\nthat no signal frame keeps key material.\n")
 	for i, name := range []string{"1 KiB", "1 MiB"} {
 		fmt.Fprintf(&t, "\n%s:\n\n```\n flat%%%s```\n", name, b.profile[i])
 	}
@@ -110,7 +110,8 @@ certificate of the gateway: its CA handling cannot do less work than that.`, run
 // machine.
 func (b *bench) reportOwn(t *strings.Builder) {
 	t.WriteString("\n## Within one process\n\nThe package's own benchmarks, `go test -run '^$' " +
-		"-bench . .` in its folder; their comments say what each ratio compares.\n\n" +
+		"-bench .` in internal/hybrid, internal/e2e\nand the root. " +
+		"Their comments say what each ratio compares.\n\n" +
 		"| benchmark | reports |\n|---|---|\n")
 	for _, line := range b.own {
 		fields := strings.Fields(line)

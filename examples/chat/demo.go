@@ -35,9 +35,8 @@ type demo struct {
 func (p *program) startDemo(ctx context.Context, o *options,
 	clientKeys *sealedchat.KeyStore) (_ *demo, err error) {
 	fmt.Fprintln(p.stderr,
-		"demo: no -url was given, so this is the demo: a gateway and a tiny demo model inside "+
-			"this program. "+
-			"No model was downloaded; the demo model only repeats.")
+		"demo: no -url was given, so a gateway and a tiny model run inside this program")
+	fmt.Fprintln(p.stderr, "demo: No model was downloaded; the tiny one only repeats")
 	d := &demo{}
 	defer func() {
 		if err != nil {
@@ -65,32 +64,29 @@ func (p *program) startDemo(ctx context.Context, o *options,
 func (p *program) makeDemoKeys(ctx context.Context, o *options, d *demo,
 	clientKeys *sealedchat.KeyStore) error {
 	if o.protocol == sealedchat.ProtocolOHTTP {
-		configs, err := d.gateway.KeyConfigs(ctx)
+		keys, err := d.gateway.Keys(ctx)
 		if err != nil {
 			return err
 		}
-		d.pins = []string{configs[0].Fingerprint}
+		d.pins = []string{keys[0].Fingerprint} // the preferred configuration
 		return nil
 	}
 	defer p.while("making two RSA keys, which takes a few seconds at most …")()
 	var client sync.WaitGroup
 	// the error occurs again when the key is needed
 	client.Go(func() { _, _ = clientKeys.Public(ctx) })
-	key, err := d.gateway.PublicKey(ctx)
+	keys, err := d.gateway.Keys(ctx)
 	client.Wait()
 	if err != nil {
 		return err
 	}
-	d.pins = []string{key.Fingerprint()}
+	d.pins = []string{keys[0].Fingerprint}
 	return nil
 }
 
 func newDemoGateway(keys *sealedchat.KeyStore, apiKey string,
 	protocol sealedchat.Protocol) (*sealedchat.Gateway, error) {
-	secret, err := sealedchat.NewSecret([]byte(apiKey))
-	if err != nil {
-		return nil, err
-	}
+	secret := sealedchat.NewSecret([]byte(apiKey))
 	defer secret.Destroy() // AuthenticateKeys keeps a digest
 	authenticate, err := sealedchat.AuthenticateKeys(secret)
 	if err != nil {
@@ -135,7 +131,7 @@ func (d *demo) close() {
 		_ = d.gateway.Close()
 	}
 	if d.keys != nil {
-		_ = d.keys.Close()
+		d.keys.Close()
 	}
 }
 

@@ -95,10 +95,8 @@ func (p *program) parse(args []string) (*options, error) {
 	default:
 		return nil, wrongInput("-tier: %q is not standard, high or maximum", tier)
 	}
-	switch protocol {
-	case sealedchat.ProtocolEnvelope.String():
-	case sealedchat.ProtocolOHTTP.String():
-		o.protocol = sealedchat.ProtocolOHTTP
+	switch o.protocol = sealedchat.Protocol(protocol); o.protocol {
+	case sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP:
 	default:
 		return nil, wrongInput("-protocol: %q is not envelope or ohttp", protocol)
 	}

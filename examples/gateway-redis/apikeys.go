@@ -19,7 +19,7 @@ const maxKeyFile = 1 << 20
 
 // readAPIKeys reads a file of API keys by the rules of examples/gateway: one per line. Empty lines
 // and lines that begin with # are skipped.
-func readAPIKeys(name string) (authenticate func(*http.Request) error, err error) {
+func readAPIKeys(name string) (authenticate func(*http.Request) (string, error), err error) {
 	content, err := readPrivate(name)
 	if err != nil {
 		return nil, usageError("-api-keys: " + err.Error())
@@ -38,10 +38,7 @@ func readAPIKeys(name string) (authenticate func(*http.Request) error, err error
 		if len(line) == 0 || line[0] == '#' {
 			continue
 		}
-		key, err := sealedchat.NewSecret(line) // wipes it
-		if err != nil {
-			return nil, err
-		}
+		key := sealedchat.NewSecret(line) // wipes it
 		keys = append(keys, key)
 		if _, err := sealedchat.AuthenticateKeys(key); err != nil {
 			return nil, usageError(

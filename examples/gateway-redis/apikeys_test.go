@@ -39,7 +39,7 @@ func TestReadAPIKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.Header.Set("Authorization", "Bearer "+key)
-		if err := authenticate(r); (err == nil) != served {
+		if _, err := authenticate(r); (err == nil) != served {
 			t.Errorf("%q: %v", key, err)
 		}
 	}

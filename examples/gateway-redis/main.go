@@ -40,6 +40,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
 	"github.com/seed-017344ad/sealedchat"
 )
 
@@ -161,9 +162,7 @@ func run(ctx context.Context, o *options, arguments int) error {
 		}
 	}
 	if key := os.Getenv("NOMYO_UPSTREAM_KEY"); key != "" {
-		if config.UpstreamKey, err = sealedchat.NewSecret([]byte(key)); err != nil {
-			return err
-		}
+		config.UpstreamKey = sealedchat.NewSecret([]byte(key))
 		defer config.UpstreamKey.Destroy()
 	}
 	gateway, err := sealedchat.NewGateway(config)
@@ -182,10 +181,7 @@ func (l redisLog) Printf(ctx context.Context, format string, v ...any) {
 }
 
 func (o *options) openKeys(ctx context.Context, log *slog.Logger) (*sealedchat.KeyStore, error) {
-	passphrase, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
-	if err != nil {
-		return nil, err
-	}
+	passphrase := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
 	defer passphrase.Destroy()
 	return sealedchat.OpenKeyStore(ctx, o.keys, passphrase, &sealedchat.KeyStoreOptions{
 		Rotation: sealedchat.Rotation{Every: o.rotate}, Logger: log,
@@ -198,15 +194,7 @@ func (o *options) serve(ctx context.Context, gateway *sealedchat.Gateway, log *s
 	if err != nil {
 		return err
 	}
-	key, err := gateway.PublicKey(ctx)
-	if err != nil {
-		return err
-	}
-	configs, err := gateway.KeyConfigs(ctx)
-	if err != nil {
-		return err
-	}
-	signer, err := gateway.KeySigner(ctx)
+	keys, err := gateway.Keys(ctx)
 	if err != nil {
 		return err
 	}
@@ -219,13 +207,17 @@ func (o *options) serve(ctx context.Context, gateway *sealedchat.Gateway, log *s
 			failed <- server.ServeTLS(listener, o.tlsCert, o.tlsKey)
 		}
 	}()
-	fmt.Printf("pin (envelope): %s\n", key.Fingerprint())
-	for _, c := range configs {
-		if c.Retired.IsZero() {
-			fmt.Printf("pin (ohttp, %s): %s\n", c.KEM, c.Fingerprint)
+	for _, k := range keys {
+		switch {
+		case !k.Retired.IsZero():
+		case k.Kind == "RSA":
+			fmt.Printf("pin (envelope): %s\n", k.Fingerprint)
+		case k.Kind == "Ed25519":
+			fmt.Printf("signer (ohttp): %s\n", k.Fingerprint)
+		default:
+			fmt.Printf("pin (ohttp, %s): %s\n", k.Kind, k.Fingerprint)
 		}
 	}
-	fmt.Printf("signer (ohttp): %s\n", signer)
 	fmt.Printf("listening: %s\n", listener.Addr())
 	select {
 	case err := <-failed:

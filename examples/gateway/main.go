@@ -23,6 +23,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -80,9 +81,9 @@ func (p *program) run(ctx context.Context, args []string) int {
 	if wrong, ok := errors.AsType[*sealedchat.ConfigError](err); ok {
 		status = 2
 		name := map[string]string{
-			"GatewayConfig.Upstream":    "-upstream",
-			"GatewayConfig.UpstreamKey": "NOMYO_UPSTREAM_KEY",
-			"GatewayConfig.OHTTP.Pad":   "-pad", "GatewayConfig.OHTTP.DateWindow": "-date-window",
+			"GatewayConfig.Upstream":      "-upstream",
+			"GatewayConfig.UpstreamKey":   "NOMYO_UPSTREAM_KEY",
+			"GatewayConfig.OHTTP.Padding": "-pad", "GatewayConfig.OHTTP.DateWindow": "-date-window",
 		}[wrong.Field]
 		if name != "" {
 			text = name + ": " + strings.TrimPrefix(wrong.Err.Error(), "sealedchat: ")
@@ -161,7 +162,7 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore,
 		Keys:                 keys,
 		Tier:                 o.tier,
 		Protocols:            o.protocols,
-		OHTTP:                sealedchat.GatewayOHTTP{Pad: o.pad, DateWindow: o.dateWindow},
+		OHTTP:                sealedchat.GatewayOHTTP{Padding: o.pad, DateWindow: o.dateWindow},
 		Logger:               log,
 	}
 	if o.addressHeader != "" {
@@ -174,9 +175,7 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore,
 	}
 	// The environment keeps its copy, which cannot be wiped.
 	if key := p.env("NOMYO_UPSTREAM_KEY"); key != "" {
-		if config.UpstreamKey, err = sealedchat.NewSecret([]byte(key)); err != nil {
-			return nil, nil, err
-		}
+		config.UpstreamKey = sealedchat.NewSecret([]byte(key))
 	}
 	gateway, err := sealedchat.NewGateway(config)
 	if err != nil {
@@ -207,20 +206,20 @@ func readPins(ctx context.Context, o *options, gateway *sealedchat.Gateway,
 	log *slog.Logger) (p pins, err error) {
 	if o.serves(sealedchat.ProtocolEnvelope) {
 		log.Info("making a key, which takes a few seconds at most")
-		key, err := gateway.PublicKey(ctx)
-		if err != nil {
-			return p, err
-		}
-		p.envelope = key.Fingerprint()
 	}
-	if o.serves(sealedchat.ProtocolOHTTP) {
-		configs, err := gateway.KeyConfigs(ctx)
-		if err != nil {
-			return p, err
-		}
-		p.ohttp = configs[0].Fingerprint // the preferred one
-		p.signer, err = gateway.KeySigner(ctx)
+	keys, err := gateway.Keys(ctx)
+	if err != nil {
 		return p, err
+	}
+	for _, k := range keys { // those in use come first, and of configurations the preferred one
+		switch {
+		case k.Kind == "RSA":
+			p.envelope = cmp.Or(p.envelope, k.Fingerprint)
+		case k.Kind == "Ed25519":
+			p.signer = k.Fingerprint
+		default:
+			p.ohttp = cmp.Or(p.ohttp, k.Fingerprint)
+		}
 	}
 	return p, nil
 }

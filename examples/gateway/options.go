@@ -88,11 +88,9 @@ func (p *program) parse(args []string) (*options, error) {
 	}
 	o.tier = sealedchat.SecurityTier(tier)
 	for name := range strings.SplitSeq(protocols, ",") {
-		switch strings.TrimSpace(name) {
-		case sealedchat.ProtocolEnvelope.String():
-			o.protocols = append(o.protocols, sealedchat.ProtocolEnvelope)
-		case sealedchat.ProtocolOHTTP.String():
-			o.protocols = append(o.protocols, sealedchat.ProtocolOHTTP)
+		switch p := sealedchat.Protocol(strings.TrimSpace(name)); p {
+		case sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP:
+			o.protocols = append(o.protocols, p)
 		default:
 			return nil, wrongInput("-protocols: %q is not envelope or ohttp", name)
 		}
@@ -133,7 +131,7 @@ const maxKeyFile = 1 << 20
 
 // readAPIKeys reads a file of API keys: one per line. Empty lines and lines that begin with # are
 // skipped.
-func readAPIKeys(name string) (authenticate func(*http.Request) error, err error) {
+func readAPIKeys(name string) (authenticate func(*http.Request) (string, error), err error) {
 	content, err := readPrivate(name)
 	if err != nil {
 		return nil, wrongInput("-api-keys: %w", err)
@@ -152,10 +150,7 @@ func readAPIKeys(name string) (authenticate func(*http.Request) error, err error
 		if len(line) == 0 || line[0] == '#' {
 			continue
 		}
-		key, err := sealedchat.NewSecret(line) // wipes it
-		if err != nil {
-			return nil, err
-		}
+		key := sealedchat.NewSecret(line) // wipes it
 		keys = append(keys, key)
 		if _, err := sealedchat.AuthenticateKeys(key); err != nil {
 			return nil, wrongInput(

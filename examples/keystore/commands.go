@@ -80,8 +80,14 @@ func (p *program) list(ctx context.Context, o *options) error {
 		table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(table, "STATE\tBITS\tCREATED\tACTIVATED\tRETIRED\tFINGERPRINT")
 		for _, k := range store.Keys() {
-			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s\n", k.State, k.Bits, at(k.Created),
-				at(k.Activated), at(k.Retired), k.Fingerprint)
+			if k.Kind != "RSA" {
+				continue
+			}
+			state := "primary"
+			if !k.Retired.IsZero() {
+				state = "retired"
+			}
+			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s\n", state, k.Bits, at(k.Created), at(k.Activated), at(k.Retired), k.Fingerprint)
 		}
 		return table.Flush()
 	})
@@ -136,8 +142,7 @@ func (p *program) importKey(ctx context.Context, o *options) error {
 	})
 }
 
-func (p *program) importEncrypted(ctx context.Context, o *options, store *sealedchat.KeyStore,
-	text []byte) (*sealedchat.PEMReport, error) {
+func (p *program) importEncrypted(ctx context.Context, o *options, store *sealedchat.KeyStore, text []byte) (*sealedchat.KeyInfo, error) {
 	passphrase, err := p.passphrase(ctx, filePassword, "Passphrase of "+oneLine(o.file))
 	if err != nil {
 		return nil, err
@@ -150,7 +155,7 @@ func (p *program) importEncrypted(ctx context.Context, o *options, store *sealed
 	return report, err
 }
 
-func (p *program) reportImport(o *options, r *sealedchat.PEMReport, public string) {
+func (p *program) reportImport(o *options, r *sealedchat.KeyInfo, public string) {
 	how := "not encrypted"
 	if r.KDF != "" {
 		how = fmt.Sprintf("encrypted under %s with %d iterations", r.KDF, r.Iterations)

@@ -57,8 +57,9 @@ import (
 	"syscall"
 	"unicode"
 
-	"github.com/seed-017344ad/sealedchat"
 	"golang.org/x/term"
+
+	"github.com/seed-017344ad/sealedchat"
 )
 
 func main() {

@@ -12,8 +12,9 @@ import (
 	"os"
 	"runtime"
 
-	"github.com/seed-017344ad/sealedchat"
 	"golang.org/x/term"
+
+	"github.com/seed-017344ad/sealedchat"
 )
 
 // The variables for passphrases.
@@ -33,7 +34,7 @@ func (p *program) passphrase(ctx context.Context, variable, prompt string) (*sea
 	if err != nil {
 		return nil, err
 	}
-	return sealedchat.NewSecret(text)
+	return sealedchat.NewSecret(text), nil
 }
 
 // newPassphrase asks twice: a typing error would lock the owner out.
@@ -55,7 +56,7 @@ func (p *program) newPassphrase(ctx context.Context, variable, prompt string) (*
 			return nil, err
 		}
 	}
-	return sealedchat.NewSecret(text)
+	return sealedchat.NewSecret(text), nil
 }
 
 func (p *program) readPassphrase(ctx context.Context, variable, prompt string) ([]byte, error) {

@@ -27,16 +27,11 @@ func TestRun(t *testing.T) {
 		}
 		w.check(t, true)
 		out.Reset()
-		configs, err := w.gateway.KeyConfigs(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := run(t.Context(), append(args, configs[0].Fingerprint, "-ohttp", prompt), goodKey,
-			clientKeys, &out); err != nil || out.String() != answer+" to "+prompt+"\n" {
+		if err := run(t.Context(), append(args, configOf(t, w.gateway), "-ohttp", prompt), goodKey, clientKeys, &out); err != nil || out.String() != answer+" to "+prompt+"\n" {
 			t.Errorf("%s with -ohttp: %v, %q", sdk, err, &out)
 		}
 		out.Reset()
-		err = run(t.Context(), append(args, otherPin(w.pin(t)), prompt), goodKey, clientKeys, &out)
+		err := run(t.Context(), append(args, otherPin(w.pin(t)), prompt), goodKey, clientKeys, &out)
 		if _, ok := errors.AsType[*sealedchat.ServerKeyError](err); !ok || out.Len() != 0 {
 			t.Errorf("%s with a wrong pin: %v, %q", sdk, err, &out)
 		}

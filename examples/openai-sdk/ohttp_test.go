@@ -32,10 +32,7 @@ func overOHTTP(t *testing.T, upstream http.Handler) (*testkit.Witness,
 	up := httptest.NewServer(upstream)
 	t.Cleanup(up.Close)
 	gatewayKeys, _ := keys()
-	secret, err := sealedchat.NewSecret([]byte(goodKey))
-	if err != nil {
-		t.Fatal(err)
-	}
+	secret := sealedchat.NewSecret([]byte(goodKey))
 	defer secret.Destroy()
 	authenticate, err := sealedchat.AuthenticateKeys(secret)
 	if err != nil {
@@ -47,17 +44,12 @@ func overOHTTP(t *testing.T, upstream http.Handler) (*testkit.Witness,
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = gateway.Close() })
-	configs, err := gateway.KeyConfigs(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	server := httptest.NewServer(gateway)
 	t.Cleanup(server.Close)
 	witness := testkit.NewWitness(t, server.Listener.Addr().String())
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: "http://" + witness.Addr(), InsecureAllowHTTP: true,
-		Protocol: sealedchat.ProtocolOHTTP,
-		Trust:    sealedchat.Pin(configs[0].Fingerprint), MaxRetries: -1,
+		BaseURL: "http://" + witness.Addr(), InsecureAllowHTTP: true, Protocol: sealedchat.ProtocolOHTTP,
+		Trust: sealedchat.Pin(configOf(t, gateway)), MaxRetries: -1,
 	})
 	if err != nil {
 		t.Fatal(err)

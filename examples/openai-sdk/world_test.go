@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -149,10 +150,7 @@ func newWorld(t *testing.T, tls bool) *world {
 	t.Cleanup(up.Close)
 	w.plain = testkit.NewWitness(t, up.Listener.Addr().String())
 	gatewayKeys, _ := keys()
-	secret, err := sealedchat.NewSecret([]byte(goodKey))
-	if err != nil {
-		t.Fatal(err)
-	}
+	secret := sealedchat.NewSecret([]byte(goodKey))
 	defer secret.Destroy()
 	authenticate, err := sealedchat.AuthenticateKeys(secret)
 	if err != nil {
@@ -197,11 +195,21 @@ func (w *world) plainURL() string { return "http://" + w.plain.Addr() + "/v1" }
 
 func (w *world) pin(t *testing.T) string {
 	t.Helper()
-	key, err := w.gateway.PublicKey(t.Context())
+	keys, err := w.gateway.Keys(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return key.Fingerprint()
+	return keys[0].Fingerprint // the RSA key in use
+}
+
+// configOf is the fingerprint of a gateway's preferred key configuration.
+func configOf(t *testing.T, gateway *sealedchat.Gateway) string {
+	t.Helper()
+	keys, err := gateway.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys[slices.IndexFunc(keys, func(k sealedchat.KeyInfo) bool { return k.Kind == "X-Wing" })].Fingerprint
 }
 
 // client returns a sealed client of the gateway that trusts pin.

@@ -91,7 +91,7 @@ func TestEventsStaySmall(t *testing.T) {
 	}
 	for name, kind := range kinds {
 		for _, choices := range []int{0, 1, 30, 1000, 12_000} {
-			if choices*kind.weight >= MaxWeight || choices*len(kind.text) > 24<<20 {
+			if choices*kind.weight >= MaxWeight || choices*len(kind.text) > 2<<20 {
 				continue
 			}
 			for _, size := range []int{0, 10, 62, 63, 1000} {

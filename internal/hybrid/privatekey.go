@@ -19,8 +19,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
-// PrivateKey opens envelopes that were sealed to its public half. It is safe for concurrent use, until
-// it is wiped: the owner waits for those who use it.
+// PrivateKey opens envelopes that were sealed to its public half. It is safe for concurrent use,
+// until it is wiped: the owner waits for those who use it.
 type PrivateKey struct {
 	key    *rsa.PrivateKey
 	public *PublicKey     // shares nothing with key, and lives on when that is wiped
@@ -37,7 +37,8 @@ func NewPrivateKey(key *rsa.PrivateKey) (*PrivateKey, error) {
 }
 
 // ErrKeyShape says that crypto/rsa of this Go release keeps its numbers where they are not found.
-var ErrKeyShape = errors.New("sealedchat: the private key cannot be moved: crypto/rsa has another shape")
+var ErrKeyShape = errors.New(
+	"sealedchat: the private key cannot be moved: crypto/rsa has another shape")
 
 // ErrKeyTest says that a key that was moved does not open what is sealed to it.
 var ErrKeyTest = errors.New("sealedchat: a private key failed its test")
@@ -49,11 +50,12 @@ func (k *PrivateKey) Public() *PublicKey { return k.public }
 func (k *PrivateKey) RSA() *rsa.PrivateKey { return k.key }
 
 // Protect moves every number of the key, crypto/rsa's own ones too, into memory under policy, once:
-// parsing a key again for each use leaves more copies than it saves. (A word for each modulus, which
-// Montgomery's reduction needs, stays. The last 64 bits of a prime follow from it; that is not enough
-// to factor.) The key must be nobody else's. When the moved key does not open what was sealed to it
-// (ErrKeyTest), or numbers were not found (ErrKeyShape), the key goes back to where it was, and works
-// all the same. With locked.Required the caller refuses that; *locked.LimitError is the other reason.
+// parsing a key again for each use leaves more copies than it saves. (A word for each modulus,
+// which Montgomery's reduction needs, stays. The last 64 bits of a prime follow from it; that is
+// not enough to factor.) The key must be nobody else's. When the moved key does not open what was
+// sealed to it (ErrKeyTest), or numbers were not found (ErrKeyShape), the key goes back to where it
+// was, and works all the same. With locked.Required the caller refuses that; *locked.LimitError is
+// the other reason.
 func (k *PrivateKey) Protect(policy locked.Policy) (err error) {
 	if policy == locked.Off {
 		return nil
@@ -123,7 +125,8 @@ func (k *PrivateKey) unwrap(dataKey, wrapped []byte) bool {
 		return false
 	}
 	unwrapped, err := rsa.DecryptOAEP(sha256.New(), nil, k.key, wrapped, nil)
-	// The slice is the end of the padded block. Its beginning, from which all of it follows, is out of reach here.
+	// The slice is the end of the padded block. Its beginning, from which all of it follows, is out
+	// of reach here.
 	defer clear(unwrapped)
 	if err != nil || len(unwrapped) != DataKeySize {
 		return false
@@ -154,10 +157,10 @@ func (k *PrivateKey) Open(e *envelope.Envelope, to Alloc) ([]byte, error) {
 // Alloc makes memory for n bytes of plaintext.
 type Alloc func(n int) ([]byte, error)
 
-// Open decrypts e with the one of keys that unwraps its data key, into the memory that to returns, or
-// in place, in e.Sealed, when to is nil. When none of keys does, more, if not nil, is asked for others.
-// Every failure after the format checks is ErrDecryption and costs the same work: as many RSA
-// operations as there are keys, and one of GCM, under a random key if no other is there.
+// Open decrypts e with the one of keys that unwraps its data key, into the memory that to returns,
+// or in place, in e.Sealed, when to is nil. When none of keys does, more, if not nil, is asked for
+// others. Every failure after the format checks is ErrDecryption and costs the same work: as many
+// RSA operations as there are keys, and one of GCM, under a random key if no other is there.
 func Open(
 	e *envelope.Envelope, keys []*PrivateKey, more func() []*PrivateKey, to Alloc,
 ) (plaintext []byte, err error) {

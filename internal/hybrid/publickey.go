@@ -30,8 +30,8 @@ const (
 	pemPublicKey = "PUBLIC KEY"
 )
 
-// PublicKey is an RSA key that envelopes are sealed to. It never changes, and is safe for concurrent
-// use.
+// PublicKey is an RSA key that envelopes are sealed to. It never changes, and is safe for
+// concurrent use.
 type PublicKey struct {
 	key         *rsa.PublicKey
 	der         []byte // SubjectPublicKeyInfo
@@ -40,12 +40,13 @@ type PublicKey struct {
 }
 
 // ParsePublicKey reads the content of a PEM file (RFC 7468) with exactly one "PUBLIC KEY" block, a
-// SubjectPublicKeyInfo (RFC 5280, section 4.1.2.7), and nothing except white space around it. The key
-// is RSA, 2048 to 8192 bits, with an odd exponent of 65537 to 2³¹-1. Anything else is ErrPublicKey,
-// or ErrTooLarge above MaxKeyText. text stays the caller's.
+// SubjectPublicKeyInfo (RFC 5280, section 4.1.2.7), and nothing except white space around it. The
+// key is RSA, 2048 to 8192 bits, with an odd exponent of 65537 to 2³¹-1. Anything else is
+// ErrPublicKey, or ErrTooLarge above MaxKeyText. text stays the caller's.
 func ParsePublicKey(text []byte) (*PublicKey, error) {
 	if len(text) > MaxKeyText {
-		return nil, fmt.Errorf("%w: public key of %d bytes, limit %d", fault.ErrTooLarge, len(text), MaxKeyText)
+		return nil, fmt.Errorf("%w: public key of %d bytes, limit %d",
+			fault.ErrTooLarge, len(text), MaxKeyText)
 	}
 	text = bytes.TrimSpace(text)
 	if hint := publicKeyHint(text); hint != "" {
@@ -125,8 +126,8 @@ func NewPublicKey(key *rsa.PublicKey) (*PublicKey, error) {
 	return public, nil
 }
 
-// PEM is the key as a "PUBLIC KEY" block with lines of 64 characters and a final newline. The caller
-// owns the slice.
+// PEM is the key as a "PUBLIC KEY" block with lines of 64 characters and a final newline. The
+// caller owns the slice.
 func (k *PublicKey) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: pemPublicKey, Bytes: k.der})
 }
@@ -146,12 +147,14 @@ func (k *PublicKey) Bits() int { return k.key.N.BitLen() }
 // Size is the length of a wrapped key in bytes.
 func (k *PublicKey) Size() int { return k.key.Size() }
 
-// AppendSealed encrypts plaintext, which it leaves as it is and does not copy, under a fresh AES-256
-// key and nonce, wraps that key for k, and appends the envelope to dst, which must not overlap
-// plaintext. e says what else stands in the envelope; its Sealed and WrappedKey are overwritten, and
-// of no use afterwards. The result is written into one piece of memory, dst's if it is large enough:
-// the ciphertext at its end, from where it becomes base64 in place.
-func (k *PublicKey) AppendSealed(dst []byte, e *envelope.Envelope, plaintext []byte) ([]byte, error) {
+// AppendSealed encrypts plaintext, which it leaves as it is and does not copy, under a fresh
+// AES-256 key and nonce, wraps that key for k, and appends the envelope to dst, which must not
+// overlap plaintext. e says what else stands in the envelope; its Sealed and WrappedKey are
+// overwritten, and of no use afterwards. The result is written into one piece of memory, dst's if
+// it is large enough: the ciphertext at its end, from where it becomes base64 in place.
+func (k *PublicKey) AppendSealed(
+	dst []byte, e *envelope.Envelope, plaintext []byte,
+) ([]byte, error) {
 	dst, err := k.Seal(dst, e, plaintext)
 	if err != nil {
 		return nil, err

@@ -82,3 +82,23 @@ func (s *tcpServer) close() {
 	s.mu.Unlock()
 	s.wg.Wait()
 }
+
+// ForeignAddress listens where loopback does not reach, if this machine has such an address.
+func ForeignAddress(t testing.TB) net.Listener {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Skip(err)
+	}
+	for _, a := range addrs {
+		n, ok := a.(*net.IPNet)
+		if !ok || n.IP.IsLoopback() || n.IP.IsLinkLocalUnicast() {
+			continue
+		}
+		if l, err := net.Listen("tcp", net.JoinHostPort(n.IP.String(), "0")); err == nil {
+			return l
+		}
+	}
+	t.Skip("no address but loopback")
+	return nil
+}

@@ -35,3 +35,10 @@ func ClientTransport(srv *httptest.Server) *http.Transport {
 		ForceAttemptHTTP2: true,
 	}
 }
+
+// ServerTLS has the certificate of a test server.
+func ServerTLS(t testing.TB) *tls.Config {
+	t.Helper()
+	other := TLSServer(t, http.NotFoundHandler())
+	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: other.TLS.Certificates}
+}

@@ -53,7 +53,7 @@ func run(ctx context.Context, question string) (string, error) {
 	defer gateway.Close()
 	server := httptest.NewTLSServer(gateway)
 	defer server.Close()
-	key, err := gateway.PublicKey(ctx)
+	key, err := keys.Public(ctx)
 	if err != nil {
 		return "", err
 	}

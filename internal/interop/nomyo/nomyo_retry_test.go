@@ -46,19 +46,19 @@ func TestNomyoFailures(t *testing.T) {
 	var panics atomic.Int32
 	limited := func(c *sealedchat.GatewayConfig) {
 		c.AllowUnauthenticated = false
-		c.Authenticate = func(*http.Request) error {
-			return &sealedchat.APIError{StatusCode: http.StatusTooManyRequests,
+		c.Authenticate = func(*http.Request) (string, error) {
+			return "", &sealedchat.APIError{StatusCode: http.StatusTooManyRequests,
 				RetryAfter: 30 * time.Second}
 		}
 	}
 	broken := func(most int32) func(*sealedchat.GatewayConfig) {
 		return func(c *sealedchat.GatewayConfig) {
 			c.AllowUnauthenticated = false
-			c.Authenticate = func(r *http.Request) error {
+			c.Authenticate = func(r *http.Request) (string, error) {
 				if most == 0 || panics.Add(1) <= most {
 					panic("a bug")
 				}
-				return nil
+				return "", nil
 			}
 		}
 	}

@@ -276,10 +276,7 @@ func TestNomyoLargest(t *testing.T) {
 func TestNomyoTiersAndKeys(t *testing.T) {
 	needPython(t)
 	certs, dir := newCertificates(t), keyDir(t, "rsa-2048")
-	secret, err := sealedchat.NewSecret([]byte("the-right-key"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	secret := sealedchat.NewSecret([]byte("the-right-key"))
 	defer secret.Destroy()
 	auth, err := sealedchat.AuthenticateKeys(secret)
 	if err != nil {
@@ -453,9 +450,9 @@ func TestNomyoEarlyRefusal(t *testing.T) {
 			n := new(atomic.Int32)
 			gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
 				Upstream: "http://127.0.0.1:1", Keys: gatewayKeys,
-				Authenticate: func(*http.Request) error {
+				Authenticate: func(*http.Request) (string, error) {
 					n.Add(1)
-					return sealedchat.ErrAuthentication
+					return "", sealedchat.ErrAuthentication
 				},
 			})
 			if err != nil {
