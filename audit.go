@@ -57,7 +57,7 @@ type Event struct {
 	PID      int        `json:"pid"`
 
 	PayloadID string `json:"payload_id,omitempty"` // of the request, the same on both ends
-	// Account is whose request it is, where a program's own Auditor knows that and puts it here.
+	// Account is whose request it is, in a gateway: what GatewayConfig.Authenticate named it.
 	Account string `json:"account,omitempty"`
 	// Fingerprint is that of the key that the event is about, and OldFingerprint that of the key in
 	// whose place it came. Server is the client's base URL, with "ohttp+" before it for

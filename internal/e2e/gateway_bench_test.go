@@ -31,8 +31,9 @@ func (u fixedUpstream) RoundTrip(req *http.Request) (*http.Response, error) {
 	return testkit.Respond(200, string(u), "Content-Type", "application/json"), nil
 }
 
-// BenchmarkGatewayProtocols has one gateway serve the same request of 1 KiB over each protocol in turn, and compares the CPU time
-// of ServeHTTP, upstream included, which costs nothing. x-v1 is the ratio of the medians: v1's over Oblivious HTTP's.
+// BenchmarkGatewayProtocols has one gateway serve the same request of 1 KiB over each protocol in
+// turn, and compares the CPU time of ServeHTTP, upstream included, which costs nothing. x-v1 is the
+// ratio of the medians: v1's over Oblivious HTTP's.
 //
 //	go test -run '^$' -bench GatewayProtocols -benchtime 200x ./internal/e2e
 func BenchmarkGatewayProtocols(b *testing.B) {
@@ -40,9 +41,16 @@ func BenchmarkGatewayProtocols(b *testing.B) {
 		c.UpstreamTransport, c.Logger = fixedUpstream(testkit.FineAnswer), nil
 		c.Keys, c.OHTTP.StrangerRate = storedKeys(b, "server-4096"), -1
 	})
-	body := `{"model":"m","messages":[{"role":"user","content":"` + string(bytes.Repeat([]byte{'x'}, 1<<10)) + `"}]}`
+	body := `{"model":"m","messages":[{"role":"user","content":"` + string(
+		bytes.Repeat([]byte{'x'}, 1<<10),
+	) + `"}]}`
 	config := r.KeyConfig()
-	server, clientKey := publicOf(b, "server-4096"), url.PathEscape(string(testkit.PublicPEM(b, "client-4096")))
+	server, clientKey := publicOf(
+		b,
+		"server-4096",
+	), url.PathEscape(
+		string(testkit.PublicPEM(b, "client-4096")),
+	)
 	serve := func(req *http.Request) time.Duration {
 		w := httptest.NewRecorder()
 		start := testkit.CPUTime()
@@ -58,7 +66,11 @@ func BenchmarkGatewayProtocols(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		req := httptest.NewRequest(http.MethodPost, hybrid.PathCompletion, bytes.NewReader(envelope.Append(nil, e)))
+		req := httptest.NewRequest(
+			http.MethodPost,
+			hybrid.PathCompletion,
+			bytes.NewReader(envelope.Append(nil, e)),
+		)
 		req.Header.Set("X-Payload-ID", testkit.UUID())
 		req.Header.Set("X-Public-Key", clientKey)
 		return req
@@ -66,7 +78,15 @@ func BenchmarkGatewayProtocols(b *testing.B) {
 	var v1, second []time.Duration
 	for b.Loop() {
 		v1 = append(v1, serve(envelopeRequest()))
-		second = append(second, serve(fakes.OHTTPPost(b, bytes.NewReader(fakes.SealFor(b, config, fakes.Inner{Body: body}.Encode(b)).Body))))
+		second = append(
+			second,
+			serve(
+				fakes.OHTTPPost(
+					b,
+					bytes.NewReader(fakes.SealFor(b, config, fakes.Inner{Body: body}.Encode(b)).Body),
+				),
+			),
+		)
 	}
 	if config.KEM() != ohttp.XWing {
 		b.Error("not X-Wing")

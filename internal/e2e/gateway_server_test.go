@@ -75,15 +75,25 @@ func TestGatewayServerIdleConnections(t *testing.T) {
 		answer string
 		times  int64 // the bound
 	}{
-		"answered":                       {send: line + fits + "\r\n", answer: "HTTP/1.1 200"},
-		"answered, TLS":                  {secure: true, send: line + fits + "\r\n", answer: "HTTP/1.1 200"},
-		"header does not end":            {send: line + fits},
-		"header does not end, TLS":       {secure: true, send: line + fits},
-		"one field does not end":         {send: line + "X: " + strings.Repeat("v", headerBytes)},
-		"thousands of fields do not end": {send: line + strings.Repeat("a:\r\n", headerBytes/4), times: 4}, // for 10 seconds at most
-		"body does not come":             {send: "POST " + hybrid.PathCompletion + " HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n" + fits + "\r\n"},
-		"HTTP/2":                         {secure: true, send: http2Request(headerBytes-500, true), answer: "\x00"},
-		"HTTP/2 header does not end":     {secure: true, send: http2Request(headerBytes-500, false), answer: "\x00"},
+		"answered":                 {send: line + fits + "\r\n", answer: "HTTP/1.1 200"},
+		"answered, TLS":            {secure: true, send: line + fits + "\r\n", answer: "HTTP/1.1 200"},
+		"header does not end":      {send: line + fits},
+		"header does not end, TLS": {secure: true, send: line + fits},
+		"one field does not end":   {send: line + "X: " + strings.Repeat("v", headerBytes)},
+		// for 10 seconds at most
+		"thousands of fields do not end": {
+			send: line + strings.Repeat("a:\r\n", headerBytes/4), times: 4,
+		},
+		"body does not come": {
+			send: "POST " + hybrid.PathCompletion + " HTTP/1.1\r\nHost: x\r\n" +
+				"Content-Length: 9000000\r\n" + fits + "\r\n",
+		},
+		"HTTP/2": {
+			secure: true, send: http2Request(headerBytes-500, true), answer: "\x00",
+		},
+		"HTTP/2 header does not end": {
+			secure: true, send: http2Request(headerBytes-500, false), answer: "\x00",
+		},
 	} {
 		g := startGateway(t, testkit.AnswerText("fine"), nil)
 		addr := serveGateway(t, g, c.secure)
@@ -105,7 +115,8 @@ func TestGatewayServerIdleConnections(t *testing.T) {
 			open = append(open, conn)
 			client := conn
 			if c.secure { // nobody keeps the client's end, whose memory is not the server's
-				client = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: protos}) // the test's own server
+				// the test's own server
+				client = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: protos})
 			}
 			if _, err := io.WriteString(client, c.send); err != nil {
 				t.Fatalf("%s: %v", name, err)
@@ -116,7 +127,8 @@ func TestGatewayServerIdleConnections(t *testing.T) {
 			}
 		}
 		grown := heapAndStacks() - before
-		for i := 0; i < 5 && c.answer == ""; i++ { // what was sent has come when the memory no longer grows
+		// what was sent has come when the memory no longer grows
+		for i := 0; i < 5 && c.answer == ""; i++ {
 			time.Sleep(20 * time.Millisecond)
 			grown = max(grown, heapAndStacks()-before)
 		}
@@ -143,7 +155,9 @@ func http2Request(size int, whole bool) string {
 	}
 	frame := func(kind, flags, stream byte, payload string) string {
 		n := len(payload)
-		return string([]byte{byte(n >> 16), byte(n >> 8), byte(n), kind, flags, 0, 0, 0, stream}) + payload
+		return string(
+			[]byte{byte(n >> 16), byte(n >> 8), byte(n), kind, flags, 0, 0, 0, stream},
+		) + payload
 	}
 	return "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, "") + frame(1, flags, 1, block)
 }

@@ -32,7 +32,9 @@ func (q *ohttpRequest) check(ctx context.Context) *refusal {
 			return refuse(http.StatusBadRequest, "a field for the upstream is not in ASCII")
 		}
 	}
-	for _, step := range []func(context.Context) *refusal{q.checkDate, q.authenticateInner, q.checkPath, q.checkInnerTier} {
+	for _, step := range []func(context.Context) *refusal{
+		q.checkDate, q.authenticateInner, q.checkPath, q.checkInnerTier,
+	} {
 		if p := step(ctx); p != nil {
 			return p
 		}
@@ -49,7 +51,10 @@ func (q *ohttpRequest) authenticateInner(ctx context.Context) *refusal {
 	}
 	q.path, q.query = path, query
 	inner := (&http.Request{
-		Method: q.head.Method, URL: &url.URL{Scheme: q.head.Scheme, Host: q.head.Authority, Path: unescaped, RawPath: path, RawQuery: query},
+		Method: q.head.Method,
+		URL: &url.URL{
+			Scheme: q.head.Scheme, Host: q.head.Authority, Path: unescaped, RawPath: path, RawQuery: query,
+		},
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: q.inHeader.Clone(), Body: http.NoBody,
 		Host: q.head.Authority, RemoteAddr: q.r.RemoteAddr, RequestURI: q.head.Path, TLS: q.r.TLS,
 	}).WithContext(ctx)

@@ -41,8 +41,9 @@ func (h *request) completion() {
 }
 
 // serveCompletion takes a request of protocol v1 through its steps: authenticate, read, take a
-// place, open, claim, forward, seal. Only what opens is claimed, so that made-up envelopes cannot
-// push others out of the replay cache.
+// place, open, claim, check, forward, seal, send. Only what opens is claimed, so that made-up
+// envelopes cannot push others out of the replay cache. A refusal is in the clear, and is sent when
+// the place and the claim are given back; the plaintext is wiped before.
 func (h *request) serveCompletion() *refusal {
 	h.within(h.s.cfg.BodyTimeout, reading)
 	clientKey, p := h.admit()
@@ -168,11 +169,7 @@ func (h *request) readBody() ([]byte, *refusal) {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, notInTime()
 	}
-	return nil, &refusal{
-		status: http.StatusBadRequest,
-		detail: "the request did not arrive whole",
-		cause:  err,
-	}
+	return nil, notWhole(err)
 }
 
 // parseEnvelope takes a body apart.
@@ -182,12 +179,9 @@ func (h *request) parseEnvelope(body []byte) (*envelope.Envelope, *refusal) {
 		return nil, tooLarge()
 	}
 	if err != nil {
-		return nil, &refusal{
-			status: http.StatusBadRequest,
-			detail: "malformed envelope",
-			cause:  hybrid.EnvelopeError(err),
-			event:  SchemaRefused,
-		}
+		p := refuse(http.StatusBadRequest, "malformed envelope").as(SchemaRefused)
+		p.cause = hybrid.EnvelopeError(err)
+		return nil, p
 	}
 	return &e, nil
 }
@@ -197,10 +191,8 @@ func (h *request) openRequest(ctx context.Context, e *envelope.Envelope) ([]byte
 	plaintext, err := h.s.cfg.Keys.OpenEnvelope(ctx, e)
 	switch {
 	case errors.Is(err, fault.ErrDecryption), errors.Is(err, fault.ErrEnvelope):
-		return nil, refuse(
-			http.StatusBadRequest,
-			"the request cannot be decrypted; fetch the public key again",
-		).as(DecryptionRefused)
+		return nil, refuse(http.StatusBadRequest,
+			"the request cannot be decrypted; fetch the public key again").as(DecryptionRefused)
 	case err != nil:
 		return nil, unavailable("no key", err)
 	}
@@ -211,12 +203,8 @@ func (h *request) openRequest(ctx context.Context, e *envelope.Envelope) ([]byte
 // claim refuses a wrapped key that was served before. The client knows the status as one that is
 // not worth repeating.
 func (h *request) claim(ctx context.Context, id [32]byte, clientKey *hybrid.PublicKey) *refusal {
-	fresh, err := h.s.cfg.Replay.Claim(
-		ctx,
-		id,
-		sha256.Sum256(clientKey.DER()),
-		time.Now().Add(h.s.cfg.ReplayWindow),
-	)
+	client, until := sha256.Sum256(clientKey.DER()), time.Now().Add(h.s.cfg.ReplayWindow)
+	fresh, err := h.s.cfg.Replay.Claim(ctx, id, client, until)
 	if err != nil {
 		return unavailable("the replay cache is unavailable", err)
 	}
@@ -235,10 +223,7 @@ func (h *request) releaseClaim(ctx context.Context, id [32]byte) {
 
 // answer has the upstream answer an opened request, and seals the answer for clientKey.
 func (h *request) answer(
-	ctx context.Context,
-	plaintext []byte,
-	clientKey *hybrid.PublicKey,
-	form envelope.TagForm,
+	ctx context.Context, plaintext []byte, clientKey *hybrid.PublicKey, form envelope.TagForm,
 ) ([]byte, *refusal) {
 	request, p := h.upstreamRequest(plaintext)
 	if p != nil {
@@ -264,24 +249,18 @@ func (h *request) answer(
 // stripped on the way.
 func (h *request) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
 	if !chatjson.ValidObject(plaintext) {
-		return nil, refuse(http.StatusBadRequest, "the request is not a JSON object").as(SchemaRefused)
+		return nil, notAChat("the request is not a JSON object")
 	}
 	o, _ := chatjson.Pick(plaintext, "model", "messages", "security_tier")
 	if o.Text("model") == "" {
-		return nil, refuse(http.StatusBadRequest, "the request names no model").as(SchemaRefused)
+		return nil, notAChat("the request names no model")
 	}
 	if !validMessages(o["messages"]) {
-		return nil, refuse(
-			http.StatusBadRequest,
-			"messages must be a list of objects with a role, and not empty",
-		).as(SchemaRefused)
+		return nil, notAChat("messages must be a list of objects with a role, and not empty")
 	}
 	tier := hybrid.Tier(o.Text("security_tier"))
 	if tier.Rank() < 0 {
-		return nil, refuse(
-			http.StatusBadRequest,
-			"security_tier is not standard, high or maximum",
-		).as(SchemaRefused)
+		return nil, notAChat("security_tier is not standard, high or maximum")
 	}
 	if tier.Rank() > h.tier.Rank() {
 		h.tier = tier
@@ -289,12 +268,13 @@ func (h *request) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
 			return nil, p
 		}
 	}
-	dropped := append([]string{"stream", "stream_options"}, chatjson.SpokenOutside...)
-	return jsonspan.CutOf(
-		nil,
-		plaintext,
-		func(m jsonspan.Member) bool { return slices.ContainsFunc(dropped, m.Is) },
-	), nil
+	return jsonspan.CutOf(nil, plaintext, func(m jsonspan.Member) bool {
+		return chatjson.IsStreamMember(m) || slices.ContainsFunc(chatjson.SpokenOutside, m.Is)
+	}), nil
+}
+
+func notAChat(detail string) *refusal {
+	return refuse(http.StatusBadRequest, detail).as(SchemaRefused)
 }
 
 func validMessages(data []byte) bool {
