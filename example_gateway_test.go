@@ -19,10 +19,7 @@ import (
 func ExampleAuthenticateKeys() {
 	var keys []*sealedchat.Secret
 	for _, text := range []string{"key-of-may", "key-of-june"} { // a service reads them from a file
-		key, err := sealedchat.NewSecret([]byte(text))
-		if err != nil {
-			log.Fatal(err)
-		}
+		key := sealedchat.NewSecret([]byte(text))
 		defer key.Destroy()
 		keys = append(keys, key)
 	}
@@ -60,10 +57,7 @@ func ExampleGatewayConfig_authenticate() {
 		},
 	})
 	defer stop()
-	key, err := sealedchat.NewSecret([]byte("an-api-key"))
-	if err != nil {
-		log.Fatal(err)
-	}
+	key := sealedchat.NewSecret([]byte("an-api-key"))
 	defer key.Destroy()
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
 		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(), Transport: transport, APIKey: key,

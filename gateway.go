@@ -260,7 +260,7 @@ func tellGatewayEvents(a Auditor) func(context.Context, gateway.Event) error {
 	if a == nil {
 		return nil
 	}
-	var t teller
+	var t auditSink
 	t.set(a)
 	return func(ctx context.Context, e gateway.Event) error { return t.tell(ctx, gatewayEvent(e)) }
 }

@@ -51,7 +51,7 @@ func storedKeys(t testing.TB, name string) *KeyStore {
 	if err := s.adopt(storedKey(t, name)); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() { s.Close() })
 	return s
 }
 
@@ -82,10 +82,7 @@ func (k *PublicKey) seal(plaintext []byte) (*envelope.Envelope, error) {
 
 func secret(t testing.TB, text string) *Secret {
 	t.Helper()
-	s, err := NewSecret([]byte(text))
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := NewSecret([]byte(text))
 	t.Cleanup(s.Destroy)
 	return s
 }

@@ -86,7 +86,7 @@ func TestOHTTPOpensIntoRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	var room []byte
-	got, err := client.wire.open(r, a, func(n int) ([]byte, error) {
+	got, err := client.wire.openAnswer(r, a, func(n int) ([]byte, error) {
 		room = bytes.Repeat([]byte{0xff}, n)
 		return room, nil
 	})
@@ -349,8 +349,8 @@ func TestUpstreamRefusalsAreNotRepeated(t *testing.T) {
 					if !ok || answer.StatusCode != status || answer.RetryAfter != time.Second {
 						t.Errorf("%s, %d: %v", name, status, err)
 					}
-					if ran != 1 || client.wire.(*obliviousHTTP).ahead.Load() != 0 {
-						t.Errorf("%s, %d with %q: ran %d times, the clock is %v ahead", name, status, processed, ran, client.wire.(*obliviousHTTP).ahead.Load())
+					if ran != 1 || client.wire.(*ohttpProtocol).ahead.Load() != 0 {
+						t.Errorf("%s, %d with %q: ran %d times, the clock is %v ahead", name, status, processed, ran, client.wire.(*ohttpProtocol).ahead.Load())
 					}
 				}
 			})

@@ -26,13 +26,13 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// counts is what the gateway has seen since it started.
+// counts are the connections and requests that the gateway has had since it started.
 type counts struct{ Connections, Fetches, Chats int64 }
 
-// serveGateway serves every client: https, HTTP/2 and 1.1, in front of a stand-in for a model that
-// answers with as much text as it was asked with. It writes its certificate into dir, prints where
-// it listens, and ends with its standard input. GET /counts over plain http on a second port tells
-// the counts.
+// serveGateway serves every client over https, HTTP/2 and 1.1. Its upstream stands in for a model,
+// and answers with as much text as the prompt has. It writes its certificate into dir, prints its
+// address, and ends when its standard input ends. GET /counts over plain http on a second port
+// returns the counts.
 func serveGateway(dir string) error {
 	upstream, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

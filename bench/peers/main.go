@@ -5,7 +5,8 @@
 // client, in turn against one gateway in another process, over https. Linux. It needs a Python with
 // nomyo 0.2.9, cryptography 48.0.0 and httpx 0.28.1:
 //
-//	python3 -m venv /tmp/venv && /tmp/venv/bin/pip install nomyo==0.2.9 cryptography==48.0.0 httpx==0.28.1
+//	python3 -m venv /tmp/venv && \
+//	  /tmp/venv/bin/pip install nomyo==0.2.9 cryptography==48.0.0 httpx==0.28.1
 //	cd bench/peers && go run . -python /tmp/venv/bin/python        # minutes; -small: seconds
 //
 // It writes RESULTS.md and peers.svg into the folder -out ("..").
@@ -83,7 +84,7 @@ type bench struct {
 	self, python, dir             string
 	rounds, requests, bigRequests int
 	concurrency                   []int
-	// how often the package's own benchmarks run: Seal and Open, and the rest
+	// how often the package's own benchmarks run: Seal and Open, and the others
 	times               [2]string
 	base, control, cert string
 
@@ -187,10 +188,14 @@ func (b *bench) extras() error {
 		return err
 	}
 	for _, these := range []struct {
-		pattern, times string
-	}{{"Seal|Open", b.times[0]}, {"Complete|OHTTP|GatewayProtocols|AuditEvent", b.times[1]}} {
+		folder, pattern, times string
+	}{
+		{"./internal/hybrid", "Seal|Open", b.times[0]},
+		{".", "OHTTP", b.times[1]},
+		{"./internal/e2e", "Complete|OHTTP|GatewayProtocols|AuditEvent", b.times[1]},
+	} {
 		cmd := exec.Command("go", "test", "-run", "^$", "-bench", "^Benchmark("+these.pattern+")",
-			"-benchtime", these.times, ".")
+			"-benchtime", these.times, these.folder)
 		cmd.Dir = filepath.Join("..", "..")
 		text, err := output(cmd)
 		found := len(b.own)
@@ -206,8 +211,8 @@ func (b *bench) extras() error {
 	return nil
 }
 
-// profiles uses a build with runtime/secret: in the ordinary one, what seals and opens blocks the
-// profiler's signal.
+// profiles uses a build with runtime/secret. In the ordinary build, sealing and opening block the
+// signal of the profiler.
 func (b *bench) profiles() error {
 	visible := *b
 	visible.self = filepath.Join(b.dir, "peers-runtimesecret")
@@ -240,8 +245,8 @@ func output(cmd *exec.Cmd) (string, error) {
 	return string(text), err
 }
 
-// withBundle is certifi's bundle of authorities, which httpx loads by default, and the gateway's
-// certificate.
+// withBundle returns certifi's bundle of authorities, which httpx loads by default, together with
+// the certificate of the gateway.
 func (b *bench) withBundle() (string, error) {
 	where, err := output(exec.Command(b.python, "-m", "certifi"))
 	if err != nil {
@@ -259,7 +264,7 @@ func (b *bench) withBundle() (string, error) {
 	return file, os.WriteFile(file, slices.Concat(bundle, own), 0o644)
 }
 
-// one runs a client's process once. It warms up before anything is counted.
+// one runs the process of a client once. The process warms up before anything is counted.
 func (b *bench) one(r *row, cert string, profile ...string) error {
 	requests := b.requests
 	if r.size > 1<<16 {

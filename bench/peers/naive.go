@@ -22,8 +22,8 @@ import (
 	"net/url"
 )
 
-// The straightforward client that a Go programmer writes in an afternoon: structs, json.Marshal,
-// base64 strings. It keeps the server's key and its connections.
+// The straightforward client that a Go programmer writes in an afternoon, with structs,
+// json.Marshal and base64 strings. It keeps the key of the server and its connections.
 
 type chatRequest struct {
 	Model    string        `json:"model"`

@@ -23,7 +23,7 @@ func quantile(values []float64, q float64) float64 {
 
 func median(values []float64) float64 { return quantile(values, 0.5) }
 
-// compared tells which ratios are of interest.
+// compared lists the ratios that are of interest.
 func compared(client, other string) bool {
 	return client == "ours" && (other == "naive" || other == "python") ||
 		client == "ohttp" && other == "ours"
@@ -35,23 +35,23 @@ func (b *bench) report(dir string) error {
 	var t strings.Builder
 	fmt.Fprintf(&t, `# Results
 
-Made by `+"`cd bench/peers && go run . -python PYTHON`"+`: clients in turn against one gateway in another process, https on loopback,
-answers as long as prompts. "ours" is this package over envelope version 1, "ohttp" over Oblivious HTTP. %s, %s/%s, %d CPUs,
-%d rounds of %d requests (%d of 1 MiB) for each row, warmed up. CPU is user and system time of the client's process per request. Compare
-within one run: times depend on the machine and on what else it does.
+Made by `+"`cd bench/peers && go run . -python PYTHON`"+`: clients in turn against one
+gateway in another process, https on loopback, answers as long as prompts. "ours" is this package
+over envelope version 1, "ohttp" over Oblivious HTTP. %s, %s/%s, %d CPUs, %d rounds of %d requests
+(%d of 1 MiB) for each row, warmed up. CPU is user and system time of the client's process per
+request. Compare only rows of one run: times depend on the machine and on its other work.
 
-httpx made a new TLS context for every connection from SSL_CERT_FILE, which held the gateway's certificate alone: the least work that its
-CA handling can be.`, runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), b.rounds, b.requests, b.bigRequests)
+httpx made a new TLS context for every connection from SSL_CERT_FILE, which held only the
+certificate of the gateway: its CA handling cannot do less work than that.`, runtime.Version(),
+		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), b.rounds, b.requests, b.bigRequests)
 	if len(b.bundle) > 0 {
 		fmt.Fprintf(&t,
-			" With certifi's bundle, its default, a request of 1 KiB took %.0f ms of CPU.",
+			" With certifi's bundle, its default,\na request of 1 KiB took %.0f ms of CPU.",
 			median(b.bundle))
 	}
-	t.WriteString(`
-
-| prompt | at a time | client | CPU ms | wall ms, median | p99 | connections per request | key fetches | peak MiB |
-|---|---|---|---|---|---|---|---|---|
-`)
+	t.WriteString("\n\n| prompt | at a time | client | CPU ms | wall ms, median | p99 " +
+		"| connections per request | key fetches | peak MiB |\n" +
+		"|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range b.rows {
 		fmt.Fprintf(&t, "| %s | %d | %s | %.2f | %.1f | %.1f | %.2f | %.2f | %.0f |\n",
 			sizeName(r.size), r.concurrency, r.client, median(r.cpu),
@@ -91,8 +91,8 @@ CA handling can be.`, runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.N
 			"rounds) | %.0f ms |\n", median(over))
 	b.reportOwn(&t)
 	t.WriteString("\n## Where the time goes\n\nCPU profiles of `ours`, 8 at a time, built with " +
-		"GOEXPERIMENT=runtimesecret: in the ordinary build, what seals and opens\n" +
-		"holds back the profiler's signal on Linux, so that no signal frame keeps key material.\n")
+		"GOEXPERIMENT=runtimesecret.\nIn the ordinary build, the code that seals and opens " +
+		"holds back the profiler's signal on Linux, so\nthat no signal frame keeps key material.\n")
 	for i, name := range []string{"1 KiB", "1 MiB"} {
 		fmt.Fprintf(&t, "\n%s:\n\n```\n flat%%%s```\n", name, b.profile[i])
 	}
@@ -106,11 +106,12 @@ CA handling can be.`, runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.N
 	return os.WriteFile(filepath.Join(dir, "RESULTS.md"), []byte(t.String()), 0o644)
 }
 
-// reportOwn lists what the package's own benchmarks report, but for times: those depend on the
+// reportOwn lists the results of the package's own benchmarks, except times, which depend on the
 // machine.
 func (b *bench) reportOwn(t *strings.Builder) {
 	t.WriteString("\n## Within one process\n\nThe package's own benchmarks, `go test -run '^$' " +
-		"-bench . .` in its folder; their comments say what each ratio compares.\n\n" +
+		"-bench .` in internal/hybrid, internal/e2e\nand the root. " +
+		"Their comments say what each ratio compares.\n\n" +
 		"| benchmark | reports |\n|---|---|\n")
 	for _, line := range b.own {
 		fields := strings.Fields(line)
@@ -136,8 +137,8 @@ func (b *bench) plot() string {
 	colour := map[string]string{"ours": "#1a7f5a", "ohttp": "#3f6fb5", "naive": "#8a8a8a",
 		"python": "#c77c2b"}
 	var s strings.Builder
-	fmt.Fprintf(&s,
-		`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">`+"\n", left+wide+90, line*(len(b.rows)+8)+30)
+	fmt.Fprintf(&s, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" `+
+		`font-family="sans-serif" font-size="12">`+"\n", left+wide+90, line*(len(b.rows)+8)+30)
 	s.WriteString(`<rect width="100%" height="100%" fill="white"/>` + "\n" +
 		`<text x="10" y="20">CPU time of the client per request, ms, logarithmic</text>` + "\n")
 	y := 34

@@ -30,17 +30,14 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{dir: filepath.Join(t.TempDir(), "keys"), path: filepath.Join(t.TempDir(), "log",
 		"audit.log")}
-	pass, err := sealedchat.NewSecret([]byte(passphrase))
-	if err != nil {
-		t.Fatal(err)
-	}
+	pass := sealedchat.NewSecret([]byte(passphrase))
 	defer pass.Destroy()
 	keys, err := sealedchat.CreateKeyStore(t.Context(), w.dir, pass,
 		&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = keys.Close() })
+	t.Cleanup(func() { keys.Close() })
 	if w.log, err = sealedchat.OpenAuditLog(t.Context(), w.path, keys,
 		&sealedchat.AuditLogOptions{MaxFileBytes: 64 << 10}); err != nil {
 		t.Fatal(err)

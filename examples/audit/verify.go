@@ -100,7 +100,7 @@ func (p *program) passphrase(file string) (*sealedchat.Secret, error) {
 			return nil, wrongInput(
 				"the passphrase: set NOMYO_KEY_PASSWORD, or give -passphrase-file")
 		}
-		return sealedchat.NewSecret([]byte(text))
+		return sealedchat.NewSecret([]byte(text)), nil
 	}
 	f, err := os.Open(file)
 	if err != nil {
@@ -125,5 +125,5 @@ func (p *program) passphrase(file string) (*sealedchat.Secret, error) {
 			file,
 			maxPassphrase)
 	}
-	return sealedchat.NewSecret(bytes.TrimRight(text[:n], "\r\n"))
+	return sealedchat.NewSecret(bytes.TrimRight(text[:n], "\r\n")), nil
 }

@@ -39,9 +39,7 @@ func (p *program) connect(o *options, to server,
 		config.Transport = &wire{next: transport, out: p.stderr}
 	}
 	if to.key != "" {
-		if config.APIKey, err = sealedchat.NewSecret([]byte(to.key)); err != nil {
-			return nil, nil, err
-		}
+		config.APIKey = sealedchat.NewSecret([]byte(to.key))
 	}
 	client, err := sealedchat.NewSecureCompletionClient(config)
 	if err != nil {

@@ -36,9 +36,8 @@ type demo struct {
 func (p *program) startDemo(ctx context.Context, o *options,
 	clientKeys *sealedchat.KeyStore) (_ *demo, err error) {
 	fmt.Fprintln(p.stderr,
-		"demo: no -url was given, so this is the demo: a gateway and a tiny demo model inside "+
-			"this program. "+
-			"No model was downloaded; the demo model only repeats.")
+		"demo: no -url was given, so a gateway and a tiny model run inside this program")
+	fmt.Fprintln(p.stderr, "demo: No model was downloaded; the tiny one only repeats")
 	d := &demo{}
 	defer func() {
 		if err != nil {
@@ -87,10 +86,7 @@ func (p *program) makeDemoKeys(ctx context.Context, o *options, d *demo,
 
 func newDemoGateway(keys *sealedchat.KeyStore, apiKey string,
 	protocol sealedchat.Protocol) (*sealedchat.Gateway, error) {
-	secret, err := sealedchat.NewSecret([]byte(apiKey))
-	if err != nil {
-		return nil, err
-	}
+	secret := sealedchat.NewSecret([]byte(apiKey))
 	defer secret.Destroy() // AuthenticateKeys keeps a digest
 	authenticate, err := sealedchat.AuthenticateKeys(secret)
 	if err != nil {
@@ -135,7 +131,7 @@ func (d *demo) close() {
 		_ = d.gateway.Close()
 	}
 	if d.keys != nil {
-		_ = d.keys.Close()
+		d.keys.Close()
 	}
 }
 

@@ -97,8 +97,8 @@ func (p *program) chat(ctx context.Context, o *options) error {
 		}
 		defer d.close()
 		to = d.server
-		fmt.Fprintf(p.stderr, "demo: the gateway is %s, its key is pinned: %s\n", to.url,
-			to.pins[0])
+		fmt.Fprintf(p.stderr, "demo: the gateway is %s, and its key is pinned:\n", to.url)
+		fmt.Fprintf(p.stderr, "demo: %s\n", to.pins[0])
 	}
 	client, done, err := p.connect(o, to, keys)
 	if err != nil {

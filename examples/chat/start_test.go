@@ -72,10 +72,7 @@ func newRemote(t *testing.T) *remote {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { keys.Close() })
-	secret, err := sealedchat.NewSecret([]byte(apiKey))
-	if err != nil {
-		t.Fatal(err)
-	}
+	secret := sealedchat.NewSecret([]byte(apiKey))
 	authenticate, err := sealedchat.AuthenticateKeys(secret)
 	if err != nil {
 		t.Fatal(err)

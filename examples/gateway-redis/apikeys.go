@@ -38,10 +38,7 @@ func readAPIKeys(name string) (authenticate func(*http.Request) (string, error),
 		if len(line) == 0 || line[0] == '#' {
 			continue
 		}
-		key, err := sealedchat.NewSecret(line) // wipes it
-		if err != nil {
-			return nil, err
-		}
+		key := sealedchat.NewSecret(line) // wipes it
 		keys = append(keys, key)
 		if _, err := sealedchat.AuthenticateKeys(key); err != nil {
 			return nil, usageError(

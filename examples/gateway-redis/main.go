@@ -161,9 +161,7 @@ func run(ctx context.Context, o *options, arguments int) error {
 		}
 	}
 	if key := os.Getenv("NOMYO_UPSTREAM_KEY"); key != "" {
-		if config.UpstreamKey, err = sealedchat.NewSecret([]byte(key)); err != nil {
-			return err
-		}
+		config.UpstreamKey = sealedchat.NewSecret([]byte(key))
 		defer config.UpstreamKey.Destroy()
 	}
 	gateway, err := sealedchat.NewGateway(config)
@@ -182,10 +180,7 @@ func (l redisLog) Printf(ctx context.Context, format string, v ...any) {
 }
 
 func (o *options) openKeys(ctx context.Context, log *slog.Logger) (*sealedchat.KeyStore, error) {
-	passphrase, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
-	if err != nil {
-		return nil, err
-	}
+	passphrase := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
 	defer passphrase.Destroy()
 	return sealedchat.OpenKeyStore(ctx, o.keys, passphrase, &sealedchat.KeyStoreOptions{
 		Rotation: sealedchat.Rotation{Every: o.rotate}, Logger: log,

@@ -241,7 +241,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = keys.Close()
+	keys.Close()
 	file := filepath.Join(t.TempDir(), "api-keys")
 	if err := os.WriteFile(file, []byte(apiKey+"\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -317,10 +317,7 @@ func (w *world) captured() (captured, *replica) {
 
 func newSecret(t *testing.T, text string) *sealedchat.Secret {
 	t.Helper()
-	s, err := sealedchat.NewSecret([]byte(text))
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := sealedchat.NewSecret([]byte(text))
 	t.Cleanup(s.Destroy)
 	return s
 }
@@ -331,7 +328,7 @@ func (w *world) client(p sealedchat.Protocol) *sealedchat.SecureCompletionClient
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(func() { _ = keys.Close() })
+	w.t.Cleanup(func() { keys.Close() })
 	c, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
 		BaseURL: w.proxy.URL, Protocol: p, APIKey: newSecret(w.t, apiKey),
 		Trust: sealedchat.TrustHTTPS(), Keys: keys,

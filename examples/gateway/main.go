@@ -173,9 +173,7 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore,
 	}
 	// The environment keeps its copy: nothing can wipe that one.
 	if key := p.env("NOMYO_UPSTREAM_KEY"); key != "" {
-		if config.UpstreamKey, err = sealedchat.NewSecret([]byte(key)); err != nil {
-			return nil, nil, err
-		}
+		config.UpstreamKey = sealedchat.NewSecret([]byte(key))
 	}
 	gateway, err := sealedchat.NewGateway(config)
 	if err != nil {

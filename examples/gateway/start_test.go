@@ -177,9 +177,7 @@ func chat(t *testing.T, r *running, certFile, key string) (string, error) {
 		config.Trust = sealedchat.Pin(r.ohttpPin)
 	}
 	if key != "" {
-		if config.APIKey, err = sealedchat.NewSecret([]byte(key)); err != nil {
-			t.Fatal(err)
-		}
+		config.APIKey = sealedchat.NewSecret([]byte(key))
 		defer config.APIKey.Destroy()
 	}
 	client, err := sealedchat.NewSecureCompletionClient(config)

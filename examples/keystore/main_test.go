@@ -328,10 +328,7 @@ func TestInterruptible(t *testing.T) {
 
 // The limits that the program knows are the package's.
 func TestLimits(t *testing.T) {
-	secret, err := sealedchat.NewSecret([]byte(password))
-	if err != nil {
-		t.Fatal(err)
-	}
+	secret := sealedchat.NewSecret([]byte(password))
 	defer secret.Destroy()
 	store, err := sealedchat.OpenKeyStore(t.Context(), newStore(t), secret, nil)
 	if err != nil {

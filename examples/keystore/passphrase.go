@@ -34,7 +34,7 @@ func (p *program) passphrase(ctx context.Context, variable, prompt string) (*sea
 	if err != nil {
 		return nil, err
 	}
-	return sealedchat.NewSecret(text)
+	return sealedchat.NewSecret(text), nil
 }
 
 // newPassphrase asks twice: what was mistyped once would lock its owner out.
@@ -56,7 +56,7 @@ func (p *program) newPassphrase(ctx context.Context, variable, prompt string) (*
 			return nil, err
 		}
 	}
-	return sealedchat.NewSecret(text)
+	return sealedchat.NewSecret(text), nil
 }
 
 func (p *program) readPassphrase(ctx context.Context, variable, prompt string) ([]byte, error) {

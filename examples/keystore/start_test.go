@@ -118,10 +118,7 @@ var template = sync.OnceValues(func() (file []byte, err error) {
 		return nil, err
 	}
 	defer os.RemoveAll(parent)
-	secret, err := sealedchat.NewSecret([]byte(password))
-	if err != nil {
-		return nil, err
-	}
+	secret := sealedchat.NewSecret([]byte(password))
 	defer secret.Destroy()
 	dir := filepath.Join(parent, "keys")
 	store, err := sealedchat.CreateKeyStore(context.Background(), dir, secret,

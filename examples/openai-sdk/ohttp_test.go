@@ -32,10 +32,7 @@ func oblivious(t *testing.T, upstream http.Handler) (*testkit.Witness,
 	up := httptest.NewServer(upstream)
 	t.Cleanup(up.Close)
 	gatewayKeys, _ := keys()
-	secret, err := sealedchat.NewSecret([]byte(goodKey))
-	if err != nil {
-		t.Fatal(err)
-	}
+	secret := sealedchat.NewSecret([]byte(goodKey))
 	defer secret.Destroy()
 	authenticate, err := sealedchat.AuthenticateKeys(secret)
 	if err != nil {

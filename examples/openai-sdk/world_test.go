@@ -150,10 +150,7 @@ func newWorld(t *testing.T, tls bool) *world {
 	t.Cleanup(up.Close)
 	w.plain = testkit.NewWitness(t, up.Listener.Addr().String())
 	gatewayKeys, _ := keys()
-	secret, err := sealedchat.NewSecret([]byte(goodKey))
-	if err != nil {
-		t.Fatal(err)
-	}
+	secret := sealedchat.NewSecret([]byte(goodKey))
 	defer secret.Destroy()
 	authenticate, err := sealedchat.AuthenticateKeys(secret)
 	if err != nil {

@@ -231,7 +231,7 @@ func folderRig(t *testing.T, dir string) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = keys.Close() })
+	t.Cleanup(func() { keys.Close() })
 	return newRig(t, func(c *sealedchat.GatewayConfig) { c.Keys = keys })
 }
 
@@ -242,9 +242,7 @@ func newKeyFolder(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := keys.Close(); err != nil {
-		t.Fatal(err)
-	}
+	keys.Close()
 	return dir
 }
 

@@ -23,12 +23,6 @@ import (
 //
 //	go test -run '^$' -bench OHTTP .
 
-func oneKiBAnswer() []byte {
-	w := httptest.NewRecorder()
-	testkit.AnswerText(strings.Repeat("y", 750))(w, httptest.NewRequest(http.MethodPost, "/", strings.NewReader("")))
-	return w.Body.Bytes()
-}
-
 // relayed is an upstream that streams events through a gateway and a relay, sealed and in the clear; in the clear another
 // reverse proxy stands where the gateway does.
 type relayed struct {

@@ -20,6 +20,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 const (
@@ -55,33 +57,18 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// command is a child that is not started yet. It is killed when the test ends.
+// command returns a child that is not started yet.
 func command(t *testing.T, name, dir string) *exec.Cmd {
 	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, exe)
-	cmd.Env = append(os.Environ(), childVar+"="+name, dirVar+"="+dir)
-	cmd.Stderr = os.Stderr
-	return cmd
+	return testkit.Child(t, []string{childVar + "=" + name, dirVar + "=" + dir})
 }
 
 // start starts a child and returns its output.
 func start(t *testing.T, name, dir string) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
 	cmd := command(t, name, dir)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	return cmd, bufio.NewReader(out)
+	_, out := testkit.StartChild(t, cmd)
+	return cmd, out
 }
 
 // whole makes a version of a file of which every part can be told from every other version.

@@ -31,8 +31,8 @@ import (
 //	forwarded  the upstream may have seen it; a refusal no longer says that it was not processed
 //	answering  writer is set, and chunks may be with the client; the answer can only be cut
 //
-// Invariant: from whole on until forwarded, content is the request's, and is wiped by close; then it
-// is wiped by the Sent that has it. A place is held from before claimed until the end.
+// Invariant: from whole on until forwarded, content is the request's, and close wipes it; then the
+// Sent that has it does. The request holds a place from before claimed until the end.
 type ohttpRequest struct {
 	*request
 	arriving *arrivingBody

@@ -106,8 +106,8 @@ func (w *upstreamWay) request(ctx context.Context, c *upstreamCall) (*http.Reque
 	return req, nil
 }
 
-// ask sends a request on its way for an account, and returns when the header of the answer has come.
-// The caller closes its body.
+// ask sends a request on its way for an account, and returns when the header of the answer has
+// come. The caller closes its body.
 func (w *upstreamWay) ask(req *http.Request, account string) (*http.Response, *refusal) {
 	resp, err := httpx.RoundTrip(w.transport(account), req)
 	if err != nil {

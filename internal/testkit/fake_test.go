@@ -40,7 +40,7 @@ func mustFail(t *testing.T, want string, test func(testing.TB)) {
 	}
 }
 
-// mustPass is the opposite.
+// mustPass runs test and its cleanups, and fails t if test failed.
 func mustPass(t *testing.T, test func(testing.TB)) {
 	t.Helper()
 	fake := &fakeTB{TB: t}

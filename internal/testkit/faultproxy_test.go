@@ -29,7 +29,7 @@ func faultTarget(t *testing.T) (addr string, served *atomic.Int32) {
 	return srv.Listener.Addr().String(), served
 }
 
-// faultResult is what a client makes of an exchange.
+// faultResult is the result of an exchange for the client.
 type faultResult struct {
 	status int
 	header http.Header

@@ -19,11 +19,11 @@ import (
 	"unicode/utf8"
 )
 
-// marker has what encodings treat in different ways: letters, blanks, a quote, a backslash, a line
-// break, + / % = and two scripts, one of them beyond UTF-16's first plane.
+// marker has the characters that encodings treat in different ways: letters, blanks, a quote, a
+// backslash, a line break, + / % = and two scripts, one of them outside the first plane of UTF-16.
 const marker = "zq marker \"é\\\n+/%=?\U0001f511 end"
 
-// encodings hold one way to write each encoding in full.
+// encodings has one way to write each encoding in full.
 var encodings = map[string]func(string) string{
 	"JSON": func(s string) string {
 		var b strings.Builder
@@ -225,7 +225,7 @@ func TestFormsAtRandom(t *testing.T) {
 	noise := func() string {
 		var b strings.Builder
 		for range rnd.IntN(20) {
-			b.WriteByte(around[rnd.IntN(len(around)-2)]) // no backslash before what JSON wrote
+			b.WriteByte(around[rnd.IntN(len(around)-2)]) // no backslash before the JSON
 		}
 		return b.String()
 	}
@@ -267,7 +267,7 @@ func FuzzForms(f *testing.F) {
 		if encode := encodings[name]; encode != nil {
 			text = encode(text)
 		}
-		// An escape or digit that is cut off changes the meaning of what follows.
+		// A cut escape or digit would change the meaning of the text after it.
 		before = append(before, '|')
 		if name == "hex" || name == "base64" {
 			before = before[:len(before)-1]

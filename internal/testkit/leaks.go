@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// leakPatience is how long goroutines get to end after the test: closing a connection ends its
+// leakPatience is how long goroutines have to end after the test: closing a connection ends its
 // goroutines a little later.
 const leakPatience = 30 * time.Second
 
-// NoLeaks fails the test if goroutines that began during it are still there when it and its other
-// cleanups have ended. Call it first, so that its cleanup runs last. It sees the whole process: not
-// for tests that run in parallel with others, nor for inside a testing/synctest bubble, which has a
-// check of its own.
+// NoLeaks fails the test if goroutines that began during the test still run when the test and its
+// other cleanups have ended. Call it first, so that its cleanup runs last. It sees the whole
+// process. So it is not for tests that run in parallel with others, nor for the inside of a
+// testing/synctest bubble, which has a check of its own.
 func NoLeaks(t testing.TB) {
 	t.Helper()
 	noLeaks(t, leakPatience)

@@ -10,8 +10,8 @@ import (
 	"slices"
 )
 
-// MinFragment is the shortest piece of a secret that counts, in bytes. Shorter ones turn up by
-// chance in text, and give away little.
+// MinFragment is the shortest piece of a secret that counts, in bytes. Shorter ones occur in text
+// by chance, and reveal little.
 const MinFragment = 16
 
 const (
@@ -23,26 +23,26 @@ const (
 // MemorySecret is a value that must not lie in memory. It has at least [MinFragment] bytes, which
 // should look random: runs of few different bytes are not found.
 type MemorySecret struct {
-	Row  string // what its copies are counted under
-	Name string // which of the row it is
+	Row  string // the name under which its copies are counted
+	Name string // its name within the row
 	// Bytes is the value; of an integer, big-endian.
 	Bytes []byte
-	// Integer has Bytes looked for backwards as well: the words of math/big, on a little-endian
-	// machine.
+	// Integer means that Bytes is searched backwards as well: that is how the words of math/big lie
+	// on a little-endian machine.
 	Integer bool
-	// Parts are spans of Bytes, start and end, that others answer for: integers that are secrets of
-	// their own, or public ones. A piece with fewer than MinFragment bytes outside one of them does
-	// not count.
+	// Parts are spans of Bytes, start and end, that are secrets of their own, or public. A piece
+	// with fewer than MinFragment bytes outside one of them does not count.
 	Parts [][2]int
 }
 
 // MemoryMatch is a copy of a secret, or of a piece of one that is not part of a copy.
 type MemoryMatch struct {
 	Secret *MemorySecret
-	// Offset and Len say which bytes were found, counted from the end where they stand Reversed.
+	// Offset and Len say which bytes were found. They count from the end of the secret if Reversed
+	// is set.
 	Offset, Len int
 	Reversed    bool
-	At          int // where the first of them is in what was searched
+	At          int // offset of the first of them in the searched memory
 }
 
 // Full reports whether the whole secret is there.
@@ -63,7 +63,7 @@ func (m MemoryMatch) String() string {
 // SecretSearch finds many secrets in one pass, some hundred megabytes a second. It is immutable.
 type SecretSearch struct {
 	patterns []pattern
-	filter   []uint64 // one bit for each hash of a window that occurs
+	filter   []uint64 // one bit for each hash of a window of a secret
 	shift    uint
 	heads    []int32 // by hash: the first of a chain in places, or -1
 	places   []place
@@ -154,15 +154,15 @@ func distinct(b []byte) int {
 	return n
 }
 
-// Find returns what is in b, in no particular order. A stretch of b that belongs to several secrets
-// is several matches.
+// Find returns the matches in b, in no order. A stretch of b that belongs to several secrets gives
+// several matches.
 func (s *SecretSearch) Find(b []byte) []MemoryMatch {
 	var found []MemoryMatch
 	type diagonal struct {
 		pattern int32
 		start   int // where the pattern would begin
 	}
-	ends := make(map[diagonal]int) // of the last run there
+	ends := make(map[diagonal]int) // end of the last match there
 	for at := 0; at+window <= len(b); at += window {
 		w := binary.LittleEndian.Uint64(b[at:])
 		if w == 0 {
@@ -192,8 +192,8 @@ func (s *SecretSearch) Find(b []byte) []MemoryMatch {
 	return found
 }
 
-// extend grows the window at b[at:], which is the pattern's at offset, both ways as far as they
-// agree.
+// extend grows the window at b[at:], which is equal to the pattern at offset, in both directions as
+// far as they agree.
 func (p *pattern) extend(b []byte, at, offset int) (from, to int) {
 	from, to = at, at+window
 	for offset > 0 && from > 0 && p.bytes[offset-1] == b[from-1] {
@@ -207,7 +207,7 @@ func (p *pattern) extend(b []byte, at, offset int) (from, to int) {
 	return from, to
 }
 
-// counts reports whether a match is long enough, also outside of what others answer for.
+// counts reports whether a match is long enough, also outside of the Parts of the secret.
 func (m MemoryMatch) counts() bool {
 	if m.Len < MinFragment {
 		return false

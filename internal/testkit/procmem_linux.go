@@ -31,8 +31,8 @@ type MemoryRegion struct {
 // Size is its length in bytes.
 func (r MemoryRegion) Size() int { return int(r.End - r.Start) }
 
-// skipped reports what holds no secrets of the process: files that it cannot change, and the
-// kernel's own pages.
+// skipped reports whether a region cannot hold secrets of the process: files that it cannot change,
+// and pages of the kernel.
 func (r MemoryRegion) skipped() bool {
 	switch r.Path {
 	case "[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]":
@@ -54,18 +54,18 @@ func (h MemoryHit) String() string {
 	return fmt.Sprintf("%s at %#x in %s %s", h.MemoryMatch, h.Addr, h.Region.Perms, h.Region.Path)
 }
 
-// ProcessScan is what was found in a process, and where was looked.
+// ProcessScan is the result of searching a process.
 type ProcessScan struct {
 	Hits    []MemoryHit
-	Regions []MemoryRegion // all of them
+	Regions []MemoryRegion // of the whole process
 	Read    int            // bytes that were searched
 	Locked  int            // bytes of those that were locked
 	Took    time.Duration
 }
 
-// ScanProcess stops the process, reads all memory that it can write to or that no file backs,
-// locked or not, readable or not, and lets it go on. The caller needs the right to trace it: errors
-// are [fs.ErrPermission] without.
+// ScanProcess stops the process, searches all memory that it can write to or that no file backs,
+// locked or not, readable or not, and lets it continue. The caller needs the right to trace the
+// process; the error is [fs.ErrPermission] without it.
 func ScanProcess(pid int, s *SecretSearch) (*ProcessScan, error) {
 	begin := time.Now()
 	if err := stopProcess(pid); err != nil {
@@ -93,12 +93,11 @@ func ScanProcess(pid int, s *SecretSearch) (*ProcessScan, error) {
 	return scan, err
 }
 
-// stopTicks is how much of a processor's time a process may use after it was told to stop: a
-// second.
+// stopTicks is how much processor time a process may use after it was told to stop: a second.
 const stopTicks = 100
 
-// stopProcess sends SIGSTOP and waits until every thread stands still, however long the machine
-// keeps them from it. It gives up when the process goes on working.
+// stopProcess sends SIGSTOP and waits until every thread has stopped, even if a busy machine delays
+// that. It gives up if the process continues to work.
 func stopProcess(pid int) error {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		return fmt.Errorf("testkit: stopping process %d: %w", pid, err)

@@ -93,24 +93,12 @@ func TestScanProcess(t *testing.T) {
 		0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestScannedChild$")
-	cmd.Env = append(os.Environ(), scannedVar+"="+dir)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd := Child(t, []string{scannedVar + "=" + dir}, "-test.run=^TestScannedChild$")
+	in, lines := StartChild(t, cmd)
 	secret, absent := randomBytes(7, 256), randomBytes(8, 256)
 	if _, err := in.Write(secret); err != nil {
 		t.Fatal(err)
 	}
-	lines := bufio.NewReader(out)
 	if line, err := lines.ReadString('\n'); err != nil || line != "ready\n" {
 		t.Fatalf("the child says %q, %v", line, err)
 	}
@@ -204,7 +192,7 @@ VmFlags: mr mw me
 	}
 }
 
-// The stack holds what a process was started with.
+// The stack of a process has its environment.
 func TestScanFindsEnvironment(t *testing.T) {
 	secret := []byte(hex.EncodeToString(randomBytes(9, 32)))
 	cmd := exec.CommandContext(t.Context(), "sleep", "60")

@@ -26,7 +26,7 @@ func reversed(b []byte) []byte {
 	return b
 }
 
-// matches lists what is found as text, in the order of its places.
+// matches lists the matches as text, in the order of their places.
 func matches(s *SecretSearch, b []byte) (all []string) {
 	unordered := s.Find(b)
 	slices.SortFunc(unordered, func(a, b MemoryMatch) int { return a.At - b.At })

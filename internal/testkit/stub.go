@@ -26,7 +26,7 @@ type StubServer struct {
 	others []Case // of the same kind, for redirects
 	key    []byte // PEM, the answer to GET /pki/public_key
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards requests
 	requests []StubRequest
 }
 

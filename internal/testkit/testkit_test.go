@@ -22,7 +22,8 @@ func TestDir(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "internal", "testkit", "testkit.go")); err != nil {
 		t.Error(err)
 	}
-	// A module inside the repository is not its root, whatever its path begins with.
+	// A module inside the repository is not its root, even if its path begins like that of the
+	// root.
 	inner := filepath.Join(t.TempDir(), "inner")
 	if err := os.MkdirAll(inner, 0o700); err != nil {
 		t.Fatal(err)
@@ -131,8 +132,8 @@ func TestNoLeaks(t *testing.T) {
 		noLeaks(tb, 20*time.Millisecond)
 		go func() { <-stop }()
 	})
-	// One that ends a little after the test, or with a later cleanup, is none; nor is one from
-	// before.
+	// A goroutine that ends a little after the test, or with a later cleanup, is no leak; nor is
+	// one that began before the test.
 	mustPass(t, func(tb testing.TB) {
 		NoLeaks(tb)
 		late, cleaned := make(chan struct{}), make(chan struct{})

@@ -19,7 +19,7 @@ import (
 	"testing"
 )
 
-// The kinds of vectors; testdata/vectors/README.md says what each holds.
+// The kinds of vectors. testdata/vectors/README.md describes each of them.
 const (
 	Request    = "request"
 	Response   = "response"
@@ -28,8 +28,7 @@ const (
 	PrivateKey = "private_key"
 )
 
-// What a vector suggests in Expected.Suggested. A request has no suggestion: it must open to its
-// plaintext.
+// The values of Expected.Suggested. A request has none: it must open to its plaintext.
 const (
 	Accept = "accept"
 	Reject = "reject"
@@ -37,8 +36,7 @@ const (
 	Error  = "error"  // the answer is an error of the server's, with Expected.Status
 )
 
-// Case is one vector. Callers share it and must not change its fields; [Case.File] hands out
-// copies.
+// Case is one vector. Callers share it and must not change its fields. [Case.File] returns copies.
 type Case struct {
 	Name     string            `json:"name"`
 	Kind     string            `json:"-"`
@@ -73,7 +71,7 @@ const (
 	ModeReset    = "reset"    // the connection is reset instead of an answer
 )
 
-// Expected is what should come of a vector.
+// Expected is the expected result of a vector.
 type Expected struct {
 	Suggested string `json:"suggested"` // one of Accept, Reject, Policy, Error; "" for requests
 

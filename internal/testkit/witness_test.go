@@ -155,7 +155,7 @@ func TestWitnessCannotTell(t *testing.T) {
 		NewWitness(tb, "127.0.0.1:9").MustNotSee(marker)
 	})
 
-	// What went through as TLS.
+	// Bytes that passed through as TLS.
 	mustFail(t, "recorded no HTTP", func(tb testing.TB) {
 		srv := TLSServer(tb, http.NotFoundHandler())
 		w := NewWitness(tb, srv.Listener.Addr().String())
@@ -172,7 +172,7 @@ func TestWitnessCannotTell(t *testing.T) {
 	})
 
 	// More than it keeps.
-	mustFail(t, "lost what came after", func(tb testing.TB) {
+	mustFail(t, "lost the bytes after", func(tb testing.TB) {
 		target := listenTCP(tb)
 		target.serve(func(conn net.Conn) { io.Copy(conn, conn) })
 		w := NewWitness(tb, target.Addr())

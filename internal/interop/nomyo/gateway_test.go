@@ -31,8 +31,7 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// certificates are a certificate authority of the test's own and a server certificate for 127.0.0.1
-// from it.
+// certificates is a certificate authority of the test, with a server certificate for 127.0.0.1.
 type certificates struct {
 	authority string // path of the authority's PEM
 	chain     string // paths of the server's PEM files, for Python
@@ -108,14 +107,14 @@ func listen(t *testing.T, h http.Handler, certs *certificates) *httptest.Server 
 	return srv
 }
 
-// site is a gateway with an upstream behind it, and a record of what came to both.
+// site is a gateway with its upstream, and a record of the requests to both.
 type site struct {
 	url      string
 	upstream *upstream
 	wire     *recorder
 }
 
-// newSite starts one. change and front may be nil; front stands between the recorder and the
+// newSite starts a site. change and front may be nil. front stands between the recorder and the
 // gateway.
 func newSite(t *testing.T, certs *certificates, up *upstream,
 	change func(*sealedchat.GatewayConfig), front func(http.Handler) http.Handler) *site {
@@ -139,7 +138,7 @@ func newSite(t *testing.T, certs *certificates, up *upstream,
 	return s
 }
 
-// arrival is a request as it came from a client.
+// arrival is a request as it arrived from a client.
 type arrival struct {
 	method, path string
 	header       http.Header
@@ -157,7 +156,7 @@ type recorder struct {
 func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	body, err := io.ReadAll(req.Body)
 	if err != nil {
-		// nothing that a client takes for an answer of the gateway's
+		// no client may take it for an answer of the gateway
 		w.WriteHeader(http.StatusTeapot)
 		return
 	}
@@ -181,12 +180,12 @@ func (r *recorder) arrivals(method string) []arrival {
 	return found
 }
 
-// upstream is an OpenAI-compatible server: it answers with the last message's text, with a call of
-// the first tool where there are tools, or with what answer says.
+// upstream is an OpenAI-compatible server. It answers with the text of the last message, with a
+// call of the first tool if there are tools, or with the result of answer.
 type upstream struct {
 	fail       []int  // statuses for the first requests, one each
 	retryAfter string // sent with them
-	// if set, the first request gets no answer; the channel is told that it hangs
+	// if set, the first request gets no answer, and the channel is closed when it hangs
 	hang   chan struct{}
 	answer func(text string) (reply any) // nil = text
 

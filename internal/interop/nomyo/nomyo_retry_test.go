@@ -20,7 +20,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// nomyo seals once and repeats the same bytes: what an attacker would do. Each case asserts that.
+// nomyo seals once and repeats the same bytes, as an attacker would. Each case checks that it does.
 func sameRequest(t *testing.T, posts []arrival) {
 	t.Helper()
 	for _, p := range posts {
@@ -38,7 +38,7 @@ func sameRequest(t *testing.T, posts []arrival) {
 	}
 }
 
-// A request that failed may be repeated as it is, and the replay check lets it through.
+// A request that failed may be repeated as it is: the replay check accepts it.
 func TestNomyoFailures(t *testing.T) {
 	needPython(t)
 	certs, dir := newCertificates(t), keyDir(t, "rsa-2048")
@@ -130,7 +130,7 @@ func TestNomyoFailures(t *testing.T) {
 					len(s.wire.arrivals(http.MethodGet)), len(s.upstream.requests()))
 			}
 			sameRequest(t, posts)
-			for n := 1; n < len(posts); n++ { // 1 s and 2 s, whatever Retry-After says
+			for n := 1; n < len(posts); n++ { // 1 s and 2 s: nomyo ignores Retry-After
 				least := time.Duration(n) * time.Second * 9 / 10
 				if gap := posts[n].at.Sub(posts[n-1].at); gap < least || gap > 25*time.Second {
 					t.Errorf("attempt %d came after %v", n, gap)
@@ -140,9 +140,9 @@ func TestNomyoFailures(t *testing.T) {
 	}
 }
 
-// A connection that breaks. The gateway serves the repeated request if the first one was not
-// served. If the answer was on its way when the connection broke, the gateway cannot tell the
-// repetition from a replay, and refuses it; nomyo raises the status, and the next call is served.
+// A connection breaks. The gateway serves the repeated request if it did not serve the first one.
+// If the answer was on its way when the connection broke, the gateway cannot tell the repetition
+// from a replay, and refuses it. nomyo raises the status, and the next call is served.
 func TestNomyoBrokenConnections(t *testing.T) {
 	needPython(t)
 	certs, dir := newCertificates(t), keyDir(t, "rsa-2048")
@@ -209,7 +209,7 @@ func TestNomyoBrokenConnections(t *testing.T) {
 			if bytes.Equal(posts[attempts].body, posts[0].body) {
 				t.Error("the next call sent the same envelope")
 			}
-			// What the gateway answered, it did not have worked out a second time.
+			// The gateway does not run a request again that it has answered.
 			work := 0
 			for _, body := range c.site.upstream.requests() {
 				work += bytes.Count(body, []byte(`"first"`))
@@ -228,7 +228,8 @@ func TestNomyoBrokenConnections(t *testing.T) {
 	}
 }
 
-// What somebody captured of the real client is refused, whatever key he wants the answer for.
+// The gateway refuses a request that an attacker captured from the real client, whichever key they
+// want the answer for.
 func TestNomyoCaptured(t *testing.T) {
 	needPython(t)
 	certs := newCertificates(t)

@@ -21,7 +21,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// say is a request with one message, and whatever else is given in pairs of name and value.
+// say returns a request with one message, and more members in pairs of name and value.
 func say(text string, more ...any) map[string]any {
 	request := map[string]any{"model": "test-model",
 		"messages": []any{map[string]any{"role": "user", "content": text}}}
@@ -31,7 +31,7 @@ func say(text string, more ...any) map[string]any {
 	return request
 }
 
-// completion is what the tests look at in a response.
+// completion has the members of a response that the tests look at.
 type completion struct {
 	ID, Object, Model string
 	Choices           []struct {
@@ -62,7 +62,7 @@ func (c *completion) text() string {
 	return *c.Choices[0].Message.Content
 }
 
-// served demands a response.
+// served fails the test if the outcome is no response.
 func served(t *testing.T, o outcome) *completion {
 	t.Helper()
 	if o.Error != "" {
@@ -78,7 +78,8 @@ func served(t *testing.T, o outcome) *completion {
 	return c
 }
 
-// raised demands an exception of this class with this status and message.
+// raised fails the test if the outcome is not an exception of this class with this status and
+// message.
 func raised(t *testing.T, o outcome, class string, status int, message string) {
 	t.Helper()
 	if o.Error != class || o.Status != status || o.Message != message {
@@ -138,7 +139,7 @@ func TestNomyoChat(t *testing.T) {
 	}
 }
 
-// checkWire looks at a sealed request of nomyo's, whose X-Public-Key ends with end.
+// checkWire checks a sealed request of nomyo, whose X-Public-Key ends with end.
 func checkWire(t *testing.T, a arrival, end string) {
 	t.Helper()
 	h := a.header
@@ -163,12 +164,13 @@ func checkWire(t *testing.T, a arrival, end string) {
 		t.Fatal(err)
 	}
 	if len(e) != 6 || !bytes.HasPrefix(a.body,
-		[]byte(`{"version": "1.0", "algorithm": "hybrid-aes256-rsa4096", "encrypted_payload": {"ciphertext": "`)) {
+		[]byte(`{"version": "1.0", "algorithm": "hybrid-aes256-rsa4096", `+
+			`"encrypted_payload": {"ciphertext": "`)) {
 		t.Errorf("the envelope is written differently: %.200s", a.body)
 	}
 }
 
-// Over plain http, so that what crosses the wire can be searched.
+// Over plain http, so that the bytes on the wire can be searched.
 func TestNomyoOnTheWire(t *testing.T) {
 	needPython(t)
 	const prompt, reply, header = "the prompt is nobody's business", "nor is the answer to it",
@@ -237,7 +239,7 @@ func TestNomyoTools(t *testing.T) {
 	}
 }
 
-// The largest request that nomyo sends is the largest that the gateway takes.
+// The largest request that nomyo sends is the largest that the gateway accepts.
 func TestNomyoLargest(t *testing.T) {
 	needPython(t)
 	certs := newCertificates(t)
@@ -274,10 +276,7 @@ func TestNomyoLargest(t *testing.T) {
 func TestNomyoTiersAndKeys(t *testing.T) {
 	needPython(t)
 	certs, dir := newCertificates(t), keyDir(t, "rsa-2048")
-	secret, err := sealedchat.NewSecret([]byte("the-right-key"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	secret := sealedchat.NewSecret([]byte("the-right-key"))
 	defer secret.Destroy()
 	auth, err := sealedchat.AuthenticateKeys(secret)
 	if err != nil {
@@ -299,7 +298,7 @@ func TestNomyoTiersAndKeys(t *testing.T) {
 		message string
 		tier    string // of the answer
 		posts   int
-		header  [2]string // what the POST has to carry
+		header  [2]string // a header that the POST must have
 	}{
 		{"right key", protected, "the-right-key", say("a"), "", 0, "", "standard", 1,
 			[2]string{"Authorization", "Bearer the-right-key"}},
@@ -367,7 +366,7 @@ func TestNomyoTiersAndKeys(t *testing.T) {
 	}
 }
 
-// Without the authority nothing is sealed: what made the other tests pass was the right
+// Without the authority nomyo seals nothing: the other tests passed because of the right
 // certificate.
 func TestNomyoDistrustsCertificate(t *testing.T) {
 	needPython(t)
@@ -381,7 +380,7 @@ func TestNomyoDistrustsCertificate(t *testing.T) {
 	}
 }
 
-// What nomyo makes of a key that it cannot have. None of it is tried again.
+// nomyo refuses a key that it cannot accept, and does not try again.
 func TestNomyoKeyFetch(t *testing.T) {
 	needPython(t)
 	dir := keyDir(t, "rsa-2048")
@@ -440,7 +439,7 @@ func TestNomyoKeyFetch(t *testing.T) {
 	}
 }
 
-// A request that is refused before its body is read: the refusal has to arrive all the same.
+// A request is refused before its body is read. The refusal must arrive all the same.
 func TestNomyoEarlyRefusal(t *testing.T) {
 	needPython(t)
 	certs, dir := newCertificates(t), keyDir(t, "rsa-2048")
@@ -451,9 +450,9 @@ func TestNomyoEarlyRefusal(t *testing.T) {
 			n := new(atomic.Int32)
 			gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
 				Upstream: "http://127.0.0.1:1", Keys: gatewayKeys,
-				Authenticate: func(*http.Request) error {
+				Authenticate: func(*http.Request) (string, error) {
 					n.Add(1)
-					return sealedchat.ErrAuthentication
+					return "", sealedchat.ErrAuthentication
 				},
 			})
 			if err != nil {

@@ -25,7 +25,8 @@ import (
 
 const nomyoVersion = "0.2.9"
 
-// packages are what the scripts import. httpx decides which broken connections nomyo sees as which.
+// packages lists the packages that the scripts import. The version of httpx decides how nomyo sees
+// a broken connection.
 var packages = []string{"nomyo==" + nomyoVersion, "cryptography==48.0.0", "httpx==0.28.1"}
 
 const (
@@ -33,10 +34,10 @@ const (
 	scriptDeadline  = time.Minute
 )
 
-// What TestMain made and every test reads.
+// The variables that TestMain sets and every test reads.
 var (
 	python      string // path of the interpreter
-	noPython    error  // why there is none
+	noPython    error  // why there is no Python
 	gatewayKeys *sealedchat.KeyStore
 	clientKeys  *sealedchat.KeyStore
 )
@@ -67,7 +68,8 @@ func run(m *testing.M) int {
 		return 1
 	}
 	code := m.Run()
-	_, _ = gatewayKeys.Close(), clientKeys.Close() // their errors are always nil
+	gatewayKeys.Close()
+	clientKeys.Close()
 	if err := goroutinesEnd(); err != nil && code == 0 {
 		fmt.Fprintln(os.Stderr, "interop:", err)
 		code = 1
@@ -119,13 +121,15 @@ func command(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
-// goroutinesEnd waits for the goroutines of the tests, which close all that they open.
+// goroutinesEnd waits until the goroutines of the tests have ended. The tests close everything that
+// they open.
 func goroutinesEnd() error {
 	stacks := make([]byte, 1<<20)
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		var left []string
 		for i, one := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
-			// The first is this one. What wipes protected memory (memguard) belongs to the process.
+			// The first goroutine is this one. The one that wipes protected memory (memguard)
+			// belongs to the process.
 			if i > 0 && (strings.Contains(one, "seed-017344ad/sealedchat") ||
 				strings.Contains(one, "net/http.")) {
 				left = append(left, one)
@@ -147,8 +151,8 @@ func needPython(t *testing.T) {
 	}
 }
 
-// environment is the process's own without what would change how Python finds modules, servers and
-// certificates.
+// environment returns the environment of the process without the variables that change how Python
+// finds modules, servers and certificates.
 func environment(extra ...string) []string {
 	var env []string
 	for _, v := range os.Environ() {
@@ -161,7 +165,7 @@ func environment(extra ...string) []string {
 	return append(append(env, "PYTHONDONTWRITEBYTECODE=1", "PYTHONUTF8=1"), extra...)
 }
 
-// job is what one nomyo client does: its requests, one after the other.
+// job is the work of one nomyo client: its requests, one after the other.
 type job struct {
 	BaseURL string `json:"base_url"`
 	APIKey  string `json:"api_key,omitempty"`
@@ -171,7 +175,7 @@ type job struct {
 	Requests   []map[string]any `json:"requests"` // arguments of create
 }
 
-// outcome is what create returned or raised.
+// outcome is the result of create, or the exception that it raised.
 type outcome struct {
 	Response json.RawMessage `json:"response"`
 	Error    string          `json:"error"` // name of the class
@@ -226,9 +230,8 @@ func runNomyo(t *testing.T, trusted string, jobs ...job) [][]outcome {
 	return outcomes
 }
 
-// keyDir is a folder with a stored key, as nomyo keeps its keys. It takes half a second for each
-// client to generate a key of 4096 bits or to check one; where many run, they take the key
-// "rsa-2048".
+// keyDir returns a folder with a stored key, in the form of nomyo. A client takes half a second to
+// generate a key of 4096 bits or to check one; tests with many clients use the key "rsa-2048".
 func keyDir(t *testing.T, key string) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -34,7 +34,8 @@ type pythonServer struct {
 	lines <-chan []byte
 }
 
-// startPython starts one, and stops it when the test ends. What it wrote to stderr fails the test.
+// startPython starts a server, and stops it when the test ends. Output of the server on stderr
+// fails the test.
 func startPython(t *testing.T, form, bits string, certs *certificates) *pythonServer {
 	t.Helper()
 	args := []string{filepath.Join("testdata", "server.py"), "--form", form, "--bits", bits}
@@ -86,7 +87,7 @@ func startPython(t *testing.T, form, bits string, certs *certificates) *pythonSe
 	return s
 }
 
-// line returns what the server prints next, and takes the fingerprint from it.
+// line returns the next line that the server prints, and keeps the fingerprint in it.
 func (s *pythonServer) line(t *testing.T) []byte {
 	t.Helper()
 	select {
@@ -217,11 +218,8 @@ func (s *pythonServer) testTools(t *testing.T) {
 
 func (s *pythonServer) testComplete(t *testing.T) {
 	client := s.client(t, nil)
-	body, err := sealedchat.NewSecret(
+	body := sealedchat.NewSecret(
 		[]byte(`{"model":"echo","messages":[{"role":"user","content":"raw \u00fc"}],"x":1e400}`))
-	if err != nil {
-		t.Fatal(err)
-	}
 	defer body.Destroy()
 	r, err := client.Complete(t.Context(), body)
 	if err != nil {
@@ -318,10 +316,7 @@ func streamed(t *testing.T, events string) string {
 }
 
 func (s *pythonServer) testRefusals(t *testing.T) {
-	wrong, err := sealedchat.NewSecret([]byte("wrong"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	wrong := sealedchat.NewSecret([]byte("wrong"))
 	defer wrong.Destroy()
 	client := s.client(t, nil)
 	if _, err := client.Chat(t.Context(), ask("echo", "before")); err != nil {
@@ -386,7 +381,7 @@ func (s *pythonServer) testRefusals(t *testing.T) {
 			}
 		})
 	}
-	// Twice the same answer without _metadata: only the envelope says that it is old.
+	// The same answer twice, without _metadata: only the envelope shows that the second is old.
 	t.Run("opened before", func(t *testing.T) {
 		if _, err := client.Chat(t.Context(), ask("no metadata", "x")); err != nil {
 			t.Fatal(err)
@@ -396,7 +391,7 @@ func (s *pythonServer) testRefusals(t *testing.T) {
 			t.Errorf("got %v, %v", r, err)
 		}
 	})
-	// An answer that nobody has opened yet, to another request: only the payload id in it says so.
+	// An answer to another request that no client has opened yet: only its payload id shows that.
 	t.Run("withheld", func(t *testing.T) {
 		if _, err := client.Chat(t.Context(), ask("withheld", "x")); !errors.Is(err,
 			sealedchat.ErrServer) {
@@ -416,8 +411,8 @@ func (s *pythonServer) testRefusals(t *testing.T) {
 	}
 }
 
-// server.py refuses a wrapped key, a nonce or a payload id that it has seen: each attempt has its
-// own.
+// server.py refuses a wrapped key, a nonce or a payload id that it has seen before: each attempt
+// must have its own.
 func (s *pythonServer) testRetries(t *testing.T) {
 	r, err := s.client(t, func(c *sealedchat.Config) {
 		c.MaxRetries = 2

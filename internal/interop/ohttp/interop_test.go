@@ -24,7 +24,7 @@ import (
 
 var suites = map[string]uint16{"X-Wing": ohttp.XWing, "X25519": ohttp.X25519}
 
-// peerKeys makes a key of the peer's for a KEM.
+// peerKeys makes a key of the peer for a KEM.
 func peerKeys(t *testing.T, kem uint16) peer.KeyPair {
 	t.Helper()
 	public, private, err := hpke.KEM(kem).Scheme().GenerateKeyPair()
@@ -38,7 +38,7 @@ func peerKeys(t *testing.T, kem uint16) peer.KeyPair {
 	}}
 }
 
-// echo answers with the request's body in capitals, event by event.
+// echo answers with the body of the request in capitals, event by event.
 func echo(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -177,9 +177,9 @@ func ask(t *testing.T, url string, config *ohttp.Config, chunk int, text string)
 	}
 }
 
-// TestShortAnswer has openpcc's gateway answer a chunked request with an answer that is not in
-// chunks, as it does by default: the draft forbids that, it is of another media type, and it does
-// not open.
+// TestShortAnswer lets openpcc's gateway answer a chunked request with an answer that is not in
+// chunks, as it does by default. The draft forbids that. The answer has another media type, and
+// does not open.
 func TestShortAnswer(t *testing.T) {
 	keys := peerKeys(t, ohttp.XWing)
 	gateway, err := peer.NewGateway(keys,
@@ -315,7 +315,7 @@ func TestOurGateway(t *testing.T) {
 			}
 			for _, lines := range []int{1, 10, 2000} {
 				text := strings.Repeat("a line of text\n", lines)
-				// A body of unknown length: the peer's client sends chunks only then.
+				// A body of unknown length: only then does the peer's client send chunks.
 				request, err := http.NewRequest("PUT", "https://a.example/v1/y",
 					bufio.NewReader(strings.NewReader(text)))
 				if err != nil {

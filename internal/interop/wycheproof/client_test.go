@@ -26,9 +26,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// These tests hand the cases to sealedchat's exported API, as answers to a client. What opens is no
-// chat completion, so ErrResponseSchema says that it was opened, and ErrDecryption or ErrEnvelope
-// that it was not.
+// These tests give the cases to the exported API of sealedchat, as answers to a client. A plaintext
+// is no chat completion: so ErrResponseSchema means that the envelope was opened, and ErrDecryption
+// or ErrEnvelope that it was not.
 
 // answers is a server that answers every request with the same envelope.
 type answers struct {
@@ -51,7 +51,7 @@ func (a *answers) RoundTrip(req *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// newClient is a client whose key is the one in the PEM file.
+// newClient returns a client whose key is the one in the PEM file.
 func newClient(t *testing.T, privateKey []byte) (*sealedchat.SecureCompletionClient, *answers,
 	error) {
 	t.Helper()
@@ -59,7 +59,7 @@ func newClient(t *testing.T, privateKey []byte) (*sealedchat.SecureCompletionCli
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = keys.Close() })
+	t.Cleanup(func() { keys.Close() })
 	if _, err := keys.ImportPEM(t.Context(), privateKey, nil); err != nil {
 		return nil, nil, err
 	}
@@ -75,7 +75,7 @@ func newClient(t *testing.T, privateKey []byte) (*sealedchat.SecureCompletionCli
 	return client, server, nil
 }
 
-// outcome is what the client makes of an envelope.
+// outcome is the result of an envelope for the client.
 func outcome(t *testing.T, client *sealedchat.SecureCompletionClient, server *answers, wrapped,
 	nonce, ciphertext, tag []byte) error {
 	t.Helper()
@@ -193,7 +193,7 @@ func oaepGroups(t *testing.T, name string, got map[error]int, refused *int) {
 	}
 }
 
-// seal seals something that is no chat completion.
+// seal seals a text that is no chat completion.
 func seal(t *testing.T, key []byte) (nonce, ciphertext, tag []byte) {
 	t.Helper()
 	block, err := aes.NewCipher(key)

@@ -30,9 +30,9 @@ type gcmTest struct {
 	Result     string   `json:"result"`
 }
 
-// TestGCM runs every case of AES-GCM. Those with the envelope's nonce and tag go through the AEAD
-// that the envelope uses, which takes the nonce from the front of what it opens; the others through
-// the general one.
+// TestGCM runs every case of AES-GCM. Cases with the envelope's nonce and tag sizes use the AEAD of
+// the envelope, which takes the nonce from the beginning of the message. The others use the general
+// AEAD.
 func TestGCM(t *testing.T) {
 	const name = "aes_gcm_test.json"
 	file := load[gcmGroup](t, name, "AES-GCM")
@@ -81,7 +81,7 @@ func TestGCM(t *testing.T) {
 		opened+refused, opened, refused, envelope.opened, envelope.refused)
 }
 
-// open opens a case's ciphertext. The error may be that Go refuses the parameters.
+// open opens the ciphertext of a case. The error may say that Go refuses the parameters.
 func open(test gcmTest) ([]byte, error) {
 	block, err := aes.NewCipher(test.Key)
 	if err != nil {
@@ -102,8 +102,8 @@ func open(test gcmTest) ([]byte, error) {
 	return aead.Open(nil, test.Nonce, sealed, test.Additional)
 }
 
-// checkSeal checks that a valid case's plaintext seals to the case under its nonce, and that what
-// the envelope's AEAD seals under a nonce of its own opens again.
+// checkSeal checks that the plaintext of a valid case seals to its ciphertext under its nonce, and
+// that a message that the envelope's AEAD seals under a nonce of its own opens again.
 func checkSeal(t *testing.T, test gcmTest) {
 	t.Helper()
 	block, err := aes.NewCipher(test.Key)

@@ -31,8 +31,7 @@ type oaepGroup struct {
 	} `json:"tests"`
 }
 
-// TestOAEP runs every case of RSA-OAEP with our hash and a modulus of our sizes, whatever file it
-// is in.
+// TestOAEP runs every case of RSA-OAEP with our hash and a modulus of our sizes, in all files.
 func TestOAEP(t *testing.T) {
 	names, err := fs.Glob(wycheproof.TestVectors, "rsa_*oaep*_test.json")
 	if err != nil {
@@ -77,7 +76,7 @@ func TestOAEP(t *testing.T) {
 					}
 					continue
 				}
-				// The envelope has no label: what was wrapped under one must not open.
+				// The envelope has no label: a key that was wrapped under one must not open.
 				if _, err := rsa.DecryptOAEP(sha256.New(), nil, private, test.Wrapped,
 					nil); err == nil {
 					t.Errorf("%s, case %d: opened without its label", name, test.ID)
@@ -103,7 +102,7 @@ func TestOAEP(t *testing.T) {
 		unwrapped+refused, len(cases), unwrapped, keys, refused, other)
 }
 
-// verdict reports whether an outcome is what a vector's result allows.
+// verdict reports whether the result of a vector allows an outcome.
 func verdict(result string, accepted, right bool) bool {
 	switch result {
 	case valid:
