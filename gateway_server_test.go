@@ -77,6 +77,7 @@ func TestGatewayServerIdleConnections(t *testing.T) {
 		send   string
 		answer string
 		times  int64 // the bound
+		ends   bool  // the server ends the connection, with or without an answer
 	}{
 		"answered":                       {send: line + fits + "\r\n", answer: "HTTP/1.1 200"},
 		"answered, TLS":                  {secure: true, send: line + fits + "\r\n", answer: "HTTP/1.1 200"},
@@ -85,6 +86,9 @@ func TestGatewayServerIdleConnections(t *testing.T) {
 		"one field does not end":         {send: line + "X: " + strings.Repeat("v", maxHeaderBytes)},
 		"thousands of fields do not end": {send: line + strings.Repeat("a:\r\n", maxHeaderBytes/4), times: 4}, // for 10 seconds at most
 		"body does not come":             {send: "POST " + hybrid.PathCompletion + " HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n" + fits + "\r\n"},
+		"long field does not end":        {send: line + "X: " + strings.Repeat("v", 100<<10), ends: true},
+		"long field does not end, TLS":   {secure: true, send: line + "X: " + strings.Repeat("v", 100<<10), ends: true},
+		"HTTP/2 frame does not end":      {secure: true, send: http2Preface + "\x0f\xff\xff\x01\x01\x00\x00\x00\x01", ends: true},
 		"HTTP/2":                         {secure: true, send: http2Request(maxHeaderBytes-500, true), answer: "\x00"},
 		"HTTP/2 header does not end":     {secure: true, send: http2Request(maxHeaderBytes-500, false), answer: "\x00"},
 	} {
@@ -109,7 +113,7 @@ func TestGatewayServerIdleConnections(t *testing.T) {
 					}
 					client = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: protos}) // the test's own server
 				}
-				if _, err := io.WriteString(client, c.send); err != nil {
+				if _, err := io.WriteString(client, c.send); err != nil && !c.ends {
 					t.Fatal(err)
 				}
 				answer := make([]byte, len(c.answer))
@@ -148,9 +152,10 @@ func http2Request(size int, whole bool) string {
 	if whole {
 		flags |= 0x4 // the header ends
 	}
-	frame := func(kind, flags, stream byte, payload string) string {
-		n := len(payload)
-		return string([]byte{byte(n >> 16), byte(n >> 8), byte(n), kind, flags, 0, 0, 0, stream}) + payload
-	}
-	return "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, "") + frame(1, flags, 1, block)
+	n := len(block)
+	head := []byte{byte(n >> 16), byte(n >> 8), byte(n), 1, flags, 0, 0, 0, 1}
+	return http2Preface + string(head) + block
 }
+
+// http2Preface ends with a frame of settings, none of which is set.
+const http2Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
