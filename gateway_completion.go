@@ -88,6 +88,7 @@ func (h *gatewayRequest) completion() {
 // drain takes in, and forgets, the body of a request that is refused without it. Many clients look for an answer only
 // when they have sent everything; on a connection that is closed before, they find none, and repeat the request.
 func (h *gatewayRequest) drain() {
+	h.room.Return() // nothing of it is kept
 	h.within(min(h.g.cfg.BodyTimeout, 10*time.Second), reading) // also for what net/http reads by itself
 	if h.r.Header.Get("Expect") != "" {                         // these wait for a word before they send
 		return
