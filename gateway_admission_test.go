@@ -152,6 +152,11 @@ func TestGatewayBytesOnTheWay(t *testing.T) {
 					t.Errorf("%s, %v: somebody else: %d", name, p.protocol, status)
 				}
 			}
+			for _, p := range r.parcels(3 * each) { // more than fits, when it has begun
+				if status, again := r.sendParcel(p, bytes.NewReader(p.body), "198.51.100.1"); status != 503 || again != "1" {
+					t.Errorf("%s, %v: too much: %d, again after %q", name, p.protocol, status, again)
+				}
+			}
 			end()
 			held.Wait()
 			if n, keys := r.g.limits.bodies.Taken(), r.g.limits.bodies.Len(); n != 0 || keys != 0 {
@@ -180,6 +185,9 @@ func TestGatewayBytesFit(t *testing.T) {
 		each := max(int64(c.MaxConcurrent)*c.MaxRequestBytes/4, largest)
 		if each < largest {
 			t.Errorf("%+v: the largest request does not fit", c)
+		}
+		if _, wait := l.bodies.Take("192.0.2.0", each+1+3); wait == 0 { // the bound is rounded
+			t.Errorf("%d places of %d: an address has more than %d", c.MaxConcurrent, c.MaxRequestBytes, each)
 		}
 		for i := range 4 {
 			if _, wait := l.bodies.Take(fmt.Sprint("192.0.2.", i), each); wait > 0 {
