@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
@@ -37,18 +38,18 @@ type protocol interface {
 	// seal encrypts in, which it leaves as it is, with fresh keys into an HTTP request that is
 	// ready to go.
 	seal(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest, error)
-	// open decrypts a whole answer to r whose status is 200, into the memory that into returns, or
-	// in place when into is nil. It takes the body over.
-	open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error)
+	// openAnswer decrypts a whole answer to r whose status is 200, into the memory that into
+	// returns, or in place when into is nil. It takes the body over.
+	openAnswer(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error)
 	// openHeader opens the header of an answer that is read as it comes. Without an error the
 	// response owns the body. It is only called where streams is true.
 	openHeader(ctx context.Context, in *plainRequest, r *sealedRequest,
 		outside *http.Response) (*openedResponse, error)
 	// failure is the error of an answer whose status is not 200.
 	failure(a *httpx.Answer) error
-	// refused is told of what failure returned, and of an *APIError of open's. It reports whether
+	// resealHelps gets the error of failure, and an *APIError of openAnswer. It reports whether
 	// sealing afresh can help: the server has another key.
-	refused(ctx context.Context, r *sealedRequest, err error) (bool, error)
+	resealHelps(ctx context.Context, r *sealedRequest, err error) (bool, error)
 }
 
 // plainRequest is what is sealed, except for Date and Authorization. content stays the caller's.
@@ -56,7 +57,7 @@ type plainRequest struct {
 	method, path string
 	header       []bhttp.Field
 	content      []byte
-	unchecked    bool // content is a caller's JSON that nobody has looked at
+	unchecked    bool // content is a caller's JSON that was not checked yet
 	whole        bool // the answer is wanted whole: whatever asks for a stream is not sealed
 }
 
@@ -79,7 +80,7 @@ type unrouted struct {
 	code, message string
 }
 
-// sealedRequest is one attempt. Whoever seals it calls release when its answer has been opened or
+// sealedRequest is one attempt. The caller of seal calls release when the answer has been opened or
 // given up.
 type sealedRequest struct {
 	http      *http.Request
@@ -87,7 +88,7 @@ type sealedRequest struct {
 	server    *PublicKey // sealed to
 	keys      *KeyStore
 	key       *keystore.Key // of keys; opens the answer in version 1
-	ohttp     *obliviousCall
+	ohttp     *ohttpCall
 }
 
 func (r *sealedRequest) release() {
@@ -106,113 +107,21 @@ type opened struct {
 	processedAt float64 // Unix seconds, unauthenticated; 0 when absent
 }
 
-// Chat seals r, sends it, and returns the opened and checked answer. It makes up to 1 +
-// [Config].MaxRetries attempts of [Config].Timeout each, and one more when the server's key has
-// changed and the new one is trusted; ctx bounds them all.
-//
-// Errors: [*ServerKeyError] when the server's key is not trusted (nothing was sent), [*APIError]
-// when the server refused, [*OuterError] for an answer in the clear where [ProtocolOHTTP] wants a
-// sealed one, and the sentinels [ErrInvalidRequest], [ErrTooLarge], [ErrConnection],
-// [ErrTruncated], [ErrEnvelope], [ErrDecryption], [ErrResponseSchema], [ErrReplay],
-// [ErrTierDowngrade], [ErrPublicKey], [ErrInsecureURL], [ErrMemoryLimit], [ErrAudit] and
-// [ErrClosed]; those of Config.Limiter and of saving in Config.Keys; the cause of ctx when that
-// ended the call.
-//
-// Prompt and answer are Go strings here: the garbage collector may copy them, nothing wipes them,
-// and they can be swapped out. [SecureCompletionClient.Complete] keeps both in protected memory.
-func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest,
-	opts ...CallOption) (*ChatResponse, error) {
-	body, err := r.encode()
-	if err != nil {
-		return nil, err
-	}
-	defer clear(body)
-	result, err := c.do(ctx, chatRequest(body, true), opts)
-	if err != nil {
-		return nil, err
-	}
-	resp := &ChatResponse{}
-	if err := chatjson.CheckWeight(result.plaintext); err != nil {
-		clear(result.plaintext)
-		return nil, c.tellRefused(ctx, result.payloadID, err, "")
-	}
-	if err := resp.decodeJSON(result.plaintext); err != nil {
-		clear(result.plaintext)
-		return nil, c.tellRefused(ctx, result.payloadID, decodeError(err), "")
-	}
-	resp.PayloadID = result.payloadID
-	return resp, nil
-}
-
-// Request is a chat completion request as raw JSON.
-type Request struct {
-	// Body is the JSON object. It stays the caller's and is left as it is.
-	Body *Secret
-}
-
-// Response is a chat.completion object as raw JSON. Close it to wipe the answer.
-type Response struct {
-	Body      *Secret // the bytes exactly as they were sealed; Close destroys it
-	PayloadID string  // the request's id, as in ChatResponse
-}
-
-// Close wipes the answer. Idempotent; its error is always nil.
-func (r *Response) Close() error {
-	if r != nil {
-		r.Body.Destroy()
-	}
-	return nil
-}
-
-// Complete is [SecureCompletionClient.Chat] for raw JSON: the answer is checked the same way and
-// handed out byte for byte. Request and answer stay in memory under [Config].Memory. Errors are
-// those of Chat, with [ErrClosed] for a destroyed r.Body too. The caller closes the response.
-func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request,
-	opts ...CallOption) (*Response, error) {
-	if r == nil || r.Body == nil {
-		return nil, fmt.Errorf("%w: no Request.Body", ErrInvalidRequest)
-	}
-	if c.cfg.Memory == MemoryRequired && r.Body.Len() > 0 && !r.Body.Locked() {
-		return nil,
-			fmt.Errorf("%w: Request.Body is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
-	}
-	var body *Secret
-	into := func(n int) (b []byte, err error) {
-		body.Destroy() // an earlier attempt's
-		body, b, err = newRoom(c.memory, n)
-		return b, err
-	}
-	var result *completion
-	err := r.Body.Use(func(b []byte) (err error) {
-		in := chatRequest(b, true)
-		in.unchecked = true
-		result, err = c.do(ctx, in, append(opts[:len(opts):len(opts)],
-			func(o *callOptions) { o.into = into }))
-		return err
-	})
-	if err != nil {
-		body.Destroy()
-		return nil, err
-	}
-	body.keep(len(result.plaintext))
-	return &Response{Body: body, PayloadID: result.payloadID}, nil
-}
-
 // do carries one request to the server and back, and returns the whole of its answer, which is the
 // caller's.
 func (c *SecureCompletionClient) do(ctx context.Context, in *plainRequest,
 	opts []CallOption) (result *completion, err error) {
 	defer c.counts.call()(&err)
-	o, err := c.check(in, opts)
+	o, err := c.checkCall(in, opts)
 	if err != nil {
 		return nil, err
 	}
-	ctx, done, err := c.begin(ctx)
+	ctx, done, err := c.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	err = c.persist(ctx, o, func() (again bool, err error) {
+	err = c.withRetries(ctx, o, func() (again bool, err error) {
 		return c.attempt(ctx, in, o, func(ctx context.Context, t *trip) (err error) {
 			result, err = c.receiveWhole(ctx, t)
 			return err
@@ -226,12 +135,12 @@ func (c *SecureCompletionClient) do(ctx context.Context, in *plainRequest,
 // is closed or has been read to its end.
 func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
 	opts []CallOption) (resp *openedResponse, err error) {
-	o, err := c.check(in, opts)
+	o, err := c.checkCall(in, opts)
 	if err != nil {
 		return nil, err
 	}
 	counted := c.counts.call()
-	ctx, done, err := c.begin(ctx)
+	ctx, done, err := c.enter(ctx)
 	if err != nil {
 		counted(&err)
 		return nil, err
@@ -246,7 +155,7 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
 			finish(failure) // or else Close waits for this call for good
 		}
 	}()
-	failure = c.persist(ctx, o, func() (again bool, err error) {
+	failure = c.withRetries(ctx, o, func() (again bool, err error) {
 		return c.attempt(ctx, in, o, func(ctx context.Context, t *trip) (err error) {
 			resp, err = c.receiveStream(ctx, t, finish)
 			return err
@@ -258,9 +167,9 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
 // errPanicked is the end of what a callback of the caller's ended by panicking.
 var errPanicked = errors.New("sealedchat: a callback panicked")
 
-// check says with which options in is sent, if it may be. Only content that came from outside is
-// looked at, once.
-func (c *SecureCompletionClient) check(in *plainRequest, opts []CallOption) (*callOptions, error) {
+// checkCall says with which options in is sent, if it may be. Only content that came from outside
+// is looked at, once.
+func (c *SecureCompletionClient) checkCall(in *plainRequest, opts []CallOption) (*callOptions, error) {
 	o, err := c.options(opts)
 	if err != nil {
 		return nil, err
@@ -276,9 +185,9 @@ func (c *SecureCompletionClient) check(in *plainRequest, opts []CallOption) (*ca
 	return o, err
 }
 
-// persist makes attempts until one succeeds or another one is not worth making. An attempt that
+// withRetries makes attempts until one succeeds or another one is not worth making. An attempt that
 // failed says whether the server's key has changed meanwhile.
-func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions,
+func (c *SecureCompletionClient) withRetries(ctx context.Context, o *callOptions,
 	attempt func() (again bool, err error)) error {
 	renewed := false
 	ended := func(err error) error {
@@ -301,8 +210,8 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions,
 		// the key has changed: no fault of the request, and no reason to wait
 		if again && !renewed {
 			renewed = true
-			if told := c.tellRetry(ctx, o.sealed, attempts, 0, err); told != nil {
-				return fault.Join(err, told)
+			if auditErr := c.tellRetry(ctx, o.sealed, attempts, 0, err); auditErr != nil {
+				return fault.Join(err, auditErr)
 			}
 			c.counts.retries.Add(1)
 			continue
@@ -315,8 +224,8 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions,
 			return ended(err)
 		}
 		failures++
-		if told := c.tellRetry(ctx, o.sealed, attempts, wait, err); told != nil {
-			return fault.Join(err, told)
+		if auditErr := c.tellRetry(ctx, o.sealed, attempts, wait, err); auditErr != nil {
+			return fault.Join(err, auditErr)
 		}
 		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait,
 			"error", logText(err))
@@ -378,7 +287,7 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, in *plainRequest, 
 	if err := receive(ctx, t); err != nil {
 		t.log.DebugContext(ctx, "request failed", "duration", time.Since(t.start), "error",
 			logText(err))
-		return c.refused(ctx, r, err)
+		return c.sealAgain(ctx, r, err)
 	}
 	return false, nil
 }
@@ -391,7 +300,7 @@ func (c *SecureCompletionClient) receiveWhole(ctx context.Context, t *trip) (*co
 	}
 	var result *completion
 	if err == nil {
-		result, err = c.open(t.sealedRequest, a, t.o)
+		result, err = c.openCompletion(t.sealedRequest, a, t.o)
 		err = c.tellAnswer(ctx, t.payloadID, result, err, t.start, t.o)
 	}
 	if err != nil {
@@ -403,9 +312,9 @@ func (c *SecureCompletionClient) receiveWhole(ctx context.Context, t *trip) (*co
 	return result, nil
 }
 
-// refused asks whether sealing afresh can help. A server's new key that is not trusted replaces the
-// error.
-func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest,
+// sealAgain asks whether sealing afresh can help. A server's new key that is not trusted replaces
+// the error.
+func (c *SecureCompletionClient) sealAgain(ctx context.Context, r *sealedRequest,
 	err error) (again bool, _ error) {
 	if errors.Is(err, ErrAudit) {
 		return false, err // whatever the Auditor returned
@@ -415,7 +324,7 @@ func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest,
 	if !inner && !outer {
 		return false, err
 	}
-	renewed, refreshErr := c.wire.refused(ctx, r, err)
+	renewed, refreshErr := c.wire.resealHelps(ctx, r, err)
 	if _, distrust := errors.AsType[*ServerKeyError](refreshErr); distrust {
 		return false, refreshErr
 	}
@@ -425,10 +334,11 @@ func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest,
 	return renewed, err
 }
 
-// open decrypts and checks an answer. Nothing of it leaves here unless all of it is right.
-func (c *SecureCompletionClient) open(r *sealedRequest, a *httpx.Answer,
+// openCompletion decrypts and checks an answer. Nothing of it leaves here unless all of it is
+// right.
+func (c *SecureCompletionClient) openCompletion(r *sealedRequest, a *httpx.Answer,
 	o *callOptions) (*completion, error) {
-	plain, err := c.wire.open(r, a, o.into)
+	plain, err := c.wire.openAnswer(r, a, o.into)
 	if err != nil {
 		return nil, err
 	}
@@ -459,4 +369,95 @@ func waitError(ctx context.Context, err error) error {
 
 func apiErrorFrom(a *httpx.Answer) *APIError {
 	return newAPIError(a.Status, a.Header, a.Body, time.Now())
+}
+
+// refusals are the errors that are events of their own, and why, in words of this package.
+var refusals = []struct {
+	err    error
+	event  EventType
+	reason string
+}{
+	{ErrDecryption, EventDecryptionRefused, "it does not open"},
+	{ErrReplay, EventReplayRefused, "seen before, or another request's"},
+	{ErrTierDowngrade, EventTierRefused, ""},
+	{ErrResponseSchema, EventSchemaRefused, "not a chat completion"},
+	{ErrEnvelope, EventSchemaRefused, "malformed envelope"},
+}
+
+// auditReason is an error in a few words that never hold a peer's.
+func auditReason(err error) string {
+	if answer, ok := errors.AsType[*APIError](err); ok {
+		return "status " + strconv.Itoa(answer.StatusCode)
+	}
+	if errors.Is(err, ErrConnection) {
+		return "connection failed"
+	}
+	return "failed"
+}
+
+func (c *SecureCompletionClient) tellSealed(ctx context.Context, r *sealedRequest, size int,
+	o *callOptions) error {
+	return c.audit.tell(ctx, Event{
+		Type: EventRequestSealed, PayloadID: r.payloadID, Fingerprint: r.server.fingerprint,
+		Tier: o.tier, Bytes: int64(size),
+	})
+}
+
+// tellAnswer tells what became of an answer. When the Auditor fails, the answer is wiped.
+func (c *SecureCompletionClient) tellAnswer(ctx context.Context, id string, answer *completion,
+	err error, start time.Time, o *callOptions) error {
+	if err != nil {
+		return c.tellRefused(ctx, id, err, o.tier)
+	}
+	err = c.audit.tell(ctx, Event{
+		Type: EventResponseOpened, PayloadID: id, Bytes: int64(len(answer.plaintext)),
+		Duration: time.Since(start),
+	})
+	if err = fault.Join(err, c.tellMemory(ctx)); err != nil {
+		clear(answer.plaintext)
+	}
+	return err
+}
+
+// tellRefused tells of an answer that was refused; err comes back.
+func (c *SecureCompletionClient) tellRefused(ctx context.Context, id string, err error,
+	tier SecurityTier) error {
+	return c.tellRefusedAfter(ctx, id, 0, err, tier)
+}
+
+// tellRefusedAfter is tellRefused for an answer of which so many bytes were handed out before.
+func (c *SecureCompletionClient) tellRefusedAfter(ctx context.Context, id string, out int64,
+	err error, tier SecurityTier) error {
+	for _, r := range refusals {
+		if errors.Is(err, r.err) {
+			e := Event{Type: r.event, PayloadID: id, Bytes: out, Reason: r.reason}
+			if r.event == EventTierRefused {
+				e.Tier = tier
+			}
+			return c.audit.failed(ctx, err, e)
+		}
+	}
+	return err
+}
+
+// tellMemory tells once when less is locked than was.
+func (c *SecureCompletionClient) tellMemory(ctx context.Context) error {
+	if c.audit.to.Load() == nil {
+		return nil
+	}
+	now := c.allLocked()
+	if before := c.wasLocked.Swap(now); now || !before {
+		return nil
+	}
+	return c.audit.tell(ctx, Event{Type: EventMemoryLowered, Memory: memoryNow()})
+}
+
+func (c *SecureCompletionClient) tellRetry(ctx context.Context, id string, attempt int,
+	wait time.Duration, err error) error {
+	e := Event{Type: EventRetry, PayloadID: id, Attempt: attempt, Wait: wait,
+		Reason: auditReason(err)}
+	if answer, ok := errors.AsType[*APIError](err); ok {
+		e.Status = answer.StatusCode
+	}
+	return c.audit.tell(ctx, e)
 }

@@ -19,10 +19,7 @@ import (
 func ExampleAuthenticateKeys() {
 	var keys []*sealedchat.Secret
 	for _, text := range []string{"key-of-may", "key-of-june"} { // a service reads them from a file
-		key, err := sealedchat.NewSecret([]byte(text))
-		if err != nil {
-			log.Fatal(err)
-		}
+		key := sealedchat.NewSecret([]byte(text))
 		defer key.Destroy()
 		keys = append(keys, key)
 	}
@@ -34,35 +31,33 @@ func ExampleAuthenticateKeys() {
 	for _, token := range []string{"key-of-april", "key-of-may", "key-of-june"} {
 		r := httptest.NewRequest(http.MethodPost, "/v1/chat/completions", nil)
 		r.Header.Set("Authorization", "Bearer "+token)
-		fmt.Println(token, auth(r))
+		account, err := auth(r)
+		fmt.Printf("%s: %q, %v\n", token, account, err)
 	}
 	// Output:
-	// key-of-april sealedchat: authentication failed
-	// key-of-may <nil>
-	// key-of-june <nil>
+	// key-of-april: "", sealedchat: authentication failed
+	// key-of-may: "key-1", <nil>
+	// key-of-june: "key-2", <nil>
 }
 
 // A check of one's own decides the status: here nobody may ask more than once. It sees the headers alone, in both protocols.
 func ExampleGatewayConfig_authenticate() {
 	asked := make(chan struct{}, 1)
 	url, _, transport, stop := startGateway(paris, sealedchat.GatewayConfig{
-		Authenticate: func(r *http.Request) error {
+		Authenticate: func(r *http.Request) (account string, err error) {
 			if r.Header.Get("Authorization") != "Bearer an-api-key" { // better: AuthenticateKeys
-				return sealedchat.ErrAuthentication // 401
+				return "", sealedchat.ErrAuthentication // 401
 			}
 			select {
 			case asked <- struct{}{}:
-				return nil
+				return "team-paris", nil
 			default:
-				return &sealedchat.APIError{StatusCode: http.StatusTooManyRequests, RetryAfter: 5 * time.Minute}
+				return "", &sealedchat.APIError{StatusCode: http.StatusTooManyRequests, RetryAfter: 5 * time.Minute}
 			}
 		},
 	})
 	defer stop()
-	key, err := sealedchat.NewSecret([]byte("an-api-key"))
-	if err != nil {
-		log.Fatal(err)
-	}
+	key := sealedchat.NewSecret([]byte("an-api-key"))
 	defer key.Destroy()
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
 		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(), Transport: transport, APIKey: key,

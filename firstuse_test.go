@@ -10,12 +10,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 // firstUser is a client of server that trusts on first use.
-func firstUser(t testing.TB, server *sealedServer, s *KeyStore, change func(*Config)) *SecureCompletionClient {
+func firstUser(t testing.TB, server *fakes.Server, s *KeyStore, change func(*Config)) *SecureCompletionClient {
 	t.Helper()
-	return server.client(t, func(c *Config) {
+	return sealedClient(t, server, func(c *Config) {
 		c.Trust, c.Keys = FirstUse(s), s
 		if change != nil {
 			change(c)
@@ -41,7 +43,7 @@ func TestFirstUseIsRemembered(t *testing.T) {
 	created, _ := createWeak(t, dir, nil)
 	ephemeral, _ := weakStore(t, nil)
 	for what, s := range map[string]*KeyStore{"file": created, "ephemeral": ephemeral} {
-		server := newSealedServer(t)
+		server := fakes.NewServer(t)
 		again := func() *SecureCompletionClient { // a new process, where there is a file
 			if s.store.Dir() != nil {
 				return firstUser(t, server, openWeak(t, dir, passphrase, nil), nil)
@@ -57,14 +59,14 @@ func TestFirstUseIsRemembered(t *testing.T) {
 		if _, err := again().Chat(t.Context(), ask("x")); err != nil {
 			t.Error(what, "the same key:", err)
 		}
-		server.present("other-4096")
-		_, posts := server.counts()
+		server.Present("other-4096")
+		_, posts := server.Counts()
 		other := again()
 		for range 2 {
 			_, err := other.Chat(t.Context(), ask("x"))
 			wantRefusedKey(t, what, err, first, second)
 		}
-		if _, now := server.counts(); now != posts {
+		if _, now := server.Counts(); now != posts {
 			t.Error(what, "something was sent to a key that is not trusted")
 		}
 		if err := other.AcceptServerKey(strings.ToUpper(second)); err != nil {
@@ -76,7 +78,7 @@ func TestFirstUseIsRemembered(t *testing.T) {
 		if _, err := again().Chat(t.Context(), ask("x")); err != nil {
 			t.Error(what, "accepted elsewhere:", err)
 		}
-		server.present("rsa-2048")
+		server.Present("rsa-2048")
 		_, err := again().Chat(t.Context(), ask("x"))
 		wantRefusedKey(t, what+": the old key again", err, second, first)
 	}
@@ -93,8 +95,8 @@ func TestFirstUseOriginsAreSeparate(t *testing.T) {
 		"https://a.test": "rsa-2048", "https://b.test": "rsa-3072", "https://a.test:8443": "other-4096", "https://a.test/base": "server-4096",
 	}
 	for origin, key := range keys {
-		server := newSealedServer(t)
-		server.present(key)
+		server := fakes.NewServer(t)
+		server.Present(key)
 		c := firstUser(t, server, s, func(c *Config) { c.BaseURL = origin })
 		if _, err := c.Chat(t.Context(), ask("x")); err != nil {
 			t.Error(origin, err)
@@ -105,8 +107,8 @@ func TestFirstUseOriginsAreSeparate(t *testing.T) {
 		t.Errorf("%d pins", len(body.Pins))
 	}
 	for origin, key := range keys {
-		server := newSealedServer(t)
-		server.present("client-4096")
+		server := fakes.NewServer(t)
+		server.Present("client-4096")
 		_, err := firstUser(t, server, s, func(c *Config) { c.BaseURL = origin }).Chat(t.Context(), ask("x"))
 		wantRefusedKey(t, origin, err, publicOf(t, key).Fingerprint(), publicOf(t, "client-4096").Fingerprint())
 	}
@@ -116,7 +118,7 @@ func TestFirstUseOriginsAreSeparate(t *testing.T) {
 func TestFirstUseRefusedByUser(t *testing.T) {
 	dir := storeDir(t)
 	s, _ := createWeak(t, dir, nil)
-	server := newSealedServer(t)
+	server := fakes.NewServer(t)
 	refusal := errors.New("not this one")
 	asked := 0
 	c := firstUser(t, server, s, func(c *Config) {
@@ -128,7 +130,7 @@ func TestFirstUseRefusedByUser(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	server.present("other-4096")
+	server.Present("other-4096")
 	if _, err := firstUser(t, server, openWeak(t, dir, passphrase, nil), nil).Chat(t.Context(), ask("x")); err != nil {
 		t.Errorf("the refused key was remembered: %v", err)
 	}
@@ -145,15 +147,15 @@ func TestFirstUseThatCannotBeSaved(t *testing.T) {
 	if err := there.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)); err != nil {
 		t.Fatal(err)
 	}
-	server := newSealedServer(t)
+	server := fakes.NewServer(t)
 	_, err := firstUser(t, server, s, nil).Chat(t.Context(), ask("x"))
 	wantError(t, "cannot save", err, ErrPassphrase)
-	if _, posts := server.counts(); posts != 0 {
+	if _, posts := server.Counts(); posts != 0 {
 		t.Error("a request went to a key that was not remembered")
 	}
 	closed, _ := weakStore(t, nil)
 	closed.Close()
-	_, err = server.client(t, func(c *Config) { c.Trust = FirstUse(closed) }).Chat(t.Context(), ask("x"))
+	_, err = sealedClient(t, server, func(c *Config) { c.Trust = FirstUse(closed) }).Chat(t.Context(), ask("x"))
 	wantError(t, "closed", err, ErrClosed)
 }
 
@@ -167,8 +169,8 @@ func TestFirstUseRace(t *testing.T) {
 		errs := make([]error, len(stores))
 		var wg sync.WaitGroup
 		for i, s := range stores {
-			server := newSealedServer(t)
-			server.present([]string{"rsa-2048", "rsa-3072"}[i%2])
+			server := fakes.NewServer(t)
+			server.Present([]string{"rsa-2048", "rsa-3072"}[i%2])
 			c := firstUser(t, server, s, nil)
 			wg.Go(func() { _, errs[i] = c.Chat(t.Context(), ask("x")) })
 		}

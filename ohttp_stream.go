@@ -70,7 +70,7 @@ func (c *SecureCompletionClient) receiveStream(ctx context.Context, t *trip,
 		}
 		return end
 	}
-	resp.body.untold = func(err error) {
+	resp.body.unreported = func(err error) {
 		t.log.ErrorContext(ctx, "audit failed", "cause",
 			fault.Reason(err))
 	}
@@ -130,7 +130,7 @@ func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*o
 	return resp, err
 }
 
-func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest,
+func (p *ohttpProtocol) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest,
 	outside *http.Response) (*openedResponse, error) {
 	encoding := outside.Header.Get("Content-Encoding")
 	if !httpx.HasType(outside.Header, ohttp.TypeResponse) || (encoding != "" &&
@@ -164,7 +164,7 @@ func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sea
 		if err != nil {
 			return nil, err
 		}
-		return nil, r.ohttp.judge(head, content)
+		return nil, r.ohttp.checkAnswer(head, content)
 	}
 	err = r.ohttp.checkTier(resp.header)
 	if resp.header.Get("Content-Encoding") != "" && err == nil {
@@ -179,7 +179,7 @@ func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sea
 
 var errNotSealed = &OuterError{StatusCode: http.StatusOK, Detail: "not a sealed answer"}
 
-// readWords reads the beginning of an error's content. What the gateway did not get to say does not
+// readWords reads the beginning of an error's content. If the rest is missing, that does not
 // matter: the status is authentic.
 func readWords(b *openedBody) ([]byte, error) {
 	stalled := time.AfterFunc(httpx.MaxErrorWait, func() { _ = b.outside.Close() })
@@ -200,21 +200,23 @@ type openedBody struct {
 	ctx     context.Context // of the call
 	what    string
 	outside io.Closer
-	over    func(error) error // called once with the end, which it may replace; nil: nobody cares
-	untold  func(error)       // called by Close with an Auditor's error that no Read has returned; set with over
-	unwatch func() bool
-	gaveUp  atomic.Bool // Close has cut the answer: that it ends early is no fault of anybody's
+	over    func(error) error // called once with the end, which it may replace; may be nil
+	// unreported is called by Close with an Auditor's error that no Read has returned; set with
+	// over
+	unreported func(error)
+	unwatch    func() bool
+	gaveUp     atomic.Bool // Close has cut the answer: that it ends early is no fault of the server's
 
-	mu      sync.Mutex
-	content io.Reader // ends an event stream that stands still
-	reader  *ohttp.Reader
-	ending  sse.Ending
-	opened  int64
-	err     error // nil until the end
-	told    bool  // Read has returned err, or it was logged
+	mu       sync.Mutex
+	content  io.Reader // ends an event stream that stands still
+	reader   *ohttp.Reader
+	ending   sse.Ending
+	opened   int64
+	err      error // nil until the end
+	reported bool  // Read has returned err, or it was logged
 }
 
-// watch ends the body with its context, whether or not somebody reads.
+// watch ends the body with its context, whether or not a Read waits.
 func (b *openedBody) watch(ctx context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -231,7 +233,7 @@ func (b *openedBody) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.err != nil {
-		b.told = true
+		b.reported = true
 		return 0, b.err
 	}
 	n, err := b.content.Read(p)
@@ -240,12 +242,12 @@ func (b *openedBody) Read(p []byte) (int, error) {
 	if err == nil {
 		return n, nil
 	}
-	b.told = true
-	return n, b.end(b.judge(err))
+	b.reported = true
+	return n, b.end(b.contentEnd(err))
 }
 
-// judge makes of the end of the message that of the content.
-func (b *openedBody) judge(err error) error {
+// contentEnd makes of the end of the message that of the content.
+func (b *openedBody) contentEnd(err error) error {
 	switch {
 	case err != io.EOF:
 		if err = b.failure(err); b.gaveUp.Load() && errors.Is(err, ErrTruncated) {
@@ -270,9 +272,9 @@ func (b *openedBody) Close() error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.end(errBodyClosed); !b.told && b.untold != nil && errors.Is(err, ErrAudit) {
-		b.told = true
-		b.untold(err)
+	if err := b.end(errBodyClosed); !b.reported && b.unreported != nil && errors.Is(err, ErrAudit) {
+		b.reported = true
+		b.unreported(err)
 	}
 	return nil
 }
@@ -283,7 +285,7 @@ func (b *openedBody) giveUp() {
 }
 
 func (b *openedBody) drain() bool {
-	if !b.mu.TryLock() { // somebody reads
+	if !b.mu.TryLock() { // a Read waits
 		return false
 	}
 	defer b.mu.Unlock()
@@ -295,7 +297,7 @@ func (b *openedBody) drain() bool {
 	var rest [512]byte
 	for n := 0; n < 16; n++ { // more than a final chunk needs
 		if _, err := b.content.Read(rest[:]); err != nil {
-			_ = b.end(b.judge(err))
+			_ = b.end(b.contentEnd(err))
 			return true
 		}
 	}

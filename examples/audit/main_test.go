@@ -30,17 +30,14 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{dir: filepath.Join(t.TempDir(), "keys"), path: filepath.Join(t.TempDir(), "log",
 		"audit.log")}
-	pass, err := sealedchat.NewSecret([]byte(passphrase))
-	if err != nil {
-		t.Fatal(err)
-	}
+	pass := sealedchat.NewSecret([]byte(passphrase))
 	defer pass.Destroy()
 	keys, err := sealedchat.CreateKeyStore(t.Context(), w.dir, pass,
 		&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = keys.Close() })
+	t.Cleanup(func() { keys.Close() })
 	if w.log, err = sealedchat.OpenAuditLog(t.Context(), w.path, keys,
 		&sealedchat.AuditLogOptions{MaxFileBytes: 64 << 10}); err != nil {
 		t.Fatal(err)
@@ -109,7 +106,8 @@ func TestVerify(t *testing.T) {
 			t.Fatal(err)
 		}
 		if out, said, status := w.run(t.Context(), passphrase, append(append([]string{"verify"},
-			c.args...), w.path)...); status != c.status || out != "" || !strings.Contains(said, c.says) {
+			c.args...), w.path)...); status != c.status || out != "" ||
+			!strings.Contains(said, c.says) {
 			t.Errorf("%s: %d: %s %s", what, status, out, said)
 		}
 	}
@@ -141,7 +139,8 @@ func TestVerify(t *testing.T) {
 		"negative":         {"", []string{"tail", "-n", "-1", w.path}, 2},
 		"help":             {"", []string{"tail", "-help"}, 0},
 	} {
-		if out, said, status := w.run(t.Context(), c.pass, c.args...); status != c.status || out != "" ||
+		if out, said, status := w.run(t.Context(), c.pass, c.args...); status != c.status ||
+			out != "" ||
 			said == "" {
 			t.Errorf("%s: %d: %s %s", what, status, out, said)
 		}
