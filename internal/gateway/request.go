@@ -311,6 +311,7 @@ func (h *request) whileServed() (context.Context, context.CancelFunc) {
 // for an answer only when they have sent everything; on a connection that is closed before, they
 // find none, and repeat the request.
 func (h *request) drain() {
+	h.share.Return() // nothing of it is kept
 	// The bound holds for what net/http reads by itself, too.
 	h.within(min(h.s.cfg.BodyTimeout, 10*time.Second), reading)
 	if h.r.Header.Get("Expect") != "" { // these wait for a word before they send
