@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
@@ -61,6 +62,26 @@ type Message struct {
 	Refusal    string     // why the assistant declined
 
 	Extra map[string]json.RawMessage // members that this package does not know
+
+	noContent noContent // how it came without a text
+}
+
+// noContent says how a message without a text stands in JSON, so that what goes back is what came.
+type noContent uint8
+
+const (
+	byRule     noContent = iota // null beside tool calls or a refusal, otherwise ""
+	emptyText                   // ""
+	nullText                    // null
+	absentText                  // not at all
+)
+
+// rule is the form that is not remembered.
+func (m *Message) rule() noContent {
+	if len(m.ToolCalls) == 0 && m.Refusal == "" {
+		return emptyText
+	}
+	return nullText
 }
 
 // SystemMessage is a message with the role "system".
@@ -94,12 +115,12 @@ func (m Message) Text() string {
 
 // wireMessage is how a Message stands in JSON.
 type wireMessage[Content any] struct {
-	Role       string     `json:"role"`
-	Content    Content    `json:"content"`
-	Name       string     `json:"name,omitempty"`
+	Role       string     `json:"role" read:"lax"`
+	Content    Content    `json:"content,omitempty"`
+	Name       string     `json:"name,omitempty" read:"lax"`
 	ToolCalls  []ToolCall `json:"tool_calls,omitempty"`
-	ToolCallID string     `json:"tool_call_id,omitempty"`
-	Refusal    string     `json:"refusal,omitempty"`
+	ToolCallID string     `json:"tool_call_id,omitempty" read:"lax"`
+	Refusal    string     `json:"refusal,omitempty" read:"lax"`
 }
 
 // MarshalJSON writes content as a string, as parts, or as null when an assistant's message has only tool calls or a
@@ -115,8 +136,19 @@ func (m Message) appendJSON(dst []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%w: a message has both Content and Parts", ErrInvalidRequest)
 	case m.Parts != nil:
 		w.Content = m.Parts
-	case m.Content != "" || (len(m.ToolCalls) == 0 && m.Refusal == ""):
+	case m.Content != "":
 		w.Content = m.Content
+	default:
+		form := m.noContent
+		if form == byRule {
+			form = m.rule()
+		}
+		switch form {
+		case emptyText:
+			w.Content = ""
+		case nullText:
+			w.Content = json.RawMessage("null")
+		}
 	}
 	return chatjson.AppendObject(codec, dst, w, m.Extra)
 }
@@ -142,22 +174,35 @@ func (m *Message) decodeJSON(valid []byte) error {
 			return chatjson.PrefixPath("content", err)
 		}
 	}
+	if m.Content != "" || m.Parts != nil {
+		return nil
+	}
+	form := emptyText
+	switch {
+	case w.Content == nil:
+		form = absentText
+	case jsonspan.KindOf(w.Content) == jsonspan.Null:
+		form = nullText
+	}
+	if form != m.rule() {
+		m.noContent = form
+	}
 	return nil
 }
 
 // Part is one piece of multimodal content. Kinds without a field of their own go through Extra.
 type Part struct {
-	Type     string                     `json:"type"` // "text", "image_url", "input_audio", "file", …
+	Type     string                     `json:"type" read:"lax"` // "text", "image_url", "input_audio", "file", …
 	Text     string                     `json:"text,omitempty"`
 	ImageURL *ImageURL                  `json:"image_url,omitempty"`
-	Audio    *InputAudio                `json:"input_audio,omitempty"`
+	Audio    *InputAudio                `json:"input_audio,omitempty" read:"lax"`
 	Extra    map[string]json.RawMessage `json:"-"`
 }
 
 // ImageURL is an image by its URL, which may be a data: URL. Only a data: URL keeps the image inside the envelope.
 type ImageURL struct {
-	URL    string `json:"url"`
-	Detail string `json:"detail,omitempty"` // "auto", "low", "high"
+	URL    string `json:"url" read:"lax"`
+	Detail string `json:"detail,omitempty" read:"lax"` // "auto", "low", "high"
 }
 
 // InputAudio is sound in base64.
@@ -254,16 +299,18 @@ func ToolChoiceFunction(name string) any {
 
 // ToolCall is a call that the assistant asks for. Answer it with ToolMessage(call.ID, …).
 type ToolCall struct {
-	ID       string                     `json:"id"`
-	Type     string                     `json:"type"` // "function"
-	Function FunctionCall               `json:"function,omitzero"`
+	ID       string                     `json:"id,omitempty" read:"lax"`
+	Type     string                     `json:"type,omitempty" read:"lax"` // "function"
+	Function FunctionCall               `json:"function,omitzero" read:"lax"`
 	Extra    map[string]json.RawMessage `json:"-"`
+
+	bare bool // function came without arguments
 }
 
 // FunctionCall names a function and its arguments: JSON text that the model wrote, not checked by anyone.
 type FunctionCall struct {
 	Name      string `json:"name"`
-	Arguments string `json:"arguments"`
+	Arguments string `json:"arguments" read:"text"`
 }
 
 // UnmarshalJSON reads the two members by their exact names.
@@ -282,6 +329,16 @@ func (c ToolCall) MarshalJSON() ([]byte, error) { return c.appendJSON(nil) }
 
 func (c ToolCall) appendJSON(dst []byte) ([]byte, error) {
 	type plain ToolCall
+	if c.bare && c.Function.Arguments == "" {
+		type function struct {
+			Name string `json:"name,omitempty"`
+		}
+		return chatjson.AppendObject(codec, dst, struct {
+			ID       string   `json:"id,omitempty"`
+			Type     string   `json:"type,omitempty"`
+			Function function `json:"function"`
+		}{c.ID, c.Type, function{c.Function.Name}}, c.Extra)
+	}
 	return chatjson.AppendObject(codec, dst, plain(c), c.Extra)
 }
 
@@ -292,6 +349,8 @@ func (c *ToolCall) decodeJSON(valid []byte) (err error) {
 	type plain ToolCall
 	var v plain
 	v.Extra, err = codec.DecodeObject(valid, &v)
+	function := chatjson.Last(valid, "function")
+	v.bare = function != nil && chatjson.Last(function, "arguments") == nil
 	*c = ToolCall(v)
 	return err
 }
@@ -313,14 +372,14 @@ type JSONSchema struct {
 // ChatResponse is an OpenAI chat.completion object. Its required fields were checked before it was returned. It is the
 // caller's, in ordinary memory.
 type ChatResponse struct {
-	ID                string   `json:"id"` // "" when the server sent null
-	Object            string   `json:"object"`
-	Created           int64    `json:"created"` // Unix seconds; a fraction is cut off
-	Model             string   `json:"model"`
-	Choices           []Choice `json:"choices"` // may be empty
-	Usage             *Usage   `json:"usage"`   // nil when the server sent none
-	SystemFingerprint string   `json:"system_fingerprint"`
-	ServiceTier       string   `json:"service_tier"`
+	ID                string   `json:"id" read:"lax"` // "" when the server sent null
+	Object            string   `json:"object" read:"lax"`
+	Created           int64    `json:"created" read:"lax"` // Unix seconds; a fraction is cut off
+	Model             string   `json:"model" read:"lax"`
+	Choices           []Choice `json:"choices"`          // may be empty
+	Usage             *Usage   `json:"usage" read:"lax"` // nil when the server sent none
+	SystemFingerprint string   `json:"system_fingerprint" read:"lax"`
+	ServiceTier       string   `json:"service_tier" read:"lax"`
 
 	// Metadata is what the server sealed beside the answer (_metadata), by name; nil when it is not an object.
 	Metadata map[string]json.RawMessage `json:"-"`
@@ -335,17 +394,37 @@ type ChatResponse struct {
 
 // Choice is one of the answers that were asked for with N.
 type Choice struct {
-	Index        int64                      `json:"index"`
+	Index        int64                      `json:"index" read:"lax"`
 	Message      Message                    `json:"message"`
-	FinishReason string                     `json:"finish_reason"` // "stop", "length", "tool_calls", "content_filter"; "" for null
+	FinishReason string                     `json:"finish_reason" read:"lax"` // "stop", "length", "tool_calls", "content_filter"; "" for null
 	Extra        map[string]json.RawMessage `json:"-"`
+}
+
+// complete gives the n'th choice of an answer, which text is, what it lacks for being worked with.
+func (c *Choice) complete(n int, text []byte) {
+	if jsonspan.KindOf(chatjson.Last(text, "index")) != jsonspan.Number {
+		c.Index = int64(n)
+	}
+	c.Message.complete()
+}
+
+// complete gives an answer's message a role, and its calls ids, by which tools answer them.
+func (m *Message) complete() {
+	if m.Role == "" {
+		m.Role = "assistant"
+	}
+	for i := range m.ToolCalls {
+		if m.ToolCalls[i].ID == "" {
+			m.ToolCalls[i].ID = "call_" + strconv.Itoa(i)
+		}
+	}
 }
 
 // Usage counts tokens.
 type Usage struct {
-	PromptTokens     int64                      `json:"prompt_tokens"`
-	CompletionTokens int64                      `json:"completion_tokens"`
-	TotalTokens      int64                      `json:"total_tokens"`
+	PromptTokens     int64                      `json:"prompt_tokens" read:"lax"`
+	CompletionTokens int64                      `json:"completion_tokens" read:"lax"`
+	TotalTokens      int64                      `json:"total_tokens" read:"lax"`
 	Extra            map[string]json.RawMessage `json:"-"`
 }
 
@@ -372,6 +451,11 @@ func (r *ChatResponse) decodeJSON(data []byte) (err error) {
 		v.Metadata = inner
 	}
 	delete(v.Extra, metadata)
+	n := 0
+	for text := range jsonspan.ElementsOf(chatjson.Last(data, "choices")) {
+		v.Choices[n].complete(n, text)
+		n++
+	}
 	v.Raw = data
 	*r = ChatResponse(v)
 	return nil

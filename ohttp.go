@@ -138,6 +138,8 @@ func (p *obliviousHTTP) warm(ctx context.Context) error {
 const (
 	mediaJSON   = "application/json"
 	mediaEvents = "text/event-stream"
+
+	mediaEventsUTF8 = mediaEvents + "; charset=utf-8"
 )
 
 // jsonFields are the fields of a request that carries JSON.
@@ -386,7 +388,7 @@ func openAll(dst []byte, call *obliviousCall, sealed, buffer []byte) ([]byte, er
 // judge makes an error of an authentic answer that is none to be content with. Of content it keeps nothing but words.
 func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 	header := httpx.HeaderOf(in.Header)
-	if in.Status == http.StatusOK {
+	if in.Status >= 200 && in.Status < 300 {
 		return c.checkTier(header)
 	}
 	content = content[:min(len(content), httpx.MaxErrorBody)]

@@ -37,8 +37,8 @@ func NewChunkReader(src io.Reader, most, asked int) *ChunkReader {
 	return &ChunkReader{events: sse.NewReader(src, most), asked: asked}
 }
 
-// Next returns the next chunk. Its error is io.EOF at the end of a complete answer: behind [DONE],
-// or where every choice that was seen has its finish reason, and all that were asked for were seen.
+// Next returns the next chunk. Its error is io.EOF at the end of a complete answer: at [DONE], which
+// ends it whatever follows, or where every choice that was seen has its finish reason, and all that were asked for were seen.
 // Other ends are fault.ErrTruncated, an error within the stream is *ErrorObject, and what is no
 // chunk and should be one fault.ErrResponseSchema. Errors stay.
 func (r *ChunkReader) Next() (Chunk, error) {
@@ -54,7 +54,7 @@ func (r *ChunkReader) Next() (Chunk, error) {
 			break
 		}
 		if e.IsDone() {
-			r.err = r.drain()
+			r.err = io.EOF
 			break
 		}
 		chunk, err := CheckChunk(e)
@@ -72,14 +72,15 @@ func (r *ChunkReader) Next() (Chunk, error) {
 	return Chunk{}, r.err
 }
 
-// drain reads what follows [DONE], and is no part of the answer: all that is left to learn is
-// whether the end is one.
-func (r *ChunkReader) drain() error {
-	for {
+// End reads what follows [DONE], and is no part of the answer: all that is left to learn is whether
+// the end is one. Its error is io.EOF then.
+func (r *ChunkReader) End() error {
+	for r.err == io.EOF {
 		if _, err := r.events.Next(); err != nil {
 			return err
 		}
 	}
+	return r.err
 }
 
 func (r *ChunkReader) chunk(data []byte) Chunk {
@@ -89,7 +90,7 @@ func (r *ChunkReader) chunk(data []byte) Chunk {
 		c.Data = r.keep(repaired)
 	}
 	if bytes.IndexByte(c.Data, '\n') >= 0 {
-		c.Data = r.keep(appendLine(make([]byte, 0, len(c.Data)), c.Data))
+		c.Data = r.keep(AppendLine(make([]byte, 0, len(c.Data)), c.Data))
 	}
 	return c
 }

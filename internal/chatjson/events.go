@@ -132,12 +132,12 @@ func (e *Events) writeHeads(o Members) {
 	for kind, limit := range limits {
 		head := []byte("{")
 		if len(o["id"]) <= limit {
-			head = append(appendLine(append(head, `"id":`...), orNull(o["id"])), ',')
+			head = append(AppendLine(append(head, `"id":`...), orNull(o["id"])), ',')
 		}
 		head = append(head, object...)
 		for _, name := range repeated {
 			if v, ok := o[name]; ok && len(v) <= limit {
-				head = appendLine(append(head, `,"`+name+`":`...), v)
+				head = AppendLine(append(head, `,"`+name+`":`...), v)
 			}
 		}
 		e.heads[kind] = head
@@ -176,7 +176,7 @@ func (e *Events) Next() ([]byte, error) {
 		e.ended = true
 		e.begin(short)
 		e.buf = append(e.buf, `,"choices":[],"usage":`...)
-		e.buf = append(appendLine(e.buf, e.usage), '}')
+		e.buf = append(AppendLine(e.buf, e.usage), '}')
 	default:
 		return nil, io.EOF
 	}
@@ -204,7 +204,7 @@ func (e *Events) nextOfChoice() {
 	e.buf = append(e.buf, `,"delta":{`...)
 	empty := len(e.buf)
 	if first {
-		e.buf = append(appendLine(append(e.buf, `"role":`...), c.role), `,"content":`...)
+		e.buf = append(AppendLine(append(e.buf, `"role":`...), c.role), `,"content":`...)
 	}
 	alone := first && !c.brief // the role, and nothing else
 	switch {
@@ -225,12 +225,12 @@ func (e *Events) nextOfChoice() {
 	}
 	e.buf = append(e.buf, '}')
 	if !alone && c.logprobs != nil {
-		e.buf = appendLine(append(e.buf, `,"logprobs":`...), c.logprobs)
+		e.buf = AppendLine(append(e.buf, `,"logprobs":`...), c.logprobs)
 		c.logprobs = nil
 	}
 	e.buf = append(e.buf, `,"finish_reason":`...)
 	if finish {
-		e.buf = append(appendLine(e.buf, c.finish), "}]"...)
+		e.buf = append(AppendLine(e.buf, c.finish), "}]"...)
 	} else {
 		e.buf = append(e.buf, "null}]"...)
 	}
@@ -249,7 +249,7 @@ func (e *Events) nextOfChoice() {
 func (e *Events) piece() {
 	c := &e.choice
 	if !c.parted {
-		e.buf = appendLine(e.buf, c.content)
+		e.buf = AppendLine(e.buf, c.content)
 		c.content = nil
 		return
 	}
@@ -304,7 +304,7 @@ func isSurrogate(text []byte, least, most byte) bool {
 
 func (e *Events) member(m jsonspan.Member) {
 	e.buf = append(append(append(e.buf, '"'), m.Name...), `":`...)
-	e.buf = appendLine(e.buf, m.Value)
+	e.buf = AppendLine(e.buf, m.Value)
 }
 
 // Wipe clears the last event, and what was repaired. Nothing can be read after it.
@@ -388,8 +388,8 @@ func (c *choice) parseMessage() error {
 	return nil
 }
 
-// appendLine appends checked JSON without its line breaks, which stand between tokens alone.
-func appendLine(dst, value []byte) []byte {
+// AppendLine appends checked JSON without its line breaks, which stand between tokens alone.
+func AppendLine(dst, value []byte) []byte {
 	for {
 		i := bytes.IndexAny(value, "\r\n")
 		if i < 0 {

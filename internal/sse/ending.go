@@ -38,6 +38,18 @@ func EndingOf(kind, path string, length int64) Ending {
 	return Any{}
 }
 
+// WatchOf is EndingOf for a chat completion whose reader judges the end itself: every end is as good
+// as another, and only [DONE] is looked for.
+func WatchOf(kind string) Ending {
+	switch {
+	case kind == TypeEvents:
+		return &Stream{scanner: Scanner{most: 64}, api: apiWatched}
+	case IsJSON(kind):
+		return &JSON{api: apiWatched, sniff: true}
+	}
+	return Any{}
+}
+
 // TypeEvents is the media type of event streams.
 const TypeEvents = "text/event-stream"
 
@@ -178,12 +190,19 @@ func (s *Stream) Begun() bool { return s.any }
 // Done reports whether the last event has come.
 func (s *Stream) Done() bool { return s.done }
 
+// DoneAtEnd is Done if the content ends here: an event without its empty line counts.
+func (s *Stream) DoneAtEnd() bool {
+	done := s.done
+	s.scanner.AtEnd(func(e Event) { done = done || s.api.isLast(e) })
+	return done
+}
+
 // Ended also counts an event without its empty line.
 func (s *Stream) Ended() bool {
 	if s.json != nil {
 		return s.json.Ended()
 	}
-	if s.done || s.failed || s.api == apiOther {
+	if s.done || s.failed || s.api == apiOther || s.api == apiWatched {
 		return true
 	}
 	end := *s
@@ -221,6 +240,7 @@ func (j *JSON) See(piece []byte) {
 		piece, j.sniff = piece[at:], false
 		if form == FormEvents && beginsField(piece) {
 			j.events = &Stream{scanner: Scanner{most: MaxEvent}, api: j.api, choices: j.choices}
+			j.events.sniffer.form = FormEvents
 		}
 	}
 	if j.events != nil {
@@ -255,6 +275,12 @@ func beginsField(text []byte) bool { return bytes.IndexByte([]byte("deri"), text
 
 // Done is that of the event stream, if it is one.
 func (j *JSON) Done() bool { return j.events != nil && j.events.Done() }
+
+// DoneAtEnd is that of the event stream, if it is one.
+func (j *JSON) DoneAtEnd() bool { return j.events != nil && j.events.DoneAtEnd() }
+
+// Begun is that of the event stream, if it is one.
+func (j *JSON) Begun() bool { return j.events != nil && j.events.Begun() }
 
 // Ended reports whether every bracket is closed.
 func (j *JSON) Ended() bool {

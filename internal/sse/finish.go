@@ -25,6 +25,7 @@ const (
 	apiOther     api = iota // there is no last event
 	apiChoices              // [DONE], or a finish reason for every choice
 	apiResponses            // [DONE], or an event of one of lastTypes
+	apiWatched              // [DONE], if there is one
 )
 
 func apiOf(path string) api {
@@ -40,7 +41,7 @@ func apiOf(path string) api {
 // isLast tells the event behind which nothing more comes.
 func (a api) isLast(e Event) bool {
 	switch a {
-	case apiChoices:
+	case apiChoices, apiWatched:
 		return e.IsDone()
 	case apiResponses:
 		return e.IsDone() || isLastType(strings.TrimSpace(e.Name)) || isLastType(typeOf(e))
