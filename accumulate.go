@@ -14,7 +14,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
-// ChatAccumulator puts the chunks of a stream together. The zero value is ready; it is for one goroutine at a time.
+// ChatAccumulator puts the chunks of a stream together. The zero value is ready; it is for one
+// goroutine at a time.
 type ChatAccumulator struct {
 	head    ChatResponse
 	choices map[int64]*choiceSoFar
@@ -34,12 +35,13 @@ type callSoFar struct {
 	extra          membersSoFar
 }
 
-// Add takes in a copy of the next chunk, which stays the caller's. Members in Extra are joined where they are texts or
-// lists, and objects member by member; of anything else the last one counts. Inside those objects lists are joined, and the
-// texts that servers send in pieces: a message's function_call.arguments, audio.data and audio.transcript. Of other texts in
-// there, and of objects, the last one counts. Pieces of tool calls belong together that have the same
-// index, and the same id or none; where servers get those wrong, another call begins behind arguments that are complete.
-// Add(nil) does nothing.
+// Add takes in a copy of the next chunk, which stays the caller's. It joins members in Extra that
+// are texts or lists, and joins objects member by member; of anything else the last one counts.
+// Inside those objects it joins lists, and the texts that servers send in pieces: a message's
+// function_call.arguments, audio.data and audio.transcript. Of other texts in there, and of
+// objects, the last one counts. Pieces of tool calls belong together if they have the same index,
+// and the same id or none; where servers get those wrong, another call begins behind arguments that
+// are complete. A call without an ID gets one. Add(nil) does nothing.
 func (a *ChatAccumulator) Add(c *ChatChunk) {
 	if c == nil {
 		return
@@ -127,10 +129,13 @@ func (s *choiceSoFar) addCall(d *ToolCallDelta) {
 type membersSoFar map[string]*valueSoFar
 
 // joinedTexts are the texts inside a message's objects that come in pieces. It is never changed.
-var joinedTexts = map[string][]string{"function_call": {"arguments"}, "audio": {"data", "transcript"}}
+var joinedTexts = map[string][]string{
+	"function_call": {"arguments"}, "audio": {"data", "transcript"},
+}
 
-// add takes in pieces: texts and lists are joined, objects member by member, of anything else the last one that is not null
-// counts. joined has, by the name of an object, which of its texts are joined as well.
+// add takes in pieces: texts and lists are joined, objects member by member, of anything else the
+// last one that is not null counts. joined has, by the name of an object, which of its texts are
+// joined as well.
 func (s *membersSoFar) add(more map[string]json.RawMessage, joined map[string][]string) {
 	for name, v := range more {
 		s.of(name).add(v, true, joined[name])
@@ -169,8 +174,9 @@ type valueSoFar struct {
 	members membersSoFar // in place of text, once there was a second piece of an object
 }
 
-// add takes in a copy of a piece. Lists are joined anywhere: logprobs is an object of lists. join says that a text is joined as
-// well, and an object member by member, with those of its texts that texts names.
+// add takes in a copy of a piece. Lists are joined anywhere: logprobs is an object of lists. join
+// says that a text is joined as well, and an object member by member, with those of its texts that
+// texts names.
 func (v *valueSoFar) add(piece []byte, join bool, texts []string) {
 	piece = bytes.TrimSpace(piece)
 	kind := jsonspan.KindOf(piece)
@@ -213,7 +219,8 @@ func (s *membersSoFar) join(object []byte, texts []string) {
 	}
 	for m := range jsonspan.MembersOf(object) {
 		name := jsonspan.Text(m.Name)
-		s.of(name).add(m.Value, jsonspan.KindOf(m.Value) == jsonspan.String && slices.Contains(texts, name), nil)
+		join := jsonspan.KindOf(m.Value) == jsonspan.String && slices.Contains(texts, name)
+		s.of(name).add(m.Value, join, nil)
 	}
 }
 
@@ -240,8 +247,9 @@ func (v *valueSoFar) append(dst []byte) []byte {
 	return append(dst, '}')
 }
 
-// Response is what came so far, in the form of a complete answer, with the choices in the order of their indices: a new copy
-// with each call, which shares no memory with the chunks. Raw and Metadata are nil.
+// Response is what came so far, in the form of a complete answer, with the choices in the order of
+// their indices: a new copy with each call, which shares no memory with the chunks. Raw and
+// Metadata are nil.
 func (a *ChatAccumulator) Response() *ChatResponse {
 	r := a.head
 	r.Object = "chat.completion"
@@ -253,7 +261,8 @@ func (a *ChatAccumulator) Response() *ChatResponse {
 	}
 	for _, index := range slices.Sorted(maps.Keys(a.choices)) {
 		s := a.choices[index]
-		m := Message{Role: s.role, Content: s.content.String(), Refusal: s.refusal.String(), Extra: s.message.values()}
+		m := Message{Role: s.role, Content: s.content.String(), Refusal: s.refusal.String(),
+			Extra: s.message.values()}
 		for _, n := range slices.Sorted(maps.Keys(s.calls)) {
 			call := s.calls[n]
 			m.ToolCalls = append(m.ToolCalls, ToolCall{
@@ -262,7 +271,9 @@ func (a *ChatAccumulator) Response() *ChatResponse {
 			})
 		}
 		m.complete()
-		r.Choices = append(r.Choices, Choice{Index: index, Message: m, FinishReason: s.finish, Extra: s.extra.values()})
+		r.Choices = append(r.Choices, Choice{
+			Index: index, Message: m, FinishReason: s.finish, Extra: s.extra.values(),
+		})
 	}
 	return &r
 }

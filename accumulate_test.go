@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -179,4 +180,34 @@ func TestAccumulatorSharesNothing(t *testing.T) {
 	wipe(chunk.Choices[0].Delta.Extra)
 	check()
 	check()
+}
+
+func FuzzChatChunk(f *testing.F) {
+	f.Add("", []byte(`{"choices":[{"index":0,"delta":{"content":"a","tool_calls":[{"index":0,"function":{}}]},"logprobs":{"content":[1]}}],"usage":{}}`))
+	f.Add("error", []byte(`{"error":{"message":"x"}}`))
+	f.Add("", []byte(`{"choices":[{"delta":null},{"delta":{"x":"\ud83d"}},{"delta":{"x":["y"]}}]}`))
+	f.Fuzz(func(t *testing.T, name string, data []byte) {
+		chunk, err := parseChunk(sse.Event{Name: name, Data: data})
+		if err != nil {
+			if _, api := errors.AsType[*APIError](err); !api && !errors.Is(err, ErrResponseSchema) {
+				t.Fatalf("%v", err)
+			}
+			return
+		}
+		var a ChatAccumulator
+		a.Add(chunk)
+		a.Add(chunk)
+		for _, c := range a.Response().Choices {
+			for name, v := range c.Message.Extra {
+				if !json.Valid(v) {
+					t.Errorf("%s: %q", name, v)
+				}
+			}
+			for name, v := range c.Extra {
+				if !json.Valid(v) {
+					t.Errorf("%s: %q", name, v)
+				}
+			}
+		}
+	})
 }

@@ -8,12 +8,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 // auditorsOwn are errors of an Auditor that ships events, and that look like those of the client's
@@ -37,15 +43,15 @@ func auditorsOwn() map[string]error {
 // although the server has another key by then.
 func TestAuditorsErrorIsNotTheServers(t *testing.T) {
 	for name, own := range auditorsOwn() {
-		s := newSealedServer(t)
+		s := fakes.NewServer(t)
 		fail := true
-		c := s.client(t, func(c *Config) {
+		c := sealedClient(t, s, func(c *Config) {
 			c.MaxRetries = 3
 			c.Audit = Auditor(func(_ context.Context, e Event) error {
 				if e.Type != EventResponseOpened || !fail {
 					return nil
 				}
-				s.present("server-4096")
+				s.Present("server-4096")
 				return own
 			})
 		})
@@ -53,17 +59,17 @@ func TestAuditorsErrorIsNotTheServers(t *testing.T) {
 		if _, err := c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) || !errors.Is(err, own) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if gets, posts := s.counts(); gets != 1 || posts != 1 {
+		if gets, posts := s.Counts(); gets != 1 || posts != 1 {
 			t.Errorf("%s: %d fetches, %d posts", name, gets, posts)
 		}
-		s.present("rsa-2048")
+		s.Present("rsa-2048")
 		req, _ := http.NewRequest(http.MethodPost, "https://server.test/chat/completions",
 			strings.NewReader(`{"model":"m","messages":[]}`))
 		resp, err := c.HTTPClient().Do(req)
 		if !errors.Is(err, ErrAudit) || !errors.Is(err, own) {
 			t.Errorf("%s: an SDK gets %v, %v", name, resp, err)
 		}
-		if gets, posts := s.counts(); gets != 1 || posts != 2 {
+		if gets, posts := s.Counts(); gets != 1 || posts != 2 {
 			t.Errorf("%s: %d fetches, %d posts", name, gets, posts)
 		}
 		fail = false
@@ -74,14 +80,14 @@ func TestAuditorsErrorIsNotTheGateways(t *testing.T) {
 	for name, own := range auditorsOwn() {
 		for _, event := range []EventType{EventServerKeyFirstSeen, EventRequestSealed,
 			EventResponseOpened} {
-			g := newTiny(t, answerText("x"))
+			g := fakes.NewGateway(t, answerText("x"))
 			var told []EventType
 			c := directClient(t, g, func(c *Config) {
 				c.MaxRetries = 3
 				c.Audit = Auditor(func(_ context.Context, e Event) error {
 					told = append(told, e.Type)
 					if e.Type == event {
-						g.rotate()
+						g.Rotate()
 						return own
 					}
 					return nil
@@ -93,14 +99,14 @@ func TestAuditorsErrorIsNotTheGateways(t *testing.T) {
 				if !errors.Is(err, ErrAudit) || !errors.Is(err, own) {
 					t.Errorf("%s at %s: %v", name, event, err)
 				}
-				fetches, posts := g.counts()
+				fetches, posts := g.Counts()
 				if fetches != 1 || (posts == 1) != (event == EventResponseOpened) {
 					t.Errorf("%s at %s: %d fetches, %d posts", name, event, fetches, posts)
 				}
 				if event == EventServerKeyFirstSeen && told[len(told)-1] != event {
 					t.Errorf("%s at %s: told %v", name, event, told)
 				}
-				g.set(func() { g.fetches, g.posts = 0, 0 })
+				g.Set(func() { g.Fetches, g.Posts = 0, 0 })
 				c.server.mu.Lock()
 				c.server.key = nil // asks again
 				c.server.mu.Unlock()
@@ -135,20 +141,20 @@ func TestAuditorsErrorIsNotTheGateways(t *testing.T) {
 // A server's new key that the Auditor does not take is not sealed to, and the error says so beside
 // the refusal.
 func TestAuditorRefusesTheNewKey(t *testing.T) {
-	s := newSealedServer(t)
+	s := fakes.NewServer(t)
 	h := &heard{}
-	c := s.client(t, func(c *Config) { c.Audit = h.Record })
+	c := sealedClient(t, s, func(c *Config) { c.Audit = h.Record })
 	if err := c.Warm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.present("server-4096")
+	s.Present("server-4096")
 	h.failOn(errDeaf, EventServerKeyChanged)
 	_, err := c.Chat(t.Context(), ask("?"))
 	if answer, ok := errors.AsType[*APIError](err); !ok || answer.StatusCode != 400 || !errors.Is(err,
 		ErrAudit) || !errors.Is(err, errDeaf) {
 		t.Errorf("got %v", err)
 	}
-	if _, posts := s.counts(); posts != 1 {
+	if _, posts := s.Counts(); posts != 1 {
 		t.Errorf("%d posts", posts)
 	}
 	h.failOn(nil)
@@ -157,4 +163,124 @@ func TestAuditorRefusesTheNewKey(t *testing.T) {
 func unsent(e *fault.ConnectionError) error {
 	e.Unsent = true
 	return e
+}
+
+// Whoever asked for a stream and got a whole answer that is refused, finds that in the audit log as with Chat.
+func TestRefusedStreamsAreTold(t *testing.T) {
+	badCalls := strings.Replace(fakes.FineCompletion("x"), `"message":{`, `"message":{"tool_calls":5,`, 1)
+	foreign := func() string {
+		return strings.Replace(fakes.FineCompletion("x"), `{`, `{"_metadata":{"payload_id":"`+newUUID()+`"},`, 1)
+	}
+	for name, test := range map[string]struct {
+		answer func() string
+		want   error
+		ohttp  string
+		v1     string
+	}{
+		"another request's": {foreign, ErrReplay, "request_sealed response_opened replay_refused", "request_sealed replay_refused"},
+		"no completion": {func() string { return `{"id":1}` }, ErrResponseSchema,
+			"request_sealed response_opened schema_refused", "request_sealed schema_refused"},
+		"no tool calls": {func() string { return badCalls }, ErrResponseSchema,
+			"request_sealed response_opened schema_refused", "request_sealed response_opened schema_refused"},
+		"a server's error": {func() string { return `{"error":{"message":"x"}}` }, ErrServer, "request_sealed response_opened", "request_sealed"},
+	} {
+		h := &heard{}
+		g := fakes.NewGateway(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, test.answer())
+		})
+		s := fakes.NewServer(t)
+		s.Answer = func(q *fakes.Question) *http.Response { return q.Seal(test.answer()) }
+		for protocol, c := range map[string]struct {
+			client *SecureCompletionClient
+			want   string
+		}{
+			"ohttp": {directClient(t, g, func(c *Config) { c.Audit = h.Record }), test.ohttp},
+			"v1":    {sealedClient(t, s, func(c *Config) { c.Audit = h.Record }), test.v1},
+		} {
+			if err := c.client.Warm(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			h.take()
+			what := name + " over " + protocol
+			if err := callsOf(c.client)["Stream"](t.Context()); !errors.Is(err, test.want) {
+				t.Errorf("%s: %v", what, err)
+			}
+			events := h.mustHear(t, what, c.want)
+			if last := events[len(events)-1]; last.PayloadID == "" || last.PayloadID != events[0].PayloadID {
+				t.Errorf("%s: %+v", what, last)
+			}
+			resp, err := c.client.HTTPClient().Post("https://server.test/v1/chat/completions", "application/json",
+				strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
+			if err == nil {
+				resp.Body.Close()
+			}
+			if answered := test.want == ErrServer; answered != (err == nil) || !answered && !errors.Is(err, test.want) {
+				t.Errorf("%s, of an SDK: %v, %v", what, resp, err)
+			}
+			h.mustHear(t, what+", of an SDK", c.want)
+		}
+	}
+}
+
+// TestAdviceHarmsNobody follows each way to a folder of which others need something: no error
+// advises a command that takes it away from them, and what does not exist is reported first.
+func TestAdviceHarmsNobody(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("modes are for Unix systems")
+	}
+	keys, _ := createWeak(t, storeDir(t), nil)
+	stored, err := os.ReadFile(filepath.Join(keys.folder().Path(), "keystore.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := regexp.MustCompile(`chmod|chown|fix it with|\brm\b`)
+	for what, mode := range map[string]os.FileMode{"readable": 0o755, "sticky": 0o777 | os.ModeSticky,
+		"of a group": 0o775 | os.ModeSetgid} {
+		dir := filepath.Join(t.TempDir(), "shared")
+		log := filepath.Join(dir, "audit.log")
+		theirs := filepath.Join(dir, "theirs")
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(theirs, nil, 0o644), os.Chmod(dir,
+			mode)); err != nil {
+			t.Fatal(err)
+		}
+		ways := map[string]func() error{
+			"create a store": func() error {
+				_, err := CreateKeyStore(t.Context(), dir, secret(t, passphrase), nil)
+				return err
+			},
+			"open a store": func() error { _, err := tryWeak(t, dir, passphrase, nil); return err },
+			"open an audit log": func() error {
+				_, err := OpenAuditLog(t.Context(), log, keys,
+					nil)
+				return err
+			},
+			"verify a log": func() error { return verifyError(t, log, keys) },
+		}
+		check := func(want error, names ...string) {
+			t.Helper()
+			for _, name := range names {
+				err := ways[name]()
+				if !errors.Is(err, want) || command.MatchString(err.Error()) {
+					t.Errorf("%s, %s: %v", what, name, err)
+				}
+				if want == ErrInsecurePermissions && !strings.Contains(err.Error(), "use a folder of its own") {
+					t.Errorf("%s, %s: %v gives no advice", what, name, err)
+				}
+			}
+		}
+		check(ErrInsecurePermissions, "create a store", "open an audit log")
+		check(fs.ErrNotExist, "open a store", "verify a log")
+		writeLog(t, filepath.Join(dir, "keystore.json"), stored)
+		writeLog(t, log, nil)
+		check(ErrInsecurePermissions, "open a store", "open an audit log", "verify a log")
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != mode.Perm() {
+			t.Errorf("%s: %v, %v", what, info, err)
+		}
+	}
+}
+
+func verifyError(t *testing.T, path string, keys *KeyStore) error {
+	_, err := VerifyAuditLog(t.Context(), path, keys, "")
+	return err
 }

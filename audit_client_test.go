@@ -18,15 +18,17 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 var errDeaf = errors.New("the auditor is deaf")
 
 func TestClientEvents(t *testing.T) {
-	s := newSealedServer(t)
+	s := fakes.NewServer(t)
 	h := &heard{}
 	server, other := publicOf(t, "rsa-2048").fingerprint, publicOf(t, "server-4096").fingerprint
-	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 1 })
+	c := sealedClient(t, s, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 1 })
 	c.retry.base = time.Microsecond
 	e := h.mustHear(t, "opening", "client_opened")[0]
 	if e.Server != "https://server.test" || e.Memory == nil {
@@ -44,13 +46,13 @@ func TestClientEvents(t *testing.T) {
 		e.Server != "https://server.test" || e.Reason != "https" {
 		t.Errorf("%+v", e)
 	}
-	q := s.last()
+	q := s.Last()
 	if e := events[1]; e.Fingerprint != server || e.Tier != TierHigh ||
-		e.PayloadID != q.req.Header.Get(hybrid.HeaderPayloadID) || e.Bytes != int64(len(q.plaintext)) {
+		e.PayloadID != q.Request.Header.Get(hybrid.HeaderPayloadID) || e.Bytes != int64(len(q.Plaintext)) {
 		t.Errorf("%+v", e)
 	}
 	if e := events[2]; e.PayloadID != events[1].PayloadID ||
-		e.Bytes != int64(len(fineCompletion("fine"))) || e.Duration <= 0 {
+		e.Bytes != int64(len(fakes.FineCompletion("fine"))) || e.Duration <= 0 {
 		t.Errorf("%+v", e)
 	}
 	if err := chat(); err != nil {
@@ -58,7 +60,7 @@ func TestClientEvents(t *testing.T) {
 	}
 	h.mustHear(t, "chat again", "request_sealed response_opened")
 
-	s.present("server-4096")
+	s.Present("server-4096")
 	if err := chat(); err != nil {
 		t.Fatal(err)
 	}
@@ -74,40 +76,40 @@ func TestClientEvents(t *testing.T) {
 	}
 	seen := ""
 	for what, refused := range map[string]struct {
-		answer func(q *sealedQuestion) *http.Response
+		answer func(q *fakes.Question) *http.Response
 		types  string
 	}{
-		"decryption": {func(q *sealedQuestion) *http.Response {
-			e, _ := publicOf(t, "other-4096").seal([]byte(fineCompletion("x")))
-			e.WrappedKey = e.WrappedKey[:q.client.rsa.Size()]
+		"decryption": {func(q *fakes.Question) *http.Response {
+			e, _ := publicOf(t, "other-4096").seal([]byte(fakes.FineCompletion("x")))
+			e.WrappedKey = e.WrappedKey[:q.Client.Size()]
 			return respond(200, string(envelope.Append(nil, e)))
 		}, "decryption_refused"},
-		"replay": {func(q *sealedQuestion) *http.Response {
+		"replay": {func(q *fakes.Question) *http.Response {
 			if seen == "" {
-				e, _ := q.client.seal([]byte(fineCompletion("x")))
+				e, _ := fakes.Seal(q.Client, []byte(fakes.FineCompletion("x")))
 				seen = string(envelope.Append(nil, e))
 			}
 			return respond(200, seen)
 		}, "response_opened request_sealed replay_refused"},
-		"other id": {func(q *sealedQuestion) *http.Response {
-			return q.seal(strings.Replace(fineCompletion("x"), `{`,
+		"other id": {func(q *fakes.Question) *http.Response {
+			return q.Seal(strings.Replace(fakes.FineCompletion("x"), `{`,
 				`{"_metadata":{"payload_id":"`+newUUID()+`"},`, 1))
 		}, "replay_refused"},
-		"tier": {func(q *sealedQuestion) *http.Response {
-			return q.seal(strings.Replace(fineCompletion("x"), `{`,
+		"tier": {func(q *fakes.Question) *http.Response {
+			return q.Seal(strings.Replace(fakes.FineCompletion("x"), `{`,
 				`{"_metadata":{"security_tier":"standard"},`, 1))
 		}, "tier_refused"},
-		"schema": {func(q *sealedQuestion) *http.Response { return q.seal(`{"id":1}`) },
+		"schema": {func(q *fakes.Question) *http.Response { return q.Seal(`{"id":1}`) },
 			"schema_refused"},
-		"chat schema": {func(q *sealedQuestion) *http.Response {
-			return q.seal(strings.Replace(fineCompletion("x"), `"index":0`, `"index":"0"`, 1))
+		"chat schema": {func(q *fakes.Question) *http.Response {
+			return q.Seal(strings.Replace(fakes.FineCompletion("x"), `"index":0`, `"index":"0"`, 1))
 		}, "response_opened schema_refused"},
-		"envelope": {func(q *sealedQuestion) *http.Response { return respond(200, "{}") },
+		"envelope": {func(q *fakes.Question) *http.Response { return respond(200, "{}") },
 			"schema_refused"},
-		"retry": {func(q *sealedQuestion) *http.Response { return respond(500, `{"detail":"`+leak+`"}`) },
+		"retry": {func(q *fakes.Question) *http.Response { return respond(500, `{"detail":"`+leak+`"}`) },
 			"retry request_sealed"},
 	} {
-		s.answer = refused.answer
+		s.Answer = refused.answer
 		err := chat()
 		if what == "replay" && err == nil {
 			err = chat()
@@ -117,7 +119,7 @@ func TestClientEvents(t *testing.T) {
 		}
 		events := h.mustHear(t, what, "request_sealed "+refused.types)
 		last := events[len(events)-1]
-		if last.PayloadID != s.last().req.Header.Get(hybrid.HeaderPayloadID) {
+		if last.PayloadID != s.Last().Request.Header.Get(hybrid.HeaderPayloadID) {
 			t.Errorf("%s: %+v", what, last)
 		}
 		if what == "retry" {
@@ -142,10 +144,10 @@ func TestClientEvents(t *testing.T) {
 }
 
 func TestServerKeyEvents(t *testing.T) {
-	s := newSealedServer(t)
+	s := fakes.NewServer(t)
 	h := &heard{}
 	right, wrong := publicOf(t, "rsa-2048").fingerprint, publicOf(t, "server-4096").fingerprint
-	c := s.client(t, func(c *Config) { c.Audit, c.Trust = h.Record, Pin(wrong) })
+	c := sealedClient(t, s, func(c *Config) { c.Audit, c.Trust = h.Record, Pin(wrong) })
 	if _, err := c.Chat(t.Context(), ask("?")); !isServerKeyError(err) {
 		t.Fatal(err)
 	}
@@ -162,7 +164,7 @@ func TestServerKeyEvents(t *testing.T) {
 	}
 	h.mustHear(t, "accepted",
 		"server_key_accepted server_key_first_seen request_sealed response_opened")
-	c = s.client(t, func(c *Config) {
+	c = sealedClient(t, s, func(c *Config) {
 		c.Audit, c.OnServerKey = h.Record, func(_, _ *PublicKey) error { return errors.New(leak) }
 	})
 	_, _ = c.Chat(t.Context(), ask("?"))
@@ -175,11 +177,11 @@ func TestServerKeyEvents(t *testing.T) {
 // An Auditor that fails stops the call before anything comes of it.
 // A retry is told of when there will be one, with the id of what failed.
 func TestRetryEvents(t *testing.T) {
-	s := newSealedServer(t)
+	s := fakes.NewServer(t)
 	h := &heard{}
-	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 3 })
+	c := sealedClient(t, s, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 3 })
 	h.take()
-	s.answer = func(*sealedQuestion) *http.Response { return respond(429, "", "Retry-After", "50") }
+	s.Answer = func(*fakes.Question) *http.Response { return respond(429, "", "Retry-After", "50") }
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // less than the wait that is asked for
 	defer cancel()
 	if _, err := c.Chat(ctx, ask("?")); !errors.Is(err, ErrRateLimited) {
@@ -215,7 +217,7 @@ func TestRetryEvents(t *testing.T) {
 }
 
 func TestAuditStopsTheClient(t *testing.T) {
-	s := newSealedServer(t)
+	s := fakes.NewServer(t)
 	h := &heard{}
 	stopped := func(what string, err error) {
 		t.Helper()
@@ -224,11 +226,11 @@ func TestAuditStopsTheClient(t *testing.T) {
 		}
 	}
 	h.failOn(errDeaf, EventClientOpened)
-	_, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t),
+	_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Transport: neverUsed(t),
 		Audit: h.Record})
 	stopped("opening", err)
 	h.failOn(nil)
-	c := s.client(t, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 2 })
+	c := sealedClient(t, s, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 2 })
 	c.retry.base = time.Microsecond
 
 	h.failOn(errDeaf, EventServerKeyFirstSeen)
@@ -237,37 +239,37 @@ func TestAuditStopsTheClient(t *testing.T) {
 	h.failOn(errDeaf, EventRequestSealed)
 	_, err = c.Chat(t.Context(), ask("?"))
 	stopped("request", err)
-	if _, posts := s.counts(); posts != 0 || c.Stats().Attempts != 0 || c.Stats().BytesSealed != 0 {
+	if _, posts := s.Counts(); posts != 0 || c.Stats().Attempts != 0 || c.Stats().BytesSealed != 0 {
 		t.Errorf("%d requests were sent, %+v", posts, c.Stats())
 	}
 	h.failOn(errDeaf, EventResponseOpened)
-	answer, err := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m","messages":[]}`)})
+	answer, err := c.Complete(t.Context(), secret(t, `{"model":"m","messages":[]}`))
 	stopped("answer", err)
-	if _, posts := s.counts(); posts != 1 || answer != nil {
+	if _, posts := s.Counts(); posts != 1 || answer != nil {
 		t.Errorf("%d requests, %v", posts, answer)
 	}
-	s.answer = func(*sealedQuestion) *http.Response { return respond(500, "") }
+	s.Answer = func(*fakes.Question) *http.Response { return respond(500, "") }
 	h.failOn(errDeaf, EventRetry)
 	_, err = c.Chat(t.Context(), ask("?"))
 	stopped("retry", err)
 	if !errors.Is(err, ErrServer) {
 		t.Errorf("what it was about is lost: %v", err)
 	}
-	s.present("server-4096")
+	s.Present("server-4096")
 	again(c)
 	h.failOn(errDeaf, EventServerKeyChanged)
 	_, err = c.ServerKey(t.Context())
 	stopped("another server key", err)
-	s.present("rsa-2048")
+	s.Present("rsa-2048")
 	h.failOn(fault.Connection("x", errDeaf, false), EventRequestSealed) // which looks worth repeating
-	_, before := s.counts()
+	_, before := s.Counts()
 	if _, err = c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) {
 		t.Error(err)
 	}
-	if _, posts := s.counts(); posts != before {
+	if _, posts := s.Counts(); posts != before {
 		t.Errorf("%d requests", posts-before)
 	}
-	s.answer = func(q *sealedQuestion) *http.Response { return q.seal(`{}`) }
+	s.Answer = func(q *fakes.Question) *http.Response { return q.Seal(`{}`) }
 	h.failOn(errDeaf, EventSchemaRefused)
 	_, err = c.Chat(t.Context(), ask("?"))
 	stopped("refusal", err)
@@ -282,9 +284,9 @@ func TestAuditStopsTheClient(t *testing.T) {
 }
 
 func TestMemoryLoweredEvent(t *testing.T) {
-	s := newSealedServer(t)
+	s := fakes.NewServer(t)
 	h := &heard{}
-	c := s.client(t, func(c *Config) { c.Audit = h.Record })
+	c := sealedClient(t, s, func(c *Config) { c.Audit = h.Record })
 	for i, step := range []struct {
 		locked bool
 		types  string
@@ -319,24 +321,24 @@ func TestGatewayEvents(t *testing.T) {
 	panics := false
 	r := newRig(t, func(c *GatewayConfig) {
 		c.Audit = h.Record
-		c.Replay = &panickingReplay{NewReplayCache(0), func() {
+		c.Replay = &fakes.PanickingReplay{Replays: NewReplayCache(0), Boom: func() {
 			if panics {
 				panic(leak)
 			}
 		}}
 	})
 	h.mustHear(t, "opening", "gateway_opened")
-	body := sealedBody(t, fineRequest, envelope.Separate)
-	openedAnswer(t, "fine", r.do(postBody(t, bytes.NewReader(body), hybrid.HeaderTier, "standard")))
+	body := fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
+	fakes.OpenedAnswer(t, "fine", r.Do(fakes.PostBody(t, bytes.NewReader(body), hybrid.HeaderTier, "standard")))
 	events := h.mustHear(t, "fine", "request_opened response_sealed")
 	if e := events[0]; e.PayloadID == "" || e.Tier != TierStandard ||
-		e.Bytes != int64(len(fineRequest)) {
+		e.Bytes != int64(len(fakes.FineRequest)) {
 		t.Errorf("%+v", e)
 	}
 	if e := events[1]; e.PayloadID != events[0].PayloadID || e.Bytes <= 0 || e.Duration <= 0 {
 		t.Errorf("%+v", e)
 	}
-	stranger, err := publicOf(t, "client-4096").seal([]byte(fineRequest))
+	stranger, err := publicOf(t, "client-4096").seal([]byte(fakes.FineRequest))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -349,14 +351,14 @@ func TestGatewayEvents(t *testing.T) {
 	}{
 		"replay": {body, nil, 409, "replay_refused"},
 		"tier":   {body, []string{hybrid.HeaderTier, "maximum"}, 403, "tier_refused"},
-		"inner tier": {sealedBody(t, `{"security_tier":"high",`+fineRequest[1:], envelope.Separate), nil,
+		"inner tier": {fakes.SealedBody(t, `{"security_tier":"high",`+fakes.FineRequest[1:], envelope.Separate), nil,
 			403, "tier_refused"},
 		"decryption": {envelope.Append(nil, stranger), nil, 400, "decryption_refused"},
 		"envelope":   {[]byte("{}"), nil, 400, "schema_refused"},
-		"schema":     {sealedBody(t, `{"model":"m"}`, envelope.Separate), nil, 400, "schema_refused"},
+		"schema":     {fakes.SealedBody(t, `{"model":"m"}`, envelope.Separate), nil, 400, "schema_refused"},
 		"a stranger's header is not worth an event": {body, []string{hybrid.HeaderTier, leak}, 400, ""},
 	} {
-		refused(t, what, r.do(postBody(t, bytes.NewReader(c.body), c.header...)), c.status)
+		fakes.Refused(t, what, r.Do(fakes.PostBody(t, bytes.NewReader(c.body), c.header...)), c.status)
 		for _, e := range h.mustHear(t, what, c.types) {
 			if e.PayloadID == "" || e.Status != c.status {
 				t.Errorf("%s: %+v", what, e)
@@ -364,7 +366,7 @@ func TestGatewayEvents(t *testing.T) {
 		}
 	}
 	panics = true
-	refused(t, "panic", r.do(postBody(t, bytes.NewReader(sealedBody(t, fineRequest,
+	fakes.Refused(t, "panic", r.Do(fakes.PostBody(t, bytes.NewReader(fakes.SealedBody(t, fakes.FineRequest,
 		envelope.Separate)))), 500)
 	if e := h.mustHear(t, "panic", "panic_survived")[0]; e.PayloadID == "" || e.Reason != "string" ||
 		e.Severity != SeverityCritical {
@@ -374,19 +376,19 @@ func TestGatewayEvents(t *testing.T) {
 
 	// What is not audited does not go upstream, or not back; afterwards the same request may come
 	// again.
-	sent := len(r.forwarded())
-	body = sealedBody(t, fineRequest, envelope.Separate)
+	sent := len(r.Forwarded())
+	body = fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
 	h.failOn(errDeaf, EventRequestOpened)
-	refused(t, "unaudited request", r.do(postBody(t, bytes.NewReader(body))), 503)
-	if len(r.forwarded()) != sent {
+	fakes.Refused(t, "unaudited request", r.Do(fakes.PostBody(t, bytes.NewReader(body))), 503)
+	if len(r.Forwarded()) != sent {
 		t.Error("it went upstream")
 	}
 	h.failOn(errDeaf, EventResponseSealed)
-	refused(t, "unaudited answer", r.do(postBody(t, bytes.NewReader(body))), 503)
+	fakes.Refused(t, "unaudited answer", r.Do(fakes.PostBody(t, bytes.NewReader(body))), 503)
 	h.failOn(errDeaf, EventReplayRefused, EventGatewayClosed)
-	openedAnswer(t, "again", r.do(postBody(t, bytes.NewReader(body))))
-	refused(t, "unaudited refusal", r.do(postBody(t, bytes.NewReader(body))), 409)
-	if !strings.Contains(r.logged(), "audit failed") {
+	fakes.OpenedAnswer(t, "again", r.Do(fakes.PostBody(t, bytes.NewReader(body))))
+	fakes.Refused(t, "unaudited refusal", r.Do(fakes.PostBody(t, bytes.NewReader(body))), 409)
+	if !strings.Contains(r.Logged(), "audit failed") {
 		t.Error("nobody was told")
 	}
 	if err := r.g.Close(); !errors.Is(err, errDeaf) {
@@ -440,7 +442,7 @@ func TestAuditHoldsNoContent(t *testing.T) {
 		}
 	}
 	for range 2 {
-		raw := strings.Replace(fineRequest, "hi", leak, 1)
+		raw := strings.Replace(fakes.FineRequest, "hi", leak, 1)
 		if w, err := http.Post(srv.URL+hybrid.PathCompletion, hybrid.ContentType,
 			strings.NewReader(raw)); err == nil {
 			_ = w.Body.Close()
@@ -469,7 +471,7 @@ func TestAuditHoldsNoContent(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := string(readLog(t, path))
-	if leaks(text) || strings.Contains(text, passphrase) {
+	if testkit.Leaks(text) || strings.Contains(text, passphrase) {
 		t.Errorf("the marker is in %s", text)
 	}
 	for _, name := range []EventType{EventRequestSealed, EventRequestOpened, EventResponseSealed,

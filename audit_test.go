@@ -20,10 +20,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// TestEventTypes: every event that the package declares has a severity, and SECURITY.md tells of
-// it.
+// TestEventTypes: every event that the package declares has a severity, and docs/audit-log.md tells
+// of it.
 func TestEventTypes(t *testing.T) {
 	file, err := parser.ParseFile(token.NewFileSet(), "audit_events.go", nil, 0)
 	if err != nil {
@@ -44,7 +46,7 @@ func TestEventTypes(t *testing.T) {
 		}
 		return true
 	})
-	security, err := os.ReadFile("SECURITY.md")
+	security, err := os.ReadFile("docs/audit-log.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +61,7 @@ func TestEventTypes(t *testing.T) {
 			t.Errorf("%s: severity %v", name, info.severity)
 		}
 		if !ok || !bytes.Contains(security, []byte("`"+string(name)+"`")) {
-			t.Errorf("%s is not in SECURITY.md", name)
+			t.Errorf("%s is not in docs/audit-log.md", name)
 		}
 	}
 }
@@ -182,7 +184,7 @@ func TestRedactedDetails(t *testing.T) {
 	}
 	for what, text := range map[string]string{"JSON": string(text), "slog": logged.String(),
 		"file": string(readLog(t, path))} {
-		if leaks(text) || strings.Contains(text, "TGVhay00ZDFm") { // base64 of the marker
+		if testkit.Leaks(text) || strings.Contains(text, "TGVhay00ZDFm") { // base64 of the marker
 			t.Errorf("%s: the marker is in %s", what, text)
 		}
 		for _, kept := range []string{"kept-1", "kept-2", "kept-3", "kept-4", "kept-5", "kept-6",

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
@@ -56,7 +57,7 @@ type plainRequest struct {
 	method, path string
 	header       []bhttp.Field
 	content      []byte
-	unchecked    bool // content is a caller's JSON that nobody has looked at
+	unchecked    bool // content is a caller's JSON that was not checked yet
 	whole        bool // the answer is wanted whole: whatever asks for a stream is not sealed
 }
 
@@ -79,7 +80,7 @@ type unrouted struct {
 	code, message string
 }
 
-// sealedRequest is one attempt. Whoever seals it calls release when its answer has been opened or
+// sealedRequest is one attempt. The caller of seal calls release when the answer has been opened or
 // given up.
 type sealedRequest struct {
 	http      *http.Request
@@ -104,98 +105,6 @@ func (r *sealedRequest) release() {
 type opened struct {
 	plaintext   []byte
 	processedAt float64 // Unix seconds, unauthenticated; 0 when absent
-}
-
-// Chat seals r, sends it, and returns the opened and checked answer. It makes up to 1 +
-// [Config].MaxRetries attempts of [Config].Timeout each, and one more when the server's key has
-// changed and the new one is trusted; ctx bounds them all.
-//
-// Errors: [*ServerKeyError] when the server's key is not trusted (nothing was sent), [*APIError]
-// when the server refused, [*OuterError] for an answer in the clear where [ProtocolOHTTP] wants a
-// sealed one, and the sentinels [ErrInvalidRequest], [ErrTooLarge], [ErrConnection],
-// [ErrTruncated], [ErrEnvelope], [ErrDecryption], [ErrResponseSchema], [ErrReplay],
-// [ErrTierDowngrade], [ErrPublicKey], [ErrInsecureURL], [ErrMemoryLimit], [ErrAudit] and
-// [ErrClosed]; those of Config.Limiter and of saving in Config.Keys; the cause of ctx when that
-// ended the call.
-//
-// Prompt and answer are Go strings here: the garbage collector may copy them, nothing wipes them,
-// and they can be swapped out. [SecureCompletionClient.Complete] keeps both in protected memory.
-func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest,
-	opts ...CallOption) (*ChatResponse, error) {
-	body, err := r.encode()
-	if err != nil {
-		return nil, err
-	}
-	defer clear(body)
-	result, err := c.do(ctx, chatRequest(body, true), opts)
-	if err != nil {
-		return nil, err
-	}
-	resp := &ChatResponse{}
-	if err := chatjson.CheckWeight(result.plaintext); err != nil {
-		clear(result.plaintext)
-		return nil, c.tellRefused(ctx, result.payloadID, err, "")
-	}
-	if err := resp.decodeJSON(result.plaintext); err != nil {
-		clear(result.plaintext)
-		return nil, c.tellRefused(ctx, result.payloadID, decodeError(err), "")
-	}
-	resp.PayloadID = result.payloadID
-	return resp, nil
-}
-
-// Request is a chat completion request as raw JSON.
-type Request struct {
-	// Body is the JSON object. It stays the caller's and is left as it is.
-	Body *Secret
-}
-
-// Response is a chat.completion object as raw JSON. Close it to wipe the answer.
-type Response struct {
-	Body      *Secret // the bytes exactly as they were sealed; Close destroys it
-	PayloadID string  // the request's id, as in ChatResponse
-}
-
-// Close wipes the answer. Idempotent; its error is always nil.
-func (r *Response) Close() error {
-	if r != nil {
-		r.Body.Destroy()
-	}
-	return nil
-}
-
-// Complete is [SecureCompletionClient.Chat] for raw JSON: the answer is checked the same way and
-// handed out byte for byte. Request and answer stay in memory under [Config].Memory. Errors are
-// those of Chat, with [ErrClosed] for a destroyed r.Body too. The caller closes the response.
-func (c *SecureCompletionClient) Complete(ctx context.Context, r *Request,
-	opts ...CallOption) (*Response, error) {
-	if r == nil || r.Body == nil {
-		return nil, fmt.Errorf("%w: no Request.Body", ErrInvalidRequest)
-	}
-	if c.cfg.Memory == MemoryRequired && r.Body.Len() > 0 && !r.Body.Locked() {
-		return nil,
-			fmt.Errorf("%w: Request.Body is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
-	}
-	var body *Secret
-	into := func(n int) (b []byte, err error) {
-		body.Destroy() // an earlier attempt's
-		body, b, err = newRoom(c.memory, n)
-		return b, err
-	}
-	var result *completion
-	err := r.Body.Use(func(b []byte) (err error) {
-		in := chatRequest(b, true)
-		in.unchecked = true
-		result, err = c.do(ctx, in, append(opts[:len(opts):len(opts)],
-			func(o *callOptions) { o.into = into }))
-		return err
-	})
-	if err != nil {
-		body.Destroy()
-		return nil, err
-	}
-	body.keep(len(result.plaintext))
-	return &Response{Body: body, PayloadID: result.payloadID}, nil
 }
 
 // do carries one request to the server and back, and returns the whole of its answer, which is the
@@ -459,4 +368,95 @@ func waitError(ctx context.Context, err error) error {
 
 func apiErrorFrom(a *httpx.Answer) *APIError {
 	return newAPIError(a.Status, a.Header, a.Body, time.Now())
+}
+
+// refusals are the errors that are events of their own, and why, in words of this package.
+var refusals = []struct {
+	err    error
+	event  EventType
+	reason string
+}{
+	{ErrDecryption, EventDecryptionRefused, "it does not open"},
+	{ErrReplay, EventReplayRefused, "seen before, or another request's"},
+	{ErrTierDowngrade, EventTierRefused, ""},
+	{ErrResponseSchema, EventSchemaRefused, "not a chat completion"},
+	{ErrEnvelope, EventSchemaRefused, "malformed envelope"},
+}
+
+// auditReason is an error in a few words that never hold a peer's.
+func auditReason(err error) string {
+	if answer, ok := errors.AsType[*APIError](err); ok {
+		return "status " + strconv.Itoa(answer.StatusCode)
+	}
+	if errors.Is(err, ErrConnection) {
+		return "connection failed"
+	}
+	return "failed"
+}
+
+func (c *SecureCompletionClient) tellSealed(ctx context.Context, r *sealedRequest, size int,
+	o *callOptions) error {
+	return c.audit.tell(ctx, Event{
+		Type: EventRequestSealed, PayloadID: r.payloadID, Fingerprint: r.server.fingerprint,
+		Tier: o.tier, Bytes: int64(size),
+	})
+}
+
+// tellAnswer tells what became of an answer. When the Auditor fails, the answer is wiped.
+func (c *SecureCompletionClient) tellAnswer(ctx context.Context, id string, answer *completion,
+	err error, start time.Time, o *callOptions) error {
+	if err != nil {
+		return c.tellRefused(ctx, id, err, o.tier)
+	}
+	err = c.audit.tell(ctx, Event{
+		Type: EventResponseOpened, PayloadID: id, Bytes: int64(len(answer.plaintext)),
+		Duration: time.Since(start),
+	})
+	if err = fault.Join(err, c.tellMemory(ctx)); err != nil {
+		clear(answer.plaintext)
+	}
+	return err
+}
+
+// tellRefused tells of an answer that was refused; err comes back.
+func (c *SecureCompletionClient) tellRefused(ctx context.Context, id string, err error,
+	tier SecurityTier) error {
+	return c.tellRefusedAfter(ctx, id, 0, err, tier)
+}
+
+// tellRefusedAfter is tellRefused for an answer of which so many bytes were handed out before.
+func (c *SecureCompletionClient) tellRefusedAfter(ctx context.Context, id string, out int64,
+	err error, tier SecurityTier) error {
+	for _, r := range refusals {
+		if errors.Is(err, r.err) {
+			e := Event{Type: r.event, PayloadID: id, Bytes: out, Reason: r.reason}
+			if r.event == EventTierRefused {
+				e.Tier = tier
+			}
+			return c.audit.failed(ctx, err, e)
+		}
+	}
+	return err
+}
+
+// tellMemory tells once when less is locked than was.
+func (c *SecureCompletionClient) tellMemory(ctx context.Context) error {
+	if c.audit.to.Load() == nil {
+		return nil
+	}
+	now := c.allLocked()
+	if before := c.wasLocked.Swap(now); now || !before {
+		return nil
+	}
+	return c.audit.tell(ctx, Event{Type: EventMemoryLowered, Memory: memoryNow()})
+}
+
+func (c *SecureCompletionClient) tellRetry(ctx context.Context, id string, attempt int,
+	wait time.Duration, err error) error {
+	e := Event{Type: EventRetry, PayloadID: id, Attempt: attempt, Wait: wait,
+		Reason: auditReason(err)}
+	if answer, ok := errors.AsType[*APIError](err); ok {
+		e.Status = answer.StatusCode
+	}
+	return c.audit.tell(ctx, e)
 }

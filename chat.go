@@ -16,15 +16,17 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
-// ChatRequest is an OpenAI chat completion request. Zero fields are left out, except Model and Messages, which are
-// required; pointers are for parameters of which zero means something: new(0.0). Parameters without a field go through
-// Extra. Strings are UTF-8; encoding/json replaces what is not. A call only reads the request, and keeps nothing of it.
+// ChatRequest is an OpenAI chat completion request. Zero fields are left out, except Model and
+// Messages, which are required; pointers are for parameters of which zero means something:
+// new(0.0). Parameters without a field go through Extra. Strings are UTF-8; encoding/json replaces
+// other bytes. A call only reads the request, and keeps nothing of it.
 type ChatRequest struct {
 	Model    string    `json:"model"`
 	Messages []Message `json:"messages"`
 
-	Tools             []Tool          `json:"tools,omitempty"`
-	ToolChoice        any             `json:"tool_choice,omitempty"` // "auto", "none", "required", or ToolChoiceFunction(name)
+	Tools []Tool `json:"tools,omitempty"`
+	// ToolChoice is "auto", "none", "required", or ToolChoiceFunction(name).
+	ToolChoice        any             `json:"tool_choice,omitempty"`
 	ParallelToolCalls *bool           `json:"parallel_tool_calls,omitempty"`
 	ResponseFormat    *ResponseFormat `json:"response_format,omitempty"`
 
@@ -36,9 +38,10 @@ type ChatRequest struct {
 	Seed                *int64   `json:"seed,omitempty"`
 	Stop                []string `json:"stop,omitempty"`
 
-	// Extra holds every other parameter by its name: {"top_k": 40, "reasoning_effort": "low"}. Values are anything
-	// that encoding/json marshals. A name with a field of its own, or one that is not part of a request (api_key,
-	// base_url, security_tier), is ErrInvalidRequest. Chat's answer comes whole, also with stream set: see Stream.
+	// Extra holds every other parameter by its name: {"top_k": 40, "reasoning_effort": "low"}.
+	// Values are anything that encoding/json marshals. A name with a field of its own, or one that
+	// is not part of a request (api_key, base_url, security_tier), is ErrInvalidRequest. Chat's
+	// answer comes whole, also with stream set: see Stream.
 	Extra map[string]any `json:"-"`
 }
 
@@ -50,12 +53,14 @@ func (r ChatRequest) appendJSON(dst []byte) ([]byte, error) {
 	return chatjson.AppendObject(codec, dst, plain(r), r.Extra)
 }
 
-// Message is one message of a conversation, in requests and in answers. An answer's message can be appended to the
-// next request as it is; its Extra goes along, so clear it for servers that refuse members they do not know.
+// Message is one message of a conversation, in requests and in answers. An answer's message can be
+// appended to the next request as it is; its Extra goes along, so clear it for servers that refuse
+// members they do not know. encoding/json writes and reads a message with everything in it, so a
+// conversation can be stored.
 type Message struct {
 	Role       string     // "system", "user", "assistant", "tool", "developer"
 	Content    string     // the text, if there are no Parts
-	Parts      []Part     // multimodal content, in place of Content; both together are ErrInvalidRequest
+	Parts      []Part     // multimodal content, in place of Content; not both
 	Name       string     // of the participant; optional
 	ToolCalls  []ToolCall // what the assistant wants called
 	ToolCallID string     // in a "tool" message: the call that it answers
@@ -121,14 +126,18 @@ type wireMessage[Content any] struct {
 	ToolCalls  []ToolCall `json:"tool_calls,omitempty"`
 	ToolCallID string     `json:"tool_call_id,omitempty" read:"lax"`
 	Refusal    string     `json:"refusal,omitempty" read:"lax"`
+
+	Extra map[string]json.RawMessage `json:"-"`
 }
 
-// MarshalJSON writes content as a string, as parts, or as null when an assistant's message has only tool calls or a
-// refusal.
+// MarshalJSON writes content as a string, as parts, or as null when an assistant's message has only
+// tool calls or a refusal. A message without a role, or with both Content and Parts, is
+// ErrInvalidRequest.
 func (m Message) MarshalJSON() ([]byte, error) { return m.appendJSON(nil) }
 
 func (m Message) appendJSON(dst []byte) ([]byte, error) {
-	w := wireMessage[any]{Role: m.Role, Name: m.Name, ToolCalls: m.ToolCalls, ToolCallID: m.ToolCallID, Refusal: m.Refusal}
+	w := wireMessage[any]{Role: m.Role, Name: m.Name, ToolCalls: m.ToolCalls,
+		ToolCallID: m.ToolCallID, Refusal: m.Refusal}
 	switch {
 	case m.Role == "":
 		return nil, fmt.Errorf("%w: a message has no role", ErrInvalidRequest)
@@ -153,18 +162,17 @@ func (m Message) appendJSON(dst []byte) ([]byte, error) {
 	return chatjson.AppendObject(codec, dst, w, m.Extra)
 }
 
-// UnmarshalJSON reads a message by exact names and keeps what it does not know in Extra. Extra aliases data.
+// UnmarshalJSON reads a message by exact names and keeps what it does not know in Extra. Extra
+// aliases data.
 func (m *Message) UnmarshalJSON(data []byte) error { return unmarshal(data, m) }
 
 func (m *Message) decodeJSON(valid []byte) error {
 	var w wireMessage[json.RawMessage]
-	extra, err := codec.DecodeObject(valid, &w)
-	if err != nil {
+	if err := codec.DecodeObject(valid, &w); err != nil {
 		return err
 	}
-	*m = Message{
-		Role: w.Role, Name: w.Name, ToolCalls: w.ToolCalls, ToolCallID: w.ToolCallID, Refusal: w.Refusal, Extra: extra,
-	}
+	*m = Message{Role: w.Role, Name: w.Name, ToolCalls: w.ToolCalls, ToolCallID: w.ToolCallID,
+		Refusal: w.Refusal, Extra: w.Extra}
 	into := reflect.ValueOf(&m.Content)
 	if jsonspan.KindOf(w.Content) == jsonspan.Array {
 		into = reflect.ValueOf(&m.Parts)
@@ -190,47 +198,22 @@ func (m *Message) decodeJSON(valid []byte) error {
 	return nil
 }
 
-// Part is one piece of multimodal content. Kinds without a field of their own go through Extra.
+// Part is one piece of multimodal content. Kinds without a field of their own go through Extra,
+// such as sound: {"input_audio": {"data": "…base64…", "format": "wav"}}. Only a [Message] reads and
+// writes Extra: encoding/json of a Part alone leaves it out.
 type Part struct {
-	Type     string                     `json:"type" read:"lax"` // "text", "image_url", "input_audio", "file", …
+	// Type is "text", "image_url", "input_audio", "file", or another.
+	Type     string                     `json:"type" read:"lax"`
 	Text     string                     `json:"text,omitempty"`
 	ImageURL *ImageURL                  `json:"image_url,omitempty"`
-	Audio    *InputAudio                `json:"input_audio,omitempty" read:"lax"`
 	Extra    map[string]json.RawMessage `json:"-"`
 }
 
-// ImageURL is an image by its URL, which may be a data: URL. Only a data: URL keeps the image inside the envelope.
+// ImageURL is an image by its URL, which may be a data: URL. Only a data: URL keeps the image
+// inside the envelope.
 type ImageURL struct {
 	URL    string `json:"url" read:"lax"`
 	Detail string `json:"detail,omitempty" read:"lax"` // "auto", "low", "high"
-}
-
-// InputAudio is sound in base64.
-type InputAudio struct {
-	Data   string `json:"data"`
-	Format string `json:"format"` // "wav", "mp3"
-}
-
-// UnmarshalJSON reads the members by their exact names.
-func (u *ImageURL) UnmarshalJSON(data []byte) error { return unmarshal(data, u) }
-
-func (u *ImageURL) decodeJSON(valid []byte) error {
-	type plain ImageURL
-	var v plain
-	_, err := codec.DecodeObject(valid, &v)
-	*u = ImageURL(v)
-	return err
-}
-
-// UnmarshalJSON reads the members by their exact names.
-func (a *InputAudio) UnmarshalJSON(data []byte) error { return unmarshal(data, a) }
-
-func (a *InputAudio) decodeJSON(valid []byte) error {
-	type plain InputAudio
-	var v plain
-	_, err := codec.DecodeObject(valid, &v)
-	*a = InputAudio(v)
-	return err
 }
 
 // TextPart is a part with text.
@@ -238,9 +221,6 @@ func TextPart(text string) Part { return Part{Type: "text", Text: text} }
 
 // ImagePart is a part with an image, see [ImageURL].
 func ImagePart(url string) Part { return Part{Type: "image_url", ImageURL: &ImageURL{URL: url}} }
-
-// MarshalJSON writes the fields and Extra as one object.
-func (p Part) MarshalJSON() ([]byte, error) { return p.appendJSON(nil) }
 
 func (p Part) appendJSON(dst []byte) ([]byte, error) {
 	type plain Part
@@ -251,17 +231,6 @@ func (p Part) appendJSON(dst []byte) ([]byte, error) {
 		}{Type: p.Type}, p.Extra)
 	}
 	return chatjson.AppendObject(codec, dst, plain(p), p.Extra)
-}
-
-// UnmarshalJSON reads a part by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (p *Part) UnmarshalJSON(data []byte) error { return unmarshal(data, p) }
-
-func (p *Part) decodeJSON(valid []byte) (err error) {
-	type plain Part
-	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
-	*p = Part(v)
-	return err
 }
 
 // Tool is something that the model may ask to have called.
@@ -275,13 +244,17 @@ type Tool struct {
 type Function struct {
 	Name        string `json:"name"`
 	Description string `json:"description,omitempty"`
-	Parameters  any    `json:"parameters,omitempty"` // a JSON Schema: json.RawMessage, a map, or a struct
-	Strict      *bool  `json:"strict,omitempty"`
+	// Parameters is a JSON Schema: json.RawMessage, a map, or a struct.
+	Parameters any   `json:"parameters,omitempty"`
+	Strict     *bool `json:"strict,omitempty"`
 }
 
-// FunctionTool is a tool that is a function. parameters is its JSON Schema: json.RawMessage, a map, or a struct.
+// FunctionTool is a tool that is a function. parameters is its JSON Schema: json.RawMessage, a map,
+// or a struct.
 func FunctionTool(name, description string, parameters any) Tool {
-	return Tool{Type: "function", Function: &Function{Name: name, Description: description, Parameters: parameters}}
+	return Tool{Type: "function", Function: &Function{
+		Name: name, Description: description, Parameters: parameters,
+	}}
 }
 
 // MarshalJSON writes the fields and Extra as one object.
@@ -292,12 +265,14 @@ func (t Tool) appendJSON(dst []byte) ([]byte, error) {
 	return chatjson.AppendObject(codec, dst, plain(t), t.Extra)
 }
 
-// ToolChoiceFunction is a [ChatRequest].ToolChoice that makes the model call the function of that name.
+// ToolChoiceFunction is a [ChatRequest].ToolChoice that makes the model call the function of that
+// name.
 func ToolChoiceFunction(name string) any {
 	return map[string]any{"type": "function", "function": map[string]string{"name": name}}
 }
 
-// ToolCall is a call that the assistant asks for. Answer it with ToolMessage(call.ID, …).
+// ToolCall is a call that the assistant asks for. Answer it with ToolMessage(call.ID, …). Only a
+// [Message] reads and writes Extra: encoding/json of a ToolCall alone leaves it out.
 type ToolCall struct {
 	ID       string                     `json:"id,omitempty" read:"lax"`
 	Type     string                     `json:"type,omitempty" read:"lax"` // "function"
@@ -307,25 +282,12 @@ type ToolCall struct {
 	bare bool // function came without arguments
 }
 
-// FunctionCall names a function and its arguments: JSON text that the model wrote, not checked by anyone.
+// FunctionCall names a function and its arguments: JSON text that the model wrote, and that nothing
+// has checked.
 type FunctionCall struct {
 	Name      string `json:"name"`
 	Arguments string `json:"arguments" read:"text"`
 }
-
-// UnmarshalJSON reads the two members by their exact names.
-func (f *FunctionCall) UnmarshalJSON(data []byte) error { return unmarshal(data, f) }
-
-func (f *FunctionCall) decodeJSON(valid []byte) error {
-	type plain FunctionCall
-	var v plain
-	_, err := codec.DecodeObject(valid, &v)
-	*f = FunctionCall(v)
-	return err
-}
-
-// MarshalJSON writes the fields and Extra as one object.
-func (c ToolCall) MarshalJSON() ([]byte, error) { return c.appendJSON(nil) }
 
 func (c ToolCall) appendJSON(dst []byte) ([]byte, error) {
 	type plain ToolCall
@@ -342,13 +304,10 @@ func (c ToolCall) appendJSON(dst []byte) ([]byte, error) {
 	return chatjson.AppendObject(codec, dst, plain(c), c.Extra)
 }
 
-// UnmarshalJSON reads a call by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (c *ToolCall) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
-
-func (c *ToolCall) decodeJSON(valid []byte) (err error) {
+func (c *ToolCall) decodeJSON(valid []byte) error {
 	type plain ToolCall
 	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
+	err := codec.DecodeObject(valid, &v)
 	function := chatjson.Last(valid, "function")
 	v.bare = function != nil && chatjson.Last(function, "arguments") == nil
 	*c = ToolCall(v)
@@ -357,20 +316,14 @@ func (c *ToolCall) decodeJSON(valid []byte) (err error) {
 
 // ResponseFormat asks for text, for any JSON object, or for JSON after a schema.
 type ResponseFormat struct {
-	Type       string      `json:"type"` // "text", "json_object", "json_schema"
-	JSONSchema *JSONSchema `json:"json_schema,omitempty"`
+	Type string `json:"type"` // "text", "json_object", "json_schema"
+	// JSONSchema is the object {"name": …, "schema": …, "strict": …} as json.RawMessage, a map, or
+	// a struct.
+	JSONSchema any `json:"json_schema,omitempty"`
 }
 
-// JSONSchema is what an answer has to look like.
-type JSONSchema struct {
-	Name        string `json:"name"`
-	Description string `json:"description,omitempty"`
-	Schema      any    `json:"schema,omitempty"` // json.RawMessage, a map, or a struct
-	Strict      *bool  `json:"strict,omitempty"`
-}
-
-// ChatResponse is an OpenAI chat.completion object. Its required fields were checked before it was returned. It is the
-// caller's, in ordinary memory.
+// ChatResponse is an OpenAI chat.completion object. Its required fields were checked before it was
+// returned. It is the caller's, in ordinary memory.
 type ChatResponse struct {
 	ID                string   `json:"id" read:"lax"` // "" when the server sent null
 	Object            string   `json:"object" read:"lax"`
@@ -381,22 +334,24 @@ type ChatResponse struct {
 	SystemFingerprint string   `json:"system_fingerprint" read:"lax"`
 	ServiceTier       string   `json:"service_tier" read:"lax"`
 
-	// Metadata is what the server sealed beside the answer (_metadata), by name; nil when it is not an object.
+	// Metadata is what the server sealed with the answer (_metadata), by name; nil when it is not
+	// an object.
 	Metadata map[string]json.RawMessage `json:"-"`
 	// Extra holds the members that this package does not know.
 	Extra map[string]json.RawMessage `json:"-"`
 	// Raw is the answer as it was sealed. Extra and Metadata are slices of it.
 	Raw json.RawMessage `json:"-"`
-	// PayloadID is the request's id, the same on both ends and in their logs; of a request that was repeated, that of the
-	// last attempt.
+	// PayloadID is the request's id, the same on both ends and in their logs; of a request that was
+	// repeated, that of the last attempt.
 	PayloadID string `json:"-"`
 }
 
 // Choice is one of the answers that were asked for with N.
 type Choice struct {
-	Index        int64                      `json:"index" read:"lax"`
-	Message      Message                    `json:"message"`
-	FinishReason string                     `json:"finish_reason" read:"lax"` // "stop", "length", "tool_calls", "content_filter"; "" for null
+	Index   int64   `json:"index" read:"lax"`
+	Message Message `json:"message"`
+	// FinishReason is "stop", "length", "tool_calls" or "content_filter"; "" for null.
+	FinishReason string                     `json:"finish_reason" read:"lax"`
 	Extra        map[string]json.RawMessage `json:"-"`
 }
 
@@ -439,16 +394,16 @@ func (r *ChatResponse) Text() string {
 // UnmarshalJSON reads a response by exact names. Raw becomes a copy of data.
 func (r *ChatResponse) UnmarshalJSON(data []byte) error { return unmarshal(bytes.Clone(data), r) }
 
-func (r *ChatResponse) decodeJSON(data []byte) (err error) {
+func (r *ChatResponse) decodeJSON(data []byte) error {
 	type plain ChatResponse
 	var v plain
-	if v.Extra, err = codec.DecodeObject(data, &v); err != nil {
+	if err := codec.DecodeObject(data, &v); err != nil {
 		return err
 	}
 	const metadata = "_metadata"
-	var none struct{}
-	if inner, err := codec.DecodeObject(v.Extra[metadata], &none); err == nil {
-		v.Metadata = inner
+	var inner struct{ Extra map[string]json.RawMessage }
+	if err := codec.DecodeObject(v.Extra[metadata], &inner); err == nil {
+		v.Metadata = inner.Extra
 	}
 	delete(v.Extra, metadata)
 	n := 0
@@ -461,30 +416,8 @@ func (r *ChatResponse) decodeJSON(data []byte) (err error) {
 	return nil
 }
 
-// UnmarshalJSON reads a choice by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (c *Choice) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
-
-func (c *Choice) decodeJSON(valid []byte) (err error) {
-	type plain Choice
-	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
-	*c = Choice(v)
-	return err
-}
-
-// UnmarshalJSON reads counts by exact names and keeps what it does not know in Extra. Extra aliases data.
-func (u *Usage) UnmarshalJSON(data []byte) error { return unmarshal(data, u) }
-
-func (u *Usage) decodeJSON(valid []byte) (err error) {
-	type plain Usage
-	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
-	*u = Usage(v)
-	return err
-}
-
-// encode writes the request as JSON that is fit to be sealed: nobody has to check it again. Members of Extra whose names
-// are in without are left out.
+// encode writes the request as JSON that is fit to be sealed: it needs no further check. Members of
+// Extra whose names are in without are left out.
 func (r *ChatRequest) encode(without ...string) ([]byte, error) {
 	switch {
 	case r == nil:

@@ -40,9 +40,10 @@ type ChatChunk struct {
 
 // ChunkChoice is what a chunk adds to one of the answers.
 type ChunkChoice struct {
-	Index        int64                      `json:"index" read:"lax"`
-	Delta        Delta                      `json:"delta"`
-	FinishReason string                     `json:"finish_reason" read:"lax"` // "" until the last chunk of the choice
+	Index int64 `json:"index" read:"lax"`
+	Delta Delta `json:"delta"`
+	// FinishReason is "" until the last chunk of the choice.
+	FinishReason string                     `json:"finish_reason" read:"lax"`
 	Extra        map[string]json.RawMessage `json:"-"`
 }
 
@@ -80,52 +81,25 @@ func (c *ChatChunk) Text() string {
 // UnmarshalJSON reads a chunk by exact names. Raw becomes a copy of data.
 func (c *ChatChunk) UnmarshalJSON(data []byte) error { return unmarshal(bytes.Clone(data), c) }
 
-func (c *ChatChunk) decodeJSON(valid []byte) (err error) {
+func (c *ChatChunk) decodeJSON(valid []byte) error {
 	type plain ChatChunk
 	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
+	err := codec.DecodeObject(valid, &v)
 	v.Raw = valid
 	*c = ChatChunk(v)
 	return err
 }
 
-// UnmarshalJSON reads a choice by exact names and keeps what it does not know in Extra. Extra
-// aliases data.
-func (c *ChunkChoice) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
-
-func (c *ChunkChoice) decodeJSON(valid []byte) (err error) {
-	type plain ChunkChoice
-	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
-	*c = ChunkChoice(v)
-	return err
-}
-
-// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra
-// aliases data.
-func (d *Delta) UnmarshalJSON(data []byte) error { return unmarshal(data, d) }
-
-func (d *Delta) decodeJSON(valid []byte) (err error) {
+// decodeJSON takes null for no delta, as some servers have it in their last chunk.
+func (d *Delta) decodeJSON(valid []byte) error {
 	if jsonspan.KindOf(valid) == jsonspan.Null {
 		*d = Delta{}
 		return nil
 	}
 	type plain Delta
 	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
+	err := codec.DecodeObject(valid, &v)
 	*d = Delta(v)
-	return err
-}
-
-// UnmarshalJSON reads a piece by exact names and keeps what it does not know in Extra. Extra
-// aliases data.
-func (c *ToolCallDelta) UnmarshalJSON(data []byte) error { return unmarshal(data, c) }
-
-func (c *ToolCallDelta) decodeJSON(valid []byte) (err error) {
-	type plain ToolCallDelta
-	var v plain
-	v.Extra, err = codec.DecodeObject(valid, &v)
-	*c = ToolCallDelta(v)
 	return err
 }
 
@@ -248,8 +222,8 @@ func (c *SecureCompletionClient) readWhole(ctx context.Context, resp *openedResp
 	return &completion{opened: opened{plaintext: plaintext}, payloadID: resp.payloadID}, nil
 }
 
-// tellSchema tells of an answer that opened and is not what it should be. What did not open was
-// told of when it did not.
+// tellSchema tells of an answer that opened and is not what it should be. Of an answer that did not
+// open, its body has told.
 func (c *SecureCompletionClient) tellSchema(ctx context.Context, id string, err error) error {
 	if !errors.Is(err, ErrResponseSchema) {
 		return err

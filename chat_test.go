@@ -4,14 +4,17 @@
 package sealedchat
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"math"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // sameJSON compares two texts as values, numbers by their digits.
@@ -56,8 +59,11 @@ func TestChatRequestJSON(t *testing.T) {
 		}, `"tools":[{"type":"custom","custom":{"name":"c"}}]`},
 		{func(r *ChatRequest) { r.ResponseFormat = &ResponseFormat{Type: "json_object"} }, `"response_format":{"type":"json_object"}`},
 		{func(r *ChatRequest) {
-			r.ResponseFormat = &ResponseFormat{Type: "json_schema", JSONSchema: &JSONSchema{Name: "n", Description: "d", Schema: map[string]any{"type": "object"}, Strict: new(true)}}
-		}, `"response_format":{"type":"json_schema","json_schema":{"name":"n","description":"d","schema":{"type":"object"},"strict":true}}`},
+			r.ResponseFormat = &ResponseFormat{Type: "json_schema", JSONSchema: map[string]any{"name": "n", "schema": map[string]any{"type": "object"}, "strict": true}}
+		}, `"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"object"},"strict":true}}`},
+		{func(r *ChatRequest) {
+			r.ResponseFormat = &ResponseFormat{Type: "json_schema", JSONSchema: json.RawMessage(`{"name":"n","schema":{"const":12345678901234567890}}`)}
+		}, `"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"const":12345678901234567890}}}`},
 		{func(r *ChatRequest) {
 			r.Extra = map[string]any{"top_k": 40, "reasoning_effort": "low", "nested": map[string]any{"api_key": 1}, "raw": json.RawMessage(` [1e400, 1.0] `),
 				"null": nil, "Model": "another name", "with \"quotes\"": true, "stream": true}
@@ -132,6 +138,7 @@ func TestChatRequestErrors(t *testing.T) {
 		"message Extra bad":  {hello(func(r *ChatRequest) { r.Messages[0].Extra = map[string]json.RawMessage{"x": []byte(marker)} }), `Extra["x"]`},
 		"tool Extra":         {hello(func(r *ChatRequest) { r.Tools = []Tool{{Extra: map[string]json.RawMessage{"type": []byte(`1`)}}} }), `Extra["type"]`},
 		"tool parameters":    {hello(func(r *ChatRequest) { r.Tools = []Tool{FunctionTool("f", "", make(chan int))} }), ""},
+		"response format":    {hello(func(r *ChatRequest) { r.ResponseFormat = &ResponseFormat{JSONSchema: json.RawMessage(marker)} }), ""},
 		"tool choice":        {hello(func(r *ChatRequest) { r.ToolChoice = json.RawMessage(marker) }), ""},
 		"part Extra": {hello(func(r *ChatRequest) {
 			r.Messages = []Message{UserParts(Part{Type: "text", Extra: map[string]json.RawMessage{"text": []byte(`1`)}})}
@@ -172,7 +179,7 @@ func TestRawRequests(t *testing.T) {
 		`{"model":"m","api_key":"k"}`, `{"base_url":null}`, `{"security_tier":{}}`, `{"a":1,"api_key":1,"b":2}`,
 		`{"api\u005fkey":"k"}`, `{"\u0061pi_key":"k"}`, `{"base\u005Furl":1}`, `{"\u0073ecurity_tier":"x"}`, `{"api_key":1,"api_key":2}`,
 	} {
-		resp, err := client.Complete(t.Context(), &Request{Body: secret(t, body)})
+		resp, err := client.Complete(t.Context(), secret(t, body))
 		if resp != nil || !errors.Is(err, ErrInvalidRequest) {
 			t.Errorf("%.60q: %v, %v", body, resp, err)
 		}
@@ -201,7 +208,7 @@ func TestMessageJSON(t *testing.T) {
 		{Message{Role: "user", Parts: []Part{}}, `{"role":"user","content":[]}`},
 		{UserParts(TextPart("t"), ImagePart("data:x")), `{"role":"user","content":[{"type":"text","text":"t"},{"type":"image_url","image_url":{"url":"data:x"}}]}`},
 		{UserParts(TextPart("")), `{"role":"user","content":[{"type":"text","text":""}]}`},
-		{UserParts(Part{Type: "image_url", ImageURL: &ImageURL{URL: "u", Detail: "low"}}, Part{Type: "input_audio", Audio: &InputAudio{Data: "d", Format: "wav"}},
+		{UserParts(Part{Type: "image_url", ImageURL: &ImageURL{URL: "u", Detail: "low"}}, Part{Type: "input_audio", Extra: map[string]json.RawMessage{"input_audio": []byte(`{"data":"d","format":"wav"}`)}},
 			Part{Type: "file", Extra: map[string]json.RawMessage{"file": []byte(`{"file_id":"f"}`)}}),
 			`{"role":"user","content":[{"type":"image_url","image_url":{"url":"u","detail":"low"}},{"type":"input_audio","input_audio":{"data":"d","format":"wav"}},{"type":"file","file":{"file_id":"f"}}]}`},
 		{Message{Role: "assistant", ToolCalls: []ToolCall{{ID: "1", Type: "function", Function: FunctionCall{Name: "f", Arguments: "{}"}}}},
@@ -239,6 +246,68 @@ func TestMessageRoundTrip(t *testing.T) {
 		if got, err := chatjson.Marshal(m); err != nil || !sameJSON(t, string(got), text) {
 			t.Errorf("%s\nbecame %s, %v", text, got, err)
 		}
+	}
+}
+
+// The types inside have no JSON methods of their own: the message around them reads and writes what
+// they do not know, wherever it stands, and matches names exactly.
+func TestStoredConversation(t *testing.T) {
+	const text = `{"messages":[` +
+		`{"role":"user","content":[{"type":"text","text":"","x":1,"TEXT":"wrong"},` +
+		`{"type":"input_audio","input_audio":{"data":"d","format":"wav"}},` +
+		`{"type":"image_url","image_url":{"url":"u"},"cache_control":{"type":"ephemeral"}}]},` +
+		`{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function",` +
+		`"function":{"name":"f","arguments":"{}"},"extra_content":{"signature":"s"},"ID":"wrong"}]},` +
+		`{"role":"tool","content":"r","tool_call_id":"1","z":12345678901234567890}]}`
+	var stored struct {
+		Messages []Message `json:"messages"`
+	}
+	if err := json.Unmarshal([]byte(text), &stored); err != nil {
+		t.Fatal(err)
+	}
+	m := stored.Messages
+	if m[0].Parts[0].Text != "" || len(m[0].Parts[0].Extra) != 2 || m[1].ToolCalls[0].ID != "1" ||
+		string(m[1].ToolCalls[0].Extra["extra_content"]) != `{"signature":"s"}` {
+		t.Errorf("got %+v", stored)
+	}
+	if got, err := json.Marshal(stored); err != nil || !sameJSON(t, string(got), text) {
+		t.Errorf("became %s, %v", got, err)
+	}
+	for _, bad := range []string{
+		`{"role":"r","content":[{"type":"t","text":1}]}`, `{"role":"r","content":[{"image_url":{"url":1}}]}`,
+		`{"role":"r","content":[1]}`, `{"role":"r","content":[null]}`, `{"role":"r","tool_calls":{}}`,
+		`{"role":"r","tool_calls":[{"function":null}]}`, `{"role":"r","tool_calls":[{"function":{"name":[]}}]}`,
+		`{"role":"r","content":{}}`, `null`, `{"role":"r","x":` + strings.Repeat("[", chatjson.MaxDepth) + strings.Repeat("]", chatjson.MaxDepth) + `}`,
+	} {
+		if err := json.Unmarshal([]byte(bad), new(Message)); err == nil {
+			t.Errorf("%.80s was read", bad)
+		}
+	}
+}
+
+// Every type inside an answer or a chunk keeps the members that it does not know.
+func TestNestedExtra(t *testing.T) {
+	var r ChatResponse
+	if err := json.Unmarshal([]byte(`{"choices":[{"message":{"role":"assistant","tool_calls":[{"x":1}],"x":2},"x":3}],`+
+		`"usage":{"x":4},"x":5}`), &r); err != nil {
+		t.Fatal(err)
+	}
+	var c ChatChunk
+	if err := json.Unmarshal([]byte(`{"choices":[{"delta":{"tool_calls":[{"function":{"name":"f","NAME":"g"},"x":6}],"x":7},"x":8},`+
+		`{"delta":null}],"usage":{"x":9},"x":10}`), &c); err != nil {
+		t.Fatal(err)
+	}
+	choice, piece := r.Choices[0], c.Choices[0]
+	for i, extra := range []map[string]json.RawMessage{
+		choice.Message.ToolCalls[0].Extra, choice.Message.Extra, choice.Extra, r.Usage.Extra, r.Extra,
+		piece.Delta.ToolCalls[0].Extra, piece.Delta.Extra, piece.Extra, c.Usage.Extra, c.Extra,
+	} {
+		if len(extra) != 1 || string(extra["x"]) != strconv.Itoa(i+1) {
+			t.Errorf("%d: Extra is %v", i+1, extra)
+		}
+	}
+	if name := piece.Delta.ToolCalls[0].Function.Name; name != "f" || len(c.Choices) != 2 {
+		t.Errorf("name %q, %d choices", name, len(c.Choices))
 	}
 }
 
@@ -281,4 +350,110 @@ func FuzzMessage(f *testing.F) {
 			t.Fatalf("%q became %s and then %s, %v", data, text, text2, err)
 		}
 	})
+}
+
+// A chat's JSON is written into one buffer, and what an answer's text becomes is one string.
+func TestChatAllocations(t *testing.T) {
+	const n = 1 << 20
+	text := string(bytes.Repeat([]byte("Two lines,\nand a \"word\" in quotes, in every so many bytes of ordinary text. "), n/77))
+	request := ask(text)
+	if _, size := testkit.Allocated(func() {
+		if _, err := request.encode(); err != nil {
+			t.Fatal(err)
+		}
+	}); size > 1.2*n {
+		t.Errorf("encoding allocates %.0f bytes for %d", size, n)
+	}
+	answer := []byte(testkit.CompletionJSON(text, ""))
+	if _, size := testkit.Allocated(func() {
+		var r ChatResponse
+		if err := r.decodeJSON(answer); err != nil || r.Text() != text {
+			t.Fatal(err)
+		}
+	}); size > 1.2*n {
+		t.Errorf("decoding allocates %.0f bytes for %d", size, n)
+	}
+}
+
+// What callers bring as JSON is checked where it is written, since nobody looks at the whole again.
+func TestEncodedRequestsNeedNoCheck(t *testing.T) {
+	deep := json.RawMessage(strings.Repeat("[", chatjson.MaxDepth-1) + strings.Repeat("]",
+		chatjson.MaxDepth-1))
+	for name, v := range map[string]json.RawMessage{
+		"no UTF-8": []byte("\"\xff\""), "half a character": []byte("[\"\xe2\x82\"]"), "deep": deep,
+		"no JSON": []byte(`{`), "two": []byte(`1 2`),
+	} {
+		members := map[string]json.RawMessage{"x": v}
+		for where, change := range map[string]func(*ChatRequest){
+			"Extra":     func(r *ChatRequest) { r.Extra = map[string]any{"x": v} },
+			"inside":    func(r *ChatRequest) { r.Extra = map[string]any{"x": map[string]any{"y": []any{v}}} },
+			"a message": func(r *ChatRequest) { r.Messages[0].Extra = members },
+			"a part": func(r *ChatRequest) {
+				r.Messages = []Message{UserParts(Part{Type: "x",
+					Extra: members})}
+			},
+			"a tool":     func(r *ChatRequest) { r.Tools = []Tool{FunctionTool("f", "", v)} },
+			"tool extra": func(r *ChatRequest) { r.Tools = []Tool{{Type: "x", Extra: members}} },
+			"a choice":   func(r *ChatRequest) { r.ToolChoice = v },
+			"a call": func(r *ChatRequest) {
+				r.Messages = append(r.Messages, Message{Role: "assistant",
+					ToolCalls: []ToolCall{{Extra: members}}})
+			},
+		} {
+			r := ask("x")
+			change(r)
+			if body, err := r.encode(); !errors.Is(err, ErrInvalidRequest) {
+				t.Errorf("%s in %s: %.60s, %v", name, where, body, err)
+			}
+		}
+	}
+	r := ask("x\xff")
+	r.Model, r.Extra = "m\xff", map[string]any{"n\xff": "v\xff"}
+	if body, err := r.encode(); err != nil || chatjson.CheckRequest(body) != nil {
+		t.Errorf("%s, %v", body, err)
+	}
+}
+
+func TestCheckMetadata(t *testing.T) {
+	const id, other = "0e3b1a52-7c5d-4f0e-9a43-00112233aabb", "0e3b1a52-7c5d-4f0e-9a43-00112233aabc"
+	payload := func(v string) string { return `{"payload_id":` + v + `}` }
+	for meta, want := range map[string]error{
+		`null`: nil, `{}`: nil, `[]`: nil, `"x"`: nil, `1`: nil, `["payload_id","` + other + `"]`: nil,
+		payload(`"` + id + `"`): nil, payload(`"` + strings.ToUpper(id) + `"`): nil, payload(`"\u0030` + id[1:] + `"`): nil,
+		payload(`"` + other + `"`): ErrReplay, payload(`"` + strings.ToUpper(other) + `"`): ErrReplay, payload(`"\u0030` + other[1:] + `"`): ErrReplay,
+		payload(`"` + id + `","payload_id":"` + other + `"`): ErrReplay, payload(`"` + other + `","payload_id":"` + id + `"`): nil,
+		`{"payload\u005fid":"` + other + `"}`: ErrReplay, `{"Payload_ID":"` + other + `"}`: nil, `{"x":{"payload_id":"` + other + `"}}`: nil,
+		payload(`null`): nil, payload(`7`): nil, payload(`""`): nil, payload(`"openai-compat-1"`): nil, payload(`"` + other[1:] + `"`): nil,
+		payload(`"{` + other + `}"`): nil, payload(`" ` + other + `"`): nil, payload(`["` + other + `"]`): nil, payload(`"` + strings.ReplaceAll(other, "-", "") + `"`): nil,
+	} {
+		for _, answer := range []string{answerWith("_metadata", meta), `{"_metadata":` + meta + `,"error":{"message":"x"}}`} {
+			err := checkCompletion([]byte(answer), id, TierHigh)
+			_, isAPI := errors.AsType[*APIError](err)
+			if errors.Is(err, ErrReplay) != (want != nil) || (want == nil && err != nil && !isAPI) {
+				t.Errorf("%s: %v, want %v", meta, err, want)
+			}
+		}
+	}
+}
+
+func TestTierDowngrade(t *testing.T) {
+	tiers := []SecurityTier{"", TierStandard, TierHigh, TierMaximum}
+	for asked, want := range tiers {
+		for got := 1; got < len(tiers); got++ {
+			answer := answerWith("_metadata", `{"security_tier":"`+string(tiers[got])+`"}`)
+			err := checkCompletion([]byte(answer), newUUID(), want)
+			if lower := asked != 0 && got < asked; errors.Is(err, ErrTierDowngrade) != lower || (err == nil) == lower {
+				t.Errorf("asked %q, got %q: %v", want, tiers[got], err)
+			}
+		}
+		for value, silent := range map[string]bool{ // says nothing, or names no tier that is known
+			`null`: true, `1`: true, `""`: true, `{}`: true, `["standard"]`: true,
+			`"none"`: false, `"HIGH"`: false, `" maximum"`: false, `"` + strings.Repeat("x", 2000) + `"`: false, `"\u0073tandar\u0064s"`: false,
+		} {
+			err := checkCompletion([]byte(answerWith("_metadata", `{"security_tier":`+value+`}`)), newUUID(), want)
+			if refused := want != "" && !silent; errors.Is(err, ErrTierDowngrade) != refused {
+				t.Errorf("asked %q, got %.20s: %v", want, value, err)
+			}
+		}
+	}
 }

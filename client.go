@@ -1,16 +1,18 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sealedchat sends OpenAI chat completions that nobody between a service and the model's server can read: not
-// the CDN, not the proxy where TLS ends, not whoever ships logs. Each request is sealed with AES-256-GCM under a key of
-// its own, which is wrapped with RSA-OAEP for the server's key; the answer comes back sealed the same way for the
-// client's. The format is NOMYO's protocol v1 (SPEC.md), so its servers and clients are understood.
+// Package sealedchat sends OpenAI chat completions that nothing between a service and the model's
+// server can read: not the CDN, not the proxy where TLS ends, not the system that ships logs. Each
+// request is sealed with AES-256-GCM under a key of its own, which is wrapped with RSA-OAEP for the
+// server's key; the answer comes back sealed the same way for the client's. The format is NOMYO's
+// protocol v1 (SPEC.md), so its servers and clients are understood.
 //
 // # What it protects
 //
-// Whoever only reads along learns who talks to whom, when, and how much. Whoever also rewrites traffic where TLS ends
-// can offer a server key of his own: [Pin] the real one, and prompts stay closed to him. Answers do not: the protocol
-// does not bind them to the request, and he can have them sealed to himself. SECURITY.md has the whole table.
+// An eavesdropper learns who talks to whom, when, and how much. An active attacker, who also
+// rewrites traffic where TLS ends, can offer a server key of their own: [Pin] the real one, and
+// prompts stay closed to them. Answers do not: the protocol does not bind them to the request, and
+// the attacker can have them sealed to themselves. SECURITY.md has the whole table.
 //
 // # Use
 //
@@ -27,161 +29,61 @@
 //	})
 //	fmt.Println(answer.Text())
 //
-// [SecureCompletionClient.HTTPClient] gives an OpenAI SDK the same; [SecureCompletionClient.Complete] takes and returns
-// raw JSON in protected memory; [SecureCompletionClient.Stream] hands out an answer piece by piece. [Gateway] is the other
-// end, in front of any OpenAI-compatible server. [ConfigFromEnv] makes a Config from the environment.
+// [SecureCompletionClient.HTTPClient] gives an OpenAI SDK the same;
+// [SecureCompletionClient.Complete] takes and returns raw JSON in protected memory;
+// [SecureCompletionClient.Stream] hands out an answer piece by piece. [Gateway] is the other end,
+// in front of any OpenAI-compatible server. [ConfigFromEnv] makes a Config from the environment.
 //
 // # Oblivious HTTP
 //
-// [Config].Protocol chooses the second protocol, [ProtocolOHTTP], which the gateway here speaks as well. It binds each answer
-// to its request, seals method, path, headers and API key too, streams, and stays closed to a later quantum computer. All
-// that is said here of keys and of what is not protected is about protocol v1, the default.
+// [Config].Protocol chooses the second protocol, [ProtocolOHTTP], which the gateway here speaks as
+// well. It binds each answer to its request, seals method, path, headers and API key too, streams,
+// and stays closed to a later quantum computer. Everything else in this text about keys and about
+// limits of the protection is about protocol v1, the default.
 //
 // # Keys
 //
-// A client has an RSA key of its own, to which answers are sealed, in a [KeyStore]; without one it makes an ephemeral
-// key when it is first used. The server's key is fetched once an hour, judged by [Trust], and shared by all calls.
-// Every request and every answer has an AES key and a nonce of its own. That is not forward secrecy: whoever gets an
-// RSA key opens what was recorded for it.
+// A client has an RSA key of its own, to which answers are sealed, in a [KeyStore]; without one it
+// makes an ephemeral key when it is first used. The client fetches the server's key once an hour,
+// [Trust] judges it, and all calls share it. Every request and every answer has an AES key and a
+// nonce of its own. That is not forward secrecy: an attacker who gets an RSA key opens what was
+// recorded for it.
 //
 // # Ownership, concurrency, errors
 //
-// What stands in a configuration stays the caller's: close and destroy it after the client or the gateway. Methods may be
-// called from any number of goroutines, where nothing else is said. Zero values of options are defaults, and sizes are in
-// bytes. Errors are sentinels for [errors.Is], such as [ErrDecryption], and types for [errors.As]: [*ConfigError] when
-// something is made, [*ServerKeyError], [*APIError] and [*OuterError] from calls.
+// The values in a configuration stay the caller's: close and destroy them after the client or the
+// gateway. Methods may be called from any number of goroutines, unless their documentation says
+// otherwise. Zero values of options are defaults, and sizes are in bytes. Errors are sentinels for
+// [errors.Is], such as [ErrDecryption], and types for [errors.As]: [*ConfigError] from
+// constructors, [*ServerKeyError], [*APIError] and [*OuterError] from calls.
 //
 // # Compatibility
 //
-// Until version 1.0 the API may change between minor versions; CHANGELOG.md says how. What SPEC.md says of the wire does
-// not change within a protocol version.
+// Until version 1.0 the API may change between minor versions; CHANGELOG.md says how. SPEC.md has
+// the format on the wire, which does not change within a protocol version.
 package sealedchat
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"log/slog"
-	"math"
 	"net/http"
 	"net/url"
-	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// DefaultBaseURL is where a [Config] without a BaseURL sends: NOMYO's server.
-const DefaultBaseURL = "https://api.nomyo.ai"
-
-const (
-	defaultTimeout     = 10 * time.Minute
-	defaultIdle        = time.Minute
-	defaultMaxRequest  = 10 << 20 // what the protocol documents
-	defaultMaxResponse = 64 << 20
-	maxBytes           = math.MaxInt32 // largest size limit that is taken, on every platform
-)
-
-// SecurityTier names how well the server has to protect a request while it works on it.
-type SecurityTier string
-
-// The tiers of the protocol, lowest first. The empty tier leaves the choice to the server.
-const (
-	TierStandard SecurityTier = "standard"
-	TierHigh     SecurityTier = "high"
-	TierMaximum  SecurityTier = "maximum"
-)
-
-// rank orders the tiers; 0 is the empty tier, -1 an unknown one.
-func (t SecurityTier) rank() int {
-	switch t {
-	case "":
-		return 0
-	case TierStandard:
-		return 1
-	case TierHigh:
-		return 2
-	case TierMaximum:
-		return 3
-	}
-	return -1
-}
-
-// Config is what [NewSecureCompletionClient] needs. Trust is required; every other zero value is a default.
-type Config struct {
-	// BaseURL is where the server is: https, with an optional path prefix, without user info, query or fragment.
-	// "" = DefaultBaseURL.
-	BaseURL string
-	// APIKey is sent as a bearer token: 1 to 4,096 bytes of visible ASCII. It stays the caller's, who destroys it after
-	// Close. nil = none.
-	APIKey *Secret
-	// Keys holds the RSA keys that answers are sealed to. It stays the caller's, who closes it after the client; several
-	// clients may share it. ProtocolOHTTP does not use it. nil = an ephemeral store of the client's own, whose 4096-bit key
-	// is generated on first use.
-	Keys *KeyStore
-	// Protocol is how requests are sealed. ProtocolEnvelope, the zero value, is NOMYO's version 1; ProtocolOHTTP is better
-	// where the gateway speaks it. It is never negotiated, and the client never falls back from one to the other.
-	Protocol Protocol
-	// Padding makes requests a multiple of so many bytes before they are sealed, so that their length tells less. For
-	// ProtocolOHTTP alone. 0 = none; at most 1 MiB.
-	Padding int
-	// AllowX25519 takes key configurations for X25519 as well as for X-Wing: what is recorded then opens to a later quantum
-	// computer. X-Wing is preferred, but whoever ends TLS can cut it from the list if X25519's is trusted as well. For
-	// ProtocolOHTTP alone.
-	AllowX25519 bool
-	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…") or FirstUse(store).
-	// Required.
-	Trust Trust
-	// OnServerKey, if set, is called before a server key is used that is not the one used before; old is nil at first.
-	// An error refuses the key: the call fails with *ServerKeyError, whose Err it is. It is not called for a key that Trust
-	// refuses, nor for one from AcceptServerKey. It must not call the client. One call at a time. With ProtocolOHTTP it is
-	// also called when another signer vouches for the same key, and has to judge new.Signer() as well as the fingerprint:
-	// whoever ends TLS can pass the genuine list on with a signature of his own, and FirstUse remembers the signer.
-	OnServerKey func(old, new *PublicKey) error
-	// Tier is asked for where a call does not say otherwise. "" lets the server choose.
-	Tier SecurityTier
-	// Transport carries the requests. It stays the caller's. nil = DefaultTransport(), closed with the client.
-	Transport http.RoundTripper
-	// Timeout bounds one attempt: fetching the server's key or making the client's, where that is still to be done,
-	// connecting, and waiting for the last byte of the answer, or of the stream. 0 = 10 minutes.
-	Timeout time.Duration
-	// IdleTimeout is the longest time between two pieces of an event stream that passes as it comes, counted from its
-	// first event on: until then only Timeout holds, since a model may think. Comments count as pieces. A stream that
-	// stands still for longer is ended with ErrConnection. Protocol version 1 has no such streams.
-	// 0 = 1 minute; negative = no limit.
-	IdleTimeout time.Duration
-	// MaxRetries is how often a failed attempt is repeated: after 429, 500, 502 and 504, after 503 if it comes with
-	// Retry-After, and when the connection failed before there was an answer. The waits are random, up to 1 s, 2 s, 4 s
-	// and so on, on top of what Retry-After says; a Retry-After of more than a minute, or a wait beyond the context's
-	// deadline, is not waited for: the call fails at once. Every attempt is sealed afresh. With ProtocolOHTTP only what
-	// cannot have been worked on is repeated: after the gateway's own 429, its 503 with Retry-After (not the upstream's), and
-	// when nothing of the request was sent. 0 = 2; negative = none.
-	MaxRetries int
-	// Limiter, if set, is waited on before every attempt; its error ends the call. It fits *rate.Limiter of
-	// golang.org/x/time.
-	Limiter interface{ Wait(context.Context) error }
-	// MaxRequestBytes bounds a request's JSON, MaxResponseBytes an answer as it comes over the wire, before and after
-	// decompression. More is ErrTooLarge. 0 = 10 MiB and 64 MiB; below 2 GiB.
-	MaxRequestBytes, MaxResponseBytes int64
-	// Memory says what becomes of secrets for which there is no locked memory: MemoryBestEffort, the zero value,
-	// MemoryRequired, which makes calls fail with ErrMemoryLimit, or MemoryOff. MemoryRequired wants it of APIKey and Keys,
-	// too: MemoryRequired.NewSecret, KeyStoreOptions.Memory.
-	Memory MemoryPolicy
-	// Audit is told of keys, requests, answers, refusals and retries; its error stops the call. nil = nobody.
-	Audit Auditor
-	// Logger gets ids, sizes, durations and changes of the server's key, never content. nil = silent.
-	Logger *slog.Logger
-	// InsecureAllowHTTP allows a BaseURL with http where the address that is dialled is loopback, for tests.
-	InsecureAllowHTTP bool
-}
-
-// SecureCompletionClient seals chat completions. Make one with [NewSecureCompletionClient] and share it: its methods
-// may be called from any number of goroutines, and connections, keys and the server's key are shared between them.
+// SecureCompletionClient seals chat completions. Make one with [NewSecureCompletionClient] and
+// share it: its methods may be called from any number of goroutines, which share connections, keys
+// and the server's key.
 type SecureCompletionClient struct {
 	cfg     Config
 	base    *url.URL
@@ -203,25 +105,26 @@ type SecureCompletionClient struct {
 	life context.Context // ends with Close, with ErrClosed as its cause
 	end  context.CancelCauseFunc
 
-	mu      sync.Mutex
+	mu      sync.Mutex // guards closed and calls.Add; no other lock is taken under it
 	closed  bool
 	calls   sync.WaitGroup // running calls; Add only under mu while not closed
 	cleanup sync.Once
 }
 
-// NewSecureCompletionClient checks c and makes a client. It touches no network, file or environment, but for what
-// Config.Audit does when it is told. Errors are [*ConfigError], [ErrMemoryLimit] and [ErrAudit]. The caller closes the
-// client with [SecureCompletionClient.Close].
+// NewSecureCompletionClient checks c and makes a client. It touches no network, file or
+// environment, except that it calls Config.Audit. Errors are [*ConfigError], [ErrMemoryLimit] and
+// [ErrAudit]. The caller closes the client with [SecureCompletionClient.Close].
 func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
 	}
-	base, err := httpx.ParseBaseURL(c.BaseURL, c.InsecureAllowHTTP)
+	base, err := parseBaseURL(c.BaseURL, c.InsecureAllowHTTP)
 	if err != nil {
 		return nil, &ConfigError{Field: "Config.BaseURL", Err: err}
 	}
 	client := &SecureCompletionClient{
-		cfg: c, base: base, log: c.Logger, retry: retryPolicy{most: c.MaxRetries, base: retryBase}, opened: time.Now(),
+		cfg: c, base: base, log: c.Logger, opened: time.Now(),
+		retry: retryPolicy{most: c.MaxRetries, base: retryBase},
 	}
 	if client.http, client.ownHTTP, err = httpx.NewTransport(c.Transport, base); err != nil {
 		return nil, &ConfigError{Field: "Config.Transport", Err: err}
@@ -230,7 +133,8 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 		return nil, err
 	}
 	if c.Keys == nil {
-		if client.cfg.Keys, err = NewEphemeralKeyStore(&KeyStoreOptions{Memory: c.Memory, Audit: c.Audit}); err != nil {
+		own := &KeyStoreOptions{Memory: c.Memory, Audit: c.Audit}
+		if client.cfg.Keys, err = NewEphemeralKeyStore(own); err != nil {
 			client.memory.Close()
 			return nil, err
 		}
@@ -241,8 +145,8 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	}
 	client.life, client.end = context.WithCancelCause(context.Background())
 	client.server = &serverKey{
-		fetch: client.fetchServerKey, trust: c.Trust, origin: httpx.OriginOf(base), notify: c.OnServerKey, log: client.log, life: client.life,
-		audit: &client.audit,
+		fetch: client.fetchServerKey, trust: c.Trust, origin: httpx.OriginOf(base),
+		notify: c.OnServerKey, log: client.log, life: client.life, audit: &client.audit,
 	}
 	client.setProtocol()
 	if err := client.tellOpened(); err != nil {
@@ -253,85 +157,8 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	return client, nil
 }
 
-func (c *Config) setDefaults() error {
-	if c.BaseURL == "" {
-		c.BaseURL = DefaultBaseURL
-	}
-	if c.Timeout == 0 {
-		c.Timeout = defaultTimeout
-	}
-	if c.IdleTimeout == 0 {
-		c.IdleTimeout = defaultIdle
-	}
-	if c.MaxRetries == 0 {
-		c.MaxRetries = defaultRetries
-	}
-	if c.MaxRequestBytes == 0 {
-		c.MaxRequestBytes = defaultMaxRequest
-	}
-	if c.MaxResponseBytes == 0 {
-		c.MaxResponseBytes = defaultMaxResponse
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	return c.validate()
-}
-
-func (c *Config) validate() error {
-	if c.Trust == nil {
-		return configError("Config.Trust", "choose whose key prompts are sealed to: TrustHTTPS() takes what the server "+
-			"presents over HTTPS, Pin(\"sha256 hex\") takes only that key, FirstUse(store) remembers the first one")
-	}
-	if err := c.Trust.validate(); err != nil {
-		return &ConfigError{Field: "Config.Trust", Err: err}
-	}
-	if c.Keys != nil && c.Keys.store == nil {
-		return configError("Config.Keys", "a zero KeyStore; make one with OpenKeyStore, CreateKeyStore or NewEphemeralKeyStore")
-	}
-	if isNilPointer(c.Transport) {
-		return configError("Config.Transport", "a nil pointer; leave the field nil for the default")
-	}
-	if isNilPointer(c.Limiter) {
-		return configError("Config.Limiter", "a nil pointer; leave the field nil for no limit")
-	}
-	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) && restsOnTLS(c.Trust) {
-		return configError("Config.Transport", "InsecureSkipVerify leaves nothing of TrustHTTPS or FirstUse; pin the server's key instead")
-	}
-	if c.APIKey != nil {
-		if err := c.APIKey.Use(httpx.ValidAPIKey); err != nil {
-			return &ConfigError{Field: "Config.APIKey", Err: err}
-		}
-	}
-	if c.Tier.rank() < 0 {
-		return configError("Config.Tier", "want \"\", standard, high or maximum")
-	}
-	if c.Timeout < 0 {
-		return configError("Config.Timeout", "negative")
-	}
-	if c.MaxRequestBytes < 0 || c.MaxRequestBytes > maxBytes {
-		return configError("Config.MaxRequestBytes", "want 0 to %d", maxBytes)
-	}
-	if c.MaxResponseBytes < 0 || c.MaxResponseBytes > maxBytes {
-		return configError("Config.MaxResponseBytes", "want 0 to %d", maxBytes)
-	}
-	if err := c.validateProtocol(); err != nil {
-		return err
-	}
-	return c.validateMemory()
-}
-
-// isNilPointer catches a nil pointer or function that has become an interface, which is not nil.
-func isNilPointer(v any) bool {
-	r := reflect.ValueOf(v)
-	return (r.Kind() == reflect.Pointer || r.Kind() == reflect.Func) && r.IsNil()
-}
-
-func skipsVerification(c *tls.Config) bool {
-	return c != nil && c.InsecureSkipVerify && c.VerifyConnection == nil && c.VerifyPeerCertificate == nil
-}
-
-// CallOption changes one call of [SecureCompletionClient.Chat], Stream or Complete. A nil one changes nothing.
+// CallOption changes one call of [SecureCompletionClient.Chat], Stream or Complete. A nil one
+// changes nothing.
 type CallOption func(*callOptions)
 
 type callOptions struct {
@@ -341,12 +168,12 @@ type callOptions struct {
 	sealed string       // payload id of the last attempt
 }
 
-// WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. It stays the caller's, who keeps it until
-// the call has returned, or the loop over a stream has ended.
+// WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. The key stays the
+// caller's, who keeps it until the call has returned, or the loop over a stream has ended.
 func WithAPIKey(key *Secret) CallOption { return func(o *callOptions) { o.apiKey = key } }
 
-// WithTier asks for tier instead of Config.Tier in this call; "" leaves it to the server. An unknown tier is
-// [ErrInvalidRequest].
+// WithTier asks for tier instead of Config.Tier in this call; "" leaves it to the server. An
+// unknown tier is [ErrInvalidRequest].
 func WithTier(tier SecurityTier) CallOption { return func(o *callOptions) { o.tier = tier } }
 
 func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error) {
@@ -370,9 +197,108 @@ func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error
 	return o, nil
 }
 
-// Warm generates the client's key if there is none, and fetches the server's key and has it judged if none is known,
-// which leaves a connection open: all that the first call would wait for. Errors are those of
-// [SecureCompletionClient.ServerKey], and of generating a key.
+// setProtocol makes the client speak the protocol that its user chose.
+func (c *SecureCompletionClient) setProtocol() {
+	if c.cfg.Protocol == ProtocolOHTTP {
+		// what is remembered for one protocol says nothing about the other
+		c.server.origin = "ohttp+" + c.server.origin
+		c.retry.once = true
+		c.wire = &obliviousHTTP{
+			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host,
+			keys: c.cfg.Keys, server: c.server, memory: c.memory, padding: c.cfg.OHTTP.Padding,
+			maxAnswer: c.cfg.MaxResponseBytes, idle: c.cfg.IdleTimeout, base: c.base,
+			takeX25519: c.cfg.OHTTP.AllowX25519,
+		}
+		return
+	}
+	c.wire = &envelopeV1{
+		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server,
+		maxAnswer: c.cfg.MaxResponseBytes, base: c.base,
+	}
+}
+
+// Chat seals r, sends it, and returns the opened and checked answer. It makes up to 1 +
+// [Config].MaxRetries attempts of [Config].Timeout each, and one more when the server's key has
+// changed and the new one is trusted; ctx bounds them all.
+//
+// Errors: [*ServerKeyError] when the server's key is not trusted (nothing was sent), [*APIError]
+// when the server refused, [*OuterError] for an answer in the clear where [ProtocolOHTTP] wants a
+// sealed one, and the sentinels [ErrInvalidRequest], [ErrTooLarge], [ErrConnection],
+// [ErrTruncated], [ErrEnvelope], [ErrDecryption], [ErrResponseSchema], [ErrReplay],
+// [ErrTierDowngrade], [ErrPublicKey], [ErrInsecureURL], [ErrMemoryLimit], [ErrAudit] and
+// [ErrClosed]; those of Config.Limiter and of saving in Config.Keys; the cause of ctx when that
+// ended the call.
+//
+// Prompt and answer are Go strings here: the garbage collector may copy them, nothing wipes them,
+// and they can be swapped out. [SecureCompletionClient.Complete] keeps both in protected memory.
+func (c *SecureCompletionClient) Chat(ctx context.Context, r *ChatRequest,
+	opts ...CallOption) (*ChatResponse, error) {
+	body, err := r.encode()
+	if err != nil {
+		return nil, err
+	}
+	defer clear(body)
+	result, err := c.do(ctx, chatRequest(body, true), opts)
+	if err != nil {
+		return nil, err
+	}
+	resp := &ChatResponse{}
+	if err := chatjson.CheckWeight(result.plaintext); err != nil {
+		clear(result.plaintext)
+		return nil, c.tellRefused(ctx, result.payloadID, err, "")
+	}
+	if err := resp.decodeJSON(result.plaintext); err != nil {
+		clear(result.plaintext)
+		return nil, c.tellRefused(ctx, result.payloadID, decodeError(err), "")
+	}
+	resp.PayloadID = result.payloadID
+	return resp, nil
+}
+
+// Response is a chat.completion object as raw JSON. Destroy its Body to wipe the answer.
+type Response struct {
+	Body      *Secret // the bytes exactly as they were sealed; the caller's, who destroys it
+	PayloadID string  // the request's id, as in ChatResponse
+}
+
+// Complete is [SecureCompletionClient.Chat] for raw JSON. request is the JSON object; it stays the
+// caller's, and Complete leaves it as it is. The answer is checked as Chat checks it, and handed
+// out byte for byte. Request and answer stay in memory under [Config].Memory. The caller destroys
+// the Body of the response. Errors are those of Chat; a destroyed request is [ErrClosed].
+func (c *SecureCompletionClient) Complete(ctx context.Context, request *Secret,
+	opts ...CallOption) (*Response, error) {
+	if request == nil {
+		return nil, fmt.Errorf("%w: the request is nil; make it with NewSecret", ErrInvalidRequest)
+	}
+	if c.cfg.Memory == MemoryRequired && request.Len() > 0 && !request.Locked() {
+		return nil, fmt.Errorf("%w: the request is not in locked memory; "+
+			"make it with MemoryRequired.NewSecret", ErrMemoryLimit)
+	}
+	var body *Secret
+	into := func(n int) (b []byte, err error) {
+		body.Destroy() // an earlier attempt's
+		body, b, err = newRoom(c.memory, n)
+		return b, err
+	}
+	var result *completion
+	err := request.Use(func(b []byte) (err error) {
+		in := chatRequest(b, true)
+		in.unchecked = true
+		result, err = c.do(ctx, in, append(opts[:len(opts):len(opts)],
+			func(o *callOptions) { o.into = into }))
+		return err
+	})
+	if err != nil {
+		body.Destroy()
+		return nil, err
+	}
+	body.keep(len(result.plaintext))
+	return &Response{Body: body, PayloadID: result.payloadID}, nil
+}
+
+// Warm does what the first call would otherwise wait for: it generates the client's key if there is
+// none, fetches the server's key and has Config.Trust judge it if none is known, and leaves a
+// connection open. Errors are those of [SecureCompletionClient.ServerKey], and of generating a key.
 func (c *SecureCompletionClient) Warm(ctx context.Context) error {
 	ctx, done, err := c.begin(ctx)
 	if err != nil {
@@ -382,9 +308,10 @@ func (c *SecureCompletionClient) Warm(ctx context.Context) error {
 	return c.wire.warm(ctx)
 }
 
-// ServerKey returns the server's key as it is trusted now; it is fetched when none is known or an hour has passed.
-// Errors: [*ServerKeyError] when it is not trusted, [ErrPublicKey] when it is no key; otherwise as of a call: [*APIError] or
-// [*OuterError], [ErrConnection], [ErrTooLarge], [ErrAudit], [ErrClosed], the end of ctx.
+// ServerKey returns the server's key as it is trusted now. It asks the server when none is known or
+// an hour has passed. Errors: [*ServerKeyError] when the key is not trusted, [ErrPublicKey] when
+// the answer is no key; otherwise as of a call: [*APIError] or [*OuterError], [ErrConnection],
+// [ErrTooLarge], [ErrAudit], [ErrClosed], the end of ctx.
 func (c *SecureCompletionClient) ServerKey(ctx context.Context) (*PublicKey, error) {
 	ctx, done, err := c.begin(ctx)
 	if err != nil {
@@ -394,11 +321,12 @@ func (c *SecureCompletionClient) ServerKey(ctx context.Context) (*PublicKey, err
 	return c.server.get(ctx)
 }
 
-// AcceptServerKey trusts the key with this fingerprint from now on, whatever Config.Trust says: the answer to a
-// [*ServerKeyError] whose change turned out to be legitimate. With [FirstUse] it is remembered in the key store in place
-// of the one before; otherwise by this client alone. OnServerKey is not asked. The next call fetches the server's key
-// again. fingerprint is in hex, either case. Errors: [ErrInvalidRequest] for what is no fingerprint, [ErrClosed], with
-// FirstUse those of saving, and [ErrAudit], after which the key is trusted all the same.
+// AcceptServerKey trusts the key with this fingerprint from now on, whatever Config.Trust says: the
+// answer to a [*ServerKeyError] whose change turned out to be legitimate. With [FirstUse] the key
+// store remembers it in place of the one before; otherwise this client alone does. OnServerKey is
+// not called. The next call fetches the server's key again. fingerprint is in hex, either case.
+// Errors: [ErrInvalidRequest] for a text that is no fingerprint, [ErrClosed], with FirstUse those
+// of saving, and [ErrAudit], after which the key is trusted all the same.
 func (c *SecureCompletionClient) AcceptServerKey(fingerprint string) error {
 	ctx, done, err := c.begin(context.Background())
 	if err != nil {
@@ -408,9 +336,10 @@ func (c *SecureCompletionClient) AcceptServerKey(fingerprint string) error {
 	return c.server.accept(ctx, fingerprint)
 }
 
-// Close ends running calls with [ErrClosed], waits for them, closes idle connections and wipes the keys that are the
-// client's own. When its first key is being generated, Close waits for that too, some seconds at most. It must not be
-// called from within a callback. Idempotent; its only error is [ErrAudit], which keeps nothing from being closed.
+// Close ends running calls with [ErrClosed], waits for them, closes idle connections and wipes the
+// keys that are the client's own. If the client is generating its first key, Close waits for that
+// too, some seconds at most. A callback must not call Close. Idempotent; its only error is
+// [ErrAudit], which keeps nothing from being closed.
 func (c *SecureCompletionClient) Close() (err error) {
 	c.mu.Lock()
 	c.closed = true
@@ -435,7 +364,8 @@ func (c *SecureCompletionClient) Close() (err error) {
 }
 
 // begin enters a call: its context also ends with the client. done leaves it.
-func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, done func(), err error) {
+func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, done func(),
+	err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -470,7 +400,9 @@ func (c *SecureCompletionClient) tellOpened() error {
 	c.audit.set(c.cfg.Audit)
 	now := memoryNow()
 	c.wasLocked.Store(now.AllLocked)
-	return c.audit.tell(context.Background(), Event{Type: EventClientOpened, Server: c.server.origin, Memory: now})
+	return c.audit.tell(context.Background(), Event{
+		Type: EventClientOpened, Server: c.server.origin, Memory: now,
+	})
 }
 
 func (c *SecureCompletionClient) tellClosed() error {
@@ -478,6 +410,67 @@ func (c *SecureCompletionClient) tellClosed() error {
 		return nil
 	}
 	return c.audit.tell(context.Background(), Event{
-		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened), Memory: memoryNow(),
+		Type: EventClientClosed, Server: c.server.origin, Duration: time.Since(c.opened),
+		Memory: memoryNow(),
 	})
+}
+
+// Stats are sums since a client was made, see [SecureCompletionClient.Stats]: a metrics system
+// takes the differences. They only grow, except InFlight. They have JSON names, and hold no content
+// and no ids.
+type Stats struct {
+	// Requests is the number of calls: Chat, Complete, Stream, and requests of an SDK that reached
+	// the client. Failures is how many of them ended with an error, for whatever reason. The others
+	// that are not InFlight succeeded.
+	Requests int64 `json:"requests"`
+	Failures int64 `json:"failures"`
+	// InFlight is the number of calls that are under way.
+	InFlight int64 `json:"in_flight"`
+	// Attempts is how often a request was sealed and handed to Config.Transport; Retries is how
+	// many attempts came after one that failed, those for a new server key among them.
+	Attempts int64 `json:"attempts"`
+	Retries  int64 `json:"retries"`
+	// BytesSealed counts the JSON of requests, again for each attempt; BytesOpened the JSON of the
+	// answers that were accepted. On the wire both are some hundred bytes larger, and in protocol
+	// v1 a third (base64).
+	BytesSealed int64 `json:"bytes_sealed"`
+	BytesOpened int64 `json:"bytes_opened"`
+	// KeyRotations is how often this process replaced the key of the client's [KeyStore], also
+	// where several clients share it. It counts neither a first key nor the work of another
+	// process.
+	KeyRotations int64 `json:"key_rotations"`
+	// Memory tells how the process's secrets are kept: "locked" if all protected memory in use is
+	// locked into RAM, "wiped only" if some of it may be swapped out until it is wiped.
+	// [MemoryReport] has more.
+	Memory string `json:"memory"`
+}
+
+// Stats returns the counters. It costs some atomic reads and a system call or two, so it may be
+// called often, from any goroutine, and after Close. A call that is under way meanwhile may count
+// in one field and not yet in another.
+func (c *SecureCompletionClient) Stats() Stats {
+	n := &c.counts
+	return Stats{
+		Requests: n.requests.Load(), Failures: n.failures.Load(), InFlight: n.inFlight.Load(),
+		Attempts: n.attempts.Load(), Retries: n.retries.Load(),
+		BytesSealed: n.sealed.Load(), BytesOpened: n.opened.Load(),
+		KeyRotations: c.cfg.Keys.store.Rotations(), Memory: locked.Report().Level.String(),
+	}
+}
+
+// clientCounts are a client's counters. The zero value is ready.
+type clientCounts struct {
+	requests, failures, inFlight, attempts, retries, sealed, opened atomic.Int64
+}
+
+// call counts a call that begins now. The result is deferred with the address of the call's error.
+func (n *clientCounts) call() func(err *error) {
+	n.requests.Add(1)
+	n.inFlight.Add(1)
+	return func(err *error) {
+		if *err != nil {
+			n.failures.Add(1)
+		}
+		n.inFlight.Add(-1)
+	}
 }

@@ -6,215 +6,19 @@ package sealedchat
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
-	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
-
-// sealedServer is a server without a network: the RoundTripper of an https client. It opens what it gets and seals
-// what answer returns.
-type sealedServer struct {
-	t      testing.TB
-	answer func(q *sealedQuestion) *http.Response // nil: a completion
-	keyPEM func() *http.Response                  // nil: the public half of key
-
-	mu    sync.Mutex
-	key   string // stored key that it presents and opens with
-	gets  int
-	posts []*sealedQuestion
-}
-
-type sealedQuestion struct {
-	s         *sealedServer
-	req       *http.Request
-	body      []byte
-	plaintext []byte // nil when it was sealed to another key
-	client    *PublicKey
-}
-
-func newSealedServer(t testing.TB) *sealedServer { return &sealedServer{t: t, key: "rsa-2048"} }
-
-func (s *sealedServer) present(key string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.key = key
-}
-
-func (s *sealedServer) counts() (gets, posts int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.gets, len(s.posts)
-}
-
-func (s *sealedServer) last() *sealedQuestion {
-	s.t.Helper()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.posts) == 0 {
-		s.t.Fatal("nothing was sent")
-	}
-	return s.posts[len(s.posts)-1]
-}
-
-func respond(status int, body string, header ...string) *http.Response {
-	r := &http.Response{
-		StatusCode: status, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body)),
-	}
-	for i := 0; i < len(header); i += 2 {
-		r.Header.Add(header[i], header[i+1])
-	}
-	return r
-}
-
-func (s *sealedServer) RoundTrip(req *http.Request) (*http.Response, error) {
-	if err := req.Context().Err(); err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	key := s.key
-	if req.Method == http.MethodGet {
-		s.gets++
-		s.mu.Unlock()
-		if s.keyPEM != nil {
-			return s.keyPEM(), nil
-		}
-		return respond(200, string(publicOf(s.t, key).PEM())), nil
-	}
-	s.mu.Unlock()
-	q := &sealedQuestion{s: s, req: req}
-	q.body, _ = io.ReadAll(req.Body)
-	text, _ := url.PathUnescape(req.Header.Get(hybrid.HeaderPublicKey))
-	var err error
-	if q.client, err = ParsePublicKey([]byte(text)); err != nil {
-		s.t.Errorf("X-Public-Key: %v", err)
-	}
-	e, err := envelope.Parse(q.body, maxBytes)
-	if err != nil {
-		s.t.Errorf("envelope: %v", err)
-		return respond(400, ""), nil
-	}
-	k, _ := hybrid.NewPrivateKey(storedKey(s.t, key))
-	q.plaintext, _ = k.Open(&e, nil)
-	s.mu.Lock()
-	s.posts = append(s.posts, q)
-	s.mu.Unlock()
-	if q.plaintext == nil {
-		return respond(400, `{"detail":"cannot be decrypted"}`), nil
-	}
-	if s.answer != nil {
-		return s.answer(q), nil
-	}
-	return q.seal(fineCompletion("fine")), nil
-}
-
-// seal is a 200 with plaintext sealed for the client.
-func (q *sealedQuestion) seal(plaintext string) *http.Response {
-	e, err := q.client.seal([]byte(plaintext))
-	if err != nil {
-		q.s.t.Fatal(err)
-	}
-	return respond(200, string(envelope.Append(nil, e)))
-}
-
-func fineCompletion(text string) string {
-	quoted, _ := json.Marshal(text)
-	return `{"id":"x","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":` +
-		string(quoted) + `},"finish_reason":"stop"}]}`
-}
-
-// client is a client of s over an https URL that trusts it. change may be nil.
-func (s *sealedServer) client(t testing.TB, change func(*Config)) *SecureCompletionClient {
-	t.Helper()
-	return startClient(t, "https://server.test", func(c *Config) {
-		c.Transport, c.Keys = s, storedKeys(t, "rsa-3072")
-		if change != nil {
-			change(c)
-		}
-	})
-}
-
-// neverUsed fails the test if anything is sent through it.
-func neverUsed(t testing.TB) http.RoundTripper {
-	return roundTripFunc(func(r *http.Request) (*http.Response, error) {
-		t.Errorf("%s %s was sent", r.Method, r.URL)
-		return nil, errors.New("must not be used")
-	})
-}
-
-type roundTripFunc func(*http.Request) (*http.Response, error)
-
-func (f roundTripFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-func TestConfigErrors(t *testing.T) {
-	destroyed := secret(t, "x")
-	destroyed.Destroy()
-	for _, c := range []struct {
-		field  string
-		change func(*Config)
-	}{
-		{"Config.Trust", func(c *Config) { c.Trust = nil }},
-		{"Config.Trust", func(c *Config) { c.Trust = Pin() }},
-		{"Config.Trust", func(c *Config) { c.Trust = Pin("abc") }},
-		{"Config.BaseURL", func(c *Config) { c.BaseURL = "http://example.com" }},
-		{"Config.BaseURL", func(c *Config) { c.BaseURL = "example.com" }},
-		{"Config.BaseURL", func(c *Config) { c.BaseURL = "https://u:p@example.com" }},
-		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, "") }},
-		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, "a\r\nX: y") }},
-		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, strings.Repeat("k", 4097)) }},
-		{"Config.APIKey", func(c *Config) { c.APIKey = destroyed }},
-		{"Config.Tier", func(c *Config) { c.Tier = "ultra" }},
-		{"Config.Tier", func(c *Config) { c.Tier = "High" }},
-		{"Config.Timeout", func(c *Config) { c.Timeout = -1 }},
-		{"Config.MaxRequestBytes", func(c *Config) { c.MaxRequestBytes = -1 }},
-		{"Config.MaxRequestBytes", func(c *Config) { c.MaxRequestBytes = 1 << 31 }},
-		{"Config.MaxResponseBytes", func(c *Config) { c.MaxResponseBytes = -1 }},
-		{"Config.MaxResponseBytes", func(c *Config) { c.MaxResponseBytes = 1 << 40 }},
-		{"Config.Transport", func(c *Config) {
-			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS10}}
-		}},
-		{"Config.Transport", func(c *Config) {
-			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS11}}
-		}},
-		{"Config.Transport", func(c *Config) {
-			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-		}},
-		{"Config.Trust", func(c *Config) { c.Trust = FirstUse(nil) }},
-		{"Config.Trust", func(c *Config) { c.Trust = FirstUse(&KeyStore{}) }},
-		{"Config.Keys", func(c *Config) { c.Keys = &KeyStore{} }},
-		{"Config.Transport", func(c *Config) { c.Transport = (*http.Transport)(nil) }},
-		{"Config.Transport", func(c *Config) { c.Transport = roundTripFunc(nil) }},
-		{"Config.Limiter", func(c *Config) { c.Limiter = (*slowLimiter)(nil) }},
-		{"Config.Transport", func(c *Config) { c.BaseURL, c.InsecureAllowHTTP = "http://localhost:1", true }}, // foreign RoundTripper
-	} {
-		config := Config{Trust: TrustHTTPS(), Transport: neverUsed(t), APIKey: secret(t, "good-key")}
-		c.change(&config)
-		client, err := NewSecureCompletionClient(config)
-		e, ok := errors.AsType[*ConfigError](err)
-		if client != nil || !ok || e.Field != c.field || !strings.Contains(err.Error(), c.field) {
-			t.Errorf("%s: got %v, %v", c.field, client, err)
-		}
-		if err != nil && (strings.Contains(err.Error(), "good-key") || strings.Contains(err.Error(), "u:p")) {
-			t.Errorf("%s: %v tells too much", c.field, err)
-		}
-	}
-	if _, err := NewEphemeralKeyStore(&KeyStoreOptions{Bits: 1024}); !strings.Contains(fmt.Sprint(err), "KeyStoreOptions.Bits") {
-		t.Errorf("1024 bits: %v", err)
-	}
-}
 
 // slowLimiter has state, so a nil one panics.
 type slowLimiter struct{ wait time.Duration }
@@ -225,14 +29,14 @@ func (l *slowLimiter) Wait(ctx context.Context) error {
 }
 
 func TestNilCallOptions(t *testing.T) {
-	s := newSealedServer(t)
-	if _, err := s.client(t, nil).Chat(t.Context(), ask("?"), nil, WithTier(TierHigh), nil); err != nil {
+	s := fakes.NewServer(t)
+	if _, err := sealedClient(t, s, nil).Chat(t.Context(), ask("?"), nil, WithTier(TierHigh), nil); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.last().req.Header.Get(hybrid.HeaderTier); got != "high" {
+	if got := s.Last().Request.Header.Get(hybrid.HeaderTier); got != "high" {
 		t.Errorf("asked for tier %q", got)
 	}
-	g := newTiny(t, wordByWord(nil, "x"))
+	g := fakes.NewGateway(t, fakes.WordByWord(nil, "x"))
 	for _, err := range directClient(t, g, nil).Stream(t.Context(), ask("?"), nil) {
 		if err != nil {
 			t.Fatal(err)
@@ -245,7 +49,7 @@ func TestZeroClient(t *testing.T) {
 	var c SecureCompletionClient
 	_, chat := c.Chat(t.Context(), ask("?"))
 	_, key := c.ServerKey(t.Context())
-	_, complete := c.Complete(t.Context(), &Request{Body: secret(t, `{}`)})
+	_, complete := c.Complete(t.Context(), secret(t, `{}`))
 	for name, err := range map[string]error{
 		"Chat": chat, "ServerKey": key, "Complete": complete, "Warm": c.Warm(t.Context()), "AcceptServerKey": c.AcceptServerKey(strings.Repeat("0", 64)),
 	} {
@@ -263,52 +67,75 @@ func TestZeroClient(t *testing.T) {
 	}
 }
 
-func TestDefaultsAndNoNetworkInConstructor(t *testing.T) {
-	t.Setenv("NOMYO_SERVER_URL", "https://from.the.environment")
-	t.Setenv("NOMYO_API_KEY", "from-the-environment")
-	c, err := NewSecureCompletionClient(Config{Trust: TrustHTTPS(), Transport: neverUsed(t)})
-	if err != nil {
-		t.Fatal(err)
+// A BaseURL ends before the paths that the client adds. An SDK's base URL has some of them, and without
+// one a prompt would go to a server that nobody named.
+func TestBaseURLEnd(t *testing.T) {
+	for text, says := range map[string]string{
+		"":                                              "without /v1",
+		"https://h/v1":                                  `before "/v1"`,
+		"https://h/v1/":                                 `before "/v1"`,
+		"https://h//v1//":                               `before "/v1"`,
+		"https://h/pre/v1":                              `before "/v1"`,
+		"https://h/x/../v1":                             `before "/v1"`,
+		"https://h/v1/chat":                             `before "/v1/chat"`,
+		"https://h/v1/chat/completions":                 `before "/v1/chat/completions"`,
+		"https://h/v1/chat/completions/":                `before "/v1/chat/completions"`,
+		"https://h/openai/chat/completions":             `before "/chat/completions"`,
+		"https://h/pre" + hybrid.PathCompletion:         `before "` + hybrid.PathCompletion + `"`,
+		"https://h" + hybrid.PathPublicKey:              `before "` + hybrid.PathPublicKey + `"`,
+		"https://h/v1" + ohttp.Path:                     `before "/v1` + ohttp.Path + `"`,
+		"https://secret-name.test/secret-token/v1":      `before "/v1"`,
+		"https://h/v1?":                                 "query",
+		"https://secret-user:secret-password@h.test/v1": "user info",
+	} {
+		for _, p := range []Protocol{"", ProtocolOHTTP} {
+			c, err := NewSecureCompletionClient(Config{BaseURL: text, Trust: TrustHTTPS(), Transport: neverUsed(t), Protocol: p})
+			e, ok := errors.AsType[*ConfigError](err)
+			if c != nil || !ok || e.Field != "Config.BaseURL" || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "secret-") {
+				t.Errorf("%q: got %v, %v, want %s", text, c, err, says)
+			}
+		}
 	}
-	defer c.Close()
-	if c.base.String() != DefaultBaseURL || c.cfg.Timeout != 10*time.Minute || c.cfg.MaxRetries != 2 || c.cfg.MaxRequestBytes != 10<<20 ||
-		c.cfg.MaxResponseBytes != 64<<20 || c.cfg.APIKey != nil || c.log == nil || !c.ownKeys || c.ownHTTP {
-		t.Errorf("got %+v", c.cfg)
-	}
-	if len(c.cfg.Keys.Keys()) != 0 {
-		t.Error("the constructor made a key")
+	for _, text := range []string{"https://h", "https://h/", "https://h/v1x", "https://h/xv1", "https://h/v2", "https://h/v1/pre",
+		"https://h/pre%2Fv1", "https://v1", "https://h/completions", DefaultBaseURL} {
+		c, err := NewSecureCompletionClient(Config{BaseURL: text, Trust: TrustHTTPS(), Transport: neverUsed(t)})
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		_ = c.Close()
 	}
 }
 
 func TestMaxRequestBytes(t *testing.T) {
-	s := newSealedServer(t)
+	s := fakes.NewServer(t)
 	request := []byte(`{"model":"m","messages":[{"role":"user","content":"x"}]}`)
 	for _, limit := range []int64{int64(len(request)) - 1, int64(len(request)), int64(len(request)) + 1} {
-		c := s.client(t, func(c *Config) { c.MaxRequestBytes = limit })
-		_, err := c.Complete(t.Context(), &Request{Body: secret(t, string(request))})
+		c := sealedClient(t, s, func(c *Config) { c.MaxRequestBytes = limit })
+		_, err := c.Complete(t.Context(), secret(t, string(request)))
 		if tooLarge := limit < int64(len(request)); errors.Is(err, ErrTooLarge) != tooLarge || (err == nil) == tooLarge {
 			t.Errorf("limit %d, request %d: %v", limit, len(request), err)
 		}
 	}
-	if gets, posts := s.counts(); gets != 2 || posts != 2 {
+	if gets, posts := s.Counts(); gets != 2 || posts != 2 {
 		t.Errorf("%d key fetches and %d requests; too large a request must not cause any", gets, posts)
 	}
 }
 
 func TestMaxResponseBytes(t *testing.T) {
-	s := newSealedServer(t)
+	s := fakes.NewServer(t)
 	var size int64
-	s.answer = func(q *sealedQuestion) *http.Response {
-		r := q.seal(fineCompletion(strings.Repeat("x", 3000)))
+	s.Answer = func(q *fakes.Question) *http.Response {
+		r := q.Seal(fakes.FineCompletion(strings.Repeat("x", 3000)))
 		size = r.ContentLength
 		return r
 	}
-	if _, err := s.client(t, nil).Chat(t.Context(), ask("x")); err != nil {
+	if _, err := sealedClient(t, s, nil).Chat(t.Context(), ask("x")); err != nil {
 		t.Fatal(err)
 	}
 	for _, chunked := range []bool{false, true} {
-		with := s.answer
-		s.answer = func(q *sealedQuestion) *http.Response {
+		with := s.Answer
+		s.Answer = func(q *fakes.Question) *http.Response {
 			r := with(q)
 			if chunked {
 				r.ContentLength = -1
@@ -316,19 +143,19 @@ func TestMaxResponseBytes(t *testing.T) {
 			return r
 		}
 		for d, want := range map[int64]error{-1: ErrTooLarge, 0: nil, 1: nil} {
-			c := s.client(t, func(c *Config) { c.MaxResponseBytes = size + d })
+			c := sealedClient(t, s, func(c *Config) { c.MaxResponseBytes = size + d })
 			if _, err := c.Chat(t.Context(), ask("x")); !errors.Is(err, want) {
 				t.Errorf("limit is the answer's size %+d, chunked %v: %v", d, chunked, err)
 			}
 		}
-		s.answer = with
+		s.Answer = with
 	}
 }
 
 func TestCallOptions(t *testing.T) {
-	s := newSealedServer(t)
+	s := fakes.NewServer(t)
 	own, other := secret(t, "config-key"), secret(t, "call-key")
-	c := s.client(t, func(c *Config) { c.APIKey, c.Tier = own, TierStandard })
+	c := sealedClient(t, s, func(c *Config) { c.APIKey, c.Tier = own, TierStandard })
 	for _, k := range []struct {
 		opts       []CallOption
 		auth, tier string
@@ -342,7 +169,7 @@ func TestCallOptions(t *testing.T) {
 		if _, err := c.Chat(t.Context(), ask("x"), k.opts...); err != nil {
 			t.Fatal(err)
 		}
-		h := s.last().req.Header
+		h := s.Last().Request.Header
 		if h.Get("Authorization") != k.auth || h.Get("X-Security-Tier") != k.tier || len(h.Values("Authorization")) > 1 {
 			t.Errorf("%d options: %q, tier %q", len(k.opts), h.Values("Authorization"), h.Get("X-Security-Tier"))
 		}
@@ -370,7 +197,7 @@ func TestBadCallOptions(t *testing.T) {
 		"destroyed": {WithAPIKey(destroyed), ErrClosed},
 	} {
 		_, chatErr := c.Chat(t.Context(), ask("x"), k.opt)
-		_, completeErr := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m","messages":[{"role":"user","content":""}]}`)}, k.opt)
+		_, completeErr := c.Complete(t.Context(), secret(t, `{"model":"m","messages":[{"role":"user","content":""}]}`), k.opt)
 		if !errors.Is(chatErr, k.want) || !errors.Is(completeErr, k.want) {
 			t.Errorf("%s: %v, %v", name, chatErr, completeErr)
 		}
@@ -378,12 +205,12 @@ func TestBadCallOptions(t *testing.T) {
 }
 
 func TestWarmAndServerKey(t *testing.T) {
-	s := newSealedServer(t)
-	c := s.client(t, nil)
+	s := fakes.NewServer(t)
+	c := sealedClient(t, s, nil)
 	if err := c.Warm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if gets, posts := s.counts(); gets != 1 || posts != 0 {
+	if gets, posts := s.Counts(); gets != 1 || posts != 0 {
 		t.Errorf("Warm: %d key fetches, %d requests", gets, posts)
 	}
 	key, err := c.ServerKey(t.Context())
@@ -393,11 +220,11 @@ func TestWarmAndServerKey(t *testing.T) {
 	if _, err := c.Chat(t.Context(), ask("x")); err != nil {
 		t.Fatal(err)
 	}
-	if gets, posts := s.counts(); gets != 1 || posts != 1 {
+	if gets, posts := s.Counts(); gets != 1 || posts != 1 {
 		t.Errorf("afterwards: %d key fetches, %d requests", gets, posts)
 	}
-	s.keyPEM = func() *http.Response { return respond(503, `{"detail":"down"}`) }
-	if err := s.client(t, nil).Warm(t.Context()); !errors.Is(err, ErrUnavailable) {
+	s.KeyPEM = func() *http.Response { return respond(503, `{"detail":"down"}`) }
+	if err := sealedClient(t, s, nil).Warm(t.Context()); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("Warm with the server down: %v", err)
 	}
 }
@@ -418,12 +245,12 @@ func TestKeyFetchErrors(t *testing.T) {
 		"too large":    {func() *http.Response { return respond(200, pem+strings.Repeat(" ", hybrid.MaxKeyText)) }, ErrTooLarge},
 		"bad encoding": {func() *http.Response { return respond(200, pem, "Content-Encoding", "br") }, ErrConnection},
 	} {
-		s := newSealedServer(t)
-		s.keyPEM = c.resp
-		if _, err := s.client(t, nil).Chat(t.Context(), ask("x")); !errors.Is(err, c.want) {
+		s := fakes.NewServer(t)
+		s.KeyPEM = c.resp
+		if _, err := sealedClient(t, s, nil).Chat(t.Context(), ask("x")); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, posts := s.counts(); posts != 0 {
+		if _, posts := s.Counts(); posts != 0 {
 			t.Errorf("%s: something was sent", name)
 		}
 	}
@@ -433,16 +260,16 @@ func TestComplete(t *testing.T) {
 	// Odd on purpose: spaces, order, repeated names, numbers out of range in members without a type.
 	raw := " { \"_metadata\":{\"x\":1e400}, \"id\":null,\"model\":\"a\",\"model\":null,\t\"object\":\"chat.completion\",\"created\":1.5e0," +
 		"\"choices\":[],\"lone\":\"\\ud800\",\"big\":123456789012345678901234567890 }\n"
-	s := newSealedServer(t)
-	s.answer = func(q *sealedQuestion) *http.Response { return q.seal(raw) }
-	c := s.client(t, nil)
+	s := fakes.NewServer(t)
+	s.Answer = func(q *fakes.Question) *http.Response { return q.Seal(raw) }
+	c := sealedClient(t, s, nil)
 	request := `{"messages": [{"content":"<&>\u00e9","role":"user"}] , "model":"m","stream":true,"x":1e400}`
 	body := secret(t, request)
-	resp, err := c.Complete(t.Context(), &Request{Body: body})
+	resp, err := c.Complete(t.Context(), body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := s.last().plaintext; string(got) != request {
+	if got := s.Last().Plaintext; string(got) != request {
 		t.Errorf("sealed %s", got)
 	}
 	_ = resp.Body.Use(func(b []byte) error {
@@ -453,28 +280,28 @@ func TestComplete(t *testing.T) {
 	})
 	_ = body.Use(func(b []byte) error {
 		if string(b) != request {
-			t.Errorf("Request.Body became %q", b)
+			t.Errorf("the request became %q", b)
 		}
 		return nil
 	})
-	if resp.PayloadID != s.last().req.Header.Get("X-Payload-ID") || !chatjson.IsUUID(resp.PayloadID) || resp.PayloadID[14] != '4' {
+	if resp.PayloadID != s.Last().Request.Header.Get("X-Payload-ID") || !chatjson.IsUUID(resp.PayloadID) || resp.PayloadID[14] != '4' {
 		t.Errorf("PayloadID %q", resp.PayloadID)
 	}
 	for range 2 {
-		if err := resp.Close(); err != nil || resp.Body.Len() != 0 {
-			t.Errorf("Close: %v, %d bytes are left", err, resp.Body.Len())
+		if resp.Body.Destroy(); resp.Body.Len() != 0 {
+			t.Errorf("%d bytes are left", resp.Body.Len())
 		}
 	}
 }
 
 // An answer that was opened before is refused, and so is one that belongs to another request.
 func TestAnswersAreOpenedOnce(t *testing.T) {
-	s := newSealedServer(t)
-	c := s.client(t, nil)
+	s := fakes.NewServer(t)
+	c := sealedClient(t, s, nil)
 	var kept string
-	s.answer = func(q *sealedQuestion) *http.Response {
+	s.Answer = func(q *fakes.Question) *http.Response {
 		if kept == "" {
-			b, _ := io.ReadAll(q.seal(fineCompletion("once")).Body)
+			b, _ := io.ReadAll(q.Seal(fakes.FineCompletion("once")).Body)
 			kept = string(b)
 		}
 		return respond(200, kept)
@@ -487,9 +314,9 @@ func TestAnswersAreOpenedOnce(t *testing.T) {
 			t.Errorf("again: %v, %v", resp, err)
 		}
 	}
-	first := s.posts[0].req.Header.Get("X-Payload-ID")
-	s.answer = func(q *sealedQuestion) *http.Response {
-		return q.seal(answerWith("_metadata", `{"payload_id":"`+first+`"}`))
+	first := s.Questions()[0].Request.Header.Get("X-Payload-ID")
+	s.Answer = func(q *fakes.Question) *http.Response {
+		return q.Seal(answerWith("_metadata", `{"payload_id":"`+first+`"}`))
 	}
 	if _, err := c.Chat(t.Context(), ask("x")); !errors.Is(err, ErrReplay) {
 		t.Errorf("another request's answer: %v", err)
@@ -500,13 +327,10 @@ func TestCompleteRefusals(t *testing.T) {
 	c := startClient(t, "https://server.test", func(c *Config) { c.Transport = neverUsed(t) })
 	destroyed := secret(t, "{}")
 	destroyed.Destroy()
-	if resp, err := c.Complete(t.Context(), &Request{Body: destroyed}); !errors.Is(err, ErrClosed) || resp != nil {
+	if resp, err := c.Complete(t.Context(), destroyed); !errors.Is(err, ErrClosed) || resp != nil {
 		t.Errorf("destroyed: %v, %v", resp, err)
 	}
-	if err := (*Response)(nil).Close(); err != nil { // what a deferred Close meets after an error
-		t.Error(err)
-	}
-	for name, r := range map[string]*Request{"nil": nil, "no body": {}, "empty": {Body: secret(t, "")}} {
+	for name, r := range map[string]*Secret{"nil": nil, "empty": secret(t, "")} {
 		if resp, err := c.Complete(t.Context(), r); !errors.Is(err, ErrInvalidRequest) || resp != nil {
 			t.Errorf("%s: %v, %v", name, resp, err)
 		}
@@ -514,14 +338,14 @@ func TestCompleteRefusals(t *testing.T) {
 }
 
 func TestClosedClient(t *testing.T) {
-	c := newSealedServer(t).client(t, nil)
+	c := sealedClient(t, fakes.NewServer(t), nil)
 	for range 2 {
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
 	}
 	_, chatErr := c.Chat(t.Context(), ask("x"), WithTier(TierHigh))
-	_, completeErr := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m"}`)})
+	_, completeErr := c.Complete(t.Context(), secret(t, `{"model":"m"}`))
 	_, keyErr := c.ServerKey(t.Context())
 	for i, err := range []error{chatErr, completeErr, keyErr, c.Warm(t.Context())} {
 		if !errors.Is(err, ErrClosed) {
@@ -536,7 +360,7 @@ func TestClosedClient(t *testing.T) {
 // Close ends calls wherever they wait.
 func TestCloseEndsCalls(t *testing.T) {
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
-		s := newSealedServer(t)
+		s := fakes.NewServer(t)
 		waiting := make(chan struct{}, 8)
 		stuck := roundTripFunc(func(r *http.Request) (*http.Response, error) {
 			if r.Method != method {
@@ -546,7 +370,7 @@ func TestCloseEndsCalls(t *testing.T) {
 			<-r.Context().Done()
 			return nil, r.Context().Err()
 		})
-		c := s.client(t, func(c *Config) { c.Transport = stuck })
+		c := sealedClient(t, s, func(c *Config) { c.Transport = stuck })
 		errs := make(chan error, 3)
 		for range 3 {
 			go func() {
@@ -570,7 +394,7 @@ func TestCloseEndsCalls(t *testing.T) {
 }
 
 func TestTimeoutsAndContexts(t *testing.T) {
-	s := newSealedServer(t)
+	s := fakes.NewServer(t)
 	stuck := roundTripFunc(func(r *http.Request) (*http.Response, error) {
 		if r.Method == http.MethodGet {
 			return s.RoundTrip(r)
@@ -578,12 +402,12 @@ func TestTimeoutsAndContexts(t *testing.T) {
 		<-r.Context().Done()
 		return nil, r.Context().Err()
 	})
-	c := s.client(t, func(c *Config) { c.Transport, c.Timeout = stuck, 50*time.Millisecond })
+	c := sealedClient(t, s, func(c *Config) { c.Transport, c.Timeout = stuck, 50*time.Millisecond })
 	_, err := c.Chat(t.Context(), ask("x"))
 	if !errors.Is(err, ErrConnection) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Config.Timeout: %v", err)
 	}
-	c = s.client(t, func(c *Config) { c.Transport = stuck })
+	c = sealedClient(t, s, func(c *Config) { c.Transport = stuck })
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if _, err := c.Chat(ctx, ask("x")); errors.Is(err, ErrConnection) || !errors.Is(err, context.DeadlineExceeded) {
@@ -600,22 +424,22 @@ func TestTimeoutsAndContexts(t *testing.T) {
 // Nothing that was sealed, and no word of the server's, may reach a log.
 func TestClientLogsNoContent(t *testing.T) {
 	const marker = "MARKER-content-4711"
-	s := newSealedServer(t)
+	s := fakes.NewServer(t)
 	var log bytes.Buffer
-	c := s.client(t, func(c *Config) {
+	c := sealedClient(t, s, func(c *Config) {
 		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		c.APIKey = secret(t, "key-"+marker)
 	})
-	for name, answer := range map[string]func(q *sealedQuestion) *http.Response{
-		"fine":         func(q *sealedQuestion) *http.Response { return q.seal(fineCompletion(marker)) },
-		"schema":       func(q *sealedQuestion) *http.Response { return q.seal(`{"id":"` + marker + `","` + marker + `":1}`) },
-		"not JSON":     func(q *sealedQuestion) *http.Response { return q.seal(marker) },
-		"sealed error": func(q *sealedQuestion) *http.Response { return q.seal(`{"error":{"message":"` + marker + `"}}`) },
-		"unsealed":     func(q *sealedQuestion) *http.Response { return respond(200, `{"`+marker+`":1}`) },
-		"encoding":     func(q *sealedQuestion) *http.Response { return respond(200, marker, "Content-Encoding", marker) },
-		"status":       func(q *sealedQuestion) *http.Response { return respond(422, `{"detail":"`+marker+`"}`) },
+	for name, answer := range map[string]func(q *fakes.Question) *http.Response{
+		"fine":         func(q *fakes.Question) *http.Response { return q.Seal(fakes.FineCompletion(marker)) },
+		"schema":       func(q *fakes.Question) *http.Response { return q.Seal(`{"id":"` + marker + `","` + marker + `":1}`) },
+		"not JSON":     func(q *fakes.Question) *http.Response { return q.Seal(marker) },
+		"sealed error": func(q *fakes.Question) *http.Response { return q.Seal(`{"error":{"message":"` + marker + `"}}`) },
+		"unsealed":     func(q *fakes.Question) *http.Response { return respond(200, `{"`+marker+`":1}`) },
+		"encoding":     func(q *fakes.Question) *http.Response { return respond(200, marker, "Content-Encoding", marker) },
+		"status":       func(q *fakes.Question) *http.Response { return respond(422, `{"detail":"`+marker+`"}`) },
 	} {
-		s.answer = answer
+		s.Answer = answer
 		_, err := c.Chat(t.Context(), ask(marker))
 		if (err == nil) != (name == "fine") {
 			t.Errorf("%s: %v", name, err)
@@ -627,5 +451,16 @@ func TestClientLogsNoContent(t *testing.T) {
 			t.Errorf("%s: content in the error: %v %v", name, err, e)
 		}
 		log.Reset()
+	}
+}
+
+func TestNewUUID(t *testing.T) {
+	seen := map[string]bool{}
+	for range 1000 {
+		id := newUUID()
+		if !chatjson.IsUUID(id) || id[14] != '4' || !strings.ContainsRune("89ab", rune(id[19])) || seen[id] {
+			t.Fatalf("got %q", id)
+		}
+		seen[id] = true
 	}
 }

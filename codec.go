@@ -77,12 +77,12 @@ func answerError(err error) error {
 	if !ok {
 		return err
 	}
-	e := &APIError{StatusCode: http.StatusOK}
+	var code, detail string
 	// as of an error in the clear, only so much is looked at
 	if len(failed.Data) <= httpx.MaxErrorBody {
-		e.Code, e.Detail = errorDetail(failed.Data)
+		code, detail = errorDetail(failed.Data)
 	}
-	return e
+	return newSealedError(http.StatusOK, 0, code, detail)
 }
 
 // sizeHint is about the number of bytes of the request's JSON: mostly a little more.
@@ -95,8 +95,8 @@ func (r *ChatRequest) sizeHint() int {
 			if p.ImageURL != nil {
 				n += len(p.ImageURL.URL)
 			}
-			if p.Audio != nil {
-				n += len(p.Audio.Data)
+			for _, v := range p.Extra { // sound and files
+				n += len(v)
 			}
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -19,11 +18,13 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
-// Sentinels to decide on with [errors.Is]. Those of this group classify an [*APIError] by its status.
+// Sentinels to decide on with [errors.Is]. Those of this group classify an [*APIError] by its
+// status.
 var (
-	// ErrInvalidRequest: the request is not acceptable. Either the server said so (400, and every other 4xx that has
-	// no sentinel of its own), or this package refused it before anything was sealed. It is also the error of arguments
-	// that make no sense: a passphrase that is too short, what is no fingerprint.
+	// ErrInvalidRequest: the request is not acceptable. Either the server said so (400, and every
+	// other 4xx that has no sentinel of its own), or this package refused it before anything was
+	// sealed. It is also the error of arguments that make no sense: a passphrase that is too short,
+	// a text that is no fingerprint.
 	ErrInvalidRequest = fault.ErrInvalidRequest
 	// ErrAuthentication: the API key is missing or wrong (401).
 	ErrAuthentication = fault.ErrAuthentication
@@ -33,26 +34,30 @@ var (
 	ErrNotFound = fault.ErrNotFound
 	// ErrRateLimited: too many requests (429).
 	ErrRateLimited = fault.ErrRateLimited
-	// ErrServer: the server failed (500 and every 5xx but 503), or answered a status that the protocol does not have.
+	// ErrServer: the server failed (500 and every 5xx except 503), or answered a status that the
+	// protocol does not have.
 	ErrServer = fault.ErrServer
-	// ErrUnavailable: the server is down or has this key in a cool-down, 30 minutes on NOMYO servers (503).
+	// ErrUnavailable: the server is down or has this key in a cool-down, 30 minutes on NOMYO
+	// servers (503).
 	ErrUnavailable = fault.ErrUnavailable
 )
 
 // Sentinels for all else that goes wrong, for [errors.Is] as well.
 var (
-	// ErrConnection: no complete answer arrived: the connection failed, was cut, or the attempt's time ran out. With
-	// ProtocolOHTTP also: what arrived was not sealed (OuterError).
+	// ErrConnection: no complete answer arrived: the connection failed, was cut, or the attempt's
+	// time ran out. With ProtocolOHTTP also: the answer was not sealed (OuterError).
 	ErrConnection = fault.ErrConnection
-	// ErrTruncated: an answer began, and was cut short before its end. With ProtocolOHTTP what came of it before is genuine,
-	// and nobody knows what would have followed. It is never repeated by itself. errors.Is also finds ErrConnection.
+	// ErrTruncated: an answer began, and was cut short before its end. With ProtocolOHTTP the part
+	// that came is genuine. The client never repeats such a call by itself. errors.Is also finds
+	// ErrConnection.
 	ErrTruncated = fault.ErrTruncated
-	// ErrInsecureURL: a URL is not https, and not the loopback exception of [Config].InsecureAllowHTTP.
+	// ErrInsecureURL: a URL is not https, and not the loopback exception of
+	// [Config].InsecureAllowHTTP.
 	ErrInsecureURL = fault.ErrInsecureURL
-	// ErrEnvelope: what came as an envelope is not one. Nothing secret was touched. With ProtocolOHTTP: what was sealed is no
-	// binary HTTP message.
+	// ErrEnvelope: an answer or request that should be an envelope is none. Nothing secret was
+	// touched. With ProtocolOHTTP: the sealed content is no binary HTTP message.
 	ErrEnvelope = fault.ErrEnvelope
-	// ErrDecryption: an envelope does not open. One error for every cause, on purpose.
+	// ErrDecryption: an envelope does not open. It is one error for every cause, on purpose.
 	ErrDecryption = fault.ErrDecryption
 	// ErrResponseSchema: the opened answer is not a chat.completion object.
 	ErrResponseSchema = fault.ErrResponseSchema
@@ -62,40 +67,46 @@ var (
 	ErrTierDowngrade = fault.ErrTierDowngrade
 	// ErrTooLarge: a request, an answer, a key, data at rest or an audit event exceeds its limit.
 	ErrTooLarge = fault.ErrTooLarge
-	// ErrPublicKey: not an RSA public key that this package takes, see [ParsePublicKey], or no list of key configurations.
+	// ErrPublicKey: not an RSA public key that this package takes, see [ParsePublicKey], or no list
+	// of key configurations.
 	ErrPublicKey = fault.ErrPublicKey
-	// ErrPassphrase: wrong passphrase, or a damaged key store or key file. Without the passphrase the two look the same.
+	// ErrPassphrase: wrong passphrase, or a damaged key store or key file. Without the passphrase
+	// the two look the same.
 	ErrPassphrase = fault.ErrPassphrase
-	// ErrPrivateKey: not a private key that can be imported. The cause says why, and which command converts it.
+	// ErrPrivateKey: not a private key that can be imported. The cause says why, and which command
+	// converts it.
 	ErrPrivateKey = fault.ErrPrivateKey
 	// ErrKeyStoreExists: there is a key store in the folder already. It was not touched.
 	ErrKeyStoreExists = fault.ErrKeyStoreExists
 	// ErrKeyStoreDamaged: the file is not a key store, or not one of a version that is known.
 	ErrKeyStoreDamaged = fault.ErrKeyStoreDamaged
-	// ErrInsecurePermissions: a file or folder is open to others, belongs to another user, or is a link.
-	// The error's text names it, and the command that fixes it. For a folder that others may need, such
-	// as /tmp or /var/log, it names no command: use a folder of its own.
+	// ErrInsecurePermissions: a file or folder is open to others, belongs to another user, or is a
+	// link. The error's text names it, and the command that fixes it. For a folder that others may
+	// need, such as /tmp or /var/log, it names no command: use a folder of its own.
 	ErrInsecurePermissions = fault.ErrInsecurePermissions
-	// ErrLocked: another process held the lock of the key store or the audit log until the context's deadline, or for 10 s
-	// where it has none.
+	// ErrLocked: another process held the lock of the key store or the audit log until the
+	// context's deadline, or for 10 s where the context has none.
 	ErrLocked = fault.ErrLocked
 	// ErrLockLost: the lock file was replaced while it was held. Nothing was written.
 	ErrLockLost = fault.ErrLockLost
-	// ErrUnconfirmed: a change of the key store was written and is in force, but the disk did not confirm that it lasts,
-	// or it could not be read back. Repeat what can be repeated; a new passphrase is the one that counts. Of an audit log:
-	// the event is written, and not confirmed.
+	// ErrUnconfirmed: a change of the key store was written and is in force, but the disk did not
+	// confirm that it lasts, or it could not be read back. Repeat the change if it can be repeated;
+	// after ChangePassphrase the new passphrase is the one that counts. Of an audit log: the event
+	// is written, and not confirmed.
 	ErrUnconfirmed = fault.ErrUnconfirmed
-	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. Its text has
-	// the figures, where the limit of the process (ulimit -l) is the reason.
+	// ErrMemoryLimit: memory for a secret cannot be locked, and MemoryRequired asks for it. Its
+	// text has the figures, where the limit of the process (ulimit -l) is the reason.
 	ErrMemoryLimit = fault.ErrMemoryLimit
-	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see EventType), the
-	// call stands. Of a stream only the end is withheld. errors.Is also finds the Auditor's error, but not ErrUnconfirmed in
-	// it: a call that returns that speaks of the key store.
+	// ErrAudit: the Auditor did not take an event, so the call was stopped; after the fact (see
+	// EventType), the call stands. Of a stream only the end is withheld. errors.Is also finds the
+	// Auditor's error, except ErrUnconfirmed in it: a call that returns ErrUnconfirmed speaks of
+	// the key store.
 	ErrAudit = fault.ErrAudit
 	// ErrAuditTampered: an audit log is not as it was written, or it or its folder is gone. See
 	// AuditReport, OpenAuditLog and AuditLog.Record.
 	ErrAuditTampered = fault.ErrAuditTampered
-	// ErrAuditTorn: the last line of an audit log is unfinished, as a crash leaves it, or a cut. See AuditReport.
+	// ErrAuditTorn: the last line of an audit log is unfinished, as a crash or a cut leaves it. See
+	// AuditReport.
 	ErrAuditTorn = fault.ErrAuditTorn
 	// ErrClosed: the client, key store, gateway, audit log or secret was closed.
 	ErrClosed = fault.ErrClosed
@@ -107,20 +118,25 @@ type ConfigError struct {
 	Err   error  // the reason; errors.Is finds ErrInsecureURL and others through it
 }
 
-func (e *ConfigError) Error() string { return "sealedchat: " + e.Field + ": " + fault.Reason(e.Err) }
+func (e *ConfigError) Error() string {
+	return "sealedchat: " + e.Field + ": " + fault.Reason(e.Err)
+}
+
 func (e *ConfigError) Unwrap() error { return e.Err }
 
 func configError(field, format string, args ...any) error {
 	return &ConfigError{Field: field, Err: fmt.Errorf(format, args...)}
 }
 
-// ServerKeyError reports that the server presented a key that is not trusted. Nothing was sealed to it. Ask the operator,
-// by another way than this connection; if the change is legitimate, pass Got to [SecureCompletionClient.AcceptServerKey].
+// ServerKeyError reports that the server presented a key that is not trusted. Nothing was sealed to
+// it. Ask the operator, by another way than this connection; if the change is legitimate, pass Got
+// to [SecureCompletionClient.AcceptServerKey].
 type ServerKeyError struct {
 	Want []string // fingerprints: pinned, remembered, or in use until now; nil when there are none
 	Got  string   // fingerprint of the key that the server presented
-	// Signer is the fingerprint of the key that vouches for Got, with ProtocolOHTTP and a gateway that signs its list.
-	// AcceptServerKey takes it as well, and then trusts whatever it signs.
+	// Signer is the fingerprint of the key that signed the list with Got, with ProtocolOHTTP and a
+	// gateway that signs its list. AcceptServerKey takes it as well, and then trusts every key that
+	// it signs.
 	Signer string
 	Err    error // what Config.OnServerKey returned, or nil
 }
@@ -138,16 +154,19 @@ func (e *ServerKeyError) Error() string {
 
 func (e *ServerKeyError) Unwrap() error { return e.Err }
 
-// OuterError is an answer in the clear where [ProtocolOHTTP] wants a sealed one: of a relay, of a proxy, of the gateway
-// before it could open the request, of a server that does not speak it, or of an attacker. Nothing tells which, so it proves nothing, not even that the request was
-// not processed. It is never repeated by itself, but for a GET or HEAD whose key the gateway no longer knows, once its
-// trusted list has changed. errors.Is finds ErrConnection, and none of the sentinels of an *APIError.
+// OuterError is an answer in the clear where [ProtocolOHTTP] wants a sealed one: of a relay, of a
+// proxy, of the gateway before it could open the request, of a server that does not speak the
+// protocol, or of an attacker. Nothing tells which, so it proves nothing, not even that the request
+// was not processed. The client never repeats the request by itself, except a GET or HEAD whose key
+// the gateway no longer knows, once the gateway's trusted list has changed. errors.Is finds
+// ErrConnection, and none of the sentinels of an *APIError.
 type OuterError struct {
 	StatusCode int    // 200 when the media type was another one
 	Detail     string // printable characters only, 100 at most; untrusted
-	// KeyChanged: the answer said that the gateway does not know the key, and the gateway's list, which is trusted, now has
-	// another one, which the next call uses. Calling again is likely to work; whether to is the caller's to say, since
-	// whoever ends TLS can answer so when the request was processed.
+	// KeyChanged: the answer said that the gateway does not know the key, and the gateway's list,
+	// which is trusted, now has another one, which the next call uses. Calling again is likely to
+	// work. The caller decides, since an attacker who ends TLS can answer so when the request was
+	// processed.
 	KeyChanged bool
 
 	unknownKey bool // 422, with the problem type that asks for another key
@@ -173,20 +192,38 @@ func (e *OuterError) Error() string {
 // Unwrap returns [ErrConnection].
 func (e *OuterError) Unwrap() error { return ErrConnection }
 
-// APIError is an answer that is not a completion: an HTTP status other than 200 (with [ProtocolOHTTP] the sealed one, see
-// [OuterError] for the others), or an error object that was sealed with status 200. errors.Is maps it to the sentinels
-// above, from [ErrInvalidRequest] to [ErrUnavailable].
+// APIError is an answer that is not a completion: an HTTP status other than 200 (with
+// [ProtocolOHTTP] the sealed one, see [OuterError] for the others), or an error object that was
+// sealed with status 200. errors.Is maps it to the sentinels above, from [ErrInvalidRequest] to
+// [ErrUnavailable].
 type APIError struct {
-	StatusCode int    // of HTTP; 200 when the error is an object sealed in place of an answer
-	Code       string // the server's error code or type: printable characters only, 100 at most; often empty
-	// Detail is the server's words: printable characters only, 100 at most; untrusted. Error() leaves Code and Detail out
-	// when they came sealed, unless a gateway refused the request with them: a model's server may quote the prompt. They are
-	// not printed, logged or marshalled with e either.
-	Detail     string
-	RetryAfter time.Duration // from the Retry-After header, a year at most; 0 when there was none
+	StatusCode int // of HTTP; 200 when the error is an object sealed in place of an answer
+	// Code is the server's error code or type, and Detail its words: printable characters only, 100
+	// at most, untrusted, often empty. They are empty when the words came sealed, and are not the
+	// gateway's own: a model's server may quote the prompt. Sealed returns those.
+	Code, Detail string
+	RetryAfter   time.Duration // from the Retry-After header, a year at most; 0 when there was none
 
 	unprocessed bool // the gateway said so, under seal
-	sealed      bool // Code and Detail came under seal, and are not the gateway's own: they are content
+	// sealed returns the words that came sealed; nil when none did. A function keeps them out of
+	// everything that prints fields.
+	sealed func() (code, detail string)
+}
+
+// Sealed returns the server's code and words where they came sealed, and are not the gateway's own:
+// printable characters only, 100 at most, often empty. They may quote the prompt. Nothing that
+// prints, logs or marshals e shows them.
+func (e *APIError) Sealed() (code, detail string) {
+	if e.sealed == nil {
+		return "", ""
+	}
+	return e.sealed()
+}
+
+// newSealedError is an error whose code and words are content.
+func newSealedError(status int, retryAfter time.Duration, code, detail string) *APIError {
+	return &APIError{StatusCode: status, RetryAfter: retryAfter,
+		sealed: func() (string, string) { return code, detail }}
 }
 
 func (e *APIError) Error() string {
@@ -194,7 +231,7 @@ func (e *APIError) Error() string {
 	if text := http.StatusText(e.StatusCode); text != "" && e.StatusCode != http.StatusOK {
 		s += " " + text
 	}
-	if e.isSealed() {
+	if e.sealed != nil {
 		return s + " with a sealed error"
 	}
 	if e.StatusCode >= 300 && e.StatusCode < 400 {
@@ -208,24 +245,6 @@ func (e *APIError) Error() string {
 	}
 	return s
 }
-
-// Format implements [fmt.Formatter]: every verb prints the words of Error, %+v and %#v too. So do [log/slog] and [encoding/json],
-// also for a copy of what the pointer points to: what came sealed is in the fields alone, for who asks for them by name.
-func (e APIError) Format(f fmt.State, verb rune) {
-	if verb == 'v' {
-		verb = 's' // with # it would be quoted
-	}
-	_, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), e.Error())
-}
-
-// LogValue implements [slog.LogValuer]: the words of Error.
-func (e APIError) LogValue() slog.Value { return slog.StringValue(e.Error()) }
-
-// MarshalJSON implements [json.Marshaler]: the words of Error, as a string.
-func (e APIError) MarshalJSON() ([]byte, error) { return json.Marshal(e.Error()) }
-
-// isSealed reports whether Code and Detail are content.
-func (e *APIError) isSealed() bool { return e.sealed || e.StatusCode == http.StatusOK }
 
 // Is reports whether target is the sentinel of e's status.
 func (e *APIError) Is(target error) bool { return target == e.sentinel() }
@@ -269,8 +288,8 @@ func newAPIError(status int, header http.Header, body []byte, now time.Time) *AP
 	return e
 }
 
-// errorDetail finds the words in an error body: FastAPI's detail (a string, a list or an object), OpenAI's error
-// object, a message, or plain text. Markup says nothing.
+// errorDetail finds the words in an error body: FastAPI's detail (a string, a list or an object),
+// OpenAI's error object, a message, or plain text. Markup says nothing.
 func errorDetail(body []byte) (code, detail string) {
 	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
 	if len(body) == 0 || body[0] == '<' {

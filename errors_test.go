@@ -67,13 +67,25 @@ func TestAPIErrorText(t *testing.T) {
 		{APIError{StatusCode: 401}, "sealedchat: the server answered 401 Unauthorized"},
 		{APIError{StatusCode: 299}, "sealedchat: the server answered 299"},
 		{APIError{StatusCode: 302}, "sealedchat: the server answered 302 Found (redirects are not followed)"},
-		{APIError{StatusCode: 200, Code: "c", Detail: "d"}, "sealedchat: the server answered 200 with a sealed error"}, // the rest was sealed
+		{*newSealedError(200, 0, "c", "d"), "sealedchat: the server answered 200 with a sealed error"},
+		{*newSealedError(200, 0, "", ""), "sealedchat: the server answered 200 with a sealed error"},
+		{*newSealedError(400, 0, "c", "d"), "sealedchat: the server answered 400 Bad Request with a sealed error"},
 		{APIError{StatusCode: 400, Code: "c", Detail: `say "hi"`}, `sealedchat: the server answered 400 Bad Request, code "c", detail "say \"hi\""`},
 		// Somebody may fill the fields with anything: quoting holds on its own.
 		{APIError{StatusCode: 500, Detail: "a\nb\x1b[31m\xff"}, `sealedchat: the server answered 500 Internal Server Error, detail "a\nb\x1b[31m\xff"`},
 	} {
 		if got := c.err.Error(); got != c.want {
 			t.Errorf("got  %s\nwant %s", got, c.want)
+		}
+	}
+}
+
+// Of an error in the clear, or one that a program made, nothing is sealed.
+func TestSealedOfOthers(t *testing.T) {
+	for _, e := range []*APIError{{}, {StatusCode: 200}, {StatusCode: 400, Code: "c", Detail: "d"},
+		newAPIError(429, nil, []byte(`{"detail":"slow"}`), time.Now())} {
+		if code, detail := e.Sealed(); code != "" || detail != "" {
+			t.Errorf("%v: %q, %q", e, code, detail)
 		}
 	}
 }
@@ -142,7 +154,11 @@ func TestErrorDetailIsCheap(t *testing.T) {
 	body := `{"error":` + strings.Repeat("[", depth) + `"` + words + `"` + strings.Repeat(`,"y"]`, depth) + `}`
 	start := testkit.CPUTime()
 	err := checkCompletion([]byte(body), newUUID(), "")
-	if e, ok := errors.AsType[*APIError](err); !ok || e.StatusCode != 200 || utf8.RuneCountInString(e.Detail) > maxDetail {
+	e, ok := errors.AsType[*APIError](err)
+	if !ok || e.StatusCode != 200 {
+		t.Fatalf("got %.200v", err)
+	}
+	if _, detail := e.Sealed(); utf8.RuneCountInString(detail) > maxDetail {
 		t.Errorf("got %.200v", err)
 	}
 	if d := testkit.CPUTime() - start; d > 2*time.Second {

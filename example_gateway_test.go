@@ -34,27 +34,28 @@ func ExampleAuthenticateKeys() {
 	for _, token := range []string{"key-of-april", "key-of-may", "key-of-june"} {
 		r := httptest.NewRequest(http.MethodPost, "/v1/chat/completions", nil)
 		r.Header.Set("Authorization", "Bearer "+token)
-		fmt.Println(token, auth(r))
+		account, err := auth(r)
+		fmt.Printf("%s: %q, %v\n", token, account, err)
 	}
 	// Output:
-	// key-of-april sealedchat: authentication failed
-	// key-of-may <nil>
-	// key-of-june <nil>
+	// key-of-april: "", sealedchat: authentication failed
+	// key-of-may: "key-1", <nil>
+	// key-of-june: "key-2", <nil>
 }
 
 // A check of one's own decides the status: here nobody may ask more than once. It sees the headers alone, in both protocols.
 func ExampleGatewayConfig_authenticate() {
 	asked := make(chan struct{}, 1)
 	url, _, transport, stop := startGateway(paris, sealedchat.GatewayConfig{
-		Authenticate: func(r *http.Request) error {
+		Authenticate: func(r *http.Request) (account string, err error) {
 			if r.Header.Get("Authorization") != "Bearer an-api-key" { // better: AuthenticateKeys
-				return sealedchat.ErrAuthentication // 401
+				return "", sealedchat.ErrAuthentication // 401
 			}
 			select {
 			case asked <- struct{}{}:
-				return nil
+				return "team-paris", nil
 			default:
-				return &sealedchat.APIError{StatusCode: http.StatusTooManyRequests, RetryAfter: 5 * time.Minute}
+				return "", &sealedchat.APIError{StatusCode: http.StatusTooManyRequests, RetryAfter: 5 * time.Minute}
 			}
 		},
 	})

@@ -172,11 +172,11 @@ func ExampleSecureCompletionClient_Complete() {
 		log.Fatal(err)
 	}
 	defer body.Destroy()
-	response, err := client.Complete(context.Background(), &sealedchat.Request{Body: body})
+	response, err := client.Complete(context.Background(), body)
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer response.Close()
+	defer response.Body.Destroy()
 	_ = response.Body.Use(func(b []byte) error {
 		fmt.Println(strings.Contains(string(b), "Paris."))
 		return nil
@@ -345,10 +345,13 @@ func ExampleGateway() {
 	}
 	defer keys.Close()
 	model := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.WriteString(w, `{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[{"message":{"content":"Paris."}}]}`)
+		_, _ = io.WriteString(w, `{"id":"1","object":"chat.completion","created":1,"model":"m",
+			"choices":[{"message":{"content":"Paris."}}]}`)
 	}))
 	defer model.Close()
-	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: model.URL + "/v1", AllowUnauthenticated: true, Keys: keys})
+	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
+		Upstream: model.URL + "/v1", AllowUnauthenticated: true, Keys: keys,
+	})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -356,7 +359,8 @@ func ExampleGateway() {
 	server := httptest.NewTLSServer(gateway)
 	defer server.Close()
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: server.URL, Trust: sealedchat.TrustHTTPS(), Transport: server.Client().Transport, Keys: keys,
+		BaseURL: server.URL, Trust: sealedchat.TrustHTTPS(),
+		Transport: server.Client().Transport, Keys: keys,
 	})
 	if err != nil {
 		log.Fatal(err)

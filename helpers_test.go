@@ -4,20 +4,20 @@
 package sealedchat
 
 import (
-	"bytes"
 	"context"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
-	"io"
+	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
-	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 // storedKey is a private copy of a stored test key, which closing a store may wipe.
@@ -67,14 +67,7 @@ func publicOf(t testing.TB, name string) *PublicKey {
 
 // seal seals plaintext for k, for tests that change something about the envelope.
 func (k *PublicKey) seal(plaintext []byte) (*envelope.Envelope, error) {
-	return sealEnvelope(k.rsa, plaintext)
-}
-
-func sealEnvelope(k *hybrid.PublicKey, plaintext []byte) (*envelope.Envelope, error) {
-	e := &envelope.Envelope{}
-	_, err := k.Seal(nil, e, plaintext)
-	e.Sealed = bytes.Clone(e.Sealed)
-	return e, err
+	return fakes.Seal(k.rsa, plaintext)
 }
 
 // rsaOf is the key in the standard library's terms.
@@ -95,22 +88,6 @@ func secret(t testing.TB, text string) *Secret {
 	}
 	t.Cleanup(s.Destroy)
 	return s
-}
-
-// answerText is an upstream that answers every chat with text.
-func answerText(text string) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body)
-		body, _ := chatjson.Marshal(map[string]any{
-			"id": "chatcmpl-1", "object": "chat.completion", "created": 1765250382, "model": "test-model",
-			"choices": []any{map[string]any{
-				"index": 0, "message": map[string]any{"role": "assistant", "content": text}, "finish_reason": "stop",
-			}},
-			"usage": map[string]int{"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30},
-		})
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(body)
-	}
 }
 
 // startGateway runs a gateway with the stored server key in front of upstream. change may be nil.
@@ -149,7 +126,7 @@ func startClient(t testing.TB, url string, change func(*Config)) *SecureCompleti
 	if change != nil {
 		change(&c)
 	}
-	if c.Keys == nil && c.Protocol == ProtocolEnvelope { // making a key would take seconds
+	if c.Keys == nil && c.Protocol != ProtocolOHTTP { // making a key would take seconds
 		c.Keys = storedKeys(t, "client-4096")
 	}
 	client, err := NewSecureCompletionClient(c)
@@ -160,11 +137,91 @@ func startClient(t testing.TB, url string, change func(*Config)) *SecureCompleti
 	return client
 }
 
+// ohttpClient is startClient for Oblivious HTTP.
+func ohttpClient(t testing.TB, url string, change func(*Config)) *SecureCompletionClient {
+	t.Helper()
+	return startClient(t, url, func(c *Config) {
+		c.Protocol = ProtocolOHTTP
+		if change != nil {
+			change(c)
+		}
+	})
+}
+
+// directClient is a client of g's without a network between them.
+func directClient(t testing.TB, g *fakes.Gateway, change func(*Config)) *SecureCompletionClient {
+	t.Helper()
+	return ohttpClient(t, "https://gateway.test", func(c *Config) {
+		c.Transport = fakes.Direct(g)
+		if change != nil {
+			change(c)
+		}
+	})
+}
+
+// sealedClient is a client of s over an https URL that trusts it. change may be nil.
+func sealedClient(t testing.TB, s *fakes.Server, change func(*Config)) *SecureCompletionClient {
+	t.Helper()
+	return startClient(t, "https://server.test", func(c *Config) {
+		c.Transport, c.Keys = s, storedKeys(t, "rsa-3072")
+		if change != nil {
+			change(c)
+		}
+	})
+}
+
+// chatAgain asks, and once more if the server's key has changed, as a program would whose prompts
+// may run twice.
+func chatAgain(c *SecureCompletionClient) (*ChatResponse, error) {
+	answer, err := c.Chat(context.Background(), ask("x"))
+	if outer, ok := errors.AsType[*OuterError](err); ok && outer.KeyChanged {
+		return c.Chat(context.Background(), ask("x"))
+	}
+	return answer, err
+}
+
+// callsOf are the ways to ask a client.
+func callsOf(c *SecureCompletionClient) map[string]func(context.Context) error {
+	return map[string]func(context.Context) error{
+		"Chat": func(ctx context.Context) error {
+			_, err := c.Chat(ctx, ask("x"))
+			return err
+		},
+		"Stream": func(ctx context.Context) error {
+			for _, err := range c.Stream(ctx, ask("x")) {
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func isServerKeyError(err error) bool {
+	_, ok := errors.AsType[*ServerKeyError](err)
+	return ok
+}
+
 func ask(text string) *ChatRequest {
 	return &ChatRequest{Model: "test-model", Messages: []Message{UserMessage(text)}}
 }
 
-// What tests of rooms have as well.
-const fineAnswer = testkit.FineAnswer
+// Names for testkit's that many tests use.
+const (
+	fineAnswer = testkit.FineAnswer
+	leak       = testkit.Leak
+)
 
-func answerWith(replace ...string) string { return testkit.AnswerWith(replace...) }
+type roundTripFunc = testkit.RoundTrip
+
+func answerText(text string) http.HandlerFunc  { return testkit.AnswerText(text) }
+func answerWith(replace ...string) string      { return testkit.AnswerWith(replace...) }
+func neverUsed(t testing.TB) http.RoundTripper { return testkit.NeverUsed(t) }
+func soon(t testing.TB) context.Context        { return testkit.Within(t, 0) }
+func foreignAddress(t testing.TB) net.Listener { return testkit.ForeignAddress(t) }
+func median(d []time.Duration) time.Duration   { return testkit.Median(d) }
+
+func respond(status int, body string, header ...string) *http.Response {
+	return testkit.Respond(status, body, header...)
+}

@@ -61,7 +61,7 @@ func (k *PublicKey) Bits() int {
 	return k.rsa.Bits()
 }
 
-// Equal reports whether both are the same key, whether or not the same signer vouches for it. A nil
+// Equal reports whether both are the same key, whether or not the same signer signed it. A nil
 // key equals only nil.
 func (k *PublicKey) Equal(other *PublicKey) bool {
 	if k == nil || other == nil {
@@ -78,7 +78,7 @@ func newConfigKey(c *ohttp.Config) *PublicKey {
 // its 32 bytes, 64 hex digits. It is "" for a list without a signature, and for an RSA key. [Pin]
 // and [SecureCompletionClient.AcceptServerKey] take it, and then trust every configuration that it
 // signs; [FirstUse] remembers it in place of the configuration. It says nothing about where the
-// configuration comes from, since anybody can sign any list: compare it with [Gateway.Keys].
+// configuration comes from, since an attacker can sign any list: compare it with [Gateway.Keys].
 func (k *PublicKey) Signer() string { return k.signer }
 
 // matches tells whether a fingerprint that is trusted is k's own, or its signer's.
@@ -95,8 +95,8 @@ func (k *PublicKey) lasting() string {
 	return k.fingerprint
 }
 
-// unsigned is k without its signer.
-func (k *PublicKey) unsigned() *PublicKey {
+// withoutSigner is k as if its list had no signature.
+func (k *PublicKey) withoutSigner() *PublicKey {
 	plain := *k
 	plain.signer, plain.signed, plain.list = "", 0, [32]byte{}
 	return &plain

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 // parseKeysSignature takes the header apart as SPEC.md describes it.
@@ -57,7 +58,7 @@ func listMessage(list []byte, created, expires int64) []byte {
 
 func TestKeyList(t *testing.T) {
 	r := newRig(t, nil)
-	w := r.do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil))
+	w := r.Do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil))
 	if w.Code != 200 || w.Header().Get("Content-Type") != "application/ohttp-keys" || w.Header().Get("Cache-Control") != "no-store" {
 		t.Fatalf("%d %v", w.Code, w.Header())
 	}
@@ -88,13 +89,13 @@ func TestKeyList(t *testing.T) {
 	if fp := signerOf(t, r.g); fp != fmt.Sprintf("%x", sha256.Sum256(key)) {
 		t.Errorf("signer %s", fp)
 	}
-	head := r.do(httptest.NewRequest(http.MethodHead, ohttp.Path, nil))
+	head := r.Do(httptest.NewRequest(http.MethodHead, ohttp.Path, nil))
 	if head.Code != 200 || head.Body.Len() != 0 || head.Header().Get("Content-Length") != strconv.Itoa(len(list)) {
 		t.Errorf("HEAD: %d %v", head.Code, head.Header())
 	}
 	// X25519 works as well.
-	s := sealFor(t, configs[1], innerRequest{}.encode(t))
-	if a := s.open(r.send(s)); a.status != 200 || a.err != nil {
+	s := fakes.SealFor(t, configs[1], fakes.Inner{}.Encode(t))
+	if a := s.Open(r.Send(s)); a.Status != 200 || a.Err != nil {
 		t.Errorf("%+v", a)
 	}
 }
@@ -104,17 +105,17 @@ func TestObliviousRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		keys, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: 24 * time.Hour}})
 		r := newRig(t, func(c *GatewayConfig) { c.Keys = keys })
-		old := r.keyConfig()
+		old := r.KeyConfig()
 		use := func(c *ohttp.Config) int {
-			s := sealFor(t, c, innerRequest{}.encode(t))
-			w := r.send(s)
+			s := fakes.SealFor(t, c, fakes.Inner{}.Encode(t))
+			w := r.Send(s)
 			if w.Code != 200 {
 				return w.Code
 			}
-			return s.open(w).status
+			return s.Open(w).Status
 		}
 		settle(24*time.Hour + time.Second)
-		now := r.keyConfig()
+		now := r.KeyConfig()
 		if now.Equal(old) || use(old) != 200 || use(now) != 200 {
 			t.Error("not both keys open after a rotation")
 		}

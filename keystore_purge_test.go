@@ -15,6 +15,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/keystore"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 // A program that has memguard destroy its buffers gets errors from a gateway's key store, in a process of its own, which a
@@ -34,23 +35,23 @@ func childPurged(t *testing.T, dir, _ string) {
 	type user struct {
 		store  *KeyStore
 		rig    *rig
-		sealed *sealedTest
+		sealed *fakes.Sealed
 	}
 	var users []user
 	for _, s := range []*KeyStore{ephemeral, file} {
 		r := newRig(t, func(c *GatewayConfig) { c.Keys = s })
-		if w := r.do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != http.StatusOK {
+		if w := r.Do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != http.StatusOK {
 			t.Fatal(w.Code)
 		}
-		users = append(users, user{s, r, sealFor(t, r.keyConfig(), innerRequest{}.encode(t))})
+		users = append(users, user{s, r, fakes.SealFor(t, r.KeyConfig(), fakes.Inner{}.Encode(t))})
 	}
 	memguard.Purge()
 	_ = untouched.Close()
 	for _, u := range users {
-		if w := u.rig.send(u.sealed); w.Code != http.StatusServiceUnavailable {
+		if w := u.rig.Send(u.sealed); w.Code != http.StatusServiceUnavailable {
 			t.Errorf("a request: %d", w.Code)
 		}
-		if w := u.rig.do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != http.StatusServiceUnavailable {
+		if w := u.rig.Do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != http.StatusServiceUnavailable {
 			t.Errorf("the list: %d", w.Code)
 		}
 		for id := range uint8(2) {

@@ -196,25 +196,6 @@ func newArena(p MemoryPolicy) (*locked.Arena, error) {
 	return a, nil
 }
 
-// validateMemory checks that what a client borrows is as well protected as what it owns.
-func (c *Config) validateMemory() error {
-	if err := c.Memory.validate(); err != nil {
-		return &ConfigError{Field: "Config.Memory", Err: err}
-	}
-	if c.Memory != MemoryRequired {
-		return nil
-	}
-	if c.APIKey != nil && !c.APIKey.Locked() {
-		return configError("Config.APIKey",
-			"%w: it is not in locked memory; make it with MemoryRequired.NewSecret", ErrMemoryLimit)
-	}
-	if c.Keys != nil && c.Keys.store.Policy() != locked.Required {
-		return configError("Config.Keys",
-			"%w: Config.Memory is MemoryRequired, KeyStoreOptions.Memory is not", ErrMemoryLimit)
-	}
-	return nil
-}
-
 // MemoryStatus is what [MemoryReport] returns, and what events of an [Auditor] tell. It holds no secret
 // and may be logged. Sizes are in bytes.
 type MemoryStatus struct {

@@ -183,7 +183,7 @@ func TestSecretIsRedacted(t *testing.T) {
 		"unexported field": unexportedHolder{s}, "pointer to it": &unexportedHolder{s},
 		"by value": value, "by value, unexported": hidden,
 		"containers":         anyHolder{s, []*Secret{s}, map[string]*Secret{"k": s}, map[*Secret]int{s: 1}},
-		"pointer to pointer": &s, "request": &Request{Body: s}, "response": Response{Body: s},
+		"pointer to pointer": &s, "response": Response{Body: s}, "pointer to response": &Response{Body: s},
 		"config": Config{APIKey: s}, "gateway config": GatewayConfig{UpstreamKey: s},
 	}
 	for name, v := range things {
@@ -271,7 +271,7 @@ func TestMemoryConfigErrors(t *testing.T) {
 	for field, c := range map[string]Config{
 		"Config.Memory": {Memory: "Required"}, "Config.APIKey": {Memory: MemoryRequired, APIKey: off}, "Config.Keys": {Memory: MemoryRequired, Keys: loose},
 	} {
-		c.Trust = TrustHTTPS()
+		c.BaseURL, c.Trust = "https://server.test", TrustHTTPS()
 		_, err := NewSecureCompletionClient(c)
 		if e, ok := errors.AsType[*ConfigError](err); !ok || e.Field != field || (c.Memory == MemoryRequired) != errors.Is(err, ErrMemoryLimit) {
 			t.Errorf("%s: %v", field, err)

@@ -12,7 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -27,72 +27,16 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// Protocol is a way to seal requests and answers. The zero value is [ProtocolEnvelope].
-type Protocol uint8
-
-// The protocols.
-const (
-	// ProtocolEnvelope is NOMYO's version 1 (SPEC.md): RSA-OAEP with SHA-256 (RFC 8017, section 7.1) and AES-256-GCM.
-	ProtocolEnvelope Protocol = iota
-	// ProtocolOHTTP is Oblivious HTTP in chunks (RFC 9458 and its chunked form; SPEC.md, chapter 11) with X-Wing, a
-	// post-quantum hybrid. Method, path, headers and API key travel sealed too, an answer opens only for its request, and
-	// answers stream. Config.Keys is not used.
-	ProtocolOHTTP
-)
-
-// String is "envelope" or "ohttp".
-func (p Protocol) String() string {
-	switch p {
-	case ProtocolEnvelope:
-		return "envelope"
-	case ProtocolOHTTP:
-		return "ohttp"
-	}
-	return "Protocol(" + strconv.Itoa(int(p)) + ")"
-}
-
 const (
 	pathChat = "/v1/chat/completions"
 
 	maxPadding     = 1 << 20  // what a reader of binary HTTP takes
 	maxAnswerChunk = 64 << 10 // four times what a gateway has to write at most
 
-	maxDateAge = 30 * time.Second // of a request, for the answer that its date is wrong to be about the clocks
+	// maxDateAge: within so much time, an answer that says that the request's date is wrong is
+	// about the clocks.
+	maxDateAge = 30 * time.Second
 )
-
-func (c *Config) validateProtocol() error {
-	if c.Protocol > ProtocolOHTTP {
-		return configError("Config.Protocol", "want ProtocolEnvelope or ProtocolOHTTP")
-	}
-	if c.Padding < 0 || c.Padding > maxPadding {
-		return configError("Config.Padding", "want 0 to %d", maxPadding)
-	}
-	if c.Padding > 0 && c.Protocol != ProtocolOHTTP {
-		return configError("Config.Padding", "only ProtocolOHTTP pads")
-	}
-	if c.AllowX25519 && c.Protocol != ProtocolOHTTP {
-		return configError("Config.AllowX25519", "only ProtocolOHTTP has a choice")
-	}
-	return nil
-}
-
-// setProtocol makes the client speak the protocol that its user chose.
-func (c *SecureCompletionClient) setProtocol() {
-	if c.cfg.Protocol == ProtocolOHTTP {
-		c.server.origin = "ohttp+" + c.server.origin // what is remembered for one protocol says nothing about the other
-		c.retry.once = true
-		c.wire = &obliviousHTTP{
-			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host, keys: c.cfg.Keys, server: c.server,
-			memory: c.memory, padding: c.cfg.Padding, maxAnswer: c.cfg.MaxResponseBytes, idle: c.cfg.IdleTimeout,
-			base: c.base, takeX25519: c.cfg.AllowX25519,
-		}
-		return
-	}
-	c.wire = &envelopeV1{
-		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server, maxAnswer: c.cfg.MaxResponseBytes,
-		base: c.base,
-	}
-}
 
 // obliviousHTTP is the client's end of Oblivious HTTP in chunks.
 type obliviousHTTP struct {
@@ -107,17 +51,19 @@ type obliviousHTTP struct {
 	base              *url.URL
 	takeX25519        bool
 
-	ahead atomic.Int64 // nanoseconds that the gateway's clock is ahead of this one's, once it complained
+	// ahead is by how many nanoseconds the gateway's clock is ahead of this one's, once the gateway
+	// refused a date.
+	ahead atomic.Int64
 }
 
 // obliviousCall is the client's half of one exchange.
 type obliviousCall struct {
 	*ohttp.Request
-	tier  SecurityTier  // asked for
-	safe  bool          // the method only reads: doing it twice does no harm
-	dated time.Time     // when it was sealed, by this clock
-	ahead time.Duration // of the gateway's clock, when it refused the request's date
-	late  bool          // it did
+	tier     SecurityTier  // asked for
+	safe     bool          // the method only reads: doing it twice does no harm
+	sealedAt time.Time     // by this clock
+	late     bool          // the gateway refused the request's date,
+	ahead    time.Duration // and its clock was ahead by so much
 }
 
 func (p *obliviousHTTP) fetchKeys(ctx context.Context, rt http.RoundTripper) ([]*PublicKey, error) {
@@ -129,6 +75,39 @@ func (p *obliviousHTTP) fetchKeys(ctx context.Context, rt http.RoundTripper) ([]
 }
 
 func (p *obliviousHTTP) streams() bool { return true }
+
+// route takes requests of any method and path.
+func (p *obliviousHTTP) route(req *http.Request) (*plainRequest, *unrouted) {
+	if e := req.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return nil, &unrouted{http.StatusUnsupportedMediaType, "unsupported_content_encoding",
+			"sealedchat: what is sealed has no content encoding; nothing was sent"}
+	}
+	method := methodOf(req)
+	return &plainRequest{method: method, path: p.innerPath(method, req.URL),
+		header: fieldsOfSDK(req.Header)}, nil
+}
+
+// innerPath is the path that the gateway serves. An SDK's base URL may repeat the path of
+// Config.BaseURL, and often lacks /v1. A POST for a chat completion loses its query too, so that
+// its checks need to know one path only.
+func (p *obliviousHTTP) innerPath(method string, u *url.URL) string {
+	path := u.EscapedPath()
+	if rest, ok := strings.CutPrefix(path, p.base.EscapedPath()); ok && strings.HasPrefix(rest, "/") {
+		path = rest
+	}
+	if strings.HasSuffix(strings.TrimRight(path, "/"), "/chat/completions") {
+		if path = pathChat; method == http.MethodPost {
+			return path
+		}
+	}
+	if path == "" {
+		path = "/"
+	}
+	if u.RawQuery != "" {
+		path += "?" + u.RawQuery
+	}
+	return path
+}
 
 func (p *obliviousHTTP) warm(ctx context.Context) error {
 	_, err := p.server.get(ctx)
@@ -147,9 +126,10 @@ func jsonFields(accept string) []bhttp.Field {
 	return []bhttp.Field{{Name: "content-type", Value: mediaJSON}, {Name: "accept", Value: accept}}
 }
 
-// seal seals a request of any kind for the server's key. Where the answer is wanted whole, it takes no notice of stream,
-// like the servers of version 1.
-func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest, error) {
+// seal seals a request of any kind for the server's key. Where the answer is wanted whole, it takes
+// no notice of stream, like the servers of version 1.
+func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest,
+	o *callOptions) (*sealedRequest, error) {
 	server, err := p.server.get(ctx)
 	if err != nil {
 		return nil, err
@@ -180,8 +160,9 @@ func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest, o *callOptio
 	r := &sealedRequest{server: server, keys: p.keys}
 	if call != nil {
 		id := call.ID()
-		r.payloadID, r.ohttp = formatUUID([16]byte(id[:16])), &obliviousCall{
-			Request: call, tier: o.tier, safe: in.method == http.MethodGet || in.method == http.MethodHead, dated: time.Now(),
+		r.payloadID, r.ohttp = chatjson.UUID([16]byte(id[:16])), &obliviousCall{
+			Request: call, tier: o.tier, sealedAt: time.Now(),
+			safe: in.method == http.MethodGet || in.method == http.MethodHead,
 		}
 	}
 	if err == nil {
@@ -211,7 +192,8 @@ func (p *obliviousHTTP) request(ctx context.Context, body []byte) (*http.Request
 	return req, nil
 }
 
-// encode makes the binary HTTP message, in protected memory. The API key goes straight from one such memory to the other.
+// encode makes the binary HTTP message, in protected memory. The API key goes straight from one
+// such memory to the other.
 func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer, error) {
 	header := slices.Concat(in.header, []bhttp.Field{{Name: "date", Value: p.date()}})
 	if o.tier != "" {
@@ -231,15 +213,18 @@ func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer
 		}
 		defer bearer.Destroy()
 		value := append(append(bearer.Bytes()[:0], "Bearer "...), key...)
-		// A string over memory that is about to go: it does not outlive the encoding, which copies it.
-		message, err = p.encodeWith(in, append(header, bhttp.Field{Name: "authorization", Value: unsafe.String(&value[0], len(value))}))
+		// A string over memory that is about to go: it does not outlive the encoding, which copies
+		// it.
+		message, err = p.encodeWith(in, append(header, bhttp.Field{Name: "authorization",
+			Value: unsafe.String(&value[0], len(value))}))
 		return err
 	})
 	return message, err
 }
 
 func (p *obliviousHTTP) encodeWith(in *plainRequest, header []bhttp.Field) (*locked.Buffer, error) {
-	most := 256 + len(in.method) + len(p.scheme) + len(p.authority) + len(in.path) + len(in.content) + p.padding
+	most := 256 + len(in.method) + len(p.scheme) + len(p.authority) + len(in.path) +
+		len(in.content) + p.padding
 	for _, f := range header {
 		most += 16 + len(f.Name) + len(f.Value)
 	}
@@ -254,7 +239,7 @@ func (p *obliviousHTTP) encodeWith(in *plainRequest, header []bhttp.Field) (*loc
 		buffer.Destroy()
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
-	buffer.Narrow(0, len(message)) // which never outgrows its room: appending grows by less
+	buffer.Narrow(0, len(message)) // which never outgrows the buffer: most is an upper bound
 	return buffer, nil
 }
 
@@ -267,7 +252,8 @@ func (p *obliviousHTTP) date() string {
 func (p *obliviousHTTP) failure(a *httpx.Answer) error { return outerError(a.Status, a.Body) }
 
 func outerError(status int, body []byte) *OuterError {
-	e := &OuterError{StatusCode: status, unknownKey: status == http.StatusUnprocessableEntity && problemTypeOf(body) == ohttp.ProblemKey}
+	e := &OuterError{StatusCode: status}
+	e.unknownKey = status == http.StatusUnprocessableEntity && problemTypeOf(body) == ohttp.ProblemKey
 	_, e.Detail = errorDetail(body)
 	return e
 }
@@ -281,9 +267,10 @@ func problemTypeOf(body []byte) string {
 	return o.Text("type")
 }
 
-// refused asks for the list of keys again when the gateway does not know the one that was used, and sets the clock after
-// the gateway's when that refused the date, which is authentic. The former came in the clear: whoever ends TLS can say so of
-// a request that he let through, so that only one that reads is sealed again.
+// refused asks for the list of keys again when the gateway does not know the one that was used, and
+// sets the clock after the gateway's when that refused the date, which is authentic. The former
+// came in the clear: an attacker who ends TLS can say so of a request that they let through, so
+// only a request that reads is sealed again.
 func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error) (bool, error) {
 	if outer, ok := errors.AsType[*OuterError](err); ok {
 		if !outer.unknownKey {
@@ -301,7 +288,8 @@ func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error
 }
 
 // open decrypts a whole answer, and returns its content if the status inside is 200.
-func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error) {
+func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer,
+	into hybrid.Alloc) (*opened, error) {
 	if !httpx.HasType(a.Header, ohttp.TypeResponse) {
 		return nil, &OuterError{StatusCode: a.Status, Detail: "not a sealed answer"}
 	}
@@ -320,8 +308,10 @@ func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer, into hybrid.Allo
 	return &opened{plaintext: content}, nil
 }
 
-// openInto opens sealed, and leaves the content at the beginning of message, which is as large, and nothing behind it.
-func (p *obliviousHTTP) openInto(message []byte, call *obliviousCall, sealed []byte, protect bool) (content []byte, err error) {
+// openInto opens sealed, and leaves the content at the beginning of message, which is as large, and
+// nothing behind it.
+func (p *obliviousHTTP) openInto(message []byte, call *obliviousCall, sealed []byte,
+	protect bool) (content []byte, err error) {
 	var buffer []byte
 	if protect {
 		room, err := p.memory.Alloc(min(len(sealed), maxAnswerChunk+ohttp.Overhead) + 1)
@@ -385,27 +375,35 @@ func openAll(dst []byte, call *obliviousCall, sealed, buffer []byte) ([]byte, er
 	}
 }
 
-// judge makes an error of an authentic answer that is none to be content with. Of content it keeps nothing but words.
+// judge is the error of an authentic answer: of its status, or of its tier. Of content it keeps
+// only the words of an error.
 func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 	header := httpx.HeaderOf(in.Header)
 	if in.Status >= 200 && in.Status < 300 {
 		return c.checkTier(header)
 	}
 	content = content[:min(len(content), httpx.MaxErrorBody)]
-	// Without this the answer may be the upstream's, which has worked on the request whatever its status says.
+	// Without this the answer may be the upstream's, which has worked on the request whatever its
+	// status says.
 	unprocessed := header.Get(ohttp.HeaderProcessed) == "no"
-	// And a copy that was held back until its date was over is refused truly, although the first one was served.
-	if unprocessed && time.Since(c.dated) < maxDateAge && in.Status == http.StatusBadRequest && problemTypeOf(content) == ohttp.ProblemDate {
+	// And the gateway rightly refuses a copy that was held back until its date was over, although
+	// it served the first one.
+	if unprocessed && time.Since(c.sealedAt) < maxDateAge && in.Status == http.StatusBadRequest &&
+		problemTypeOf(content) == ohttp.ProblemDate {
 		if at, err := http.ParseTime(header.Get("Date")); err == nil {
 			c.late, c.ahead = true, time.Until(at)
 		}
 	}
 	err := newAPIError(in.Status, header, content, time.Now())
-	err.unprocessed, err.sealed = unprocessed, !unprocessed
+	if !unprocessed {
+		return newSealedError(err.StatusCode, err.RetryAfter, err.Code, err.Detail)
+	}
+	err.unprocessed = true
 	return err
 }
 
-// checkTier: the gateway states its tier in every answer. One that states none cannot be shown to be high enough.
+// checkTier: the gateway states its tier in every answer. Where it states none, nothing shows that
+// the tier is high enough.
 func (c *obliviousCall) checkTier(header http.Header) error {
 	if c.tier != "" && SecurityTier(header.Get(hybrid.HeaderTier)).rank() < c.tier.rank() {
 		return ErrTierDowngrade

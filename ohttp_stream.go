@@ -130,7 +130,7 @@ func (c *SecureCompletionClient) receiveStream(ctx context.Context, t *trip,
 		}
 		return end
 	}
-	resp.body.untold = func(err error) {
+	resp.body.unreported = func(err error) {
 		t.log.ErrorContext(ctx, "audit failed", "cause",
 			fault.Reason(err))
 	}
@@ -241,7 +241,7 @@ func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sea
 
 var errNotSealed = &OuterError{StatusCode: http.StatusOK, Detail: "not a sealed answer"}
 
-// readWords reads the beginning of an error's content. What the gateway did not get to say does not
+// readWords reads the beginning of an error's content. If the rest is missing, that does not
 // matter: the status is authentic.
 func readWords(b *openedBody) ([]byte, error) {
 	stalled := time.AfterFunc(httpx.MaxErrorWait, func() { _ = b.outside.Close() })
@@ -262,21 +262,23 @@ type openedBody struct {
 	ctx     context.Context // of the call
 	what    string
 	outside io.Closer
-	over    func(error) error // called once with the end, which it may replace; nil: nobody cares
-	untold  func(error)       // called by Close with an Auditor's error that no Read has returned; set with over
-	unwatch func() bool
-	gaveUp  atomic.Bool // Close has cut the answer: that it ends early is no fault of anybody's
+	over    func(error) error // called once with the end, which it may replace; may be nil
+	// unreported is called by Close with an Auditor's error that no Read has returned; set with
+	// over
+	unreported func(error)
+	unwatch    func() bool
+	gaveUp     atomic.Bool // Close has cut the answer: that it ends early is no fault of the server's
 
-	mu      sync.Mutex
-	content io.Reader // ends an event stream that stands still
-	reader  *ohttp.Reader
-	ending  sse.Ending
-	opened  int64
-	err     error // nil until the end
-	told    bool  // Read has returned err, or it was logged
+	mu       sync.Mutex
+	content  io.Reader // ends an event stream that stands still
+	reader   *ohttp.Reader
+	ending   sse.Ending
+	opened   int64
+	err      error // nil until the end
+	reported bool  // Read has returned err, or it was logged
 }
 
-// watch ends the body with its context, whether or not somebody reads.
+// watch ends the body with its context, whether or not a Read waits.
 func (b *openedBody) watch(ctx context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -293,7 +295,7 @@ func (b *openedBody) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.err != nil {
-		b.told = true
+		b.reported = true
 		return 0, b.err
 	}
 	n, err := b.content.Read(p)
@@ -302,7 +304,7 @@ func (b *openedBody) Read(p []byte) (int, error) {
 	if err == nil {
 		return n, nil
 	}
-	b.told = true
+	b.reported = true
 	return n, b.end(b.judge(err))
 }
 
@@ -332,9 +334,9 @@ func (b *openedBody) Close() error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.end(errBodyClosed); !b.told && b.untold != nil && errors.Is(err, ErrAudit) {
-		b.told = true
-		b.untold(err)
+	if err := b.end(errBodyClosed); !b.reported && b.unreported != nil && errors.Is(err, ErrAudit) {
+		b.reported = true
+		b.unreported(err)
 	}
 	return nil
 }
@@ -345,7 +347,7 @@ func (b *openedBody) giveUp() {
 }
 
 func (b *openedBody) drain() bool {
-	if !b.mu.TryLock() { // somebody reads
+	if !b.mu.TryLock() { // a Read waits
 		return false
 	}
 	defer b.mu.Unlock()

@@ -6,135 +6,28 @@ package sealedchat
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
-	"encoding/json"
+	"crypto/ed25519"
 	"errors"
-	"fmt"
 	"io"
-	"log/slog"
+	"maps"
+	"net"
 	"net/http"
-	"slices"
-	"strings"
-	"sync"
+	"net/http/httptest"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
-	"github.com/seed-017344ad/sealedchat/internal/testkit"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
-
-func TestOHTTPChat(t *testing.T) {
-	g := startTiny(t, answerText("Paris"))
-	client := ohttpClient(t, g.url, func(c *Config) {
-		c.Trust = Pin(g.key().Fingerprint())
-		c.APIKey = secret(t, "sk-inner-5b1f")
-	})
-	answer, err := client.Chat(t.Context(), ask("What is the capital of France?"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if answer.Text() != "Paris" || !chatjson.IsUUID(answer.PayloadID) {
-		t.Errorf("got %q, id %q", answer.Text(), answer.PayloadID)
-	}
-	h := httpx.HeaderOf(g.last.Header)
-	if g.last.Method != "POST" || g.last.Path != "/v1/chat/completions" || h.Get("Authorization") != "Bearer sk-inner-5b1f" {
-		t.Errorf("inside: %+v", g.last)
-	}
-}
-
-func TestOHTTPComplete(t *testing.T) {
-	g := startTiny(t, answerText(strings.Repeat("Paris ", 20000)))
-	client := ohttpClient(t, g.url, nil)
-	body, _ := ask("x").encode()
-	r, err := client.Complete(t.Context(), &Request{Body: secret(t, string(body))})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	if err := r.Body.Use(func(b []byte) error { return checkCompletion(b, "", "") }); err != nil {
-		t.Error(err)
-	}
-}
-
-// wordByWord is an upstream that streams them, one event each, and waits for gate before each but the first, if gate is not nil.
-func wordByWord(gate <-chan struct{}, texts ...string) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		for i, text := range texts {
-			if gate != nil && i > 0 {
-				select {
-				case <-gate:
-				case <-r.Context().Done():
-					return
-				}
-			}
-			chunk, _ := chatjson.Marshal(map[string]any{
-				"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1765250382, "model": "test-model",
-				"choices": []any{map[string]any{"index": 0, "delta": map[string]any{"content": text}, "finish_reason": nil}},
-			})
-			_, _ = fmt.Fprintf(w, "data: %s\n\n", chunk)
-			w.(http.Flusher).Flush()
-		}
-		_, _ = io.WriteString(w, "data: [DONE]\n\n")
-	}
-}
-
-func TestOHTTPStream(t *testing.T) {
-	testkit.NoLeaks(t)
-	gate := make(chan struct{})
-	g := startTiny(t, wordByWord(gate, "Pa", "ris", "!"))
-	client := ohttpClient(t, g.url, nil)
-	var all ChatAccumulator
-	var got []string
-	for chunk, err := range client.Stream(t.Context(), ask("x")) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		got = append(got, chunk.Text())
-		all.Add(chunk)
-		if len(got) < 3 {
-			gate <- struct{}{} // only now does the next one exist
-		}
-	}
-	if !slices.Equal(got, []string{"Pa", "ris", "!"}) || all.Response().Text() != "Paris!" {
-		t.Errorf("got %q", got)
-	}
-	if s := client.Stats(); s.InFlight != 0 || s.Failures != 0 || s.Requests != 1 {
-		t.Errorf("%+v", s)
-	}
-}
-
-// closeRecorder is a transport whose bodies tell whether they were closed.
-type closeRecorder struct {
-	direct
-	open atomic.Int32
-}
-
-func (c *closeRecorder) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := c.direct.RoundTrip(req)
-	if err == nil {
-		c.open.Add(1)
-		resp.Body = &recordedBody{resp.Body, sync.OnceFunc(func() { c.open.Add(-1) })}
-	}
-	return resp, err
-}
-
-type recordedBody struct {
-	io.ReadCloser
-	closed func()
-}
-
-func (b *recordedBody) Close() error {
-	b.closed()
-	return b.ReadCloser.Close()
-}
 
 // However an answer ends, its body is closed and its keys are gone.
 func TestOHTTPNothingStaysOpen(t *testing.T) {
-	g := newTiny(t, wordByWord(nil, "a", "b", "c"))
-	rt := &closeRecorder{direct: direct{g}}
+	g := fakes.NewGateway(t, fakes.WordByWord(nil, "a", "b", "c"))
+	rt := &fakes.CloseRecorder{RoundTripper: fakes.Direct(g)}
 	client := ohttpClient(t, "https://gateway.test", func(c *Config) { c.Transport = rt })
 	body, _ := ask("x").encode()
 	in := chatRequest(body, false)
@@ -159,18 +52,18 @@ func TestOHTTPNothingStaysOpen(t *testing.T) {
 			w.WriteHeader(200)
 		},
 	} {
-		g.set(func() { g.inner = inner })
+		g.Set(func() { g.Inner = inner })
 		if _, err := client.stream(t.Context(), in, nil); err == nil {
 			t.Errorf("%s: taken", name)
 		}
 	}
-	g.set(func() {
-		g.outer = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(200); return true }
+	g.Set(func() {
+		g.Outer = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(200); return true }
 	})
 	if _, err := client.stream(t.Context(), in, nil); err == nil {
 		t.Error("an empty answer was taken")
 	}
-	if n := rt.open.Load(); n != 0 {
+	if n := rt.Open.Load(); n != 0 {
 		t.Errorf("%d bodies were not closed", n)
 	}
 	if s := client.Stats(); s.InFlight != 0 {
@@ -180,7 +73,7 @@ func TestOHTTPNothingStaysOpen(t *testing.T) {
 
 // The answer is opened to the beginning of the room that was made for it, and nothing else stays there.
 func TestOHTTPOpensIntoRoom(t *testing.T) {
-	g := newTiny(t, shortAnswer)
+	g := fakes.NewGateway(t, fakes.ShortAnswer)
 	client := directClient(t, g, nil)
 	r, err := client.wire.seal(t.Context(), chatRequest([]byte(`{"model":"m"}`), true), &callOptions{})
 	if err != nil {
@@ -211,198 +104,292 @@ func TestOHTTPOpensIntoRoom(t *testing.T) {
 	}
 }
 
-// auditRecorder is an Auditor that keeps what it is told, and fails at events of one type.
-type auditRecorder struct {
-	mu     sync.Mutex
-	events []Event
-	fail   EventType
+// again has the next call ask for the list, as if an hour had passed.
+func again(c *SecureCompletionClient) {
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	c.server.fetched, c.server.quietUntil = time.Time{}, time.Time{}
 }
 
-var errNotRecorded = errors.New("not recorded")
-
-func (a *auditRecorder) Record(_ context.Context, e Event) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.events = append(a.events, e)
-	if e.Type == a.fail {
-		return errNotRecorded
+// Replicas' clocks differ; an old list is one that says something else, and is older than that.
+func TestOHTTPListsOfReplicas(t *testing.T) {
+	g := fakes.NewGateway(t, answerText("x"))
+	signer := g.Sign()
+	mine := g.Signer
+	client := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
+	behind := func(d time.Duration) {
+		g.Set(func() { g.Now = func() time.Time { return time.Now().Add(-d) } })
+		again(client)
 	}
-	return nil
-}
-
-func (a *auditRecorder) take() (all []string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, e := range a.events {
-		all = append(all, strings.TrimSuffix(string(e.Type)+" "+e.Reason, " "))
-	}
-	a.events = nil
-	return all
-}
-
-func TestOHTTPAudit(t *testing.T) {
-	g := newTiny(t, shortAnswer)
-	rec := &auditRecorder{}
-	client := directClient(t, g, func(c *Config) { c.Audit = rec.Record })
-	rec.take()
-	stream := func() (err error) {
-		for _, err = range client.Stream(t.Context(), ask("x")) {
+	for _, d := range []time.Duration{0, 4 * time.Minute, 90 * time.Minute} { // the same list, or nearly as new
+		behind(d)
+		if d == 4*time.Minute {
+			g.Rotate()
 		}
-		return err
+		if _, err := chatAgain(client); err != nil {
+			t.Errorf("%v behind: %v", d, err)
+		}
 	}
-	sealed, opened := string(EventRequestSealed), string(EventResponseOpened)
-	if err := stream(); err != nil {
+	old := g.Ring.Configs()
+	g.Rotate()
+	behind(0)
+	if _, err := chatAgain(client); err != nil {
 		t.Fatal(err)
 	}
-	if got := rec.take(); len(got) != 3 || got[1] != sealed || got[2] != opened { // and the server's key before
-		t.Errorf("a stream: %q", got)
+	list := ohttp.AppendConfigs(nil, old...)
+	// Somebody else's list does not make the client forget how new the signer's was.
+	g.Sign()
+	other := g.Signer
+	for name, test := range map[string]struct {
+		key    ed25519.PrivateKey
+		behind time.Duration
+		ok     bool
+	}{
+		"an old one": {mine, 6 * time.Minute, false}, "a stranger's": {other, 0, false}, "too old": {mine, 3 * time.Hour, false},
+		"nearly as new": {mine, 4 * time.Minute, true},
+	} {
+		c := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
+		c.server.signed, c.server.key = maps.Clone(client.server.signed), client.server.key
+		g.Set(func() {
+			g.Outer = func(w http.ResponseWriter, r *http.Request) bool {
+				at := time.Now().Add(-test.behind)
+				w.Header().Set("Content-Type", ohttp.TypeKeys)
+				w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(test.key, list, at, at.Add(24*time.Hour)))
+				_, _ = w.Write(list)
+				return true
+			}
+		})
+		if err := c.Warm(t.Context()); test.ok != (err == nil) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// Lists that are each nearly as new as the one before do not lead back to an old one, nor does another signer's.
+	newest := time.Unix(client.server.signed[signer].created, 0)
+	third := ohttp.AppendConfigs(nil, g.Rotate().Config)
+	trusted := g.Sign()
+	client = directClient(t, g, func(c *Config) { c.Trust = Pin(signer, trusted) })
+	for n, step := range []struct {
+		list   []byte
+		key    ed25519.PrivateKey
+		behind time.Duration
+		ok     bool
+	}{
+		{third, mine, 0, true}, {list, mine, 4 * time.Minute, true}, {third, mine, 8 * time.Minute, false},
+		{third, g.Signer, time.Hour, true}, {third, mine, 8 * time.Minute, false},
+	} {
+		g.Set(func() {
+			g.Outer = func(w http.ResponseWriter, r *http.Request) bool {
+				at := newest.Add(-step.behind)
+				w.Header().Set("Content-Type", ohttp.TypeKeys)
+				w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(step.key, step.list, at, at.Add(24*time.Hour)))
+				_, _ = w.Write(step.list)
+				return true
+			}
+		})
+		again(client)
+		if err := client.Warm(t.Context()); step.ok != (err == nil) {
+			t.Errorf("step %d: %v", n, err)
+		}
+	}
+}
+
+// Where a configuration is pinned too, a list that a stranger signed is taken for its sake, and says nothing about the signer's.
+func TestOHTTPStrangersListDoesNotForgiveOldOnes(t *testing.T) {
+	g := fakes.NewGateway(t, answerText("x"))
+	signer := g.Sign()
+	mine := g.Signer
+	old := g.Key()
+	client := directClient(t, g, func(c *Config) { c.Trust = Pin(signer, old.Fingerprint()) })
+	if err := client.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	g.Sign()
+	again(client)
+	if err := client.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	g.Rotate()
+	g.Set(func() { g.Signer, g.Now = mine, func() time.Time { return time.Now().Add(-10 * time.Minute) } })
+	again(client)
+	if _, ok := errors.AsType[*ServerKeyError](client.Warm(t.Context())); !ok {
+		t.Error("an old list counts again")
+	}
+	if len(client.server.signed) != 1 {
+		t.Errorf("remembers %d signers", len(client.server.signed))
+	}
+}
+
+// Whoever ends TLS passes the genuine list on, with a signature of his own.
+func TestOHTTPSignerIsJudged(t *testing.T) {
+	g := fakes.NewGateway(t, answerText("x"))
+	genuine := g.Sign()
+	store := memoryStore(t)
+	other := errors.New("another signer")
+	var asked []string
+	judge := func(c *Config) {
+		c.OnServerKey = func(_, key *PublicKey) error {
+			asked = append(asked, key.Signer())
+			if key.Fingerprint() == g.Key().Fingerprint() && key.Signer() == genuine {
+				return nil
+			}
+			return other
+		}
+	}
+	mine := g.Signer
+	g.Sign()
+	client := directClient(t, g, func(c *Config) { judge(c); c.Trust = FirstUse(store) })
+	if _, err := client.Chat(t.Context(), ask("x")); !errors.Is(err, other) || len(asked) != 1 {
+		t.Fatalf("%v, asked %v", err, asked)
+	}
+	if _, known := store.store.Pin("ohttp+https://gateway.test"); known {
+		t.Fatal("his signer is remembered")
+	}
+	g.Set(func() { g.Signer = mine })
+	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+
+	// The configuration stays, and its signer changes: also where the signer is not what is trusted.
+	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(), "pin": Pin(g.Key().Fingerprint())} {
+		g.Set(func() { g.Signer = mine })
+		client := directClient(t, g, func(c *Config) { judge(c); c.Trust = trust })
+		if err := client.Warm(t.Context()); err != nil {
+			t.Fatal(name, err)
+		}
+		asked = nil
+		for _, change := range []func(){func() {}, func() { g.Sign() }} {
+			change()
+			client.server.mu.Lock()
+			client.server.fetched = time.Time{} // as if an hour had passed
+			client.server.mu.Unlock()
+			_, err := client.Chat(t.Context(), ask("x"))
+			if same := bytes.Equal(g.Signer, mine); same != (err == nil) || same != (len(asked) == 0) {
+				t.Errorf("%s: %v, asked %v", name, err, asked)
+			}
+		}
+	}
+	// Accepting the configuration alone remembers that, whoever signs.
+	fresh := memoryStore(t)
+	client = directClient(t, g, func(c *Config) { c.Trust = FirstUse(fresh) })
+	if err := client.AcceptServerKey(g.Key().Fingerprint()); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
 		t.Fatal(err)
 	}
-	if got := rec.take(); !slices.Equal(got, []string{sealed, opened}) {
-		t.Errorf("a chat: %q", got)
-	}
-	for range client.Stream(t.Context(), ask("x")) {
-		break
-	}
-	if got := rec.take(); !slices.Equal(got, []string{sealed, opened + " left early"}) {
-		t.Errorf("left early: %q", got)
-	}
-	_, _, _ = openTampered(t, g, client, func(b []byte) []byte { b[len(b)-1] ^= 1; return b })
-	rec.take()
-	out := int64(0)
-	for part, err := range client.Stream(t.Context(), ask("x")) {
-		if err == nil {
-			out += int64(len(part.Choices))
-		}
-	}
-	rec.mu.Lock()
-	if last := rec.events[len(rec.events)-1]; last.Type != EventDecryptionRefused || out == 0 || last.Bytes == 0 || last.PayloadID == "" {
-		t.Errorf("after %d parts: %+v", out, last)
-	}
-	rec.mu.Unlock()
-	_, _, _ = openTampered(t, g, client, func(b []byte) []byte { return b[:len(b)-20] })
-	rec.take()
-	if err := stream(); err == nil {
-		t.Error("cut")
-	}
-	if got := rec.take(); len(got) != 2 || got[0] != sealed || (got[1] != opened+" cut short" && !strings.HasPrefix(got[1], string(EventDecryptionRefused))) {
-		t.Errorf("cut: %q", got)
-	}
-	g.set(func() { g.mangle = nil; g.inner = answerEvents("data: []\n\n", done) })
-	if err := stream(); !errors.Is(err, ErrResponseSchema) {
-		t.Errorf("got %v", err)
-	}
-	if got := rec.take(); len(got) != 3 || !strings.HasPrefix(got[1], string(EventSchemaRefused)) && !strings.HasPrefix(got[2], string(EventSchemaRefused)) {
-		t.Errorf("no chunk: %q", got)
-	}
-	g.set(func() { g.inner = shortAnswer })
-	for _, event := range []EventType{EventRequestSealed, EventResponseOpened} {
-		rec.fail = event
-		_, before := g.counts()
-		if err := stream(); !errors.Is(err, ErrAudit) || !errors.Is(err, errNotRecorded) {
-			t.Errorf("%s is not recorded: %v", event, err)
-		}
-		if _, after := g.counts(); (after == before) != (event == EventRequestSealed) {
-			t.Errorf("%s is not recorded: %d requests", event, after-before)
-		}
-	}
-	if s := client.Stats(); s.InFlight != 0 {
-		t.Errorf("%+v", s)
+	g.Rotate()
+	if _, err := client.Chat(t.Context(), ask("x")); err == nil {
+		t.Error("the signer was remembered")
 	}
 }
 
-// A model's server may quote the prompt in its refusals. They came sealed, and stay out of error texts and logs; a gateway's
-// own words may be read there, and an SDK gets all of them.
-func TestObliviousErrorsHoldNoContent(t *testing.T) {
-	const marker = "MARKER-content-4711"
-	own := ""
-	g := newTiny(t, func(w http.ResponseWriter, _ *http.Request) {
-		if own != "" {
-			w.Header().Set(ohttp.HeaderProcessed, "no")
-		}
-		w.WriteHeader(http.StatusBadRequest)
-		_, _ = io.WriteString(w, `{"error":{"message":"the prompt `+marker+` is too long","code":"code-`+marker+`"}}`)
-	})
-	var log bytes.Buffer
-	client := directClient(t, g, func(c *Config) {
-		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	})
-	for name, call := range callsOf(client) {
-		err := call(t.Context())
-		refused, ok := errors.AsType[*APIError](err)
-		if !ok || !strings.Contains(refused.Detail, marker) || !strings.Contains(refused.Code, marker) {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		if strings.Contains(err.Error(), marker) || strings.Contains(log.String(), marker) || !errors.Is(err, ErrInvalidRequest) {
-			t.Errorf("%s: %v, %s", name, err, log.String())
-		}
-		for form, text := range printed(t, refused) {
-			if strings.Contains(text, marker) || !strings.Contains(text, "400 Bad Request with a sealed error") {
-				t.Errorf("%s: %s prints %s", name, form, text)
+// A gateway that replaces its keys every day is followed by whoever remembers who signs for it.
+func TestOHTTPRotationEndToEnd(t *testing.T) {
+	keys, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: -1}})
+	gateway := startGateway(t, fakes.Everything("!"), func(c *GatewayConfig) { c.Keys = keys })
+	srv := httptest.NewServer(gateway)
+	defer srv.Close()
+	signer := signerOf(t, gateway)
+	store := memoryStore(t)
+	first := configsOf(t, gateway)
+	remembering := ohttpClient(t, srv.URL, func(c *Config) { c.Trust = FirstUse(store) })
+	pinned := ohttpClient(t, srv.URL, func(c *Config) { c.Trust = Pin(signer) })
+	strict := ohttpClient(t, srv.URL, func(c *Config) { c.Trust = Pin(first[0].Fingerprint) })
+	for range 2 {
+		for _, c := range []*SecureCompletionClient{remembering, pinned, strict} {
+			if _, err := c.Chat(t.Context(), ask("x")); err != nil { // the replaced keys still open requests
+				t.Fatal(err)
 			}
 		}
-	}
-	resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json", strings.NewReader(`{"model":"m","messages":[]}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), marker) {
-		t.Errorf("an SDK gets %d %s, %v", resp.StatusCode, text, err)
-	}
-	own = "yes"
-	_, err = client.Chat(t.Context(), ask("x"))
-	if !strings.Contains(fmt.Sprint(err), marker) {
-		t.Errorf("the gateway's own words: %v", err)
-	}
-	if refused, ok := errors.AsType[*APIError](err); ok {
-		for form, text := range printed(t, refused) {
-			if !strings.Contains(text, marker) {
-				t.Errorf("the gateway's own words: %s prints %s", form, text)
-			}
+		if err := keys.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 	}
-}
-
-// printed is e in every form in which a program prints, logs or marshals an error.
-func printed(t *testing.T, e *APIError) map[string]string {
-	t.Helper()
-	type holder struct {
-		Err   error
-		Value APIError
+	for _, c := range []*SecureCompletionClient{remembering, pinned, strict} {
+		c.server.mu.Lock()
+		c.server.fetched = time.Time{} // as if an hour had passed
+		c.server.mu.Unlock()
 	}
-	forms := make(map[string]string)
-	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
-		for name, v := range map[string]any{"pointer": e, "value": *e, "holder": holder{e, *e}} {
-			text := fmt.Sprintf(verb, v)
-			if verb == "%x" {
-				if name == "holder" {
-					continue
-				}
-				b, err := hex.DecodeString(text)
-				if err != nil {
-					t.Errorf("%s of the %s: %s", verb, name, text)
-				}
-				text = string(b)
-			}
-			forms[verb+" of the "+name] = text
-		}
-	}
-	for name, v := range map[string]any{"pointer": e, "value": *e, "holder": holder{e, *e}} {
-		text, err := json.Marshal(v)
-		if err != nil {
+	for _, c := range []*SecureCompletionClient{remembering, pinned} {
+		if _, err := c.Chat(t.Context(), ask("x")); err != nil {
 			t.Error(err)
 		}
-		forms["json of the "+name] = string(text)
-		var log bytes.Buffer
-		slog.New(slog.NewJSONHandler(&log, nil)).Error("x", "v", v)
-		forms["slog in JSON of the "+name] = log.String()
-		log.Reset()
-		slog.New(slog.NewTextHandler(&log, nil)).Error("x", slog.Any("v", v))
-		forms["slog of the "+name] = log.String()
+		key, err := c.ServerKey(t.Context())
+		if err != nil || key.Fingerprint() == first[0].Fingerprint || key.Signer() != signer {
+			t.Errorf("%v, %v", key, err)
+		}
 	}
-	return forms
+	if _, err := strict.Chat(t.Context(), ask("x")); err == nil {
+		t.Error("a key that was not pinned was used")
+	}
+}
+
+// What the upstream says of itself comes sealed as well, when it has had the request.
+func TestUpstreamRefusalsAreNotRepeated(t *testing.T) {
+	for _, status := range []int{400, 429, 500, 502, 503, 504} {
+		for _, processed := range []string{"", "yes", "NO"} {
+			synctest.Test(t, func(t *testing.T) {
+				ran := 0
+				g := fakes.NewGateway(t, func(w http.ResponseWriter, _ *http.Request) {
+					ran++
+					w.Header().Set("Retry-After", "1")
+					w.Header().Set("Date", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
+					if processed != "" {
+						w.Header().Set(ohttp.HeaderProcessed, processed)
+					}
+					w.WriteHeader(status)
+					_, _ = io.WriteString(w, `{"type":"`+ohttp.ProblemDate+`","detail":"date"}`)
+				})
+				client := directClient(t, g, func(c *Config) { c.MaxRetries = 5 })
+				for name, call := range callsOf(client) {
+					ran = 0
+					err := call(t.Context())
+					answer, ok := errors.AsType[*APIError](err)
+					if !ok || answer.StatusCode != status || answer.RetryAfter != time.Second {
+						t.Errorf("%s, %d: %v", name, status, err)
+					}
+					if ran != 1 || client.wire.(*obliviousHTTP).ahead.Load() != 0 {
+						t.Errorf("%s, %d with %q: ran %d times, the clock is %v ahead", name, status, processed, ran, client.wire.(*obliviousHTTP).ahead.Load())
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestOHTTPRetriesWhatWasNotSent(t *testing.T) {
+	g := fakes.StartGateway(t, answerText("late"))
+	var dials atomic.Int32
+	client := ohttpClient(t, g.URL, func(c *Config) {
+		c.MaxRetries = 3
+		c.Transport = &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if n := dials.Add(1); n == 2 || n == 3 { // the first one is for the keys
+				return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, address)
+		}, DisableKeepAlives: true}
+	})
+	client.retry.base = time.Millisecond
+	if err := client.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := client.Chat(t.Context(), ask("x"))
+	if err != nil || answer.Text() != "late" || dials.Load() != 4 {
+		t.Fatalf("%v after %d dials", err, dials.Load())
+	}
+}
+
+func TestOHTTPDoesNotRepeatWhatMayHaveArrived(t *testing.T) {
+	g := fakes.StartGateway(t, nil)
+	g.Inner = func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // after the request was read
+	client := ohttpClient(t, g.URL, func(c *Config) { c.MaxRetries = 3 })
+	client.retry.base = time.Millisecond
+	for name, call := range callsOf(client) {
+		_, before := g.Counts()
+		err := call(t.Context())
+		_, after := g.Counts()
+		if !errors.Is(err, ErrConnection) || after-before != 1 {
+			t.Errorf("%s: %v, sent %d times", name, err, after-before)
+		}
+	}
 }

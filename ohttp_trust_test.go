@@ -13,24 +13,31 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 func TestOHTTPPins(t *testing.T) {
 	other := strings.Repeat("ab", 32)
 	for name, test := range map[string]struct {
-		pins func(g *tinyGateway) []string
+		pins func(g *fakes.Gateway) []string
 		ok   bool
 	}{
-		"the key":              {func(g *tinyGateway) []string { return []string{g.key().Fingerprint()} }, true},
-		"in upper case":        {func(g *tinyGateway) []string { return []string{strings.ToUpper(g.key().Fingerprint())} }, true},
-		"one of several":       {func(g *tinyGateway) []string { return []string{other, g.key().Fingerprint()} }, true},
-		"who signs":            {func(g *tinyGateway) []string { return []string{g.sign()} }, true},
-		"another key":          {func(g *tinyGateway) []string { g.sign(); return []string{other} }, false},
-		"who signed elsewhere": {func(g *tinyGateway) []string { fp := g.sign(); g.sign(); return []string{fp} }, false},
+		"the key":              {func(g *fakes.Gateway) []string { return []string{g.Key().Fingerprint()} }, true},
+		"in upper case":        {func(g *fakes.Gateway) []string { return []string{strings.ToUpper(g.Key().Fingerprint())} }, true},
+		"one of several":       {func(g *fakes.Gateway) []string { return []string{other, g.Key().Fingerprint()} }, true},
+		"who signs":            {func(g *fakes.Gateway) []string { return []string{g.Sign()} }, true},
+		"another key":          {func(g *fakes.Gateway) []string { g.Sign(); return []string{other} }, false},
+		"who signed elsewhere": {func(g *fakes.Gateway) []string { fp := g.Sign(); g.Sign(); return []string{fp} }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := newTiny(t, answerText("x"))
+			g := fakes.NewGateway(t, answerText("x"))
 			pins := test.pins(g)
 			client := directClient(t, g, func(c *Config) { c.Trust = Pin(pins...) })
 			_, err := client.Chat(t.Context(), ask("x"))
@@ -39,16 +46,16 @@ func TestOHTTPPins(t *testing.T) {
 					t.Fatal(err)
 				}
 				key, err := client.ServerKey(t.Context())
-				if err != nil || !key.Equal(g.key()) || key.PEM() != nil || key.Bits() != 0 || key.Fingerprint() != g.key().Fingerprint() {
+				if err != nil || !key.Equal(newConfigKey(g.Key().Config)) || key.PEM() != nil || key.Bits() != 0 || key.Fingerprint() != g.Key().Fingerprint() {
 					t.Errorf("%v, %v", key, err)
 				}
 				return
 			}
 			refused, ok := errors.AsType[*ServerKeyError](err)
-			if !ok || refused.Got != g.key().Fingerprint() || !slices.Equal(refused.Want, pins) || refused.Signer == "" {
+			if !ok || refused.Got != g.Key().Fingerprint() || !slices.Equal(refused.Want, pins) || refused.Signer == "" {
 				t.Errorf("got %+v", err)
 			}
-			if _, posts := g.counts(); posts != 0 {
+			if _, posts := g.Counts(); posts != 0 {
 				t.Error("something was sent")
 			}
 		})
@@ -57,23 +64,23 @@ func TestOHTTPPins(t *testing.T) {
 
 // During a rotation both configurations are listed: who pinned the old one goes on with it.
 func TestOHTTPPinnedKeyIsChosenFromTheList(t *testing.T) {
-	g := newTiny(t, answerText("x"))
-	old := g.key()
-	g.addKey(ohttp.XWing)
-	classic := g.addKey(ohttp.X25519)
-	for _, pinned := range []*PublicKey{old, classic} {
-		client := directClient(t, g, func(c *Config) { c.Trust, c.AllowX25519 = Pin(pinned.Fingerprint()), true })
+	g := fakes.NewGateway(t, answerText("x"))
+	old := g.Key()
+	g.AddKey(ohttp.XWing)
+	classic := g.AddKey(ohttp.X25519)
+	for _, pinned := range []fakes.Key{old, classic} {
+		client := directClient(t, g, func(c *Config) { c.Trust, c.OHTTP.AllowX25519 = Pin(pinned.Fingerprint()), true })
 		if _, err := client.Chat(t.Context(), ask("x")); err != nil {
 			t.Fatal(err)
 		}
-		if key, _ := client.ServerKey(t.Context()); !key.Equal(pinned) {
+		if key, _ := client.ServerKey(t.Context()); !key.Equal(newConfigKey(pinned.Config)) {
 			t.Errorf("uses %v", key)
 		}
 	}
 	// Left to itself a client takes X-Wing, the newest.
 	for _, allow := range []bool{false, true} {
-		client := directClient(t, g, func(c *Config) { c.AllowX25519 = allow })
-		if key, err := client.ServerKey(t.Context()); err != nil || !key.Equal(g.key()) || key.config.KEM() != ohttp.XWing {
+		client := directClient(t, g, func(c *Config) { c.OHTTP.AllowX25519 = allow })
+		if key, err := client.ServerKey(t.Context()); err != nil || !key.Equal(newConfigKey(g.Key().Config)) || key.config.KEM() != ohttp.XWing {
 			t.Errorf("X25519 allowed %v: uses %v, %v", allow, key, err)
 		}
 	}
@@ -81,9 +88,9 @@ func TestOHTTPPinnedKeyIsChosenFromTheList(t *testing.T) {
 
 // A list can be cut down to what is easier to break, where that is trusted as well.
 func TestOHTTPTakesXWingOnly(t *testing.T) {
-	g := newTiny(t, answerText("x"))
-	strong, classic := g.key(), g.addKey(ohttp.X25519)
-	signer := g.sign()
+	g := fakes.NewGateway(t, answerText("x"))
+	strong, classic := g.Key(), g.AddKey(ohttp.X25519)
+	signer := g.Sign()
 	if _, err := directClient(t, g, func(c *Config) { c.Trust = Pin(classic.Fingerprint()) }).Chat(t.Context(), ask("x")); err == nil {
 		t.Error("X25519 was taken from the whole list")
 	}
@@ -91,15 +98,15 @@ func TestOHTTPTakesXWingOnly(t *testing.T) {
 	if _, err := used.Chat(t.Context(), ask("x")); err != nil {
 		t.Fatal(err)
 	}
-	_, posts := g.counts()
-	g.set(func() {
-		g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+	_, posts := g.Counts()
+	g.Set(func() {
+		g.Outer = func(w http.ResponseWriter, r *http.Request) bool {
 			if r.Method != http.MethodGet {
 				return false
 			}
-			cut := ohttp.AppendConfigs(nil, classic.config)
+			cut := ohttp.AppendConfigs(nil, classic.Config)
 			w.Header().Set("Content-Type", ohttp.TypeKeys)
-			w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(g.signer, cut, time.Now(), time.Now().Add(time.Hour)))
+			w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(g.Signer, cut, time.Now(), time.Now().Add(time.Hour)))
 			_, _ = w.Write(cut)
 			return true
 		}
@@ -111,18 +118,18 @@ func TestOHTTPTakesXWingOnly(t *testing.T) {
 	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(), "both pinned": Pin(strong.Fingerprint(), classic.Fingerprint()),
 		"signed": Pin(signer), "first use": FirstUse(memoryStore(t))} {
 		for _, allow := range []bool{false, true} {
-			client := directClient(t, g, func(c *Config) { c.Trust, c.AllowX25519 = trust, allow })
+			client := directClient(t, g, func(c *Config) { c.Trust, c.OHTTP.AllowX25519 = trust, allow })
 			_, err := client.Chat(t.Context(), ask("x"))
 			if allow != (err == nil) || (err != nil && (!errors.Is(err, ErrPublicKey) || !strings.Contains(err.Error(), "AllowX25519"))) {
 				t.Errorf("%s, allowed %v: %v", name, allow, err)
 			}
-			if _, now := g.counts(); !allow && now != posts {
+			if _, now := g.Counts(); !allow && now != posts {
 				t.Errorf("%s: something was sent", name)
 			}
-			_, posts = g.counts()
+			_, posts = g.Counts()
 		}
 	}
-	if _, err := NewSecureCompletionClient(Config{BaseURL: "https://gateway.test", Trust: TrustHTTPS(), AllowX25519: true}); err == nil {
+	if _, err := NewSecureCompletionClient(Config{BaseURL: "https://gateway.test", Trust: TrustHTTPS(), OHTTP: OHTTPOptions{AllowX25519: true}}); err == nil {
 		t.Error("allowed without ProtocolOHTTP")
 	}
 }
@@ -139,7 +146,7 @@ func memoryStore(t testing.TB) *KeyStore {
 
 func TestOHTTPFirstUse(t *testing.T) {
 	store := memoryStore(t)
-	g := newTiny(t, answerText("x"))
+	g := fakes.NewGateway(t, answerText("x"))
 	first := func(c *Config) { c.Trust = FirstUse(store) }
 	if _, err := directClient(t, g, first).Chat(t.Context(), ask("x")); err != nil {
 		t.Fatal(err)
@@ -150,13 +157,13 @@ func TestOHTTPFirstUse(t *testing.T) {
 	if _, known := store.store.Pin("ohttp+https://gateway.test"); !known {
 		t.Error("not remembered")
 	}
-	fresh := g.rotate()
+	fresh := g.Rotate()
 	client := directClient(t, g, first)
 	_, err := client.Chat(t.Context(), ask("x"))
 	if refused, ok := errors.AsType[*ServerKeyError](err); !ok || refused.Got != fresh.Fingerprint() || len(refused.Want) != 1 || refused.Signer != "" {
 		t.Fatalf("nobody vouches for the new key: %v", err)
 	}
-	if _, posts := g.counts(); posts != 1 {
+	if _, posts := g.Counts(); posts != 1 {
 		t.Error("something was sent")
 	}
 	if err := client.AcceptServerKey(fresh.Fingerprint()); err != nil {
@@ -171,8 +178,8 @@ func TestOHTTPFirstUse(t *testing.T) {
 
 func TestOHTTPSignedRotation(t *testing.T) {
 	store := memoryStore(t)
-	g := newTiny(t, answerText("x"))
-	signer := g.sign()
+	g := fakes.NewGateway(t, answerText("x"))
+	signer := g.Sign()
 	var asked [][2]*PublicKey
 	client := directClient(t, g, func(c *Config) {
 		c.Trust = FirstUse(store)
@@ -185,26 +192,26 @@ func TestOHTTPSignedRotation(t *testing.T) {
 		if _, err := chatAgain(client); err != nil {
 			t.Fatal(err)
 		}
-		g.rotate()
+		g.Rotate()
 	}
 	if len(asked) != 3 || asked[0][0] != nil || !asked[1][0].Equal(asked[0][1]) || asked[2][1].Signer() != signer {
 		t.Errorf("asked %v", asked)
 	}
-	_, posts := g.counts()
+	_, posts := g.Counts()
 
 	// Another signer, no signature, and one that does not fit.
-	mine := g.signer
+	mine := g.Signer
 	for name, change := range map[string]func(){
-		"another signer":     func() { g.sign() },
-		"no signature":       func() { g.set(func() { g.signer = nil }) },
-		"another list":       func() { g.set(func() { g.list = func(b []byte) []byte { return otherList(t) } }) },
-		"of the future":      func() { g.set(func() { g.now = func() time.Time { return time.Now().Add(2 * time.Hour) } }) },
-		"over":               func() { g.set(func() { g.now = func() time.Time { return time.Now().Add(-25 * time.Hour) } }) },
-		"older than the one": func() { g.set(func() { g.now = func() time.Time { return time.Now().Add(-6 * time.Minute) } }) },
+		"another signer":     func() { g.Sign() },
+		"no signature":       func() { g.Set(func() { g.Signer = nil }) },
+		"another list":       func() { g.Set(func() { g.List = func(b []byte) []byte { return otherList(t) } }) },
+		"of the future":      func() { g.Set(func() { g.Now = func() time.Time { return time.Now().Add(2 * time.Hour) } }) },
+		"over":               func() { g.Set(func() { g.Now = func() time.Time { return time.Now().Add(-25 * time.Hour) } }) },
+		"older than the one": func() { g.Set(func() { g.Now = func() time.Time { return time.Now().Add(-6 * time.Minute) } }) },
 	} {
-		g.set(func() { g.signer, g.list, g.now = mine, nil, time.Now })
+		g.Set(func() { g.Signer, g.List, g.Now = mine, nil, time.Now })
 		change()
-		g.rotate()
+		g.Rotate()
 		_, err := client.Chat(t.Context(), ask("x"))
 		if refused, ok := errors.AsType[*ServerKeyError](err); !ok || !slices.Equal(refused.Want, []string{signer}) {
 			t.Errorf("%s: %v", name, err)
@@ -216,17 +223,17 @@ func TestOHTTPSignedRotation(t *testing.T) {
 	if len(asked) != 3 {
 		t.Errorf("asked about keys that are not trusted: %v", asked[3:])
 	}
-	g.set(func() { g.signer, g.list, g.now = mine, nil, time.Now })
+	g.Set(func() { g.Signer, g.List, g.Now = mine, nil, time.Now })
 	if _, err := chatAgain(client); err != nil {
 		t.Fatal(err)
 	}
-	if _, now := g.counts(); now < posts+1 {
+	if _, now := g.Counts(); now < posts+1 {
 		t.Error("nothing was sent")
 	}
 
 	// The user may trust another signer, too.
-	other := g.sign()
-	g.rotate()
+	other := g.Sign()
+	g.Rotate()
 	second := directClient(t, g, func(c *Config) { c.Trust = FirstUse(store) })
 	_, err := second.Chat(t.Context(), ask("x"))
 	if refused, ok := errors.AsType[*ServerKeyError](err); !ok || refused.Signer != other {
@@ -239,7 +246,7 @@ func TestOHTTPSignedRotation(t *testing.T) {
 		if _, err := chatAgain(second); err != nil {
 			t.Fatal(err)
 		}
-		g.rotate()
+		g.Rotate()
 	}
 }
 
@@ -254,14 +261,14 @@ func otherList(t testing.TB) []byte {
 }
 
 func TestOHTTPOnServerKeyRefuses(t *testing.T) {
-	g := newTiny(t, answerText("x"))
+	g := fakes.NewGateway(t, answerText("x"))
 	no := errors.New("not this one")
 	client := directClient(t, g, func(c *Config) { c.OnServerKey = func(_, _ *PublicKey) error { return no } })
 	_, err := client.Chat(t.Context(), ask("x"))
-	if refused, ok := errors.AsType[*ServerKeyError](err); !ok || !errors.Is(err, no) || refused.Got != g.key().Fingerprint() {
+	if refused, ok := errors.AsType[*ServerKeyError](err); !ok || !errors.Is(err, no) || refused.Got != g.Key().Fingerprint() {
 		t.Errorf("got %v", err)
 	}
-	if _, posts := g.counts(); posts != 0 {
+	if _, posts := g.Counts(); posts != 0 {
 		t.Error("something was sent")
 	}
 }
@@ -282,13 +289,13 @@ func TestOHTTPListsThatAreNone(t *testing.T) {
 		"an HTML page":    {func([]byte) []byte { return []byte("<html>") }, ErrPublicKey},
 		"version 1's key": {func([]byte) []byte { return []byte("-----BEGIN PUBLIC KEY-----\n") }, ErrPublicKey},
 	} {
-		g := newTiny(t, answerText("x"))
-		g.list = test.change
+		g := fakes.NewGateway(t, answerText("x"))
+		g.List = test.change
 		client := directClient(t, g, nil)
 		if _, err := client.Chat(t.Context(), ask("x")); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, posts := g.counts(); posts != 0 {
+		if _, posts := g.Counts(); posts != 0 {
 			t.Errorf("%s: something was sent", name)
 		}
 	}
@@ -304,22 +311,106 @@ func TestOHTTPListsThatAreNone(t *testing.T) {
 		},
 		"a redirection": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) },
 	} {
-		g := newTiny(t, answerText("x"))
-		g.outer = func(w http.ResponseWriter, r *http.Request) bool { serve(w, r); return true }
+		g := fakes.NewGateway(t, answerText("x"))
+		g.Outer = func(w http.ResponseWriter, r *http.Request) bool { serve(w, r); return true }
 		if _, err := directClient(t, g, nil).ServerKey(t.Context()); err == nil {
 			t.Errorf("%s: taken", name)
 		} else if _, ok := errors.AsType[*OuterError](err); !ok {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	g := newTiny(t, answerText("x"))
-	g.outer = func(w http.ResponseWriter, r *http.Request) bool {
+	g := fakes.NewGateway(t, answerText("x"))
+	g.Outer = func(w http.ResponseWriter, r *http.Request) bool {
 		w.Header().Set("Content-Type", ohttp.TypeKeys)
 		w.WriteHeader(http.StatusNotFound)
-		_, _ = w.Write(ohttp.AppendConfigs(nil, g.ring.Configs()...))
+		_, _ = w.Write(ohttp.AppendConfigs(nil, g.Ring.Configs()...))
 		return true
 	}
 	if e, ok := errors.AsType[*OuterError](directClient(t, g, nil).Warm(t.Context())); !ok || e.StatusCode != 404 {
 		t.Errorf("a list with status 404: %v", e)
 	}
+}
+
+// BenchmarkOHTTPClient is what a client does for a request and an answer of 1 KiB: sealing, and opening. x-v1 is the ratio of
+// its CPU time to that of version 1, x-v1-protected the same into protected memory, as Complete does it.
+func BenchmarkOHTTPClient(b *testing.B) {
+	ctx := b.Context()
+	plaintext, _ := ask(strings.Repeat("x", 1024-80)).encode()
+	content := []byte(testkit.CompletionJSON(strings.Repeat("y", 750), ""))
+	g := fakes.NewGateway(b, nil)
+	oblivious := ohttpClient(b, "https://gateway.test", func(c *Config) { c.Transport = fakes.Direct(g) })
+	v1 := startClient(b, "https://gateway.test", nil)
+	v1.server.key, v1.server.fetched = publicOf(b, "server-4096"), time.Now()
+	for _, c := range []*SecureCompletionClient{oblivious, v1} {
+		if err := c.Warm(ctx); err != nil {
+			b.Fatal(err)
+		}
+	}
+	answers := map[*SecureCompletionClient]func(*sealedRequest) *httpx.Answer{
+		oblivious: func(r *sealedRequest) *httpx.Answer { return answerOHTTP(b, g, r, content) },
+		v1:        func(r *sealedRequest) *httpx.Answer { return answerV1(b, r, content) },
+	}
+	round := func(c *SecureCompletionClient, into hybrid.Alloc) time.Duration {
+		start := testkit.CPUTime()
+		r, err := c.wire.seal(ctx, chatRequest(plaintext, true), &callOptions{})
+		spent := testkit.CPUTime() - start
+		if err != nil {
+			b.Fatal(err)
+		}
+		a := answers[c](r)
+		start = testkit.CPUTime()
+		if _, err := c.wire.open(r, a, into); err != nil {
+			b.Fatal(err)
+		}
+		r.release()
+		return spent + testkit.CPUTime() - start
+	}
+	memory := locked.NewArena(locked.BestEffort)
+	defer memory.Close()
+	var secret *Secret
+	into := func(n int) (room []byte, err error) {
+		secret.Destroy()
+		secret, room, err = newRoom(memory, n)
+		return room, err
+	}
+	defer func() { secret.Destroy() }()
+	var base, own, baseProtected, ownProtected []time.Duration
+	for b.Loop() {
+		base, own = append(base, round(v1, nil)), append(own, round(oblivious, nil))
+		baseProtected, ownProtected = append(baseProtected, round(v1, into)), append(ownProtected, round(oblivious, into))
+	}
+	b.ReportMetric(float64(testkit.Median(own))/float64(testkit.Median(base)), "x-v1")
+	b.ReportMetric(float64(testkit.Median(ownProtected))/float64(testkit.Median(baseProtected)), "x-v1-protected")
+	b.ReportMetric(float64(testkit.Median(own).Microseconds()), "µs-client")
+	b.ReportMetric(float64(testkit.Median(base).Microseconds()), "µs-v1-client")
+}
+
+// answerOHTTP seals content as the gateway does.
+func answerOHTTP(b *testing.B, g *fakes.Gateway, r *sealedRequest, content []byte) *httpx.Answer {
+	x, err := ohttp.Open(r.http.Body, g.Ring, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer x.Close()
+	_, _ = io.Copy(io.Discard, x.Request())
+	message, err := bhttp.AppendResponse(nil, &bhttp.Response{Status: 200, Header: []bhttp.Field{{Name: "content-type", Value: "application/json"}}}, content, nil, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var sealed bytes.Buffer
+	w, err := x.Response(&sealed)
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, _ = w.Write(message)
+	_ = w.Finish()
+	return &httpx.Answer{Status: 200, Header: http.Header{"Content-Type": {ohttp.TypeResponse}}, Body: sealed.Bytes()}
+}
+
+func answerV1(b *testing.B, r *sealedRequest, content []byte) *httpx.Answer {
+	e, err := fakes.Seal(r.key.RSA.Public(), content)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return &httpx.Answer{Status: 200, Body: envelope.Append(nil, e)}
 }

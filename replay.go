@@ -43,16 +43,3 @@ type ReplayCache interface {
 // forgotten before its time; requests of the second protocol are refused until there is room. Size
 // it for the window and the load.
 func NewReplayCache(entries int) ReplayCache { return replay.NewMemory(entries) }
-
-// replayOr is given, or the cache of a gateway that was given none: in the folder of its keys,
-// where they have one. The gateway closes that.
-func replayOr(given ReplayCache, keys *KeyStore) (ReplayCache, *replay.File) {
-	if given != nil {
-		return given, nil
-	}
-	if dir := keys.folder(); dir != nil {
-		file := replay.NewFile(dir, 0)
-		return file, file
-	}
-	return NewReplayCache(0), nil
-}

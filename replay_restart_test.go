@@ -22,6 +22,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 // childGateway is a gateway on a folder, in front of the upstream that arg names, until it is
@@ -118,7 +119,7 @@ func TestReplayAfterKill(t *testing.T) {
 	t.Cleanup(proxy.Close)
 	for _, protocol := range []Protocol{ProtocolEnvelope, ProtocolOHTTP} {
 		client := startClient(t, proxy.URL, func(c *Config) { c.Protocol = protocol })
-		if _, err := client.Chat(within(t, 20*time.Second), ask("hi")); err != nil {
+		if _, err := client.Chat(testkit.Within(t, 20*time.Second), ask("hi")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -140,10 +141,10 @@ func TestReplayAfterKill(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours := sealFor(t, chosen, innerRequest{}.encode(t))
+	ours := fakes.SealFor(t, chosen, fakes.Inner{}.Encode(t))
 	send := func() *http.Response {
 		t.Helper()
-		resp, err := on.pass(obliviousPost(t, nil), ours.body)
+		resp, err := on.pass(fakes.OHTTPPost(t, nil), ours.Body)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,7 +188,7 @@ func TestReplayAfterKill(t *testing.T) {
 			}
 		}
 	}
-	if a := ours.read(send().Body); a.status != http.StatusConflict || a.err != nil {
+	if a := ours.Read(send().Body); a.Status != http.StatusConflict || a.Err != nil {
 		t.Errorf("sealed: %+v", a)
 	}
 	if served != had || len(on.sent) != 2 {
@@ -225,23 +226,23 @@ func TestReplaySharedByFolder(t *testing.T) {
 	testkit.NoLeaks(t)
 	dir := newKeyFolder(t)
 	one, two := folderRig(t, dir), folderRig(t, dir)
-	s, later := one.seal(innerRequest{}), one.seal(innerRequest{})
-	one.send(s)
-	one.send(later)
-	if n := len(one.forwarded()); n != 2 {
+	s, later := one.Seal(fakes.Inner{}), one.Seal(fakes.Inner{})
+	one.Send(s)
+	one.Send(later)
+	if n := len(one.Forwarded()); n != 2 {
 		t.Fatalf("%d served, want 2", n)
 	}
-	if a := s.open(two.send(s)); a.status != 409 {
+	if a := s.Open(two.Send(s)); a.Status != 409 {
 		t.Errorf("the other: %+v", a)
 	}
 	if err := one.g.Close(); err != nil {
 		t.Error(err)
 	}
 	next := folderRig(t, dir)
-	if a := later.open(next.send(later)); a.status != 409 {
+	if a := later.Open(next.Send(later)); a.Status != 409 {
 		t.Errorf("the next: %+v", a)
 	}
-	if len(two.forwarded())+len(next.forwarded()) != 0 {
+	if len(two.Forwarded())+len(next.Forwarded()) != 0 {
 		t.Error("served twice")
 	}
 }
@@ -253,20 +254,20 @@ func TestReplayFileFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := folderRig(t, dir)
-	s := r.seal(innerRequest{})
-	if a := s.open(r.send(s)); a.status != 503 {
+	s := r.Seal(fakes.Inner{})
+	if a := s.Open(r.Send(s)); a.Status != 503 {
 		t.Errorf("%+v", a)
 	}
-	key, err := r.g.cfg.Keys.Public(t.Context())
+	key, err := r.keys.Public(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := key.seal([]byte(fineRequest))
+	e, err := key.seal([]byte(fakes.FineRequest))
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused(t, "v1", r.do(postBody(t, bytes.NewReader(envelope.Append(nil, e)))), 503)
-	if n := strings.Count(r.logged(), "set Replay"); n != 2 || len(r.forwarded()) != 0 {
-		t.Errorf("%d lines say what to do: %s", n, r.logged())
+	fakes.Refused(t, "v1", r.Do(fakes.PostBody(t, bytes.NewReader(envelope.Append(nil, e)))), 503)
+	if n := strings.Count(r.Logged(), "set Replay"); n != 2 || len(r.Forwarded()) != 0 {
+		t.Errorf("%d lines say what to do: %s", n, r.Logged())
 	}
 }

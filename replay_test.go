@@ -17,36 +17,37 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 func TestGatewayReplay(t *testing.T) {
 	r := newRig(t, nil)
-	body := sealedBody(t, fineRequest, envelope.Separate)
+	body := fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
 	send := func(header ...string) *httptest.ResponseRecorder {
-		return r.do(postBody(t, bytes.NewReader(body), header...))
+		return r.Do(fakes.PostBody(t, bytes.NewReader(body), header...))
 	}
 	for _, status := range []int{500, 429, 400} { // after failures it may be repeated
-		r.answer = func(*http.Request, []byte) (*http.Response, error) { return respond(status, ""), nil }
+		r.Answer = func(*http.Request, []byte) (*http.Response, error) { return respond(status, ""), nil }
 		if w := send(); w.Code == 409 || w.Code == 200 {
 			t.Errorf("upstream %d: %d", status, w.Code)
 		}
 	}
-	r.answer = nil
-	openedAnswer(t, "the first", send())
-	refused(t, "again", send(), 409)
-	refused(t, "under another id", send("X-Payload-ID", "another"), 409)
+	r.Answer = nil
+	fakes.OpenedAnswer(t, "the first", send())
+	fakes.Refused(t, "again", send(), 409)
+	fakes.Refused(t, "under another id", send("X-Payload-ID", "another"), 409)
 	other := hybrid.PercentEncode(publicOf(t, "rsa-2048").PEM())
-	refused(t, "for another key", send("X-Public-Key", other), 409)
+	fakes.Refused(t, "for another key", send("X-Public-Key", other), 409)
 	// The wrapped key counts, not the text around it: with another payload it is the same message key.
 	e, err := envelope.Parse(bytes.Clone(body), maxBytes)
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.TagForm = envelope.Appended
-	refused(t, "in the other form", r.do(postBody(t, bytes.NewReader(envelope.Append(nil, &e)))), 409)
-	refused(t, "with white space", r.do(postBody(t, bytes.NewReader(append([]byte("  "), body...)))), 409)
-	openedAnswer(t, "another request", r.do(post(t, fineRequest)))
-	if n := len(r.forwarded()); n != 5 {
+	fakes.Refused(t, "in the other form", r.Do(fakes.PostBody(t, bytes.NewReader(envelope.Append(nil, &e)))), 409)
+	fakes.Refused(t, "with white space", r.Do(fakes.PostBody(t, bytes.NewReader(append([]byte("  "), body...)))), 409)
+	fakes.OpenedAnswer(t, "another request", r.Do(fakes.Post(t, fakes.FineRequest)))
+	if n := len(r.Forwarded()); n != 5 {
 		t.Errorf("%d requests went upstream", n)
 	}
 }
@@ -54,11 +55,11 @@ func TestGatewayReplay(t *testing.T) {
 func TestGatewayReplayWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(c *GatewayConfig) { c.ReplayWindow = time.Hour })
-		body := sealedBody(t, fineRequest, envelope.Separate)
+		body := fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
 		for range 2 {
-			openedAnswer(t, "new", r.do(postBody(t, bytes.NewReader(body))))
+			fakes.OpenedAnswer(t, "new", r.Do(fakes.PostBody(t, bytes.NewReader(body))))
 			time.Sleep(time.Hour - time.Nanosecond)
-			refused(t, "within the window", r.do(postBody(t, bytes.NewReader(body))), 409)
+			fakes.Refused(t, "within the window", r.Do(fakes.PostBody(t, bytes.NewReader(body))), 409)
 			time.Sleep(time.Nanosecond)
 		}
 	})
@@ -66,8 +67,8 @@ func TestGatewayReplayWindow(t *testing.T) {
 
 func TestGatewayConcurrentDuplicates(t *testing.T) {
 	r := newRig(t, nil)
-	body := sealedBody(t, fineRequest, envelope.Separate)
-	r.answer = func(*http.Request, []byte) (*http.Response, error) {
+	body := fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
+	r.Answer = func(*http.Request, []byte) (*http.Response, error) {
 		time.Sleep(20 * time.Millisecond)
 		return respond(200, fineAnswer), nil
 	}
@@ -75,7 +76,7 @@ func TestGatewayConcurrentDuplicates(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
-			switch w := r.do(postBody(t, bytes.NewReader(body))); w.Code {
+			switch w := r.Do(fakes.PostBody(t, bytes.NewReader(body))); w.Code {
 			case 200:
 				served.Add(1)
 			case 409:
@@ -86,8 +87,8 @@ func TestGatewayConcurrentDuplicates(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if served.Load() != 1 || replayed.Load() != 19 || len(r.forwarded()) != 1 {
-		t.Errorf("%d served, %d refused, %d upstream", served.Load(), replayed.Load(), len(r.forwarded()))
+	if served.Load() != 1 || replayed.Load() != 19 || len(r.Forwarded()) != 1 {
+		t.Errorf("%d served, %d refused, %d upstream", served.Load(), replayed.Load(), len(r.Forwarded()))
 	}
 }
 
@@ -120,8 +121,8 @@ func (c *countingReplay) Release(ctx context.Context, id [32]byte) error {
 func TestGatewayReplayCacheFails(t *testing.T) {
 	cache := &countingReplay{fail: errors.New("MARKER: no cache")}
 	r := newRig(t, func(c *GatewayConfig) { c.Replay = cache })
-	refused(t, "cache down", r.do(post(t, fineRequest)), 503)
-	if len(r.forwarded()) != 0 || cache.standing.Load() != 0 {
+	fakes.Refused(t, "cache down", r.Do(fakes.Post(t, fakes.FineRequest)), 503)
+	if len(r.Forwarded()) != 0 || cache.standing.Load() != 0 {
 		t.Error("served without a replay cache, or released what was not claimed")
 	}
 }
@@ -153,12 +154,12 @@ func TestGatewayReleasesUndeliveredAnswers(t *testing.T) {
 	for _, at := range []string{"write", "flush", "never"} {
 		cache := &countingReplay{ReplayCache: NewReplayCache(0)}
 		r := newRig(t, func(c *GatewayConfig) { c.Replay = cache })
-		body := sealedBody(t, fineRequest, envelope.Separate)
-		r.g.ServeHTTP(&brokenWriter{http.Header{}, at}, postBody(t, bytes.NewReader(body)))
+		body := fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
+		r.g.ServeHTTP(&brokenWriter{http.Header{}, at}, fakes.PostBody(t, bytes.NewReader(body)))
 		if want := map[bool]int32{true: 1}[at == "never"]; cache.standing.Load() != want {
 			t.Errorf("%s: %d claims stand, want %d", at, cache.standing.Load(), want)
 		}
-		w := r.do(postBody(t, bytes.NewReader(body)))
+		w := r.Do(fakes.PostBody(t, bytes.NewReader(body)))
 		if want := map[bool]int{true: 409, false: 200}[at == "never"]; w.Code != want {
 			t.Errorf("%s: again: %d", at, w.Code)
 		}
@@ -167,8 +168,8 @@ func TestGatewayReleasesUndeliveredAnswers(t *testing.T) {
 	cache := &countingReplay{ReplayCache: NewReplayCache(0)}
 	r := newRig(t, func(c *GatewayConfig) { c.Replay = cache })
 	ctx, leave := context.WithCancel(t.Context())
-	r.answer = func(*http.Request, []byte) (*http.Response, error) { leave(); return nil, ctx.Err() }
-	_ = r.do(post(t, fineRequest).WithContext(ctx))
+	r.Answer = func(*http.Request, []byte) (*http.Response, error) { leave(); return nil, ctx.Err() }
+	_ = r.Do(fakes.Post(t, fakes.FineRequest).WithContext(ctx))
 	if cache.standing.Load() != 0 {
 		t.Error("the claim of a client that left stands")
 	}

@@ -16,15 +16,17 @@ import (
 
 const (
 	defaultRetries = 2
-	retryBase      = time.Second      // the first wait is up to this long, the next up to twice as long, and so on
-	maxRetryWait   = 60 * time.Second // a server that wants a longer wait gets none: the caller decides
+	// retryBase is the longest first wait; the next is up to twice as long, and so on.
+	retryBase = time.Second
+	// maxRetryWait: where a server wants a longer wait, the caller decides.
+	maxRetryWait = 60 * time.Second
 )
 
 // retryPolicy says whether a failed attempt is worth repeating, and after which wait.
 type retryPolicy struct {
 	most int           // attempts after the first
 	once bool          // only what cannot have been processed is repeated
-	base time.Duration // retryBase, but for tests
+	base time.Duration // retryBase, except in tests
 }
 
 // next decides about the attempt'th failure, counted from 0.
@@ -36,7 +38,8 @@ func (p retryPolicy) next(attempt int, err error) (time.Duration, bool) {
 	if !ok || wait > maxRetryWait {
 		return 0, false
 	}
-	// Full jitter: clients that failed together do not come back together. A server's own figure is a lower bound.
+	// Full jitter: clients that failed together do not come back together. A server's own figure is
+	// a lower bound.
 	window := min(p.base<<min(attempt, 16), maxRetryWait)
 	return wait + rand.N(window+1), true
 }
@@ -48,8 +51,9 @@ func (p retryPolicy) wants(err error) (time.Duration, bool) {
 	return wantsRetry(err)
 }
 
-// unprocessed tells failures of which it is certain that the server did nothing: nothing was sent, or the gateway said so itself,
-// under seal: a status alone may be the upstream's. Whatever came in the clear is no *APIError.
+// unprocessed tells failures of which it is certain that the server did nothing: nothing was sent,
+// or the gateway said so itself, under seal: a status alone may be the upstream's. An answer in the
+// clear is no *APIError.
 func unprocessed(err error) bool {
 	if answer, ok := errors.AsType[*APIError](err); ok {
 		return answer.unprocessed
@@ -58,8 +62,9 @@ func unprocessed(err error) bool {
 	return ok && failed.Unsent
 }
 
-// wantsRetry tells failures that may pass by themselves, with the wait that the server asked for. A connection that
-// broke after the answer had begun does not count, nor an attempt that used up its time: the work was done once.
+// wantsRetry tells failures that may pass by themselves, with the wait that the server asked for. A
+// connection that broke after the answer had begun does not count, nor an attempt that used up its
+// time: the work was done once.
 func wantsRetry(err error) (time.Duration, bool) {
 	if errors.Is(err, ErrAudit) {
 		return 0, false // whatever the Auditor returned
@@ -69,7 +74,8 @@ func wantsRetry(err error) (time.Duration, bool) {
 	}
 	if answer, ok := errors.AsType[*APIError](err); ok {
 		switch answer.StatusCode {
-		case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
+		case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
+			http.StatusGatewayTimeout:
 			return answer.RetryAfter, true
 		case http.StatusServiceUnavailable: // a cool-down, which repeating makes worse
 			return answer.RetryAfter, answer.RetryAfter > 0

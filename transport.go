@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -18,44 +19,53 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
-// DefaultTransport returns a new transport with the settings that clients use when Config.Transport is nil: TLS 1.2
-// or later, HTTP/2, the proxy of the environment, up to 100 idle connections per host for 90 s, and pings that notice
-// a dead HTTP/2 connection after 45 s. Change it before handing it over: for a private certificate authority set
-// TLSClientConfig.RootCAs. It is the caller's, who closes its idle connections at the end.
+// DefaultTransport returns a new transport with the settings that clients use when Config.Transport
+// is nil: TLS 1.2 or later, HTTP/2, the proxy of the environment, up to 100 idle connections per
+// host for 90 s, and pings that notice a dead HTTP/2 connection after 45 s. Change it before
+// handing it over: for a private certificate authority set TLSClientConfig.RootCAs. It is the
+// caller's, who closes its idle connections at the end.
 func DefaultTransport() *http.Transport { return httpx.DefaultTransport() }
 
-// HTTPClient is for OpenAI SDKs: whatever they POST to a path that ends in /chat/completions is sealed and goes to
-// Config.BaseURL, whatever host the SDK was given. Other requests are answered 404 with an explanation. Nothing that
-// the SDK sends leaves this machine but the sealed body, its tier (X-Security-Tier) and, if Config.APIKey is nil and
-// the SDK's base URL has the origin of Config.BaseURL, its bearer token.
+// HTTPClient is for OpenAI SDKs: the client seals what they POST to a path that ends in
+// /chat/completions and sends it to Config.BaseURL, whichever host the SDK was given. Other
+// requests are answered 404 with an explanation. Of the SDK's request only the sealed body leaves
+// this machine, its tier (X-Security-Tier) and, if Config.APIKey is nil and the SDK's base URL has
+// the origin of Config.BaseURL, its bearer token.
 //
-// Answers come in OpenAI's shapes: errors as {"error": {…}} with the server's status, and for "stream": true an event
-// stream. The protocol has no streams: the events are made from the complete answer, so nothing arrives before
-// everything has, and a proxy or a caller that gives up on an idle connection has to wait that long.
+// Answers come in OpenAI's shapes: errors as {"error": {…}} with the server's status, and for
+// "stream": true an event stream. The protocol has no streams: the events are made from the
+// complete answer, so nothing arrives before everything has, and a proxy or a caller that gives up
+// on an idle connection has to wait that long.
 //
-// Retries happen in here, so answers carry "x-should-retry: false". What is not an answer comes back as the error
-// itself, and errors.Is finds it through the SDK: failures of security (ErrDecryption, *ServerKeyError, ErrReplay,
-// ErrTierDowngrade, ErrInsecureURL, …) and of the connection. An SDK that repeats such a call of its own accord, and
-// says so in X-Stainless-Retry-Count, gets the same error again, and nothing is sent; so also after an attempt whose context
-// ended, unless it only read (GET and HEAD). An SDK's own error text repeats the server's words, also those that came sealed.
+// The client retries by itself, so answers carry "x-should-retry: false". A failure that is no
+// answer comes back as the error itself, and errors.Is finds it through the SDK: failures of
+// security (ErrDecryption, *ServerKeyError, ErrReplay, ErrTierDowngrade, ErrInsecureURL, …) and of
+// the connection. An SDK that repeats such a call by itself, and says so in
+// X-Stainless-Retry-Count, gets the same error again, and nothing is sent; so also after an attempt
+// whose context ended, unless it only read (GET and HEAD). An SDK's own error text repeats the
+// server's words, also those that came sealed.
 //
-// With [ProtocolOHTTP] requests of any method and path are sealed and go to the gateway, which serves what it allows
-// ([GatewayOHTTP].Allow): models, embeddings, responses. Path and query are those of the SDK's URL, without the path of
-// Config.BaseURL if they begin with it, so give the SDK a base URL that ends in /v1. Any path that ends in /chat/completions
-// becomes /v1/chat/completions, and a POST to it loses its query. Of the SDK's headers Accept, Content-Type and OpenAI-Beta
-// are sealed with it. The query is sealed too, but net/http puts the SDK's URL into the [*url.Error] of a call that fails, so
-// keep what is secret out of it. Streams pass as they come; Read returns [io.EOF] only if the answer was complete, down to the
-// [DONE] of a stream and the closing bracket of JSON, and otherwise an error: [ErrTruncated] if it was cut. Whoever stops reading
-// closes the body.
+// With [ProtocolOHTTP] the client seals requests of any method and path and sends them to the
+// gateway, which serves what it allows ([GatewayOHTTP].Allow): models, embeddings, responses. Path
+// and query are those of the SDK's URL, without the path of Config.BaseURL if they begin with it,
+// so give the SDK a base URL that ends in /v1. Any path that ends in /chat/completions becomes
+// /v1/chat/completions, and a POST to it loses its query. Of the SDK's headers Accept, Content-Type
+// and OpenAI-Beta are sealed with it. The query is sealed too, but net/http puts the SDK's URL into
+// the [*url.Error] of a call that fails, so keep secrets out of it. Streams pass as they come. Read
+// returns [io.EOF] only if the answer was complete, down to the [DONE] of a stream and the closing
+// bracket of JSON, and otherwise an error: [ErrTruncated] if it was cut. A caller that stops
+// reading closes the body.
 //
-// Prompt and answer are in ordinary memory here, as in [SecureCompletionClient.Chat]. The http.Client is safe for concurrent
-// use, and works until the client is closed. It follows no redirects and has no Timeout: [Config].Timeout holds.
+// Prompt and answer are in ordinary memory here, as in [SecureCompletionClient.Chat]. The
+// http.Client is safe for concurrent use, and works until the client is closed. It follows no
+// redirects and has no Timeout: [Config].Timeout holds.
 func (c *SecureCompletionClient) HTTPClient() *http.Client {
 	return &http.Client{
 		Transport:     &sdkTransport{client: c},
@@ -63,8 +73,8 @@ func (c *SecureCompletionClient) HTTPClient() *http.Client {
 	}
 }
 
-// sdkTransport is the RoundTripper behind HTTPClient. It never hands the SDK's request on: what leaves is a request
-// of the client's own, whose body is ciphertext.
+// sdkTransport is the RoundTripper behind HTTPClient. It never hands the SDK's request on: it sends
+// a request of the client's own, whose body is ciphertext.
 type sdkTransport struct {
 	client *SecureCompletionClient
 	errors rememberedErrors
@@ -113,9 +123,10 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// exchange has in answered: a chat completion that asks for no stream is checked as a whole before the SDK sees anything
-// of it, and everything else passes as it comes, where the protocol has that.
-func (t *sdkTransport) exchange(req *http.Request, in *plainRequest, call *chatjson.Call, opts []CallOption) (*http.Response, error) {
+// exchange has in answered: a chat completion that asks for no stream is checked as a whole before
+// the SDK sees anything of it, and everything else passes as it comes, where the protocol has that.
+func (t *sdkTransport) exchange(req *http.Request, in *plainRequest, call *chatjson.Call,
+	opts []CallOption) (*http.Response, error) {
 	ctx := req.Context()
 	if in.whole {
 		result, err := t.client.do(ctx, in, opts)
@@ -151,7 +162,8 @@ func repaired(answer []byte) []byte {
 }
 
 // made makes a stream of a whole answer, which is the stream's then.
-func (t *sdkTransport) made(req *http.Request, answer *completion, call *chatjson.Call, err error) (*http.Response, error) {
+func (t *sdkTransport) made(req *http.Request, answer *completion, call *chatjson.Call,
+	err error) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +183,8 @@ func sdkStream(req *http.Request, events io.ReadCloser) *http.Response {
 	return resp
 }
 
-// read takes the whole body, bounded. What the stream members add is not worth a limit of its own.
+// read takes the whole body, bounded. The members that ask for a stream are cut out later: they
+// have no limit of their own.
 func (t *sdkTransport) read(req *http.Request, in *plainRequest) ([]byte, error) {
 	switch {
 	case req.Body == nil && in.isChat():
@@ -183,7 +196,8 @@ func (t *sdkTransport) read(req *http.Request, in *plainRequest) ([]byte, error)
 	body, err := httpx.ReadAll(httpx.Capped(req.Body, limit), req.ContentLength)
 	switch {
 	case errors.Is(err, ErrTooLarge):
-		return nil, fmt.Errorf("%w of more than %d bytes", errRequestTooLarge, t.client.cfg.MaxRequestBytes)
+		return nil, fmt.Errorf("%w of more than %d bytes", errRequestTooLarge,
+			t.client.cfg.MaxRequestBytes)
 	case err != nil && req.Context().Err() != nil:
 		return nil, fault.Ended(req.Context())
 	case err != nil:
@@ -192,15 +206,17 @@ func (t *sdkTransport) read(req *http.Request, in *plainRequest) ([]byte, error)
 	return body, nil
 }
 
-// callOptions takes from the SDK's headers what may leave. The caller destroys the key, which may be nil.
+// callOptions takes from the SDK's headers what may leave. The caller destroys the key, which may
+// be nil.
 func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *Secret, err error) {
 	if tier := req.Header.Get(hybrid.HeaderTier); tier != "" {
 		opts = append(opts, WithTier(SecurityTier(tier)))
 	}
-	// An SDK reads its key from the environment unasked: it must not travel to somebody it was not meant for.
+	// An SDK reads its key from the environment unasked: the key must not travel to another server.
 	scheme, token, _ := strings.Cut(req.Header.Get("Authorization"), " ")
 	token = strings.TrimLeft(token, " ")
-	if t.client.cfg.APIKey == nil && strings.EqualFold(scheme, "Bearer") && token != "" && httpx.SameOrigin(req.URL, t.client.base) {
+	if t.client.cfg.APIKey == nil && strings.EqualFold(scheme, "Bearer") && token != "" &&
+		httpx.SameOrigin(req.URL, t.client.base) {
 		// The SDK's string stays on the heap in any case.
 		if key, err = t.client.cfg.Memory.NewSecret([]byte(token)); err != nil {
 			return nil, nil, err
@@ -210,14 +226,19 @@ func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *S
 	return opts, key, nil
 }
 
-// fail turns an error into what an SDK understands: an OpenAI error where the request was refused, or the error
-// itself, which is then remembered for the SDK's own retries of the same request, also when it was the SDK that gave up: its
-// time for an attempt may be shorter than the work takes. body is nil where it is not known.
+// fail turns an error into what an SDK understands: an OpenAI error where the request was refused,
+// or the error itself. That one is remembered for the SDK's own retries of the same request, also
+// when it was the SDK that gave up: its time for an attempt may be shorter than the work takes.
+// body is nil where it is not known.
 func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Response, error) {
-	_, stopped := errors.AsType[*ServerKeyError](err) // which may wrap anything that OnServerKey returned
-	stopped = stopped || errors.Is(err, ErrAudit)     // and this one anything that the Auditor returned
+	// These may wrap anything that OnServerKey or the Auditor returned.
+	_, stopped := errors.AsType[*ServerKeyError](err)
+	stopped = stopped || errors.Is(err, ErrAudit)
 	if answer, ok := errors.AsType[*APIError](err); ok && !stopped {
-		return sdkError(req, sdkStatus(answer), answer.Code, sdkMessage(answer), answer.RetryAfter), nil
+		sealedCode, detail := answer.Sealed()
+		code := cmp.Or(answer.Code, sealedCode)
+		return sdkError(req, sdkStatus(answer.StatusCode, code), code, sdkMessage(answer, detail),
+			answer.RetryAfter), nil
 	}
 	switch {
 	case stopped:
@@ -230,33 +251,37 @@ func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Re
 	return nil, err
 }
 
-// sdkMessage is what a plain OpenAI server would say: also the words that came sealed, which Error leaves out.
-func sdkMessage(e *APIError) string {
-	if e.isSealed() && e.Detail != "" {
-		return e.Error() + ", detail " + strconv.Quote(e.Detail)
+// sdkMessage is what a plain OpenAI server would say: also the words that came sealed, which Error
+// leaves out.
+func sdkMessage(e *APIError, sealed string) string {
+	if sealed != "" {
+		return e.Error() + ", detail " + strconv.Quote(sealed)
 	}
 	return e.Error()
 }
 
-// sdkStatus is an error status: the answer's, or that of an error that came sealed under status 200.
-func sdkStatus(e *APIError) int {
-	if e.StatusCode >= 400 {
-		return e.StatusCode
+// sdkStatus is an error status: the answer's, or the code of an error that came sealed under status
+// 200.
+func sdkStatus(status int, code string) int {
+	if status >= 400 {
+		return status
 	}
-	if n, err := strconv.Atoi(e.Code); err == nil && n >= 400 && n < 600 {
+	if n, err := strconv.Atoi(code); err == nil && n >= 400 && n < 600 {
 		return n
 	}
 	return http.StatusBadGateway
 }
 
 // sdkError is an answer with OpenAI's error object.
-func sdkError(req *http.Request, status int, code, message string, retryAfter time.Duration) *http.Response {
+func sdkError(req *http.Request, status int, code, message string,
+	retryAfter time.Duration) *http.Response {
 	var codeOrNull any
 	if code != "" {
 		codeOrNull = code
 	}
-	body, _ := chatjson.Marshal(map[string]any{"error": map[string]any{ // maps of strings and nils marshal
-		"message": message, "type": sdkErrorType(status), "param": nil, "code": codeOrNull,
+	// maps of strings and nils marshal
+	body, _ := chatjson.Marshal(map[string]any{"error": map[string]any{
+		"message": message, "type": chatjson.ErrorType(status), "param": nil, "code": codeOrNull,
 	}})
 	resp := sdkResponse(req, status, "application/json", body)
 	if retryAfter > 0 {
@@ -265,28 +290,13 @@ func sdkError(req *http.Request, status int, code, message string, retryAfter ti
 	return resp
 }
 
-func sdkErrorType(status int) string {
-	switch {
-	case status == http.StatusUnauthorized:
-		return "authentication_error"
-	case status == http.StatusForbidden:
-		return "permission_error"
-	case status == http.StatusNotFound:
-		return "not_found_error"
-	case status == http.StatusTooManyRequests:
-		return "rate_limit_error"
-	case status < 500:
-		return "invalid_request_error"
-	}
-	return "server_error"
-}
-
 func sdkResponse(req *http.Request, status int, contentType string, body []byte) *http.Response {
 	return &http.Response{
 		Status: strconv.Itoa(status) + " " + http.StatusText(status), StatusCode: status,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: http.Header{
-			"Content-Type": {contentType}, "Content-Length": {strconv.Itoa(len(body))}, headerShouldRetry: {"false"},
+			"Content-Type": {contentType}, "Content-Length": {strconv.Itoa(len(body))},
+			headerShouldRetry: {"false"},
 		},
 		Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)), Request: req,
 	}
@@ -297,8 +307,9 @@ const (
 	rememberFor   = 5 * time.Minute // longer than SDKs wait between attempts
 )
 
-// rememberedErrors keeps the errors of calls that an SDK may repeat although that is of no use, or worse. Requests are kept
-// as digests of method, path and body under a key of this process. The zero value is ready.
+// rememberedErrors keeps the errors of calls that an SDK may repeat although that is of no use, or
+// worse. Requests are kept as digests of method, path and body under a key of this process, at most
+// maxRemembered of them. The zero value is ready.
 type rememberedErrors struct {
 	keyed sync.Once
 	key   []byte
@@ -326,7 +337,7 @@ func (m *rememberedErrors) recall(req *http.Request, body []byte) error {
 	return nil
 }
 
-// remember keeps err for who repeats req. What only reads may be done again.
+// remember keeps err for an SDK that repeats req. A request that only reads may be repeated.
 func (m *rememberedErrors) remember(req *http.Request, body []byte, err error) {
 	if method := methodOf(req); body == nil || method == http.MethodGet || method == http.MethodHead {
 		return
@@ -356,4 +367,32 @@ func (m *rememberedErrors) digest(req *http.Request, body []byte) (id [sha256.Si
 	h.Write(body)
 	h.Sum(id[:0])
 	return id
+}
+
+// sdkFields are the headers of an SDK's request that are sealed with it. The others stay here: SDKs
+// tell of the machine that they run on.
+var sdkFields = [...]string{"Accept", "OpenAI-Beta", "Content-Type"}
+
+// methodOf is a request's method, of which net/http takes none for GET.
+func methodOf(req *http.Request) string { return cmp.Or(req.Method, http.MethodGet) }
+
+func fieldsOfSDK(h http.Header) (fields []bhttp.Field) {
+	for _, name := range sdkFields {
+		if v := strings.Trim(h.Get(name), " \t"); v != "" {
+			fields = append(fields, bhttp.Field{Name: strings.ToLower(name), Value: v})
+		}
+	}
+	return fields
+}
+
+// passOn hands an answer to the SDK, which closes its body.
+func passOn(req *http.Request, resp *openedResponse) *http.Response {
+	h := resp.header.Clone()
+	h.Del("Set-Cookie") // of whom, for what?
+	h.Set(headerShouldRetry, "false")
+	return &http.Response{
+		Status: strconv.Itoa(resp.status) + " " + http.StatusText(resp.status), StatusCode: resp.status,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: h, Body: resp.body, ContentLength: resp.length(), Request: req,
+	}
 }

@@ -17,24 +17,26 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
-// Trust decides whose public key prompts are sealed to. Whoever can answer for the server where TLS ends can offer a
-// key of its own and read every prompt, so the choice is the user's: [TrustHTTPS], [Pin] or [FirstUse]. Several clients may
-// share one.
+// Trust decides whose public key prompts are sealed to. An attacker who can answer for the server
+// where TLS ends can offer a key of their own and read every prompt, so the choice is the user's:
+// [TrustHTTPS], [Pin] or [FirstUse]. Several clients may share one.
 type Trust interface {
 	// validate checks the choice itself when a client is made.
 	validate() error
 	// check judges a key that the server at origin presented. Refusals are *ServerKeyError.
 	check(origin string, key *PublicKey) error
-	// remembers tells whether accept keeps what it is told.
+	// remembers reports whether accept keeps the key.
 	remembers() bool
-	// remember is told of a key that passed check, and that the user did not refuse.
+	// remember keeps a key that passed check, and that the user did not refuse.
 	remember(ctx context.Context, origin string, key *PublicKey) error
-	// accept remembers that the user trusts this key of origin's from now on, if the choice has a memory of its own.
+	// accept remembers that the user trusts this key of origin's from now on, if the choice has a
+	// memory of its own.
 	accept(ctx context.Context, origin string, fingerprint [32]byte) error
 }
 
-// TrustHTTPS takes whatever key the server presents over HTTPS. It protects against everyone who only reads along,
-// and not against whoever controls the point where TLS ends. A change of the key calls Config.OnServerKey.
+// TrustHTTPS takes the key that the server presents over HTTPS, whichever it is. It protects
+// against eavesdroppers, and not against an attacker who controls the point where TLS ends. A
+// change of the key calls Config.OnServerKey.
 func TrustHTTPS() Trust { return trustHTTPS{} }
 
 type trustHTTPS struct{ memoryless }
@@ -49,13 +51,15 @@ func (memoryless) remembers() bool                                    { return f
 func (memoryless) remember(context.Context, string, *PublicKey) error { return nil }
 func (memoryless) accept(context.Context, string, [32]byte) error     { return nil }
 
-// Pin takes only keys with one of the given fingerprints ([PublicKey.Fingerprint]: 64 hex digits, either case).
-// Several allow for the server's rotation. With a wrong pin nothing is sent but the key fetch. What is no fingerprint, or
-// none at all, is a [*ConfigError] of [NewSecureCompletionClient].
+// Pin takes only keys with one of the given fingerprints ([PublicKey.Fingerprint]: 64 hex digits,
+// either case). Several allow for the server's rotation. With a wrong pin the client sends nothing
+// except the request for the key. A text that is no fingerprint, or none at all, is a
+// [*ConfigError] of [NewSecureCompletionClient].
 //
-// With [ProtocolOHTTP] a fingerprint is that of a key configuration, or of the key that signs the gateway's list
-// ([PublicKey.Signer], [Gateway.Keys]), which takes every configuration that it signs. One is enough, X-Wing's or the
-// signer's: X25519's is of use with Config.AllowX25519 alone.
+// With [ProtocolOHTTP] a fingerprint is that of a key configuration, or of the key that signs the
+// gateway's list ([PublicKey.Signer], [Gateway.Keys]), which takes every configuration that it
+// signs. One is enough, X-Wing's or the signer's: X25519's is of use with Config.OHTTP.AllowX25519
+// alone.
 func Pin(fingerprints ...string) Trust {
 	p := pins{}
 	for _, f := range fingerprints {
@@ -88,16 +92,19 @@ func (p pins) check(_ string, key *PublicKey) error {
 	return key.refusal(slices.Clone(p.list), nil)
 }
 
-// FirstUse takes the first key that a server presents, remembers it in store under the client's base URL, and from then
-// on takes only that one, in every process that uses the store. Whoever controls the first contact controls what is
-// remembered; Config.OnServerKey can ask the user. [SecureCompletionClient.AcceptServerKey] replaces the remembered key, for
-// other processes after up to 30 s, and an hour for a key that they are using. store stays the caller's, who closes it after
-// the client; an ephemeral one remembers until then. It may be the store of Config.Keys.
+// FirstUse is trust on first use: it takes the first key that a server presents, remembers it in
+// store under the client's base URL, and from then on takes only that one, in every process that
+// uses the store. An attacker who controls the first contact controls which key that is;
+// Config.OnServerKey can ask the user. [SecureCompletionClient.AcceptServerKey] replaces the
+// remembered key, for other processes after up to 30 s, and an hour for a key that they are using.
+// store stays the caller's, who closes it after the client; an ephemeral one remembers until then.
+// It may be the store of Config.Keys.
 //
-// With [ProtocolOHTTP] it remembers who signs the gateway's list, so that the gateway may rotate its keys, or the
-// configuration if nobody signs. Anybody can sign a genuine list: who compares the first key with what the operator says has
-// to compare [PublicKey.Signer] as well, or pins one of the two with AcceptServerKey, which alone is remembered then. What
-// is remembered for one protocol says nothing about the other.
+// With [ProtocolOHTTP] it remembers the signer of the gateway's list, so that the gateway may
+// rotate its keys, or the configuration if the list has no signature. An attacker can sign a
+// genuine list. So a user who compares the first key with the operator's has to compare
+// [PublicKey.Signer] as well, or pin one of the two with AcceptServerKey: then that one alone is
+// remembered. A key that is remembered for one protocol says nothing about the other.
 func FirstUse(store *KeyStore) Trust { return firstUse{store} }
 
 type firstUse struct{ store *KeyStore }
@@ -121,7 +128,7 @@ func (f firstUse) check(origin string, key *PublicKey) error {
 	return nil
 }
 
-// remember is where two first uses at the same time are told apart.
+// remember decides between two first uses at the same time: the key store knows which was first.
 func (f firstUse) remember(ctx context.Context, origin string, key *PublicKey) error {
 	fp, err := hybrid.ParseFingerprint(key.lasting())
 	if err != nil {
@@ -145,7 +152,7 @@ func (f firstUse) accept(ctx context.Context, origin string, fingerprint [32]byt
 	return f.store.store.AcceptPin(ctx, origin, fingerprint)
 }
 
-// restsOnTLS tells the choices that a server certificate that nobody checks makes worthless.
+// restsOnTLS tells the choices that are worthless when the server's certificate is not checked.
 func restsOnTLS(t Trust) bool {
 	_, first := t.(firstUse)
 	return first || t == TrustHTTPS()
@@ -156,9 +163,13 @@ const (
 	refreshCooldown = time.Minute // after a refused request whose refresh found the same key
 )
 
-// serverKey fetches the server's public key once for all callers, has it judged, and keeps it for an hour.
+// serverKey fetches the server's public key once for all callers, has it judged, and keeps it for
+// an hour. key is nil, or trusted. mu guards the fields below it, and is held only to read and
+// write them. judging is a lock around judge, which may wait for the user, the key store and the
+// Auditor: it is taken before mu, never under it.
 type serverKey struct {
-	fetch  func(context.Context) ([]*PublicKey, error) // what the server offers, best first; never empty
+	// fetch returns the keys that the server offers, best first; never none.
+	fetch  func(context.Context) ([]*PublicKey, error)
 	trust  Trust
 	origin string                          // the base URL
 	notify func(old, new *PublicKey) error // Config.OnServerKey; may be nil
@@ -183,7 +194,8 @@ type signerState struct {
 	sum     [32]byte // of the last one
 }
 
-// enterJudging lets one run at a time judge a key: one that nobody waits for any more may still be asking the user.
+// enterJudging lets one run at a time judge a key: one that no caller waits for any more may still
+// be asking the user.
 func (s *serverKey) enterJudging(ctx context.Context) (leave func(), err error) {
 	s.mu.Lock()
 	if s.judging == nil {
@@ -210,11 +222,12 @@ func (s *serverKey) get(ctx context.Context) (*PublicKey, error) {
 	return s.fetching.Do(ctx, s.life, s.update)
 }
 
-// refresh is asked for when the server refused a request that was sealed to used. It reports whether the server has
-// another, trusted key by now. It asks the server only once per refusal, and seldom when that brings nothing.
+// refresh runs when the server refused a request that was sealed to used. It reports whether the
+// server has another, trusted key by now. It asks the server only once per refusal, and not again
+// for a minute when the key is the same.
 func (s *serverKey) refresh(ctx context.Context, used *PublicKey) (bool, error) {
 	s.mu.Lock()
-	if !used.Equal(s.key) { // somebody else noticed first
+	if !used.Equal(s.key) { // another call noticed first
 		s.mu.Unlock()
 		return true, nil
 	}
@@ -253,7 +266,7 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 	}
 	s.mu.Lock()
 	s.key, s.fetched = key, time.Now()
-	if s.vouches(key) {
+	if s.trustsSigner(key) {
 		if s.signed == nil {
 			s.signed = make(map[string]signerState)
 		}
@@ -263,13 +276,15 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 	return key, nil
 }
 
-// choose takes the first key that is trusted or was accepted, otherwise the first one, and returns the one in use as well.
+// choose takes the first key that is trusted or was accepted, otherwise the first one, and returns
+// the one in use as well.
 func (s *serverKey) choose(offered []*PublicKey) (old, key *PublicKey, accepted bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, k := range offered {
-		if last, ok := s.signed[k.signer]; ok && k.list != last.sum && k.signed < last.created-int64(keyListStep/time.Second) {
-			k = k.unsigned() // an older list than the one that is known: somebody sends it again
+		if last, ok := s.signed[k.signer]; ok && k.list != last.sum &&
+			k.signed < last.created-int64(keyListStep/time.Second) {
+			k = k.withoutSigner() // an older list than the one that is known: a replay
 			offered[i] = k
 		}
 		accepted = slices.ContainsFunc(s.accepted, k.matches)
@@ -280,16 +295,18 @@ func (s *serverKey) choose(offered []*PublicKey) (old, key *PublicKey, accepted 
 	return s.key, offered[0], false
 }
 
-// vouches tells whether key's signer is trusted, whatever it signs. What others signed must not count against him.
-func (s *serverKey) vouches(key *PublicKey) bool {
+// trustsSigner tells whether key's signer is trusted, whatever it signs. Only of such a signer the
+// lists are compared by age: the lists of others must not count against it. s.mu is held.
+func (s *serverKey) trustsSigner(key *PublicKey) bool {
 	if key.signer == "" || s.trust == TrustHTTPS() {
 		return false
 	}
-	return slices.Contains(s.accepted, key.signer) || s.trust.check(s.origin, &PublicKey{signer: key.signer}) == nil
+	return slices.Contains(s.accepted, key.signer) ||
+		s.trust.check(s.origin, &PublicKey{signer: key.signer}) == nil
 }
 
-// judge asks the trust, and then the user. A key that the user accepted before needs neither, except that a trust with a
-// memory of its own has what was accepted there, and goes by that.
+// judge asks the trust, and then the user. A key that the user accepted before needs neither,
+// except that a trust with a memory of its own has the accepted key there, and judges by that.
 func (s *serverKey) judge(ctx context.Context, old, key *PublicKey, accepted bool) error {
 	if err := s.trust.check(s.origin, key); err != nil && !(accepted && !s.trust.remembers()) {
 		s.log.WarnContext(ctx, "server key refused", "fingerprint", key.fingerprint)
@@ -310,7 +327,7 @@ func (s *serverKey) judge(ctx context.Context, old, key *PublicKey, accepted boo
 	return s.trust.remember(ctx, s.origin, key)
 }
 
-// ask has the user judge a key, if he wants to.
+// ask has Config.OnServerKey judge a key, if it is set.
 func (s *serverKey) ask(ctx context.Context, old, key *PublicKey) error {
 	if s.notify == nil {
 		return nil
@@ -327,7 +344,8 @@ func (s *serverKey) ask(ctx context.Context, old, key *PublicKey) error {
 	return key.refusal(want, err)
 }
 
-// accept trusts a fingerprint from now on, and forgets the key in use so that the next call asks the server.
+// accept trusts a fingerprint from now on, and forgets the key in use so that the next call asks
+// the server.
 func (s *serverKey) accept(ctx context.Context, fingerprint string) error {
 	fingerprint = hybrid.NormalFingerprint(fingerprint)
 	fp, err := hybrid.ParseFingerprint(fingerprint)
@@ -343,14 +361,17 @@ func (s *serverKey) accept(ctx context.Context, fingerprint string) error {
 	}
 	s.fetched, s.quietUntil = time.Time{}, time.Time{}
 	s.mu.Unlock()
-	return s.audit.tell(ctx, Event{Type: EventServerKeyAccepted, Fingerprint: fingerprint, Server: s.origin})
+	return s.audit.tell(ctx, Event{
+		Type: EventServerKeyAccepted, Fingerprint: fingerprint, Server: s.origin,
+	})
 }
 
 func (s *serverKey) tellKey(ctx context.Context, old, key *PublicKey) error {
 	if key.Equal(old) {
 		return nil
 	}
-	e := Event{Type: EventServerKeyFirstSeen, Fingerprint: key.fingerprint, Server: s.origin, Reason: trustName(s.trust)}
+	e := Event{Type: EventServerKeyFirstSeen, Fingerprint: key.fingerprint, Server: s.origin,
+		Reason: trustName(s.trust)}
 	if old != nil {
 		e.Type, e.OldFingerprint = EventServerKeyChanged, old.fingerprint
 	}
@@ -360,10 +381,12 @@ func (s *serverKey) tellKey(ctx context.Context, old, key *PublicKey) error {
 // tellRefused tells of a key that was refused; err comes back.
 func (s *serverKey) tellRefused(ctx context.Context, err error) error {
 	refused, ok := errors.AsType[*ServerKeyError](err)
-	if _, told := err.(*auditError); !ok || told { // the Auditor's error is not the server's key
+	// the Auditor's error is not the server's key
+	if _, ofAudit := err.(*auditError); !ok || ofAudit {
 		return err
 	}
-	e := Event{Type: EventServerKeyRefused, Fingerprint: refused.Got, Server: s.origin, Reason: trustName(s.trust)}
+	e := Event{Type: EventServerKeyRefused, Fingerprint: refused.Got, Server: s.origin,
+		Reason: trustName(s.trust)}
 	if refused.Err != nil {
 		e.Reason = "OnServerKey"
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 func TestTrustUnset(t *testing.T) {
@@ -38,7 +39,7 @@ func TestPinValidation(t *testing.T) {
 		{[]string{strings.Repeat("ab:", 31) + "ab"}, false}, {[]string{good[:32] + " " + good[32:]}, false},
 		{[]string{good}, true}, {[]string{strings.ToUpper(good)}, true}, {[]string{" " + good + "\n"}, true}, {[]string{good, good}, true},
 	} {
-		_, err := NewSecureCompletionClient(Config{Trust: Pin(c.pins...), Transport: neverUsed(t)})
+		_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: Pin(c.pins...), Transport: neverUsed(t)})
 		if e, ok := errors.AsType[*ConfigError](err); (err == nil) != c.ok || (!c.ok && (!ok || e.Field != "Config.Trust")) {
 			t.Errorf("%q: %v", c.pins, err)
 		}
@@ -48,29 +49,29 @@ func TestPinValidation(t *testing.T) {
 func TestPin(t *testing.T) {
 	right, wrong, other := publicOf(t, "rsa-2048").Fingerprint(), publicOf(t, "server-4096").Fingerprint(), publicOf(t, "other-4096").Fingerprint()
 	for _, pins := range [][]string{{right}, {strings.ToUpper(right)}, {wrong, right}, {" " + right + " "}} {
-		s := newSealedServer(t)
-		c := s.client(t, func(c *Config) { c.Trust = Pin(pins...) })
+		s := fakes.NewServer(t)
+		c := sealedClient(t, s, func(c *Config) { c.Trust = Pin(pins...) })
 		if _, err := c.Chat(t.Context(), ask("x")); err != nil {
 			t.Errorf("%q: %v", pins, err)
 		}
 	}
 	for _, pins := range [][]string{{wrong}, {wrong, other}} {
-		s := newSealedServer(t)
+		s := fakes.NewServer(t)
 		asked := false
-		c := s.client(t, func(c *Config) {
+		c := sealedClient(t, s, func(c *Config) {
 			c.Trust = Pin(pins...)
 			c.OnServerKey = func(_, _ *PublicKey) error { asked = true; return nil }
 		})
 		_, chatErr := c.Chat(t.Context(), ask("x"))
 		_, keyErr := c.ServerKey(t.Context())
-		_, completeErr := c.Complete(t.Context(), &Request{Body: secret(t, `{"model":"m","messages":[]}`)})
+		_, completeErr := c.Complete(t.Context(), secret(t, `{"model":"m","messages":[]}`))
 		for _, err := range []error{chatErr, keyErr, completeErr, c.Warm(t.Context())} {
 			e, ok := errors.AsType[*ServerKeyError](err)
 			if !ok || e.Got != right || strings.Join(e.Want, " ") != strings.Join(pins, " ") || e.Err != nil {
 				t.Errorf("%q: %v", pins, err)
 			}
 		}
-		if gets, posts := s.counts(); posts != 0 || gets != 4 {
+		if gets, posts := s.Counts(); posts != 0 || gets != 4 {
 			t.Errorf("%q: %d key fetches and %d requests", pins, gets, posts)
 		}
 		if asked {
@@ -81,8 +82,8 @@ func TestPin(t *testing.T) {
 
 // The error's list is the caller's: changing it must not change what is trusted.
 func TestPinErrorIsACopy(t *testing.T) {
-	s := newSealedServer(t)
-	c := s.client(t, func(c *Config) { c.Trust = Pin(publicOf(t, "other-4096").Fingerprint()) })
+	s := fakes.NewServer(t)
+	c := sealedClient(t, s, func(c *Config) { c.Trust = Pin(publicOf(t, "other-4096").Fingerprint()) })
 	_, err := c.ServerKey(t.Context())
 	e, ok := errors.AsType[*ServerKeyError](err)
 	if !ok {
@@ -98,12 +99,12 @@ type keyChange struct{ old, new string }
 
 func TestOnServerKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSealedServer(t)
+		s := fakes.NewServer(t)
 		first, second := publicOf(t, "rsa-2048").Fingerprint(), publicOf(t, "other-4096").Fingerprint()
 		refusal := errors.New("not this one")
 		var calls []keyChange
 		var answer error
-		c := s.client(t, func(c *Config) {
+		c := sealedClient(t, s, func(c *Config) {
 			c.OnServerKey = func(old, new *PublicKey) error {
 				k := keyChange{new: new.Fingerprint()}
 				if old != nil {
@@ -132,7 +133,7 @@ func TestOnServerKey(t *testing.T) {
 			t.Errorf("refused at first: %v", err)
 		}
 		expect("refused", keyChange{"", first})
-		if _, posts := s.counts(); posts != 0 {
+		if _, posts := s.Counts(); posts != 0 {
 			t.Error("something was sent to a refused key")
 		}
 
@@ -148,7 +149,7 @@ func TestOnServerKey(t *testing.T) {
 		}
 		expect("the same key again")
 
-		s.present("other-4096")
+		s.Present("other-4096")
 		time.Sleep(serverKeyLife + time.Second)
 		answer = refusal
 		_, err = c.Chat(t.Context(), ask("x"))
@@ -173,8 +174,8 @@ func TestAcceptServerKey(t *testing.T) {
 		"OnServerKey": func(c *Config) { c.OnServerKey = func(_, _ *PublicKey) error { return refusal } },
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newSealedServer(t)
-			c := s.client(t, change)
+			s := fakes.NewServer(t)
+			c := sealedClient(t, s, change)
 			_, err := c.Chat(t.Context(), ask("x"))
 			e, ok := errors.AsType[*ServerKeyError](err)
 			if !ok {
@@ -195,7 +196,7 @@ func TestAcceptServerKey(t *testing.T) {
 			if k, err := c.ServerKey(t.Context()); err != nil || k.Fingerprint() != got {
 				t.Errorf("ServerKey: %v, %v", k, err)
 			}
-			s.present("server-4096") // a change to yet another key is still refused
+			s.Present("server-4096") // a change to yet another key is still refused
 			_ = c.AcceptServerKey(e.Got)
 			if _, err := c.Chat(t.Context(), ask("x")); err == nil {
 				t.Error("another key is trusted")
@@ -205,8 +206,8 @@ func TestAcceptServerKey(t *testing.T) {
 }
 
 func TestAcceptServerKeyMalformed(t *testing.T) {
-	s := newSealedServer(t)
-	c := s.client(t, nil)
+	s := fakes.NewServer(t)
+	c := sealedClient(t, s, nil)
 	if _, err := c.ServerKey(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -217,14 +218,14 @@ func TestAcceptServerKeyMalformed(t *testing.T) {
 		}
 	}
 	_, _ = c.ServerKey(t.Context())
-	if gets, _ := s.counts(); gets != 1 {
+	if gets, _ := s.Counts(); gets != 1 {
 		t.Error("a refused fingerprint made the client fetch again")
 	}
 	if err := c.AcceptServerKey(good); err != nil {
 		t.Fatal(err)
 	}
 	_, _ = c.ServerKey(t.Context())
-	if gets, _ := s.counts(); gets != 2 {
+	if gets, _ := s.Counts(); gets != 2 {
 		t.Errorf("%d fetches; accepting asks the server again", gets)
 	}
 }
@@ -326,55 +327,54 @@ func TestRefreshAfterRefusal(t *testing.T) {
 
 // The client renews the key once when the server refuses, and gives up when that does not help.
 func TestRefusalRenewsTheKey(t *testing.T) {
-	s := newSealedServer(t)
-	c := s.client(t, nil)
+	s := fakes.NewServer(t)
+	c := sealedClient(t, s, nil)
 	if err := c.Warm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.present("server-4096")
+	s.Present("server-4096")
 	resp, err := c.Chat(t.Context(), ask("x"))
 	if err != nil || resp.Text() != "fine" {
 		t.Fatalf("after a change: %v", err)
 	}
-	if gets, posts := s.counts(); gets != 2 || posts != 2 {
+	if gets, posts := s.Counts(); gets != 2 || posts != 2 {
 		t.Errorf("%d key fetches, %d requests", gets, posts)
 	}
-	s.mu.Lock()
-	a, b := s.posts[0].req.Header.Get(hybrid.HeaderPayloadID), s.posts[1].req.Header.Get(hybrid.HeaderPayloadID)
-	s.mu.Unlock()
+	sent := s.Questions()
+	a, b := sent[0].Request.Header.Get(hybrid.HeaderPayloadID), sent[1].Request.Header.Get(hybrid.HeaderPayloadID)
 	if a == b {
 		t.Error("the second attempt has the first one's payload id")
 	}
-	s.answer = func(*sealedQuestion) *http.Response { return respond(400, `{"detail":"no"}`) }
+	s.Answer = func(*fakes.Question) *http.Response { return respond(400, `{"detail":"no"}`) }
 	for range 3 {
 		if _, err := c.Chat(t.Context(), ask("x")); !errors.Is(err, ErrInvalidRequest) {
 			t.Errorf("got %v", err)
 		}
 	}
-	if gets, posts := s.counts(); gets != 3 || posts != 5 {
+	if gets, posts := s.Counts(); gets != 3 || posts != 5 {
 		t.Errorf("%d key fetches, %d requests: refusals must not become a storm", gets, posts)
 	}
 	for status := range map[int]bool{401: true, 403: true, 429: true, 500: true, 503: true} {
-		s.answer = func(*sealedQuestion) *http.Response { return respond(status, "") }
+		s.Answer = func(*fakes.Question) *http.Response { return respond(status, "") }
 		_, _ = c.Chat(t.Context(), ask("x"))
 	}
-	if gets, _ := s.counts(); gets != 3 {
+	if gets, _ := s.Counts(); gets != 3 {
 		t.Errorf("%d key fetches: other refusals say nothing of the key", gets)
 	}
 }
 
 func TestRefusalRenewsOnlyTrustedKeys(t *testing.T) {
-	s := newSealedServer(t)
-	c := s.client(t, func(c *Config) { c.Trust = Pin(publicOf(t, "rsa-2048").Fingerprint()) })
+	s := fakes.NewServer(t)
+	c := sealedClient(t, s, func(c *Config) { c.Trust = Pin(publicOf(t, "rsa-2048").Fingerprint()) })
 	if err := c.Warm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.present("other-4096")
+	s.Present("other-4096")
 	_, err := c.Chat(t.Context(), ask("x"))
 	if _, ok := errors.AsType[*ServerKeyError](err); !ok {
 		t.Errorf("got %v", err)
 	}
-	if _, posts := s.counts(); posts != 1 {
+	if _, posts := s.Counts(); posts != 1 {
 		t.Errorf("%d requests; nothing may be sealed to the new key", posts)
 	}
 }
@@ -463,9 +463,9 @@ func TestOnServerKeyOneAtATime(t *testing.T) {
 }
 
 func TestPanicInOnServerKey(t *testing.T) {
-	s := newSealedServer(t)
+	s := fakes.NewServer(t)
 	broken := true
-	c := s.client(t, func(c *Config) {
+	c := sealedClient(t, s, func(c *Config) {
 		c.OnServerKey = func(_, _ *PublicKey) error {
 			if broken {
 				panic("from OnServerKey")

@@ -8,7 +8,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
@@ -16,12 +15,11 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
-
-const userAgent = "sealedchat"
 
 // envelopeV1 is the client's end of NOMYO's protocol v1.
 type envelopeV1 struct {
@@ -101,7 +99,7 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 	}
 	h := req.Header
 	h.Set("Content-Type", hybrid.ContentType)
-	h.Set("User-Agent", userAgent)
+	h.Set("User-Agent", httpx.UserAgent)
 	h.Set(hybrid.HeaderPayloadID, r.payloadID)
 	h.Set(hybrid.HeaderPublicKey, r.key.RSA.Public().Header())
 	if o.tier != "" {
@@ -151,7 +149,7 @@ func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) ([
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}
-	req.Header.Set("User-Agent", userAgent)
+	req.Header.Set("User-Agent", httpx.UserAgent)
 	a, err := httpx.Exchange(rt, req, hybrid.MaxKeyText)
 	if err != nil {
 		return nil, err
@@ -168,10 +166,5 @@ func newUUID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:])
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return formatUUID(b)
-}
-
-func formatUUID(b [16]byte) string {
-	s := hex.EncodeToString(b[:])
-	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
+	return chatjson.UUID(b)
 }

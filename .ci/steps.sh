@@ -19,7 +19,7 @@ about() {
 	wine) echo "Windows tests under Wine" ;;
 	demo) echo "the README's demo" ;;
 	modules) echo "modules of their own, with Redis for gateways on several machines" ;;
-	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' . and bench/peers/main.go)" ;;
+	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' ./internal/hybrid and bench/peers/main.go)" ;;
 	fuzz) echo "fuzzing, ${FUZZTIME:-3s} a target" ;;
 	esac
 }
@@ -153,7 +153,7 @@ step_modules() {
 }
 
 step_bench() {
-	go test -run '^$' -bench 'Seal|Open' -benchtime 3x .
+	go test -run '^$' -bench 'Seal|Open' -benchtime 3x ./internal/hybrid
 	local peers=("-small" "-out" "$tools/bench")
 	if need_python; then
 		peers+=("-python" "$python")

@@ -26,24 +26,27 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// counts is what the gateway has seen since it started.
+// counts are the connections and requests that the gateway has had since it started.
 type counts struct{ Connections, Fetches, Chats int64 }
 
-// serveGateway serves every client: https, HTTP/2 and 1.1, in front of a stand-in for a model that answers with as much text
-// as it was asked with. It writes its certificate into dir, prints where it listens, and ends with its standard input.
-// GET /counts over plain http on a second port tells the counts.
+// serveGateway serves every client over https, HTTP/2 and 1.1. Its upstream stands in for a model,
+// and answers with as much text as the prompt has. It writes its certificate into dir, prints its
+// address, and ends when its standard input ends. GET /counts over plain http on a second port
+// returns the counts.
 func serveGateway(dir string) error {
 	upstream, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	go http.Serve(upstream, http.HandlerFunc(answerInKind))
-	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
+	keys, err := sealedchat.NewEphemeralKeyStore(
+		&sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
 	if err != nil {
 		return err
 	}
 	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
-		Upstream: "http://" + upstream.Addr().String() + "/v1", AllowUnauthenticated: true, Keys: keys,
+		Upstream: "http://" + upstream.Addr().String() + "/v1", AllowUnauthenticated: true,
+		Keys:  keys,
 		OHTTP: sealedchat.GatewayOHTTP{StrangerRate: -1},
 	})
 	if err != nil {
@@ -95,8 +98,10 @@ func answerInKind(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(map[string]any{
-		"id": "chatcmpl-1", "object": "chat.completion", "created": 1765250382, "model": request.Model,
-		"choices": []any{map[string]any{"index": 0, "message": request.Messages[0], "finish_reason": "stop"}},
+		"id": "chatcmpl-1", "object": "chat.completion", "created": 1765250382,
+		"model": request.Model,
+		"choices": []any{map[string]any{"index": 0, "message": request.Messages[0],
+			"finish_reason": "stop"}},
 	})
 }
 
@@ -106,14 +111,17 @@ func selfSigned(file string) (*tls.Config, error) {
 		return nil, err
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		SerialNumber: big.NewInt(time.Now().UnixNano()),
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:    time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		return nil, err
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}, os.WriteFile(file, text, 0o644)
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der},
+		PrivateKey: key}}}, os.WriteFile(file, text, 0o644)
 }

@@ -1,10 +1,12 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command peers compares this package's client, a straightforward Go client, and the real Python client, in turn against one
-// gateway in another process, over https. Linux. It needs a Python with nomyo 0.2.9, cryptography 48.0.0 and httpx 0.28.1:
+// Command peers compares this package's client, a straightforward Go client, and the real Python
+// client, in turn against one gateway in another process, over https. Linux. It needs a Python with
+// nomyo 0.2.9, cryptography 48.0.0 and httpx 0.28.1:
 //
-//	python3 -m venv /tmp/venv && /tmp/venv/bin/pip install nomyo==0.2.9 cryptography==48.0.0 httpx==0.28.1
+//	python3 -m venv /tmp/venv && \
+//	  /tmp/venv/bin/pip install nomyo==0.2.9 cryptography==48.0.0 httpx==0.28.1
 //	cd bench/peers && go run . -python /tmp/venv/bin/python        # minutes; -small: seconds
 //
 // It writes RESULTS.md and peers.svg into the folder -out ("..").
@@ -52,14 +54,17 @@ func run(args []string) error {
 		}
 	}
 	flags := flag.NewFlagSet("peers", flag.ExitOnError)
-	python := flags.String("python", "", "the Python with nomyo in it; none: without the Python client")
+	python := flags.String("python", "",
+		"the Python with nomyo in it; none: without the Python client")
 	out := flags.String("out", "..", "folder for RESULTS.md and peers.svg")
 	small := flags.Bool("small", false, "a few requests only, to see that it runs")
 	rounds := flags.Int("rounds", 3, "how often each client has its turn")
 	_ = flags.Parse(args)
-	b := &bench{python: *python, rounds: *rounds, requests: 48, bigRequests: 16, concurrency: []int{1, 8, 32}, times: [2]string{"500x", "100x"}}
+	b := &bench{python: *python, rounds: *rounds, requests: 48, bigRequests: 16,
+		concurrency: []int{1, 8, 32}, times: [2]string{"500x", "100x"}}
 	if *small {
-		b.rounds, b.requests, b.bigRequests, b.concurrency, b.times = 1, 4, 2, []int{1, 4}, [2]string{"1x", "1x"}
+		b.rounds, b.requests, b.bigRequests, b.concurrency, b.times = 1, 4, 2, []int{1, 4},
+			[2]string{"1x", "1x"}
 	}
 	var err error
 	if b.self, err = os.Executable(); err != nil {
@@ -79,8 +84,9 @@ type bench struct {
 	self, python, dir             string
 	rounds, requests, bigRequests int
 	concurrency                   []int
-	times                         [2]string // how often the package's own benchmarks run: Seal and Open, and the rest
-	base, control, cert           string
+	// how often the package's own benchmarks run: Seal and Open, and the others
+	times               [2]string
+	base, control, cert string
 
 	rows    []*row
 	bundle  []float64    // Python's CPU with certifi's bundle
@@ -132,7 +138,8 @@ func (b *bench) measure() error {
 			for range b.rounds {
 				for _, r := range rows {
 					if err := b.one(r, b.cert); err != nil {
-						return fmt.Errorf("%s, %d bytes, %d at a time: %w", r.client, size, concurrency, err)
+						return fmt.Errorf("%s, %d bytes, %d at a time: %w", r.client, size,
+							concurrency, err)
 					}
 				}
 			}
@@ -180,8 +187,15 @@ func (b *bench) extras() error {
 	if err := b.profiles(); err != nil {
 		return err
 	}
-	for _, these := range []struct{ pattern, times string }{{"Seal|Open", b.times[0]}, {"Complete|OHTTP|GatewayProtocols|AuditEvent", b.times[1]}} {
-		cmd := exec.Command("go", "test", "-run", "^$", "-bench", "^Benchmark("+these.pattern+")", "-benchtime", these.times, ".")
+	for _, these := range []struct {
+		folder, pattern, times string
+	}{
+		{"./internal/hybrid", "Seal|Open", b.times[0]},
+		{".", "OHTTP", b.times[1]},
+		{"./internal/e2e", "Complete|OHTTP|GatewayProtocols|AuditEvent", b.times[1]},
+	} {
+		cmd := exec.Command("go", "test", "-run", "^$", "-bench", "^Benchmark("+these.pattern+")",
+			"-benchtime", these.times, these.folder)
 		cmd.Dir = filepath.Join("..", "..")
 		text, err := output(cmd)
 		found := len(b.own)
@@ -197,7 +211,8 @@ func (b *bench) extras() error {
 	return nil
 }
 
-// profiles uses a build with runtime/secret: in the ordinary one, what seals and opens blocks the profiler's signal.
+// profiles uses a build with runtime/secret. In the ordinary build, sealing and opening block the
+// signal of the profiler.
 func (b *bench) profiles() error {
 	visible := *b
 	visible.self = filepath.Join(b.dir, "peers-runtimesecret")
@@ -212,7 +227,8 @@ func (b *bench) profiles() error {
 		if err := visible.one(r, b.cert, file); err != nil {
 			return err
 		}
-		top, err := output(exec.Command("go", "tool", "pprof", "-top", "-nodecount", "15", visible.self, file))
+		top, err := output(exec.Command("go", "tool", "pprof", "-top", "-nodecount", "15",
+			visible.self, file))
 		if err != nil {
 			return err
 		}
@@ -229,7 +245,8 @@ func output(cmd *exec.Cmd) (string, error) {
 	return string(text), err
 }
 
-// withBundle is certifi's bundle of authorities, which httpx loads by default, and the gateway's certificate.
+// withBundle returns certifi's bundle of authorities, which httpx loads by default, together with
+// the certificate of the gateway.
 func (b *bench) withBundle() (string, error) {
 	where, err := output(exec.Command(b.python, "-m", "certifi"))
 	if err != nil {
@@ -247,7 +264,7 @@ func (b *bench) withBundle() (string, error) {
 	return file, os.WriteFile(file, slices.Concat(bundle, own), 0o644)
 }
 
-// one runs a client's process once. It warms up before anything is counted.
+// one runs the process of a client once. The process warms up before anything is counted.
 func (b *bench) one(r *row, cert string, profile ...string) error {
 	requests := b.requests
 	if r.size > 1<<16 {
@@ -255,7 +272,8 @@ func (b *bench) one(r *row, cert string, profile ...string) error {
 	}
 	requests = max(requests, r.concurrency)
 	numbers := []string{strconv.Itoa(r.size), strconv.Itoa(r.concurrency), strconv.Itoa(requests)}
-	cmd := exec.Command(b.self, append(append([]string{r.client, b.base, cert}, numbers...), profile...)...)
+	cmd := exec.Command(b.self, append(append([]string{r.client, b.base, cert}, numbers...),
+		profile...)...)
 	if r.client == "python" {
 		cmd = exec.Command(b.python, append([]string{"client.py", b.base}, numbers...)...)
 		cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+cert)
@@ -296,7 +314,8 @@ func (b *bench) one(r *row, cert string, profile ...string) error {
 	if err := cmd.Wait(); err != nil {
 		return err
 	}
-	r.cpu, r.peak, r.wall = append(r.cpu, got.CPU), append(r.peak, got.Peak), append(r.wall, got.Wall...)
+	r.cpu, r.peak, r.wall = append(r.cpu, got.CPU), append(r.peak, got.Peak),
+		append(r.wall, got.Wall...)
 	r.connections = float64(after.Connections-before.Connections) / float64(requests)
 	r.fetch = float64(after.Fetches-before.Fetches) / float64(requests)
 	return nil

@@ -22,8 +22,8 @@ import (
 	"net/url"
 )
 
-// The straightforward client that a Go programmer writes in an afternoon: structs, json.Marshal, base64 strings. It keeps
-// the server's key and its connections.
+// The straightforward client that a Go programmer writes in an afternoon, with structs,
+// json.Marshal and base64 strings. It keeps the key of the server and its connections.
 
 type chatRequest struct {
 	Model    string        `json:"model"`
@@ -78,7 +78,8 @@ func newNaive(base string, transport http.RoundTripper) (*naiveClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.header = url.QueryEscape(string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
+	c.header = url.QueryEscape(string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY",
+		Bytes: der})))
 	c.header = string(bytes.ReplaceAll([]byte(c.header), []byte("+"), []byte("%20")))
 	return c, nil
 }
@@ -96,7 +97,8 @@ func (c *naiveClient) chat(_ context.Context, prompt string) error {
 	if err != nil {
 		return err
 	}
-	e := naiveEnvelope{Version: "1.0", Algorithm: "hybrid-aes256-rsa4096", Key: base64.StdEncoding.EncodeToString(wrapped)}
+	e := naiveEnvelope{Version: "1.0", Algorithm: "hybrid-aes256-rsa4096",
+		Key: base64.StdEncoding.EncodeToString(wrapped)}
 	e.Payload.Ciphertext = base64.StdEncoding.EncodeToString(sealed[:len(sealed)-16])
 	e.Payload.Nonce = base64.StdEncoding.EncodeToString(nonce)
 	e.Payload.Tag = base64.StdEncoding.EncodeToString(sealed[len(sealed)-16:])
@@ -104,7 +106,8 @@ func (c *naiveClient) chat(_ context.Context, prompt string) error {
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequest(http.MethodPost, c.url+"/v1/chat/secure_completion", bytes.NewReader(body))
+	req, err := http.NewRequest(http.MethodPost, c.url+"/v1/chat/secure_completion",
+		bytes.NewReader(body))
 	if err != nil {
 		return err
 	}

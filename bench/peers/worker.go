@@ -29,7 +29,7 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// result is what a client process prints, client.py too.
+// result is the output of a client process, also of client.py.
 type result struct {
 	CPU  float64   // ms per request, user and system
 	Wall []float64 // ms, of each request
@@ -47,18 +47,21 @@ func trusting(file string) (*http.Transport, error) {
 	return t, nil
 }
 
-func newOurs(base, cert string, protocol sealedchat.Protocol, keys *sealedchat.KeyStore) (*sealedchat.SecureCompletionClient, error) {
+func newOurs(base, cert string, protocol sealedchat.Protocol,
+	keys *sealedchat.KeyStore) (*sealedchat.SecureCompletionClient, error) {
 	transport, err := trusting(cert)
 	if err != nil {
 		return nil, err
 	}
 	return sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: base, Trust: sealedchat.TrustHTTPS(), Transport: transport, Protocol: protocol, Keys: keys,
+		BaseURL: base, Trust: sealedchat.TrustHTTPS(), Transport: transport, Protocol: protocol,
+		Keys: keys,
 	})
 }
 
 func ask(ctx context.Context, c *sealedchat.SecureCompletionClient, prompt string) error {
-	answer, err := c.Chat(ctx, &sealedchat.ChatRequest{Model: "model", Messages: []sealedchat.Message{sealedchat.UserMessage(prompt)}})
+	answer, err := c.Chat(ctx, &sealedchat.ChatRequest{Model: "model",
+		Messages: []sealedchat.Message{sealedchat.UserMessage(prompt)}})
 	if err == nil && answer.Text() != prompt {
 		err = errors.New("another answer")
 	}
@@ -69,7 +72,8 @@ func prompt(n int) string {
 	return strings.Repeat("All work and no play makes Jack a dull boy.\n", n/44+1)[:n]
 }
 
-// work runs one client: kind, URL, certificate, bytes, concurrency, requests, and perhaps a file for a CPU profile.
+// work runs one client: kind, URL, certificate, bytes, concurrency, requests, and perhaps a file
+// for a CPU profile.
 func work(args []string) error {
 	ctx := context.Background()
 	size, _ := strconv.Atoi(args[3])
@@ -144,9 +148,10 @@ func work(args []string) error {
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
-// floor compares the CPU time of a warm chat of 1 KiB with one RSA-4096 encryption and one decryption, in turn in one
-// process, and prints the ratio of the medians; then the same with another process doing as much between the two, as
-// the gateway does in a chat: it leaves this one's caches and predictions cold.
+// floor compares the CPU time of a warm chat of 1 KiB with that of one RSA-4096 encryption and one
+// decryption, in turn in one process, and prints the ratio of the medians. Then it does the same
+// with another process that does as much work between the two, as the gateway does in a chat: that
+// leaves the caches and predictions of this process cold.
 func floor(base, cert string, requests int) error {
 	ctx := context.Background()
 	c, err := newOurs(base, cert, sealedchat.ProtocolEnvelope, nil)
@@ -189,9 +194,10 @@ func floor(base, cert string, requests int) error {
 	return nil
 }
 
-// pair wraps and unwraps an AES key, with something in between.
+// pair wraps and unwraps an AES key, and calls a function between the two.
 func pair(key *rsa.PrivateKey, between func() error) error {
-	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, &key.PublicKey, make([]byte, 32), nil)
+	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, &key.PublicKey, make([]byte, 32),
+		nil)
 	if err == nil {
 		err = between()
 	}
@@ -201,7 +207,7 @@ func pair(key *rsa.PrivateKey, between func() error) error {
 	return err
 }
 
-// startPairs starts another process, which does one pair whenever do is called.
+// startPairs starts another process that does one pair whenever do is called.
 func startPairs() (do func() error, stop func(), err error) {
 	cmd := exec.Command(os.Args[0], "pairs")
 	in, err := cmd.StdinPipe()
@@ -226,7 +232,7 @@ func startPairs() (do func() error, stop func(), err error) {
 	return do, func() { _, _ = in.Close(), cmd.Wait() }, nil
 }
 
-// pairs is what the process of startPairs does.
+// pairs is the work of the process that startPairs starts.
 func pairs() error {
 	key, err := rsa.GenerateKey(rand.Reader, 4096)
 	if err != nil {
@@ -260,8 +266,8 @@ func createStore(dir string) error {
 	return store.Close()
 }
 
-// cold opens a key store and has one answer, from the start of the process's main function, and then measures one PBKDF2
-// as the key store uses it. It prints both in ms.
+// cold opens a key store and gets one answer, measured from the start of main, and then measures
+// one PBKDF2 as the key store uses it. It prints both times in ms.
 func cold(base, cert, dir string) error {
 	start := time.Now()
 	ctx := context.Background()
@@ -269,7 +275,8 @@ func cold(base, cert, dir string) error {
 	if err != nil {
 		return err
 	}
-	store, err := sealedchat.OpenKeyStore(ctx, dir, s, &sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
+	store, err := sealedchat.OpenKeyStore(ctx, dir, s,
+		&sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
 	if err != nil {
 		return err
 	}
@@ -301,7 +308,8 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// peak is the most memory that this process has had. (ru_maxrss would count its parent's, before exec.)
+// peak returns the most memory that this process has had. (ru_maxrss would count that of its
+// parent, before exec.)
 func peak() float64 {
 	status, _ := os.ReadFile("/proc/self/status")
 	_, after, _ := strings.Cut(string(status), "VmHWM:")

@@ -76,7 +76,8 @@ func (p *program) run(ctx context.Context, args []string) int {
 	case "verify":
 		err = p.verify(ctx, args)
 	default:
-		err = wrongInput("want: audit tail [-n N] [-f] LOG, or: audit verify [-dir DIR] [-head HEAD] LOG")
+		err = wrongInput("want: audit tail [-n N] [-f] LOG, or: audit verify [-dir DIR] [-head " +
+			"HEAD] LOG")
 	}
 	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return 0

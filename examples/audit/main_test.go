@@ -109,7 +109,8 @@ func TestVerify(t *testing.T) {
 			t.Fatal(err)
 		}
 		if out, said, status := w.run(t.Context(), passphrase, append(append([]string{"verify"},
-			c.args...), w.path)...); status != c.status || out != "" || !strings.Contains(said, c.says) {
+			c.args...), w.path)...); status != c.status || out != "" ||
+			!strings.Contains(said, c.says) {
 			t.Errorf("%s: %d: %s %s", what, status, out, said)
 		}
 	}
@@ -141,7 +142,8 @@ func TestVerify(t *testing.T) {
 		"negative":         {"", []string{"tail", "-n", "-1", w.path}, 2},
 		"help":             {"", []string{"tail", "-help"}, 0},
 	} {
-		if out, said, status := w.run(t.Context(), c.pass, c.args...); status != c.status || out != "" ||
+		if out, said, status := w.run(t.Context(), c.pass, c.args...); status != c.status ||
+			out != "" ||
 			said == "" {
 			t.Errorf("%s: %d: %s %s", what, status, out, said)
 		}

@@ -134,7 +134,8 @@ func (p *program) print(line string) error {
 	if json.Unmarshal(members["seq"], &seq) == nil {
 		if p.seq > 0 && seq > p.seq+1 {
 			if _, err := fmt.Fprintf(p.stdout,
-				"?  events %d to %d are not shown: older files may have them\n", p.seq+1, seq-1); err != nil {
+				"?  events %d to %d are not shown: older files may have them\n", p.seq+1,
+				seq-1); err != nil {
 				return err
 			}
 		}

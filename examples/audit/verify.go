@@ -85,7 +85,8 @@ func (p *program) describe(r *sealedchat.AuditReport, head string) {
 		fmt.Fprintf(p.stderr, "%d events could not be written, as the log says\n", r.Lost)
 	}
 	if head == "" {
-		fmt.Fprintln(p.stderr, "no -head was given: whether lines are missing at the end cannot be said")
+		fmt.Fprintln(p.stderr,
+			"no -head was given: whether lines are missing at the end cannot be said")
 	}
 }
 
@@ -96,7 +97,8 @@ func (p *program) passphrase(file string) (*sealedchat.Secret, error) {
 	if file == "" {
 		text := p.env("NOMYO_KEY_PASSWORD") // a string: nothing can wipe that copy
 		if text == "" {
-			return nil, wrongInput("the passphrase: set NOMYO_KEY_PASSWORD, or give -passphrase-file")
+			return nil, wrongInput(
+				"the passphrase: set NOMYO_KEY_PASSWORD, or give -passphrase-file")
 		}
 		return sealedchat.NewSecret([]byte(text))
 	}
@@ -111,14 +113,16 @@ func (p *program) passphrase(file string) (*sealedchat.Secret, error) {
 	}
 	// on Windows who may is not in the mode
 	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" {
-		return nil, wrongInput("-passphrase-file: others may use %s (mode %04o): chmod 600 it", file,
+		return nil, wrongInput("-passphrase-file: others may use %s (mode %04o): chmod 600 it",
+			file,
 			mode)
 	}
 	text := make([]byte, maxPassphrase+1)
 	defer clear(text)
 	n, err := io.ReadFull(f, text)
 	if err == nil || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, wrongInput("-passphrase-file: %s cannot be read, or has more than %d bytes", file,
+		return nil, wrongInput("-passphrase-file: %s cannot be read, or has more than %d bytes",
+			file,
 			maxPassphrase)
 	}
 	return sealedchat.NewSecret(bytes.TrimRight(text[:n], "\r\n"))

@@ -14,8 +14,10 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// connect makes the client, for a server and for the demo alike. Nothing is sent yet. done ends what it made.
-func (p *program) connect(o *options, to server, keys *sealedchat.KeyStore) (_ *sealedchat.SecureCompletionClient, done func(), err error) {
+// connect makes the client, for a server and for the demo alike. Nothing is sent yet. done ends
+// what it made.
+func (p *program) connect(o *options, to server,
+	keys *sealedchat.KeyStore) (_ *sealedchat.SecureCompletionClient, done func(), err error) {
 	transport := sealedchat.DefaultTransport()
 	transport.TLSClientConfig.RootCAs = to.roots
 	config := sealedchat.Config{
@@ -56,13 +58,15 @@ func (p *program) connect(o *options, to server, keys *sealedchat.KeyStore) (_ *
 // tellServerKey prints which key is trusted when none is pinned.
 func (p *program) tellServerKey(old, key *sealedchat.PublicKey) error {
 	if old != nil {
-		fmt.Fprintf(p.stderr, "warning: the server's key has changed, it was %s\n", old.Fingerprint())
+		fmt.Fprintf(p.stderr, "warning: the server's key has changed, it was %s\n",
+			old.Fingerprint())
 	}
 	fmt.Fprintf(p.stderr, "trusted server key %s; pin it with: -pin %[1]s\n", key.Fingerprint())
 	return nil
 }
 
-// explain turns an error into one line for the user, and an exit status. o is nil when the command line was wrong.
+// explain turns an error into one line for the user, and an exit status. o is nil when the command
+// line was wrong.
 func explain(ctx context.Context, err error, o *options) (text string, status int) {
 	text = strings.TrimPrefix(err.Error(), "sealedchat: ")
 	if _, ok := errors.AsType[usageError](err); ok {
@@ -70,7 +74,8 @@ func explain(ctx context.Context, err error, o *options) (text string, status in
 	}
 	if wrong, ok := errors.AsType[*sealedchat.ConfigError](err); ok {
 		name := map[string]string{
-			"Config.BaseURL": o.urlFrom, "Config.Trust": "-pin", "Config.APIKey": "NOMYO_API_KEY", "Config.Timeout": "-timeout",
+			"Config.BaseURL": o.urlFrom, "Config.Trust": "-pin", "Config.APIKey": "NOMYO_API_KEY",
+			"Config.Timeout": "-timeout",
 		}[wrong.Field]
 		if name != "" {
 			text = name + ": " + strings.TrimPrefix(wrong.Err.Error(), "sealedchat: ")
@@ -81,7 +86,8 @@ func explain(ctx context.Context, err error, o *options) (text string, status in
 		return "interrupted", 1
 	}
 	if wrong, ok := errors.AsType[*sealedchat.ServerKeyError](err); ok {
-		return fmt.Sprintf("the server's key is not the pinned one, so no prompt was sent; if its operator confirms the new key, use: -pin %s", wrong.Got), 1
+		return fmt.Sprintf("the server's key is not the pinned one, so no prompt was sent; if "+
+			"its operator confirms the new key, use: -pin %s", wrong.Got), 1
 	}
 	if hint := hint(err, o); hint != "" {
 		text += "; " + hint

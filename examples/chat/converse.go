@@ -15,8 +15,10 @@ import (
 
 const maxLine = 1 << 20 // bytes of one line of a conversation
 
-// converse asks for prompts until /quit, the end of the input, or the end of ctx. It keeps the history.
-func (p *program) converse(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient) error {
+// converse asks for prompts until /quit, the end of the input, or the end of ctx. It keeps the
+// history.
+func (p *program) converse(ctx context.Context, o *options,
+	client *sealedchat.SecureCompletionClient) error {
 	fmt.Fprintln(p.stderr, "Type a prompt. /quit or Ctrl-D ends.")
 	reading, stop := context.WithCancel(ctx)
 	defer stop()
@@ -65,7 +67,8 @@ func isOutputError(err error) bool {
 	return ok
 }
 
-func (p *program) turn(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient, messages []sealedchat.Message) (string, error) {
+func (p *program) turn(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient,
+	messages []sealedchat.Message) (string, error) {
 	if err := checkPrompt(messages[len(messages)-1].Content); err != nil {
 		return "", err
 	}
@@ -77,7 +80,8 @@ func (p *program) lines(ctx context.Context) (lines <-chan string, err func() er
 	ch := make(chan string)
 	scanner := bufio.NewScanner(p.stdin)
 	scanner.Buffer(nil, maxLine)
-	go func() { // after /quit or Ctrl-C it ends with the process: reading a terminal cannot be interrupted
+	// after /quit or Ctrl-C it ends with the process: reading a terminal cannot be interrupted
+	go func() {
 		defer close(ch)
 		for scanner.Scan() {
 			select {

@@ -21,7 +21,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// demo is a server inside this process: a gateway behind TLS on loopback, with the demo model as its upstream.
+// demo is a server inside this process: a gateway behind TLS on loopback, with the demo model as
+// its upstream.
 type demo struct {
 	server
 	gateway *sealedchat.Gateway
@@ -30,17 +31,21 @@ type demo struct {
 	serving sync.WaitGroup
 }
 
-// startDemo starts the demo, and meanwhile has clientKeys generate its key, if the protocol needs one.
-func (p *program) startDemo(ctx context.Context, o *options, clientKeys *sealedchat.KeyStore) (_ *demo, err error) {
-	fmt.Fprintln(p.stderr, "demo: no -url was given, so this is the demo: a gateway and a tiny demo model inside this program. "+
-		"No model was downloaded; the demo model only repeats.")
+// startDemo starts the demo, and meanwhile has clientKeys generate its key, if the protocol needs
+// one.
+func (p *program) startDemo(ctx context.Context, o *options,
+	clientKeys *sealedchat.KeyStore) (_ *demo, err error) {
+	fmt.Fprintln(p.stderr,
+		"demo: no -url was given, so a gateway and a tiny model run inside this program")
+	fmt.Fprintln(p.stderr, "demo: No model was downloaded; the tiny one only repeats")
 	d := &demo{}
 	defer func() {
 		if err != nil {
 			d.close()
 		}
 	}()
-	if d.keys, err = sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: p.keyBits}); err != nil {
+	if d.keys, err = sealedchat.NewEphemeralKeyStore(
+		&sealedchat.KeyStoreOptions{Bits: p.keyBits}); err != nil {
 		return nil, err
 	}
 	d.server.key = rand.Text()
@@ -57,7 +62,8 @@ func (p *program) startDemo(ctx context.Context, o *options, clientKeys *sealedc
 }
 
 // makeDemoKeys makes the gateway's key, and pins it.
-func (p *program) makeDemoKeys(ctx context.Context, o *options, d *demo, clientKeys *sealedchat.KeyStore) error {
+func (p *program) makeDemoKeys(ctx context.Context, o *options, d *demo,
+	clientKeys *sealedchat.KeyStore) error {
 	if o.protocol == sealedchat.ProtocolOHTTP {
 		keys, err := d.gateway.Keys(ctx)
 		if err != nil {
@@ -78,7 +84,8 @@ func (p *program) makeDemoKeys(ctx context.Context, o *options, d *demo, clientK
 	return nil
 }
 
-func newDemoGateway(keys *sealedchat.KeyStore, apiKey string, protocol sealedchat.Protocol) (*sealedchat.Gateway, error) {
+func newDemoGateway(keys *sealedchat.KeyStore, apiKey string,
+	protocol sealedchat.Protocol) (*sealedchat.Gateway, error) {
 	secret, err := sealedchat.NewSecret([]byte(apiKey))
 	if err != nil {
 		return nil, err
@@ -111,7 +118,8 @@ func (d *demo) listen(ctx context.Context) error {
 	}
 	d.url = "https://" + listener.Addr().String()
 	d.http = d.gateway.Server("")
-	d.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}}
+	d.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12,
+		Certificates: []tls.Certificate{certificate}}
 	d.serving.Go(func() { _ = d.http.ServeTLS(listener, "", "") }) // until close
 	return nil
 }

@@ -9,12 +9,14 @@
 //	echo "Summarise this." | go run ./examples/chat -url https://api.nomyo.ai -model MODEL
 //	go run ./examples/chat -url https://127.0.0.1:8443 -cacert gateway.pem -pin HEX -model MODEL
 //
-// Without -url (and without NOMYO_SERVER_URL) it starts a TLS gateway in front of a tiny demo model inside its own
-// process, and talks to it as to any other server. The prompt is taken from the arguments, or else from standard input;
-// on a terminal without a prompt a small conversation begins, which /quit or Ctrl-D ends.
+// Without -url (and without NOMYO_SERVER_URL) it starts a TLS gateway in front of a tiny demo model
+// inside its own process, and talks to it as to any other server. The prompt is taken from the
+// arguments, or else from standard input; on a terminal without a prompt a small conversation
+// begins, which /quit or Ctrl-D ends.
 //
-// Standard output gets the answer alone, everything else goes to standard error. Environment: NOMYO_API_KEY is the
-// server's API key, NOMYO_SERVER_URL and NOMYO_SERVER_PIN stand in for -url and -pin. Exit status: 0, 1 when no answer came, 2 for wrong input.
+// Standard output gets the answer alone, everything else goes to standard error. Environment:
+// NOMYO_API_KEY is the server's API key, NOMYO_SERVER_URL and NOMYO_SERVER_PIN stand in for -url
+// and -pin. Exit status: 0, 1 when no answer came, 2 for wrong input.
 package main
 
 import (
@@ -41,8 +43,10 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
 }
 
-func run(ctx context.Context, args []string, env func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
-	p := &program{env: env, stdin: stdin, stdout: stdout, stderr: stderr, isTerminal: isTerminal, patience: 300 * time.Millisecond}
+func run(ctx context.Context, args []string, env func(string) string, stdin io.Reader, stdout,
+	stderr io.Writer) int {
+	p := &program{env: env, stdin: stdin, stdout: stdout, stderr: stderr, isTerminal: isTerminal,
+		patience: 300 * time.Millisecond}
 	return p.run(ctx, args)
 }
 
@@ -79,7 +83,8 @@ func (p *program) run(ctx context.Context, args []string) int {
 
 // chat connects to the server, or to the demo, and asks.
 func (p *program) chat(ctx context.Context, o *options) error {
-	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: p.keyBits}) // its key is made when one is needed
+	// its key is made when one is needed
+	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: p.keyBits})
 	if err != nil {
 		return err
 	}
@@ -92,7 +97,8 @@ func (p *program) chat(ctx context.Context, o *options) error {
 		}
 		defer d.close()
 		to = d.server
-		fmt.Fprintf(p.stderr, "demo: the gateway is %s, its key is pinned: %s\n", to.url, to.pins[0])
+		fmt.Fprintf(p.stderr, "demo: the gateway is %s, and its key is pinned:\n", to.url)
+		fmt.Fprintf(p.stderr, "demo: %s\n", to.pins[0])
 	}
 	client, done, err := p.connect(o, to, keys)
 	if err != nil {
@@ -100,8 +106,8 @@ func (p *program) chat(ctx context.Context, o *options) error {
 	}
 	defer done()
 
-	// Chat would do all this by itself. Doing it first makes the client's key, if the protocol has one, while the server's is
-	// on its way.
+	// Chat would do all this by itself. Doing it first makes the client's key, if the protocol has
+	// one, while the server's is on its way.
 	ready := p.while("getting ready …")
 	err = client.Warm(ctx)
 	ready()
@@ -116,7 +122,8 @@ func (p *program) chat(ctx context.Context, o *options) error {
 }
 
 // ask sends the messages, prints the answer's text and returns it.
-func (p *program) ask(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient, messages []sealedchat.Message) (string, error) {
+func (p *program) ask(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient,
+	messages []sealedchat.Message) (string, error) {
 	request := &sealedchat.ChatRequest{Model: o.model, Messages: messages}
 	var resp *sealedchat.ChatResponse
 	var err error
@@ -147,7 +154,8 @@ func (p *program) ask(ctx context.Context, o *options, client *sealedchat.Secure
 }
 
 // stream prints an answer piece by piece as it comes.
-func (p *program) stream(ctx context.Context, client *sealedchat.SecureCompletionClient, request *sealedchat.ChatRequest) (_ *sealedchat.ChatResponse, err error) {
+func (p *program) stream(ctx context.Context, client *sealedchat.SecureCompletionClient,
+	request *sealedchat.ChatRequest) (_ *sealedchat.ChatResponse, err error) {
 	waiting := sync.OnceFunc(p.while("waiting for the answer …"))
 	defer waiting()
 	var answer sealedchat.ChatAccumulator
@@ -177,7 +185,8 @@ func (p *program) stream(ctx context.Context, client *sealedchat.SecureCompletio
 // outputError is about standard output, not about the server.
 type outputError struct{ error }
 
-// print writes to standard output: text as it is, but a terminal gets no control sequences from a server.
+// print writes to standard output: text as it is, but a terminal gets no control sequences from a
+// server.
 func (p *program) print(text string) error {
 	if p.isTerminal(p.stdout) {
 		text = strings.Map(func(r rune) rune {

@@ -16,7 +16,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// demoModel is an OpenAI-compatible model that has learnt a few capitals and otherwise repeats what it is told.
+// demoModel is an OpenAI-compatible model that has learnt a few capitals and otherwise repeats what
+// it is told.
 func demoModel(w http.ResponseWriter, r *http.Request) {
 	var request struct {
 		Model    string               `json:"model"`
@@ -43,9 +44,12 @@ func demoModel(w http.ResponseWriter, r *http.Request) {
 	spoken := len(strings.Fields(answer))
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(map[string]any{ // in memory: it cannot fail
-		"id": "chatcmpl-demo", "object": "chat.completion", "created": time.Now().Unix(), "model": request.Model,
-		"choices": []any{map[string]any{"index": 0, "finish_reason": "stop", "message": sealedchat.AssistantMessage(answer)}},
-		"usage":   map[string]int{"prompt_tokens": words, "completion_tokens": spoken, "total_tokens": words + spoken},
+		"id": "chatcmpl-demo", "object": "chat.completion", "created": time.Now().Unix(),
+		"model": request.Model,
+		"choices": []any{map[string]any{"index": 0, "finish_reason": "stop",
+			"message": sealedchat.AssistantMessage(answer)}},
+		"usage": map[string]int{"prompt_tokens": words, "completion_tokens": spoken,
+			"total_tokens": words + spoken},
 	})
 }
 
@@ -57,7 +61,8 @@ func typeWords(w http.ResponseWriter, r *http.Request, model, answer string) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	send := func(delta map[string]string, finish any) {
 		chunk, _ := json.Marshal(map[string]any{ // of texts, it marshals
-			"id": "chatcmpl-demo", "object": "chat.completion.chunk", "created": time.Now().Unix(), "model": model,
+			"id": "chatcmpl-demo", "object": "chat.completion.chunk", "created": time.Now().Unix(),
+			"model":   model,
 			"choices": []any{map[string]any{"index": 0, "delta": delta, "finish_reason": finish}},
 		})
 		_, _ = fmt.Fprintf(w, "data: %s\n\n", chunk)
@@ -109,9 +114,12 @@ func demoAnswer(messages []sealedchat.Message) string {
 }
 
 var capitals = [][2]string{
-	{"Argentina", "Buenos Aires"}, {"Australia", "Canberra"}, {"Brazil", "Brasília"}, {"Canada", "Ottawa"},
-	{"Egypt", "Cairo"}, {"France", "Paris"}, {"Germany", "Berlin"}, {"India", "New Delhi"}, {"Italy", "Rome"},
-	{"Japan", "Tokyo"}, {"Kenya", "Nairobi"}, {"Norway", "Oslo"}, {"Poland", "Warsaw"}, {"Spain", "Madrid"},
+	{"Argentina", "Buenos Aires"}, {"Australia", "Canberra"}, {"Brazil", "Brasília"},
+	{"Canada", "Ottawa"},
+	{"Egypt", "Cairo"}, {"France", "Paris"}, {"Germany", "Berlin"}, {"India", "New Delhi"},
+	{"Italy", "Rome"},
+	{"Japan", "Tokyo"}, {"Kenya", "Nairobi"}, {"Norway", "Oslo"}, {"Poland", "Warsaw"},
+	{"Spain", "Madrid"},
 	{"Switzerland", "Bern"},
 }
 
@@ -143,8 +151,11 @@ func (m inMemory) RoundTrip(req *http.Request) (*http.Response, error) {
 		req.Body = http.NoBody
 	}
 	reader, writer := io.Pipe()
-	answer := &memoryAnswer{header: http.Header{}, status: http.StatusOK, body: writer, begun: make(chan struct{})}
-	stop := context.AfterFunc(req.Context(), func() { _ = reader.CloseWithError(context.Cause(req.Context())) })
+	answer := &memoryAnswer{header: http.Header{}, status: http.StatusOK, body: writer,
+		begun: make(chan struct{})}
+	stop := context.AfterFunc(req.Context(), func() {
+		_ = reader.CloseWithError(context.Cause(req.Context()))
+	})
 	go func() { // ends with the handler, which ends when its request does or nobody reads any more
 		defer stop()
 		m.handler.ServeHTTP(answer, req)
@@ -153,12 +164,14 @@ func (m inMemory) RoundTrip(req *http.Request) (*http.Response, error) {
 	}()
 	<-answer.begun
 	return &http.Response{
-		StatusCode: answer.status, Status: http.StatusText(answer.status), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		StatusCode: answer.status, Status: http.StatusText(answer.status), Proto: "HTTP/1.1",
+		ProtoMajor: 1, ProtoMinor: 1,
 		Header: answer.header, Body: reader, ContentLength: -1, Request: req,
 	}, nil
 }
 
-// memoryAnswer is the http.ResponseWriter of inMemory. What is written waits for a reader: everything is flushed at once.
+// memoryAnswer is the http.ResponseWriter of inMemory. What is written waits for a reader:
+// everything is flushed at once.
 type memoryAnswer struct {
 	header http.Header
 	status int

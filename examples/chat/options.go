@@ -38,8 +38,9 @@ type options struct {
 
 // server is where prompts go, and how to know it.
 type server struct {
-	url   string
-	key   string         // API key; "" = none. It came from the environment, where nothing can wipe it.
+	url string
+	// API key; "" = none. It came from the environment, where nothing can wipe it.
+	key   string
 	pins  []string       // nil = whatever key comes over HTTPS
 	roots *x509.CertPool // nil = the system's
 }
@@ -54,19 +55,26 @@ func (p *program) parse(args []string) (*options, error) {
 	var cacert, tier, protocol string
 	f := flag.NewFlagSet("chat", flag.ContinueOnError)
 	f.SetOutput(io.Discard) // errors are printed in one place
-	f.StringVar(&o.server.url, "url", "", "send to the server at this https `URL`; without it a demo is started")
+	f.StringVar(&o.server.url, "url", "",
+		"send to the server at this https `URL`; without it a demo is started")
 	f.StringVar(&o.model, "model", "", "the model's `name`; required with -url")
 	f.StringVar(&tier, "tier", "", "security `tier` to ask for: standard, high or maximum")
-	f.Func("pin", "take only the server key with this `fingerprint` (SHA-256 in hex); may be repeated, or a list with commas", func(s string) error {
-		o.server.pins = append(o.server.pins, strings.Split(s, ",")...)
-		return nil
-	})
+	f.Func("pin",
+		"take only the server key with this `fingerprint` (SHA-256 in hex); may be repeated, or "+
+			"a list with commas", func(s string) error {
+			o.server.pins = append(o.server.pins, strings.Split(s, ",")...)
+			return nil
+		})
 	f.StringVar(&o.system, "system", "", "instructions for the model (a system message): `text`")
-	f.StringVar(&protocol, "protocol", "envelope", "how to seal: envelope (NOMYO's version 1), or ohttp (Oblivious HTTP): `name`")
-	f.BoolVar(&o.stream, "stream", false, "print the answer as it comes; with -protocol envelope it comes all at once")
+	f.StringVar(&protocol, "protocol", "envelope",
+		"how to seal: envelope (NOMYO's version 1), or ohttp (Oblivious HTTP): `name`")
+	f.BoolVar(&o.stream, "stream", false,
+		"print the answer as it comes; with -protocol envelope it comes all at once")
 	f.BoolVar(&o.showWire, "show-wire", false, "print what an observer of the HTTP traffic sees")
-	f.StringVar(&cacert, "cacert", "", "trust the certificates in this PEM `file` for TLS, in place of the system's")
-	f.DurationVar(&o.timeout, "timeout", 0, "longest wait for one answer, 90s for example (default 10m)")
+	f.StringVar(&cacert, "cacert", "",
+		"trust the certificates in this PEM `file` for TLS, in place of the system's")
+	f.DurationVar(&o.timeout, "timeout", 0,
+		"longest wait for one answer, 90s for example (default 10m)")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(p.stderr, "usage: chat [flags] [prompt]")
 		f.SetOutput(p.stderr)
@@ -87,10 +95,8 @@ func (p *program) parse(args []string) (*options, error) {
 	default:
 		return nil, wrongInput("-tier: %q is not standard, high or maximum", tier)
 	}
-	switch protocol {
-	case sealedchat.ProtocolEnvelope.String():
-	case sealedchat.ProtocolOHTTP.String():
-		o.protocol = sealedchat.ProtocolOHTTP
+	switch o.protocol = sealedchat.Protocol(protocol); o.protocol {
+	case sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP:
 	default:
 		return nil, wrongInput("-protocol: %q is not envelope or ohttp", protocol)
 	}
@@ -111,7 +117,8 @@ func (p *program) parse(args []string) (*options, error) {
 	if o.demo = o.server.url == ""; o.demo {
 		for _, name := range []string{"pin", "cacert"} {
 			if given[name] {
-				return nil, wrongInput("-%s needs -url: the demo has a certificate and a pinned key of its own", name)
+				return nil, wrongInput(
+					"-%s needs -url: the demo has a certificate and a pinned key of its own", name)
 			}
 		}
 		o.model = cmp.Or(o.model, "demo")
@@ -157,8 +164,9 @@ func (s *server) readRoots(file string) error {
 	return nil
 }
 
-// readPrompt reads the prompt from standard input, unless the arguments have it or a terminal will be asked for it.
-// With a prompt in the arguments standard input is left alone: it may be anything, and never end.
+// readPrompt reads the prompt from standard input, unless the arguments have it or a terminal will
+// be asked for it. With a prompt in the arguments standard input is left alone: it may be anything,
+// and never end.
 func (p *program) readPrompt(ctx context.Context, o *options) error {
 	if o.prompt == "" {
 		if p.isTerminal(p.stdin) {

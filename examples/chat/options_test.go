@@ -20,7 +20,9 @@ func TestWrongInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	const url = "https://127.0.0.1:1"
-	server := func(more ...string) []string { return append([]string{"-url", url, "-model", "m"}, more...) }
+	server := func(more ...string) []string {
+		return append([]string{"-url", url, "-model", "m"}, more...)
+	}
 	pin := strings.Repeat("ab", 32)
 	for _, c := range []struct {
 		want  string
@@ -46,15 +48,19 @@ func TestWrongInput(t *testing.T) {
 		{want: "no prompt", args: nil},
 		{want: "no prompt", stdin: strings.NewReader(" \n\n")},
 		{want: "not UTF-8", stdin: strings.NewReader("a\xff")},
-		{want: "more than 10,485,760 bytes", stdin: strings.NewReader(strings.Repeat("a", maxPrompt+1))},
+		{want: "more than 10,485,760 bytes", stdin: strings.NewReader(strings.Repeat("a",
+			maxPrompt+1))},
 		{want: "reading the prompt: broken", stdin: iotest.ErrReader(errors.New("broken"))},
 		{want: "-url: empty", args: []string{"-url", "", "hi"}},
-		{want: "-url: insecure URL", args: []string{"-url", "http://127.0.0.1:1", "-model", "m", "hi"}},
-		{want: "NOMYO_SERVER_URL: insecure URL", args: []string{"-model", "m", "hi"}, env: map[string]string{"NOMYO_SERVER_URL": "http://a"}},
+		{want: "-url: insecure URL", args: []string{"-url", "http://127.0.0.1:1", "-model", "m",
+			"hi"}},
+		{want: "NOMYO_SERVER_URL: insecure URL", args: []string{"-model", "m", "hi"},
+			env: map[string]string{"NOMYO_SERVER_URL": "http://a"}},
 		{want: "-url: ", args: []string{"-url", "127.0.0.1:8443", "-model", "m", "hi"}},
 		{want: "-url: ", args: []string{"-url", "https://user:secret@a", "-model", "m", "hi"}},
 		{want: "-model is required with -url", args: []string{"-url", url, "hi"}},
-		{want: "-model is required with NOMYO_SERVER_URL", args: []string{"hi"}, env: map[string]string{"NOMYO_SERVER_URL": url}},
+		{want: "-model is required with NOMYO_SERVER_URL", args: []string{"hi"},
+			env: map[string]string{"NOMYO_SERVER_URL": url}},
 		{want: "-pin: a fingerprint is", args: server("-pin", "abc", "hi")},
 		{want: "-pin: ", args: server("-pin", "", "hi")},
 		{want: "-pin: ", args: server("-pin", pin+",", "hi")},
@@ -63,10 +69,12 @@ func TestWrongInput(t *testing.T) {
 		{want: "-cacert needs -url", args: []string{"-cacert", notPEM, "hi"}},
 		{want: "-cacert: no PEM certificate", args: server("-cacert", notPEM, "hi")},
 		{want: "-cacert: ", args: server("-cacert", filepath.Join(dir, "missing"), "hi")},
-		{want: "NOMYO_API_KEY: ", args: server("hi"), env: map[string]string{"NOMYO_API_KEY": "secret\r\nX: y"}},
+		{want: "NOMYO_API_KEY: ", args: server("hi"),
+			env: map[string]string{"NOMYO_API_KEY": "secret\r\nX: y"}},
 	} {
 		r := session{stdin: c.stdin, env: c.env}.run(t.Context(), c.args...)
-		if r.status != 2 || r.stdout != "" || strings.Count(r.stderr, "\n") != 1 || !strings.HasPrefix(r.stderr, "chat: ") || !strings.Contains(r.stderr, c.want) {
+		if r.status != 2 || r.stdout != "" || strings.Count(r.stderr, "\n") != 1 ||
+			!strings.HasPrefix(r.stderr, "chat: ") || !strings.Contains(r.stderr, c.want) {
 			t.Errorf("%q: %+v, want status 2 and one line with %q", c.args, r, c.want)
 		}
 		if strings.Contains(r.stderr, "secret") {
@@ -76,7 +84,9 @@ func TestWrongInput(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	p := &program{env: func(string) string { return "" }, isTerminal: func(any) bool { return false }, stdin: iotest.ErrReader(errors.New("read"))}
+	p := &program{env: func(string) string {
+		return ""
+	}, isTerminal: func(any) bool { return false }, stdin: iotest.ErrReader(errors.New("read"))}
 	for want, args := range map[string][]string{
 		"one two":       {"one", "two"},
 		"-show-wire hi": {"--", "-show-wire", "hi"},
@@ -85,7 +95,8 @@ func TestParse(t *testing.T) {
 	} {
 		o, err := p.parse(args)
 		if err == nil {
-			err = p.readPrompt(t.Context(), o) // with a prompt in the arguments standard input is not touched
+			// with a prompt in the arguments standard input is not touched
+			err = p.readPrompt(t.Context(), o)
 		}
 		if err != nil || o.prompt != want || !o.demo || o.model != "demo" {
 			t.Errorf("%q: %+v, %v", args, o, err)

@@ -46,9 +46,13 @@ func (s session) run(ctx context.Context, args ...string) result {
 		s.stdin = strings.NewReader("")
 	}
 	p := &program{
-		env: func(name string) string { return s.env[name] }, stdin: s.stdin, stdout: &stdout, stderr: &stderr,
-		isTerminal: func(stream any) bool { return stream == s.stdin && s.terminal || stream == &stdout && s.screen },
-		keyBits:    2048, maxRetries: -1, patience: time.Hour,
+		env: func(name string) string {
+			return s.env[name]
+		}, stdin: s.stdin, stdout: &stdout, stderr: &stderr,
+		isTerminal: func(stream any) bool {
+			return stream == s.stdin && s.terminal || stream == &stdout && s.screen
+		},
+		keyBits: 2048, maxRetries: -1, patience: time.Hour,
 	}
 	status := p.run(ctx, args)
 	return result{status, stdout.String(), stderr.String()}
@@ -87,7 +91,8 @@ func newRemote(t *testing.T) *remote {
 		demoModel(w, req)
 	})
 	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
-		Upstream: "https://model.invalid/v1", UpstreamTransport: inMemory{model}, Authenticate: authenticate, Keys: keys,
+		Upstream: "https://model.invalid/v1", UpstreamTransport: inMemory{model},
+		Authenticate: authenticate, Keys: keys,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -14,11 +14,13 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-const francePlain = "The capital of France is Paris. You said: “" + question + "” (I am a demo that only repeats.)\n"
+const francePlain = "The capital of France is Paris. You said: “" + question +
+	"” (I am a demo that only repeats.)\n"
 
 func TestDemoOverOHTTP(t *testing.T) {
 	testkit.NoLeaks(t)
-	for _, args := range [][]string{{"-protocol", "ohttp"}, {"-protocol", "ohttp", "-stream"}, {"-protocol", "envelope", "-stream"}} {
+	for _, args := range [][]string{{"-protocol", "ohttp"}, {"-protocol", "ohttp", "-stream"},
+		{"-protocol", "envelope", "-stream"}} {
 		r := session{}.run(t.Context(), append(args, "-show-wire", "-tier", "maximum", question)...)
 		if r.status != 0 || r.stdout != francePlain {
 			t.Errorf("%v: status %d, stdout %q\n%s", args, r.status, r.stdout, r.stderr)
@@ -26,7 +28,9 @@ func TestDemoOverOHTTP(t *testing.T) {
 		if strings.Contains(r.stderr, "Paris") || strings.Contains(r.stderr, question) {
 			t.Errorf("%v: the wire shows it:\n%s", args, r.stderr)
 		}
-		if ohttp := args[1] == "ohttp"; ohttp != strings.Contains(r.stderr, "/.well-known/ohttp-gateway") || (ohttp && strings.Contains(r.stderr, "X-Security-Tier")) {
+		if ohttp := args[1] == "ohttp"; ohttp != strings.Contains(r.stderr,
+			"/.well-known/ohttp-gateway") || (ohttp &&
+			strings.Contains(r.stderr, "X-Security-Tier")) {
 			t.Errorf("%v:\n%s", args, r.stderr)
 		}
 	}
@@ -46,23 +50,28 @@ func (a *arrivals) Write(b []byte) (int, error) {
 func TestWordsAppearAsTheyCome(t *testing.T) {
 	var out arrivals
 	p := &program{
-		env: func(string) string { return "" }, stdin: strings.NewReader(""), stdout: &out, stderr: io.Discard,
+		env: func(string) string {
+			return ""
+		}, stdin: strings.NewReader(""), stdout: &out, stderr: io.Discard,
 		isTerminal: func(any) bool { return false }, maxRetries: -1, patience: time.Hour,
 	}
-	if status := p.run(t.Context(), []string{"-protocol", "ohttp", "-stream", question}); status != 0 || out.text.String() != francePlain {
+	if status := p.run(t.Context(), []string{"-protocol", "ohttp", "-stream",
+		question}); status != 0 || out.text.String() != francePlain {
 		t.Fatalf("status %d, %q", status, out.text.String())
 	}
 	words := strings.Count(francePlain, " ") + 1
 	if len(out.times) != words+1 { // and the line break
 		t.Errorf("%d words in %d pieces", words, len(out.times)-1)
 	}
-	if took, least := out.times[len(out.times)-1].Sub(out.times[0]), time.Duration(words-1)*typing; took < least*9/10 {
+	if took, least := out.times[len(out.times)-1].Sub(
+		out.times[0]), time.Duration(words-1)*typing; took < least*9/10 {
 		t.Errorf("from the first to the last word it took %v, the model types for %v", took, least)
 	}
 }
 
 func TestConversationStreams(t *testing.T) {
-	r := session{stdin: strings.NewReader("hello\nand now?\n/quit\n"), terminal: true, screen: true}.run(t.Context(), "-protocol", "ohttp", "-stream")
+	r := session{stdin: strings.NewReader("hello\nand now?\n/quit\n"), terminal: true,
+		screen: true}.run(t.Context(), "-protocol", "ohttp", "-stream")
 	want := "Hello! You said: “hello” (I am a demo that only repeats.)\n" +
 		"You said: “and now?” You said one thing before: “hello” (I am a demo that only repeats.)\n"
 	if r.status != 0 || r.stdout != want {
@@ -73,8 +82,10 @@ func TestConversationStreams(t *testing.T) {
 // A server that does not speak the protocol is not asked in another one.
 func TestNoFallingBack(t *testing.T) {
 	srv := testkit.TLSServer(t, http.NotFoundHandler())
-	r := session{env: withKey()}.run(t.Context(), "-url", srv.URL, "-cacert", writeCert(t, srv), "-model", "m", "-protocol", "ohttp", "hi")
-	if r.status != 1 || r.stdout != "" || !strings.HasSuffix(r.stderr, "does "+srv.URL+" speak -protocol ohttp?\n") {
+	r := session{env: withKey()}.run(t.Context(), "-url", srv.URL, "-cacert", writeCert(t, srv),
+		"-model", "m", "-protocol", "ohttp", "hi")
+	if r.status != 1 || r.stdout != "" || !strings.HasSuffix(r.stderr,
+		"does "+srv.URL+" speak -protocol ohttp?\n") {
 		t.Errorf("status %d, stderr %q", r.status, r.stderr)
 	}
 }
@@ -99,10 +110,15 @@ func TestOutputThatFailsEndsTheStream(t *testing.T) {
 		var stderr strings.Builder
 		stdin := strings.NewReader(input)
 		p := &program{
-			env: func(string) string { return "" }, stdin: stdin, stdout: &failingWriter{left: 2}, stderr: &stderr,
-			isTerminal: func(stream any) bool { return stream == stdin }, maxRetries: -1, patience: time.Hour,
+			env: func(string) string {
+				return ""
+			}, stdin: stdin, stdout: &failingWriter{left: 2}, stderr: &stderr,
+			isTerminal: func(stream any) bool {
+				return stream == stdin
+			}, maxRetries: -1, patience: time.Hour,
 		}
-		if status := p.run(t.Context(), args); status != 1 || strings.Count(stderr.String(), "writing the answer: disk full") != 1 {
+		if status := p.run(t.Context(), args); status != 1 ||
+			strings.Count(stderr.String(), "writing the answer: disk full") != 1 {
 			t.Errorf("status %d\n%s", status, stderr.String())
 		}
 	}

@@ -20,8 +20,8 @@ const (
 	shownHeader = 60  // bytes of a header's value
 )
 
-// wire prints the requests and answers that pass through it as the client hands them to TLS: what a proxy sees that
-// ends TLS in front of the server.
+// wire prints the requests and answers that pass through it as the client hands them to TLS: what a
+// proxy sees that ends TLS in front of the server.
 type wire struct {
 	next http.RoundTripper
 	out  io.Writer
@@ -35,7 +35,8 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 			_ = r.Close()
 		}
 	}
-	w.print(">", req.Method+" "+req.URL.String(), req.Header, body, max(req.ContentLength, int64(len(body))))
+	w.print(">", req.Method+" "+req.URL.String(), req.Header, body,
+		max(req.ContentLength, int64(len(body))))
 
 	resp, err := w.next.RoundTrip(req)
 	if err != nil {
@@ -85,7 +86,8 @@ func sortedNames(h http.Header) []string {
 	return slices.SortedFunc(slices.Values(names), cmp.Compare[string])
 }
 
-// seenBody reports the beginning and the size of what was read of a body: at its end, or when it is closed.
+// seenBody reports the beginning and the size of what was read of a body: at its end, or when it is
+// closed.
 type seenBody struct {
 	io.ReadCloser
 	report func(beginning []byte, size int64)

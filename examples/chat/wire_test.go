@@ -24,10 +24,12 @@ func TestWire(t *testing.T) {
 		if got, _ := io.ReadAll(r.Body); string(got) != long {
 			t.Errorf("the request's body was changed: %q", got)
 		}
-		return &http.Response{Proto: "HTTP/1.1", Status: "200 \x1b]0;title\a", Header: http.Header{"A": {"b\x1b[1mc"}},
-			Body: io.NopCloser(strings.NewReader("one\ntwo\x1b" + long))}, nil
+		return &http.Response{Proto: "HTTP/1.1", Status: "200 \x1b]0;title\a",
+			Header: http.Header{"A": {"b\x1b[1mc"}},
+			Body:   io.NopCloser(strings.NewReader("one\ntwo\x1b" + long))}, nil
 	})}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://a.invalid/p", strings.NewReader(long))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://a.invalid/p",
+		strings.NewReader(long))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,9 +43,11 @@ func TestWire(t *testing.T) {
 		t.Errorf("the answer's body was changed: %q, %v", body, err)
 	}
 	resp.Body.Close()
-	want := "wire > POST https://a.invalid/p\nwire > Authorization: ********\nwire > X-Long: " + strings.Repeat("y", shownHeader) + "… 66 bytes in all\n" +
+	want := "wire > POST https://a.invalid/p\nwire > Authorization: ********\nwire > X-Long: " +
+		strings.Repeat("y", shownHeader) + "… 66 bytes in all\n" +
 		"wire > " + strings.Repeat("x", shownBody) + "… 306 bytes in all\n" +
-		"wire < HTTP/1.1 200  ]0;title \nwire < A: b [1mc\nwire < one two " + strings.Repeat("x", shownBody-8) + "… 314 bytes in all\n"
+		"wire < HTTP/1.1 200  ]0;title \nwire < A: b [1mc\nwire < one two " +
+		strings.Repeat("x", shownBody-8) + "… 314 bytes in all\n"
 	if b.String() != want {
 		t.Errorf("printed\n%s\nwant\n%s", b.String(), want)
 	}
@@ -52,7 +56,9 @@ func TestWire(t *testing.T) {
 func TestWireFailure(t *testing.T) {
 	var b strings.Builder
 	cause := errors.New("what the peer said")
-	w := &wire{out: &b, next: roundTrip(func(*http.Request) (*http.Response, error) { return nil, cause })}
+	w := &wire{out: &b, next: roundTrip(func(*http.Request) (*http.Response, error) {
+		return nil, cause
+	})}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://a.invalid/p", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +72,8 @@ func TestWireFailure(t *testing.T) {
 }
 
 func TestThousands(t *testing.T) {
-	for n, want := range map[int64]string{0: "0", 999: "999", 1000: "1,000", 123456: "123,456", 1234567: "1,234,567"} {
+	for n, want := range map[int64]string{0: "0", 999: "999", 1000: "1,000", 123456: "123,456",
+		1234567: "1,234,567"} {
 		if got := thousands(n); got != want {
 			t.Errorf("%d: %s, want %s", n, got, want)
 		}
@@ -81,11 +88,15 @@ func TestDemoAnswer(t *testing.T) {
 		"You said: “x”" + end:            {user("x")},
 		"Hello! You said: “hi”" + end:    {user("hi")},
 		"You said: “I like Spain”" + end: {user("I like Spain")},
-		"The capital of France is Paris. The capital of Italy is Rome. You said: “Capitals of ITALY and france?”" + end: {
+		"The capital of France is Paris. The capital of Italy is Rome. You said: “Capitals of " +
+			"ITALY and france?”" + end: {
 			user("Capitals of ITALY and france?")},
-		"You said: “b” You said one thing before: “a”" + end: {user("a"), assistant("…"), user("b")},
-		"You said: “c” You said 2 things before, the last one: “b” My instructions are: “s”" + end: {
-			sealedchat.SystemMessage("s"), user("a"), assistant("…"), user("b"), assistant("…"), user("c")},
+		"You said: “b” You said one thing before: “a”" +
+			end: {user("a"), assistant("…"), user("b")},
+		"You said: “c” You said 2 things before, the last one: “b” My instructions are: “s”" +
+			end: {
+			sealedchat.SystemMessage("s"), user("a"), assistant("…"), user("b"), assistant("…"),
+			user("c")},
 		"You said: “parts”" + end: {sealedchat.UserParts(sealedchat.TextPart("parts"))},
 	} {
 		if got := demoAnswer(messages); got != want {
@@ -109,7 +120,8 @@ func TestDemoModelRefuses(t *testing.T) {
 		if c.body != "" {
 			body = strings.NewReader(c.body)
 		}
-		req, err := http.NewRequestWithContext(t.Context(), c.method, "https://demo.invalid"+c.path, body)
+		req, err := http.NewRequestWithContext(t.Context(), c.method, "https://demo.invalid"+c.path,
+			body)
 		if err != nil {
 			t.Fatal(err)
 		}

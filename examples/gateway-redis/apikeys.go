@@ -17,9 +17,9 @@ import (
 
 const maxKeyFile = 1 << 20
 
-// readAPIKeys reads a file of API keys by the rules of examples/gateway: one per line, empty lines and those that begin with #
-// skipped.
-func readAPIKeys(name string) (authenticate func(*http.Request) error, err error) {
+// readAPIKeys reads a file of API keys by the rules of examples/gateway: one per line, empty lines
+// and those that begin with # skipped.
+func readAPIKeys(name string) (authenticate func(*http.Request) (string, error), err error) {
 	content, err := readPrivate(name)
 	if err != nil {
 		return nil, usageError("-api-keys: " + err.Error())
@@ -44,7 +44,9 @@ func readAPIKeys(name string) (authenticate func(*http.Request) error, err error
 		}
 		keys = append(keys, key)
 		if _, err := sealedchat.AuthenticateKeys(key); err != nil {
-			return nil, usageError(fmt.Sprintf("-api-keys: %s, line %d: want 1 to 4096 visible ASCII characters", name, number))
+			return nil, usageError(
+				fmt.Sprintf("-api-keys: %s, line %d: want 1 to 4096 visible ASCII characters", name,
+					number))
 		}
 	}
 	if len(keys) == 0 {
@@ -53,7 +55,8 @@ func readAPIKeys(name string) (authenticate func(*http.Request) error, err error
 	return sealedchat.AuthenticateKeys(keys...)
 }
 
-// readPrivate reads a file that nobody else may read or write. On Windows who may is not in the mode.
+// readPrivate reads a file that nobody else may read or write. On Windows who may is not in the
+// mode.
 func readPrivate(name string) ([]byte, error) {
 	if info, err := os.Stat(name); err != nil {
 		return nil, err

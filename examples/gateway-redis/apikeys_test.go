@@ -25,19 +25,21 @@ func TestReadAPIKeys(t *testing.T) {
 		}
 		return file
 	}
-	authenticate, err := readAPIKeys(write("# of the day\n key-one \n\n#revoked-key\r\nkey#two\n", 0o600))
+	authenticate, err := readAPIKeys(write("# of the day\n key-one \n\n#revoked-key\r\nkey#two\n",
+		0o600))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for key, served := range map[string]bool{
-		"key-one": true, "key#two": true, "#revoked-key": false, "revoked-key": false, "# of the day": false, "": false,
+		"key-one": true, "key#two": true, "#revoked-key": false, "revoked-key": false,
+		"# of the day": false, "": false,
 	} {
 		r, err := http.NewRequest(http.MethodPost, "/", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		r.Header.Set("Authorization", "Bearer "+key)
-		if err := authenticate(r); (err == nil) != served {
+		if _, err := authenticate(r); (err == nil) != served {
 			t.Errorf("%q: %v", key, err)
 		}
 	}

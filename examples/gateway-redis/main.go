@@ -1,25 +1,29 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command gateway-redis is one of several gateways that work as one: they share a key store, in a folder that all of them
-// see, and a memory of replays, in Redis.
+// Command gateway-redis is one of several gateways that work as one: they share a key store, in a
+// folder that all of them see, and a memory of replays, in Redis.
 //
 //	go run -C examples/keystore . create -dir /var/lib/sealedchat/keys
 //	NOMYO_KEY_PASSWORD=… go run . -keys /var/lib/sealedchat/keys -redis redis://127.0.0.1:6379/0 \
 //		-upstream http://127.0.0.1:8000/v1 -api-keys keys.txt -tls-cert cert.pem -tls-key key.pem
 //
-// Both protocols are served. Keys are replaced every -rotate, by one of the gateways; the others find the new ones
-// in the store at once when a request needs them. Without Redis every request is answered 503 before anything of it goes
-// upstream, and as soon as Redis is back, requests are served again.
+// Both protocols are served. Keys are replaced every -rotate, by one of the gateways; the others
+// find the new ones in the store at once when a request needs them. Without Redis every request is
+// answered 503 before anything of it goes upstream, and as soon as Redis is back, requests are
+// served again.
 //
-// Redis must be set to appendonly yes and appendfsync always, or what was captured before it restarts can be replayed after it;
-// the program warns at its start, and with -redis-durable refuses to serve. It looks every half a minute.
+// Redis must be set to appendonly yes and appendfsync always, or what was captured before it
+// restarts can be replayed after it; the program warns at its start, and with -redis-durable
+// refuses to serve. It looks every half a minute.
 //
-// Behind a proxy give -plain-http, and -address-header with the header in which the proxy says a client's address, X-Forwarded-For
-// for example: the gateway limits what strangers may have it open, by address. Clients must not reach it past the proxy.
+// Behind a proxy give -plain-http, and -address-header with the header in which the proxy says a
+// client's address, X-Forwarded-For for example: the gateway limits what strangers may have it
+// open, by address. Clients must not reach it past the proxy.
 //
-// Environment: NOMYO_KEY_PASSWORD opens the key store, NOMYO_UPSTREAM_KEY is sent upstream as a bearer token. Interrupt or
-// SIGTERM ends it: running requests get half a minute. Exit status: 0, 1 when it could not serve, 2 for wrong flags.
+// Environment: NOMYO_KEY_PASSWORD opens the key store, NOMYO_UPSTREAM_KEY is sent upstream as a
+// bearer token. Interrupt or SIGTERM ends it: running requests get half a minute. Exit status: 0, 1
+// when it could not serve, 2 for wrong flags.
 package main
 
 import (
@@ -57,17 +61,26 @@ func main() {
 	flag.StringVar(&o.tlsCert, "tls-cert", "", "`file` with the certificate chain")
 	flag.StringVar(&o.tlsKey, "tls-key", "", "`file` with its private key")
 	flag.BoolVar(&o.plain, "plain-http", false, "listen without TLS, behind a proxy that has it")
-	flag.StringVar(&o.addressHeader, "address-header", "", "`header` in which the proxy says a client's address, last; without it all clients behind a proxy share one limit")
+	flag.StringVar(&o.addressHeader, "address-header", "",
+		"`header` in which the proxy says a client's address, last; without it all clients "+
+			"behind a proxy share one limit")
 	flag.StringVar(&o.upstream, "upstream", "", "base `URL` of the OpenAI-compatible server")
-	flag.StringVar(&o.keys, "keys", "", "`folder` of the key store; make one with examples/keystore")
-	flag.StringVar(&o.redis, "redis", "redis://127.0.0.1:6379/0", "`URL` of the Redis server; rediss:// for TLS")
-	flag.BoolVar(&o.durable, "redis-durable", false, "refuse a Redis server without \"appendonly yes\" and \"appendfsync always\", which forgets when it restarts")
+	flag.StringVar(&o.keys, "keys", "",
+		"`folder` of the key store; make one with examples/keystore")
+	flag.StringVar(&o.redis, "redis", "redis://127.0.0.1:6379/0",
+		"`URL` of the Redis server; rediss:// for TLS")
+	flag.BoolVar(&o.durable, "redis-durable", false,
+		"refuse a Redis server without \"appendonly yes\" and \"appendfsync always\", which "+
+			"forgets when it restarts")
 	flag.StringVar(&o.prefix, "redis-prefix", "sealedchat:replay:", "what keys in Redis begin with")
-	flag.StringVar(&o.apiKeys, "api-keys", "", "`file` with the API keys that are served, one on each line; # begins a comment line")
+	flag.StringVar(&o.apiKeys, "api-keys", "",
+		"`file` with the API keys that are served, one on each line; # begins a comment line")
 	flag.BoolVar(&o.allowAll, "allow-unauthenticated", false, "serve everybody")
-	flag.DurationVar(&o.rotate, "rotate", 24*time.Hour, "age at which keys are replaced; negative = never")
+	flag.DurationVar(&o.rotate, "rotate", 24*time.Hour,
+		"age at which keys are replaced; negative = never")
 	flag.DurationVar(&o.window, "date-window", 0, "how far a request's Date may be off; 0 = 2m")
-	flag.DurationVar(&o.clockSkew, "clock-skew", time.Minute, "how far the gateways' clocks may differ")
+	flag.DurationVar(&o.clockSkew, "clock-skew", time.Minute,
+		"how far the gateways' clocks may differ")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
@@ -139,7 +152,8 @@ func run(ctx context.Context, o *options, arguments int) error {
 	case o.addressHeader != "":
 		config.AddressHeader = o.addressHeader
 	case o.plain:
-		log.Warn("-plain-http without -address-header: all clients behind the proxy share one limit for strangers")
+		log.Warn("-plain-http without -address-header: all clients behind the proxy share one " +
+			"limit for strangers")
 	}
 	if o.apiKeys != "" {
 		if config.Authenticate, err = readAPIKeys(o.apiKeys); err != nil {

@@ -40,7 +40,8 @@ func TestReplays(t *testing.T) {
 	until := time.Now().Add(time.Minute)
 	claim := func(c *replays, id, who byte, until time.Time, want bool) {
 		t.Helper()
-		if got, err := c.Claim(t.Context(), [32]byte{id}, [32]byte{who}, until); got != want || err != nil {
+		if got, err := c.Claim(t.Context(), [32]byte{id}, [32]byte{who}, until); got != want ||
+			err != nil {
 			t.Errorf("Claim(%d, %d): %v, %v", id, who, got, err)
 		}
 	}
@@ -71,7 +72,8 @@ func TestReplays(t *testing.T) {
 	claim(a, 4, 1, time.Now().Add(-time.Second), true)
 	time.Sleep(20 * time.Millisecond)
 	claim(b, 4, 1, until, false) // kept for the margin
-	if life := client.PTTL(t.Context(), a.key([32]byte{1})[0]).Val(); life <= 50*time.Second || life > time.Minute {
+	if life := client.PTTL(t.Context(), a.key([32]byte{1})[0]).Val(); life <= 50*time.Second ||
+		life > time.Minute {
 		t.Errorf("after a release and a claim an id lives for %v", life)
 	}
 	other.FlushAll(t.Context())
@@ -101,7 +103,8 @@ func TestReplays(t *testing.T) {
 	}
 }
 
-// Both protocols through the proxy, all replicas at work; what was served by one is refused by each.
+// Both protocols through the proxy, all replicas at work; what was served by one is refused by
+// each.
 func TestReplayToAnotherReplica(t *testing.T) {
 	w := newWorld(t)
 	for _, p := range protocols {
@@ -136,11 +139,13 @@ func TestReplayToAnotherReplica(t *testing.T) {
 		sentAgain, openAgain := w.sealed(apiKey)
 		if i > 0 {
 			_, _ = w.replay(sentAgain, r)
-			if _, body := w.replay(sentAgain, w.replicas[i-1]); openAgain(body) != http.StatusConflict {
+			if _, body := w.replay(sentAgain,
+				w.replicas[i-1]); openAgain(body) != http.StatusConflict {
 				t.Errorf("ohttp, replica %d: served again", i)
 			}
 		}
-		if resp, _ := w.replay(sent, r); resp.StatusCode != 200 || resp.Header.Get("Content-Type") != ohttp.TypeResponse {
+		if resp, _ := w.replay(sent, r); resp.StatusCode != 200 ||
+			resp.Header.Get("Content-Type") != ohttp.TypeResponse {
 			t.Errorf("ohttp, replica %d: the refusal is not sealed: %d", i, resp.StatusCode)
 		}
 	}
@@ -165,7 +170,8 @@ func (w *world) sealed(key string) (captured, func([]byte) int) {
 	message, err := bhttp.AppendRequest(nil, &bhttp.Request{
 		Method: http.MethodPost, Scheme: "https", Authority: "a.test", Path: "/v1/chat/completions",
 		Header: []bhttp.Field{
-			{Name: "content-type", Value: "application/json"}, {Name: "authorization", Value: "Bearer " + key},
+			{Name: "content-type", Value: "application/json"},
+			{Name: "authorization", Value: "Bearer " + key},
 			{Name: "date", Value: time.Now().UTC().Format(http.TimeFormat)},
 		},
 	}, content, nil, 0)
@@ -176,7 +182,8 @@ func (w *world) sealed(key string) (captured, func([]byte) int) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	c := captured{"/.well-known/ohttp-gateway", http.Header{"Content-Type": {ohttp.TypeRequest}}, body}
+	c := captured{"/.well-known/ohttp-gateway", http.Header{"Content-Type": {ohttp.TypeRequest}},
+		body}
 	return c, func(answer []byte) int {
 		w.t.Helper()
 		r, err := q.Response(bytes.NewReader(answer), 0)
@@ -198,7 +205,8 @@ func (w *world) sealed(key string) (captured, func([]byte) int) {
 // config is what a replica lists.
 func (w *world) config(r *replica) *ohttp.Config {
 	w.t.Helper()
-	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, r.url+"/.well-known/ohttp-gateway", nil)
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet,
+		r.url+"/.well-known/ohttp-gateway", nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -222,8 +230,8 @@ func (w *world) config(r *replica) *ohttp.Config {
 	return c
 }
 
-// A rotation by any process reaches all replicas: they list the new keys, open what is sealed to them, and go on opening what
-// was sealed to the ones before. The signer stays.
+// A rotation by any process reaches all replicas: they list the new keys, open what is sealed to
+// them, and go on opening what was sealed to the ones before. The signer stays.
 func TestRotationReachesAll(t *testing.T) {
 	w := newWorld(t)
 	for _, r := range w.replicas[1:] {
@@ -243,7 +251,8 @@ func TestRotationReachesAll(t *testing.T) {
 	before := w.config(w.replicas[0])
 	sentBefore, openBefore := w.sealed(apiKey)
 
-	keys, err := sealedchat.OpenKeyStore(t.Context(), w.dir, newSecret(t, passphrase), &sealedchat.KeyStoreOptions{Bits: 2048})
+	keys, err := sealedchat.OpenKeyStore(t.Context(), w.dir, newSecret(t, passphrase),
+		&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -284,7 +293,8 @@ func TestRotationReachesAll(t *testing.T) {
 	}
 	for i := range w.replicas {
 		for {
-			key, err := w.client(sealedchat.ProtocolEnvelope).ServerKey(t.Context()) // through the proxy: one replica after the other
+			// through the proxy: one replica after the other
+			key, err := w.client(sealedchat.ProtocolEnvelope).ServerKey(t.Context())
 			if err == nil && key.Fingerprint() == rsa.Fingerprint() {
 				break
 			}
@@ -315,7 +325,8 @@ func TestReplicaKilled(t *testing.T) {
 	if streamErr == nil || len(words) != 1 {
 		t.Errorf("the stream: %q, %v", words, streamErr)
 	}
-	if !errors.Is(streamErr, sealedchat.ErrTruncated) && !errors.Is(streamErr, sealedchat.ErrConnection) {
+	if !errors.Is(streamErr, sealedchat.ErrTruncated) &&
+		!errors.Is(streamErr, sealedchat.ErrConnection) {
 		t.Errorf("the stream ended with %v", streamErr)
 	}
 	for _, p := range protocols {
@@ -328,8 +339,8 @@ func TestReplicaKilled(t *testing.T) {
 	}
 }
 
-// Without Redis requests are refused before they go upstream, with an error that says so; what is in flight goes on; and when
-// Redis is back, requests are served.
+// Without Redis requests are refused before they go upstream, with an error that says so; what is
+// in flight goes on; and when Redis is back, requests are served.
 func TestRedisDown(t *testing.T) {
 	w := newWorld(t)
 	clients := make([]*sealedchat.SecureCompletionClient, len(protocols))
@@ -389,7 +400,8 @@ func TestEvictionIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	if err := checkEviction(t.Context(), client); err == nil || !strings.Contains(err.Error(), "noeviction") {
+	if err := checkEviction(t.Context(), client); err == nil ||
+		!strings.Contains(err.Error(), "noeviction") {
 		t.Errorf("%v", err)
 	}
 	client.ConfigSet(t.Context(), "maxmemory-policy", "noeviction")
@@ -416,14 +428,21 @@ func TestWrongFlags(t *testing.T) {
 		args   []string
 	}{
 		{2, "-upstream and -keys", []string{"-allow-unauthenticated"}},
-		{2, "-upstream and -keys", []string{"-allow-unauthenticated", "-upstream", "https://a.test"}},
+		{2, "-upstream and -keys", []string{"-allow-unauthenticated", "-upstream",
+			"https://a.test"}},
 		{2, "either -api-keys", []string{"-upstream", "https://a.test", "-keys", missing}},
-		{2, "either -api-keys", []string{"-upstream", "https://a.test", "-keys", missing, "-allow-unauthenticated", "-api-keys", missing}},
-		{2, "either -tls-cert", []string{"-upstream", "https://a.test", "-keys", missing, "-allow-unauthenticated", "-plain-http=false"}},
-		{2, "either -tls-cert", []string{"-upstream", "https://a.test", "-keys", missing, "-allow-unauthenticated", "-plain-http=false", "-tls-cert", "a"}},
-		{2, "-clock-skew", []string{"-upstream", "https://a.test", "-keys", missing, "-allow-unauthenticated", "-clock-skew", "-1s"}},
-		{2, "only flags", []string{"-upstream", "https://a.test", "-keys", missing, "-allow-unauthenticated", "word"}},
-		{1, "no key store", []string{"-upstream", "https://a.test", "-keys", missing, "-allow-unauthenticated"}},
+		{2, "either -api-keys", []string{"-upstream", "https://a.test", "-keys", missing,
+			"-allow-unauthenticated", "-api-keys", missing}},
+		{2, "either -tls-cert", []string{"-upstream", "https://a.test", "-keys", missing,
+			"-allow-unauthenticated", "-plain-http=false"}},
+		{2, "either -tls-cert", []string{"-upstream", "https://a.test", "-keys", missing,
+			"-allow-unauthenticated", "-plain-http=false", "-tls-cert", "a"}},
+		{2, "-clock-skew", []string{"-upstream", "https://a.test", "-keys", missing,
+			"-allow-unauthenticated", "-clock-skew", "-1s"}},
+		{2, "only flags", []string{"-upstream", "https://a.test", "-keys", missing,
+			"-allow-unauthenticated", "word"}},
+		{1, "no key store", []string{"-upstream", "https://a.test", "-keys", missing,
+			"-allow-unauthenticated"}},
 	} {
 		out, err := gatewayCommand(c.args...).CombinedOutput()
 		exit, ok := errors.AsType[*exec.ExitError](err)
@@ -431,7 +450,8 @@ func TestWrongFlags(t *testing.T) {
 			t.Errorf("%q: %v, %s", c.args, err, out)
 		}
 	}
-	if _, err := connect("redis://:secret@host:port/x"); err == nil || strings.Contains(err.Error(), "secret") {
+	if _, err := connect("redis://:secret@host:port/x"); err == nil ||
+		strings.Contains(err.Error(), "secret") {
 		t.Errorf("%v", err)
 	}
 }

@@ -18,21 +18,23 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// replays is a sealedchat.ReplayCache that several gateways share. An id is one key in Redis, whose value is the client
-// that came with it and whether the claim stands ("+") or was released ("-"). Redis runs a script as a whole, so of two
-// gateways that claim an id at the same time one is told true.
+// replays is a sealedchat.ReplayCache that several gateways share. An id is one key in Redis, whose
+// value is the client that came with it and whether the claim stands ("+") or was released ("-").
+// Redis runs a script as a whole, so of two gateways that claim an id at the same time one is told
+// true.
 //
-// Redis must keep what it was given: without maxmemory, or with the policy noeviction, under which it refuses a claim for
-// which it has no room, and the gateway with it. Replication is asynchronous: what was claimed just before a failover
-// can be claimed again after it.
+// Redis must keep what it was given: without maxmemory, or with the policy noeviction, under which
+// it refuses a claim for which it has no room, and the gateway with it. Replication is
+// asynchronous: what was claimed just before a failover can be claimed again after it.
 //
-// What Redis keeps in memory alone is gone when it restarts, and what was captured before can be replayed then: over Oblivious HTTP
-// while its date is near, in protocol v1 for a day. "appendonly yes" with "appendfsync always" keeps it.
+// What Redis keeps in memory alone is gone when it restarts, and what was captured before can be
+// replayed then: over Oblivious HTTP while its date is near, in protocol v1 for a day. "appendonly
+// yes" with "appendfsync always" keeps it.
 type replays struct {
 	redis  redis.UniversalClient
 	prefix string
-	// margin is how much longer than asked for an id is kept: as much as the clocks of the gateways may differ, for each
-	// judges a request's date by its own.
+	// margin is how much longer than asked for an id is kept: as much as the clocks of the gateways
+	// may differ, for each judges a request's date by its own.
 	margin time.Duration
 
 	unfit  atomic.Pointer[unfit] // what watch found last; nil = nothing
@@ -60,7 +62,9 @@ if value and string.sub(value, -1) == '+' then
 end
 return 0`)
 
-func (r *replays) key(id [32]byte) []string { return []string{r.prefix + hex.EncodeToString(id[:])} }
+func (r *replays) key(id [32]byte) []string {
+	return []string{r.prefix + hex.EncodeToString(id[:])}
+}
 
 func (r *replays) Claim(ctx context.Context, id, client [32]byte, until time.Time) (bool, error) {
 	if why := r.unfit.Load(); why != nil {
@@ -75,14 +79,15 @@ func (r *replays) Release(ctx context.Context, id [32]byte) error {
 	return releaseScript.Run(ctx, r.redis, r.key(id)).Err()
 }
 
-// connect makes a client that gives up soon, and tries nothing twice: a claim that is sent again after a lost answer
-// would find itself, and refuse a request that nobody has sent before.
+// connect makes a client that gives up soon, and tries nothing twice: a claim that is sent again
+// after a lost answer would find itself, and refuse a request that nobody has sent before.
 func connect(url string) (redis.UniversalClient, error) {
 	o, err := redis.ParseURL(url)
 	if err != nil {
 		return nil, errors.New("not a Redis URL") // the error quotes it, password and all
 	}
-	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = time.Second, time.Second, time.Second, 2*time.Second
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = time.Second, time.Second,
+		time.Second, 2*time.Second
 	o.MaxRetries = -1
 	o.DialerRetries = 1
 	o.ContextTimeoutEnabled = true
@@ -100,8 +105,10 @@ func checkEviction(ctx context.Context, r redis.UniversalClient) error {
 	if err != nil {
 		return fmt.Errorf("redis: %w", err)
 	}
-	if limit, policy := field(info, "maxmemory"), field(info, "maxmemory_policy"); limit != "0" && policy != "noeviction" {
-		return unfit(fmt.Sprintf("maxmemory-policy is %q, want noeviction: what it forgets can be replayed", policy))
+	if limit, policy := field(info, "maxmemory"), field(info, "maxmemory_policy"); limit != "0" &&
+		policy != "noeviction" {
+		return unfit(fmt.Sprintf(
+			"maxmemory-policy is %q, want noeviction: what it forgets can be replayed", policy))
 	}
 	return nil
 }
@@ -123,7 +130,9 @@ func checkDurable(ctx context.Context, r redis.UniversalClient) error {
 		}
 		return unfit("appendfsync cannot be asked for; it has to be always")
 	case fsync["appendfsync"] != "always":
-		return unfit(fmt.Sprintf("appendfsync is %q, want always: what was served just before a crash can be replayed after it", fsync["appendfsync"]))
+		return unfit(fmt.Sprintf(
+			"appendfsync is %q, want always: what was served just before a crash can be replayed "+
+				"after it", fsync["appendfsync"]))
 	}
 	return nil
 }
@@ -137,7 +146,8 @@ func field(info, name string) string {
 	return ""
 }
 
-// fit checks the server. That it may forget when it restarts is an error with durable, and otherwise told once.
+// fit checks the server. That it may forget when it restarts is an error with durable, and
+// otherwise told once.
 func (r *replays) fit(ctx context.Context, durable bool, log *slog.Logger) error {
 	if err := checkEviction(ctx, r.redis); err != nil {
 		return err
@@ -145,7 +155,8 @@ func (r *replays) fit(ctx context.Context, durable bool, log *slog.Logger) error
 	err := checkDurable(ctx, r.redis)
 	if _, ok := errors.AsType[unfit](err); ok && !durable {
 		if !r.warned {
-			log.Warn("what Redis forgets can be replayed, for as long as a request's date is near; of protocol v1 for a day", "cause", err)
+			log.Warn("what Redis forgets can be replayed, for as long as a request's date is "+
+				"near; of protocol v1 for a day", "cause", err)
 			r.warned = true
 		}
 		return nil
@@ -153,8 +164,9 @@ func (r *replays) fit(ctx context.Context, durable bool, log *slog.Logger) error
 	return err
 }
 
-// watch checks the server again and again until ctx ends: its settings can change, and another server can take its place. While it
-// is unfit, claims fail, and requests are answered 503. A server that does not answer refuses them by itself.
+// watch checks the server again and again until ctx ends: its settings can change, and another
+// server can take its place. While it is unfit, claims fail, and requests are answered 503. A
+// server that does not answer refuses them by itself.
 func (r *replays) watch(ctx context.Context, every time.Duration, durable bool, log *slog.Logger) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()

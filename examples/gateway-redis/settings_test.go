@@ -27,7 +27,8 @@ func TestDurability(t *testing.T) {
 	var text safeBuffer
 	log := slog.New(slog.NewTextHandler(&text, nil))
 	c := &replays{redis: client, prefix: "t:", margin: time.Minute}
-	if err := c.fit(t.Context(), false, log); err != nil || !strings.Contains(text.String(), "appendonly is off") {
+	if err := c.fit(t.Context(), false, log); err != nil ||
+		!strings.Contains(text.String(), "appendonly is off") {
 		t.Errorf("%v, %s", err, text.String())
 	}
 	set := func(name, value string) {
@@ -43,7 +44,8 @@ func TestDurability(t *testing.T) {
 		case 2:
 			set("appendfsync", "always")
 		}
-		if err := c.fit(t.Context(), true, log); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+		if err := c.fit(t.Context(), true, log); (err == nil) != (want == "") ||
+			err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%d: %v, want %q", i, err, want)
 		}
 	}
@@ -58,7 +60,8 @@ func TestDurability(t *testing.T) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 			id++
-			ok, err := c.Claim(t.Context(), [32]byte{id, byte(time.Now().UnixMilli())}, [32]byte{}, time.Now().Add(time.Second))
+			ok, err := c.Claim(t.Context(), [32]byte{id, byte(time.Now().UnixMilli())}, [32]byte{},
+				time.Now().Add(time.Second))
 			if (err == nil && ok) == served {
 				return
 			}
@@ -87,9 +90,11 @@ func TestAddressHeader(t *testing.T) {
 			t.Errorf("the log does not tell: %s", r.log.String())
 		}
 	}
-	r := startReplica(t, "-upstream", w.model.URL+"/v1", "-keys", w.dir, "-redis", w.redis.url(), "-allow-unauthenticated", "-address-header", "X-Real-IP")
+	r := startReplica(t, "-upstream", w.model.URL+"/v1", "-keys", w.dir, "-redis", w.redis.url(),
+		"-allow-unauthenticated", "-address-header", "X-Real-IP")
 	send := func(from string) int {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.url+"/.well-known/ohttp-gateway", strings.NewReader("nonsense"))
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost,
+			r.url+"/.well-known/ohttp-gateway", strings.NewReader("nonsense"))
 		if err != nil {
 			t.Error(err)
 			return 0

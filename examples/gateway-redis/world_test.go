@@ -77,7 +77,8 @@ func (r *redisServer) url() string { return "redis://127.0.0.1:" + r.port + "/0"
 
 func (r *redisServer) start() {
 	r.t.Helper()
-	args := append([]string{"--port", r.port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", r.t.TempDir()}, r.args...)
+	args := append([]string{"--port", r.port, "--bind", "127.0.0.1", "--save", "", "--appendonly",
+		"no", "--dir", r.t.TempDir()}, r.args...)
 	r.cmd = exec.Command(r.path, args...)
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
@@ -102,7 +103,8 @@ func (r *redisServer) kill() {
 	}
 }
 
-// model is the upstream: it counts requests, and streams when asked to, one word for each receive from words.
+// model is the upstream: it counts requests, and streams when asked to, one word for each receive
+// from words.
 type model struct {
 	*httptest.Server
 	served atomic.Int64
@@ -116,7 +118,8 @@ func startModel(t *testing.T) *model {
 		m.served.Add(1)
 		body, _ := io.ReadAll(r.Body)
 		if !bytes.Contains(body, []byte(`"stream":true`)) {
-			_, _ = io.WriteString(w, `{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"fine"},"finish_reason":"stop"}]}`)
+			_, _ = io.WriteString(w,
+				`{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"fine"},"finish_reason":"stop"}]}`)
 			return
 		}
 		w.Header().Set("Content-Type", "text/event-stream")
@@ -129,7 +132,8 @@ func startModel(t *testing.T) *model {
 				}
 				event, _ := json.Marshal(map[string]any{
 					"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m",
-					"choices": []any{map[string]any{"index": 0, "delta": map[string]string{"content": word}}},
+					"choices": []any{map[string]any{"index": 0,
+						"delta": map[string]string{"content": word}}},
 				})
 				_, _ = fmt.Fprintf(w, "data: %s\n\n", event)
 				_ = http.NewResponseController(w).Flush()
@@ -168,7 +172,8 @@ func (s *safeBuffer) String() string {
 }
 
 func gatewayCommand(args ...string) *exec.Cmd {
-	cmd := exec.Command(os.Args[0], append([]string{"-listen", "127.0.0.1:0", "-plain-http"}, args...)...)
+	cmd := exec.Command(os.Args[0], append([]string{"-listen", "127.0.0.1:0", "-plain-http"},
+		args...)...)
 	cmd.Env = append(os.Environ(), asChild+"=1", "NOMYO_KEY_PASSWORD="+passphrase)
 	return cmd
 }
@@ -228,9 +233,11 @@ type captured struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, redis: startRedis(t), model: startModel(t), dir: filepath.Join(t.TempDir(), "keys"), took: make(map[string]int)}
+	w := &world{t: t, redis: startRedis(t), model: startModel(t),
+		dir: filepath.Join(t.TempDir(), "keys"), took: make(map[string]int)}
 	secret := newSecret(t, passphrase)
-	keys, err := sealedchat.CreateKeyStore(t.Context(), w.dir, secret, &sealedchat.KeyStoreOptions{Bits: 2048})
+	keys, err := sealedchat.CreateKeyStore(t.Context(), w.dir, secret,
+		&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,17 +247,21 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	for range 3 {
-		w.replicas = append(w.replicas, startReplica(t, "-upstream", w.model.URL+"/v1", "-keys", w.dir, "-redis", w.redis.url(), "-api-keys", file))
+		w.replicas = append(w.replicas, startReplica(t, "-upstream", w.model.URL+"/v1", "-keys",
+			w.dir, "-redis", w.redis.url(), "-api-keys", file))
 	}
 	w.proxy = httptest.NewServer(&httputil.ReverseProxy{
 		Rewrite: func(*httputil.ProxyRequest) {}, Transport: w, FlushInterval: -1,
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) {
+			w.WriteHeader(http.StatusBadGateway)
+		},
 	})
 	t.Cleanup(w.proxy.Close)
 	return w
 }
 
-// RoundTrip sends a request to the next replica, or to the one after it if that one does not even take the connection.
+// RoundTrip sends a request to the next replica, or to the one after it if that one does not even
+// take the connection.
 func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
 	var body []byte
 	if req.Body != nil {
@@ -260,9 +271,11 @@ func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
 		r := w.replicas[int(w.next.Add(1))%len(w.replicas)]
 		target, _ := url.Parse(r.url)
 		again := req.Clone(req.Context())
-		again.URL.Scheme, again.URL.Host, again.Body = target.Scheme, target.Host, io.NopCloser(bytes.NewReader(body))
+		again.URL.Scheme, again.URL.Host, again.Body = target.Scheme, target.Host,
+			io.NopCloser(bytes.NewReader(body))
 		resp, err := http.DefaultTransport.RoundTrip(again)
-		if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" && tries < len(w.replicas) {
+		if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" &&
+			tries < len(w.replicas) {
 			continue
 		}
 		w.mu.Lock()
@@ -278,7 +291,8 @@ func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
 // replay sends what was captured to a replica, by-passing the proxy.
 func (w *world) replay(c captured, r *replica) (*http.Response, []byte) {
 	w.t.Helper()
-	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, r.url+c.path, bytes.NewReader(c.body))
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, r.url+c.path,
+		bytes.NewReader(c.body))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -319,7 +333,8 @@ func (w *world) client(p sealedchat.Protocol) *sealedchat.SecureCompletionClient
 	}
 	w.t.Cleanup(func() { _ = keys.Close() })
 	c, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: w.proxy.URL, Protocol: p, APIKey: newSecret(w.t, apiKey), Trust: sealedchat.TrustHTTPS(), Keys: keys,
+		BaseURL: w.proxy.URL, Protocol: p, APIKey: newSecret(w.t, apiKey),
+		Trust: sealedchat.TrustHTTPS(), Keys: keys,
 		InsecureAllowHTTP: true, MaxRetries: -1, Timeout: 20 * time.Second,
 	})
 	if err != nil {
@@ -339,5 +354,6 @@ func chat(t *testing.T, c *sealedchat.SecureCompletionClient) error {
 }
 
 func question() *sealedchat.ChatRequest {
-	return &sealedchat.ChatRequest{Model: "m", Messages: []sealedchat.Message{sealedchat.UserMessage("how are you?")}}
+	return &sealedchat.ChatRequest{Model: "m",
+		Messages: []sealedchat.Message{sealedchat.UserMessage("how are you?")}}
 }

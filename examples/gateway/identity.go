@@ -45,8 +45,10 @@ func (o *options) identity() (*identity, error) {
 	}
 	id := &identity{certificate: certificate, selfSigned: true, note: " (self-signed, made now)"}
 	if o.writeCert != "" {
-		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]})
-		if err := os.WriteFile(o.writeCert, text, 0o644); err != nil { // public, and for others to read
+		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+			Bytes: certificate.Certificate[0]})
+		// public, and for others to read
+		if err := os.WriteFile(o.writeCert, text, 0o644); err != nil {
 			return nil, wrongInput("-write-cert: %w", err)
 		}
 		id.note = " (self-signed, made now, saved in " + oneLine(o.writeCert) + ")"
@@ -55,7 +57,8 @@ func (o *options) identity() (*identity, error) {
 }
 
 func (id *identity) config() *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{id.certificate}}
+	return &tls.Config{MinVersion: tls.VersionTLS12,
+		Certificates: []tls.Certificate{id.certificate}}
 }
 
 func (id *identity) fingerprint() string {
@@ -63,8 +66,8 @@ func (id *identity) fingerprint() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// selfSigned makes a certificate for loopback, for the host that the gateway listens on, and for this machine's name if
-// it listens on every address.
+// selfSigned makes a certificate for loopback, for the host that the gateway listens on, and for
+// this machine's name if it listens on every address.
 func selfSigned(host string, life time.Duration) (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -6,17 +6,19 @@
 //	umask 077; openssl rand -hex 32 > keys.txt
 //	go run ./examples/gateway -upstream http://127.0.0.1:8000/v1 -api-keys keys.txt -write-cert gateway.pem
 //
-// It serves both protocols, or those of -protocols. It prints on standard output where it listens, the pins of its keys, and
-// a command line for examples/chat to reach it, for each protocol.
-// The log goes to standard error: ids, sizes, durations and status, no content. Without -tls-cert it makes a
-// self-signed certificate at each start, and prints its fingerprint. The key that prompts are sealed to is made at each
-// start too and never replaced, so the pin changes with a restart, and only then.
+// It serves both protocols, or those of -protocols. It prints on standard output where it listens,
+// the pins of its keys, and a command line for examples/chat to reach it, for each protocol. The
+// log goes to standard error: ids, sizes, durations and status, no content. Without -tls-cert it
+// makes a self-signed certificate at each start, and prints its fingerprint. The key that prompts
+// are sealed to is made at each start too and never replaced, so the pin changes with a restart,
+// and only then.
 //
-// Behind a proxy give -address-header, the header in which it says a client's address (X-Forwarded-For for example), or all of its
-// clients share the limits of one address.
+// Behind a proxy give -address-header, the header in which it says a client's address
+// (X-Forwarded-For for example), or all of its clients share the limits of one address.
 //
-// Environment: NOMYO_UPSTREAM_KEY is sent upstream as a bearer token. Interrupt or SIGTERM ends it: running requests
-// get half a minute, a second signal ends it at once. Exit status: 0, 1 when it could not serve, 2 for wrong input.
+// Environment: NOMYO_UPSTREAM_KEY is sent upstream as a bearer token. Interrupt or SIGTERM ends it:
+// running requests get half a minute, a second signal ends it at once. Exit status: 0, 1 when it
+// could not serve, 2 for wrong input.
 package main
 
 import (
@@ -45,7 +47,8 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
 }
 
-func run(ctx context.Context, args []string, env func(string) string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, args []string, env func(string) string, stdout,
+	stderr io.Writer) int {
 	p := &program{env: env, stdout: stdout, stderr: stderr, grace: 30 * time.Second}
 	return p.run(ctx, args)
 }
@@ -77,8 +80,9 @@ func (p *program) run(ctx context.Context, args []string) int {
 	if wrong, ok := errors.AsType[*sealedchat.ConfigError](err); ok {
 		status = 2
 		name := map[string]string{
-			"GatewayConfig.Upstream": "-upstream", "GatewayConfig.UpstreamKey": "NOMYO_UPSTREAM_KEY",
-			"GatewayConfig.OHTTP.Pad": "-pad", "GatewayConfig.OHTTP.DateWindow": "-date-window",
+			"GatewayConfig.Upstream":      "-upstream",
+			"GatewayConfig.UpstreamKey":   "NOMYO_UPSTREAM_KEY",
+			"GatewayConfig.OHTTP.Padding": "-pad", "GatewayConfig.OHTTP.DateWindow": "-date-window",
 		}[wrong.Field]
 		if name != "" {
 			text = name + ": " + strings.TrimPrefix(wrong.Err.Error(), "sealedchat: ")
@@ -106,7 +110,8 @@ func (p *program) serve(ctx context.Context, o *options) error {
 		return err
 	}
 	defer listener.Close()
-	id, err := o.identity() // after listening: -write-cert must not replace the certificate of a gateway that has the port
+	// after listening: -write-cert must not replace the certificate of a gateway that has the port
+	id, err := o.identity()
 	if err != nil {
 		return err
 	}
@@ -139,13 +144,15 @@ func (p *program) serve(ctx context.Context, o *options) error {
 	return nil
 }
 
-// keyOptions keep one key for as long as the program runs: rotation would turn away whoever was given the printed pin.
+// keyOptions keep one key for as long as the program runs: rotation would turn away whoever was
+// given the printed pin.
 func (p *program) keyOptions() *sealedchat.KeyStoreOptions {
 	return &sealedchat.KeyStoreOptions{Bits: p.keyBits, Rotation: sealedchat.Rotation{Every: -1}}
 }
 
 // newGateway makes the gateway from the options. done closes it and wipes its secrets.
-func (p *program) newGateway(o *options, keys *sealedchat.KeyStore, log *slog.Logger) (_ *sealedchat.Gateway, done func(), err error) {
+func (p *program) newGateway(o *options, keys *sealedchat.KeyStore,
+	log *slog.Logger) (_ *sealedchat.Gateway, done func(), err error) {
 	config := sealedchat.GatewayConfig{
 		Upstream:             o.upstream,
 		InsecureUpstreamHTTP: o.insecureUpstream,
@@ -153,7 +160,7 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore, log *slog.Lo
 		Keys:                 keys,
 		Tier:                 o.tier,
 		Protocols:            o.protocols,
-		OHTTP:                sealedchat.GatewayOHTTP{Pad: o.pad, DateWindow: o.dateWindow},
+		OHTTP:                sealedchat.GatewayOHTTP{Padding: o.pad, DateWindow: o.dateWindow},
 		Logger:               log,
 	}
 	if o.addressHeader != "" {
@@ -194,7 +201,8 @@ type pins struct {
 	signer          string // vouches for new keys of ohttp
 }
 
-func readPins(ctx context.Context, o *options, gateway *sealedchat.Gateway, log *slog.Logger) (p pins, err error) {
+func readPins(ctx context.Context, o *options, gateway *sealedchat.Gateway,
+	log *slog.Logger) (p pins, err error) {
 	if o.serves(sealedchat.ProtocolEnvelope) {
 		log.Info("making a key, which takes a few seconds at most")
 	}
@@ -231,10 +239,12 @@ func (p *program) announce(o *options, id *identity, at net.Addr, keys pins) {
 		fmt.Fprintln(p.stdout, "(clients need the certificate: -write-cert FILE saves it)")
 	}
 	if keys.ohttp != "" {
-		fmt.Fprintf(p.stdout, "try (ohttp): %s \"What is the capital of France?\"\n", o.command(id, url, "-protocol ohttp -stream -pin "+keys.ohttp))
+		fmt.Fprintf(p.stdout, "try (ohttp): %s \"What is the capital of France?\"\n",
+			o.command(id, url, "-protocol ohttp -stream -pin "+keys.ohttp))
 	}
 	if keys.envelope != "" {
-		fmt.Fprintf(p.stdout, "try: %s \"What is the capital of France?\"\n", o.command(id, url, "-pin "+keys.envelope))
+		fmt.Fprintf(p.stdout, "try: %s \"What is the capital of France?\"\n",
+			o.command(id, url, "-pin "+keys.envelope))
 	}
 }
 

@@ -27,7 +27,8 @@ func TestServe(t *testing.T) {
 	u := newUpstream(t, nil)
 	cert := filepath.Join(t.TempDir(), "gateway.pem")
 	keys := keyFile(t, "# the keys\n\n"+apiKey+"\n  second-api-key\r\n", 0o600)
-	r := start(t, time.Second, "-upstream", u.URL+"/v1", "-api-keys", keys, "-write-cert", cert, "-tier", "high")
+	r := start(t, time.Second, "-upstream", u.URL+"/v1", "-api-keys", keys, "-write-cert", cert,
+		"-tier", "high")
 
 	r.tier = sealedchat.TierMaximum
 	if _, err := chat(t, r, cert, apiKey); !errors.Is(err, sealedchat.ErrPermission) {
@@ -52,7 +53,8 @@ func TestServe(t *testing.T) {
 	if len(u.authorization) != 2 {
 		t.Errorf("%d requests upstream, want 2", len(u.authorization))
 	}
-	for _, want := range []string{"-url " + r.url, "-pin " + r.pin, "-cacert " + cert, "NOMYO_API_KEY="} {
+	for _, want := range []string{"-url " + r.url, "-pin " + r.pin, "-cacert " + cert,
+		"NOMYO_API_KEY="} {
 		if !strings.Contains(r.try, want) {
 			t.Errorf("the command line %q lacks %q", r.try, want)
 		}
@@ -94,14 +96,17 @@ func TestExampleChat(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		binary += ".exe"
 	}
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", binary, "../chat").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", binary,
+		"../chat").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	u := newUpstream(t, nil)
 	cert := filepath.Join(t.TempDir(), "gateway.pem")
-	r := start(t, time.Second, "-upstream", u.URL+"/v1", "-api-keys", keyFile(t, apiKey, 0o600), "-write-cert", cert)
+	r := start(t, time.Second, "-upstream", u.URL+"/v1", "-api-keys", keyFile(t, apiKey, 0o600),
+		"-write-cert", cert)
 
-	cmd := exec.CommandContext(t.Context(), binary, "-url", r.url, "-cacert", cert, "-pin", r.pin, "-model", "stub", prompt)
+	cmd := exec.CommandContext(t.Context(), binary, "-url", r.url, "-cacert", cert, "-pin", r.pin,
+		"-model", "stub", prompt)
 	cmd.Env = append(os.Environ(), "NOMYO_API_KEY="+apiKey)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -121,10 +126,12 @@ func TestOwnCertificate(t *testing.T) {
 	}
 	dir := t.TempDir()
 	certFile, keyName := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	write(t, certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}))
+	write(t, certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+		Bytes: certificate.Certificate[0]}))
 	write(t, keyName, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
 	u := newUpstream(t, nil)
-	r := start(t, time.Second, "-upstream", u.URL+"/v1", "-allow-unauthenticated", "-tls-cert", certFile, "-tls-key", keyName)
+	r := start(t, time.Second, "-upstream", u.URL+"/v1", "-allow-unauthenticated", "-tls-cert",
+		certFile, "-tls-key", keyName)
 	if text, err := chat(t, r, certFile, ""); err != nil || text != "echo of "+prompt {
 		t.Errorf("%q, %v", text, err)
 	}
@@ -156,7 +163,8 @@ func TestShutdown(t *testing.T) {
 			testkit.NoLeaks(t)
 			u := newUpstream(t, make(chan struct{}))
 			cert := filepath.Join(t.TempDir(), "gateway.pem")
-			r := start(t, c.grace, "-upstream", u.URL+"/v1", "-allow-unauthenticated", "-write-cert", cert)
+			r := start(t, c.grace, "-upstream", u.URL+"/v1", "-allow-unauthenticated",
+				"-write-cert", cert)
 			var text string
 			var err error
 			var client sync.WaitGroup
@@ -173,7 +181,8 @@ func TestShutdown(t *testing.T) {
 				t.Errorf("exit status %d", status)
 			}
 			client.Wait()
-			if c.fails && !errors.Is(err, sealedchat.ErrConnection) && !errors.Is(err, sealedchat.ErrUnavailable) {
+			if c.fails && !errors.Is(err, sealedchat.ErrConnection) &&
+				!errors.Is(err, sealedchat.ErrUnavailable) {
 				t.Errorf("%q, %v, want an error", text, err)
 			}
 			if !c.fails && (err != nil || text != "echo of "+prompt) {

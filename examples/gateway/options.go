@@ -49,20 +49,34 @@ func (p *program) parse(args []string) (*options, error) {
 	f := flag.NewFlagSet("gateway", flag.ContinueOnError)
 	f.SetOutput(io.Discard) // errors are printed in one place
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "`address` to listen on")
-	f.StringVar(&o.upstream, "upstream", "", "the OpenAI-compatible server's base `URL`, http://127.0.0.1:8000/v1 for example (required)")
-	f.BoolVar(&o.insecureUpstream, "insecure-upstream-http", false, "allow http upstream beyond loopback: opened prompts cross that network in the clear")
-	f.StringVar(&o.apiKeys, "api-keys", "", "`file` with the API keys that clients may use, one per line; # begins a comment line")
+	f.StringVar(&o.upstream, "upstream", "",
+		"the OpenAI-compatible server's base `URL`, http://127.0.0.1:8000/v1 for example "+
+			"(required)")
+	f.BoolVar(&o.insecureUpstream, "insecure-upstream-http", false,
+		"allow http upstream beyond loopback: opened prompts cross that network in the clear")
+	f.StringVar(&o.apiKeys, "api-keys", "",
+		"`file` with the API keys that clients may use, one per line; # begins a comment line")
 	f.BoolVar(&o.allowAll, "allow-unauthenticated", false, "serve everybody, without API keys")
-	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM `file` with the TLS certificate chain; without it a self-signed certificate is made")
+	f.StringVar(&o.tlsCert, "tls-cert", "",
+		"PEM `file` with the TLS certificate chain; without it a self-signed certificate is made")
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM `file` with the key of -tls-cert")
-	f.StringVar(&o.writeCert, "write-cert", "", "save the self-signed certificate in this `file`, for -cacert of examples/chat")
-	f.StringVar(&tier, "tier", "standard", "security `tier` that this installation provides: standard, high or maximum")
-	f.StringVar(&protocols, "protocols", "envelope,ohttp", "`list` of the protocols to serve: envelope, ohttp, or both")
-	f.IntVar(&o.pad, "pad", 0, "pad answers over ohttp to multiples of so many `bytes`, a power of two up to 16384; 0 = not at all")
-	f.DurationVar(&o.dateWindow, "date-window", 2*time.Minute, "how far the date of a request over ohttp may be from this clock")
-	f.StringVar(&o.addressHeader, "address-header", "", "`header` in which a proxy before the gateway says a client's address, last: limits for an address go by it")
+	f.StringVar(&o.writeCert, "write-cert", "",
+		"save the self-signed certificate in this `file`, for -cacert of examples/chat")
+	f.StringVar(&tier, "tier", "standard",
+		"security `tier` that this installation provides: standard, high or maximum")
+	f.StringVar(&protocols, "protocols", "envelope,ohttp",
+		"`list` of the protocols to serve: envelope, ohttp, or both")
+	f.IntVar(&o.pad, "pad", 0,
+		"pad answers over ohttp to multiples of so many `bytes`, a power of two up to 16384; 0 = "+
+			"not at all")
+	f.DurationVar(&o.dateWindow, "date-window", 2*time.Minute,
+		"how far the date of a request over ohttp may be from this clock")
+	f.StringVar(&o.addressHeader, "address-header", "",
+		"`header` in which a proxy before the gateway says a client's address, last: limits for "+
+			"an address go by it")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(p.stderr, "usage: gateway -upstream URL (-api-keys FILE | -allow-unauthenticated) [flags]")
+		fmt.Fprintln(p.stderr,
+			"usage: gateway -upstream URL (-api-keys FILE | -allow-unauthenticated) [flags]")
 		f.SetOutput(p.stderr)
 		f.PrintDefaults()
 		return nil, err
@@ -74,11 +88,9 @@ func (p *program) parse(args []string) (*options, error) {
 	}
 	o.tier = sealedchat.SecurityTier(tier)
 	for name := range strings.SplitSeq(protocols, ",") {
-		switch strings.TrimSpace(name) {
-		case sealedchat.ProtocolEnvelope.String():
-			o.protocols = append(o.protocols, sealedchat.ProtocolEnvelope)
-		case sealedchat.ProtocolOHTTP.String():
-			o.protocols = append(o.protocols, sealedchat.ProtocolOHTTP)
+		switch p := sealedchat.Protocol(strings.TrimSpace(name)); p {
+		case sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP:
+			o.protocols = append(o.protocols, p)
 		default:
 			return nil, wrongInput("-protocols: %q is not envelope or ohttp", name)
 		}
@@ -116,8 +128,9 @@ func (o *options) check() error {
 
 const maxKeyFile = 1 << 20
 
-// readAPIKeys reads a file of API keys: one per line, empty lines and those that begin with # skipped.
-func readAPIKeys(name string) (authenticate func(*http.Request) error, err error) {
+// readAPIKeys reads a file of API keys: one per line, empty lines and those that begin with #
+// skipped.
+func readAPIKeys(name string) (authenticate func(*http.Request) (string, error), err error) {
 	content, err := readPrivate(name)
 	if err != nil {
 		return nil, wrongInput("-api-keys: %w", err)
@@ -142,7 +155,8 @@ func readAPIKeys(name string) (authenticate func(*http.Request) error, err error
 		}
 		keys = append(keys, key)
 		if _, err := sealedchat.AuthenticateKeys(key); err != nil {
-			return nil, wrongInput("-api-keys: %s, line %d: want 1 to 4096 visible ASCII characters", name, number)
+			return nil, wrongInput(
+				"-api-keys: %s, line %d: want 1 to 4096 visible ASCII characters", name, number)
 		}
 	}
 	if len(keys) == 0 {
@@ -151,7 +165,8 @@ func readAPIKeys(name string) (authenticate func(*http.Request) error, err error
 	return sealedchat.AuthenticateKeys(keys...)
 }
 
-// readPrivate reads a file that nobody else may read or write. On Windows who may is not in the mode.
+// readPrivate reads a file that nobody else may read or write. On Windows who may is not in the
+// mode.
 func readPrivate(name string) ([]byte, error) {
 	if info, err := os.Stat(name); err != nil {
 		return nil, err

@@ -27,8 +27,10 @@ func TestPortInUse(t *testing.T) {
 	defer other.Close()
 	cert := filepath.Join(t.TempDir(), "gateway.pem")
 	write(t, cert, []byte("the other gateway's"))
-	status, stdout, stderr := once(t, "-listen", other.Listener.Addr().String(), "-upstream", "https://a.invalid", "-allow-unauthenticated", "-write-cert", cert)
-	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "listen") {
+	status, stdout, stderr := once(t, "-listen", other.Listener.Addr().String(), "-upstream",
+		"https://a.invalid", "-allow-unauthenticated", "-write-cert", cert)
+	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 ||
+		!strings.Contains(stderr, "listen") {
 		t.Errorf("status %d, stdout %q, stderr %q", status, stdout, stderr)
 	}
 	if b, _ := os.ReadFile(cert); string(b) != "the other gateway's" {
@@ -40,7 +42,8 @@ func once(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	p := &program{env: environment, stdout: &out, stderr: &errs, keyBits: 2048}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // ends a gateway that should not have started
+	// ends a gateway that should not have started
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	status = p.run(ctx, args)
 	return status, out.String(), errs.String()
@@ -57,41 +60,62 @@ func TestWrongInput(t *testing.T) {
 	}{
 		{want: "-nonsense", args: []string{"-nonsense"}},
 		{want: "only flags", args: []string{"-upstream", url, "-allow-unauthenticated", "word"}},
-		{want: "only flags", args: []string{"-upstream", url, "-allow-unauthenticated", "two\nlines"}},
+		{want: "only flags", args: []string{"-upstream", url, "-allow-unauthenticated",
+			"two\nlines"}},
 		{want: "-upstream is required", args: []string{"-allow-unauthenticated"}},
 		{want: "-upstream: ", args: []string{"-upstream", "ftp://a", "-allow-unauthenticated"}},
-		{want: "-upstream: ", args: []string{"-upstream", "https://user:secret@a", "-allow-unauthenticated"}},
+		{want: "-upstream: ", args: []string{"-upstream", "https://user:secret@a",
+			"-allow-unauthenticated"}},
 		{want: "-api-keys FILE, or", args: []string{"-upstream", url}},
-		{want: "exclude", args: []string{"-upstream", url, "-api-keys", good, "-allow-unauthenticated"}},
-		{want: "belong together", args: []string{"-upstream", url, "-api-keys", good, "-tls-cert", "a"}},
-		{want: "belong together", args: []string{"-upstream", url, "-api-keys", good, "-tls-key", "a"}},
-		{want: "-tls-cert, -tls-key: ", args: []string{"-listen", "127.0.0.1:0", "-upstream", url, "-api-keys", good, "-tls-cert", missing, "-tls-key", missing}},
-		{want: "-write-cert is for", args: []string{"-upstream", url, "-api-keys", good, "-tls-cert", "a", "-tls-key", "b", "-write-cert", "c"}},
-		{want: "-write-cert: ", args: []string{"-listen", "127.0.0.1:0", "-upstream", url, "-api-keys", good, "-write-cert", filepath.Join(missing, "x")}},
+		{want: "exclude", args: []string{"-upstream", url, "-api-keys", good,
+			"-allow-unauthenticated"}},
+		{want: "belong together", args: []string{"-upstream", url, "-api-keys", good, "-tls-cert",
+			"a"}},
+		{want: "belong together", args: []string{"-upstream", url, "-api-keys", good, "-tls-key",
+			"a"}},
+		{want: "-tls-cert, -tls-key: ", args: []string{"-listen", "127.0.0.1:0", "-upstream", url,
+			"-api-keys", good, "-tls-cert", missing, "-tls-key", missing}},
+		{want: "-write-cert is for", args: []string{"-upstream", url, "-api-keys", good,
+			"-tls-cert", "a", "-tls-key", "b", "-write-cert", "c"}},
+		{want: "-write-cert: ", args: []string{"-listen", "127.0.0.1:0", "-upstream", url,
+			"-api-keys", good, "-write-cert", filepath.Join(missing, "x")}},
 		{want: "-tier", args: []string{"-upstream", url, "-api-keys", good, "-tier", "top"}},
 		{want: "-tier", args: []string{"-upstream", url, "-api-keys", good, "-tier", ""}},
-		{want: "-protocols", args: []string{"-upstream", url, "-api-keys", good, "-protocols", "https"}},
+		{want: "-protocols", args: []string{"-upstream", url, "-api-keys", good, "-protocols",
+			"https"}},
 		{want: "-protocols", args: []string{"-upstream", url, "-api-keys", good, "-protocols", ""}},
-		{want: "-protocols leaves out", args: []string{"-upstream", url, "-api-keys", good, "-protocols", "envelope", "-pad", "64"}},
-		{want: "-pad: want a power of two", args: []string{"-upstream", url, "-api-keys", good, "-pad", "1000"}},
-		{want: "-date-window", args: []string{"-upstream", url, "-api-keys", good, "-date-window", "0s"}},
-		{want: "-date-window: out of range", args: []string{"-upstream", url, "-api-keys", good, "-date-window", "48h"}},
+		{want: "-protocols leaves out", args: []string{"-upstream", url, "-api-keys", good,
+			"-protocols", "envelope", "-pad", "64"}},
+		{want: "-pad: want a power of two", args: []string{"-upstream", url, "-api-keys", good,
+			"-pad", "1000"}},
+		{want: "-date-window", args: []string{"-upstream", url, "-api-keys", good, "-date-window",
+			"0s"}},
+		{want: "-date-window: out of range", args: []string{"-upstream", url, "-api-keys", good,
+			"-date-window", "48h"}},
 		{want: "-listen", args: []string{"-upstream", url, "-api-keys", good, "-listen", "8443"}},
 		{want: "missing", args: []string{"-upstream", url, "-api-keys", missing}},
-		{want: "no keys in", args: []string{"-upstream", url, "-api-keys", keyFile(t, "# nothing\n\n", 0o600)}},
-		{want: "line 3", args: []string{"-upstream", url, "-api-keys", keyFile(t, "good\n\nwith space\n", 0o600)}},
-		{want: "more than", args: []string{"-upstream", url, "-api-keys", keyFile(t, strings.Repeat("a\n", maxKeyFile/2+1), 0o600)}},
+		{want: "no keys in", args: []string{"-upstream", url, "-api-keys",
+			keyFile(t, "# nothing\n\n", 0o600)}},
+		{want: "line 3", args: []string{"-upstream", url, "-api-keys",
+			keyFile(t, "good\n\nwith space\n", 0o600)}},
+		{want: "more than", args: []string{"-upstream", url, "-api-keys",
+			keyFile(t, strings.Repeat("a\n", maxKeyFile/2+1), 0o600)}},
 		{want: "not a regular file", args: []string{"-upstream", url, "-api-keys", t.TempDir()}},
-		{want: "chmod 600", args: []string{"-upstream", url, "-api-keys", keyFile(t, apiKey, 0o640)}, unix: true},
-		{want: "chmod 600", args: []string{"-upstream", url, "-api-keys", keyFile(t, apiKey, 0o604)}, unix: true},
-		{want: "chmod 600", args: []string{"-upstream", url, "-api-keys", keyFile(t, apiKey, 0o602)}, unix: true},
+		{want: "chmod 600", args: []string{"-upstream", url, "-api-keys",
+			keyFile(t, apiKey, 0o640)}, unix: true},
+		{want: "chmod 600", args: []string{"-upstream", url, "-api-keys",
+			keyFile(t, apiKey, 0o604)}, unix: true},
+		{want: "chmod 600", args: []string{"-upstream", url, "-api-keys",
+			keyFile(t, apiKey, 0o602)}, unix: true},
 	} {
 		if c.unix && runtime.GOOS == "windows" {
 			continue
 		}
 		status, stdout, stderr := once(t, c.args...)
-		if status != 2 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, c.want) {
-			t.Errorf("%q: status %d, stdout %q, stderr %q, want 2 and one line with %q", c.args, status, stdout, stderr, c.want)
+		if status != 2 || stdout != "" || strings.Count(stderr, "\n") != 1 ||
+			!strings.Contains(stderr, c.want) {
+			t.Errorf("%q: status %d, stdout %q, stderr %q, want 2 and one line with %q", c.args,
+				status, stdout, stderr, c.want)
 		}
 		for _, secret := range []string{apiKey, "with space", "secret"} {
 			if strings.Contains(stderr, secret) {
@@ -104,14 +128,17 @@ func TestWrongInput(t *testing.T) {
 func TestBadUpstreamKey(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	env := func(string) string { return "two words" }
-	status := run(t.Context(), []string{"-upstream", "https://a.invalid", "-allow-unauthenticated"}, env, &stdout, &stderr)
-	if status != 2 || !strings.HasPrefix(stderr.String(), "gateway: NOMYO_UPSTREAM_KEY: ") || strings.Contains(stderr.String(), "two words") {
+	status := run(t.Context(), []string{"-upstream", "https://a.invalid", "-allow-unauthenticated"},
+		env, &stdout, &stderr)
+	if status != 2 || !strings.HasPrefix(stderr.String(), "gateway: NOMYO_UPSTREAM_KEY: ") ||
+		strings.Contains(stderr.String(), "two words") {
 		t.Errorf("status %d, stderr %q", status, stderr.String())
 	}
 }
 
 func TestHelp(t *testing.T) {
-	if status, stdout, stderr := once(t, "-help"); status != 0 || stdout != "" || !strings.Contains(stderr, "-api-keys") {
+	if status, stdout, stderr := once(t, "-help"); status != 0 || stdout != "" ||
+		!strings.Contains(stderr, "-api-keys") {
 		t.Errorf("status %d, stdout %q, stderr %q", status, stdout, stderr)
 	}
 }
@@ -138,7 +165,8 @@ func TestKeyIsNotReplaced(t *testing.T) {
 		for range 3 { // the first look after a key is due still finds the old one
 			time.Sleep(25 * time.Hour)
 			synctest.Wait()
-			if now, err := keys.Public(t.Context()); err != nil || now.Fingerprint() != first.Fingerprint() {
+			if now, err := keys.Public(t.Context()); err != nil ||
+				now.Fingerprint() != first.Fingerprint() {
 				t.Errorf("another key after a while: %v", err)
 			}
 		}
@@ -150,7 +178,8 @@ func TestSelfSignedNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for host, also := range map[string]string{"": hostname, "0.0.0.0": hostname, "::": hostname, "192.0.2.7": "192.0.2.7", "gw.example": "gw.example"} {
+	for host, also := range map[string]string{"": hostname, "0.0.0.0": hostname, "::": hostname,
+		"192.0.2.7": "192.0.2.7", "gw.example": "gw.example"} {
 		c, err := selfSigned(host, time.Hour)
 		if err != nil {
 			t.Fatal(err)
@@ -171,15 +200,16 @@ func TestSelfSignedNames(t *testing.T) {
 }
 
 func TestShellWord(t *testing.T) {
-	for in, want := range map[string]string{"/tmp/a.pem": "/tmp/a.pem", "a b": "'a b'", "it's": `'it'\''s'`, "$(x)": "'$(x)'"} {
+	for in, want := range map[string]string{"/tmp/a.pem": "/tmp/a.pem", "a b": "'a b'",
+		"it's": `'it'\''s'`, "$(x)": "'$(x)'"} {
 		if got := shellWord(in); got != want {
 			t.Errorf("%q: %s, want %s", in, got, want)
 		}
 	}
 }
 
-// Behind a proxy, one client that sends nonsense does not use up what the others may send. The clock stands still
-// meanwhile, or a slow machine would get new tokens as fast as it asks for them.
+// Behind a proxy, one client that sends nonsense does not use up what the others may send. The
+// clock stands still meanwhile, or a slow machine would get new tokens as fast as it asks for them.
 func TestAddressHeader(t *testing.T) {
 	for _, named := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) { limitsOneAddress(t, named) })
@@ -207,7 +237,8 @@ func limitsOneAddress(t *testing.T, named bool) {
 	}
 	defer done()
 	send := func(from string) int {
-		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/.well-known/ohttp-gateway", strings.NewReader("nonsense"))
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost,
+			"/.well-known/ohttp-gateway", strings.NewReader("nonsense"))
 		r.Header.Set("Content-Type", "message/ohttp-chunked-req")
 		r.Header.Set("X-Forwarded-For", "10.0.0.1, "+from)
 		w := httptest.NewRecorder()

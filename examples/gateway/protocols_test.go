@@ -16,15 +16,18 @@ import (
 func TestProtocols(t *testing.T) {
 	u := newUpstream(t, nil)
 	for flag, served := range map[string][]bool{
-		"envelope,ohttp": {true, true}, "ohttp, envelope": {true, true}, "envelope": {true, false}, "ohttp": {false, true},
+		"envelope,ohttp": {true, true}, "ohttp, envelope": {true, true}, "envelope": {true, false},
+		"ohttp": {false, true},
 	} {
 		cert := filepath.Join(t.TempDir(), "gateway.pem")
-		args := []string{"-upstream", u.URL + "/v1", "-allow-unauthenticated", "-write-cert", cert, "-protocols", flag}
+		args := []string{"-upstream", u.URL + "/v1", "-allow-unauthenticated", "-write-cert", cert,
+			"-protocols", flag}
 		if served[1] {
 			args = append(args, "-pad", "256", "-date-window", "1m")
 		}
 		r := start(t, time.Second, args...)
-		for i, p := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP} {
+		for i, p := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope,
+			sealedchat.ProtocolOHTTP} {
 			if printed := []string{r.pin, r.ohttpPin}[i] != ""; printed != served[i] {
 				t.Errorf("-protocols %q: pin of %v printed: %v", flag, p, printed)
 			}
@@ -42,7 +45,8 @@ func TestProtocols(t *testing.T) {
 				t.Errorf("-protocols %q, %v: %q, %v", flag, p, text, err)
 			}
 		}
-		if served[1] && !strings.Contains(r.ohttpTry, "-protocol ohttp -stream -pin "+r.ohttpPin+" ") {
+		if served[1] && !strings.Contains(r.ohttpTry,
+			"-protocol ohttp -stream -pin "+r.ohttpPin+" ") {
 			t.Errorf("the command line %q", r.ohttpTry)
 		}
 		if status := r.end(t); status != 0 {

@@ -44,7 +44,8 @@ func newUpstream(t *testing.T, release chan struct{}) *upstream {
 	u := &upstream{release: release, began: make(chan struct{}, 8)}
 	u.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var request sealedchat.ChatRequest
-		if err := json.NewDecoder(r.Body).Decode(&request); err != nil || r.URL.Path != "/v1/chat/completions" {
+		if err := json.NewDecoder(r.Body).Decode(&request); err != nil ||
+			r.URL.Path != "/v1/chat/completions" {
 			http.Error(w, "bad", http.StatusBadRequest)
 			return
 		}
@@ -59,8 +60,9 @@ func newUpstream(t *testing.T, release chan struct{}) *upstream {
 				return
 			}
 		}
-		fmt.Fprintf(w, `{"id":"1","object":"chat.completion","created":1,"model":%q,"choices":[{"index":0,`+
-			`"message":{"role":"assistant","content":%q},"finish_reason":"stop"}]}`,
+		fmt.Fprintf(w,
+			`{"id":"1","object":"chat.completion","created":1,"model":%q,"choices":[{"index":0,`+
+				`"message":{"role":"assistant","content":%q},"finish_reason":"stop"}]}`,
 			request.Model, "echo of "+request.Messages[len(request.Messages)-1].Text())
 	}))
 	t.Cleanup(u.Close)
@@ -147,7 +149,8 @@ func keyFile(t *testing.T, content string, mode os.FileMode) string {
 	return name
 }
 
-// chat asks the gateway through the public package, with only the certificate in file trusted for TLS.
+// chat asks the gateway through the public package, with only the certificate in file trusted for
+// TLS.
 func chat(t *testing.T, r *running, certFile, key string) (string, error) {
 	t.Helper()
 	text, err := os.ReadFile(certFile)
@@ -166,7 +169,8 @@ func chat(t *testing.T, r *running, certFile, key string) (string, error) {
 	}
 	defer keys.Close()
 	config := sealedchat.Config{
-		BaseURL: r.url, Trust: sealedchat.Pin(r.pin), Keys: keys, Transport: transport, Timeout: 20 * time.Second, MaxRetries: -1,
+		BaseURL: r.url, Trust: sealedchat.Pin(r.pin), Keys: keys, Transport: transport,
+		Timeout: 20 * time.Second, MaxRetries: -1,
 		Tier: r.tier, Protocol: r.protocol,
 	}
 	if r.protocol == sealedchat.ProtocolOHTTP {

@@ -21,16 +21,18 @@ const (
 	maxSealed    = sealedchat.MaxSealedData + sealedGrowth // bytes
 )
 
-// storeOptions keep the store from changing on its own: looking at it must not rotate, nor drop a retired key that a
-// gateway with a longer grace still needs.
+// storeOptions keep the store from changing on its own: looking at it must not rotate, nor drop a
+// retired key that a gateway with a longer grace still needs.
 func (o *options) storeOptions() *sealedchat.KeyStoreOptions {
 	return &sealedchat.KeyStoreOptions{
-		Bits: o.bits, Iterations: o.iterations, Rotation: sealedchat.Rotation{Every: -1, Grace: keepAll},
+		Bits: o.bits, Iterations: o.iterations, Rotation: sealedchat.Rotation{Every: -1,
+			Grace: keepAll},
 	}
 }
 
 // withStore opens the store for f.
-func (p *program) withStore(ctx context.Context, o *options, f func(*sealedchat.KeyStore, *sealedchat.Secret) error) error {
+func (p *program) withStore(ctx context.Context, o *options,
+	f func(*sealedchat.KeyStore, *sealedchat.Secret) error) error {
 	passphrase, err := p.passphrase(ctx, storePassword, "Passphrase of the key store")
 	if err != nil {
 		return err
@@ -58,7 +60,8 @@ func (p *program) create(ctx context.Context, o *options) error {
 		return err
 	}
 	defer store.Close()
-	fmt.Fprintf(p.stderr, "made a key store in %s; nobody can open it without the passphrase\n", oneLine(o.dir))
+	fmt.Fprintf(p.stderr, "made a key store in %s; nobody can open it without the passphrase\n",
+		oneLine(o.dir))
 	return p.printPrimary(ctx, store)
 }
 
@@ -127,7 +130,8 @@ func (p *program) importKey(ctx context.Context, o *options) error {
 		if errors.Is(err, sealedchat.ErrPassphrase) { // the file is encrypted
 			report, err = p.importEncrypted(ctx, o, store, text)
 		}
-		if public != "" && errors.Is(err, sealedchat.ErrPrivateKey) { // either file may be the wrong one
+		// either file may be the wrong one
+		if public != "" && errors.Is(err, sealedchat.ErrPrivateKey) {
 			return fmt.Errorf("%s, with %s beside it: %w", o.file, public, err)
 		}
 		if err != nil {
@@ -163,7 +167,9 @@ func (p *program) reportImport(o *options, r *sealedchat.KeyInfo, public string)
 	}
 	p.warnIfOpen(o.file)
 	if r.Weak {
-		fmt.Fprintf(p.stderr, "warning: %d iterations are few: whoever has a copy of %s can guess its passphrase more cheaply than the key store's\n", r.Iterations, file)
+		fmt.Fprintf(p.stderr,
+			"warning: %d iterations are few: whoever has a copy of %s can guess its passphrase "+
+				"more cheaply than the key store's\n", r.Iterations, file)
 	}
 	fmt.Fprintf(p.stderr, "delete %s and its copies now: the key store does not need it\n", file)
 }
@@ -197,7 +203,9 @@ func (p *program) passwd(ctx context.Context, o *options) error {
 		if err := store.ChangePassphrase(ctx, old, passphrase); err != nil {
 			return err
 		}
-		fmt.Fprintln(p.stderr, "changed; services that have the key store open must be started again before they can save")
+		fmt.Fprintln(p.stderr,
+			"changed; services that have the key store open must be started again before they "+
+				"can save")
 		fmt.Fprintln(p.stderr, "copies of the old file still open with the old passphrase")
 		return nil
 	})
@@ -229,7 +237,8 @@ func (p *program) open(ctx context.Context, o *options) error {
 	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
 		plaintext, err := store.Open(o.label, sealed)
 		if errors.Is(err, sealedchat.ErrDecryption) {
-			return fmt.Errorf("%w: sealed under another label or by another key store, or damaged", err)
+			return fmt.Errorf("%w: sealed under another label or by another key store, or damaged",
+				err)
 		}
 		if err != nil {
 			return err

@@ -37,9 +37,11 @@ func (p *program) read(ctx context.Context, name string, limit int) ([]byte, err
 	return content, nil
 }
 
-// readKey reads a PEM file, and appends the public key from the file that stands beside it: the package then checks
-// that they belong together. public is that file's name, "" when there is none. The caller wipes the text.
-func (p *program) readKey(ctx context.Context, name string) (text []byte, public string, err error) {
+// readKey reads a PEM file, and appends the public key from the file that stands beside it: the
+// package then checks that they belong together. public is that file's name, "" when there is none.
+// The caller wipes the text.
+func (p *program) readKey(ctx context.Context, name string) (text []byte, public string,
+	err error) {
 	private, err := p.read(ctx, name, maxKeyFile)
 	if err != nil {
 		return nil, "", err
@@ -52,15 +54,17 @@ func (p *program) readKey(ctx context.Context, name string) (text []byte, public
 	if key == nil {
 		return private, "", nil
 	}
-	// The key as the package writes it, in place of the file's text: that could hide it from the check.
+	// The key as the package writes it, in place of the file's text: that could hide it from the
+	// check.
 	text = slices.Concat(private, []byte("\n"), key.PEM())
 	clear(private)
 	return text, public, nil
 }
 
-// publicBeside reads the file public_key.pem that the Python and the JavaScript client write beside the private key.
-// The key is nil when there is no such file, or when it is the file name itself.
-func (p *program) publicBeside(ctx context.Context, name string) (*sealedchat.PublicKey, string, error) {
+// publicBeside reads the file public_key.pem that the Python and the JavaScript client write beside
+// the private key. The key is nil when there is no such file, or when it is the file name itself.
+func (p *program) publicBeside(ctx context.Context, name string) (*sealedchat.PublicKey, string,
+	error) {
 	public := filepath.Join(filepath.Dir(name), "public_key.pem")
 	info, err := os.Stat(public)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -73,7 +77,8 @@ func (p *program) publicBeside(ctx context.Context, name string) (*sealedchat.Pu
 		return nil, "", nil
 	}
 	if !info.Mode().IsRegular() { // reading could wait for a pipe's other end
-		return nil, "", fmt.Errorf("%s is not a regular file; move it away to import %s without it", public, name)
+		return nil, "", fmt.Errorf("%s is not a regular file; move it away to import %s without it",
+			public, name)
 	}
 	text, err := p.read(ctx, public, maxKeyFile)
 	if err != nil {
@@ -81,7 +86,8 @@ func (p *program) publicBeside(ctx context.Context, name string) (*sealedchat.Pu
 	}
 	key, err := sealedchat.ParsePublicKey(text)
 	if err != nil {
-		return nil, "", fmt.Errorf("%s: %w; move it away to import %s without it", public, err, name)
+		return nil, "", fmt.Errorf("%s: %w; move it away to import %s without it", public, err,
+			name)
 	}
 	return key, public, nil
 }
@@ -111,15 +117,18 @@ func readAll(r io.Reader, limit int) ([]byte, error) {
 	}
 }
 
-// warnIfOpen tells when others could read a file that has a key. On Windows who may is not in the mode.
+// warnIfOpen tells when others could read a file that has a key. On Windows who may is not in the
+// mode.
 func (p *program) warnIfOpen(name string) {
 	info, err := os.Stat(name)
 	if err == nil && info.Mode().Perm()&0o077 != 0 && runtime.GOOS != "windows" {
-		fmt.Fprintf(p.stderr, "warning: others may use %s (mode %04o)\n", oneLine(name), info.Mode().Perm())
+		fmt.Fprintf(p.stderr, "warning: others may use %s (mode %04o)\n", oneLine(name),
+			info.Mode().Perm())
 	}
 }
 
-// writeNew makes a file that only its owner may use. It writes to nothing that exists, not through a link either.
+// writeNew makes a file that only its owner may use. It writes to nothing that exists, not through
+// a link either.
 func writeNew(name string, content []byte) (err error) {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, os.ErrExist) {

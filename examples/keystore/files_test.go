@@ -31,10 +31,12 @@ func TestImport(t *testing.T) {
 		report string
 		weak   bool
 	}{
-		"py-2048-nopw":     {"PKCS#8, not encrypted", false},
-		"js-2048-nopw":     {"PKCS#8, not encrypted", false},
-		"py-2048-pw-ascii": {"PBES2, encrypted under PBKDF2-HMAC-SHA256 with 2048 iterations", true},
-		"js-2048-pw-ascii": {"JavaScript, encrypted under PBKDF2-HMAC-SHA256 with 100000 iterations", true},
+		"py-2048-nopw": {"PKCS#8, not encrypted", false},
+		"js-2048-nopw": {"PKCS#8, not encrypted", false},
+		"py-2048-pw-ascii": {"PBES2, encrypted under PBKDF2-HMAC-SHA256 with 2048 iterations",
+			true},
+		"js-2048-pw-ascii": {"JavaScript, encrypted under PBKDF2-HMAC-SHA256 with 100000 " +
+			"iterations", true},
 	} {
 		c := testkit.Vector(t, testkit.PrivateKey, name)
 		file := writeTemp(t, string(c.File("private_key")))
@@ -42,15 +44,18 @@ func TestImport(t *testing.T) {
 		s := session{answers: []string{password}}
 		if c.Password != nil {
 			unlocked().fails(t, 2, "set NOMYO_FILE_PASSWORD", "import", "-dir", dir, file)
-			unlocked(filePassword, *c.Password+" ").fails(t, 1, file+": wrong passphrase", "import", "-dir", dir, file)
+			unlocked(filePassword, *c.Password+" ").fails(t, 1, file+": wrong passphrase", "import",
+				"-dir", dir, file)
 			check()
 			s.answers = []string{password, *c.Password}
 		}
 		r := s.succeeds(t, "import", "-dir", dir, file)
 		if r.stdout != c.Expected.SPKISHA256+"\n" || len(r.prompts) != len(s.answers) {
-			t.Errorf("%s: printed %q, want %s, asked %q", name, r.stdout, c.Expected.SPKISHA256, r.prompts)
+			t.Errorf("%s: printed %q, want %s, asked %q", name, r.stdout, c.Expected.SPKISHA256,
+				r.prompts)
 		}
-		if !strings.Contains(r.stderr, "2048-bit key of "+file+": "+want.report+"\n") || strings.Contains(r.stderr, "are few") != want.weak ||
+		if !strings.Contains(r.stderr, "2048-bit key of "+file+": "+want.report+"\n") ||
+			strings.Contains(r.stderr, "are few") != want.weak ||
 			!strings.Contains(r.stderr, "delete "+file) {
 			t.Errorf("%s: said %q", name, r.stderr)
 		}
@@ -83,7 +88,8 @@ func TestImportRefuses(t *testing.T) {
 		}
 		s.fails(t, 1, want, "import", "-dir", dir, writeTemp(t, string(c.File("private_key"))))
 	}
-	for content, want := range map[string]string{"": "no PEM block", "-----": "no PEM block", strings.Repeat("a", maxKeyFile+1): "more than 65536 bytes"} {
+	for content, want := range map[string]string{"": "no PEM block", "-----": "no PEM block",
+		strings.Repeat("a", maxKeyFile+1): "more than 65536 bytes"} {
 		unlocked().fails(t, 1, want, "import", "-dir", dir, writeTemp(t, content))
 	}
 	unlocked().fails(t, 1, "no such file", "import", "-dir", dir, filepath.Join(dir, "missing"))
@@ -91,11 +97,13 @@ func TestImportRefuses(t *testing.T) {
 	check()
 }
 
-// pair writes a private key and its companion into a folder, as the Python and the JavaScript client do.
+// pair writes a private key and its companion into a folder, as the Python and the JavaScript
+// client do.
 func pair(t *testing.T, private, public []byte) (privateName, publicName string) {
 	t.Helper()
 	dir := t.TempDir()
-	privateName, publicName = filepath.Join(dir, "private_key.pem"), filepath.Join(dir, "public_key.pem")
+	privateName, publicName = filepath.Join(dir, "private_key.pem"),
+		filepath.Join(dir, "public_key.pem")
 	write(t, privateName, private)
 	write(t, publicName, public)
 	return privateName, publicName
@@ -103,15 +111,18 @@ func pair(t *testing.T, private, public []byte) (privateName, publicName string)
 
 func TestImportChecksPublicKey(t *testing.T) {
 	dir := newStore(t)
-	for _, name := range []string{"py-2048-nopw", "py-2048-pw-ascii", "js-2048-nopw", "js-2048-pw-ascii"} {
+	for _, name := range []string{"py-2048-nopw", "py-2048-pw-ascii", "js-2048-nopw",
+		"js-2048-pw-ascii"} {
 		c := testkit.Vector(t, testkit.PrivateKey, name)
-		private, public := pair(t, bytes.TrimRight(c.File("private_key"), "\r\n"), c.File("public_key"))
+		private, public := pair(t, bytes.TrimRight(c.File("private_key"), "\r\n"),
+			c.File("public_key"))
 		s := unlocked()
 		if c.Password != nil {
 			s.env[filePassword] = *c.Password
 		}
 		r := s.succeeds(t, "import", "-dir", dir, private)
-		if r.stdout != c.Expected.SPKISHA256+"\n" || !strings.Contains(r.stderr, "\nchecked: "+public+" is its public key\n") {
+		if r.stdout != c.Expected.SPKISHA256+"\n" ||
+			!strings.Contains(r.stderr, "\nchecked: "+public+" is its public key\n") {
 			t.Errorf("%s: printed %q, said %q", name, r.stdout, r.stderr)
 		}
 	}
@@ -123,13 +134,15 @@ func TestImportChecksPublicKey(t *testing.T) {
 	}
 	_, both := pair(t, nil, c.File("private_key")) // the name of the file to import itself
 	for _, file := range []string{only, both} {
-		if r := unlocked().succeeds(t, "import", "-dir", newStore(t), file); strings.Contains(r.stderr, "checked") {
+		if r := unlocked().succeeds(t, "import", "-dir", newStore(t),
+			file); strings.Contains(r.stderr, "checked") {
 			t.Errorf("%s has no companion: said %q", file, r.stderr)
 		}
 	}
 	t.Chdir(filepath.Dir(only))
 	write(t, "public_key.pem", c.File("public_key"))
-	if r := unlocked().succeeds(t, "import", "-dir", newStore(t), "private_key.pem"); !strings.Contains(r.stderr, "\nchecked: public_key.pem is") {
+	if r := unlocked().succeeds(t, "import", "-dir", newStore(t),
+		"private_key.pem"); !strings.Contains(r.stderr, "\nchecked: public_key.pem is") {
 		t.Errorf("with a relative name: said %q", r.stderr)
 	}
 }
@@ -148,7 +161,8 @@ func TestImportRefusesOtherPublicKey(t *testing.T) {
 		want = strings.NewReplacer("PRIVATE", privateName, "PUBLIC", publicName).Replace(want)
 		s.fails(t, 1, want, "import", "-dir", dir, privateName)
 	}
-	const mismatch = "keystore: PRIVATE, with PUBLIC beside it: unusable private key: the public key does not belong to the private key\n"
+	const mismatch = "keystore: PRIVATE, with PUBLIC beside it: unusable private key: the public " +
+		"key does not belong to the private key\n"
 	c := testkit.Vector(t, testkit.PrivateKey, "mismatched-public")
 	refused(c, c.File("private_key"), c.File("public_key"), mismatch)
 	refused(c, c.File("private_key"), append([]byte("\n\r\n"), c.File("public_key")...), mismatch)
@@ -161,21 +175,26 @@ func TestImportRefusesOtherPublicKey(t *testing.T) {
 	refused(good, twice, encrypted.File("public_key"), mismatch)
 	wrong := notPassword
 	encrypted.Password = &wrong
-	refused(encrypted, encrypted.File("private_key"), encrypted.File("public_key"), "keystore: PRIVATE: wrong passphrase")
+	refused(encrypted, encrypted.File("private_key"), encrypted.File("public_key"),
+		"keystore: PRIVATE: wrong passphrase")
 
 	// What could hide the key from the check is no public key file.
 	const useless = "keystore: PUBLIC: "
 	for _, text := range []string{
-		"", "\n", "text", "-----BEGIN PUBLIC KEY-----\n", "\xef\xbb\xbf" + public, "text\n" + public, public + "text", public + public,
-		strings.Replace(public, "PUBLIC", "PRIVATE", 2), strings.Replace(public, "-----END", "----END", 1), string(good.File("private_key")),
+		"", "\n", "text", "-----BEGIN PUBLIC KEY-----\n", "\xef\xbb\xbf" + public,
+		"text\n" + public, public + "text", public + public,
+		strings.Replace(public, "PUBLIC", "PRIVATE", 2),
+		strings.Replace(public, "-----END", "----END", 1), string(good.File("private_key")),
 		public + strings.Repeat("\n", maxKeyFile/2), strings.Replace(public, "M", "\n", 1),
 		string(testkit.Vector(t, testkit.PrivateKey, "ec-pkcs8").File("public_key")),
 	} {
 		refused(good, good.File("private_key"), []byte(text), useless)
 	}
-	refused(good, good.File("private_key"), bytes.Repeat([]byte("\n"), maxKeyFile+1), "keystore: reading PUBLIC: more than 65536 bytes\n")
+	refused(good, good.File("private_key"), bytes.Repeat([]byte("\n"), maxKeyFile+1),
+		"keystore: reading PUBLIC: more than 65536 bytes\n")
 	large := append(good.File("private_key"), strings.Repeat("\n", maxKeyFile)...)[:maxKeyFile]
-	refused(good, large, []byte(public), "keystore: PRIVATE, with PUBLIC beside it: unusable private key: too large")
+	refused(good, large, []byte(public),
+		"keystore: PRIVATE, with PUBLIC beside it: unusable private key: too large")
 
 	file := filepath.Join(newFolder(t), "private_key.pem")
 	write(t, file, good.File("private_key"))
@@ -191,7 +210,8 @@ func TestImportWarnsOfOpenFile(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("has no modes")
 	}
-	file := writeTemp(t, string(testkit.Vector(t, testkit.PrivateKey, "py-2048-nopw").File("private_key")))
+	file := writeTemp(t, string(testkit.Vector(t, testkit.PrivateKey,
+		"py-2048-nopw").File("private_key")))
 	for mode, warn := range map[os.FileMode]bool{0o604: true, 0o660: true, 0o400: false} {
 		if err := os.Chmod(file, mode); err != nil {
 			t.Fatal(err)
@@ -208,15 +228,18 @@ func TestExport(t *testing.T) {
 	dir, elsewhere := newStore(t), newFolder(t)
 	unlocked().succeeds(t, "create", "-dir", elsewhere, "-bits", "2048")
 	retired := keys(t, dir)[0][5]
-	primary := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-dir", dir, "-bits", "2048").stdout)
-	for fingerprint, args := range map[string][]string{primary: nil, retired: {"-fingerprint", retired}} {
+	primary := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-dir", dir, "-bits",
+		"2048").stdout)
+	for fingerprint, args := range map[string][]string{primary: nil,
+		retired: {"-fingerprint", retired}} {
 		out := filepath.Join(t.TempDir(), "key.pem")
 		args = append([]string{"export", "-dir", dir, "-out", out}, args...)
 		r := session{answers: []string{password, newPassword, newPassword}}.succeeds(t, args...)
 		if len(r.prompts) != 3 || r.stdout != "" {
 			t.Errorf("asked %q, printed %q", r.prompts, r.stdout)
 		}
-		if info, err := os.Stat(out); err != nil || info.Mode().Perm() != 0o600 && runtime.GOOS != "windows" {
+		if info, err := os.Stat(out); err != nil ||
+			info.Mode().Perm() != 0o600 && runtime.GOOS != "windows" {
 			t.Errorf("%v, %v", info.Mode(), err)
 		}
 		if !bytes.HasPrefix(read(t, out), []byte("-----BEGIN ENCRYPTED PRIVATE KEY-----\n")) {
@@ -224,7 +247,8 @@ func TestExport(t *testing.T) {
 		}
 		r = unlocked(filePassword, newPassword).succeeds(t, "import", "-dir", elsewhere, out)
 		if r.stdout != fingerprint+"\n" || strings.Contains(r.stderr, "are few") {
-			t.Errorf("what was exported is imported as %q, want %s: %s", r.stdout, fingerprint, r.stderr)
+			t.Errorf("what was exported is imported as %q, want %s: %s", r.stdout, fingerprint,
+				r.stderr)
 		}
 	}
 }
@@ -234,12 +258,15 @@ func TestExportRefuses(t *testing.T) {
 	dir := newStore(t)
 	out := filepath.Join(t.TempDir(), "key.pem")
 	s := unlocked(filePassword, newPassword)
-	for want, fingerprint := range map[string]string{"no key with this fingerprint": strings.Repeat("0", 64), "fingerprint": "xyz"} {
+	for want, fingerprint := range map[string]string{
+		"no key with this fingerprint": strings.Repeat("0", 64), "fingerprint": "xyz"} {
 		s.fails(t, 2, want, "export", "-dir", dir, "-out", out, "-fingerprint", fingerprint)
 	}
 	unlocked().fails(t, 2, "set NOMYO_FILE_PASSWORD", "export", "-dir", dir, "-out", out)
-	unlocked(filePassword, "short").fails(t, 2, "want 8 or more", "export", "-dir", dir, "-out", out)
-	session{answers: []string{password, newPassword, notPassword}}.fails(t, 2, "differ", "export", "-dir", dir, "-out", out)
+	unlocked(filePassword, "short").fails(t, 2, "want 8 or more", "export", "-dir", dir, "-out",
+		out)
+	session{answers: []string{password, newPassword, notPassword}}.fails(t, 2, "differ", "export",
+		"-dir", dir, "-out", out)
 	s.fails(t, 1, "no such file", "export", "-dir", dir, "-out", filepath.Join(out, "key.pem"))
 	if _, err := os.Lstat(out); err == nil {
 		t.Fatal("a file was made")
@@ -269,30 +296,36 @@ func TestSealAndOpen(t *testing.T) {
 		s.stdin = strings.NewReader(plain)
 		sealed := s.succeeds(t, "seal", "-dir", dir, "-label", "note")
 		if len(sealed.stdout) != len(plain)+sealedGrowth || sealed.stderr != "" {
-			t.Errorf("%d bytes were sealed as %d, %s", len(plain), len(sealed.stdout), sealed.stderr)
+			t.Errorf("%d bytes were sealed as %d, %s", len(plain), len(sealed.stdout),
+				sealed.stderr)
 		}
 		s.stdin, s.terminal = nil, true // it may be read
-		if r := s.succeeds(t, "open", "-dir", dir, "-label", "note", writeTemp(t, sealed.stdout)); r.stdout != plain {
+		if r := s.succeeds(t, "open", "-dir", dir, "-label", "note",
+			writeTemp(t, sealed.stdout)); r.stdout != plain {
 			t.Errorf("%d bytes open as %d", len(plain), len(r.stdout))
 		}
 	}
 
-	sealed := unlocked().succeeds(t, "seal", "-dir", dir, "-label", "note", writeTemp(t, "a note")).stdout
+	sealed := unlocked().succeeds(t, "seal", "-dir", dir, "-label", "note",
+		writeTemp(t, "a note")).stdout
 	flipped := []byte(sealed)
 	flipped[len(flipped)-1] ^= 1
 	for name, c := range map[string][2]string{
-		"other label": {"other", sealed}, "flipped": {"note", string(flipped)}, "empty": {"note", ""},
+		"other label": {"other", sealed}, "flipped": {"note", string(flipped)},
+		"empty": {"note", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := unlocked()
 			s.stdin = strings.NewReader(c[1])
-			s.fails(t, 1, "decryption failed: sealed under another label", "open", "-dir", dir, "-label", c[0])
+			s.fails(t, 1, "decryption failed: sealed under another label", "open", "-dir", dir,
+				"-label", c[0])
 		})
 	}
 	s := unlocked()
 	s.terminal = true
 	s.fails(t, 2, "binary", "seal", "-dir", dir, "-label", "note")
-	unlocked().fails(t, 1, "no such file", "seal", "-dir", dir, "-label", "note", filepath.Join(dir, "missing"))
+	unlocked().fails(t, 1, "no such file", "seal", "-dir", dir, "-label", "note",
+		filepath.Join(dir, "missing"))
 	s = unlocked()
 	s.stdin = iotest.ErrReader(errors.New("fault"))
 	s.fails(t, 1, "reading standard input: fault", "open", "-dir", dir, "-label", "note")
@@ -301,7 +334,8 @@ func TestSealAndOpen(t *testing.T) {
 
 func TestFullDisk(t *testing.T) {
 	p := &program{stdout: failingWriter{}}
-	if err := p.write([]byte("x")); err == nil || !strings.Contains(err.Error(), "writing the result") {
+	if err := p.write([]byte("x")); err == nil || !strings.Contains(err.Error(),
+		"writing the result") {
 		t.Errorf("%v", err)
 	}
 }
@@ -318,7 +352,8 @@ func TestReadAll(t *testing.T) {
 			}
 			want := bytes.Repeat([]byte("content"), size/7+1)[:size]
 			for name, r := range map[string]io.Reader{
-				"whole": bytes.NewReader(want), "halves": iotest.HalfReader(bytes.NewReader(want)), "with EOF": iotest.DataErrReader(bytes.NewReader(want)),
+				"whole": bytes.NewReader(want), "halves": iotest.HalfReader(bytes.NewReader(want)),
+				"with EOF": iotest.DataErrReader(bytes.NewReader(want)),
 			} {
 				got, err := readAll(r, limit)
 				if size > limit {
@@ -326,7 +361,8 @@ func TestReadAll(t *testing.T) {
 						t.Errorf("%s: %d bytes with a limit of %d: %v", name, size, limit, err)
 					}
 				} else if err != nil || !bytes.Equal(got, want) || cap(got) > max(limit, 64<<10)+1 {
-					t.Errorf("%s: %d bytes with a limit of %d: %d, %v", name, size, limit, len(got), err)
+					t.Errorf("%s: %d bytes with a limit of %d: %d, %v", name, size, limit, len(got),
+						err)
 				}
 			}
 		}

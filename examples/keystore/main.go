@@ -1,8 +1,8 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command keystore makes and looks after the key store that clients and gateways share. It is a module of its own, so
-// that its terminal library is no dependency of the package:
+// Command keystore makes and looks after the key store that clients and gateways share. It is a
+// module of its own, so that its terminal library is no dependency of the package:
 //
 //	go build -C examples/keystore -o "$PWD/keystore" .
 //
@@ -16,19 +16,20 @@
 //	keystore seal -label TEXT [FILE] > sealed           # encrypt FILE or standard input, up to 100 MiB
 //	keystore open -label TEXT [FILE] > plain            # decrypt it, under the same label
 //
-// Flags come before FILE. All commands take -dir DIR; without it NOMYO_KEY_DIR is used, or else the folder sealedchat
-// in the user's configuration folder.
+// Flags come before FILE. All commands take -dir DIR; without it NOMYO_KEY_DIR is used, or else the
+// folder sealedchat in the user's configuration folder.
 //
-// Passphrases are asked for on the terminal, without echo, or taken from the environment: NOMYO_KEY_PASSWORD for the
-// store, NOMYO_KEY_NEW_PASSWORD for the new one of passwd, NOMYO_FILE_PASSWORD for the file of import and export. Other
-// processes of the same user can read an environment. A store whose passphrase is lost cannot be opened by anyone.
+// Passphrases are asked for on the terminal, without echo, or taken from the environment:
+// NOMYO_KEY_PASSWORD for the store, NOMYO_KEY_NEW_PASSWORD for the new one of passwd,
+// NOMYO_FILE_PASSWORD for the file of import and export. Other processes of the same user can read
+// an environment. A store whose passphrase is lost cannot be opened by anyone.
 //
-// Retired keys stay until delete, or until a client or a gateway that has the store open finds their grace over: this
-// program does not know how long that is. After passwd, services that have the store open must be started again before
-// they can save.
+// Retired keys stay until delete, or until a client or a gateway that has the store open finds
+// their grace over: this program does not know how long that is. After passwd, services that have
+// the store open must be started again before they can save.
 //
-// A file public_key.pem beside the one to import has to be its public key, or nothing is imported. Move it away if it
-// belongs to another key.
+// A file public_key.pem beside the one to import has to be its public key, or nothing is imported.
+// Move it away if it belongs to another key.
 //
 // To move from the Python or the JavaScript client, in the folder that has its client_keys:
 //
@@ -38,8 +39,8 @@
 //	rm client_keys/private_key.pem                      # and its copies in backups
 //	NOMYO_KEY_DIR=DIR NOMYO_KEY_PASSWORD=… SERVICE      # a service that uses sealedchat.ConfigFromEnv
 //
-// Standard output gets results, everything else goes to standard error. Exit status: 0, 1 when something failed,
-// 2 for wrong input.
+// Standard output gets results, everything else goes to standard error. Exit status: 0, 1 when
+// something failed, 2 for wrong input.
 package main
 
 import (
@@ -65,8 +66,10 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
 }
 
-func run(ctx context.Context, args []string, env func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
-	p := &program{env: env, stdin: stdin, stdout: stdout, stderr: stderr, ask: askTerminal, isTerminal: isTerminal}
+func run(ctx context.Context, args []string, env func(string) string, stdin io.Reader, stdout,
+	stderr io.Writer) int {
+	p := &program{env: env, stdin: stdin, stdout: stdout, stderr: stderr, ask: askTerminal,
+		isTerminal: isTerminal}
 	return p.run(ctx, args)
 }
 
@@ -75,8 +78,9 @@ type program struct {
 	env            func(string) string
 	stdin          io.Reader
 	stdout, stderr io.Writer
-	ask            func(ctx context.Context, prompt string) ([]byte, error) // reads a passphrase; errNoTerminal
-	isTerminal     func(stream any) bool
+	// reads a passphrase; errNoTerminal
+	ask        func(ctx context.Context, prompt string) ([]byte, error)
+	isTerminal func(stream any) bool
 }
 
 func (p *program) run(ctx context.Context, args []string) int {
@@ -105,14 +109,16 @@ func explain(ctx context.Context, err error) (text string, status int) {
 		return text, 2
 	}
 	if wrong, ok := errors.AsType[*sealedchat.ConfigError](err); ok {
-		name := map[string]string{"KeyStoreOptions.Bits": "-bits", "KeyStoreOptions.Iterations": "-iterations"}[wrong.Field]
+		name := map[string]string{"KeyStoreOptions.Bits": "-bits",
+			"KeyStoreOptions.Iterations": "-iterations"}[wrong.Field]
 		if name != "" {
 			text = name + ": " + wrong.Err.Error()
 		}
 		return text, 2
 	}
 	switch {
-	case errors.Is(err, sealedchat.ErrInvalidRequest): // a passphrase too short, a fingerprint that is none
+	// a passphrase too short, a fingerprint that is none
+	case errors.Is(err, sealedchat.ErrInvalidRequest):
 		return strings.TrimPrefix(text, "invalid request: "), 2
 	case errors.Is(err, sealedchat.ErrLocked):
 		return text + "; try again when it has finished", 1

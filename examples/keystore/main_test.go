@@ -28,7 +28,8 @@ func TestCreate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "keys")
 	user := session{answers: []string{password, password}}
 	for args, want := range map[string]string{
-		"-bits 1024": "-bits: ", "-bits 1": "-bits: ", "-iterations 100000": "-iterations: ", "-iterations 10000001": "-iterations: ",
+		"-bits 1024": "-bits: ", "-bits 1": "-bits: ", "-iterations 100000": "-iterations: ",
+		"-iterations 10000001": "-iterations: ",
 	} {
 		user.fails(t, 2, want, append([]string{"create", "-dir", dir}, strings.Fields(args)...)...)
 	}
@@ -56,12 +57,14 @@ func TestCreate(t *testing.T) {
 	if len(r.prompts) != 2 || !strings.Contains(r.stderr, dir) {
 		t.Errorf("asked %q, said %q", r.prompts, r.stderr)
 	}
-	if rows := keys(t, dir); len(rows) != 1 || rows[0][0] != "primary" || rows[0][1] != "2048" || rows[0][5]+"\n" != r.stdout {
+	if rows := keys(t, dir); len(rows) != 1 || rows[0][0] != "primary" || rows[0][1] != "2048" ||
+		rows[0][5]+"\n" != r.stdout {
 		t.Errorf("list has %q, create printed %q", rows, r.stdout)
 	}
 	check := unchanged(t, dir)
 	for _, passphrase := range []string{password, newPassword} {
-		unlocked(storePassword, passphrase).fails(t, 1, "there is a key store already", "create", "-dir", dir, "-bits", "2048")
+		unlocked(storePassword, passphrase).fails(t, 1, "there is a key store already", "create",
+			"-dir", dir, "-bits", "2048")
 	}
 	check()
 }
@@ -75,11 +78,13 @@ func TestRotate(t *testing.T) {
 	}
 	printed := unlocked("NOMYO_KEY_DIR", dir).succeeds(t, "rotate", "-bits", "2048").stdout
 	rows := keys(t, dir)
-	if len(rows) != 2 || rows[0][0] != "primary" || rows[0][5]+"\n" != printed || rows[1][0] != "retired" || rows[1][5] != first[5] {
+	if len(rows) != 2 || rows[0][0] != "primary" || rows[0][5]+"\n" != printed ||
+		rows[1][0] != "retired" || rows[1][5] != first[5] {
 		t.Errorf("%q, printed %q, was %q", rows, printed, first)
 	}
 	for _, column := range []string{rows[0][2], rows[0][3], rows[1][2], rows[1][3], rows[1][4]} {
-		if at, err := time.Parse(time.RFC3339, column); err != nil || time.Since(at).Abs() > time.Minute || !strings.HasSuffix(column, "Z") {
+		if at, err := time.Parse(time.RFC3339, column); err != nil ||
+			time.Since(at).Abs() > time.Minute || !strings.HasSuffix(column, "Z") {
 			t.Errorf("a time in the list is %q", column)
 		}
 	}
@@ -90,8 +95,10 @@ func TestDelete(t *testing.T) {
 	testkit.NoLeaks(t)
 	dir := newStore(t)
 	retired := keys(t, dir)[0][5]
-	primary := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-dir", dir, "-bits", "2048").stdout)
-	sealed := unlocked().succeeds(t, "seal", "-dir", dir, "-label", "note", writeTemp(t, "plain")).stdout
+	primary := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-dir", dir, "-bits",
+		"2048").stdout)
+	sealed := unlocked().succeeds(t, "seal", "-dir", dir, "-label", "note",
+		writeTemp(t, "plain")).stdout
 	check := unchanged(t, dir)
 	for fingerprint, want := range map[string]string{
 		primary:                  "keystore: the primary key cannot be deleted, rotate first\n",
@@ -119,7 +126,8 @@ func TestDelete(t *testing.T) {
 		t.Errorf("what was sealed before opens as %q", r.stdout)
 	}
 	check = unchanged(t, dir)
-	unlocked().fails(t, 2, "no key with this fingerprint", "delete", "-dir", dir, "-fingerprint", retired)
+	unlocked().fails(t, 2, "no key with this fingerprint", "delete", "-dir", dir, "-fingerprint",
+		retired)
 	check()
 }
 
@@ -133,7 +141,8 @@ func TestDeleteThenImport(t *testing.T) {
 	unlocked().succeeds(t, "rotate", "-dir", dir, "-bits", "2048")
 	unlocked().fails(t, 2, "delete it first", "import", "-dir", dir, file)
 	unlocked().succeeds(t, "delete", "-dir", dir, "-fingerprint", c.Expected.SPKISHA256)
-	if r := unlocked().succeeds(t, "import", "-dir", dir, file); r.stdout != c.Expected.SPKISHA256+"\n" {
+	if r := unlocked().succeeds(t, "import", "-dir", dir,
+		file); r.stdout != c.Expected.SPKISHA256+"\n" {
 		t.Errorf("printed %q", r.stdout)
 	}
 }
@@ -160,7 +169,8 @@ func TestOldKeysStay(t *testing.T) {
 func TestPasswd(t *testing.T) {
 	t.Parallel()
 	dir := newStore(t)
-	sealed := unlocked().succeeds(t, "seal", "-dir", dir, "-label", "note", writeTemp(t, "plain")).stdout
+	sealed := unlocked().succeeds(t, "seal", "-dir", dir, "-label", "note",
+		writeTemp(t, "plain")).stdout
 	check := unchanged(t, dir)
 	for want, answers := range map[string][]string{
 		"the two passphrases differ": {password, newPassword, notPassword},
@@ -169,14 +179,17 @@ func TestPasswd(t *testing.T) {
 	} {
 		session{answers: answers}.fails(t, 2, want, "passwd", "-dir", dir)
 	}
-	session{answers: []string{notPassword, newPassword, newPassword}}.fails(t, 1, "wrong passphrase", "passwd", "-dir", dir)
+	session{answers: []string{notPassword, newPassword, newPassword}}.fails(t, 1,
+		"wrong passphrase", "passwd", "-dir", dir)
 	unlocked(newStorePassword, "short").fails(t, 2, "want 8 or more", "passwd", "-dir", dir)
 	unlocked().fails(t, 2, "set NOMYO_KEY_NEW_PASSWORD", "passwd", "-dir", dir)
-	unlocked(newStorePassword, newPassword).fails(t, 2, "-iterations: ", "passwd", "-dir", dir, "-iterations", "599999")
+	unlocked(newStorePassword, newPassword).fails(t, 2, "-iterations: ", "passwd", "-dir", dir,
+		"-iterations", "599999")
 	check()
 
 	before := keys(t, dir)
-	r := session{answers: []string{password, newPassword, newPassword}}.succeeds(t, "passwd", "-dir", dir)
+	r := session{answers: []string{password, newPassword, newPassword}}.succeeds(t, "passwd",
+		"-dir", dir)
 	if len(r.prompts) != 3 || r.stdout != "" {
 		t.Errorf("asked %q, printed %q", r.prompts, r.stdout)
 	}
@@ -202,14 +215,17 @@ func TestWrongPassphrase(t *testing.T) {
 	check := unchanged(t, dir)
 	file := writeTemp(t, "content")
 	for _, args := range [][]string{
-		{"list"}, {"rotate"}, {"delete", "-fingerprint", strings.Repeat("0", 64)}, {"import"}, {"export", "-out", file + ".new"}, {"passwd"}, {"seal", "-label", "l"}, {"open", "-label", "l"},
+		{"list"}, {"rotate"}, {"delete", "-fingerprint", strings.Repeat("0", 64)}, {"import"},
+		{"export", "-out", file + ".new"}, {"passwd"}, {"seal", "-label", "l"},
+		{"open", "-label", "l"},
 	} {
 		t.Run(args[0], func(t *testing.T) {
 			args = append(args, "-dir", dir)
 			if slices.Contains([]string{"import", "seal", "open"}, args[0]) {
 				args = append(args, file)
 			}
-			wrong := unlocked(storePassword, notPassword, newStorePassword, newPassword, filePassword, newPassword)
+			wrong := unlocked(storePassword, notPassword, newStorePassword, newPassword,
+				filePassword, newPassword)
 			wrong.fails(t, 1, "wrong passphrase", args...)
 			session{}.fails(t, 2, "set NOMYO_KEY_PASSWORD", args...)
 			session{answers: []string{""}}.fails(t, 2, "no passphrase", args...)
@@ -225,7 +241,8 @@ func TestBadStores(t *testing.T) {
 	list := func(dir string) []string { return []string{"list", "-dir", dir} }
 	dir := newFolder(t)
 	for _, missing := range []string{dir, filepath.Join(dir, "missing")} {
-		unlocked().fails(t, 1, "no key store in "+missing+"; make one with: keystore create", list(missing)...)
+		unlocked().fails(t, 1, "no key store in "+missing+"; make one with: keystore create",
+			list(missing)...)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "missing")); err == nil {
 		t.Error("list made a folder")
@@ -251,7 +268,8 @@ func TestInsecurePermissions(t *testing.T) {
 		if fix == nil {
 			t.Fatalf("%s: no command that fixes it: %s", name, r.stderr)
 		}
-		if out, err := exec.CommandContext(t.Context(), "/bin/sh", "-c", fix[1]).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(t.Context(), "/bin/sh", "-c",
+			fix[1]).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v, %s", fix[1], err, out)
 		}
 		unlocked().succeeds(t, "list", "-dir", dir)
@@ -263,15 +281,19 @@ func TestInterrupt(t *testing.T) {
 	check := unchanged(t, dir)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	for _, args := range [][]string{{"create"}, {"rotate"}, {"export", "-out", filepath.Join(t.TempDir(), "key.pem")}} {
+	for _, args := range [][]string{{"create"}, {"rotate"},
+		{"export", "-out", filepath.Join(t.TempDir(), "key.pem")}} {
 		if args[0] == "create" {
 			args = append(args, "-dir", filepath.Join(t.TempDir(), "keys"))
 		} else {
 			args = append(args, "-dir", dir)
 		}
-		p := &program{env: func(string) string { return "" }, stdout: io.Discard, stderr: new(bytes.Buffer), isTerminal: isTerminal}
+		p := &program{env: func(string) string {
+			return ""
+		}, stdout: io.Discard, stderr: new(bytes.Buffer), isTerminal: isTerminal}
 		p.ask = func(ctx context.Context, _ string) ([]byte, error) { return nil, ctx.Err() }
-		if status := p.run(ended, args); status != 1 || p.stderr.(*bytes.Buffer).String() != "keystore: interrupted\n" {
+		if status := p.run(ended, args); status != 1 ||
+			p.stderr.(*bytes.Buffer).String() != "keystore: interrupted\n" {
 			t.Errorf("%q while asking: %d, %s", args, status, p.stderr)
 		}
 	}
@@ -280,7 +302,8 @@ func TestInterrupt(t *testing.T) {
 		in, out := io.Pipe()
 		defer out.Close()
 		s.stdin = in
-		if r := s.run(ended, command, "-dir", dir, "-label", "l"); r.status != 1 || r.stderr != "keystore: interrupted\n" || r.stdout != "" {
+		if r := s.run(ended, command, "-dir", dir, "-label", "l"); r.status != 1 ||
+			r.stderr != "keystore: interrupted\n" || r.stdout != "" {
 			t.Errorf("%s: %+v", command, r)
 		}
 	}
@@ -289,7 +312,9 @@ func TestInterrupt(t *testing.T) {
 
 func TestInterruptible(t *testing.T) {
 	fault := errors.New("fault")
-	if text, err := interruptible(t.Context(), func() ([]byte, error) { return []byte("text"), fault }); string(text) != "text" || err != fault {
+	if text, err := interruptible(t.Context(), func() ([]byte, error) {
+		return []byte("text"), fault
+	}); string(text) != "text" || err != fault {
 		t.Errorf("%q, %v", text, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -33,15 +33,20 @@ const (
 
 func commands() []command {
 	return []command{
-		{"create", "create [-dir DIR] [-bits N] [-iterations N]", "bits iterations", noFile, (*program).create},
+		{"create", "create [-dir DIR] [-bits N] [-iterations N]", "bits iterations", noFile,
+			(*program).create},
 		{"list", "list [-dir DIR]", "", noFile, (*program).list},
 		{"rotate", "rotate [-dir DIR] [-bits N]", "bits", noFile, (*program).rotate},
-		{"delete", "delete [-dir DIR] -fingerprint HEX", "fingerprint", noFile, (*program).deleteKey},
+		{"delete", "delete [-dir DIR] -fingerprint HEX", "fingerprint", noFile,
+			(*program).deleteKey},
 		{"import", "import [-dir DIR] FILE", "", wantsFile, (*program).importKey},
-		{"export", "export [-dir DIR] [-fingerprint HEX] -out FILE", "fingerprint out", noFile, (*program).exportKey},
+		{"export", "export [-dir DIR] [-fingerprint HEX] -out FILE", "fingerprint out", noFile,
+			(*program).exportKey},
 		{"passwd", "passwd [-dir DIR] [-iterations N]", "iterations", noFile, (*program).passwd},
-		{"seal", "seal [-dir DIR] -label TEXT [FILE] > OUTPUT", "label", mayHaveFile, (*program).seal},
-		{"open", "open [-dir DIR] -label TEXT [FILE] > OUTPUT", "label", mayHaveFile, (*program).open},
+		{"seal", "seal [-dir DIR] -label TEXT [FILE] > OUTPUT", "label", mayHaveFile,
+			(*program).seal},
+		{"open", "open [-dir DIR] -label TEXT [FILE] > OUTPUT", "label", mayHaveFile,
+			(*program).open},
 	}
 }
 
@@ -107,17 +112,21 @@ func (o *options) flags(dir string) *flag.FlagSet {
 		case "bits":
 			f.IntVar(&o.bits, name, 4096, "`size` of the RSA key: 2048, 3072 or 4096")
 		case "iterations":
-			f.IntVar(&o.iterations, name, 600_000, "`number` of PBKDF2 iterations, up to 10,000,000: what a guess at the passphrase costs")
+			f.IntVar(&o.iterations, name, 600_000,
+				"`number` of PBKDF2 iterations, up to 10,000,000: what a guess at the "+
+					"passphrase costs")
 		case "fingerprint":
 			without := "default the primary key"
 			if o.command.name == "delete" {
 				without = "required"
 			}
-			f.StringVar(&o.fingerprint, name, "", "`fingerprint` of the key, as list shows it ("+without+")")
+			f.StringVar(&o.fingerprint, name, "",
+				"`fingerprint` of the key, as list shows it ("+without+")")
 		case "out":
 			f.StringVar(&o.out, name, "", "new `file` to write (required)")
 		case "label":
-			f.StringVar(&o.label, name, "", "`text` that says what the data is; it opens under the same one only (required)")
+			f.StringVar(&o.label, name, "",
+				"`text` that says what the data is; it opens under the same one only (required)")
 		}
 	}
 	return f
@@ -128,7 +137,8 @@ func (o *options) check(f *flag.FlagSet) error {
 	max := min(c.file, 1)
 	switch {
 	case f.NArg() > max:
-		return wrongInput("%s: unexpected argument %q; flags come before the file (see %[1]s -help)", c.name, f.Arg(max))
+		return wrongInput("%s: unexpected argument %q; flags come before the file (see "+
+			"%[1]s -help)", c.name, f.Arg(max))
 	case o.dir == "":
 		return wrongInput("%s: -dir is empty", c.name)
 	case c.file == wantsFile && o.file == "":

@@ -46,7 +46,9 @@ func TestUsage(t *testing.T) {
 		"open -label " + long(1025): "more than 1024 bytes",
 	} {
 		t.Run(line, func(t *testing.T) {
-			r := session{answers: []string{}, env: map[string]string{"NOMYO_KEY_DIR": t.TempDir()}}.fails(t, 2, want, strings.Fields(line)...)
+			r := session{answers: []string{},
+				env: map[string]string{"NOMYO_KEY_DIR": t.TempDir()}}.fails(t, 2, want,
+				strings.Fields(line)...)
 			if len(r.prompts) != 0 {
 				t.Errorf("asked %q", r.prompts)
 			}
@@ -60,17 +62,20 @@ func long(n int) string { return strings.Repeat("l", n) }
 
 func TestHelp(t *testing.T) {
 	for _, args := range []string{"-h", "-help", "--help", "help"} {
-		if r := (session{}).run(t.Context(), args); r.status != 0 || r.stdout != "" || strings.Count(r.stderr, "usage: keystore ") != len(commands()) {
+		if r := (session{}).run(t.Context(), args); r.status != 0 || r.stdout != "" ||
+			strings.Count(r.stderr, "usage: keystore ") != len(commands()) {
 			t.Errorf("%s: %+v", args, r)
 		}
 	}
 	for _, c := range commands() {
 		r := session{}.run(t.Context(), c.name, "-help")
-		if r.status != 0 || r.stdout != "" || !strings.HasPrefix(r.stderr, "usage: keystore "+c.name) || !strings.Contains(r.stderr, "-dir folder") {
+		if r.status != 0 || r.stdout != "" || !strings.HasPrefix(r.stderr,
+			"usage: keystore "+c.name) || !strings.Contains(r.stderr, "-dir folder") {
 			t.Errorf("%s: %+v", c.name, r)
 		}
 		for _, name := range strings.Fields(c.flags) {
-			if !strings.Contains(r.stderr, "\n  -"+name+" ") || !strings.Contains(c.synopsis, "-"+name+" ") {
+			if !strings.Contains(r.stderr, "\n  -"+name+" ") ||
+				!strings.Contains(c.synopsis, "-"+name+" ") {
 				t.Errorf("%s: -%s is not explained: %s", c.name, name, r.stderr)
 			}
 		}
@@ -88,5 +93,6 @@ func TestFolder(t *testing.T) {
 	}
 	unlocked().fails(t, 1, "no key store in "+want+";", "list")
 	unlocked("NOMYO_KEY_DIR", base+"1").fails(t, 1, "no key store in "+base+"1;", "list")
-	unlocked("NOMYO_KEY_DIR", base+"1").fails(t, 1, "no key store in "+base+"2;", "list", "-dir", base+"2")
+	unlocked("NOMYO_KEY_DIR", base+"1").fails(t, 1, "no key store in "+base+"2;", "list", "-dir",
+		base+"2")
 }

@@ -26,8 +26,10 @@ const (
 
 var errNoTerminal = errors.New("no terminal to ask for the passphrase on")
 
-// passphrase takes a passphrase from the environment variable, or asks for it. The caller destroys it.
-func (p *program) passphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret, error) {
+// passphrase takes a passphrase from the environment variable, or asks for it. The caller destroys
+// it.
+func (p *program) passphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret,
+	error) {
 	text, err := p.readPassphrase(ctx, variable, prompt)
 	if err != nil {
 		return nil, err
@@ -36,7 +38,8 @@ func (p *program) passphrase(ctx context.Context, variable, prompt string) (*sea
 }
 
 // newPassphrase asks twice: what was mistyped once would lock its owner out.
-func (p *program) newPassphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret, error) {
+func (p *program) newPassphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret,
+	error) {
 	text, err := p.readPassphrase(ctx, variable, prompt)
 	if err != nil {
 		return nil, err
@@ -73,8 +76,9 @@ func (p *program) readPassphrase(ctx context.Context, variable, prompt string) (
 	return text, nil
 }
 
-// askTerminal prints the prompt on the process's terminal, wherever the standard streams go, and reads a line without
-// echoing it. The terminal's library reads byte by byte and leaves what it has outgrown in memory.
+// askTerminal prints the prompt on the process's terminal, wherever the standard streams go, and
+// reads a line without echoing it. The terminal's library reads byte by byte and leaves what it has
+// outgrown in memory.
 func askTerminal(ctx context.Context, prompt string) ([]byte, error) {
 	in, out, err := openTerminal()
 	if err != nil {
@@ -114,8 +118,8 @@ func openTerminal() (in, out *os.File, err error) {
 	return in, out, nil
 }
 
-// interruptible returns what read returns, or earlier when ctx ends. Reading a terminal or a pipe cannot be
-// interrupted: after Ctrl-C it ends with the process.
+// interruptible returns what read returns, or earlier when ctx ends. Reading a terminal or a pipe
+// cannot be interrupted: after Ctrl-C it ends with the process.
 func interruptible(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
 	type result struct {
 		content []byte

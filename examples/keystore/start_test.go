@@ -23,8 +23,8 @@ const (
 	notPassword = "not the passphrase"
 )
 
-// session is the surroundings of a run. Answers are what the user types on the terminal; there is none when they are
-// nil.
+// session is the surroundings of a run. Answers are what the user types on the terminal; there is
+// none when they are nil.
 type session struct {
 	env      map[string]string
 	stdin    io.Reader
@@ -41,7 +41,9 @@ type result struct {
 func (s session) run(ctx context.Context, args ...string) (r result) {
 	var stdout, stderr bytes.Buffer
 	p := &program{
-		env: func(name string) string { return s.env[name] }, stdin: s.stdin, stdout: &stdout, stderr: &stderr,
+		env: func(name string) string {
+			return s.env[name]
+		}, stdin: s.stdin, stdout: &stdout, stderr: &stderr,
 		isTerminal: func(stream any) bool { return s.terminal && stream == any(&stdout) },
 	}
 	p.ask = func(_ context.Context, prompt string) ([]byte, error) {
@@ -79,14 +81,17 @@ func (s session) succeeds(t *testing.T, args ...string) result {
 	return r
 }
 
-// fails wants an exit status and one line with a text on standard error, and nothing on standard output.
+// fails wants an exit status and one line with a text on standard error, and nothing on standard
+// output.
 func (s session) fails(t *testing.T, status int, text string, args ...string) result {
 	t.Helper()
 	r := s.run(t.Context(), args...)
 	if r.status != status || r.stdout != "" || !strings.Contains(r.stderr, text) {
-		t.Errorf("%q: exit status %d, want %d with %q, stdout %q, stderr %q", args, r.status, status, text, r.stdout, r.stderr)
+		t.Errorf("%q: exit status %d, want %d with %q, stdout %q, stderr %q", args, r.status,
+			status, text, r.stdout, r.stderr)
 	}
-	if !strings.HasPrefix(r.stderr, "keystore: ") || strings.Count(r.stderr, "\n") != 1 || strings.Contains(r.stderr, "sealedchat: ") {
+	if !strings.HasPrefix(r.stderr, "keystore: ") || strings.Count(r.stderr, "\n") != 1 ||
+		strings.Contains(r.stderr, "sealedchat: ") {
 		t.Errorf("%q: want one line, got %q", args, r.stderr)
 	}
 	s.keepsSecrets(t, r, args)
@@ -119,7 +124,8 @@ var template = sync.OnceValues(func() (file []byte, err error) {
 	}
 	defer secret.Destroy()
 	dir := filepath.Join(parent, "keys")
-	store, err := sealedchat.CreateKeyStore(context.Background(), dir, secret, &sealedchat.KeyStoreOptions{Bits: 2048})
+	store, err := sealedchat.CreateKeyStore(context.Background(), dir, secret,
+		&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +190,8 @@ func keys(t *testing.T, dir string) [][]string {
 	t.Helper()
 	r := unlocked().succeeds(t, "list", "-dir", dir)
 	lines := strings.Split(strings.TrimSuffix(r.stdout, "\n"), "\n")
-	if head := strings.Join(strings.Fields(lines[0]), " "); head != "STATE BITS CREATED ACTIVATED RETIRED FINGERPRINT" {
+	if head := strings.Join(strings.Fields(lines[0]),
+		" "); head != "STATE BITS CREATED ACTIVATED RETIRED FINGERPRINT" {
 		t.Fatalf("list begins with %q", lines[0])
 	}
 	var rows [][]string

@@ -11,7 +11,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// Both SDKs, as a program makes their clients today and with the line that seals them. A test compares the functions.
+// Both SDKs, as a program makes their clients today and with the line that seals them. A test
+// compares the functions.
 
 func plainOpenAI(apiKey string) openai.Client {
 	return openai.NewClient(
@@ -32,7 +33,8 @@ func plainGoOpenAI(apiKey, baseURL string) *goopenai.Client {
 	return goopenai.NewClientWithConfig(config)
 }
 
-func sealedGoOpenAI(apiKey, baseURL string, client *sealedchat.SecureCompletionClient) *goopenai.Client {
+func sealedGoOpenAI(apiKey, baseURL string,
+	client *sealedchat.SecureCompletionClient) *goopenai.Client {
 	config := goopenai.DefaultConfig(apiKey)
 	config.BaseURL = baseURL
 	config.HTTPClient = client.HTTPClient() // the one line

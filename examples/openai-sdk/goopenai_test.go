@@ -14,8 +14,10 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// bothGoOpenAI runs a test with go-openai talking to the upstream itself, and sealed to the gateway.
-func bothGoOpenAI(t *testing.T, key string, test func(t *testing.T, w *world, client *goopenai.Client, sealed bool)) {
+// bothGoOpenAI runs a test with go-openai talking to the upstream itself, and sealed to the
+// gateway.
+func bothGoOpenAI(t *testing.T, key string, test func(t *testing.T, w *world,
+	client *goopenai.Client, sealed bool)) {
 	t.Run("plain", func(t *testing.T) {
 		w := newWorld(t, false)
 		test(t, w, plainGoOpenAI(key, w.plainURL()), false)
@@ -31,9 +33,12 @@ func bothGoOpenAI(t *testing.T, key string, test func(t *testing.T, w *world, cl
 }
 
 func goOpenAIRequest(tools bool) goopenai.ChatCompletionRequest {
-	req := goopenai.ChatCompletionRequest{Model: "m", Messages: []goopenai.ChatCompletionMessage{{Role: goopenai.ChatMessageRoleUser, Content: prompt}}}
+	req := goopenai.ChatCompletionRequest{Model: "m",
+		Messages: []goopenai.ChatCompletionMessage{{Role: goopenai.ChatMessageRoleUser,
+			Content: prompt}}}
 	if tools {
-		req.Tools = []goopenai.Tool{{Type: goopenai.ToolTypeFunction, Function: &goopenai.FunctionDefinition{Name: "lookup", Parameters: lookup.Parameters}}}
+		req.Tools = []goopenai.Tool{{Type: goopenai.ToolTypeFunction,
+			Function: &goopenai.FunctionDefinition{Name: "lookup", Parameters: lookup.Parameters}}}
 	}
 	return req
 }
@@ -44,7 +49,9 @@ func TestGoOpenAIChat(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.Choices[0].Message.Content != answer+" to "+prompt || got.Choices[0].FinishReason != "stop" || got.Usage.TotalTokens != 30 || got.ID != "chatcmpl-1" {
+		if got.Choices[0].Message.Content != answer+" to "+prompt ||
+			got.Choices[0].FinishReason != "stop" || got.Usage.TotalTokens != 30 ||
+			got.ID != "chatcmpl-1" {
 			t.Errorf("%+v", got)
 		}
 		w.check(t, sealed)
@@ -59,11 +66,13 @@ func TestGoOpenAIToolCall(t *testing.T) {
 			t.Fatal(err)
 		}
 		message := first.Choices[0].Message
-		if len(message.ToolCalls) != 1 || message.ToolCalls[0].Function.Name != "lookup" || !strings.Contains(message.ToolCalls[0].Function.Arguments, toolArgs) {
+		if len(message.ToolCalls) != 1 || message.ToolCalls[0].Function.Name != "lookup" ||
+			!strings.Contains(message.ToolCalls[0].Function.Arguments, toolArgs) {
 			t.Fatalf("%+v", message)
 		}
 		req.Messages = append(req.Messages, message, goopenai.ChatCompletionMessage{
-			Role: goopenai.ChatMessageRoleTool, Content: toolSays, ToolCallID: message.ToolCalls[0].ID,
+			Role: goopenai.ChatMessageRoleTool, Content: toolSays,
+			ToolCallID: message.ToolCalls[0].ID,
 		})
 		second, err := client.CreateChatCompletion(t.Context(), req)
 		if err != nil {
@@ -114,7 +123,8 @@ func TestGoOpenAIStream(t *testing.T) {
 			if role != "assistant" || usage == nil || usage.TotalTokens != 30 {
 				t.Errorf("role %q, usage %v", role, usage)
 			}
-			if !tools && (content != answer+" to "+prompt || finish != "stop") || tools && (!strings.Contains(arguments, toolArgs) || finish != "tool_calls") {
+			if !tools && (content != answer+" to "+prompt || finish != "stop") ||
+				tools && (!strings.Contains(arguments, toolArgs) || finish != "tool_calls") {
 				t.Errorf("content %q, arguments %q, finish_reason %q", content, arguments, finish)
 			}
 		}
@@ -125,11 +135,13 @@ func TestGoOpenAIStream(t *testing.T) {
 func TestGoOpenAIErrors(t *testing.T) {
 	bothGoOpenAI(t, wrongKey, func(t *testing.T, _ *world, client *goopenai.Client, _ bool) {
 		_, err := client.CreateChatCompletion(t.Context(), goOpenAIRequest(false))
-		if refusal, ok := errors.AsType[*goopenai.APIError](err); !ok || refusal.HTTPStatusCode != 401 || refusal.Message == "" {
+		if refusal, ok := errors.AsType[*goopenai.APIError](err); !ok ||
+			refusal.HTTPStatusCode != 401 || refusal.Message == "" {
 			t.Errorf("%v", err)
 		}
 		_, err = client.CreateChatCompletionStream(t.Context(), goOpenAIRequest(false))
-		if refusal, ok := errors.AsType[*goopenai.APIError](err); !ok || refusal.HTTPStatusCode != 401 {
+		if refusal, ok := errors.AsType[*goopenai.APIError](err); !ok ||
+			refusal.HTTPStatusCode != 401 {
 			t.Errorf("%v", err)
 		}
 	})
@@ -156,7 +168,8 @@ func TestGoOpenAIOtherEndpoints(t *testing.T) {
 	w := newWorld(t, false)
 	client := sealedGoOpenAI(goodKey, w.url()+"/v1", w.client(t, w.pin(t)))
 	_, err := client.ListModels(t.Context())
-	if refusal, ok := errors.AsType[*goopenai.APIError](err); !ok || refusal.HTTPStatusCode != 404 || refusal.Code != "unsupported_endpoint" {
+	if refusal, ok := errors.AsType[*goopenai.APIError](err); !ok ||
+		refusal.HTTPStatusCode != 404 || refusal.Code != "unsupported_endpoint" {
 		t.Errorf("%v", err)
 	}
 	if fetches, sealed := w.counts(); fetches+sealed != 0 {

@@ -1,8 +1,9 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command openai-sdk asks a question through openai-go or go-openai, sealed. The program is what it would be without
-// sealedchat, but for the client that it makes once and the one line that hands it to the SDK:
+// Command openai-sdk asks a question through openai-go or go-openai, sealed. The program is what it
+// would be without sealedchat, but for the client that it makes once and the one line that hands it
+// to the SDK:
 //
 //	client := openai.NewClient(
 //		option.WithAPIKey(apiKey),
@@ -17,12 +18,13 @@
 //
 //	OPENAI_API_KEY=… go run . -url https://inference.example.com -pin cb27375f… "What is the capital of France?"
 //
-// The SDK's key travels only because its base URL has the origin of -url; a key that was meant for another server stays
-// here. Chat completions are sealed and go to -url. Every other endpoint of the SDK is refused, and nothing is sent.
-// Streams are made from the complete answer: they work, and their first word comes when the last one is there.
+// The SDK's key travels only because its base URL has the origin of -url; a key that was meant for
+// another server stays here. Chat completions are sealed and go to -url. Every other endpoint of
+// the SDK is refused, and nothing is sent. Streams are made from the complete answer: they work,
+// and their first word comes when the last one is there.
 //
-// With -ohttp, against a gateway that speaks Oblivious HTTP, every endpoint that the gateway allows is sealed, and streams
-// come as the model sends them.
+// With -ohttp, against a gateway that speaks Oblivious HTTP, every endpoint that the gateway allows
+// is sealed, and streams come as the model sends them.
 package main
 
 import (
@@ -46,15 +48,19 @@ func main() {
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Getenv("OPENAI_API_KEY"), nil, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "openai-sdk:", err)
-		if wrong, ok := errors.AsType[*sealedchat.ServerKeyError](err); ok { // found through the SDK's own error
-			fmt.Fprintln(os.Stderr, "if the server's key has changed on purpose, use -pin", wrong.Got)
+		// found through the SDK's own error
+		if wrong, ok := errors.AsType[*sealedchat.ServerKeyError](err); ok {
+			fmt.Fprintln(os.Stderr, "if the server's key has changed on purpose, use -pin",
+				wrong.Got)
 		}
 		os.Exit(1)
 	}
 }
 
-// run is the program. keys are those that answers are sealed to; nil makes them anew, which takes a moment.
-func run(ctx context.Context, args []string, apiKey string, keys *sealedchat.KeyStore, out io.Writer) error {
+// run is the program. keys are those that answers are sealed to; nil makes them anew, which takes a
+// moment.
+func run(ctx context.Context, args []string, apiKey string, keys *sealedchat.KeyStore,
+	out io.Writer) error {
 	flags := flag.NewFlagSet("openai-sdk", flag.ContinueOnError)
 	url := flags.String("url", "", "the server's `URL`, without /v1")
 	pin := flags.String("pin", "", "the server key's `fingerprint`; without it HTTPS is trusted")
@@ -65,7 +71,8 @@ func run(ctx context.Context, args []string, apiKey string, keys *sealedchat.Key
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	config := sealedchat.Config{BaseURL: *url, Keys: keys, Trust: sealedchat.TrustHTTPS(), InsecureAllowHTTP: *insecure}
+	config := sealedchat.Config{BaseURL: *url, Keys: keys, Trust: sealedchat.TrustHTTPS(),
+		InsecureAllowHTTP: *insecure}
 	if *ohttp {
 		config.Protocol = sealedchat.ProtocolOHTTP
 	}
@@ -83,7 +90,8 @@ func run(ctx context.Context, args []string, apiKey string, keys *sealedchat.Key
 	case "openai-go":
 		answer, err = askOpenAI(ctx, sealedOpenAI(apiKey, sealed), *url+"/v1", *model, flags.Arg(0))
 	case "go-openai":
-		answer, err = askGoOpenAI(ctx, sealedGoOpenAI(apiKey, *url+"/v1", sealed), *model, flags.Arg(0))
+		answer, err = askGoOpenAI(ctx, sealedGoOpenAI(apiKey, *url+"/v1", sealed), *model,
+			flags.Arg(0))
 	default:
 		err = fmt.Errorf("there is no SDK %q here", *sdk)
 	}
@@ -94,7 +102,8 @@ func run(ctx context.Context, args []string, apiKey string, keys *sealedchat.Key
 	return err
 }
 
-func askOpenAI(ctx context.Context, client openai.Client, baseURL, model, question string) (string, error) {
+func askOpenAI(ctx context.Context, client openai.Client, baseURL, model, question string) (string,
+	error) {
 	answer, err := client.Chat.Completions.New(ctx, openai.ChatCompletionNewParams{
 		Model:    model,
 		Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage(question)},
@@ -108,10 +117,12 @@ func askOpenAI(ctx context.Context, client openai.Client, baseURL, model, questi
 	return answer.Choices[0].Message.Content, nil
 }
 
-func askGoOpenAI(ctx context.Context, client *goopenai.Client, model, question string) (string, error) {
+func askGoOpenAI(ctx context.Context, client *goopenai.Client, model, question string) (string,
+	error) {
 	answer, err := client.CreateChatCompletion(ctx, goopenai.ChatCompletionRequest{
-		Model:    model,
-		Messages: []goopenai.ChatCompletionMessage{{Role: goopenai.ChatMessageRoleUser, Content: question}},
+		Model: model,
+		Messages: []goopenai.ChatCompletionMessage{{Role: goopenai.ChatMessageRoleUser,
+			Content: question}},
 	})
 	if err != nil {
 		return "", err

@@ -21,7 +21,8 @@ func TestRun(t *testing.T) {
 		w := newWorld(t, false)
 		args := []string{"-url", w.url(), "-insecure-http", "-sdk", sdk, "-pin"}
 		var out bytes.Buffer
-		if err := run(t.Context(), append(args, w.pin(t), prompt), goodKey, clientKeys, &out); err != nil || out.String() != answer+" to "+prompt+"\n" {
+		if err := run(t.Context(), append(args, w.pin(t), prompt), goodKey, clientKeys,
+			&out); err != nil || out.String() != answer+" to "+prompt+"\n" {
 			t.Errorf("%s: %v, %q", sdk, err, &out)
 		}
 		w.check(t, true)
@@ -34,11 +35,13 @@ func TestRun(t *testing.T) {
 		if _, ok := errors.AsType[*sealedchat.ServerKeyError](err); !ok || out.Len() != 0 {
 			t.Errorf("%s with a wrong pin: %v, %q", sdk, err, &out)
 		}
-		if err := run(t.Context(), append(args, "no fingerprint", prompt), goodKey, clientKeys, &out); err == nil {
+		if err := run(t.Context(), append(args, "no fingerprint", prompt), goodKey, clientKeys,
+			&out); err == nil {
 			t.Errorf("%s: a pin that is none passed", sdk)
 		}
 	}
-	if err := run(t.Context(), []string{"-url", "https://127.0.0.1:1", "-sdk", "other"}, "", clientKeys, &bytes.Buffer{}); err == nil {
+	if err := run(t.Context(), []string{"-url", "https://127.0.0.1:1", "-sdk", "other"}, "",
+		clientKeys, &bytes.Buffer{}); err == nil {
 		t.Error("an unknown SDK passed")
 	}
 }
@@ -61,7 +64,8 @@ func TestSealingIsOneLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, sdk := range []string{"OpenAI", "GoOpenAI"} {
-		plain, sealed := functionLines(t, string(source), "plain"+sdk), functionLines(t, string(source), "sealed"+sdk)
+		plain, sealed := functionLines(t, string(source), "plain"+sdk),
+			functionLines(t, string(source), "sealed"+sdk)
 		if len(sealed) != len(plain)+1 {
 			t.Errorf("%s: %d lines became %d", sdk, len(plain), len(sealed))
 		}
@@ -73,7 +77,8 @@ func TestSealingIsOneLine(t *testing.T) {
 				more = append(more, strings.TrimSpace(line))
 			}
 		}
-		if len(plain) != 0 || len(more) != 1 || !strings.Contains(more[0], "client.HTTPClient()") || !strings.HasSuffix(more[0], "// the one line") {
+		if len(plain) != 0 || len(more) != 1 || !strings.Contains(more[0], "client.HTTPClient()") ||
+			!strings.HasSuffix(more[0], "// the one line") {
 			t.Errorf("%s: more lines %q, fewer %q", sdk, more, plain)
 		}
 	}

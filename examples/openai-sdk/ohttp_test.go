@@ -21,10 +21,13 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// Both SDKs over Oblivious HTTP: streams come as the upstream sends them, and other endpoints pass, too.
+// Both SDKs over Oblivious HTTP: streams come as the upstream sends them, and other endpoints pass,
+// too.
 
-// oblivious is a gateway in front of upstream, past a witness, and a client that pins its configuration.
-func oblivious(t *testing.T, upstream http.Handler) (*testkit.Witness, *sealedchat.SecureCompletionClient) {
+// oblivious is a gateway in front of upstream, past a witness, and a client that pins its
+// configuration.
+func oblivious(t *testing.T, upstream http.Handler) (*testkit.Witness,
+	*sealedchat.SecureCompletionClient) {
 	t.Helper()
 	up := httptest.NewServer(upstream)
 	t.Cleanup(up.Close)
@@ -38,7 +41,8 @@ func oblivious(t *testing.T, upstream http.Handler) (*testkit.Witness, *sealedch
 	if err != nil {
 		t.Fatal(err)
 	}
-	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: up.URL + "/v1", Keys: gatewayKeys, Authenticate: authenticate})
+	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: up.URL + "/v1",
+		Keys: gatewayKeys, Authenticate: authenticate})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +76,8 @@ func (p *paced) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if i > 0 {
 			<-p.next
 		}
-		fmt.Fprintf(w, `data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":%q}}]}`+"\n\n", word)
+		fmt.Fprintf(w,
+			`data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":%q}}]}`+"\n\n", word)
 		w.(http.Flusher).Flush()
 	}
 	switch p.end {
@@ -84,9 +89,10 @@ func (p *paced) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, "data: [DONE]\n\n")
 }
 
-// streams runs a test of both SDKs: each word has to be there before the next one exists, and a stream that does not end
-// as it should has to give an error.
-func streams(t *testing.T, read func(t *testing.T, client *sealedchat.SecureCompletionClient, base string, word func(string)) error) {
+// streams runs a test of both SDKs: each word has to be there before the next one exists, and a
+// stream that does not end as it should has to give an error.
+func streams(t *testing.T, read func(t *testing.T, client *sealedchat.SecureCompletionClient,
+	base string, word func(string)) error) {
 	for _, end := range []string{"", "cut", "quiet"} {
 		t.Run("end "+end, func(t *testing.T) {
 			up := &paced{next: make(chan struct{}, 1), end: end}
@@ -105,14 +111,17 @@ func streams(t *testing.T, read func(t *testing.T, client *sealedchat.SecureComp
 			if end == "" && err != nil || end != "" && !errors.Is(err, sealedchat.ErrTruncated) {
 				t.Errorf("ended with %v", err)
 			}
-			witness.MustNotSee(prompt, answer, "chat/completions", goodKey, "chat.completion", "event-stream")
+			witness.MustNotSee(prompt, answer, "chat/completions", goodKey, "chat.completion",
+				"event-stream")
 		})
 	}
 }
 
 func TestOpenAIStreamsOverOHTTP(t *testing.T) {
-	streams(t, func(t *testing.T, client *sealedchat.SecureCompletionClient, base string, word func(string)) error {
-		sdk := openai.NewClient(option.WithAPIKey(goodKey), option.WithBaseURL(base), option.WithHTTPClient(client.HTTPClient()))
+	streams(t, func(t *testing.T, client *sealedchat.SecureCompletionClient, base string,
+		word func(string)) error {
+		sdk := openai.NewClient(option.WithAPIKey(goodKey), option.WithBaseURL(base),
+			option.WithHTTPClient(client.HTTPClient()))
 		stream := sdk.Chat.Completions.NewStreaming(t.Context(), openAIParams())
 		defer stream.Close()
 		for stream.Next() {
@@ -125,8 +134,10 @@ func TestOpenAIStreamsOverOHTTP(t *testing.T) {
 }
 
 func TestGoOpenAIStreamsOverOHTTP(t *testing.T) {
-	streams(t, func(t *testing.T, client *sealedchat.SecureCompletionClient, base string, word func(string)) error {
-		stream, err := sealedGoOpenAI(goodKey, base, client).CreateChatCompletionStream(t.Context(), goOpenAIRequest(false))
+	streams(t, func(t *testing.T, client *sealedchat.SecureCompletionClient, base string,
+		word func(string)) error {
+		stream, err := sealedGoOpenAI(goodKey, base, client).CreateChatCompletionStream(t.Context(),
+			goOpenAIRequest(false))
 		if err != nil {
 			return err
 		}
@@ -154,15 +165,21 @@ func TestOpenAIOverOHTTP(t *testing.T) {
 			_, _ = io.WriteString(w, text)
 		}
 	}
-	mux.HandleFunc("GET /v1/models", asJSON(`{"object":"list","data":[{"id":"m1","object":"model"}]}`))
-	mux.HandleFunc("POST /v1/embeddings", asJSON(`{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.5]}],"model":"m"}`))
+	mux.HandleFunc("GET /v1/models",
+		asJSON(`{"object":"list","data":[{"id":"m1","object":"model"}]}`))
+	mux.HandleFunc("POST /v1/embeddings",
+		asJSON(`{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.5]}],"model":"m"}`))
 	mux.HandleFunc("POST /v1/responses", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
-		fmt.Fprint(w, "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"hello\"}\n\n"+
-			"event: response.completed\ndata: {\"type\":\"response.completed\"}\n\n")
+		fmt.Fprint(w,
+			"event: response.output_text.delta\ndata: "+
+				"{\"type\":\"response.output_text.delta\",\"delta\":\"hello\"}\n\n"+
+				"event: response.completed\ndata: {\"type\":\"response.completed\"}\n\n")
 	})
 	witness, client := oblivious(t, mux)
-	sdk := openai.NewClient(option.WithAPIKey(goodKey), option.WithBaseURL("http://"+witness.Addr()+"/v1"), option.WithHTTPClient(client.HTTPClient()))
+	sdk := openai.NewClient(option.WithAPIKey(goodKey),
+		option.WithBaseURL("http://"+witness.Addr()+"/v1"),
+		option.WithHTTPClient(client.HTTPClient()))
 
 	whole, err := sdk.Chat.Completions.New(t.Context(), openAIParams())
 	if err != nil || whole.Choices[0].Message.Content != answer+" to "+prompt {
@@ -178,7 +195,9 @@ func TestOpenAIOverOHTTP(t *testing.T) {
 	if err != nil || embeddings.Data[0].Embedding[0] != 0.5 {
 		t.Errorf("%v, %v", embeddings, err)
 	}
-	stream := sdk.Responses.NewStreaming(t.Context(), responses.ResponseNewParams{Model: "m", Input: responses.ResponseNewParamsInputUnion{OfString: openai.String(prompt)}})
+	stream := sdk.Responses.NewStreaming(t.Context(),
+		responses.ResponseNewParams{Model: "m",
+			Input: responses.ResponseNewParamsInputUnion{OfString: openai.String(prompt)}})
 	var said string
 	for stream.Next() {
 		said += stream.Current().Delta
@@ -190,7 +209,9 @@ func TestOpenAIOverOHTTP(t *testing.T) {
 	if refused, ok := errors.AsType[*openai.Error](err); !ok || refused.StatusCode != 404 {
 		t.Errorf("an endpoint that is not allowed: %v", err)
 	}
-	wrong := openai.NewClient(option.WithAPIKey(wrongKey), option.WithBaseURL("http://"+witness.Addr()+"/v1"), option.WithHTTPClient(client.HTTPClient()))
+	wrong := openai.NewClient(option.WithAPIKey(wrongKey),
+		option.WithBaseURL("http://"+witness.Addr()+"/v1"),
+		option.WithHTTPClient(client.HTTPClient()))
 	_, err = wrong.Chat.Completions.New(t.Context(), openAIParams())
 	if refused, ok := errors.AsType[*openai.Error](err); !ok || refused.StatusCode != 401 {
 		t.Errorf("a wrong key: %v", err)
@@ -200,16 +221,19 @@ func TestOpenAIOverOHTTP(t *testing.T) {
 	if chat.posts != 1 {
 		t.Errorf("%d chats reached the upstream", chat.posts)
 	}
-	witness.MustNotSee(prompt, answer, "/v1/models", "embeddings", "/v1/responses", goodKey, wrongKey, "OpenAI/Go")
+	witness.MustNotSee(prompt, answer, "/v1/models", "embeddings", "/v1/responses", goodKey,
+		wrongKey, "OpenAI/Go")
 }
 
 func TestGoOpenAIOverOHTTP(t *testing.T) {
 	witness, client := oblivious(t, &upstream{})
-	got, err := sealedGoOpenAI(goodKey, "http://"+witness.Addr()+"/v1", client).CreateChatCompletion(t.Context(), goOpenAIRequest(false))
+	got, err := sealedGoOpenAI(goodKey, "http://"+witness.Addr()+"/v1",
+		client).CreateChatCompletion(t.Context(), goOpenAIRequest(false))
 	if err != nil || got.Choices[0].Message.Content != answer+" to "+prompt {
 		t.Errorf("%v, %v", got, err)
 	}
-	_, err = sealedGoOpenAI(wrongKey, "http://"+witness.Addr()+"/v1", client).CreateChatCompletion(t.Context(), goOpenAIRequest(false))
+	_, err = sealedGoOpenAI(wrongKey, "http://"+witness.Addr()+"/v1",
+		client).CreateChatCompletion(t.Context(), goOpenAIRequest(false))
 	if refused, ok := errors.AsType[*goopenai.APIError](err); !ok || refused.HTTPStatusCode != 401 {
 		t.Errorf("a wrong key: %v", err)
 	}

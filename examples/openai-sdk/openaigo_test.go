@@ -16,7 +16,8 @@ import (
 )
 
 // bothOpenAI runs a test with openai-go talking to the upstream itself, and sealed to the gateway.
-func bothOpenAI(t *testing.T, key string, test func(t *testing.T, w *world, client openai.Client, sealed bool)) {
+func bothOpenAI(t *testing.T, key string, test func(t *testing.T, w *world, client openai.Client,
+	sealed bool)) {
 	t.Run("plain", func(t *testing.T) {
 		w := newWorld(t, false)
 		t.Setenv("OPENAI_BASE_URL", w.plainURL())
@@ -35,12 +36,14 @@ func bothOpenAI(t *testing.T, key string, test func(t *testing.T, w *world, clie
 }
 
 func openAIParams() openai.ChatCompletionNewParams {
-	return openai.ChatCompletionNewParams{Model: "m", Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage(prompt)}}
+	return openai.ChatCompletionNewParams{Model: "m",
+		Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage(prompt)}}
 }
 
 var lookup = openai.FunctionDefinitionParam{
-	Name:       "lookup",
-	Parameters: openai.FunctionParameters{"type": "object", "properties": map[string]any{"city": map[string]string{"type": "string"}}},
+	Name: "lookup",
+	Parameters: openai.FunctionParameters{"type": "object",
+		"properties": map[string]any{"city": map[string]string{"type": "string"}}},
 }
 
 func TestOpenAIChat(t *testing.T) {
@@ -49,7 +52,9 @@ func TestOpenAIChat(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.Choices[0].Message.Content != answer+" to "+prompt || got.Choices[0].FinishReason != "stop" || got.Usage.TotalTokens != 30 || got.ID != "chatcmpl-1" {
+		if got.Choices[0].Message.Content != answer+" to "+prompt ||
+			got.Choices[0].FinishReason != "stop" || got.Usage.TotalTokens != 30 ||
+			got.ID != "chatcmpl-1" {
 			t.Errorf("%+v", got)
 		}
 		w.check(t, sealed)
@@ -59,16 +64,19 @@ func TestOpenAIChat(t *testing.T) {
 func TestOpenAIToolCall(t *testing.T) {
 	bothOpenAI(t, goodKey, func(t *testing.T, w *world, client openai.Client, sealed bool) {
 		params := openAIParams()
-		params.Tools = []openai.ChatCompletionToolUnionParam{openai.ChatCompletionFunctionTool(lookup)}
+		params.Tools = []openai.ChatCompletionToolUnionParam{
+			openai.ChatCompletionFunctionTool(lookup)}
 		first, err := client.Chat.Completions.New(t.Context(), params)
 		if err != nil {
 			t.Fatal(err)
 		}
 		message := first.Choices[0].Message
-		if len(message.ToolCalls) != 1 || message.ToolCalls[0].Function.Name != "lookup" || !strings.Contains(message.ToolCalls[0].Function.Arguments, toolArgs) {
+		if len(message.ToolCalls) != 1 || message.ToolCalls[0].Function.Name != "lookup" ||
+			!strings.Contains(message.ToolCalls[0].Function.Arguments, toolArgs) {
 			t.Fatalf("%+v", message)
 		}
-		params.Messages = append(params.Messages, message.ToParam(), openai.ToolMessage(toolSays, message.ToolCalls[0].ID))
+		params.Messages = append(params.Messages, message.ToParam(),
+			openai.ToolMessage(toolSays, message.ToolCalls[0].ID))
 		second, err := client.Chat.Completions.New(t.Context(), params)
 		if err != nil {
 			t.Fatal(err)
@@ -86,7 +94,8 @@ func TestOpenAIStream(t *testing.T) {
 			params := openAIParams()
 			params.StreamOptions.IncludeUsage = openai.Bool(true)
 			if tools {
-				params.Tools = []openai.ChatCompletionToolUnionParam{openai.ChatCompletionFunctionTool(lookup)}
+				params.Tools = []openai.ChatCompletionToolUnionParam{
+					openai.ChatCompletionFunctionTool(lookup)}
 			}
 			stream := client.Chat.Completions.NewStreaming(t.Context(), params)
 			var whole openai.ChatCompletionAccumulator
@@ -101,13 +110,17 @@ func TestOpenAIStream(t *testing.T) {
 			}
 			stream.Close()
 			got := whole.Choices[0]
-			if chunks < 3 || whole.Usage.TotalTokens != 30 || whole.ID != "chatcmpl-1" || got.Message.Role != "assistant" {
+			if chunks < 3 || whole.Usage.TotalTokens != 30 || whole.ID != "chatcmpl-1" ||
+				got.Message.Role != "assistant" {
 				t.Errorf("%d chunks: %+v", chunks, whole)
 			}
-			if !tools && (got.Message.Content != answer+" to "+prompt || got.FinishReason != "stop") {
+			if !tools && (got.Message.Content != answer+" to "+prompt ||
+				got.FinishReason != "stop") {
 				t.Errorf("%+v", got)
 			}
-			if tools && (len(got.Message.ToolCalls) != 1 || !strings.Contains(got.Message.ToolCalls[0].Function.Arguments, toolArgs) || got.FinishReason != "tool_calls") {
+			if tools && (len(got.Message.ToolCalls) != 1 ||
+				!strings.Contains(got.Message.ToolCalls[0].Function.Arguments, toolArgs) ||
+				got.FinishReason != "tool_calls") {
 				t.Errorf("%+v", got)
 			}
 		}
@@ -118,14 +131,16 @@ func TestOpenAIStream(t *testing.T) {
 func TestOpenAIErrors(t *testing.T) {
 	bothOpenAI(t, wrongKey, func(t *testing.T, _ *world, client openai.Client, _ bool) {
 		_, err := client.Chat.Completions.New(t.Context(), openAIParams())
-		if refusal, ok := errors.AsType[*openai.Error](err); !ok || refusal.StatusCode != 401 || refusal.Message == "" || refusal.Type == "" {
+		if refusal, ok := errors.AsType[*openai.Error](err); !ok || refusal.StatusCode != 401 ||
+			refusal.Message == "" || refusal.Type == "" {
 			t.Errorf("%v", err)
 		}
 		stream := client.Chat.Completions.NewStreaming(t.Context(), openAIParams())
 		for stream.Next() {
 			t.Errorf("%+v", stream.Current())
 		}
-		if refusal, ok := errors.AsType[*openai.Error](stream.Err()); !ok || refusal.StatusCode != 401 {
+		if refusal, ok := errors.AsType[*openai.Error](stream.Err()); !ok ||
+			refusal.StatusCode != 401 {
 			t.Errorf("%v", stream.Err())
 		}
 	})
@@ -146,8 +161,8 @@ func TestOpenAIErrorIsNotMultiplied(t *testing.T) {
 	}
 }
 
-// A wrong pin is found through the SDK's error. The SDK repeats the call, for it takes the error for a broken connection;
-// nothing goes out.
+// A wrong pin is found through the SDK's error. The SDK repeats the call, for it takes the error
+// for a broken connection; nothing goes out.
 func TestOpenAIWrongPin(t *testing.T) {
 	w := newWorld(t, false)
 	t.Setenv("OPENAI_BASE_URL", w.url()+"/v1")
@@ -157,7 +172,8 @@ func TestOpenAIWrongPin(t *testing.T) {
 		trips++
 		return next(req)
 	}
-	_, err := client.Chat.Completions.New(t.Context(), openAIParams(), option.WithMaxRetries(1), option.WithMiddleware(count))
+	_, err := client.Chat.Completions.New(t.Context(), openAIParams(), option.WithMaxRetries(1),
+		option.WithMiddleware(count))
 	if wrong, ok := errors.AsType[*sealedchat.ServerKeyError](err); !ok || wrong.Got != w.pin(t) {
 		t.Errorf("%v", err)
 	}
@@ -167,7 +183,8 @@ func TestOpenAIWrongPin(t *testing.T) {
 	w.check(t, true)
 }
 
-// An SDK takes its key from the environment. It must not travel to a server that it was not meant for.
+// An SDK takes its key from the environment. It must not travel to a server that it was not meant
+// for.
 func TestOpenAIKeyStaysHome(t *testing.T) {
 	w := newWorld(t, false)
 	client := sealedOpenAI(goodKey, w.client(t, w.pin(t))) // its base URL is api.openai.com
@@ -188,7 +205,8 @@ func TestOpenAIOtherEndpoints(t *testing.T) {
 		Model: "m", Input: openai.EmbeddingNewParamsInputUnion{OfString: openai.String(prompt)},
 	})
 	for _, err := range []error{listErr, embedErr} {
-		if refusal, ok := errors.AsType[*openai.Error](err); !ok || refusal.StatusCode != 404 || refusal.Code != "unsupported_endpoint" {
+		if refusal, ok := errors.AsType[*openai.Error](err); !ok || refusal.StatusCode != 404 ||
+			refusal.Code != "unsupported_endpoint" {
 			t.Errorf("%v", err)
 		}
 	}

@@ -27,7 +27,8 @@ const (
 	wrongKey = "sk-wrong-key"
 )
 
-// upstream is an OpenAI-compatible server: tools are called first, and their results lead to the answer.
+// upstream is an OpenAI-compatible server: tools are called first, and their results lead to the
+// answer.
 type upstream struct {
 	mu     sync.Mutex
 	posts  int
@@ -63,11 +64,13 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	last := req.Messages[len(req.Messages)-1]
-	message, finish := map[string]any{"role": "assistant", "content": answer + " to " + last.Content}, "stop"
+	message, finish := map[string]any{"role": "assistant",
+		"content": answer + " to " + last.Content}, "stop"
 	if len(req.Tools) > 0 && last.Role != "tool" {
 		function := map[string]any{"name": "lookup", "arguments": `{"city":"` + toolArgs + `"}`}
 		message, finish = map[string]any{
-			"role": "assistant", "content": nil, "tool_calls": []any{map[string]any{"id": "call_1", "type": "function", "function": function}},
+			"role": "assistant", "content": nil, "tool_calls": []any{map[string]any{"id": "call_1",
+				"type": "function", "function": function}},
 		}, "tool_calls"
 	}
 	if req.Stream {
@@ -76,7 +79,8 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	_ = json.NewEncoder(w).Encode(map[string]any{
 		"id": "chatcmpl-1", "object": "chat.completion", "created": 1765250382, "model": "m",
-		"choices": []any{map[string]any{"index": 0, "message": message, "finish_reason": finish}}, "usage": usage,
+		"choices": []any{map[string]any{"index": 0, "message": message, "finish_reason": finish}},
+		"usage":   usage,
 	})
 }
 
@@ -87,7 +91,8 @@ func stream(w http.ResponseWriter, message map[string]any, finish string, withUs
 	w.Header().Set("Content-Type", "text/event-stream")
 	send := func(choices []any, usage any) {
 		text, _ := json.Marshal(map[string]any{
-			"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1765250382, "model": "m", "choices": choices, "usage": usage,
+			"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1765250382,
+			"model": "m", "choices": choices, "usage": usage,
 		})
 		fmt.Fprintf(w, "data: %s\n\n", text)
 	}
@@ -115,7 +120,8 @@ var keys = sync.OnceValues(func() (gateway, client *sealedchat.KeyStore) {
 	var stores [2]*sealedchat.KeyStore
 	for i := range stores {
 		var err error
-		if stores[i], err = sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048}); err != nil {
+		if stores[i], err = sealedchat.NewEphemeralKeyStore(
+			&sealedchat.KeyStoreOptions{Bits: 2048}); err != nil {
 			panic(err)
 		}
 		if _, err = stores[i].Public(context.Background()); err != nil {
@@ -153,7 +159,8 @@ func newWorld(t *testing.T, tls bool) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.gateway, err = sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: up.URL + "/v1", Keys: gatewayKeys, Authenticate: authenticate})
+	w.gateway, err = sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: up.URL + "/v1",
+		Keys: gatewayKeys, Authenticate: authenticate})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +220,8 @@ func (w *world) client(t *testing.T, pin string) *sealedchat.SecureCompletionCli
 	t.Helper()
 	_, clientKeys := keys()
 	config := sealedchat.Config{
-		BaseURL: w.url(), InsecureAllowHTTP: w.witness != nil, Keys: clientKeys, Trust: sealedchat.Pin(pin), MaxRetries: -1,
+		BaseURL: w.url(), InsecureAllowHTTP: w.witness != nil, Keys: clientKeys,
+		Trust: sealedchat.Pin(pin), MaxRetries: -1,
 	}
 	if w.witness == nil {
 		transport := testkit.ClientTransport(w.server)
@@ -241,7 +249,8 @@ func (w *world) connections() int {
 	return len(w.peers)
 }
 
-// check asks the witnesses: sealed tests show nothing, and the plain ones all of it, or else the markers prove nothing.
+// check asks the witnesses: sealed tests show nothing, and the plain ones all of it, or else the
+// markers prove nothing.
 func (w *world) check(t *testing.T, sealed bool, markers ...string) {
 	t.Helper()
 	markers = append(markers, prompt, answer)

@@ -1,14 +1,16 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bhttp encodes and decodes HTTP messages in the binary form of RFC 9292: requests and responses, of known and of
-// indeterminate length, with informational responses, trailers and padding.
+// Package bhttp encodes and decodes HTTP messages in the binary form of RFC 9292: requests and
+// responses, of known and of indeterminate length, with informational responses, trailers and
+// padding.
 //
-// Decoding is strict and incremental. Sizes are checked against [Limits] before anything is allocated, every part is checked
-// for what HTTP allows in it, and the content is handed out as it comes. Nothing that was handed out counts as a complete
-// message before [Body.Read] has returned io.EOF: a message may turn out to be invalid, or cut, at its last byte.
+// Decoding is strict and incremental. The decoder checks sizes against [Limits] before it allocates
+// anything, checks every part against the rules of HTTP, and hands out the content as it arrives. A
+// message is complete only when [Body.Read] has returned io.EOF: before that, its last byte may
+// still make it invalid or show that it was cut short.
 //
-// Names and values of fields are strings, because net/http's are.
+// Names and values of fields are strings, because those of net/http are.
 package bhttp
 
 import (
@@ -16,13 +18,13 @@ import (
 	"strconv"
 )
 
-// ErrTruncated is the error of a message that ends where RFC 9292 does not let it end.
+// ErrTruncated is the error for a message that ends where RFC 9292 does not let it end.
 var ErrTruncated = errors.New("bhttp: message is cut short")
 
-// ErrTooLarge is the error of a message that is larger than the reader's Limits.
+// ErrTooLarge is the error for a message that is larger than the Limits of its reader.
 var ErrTooLarge = errors.New("bhttp: message is too large")
 
-// FormatError is the error of an invalid message. It holds nothing that the message said.
+// FormatError is the error for an invalid message. It holds nothing that came from the message.
 type FormatError struct {
 	Part   string // "method", "field name", "content", …
 	Reason string
@@ -39,25 +41,26 @@ type Request struct {
 	Header                          []Field
 }
 
-// Informational is a response with a status from 100 to 199, without 101, that comes before the final one.
+// Informational is a response that comes before the final one. Its status is from 100 to 199,
+// except 101.
 type Informational struct {
 	Status int
 	Header []Field
 }
 
-// Response is the control data and the header of a response, its status from 200 to 599.
+// Response is the control data and the header of a response. Its status is from 200 to 599.
 type Response struct {
 	Informational []Informational
 	Status        int
 	Header        []Field
 }
 
-// Limits caps what a reader takes of a message. A field that is zero stands for its default.
+// Limits bounds how much a reader accepts of one message. A field that is zero means its default.
 type Limits struct {
-	Head    int   // bytes of control data and field sections, the trailer's included; 64 KiB
-	Fields  int   // field lines, and informational responses, in all; 256
-	Content int64 // bytes of content; 64 MiB
-	Padding int64 // bytes of padding; 1 MiB
+	Head    int   // bytes of control data, header and trailer together; default 64 KiB
+	Fields  int   // field lines and informational responses together; default 256
+	Content int64 // bytes of content; default 64 MiB
+	Padding int64 // bytes of padding; default 1 MiB
 }
 
 func (l Limits) withDefaults() Limits {
@@ -84,7 +87,7 @@ const (
 	indeterminateResponse
 )
 
-// declaredLength is the value of the header's content-length, or -1.
+// declaredLength returns the value of content-length in the header, or -1 if there is none.
 func declaredLength(header []Field) (int64, error) {
 	declared := int64(-1)
 	for _, f := range header {
@@ -100,8 +103,8 @@ func declaredLength(header []Field) (int64, error) {
 	return declared, nil
 }
 
-// checkLength compares a declared length with the real one. A response without content may be one to HEAD, or a 304: then
-// it declares what it does not have.
+// checkLength compares the declared length with the real one. A response without content may answer
+// HEAD or be a 304: such a response declares the length of content that it does not carry.
 func checkLength(declared, length int64, response bool) error {
 	if declared < 0 || declared == length || response && length == 0 {
 		return nil

@@ -8,11 +8,13 @@ import "strings"
 // tokens marks the characters of a token (RFC 9110, section 5.6.2).
 var tokens = func() (t [256]bool) {
 	for c := range 256 {
-		t[c] = c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c < 128 && strings.IndexByte("!#$%&'*+-.^_`|~", byte(c)) >= 0
+		t[c] = c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' ||
+			c < 128 && strings.IndexByte("!#$%&'*+-.^_`|~", byte(c)) >= 0
 	}
 	return t
 }()
 
+// isToken reports whether s is a token (RFC 9110, section 5.6.2).
 func isToken(s string) bool {
 	for i := range len(s) {
 		if !tokens[s[i]] {
@@ -22,7 +24,7 @@ func isToken(s string) bool {
 	return s != ""
 }
 
-// isVisible tells whether s is made of visible ASCII characters, without those in except.
+// isVisible reports whether s consists of visible ASCII characters, none of which is in except.
 func isVisible(s, except string) bool {
 	for i := range len(s) {
 		if s[i] <= ' ' || s[i] >= 0x7f || strings.IndexByte(except, s[i]) >= 0 {
@@ -32,6 +34,7 @@ func isVisible(s, except string) bool {
 	return true
 }
 
+// check refuses control data and header fields that HTTP does not allow in a request.
 func (q *Request) check() error {
 	switch {
 	case !isToken(q.Method):
@@ -42,7 +45,8 @@ func (q *Request) check() error {
 		return &FormatError{"scheme", "not a scheme in lower case"}
 	case !isVisible(q.Authority, "/?#@\\"):
 		return &FormatError{"authority", "a character that may not stand there"}
-	case !isVisible(q.Path, "#") || !strings.HasPrefix(q.Path, "/") && (q.Path != "*" || q.Method != "OPTIONS"):
+	case !isVisible(q.Path, "#") ||
+		!strings.HasPrefix(q.Path, "/") && (q.Path != "*" || q.Method != "OPTIONS"):
 		return &FormatError{"path", "not an absolute path"}
 	}
 	hosts := 0
@@ -51,22 +55,26 @@ func (q *Request) check() error {
 			continue
 		}
 		hosts++
-		if hosts > 1 || q.Authority != "" && !strings.EqualFold(f.Value, q.Authority) || !isVisible(f.Value, "/?#@\\") {
+		if hosts > 1 || q.Authority != "" && !strings.EqualFold(f.Value, q.Authority) ||
+			!isVisible(f.Value, "/?#@\\") {
 			return &FormatError{"host", "not one host, or another one than the authority"}
 		}
 	}
 	return checkFields(q.Header)
 }
 
+// isScheme reports whether s is a URI scheme in lower case (RFC 3986, section 3.1).
 func isScheme(s string) bool {
 	for i := range len(s) {
-		if c := s[i]; (c < 'a' || c > 'z') && (i == 0 || (c < '0' || c > '9') && c != '+' && c != '-' && c != '.') {
+		if c := s[i]; (c < 'a' || c > 'z') && (i == 0 ||
+			(c < '0' || c > '9') && c != '+' && c != '-' && c != '.') {
 			return false
 		}
 	}
 	return s != ""
 }
 
+// checkStatus refuses a status outside the range of informational or of final responses.
 func checkStatus(status uint64, informational bool) error {
 	switch {
 	case informational && (status < 100 || status > 199 || status == 101),
@@ -85,8 +93,8 @@ func checkFields(fields []Field) error {
 	return nil
 }
 
-// check holds a field line against RFC 9113, sections 8.2.1 and 8.2.2. Pseudo-fields are not fields here: the control data
-// takes the place of those that are known.
+// check applies RFC 9113, sections 8.2.1 and 8.2.2, to one field line. Pseudo-fields are refused:
+// the control data takes their place.
 func (f Field) check() error {
 	if !isToken(f.Name) {
 		return &FormatError{"field name", "not a token"}
@@ -116,7 +124,8 @@ func (f Field) check() error {
 	return nil
 }
 
-// checkTrailer refuses what frames or routes a message, which comes too late in a trailer (RFC 9110, section 6.5.1).
+// checkTrailer refuses fields that frame or route a message. They come too late in a trailer (RFC
+// 9110, section 6.5.1).
 func checkTrailer(fields []Field) error {
 	for _, f := range fields {
 		switch f.Name {

@@ -9,14 +9,15 @@ import (
 	"io"
 )
 
-// Source is what a message is read from. Its own errors, other than io.EOF, come through as causes.
+// Source is the stream that a message is read from. Its errors, except io.EOF, become causes of the
+// errors of this package.
 type Source interface {
 	io.Reader
 	io.ByteReader
 }
 
-// ReadRequest reads the control data and the header of a request, of known or indeterminate length. It reads nothing
-// beyond them; Body reads the rest.
+// ReadRequest reads the control data and the header of a request, of known or indeterminate length.
+// It reads nothing after them: the caller reads the rest from the Body.
 func ReadRequest(src Source, limits Limits) (*Request, *Body, error) {
 	d := newBody(src, limits, false)
 	if err := d.framing(knownRequest, indeterminateRequest); err != nil {
@@ -26,7 +27,8 @@ func ReadRequest(src Source, limits Limits) (*Request, *Body, error) {
 	for _, part := range [...]struct {
 		name  string
 		value *string
-	}{{"method", &q.Method}, {"scheme", &q.Scheme}, {"authority", &q.Authority}, {"path", &q.Path}} {
+	}{{"method", &q.Method}, {"scheme", &q.Scheme}, {"authority", &q.Authority},
+		{"path", &q.Path}} {
 		n, err := d.varint()
 		if err == nil {
 			*part.value, err = d.text(n)
@@ -48,7 +50,8 @@ func ReadRequest(src Source, limits Limits) (*Request, *Body, error) {
 	return q, d, nil
 }
 
-// ReadResponse is ReadRequest for a response. It returns when the final status and its header have come.
+// ReadResponse is ReadRequest for a response. It returns once the final status and its header have
+// arrived.
 func ReadResponse(src Source, limits Limits) (*Response, *Body, error) {
 	d := newBody(src, limits, true)
 	if err := d.framing(knownResponse, indeterminateResponse); err != nil {
@@ -85,19 +88,23 @@ func ReadResponse(src Source, limits Limits) (*Response, *Body, error) {
 	}
 }
 
-// Body reads the content of a message, and after it the trailer and the padding. It is not safe for concurrent use.
+// Body reads the content of a message, then its trailer and its padding. It is not safe for
+// concurrent use.
+//
+// Invariant: src stands at the next piece of content, or inside a piece of which left bytes remain.
+// The limits hold how much the message may still use. Once err is set, it stays.
 type Body struct {
 	src           Source
-	limits        Limits // what is left of them
+	limits        Limits // how much of each remains
 	response      bool
 	indeterminate bool
-	ended         bool // the message ended where the rest of it is empty
+	ended         bool // the source ended at a place where the rest of the message may be left out
 
-	read     int64 // bytes of the source
+	read     int64 // bytes read from the source
 	declared int64 // content-length, or -1
 	length   int64 // of the content, so far
-	left     int64 // of the known content, or of the chunk
-	begun    bool
+	left     int64 // bytes that remain of the known content, or of the current chunk
+	begun    bool  // the first length was read
 	trailer  []Field
 	err      error
 }
@@ -106,8 +113,8 @@ func newBody(src Source, limits Limits, response bool) *Body {
 	return &Body{src: src, limits: limits.withDefaults(), response: response, declared: -1}
 }
 
-// Read reads content as it comes. It returns io.EOF after everything that follows the content was read and found valid,
-// up to the end of the source.
+// Read reads content as it arrives. It returns io.EOF only after it has read everything that
+// follows the content, up to the end of the source, and has found it valid.
 func (d *Body) Read(p []byte) (int, error) {
 	if d.err != nil {
 		return 0, d.err
@@ -130,11 +137,11 @@ func (d *Body) Read(p []byte) (int, error) {
 	return n, d.err
 }
 
-// Trailer is the trailer section, complete once Read has returned io.EOF.
+// Trailer returns the trailer section. It is complete once Read has returned io.EOF.
 func (d *Body) Trailer() []Field { return d.trailer }
 
-// ReadAll reads the content to its end, into memory that grows as the content comes. The caller wipes it; what is left
-// behind by growing, or read before an error, is wiped already.
+// ReadAll reads the content to its end, into memory that grows as the content arrives. The caller
+// wipes the result. ReadAll wipes the memory that it outgrows, and all of it after an error.
 func (d *Body) ReadAll() ([]byte, error) {
 	b := make([]byte, 0, 512)
 	for {
@@ -160,7 +167,8 @@ func (d *Body) ReadAll() ([]byte, error) {
 	}
 }
 
-// grow moves b. A stated length is taken at its word only so far that stating more gains a sender nothing.
+// grow moves b into larger memory. It trusts a stated length only for the next 64 KiB, so that a
+// sender gains nothing by stating more.
 func (d *Body) grow(b []byte) []byte {
 	grown := make([]byte, len(b), max(2*cap(b), len(b)+1+int(min(d.left, 64<<10))))
 	copy(grown, b)
@@ -168,8 +176,8 @@ func (d *Body) grow(b []byte) []byte {
 	return grown
 }
 
-// nextPiece sets left to the length of the next piece of content. After the last one it reads the rest of the message, and
-// returns io.EOF.
+// nextPiece sets left to the length of the next piece of content. After the last piece it reads the
+// rest of the message and returns io.EOF.
 func (d *Body) nextPiece() error {
 	if !d.ended && (d.indeterminate || !d.begun) {
 		n, err := d.varint()
@@ -190,6 +198,8 @@ func (d *Body) nextPiece() error {
 	return d.finish()
 }
 
+// finish checks the length of the content, and reads the trailer and the padding. It returns io.EOF
+// if all of it is valid.
 func (d *Body) finish() error {
 	if err := checkLength(d.declared, d.length, d.response); err != nil {
 		return err
@@ -218,6 +228,7 @@ func (d *Body) finish() error {
 	return io.EOF
 }
 
+// framing reads the framing indicator, which has to be one of the two given.
 func (d *Body) framing(known, indeterminate uint64) error {
 	f, err := d.varint()
 	if err != nil {
@@ -230,7 +241,8 @@ func (d *Body) framing(known, indeterminate uint64) error {
 	return nil
 }
 
-// section reads a field section. A message may end before one: then it, and all that follows, is empty.
+// section reads a field section. A message may end before one: then the section and everything
+// after it is empty.
 func (d *Body) section() ([]Field, error) {
 	if d.ended {
 		return nil, nil
@@ -280,6 +292,8 @@ func (d *Body) section() ([]Field, error) {
 	return fields, nil
 }
 
+// fieldText reads a name or a value of n bytes in a section that ends at end; -1 is a section of
+// indeterminate length.
 func (d *Body) fieldText(n uint64, end int64) (string, error) {
 	if end >= 0 && (d.read > end || n > uint64(end-d.read)) {
 		return "", &FormatError{"field section", "longer than its length"}
@@ -287,7 +301,7 @@ func (d *Body) fieldText(n uint64, end int64) (string, error) {
 	return d.text(n)
 }
 
-// text reads n bytes at the expense of the head's limit.
+// text reads n bytes and counts them against the limit of the head.
 func (d *Body) text(n uint64) (string, error) {
 	if n > uint64(d.limits.Head) {
 		return "", ErrTooLarge
@@ -304,13 +318,15 @@ func (d *Body) text(n uint64) (string, error) {
 	return s, nil
 }
 
+// varint reads an integer and counts its bytes.
 func (d *Body) varint() (uint64, error) {
 	v, size, err := ReadVarint(d.src)
 	d.read += int64(size)
 	return v, err
 }
 
-// cut makes an error of the source into one of the message: a message that the source could not give to its end is cut short.
+// cut turns an error of the source into one of the message: the source did not give the message to
+// its end, so the message is cut short.
 func cut(err error) error {
 	var format *FormatError
 	switch {

@@ -5,9 +5,11 @@ package bhttp
 
 import "slices"
 
-// AppendRequest appends q with its content and trailer as a message of known length. With pad above 1 zeros follow, so that
-// the message has a multiple of pad bytes. dst grows at most once.
-func AppendRequest(dst []byte, q *Request, content []byte, trailer []Field, pad int) ([]byte, error) {
+// AppendRequest appends q with its content and trailer as a message of known length. If pad is
+// above 1, zeros follow until the length of the message is a multiple of pad bytes. dst grows at
+// most once.
+func AppendRequest(dst []byte, q *Request, content []byte, trailer []Field, pad int) ([]byte,
+	error) {
 	if err := q.check(); err != nil {
 		return nil, err
 	}
@@ -19,7 +21,8 @@ func AppendRequest(dst []byte, q *Request, content []byte, trailer []Field, pad 
 }
 
 // AppendResponse is AppendRequest for a response.
-func AppendResponse(dst []byte, p *Response, content []byte, trailer []Field, pad int) ([]byte, error) {
+func AppendResponse(dst []byte, p *Response, content []byte, trailer []Field, pad int) ([]byte,
+	error) {
 	size := 16 + fieldsSize(p.Header)
 	for _, i := range p.Informational {
 		size += 16 + fieldsSize(i.Header)
@@ -39,7 +42,10 @@ func AppendResponse(dst []byte, p *Response, content []byte, trailer []Field, pa
 	return appendBody(dst, start, p.Header, content, trailer, pad, true)
 }
 
-func appendBody(dst []byte, start int, header []Field, content []byte, trailer []Field, pad int, response bool) ([]byte, error) {
+// appendBody appends content, trailer and padding to the message that begins at start. After an
+// error it has wiped that message.
+func appendBody(dst []byte, start int, header []Field, content []byte, trailer []Field, pad int,
+	response bool) ([]byte, error) {
 	declared, err := declaredLength(header)
 	if err == nil {
 		err = checkLength(declared, int64(len(content)), response)
@@ -56,6 +62,7 @@ func appendBody(dst []byte, start int, header []Field, content []byte, trailer [
 	return appendPadding(dst, len(dst)-start, pad), nil
 }
 
+// appendPadding appends zeros until length is a multiple of pad.
 func appendPadding(dst []byte, length, pad int) []byte {
 	if pad > 1 && length%pad > 0 {
 		dst = append(dst, make([]byte, pad-length%pad)...)
@@ -70,6 +77,7 @@ func checkHead(status int, header []Field, informational bool) error {
 	return checkFields(header)
 }
 
+// appendControl appends the control data: method, scheme, authority and path.
 func (q *Request) appendControl(dst []byte) []byte {
 	for _, s := range [...]string{q.Method, q.Scheme, q.Authority, q.Path} {
 		dst = append(AppendVarint(dst, uint64(len(s))), s...)
@@ -99,9 +107,11 @@ func varintSize(n int) int {
 	return len(AppendVarint(b[:0], uint64(n)))
 }
 
-// The sizes are upper bounds: a copy that is left behind by a second growth is one that nobody wipes.
+// size, bodySize and fieldsSize return upper bounds. A buffer that is too small would grow twice,
+// and nobody would wipe the copy that it leaves behind.
 func (q *Request) size() int {
-	return 64 + len(q.Method) + len(q.Scheme) + len(q.Authority) + len(q.Path) + fieldsSize(q.Header)
+	return 64 + len(q.Method) + len(q.Scheme) + len(q.Authority) + len(q.Path) +
+		fieldsSize(q.Header)
 }
 
 func bodySize(content []byte, trailer []Field, pad int) int {
@@ -116,47 +126,34 @@ func fieldsSize(fields []Field) int {
 	return n
 }
 
-// Encoder encodes one message of indeterminate length, piece by piece: RequestHead, or Informational any number of times and
-// ResponseHead; then Content any number of times; then End. It panics when called in another order. The zero Encoder is ready.
-// After an error nothing was appended, and the same step may be tried again.
+// Encoder encodes one response of indeterminate length, piece by piece. The zero Encoder is ready.
+// It is not safe for concurrent use.
+//
+// The caller calls Informational any number of times, ResponseHead once, Content any number of
+// times, and End once. A call in another order panics. A call that returns an error has appended
+// nothing, and the caller may repeat it.
 type Encoder struct {
-	length   int
-	state    encoderState
-	response bool
-	declared int64
-	content  int64
+	length   int          // bytes that were appended
+	state    encoderState // which calls may come next
+	declared int64        // content-length, or -1
+	content  int64        // bytes of content that were appended
 }
 
+// encoderState says how much of the message was appended.
 type encoderState int
 
 const (
-	atStart encoderState = iota
-	atHead
-	atContent
-	atEnd
+	atStart   encoderState = iota // nothing was appended
+	atHead                        // informational responses only
+	atContent                     // the final head, and perhaps content
+	atEnd                         // the whole message
 )
 
+// step panics if the call is out of order.
 func (e *Encoder) step(ok bool) {
 	if !ok {
 		panic("bhttp: Encoder called out of order")
 	}
-}
-
-// RequestHead appends the control data and the header of a request.
-func (e *Encoder) RequestHead(dst []byte, q *Request) ([]byte, error) {
-	e.step(e.state == atStart)
-	declared, err := declaredLength(q.Header)
-	if err == nil {
-		err = q.check()
-	}
-	if err != nil {
-		return nil, err
-	}
-	start := len(dst)
-	dst = AppendVarint(slices.Grow(dst, q.size()), indeterminateRequest)
-	dst = append(appendFields(q.appendControl(dst), q.Header), 0)
-	e.length, e.state, e.declared = len(dst)-start, atContent, declared
-	return dst, nil
 }
 
 // Informational appends an informational response.
@@ -176,7 +173,8 @@ func (e *Encoder) ResponseHead(dst []byte, status int, header []Field) ([]byte, 
 	return dst, err
 }
 
-func (e *Encoder) responseHead(dst []byte, status int, header []Field, informational bool) ([]byte, error) {
+func (e *Encoder) responseHead(dst []byte, status int, header []Field, informational bool) ([]byte,
+	error) {
 	e.step(e.state == atStart || e.state == atHead)
 	if err := checkHead(status, header, informational); err != nil {
 		return nil, err
@@ -187,7 +185,7 @@ func (e *Encoder) responseHead(dst []byte, status int, header []Field, informati
 		dst = AppendVarint(dst, indeterminateResponse)
 	}
 	dst = append(appendFields(AppendVarint(dst, uint64(status)), header), 0)
-	e.length, e.state, e.response = e.length+len(dst)-start, atHead, true
+	e.length, e.state = e.length+len(dst)-start, atHead
 	return dst, nil
 }
 
@@ -204,11 +202,12 @@ func (e *Encoder) Content(dst, piece []byte) []byte {
 	return dst
 }
 
-// End appends the end of the content, the trailer, and zeros up to a multiple of pad bytes of the whole message if pad is
-// above 1. It is an error if the header declared another length than the content has.
+// End appends the end of the content and the trailer. If pad is above 1, zeros follow until the
+// length of the whole message is a multiple of pad bytes. End returns an error if the header
+// declared another length than the content has.
 func (e *Encoder) End(dst []byte, trailer []Field, pad int) ([]byte, error) {
 	e.step(e.state == atContent)
-	err := checkLength(e.declared, e.content, e.response)
+	err := checkLength(e.declared, e.content, true)
 	if err == nil {
 		err = checkTrailer(trailer)
 	}

@@ -25,7 +25,8 @@ func seeds(f *testing.F, response bool) {
 	f.Add([]byte(get("/") + section("A", "b\r\n")))
 }
 
-// fuzz holds that what decodes encodes, in both forms, to the same message; and that every error is a documented one.
+// fuzz checks that a message that decodes also encodes, in both forms, to the same message, and
+// that every error is a documented one.
 func fuzz(t *testing.T, b []byte, response bool) {
 	m, err := decode(b, response, Limits{})
 	if err != nil {

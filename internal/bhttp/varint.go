@@ -8,7 +8,8 @@ import (
 	"io"
 )
 
-// AppendVarint appends v, below 2^62, as a variable-length integer (RFC 9000, section 16) in its shortest form.
+// AppendVarint appends v in the shortest form of a variable-length integer (RFC 9000, section 16).
+// v is below 2^62; AppendVarint panics otherwise.
 func AppendVarint(dst []byte, v uint64) []byte {
 	switch {
 	case v < 1<<6:
@@ -23,8 +24,9 @@ func AppendVarint(dst []byte, v uint64) []byte {
 	panic("bhttp: integer too large")
 }
 
-// ReadVarint reads a variable-length integer of any form, and says how many bytes it took. The error is io.EOF if there was
-// not one byte, and io.ErrUnexpectedEOF if the integer was cut.
+// ReadVarint reads a variable-length integer in any of its forms, and returns how many bytes it
+// has. The error is io.EOF if there was no byte at all, and io.ErrUnexpectedEOF if the integer was
+// cut short.
 func ReadVarint(r io.ByteReader) (v uint64, size int, err error) {
 	first, err := r.ReadByte()
 	if err != nil {

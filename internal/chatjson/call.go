@@ -4,6 +4,8 @@
 package chatjson
 
 import (
+	"net/http"
+
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -71,4 +73,21 @@ func promptsIn(prompt []byte) (n int64) {
 		}
 	}
 	return max(n, 1)
+}
+
+// ErrorType is the type of OpenAI's error object for a status.
+func ErrorType(status int) string {
+	switch {
+	case status == http.StatusUnauthorized:
+		return "authentication_error"
+	case status == http.StatusForbidden:
+		return "permission_error"
+	case status == http.StatusNotFound:
+		return "not_found_error"
+	case status == http.StatusTooManyRequests:
+		return "rate_limit_error"
+	case status < 500:
+		return "invalid_request_error"
+	}
+	return "server_error"
 }

@@ -4,6 +4,7 @@
 package chatjson
 
 import (
+	"encoding/hex"
 	"fmt"
 	"iter"
 	"slices"
@@ -351,6 +352,12 @@ func checkMetadata(data []byte, asked Asked) error {
 		}
 	}
 	return nil
+}
+
+// UUID is the text of a UUID (RFC 9562).
+func UUID(b [16]byte) string {
+	s := hex.EncodeToString(b[:])
+	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
 }
 
 // IsUUID tells a UUID: 8-4-4-4-12 lower-case hex digits.

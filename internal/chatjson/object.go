@@ -172,14 +172,17 @@ func isEmpty(v reflect.Value) bool {
 var ErrNoObject = &MemberError{Path: "the object"}
 
 // DecodeObject sets the fields of the struct that v points to from the members that its json tags
-// name, and returns the others, as slices of the text. A field with the tag read:"lax" is zero where
-// the member has another type; one with read:"text" takes an object as its text. The
-// text was checked before: it is not checked again at each level of nesting.
-func (c Codec) DecodeObject(valid []byte, v any) (map[string]json.RawMessage, error) {
+// name. The others go to its field Extra, if it has one, as slices of the text. A field with the tag
+// read:"lax" is zero where the member has another type; one with read:"text" takes an object as its
+// text. The text was checked before: it is not checked again at each level of nesting.
+func (c Codec) DecodeObject(valid []byte, v any) error {
+	return c.decodeObject(valid, reflect.ValueOf(v).Elem())
+}
+
+func (c Codec) decodeObject(valid []byte, target reflect.Value) error {
 	if jsonspan.KindOf(valid) != jsonspan.Object {
-		return nil, ErrNoObject
+		return ErrNoObject
 	}
-	target := reflect.ValueOf(v).Elem()
 	known := fieldsOf(target.Type())
 	values := make([][]byte, len(known))
 	var extra map[string]json.RawMessage
@@ -198,10 +201,13 @@ func (c Codec) DecodeObject(valid []byte, v any) (map[string]json.RawMessage, er
 			continue
 		}
 		if err := c.decodeAs(known[i].read, value, target.Field(known[i].index)); err != nil {
-			return nil, PrefixPath(known[i].name, err)
+			return PrefixPath(known[i].name, err)
 		}
 	}
-	return extra, nil
+	if field := target.FieldByName("Extra"); field.IsValid() {
+		field.Set(reflect.ValueOf(extra))
+	}
+	return nil
 }
 
 // decodeAs is DecodeField by the field's tag "read".
@@ -228,8 +234,9 @@ func PrefixPath(name string, err error) error {
 
 var errKind = errors.New("another kind of value")
 
-// DecodeField does what encoding/json does, but that it does not check the text again, that a
-// json.RawMessage becomes a slice of it, and that integers are read by WholeNumber.
+// DecodeField does what encoding/json does, with four differences. It does not check the text again,
+// a json.RawMessage becomes a slice of the text, WholeNumber reads integers, and DecodeObject reads
+// structs.
 func (c Codec) DecodeField(value []byte, field reflect.Value) error {
 	if known, err := c.Decode(value, field.Addr().Interface()); known {
 		return err
@@ -251,6 +258,8 @@ func (c Codec) DecodeField(value []byte, field reflect.Value) error {
 			field.SetString(jsonspan.Text(value[1 : len(value)-1]))
 			return nil
 		}
+	case reflect.Struct:
+		return c.decodeObject(value, field)
 	case reflect.Pointer:
 		if field.Type().Elem().Kind() == reflect.Struct && kind != jsonspan.Null {
 			field.Set(reflect.New(field.Type().Elem()))

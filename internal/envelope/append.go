@@ -10,24 +10,27 @@ import (
 	"github.com/emmansun/base64"
 )
 
-// What stands between the values, in the protocol's order.
+// The text between the values, in the order of the protocol.
 const (
-	beforeCiphertext  = `{"version":"` + Version + `","algorithm":"` + Algorithm + `","encrypted_payload":{"ciphertext":"`
-	beforeNonce       = `","nonce":"`
-	beforeTag         = `","tag":"`
-	beforeKey         = `"},"encrypted_aes_key":"`
-	afterKey          = `","key_algorithm":"` + KeyAlgorithm + `","payload_algorithm":"` + PayloadAlgorithm + `"`
+	beforeCiphertext = `{"version":"` + Version + `","algorithm":"` + Algorithm +
+		`","encrypted_payload":{"ciphertext":"`
+	beforeNonce = `","nonce":"`
+	beforeTag   = `","tag":"`
+	beforeKey   = `"},"encrypted_aes_key":"`
+	afterKey    = `","key_algorithm":"` + KeyAlgorithm + `","payload_algorithm":"` +
+		PayloadAlgorithm + `"`
 	beforeProcessedAt = `,"processed_at":`
 	end               = `}`
 )
 
-// Size is the exact number of bytes that Append adds. Like Append it panics if Sealed is shorter than nonce and tag.
+// Size returns the exact number of bytes that Append adds. Like Append, it panics if Sealed is
+// shorter than nonce and tag together.
 func Size(e *Envelope) int {
 	e.split()
 	return sizeFor(e, len(e.Sealed))
 }
 
-// sizeFor is Size with a Sealed of that many bytes.
+// sizeFor is Size for a Sealed of the given length.
 func sizeFor(e *Envelope, sealed int) int {
 	payload := sealed - NonceSize
 	n := len(beforeCiphertext) + len(beforeNonce) + base64.StdEncoding.EncodedLen(NonceSize) +
@@ -43,9 +46,10 @@ func sizeFor(e *Envelope, sealed int) int {
 	return n + base64.StdEncoding.EncodedLen(payload)
 }
 
-// Reserve prepares for Append, so that the envelope is made in one piece of memory: it returns dst with room for all of
-// it, and sets e.Sealed to where in that room the caller writes nonce ‖ ciphertext ‖ tag of a plaintext of n bytes, before
-// it calls Append with the dst that was returned. The other fields of e have to be set already.
+// Reserve prepares for Append, so that the envelope is built in one piece of memory, for a
+// plaintext of n bytes. It returns dst with room for the whole envelope, and points e.Sealed at the
+// end of that room. The caller sets the other fields of e before Reserve, writes nonce ‖ ciphertext
+// ‖ tag into e.Sealed, and then calls Append with the dst that Reserve returned.
 func Reserve(dst []byte, e *Envelope, n int) []byte {
 	sealed := NonceSize + n + TagSize
 	total := len(dst) + sizeFor(e, sealed)
@@ -54,7 +58,7 @@ func Reserve(dst []byte, e *Envelope, n int) []byte {
 	return dst
 }
 
-// grown is dst with a capacity of at least total.
+// grown returns dst with a capacity of at least total.
 func grown(dst []byte, total int) []byte {
 	if cap(dst) >= total {
 		return dst
@@ -62,9 +66,10 @@ func grown(dst []byte, total int) []byte {
 	return append(make([]byte, 0, total), dst...)
 }
 
-// Append appends the envelope to dst as compact JSON. dst grows once at most, and not at all if it has room for Size bytes.
-// It must not overlap the envelope's own memory, but for an e.Sealed that Reserve put there: that is overwritten.
-// A ProcessedAt that is not finite is left out, as JSON has no such number.
+// Append appends the envelope to dst as compact JSON. dst grows at most once, and not at all if it
+// has room for Size bytes. dst must not overlap the memory of the envelope, except an e.Sealed that
+// Reserve set: Append overwrites that one. A ProcessedAt that is not finite is left out, because
+// JSON has no such number.
 func Append(dst []byte, e *Envelope) []byte {
 	ciphertext, tag := e.split()
 	total := len(dst) + Size(e)
@@ -94,7 +99,8 @@ func Append(dst []byte, e *Envelope) []byte {
 	return append(dst, end...)
 }
 
-// split returns what the members ciphertext and tag hold; no tag means no member.
+// split returns the contents of the members ciphertext and tag. A nil tag means that there is no
+// member tag.
 func (e *Envelope) split() (ciphertext, tag []byte) {
 	sealed := e.Sealed[NonceSize:]
 	tag = sealed[len(sealed)-TagSize:]
@@ -104,12 +110,13 @@ func (e *Envelope) split() (ciphertext, tag []byte) {
 	return sealed[:len(sealed)-TagSize], tag
 }
 
+// writesProcessedAt reports whether the envelope has a processed_at that JSON can express.
 func (e *Envelope) writesProcessedAt() bool {
 	return e.HasProcessedAt && !math.IsNaN(e.ProcessedAt) && !math.IsInf(e.ProcessedAt, 0)
 }
 
-// appendNumber writes the shortest digits that read back as f, with an exponent where there would be a row of zeros. That
-// takes 25 bytes at most.
+// appendNumber writes the shortest digits that read back as f, with an exponent for very small and
+// very large numbers. It writes at most 25 bytes.
 func appendNumber(dst []byte, f float64) []byte {
 	format := byte('f')
 	if abs := math.Abs(f); abs != 0 && (abs < 1e-6 || abs >= 1e21) {

@@ -10,8 +10,9 @@ import (
 	"testing"
 )
 
-// The base64 here is a library's, in assembly where there is some for the processor: the standard library's is the judge,
-// of results and of refusals. Both skip line breaks, which decode never gets to see.
+// The package uses a library's base64, which has assembly for some processors. These tests compare
+// its results and its refusals with those of the standard library. Both skip line breaks, which
+// decode never gets.
 
 func TestBase64EveryLength(t *testing.T) {
 	seed := rand.Uint64()
@@ -47,7 +48,9 @@ func TestBase64EveryByte(t *testing.T) {
 }
 
 func FuzzBase64(f *testing.F) {
-	for _, s := range []string{"", "QQ==", "QR==", "QUI=", "QUJ=", "QUJD", "QU=D", "Q===", "====", "QUJD\n", "QUJDQUI=\n\n\n\n", "QUJD-_==", "\xff\xff\xff\xff", string(bytes.Repeat([]byte("+/aZ"), 40)) + "QQ=="} {
+	for _, s := range []string{"", "QQ==", "QR==", "QUI=", "QUJ=", "QUJD", "QU=D", "Q===", "====",
+		"QUJD\n", "QUJDQUI=\n\n\n\n", "QUJD-_==", "\xff\xff\xff\xff",
+		string(bytes.Repeat([]byte("+/aZ"), 40)) + "QQ=="} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -64,14 +67,15 @@ func checkBase64(t *testing.T, data []byte) {
 	if !bytes.Equal(got, want) {
 		t.Fatalf("%x\nbecame %s\nwant   %s", data, got, want)
 	}
-	for _, slack := range []int{4, 5, 100} { // how far data's end lies behind the text's
+	for _, slack := range []int{4, 5, 100} { // bytes between the end of the text and that of data
 		memory := fenced(t, len(want)+slack, func(memory []byte) {
 			src := memory[len(memory)-len(data):]
 			copy(src, data)
 			encode(memory[:len(want)], src, len(memory)-len(data))
 		})
 		if !bytes.Equal(memory[:len(want)], want) {
-			t.Fatalf("%x\nin place, slack %d, became %s\nwant %s", data, slack, memory[:len(want)], want)
+			t.Fatalf("%x\nin place, slack %d, became %s\nwant %s", data, slack, memory[:len(want)],
+				want)
 		}
 	}
 	checkDecode(t, want)
@@ -112,13 +116,14 @@ func checkDecode(t *testing.T, text []byte) {
 	}
 }
 
-// fenced hands out n bytes in the midst of others, and fails if those change.
+// fenced returns n bytes between others, and fails if those change.
 func fenced(t *testing.T, n int, f func([]byte)) []byte {
 	t.Helper()
 	const post = 128
 	memory := bytes.Repeat([]byte{0x5a}, post+n+post)
 	f(memory[post : post+n])
-	if pad := bytes.Repeat([]byte{0x5a}, post); !bytes.Equal(memory[:post], pad) || !bytes.Equal(memory[post+n:], pad) {
+	if pad := bytes.Repeat([]byte{0x5a}, post); !bytes.Equal(memory[:post], pad) ||
+		!bytes.Equal(memory[post+n:], pad) {
 		t.Fatalf("%d bytes: written outside", n)
 	}
 	return memory[post : post+n]

@@ -12,11 +12,12 @@ import (
 	"testing"
 )
 
-// Assembly that read or wrote a byte too far would fault here: the page behind is not accessible.
+// Assembly that reads or writes a byte too far faults here: the next page is not accessible.
 func TestBase64AtTheEndOfMemory(t *testing.T) {
 	page := os.Getpagesize()
-	edge := func() []byte { // one page in front of one that nobody may touch
-		memory, err := syscall.Mmap(-1, 0, 2*page, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	edge := func() []byte { // a page before one that is not accessible
+		memory, err := syscall.Mmap(-1, 0, 2*page, syscall.PROT_READ|syscall.PROT_WRITE,
+			syscall.MAP_ANON|syscall.MAP_PRIVATE)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -25,47 +25,75 @@ func badEdits() (bad []badEdit) {
 			bad = append(bad, badEdit{edit{old, s}, field})
 		}
 	}
-	others := []string{`null`, `""`, `1`, `1.0`, `true`, `[]`, `{}`, `["PEER"]`, `"PEER"`} // values that nothing accepts
+	// values that no member accepts
+	others := []string{`null`, `""`, `1`, `1.0`, `true`, `[]`, `{}`, `["PEER"]`, `"PEER"`}
 
 	// The text as a whole.
-	add("", "", ``, ` `, `null`, `1`, `"PEER"`, `[]`, `[{}]`, `PEER`, `{`, `{}}`, `<html>PEER</html>`, "data: {}\n\n", "\x1f\x8b\x08", strings.Repeat("[", 200_000))
-	add("", `{"version"`, "\xef\xbb\xbf{\"version\"", `{version`, `{'version'`, `{,"version"`, `["version"`, `{"x":"PEER`+"\xff"+`","version"`, "{\"x\":\"\xed\xa0\x80\",\"version\"",
-		`{"x":NaN,"version"`, `{"x":01,"version"`, `{"x":"\x","version"`, "{\"x\":\"\n\",\"version\"", "\v{\"version\"", "\u00a0{\"version\"")
-	add("", `{"version"`, `{"x":[`+nested(99)+`],"version"`, `{"x":`+strings.Repeat(`{"x":`, 900)+`1`+strings.Repeat(`}`, 900)+`,"version"`, `{"x":`+nested(100_000)+`,"version"`)
-	add("", `GCM"}`, `GCM"`, `GCM",}`, `GCM"}}`, `GCM"}{}`, `GCM"} PEER`, "GCM\"}\x00", `GCM"}{"version":"1.0"}`, `GCM"]`, "GCM\"}\xef\xbb\xbf", `GCM`, `GCM"},`, `GCM","processed_at":NaN}`, `GCM","processed_at":1.}`)
+	add("", "", ``, ` `, `null`, `1`, `"PEER"`, `[]`, `[{}]`, `PEER`, `{`, `{}}`,
+		`<html>PEER</html>`, "data: {}\n\n", "\x1f\x8b\x08", strings.Repeat("[", 200_000))
+	add("", `{"version"`, "\xef\xbb\xbf{\"version\"", `{version`, `{'version'`, `{,"version"`,
+		`["version"`, `{"x":"PEER`+"\xff"+`","version"`, "{\"x\":\"\xed\xa0\x80\",\"version\"",
+		`{"x":NaN,"version"`, `{"x":01,"version"`, `{"x":"\x","version"`,
+		"{\"x\":\"\n\",\"version\"", "\v{\"version\"", "\u00a0{\"version\"")
+	add("", `{"version"`, `{"x":[`+nested(99)+`],"version"`,
+		`{"x":`+strings.Repeat(`{"x":`, 900)+`1`+strings.Repeat(`}`, 900)+`,"version"`,
+		`{"x":`+nested(100_000)+`,"version"`)
+	add("", `GCM"}`, `GCM"`, `GCM",}`, `GCM"}}`, `GCM"}{}`, `GCM"} PEER`, "GCM\"}\x00",
+		`GCM"}{"version":"1.0"}`, `GCM"]`, "GCM\"}\xef\xbb\xbf", `GCM`, `GCM"},`,
+		`GCM","processed_at":NaN}`, `GCM","processed_at":1.}`)
 	add("", `,"algorithm"`, ` "algorithm"`, `,,"algorithm"`, `;"algorithm"`)
-	add("", `"nonce":"`+b64(sampleNonce), "\"nonce\":\""+b64(sampleNonce)[:8]+"\n"+b64(sampleNonce)[8:], "\"nonce\":\"\r\n"+b64(sampleNonce))
-	add("version", "", `{}`, `{"choices":[],"object":"chat.completion","id":"PEER"}`, `{"error":{"message":"PEER"}}`, `{"Version":"1.0"}`)
+	add("", `"nonce":"`+b64(sampleNonce),
+		"\"nonce\":\""+b64(sampleNonce)[:8]+"\n"+b64(sampleNonce)[8:],
+		"\"nonce\":\"\r\n"+b64(sampleNonce))
+	add("version", "", `{}`, `{"choices":[],"object":"chat.completion","id":"PEER"}`,
+		`{"error":{"message":"PEER"}}`, `{"Version":"1.0"}`)
 
 	// Labels.
 	for _, label := range []struct{ name, value string }{
-		{"version", `"1.0"`}, {"algorithm", `"hybrid-aes256-rsa4096"`}, {"key_algorithm", `"RSA-OAEP-SHA256"`}, {"payload_algorithm", `"AES-256-GCM"`},
+		{"version", `"1.0"`}, {"algorithm", `"hybrid-aes256-rsa4096"`},
+		{"key_algorithm", `"RSA-OAEP-SHA256"`}, {"payload_algorithm", `"AES-256-GCM"`},
 	} {
 		member, inside := `"`+label.name+`":`+label.value, strings.Trim(label.value, `"`)
-		for _, value := range append(others, `"`+inside+` "`, `" `+inside+`"`, `"`+inside+`\u0000"`, `"`+inside[:len(inside)-1]+`"`, `"`+inside+`0"`, `["`+inside+`"]`, `{"x":"`+inside+`"}`) {
+		for _, value := range append(others, `"`+inside+` "`, `" `+inside+`"`, `"`+inside+`\u0000"`,
+			`"`+inside[:len(inside)-1]+`"`, `"`+inside+`0"`, `["`+inside+`"]`,
+			`{"x":"`+inside+`"}`) {
 			add(label.name, member, `"`+label.name+`":`+value)
 		}
-		add(label.name, member, member+`,`+member, member+`,"`+label.name+`":null`, `"`+label.name+`":null,`+member, `"\u00`+hex(label.name[0])+label.name[1:]+`":"PEER",`+member)
+		add(label.name, member, member+`,`+member, member+`,"`+label.name+`":null`,
+			`"`+label.name+`":null,`+member,
+			`"\u00`+hex(label.name[0])+label.name[1:]+`":"PEER",`+member)
 	}
-	add("version", `"version":"1.0"`, `"Version":"1.0"`, `"version ":"1.0"`, `"x":"1.0"`, `"version":"2.0"`, `"version":"1"`, `"version":"1.00"`, `"version":"1,0"`, `"version":"１.0"`)
-	add("algorithm", `"hybrid-aes256-rsa4096"`, `"Hybrid-AES256-RSA4096"`, `"hybrid-aes128-rsa4096"`, `"hybrid-aes256-rsa2048"`, `"none"`)
+	add("version", `"version":"1.0"`, `"Version":"1.0"`, `"version ":"1.0"`, `"x":"1.0"`,
+		`"version":"2.0"`, `"version":"1"`, `"version":"1.00"`, `"version":"1,0"`,
+		`"version":"１.0"`)
+	add("algorithm", `"hybrid-aes256-rsa4096"`, `"Hybrid-AES256-RSA4096"`,
+		`"hybrid-aes128-rsa4096"`, `"hybrid-aes256-rsa2048"`, `"none"`)
 	add("algorithm", `"algorithm":"hy`, `"Algorithm":"hy`, `"ALGORITHM":"hy`)
-	add("key_algorithm", `"RSA-OAEP-SHA256"`, `"RSA-OAEP"`, `"RSA-OAEP-SHA1"`, `"rsa-oaep-sha256"`, `"RSA1_5"`)
+	add("key_algorithm", `"RSA-OAEP-SHA256"`, `"RSA-OAEP"`, `"RSA-OAEP-SHA1"`, `"rsa-oaep-sha256"`,
+		`"RSA1_5"`)
 	add("payload_algorithm", `"AES-256-GCM"`, `"AES-128-GCM"`, `"AES-256-CBC"`, `"aes-256-gcm"`)
 
 	// The payload object.
 	const payload = "encrypted_payload"
-	for _, value := range slices.DeleteFunc(slices.Clone(others), func(s string) bool { return s == `{}` }) {
+	for _, value := range slices.DeleteFunc(slices.Clone(others), func(s string) bool {
+		return s == `{}`
+	}) {
 		add(payload, `"encrypted_payload":{`, `"encrypted_payload":`+value+`,"x":{`)
 	}
-	add(payload, `"encrypted_payload":{`, `"Encrypted_Payload":{`, `"encrypted_payload":{},"encrypted_payload":{`, `"encrypted_payload":null,"encrypted_payload":{`)
-	add(payload, `GCM"}`, `GCM","encrypted_payload":{}}`, `GCM","encrypted_payl\u006fad":{"nonce":"PEER"}}`)
-	add(payload+".nonce", `"encrypted_payload":{`, `"encrypted_payload":{},"x":{`, `"encrypted_payload":{"Nonce":"PEER"},"x":{`)
+	add(payload, `"encrypted_payload":{`, `"Encrypted_Payload":{`,
+		`"encrypted_payload":{},"encrypted_payload":{`,
+		`"encrypted_payload":null,"encrypted_payload":{`)
+	add(payload, `GCM"}`, `GCM","encrypted_payload":{}}`,
+		`GCM","encrypted_payl\u006fad":{"nonce":"PEER"}}`)
+	add(payload+".nonce", `"encrypted_payload":{`, `"encrypted_payload":{},"x":{`,
+		`"encrypted_payload":{"Nonce":"PEER"},"x":{`)
 
 	// Nonce and wrapped key, in both forms the same.
 	nonce, nonceField := quoted(sampleNonce), payload+".nonce"
 	add(nonceField, nonce, others...)
-	add(nonceField, nonce, nonce+`,"nonce":`+nonce, nonce+`,"nonce":null`, nonce+`,"\u006eonce":"PEER"`, `[`+nonce+`]`, `{"nonce":`+nonce+`}`, `"`+strings.Repeat("A", 1<<20)+`"`)
+	add(nonceField, nonce, nonce+`,"nonce":`+nonce, nonce+`,"nonce":null`,
+		nonce+`,"\u006eonce":"PEER"`, `[`+nonce+`]`, `{"nonce":`+nonce+`}`,
+		`"`+strings.Repeat("A", 1<<20)+`"`)
 	for _, n := range []int{1, 7, 8, 11, 13, 14, 15, 16, 128, 129} {
 		add(nonceField, nonce, quoted(make([]byte, n)))
 	}
@@ -76,12 +104,18 @@ func badEdits() (bad []badEdit) {
 
 	key, keyField := quoted(sampleKey), "encrypted_aes_key"
 	add(keyField, key, others...)
-	add(keyField, key, key+`,"encrypted_aes_key":`+key, key+`,"encrypted_aes_key":null`, key+`,"encrypted_\u0061es_key":"PEER"`, `[`+key+`]`)
-	for _, n := range []int{1, 32, 128, MinWrappedKey - 1, MaxWrappedKey + 1, MaxWrappedKey + 2, MaxWrappedKey + 3, 1 << 20} {
+	add(keyField, key, key+`,"encrypted_aes_key":`+key, key+`,"encrypted_aes_key":null`,
+		key+`,"encrypted_\u0061es_key":"PEER"`, `[`+key+`]`)
+	for _, n := range []int{1, 32, 128, MinWrappedKey - 1, MaxWrappedKey + 1, MaxWrappedKey + 2,
+		MaxWrappedKey + 3, 1 << 20} {
 		add(keyField, key, quoted(make([]byte, n)))
 	}
-	add(keyField, key, strings.TrimSuffix(key, `=="`)+`"`, strings.TrimSuffix(key, `="`)+`"`, strings.TrimSuffix(key, `"`)+`="`, strings.TrimSuffix(key, `=="`)+`"`, strings.TrimSuffix(key, `"`)+`AAAA"`)
-	add(keyField, key, strings.TrimSuffix(key, `Q=="`)+`R=="`, strings.TrimSuffix(key, `Q=="`)+`f=="`, strings.TrimSuffix(key, `=="`)+`\n="`, strings.TrimSuffix(key, `=="`)+`=\n"`)
+	add(keyField, key, strings.TrimSuffix(key, `=="`)+`"`, strings.TrimSuffix(key, `="`)+`"`,
+		strings.TrimSuffix(key, `"`)+`="`, strings.TrimSuffix(key, `=="`)+`"`,
+		strings.TrimSuffix(key, `"`)+`AAAA"`)
+	add(keyField, key, strings.TrimSuffix(key, `Q=="`)+`R=="`,
+		strings.TrimSuffix(key, `Q=="`)+`f=="`, strings.TrimSuffix(key, `=="`)+`\n="`,
+		strings.TrimSuffix(key, `=="`)+`=\n"`)
 	for _, s := range badBase64(b64(sampleKey)[:16]) {
 		add(keyField, `"encrypted_aes_key":"`+b64(sampleKey)[:16], `"encrypted_aes_key":"`+s)
 	}
@@ -93,11 +127,15 @@ func badEdits() (bad []badEdit) {
 	for _, s := range badBase64(start) {
 		add(ciphertextField, `"ciphertext":"`+start, `"ciphertext":"`+s)
 	}
-	for _, value := range slices.DeleteFunc(slices.Clone(others), func(s string) bool { return s == `"PEER"` }) {
+	for _, value := range slices.DeleteFunc(slices.Clone(others), func(s string) bool {
+		return s == `"PEER"`
+	}) {
 		add(ciphertextField, `"ciphertext":"`, `"ciphertext":`+value+`,"x":"`)
 	}
-	add(ciphertextField, `"ciphertext":"`, `"Ciphertext":"`, `"ciphertext":"AAAA","ciphertext":"`, `"ciphertext":null,"ciphertext":"`)
-	add("processed_at", `GCM"}`, `GCM","processed_at":1,"processed_at":1}`, `GCM","processed_at":null,"processed_at":"PEER"}`)
+	add(ciphertextField, `"ciphertext":"`, `"Ciphertext":"`, `"ciphertext":"AAAA","ciphertext":"`,
+		`"ciphertext":null,"ciphertext":"`)
+	add("processed_at", `GCM"}`, `GCM","processed_at":1,"processed_at":1}`,
+		`GCM","processed_at":null,"processed_at":"PEER"}`)
 	return bad
 }
 
@@ -109,7 +147,8 @@ func badSeparate() (bad []badEdit) {
 		}
 	}
 	tag, text := quoted(sampleTag), quoted(sampleText)
-	add("tag", tag, `null`, `""`, `1`, `true`, `[]`, `{}`, `"PEER"`, tag+`,"tag":`+tag, tag+`,"tag":null`, tag+`,"\u0074ag":"PEER"`, `[`+tag+`]`)
+	add("tag", tag, `null`, `""`, `1`, `true`, `[]`, `{}`, `"PEER"`, tag+`,"tag":`+tag,
+		tag+`,"tag":null`, tag+`,"\u0074ag":"PEER"`, `[`+tag+`]`)
 	for _, n := range []int{1, 4, 8, 12, 13, 14, 15, 17, 18, 32, 1 << 20} {
 		add("tag", tag, quoted(make([]byte, n)))
 	}
@@ -117,19 +156,23 @@ func badSeparate() (bad []badEdit) {
 		add("tag", `"tag":"`+b64(sampleTag)[:16], `"tag":"`+s)
 	}
 	inside := strings.TrimSuffix(tag, `=="`) // two letters before the padding hold 4 unused bits
-	add("tag", tag, inside[:len(inside)-1]+`x=="`, inside+`"`, inside+`="`, inside+`==="`, inside+`=\n="`)
+	add("tag", tag, inside[:len(inside)-1]+`x=="`, inside+`"`, inside+`="`, inside+`==="`,
+		inside+`=\n="`)
 	inside = strings.TrimSuffix(text, `="`) // three letters hold 2
-	add("ciphertext", text, `""`, `"="`, `"=="`, `"===="`, `"A==="`, inside[:len(inside)-1]+`d="`, inside+`"`, inside+`=="`, inside+`\n"`, inside+`AA=\n\n\n\n"`)
+	add("ciphertext", text, `""`, `"="`, `"=="`, `"===="`, `"A==="`, inside[:len(inside)-1]+`d="`,
+		inside+`"`, inside+`=="`, inside+`\n"`, inside+`AA=\n\n\n\n"`)
 	return bad
 }
 
 func badAppended() (bad []badEdit) {
 	text := quoted(sampleText, sampleTag)
 	for _, n := range []int{0, 1, 15, 16} {
-		bad = append(bad, badEdit{edit{text, quoted(make([]byte, n))}, "encrypted_payload.ciphertext"})
+		bad = append(bad, badEdit{edit{text, quoted(make([]byte, n))},
+			"encrypted_payload.ciphertext"})
 	}
 	for _, s := range []string{`null`, `""`, `0`, `false`} {
-		bad = append(bad, badEdit{edit{`,"nonce"`, `,"tag":` + s + `,"nonce"`}, "encrypted_payload.tag"})
+		bad = append(bad, badEdit{edit{`,"nonce"`, `,"tag":` + s + `,"nonce"`},
+			"encrypted_payload.tag"})
 	}
 	return bad
 }
@@ -161,7 +204,8 @@ func TestParseErrors(t *testing.T) {
 		if format.Field != field || format.Reason == "" {
 			t.Errorf("%.2000s\n%v, want one of %q", text, err, field)
 		}
-		if message := err.Error(); strings.Contains(message, "PEER") || len(message) > 80 || !strings.HasPrefix(message, "envelope: "+field) {
+		if message := err.Error(); strings.Contains(message, "PEER") || len(message) > 80 ||
+			!strings.HasPrefix(message, "envelope: "+field) {
 			t.Errorf("%.2000s\nthe error says %q", text, message)
 		}
 		if e.Sealed != nil || e.WrappedKey != nil || e.HasProcessedAt {
@@ -182,20 +226,25 @@ func TestParseReasons(t *testing.T) {
 		{edit{`"version":"1.0",`, ``}, "envelope: version: missing"},
 		{edit{`"1.0"`, `"2.0"`}, `envelope: version: not "1.0"`},
 		{edit{`{"version"`, `{"version":null,"version"`}, "envelope: version: repeated"},
-		{edit{quoted(sampleNonce), quoted(make([]byte, 15))}, "envelope: encrypted_payload.nonce: not 12 bytes"},
+		{edit{quoted(sampleNonce), quoted(make([]byte, 15))},
+			"envelope: encrypted_payload.nonce: not 12 bytes"},
 		{edit{quoted(sampleNonce), `12`}, "envelope: encrypted_payload.nonce: not a string"},
-		{edit{quoted(sampleNonce), `"12"`}, "envelope: encrypted_payload.nonce: not standard padded base64"},
-		{edit{quoted(sampleTag), quoted(make([]byte, 17))}, "envelope: encrypted_payload.tag: not 16 bytes"},
+		{edit{quoted(sampleNonce), `"12"`},
+			"envelope: encrypted_payload.nonce: not standard padded base64"},
+		{edit{quoted(sampleTag), quoted(make([]byte, 17))},
+			"envelope: encrypted_payload.tag: not 16 bytes"},
 		{edit{quoted(sampleText), `""`}, "envelope: encrypted_payload.ciphertext: too short"},
-		{edit{quoted(sampleKey), quoted(make([]byte, 2048))}, "envelope: encrypted_aes_key: no RSA ciphertext by its length"},
+		{edit{quoted(sampleKey), quoted(make([]byte, 2048))},
+			"envelope: encrypted_aes_key: not as long as an RSA ciphertext"},
 	} {
-		if _, err := Parse([]byte(test.apply(t, separate)), never); err == nil || err.Error() != test.want {
+		if _, err := Parse([]byte(test.apply(t, separate)), never); err == nil ||
+			err.Error() != test.want {
 			t.Errorf("%s: %v, want %s", test.new, err, test.want)
 		}
 	}
 }
 
-// No text that is cut short is an envelope.
+// An envelope that is cut short anywhere is refused.
 func TestParseTruncated(t *testing.T) {
 	for _, text := range []string{separate, appended} {
 		for i := range len(text) {
@@ -206,7 +255,7 @@ func TestParseTruncated(t *testing.T) {
 	}
 }
 
-// A padding inside the payload, where one piece of its decoding ends and the next one begins.
+// Padding inside the payload, where one step of its decoding ends and the next one begins.
 func TestParsePaddingBetweenPieces(t *testing.T) {
 	for _, piece := range []int{1024, 4096, 8192, 12288} {
 		for _, padding := range []string{"=", "=="} {
@@ -220,12 +269,15 @@ func TestParsePaddingBetweenPieces(t *testing.T) {
 	}
 }
 
-// What is refused for its size costs no memory of that size.
+// Refusing an envelope for its size takes no memory of that size.
 func TestParseAllocatesWithinCaps(t *testing.T) {
 	huge := `"` + strings.Repeat("A", 8<<20) + `"`
 	for _, e := range []edit{
-		{quoted(sampleKey), huge}, {quoted(sampleNonce), huge}, {quoted(sampleTag), huge}, {quoted(sampleText), huge}, {`"1.0"`, huge}, {`"version"`, huge + `:1,"version"`},
-		{`GCM"}`, `GCM","processed_at":` + strings.Repeat("9", 8<<20) + `}`}, {`{"version"`, strings.Repeat("[", 8<<20)}, {quoted(sampleKey), strings.ReplaceAll(huge, "A", `\/`)},
+		{quoted(sampleKey), huge}, {quoted(sampleNonce), huge}, {quoted(sampleTag), huge},
+		{quoted(sampleText), huge}, {`"1.0"`, huge}, {`"version"`, huge + `:1,"version"`},
+		{`GCM"}`, `GCM","processed_at":` + strings.Repeat("9", 8<<20) + `}`},
+		{`{"version"`, strings.Repeat("[", 8<<20)},
+		{quoted(sampleKey), strings.ReplaceAll(huge, "A", `\/`)},
 	} {
 		data := []byte(e.apply(t, separate))
 		var before, after runtime.MemStats
@@ -245,11 +297,16 @@ func TestAppend(t *testing.T) {
 		has   bool
 		suffx string
 	}{
-		{Separate, 0, false, ``}, {Appended, 0, false, ``}, {Separate, 1763800000, false, ``}, {Separate, math.NaN(), true, ``}, {Appended, math.Inf(-1), true, ``},
-		{Separate, 0, true, `,"processed_at":0`}, {Appended, 1763800000.25, true, `,"processed_at":1763800000.25`}, {Separate, -1, true, `,"processed_at":-1`},
-		{Separate, 1e300, true, `,"processed_at":1e+300`}, {Separate, 5e-324, true, `,"processed_at":5e-324`}, {Separate, 123456789012345680000, true, `,"processed_at":123456789012345680000`},
+		{Separate, 0, false, ``}, {Appended, 0, false, ``}, {Separate, 1763800000, false, ``},
+		{Separate, math.NaN(), true, ``}, {Appended, math.Inf(-1), true, ``},
+		{Separate, 0, true, `,"processed_at":0`}, {Appended, 1763800000.25, true,
+			`,"processed_at":1763800000.25`}, {Separate, -1, true, `,"processed_at":-1`},
+		{Separate, 1e300, true, `,"processed_at":1e+300`},
+		{Separate, 5e-324, true, `,"processed_at":5e-324`},
+		{Separate, 123456789012345680000, true, `,"processed_at":123456789012345680000`},
 	} {
-		want := edit{`GCM"}`, `GCM"` + test.suffx + `}`}.apply(t, map[TagForm]string{Separate: separate, Appended: appended}[test.form])
+		want := edit{`GCM"}`, `GCM"` + test.suffx + `}`}.apply(t,
+			map[TagForm]string{Separate: separate, Appended: appended}[test.form])
 		e := sample(test.form)
 		e.ProcessedAt, e.HasProcessedAt = test.at, test.has
 		got := Append([]byte("before "), &e)
@@ -261,7 +318,9 @@ func TestAppend(t *testing.T) {
 		}
 	}
 	for n := range NonceSize + TagSize {
-		for _, f := range []func(*Envelope){func(e *Envelope) { Append(nil, e) }, func(e *Envelope) { Size(e) }} {
+		for _, f := range []func(*Envelope){func(e *Envelope) {
+			Append(nil, e)
+		}, func(e *Envelope) { Size(e) }} {
 			func() {
 				defer func() {
 					if recover() == nil {
@@ -277,7 +336,8 @@ func TestAppend(t *testing.T) {
 func TestAllocations(t *testing.T) {
 	for _, n := range []int{1, 100, 1 << 20} {
 		for _, form := range []TagForm{Separate, Appended} {
-			e := Envelope{Sealed: make([]byte, NonceSize+n+TagSize), WrappedKey: sampleKey, TagForm: form, ProcessedAt: 1763800000.123, HasProcessedAt: true}
+			e := Envelope{Sealed: make([]byte, NonceSize+n+TagSize), WrappedKey: sampleKey,
+				TagForm: form, ProcessedAt: 1763800000.123, HasProcessedAt: true}
 			text := bytes.ReplaceAll(Append(nil, &e), []byte("/"), []byte(`\/`))
 			data := make([]byte, len(text))
 			if n := testing.AllocsPerRun(10, func() {
@@ -299,4 +359,6 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-func hex(c byte) string { return string("0123456789abcdef"[c>>4]) + string("0123456789abcdef"[c&15]) }
+func hex(c byte) string {
+	return string("0123456789abcdef"[c>>4]) + string("0123456789abcdef"[c&15])
+}

@@ -15,16 +15,20 @@ import (
 	"unicode/utf8"
 )
 
-// reference reads an envelope with encoding/json, exact names and no repetition; nil means that it is to be refused.
+// reference reads an envelope with encoding/json, with exact names and no repetition. It returns
+// nil for an envelope that Parse must refuse.
 func reference(data []byte, maxPayload int) *Envelope {
 	if !utf8.Valid(data) || !json.Valid(data) || depth(data) > MaxDepth {
 		return nil
 	}
-	top := object(data, "version", "algorithm", "encrypted_payload", "encrypted_aes_key", "key_algorithm", "payload_algorithm", "processed_at")
+	top := object(data, "version", "algorithm", "encrypted_payload", "encrypted_aes_key",
+		"key_algorithm", "payload_algorithm", "processed_at")
 	if top == nil || top["encrypted_payload"] == nil {
 		return nil
 	}
-	for name, want := range map[string]string{"version": "1.0", "algorithm": "hybrid-aes256-rsa4096", "key_algorithm": "RSA-OAEP-SHA256", "payload_algorithm": "AES-256-GCM"} {
+	for name, want := range map[string]string{"version": "1.0",
+		"algorithm": "hybrid-aes256-rsa4096", "key_algorithm": "RSA-OAEP-SHA256",
+		"payload_algorithm": "AES-256-GCM"} {
 		if value, ok := top[name]; ok || name == "version" || name == "algorithm" {
 			if got, isString := text(value); !isString || got != want {
 				return nil
@@ -78,7 +82,8 @@ func depth(data []byte) (deepest int) {
 	}
 }
 
-// object reads an object's members; it is nil for everything else and if one of the known names is repeated.
+// object reads the members of an object. It returns nil for any other value, and for an object in
+// which one of the known names is repeated.
 func object(data []byte, known ...string) map[string]json.RawMessage {
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
@@ -113,7 +118,7 @@ func text(value json.RawMessage) (string, bool) {
 	return *s, true
 }
 
-// binary accepts what encodes back to the same text: that alone is canonical.
+// binary accepts only canonical base64: text to which its bytes encode again.
 func binary(value json.RawMessage) ([]byte, bool) {
 	s, ok := text(value)
 	b, err := base64.StdEncoding.DecodeString(s)
@@ -127,7 +132,8 @@ func FuzzParse(f *testing.F) {
 		for _, edit := range goodEdits() {
 			f.Add([]byte(edit.apply(f, text)), never)
 		}
-		for _, at := range []string{"0", "-0", "1763800000.25", "1e21", "1e-7", "123456789012345678", "1e400", "2.5E-10"} {
+		for _, at := range []string{"0", "-0", "1763800000.25", "1e21", "1e-7",
+			"123456789012345678", "1e400", "2.5E-10"} {
 			f.Add([]byte(edit{`GCM"}`, `GCM","processed_at":` + at + `}`}.apply(f, text)), never)
 		}
 	}
@@ -167,7 +173,7 @@ func checkAgainstReference(t *testing.T, data []byte, maxPayload int) {
 	}
 }
 
-// Random envelopes survive, and random damage is judged as the reference does.
+// Random envelopes survive, and Parse and the reference agree on random damage.
 func TestRandom(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -187,7 +193,8 @@ func TestRandom(t *testing.T) {
 			TagForm:        TagForm(r.IntN(2)),
 			HasProcessedAt: r.IntN(2) == 0,
 		}
-		if f := math.Float64frombits(r.Uint64()); e.HasProcessedAt && !math.IsNaN(f) && !math.IsInf(f, 0) {
+		if f := math.Float64frombits(r.Uint64()); e.HasProcessedAt && !math.IsNaN(f) &&
+			!math.IsInf(f, 0) {
 			e.ProcessedAt = f
 		}
 		text := Append(nil, &e)

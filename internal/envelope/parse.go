@@ -11,7 +11,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
-// Members are matched by their exact names: `Version` is an unknown member.
+// Indexes of topNames. Parse matches members by their exact names: `Version` is an unknown member.
 const (
 	version = iota
 	algorithm
@@ -22,9 +22,10 @@ const (
 	processedAt
 )
 
-var topNames = [...]string{"version", "algorithm", "encrypted_payload", "encrypted_aes_key", "key_algorithm",
-	"payload_algorithm", "processed_at"}
+var topNames = [...]string{"version", "algorithm", "encrypted_payload", "encrypted_aes_key",
+	"key_algorithm", "payload_algorithm", "processed_at"}
 
+// Indexes of payloadNames.
 const (
 	ciphertext = iota
 	nonce
@@ -33,17 +34,21 @@ const (
 
 var payloadNames = [...]string{"ciphertext", "nonce", "tag"}
 
-// textLead is how far the ciphertext's text begins behind the place where the ciphertext will begin, or less.
+// textLead is the least distance between the beginning of the base64 text of the ciphertext and the
+// place where its decoded bytes will begin.
 const textLead = len(`{"encrypted_payload":{"ciphertext":"`) - NonceSize
 
-// maxNumber is the longest processed_at that is read, in bytes; a longer one is ignored. It fits every float64 exactly.
+// maxNumber is the longest processed_at that Parse reads, in bytes. It is enough to write every
+// float64 exactly. Parse ignores a longer one.
 const maxNumber = 1100
 
-// Parse decodes an envelope in place. It takes data over and overwrites it, also when it fails; Envelope.Sealed lies at
-// data's beginning, and its capacity ends where data's does, so the payload can be opened in place and the owner of data
-// wipes all of it. WrappedKey is memory of its own.
+// Parse decodes an envelope in place. It takes ownership of data and overwrites it, also when it
+// fails. Sealed lies at the beginning of data, and its capacity ends where that of data ends: so
+// the payload can be opened in place, and the owner of data wipes all of it. WrappedKey has memory
+// of its own.
 //
-// A payload whose plaintext would be longer than maxPayload bytes is ErrTooLarge; every other error is a *FormatError.
+// The error is ErrTooLarge if the plaintext would be longer than maxPayload bytes. Every other
+// error is a *FormatError.
 func Parse(data []byte, maxPayload int) (Envelope, error) {
 	if err := jsonspan.Valid(data, MaxDepth); err != nil {
 		return Envelope{}, textError(err)
@@ -75,7 +80,8 @@ func Parse(data []byte, maxPayload int) (Envelope, error) {
 		}
 	}
 
-	// The small ones come first, into memory of their own: the payload overwrites their text.
+	// The small members come first, into memory of their own: decoding the payload overwrites their
+	// text.
 	var e Envelope
 	e.ProcessedAt, e.HasProcessedAt = number(top[processedAt])
 	var nonceBytes [NonceSize]byte
@@ -104,7 +110,8 @@ func Parse(data []byte, maxPayload int) (Envelope, error) {
 		return Envelope{}, err
 	}
 
-	// nonce ‖ ciphertext ‖ tag fits, since the wrapped key's text alone is longer than nonce and tag.
+	// nonce ‖ ciphertext ‖ tag fits, because the text of the wrapped key alone is longer than nonce
+	// and tag together.
 	if err := decode(data[NonceSize:][:n], text, textLead, prefix+"ciphertext"); err != nil {
 		return Envelope{}, err
 	}
@@ -127,8 +134,8 @@ func textError(err error) error {
 	return &FormatError{"", "not valid JSON"}
 }
 
-// keep puts the member's value into its slot, if the member is one of those named. A name that comes twice is refused,
-// since readers differ on which of the two counts.
+// keep puts the value of the member into its slot, if its name is one of names. It refuses a name
+// that comes twice, because readers differ on which of the two counts.
 func keep(m jsonspan.Member, slots [][]byte, names []string, prefix string) error {
 	for i, name := range names {
 		if !m.Is(name) {
@@ -142,6 +149,7 @@ func keep(m jsonspan.Member, slots [][]byte, names []string, prefix string) erro
 	return nil
 }
 
+// checkLabels refuses other versions and algorithms than those of this package.
 func checkLabels(top *[len(topNames)][]byte) error {
 	for _, label := range [...]struct {
 		member   int
@@ -160,14 +168,16 @@ func checkLabels(top *[len(topNames)][]byte) error {
 			}
 			continue
 		}
-		if jsonspan.KindOf(value) != jsonspan.String || !jsonspan.Equal(value[1:len(value)-1], label.want) {
+		if jsonspan.KindOf(value) != jsonspan.String ||
+			!jsonspan.Equal(value[1:len(value)-1], label.want) {
 			return &FormatError{topNames[label.member], "not " + strconv.Quote(label.want)}
 		}
 	}
 	return nil
 }
 
-// number reads a number that a float64 can hold. Every other value is ignored: the member only informs.
+// number decodes a number that a float64 can hold. It ignores every other value, because
+// processed_at only informs.
 func number(value []byte) (float64, bool) {
 	if value == nil || len(value) > maxNumber || jsonspan.KindOf(value) != jsonspan.Number {
 		return 0, false
@@ -179,8 +189,9 @@ func number(value []byte) (float64, bool) {
 	return f, true
 }
 
-// encoded returns the base64 text that a string value holds, its JSON escapes undone in place, and the number of bytes
-// that it stands for. The text may still hold characters that are not base64's, but no line breaks.
+// encoded undoes the JSON escapes of a string value in place. It returns the base64 text in the
+// string, and the number of bytes that the text stands for. The text holds no line breaks, and may
+// still hold characters outside the alphabet of base64.
 func encoded(value []byte, field string) (text []byte, n int, err error) {
 	if value == nil {
 		return nil, 0, &FormatError{field, missing}
@@ -191,7 +202,8 @@ func encoded(value []byte, field string) (text []byte, n int, err error) {
 	text = value[1 : len(value)-1]
 	if bytes.IndexByte(text, '\\') >= 0 {
 		text = jsonspan.Unescape(text[:0], text)
-		if bytes.IndexByte(text, '\n') >= 0 || bytes.IndexByte(text, '\r') >= 0 { // the decoder skips these; unescaped, JSON has none
+		// the decoder would skip these
+		if bytes.IndexByte(text, '\n') >= 0 || bytes.IndexByte(text, '\r') >= 0 {
 			return nil, 0, &FormatError{field, notBase64}
 		}
 	}
@@ -208,6 +220,7 @@ func encoded(value []byte, field string) (text []byte, n int, err error) {
 	return text, n, nil
 }
 
+// decodeExactly decodes a member of exactly len(dst) bytes.
 func decodeExactly(dst, value []byte, field string) error {
 	text, n, err := encoded(value, field)
 	if err != nil {
@@ -219,6 +232,7 @@ func decodeExactly(dst, value []byte, field string) error {
 	return decode(dst, text, apart, field)
 }
 
+// decodeKey decodes the wrapped key into memory of its own.
 func decodeKey(value []byte) ([]byte, error) {
 	field := topNames[wrappedKey]
 	text, n, err := encoded(value, field)
@@ -226,7 +240,7 @@ func decodeKey(value []byte) ([]byte, error) {
 		return nil, err
 	}
 	if n < MinWrappedKey || n > MaxWrappedKey {
-		return nil, &FormatError{field, "no RSA ciphertext by its length"}
+		return nil, &FormatError{field, "not as long as an RSA ciphertext"}
 	}
 	key := make([]byte, n)
 	return key, decode(key, text, apart, field)

@@ -7,15 +7,16 @@ package erase
 
 import "unsafe"
 
-// stackMargin is for the frames of this package, and for what the runtime keeps free below.
+// stackMargin is room for the frames of this package, and for the bytes that the runtime keeps free
+// below.
 const stackMargin = 4 << 10
 
-// stackBounds are the lowest address of this goroutine's stack, and the one above the highest. The
-// runtime's g begins with them, at offsets that cgo and the compiler rely on. They are numbers: the
-// stack may have moved when somebody looks at them.
+// stackBounds returns the lowest address of the stack of this goroutine, and the address after the
+// highest. The g of the runtime begins with them, at offsets that cgo and the compiler rely on.
+// They are numbers and not pointers: the stack may have moved since.
 func stackBounds() (lo, hi uintptr)
 
-// stack is how many bytes of the stack the caller and its callers use, and how many are free.
+// stack returns how many bytes of the stack the caller and its callers use, and how many are free.
 //
 //go:noinline
 func stack() (used, free int) {
@@ -25,14 +26,15 @@ func stack() (used, free int) {
 	return int(hi - at), int(at - lo)
 }
 
-// deep runs f where the stack has room for it and will not move, and clears what f used.
+// deep runs f where the stack has enough room and will not move, and then clears the stack that f
+// used.
 //
-// Two things move a stack. It has no room for the next frame: so it grows before f, if need be.
-// And the garbage collector moves a stack of which less than a quarter is in use to one of half the
-// size: so a quarter is in use before f, if need be with frames that hold nothing.
+// Two events move a stack. If it has no room for the next frame, it grows: so deep makes it grow
+// before f. And the garbage collector moves a stack of which less than a quarter is in use to one
+// of half the size: so deep uses a quarter of it before f, with empty frames if necessary.
 //
-// Inside another call both are so already. Then deep must not let the stack grow, since that would
-// leave the outer work behind, and clears what is free of the outer call's bytes.
+// Within another call of Do both are true already. Then deep must not let the stack grow, since the
+// bytes of the outer call would stay behind. It clears the free part of the outer call's bytes.
 func deep(f func(), nested bool) {
 	used, free := stack()
 	if !nested {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RuntimeSecret tells whether this build has runtime/secret.
+// RuntimeSecret reports whether this build has runtime/secret.
 const RuntimeSecret = false
 
 func do(f func()) {
@@ -23,37 +23,42 @@ func do(f func()) {
 	deep(f, ok && isWithin(before))
 }
 
-// isWithin says whether a thread with this mask is within another call of Do. Nobody else blocks
-// SIGURG, with which the runtime interrupts goroutines, except programs that start threads in C with
-// every signal blocked, which includes SIGABRT.
+// isWithin reports whether a thread with this signal mask is within another call of Do. Only Do
+// blocks SIGURG, with which the runtime interrupts goroutines. Programs that start threads in C
+// with every signal blocked also do, but they block SIGABRT too.
 func isWithin(before unix.Sigset_t) bool {
 	return hasSignal(before, unix.SIGURG) && !hasSignal(before, unix.SIGABRT)
 }
 
+// hasSignal reports whether a set has a signal.
 func hasSignal(set unix.Sigset_t, s unix.Signal) bool {
 	return set.Val[uint(s-1)/bitsPerWord]&(1<<(uint(s-1)%bitsPerWord)) != 0
 }
 
-// blockSignals keeps this thread from being interrupted: the kernel writes all registers into a signal's frame, and nobody
-// clears that. What is sent to the process another thread takes; what the runtime sends to this one waits.
+// blockSignals keeps this thread from being interrupted: the kernel would write all registers into
+// a signal frame, and nobody would clear that. Other threads take signals that are sent to the
+// process. Signals from the runtime to this thread wait.
 func blockSignals() (before unix.Sigset_t, ok bool) {
 	block := blocked()
 	return before, unix.PthreadSigmask(unix.SIG_BLOCK, &block, &before) == nil
 }
 
-// blocked is every signal but those that the thread brings upon itself, and those that C libraries need (32 to 34).
+// blocked returns all signals except those that the thread causes itself, and those that C
+// libraries need (32 to 34).
 func blocked() (set unix.Sigset_t) {
 	for i := range set.Val {
 		set.Val[i] = ^set.Val[i]
 	}
 	for _, s := range []unix.Signal{
-		unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP, unix.SIGABRT, unix.SIGSYS, 32, 33, 34,
+		unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP, unix.SIGABRT,
+		unix.SIGSYS, 32, 33, 34,
 	} {
 		set.Val[uint(s-1)/bitsPerWord] &^= 1 << (uint(s-1) % bitsPerWord)
 	}
 	return set
 }
 
+// restore undoes blockSignals.
 func restore(before unix.Sigset_t, ok bool) {
 	if ok {
 		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
@@ -62,9 +67,10 @@ func restore(before unix.Sigset_t, ok bool) {
 
 const bitsPerWord = 32 << (^uint(0) >> 63) // of unix.Sigset_t, whose words are as wide as uint
 
-// scrubRegisters has zeros copied through every vector register that a copy of this size goes through: on amd64 X0 to X15.
-// On arm64 copies go through other registers, and these keep what they hold. The length must not be a constant: copies of
-// a known length are compiled into moves through one register.
+// scrubRegisters copies zeros through the vector registers that a copy of this size uses: on amd64
+// X0 to X15. On arm64 copies use other registers, and the vector registers keep their contents. The
+// length must not be a constant: the compiler turns copies of a known length into moves through one
+// register.
 //
 //go:noinline
 func scrubRegisters() { copyZeros(registerFile) }

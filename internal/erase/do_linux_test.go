@@ -31,7 +31,8 @@ func TestDoBlocksSignals(t *testing.T) {
 	before := mask(t)
 	Do(func() {
 		inside := mask(t)
-		for _, s := range []unix.Signal{unix.SIGURG, unix.SIGPROF, unix.SIGCHLD, unix.SIGTERM, unix.SIGUSR1} {
+		for _, s := range []unix.Signal{unix.SIGURG, unix.SIGPROF, unix.SIGCHLD, unix.SIGTERM,
+			unix.SIGUSR1} {
 			if !hasSignal(inside, s) {
 				t.Errorf("signal %d can interrupt", s)
 			}
@@ -66,7 +67,8 @@ func TestDoBlocksSignals(t *testing.T) {
 	wg.Wait()
 }
 
-// What f wrote into its frame is gone, and with the collector at work all the while the frame has not moved.
+// What f wrote into its frame is gone, and with the collector at work all the while the frame has
+// not moved.
 func TestDoClearsTheStack(t *testing.T) {
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -92,7 +94,8 @@ func TestDoClearsTheStack(t *testing.T) {
 			if moved {
 				t.Error("the stack moved with a secret on it")
 			}
-			if bytes.Equal((*[32]byte)(*(*unsafe.Pointer)(unsafe.Pointer(&at)))[:], pattern[:]) { // this goroutine's own stack
+			// this goroutine's own stack
+			if bytes.Equal((*[32]byte)(*(*unsafe.Pointer)(unsafe.Pointer(&at)))[:], pattern[:]) {
 				t.Error("the secret is still on the stack")
 			}
 		}
@@ -100,7 +103,8 @@ func TestDoClearsTheStack(t *testing.T) {
 	<-done
 }
 
-var pattern = [32]byte{0xa1, 0xb2, 0xc3, 0xd4, 0xe5, 0xf6, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 0x99}
+var pattern = [32]byte{0xa1, 0xb2, 0xc3, 0xd4, 0xe5, 0xf6, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,
+	13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 0x99}
 
 //go:noinline
 func plant() (at uintptr, moved bool) {

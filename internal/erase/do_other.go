@@ -5,7 +5,7 @@
 
 package erase
 
-// RuntimeSecret tells whether this build has runtime/secret.
+// RuntimeSecret reports whether this build has runtime/secret.
 const RuntimeSecret = false
 
 func do(f func()) { deep(f, false) }

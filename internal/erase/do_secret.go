@@ -7,7 +7,7 @@ package erase
 
 import "runtime/secret"
 
-// RuntimeSecret tells whether this build has runtime/secret.
+// RuntimeSecret reports whether this build has runtime/secret.
 const RuntimeSecret = true
 
 func do(f func()) { secret.Do(f) }

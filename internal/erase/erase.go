@@ -1,10 +1,10 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package erase keeps what cryptography leaves behind small: it moves and wipes the numbers inside values of the standard
-// library, which hands out no way to do so, and runs work so that its stack, its registers and its signal frames hold
-// nothing afterwards. What it cannot reach is the garbage that the work leaves on the heap; [RuntimeSecret] builds
-// have that erased, too.
+// Package erase keeps what cryptography leaves behind small: it moves and wipes the numbers inside
+// values of the standard library, which hands out no way to do so, and runs work so that its stack,
+// its registers and its signal frames hold nothing afterwards. What it cannot reach is the garbage
+// that the work leaves on the heap; [RuntimeSecret] builds have that erased, too.
 package erase
 
 import (
@@ -13,21 +13,29 @@ import (
 	"unsafe"
 )
 
-// Wipe clears every integer that v reaches through pointers, structs, interfaces, arrays and slices, exported or not: the
-// key schedule behind a cipher.AEAD, the numbers of an *rsa.PrivateKey. v is useless afterwards, and so is whatever
-// shares memory with it. It touches neither maps, functions, channels nor strings, nor what v has a pointer or an interface
-// to that is of a type of others, or implements one. What lies in an interface without a pointer is out of reach, but for what
-// that points to: nobody has its address.
+// Wipe clears every integer that v reaches through pointers, structs, interfaces, arrays and
+// slices, exported or not: the key schedule behind a cipher.AEAD, the numbers of an
+// *rsa.PrivateKey. The caller must not use v afterwards, nor anything that shares memory with it.
+//
+// Wipe leaves these alone:
+//
+//   - maps, functions, channels and strings;
+//   - values behind a pointer or an interface whose type is one of others or implements one;
+//   - values that lie in an interface without a pointer, since nobody has their address; it does
+//     clear the memory that they point to.
 func Wipe(v any, others ...reflect.Type) { walk(v, others, wiper{}) }
 
-// Move copies the contents of every slice of integers that v reaches to the memory that alloc returns, and makes the slice
-// lie there. Then it has test look whether v still does what it is for. If so, it clears where the slices lay before;
-// if not, it puts everything back, clears the copies and returns the error of test. Slices that begin and end together go
-// on doing so. Arrays, and integers by themselves, stay where they are, and so does what is of a type of others, as in [Wipe].
+// Move copies the contents of every slice of integers that v reaches to the memory that alloc
+// returns, and makes the slices refer to that memory. Then it calls test, which checks that v still
+// works. On success it clears the old memory. On failure it puts everything back, clears the copies
+// and returns the error of test. Slices that share their beginning and end go on sharing. Arrays
+// and single integers stay where they are, and so do values of a type in others, as in [Wipe].
 //
-// alloc gets the number of bytes of all slices together, and returns at least so many, aligned to 8, on the Go heap or
-// not; they have to live as long as v. On an error of alloc nothing has been moved.
-func Move(v any, alloc func(size int) ([]byte, error), test func() error, others ...reflect.Type) error {
+// alloc gets the number of bytes of all slices together. It returns at least that many, aligned to
+// 8, on the Go heap or elsewhere; they have to live as long as v. If alloc fails, nothing was
+// moved.
+func Move(v any, alloc func(size int) ([]byte, error), test func() error,
+	others ...reflect.Type) error {
 	m := mover{seen: make(map[span]int)}
 	walk(v, others, &m)
 	to, err := alloc(m.size)
@@ -45,35 +53,35 @@ func Move(v any, alloc func(size int) ([]byte, error), test func() error, others
 	return nil
 }
 
-// visitor is shown the memory of integers. slice points to a slice header whose elements have the given size; plain is
-// memory that belongs to a value itself.
+// visitor is called for the memory of integers. slice gets a pointer to a slice header, whose
+// elements have the given size. plain gets memory that belongs to a value itself.
 type visitor interface {
 	slice(header unsafe.Pointer, size uintptr)
 	plain(p unsafe.Pointer, size uintptr)
 }
 
+// walk calls visit for all integers that v reaches.
 func walk(v any, others []reflect.Type, visit visitor) {
 	w := walker{visit: visit, others: others}
-	value := reflect.ValueOf(v)
-	if value.Kind() == reflect.Pointer {
-		w.pointer(value)
-		return
-	}
-	w.inside(value) // of a copy: only what it points to can be reached
+	w.value(reflect.ValueOf(v)) // a copy of v: only memory that v points to can be reached
 }
 
+// seen identifies a pointer or a slice.
 type seen struct {
 	p unsafe.Pointer
 	t reflect.Type
 	n int // elements of a slice
 }
 
+// walker is the state of one walk. Invariant: it follows no pointer and no slice twice.
 type walker struct {
 	visit  visitor
 	others []reflect.Type
-	seen   []seen // pointers and slices that were followed, some dozens at most: a graph may have cycles
+	// the pointers and slices that it followed, some dozens at most: a graph may have cycles
+	seen []seen
 }
 
+// isOther reports whether t is one of the types to leave alone.
 func (w *walker) isOther(t reflect.Type) bool {
 	for _, o := range w.others {
 		if t == o || o.Kind() == reflect.Interface && t.Implements(o) {
@@ -83,9 +91,22 @@ func (w *walker) isOther(t reflect.Type) bool {
 	return false
 }
 
-// inside looks for pointers in a value that is not addressable.
-func (w *walker) inside(v reflect.Value) {
-	if !v.IsValid() || v.Kind() != reflect.Pointer && w.isOther(v.Type()) {
+// value visits a value and everything that it leads to. A value that is not addressable, such as
+// the one in an interface, can only lead to others. Fields may be unexported.
+func (w *walker) value(v reflect.Value) {
+	if !v.IsValid() {
+		return
+	}
+	switch t := v.Type(); {
+	case !v.CanAddr():
+		if t.Kind() != reflect.Pointer && w.isOther(t) {
+			return
+		}
+	case isPlain(t):
+		w.visit.plain(unsafe.Pointer(v.UnsafeAddr()), t.Size())
+		return
+	case t.Kind() == reflect.Slice && isPlain(t.Elem()):
+		w.visit.slice(unsafe.Pointer(v.UnsafeAddr()), t.Elem().Size())
 		return
 	}
 	switch v.Kind() {
@@ -93,22 +114,22 @@ func (w *walker) inside(v reflect.Value) {
 		w.pointer(v)
 	case reflect.Interface:
 		if !v.IsNil() {
-			w.inside(v.Elem())
+			w.value(v.Elem())
 		}
 	case reflect.Struct:
 		for i := range v.NumField() {
-			w.inside(v.Field(i))
+			w.value(v.Field(i))
 		}
 	case reflect.Array:
 		for i := range v.Len() {
-			w.inside(v.Index(i))
+			w.value(v.Index(i))
 		}
 	case reflect.Slice:
 		w.elements(v)
 	}
 }
 
-// elements visits those of a slice, which are addressable, once.
+// elements visits the elements of a slice, once.
 func (w *walker) elements(v reflect.Value) {
 	key := seen{v.UnsafePointer(), v.Type(), v.Len()}
 	if v.Len() == 0 || slices.Contains(w.seen, key) {
@@ -116,52 +137,21 @@ func (w *walker) elements(v reflect.Value) {
 	}
 	w.seen = append(w.seen, key)
 	for i := range v.Len() {
-		w.at(v.Index(i))
+		w.value(v.Index(i))
 	}
 }
 
+// pointer follows a pointer, once.
 func (w *walker) pointer(v reflect.Value) {
 	key := seen{p: v.UnsafePointer(), t: v.Type()}
 	if v.IsNil() || w.isOther(key.t) || slices.Contains(w.seen, key) {
 		return
 	}
 	w.seen = append(w.seen, key)
-	w.at(v.Elem())
+	w.value(v.Elem())
 }
 
-// at visits a value that lies in memory, which may be a field that is not exported.
-func (w *walker) at(v reflect.Value) {
-	t := v.Type()
-	p := unsafe.Pointer(v.UnsafeAddr())
-	switch {
-	case isPlain(t):
-		w.visit.plain(p, t.Size())
-		return
-	case t.Kind() == reflect.Slice && isPlain(t.Elem()):
-		w.visit.slice(p, t.Elem().Size())
-		return
-	}
-	switch v.Kind() {
-	case reflect.Pointer:
-		w.pointer(v)
-	case reflect.Interface:
-		if !v.IsNil() {
-			w.inside(v.Elem())
-		}
-	case reflect.Struct:
-		for i := range v.NumField() {
-			w.at(v.Field(i))
-		}
-	case reflect.Slice:
-		w.elements(v)
-	case reflect.Array:
-		for i := range v.Len() {
-			w.at(v.Index(i))
-		}
-	}
-}
-
-// isPlain says whether a type is made of integers alone, so that zero bytes are a value of it.
+// isPlain reports whether a type consists of integers alone, so that zero bytes are a value of it.
 func isPlain(t reflect.Type) bool {
 	switch t.Kind() {
 	case reflect.Array:
@@ -178,6 +168,7 @@ func isPlain(t reflect.Type) bool {
 	}
 }
 
+// wiper clears the memory it is called for.
 type wiper struct{}
 
 func (wiper) plain(p unsafe.Pointer, size uintptr) { clear(unsafe.Slice((*byte)(p), size)) }
@@ -189,18 +180,21 @@ func (wiper) slice(header unsafe.Pointer, size uintptr) {
 	}
 }
 
-// mover first collects, then moves.
+// mover collects the slices during the walk, and moves them afterwards. Invariant: size is the
+// number of bytes of all slices in found, each rounded up to 8.
 type mover struct {
 	size  int
 	found []found
-	seen  map[span]int // offsets
+	seen  map[span]int // offset of each slice that was found
 }
 
+// span is the memory of a slice.
 type span struct {
 	start unsafe.Pointer
 	bytes int
 }
 
+// found is a slice that the walk found.
 type found struct {
 	header unsafe.Pointer
 	offset int

@@ -46,7 +46,8 @@ func TestWipeCiphers(t *testing.T) {
 	}
 }
 
-// What all ciphers of a kind share stays, whether it is named or is a value of an interface that is named.
+// What all ciphers of a kind share stays, whether it is named or is a value of an interface that is
+// named.
 func TestOthers(t *testing.T) {
 	type table struct{ numbers []int }
 	type cipherOfMany struct {
@@ -62,16 +63,21 @@ func TestOthers(t *testing.T) {
 	} {
 		shared := &table{numbers: []int{1, 2, 3}}
 		text := []byte("abc")
-		v := &cipherOfMany{key: [4]uint64{1, 2, 3, 4}, table: shared, random: bytes.NewReader(text), own: table{numbers: []int{4}}}
+		v := &cipherOfMany{key: [4]uint64{1, 2, 3, 4}, table: shared, random: bytes.NewReader(text),
+			own: table{numbers: []int{4}}}
 		moved := 0
-		if err := Move(v, func(n int) ([]byte, error) { moved = n; return make([]byte, n), nil }, func() error { return nil }, others...); err != nil {
+		if err := Move(v, func(n int) ([]byte, error) {
+			moved = n
+			return make([]byte, n), nil
+		}, func() error { return nil }, others...); err != nil {
 			t.Fatal(err)
 		}
 		text = []byte("abc")
 		v.random = bytes.NewReader(text)
 		Wipe(v, others...)
 		stays := name != "none"
-		if (shared.numbers[0] == 1) != stays || (string(text) == "abc") != stays || (moved == 8) != stays {
+		if (shared.numbers[0] == 1) != stays || (string(text) == "abc") != stays ||
+			(moved == 8) != stays {
 			t.Errorf("%s: %v, %q, %d bytes moved", name, shared.numbers, text, moved)
 		}
 		if v.key != [4]uint64{} || v.own.numbers[0] != 0 {
@@ -141,12 +147,16 @@ func TestMoveKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	var old [][]big.Word
-	for _, n := range append([]*big.Int{key.D, key.Precomputed.Dp, key.Precomputed.Dq, key.Precomputed.Qinv}, key.Primes...) {
+	for _, n := range append([]*big.Int{key.D, key.Precomputed.Dp, key.Precomputed.Dq,
+		key.Precomputed.Qinv}, key.Primes...) {
 		old = append(old, n.Bits())
 	}
 	prime := bytes.Clone(littleEndian(key.Primes[0]))
 	var to []byte
-	err = Move(key, func(size int) ([]byte, error) { to = make([]byte, size); return to, nil }, func() error {
+	err = Move(key, func(size int) ([]byte, error) {
+		to = make([]byte, size)
+		return to, nil
+	}, func() error {
 		got, err := rsa.DecryptOAEP(sha256.New(), nil, key, sealed, nil)
 		if err == nil && !bytes.Equal(got, plain) {
 			err = errors.New("it opens to something else")
@@ -157,14 +167,18 @@ func TestMoveKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := uintptr(unsafe.Pointer(unsafe.SliceData(to)))
-	l := &looker{secret: prime, inside: func(p unsafe.Pointer) bool { return uintptr(p) >= start && uintptr(p) < start+uintptr(len(to)) }}
+	l := &looker{secret: prime, inside: func(p unsafe.Pointer) bool {
+		return uintptr(p) >= start && uintptr(p) < start+uintptr(len(to))
+	}}
 	walk(key, nil, l)
 	if !l.found || l.out > 0 {
 		t.Errorf("after the move: prime there: %v; slices elsewhere: %d", l.found, l.out)
 	}
-	// The exported numbers, and crypto/rsa's own form of them: N and d with their Montgomery helpers, p, q, dP, dQ, qInv.
+	// The exported numbers, and crypto/rsa's own form of them: N and d with their Montgomery
+	// helpers, p, q, dP, dQ, qInv.
 	if want := 11 * key.Size(); l.total != want {
-		t.Errorf("%d bytes moved, want %d: crypto/rsa has changed the shape of its keys, look at what is left outside", l.total, want)
+		t.Errorf("%d bytes moved, want %d: crypto/rsa has changed the shape of its keys, look at "+
+			"what is left outside", l.total, want)
 	}
 	for i, words := range old {
 		for _, w := range words {
@@ -185,7 +199,8 @@ func TestMoveKey(t *testing.T) {
 
 func littleEndian(n *big.Int) []byte {
 	w := n.Bits()
-	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(w))), len(w)*int(unsafe.Sizeof(w[0])))
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(w))),
+		len(w)*int(unsafe.Sizeof(w[0])))
 }
 
 func TestMoveBack(t *testing.T) {
@@ -193,7 +208,10 @@ func TestMoveBack(t *testing.T) {
 	d := new(big.Int).Set(key.D)
 	refused := errors.New("refused")
 	var to []byte
-	err := Move(key, func(size int) ([]byte, error) { to = make([]byte, size); return to, nil }, func() error { return refused })
+	err := Move(key, func(size int) ([]byte, error) {
+		to = make([]byte, size)
+		return to, nil
+	}, func() error { return refused })
 	if !errors.Is(err, refused) {
 		t.Errorf("got %v", err)
 	}
@@ -204,7 +222,9 @@ func TestMoveBack(t *testing.T) {
 		t.Error("copies are left")
 	}
 	full := errors.New("no memory")
-	err = Move(key, func(int) ([]byte, error) { return nil, full }, func() error { t.Error("tested"); return nil })
+	err = Move(key, func(int) ([]byte, error) {
+		return nil, full
+	}, func() error { t.Error("tested"); return nil })
 	if !errors.Is(err, full) || key.D.Cmp(d) != 0 {
 		t.Errorf("got %v", err)
 	}
@@ -223,31 +243,39 @@ type node struct {
 
 func TestWalkShapes(t *testing.T) {
 	shared := []byte{1, 2, 3, 4, 5, 6, 7, 8, 9}
-	n := &node{bytes: shared, alias: shared, words: [2]uint64{10, 11}, text: "text", table: map[string][]byte{"x": {12}}}
+	n := &node{bytes: shared, alias: shared, words: [2]uint64{10, 11}, text: "text",
+		table: map[string][]byte{"x": {12}}}
 	n.next = n // a cycle
 	n.any = &node{bytes: []byte{13}}
 	n.inner = []*node{nil, {alias: []byte{14}}}
 	var to []byte
-	if err := Move(n, func(size int) ([]byte, error) { to = make([]byte, size); return to, nil }, func() error { return nil }); err != nil {
+	if err := Move(n, func(size int) ([]byte, error) {
+		to = make([]byte, size)
+		return to, nil
+	}, func() error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if len(to) != 16+8+8 {
 		t.Errorf("%d bytes moved", len(to))
 	}
-	if !bytes.Equal(n.bytes, []byte{1, 2, 3, 4, 5, 6, 7, 8, 9}) || &n.bytes[0] != &n.alias[0] || shared[8] != 0 {
+	if !bytes.Equal(n.bytes, []byte{1, 2, 3, 4, 5, 6, 7, 8, 9}) || &n.bytes[0] != &n.alias[0] ||
+		shared[8] != 0 {
 		t.Errorf("%v, %v, %v", n.bytes, n.alias, shared)
 	}
 	if cap(n.bytes) != 9 {
 		t.Errorf("capacity %d reaches the neighbour", cap(n.bytes))
 	}
 	Wipe(n)
-	if n.bytes[0] != 0 || n.words[1] != 0 || n.any.(*node).bytes[0] != 0 || n.inner[1].alias[0] != 0 {
+	if n.bytes[0] != 0 || n.words[1] != 0 || n.any.(*node).bytes[0] != 0 ||
+		n.inner[1].alias[0] != 0 {
 		t.Errorf("left: %+v", n)
 	}
 	if n.text != "text" || n.table["x"][0] != 12 {
 		t.Errorf("strings and maps are not its business: %+v", n)
 	}
-	for _, v := range []any{nil, 7, "x", (*node)(nil), node{}, struct{ p *int }{}, []byte{1}, map[string]int{}, func() {}, make(chan int)} {
+	for _, v := range []any{nil, 7, "x", (*node)(nil), node{}, struct {
+		p *int
+	}{}, []byte{1}, map[string]int{}, func() {}, make(chan int)} {
 		Wipe(v) // does not panic
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"runtime"
 	"testing"
 
@@ -175,7 +174,8 @@ func TestDoOnLargeStacks(t *testing.T) {
 	stackCases(func(name string, _ func(*stackCase), c *stackCase) {
 		var b [64]byte
 		fill(&b, c.seed)
-		search := testkit.NewSecretSearch([]testkit.MemorySecret{{Row: "stack", Name: name, Bytes: b[:]}})
+		search := testkit.NewSecretSearch([]testkit.MemorySecret{{Row: "stack", Name: name,
+			Bytes: b[:]}})
 		if c.kib == 0 && len(control.hits(c, search)) == 0 {
 			t.Errorf("%s: control: without Do nothing is found", name)
 		}
@@ -194,28 +194,17 @@ type stackChild struct {
 
 func startStackChild(t *testing.T, how string) *stackChild {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestStackChild$", "-test.count=1")
-	cmd.Env = append(os.Environ(), stackVar+"="+how)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd := testkit.Child(t, []string{stackVar + "=" + how}, "-test.run=^TestStackChild$",
+		"-test.count=1")
+	in, out := testkit.StartChild(t, cmd)
 	t.Cleanup(func() {
 		in.Close()
 		_ = cmd.Wait()
 	})
-	return &stackChild{t, cmd.Process.Pid, in, bufio.NewReader(out)}
+	return &stackChild{t, cmd.Process.Pid, in, out}
 }
 
-// hits is what lies in the child's memory after it has run the case.
+// hits returns the secrets in the memory of the child after it has run the case.
 func (s *stackChild) hits(c *stackCase, search *testkit.SecretSearch) []testkit.MemoryHit {
 	s.t.Helper()
 	fmt.Fprintln(s.in, c.seed)

@@ -9,14 +9,19 @@ import (
 	"time"
 )
 
-// sweepDelay bounds how long garbage with secrets in it lies about, and how often the program pays for a collection.
+// sweepDelay bounds how long garbage with secrets stays in memory, and how often the program pays
+// for a collection.
 const sweepDelay = time.Second
 
-// Sweeper collects garbage some time after it is asked to, once for all who ask meanwhile: in [RuntimeSecret] builds what
-// [Do] left on the heap is erased only when the garbage collector finds it. Elsewhere that would erase nothing, and a
-// Sweeper does nothing. The zero Sweeper is ready. Safe for concurrent use.
+// Sweeper runs the garbage collector some time after a caller asks for it, once for all callers
+// that ask meanwhile. In [RuntimeSecret] builds, the memory that [Do] left on the heap is erased
+// only when the garbage collector finds it. In other builds that would erase nothing, and a Sweeper
+// does nothing. The zero Sweeper is ready. It is safe for concurrent use.
+//
+// mu guards timer and closed. Invariant: running counts the timers that are pending or whose
+// collection runs.
 type Sweeper struct {
-	collect func() // runtime.GC, but for tests
+	collect func() // set by tests; nil is runtime.GC
 
 	mu      sync.Mutex
 	timer   *time.Timer // pending, or nil
@@ -24,7 +29,7 @@ type Sweeper struct {
 	running sync.WaitGroup
 }
 
-// Soon has the garbage collected in a second.
+// Soon runs the garbage collector in a second.
 func (s *Sweeper) Soon() {
 	if !RuntimeSecret && s.collect == nil {
 		return
@@ -38,13 +43,14 @@ func (s *Sweeper) Soon() {
 	s.timer = time.AfterFunc(sweepDelay, func() {
 		defer s.running.Done()
 		s.mu.Lock()
-		s.timer = nil // what is left from now on is for the next time
+		s.timer = nil // garbage of later calls needs another collection
 		s.mu.Unlock()
 		s.sweep()
 	})
 }
 
-// Close ends the waiting, collects for the last time, and waits for a collection that is under way. Idempotent.
+// Close stops a pending collection, waits for one that runs, and collects for the last time. It is
+// idempotent.
 func (s *Sweeper) Close() {
 	s.mu.Lock()
 	last := !s.closed

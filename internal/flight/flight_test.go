@@ -58,14 +58,14 @@ func TestLeavingDoesNotFailTheOthers(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if _, err := g.Do(first, t.Context(), fn); err != errTest {
-				t.Errorf("the one who left: %v, want the cause", err)
+				t.Errorf("the caller that left: %v, want the cause", err)
 			}
 		})
 		synctest.Wait()
 		for range 3 {
 			wg.Go(func() {
 				if v, err := g.Do(t.Context(), t.Context(), fn); v != "done" || err != nil {
-					t.Errorf("one who stayed: %q, %v", v, err)
+					t.Errorf("a caller that stayed: %q, %v", v, err)
 				}
 			})
 		}
@@ -73,7 +73,7 @@ func TestLeavingDoesNotFailTheOthers(t *testing.T) {
 		leave(errTest)
 		wg.Wait()
 		if cancelled.Load() {
-			t.Error("the run was cancelled although somebody waited")
+			t.Error("the run was cancelled although a caller waited")
 		}
 	})
 }
@@ -99,14 +99,15 @@ func TestLastOneOutCancels(t *testing.T) {
 			var wg sync.WaitGroup
 			for range 2 {
 				wg.Go(func() {
-					if _, err := g.Do(ctx, t.Context(), fn); !errors.Is(err, context.DeadlineExceeded) {
+					if _, err := g.Do(ctx, t.Context(), fn); !errors.Is(err,
+						context.DeadlineExceeded) {
 						t.Errorf("got %v", err)
 					}
 				})
 			}
 			wg.Wait()
 			synctest.Wait()
-			want := 2 // those who come now do not get what was cancelled
+			want := 2 // a new caller does not join a cancelled run
 			if keep {
 				want = 1
 			}
@@ -115,7 +116,8 @@ func TestLastOneOutCancels(t *testing.T) {
 			}
 			g.Close()
 			if (cancelled.Load() == 0) != keep || finished.Load() != 1 {
-				t.Errorf("keep %v: %d cancelled, %d finished", keep, cancelled.Load(), finished.Load())
+				t.Errorf("keep %v: %d cancelled, %d finished", keep, cancelled.Load(),
+					finished.Load())
 			}
 		})
 	}
@@ -191,13 +193,16 @@ func TestPanicReachesEveryWaiter(t *testing.T) {
 		if caught.Load() != 10 {
 			t.Errorf("%d of 10 got the panic", caught.Load())
 		}
-		if v, err := g.Do(t.Context(), t.Context(), func(context.Context) (int, error) { return 7, nil }); v != 7 || err != nil {
+		if v, err := g.Do(t.Context(), t.Context(), func(context.Context) (int, error) {
+			return 7, nil
+		}); v != 7 || err != nil {
 			t.Errorf("after a panic: %d, %v", v, err)
 		}
 	})
 }
 
-// A panic, or its value, must not be lost because it is nil, and nobody may wait forever for a function that left.
+// A panic must not be lost because its value is nil, and no caller may wait forever for a function
+// that ended its goroutine.
 func TestOddExits(t *testing.T) {
 	var g Group[int]
 	func() {
@@ -206,7 +211,9 @@ func TestOddExits(t *testing.T) {
 				t.Error("panic(nil) was lost")
 			}
 		}()
-		_, _ = g.Do(t.Context(), t.Context(), func(context.Context) (int, error) { panic(any(nil)) })
+		_, _ = g.Do(t.Context(), t.Context(), func(context.Context) (int, error) {
+			panic(any(nil))
+		})
 	}()
 	_, err := g.Do(t.Context(), t.Context(), func(context.Context) (int, error) {
 		runtime.Goexit()
@@ -215,7 +222,7 @@ func TestOddExits(t *testing.T) {
 	if err != errExited {
 		t.Errorf("after Goexit: %v", err)
 	}
-	// A panic that nobody waits for stays in the run.
+	// A panic of a run that all callers have left stays in the run.
 	synctest.Test(t, func(t *testing.T) {
 		var g Group[int]
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -241,12 +248,13 @@ func TestWaitWaits(t *testing.T) {
 		})
 		g.Close()
 		if !ended.Load() {
-			t.Error("Wait returned before the abandoned run ended")
+			t.Error("Close returned before the abandoned run ended")
 		}
 	})
 }
 
-// Many goroutines with contexts that end at any time: nobody hangs, and whoever gets a value gets a whole one.
+// Many goroutines have contexts that end at any time. No caller hangs, and no caller gets half a
+// value.
 func TestStorm(t *testing.T) {
 	var g Group[[2]int64]
 	var n atomic.Int64
@@ -254,7 +262,8 @@ func TestStorm(t *testing.T) {
 	for i := range 64 {
 		wg.Go(func() {
 			for j := range 50 {
-				ctx, cancel := context.WithTimeout(t.Context(), time.Duration((i*7+j*13)%40)*10*time.Microsecond)
+				ctx, cancel := context.WithTimeout(t.Context(),
+					time.Duration((i*7+j*13)%40)*10*time.Microsecond)
 				v, err := g.Do(ctx, t.Context(), func(ctx context.Context) ([2]int64, error) {
 					k := n.Add(1)
 					runtime.Gosched()

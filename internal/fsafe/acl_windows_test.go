@@ -52,7 +52,8 @@ func TestAccessListThatLetsOthersIn(t *testing.T) {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
-	for _, sid := range []string{"*S-1-1-0", "*S-1-5-11", "*S-1-5-32-545"} { // everyone, who is logged in, users
+	// everyone, who is logged in, users
+	for _, sid := range []string{"*S-1-1-0", "*S-1-5-11", "*S-1-5-32-545"} {
 		icacls(path, "/grant", sid+":R")
 		_, err := d.ReadFile("f", 10)
 		var pe *PermissionError
@@ -60,13 +61,15 @@ func TestAccessListThatLetsOthersIn(t *testing.T) {
 			t.Fatalf("%s: %v", sid, err)
 		}
 		cmd := exec.Command("cmd")
-		cmd.SysProcAttr = &syscall.SysProcAttr{CmdLine: `cmd /s /c "` + pe.Fix + `"`} // with the quotes as they are
+		// with the quotes as they are
+		cmd.SysProcAttr = &syscall.SysProcAttr{CmdLine: `cmd /s /c "` + pe.Fix + `"`}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v: %s", pe.Fix, err, out)
 		}
 		wantFile(t, d, "f", "x")
 	}
-	icacls(path, "/grant", "*S-1-5-18:F", "/grant", "*S-1-5-32-544:F") // SYSTEM and the administrators may
+	// SYSTEM and the administrators may
+	icacls(path, "/grant", "*S-1-5-18:F", "/grant", "*S-1-5-32-544:F")
 	wantFile(t, d, "f", "x")
 	icacls(path, "/deny", "*S-1-1-0:(WD)") // a refusal lets nobody in
 	wantFile(t, d, "f", "x")
@@ -74,7 +77,8 @@ func TestAccessListThatLetsOthersIn(t *testing.T) {
 
 func TestFolderWithoutAccessList(t *testing.T) {
 	d := newDir(t)
-	if err := windows.SetNamedSecurityInfo(d.Path(), windows.SE_FILE_OBJECT, windows.DACL_SECURITY_INFORMATION, nil, nil, nil, nil); err != nil {
+	if err := windows.SetNamedSecurityInfo(d.Path(), windows.SE_FILE_OBJECT,
+		windows.DACL_SECURITY_INFORMATION, nil, nil, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	_, err := OpenDir(d.Path())

@@ -45,7 +45,8 @@ func wantPermission(t *testing.T, err error, path, fix string) {
 	if !errors.As(err, &pe) || !errors.Is(err, ErrInsecurePermissions) {
 		t.Fatalf("got %v, want a *PermissionError", err)
 	}
-	if pe.Path != path || !strings.Contains(pe.Fix, fix) || !strings.Contains(err.Error(), pe.Fix) || !strings.Contains(err.Error(), path) {
+	if pe.Path != path || !strings.Contains(pe.Fix, fix) ||
+		!strings.Contains(err.Error(), pe.Fix) || !strings.Contains(err.Error(), path) {
 		t.Fatalf("%q: want it to name %s and a command with %q", err, path, fix)
 	}
 }
@@ -75,7 +76,8 @@ func TestSymlinks(t *testing.T) {
 			wantErr(t, err, ErrFileType)
 			wantErr(t, d.CreateFile("f", []byte("x")), fs.ErrExist)
 
-			d.ops.tempName = func(string) string { return "f" } // a link where the temporary file goes
+			// a link where the temporary file goes
+			d.ops.tempName = func(string) string { return "f" }
 			wantErr(t, d.WriteFile("g", []byte("x")), fs.ErrExist)
 			d.ops.tempName = tempName
 			if got, err := os.Readlink(link); err != nil || got != target {
@@ -170,7 +172,8 @@ func TestFileModes(t *testing.T) {
 	d := newDir(t)
 	write(t, d, "f", "x")
 	path := filepath.Join(d.Path(), "f")
-	for _, bad := range []fs.FileMode{0o640, 0o604, 0o660, 0o606, 0o620, 0o602, 0o610, 0o601, 0o777, 0o644} {
+	for _, bad := range []fs.FileMode{0o640, 0o604, 0o660, 0o606, 0o620, 0o602, 0o610, 0o601, 0o777,
+		0o644} {
 		if err := os.Chmod(path, bad); err != nil {
 			t.Fatal(err)
 		}
@@ -305,7 +308,8 @@ func TestUmask(t *testing.T) {
 	}
 }
 
-// TestUmaskAgainstOwner has umasks that leave the owner too little: an error, and nothing left behind.
+// TestUmaskAgainstOwner has umasks that leave the owner too little: an error, and nothing left
+// behind.
 func TestUmaskAgainstOwner(t *testing.T) {
 	d := newDir(t)
 	write(t, d, "f", "old")

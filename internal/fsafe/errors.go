@@ -6,30 +6,31 @@ package fsafe
 import "errors"
 
 var (
-	// ErrInsecurePermissions is what every [*PermissionError] matches.
+	// ErrInsecurePermissions matches every [*PermissionError].
 	ErrInsecurePermissions = errors.New("fsafe: insecure permissions")
 
-	// ErrFileType means that a name is not what it has to be: a regular file (or, for the folder
-	// itself, a folder), and not a symbolic link, pipe, socket or device.
-	ErrFileType = errors.New("fsafe: wrong kind of file (a link, a pipe, a device, or file and folder mixed up)")
+	// ErrFileType means that a name has the wrong kind: it must be a regular file (or, for the
+	// folder itself, a folder), and not a symbolic link, pipe, socket or device.
+	ErrFileType = errors.New("fsafe: wrong kind of file (a link, a pipe, a device, or file and " +
+		"folder mixed up)")
 
-	// ErrTooLarge means that a file has more bytes than the caller reads at most.
+	// ErrTooLarge means that a file is larger than the limit of the caller.
 	ErrTooLarge = errors.New("fsafe: file too large")
 
-	// ErrChanged means that a file grew or shrank while it was read: somebody writes to it in
+	// ErrChanged means that a file grew or shrank during the read: another program writes to it in
 	// place.
 	ErrChanged = errors.New("fsafe: file changed while it was read")
 
-	// ErrNotDurable means that a change was made and is visible, but that the folder could not be
-	// fsynced: a power cut may undo it. Repeat the operation.
+	// ErrNotDurable means that a change was made and is visible, but that the fsync of the folder
+	// failed: a power cut may undo the change. The caller repeats the operation.
 	ErrNotDurable = errors.New("fsafe: changed, but perhaps not yet on the disk")
 
-	// ErrLocked means that somebody else held a lock until the waiting ended. It comes with the
-	// context's error.
+	// ErrLocked means that another process or goroutine held the lock until the wait ended. The
+	// error of the context comes with it.
 	ErrLocked = errors.New("fsafe: locked by another process")
 
-	// ErrLockLost means that a lock no longer protects anything: its file was replaced or removed
-	// while it was held, or it was unlocked already.
+	// ErrLockLost means that a lock protects nothing any more: its file was replaced or removed
+	// while the lock was held, or the lock was unlocked already.
 	ErrLockLost = errors.New("fsafe: lock lost")
 )
 
@@ -38,11 +39,11 @@ var (
 type PermissionError struct {
 	Path   string // absolute
 	Reason string // such as "mode is 0644, want 0600"
-	// Fix is the command that fixes it, such as "chmod 600 /path/file", quoted for the system's
-	// shell. It is empty where a command would take the file or folder away from others: see
-	// Advice.
+	// Fix is the command that fixes it, such as "chmod 600 /path/file", quoted for the shell of the
+	// system. It is empty if a command would take the file or folder away from others: then Advice
+	// says what to do.
 	Fix    string
-	Advice string // what to do where there is no Fix
+	Advice string // set if there is no Fix
 }
 
 func (e *PermissionError) Error() string {
@@ -56,7 +57,7 @@ func (e *PermissionError) Error() string {
 // Is makes errors.Is(err, ErrInsecurePermissions) true.
 func (e *PermissionError) Is(target error) bool { return target == ErrInsecurePermissions }
 
-// What to do with what others may need. A command would lock them out.
+// Advice for files and folders that others may need. A command would lock the others out.
 const (
 	adviceFolder = "others may need it as it is: use a folder of its own"
 	adviceFile   = "it has other names, which others may need as they are: use a file of its own"

@@ -10,7 +10,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
-// fileFault is an error of the file system below one of the module's sentinels.
+// fileFault is an error of the file system under one of the sentinels of the module.
 type fileFault struct{ sentinel, err error }
 
 func (e *fileFault) Error() string {
@@ -23,12 +23,12 @@ func (e *fileFault) Error() string {
 
 func (e *fileFault) Unwrap() []error { return []error{e.sentinel, e.err} }
 
-// Fault gives err, an error of this package, the sentinel that users of the module know it by.
-// Other errors come back as they are.
+// Fault wraps an error of this package in the sentinel that users of the module know it by. It
+// returns other errors as they are.
 func Fault(err error) error {
 	for _, m := range []struct{ from, to error }{
-		{ErrInsecurePermissions, fault.ErrInsecurePermissions}, {ErrFileType,
-			fault.ErrInsecurePermissions},
+		{ErrInsecurePermissions, fault.ErrInsecurePermissions},
+		{ErrFileType, fault.ErrInsecurePermissions},
 		{ErrLocked, fault.ErrLocked}, {ErrLockLost, fault.ErrLockLost},
 	} {
 		if errors.Is(err, m.from) {
@@ -38,5 +38,5 @@ func Fault(err error) error {
 	return err
 }
 
-// FaultAs gives err the sentinel that the caller's files have for it.
+// FaultAs wraps err in the sentinel that the caller chooses for its files.
 func FaultAs(sentinel, err error) error { return &fileFault{sentinel, err} }

@@ -12,28 +12,26 @@ import (
 	"os"
 )
 
-// ReadFile returns the contents of a file of at most limit bytes. The slice is the caller's, of exactly the
-// file's size, never copied and never grown, so that wiping it leaves nothing behind. Larger files are
-// [ErrTooLarge] before anything is allocated.
+// ReadFile returns the contents of a file of at most limit bytes. The caller owns the slice. It has
+// exactly the size of the file and was never copied or grown, so that wiping it wipes every byte. A
+// larger file is [ErrTooLarge], before anything is allocated.
 func (d *Dir) ReadFile(name string, limit int64) ([]byte, error) {
 	data, _, err := d.ReadVersion(name, limit)
 	return data, err
 }
 
-// ReadVersion is [Dir.ReadFile] that also tells which version of the file it read.
+// ReadVersion is [Dir.ReadFile]. It also returns the version of the file that it read.
 func (d *Dir) ReadVersion(name string, limit int64) ([]byte, Version, error) {
-	if err := d.ready("read", name); err != nil {
-		return nil, Version{}, err
-	}
-	f, err := d.openPrivate(name, os.O_RDONLY)
+	f, err := d.open("read", name, os.O_RDONLY, d.openPrivate)
 	if err != nil {
-		return nil, Version{}, d.fail("read", name, err)
+		return nil, Version{}, err
 	}
 	defer f.Close()
 	data, v, err := readAll(f, limit)
 	return data, v, d.fail("read", name, err)
 }
 
+// readAll reads a file whose size must not change meanwhile.
 func readAll(f *os.File, limit int64) ([]byte, Version, error) {
 	fi, err := f.Stat()
 	if err != nil {
@@ -64,28 +62,32 @@ func readAll(f *os.File, limit int64) ([]byte, Version, error) {
 }
 
 // WriteFile replaces a file, or makes it, with mode 0600 and the given contents. Readers and other
-// processes see the old contents or the new, never a mixture, also after a crash or a power cut. An error
-// means that the old file is as it was, except [ErrNotDurable], which says that it was replaced.
+// processes see the old contents or the new ones, never a mixture, also after a crash or a power
+// cut. After an error the old file is as it was, except after [ErrNotDurable]: then the file was
+// replaced.
 //
-// Of several writers the last one wins; those that read first and then write hold a [Dir.Lock] meanwhile.
-// A process that dies in the middle leaves a temporary file behind, see [Lock.RemoveStaleTemps].
+// Of several writers the last one wins. A writer that reads the file first holds a [Dir.Lock]
+// meanwhile. A process that dies during a write leaves a temporary file; see
+// [Lock.RemoveStaleTemps].
 func (d *Dir) WriteFile(name string, data []byte) error {
 	return d.put("write", name, data, d.ops.rename)
 }
 
-// CreateFile is [Dir.WriteFile] for a file that must not exist yet: anything of that name, a dangling link
-// too, makes it fail with [fs.ErrExist] and stays as it was. It needs a file system with hard links.
+// CreateFile is [Dir.WriteFile] for a file that must not exist yet. If anything has that name, a
+// dangling link included, the error is [fs.ErrExist] and the file stays as it was. It needs a file
+// system with hard links.
 func (d *Dir) CreateFile(name string, data []byte) error {
 	return d.put("create", name, data, func(temp, name string) error {
 		if err := d.ops.link(temp, name); err != nil {
 			return err
 		}
-		d.root.Remove(temp) // the file stands; a second name that stays behind is a stale temp like any other
+		// the file is in place; if its second name stays, it is a stale temporary file
+		d.root.Remove(temp)
 		return nil
 	})
 }
 
-// put writes data to a temporary file and lets publish give it its name.
+// put writes data to a temporary file, and publish gives that file its name.
 func (d *Dir) put(op, name string, data []byte, publish func(temp, name string) error) error {
 	if err := d.ready(op, name); err != nil {
 		return err
@@ -101,7 +103,8 @@ func (d *Dir) put(op, name string, data []byte, publish func(temp, name string) 
 	return d.fail(op, name, d.settle())
 }
 
-// writeTemp makes a file with the given contents, on the disk when it returns; on error there is none.
+// writeTemp makes a file with the given contents and syncs it to the disk. After an error there is
+// no file.
 func (d *Dir) writeTemp(temp string, data []byte) error {
 	f, err := d.create(temp, os.O_WRONLY)
 	if err != nil {
@@ -120,7 +123,7 @@ func (d *Dir) writeTemp(temp string, data []byte) error {
 	return err
 }
 
-// settle makes the folder's names durable after one has changed.
+// settle makes a change of names in the folder durable.
 func (d *Dir) settle() error {
 	if err := d.ops.syncDir(d.handle); err != nil {
 		return fmt.Errorf("%w: %w", ErrNotDurable, err)
@@ -128,7 +131,7 @@ func (d *Dir) settle() error {
 	return nil
 }
 
-// create makes a new private file and removes it again where the system made it other than private.
+// create makes a new private file. It removes the file again if the system did not make it private.
 func (d *Dir) create(name string, flag int) (*os.File, error) {
 	f, err := d.openRegular(name, flag|os.O_CREATE|os.O_EXCL)
 	if err != nil {
@@ -146,7 +149,7 @@ func (d *Dir) create(name string, flag int) (*os.File, error) {
 	return f, nil
 }
 
-// openPrivate opens an existing file and checks what it opened.
+// openPrivate opens an existing file and checks the file that it opened.
 func (d *Dir) openPrivate(name string, flag int) (*os.File, error) {
 	f, err := d.openRegular(name, flag)
 	if err != nil {
@@ -159,7 +162,17 @@ func (d *Dir) openPrivate(name string, flag int) (*os.File, error) {
 	return f, nil
 }
 
-// openOrCreate opens a private file, and makes it, empty, where there is none.
+// open checks the name and the folder, and opens a file with how.
+func (d *Dir) open(op, name string, flag int,
+	how func(name string, flag int) (*os.File, error)) (*os.File, error) {
+	if err := d.ready(op, name); err != nil {
+		return nil, err
+	}
+	f, err := how(name, flag)
+	return f, d.fail(op, name, err)
+}
+
+// openOrCreate opens a private file, and makes an empty one if there is none.
 func (d *Dir) openOrCreate(name string, flag int) (*os.File, error) {
 	var err error
 	for range 10 { // others may create and remove it between the two steps
@@ -181,21 +194,15 @@ func (d *Dir) openOrCreate(name string, flag int) (*os.File, error) {
 	return nil, err
 }
 
-// OpenAppend opens a file, making it with mode 0600 where there is none, so that every write goes to its end
-// and the earlier contents can be read back. The handle is the caller's. Whoever can write here can also
-// truncate: append-only guards against mistakes and against writers that interleave, not against malice.
+// OpenAppend opens a file for appending, and makes it with mode 0600 if there is none: every write
+// goes to its end, and earlier contents can be read. The caller owns the handle. Append-only guards
+// against mistakes and against writers that interleave. It does not guard against attackers: if
+// they can write here, they can also truncate the file.
 func (d *Dir) OpenAppend(name string) (*os.File, error) {
-	if err := d.ready("append", name); err != nil {
-		return nil, err
-	}
-	f, err := d.openOrCreate(name, os.O_RDWR|os.O_APPEND)
-	if err != nil {
-		return nil, d.fail("append", name, err)
-	}
-	return f, nil
+	return d.open("append", name, os.O_RDWR|os.O_APPEND, d.openOrCreate)
 }
 
-// Remove removes a file of whatever kind, a link itself and not what it names, but no folder.
+// Remove removes a file of any kind except a folder. Of a link it removes the link itself.
 func (d *Dir) Remove(name string) error {
 	if err := d.ready("remove", name); err != nil {
 		return err
@@ -213,7 +220,7 @@ func (d *Dir) Remove(name string) error {
 	return d.fail("remove", name, err)
 }
 
-// Exists reports whether there is anything of that name, of whatever kind.
+// Exists reports whether anything has that name, of any kind.
 func (d *Dir) Exists(name string) (bool, error) {
 	if err := d.ready("stat", name); err != nil {
 		return false, err
@@ -225,8 +232,8 @@ func (d *Dir) Exists(name string) (bool, error) {
 	return err == nil, d.fail("stat", name, err)
 }
 
-// Stat returns the file's present version, to notice that another process replaced it. It does not say
-// whether the file may be read; reading does.
+// Stat returns the current version of the file, for callers who want to notice that another process
+// replaced it. It does not check whether the file may be read; reading does.
 func (d *Dir) Stat(name string) (Version, error) {
 	if err := d.ready("stat", name); err != nil {
 		return Version{}, err
@@ -241,9 +248,10 @@ func (d *Dir) Stat(name string) (Version, error) {
 	return Version{fi}, nil
 }
 
-// Version identifies one version of a file: device, inode, size and time of the last write. File systems
-// reuse inodes and count time in ticks of some milliseconds, so two replacements within one tick of the
-// version that they replace can go unnoticed if the sizes agree too. The zero Version is no file.
+// Version identifies one version of a file: device, inode, size and time of the last write. File
+// systems reuse inodes and count time in ticks of some milliseconds. So two replacements within one
+// tick of the version that they replace can go unnoticed, if the sizes are equal too. The zero
+// Version means that there is no file.
 type Version struct{ fi fs.FileInfo }
 
 // Same reports whether v and w are the same version of the same file.
@@ -251,5 +259,6 @@ func (v Version) Same(w Version) bool {
 	if v.fi == nil || w.fi == nil {
 		return v.fi == nil && w.fi == nil
 	}
-	return os.SameFile(v.fi, w.fi) && v.fi.Size() == w.fi.Size() && v.fi.ModTime().Equal(w.fi.ModTime())
+	return os.SameFile(v.fi, w.fi) && v.fi.Size() == w.fi.Size() &&
+		v.fi.ModTime().Equal(w.fi.ModTime())
 }

@@ -90,7 +90,8 @@ func TestWriteAndRead(t *testing.T) {
 func TestReadLimit(t *testing.T) {
 	d := newDir(t)
 	write(t, d, "f", "12345678")
-	for limit, want := range map[int64]error{8: nil, 9: nil, 7: ErrTooLarge, 0: ErrTooLarge, -1: ErrTooLarge} {
+	for limit, want := range map[int64]error{8: nil, 9: nil, 7: ErrTooLarge, 0: ErrTooLarge,
+		-1: ErrTooLarge} {
 		if _, err := d.ReadFile("f", limit); !errors.Is(err, want) {
 			t.Errorf("limit %d: %v, want %v", limit, err, want)
 		}
@@ -111,7 +112,8 @@ func TestReadNoticesChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, err := f.Seek(1, io.SeekStart); err != nil { // now it ends before its size says, as if truncated
+	// now it ends before its size says, as if truncated
+	if _, err := f.Seek(1, io.SeekStart); err != nil {
 		t.Fatal(err)
 	}
 	_, _, err = readAll(f, 100)
@@ -214,7 +216,8 @@ func TestVersionParts(t *testing.T) {
 	}
 	inPlace := func(data string, at time.Time) {
 		t.Helper()
-		if err := errors.Join(os.WriteFile(path, []byte(data), 0o600), os.Chtimes(path, at, at)); err != nil {
+		if err := errors.Join(os.WriteFile(path, []byte(data), 0o600),
+			os.Chtimes(path, at, at)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -269,7 +272,8 @@ func TestOpenAppend(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	d := newDir(t)
-	for _, name := range []string{"", ".", "..", "a/b", "/etc/passwd", "../x", `a\b`, "a\x00b", "a/", "./a"} {
+	for _, name := range []string{"", ".", "..", "a/b", "/etc/passwd", "../x", `a\b`, "a\x00b",
+		"a/", "./a"} {
 		for op, f := range map[string]func() error{
 			"read":   func() error { _, err := d.ReadFile(name, 1); return err },
 			"write":  func() error { return d.WriteFile(name, nil) },
@@ -289,7 +293,8 @@ func TestNames(t *testing.T) {
 }
 
 func FuzzNames(f *testing.F) {
-	for _, s := range []string{"keystore.json", "..", "a/b", `..\a`, "C:x", "NUL", "\x00", ".keystore.json.ABC.tmp"} {
+	for _, s := range []string{"keystore.json", "..", "a/b", `..\a`, "C:x", "NUL", "\x00",
+		".keystore.json.ABC.tmp"} {
 		f.Add(s)
 	}
 	d := newDir(f)
@@ -311,8 +316,10 @@ func TestIsTemp(t *testing.T) {
 	if !isTemp(temp, "f") || tempName("f") == temp {
 		t.Fatal(temp)
 	}
-	for _, no := range []string{"f", ".f", ".f.tmp", ".f..tmp", temp + "x", "x" + temp, strings.ToLower(temp), temp[1:],
-		".f." + strings.Repeat("A", 25) + ".tmp", ".f." + strings.Repeat("A", 27) + ".tmp", ".f." + strings.Repeat("1", 26) + ".tmp", tempName("g"), ".f.x" + temp[2:]} {
+	for _, no := range []string{"f", ".f", ".f.tmp", ".f..tmp", temp + "x", "x" + temp,
+		strings.ToLower(temp), temp[1:],
+		".f." + strings.Repeat("A", 25) + ".tmp", ".f." + strings.Repeat("A", 27) + ".tmp",
+		".f." + strings.Repeat("1", 26) + ".tmp", tempName("g"), ".f.x" + temp[2:]} {
 		if isTemp(no, "f") {
 			t.Errorf("%q counts as a temp of f", no)
 		}
@@ -325,11 +332,17 @@ func TestFaults(t *testing.T) {
 	for name, break1 := range map[string]func(*ops){
 		"temp": func(o *ops) { o.tempName = func(string) string { return "no/such/folder" } },
 		"write": func(o *ops) {
-			o.write = func(f *os.File, b []byte) (int, error) { n, _ := f.Write(b[:len(b)/2]); return n, disk }
+			o.write = func(f *os.File, b []byte) (int, error) {
+				n, _ := f.Write(b[:len(b)/2])
+				return n, disk
+			}
 		},
-		"sync":    func(o *ops) { o.sync = func(*os.File) error { return disk } },
-		"close":   func(o *ops) { o.sync = (*os.File).Close },
-		"publish": func(o *ops) { o.rename = func(_, _ string) error { return disk }; o.link = o.rename },
+		"sync":  func(o *ops) { o.sync = func(*os.File) error { return disk } },
+		"close": func(o *ops) { o.sync = (*os.File).Close },
+		"publish": func(o *ops) {
+			o.rename = func(_, _ string) error { return disk }
+			o.link = o.rename
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDir(t)
@@ -375,7 +388,8 @@ func TestFolderSyncFails(t *testing.T) {
 	wantErr(t, err, ErrNotDurable)
 }
 
-// TestTempCollision plants something where the temporary file goes: it is neither written to nor removed.
+// TestTempCollision plants something where the temporary file goes: it is neither written to nor
+// removed.
 func TestTempCollision(t *testing.T) {
 	d := newDir(t)
 	write(t, d, "victim", "precious")

@@ -17,10 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockFlag is what flock opens lock files with. It makes none, follows no link and waits for no pipe.
+// lockFlag are the flags with which flock opens lock files: it makes no file, follows no link and
+// does not wait for a pipe.
 const lockFlag = os.O_RDWR | unix.O_NOFOLLOW | unix.O_NONBLOCK
 
-// openRoot ends the path in a slash so that the system refuses a pipe there instead of waiting for it.
+// openRoot adds a slash to the path, so that the system refuses a pipe there instead of waiting for
+// it.
 func openRoot(path string) (*os.Root, error) {
 	root, err := os.OpenRoot(path + "/")
 	switch {
@@ -32,7 +34,7 @@ func openRoot(path string) (*os.Root, error) {
 	return root, err
 }
 
-// inUse is for Windows, where a file that others have open may be out of reach.
+// inUse is for Windows, where a file that another process has open may be out of reach.
 func inUse(error) bool { return false }
 
 func renameIn(root *os.Root) func(from, to string) error { return root.Rename }
@@ -43,8 +45,9 @@ func rmdir(path string) error { return unix.Rmdir(path) }
 
 func baseDir() (string, error) { return os.UserConfigDir() }
 
-// openRegular opens a regular file in the folder. It bypasses os.Root, which follows links inside the
-// folder: a checked name of one element, relative to the folder's handle, needs no more confinement.
+// openRegular opens a regular file in the folder. It does not use os.Root, which follows links
+// inside the folder. A checked name of one element, relative to the handle of the folder, needs no
+// more confinement.
 func (d *Dir) openRegular(name string, flag int) (*os.File, error) {
 	conn, err := d.handle.SyscallConn()
 	if err != nil {
@@ -53,7 +56,8 @@ func (d *Dir) openRegular(name string, flag int) (*os.File, error) {
 	fd := -1
 	cerr := conn.Control(func(dir uintptr) {
 		for {
-			fd, err = unix.Openat(int(dir), name, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, uint32(fileMode))
+			fd, err = unix.Openat(int(dir), name,
+				flag|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, uint32(fileMode))
 			if err != unix.EINTR {
 				return
 			}
@@ -62,10 +66,13 @@ func (d *Dir) openRegular(name string, flag int) (*os.File, error) {
 	switch {
 	case cerr != nil:
 		return nil, cerr
-	case err == unix.ELOOP, err == unix.EMLINK, err == unix.EISDIR, err == unix.ENXIO: // link, link (BSD), folder, socket
+	// link, link (BSD), folder, socket
+	case err == unix.ELOOP, err == unix.EMLINK, err == unix.EISDIR, err == unix.ENXIO:
 		return nil, ErrFileType
 	case err == unix.EACCES, err == unix.EPERM:
-		return nil, explain(err, d.join(name), func() (fs.FileInfo, error) { return d.root.Lstat(name) })
+		return nil, explain(err, d.join(name), func() (fs.FileInfo, error) {
+			return d.root.Lstat(name)
+		})
 	case err != nil:
 		return nil, err
 	}
@@ -74,7 +81,7 @@ func (d *Dir) openRegular(name string, flag int) (*os.File, error) {
 		err = ErrFileType
 	}
 	if err == nil {
-		err = unix.SetNonblock(fd, false) // or os.NewFile would take it for something to poll
+		err = unix.SetNonblock(fd, false) // otherwise os.NewFile would poll it
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -92,8 +99,8 @@ func checkPrivate(f *os.File, path string) error {
 	return checkInfo(fi, path)
 }
 
-// explain says of something that the system would not open whether its owner or its mode is the reason.
-// It looks by name, which is good enough for the words of a refusal.
+// explain returns why the system refused to open something, if the reason is its owner or its mode.
+// It looks by name, which is good enough for the text of a refusal.
 func explain(denied error, path string, stat func() (fs.FileInfo, error)) error {
 	if fi, err := stat(); err == nil && (fi.Mode().IsRegular() || fi.IsDir()) {
 		if err := checkInfo(fi, path); err != nil {
@@ -103,6 +110,7 @@ func explain(denied error, path string, stat func() (fs.FileInfo, error)) error 
 	return denied
 }
 
+// checkInfo checks an owner and a mode.
 func checkInfo(fi fs.FileInfo, path string) error {
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -134,25 +142,29 @@ func checkInfo(fi fs.FileInfo, path string) error {
 	return e
 }
 
-// ownEntry reports whether something in a folder belongs to the current user and is closed to others.
+// ownEntry reports whether an entry of a folder belongs to the current user and is closed to
+// others.
 func ownEntry(_ string, fi fs.FileInfo) bool {
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	return ok && int64(st.Uid) == int64(os.Geteuid()) && fi.Mode().Perm()&0o077 == 0
 }
 
-// checkCreated notices a umask that takes rights from the owner; chmod afterwards would paper over it.
+// checkCreated notices a umask that takes rights from the owner. A chmod afterwards would only hide
+// that.
 func checkCreated(f *os.File, want fs.FileMode) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return err
 	}
 	if mode := fi.Mode().Perm(); mode != want {
-		return fmt.Errorf("fsafe: made with mode %04o instead of %04o: the umask takes rights from the owner", mode, want)
+		return fmt.Errorf("fsafe: made with mode %04o instead of %04o: the umask takes rights "+
+			"from the owner", mode, want)
 	}
 	return nil
 }
 
-// syncDir makes renames in the folder durable. Some file systems have nothing to sync and say so.
+// syncDir makes renames in the folder durable. Some file systems have nothing to sync and return an
+// error that says so.
 func syncDir(dir *os.File) error {
 	err := dir.Sync()
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) {
@@ -161,7 +173,7 @@ func syncDir(dir *os.File) error {
 	return err
 }
 
-// shellQuote makes s one word of a POSIX shell.
+// shellQuote quotes s as one word of a POSIX shell.
 func shellQuote(s string) string {
 	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,:@%="
 	if strings.Trim(s, plain) == "" && s != "" {

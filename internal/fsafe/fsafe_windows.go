@@ -15,10 +15,11 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// lockFlag is what flock opens lock files with. It makes none, and opens a link instead of following it.
+// lockFlag is what flock opens lock files with. It makes none, and opens a link instead of
+// following it.
 const lockFlag = os.O_RDWR | windows.O_FILE_FLAG_OPEN_REPARSE_POINT
 
-// openRoot tells a file from a missing folder: os.OpenRoot has no error value for the former.
+// openRoot tells a file from a missing folder: os.OpenRoot has no error value for a file.
 func openRoot(path string) (*os.Root, error) {
 	root, err := os.OpenRoot(path)
 	if err != nil {
@@ -29,11 +30,11 @@ func openRoot(path string) (*os.Root, error) {
 	return root, err
 }
 
-// Programs that open a file without sharing it (virus scanners, backups, Windows before 10.1607 itself) keep it from
-// being replaced or opened meanwhile. They are waited for, for so long.
+// patience is how long the package waits for a program that opened a file without sharing it (virus
+// scanners, backups, Windows before 10.1607 itself). Meanwhile nobody can replace or open the file.
 const patience = 2 * time.Second
 
-// patiently repeats f while somebody else has the file open.
+// patiently repeats f while another program has the file open.
 func patiently(f func() error, busy func(error) bool) error {
 	deadline := time.Now().Add(patience)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
@@ -45,30 +46,36 @@ func patiently(f func() error, busy func(error) bool) error {
 	}
 }
 
-// inUse reports that another process has a file open in a way that excludes what was asked for.
+// inUse reports whether err says that another process has the file open without sharing it.
 func inUse(err error) bool {
-	return errors.Is(err, windows.ERROR_SHARING_VIOLATION) || errors.Is(err, windows.ERROR_DELETE_PENDING)
+	return errors.Is(err, windows.ERROR_SHARING_VIOLATION) ||
+		errors.Is(err, windows.ERROR_DELETE_PENDING)
 }
 
-// renameIn renames within root. A target that is open is reported as access denied, like one that may not be touched.
+// renameIn renames within root. Windows reports a target that is open as access denied, like one
+// that the user must not touch.
 func renameIn(root *os.Root) func(from, to string) error {
 	return func(from, to string) error {
 		return patiently(func() error { return root.Rename(from, to) },
-			func(err error) bool { return inUse(err) || errors.Is(err, windows.ERROR_ACCESS_DENIED) })
+			func(err error) bool {
+				return inUse(err) || errors.Is(err, windows.ERROR_ACCESS_DENIED)
+			})
 	}
 }
 
 func baseDir() (string, error) { return os.UserCacheDir() } // %LocalAppData%
 
-// mkdirPrivate makes a folder whose access list is protected from what the parent would pass on, names the
-// current user alone, and is inherited by files and folders in it. SYSTEM and the administrators are left
-// out: backups read through their privilege, and the access list would not stop either from taking the file.
+// mkdirPrivate makes a folder for the current user alone. Its access list is protected from the
+// parent's, and files and folders in it inherit it. SYSTEM and the administrators are left out:
+// backups read through their privilege, and an access list would not keep either from taking the
+// file.
 func mkdirPrivate(path string) error {
 	user, err := currentUser()
 	if err != nil {
 		return err
 	}
-	sd, err := windows.SecurityDescriptorFromString(fmt.Sprintf("O:%[1]sD:P(A;OICI;FA;;;%[1]s)", user))
+	sd, err := windows.SecurityDescriptorFromString(fmt.Sprintf("O:%[1]sD:P(A;OICI;FA;;;%[1]s)",
+		user))
 	if err != nil {
 		return err
 	}
@@ -92,7 +99,8 @@ func rmdir(path string) error {
 	return windows.RemoveDirectory(p)
 }
 
-// openRegular opens a regular file in the folder; of a link it opens the link itself, and refuses it.
+// openRegular opens a regular file in the folder. Of a link it opens the link itself, and refuses
+// it.
 func (d *Dir) openRegular(name string, flag int) (*os.File, error) {
 	var f *os.File
 	err := patiently(func() (err error) {
@@ -117,8 +125,9 @@ func (d *Dir) openRegular(name string, flag int) (*os.File, error) {
 }
 
 // checkPrivate checks the owner and the access list of an open file or folder. The owner may be the
-// administrators' group, as for what an elevated process makes. The list may let in the user, the
-// administrators and SYSTEM; entries of kinds that it does not know count as letting others in.
+// group of the administrators, since an elevated process makes files that belong to it. The list
+// may let in the user, the administrators and SYSTEM. Entries of unknown kinds count as letting
+// others in.
 func checkPrivate(f *os.File, path string) error {
 	user, err := currentUser()
 	if err != nil {
@@ -138,13 +147,16 @@ func checkPrivate(f *os.File, path string) error {
 		rights, folder = "(OI)(CI)F", true
 	}
 	refuse := func(reason, fix string) error {
-		if folder && !ownFolder(path, mine, func(name string, fi fs.FileInfo) bool { return ownEntry(name, fi, user) }) {
+		if folder && !ownFolder(path, mine, func(name string, fi fs.FileInfo) bool {
+			return ownEntry(name, fi, user)
+		}) {
 			return &PermissionError{Path: path, Reason: reason, Advice: adviceFolder}
 		}
 		return &PermissionError{Path: path, Reason: reason, Fix: fix}
 	}
 	if !mine {
-		return refuse(fmt.Sprintf("belongs to %v, want %v", owner, user), fmt.Sprintf(`icacls "%s" /setowner "*%v"`, path, user))
+		return refuse(fmt.Sprintf("belongs to %v, want %v", owner, user),
+			fmt.Sprintf(`icacls "%s" /setowner "*%v"`, path, user))
 	}
 	fix := fmt.Sprintf(`icacls "%s" /inheritance:r /grant:r "*%v:%s"`, path, user, rights)
 	dacl, _, err := sd.DACL()
@@ -165,28 +177,31 @@ func checkPrivate(f *os.File, path string) error {
 		case windows.ACCESS_ALLOWED_ACE_TYPE:
 			sid := (*windows.SID)(unsafe.Pointer(&ace.SidStart))
 			if ace.Mask != 0 && !mayAccess(sid, user) {
-				return refuse(fmt.Sprintf("its access list lets in %v", sid), fix+fmt.Sprintf(` /remove:g "*%v"`, sid))
+				return refuse(fmt.Sprintf("its access list lets in %v", sid),
+					fix+fmt.Sprintf(` /remove:g "*%v"`, sid))
 			}
 		default:
-			return refuse(fmt.Sprintf("its access list has an entry of kind %d", ace.Header.AceType),
+			return refuse(fmt.Sprintf("its access list has an entry of kind %d",
+				ace.Header.AceType),
 				fmt.Sprintf(`icacls "%s" /reset && `, path)+fix)
 		}
 	}
 	return nil
 }
 
-// ownedBy reports whether the current user owns something, or the administrators do, as for what an
-// elevated process makes.
+// ownedBy reports whether the owner is the current user or the group of the administrators.
 func ownedBy(owner, user *windows.SID) bool {
-	return owner != nil && (owner.Equals(user) || owner.IsWellKnown(windows.WinBuiltinAdministratorsSid))
+	return owner != nil && (owner.Equals(user) ||
+		owner.IsWellKnown(windows.WinBuiltinAdministratorsSid))
 }
 
-// ownEntry reports whether something in a folder is a regular file of the current user's.
+// ownEntry reports whether an entry of a folder is a regular file of the current user.
 func ownEntry(path string, fi fs.FileInfo, user *windows.SID) bool {
 	if !fi.Mode().IsRegular() {
 		return false
 	}
-	sd, err := windows.GetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION)
+	sd, err := windows.GetNamedSecurityInfo(path, windows.SE_FILE_OBJECT,
+		windows.OWNER_SECURITY_INFORMATION)
 	if err != nil {
 		return false
 	}
@@ -194,7 +209,8 @@ func ownEntry(path string, fi fs.FileInfo, user *windows.SID) bool {
 	return err == nil && ownedBy(owner, user)
 }
 
-// mayAccess knows who reads the user's files anyway, and the owner's own placeholder.
+// mayAccess reports whether sid is the user, an account that can read the files of the user anyway,
+// or the placeholder for the owner.
 func mayAccess(sid, user *windows.SID) bool {
 	return sid.Equals(user) ||
 		sid.IsWellKnown(windows.WinLocalSystemSid) ||
@@ -213,7 +229,8 @@ func securityOf(f *os.File) (*windows.SECURITY_DESCRIPTOR, error) {
 			windows.OWNER_SECURITY_INFORMATION|windows.DACL_SECURITY_INFORMATION)
 	})
 	if cerr != nil {
-		return nil, fs.ErrClosed // the one reason there is, and not an error value of the os package
+		// the one reason there is, and not an error value of the os package
+		return nil, fs.ErrClosed
 	}
 	return sd, err
 }
@@ -226,8 +243,9 @@ func currentUser() (*windows.SID, error) {
 	return user.User.Sid, nil
 }
 
-// checkCreated has nothing to do: there is no umask, and checkPrivate saw the inherited access list.
+// checkCreated has nothing to do: there is no umask, and checkPrivate has checked the inherited
+// access list.
 func checkCreated(*os.File, fs.FileMode) error { return nil }
 
-// syncDir has nothing to do: NTFS journals its names, and folders cannot be flushed without administrators' rights.
+// syncDir has nothing to do: NTFS journals its names, and only administrators can flush folders.
 func syncDir(*os.File) error { return nil }

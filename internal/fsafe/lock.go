@@ -22,9 +22,12 @@ const (
 	lockLast  = 100 * time.Millisecond
 )
 
-// Lock is an exclusive lock that this process holds. The kernel lets go of it when the process ends,
-// however that happens, so it is never stale; its file stays for the next one. A Lock that is dropped
-// without Unlock lasts until the garbage collector finds it.
+// Lock is an exclusive lock that this process holds. The kernel releases it when the process ends
+// in any way, so it is never stale. Its file stays for the next holder. A Lock that is dropped
+// without Unlock lasts until the garbage collector finds it. Its methods are safe for concurrent
+// use.
+//
+// mu guards fl. It is held while the file system is asked, and no other lock is taken under it.
 type Lock struct {
 	dir  *Dir
 	name string
@@ -33,12 +36,12 @@ type Lock struct {
 	fl *flock.Flock // nil once unlocked
 }
 
-// Lock takes the lock that the named file stands for, making the file where there is none and never
-// removing it. It tries after 1 ms, doubling to 100 ms, until the context ends, or for 10 s if the context
-// has no deadline; then the error is [ErrLocked] together with the context's. Two calls exclude each other
-// within a process as between processes.
+// Lock takes the lock of the named file. It makes the file if there is none, and never removes it.
+// It tries again after 1 ms, and then after twice as long up to 100 ms, until the context ends, or
+// for 10 s if the context has no deadline. Then the error is [ErrLocked] together with the error of
+// the context. Two calls exclude each other within a process as they do between processes.
 //
-// Every process that shares the folder must use the same name for the same purpose.
+// All processes that share the folder must use the same name for the same purpose.
 func (d *Dir) Lock(ctx context.Context, name string) (*Lock, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, d.fail("lock", name, err)
@@ -64,7 +67,7 @@ func (d *Dir) Lock(ctx context.Context, name string) (*Lock, error) {
 	}
 }
 
-// tryLock returns nil and no error when it is to be tried again.
+// tryLock returns nil and no error if the caller has to try again.
 func (d *Dir) tryLock(name string) (*Lock, error) {
 	f, err := d.openOrCreate(name, os.O_RDWR)
 	if err != nil {
@@ -74,8 +77,9 @@ func (d *Dir) tryLock(name string) (*Lock, error) {
 	return d.lockOpen(name, f)
 }
 
-// lockOpen locks the file that f has open, or returns as tryLock does. flock opens by path, so it is made to open
-// only what exists and no link, and what it locked must be the file that was checked and that still has the name.
+// lockOpen locks the file that is open as f; its results are those of tryLock. flock opens by path.
+// So lockFlag makes it open only a file that exists and is no link, and lockOpen checks that the
+// locked file is the one that was checked and still has the name.
 func (d *Dir) lockOpen(name string, f *os.File) (*Lock, error) {
 	checked, err := f.Stat()
 	if err != nil {
@@ -84,7 +88,8 @@ func (d *Dir) lockOpen(name string, f *os.File) (*Lock, error) {
 	fl := flock.New(d.join(name), flock.SetFlag(lockFlag), flock.SetPermissions(fileMode))
 	switch ok, err := fl.TryLock(); {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, d.AtPath() // removed just now; or the whole folder was moved, then waiting is no use
+		// the file was removed just now; or the whole folder was moved, and then waiting is useless
+		return nil, d.AtPath()
 	case errors.Is(err, syscall.EINTR), inUse(err), err == nil && !ok:
 		return nil, nil
 	case err != nil:
@@ -98,14 +103,16 @@ func (d *Dir) lockOpen(name string, f *os.File) (*Lock, error) {
 	return nil, errors.Join(err, fl.Unlock(), d.AtPath())
 }
 
-// Check returns [ErrLockLost] if the lock's file was replaced or removed while it was held: others may then
-// hold a lock of the same name. Check right before what must not happen twice.
+// Check returns [ErrLockLost] if the file of the lock was replaced or removed while the lock was
+// held: others may then hold a lock of the same name. The caller calls Check right before a step
+// that must not happen twice.
 func (l *Lock) Check() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.check()
 }
 
+// check is Check, with mu held.
 func (l *Lock) check() error {
 	if l.fl == nil {
 		return l.dir.fail("lock", l.name, ErrLockLost)
@@ -121,8 +128,8 @@ func (l *Lock) check() error {
 	return l.dir.fail("lock", l.name, err)
 }
 
-// Unlock lets go of the lock. [ErrLockLost] says that it had been lost before, see [Lock.Check]. Only the
-// first call does anything; the others return nil.
+// Unlock releases the lock. [ErrLockLost] says that the lock had been lost before; see
+// [Lock.Check]. Only the first call does anything; later ones return nil.
 func (l *Lock) Unlock() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -134,10 +141,10 @@ func (l *Lock) Unlock() error {
 	return err
 }
 
-// RemoveStaleTemps removes the temporary files that processes which died while writing one of the named
-// files left behind, and returns how many there were. The lock must be the one that every writer of those
-// files holds: then nobody alive is writing them. Only regular files with a name that this package gives to
-// a temporary file of exactly these files are touched.
+// RemoveStaleTemps removes the temporary files of processes that died while they wrote one of the
+// named files, and returns how many it removed. All writers of those files must hold this lock
+// while they write. Then no living process is writing one. It touches only regular files whose name
+// the package makes for exactly these files.
 func (l *Lock) RemoveStaleTemps(files ...string) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -138,7 +138,8 @@ func TestLockLost(t *testing.T) {
 	}
 }
 
-// TestLockReplacedWhileWaiting replaces the lock file under a waiting call, which must end up with the new one.
+// TestLockReplacedWhileWaiting replaces the lock file under a waiting call, which must end up with
+// the new one.
 func TestLockReplacedWhileWaiting(t *testing.T) {
 	d := newDir(t)
 	old := lock(t, d)
@@ -190,7 +191,8 @@ func TestLockedAnotherFile(t *testing.T) {
 	unlock(t, lock(t, d)) // the other file was let go
 }
 
-// TestLockedByAnotherName has the checked file where flock looks for it, but no longer in the folder.
+// TestLockedByAnotherName has the checked file where flock looks for it, but no longer in the
+// folder.
 func TestLockedByAnotherName(t *testing.T) {
 	d := newDir(t)
 	f, err := d.openOrCreate("l", os.O_RDWR)
@@ -202,7 +204,8 @@ func TestLockedByAnotherName(t *testing.T) {
 		t.Skip("an open folder cannot be moved here:", err)
 	}
 	other := openDir(t, d.Path())
-	if err := os.Rename(filepath.Join(d.Path()+".moved", "l"), filepath.Join(d.Path(), "l")); err != nil {
+	if err := os.Rename(filepath.Join(d.Path()+".moved", "l"),
+		filepath.Join(d.Path(), "l")); err != nil {
 		t.Fatal(err)
 	}
 	if l, err := d.lockOpen("l", f); l != nil || err == nil {
@@ -211,7 +214,8 @@ func TestLockedByAnotherName(t *testing.T) {
 	unlock(t, lock(t, other)) // it was let go
 }
 
-// TestLockFileKeepsVanishing removes the lock file all the time: locks get lost, but taking one never fails.
+// TestLockFileKeepsVanishing removes the lock file all the time: locks get lost, but taking one
+// never fails.
 func TestLockFileKeepsVanishing(t *testing.T) {
 	d := newDir(t)
 	var wg sync.WaitGroup
@@ -242,7 +246,8 @@ func TestLockFileKeepsVanishing(t *testing.T) {
 			if _, err := os.Lstat(path); err != nil {
 				continue
 			}
-			time.Sleep(time.Duration(removed%5) * 100 * time.Microsecond) // at once, no lock could ever be had
+			// at once, no lock could ever be had
+			time.Sleep(time.Duration(removed%5) * 100 * time.Microsecond)
 			if os.Remove(path) == nil {
 				removed++
 			}
@@ -273,7 +278,8 @@ func TestRemoveStaleTemps(t *testing.T) {
 		}
 	}
 	if entries, err := os.ReadDir(d.Path()); err != nil || len(entries) != 7 {
-		t.Fatalf("%d entries are left, %v; want f, l, h's, the folder and three that look similar", len(entries), err)
+		t.Fatalf("%d entries are left, %v; want f, l, h's, the folder and three that look similar",
+			len(entries), err)
 	}
 	unlock(t, l)
 	_, err := l.RemoveStaleTemps("f")

@@ -3,44 +3,28 @@
 
 package fsafe
 
-import (
-	"errors"
-	"io/fs"
-	"os"
-)
+import "os"
 
-// This file is for files that grow and are renamed when they are large: logs.
+// This file has the methods for files that grow and are renamed when they are large: logs.
 
-// OpenRead opens an existing file to be read while others append to it. The handle is the caller's.
+// OpenRead opens an existing file for reading while others append to it. The caller owns the
+// handle.
 func (d *Dir) OpenRead(name string) (*os.File, error) {
-	if err := d.ready("open", name); err != nil {
-		return nil, err
-	}
-	f, err := d.openPrivate(name, os.O_RDONLY)
-	if err != nil {
-		return nil, d.fail("open", name, err)
-	}
-	return f, nil
+	return d.open("open", name, os.O_RDONLY, d.openPrivate)
 }
 
-// IsNamed reports whether name still names the file that is open as f: false when it was renamed, removed or replaced.
+// IsNamed reports whether name still names the file that is open as f. It does not if the file was
+// renamed, removed or replaced.
 func (d *Dir) IsNamed(f *os.File, name string) (bool, error) {
 	if err := d.ready("stat", name); err != nil {
 		return false, err
 	}
-	mine, err := f.Stat()
-	if err != nil {
-		return false, d.fail("stat", name, err)
-	}
-	named, err := d.root.Lstat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil && os.SameFile(mine, named), d.fail("stat", name, err)
+	_, named, err := d.Current(f, name)
+	return named, err
 }
 
-// Rename gives a file another name in the folder, and replaces what has that name already. [ErrNotDurable] says that it
-// was renamed all the same.
+// Rename gives a file another name in the folder, and replaces a file that has that name.
+// [ErrNotDurable] says that the file was renamed all the same.
 func (d *Dir) Rename(from, to string) error {
 	for _, name := range []string{from, to} {
 		if err := d.ready("rename", name); err != nil {
@@ -53,7 +37,7 @@ func (d *Dir) Rename(from, to string) error {
 	return d.fail("rename", from, d.settle())
 }
 
-// Names lists what is in the folder, of whatever kind, in no order.
+// Names lists the names in the folder, of any kind and in no order.
 func (d *Dir) Names() ([]string, error) {
 	dir, err := d.root.Open(".")
 	if err != nil {

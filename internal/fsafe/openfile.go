@@ -11,25 +11,18 @@ import (
 	"time"
 )
 
-// This file is for a file that several processes keep open and write, each while it holds the lock
-// on the file itself. [Dir.Lock] costs some 24 µs, most of it for opening its file; this one is
-// taken on what is open already.
+// This file has the methods for a file that several processes keep open and write. Each of them
+// writes while it holds the lock on the open file. [Dir.Lock] costs some 24 µs, most of it for
+// opening its file; the lock on an open file does not.
 
-// OpenShared opens a file to be read and written at any place, and makes it, empty and with mode
-// 0600, where there is none. The handle is the caller's.
+// OpenShared opens a file for reading and writing at any place, and makes an empty one with mode
+// 0600 if there is none. The caller owns the handle.
 func (d *Dir) OpenShared(name string) (*os.File, error) {
-	if err := d.ready("open", name); err != nil {
-		return nil, err
-	}
-	f, err := d.openOrCreate(name, os.O_RDWR)
-	if err != nil {
-		return nil, d.fail("open", name, err)
-	}
-	return f, nil
+	return d.open("open", name, os.O_RDWR, d.openOrCreate)
 }
 
-// Current returns the size of the file that is open as f, and whether name still names it: it does
-// not once the file was renamed, removed or replaced.
+// Current returns the size of the file that is open as f, and whether name still names it. It does
+// not if the file was renamed, removed or replaced.
 func (d *Dir) Current(f *os.File, name string) (size int64, named bool, err error) {
 	mine, err := f.Stat()
 	if err != nil {
@@ -50,9 +43,9 @@ const (
 	fileLockLast  = 5 * time.Millisecond
 )
 
-// LockFile takes the lock on an open file, which no other handle then has, in whatever process.
-// After wait the error is [ErrLocked]. The kernel lets go of it when the file is closed or the
-// process ends. Whoever has the lock asks [Dir.Current] whether it is still the right file.
+// LockFile takes the lock on an open file. No other handle of any process can then have it. After
+// wait the error is [ErrLocked]. The kernel releases the lock when the file is closed or the
+// process ends. The holder of the lock asks [Dir.Current] whether this is still the right file.
 func LockFile(f *os.File, wait time.Duration) error {
 	deadline := time.Now().Add(wait)
 	for delay := fileLockFirst; ; delay = min(2*delay, fileLockLast) {
@@ -70,7 +63,7 @@ func LockFile(f *os.File, wait time.Duration) error {
 	}
 }
 
-// UnlockFile lets go of what [LockFile] took.
+// UnlockFile releases the lock of [LockFile].
 func UnlockFile(f *os.File) error {
 	if err := unlockFile(f); err != nil {
 		return &fs.PathError{Op: "unlock", Path: f.Name(), Err: err}
@@ -78,7 +71,7 @@ func UnlockFile(f *os.File) error {
 	return nil
 }
 
-// RemoveTemps is [Lock.RemoveStaleTemps] for files that another lock guards. The caller has that
+// RemoveTemps is [Lock.RemoveStaleTemps] for files that another lock guards. The caller holds that
 // lock.
 func (d *Dir) RemoveTemps(files ...string) (int, error) {
 	names, err := d.Names()

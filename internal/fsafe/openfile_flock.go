@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryLockFile returns false and no error when it is to be tried again.
+// tryLockFile returns false and no error if the caller has to try again.
 func tryLockFile(f *os.File) (bool, error) {
 	err := flockFile(f, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EINTR) {
@@ -30,7 +30,7 @@ func flockFile(f *os.File, how int) error {
 	}
 	cerr := conn.Control(func(fd uintptr) { err = unix.Flock(int(fd), how) })
 	if cerr != nil {
-		return os.ErrClosed // the one reason there is
+		return os.ErrClosed // the only error of Control
 	}
 	return err
 }

@@ -33,7 +33,8 @@ func TestLockFile(t *testing.T) {
 		for _, wait := range []time.Duration{0, time.Millisecond} {
 			wantErr(t, LockFile(two, wait), ErrLocked)
 		}
-		if _, err := two.WriteAt([]byte("x"), 0); err != nil { // the lock keeps out only those who take it
+		// the lock keeps out only those who take it
+		if _, err := two.WriteAt([]byte("x"), 0); err != nil {
 			t.Error(err)
 		}
 		if err := UnlockFile(one); err != nil {
@@ -83,7 +84,8 @@ func TestCurrent(t *testing.T) {
 	f = openShared(t, d)
 	want("opened again", 7, true)
 	if runtime.GOOS != "windows" {
-		if err := os.Rename(filepath.Join(d.Path(), "f"), filepath.Join(d.Path(), "g")); err != nil {
+		if err := os.Rename(filepath.Join(d.Path(), "f"),
+			filepath.Join(d.Path(), "g")); err != nil {
 			t.Fatal(err)
 		}
 		want("renamed", 7, false)

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// The lock is on a byte that no file has: on Windows others could neither read nor write what is
-// locked.
+// lockedByte is the high half of the offset of the locked byte. No file is that large: on Windows
+// others can neither read nor write the bytes that are locked.
 const lockedByte = 1 << 30 // times 2^32
 
-// tryLockFile returns false and no error when it is to be tried again.
+// tryLockFile returns false and no error if the caller has to try again.
 func tryLockFile(f *os.File) (bool, error) {
 	err := withHandle(f, func(h windows.Handle, at *windows.Overlapped) error {
 		const now = windows.LOCKFILE_EXCLUSIVE_LOCK | windows.LOCKFILE_FAIL_IMMEDIATELY
@@ -41,7 +41,7 @@ func withHandle(f *os.File, do func(windows.Handle, *windows.Overlapped) error) 
 		err = do(windows.Handle(fd), &windows.Overlapped{OffsetHigh: lockedByte})
 	})
 	if cerr != nil {
-		return os.ErrClosed // the one reason there is
+		return os.ErrClosed // the only error of Control
 	}
 	return err
 }

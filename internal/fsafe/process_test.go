@@ -20,6 +20,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 const (
@@ -55,33 +57,18 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// command is a child that is not started yet. It is killed when the test ends.
+// command returns a child that is not started yet.
 func command(t *testing.T, name, dir string) *exec.Cmd {
 	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, exe)
-	cmd.Env = append(os.Environ(), childVar+"="+name, dirVar+"="+dir)
-	cmd.Stderr = os.Stderr
-	return cmd
+	return testkit.Child(t, []string{childVar + "=" + name, dirVar + "=" + dir})
 }
 
 // start starts a child and returns its output.
 func start(t *testing.T, name, dir string) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
 	cmd := command(t, name, dir)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	return cmd, bufio.NewReader(out)
+	_, out := testkit.StartChild(t, cmd)
+	return cmd, out
 }
 
 // whole makes a version of a file of which every part can be told from every other version.
@@ -256,7 +243,11 @@ func dieAt(d *Dir, step string) error {
 	}
 	switch step {
 	case "write":
-		d.ops.write = func(f *os.File, b []byte) (int, error) { f.Write(b[:len(b)/2]); die(); return 0, nil }
+		d.ops.write = func(f *os.File, b []byte) (int, error) {
+			f.Write(b[:len(b)/2])
+			die()
+			return 0, nil
+		}
 	case "sync":
 		d.ops.sync = func(*os.File) error { die(); return nil }
 	case "rename":
@@ -268,12 +259,14 @@ func dieAt(d *Dir, step string) error {
 }
 
 func TestKilledAtEachStep(t *testing.T) {
-	for step, want := range map[string]string{"write": "old", "sync": "old", "rename": "old", "syncDir": "new contents"} {
+	for step, want := range map[string]string{"write": "old", "sync": "old", "rename": "old",
+		"syncDir": "new contents"} {
 		d := newDir(t)
 		write(t, d, "f", "old")
 		cmd := command(t, step, d.Path())
 		err := cmd.Run()
-		if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.Exited() && exit.ExitCode() == 0 {
+		if exit := new(exec.ExitError); !errors.As(err, &exit) ||
+			exit.Exited() && exit.ExitCode() == 0 {
 			t.Fatalf("%s: the child was to die: %v", step, err)
 		}
 		wantFile(t, d, "f", want)
@@ -299,14 +292,16 @@ func childSaver(d *Dir) error {
 		return err
 	}
 	for i := 1; ; i++ {
-		if err := d.WriteFile("f", append(whole(i), strconv.AppendInt([]byte{'\n'}, int64(i), 10)...)); err != nil {
+		if err := d.WriteFile("f", append(whole(i),
+			strconv.AppendInt([]byte{'\n'}, int64(i), 10)...)); err != nil {
 			return err
 		}
 		fmt.Println(i)
 	}
 }
 
-// TestKilledSaver kills a process that saves in a loop, at random moments: what it reported is there.
+// TestKilledSaver kills a process that saves in a loop, at random moments: what it reported is
+// there.
 func TestKilledSaver(t *testing.T) {
 	d := newDir(t)
 	seed := rand.Uint64()
@@ -317,7 +312,8 @@ func TestKilledSaver(t *testing.T) {
 		if _, err := out.Peek(1); err != nil { // it has begun
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(rng.IntN(15_000)) * time.Microsecond) // real time: this is about processes
+		// real time: this is about processes
+		time.Sleep(time.Duration(rng.IntN(15_000)) * time.Microsecond)
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -338,7 +334,8 @@ func TestKilledSaver(t *testing.T) {
 		cut := bytes.LastIndexByte(data, '\n')
 		saved, err := strconv.Atoi(string(data[cut+1:]))
 		if err != nil || checkWhole(data[:cut]) != nil || saved != reported && saved != reported+1 {
-			t.Fatalf("seed %d: reported %d, found %d, %v, %v", seed, reported, saved, err, checkWhole(data[:cut]))
+			t.Fatalf("seed %d: reported %d, found %d, %v, %v", seed, reported, saved, err,
+				checkWhole(data[:cut]))
 		}
 	}
 	l := lock(t, d)

@@ -11,16 +11,17 @@ import (
 	"path/filepath"
 )
 
-// maxLooked is how many entries of a refused folder are looked at; one with more counts as shared.
+// maxLooked bounds the entries of a refused folder that ownFolder looks at. A folder with more
+// counts as shared.
 const maxLooked = 1000
 
-// ownFolder reports whether a refused folder is the current user's alone, so that a command which
-// takes it away from all others harms nobody: nothing is in it that others may use. It looks by
-// name, which is good enough for the words of a refusal.
+// ownFolder reports whether a refused folder is used by the current user alone. Then a command that
+// takes the folder away from all others harms nobody. It looks by name, which is good enough for
+// the text of a refusal.
 //
-// An empty folder says nothing about who needs it. It counts as the user's own if he owns it and it
-// does not stand where systems have theirs, at the top or one level below, such as /mnt and
-// /var/opt.
+// An empty folder does not show who needs it. It counts as the user's own if the user owns it and
+// it does not stand where systems have their folders, at the top or one level below, such as /mnt
+// and /var/opt.
 func ownFolder(path string, owned bool, ownEntry func(path string, fi fs.FileInfo) bool) bool {
 	if depth(path) < 2 {
 		return false
@@ -47,7 +48,7 @@ func ownFolder(path string, owned bool, ownEntry func(path string, fi fs.FileInf
 	return true
 }
 
-// depth is how many folders lead to an absolute path, with itself: 0 for the top.
+// depth returns how many elements an absolute path has: 0 for the top.
 func depth(path string) int {
 	n := 0
 	for parent := filepath.Dir(path); parent != path; parent = filepath.Dir(path) {
@@ -57,9 +58,9 @@ func depth(path string) int {
 	return n
 }
 
-// MissingFirst is err, the refusal of a folder, unless the file at path, which the caller wants
-// from that folder, does not exist: then that is the error, since nobody has to fix a folder that
-// was named by mistake.
+// MissingFirst returns err, the refusal of a folder, unless the file at path, which the caller
+// wants from that folder, does not exist. Then it returns that error, since nobody has to fix a
+// folder that was named by mistake.
 func MissingFirst(path string, err error) error {
 	if !errors.Is(err, ErrInsecurePermissions) {
 		return err

@@ -52,8 +52,9 @@ func TestAdviceForFolders(t *testing.T) {
 	}
 	sub := func(mode fs.FileMode) func(string) error {
 		return func(dir string) error {
-			return errors.Join(os.Mkdir(filepath.Join(dir, "d"), 0o700), os.Chmod(filepath.Join(dir, "d"),
-				mode))
+			return errors.Join(os.Mkdir(filepath.Join(dir, "d"), 0o700),
+				os.Chmod(filepath.Join(dir, "d"),
+					mode))
 		}
 	}
 	nothing := func(string) error { return nil }
@@ -82,15 +83,18 @@ func TestAdviceForFolders(t *testing.T) {
 			return os.Symlink("x",
 				filepath.Join(dir, "l"))
 		}, -1, false, true},
-		"sticky":                            {0o777 | fs.ModeSticky, nothing, -1, false, true},
-		"sticky, with a file of its own":    {0o777 | fs.ModeSticky, file(0o600, -1), -1, false, true},
-		"for a group":                       {0o775 | fs.ModeSetgid, file(0o600, -1), -1, false, true},
+		"sticky": {0o777 | fs.ModeSticky, nothing, -1, false, true},
+		"sticky, with a file of its own": {0o777 | fs.ModeSticky, file(0o600, -1), -1, false,
+			true},
+		"for a group": {0o775 | fs.ModeSetgid, file(0o600, -1), -1, false,
+			true},
 		"more files than are looked at":     {0o755, many, -1, false, true},
 		"another user's file":               {0o755, file(0o600, 65534), -1, true, true},
 		"another user's, empty":             {0o755, nothing, 65534, true, true},
 		"another user's, with his file":     {0o700, file(0o600, 65534), 65534, true, true},
 		"another user's, with only my file": {0o700, file(0o600, -1), 65534, true, false},
-		"another user's, sticky":            {0o777 | fs.ModeSticky, file(0o600, -1), 65534, true, true},
+		"another user's, sticky": {0o777 | fs.ModeSticky, file(0o600, -1), 65534, true,
+			true},
 	} {
 		t.Run(what, func(t *testing.T) {
 			if c.root && os.Geteuid() != 0 {
@@ -119,7 +123,8 @@ func TestAdviceForFolders(t *testing.T) {
 // TestAdviceForSystemFolders: what stands at the top, or one level below and empty, is not one's
 // own.
 func TestAdviceForSystemFolders(t *testing.T) {
-	for _, path := range []string{"/", "/tmp", "/var", "/usr", "/etc", "/var/log", "/var/tmp", "/mnt",
+	for _, path := range []string{"/", "/tmp", "/var", "/usr", "/etc", "/var/log", "/var/tmp",
+		"/mnt",
 		"/srv", "/opt", "/dev", "/var/opt", "/usr/src"} {
 		fi, err := os.Lstat(path)
 		if err != nil || !fi.IsDir() {

@@ -1,6 +1,6 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package harden changes the whole process, when the program asks for it: it makes its memory harder to
-// read for other processes, and overwrites what the heap has free.
+// Package harden changes the whole process, at the request of the program: it makes the memory of
+// the process harder to read for other processes, and overwrites free memory of the heap.
 package harden

@@ -11,7 +11,8 @@ import (
 	"runtime"
 )
 
-// Process does what the root's HardenProcess says.
+// Process turns core dumps off. It cannot keep other processes from reading this one, and returns
+// an error that says so.
 func Process() error {
 	if err := disableCoreDumps(); err != nil {
 		return err
@@ -20,8 +21,9 @@ func Process() error {
 		runtime.GOOS, errors.ErrUnsupported)
 }
 
-// Dumpable reports that others of the same user may read this process: here nothing keeps them out.
+// Dumpable reports whether other processes of the same user can read this one. On this system
+// nothing keeps them from it.
 func Dumpable() bool { return true }
 
-// CoreDumpsOff reports that a crash writes no core.
+// CoreDumpsOff reports whether a crash writes no core dump.
 func CoreDumpsOff() bool { return coreLimitIsZero() }

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disableCoreDumps lowers the hard limit too: nobody but root can undo it.
+// disableCoreDumps also lowers the hard limit: only root can undo that.
 func disableCoreDumps() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("sealedchat: RLIMIT_CORE: %w", err)
@@ -19,6 +19,7 @@ func disableCoreDumps() error {
 	return nil
 }
 
+// coreLimitIsZero reports whether RLIMIT_CORE allows no core dump.
 func coreLimitIsZero() bool {
 	var r unix.Rlimit
 	return unix.Getrlimit(unix.RLIMIT_CORE, &r) == nil && r.Cur == 0

@@ -8,13 +8,15 @@ import (
 	"fmt"
 )
 
-// Process does what the root's HardenProcess says.
+// Process does nothing on Windows, and returns an error that says so.
 func Process() error {
-	return fmt.Errorf("sealedchat: nothing was done to harden the process, on Windows: %w", errors.ErrUnsupported)
+	return fmt.Errorf("sealedchat: nothing was done to harden the process, on Windows: %w",
+		errors.ErrUnsupported)
 }
 
-// Dumpable reports that others of the same user may read this process: here nothing keeps them out.
+// Dumpable reports whether other processes of the same user can read this one. On this system
+// nothing keeps them from it.
 func Dumpable() bool { return true }
 
-// CoreDumpsOff reports that a crash writes no core.
+// CoreDumpsOff reports whether a crash writes no core dump.
 func CoreDumpsOff() bool { return false }

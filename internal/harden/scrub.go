@@ -10,17 +10,17 @@ import (
 	"sync"
 )
 
-// scrubbing lets one scrub run at a time: a scrub changes the collector's percentage and the number
-// of processors, which are the process's, and sets them back.
+// scrubbing lets one scrub run at a time. A scrub changes two settings of the process, the
+// percentage of the garbage collector and the number of processors, and sets them back.
 var scrubbing sync.Mutex
 
 const (
-	scrubPerClass = 64 << 10 // bytes of each size class that a scrub overwrites at a time
-	scrubMost     = 8 << 20  // and at most
+	scrubPerClass = 64 << 10 // bytes of a size class that a scrub overwrites at a time
+	scrubMost     = 8 << 20  // bytes of a size class that a scrub overwrites at most
 	scrubStack    = 96 << 10 // bytes of stack that a scrub overwrites
 )
 
-// scrubClasses are the sizes of small objects in this runtime, in bytes.
+// scrubClasses returns the sizes of small objects in this runtime, in bytes.
 func scrubClasses() []int {
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)
@@ -30,22 +30,23 @@ func scrubClasses() []int {
 			sizes = append(sizes, int(class.Size))
 		}
 	}
-	const step, last = 512, 32 << 10 // of the largest classes not all are listed
+	const step, last = 512, 32 << 10 // the runtime does not list all of the largest classes
 	for n := stats.BySize[len(stats.BySize)-1].Size/step*step + step; n <= last; n += step {
 		sizes = append(sizes, int(n))
 	}
 	return sizes
 }
 
-// Scrub does what the root's ScrubHeap says.
+// Scrub collects garbage, overwrites the free memory of the heap as far as it can reach it, and
+// gives free memory back to the system. Only one Scrub runs at a time.
 func Scrub() {
 	scrubbing.Lock()
 	defer scrubbing.Unlock()
 	percent := debug.SetGCPercent(-1)
 	defer debug.SetGCPercent(percent)
 	defer onOneProcessor()()
-	runtime.GC()  // what had a finalizer or lay in a sync.Pool is garbage after this one
-	for range 2 { // what another goroutine had in use the first time may be free now
+	runtime.GC()  // objects with finalizers and those in a sync.Pool are garbage after this
+	for range 2 { // memory that another goroutine used the first time may be free now
 		runtime.GC()
 		overwriteFree()
 	}
@@ -53,10 +54,10 @@ func Scrub() {
 	onFreshStack(debug.FreeOSMemory)
 }
 
-// onFreshStack moves this goroutine to a stack of 256 KiB, whose pages the system has just given,
-// clears the free part of it, and runs f: stacks are made of whatever the heap has free, and keep what
-// was there where nothing is written. The weight keeps the collector from moving the stack on, and f
-// gives the one before back to the system.
+// onFreshStack moves this goroutine to a stack of 256 KiB whose pages are fresh from the system,
+// clears the free part of that stack, and runs f. Stacks are made from free memory of the heap, and
+// keep its old contents where nothing is written. The weight keeps the garbage collector from
+// moving the stack on, and f gives the old stack back to the system.
 //
 //go:noinline
 func onFreshStack(f func()) {
@@ -66,20 +67,22 @@ func onFreshStack(f func()) {
 	runtime.KeepAlive(&weight)
 }
 
-// onOneProcessor has one processor (of the scheduler's) do everything until restore is called. Each
-// has some free memory that only goroutines on it get; the memory of the others goes back to all.
+// onOneProcessor lets a single processor of the scheduler run everything until restore is called.
+// Each processor has some free memory that only its goroutines get; the memory of the others
+// becomes free for all.
 func onOneProcessor() (restore func()) {
 	before := runtime.GOMAXPROCS(1)
 	return func() {
-		runtime.SetDefaultGOMAXPROCS() // which also goes on following the system's limits, as GOMAXPROCS does not
+		// unlike GOMAXPROCS, this also makes the runtime follow the limits of the system again
+		runtime.SetDefaultGOMAXPROCS()
 		if runtime.GOMAXPROCS(0) != before {
 			runtime.GOMAXPROCS(before)
 		}
 	}
 }
 
-// overwriteFree allocates zeroed objects where the free ones were, which the collector, being off,
-// does not take back meanwhile. Objects with pointers have memory of their own.
+// overwriteFree allocates zeroed objects in the places of free ones. The garbage collector is off
+// meanwhile, so it does not take them back. Objects with pointers have memory of their own.
 func overwriteFree() {
 	const word, headerless = 8, 512 // above 512 bytes an object with pointers has a word more
 	for _, size := range scrubClasses() {
@@ -92,8 +95,7 @@ func overwriteFree() {
 	}
 }
 
-// overwriteClass allocates objects of a size until there is no free one among those there were: then
-// the heap grows.
+// overwriteClass allocates objects of one size until no free one is left: then the heap grows.
 func overwriteClass(size int, allocate func()) {
 	for total := 0; total < scrubMost; total += scrubPerClass {
 		before := heapSpans()
@@ -106,7 +108,7 @@ func overwriteClass(size int, allocate func()) {
 	}
 }
 
-// heapSpans is how many bytes of the heap are set aside for objects, living and free.
+// heapSpans returns how many bytes of the heap hold objects, living and free.
 func heapSpans() (n uint64) {
 	s := []metrics.Sample{
 		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"},
@@ -120,7 +122,7 @@ func heapSpans() (n uint64) {
 	return n
 }
 
-// zeroed allocates on the heap, for the compiler does not see that nobody keeps the result.
+// zeroed allocates on the heap: the compiler cannot see that nobody keeps the result.
 //
 //go:noinline
 func zeroed[T any](n int) []T { return make([]T, n) }

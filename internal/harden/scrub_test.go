@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// Scrub leaves the collector's percentage as it was, however many run, and reaches every class of small
-// objects.
+// Scrub leaves the collector's percentage as it was, however many run, and reaches every class of
+// small objects.
 func TestScrub(t *testing.T) {
 	was := debug.SetGCPercent(77)
 	defer debug.SetGCPercent(was)

@@ -36,8 +36,15 @@ func Exchange(rt http.RoundTripper, req *http.Request, limit int64) (*Answer, er
 		return nil, err
 	}
 	defer resp.Body.Close()
+	return ReadAnswer(req.Context(), Describe(req), resp, limit)
+}
+
+// ReadAnswer reads the answer of the exchange what, as Exchange does. The caller closes its body.
+func ReadAnswer(
+	ctx context.Context, what string, resp *http.Response, limit int64,
+) (_ *Answer, err error) {
 	if resp.StatusCode != http.StatusOK {
-		return ReadFailure(req.Context(), resp)
+		return ReadFailure(ctx, resp)
 	}
 	a := &Answer{Status: resp.StatusCode, Header: resp.Header}
 	if a.Body, err = readBody(resp, limit); err != nil {
@@ -45,18 +52,25 @@ func Exchange(rt http.RoundTripper, req *http.Request, limit int64) (*Answer, er
 		if errors.Is(err, fault.ErrTooLarge) {
 			return nil, err
 		}
-		return nil, ExchangeError(req.Context(), Describe(req), err, true)
+		return nil, ExchangeError(ctx, what, err, true)
 	}
 	return a, nil
+}
+
+// RoundTrip makes an error of a RoundTripper that returns nothing. There is no http.Client around
+// it: redirects and cookies have no business here.
+func RoundTrip(rt http.RoundTripper, req *http.Request) (*http.Response, error) {
+	resp, err := rt.RoundTrip(req)
+	if err == nil && resp == nil {
+		return nil, errors.New("the RoundTripper returned nothing")
+	}
+	return resp, err
 }
 
 // Send returns when the header of the answer has come. The caller closes its body.
 func Send(rt http.RoundTripper, req *http.Request) (*http.Response, error) {
 	req.Header.Set("Accept-Encoding", "identity") // ciphertext does not compress
-	resp, err := rt.RoundTrip(req)                // no http.Client: no redirects, no cookies
-	if err == nil && resp == nil {
-		err = errors.New("the RoundTripper returned nothing")
-	}
+	resp, err := RoundTrip(rt, req)
 	if err != nil {
 		return nil, unsentError(req, ExchangeError(req.Context(), Describe(req), err, false))
 	}

@@ -16,6 +16,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
+// UserAgent is the User-Agent of both ends.
+const UserAgent = "sealedchat"
+
 // MaxRetryAfter bounds what a Retry-After header can say, so that no arithmetic on it overflows.
 const MaxRetryAfter = 365 * 24 * time.Hour
 

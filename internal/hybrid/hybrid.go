@@ -32,6 +32,31 @@ const (
 	ContentType     = "application/octet-stream"
 )
 
+// Tier names how well a server protects a request while it works on it.
+type Tier string
+
+// The tiers of the protocol, lowest first. The empty one leaves the choice to the server.
+const (
+	TierStandard Tier = "standard"
+	TierHigh     Tier = "high"
+	TierMaximum  Tier = "maximum"
+)
+
+// Rank orders the tiers; 0 is the empty tier, -1 an unknown one.
+func (t Tier) Rank() int {
+	switch t {
+	case "":
+		return 0
+	case TierStandard:
+		return 1
+	case TierHigh:
+		return 2
+	case TierMaximum:
+		return 3
+	}
+	return -1
+}
+
 // DataKeySize is the size of an AES-256 key in bytes.
 const DataKeySize = 32
 

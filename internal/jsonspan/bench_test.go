@@ -14,10 +14,14 @@ const mebibyte = 1 << 20
 func benchmarkTexts() map[string][]byte {
 	fill := func(s string) string { return strings.Repeat(s, 10*mebibyte/len(s)) }
 	return map[string][]byte{
-		"base64":  []byte(`{"ciphertext":"` + fill("QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY+") + `"}`),
-		"prose":   []byte(`{"content":"` + fill(`The quick brown fox, it is said, jumps over the lazy dog.\n`) + `"}`),
-		"unicode": []byte(`{"content":"` + fill(`Falsches Üben von Xylophonmusik quält jeden größeren Zwerg. 日本語も。`) + `"}`),
-		"chats":   []byte(`[` + fill(`{"role":"user","content":"Hello, \"you\"","n":[1,2.5,true,null]},`) + `1]`),
+		"base64": []byte(`{"ciphertext":"` + fill("QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY+") +
+			`"}`),
+		"prose": []byte(`{"content":"` +
+			fill(`The quick brown fox, it is said, jumps over the lazy dog.\n`) + `"}`),
+		"unicode": []byte(`{"content":"` +
+			fill(`Falsches Üben von Xylophonmusik quält jeden größeren Zwerg. 日本語も。`) + `"}`),
+		"chats": []byte(`[` +
+			fill(`{"role":"user","content":"Hello, \"you\"","n":[1,2.5,true,null]},`) + `1]`),
 	}
 }
 
@@ -52,7 +56,7 @@ func BenchmarkMembers(b *testing.B) {
 			b.SetBytes(int64(len(text)))
 			b.ReportAllocs()
 			for b.Loop() {
-				members, err := Members(text, 100)
+				members, err := checkedMembers(text, 100)
 				if err != nil {
 					b.Fatal(err)
 				}

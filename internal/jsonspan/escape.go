@@ -11,11 +11,12 @@ import (
 	"unicode/utf8"
 )
 
-// Unescape undoes the escapes of a valid JSON string's inside (the part between the quotes) and returns the result, which
-// is never longer than s. It writes over dst from its first byte on, not behind its length, and allocates only where dst's
-// capacity is less than len(s). dst may begin where s begins, or earlier in the same memory: then it works in place.
+// Unescape undoes the escapes in s, the part of a valid JSON string between the quotes. The result
+// is never longer than s. Unescape overwrites dst from its first byte, and allocates only if the
+// capacity of dst is less than len(s). dst may begin where s begins, or earlier in the same memory:
+// then Unescape works in place.
 //
-// A surrogate without its other half becomes U+FFFD. What is no valid escape stays as it is.
+// A surrogate without its other half becomes U+FFFD. Text that is no valid escape stays as it is.
 func Unescape(dst, s []byte) []byte {
 	if cap(dst) < len(s) {
 		dst = make([]byte, 0, len(s))
@@ -36,7 +37,7 @@ func Unescape(dst, s []byte) []byte {
 	}
 }
 
-// Text is what Unescape returns, as a string.
+// Text is Unescape with a string as its result.
 func Text(s []byte) string {
 	i := bytes.IndexByte(s, '\\')
 	if i < 0 {
@@ -59,11 +60,13 @@ func Text(s []byte) string {
 	return text.String()
 }
 
-// AppendString appends s as a JSON string, as encoding/json writes it without escapes for HTML: control characters, quotes,
-// backslashes, U+2028 and U+2029 are escaped, and what is not UTF-8 becomes U+FFFD.
+// AppendString appends s as a JSON string, as encoding/json writes it without escapes for HTML: it
+// escapes control characters, quotes, backslashes, U+2028 and U+2029, and replaces bytes that are
+// not UTF-8 by U+FFFD.
 func AppendString(dst []byte, s string) []byte {
 	dst = append(slices.Grow(dst, len(s)+len(`""`)), '"')
-	rare := !utf8.ValidString(s) || (strings.IndexByte(s, 0xe2) >= 0 && (strings.Contains(s, "\u2028") || strings.Contains(s, "\u2029")))
+	rare := !utf8.ValidString(s) || (strings.IndexByte(s, 0xe2) >= 0 &&
+		(strings.Contains(s, "\u2028") || strings.Contains(s, "\u2029")))
 	for rare && s != "" {
 		r, n := utf8.DecodeRuneInString(s)
 		switch {
@@ -82,8 +85,8 @@ func AppendString(dst []byte, s string) []byte {
 
 const hexDigits = "0123456789abcdef"
 
-// appendPlain appends the inside of a string that has only ASCII to escape. It copies first and looks then, since the copy
-// is memory that can be looked at eight bytes at a time.
+// appendPlain appends the inside of a string of which only ASCII characters need an escape. It
+// copies first and then looks for them in the copy, eight bytes at a time.
 func appendPlain(dst []byte, s string) []byte {
 	const least = 64
 	for most := len(s); s != ""; {
@@ -97,11 +100,13 @@ func appendPlain(dst []byte, s string) []byte {
 		}
 		c := dst[stop]
 		dst = appendEscape(dst[:stop], c)
-		s, most = s[stop-start+1:], max(least, 2*(stop-start)) // what is copied in vain stays in proportion
+		// this bounds how much is copied in vain
+		s, most = s[stop-start+1:], max(least, 2*(stop-start))
 	}
 	return dst
 }
 
+// appendEscape appends the escape of one ASCII character.
 func appendEscape(dst []byte, c byte) []byte {
 	switch c {
 	case '"', '\\':
@@ -120,7 +125,7 @@ func appendEscape(dst []byte, c byte) []byte {
 	return append(dst, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
 }
 
-// Equal reports whether a valid JSON string's inside (the part between the quotes) stands for s.
+// Equal reports whether inside, the part of a valid JSON string between the quotes, stands for s.
 func Equal(inside []byte, s string) bool {
 	if bytes.IndexByte(inside, '\\') < 0 {
 		return string(inside) == s
@@ -143,8 +148,8 @@ func Equal(inside []byte, s string) bool {
 	return s == ""
 }
 
-// escape decodes the escape that s, which begins with a backslash, begins with. It returns how many bytes of s that took:
-// 0 if there is none. Two escapes that make up a surrogate pair count as one.
+// escape decodes the escape at the beginning of s, which begins with a backslash. n is the length
+// of the escape, or 0 if there is no valid one. A surrogate pair of two escapes counts as one.
 func escape(s []byte) (r rune, n int) {
 	n = escapeLen(s)
 	if n == 0 {
@@ -177,7 +182,8 @@ func escape(s []byte) (r rune, n int) {
 	return utf8.RuneError, n
 }
 
-// escapeLen is the length of the one escape that s begins with: 2, 6, or 0 for none.
+// escapeLen returns the length of the single escape at the beginning of s: 2, 6, or 0 if there is
+// none.
 func escapeLen(s []byte) int {
 	if len(s) < 2 || s[0] != '\\' {
 		return 0
@@ -193,7 +199,7 @@ func escapeLen(s []byte) int {
 	return 0
 }
 
-// hex4 reads four hexadecimal digits; -1 if one of them is none.
+// hex4 decodes four hexadecimal digits. It returns -1 if one of them is not a digit.
 func hex4(s []byte) rune {
 	var r rune
 	for _, c := range s[:4] {

@@ -64,7 +64,8 @@ func FuzzValid(f *testing.F) {
 			} else if err != nil {
 				t.Fatal(err)
 			}
-		} else if maxDepth >= MaxDepth && err == nil || err != nil && !errors.Is(err, ErrSyntax) && !errors.Is(err, ErrDepth) {
+		} else if maxDepth >= MaxDepth && err == nil ||
+			err != nil && !errors.Is(err, ErrSyntax) && !errors.Is(err, ErrDepth) {
 			t.Fatalf("invalid: %v", err)
 		} else if err == nil {
 			t.Fatal("accepted, but not valid")
@@ -99,9 +100,10 @@ func FuzzMembers(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		fuzzElements(t, data)
 		var got []nameValue
-		members, err := Members(data, MaxDepth)
+		members, err := checkedMembers(data, MaxDepth)
 		for m := range members {
-			if data[m.Start] != '"' || !bytes.HasPrefix(data[m.Start+1:], m.Name) || !bytes.HasSuffix(data[:m.End], m.Value) {
+			if data[m.Start] != '"' || !bytes.HasPrefix(data[m.Start+1:], m.Name) ||
+				!bytes.HasSuffix(data[:m.End], m.Value) {
 				t.Fatalf("%q: the spans of %q are off", data, m.Name)
 			}
 			name := string(Unescape(nil, m.Name))
@@ -113,7 +115,8 @@ func FuzzMembers(f *testing.F) {
 			}
 			got = append(got, nameValue{name, string(m.Value)})
 		}
-		if object := json.Valid(data) && utf8.Valid(data) && KindOf(data) == Object; object != (err == nil) {
+		if object := json.Valid(data) && utf8.Valid(data) &&
+			KindOf(data) == Object; object != (err == nil) {
 			t.Fatalf("an object: %v, but %v", object, err)
 		}
 		if err != nil {
@@ -130,7 +133,7 @@ func FuzzMembers(f *testing.F) {
 
 func fuzzElements(t *testing.T, data []byte) {
 	var got []string
-	elements, err := Elements(data, MaxDepth)
+	elements, err := checkedElements(data, MaxDepth)
 	for e := range elements {
 		got = append(got, string(e))
 	}
@@ -139,7 +142,9 @@ func fuzzElements(t *testing.T, data []byte) {
 	if array != (err == nil) {
 		t.Fatalf("an array: %v, but %v", array, err)
 	}
-	if array && !slices.EqualFunc(got, want, func(a string, b json.RawMessage) bool { return a == string(b) }) {
+	if array && !slices.EqualFunc(got, want, func(a string, b json.RawMessage) bool {
+		return a == string(b)
+	}) {
 		t.Fatalf("got %q\nwant %q", got, want)
 	}
 }
@@ -155,8 +160,9 @@ func FuzzCut(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte, mask uint64) {
 		i := 0
 		drop := func(Member) bool { i++; return mask>>((i-1)%64)&1 != 0 }
-		got, err := Cut(nil, data, MaxDepth, drop)
-		if object := json.Valid(data) && utf8.Valid(data) && KindOf(data) == Object; object != (err == nil) {
+		got, err := checkedCut(nil, data, MaxDepth, drop)
+		if object := json.Valid(data) && utf8.Valid(data) &&
+			KindOf(data) == Object; object != (err == nil) {
 			t.Fatalf("an object: %v, but %v", object, err)
 		}
 		if err != nil {
@@ -191,7 +197,8 @@ func FuzzCut(f *testing.F) {
 		}
 		i = 0
 		own := bytes.Clone(data)
-		if inPlace, err := Cut(own[:0], own, MaxDepth, drop); err != nil || !bytes.Equal(inPlace, got) {
+		if inPlace, err := checkedCut(own[:0], own, MaxDepth, drop); err != nil ||
+			!bytes.Equal(inPlace, got) {
 			t.Fatalf("in place: %q, %v, want %q", inPlace, err, got)
 		}
 	})
@@ -199,7 +206,8 @@ func FuzzCut(f *testing.F) {
 
 func FuzzUnescape(f *testing.F) {
 	addTexts(func(s string) { f.Add([]byte(s)) })
-	for _, s := range []string{``, `\`, `\u`, `\u00`, `a\/b\u002b`, `\ud83d\ude00`, `\ud83d`, `\ude00\ud83d`, `\ud83d\ud83d\ude00`, `\ud83d\u0041`, `\\u0041`, `\x\n`, `é\u00e9\t`} {
+	for _, s := range []string{``, `\`, `\u`, `\u00`, `a\/b\u002b`, `\ud83d\ude00`, `\ud83d`,
+		`\ude00\ud83d`, `\ud83d\ud83d\ude00`, `\ud83d\u0041`, `\\u0041`, `\x\n`, `é\u00e9\t`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, s []byte) {
@@ -233,7 +241,8 @@ func FuzzUnescape(f *testing.F) {
 
 func FuzzAppendString(f *testing.F) {
 	addTexts(func(s string) { f.Add(s) })
-	for _, s := range []string{"", "\"", "\\", "/<>&", "\b\f\n\r\t\v\x00\x1f\x7f", "\u2028\u2029\u2027\ufffd", "\xff\xe2\x80", "\xe2\x80\xa8\xed\xa0\x80", "日本語 é 😀 – “x”",
+	for _, s := range []string{"", "\"", "\\", "/<>&", "\b\f\n\r\t\v\x00\x1f\x7f",
+		"\u2028\u2029\u2027\ufffd", "\xff\xe2\x80", "\xe2\x80\xa8\xed\xa0\x80", "日本語 é 😀 – “x”",
 		strings.Repeat("x", 63) + "\n" + strings.Repeat("y\n", 200) + strings.Repeat("z", 1000)} {
 		f.Add(s)
 	}

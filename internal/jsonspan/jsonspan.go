@@ -1,10 +1,11 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package jsonspan reads JSON where it lies. It checks a text once, as a whole and strictly (RFC 8259, valid UTF-8, no
-// byte order mark, nothing after the value, bounded nesting), and then hands out spans of it.
+// Package jsonspan reads JSON without copying it. [Valid] checks a text once, as a whole and
+// strictly (RFC 8259, valid UTF-8, no byte order mark, nothing after the value, bounded nesting).
+// The other functions then return spans of the checked text.
 //
-// It runs over memory that holds secrets: it makes no copies, allocates nothing, and its errors hold none of the text.
+// The text may hold secrets: the package makes no copies of it, and its errors hold none of it.
 // Functions are safe for concurrent use over memory that nobody writes.
 package jsonspan
 
@@ -13,7 +14,7 @@ import (
 	"iter"
 )
 
-// MaxDepth is the deepest nesting that can be asked for. A larger maxDepth counts as MaxDepth.
+// MaxDepth is the deepest nesting that a caller can allow. A larger maxDepth counts as MaxDepth.
 const MaxDepth = 10_000
 
 var (
@@ -21,8 +22,6 @@ var (
 	ErrSyntax = errors.New("jsonspan: not valid JSON")
 	// ErrDepth reports a value that nests deeper than allowed.
 	ErrDepth = errors.New("jsonspan: nested too deep")
-	// ErrKind reports valid JSON that is not the object, or the array, that was asked for.
-	ErrKind = errors.New("jsonspan: another kind of value")
 )
 
 // Kind is the type of a JSON value. The zero Kind is Null.
@@ -38,7 +37,8 @@ const (
 	Object
 )
 
-// KindOf tells the kind of a valid value by its first byte that is not white space. No value at all counts as Null.
+// KindOf returns the kind of a valid value, which its first byte after white space decides. An
+// empty text counts as Null.
 func KindOf(value []byte) Kind {
 	i := skipSpace(value, 0)
 	if i == len(value) {
@@ -59,13 +59,14 @@ func KindOf(value []byte) Kind {
 	return Number
 }
 
-// Valid reports whether data is one JSON value, nested maxDepth deep at most; a flat object or array has depth 1, and a
-// scalar 0. The error is ErrSyntax or ErrDepth, whichever comes first in the text.
+// Valid checks that data is one JSON value that nests at most maxDepth deep. A flat object or array
+// has depth 1, and a scalar has depth 0. The error is ErrSyntax or ErrDepth, whichever comes first
+// in the text.
 func Valid(data []byte, maxDepth int) error {
 	return check(data, maxDepth)
 }
 
-// Member is a member of an object: spans of the object's own memory.
+// Member is a member of an object. Name and Value are spans of the memory of the object.
 type Member struct {
 	Name  []byte // between the quotes, still escaped
 	Value []byte // exactly the value, without white space around it
@@ -77,59 +78,36 @@ type Member struct {
 // Is reports whether the member has this name, compared byte by byte after undoing the escapes.
 func (m Member) Is(name string) bool { return Equal(m.Name, name) }
 
-// Members walks the members of the object that data is, in their order, repeated names included. The whole text is
-// checked before it returns: after an error (ErrSyntax, ErrDepth or ErrKind) the sequence is empty.
+// MembersOf walks the members of an object in their order, repeated names included. The object must
+// be all or part of a text that Valid accepted. Another kind of value has no members.
 //
-// The loop may overwrite what it has been given so far, everything before the member's End, but not what comes after.
-//
-// The compiler puts the loop's own closure and the variables that it captures on the heap, since it cannot see through a
-// function of two results. Valid and then MembersOf is the same without that.
-func Members(data []byte, maxDepth int) (iter.Seq[Member], error) {
-	valid, err := checkKind(data, maxDepth, Object)
-	return MembersOf(valid), err
-}
-
-// Elements walks the elements of the array that data is, as Members does an object's members. Valid and then ElementsOf
-// is the same without allocation.
-func Elements(data []byte, maxDepth int) (iter.Seq[[]byte], error) {
-	valid, err := checkKind(data, maxDepth, Array)
-	return ElementsOf(valid), err
-}
-
-// MembersOf walks the members of an object as Members does, without checking it: the object must be all or part of a text
-// that was checked before. Another kind of value has no members.
+// The loop may overwrite everything before the End of the member that it was given, and nothing
+// after it.
 func MembersOf(valid []byte) iter.Seq[Member] {
 	return func(yield func(Member) bool) { walkMembers(valid, yield) }
 }
 
-// ElementsOf walks the elements of an array as Elements does, without checking it: the array must be all or part of a text
-// that was checked before. Another kind of value has no elements.
+// ElementsOf walks the elements of an array, as MembersOf walks the members of an object.
 func ElementsOf(valid []byte) iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) { walkElements(valid, yield) }
 }
 
-// Cut appends to dst the object that data is, without those of its own members for which drop returns true. A dropped
-// member takes the comma and the white space in front of it along; every other byte stays, in its order. The first member
-// that is kept stands where the first member stood.
+// CutOf appends to dst the object in valid, without those of its own members for which drop returns
+// true. The object must be all or part of a text that Valid accepted.
 //
-// dst grows once at most. It may be data[:0]: then the object is cut in place. After an error dst comes back as it was.
-func Cut(dst, data []byte, maxDepth int, drop func(Member) bool) ([]byte, error) {
-	if _, err := checkKind(data, maxDepth, Object); err != nil {
-		return dst, err
-	}
-	return CutOf(dst, data, drop), nil
-}
-
-// CutOf is Cut without the check: the object must be all or part of a text that was checked before.
+// A dropped member takes the comma and the white space before it along. Every other byte stays, in
+// its order. The first member that is kept stands where the first member stood.
+//
+// dst grows at most once. It may be valid[:0]: then CutOf works in place.
 func CutOf(dst, valid []byte, drop func(Member) bool) []byte {
 	if most := len(dst) + len(valid); cap(dst) < most {
 		dst = append(make([]byte, 0, most), dst...)
 	}
-	end, kept := 0, false // end of the member before
+	end, kept := 0, false // end of the previous member
 	for m := range MembersOf(valid) {
 		lead := valid[end:m.Start]
 		if end == 0 {
-			dst, lead = append(dst, lead...), nil // the brace: it stays in any case
+			dst, lead = append(dst, lead...), nil // the brace, which always stays
 		}
 		end = m.End
 		if drop(m) {

@@ -19,21 +19,33 @@ func nest(open, inner, closing string, n int) string {
 }
 
 var validTexts = []string{
-	`null`, `true`, `false`, `0`, `-0`, `7`, `-12`, `10.50`, `1e5`, `1E+5`, `1e-05`, `0.0e0`, `1e400`, `123456789012345678901234567890`,
-	`""`, `"a"`, `"\"\\\/\b\f\n\r\t"`, `"\u0000\uD83D\ude00\uabcd"`, `"\ud800"`, `"\udc00x\ud800\u0041"`, "\"\x7f\u0080\u2028\U0001F600\"",
-	`[]`, `{}`, " [ ] ", " { } ", "\t\r\n 1 \n\r\t", `[1,"a",null,true,[],{}]`, ` [ 1 , 2 ] `, `[[],[]]`, `[{},{}]`,
-	`{"a":1}`, `{"a":1,"a":2}`, `{"":""}`, " { \"a\" : [ { } ] , \"b\" : { \"c\" : null } } ", `{"a}":"]","b":"{\"[\\"}`,
+	`null`, `true`, `false`, `0`, `-0`, `7`, `-12`, `10.50`, `1e5`, `1E+5`, `1e-05`, `0.0e0`,
+	`1e400`, `123456789012345678901234567890`,
+	`""`, `"a"`, `"\"\\\/\b\f\n\r\t"`, `"\u0000\uD83D\ude00\uabcd"`, `"\ud800"`,
+	`"\udc00x\ud800\u0041"`, "\"\x7f\u0080\u2028\U0001F600\"",
+	`[]`, `{}`, " [ ] ", " { } ", "\t\r\n 1 \n\r\t", `[1,"a",null,true,[],{}]`, ` [ 1 , 2 ] `,
+	`[[],[]]`, `[{},{}]`,
+	`{"a":1}`, `{"a":1,"a":2}`, `{"":""}`, " { \"a\" : [ { } ] , \"b\" : { \"c\" : null } } ",
+	`{"a}":"]","b":"{\"[\\"}`,
 	`"0123456789abcdef0123456789abcdef"`, `"日本語、日本語、日本語"`,
 }
 
 var invalidTexts = []string{
-	``, ` `, "\xef\xbb\xbf1", "\xef\xbb\xbf{}", `nul`, `nulll`, `Null`, `tru`, `True`, `fals`, `falsey`, `NaN`, `Infinity`, `-Infinity`, `undefined`,
-	`+1`, `-`, `--1`, `01`, `-01`, `00`, `1.`, `.5`, `-.5`, `1.e5`, `1e`, `1e+`, `1e-`, `1ee5`, `1e5.5`, `0x10`, `1_000`, `1a`, `1 2`, `١`,
-	`"`, `"a`, `"\"`, `"\`, `"\x41"`, `"\'"`, `"\u"`, `"\u12"`, `"\u123"`, `"\u12g4"`, `"\u12G4"`, `"\u12/4"`, `"\u12:4"`, `"\u12@4"`, "\"\\u12`4\"", `"\U0041"`, `"\u 123"`, `"\ud83d\u12"`, `'a'`, "\"\n\"", "\"\x00\"", "\"\x1f\"",
-	`"01234567` + "\x1f" + `"`, `"a"b`, `"a" "b"`, "\"\xff\"", "\"\xc3\"", "\"\xed\xa0\x80\"", "\"\xc0\xaf\"", "\xff", "\"\xf4\x90\x80\x80\"",
-	`[`, `]`, `[1`, `[1,`, `[1,]`, `[,1]`, `[,]`, `[1 2]`, `[1:2]`, `[1}`, `[[]`, `[]]`, `[]1`, `["a"`, `[[1]}`, `["a":1]`,
-	`{`, `}`, `{"a"`, `{"a":`, `{"a":1`, `{"a":1,`, `{"a":1,}`, `{,}`, `{,"a":1}`, `{"a"}`, `{"a",1}`, `{"a"1}`, `{"a"::1}`, `{"a":1 "b":2}`, `{a:1}`, `{1:1}`, `{null:1}`,
-	`{"a":1]`, `{"a":[}`, `{"a":[1}]`, `{"a\`, `{"a\x":1}`, "{\"a\n\":1}", `{}{}`, `{} x`, `{"a":1}}`, `{"a":}`, `{"a":,"b":1}`, `[{"a":1]}`, `{[]:1}`, `{{}:1}`,
+	``, ` `, "\xef\xbb\xbf1", "\xef\xbb\xbf{}", `nul`, `nulll`, `Null`, `tru`, `True`, `fals`,
+	`falsey`, `NaN`, `Infinity`, `-Infinity`, `undefined`,
+	`+1`, `-`, `--1`, `01`, `-01`, `00`, `1.`, `.5`, `-.5`, `1.e5`, `1e`, `1e+`, `1e-`, `1ee5`,
+	`1e5.5`, `0x10`, `1_000`, `1a`, `1 2`, `١`,
+	`"`, `"a`, `"\"`, `"\`, `"\x41"`, `"\'"`, `"\u"`, `"\u12"`, `"\u123"`, `"\u12g4"`, `"\u12G4"`,
+	`"\u12/4"`, `"\u12:4"`, `"\u12@4"`, "\"\\u12`4\"", `"\U0041"`, `"\u 123"`, `"\ud83d\u12"`,
+	`'a'`, "\"\n\"", "\"\x00\"", "\"\x1f\"",
+	`"01234567` + "\x1f" + `"`, `"a"b`, `"a" "b"`, "\"\xff\"", "\"\xc3\"", "\"\xed\xa0\x80\"",
+	"\"\xc0\xaf\"", "\xff", "\"\xf4\x90\x80\x80\"",
+	`[`, `]`, `[1`, `[1,`, `[1,]`, `[,1]`, `[,]`, `[1 2]`, `[1:2]`, `[1}`, `[[]`, `[]]`, `[]1`,
+	`["a"`, `[[1]}`, `["a":1]`,
+	`{`, `}`, `{"a"`, `{"a":`, `{"a":1`, `{"a":1,`, `{"a":1,}`, `{,}`, `{,"a":1}`, `{"a"}`,
+	`{"a",1}`, `{"a"1}`, `{"a"::1}`, `{"a":1 "b":2}`, `{a:1}`, `{1:1}`, `{null:1}`,
+	`{"a":1]`, `{"a":[}`, `{"a":[1}]`, `{"a\`, `{"a\x":1}`, "{\"a\n\":1}", `{}{}`, `{} x`,
+	`{"a":1}}`, `{"a":}`, `{"a":,"b":1}`, `[{"a":1]}`, `{[]:1}`, `{{}:1}`,
 	"\v1", "\f1", "\u00a01", "1\x00", "/**/1", "1//", `{"a":1} /*x*/`, "\x1e{}", "data: {}",
 }
 
@@ -95,7 +107,7 @@ func TestValidExhaustive(t *testing.T) {
 	}
 }
 
-// Strings are scanned by the word: every byte at every place in one.
+// Strings are scanned eight bytes at a time: the test has every byte at every place of eight.
 func TestValidStringBytes(t *testing.T) {
 	for size := range 20 {
 		for at := range size {
@@ -116,10 +128,12 @@ func TestValidStringBytes(t *testing.T) {
 func TestValidDepth(t *testing.T) {
 	for _, test := range []struct {
 		text  string
-		depth int // the least that will do
+		depth int // the least that is enough
 	}{
-		{`1`, 0}, {`"[[["`, 0}, {`[]`, 1}, {`{}`, 1}, {`[1,2]`, 1}, {`{"a":1}`, 1}, {`[[],[]]`, 2}, {`{"a":{},"b":[]}`, 2}, {`[[],[[]],[]]`, 3},
-		{nest(`[`, ``, `]`, 100), 100}, {nest(`{"a":`, `1`, `}`, 100), 100}, {nest(`[{"a":`, `1`, `}]`, 70), 140},
+		{`1`, 0}, {`"[[["`, 0}, {`[]`, 1}, {`{}`, 1}, {`[1,2]`, 1}, {`{"a":1}`, 1}, {`[[],[]]`, 2},
+		{`{"a":{},"b":[]}`, 2}, {`[[],[[]],[]]`, 3},
+		{nest(`[`, ``, `]`, 100), 100}, {nest(`{"a":`, `1`, `}`, 100), 100},
+		{nest(`[{"a":`, `1`, `}]`, 70), 140},
 		{nest(`[`, ``, `]`, 63), 63}, {nest(`[`, ``, `]`, 64), 64}, {nest(`[`, `{}`, `]`, 64), 65},
 		{nest(`[`, `1`, `]`, MaxDepth), MaxDepth}, {nest(`{"":`, `1`, `}`, MaxDepth), MaxDepth},
 	} {
@@ -131,7 +145,8 @@ func TestValidDepth(t *testing.T) {
 				continue
 			}
 			err := Valid([]byte(test.text), less)
-			if scalar := test.depth == 0; scalar && err != nil || !scalar && !errors.Is(err, ErrDepth) {
+			if scalar := test.depth == 0; scalar && err != nil ||
+				!scalar && !errors.Is(err, ErrDepth) {
 				t.Errorf("%.20s at depth %d: %v", test.text, less, err)
 			}
 		}
@@ -154,7 +169,8 @@ func TestValidDepth(t *testing.T) {
 
 func TestKindOf(t *testing.T) {
 	for text, want := range map[string]Kind{
-		`null`: Null, ``: Null, ` `: Null, `true`: Bool, "\n false": Bool, `0`: Number, ` -1`: Number, `"true"`: String, "\t\r[]": Array, ` {}`: Object,
+		`null`: Null, ``: Null, ` `: Null, `true`: Bool, "\n false": Bool, `0`: Number,
+		` -1`: Number, `"true"`: String, "\t\r[]": Array, ` {}`: Object,
 	} {
 		if got := KindOf([]byte(text)); got != want {
 			t.Errorf("%q: kind %d, want %d", text, got, want)
@@ -174,7 +190,7 @@ func TestMembers(t *testing.T) {
 		`{"a\\":"\\","b\"":"\\\""}`:     `1-11 a\\="\\";12-24 b\"="\\\"";`,
 		`{"a":-1.5e3 ,"b":[ ]}`:         `1-11 a=-1.5e3;13-20 b=[ ];`,
 	} {
-		members, err := Members([]byte(text), 4)
+		members, err := checkedMembers([]byte(text), 4)
 		if err != nil {
 			t.Errorf("%q: %v", text, err)
 		}
@@ -197,9 +213,11 @@ func TestMembers(t *testing.T) {
 
 func TestElements(t *testing.T) {
 	for text, want := range map[string]string{
-		`[]`: "", " [ ] ": "", `[1]`: "1;", "\n[ 1 ,\"]\" , [ 2,3 ],{\"a\":[]}\t]\n": `1;"]";[ 2,3 ];{"a":[]};`, `[null,"\"",-1]`: `null;"\"";-1;`,
+		`[]`: "", " [ ] ": "", `[1]`: "1;",
+		"\n[ 1 ,\"]\" , [ 2,3 ],{\"a\":[]}\t]\n": `1;"]";[ 2,3 ];{"a":[]};`,
+		`[null,"\"",-1]`:                         `null;"\"";-1;`,
 	} {
-		elements, err := Elements([]byte(text), 2+1)
+		elements, err := checkedElements([]byte(text), 2+1)
 		if err != nil {
 			t.Errorf("%q: %v", text, err)
 		}
@@ -234,7 +252,7 @@ func TestElements(t *testing.T) {
 	}
 }
 
-// Nothing is yielded of a text that is wrong anywhere.
+// A text that is wrong anywhere yields nothing.
 func TestWalkErrors(t *testing.T) {
 	type test struct {
 		text   string
@@ -242,17 +260,20 @@ func TestWalkErrors(t *testing.T) {
 		array  error // of Elements
 	}
 	tests := []test{
-		{`null`, ErrKind, ErrKind}, {`1`, ErrKind, ErrKind}, {`"{}"`, ErrKind, ErrKind}, {` true`, ErrKind, ErrKind},
-		{`[]`, ErrKind, nil}, {`{}`, nil, ErrKind}, {`[{"a":1}]`, ErrKind, nil}, {`{"a":[1]}`, nil, ErrKind},
+		{`null`, errKind, errKind}, {`1`, errKind, errKind}, {`"{}"`, errKind, errKind},
+		{` true`, errKind, errKind},
+		{`[]`, errKind, nil}, {`{}`, nil, errKind}, {`[{"a":1}]`, errKind, nil},
+		{`{"a":[1]}`, nil, errKind},
 		{`{"a":1,"b":[[[[1]]]]}`, ErrDepth, ErrDepth}, {`[1,[[[[1]]]]]`, ErrDepth, ErrDepth},
-		{`{"a":1,"b":[1,]}`, ErrSyntax, ErrSyntax}, {`[1,{"a":01}]`, ErrSyntax, ErrSyntax}, {"{\"a\":1,\"b\":\"\xff\"}", ErrSyntax, ErrSyntax},
+		{`{"a":1,"b":[1,]}`, ErrSyntax, ErrSyntax}, {`[1,{"a":01}]`, ErrSyntax, ErrSyntax},
+		{"{\"a\":1,\"b\":\"\xff\"}", ErrSyntax, ErrSyntax},
 		{`{"a":1}{}`, ErrSyntax, ErrSyntax}, {`[1]]`, ErrSyntax, ErrSyntax},
 	}
 	for _, text := range invalidTexts {
 		tests = append(tests, test{text, ErrSyntax, ErrSyntax})
 	}
 	for _, test := range tests {
-		members, err := Members([]byte(test.text), 3)
+		members, err := checkedMembers([]byte(test.text), 3)
 		if !errors.Is(err, test.object) {
 			t.Errorf("Members(%q): %v, want %v", test.text, err, test.object)
 		}
@@ -261,7 +282,7 @@ func TestWalkErrors(t *testing.T) {
 				t.Errorf("Members(%q) yields %q after an error", test.text, m.Name)
 			}
 		}
-		elements, err := Elements([]byte(test.text), 3)
+		elements, err := checkedElements([]byte(test.text), 3)
 		if !errors.Is(err, test.array) {
 			t.Errorf("Elements(%q): %v, want %v", test.text, err, test.array)
 		}
@@ -276,7 +297,7 @@ func TestWalkErrors(t *testing.T) {
 // The loop may stop early, start again, and overwrite what it has been given.
 func TestWalkFreely(t *testing.T) {
 	data := []byte(`{"a":"x\ny" , "b":[1],"c":3}`)
-	members, err := Members(data, 3)
+	members, err := checkedMembers(data, 3)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,7 +317,7 @@ func TestWalkFreely(t *testing.T) {
 	}
 
 	data = []byte(`["x" , [1],3]`)
-	elements, err := Elements(data, 3)
+	elements, err := checkedElements(data, 3)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,18 +9,8 @@ import (
 	"unicode/utf8"
 )
 
-// checkKind returns data if it is a valid value of that kind, else nothing.
-func checkKind(data []byte, maxDepth int, kind Kind) ([]byte, error) {
-	if err := check(data, maxDepth); err != nil {
-		return nil, err
-	}
-	if KindOf(data) != kind {
-		return nil, ErrKind
-	}
-	return data, nil
-}
-
-// nesting remembers for every open container whether it is an object, in one bit each: no recursion, no allocation.
+// nesting remembers for every open container whether it is an object, in one bit each. So the
+// scanner needs no recursion and no allocation.
 type nesting [MaxDepth/64 + 1]uint64
 
 func (n *nesting) set(depth int, object bool) {
@@ -32,7 +22,8 @@ func (n *nesting) set(depth int, object bool) {
 
 func (n *nesting) isObject(depth int) bool { return n[depth/64]>>(depth%64)&1 != 0 }
 
-// check holds the whole grammar of values. UTF-8 is checked first and at once, so that the scanner sees only bytes.
+// check checks the whole grammar of values. It checks UTF-8 first and at once, so that the scanner
+// needs to look only at bytes.
 func check(data []byte, maxDepth int) error {
 	if !utf8.Valid(data) {
 		return ErrSyntax
@@ -92,6 +83,7 @@ func check(data []byte, maxDepth int) error {
 	}
 }
 
+// closing returns the bracket that closes an object or an array.
 func closing(object bool) byte {
 	if object {
 		return '}'
@@ -99,6 +91,7 @@ func closing(object bool) byte {
 	return ']'
 }
 
+// skipSpace returns the offset of the first byte from i on that is not white space.
 func skipSpace(data []byte, i int) int {
 	for i < len(data) && (data[i] == ' ' || data[i] == '\n' || data[i] == '\r' || data[i] == '\t') {
 		i++
@@ -123,6 +116,7 @@ func scanName(data []byte, i int) int {
 	return skipSpace(data, i+1)
 }
 
+// scanScalar scans a string, a number, true, false or null.
 func scanScalar(data []byte, i int) int {
 	switch data[i] {
 	case '"':
@@ -203,7 +197,8 @@ func scanString(data []byte, i int) int {
 	}
 }
 
-// skipPlain skips what stands for itself in a string: up to a quote, a backslash, a control character or the end.
+// skipPlain skips the characters of a string that stand for themselves. It stops at a quote, a
+// backslash, a control character or the end.
 func skipPlain(data []byte, i int) int {
 	if len(data)-i >= 8 { // most strings are short
 		if stop := stops(data[i:]); stop != 0 {
@@ -235,13 +230,13 @@ func skipPlain(data []byte, i int) int {
 	return i
 }
 
-// stops looks at eight bytes: the lowest bit that is set is the high bit of the first quote, backslash or control character;
-// none means that there is none.
+// stops looks at eight bytes for a quote, a backslash or a control character. The lowest bit that
+// is set in the result is the high bit of the first one of them; the result is 0 if there is none.
 func stops(s []byte) uint64 {
 	const ones, high = 0x0101010101010101, 0x8080808080808080
 	x := binary.LittleEndian.Uint64(s)
 	quote, slash := x^(ones*'"'), x^(ones*'\\')
-	// (x-ones)&^x has the high bit of the first zero byte of x set and none below it; with 0x20 in place of 1 the same
-	// goes for the first byte under 0x20.
+	// (x-ones)&^x has the high bit of the first zero byte of x set and none below it; with 0x20 in
+	// place of 1 the same goes for the first byte under 0x20.
 	return ((quote-ones)&^quote | (slash-ones)&^slash | (x-ones*0x20)&^x) & high
 }

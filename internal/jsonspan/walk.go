@@ -5,7 +5,7 @@ package jsonspan
 
 import "bytes"
 
-// The functions here walk over text that check has accepted, and rely on it.
+// The functions of this file walk over text that check has accepted. On other text they may panic.
 
 func walkMembers(data []byte, yield func(Member) bool) {
 	if KindOf(data) != Object {
@@ -69,6 +69,7 @@ func skipValue(data []byte, i int) int {
 	}
 }
 
+// endsScalar reports whether c cannot be part of a number or a word.
 func endsScalar(c byte) bool {
 	switch c {
 	case ',', ']', '}', ' ', '\n', '\r', '\t':

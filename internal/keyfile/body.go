@@ -16,7 +16,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
-// The most that a Body holds.
+// The most that a Body may hold.
 const (
 	MaxKeys       = 1_000
 	MaxPins       = 10_000
@@ -26,20 +26,21 @@ const (
 )
 
 const (
-	bodyVersion        = 1
-	bodyVersionConfigs = 2 // with a signer and configuration keys; a body without them stays one that older programs read
+	bodyVersion = 1
+	// a body with a signer and configuration keys; one without stays readable for older programs
+	bodyVersionConfigs = 2
 	dataKeySize        = 32
 	seedSize           = 32 // of a configuration key and of the signer
 )
 
-// State says what a private key is for.
+// State says how a private key is used.
 type State uint8
 
-// The states of a private key; values are those in the file.
+// The states of a private key. The values are those in the file.
 const (
-	Primary State = 1 // in use; at most one
-	Next    State = 2 // made ahead of time; at most one
-	Retired State = 3 // opens what was sealed before it was replaced
+	Primary State = 1 // in use; there is at most one
+	Next    State = 2 // made ahead of time; there is at most one
+	Retired State = 3 // replaced; it still opens messages that were sealed to it
 )
 
 func (s State) String() string {
@@ -54,15 +55,15 @@ func (s State) String() string {
 	return fmt.Sprintf("State(%d)", uint8(s))
 }
 
-// Entry is a private key and its life so far. Times are UTC in nanoseconds, from 1970 to
-// 2262; the zero Time is "not yet".
+// Entry is a private key with its dates. Times are UTC in nanoseconds, from 1970 to 2262. A zero
+// Time means that it has not happened yet.
 type Entry struct {
 	State                       State
 	Created, Activated, Retired time.Time
 	Key                         *RSAKey
 }
 
-// Pin is a server key that was trusted on first use, or accepted later.
+// Pin is the key of a server that was trusted on first use, or accepted later.
 type Pin struct {
 	Origin      string   // printable ASCII without spaces; unique among the pins
 	Fingerprint [32]byte // SHA-256 of the SubjectPublicKeyInfo
@@ -70,7 +71,7 @@ type Pin struct {
 	Accepted    time.Time // when the user accepted it in place of another; zero if never
 }
 
-// DataKey seals data at rest. The one with the highest generation is in use.
+// DataKey is a key for data at rest. The DataKey with the highest generation is in use.
 type DataKey struct {
 	Generation uint32 // ascending
 	Key        []byte // 32 bytes
@@ -85,23 +86,26 @@ type ConfigKey struct {
 	Created, Retired time.Time
 }
 
-// Body is the secret part of a keystore. After Open its secrets are spans of one buffer
-// that the Body owns; keys that the caller adds keep their own. Not safe for concurrent use.
+// Body is the secret part of a keystore. It is not safe for concurrent use.
+//
+// Invariant: after Open, the secrets are spans of one buffer, which the Body owns. Keys that the
+// caller adds keep buffers of their own.
 type Body struct {
-	Generation uint64    // of the file: one more with each save
+	Generation uint64    // of the file: each save adds one
 	Rotations  uint64    // how often the primary key was replaced
 	Rotated    time.Time // when that happened last
 	Keys       []Entry
 	Pins       []Pin
 	DataKeys   []DataKey
-	Signer     []byte      // seed of the Ed25519 key that vouches for configurations; nil if there is none
-	ConfigKeys []ConfigKey // in the order of their making; not without a Signer
+	// seed of the Ed25519 key that signs the list of key configurations; nil if there is none
+	Signer     []byte
+	ConfigKeys []ConfigKey // oldest first; none without a Signer
 
-	memory *locked.Buffer // nil when the caller put everything together
+	memory *locked.Buffer // nil if the caller made the Body
 }
 
-// Wipe clears every private key and data key, also those that were added, and empties the Body. Nothing that came from it
-// may be used any more: the memory is given back.
+// Wipe clears every private key and data key, those that the caller added included, and empties the
+// Body. Nobody may use anything that came from it any more, because its memory is gone.
 func (b *Body) Wipe() {
 	for _, e := range b.Keys {
 		if e.Key != nil {
@@ -121,19 +125,19 @@ func (b *Body) Wipe() {
 	*b = Body{}
 }
 
-// The body's form, all numbers big-endian:
+// The form of the body, all numbers big-endian:
 //
 //	version uint8, generation uint64, rotations uint64, rotated time
 //	keys     uint16 count, each: state uint8, three times, eight integers (uint16 length, bytes)
 //	pins     uint16 count, each: origin (uint16 length, bytes), fingerprint [32], two times
 //	dataKeys uint16 count, each: generation uint32, key [32], time
-//	in version 2 alone:
+//	only in version 2:
 //	signer [32]
 //	configs  uint16 count, each: id uint8, kem uint16, seed [32], two times
 //
-// A time is an int64 of nanoseconds since 1970, 0 for none.
+// A time is an int64 of nanoseconds since 1970, or 0 for none.
 
-// The sizes of the elements without what varies.
+// The sizes of the elements without the parts of variable length.
 const (
 	keyEntrySize     = 1 + 3*8 + 8*2
 	pinEntrySize     = 2 + 32 + 2*8
@@ -141,7 +145,7 @@ const (
 	configEntrySize  = 1 + 2 + seedSize + 2*8
 )
 
-// size is exact, so that marshal never outgrows a buffer with secrets in it.
+// size returns the exact encoded size, so that marshal never outgrows a buffer with secrets in it.
 func (b *Body) size() int {
 	n := 1 + 8 + 8 + 8 + 3*2
 	for _, e := range b.Keys {
@@ -227,7 +231,7 @@ func (b *Body) marshal(policy locked.Policy) (*locked.Buffer, error) {
 	return memory, nil
 }
 
-// parseBody takes ownership of memory, and destroys it if it fails.
+// parseBody takes ownership of memory, and destroys it on failure.
 func parseBody(memory *locked.Buffer) (*Body, error) {
 	b := &Body{memory: memory}
 	r := reader{s: memory.Bytes()}
@@ -240,7 +244,8 @@ func parseBody(memory *locked.Buffer) (*Body, error) {
 	b.Rotations = r.u64()
 	b.Rotated = r.time()
 	for range r.count(MaxKeys, keyEntrySize) {
-		e := Entry{State: State(r.u8()), Created: r.time(), Activated: r.time(), Retired: r.time(), Key: new(RSAKey)}
+		e := Entry{State: State(r.u8()), Created: r.time(), Activated: r.time(), Retired: r.time(),
+			Key: new(RSAKey)}
 		for _, field := range e.Key.fields() {
 			*field = r.bytes(int(r.u16()))
 		}
@@ -258,7 +263,8 @@ func parseBody(memory *locked.Buffer) (*Body, error) {
 	if version == bodyVersionConfigs {
 		b.Signer = r.bytes(seedSize)
 		for range r.count(MaxConfigKeys, configEntrySize) {
-			b.ConfigKeys = append(b.ConfigKeys, ConfigKey{r.u8(), r.u16(), r.bytes(seedSize), r.time(), r.time()})
+			b.ConfigKeys = append(b.ConfigKeys, ConfigKey{r.u8(), r.u16(), r.bytes(seedSize),
+				r.time(), r.time()})
 		}
 	}
 	if r.failed || !r.s.Empty() {
@@ -272,13 +278,13 @@ func parseBody(memory *locked.Buffer) (*Body, error) {
 	return b, nil
 }
 
-// reader reads the body; after a failure everything is zero.
+// reader decodes the body. Once failed is set, every value that it returns is zero.
 type reader struct {
 	s      cryptobyte.String
 	failed bool
 }
 
-// bytes returns a span of the body.
+// bytes returns the next n bytes, as a span of the body.
 func (r *reader) bytes(n int) []byte {
 	var out []byte
 	if r.failed || !r.s.ReadBytes(&out, n) {
@@ -293,8 +299,8 @@ func (r *reader) u16() uint16 { return binary.BigEndian.Uint16(r.bytes(2)) }
 func (r *reader) u32() uint32 { return binary.BigEndian.Uint32(r.bytes(4)) }
 func (r *reader) u64() uint64 { return binary.BigEndian.Uint64(r.bytes(8)) }
 
-// count reads a number of elements of at least size bytes, none if it is beyond most or
-// beyond what the rest of the body can hold.
+// count reads the number of elements, each of which has at least size bytes. A number that is
+// beyond most, or that the rest of the body cannot hold, is a failure.
 func (r *reader) count(most, size int) int {
 	n := int(r.u16())
 	if n > most || n > len(r.s)/size {
@@ -317,8 +323,8 @@ var (
 	maxTime = time.Unix(0, math.MaxInt64)
 )
 
-// validate checks what both a file and a caller may get wrong. Whether the integers of a
-// key belong together, RSAKey.PrivateKey checks.
+// validate checks rules that both a file and a caller may break. RSAKey.PrivateKey checks whether
+// the integers of a key belong together.
 func (b *Body) validate() error {
 	if len(b.Keys) > MaxKeys || len(b.Pins) > MaxPins || len(b.DataKeys) > MaxDataKeys {
 		return errors.New("too many keys, pins or data keys")
@@ -346,13 +352,17 @@ func (b *Body) validate() error {
 		states[e.State]++
 		times = append(times, e.Created, e.Activated, e.Retired)
 	}
-	if states[Primary]+states[Next]+states[Retired] != len(b.Keys) || states[Primary] > 1 || states[Next] > 1 {
+	if states[Primary]+states[Next]+states[Retired] != len(b.Keys) || states[Primary] > 1 ||
+		states[Next] > 1 {
 		return errors.New("an unknown state of a key, or more than one primary or next key")
 	}
 	clear(seen)
 	for _, p := range b.Pins {
-		if p.Origin == "" || len(p.Origin) > MaxOriginSize || strings.ContainsFunc(p.Origin, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			return errors.New("an origin that is none")
+		if p.Origin == "" || len(p.Origin) > MaxOriginSize ||
+			strings.ContainsFunc(p.Origin, func(r rune) bool {
+				return r <= ' ' || r > '~'
+			}) {
+			return errors.New("an origin that is empty, too long or not printable ASCII")
 		}
 		if seen[p.Origin] {
 			return errors.New("an origin is pinned twice")
@@ -362,7 +372,7 @@ func (b *Body) validate() error {
 	}
 	for i, d := range b.DataKeys {
 		if len(d.Key) != dataKeySize {
-			return errors.New("the length of a data key")
+			return errors.New("a data key that does not have 32 bytes")
 		}
 		if i > 0 && d.Generation <= b.DataKeys[i-1].Generation {
 			return errors.New("data key generations do not ascend")
@@ -382,19 +392,21 @@ func (b *Body) validate() error {
 	return nil
 }
 
+// validateConfigs checks the signer and the configuration keys, and returns the times of the
+// latter.
 func (b *Body) validateConfigs() (times []time.Time, err error) {
 	switch {
 	case b.Signer == nil && len(b.ConfigKeys) > 0:
 		return nil, errors.New("configuration keys without a signer")
 	case b.Signer != nil && len(b.Signer) != seedSize:
-		return nil, errors.New("the length of a seed")
+		return nil, errors.New("a seed that does not have 32 bytes")
 	case len(b.ConfigKeys) > MaxConfigKeys:
 		return nil, errors.New("too many configuration keys")
 	}
 	var seen [256]bool
 	for _, c := range b.ConfigKeys {
 		if len(c.Seed) != seedSize {
-			return nil, errors.New("the length of a seed")
+			return nil, errors.New("a seed that does not have 32 bytes")
 		}
 		if seen[c.ID] {
 			return nil, errors.New("a key id occurs twice")

@@ -21,9 +21,11 @@ func testConfigs(t testing.TB) *Body {
 	b := testBody(t)
 	b.Signer = bytes.Repeat([]byte{0xe1}, 32)
 	b.ConfigKeys = []ConfigKey{
-		{ID: 0xff, KEM: 0x647a, Seed: bytes.Repeat([]byte{0xc1}, 32), Created: testTime(11), Retired: testTime(12)},
+		{ID: 0xff, KEM: 0x647a, Seed: bytes.Repeat([]byte{0xc1}, 32), Created: testTime(11),
+			Retired: testTime(12)},
 		{ID: 0, KEM: 0x647a, Seed: bytes.Repeat([]byte{0xc2}, 32), Created: testTime(12)},
-		{ID: 1, KEM: 0xfff0, Seed: bytes.Repeat([]byte{0xc3}, 32), Created: testTime(12)}, // what a later version may add
+		// for an addition of a later version
+		{ID: 1, KEM: 0xfff0, Seed: bytes.Repeat([]byte{0xc3}, 32), Created: testTime(12)},
 	}
 	return b
 }
@@ -39,7 +41,8 @@ func TestConfigKeysRoundTrip(t *testing.T) {
 		"256 keys": func(b *Body) {
 			b.ConfigKeys = nil
 			for id := range 256 {
-				b.ConfigKeys = append(b.ConfigKeys, ConfigKey{ID: uint8(id), Seed: make([]byte, 32)})
+				b.ConfigKeys = append(b.ConfigKeys,
+					ConfigKey{ID: uint8(id), Seed: make([]byte, 32)})
 			}
 		},
 	} {
@@ -67,7 +70,8 @@ func TestConfigKeysRoundTrip(t *testing.T) {
 	}
 }
 
-// A body without these keys is written as before, so that older programs read it; one with them says that it is another.
+// A body without these keys is written as before, so that older programs read it; one with them
+// says that it is another.
 func TestConfigKeysBodyVersion(t *testing.T) {
 	for want, b := range map[byte]*Body{1: testBody(t), 2: testConfigs(t)} {
 		memory, err := b.marshal(locked.BestEffort)
@@ -83,13 +87,15 @@ func TestConfigKeysBodyVersion(t *testing.T) {
 
 func TestConfigKeysRefused(t *testing.T) {
 	for name, change := range map[string]func(*Body){
-		"no signer":          func(b *Body) { b.Signer = nil },
-		"an empty signer":    func(b *Body) { b.Signer = []byte{} },
-		"a short signer":     func(b *Body) { b.Signer = b.Signer[1:] },
-		"a long signer":      func(b *Body) { b.Signer = append(b.Signer, 0) },
-		"no seed":            func(b *Body) { b.ConfigKeys[0].Seed = nil },
-		"a short seed":       func(b *Body) { b.ConfigKeys[1].Seed = b.ConfigKeys[1].Seed[1:] },
-		"a long seed":        func(b *Body) { b.ConfigKeys[2].Seed = append(b.ConfigKeys[2].Seed, 0) },
+		"no signer":       func(b *Body) { b.Signer = nil },
+		"an empty signer": func(b *Body) { b.Signer = []byte{} },
+		"a short signer":  func(b *Body) { b.Signer = b.Signer[1:] },
+		"a long signer":   func(b *Body) { b.Signer = append(b.Signer, 0) },
+		"no seed":         func(b *Body) { b.ConfigKeys[0].Seed = nil },
+		"a short seed":    func(b *Body) { b.ConfigKeys[1].Seed = b.ConfigKeys[1].Seed[1:] },
+		"a long seed": func(b *Body) {
+			b.ConfigKeys[2].Seed = append(b.ConfigKeys[2].Seed, 0)
+		},
 		"an id twice":        func(b *Body) { b.ConfigKeys[2].ID = 0xff },
 		"too many":           func(b *Body) { b.ConfigKeys = slices.Repeat(b.ConfigKeys, 86) },
 		"made before 1970":   func(b *Body) { b.ConfigKeys[0].Created = time.Unix(-1, 0) },
@@ -139,7 +145,8 @@ func TestConfigKeysWiped(t *testing.T) {
 	b := testConfigs(t)
 	signer, seed := b.Signer, b.ConfigKeys[0].Seed
 	b.Wipe()
-	if !bytes.Equal(signer, make([]byte, 32)) || !bytes.Equal(seed, make([]byte, 32)) || b.Signer != nil || b.ConfigKeys != nil {
+	if !bytes.Equal(signer, make([]byte, 32)) || !bytes.Equal(seed, make([]byte, 32)) ||
+		b.Signer != nil || b.ConfigKeys != nil {
 		t.Error("something stayed behind")
 	}
 }

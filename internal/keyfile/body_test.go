@@ -96,7 +96,8 @@ func TestLargestBody(t *testing.T) {
 	if len(got.Keys) != MaxKeys || len(got.Pins) != MaxPins || len(got.DataKeys) != MaxDataKeys {
 		t.Error("something is missing")
 	}
-	huge := bytes.Repeat([]byte{0x7f}, 1024) // 1,000 keys of 8,191 bits with integers as long as these go past 16 MiB
+	// 1,000 keys of 8,191 bits with integers as long as these go past 16 MiB
+	huge := bytes.Repeat([]byte{0x7f}, 1024)
 	for i := range b.Keys {
 		c := *k
 		c.N = append(binary.BigEndian.AppendUint32(nil, 0x7f000000+uint32(i)), huge[4:]...)
@@ -109,7 +110,7 @@ func TestLargestBody(t *testing.T) {
 }
 
 func inLocked(b []byte) *locked.Buffer {
-	memory := locked.New(len(b))
+	memory, _ := locked.NewWith(locked.BestEffort, len(b))
 	copy(memory.Bytes(), b)
 	return memory
 }
@@ -141,7 +142,8 @@ func TestBodyCutAndCounts(t *testing.T) {
 		}
 	}
 	for _, version := range []byte{0, 3, 255} {
-		if _, err := parseBody(inLocked(append([]byte{version}, body[1:]...))); !errors.Is(err, ErrVersion) {
+		if _, err := parseBody(inLocked(append([]byte{version}, body[1:]...))); !errors.Is(err,
+			ErrVersion) {
 			t.Errorf("version %d: %v", version, err)
 		}
 	}
@@ -168,7 +170,8 @@ func TestBodyWipe(t *testing.T) {
 }
 
 func TestStateString(t *testing.T) {
-	for s, want := range map[State]string{Primary: "primary", Next: "next", Retired: "retired", 9: "State(9)"} {
+	for s, want := range map[State]string{Primary: "primary", Next: "next", Retired: "retired",
+		9: "State(9)"} {
 		if s.String() != want {
 			t.Errorf("%d is %q", s, s)
 		}

@@ -14,14 +14,13 @@ import (
 
 const (
 	aesKeySize = 32
-	// gcmOverhead is the nonce before and the tag after the ciphertext.
+	// gcmOverhead is the bytes of the nonce before the ciphertext and of the tag after it.
 	gcmOverhead = 12 + 16
 )
 
-// deriveGCM returns AES-256-GCM under a key derived from secret by HKDF-SHA256
-// (RFC 5869), with the random nonce at the head of each message. The other
-// constructors of GCM are not allowed where FIPS 140-3 mode is enforced.
-// wipe clears the derived key and the cipher's copies of it.
+// deriveGCM returns AES-256-GCM under a key that HKDF-SHA256 (RFC 5869) derives from secret. The
+// AEAD puts a random nonce at the head of each message, because enforced FIPS 140-3 mode does not
+// allow the other constructors of GCM. wipe clears the derived key and the cipher's copies of it.
 func deriveGCM(secret, salt []byte, info string) (aead cipher.AEAD, wipe func(), err error) {
 	key, err := hkdf.Key(sha256.New, secret, salt, info, aesKeySize)
 	if err != nil {
@@ -38,6 +37,20 @@ func deriveGCM(secret, salt []byte, info string) (aead cipher.AEAD, wipe func(),
 		return nil, nil, err
 	}
 	return aead, func() { erase.Wipe(block); erase.Wipe(aead) }, nil
+}
+
+// withGCM calls f with the AEAD of deriveGCM, and wipes it afterwards. f runs within erase.Do.
+func withGCM(secret, salt []byte, info string, f func(cipher.AEAD) error) (err error) {
+	erase.Do(func() {
+		aead, wipe, deriveErr := deriveGCM(secret, salt, info)
+		if deriveErr != nil {
+			err = deriveErr
+			return
+		}
+		defer wipe()
+		err = f(aead)
+	})
+	return err
 }
 
 // cbc encrypts or decrypts data in place with AES-CBC.

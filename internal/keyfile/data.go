@@ -4,11 +4,10 @@
 package keyfile
 
 import (
+	"crypto/cipher"
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
-
-	"github.com/seed-017344ad/sealedchat/internal/erase"
 )
 
 // Limits of sealed data.
@@ -26,19 +25,22 @@ const (
 	DataOverhead = dataHeaderSize + gcmOverhead
 )
 
-// SealData encrypts data under a label that OpenData must be given again. Each call derives
-// a key of its own from dataKey (32 bytes, of the given generation) by HKDF-SHA256 with a
-// fresh salt, so that no number of calls wears dataKey out. The result is
+// SealData encrypts data under a label. OpenData needs the same label. dataKey has 32 bytes and the
+// given generation. Each call derives a key of its own from dataKey by HKDF-SHA256 with a fresh
+// salt, so that no number of calls wears dataKey out. The result is
 //
-//	magic and version [5] ‖ generation uint32 ‖ salt [32] ‖ nonce [12] ‖ AES-256-GCM ciphertext ‖ tag [16]
+//	magic and version [5] ‖ generation uint32 ‖ salt [32] ‖
+//	nonce [12] ‖ AES-256-GCM ciphertext ‖ tag [16]
 //
-// with everything before the nonce as additional data. Plaintext over MaxDataSize is ErrTooLarge.
+// with everything before the nonce as additional data. The error for a plaintext over MaxDataSize
+// is ErrTooLarge.
 func SealData(dataKey []byte, generation uint32, label string, plaintext []byte) ([]byte, error) {
 	if len(plaintext) > MaxDataSize {
 		return nil, fmt.Errorf("%w: more than %d bytes to seal", ErrTooLarge, MaxDataSize)
 	}
 	if len(dataKey) != dataKeySize || len(label) > MaxLabelSize {
-		return nil, fmt.Errorf("%w: data keys have %d bytes, labels at most %d", ErrInvalid, dataKeySize, MaxLabelSize)
+		return nil, fmt.Errorf("%w: data keys have %d bytes, labels at most %d", ErrInvalid,
+			dataKeySize, MaxLabelSize)
 	}
 	out := make([]byte, 0, len(plaintext)+DataOverhead)
 	out = append(out, dataMagic...)
@@ -46,27 +48,24 @@ func SealData(dataKey []byte, generation uint32, label string, plaintext []byte)
 	out = out[:dataHeaderSize]
 	salt := out[dataHeaderSize-saltSize:]
 	rand.Read(salt)
-	var err error
-	erase.Do(func() {
-		aead, wipe, newErr := deriveGCM(dataKey, salt, dataInfo(label))
-		if newErr != nil {
-			err = newErr
-			return
-		}
-		defer wipe()
+	err := withGCM(dataKey, salt, dataInfo(label), func(aead cipher.AEAD) error {
 		out = aead.Seal(out, nil, plaintext, out)
+		return nil
 	})
 	return out, err
 }
 
-// OpenData decrypts what SealData returned. lookup finds the data key of a generation; the
-// key stays lookup's, and its error is returned wrapped. The caller wipes the plaintext. All
-// that does not open is ErrDecryption; more than MaxDataSize of plaintext is ErrTooLarge.
-func OpenData(lookup func(generation uint32) ([]byte, error), label string, sealed []byte) ([]byte, error) {
+// OpenData decrypts the result of SealData. lookup finds the data key of a generation; it keeps the
+// key, and OpenData wraps its error. The caller wipes the plaintext. The error is ErrDecryption for
+// data that does not open, and ErrTooLarge for a plaintext over MaxDataSize.
+func OpenData(lookup func(generation uint32) ([]byte, error), label string, sealed []byte) ([]byte,
+	error) {
 	if len(sealed) > MaxDataSize+DataOverhead {
-		return nil, fmt.Errorf("%w: more than %d bytes to open", ErrTooLarge, MaxDataSize+DataOverhead)
+		return nil, fmt.Errorf("%w: more than %d bytes to open", ErrTooLarge,
+			MaxDataSize+DataOverhead)
 	}
-	if len(label) > MaxLabelSize || len(sealed) < DataOverhead || string(sealed[:len(dataMagic)]) != dataMagic {
+	if len(label) > MaxLabelSize || len(sealed) < DataOverhead ||
+		string(sealed[:len(dataMagic)]) != dataMagic {
 		return nil, ErrDecryption
 	}
 	generation := binary.BigEndian.Uint32(sealed[len(dataMagic):])
@@ -79,17 +78,12 @@ func OpenData(lookup func(generation uint32) ([]byte, error), label string, seal
 	}
 	header := sealed[:dataHeaderSize]
 	plaintext := make([]byte, 0, len(sealed)-DataOverhead)
-	erase.Do(func() {
-		aead, wipe, newErr := deriveGCM(dataKey, header[dataHeaderSize-saltSize:], dataInfo(label))
-		if newErr != nil {
-			err = newErr
-			return
+	salt := header[dataHeaderSize-saltSize:]
+	err = withGCM(dataKey, salt, dataInfo(label), func(aead cipher.AEAD) (err error) {
+		if plaintext, err = aead.Open(plaintext, nil, sealed[dataHeaderSize:], header); err != nil {
+			return ErrDecryption
 		}
-		defer wipe()
-		var openErr error
-		if plaintext, openErr = aead.Open(plaintext, nil, sealed[dataHeaderSize:], header); openErr != nil {
-			err = ErrDecryption
-		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -97,8 +91,8 @@ func OpenData(lookup func(generation uint32) ([]byte, error), label string, seal
 	return plaintext, nil
 }
 
-// dataInfo separates purposes and labels: each is preceded by its length, so that no two
-// pairs give the same bytes.
+// dataInfo encodes the purpose and the label, each after its length, so that no two pairs give the
+// same bytes.
 func dataInfo(label string) string {
 	var info []byte
 	for _, part := range []string{dataPurpose, label} {

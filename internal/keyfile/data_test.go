@@ -79,7 +79,8 @@ func TestDataRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, label := range []string{"", "Notes", "notes ", "note", "notes\x00", strings.Repeat("x", MaxLabelSize+1)} {
+	for _, label := range []string{"", "Notes", "notes ", "note", "notes\x00",
+		strings.Repeat("x", MaxLabelSize+1)} {
 		if _, err := OpenData(lookupTest, label, sealed); !errors.Is(err, ErrDecryption) {
 			t.Errorf("label %.20q: %v", label, err)
 		}
@@ -97,7 +98,8 @@ func TestDataRefuses(t *testing.T) {
 			t.Errorf("cut to %d: %v", i, err)
 		}
 	}
-	if _, err := OpenData(anyGeneration, "notes", append(bytes.Clone(sealed), 0)); !errors.Is(err, ErrDecryption) {
+	if _, err := OpenData(anyGeneration, "notes", append(bytes.Clone(sealed), 0)); !errors.Is(err,
+		ErrDecryption) {
 		t.Errorf("a byte more: %v", err)
 	}
 	otherKey := func(uint32) ([]byte, error) { return make([]byte, 32), nil }
@@ -121,7 +123,8 @@ func TestDataRefuses(t *testing.T) {
 	if _, err := SealData(make([]byte, 16), 3, "", nil); !errors.Is(err, ErrInvalid) {
 		t.Errorf("sealing with 16 bytes: %v", err)
 	}
-	if _, err := SealData(testDataKey, 3, strings.Repeat("x", MaxLabelSize+1), nil); !errors.Is(err, ErrInvalid) {
+	if _, err := SealData(testDataKey, 3, strings.Repeat("x", MaxLabelSize+1), nil); !errors.Is(err,
+		ErrInvalid) {
 		t.Errorf("long label: %v", err)
 	}
 	large := make([]byte, MaxDataSize+DataOverhead+1)
@@ -136,7 +139,8 @@ func TestDataRefuses(t *testing.T) {
 // No two pairs of purpose and label derive the same key.
 func TestDataInfo(t *testing.T) {
 	seen := make(map[string]string)
-	for _, label := range []string{"", "a", "aa", "\x00\x01a", dataPurpose, dataInfo(""), dataInfo("a"), "\x00", "\x00\x00"} {
+	for _, label := range []string{"", "a", "aa", "\x00\x01a", dataPurpose, dataInfo(""),
+		dataInfo("a"), "\x00", "\x00\x00"} {
 		info := dataInfo(label)
 		if other, ok := seen[info]; ok {
 			t.Errorf("%q and %q share a key", label, other)

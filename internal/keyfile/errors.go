@@ -8,8 +8,8 @@ import (
 	"fmt"
 )
 
-// Refusals of a private key file. Callers decide on them with errors.Is; the
-// messages never hold a byte of the file.
+// Reasons to refuse a private key file. Callers tell them apart with errors.Is. The messages never
+// hold a byte of the file.
 var (
 	ErrNotPEM                = errors.New("no PEM block in the file")
 	ErrPublicOnly            = errors.New("a public key file, not the private one")
@@ -20,22 +20,23 @@ var (
 	ErrPassphraseNeeded      = errors.New("the key is encrypted: a passphrase is needed")
 	ErrPassphraseSuperfluous = errors.New("the key is not encrypted, but a passphrase was given")
 	ErrKeySize               = errors.New("RSA key under 2048 or over 8192 bits")
-	ErrExponent              = errors.New("RSA public exponent is even, under 65537 or over 31 bits")
-	ErrMultiPrime            = errors.New("RSA key with more than two primes")
-	ErrInconsistent          = errors.New("the numbers of the RSA key contradict each other")
-	ErrPublicMismatch        = errors.New("the public key does not belong to the private key")
+	ErrExponent              = errors.New(
+		"RSA public exponent is even, under 65537 or over 31 bits")
+	ErrMultiPrime     = errors.New("RSA key with more than two primes")
+	ErrInconsistent   = errors.New("the numbers of the RSA key contradict each other")
+	ErrPublicMismatch = errors.New("the public key does not belong to the private key")
 )
 
 // Errors that several of the formats share.
 var (
-	// ErrPassphrase is a wrong passphrase or a damaged file: without the right
-	// key the two look the same.
+	// ErrPassphrase is a wrong passphrase or a damaged file: without the right key the two look the
+	// same.
 	ErrPassphrase = errors.New("wrong passphrase or damaged file")
 	// ErrKDFCost is an iteration count of zero or beyond MaxIterations.
 	ErrKDFCost = fmt.Errorf("key derivation cost outside 1 to %d iterations", MaxIterations)
 	// ErrWeakKDF is an attempt to write with fewer than MinIterations.
 	ErrWeakKDF = fmt.Errorf("fewer than %d iterations", MinIterations)
-	// ErrTooLarge is an input beyond the size that its function names.
+	// ErrTooLarge is an input beyond the size that its function states.
 	ErrTooLarge = errors.New("too large")
 )
 
@@ -47,11 +48,11 @@ var (
 	ErrVersion = errors.New("keystore file of an unknown version")
 	// ErrInvalid is a Body, a key or a label that must not be written.
 	ErrInvalid = errors.New("invalid value")
-	// ErrDecryption is sealed data that does not open, for whatever reason.
+	// ErrDecryption is sealed data that does not open, for any reason.
 	ErrDecryption = errors.New("sealed data does not open: another key, another label, or damaged")
 )
 
-// KeyTypeError refuses a key that is not a plain RSA key.
+// KeyTypeError is the error for a key that is not a plain RSA key.
 type KeyTypeError struct {
 	Name string // "EC", "Ed25519", "RSA-PSS", a dotted object identifier, …
 }
@@ -60,11 +61,11 @@ func (e *KeyTypeError) Error() string {
 	return fmt.Sprintf("a key of type %s, where RSA is needed", e.Name)
 }
 
-// UnsupportedError refuses an encryption that is not read here, and names the
-// command that converts the file.
+// UnsupportedError is the error for a form of encryption that the package does not read. It names
+// the command that converts the file.
 type UnsupportedError struct {
 	What    string // "scrypt", "PBES1", "legacy PEM encryption", …
-	Command string // reads old.pem, writes new.pem unless it says otherwise
+	Command string // reads old.pem and writes new.pem, unless it says otherwise
 }
 
 func (e *UnsupportedError) Error() string {

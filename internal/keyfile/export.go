@@ -20,16 +20,17 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
-// Option changes a rule.
+// Option changes a rule of a function.
 type Option int
 
 const (
-	AllowWeak   Option = iota + 1 // for tests: fewer than MinIterations
-	RequireLock                   // what cannot be locked into RAM is a *locked.LimitError
-	WithoutLock                   // ordinary memory, wiped
+	AllowWeak Option = iota + 1 // for tests: fewer than MinIterations
+	// the error is a *locked.LimitError if memory cannot be locked into RAM
+	RequireLock
+	WithoutLock // ordinary memory, wiped
 )
 
-// policyOf is the policy for the memory of secrets, from options.
+// policyOf returns the policy for the memory of secrets.
 func policyOf(options []Option) locked.Policy {
 	switch {
 	case slices.Contains(options, RequireLock):
@@ -40,7 +41,7 @@ func policyOf(options []Option) locked.Policy {
 	return locked.BestEffort
 }
 
-// checkIterations turns 0 into MinIterations.
+// checkIterations checks a number of iterations, and turns 0 into MinIterations.
 func checkIterations(iterations int, options []Option) (int, error) {
 	switch {
 	case iterations == 0:
@@ -53,10 +54,10 @@ func checkIterations(iterations int, options []Option) (int, error) {
 	return iterations, nil
 }
 
-// MarshalPBES2 encrypts a key as PKCS#8 in PBES2 (RFC 8018): PBKDF2-HMAC-SHA256 over a
-// fresh 16-byte salt, AES-256-CBC; PEM in lines of 64. 0 iterations stand for
-// MinIterations, fewer are ErrWeakKDF. CBC carries no authentication: whoever can write the file can
-// damage the key unnoticed until it is loaded.
+// MarshalPBES2 encrypts a key as PKCS#8 in PBES2 (RFC 8018): PBKDF2-HMAC-SHA256 with a fresh salt
+// of 16 bytes, AES-256-CBC, PEM in lines of 64. 0 iterations mean MinIterations; fewer are
+// ErrWeakKDF. CBC has no authentication: an attacker who can write the file can damage the key, and
+// nobody notices before the key is loaded.
 func MarshalPBES2(k *RSAKey, passphrase []byte, iterations int, options ...Option) ([]byte, error) {
 	iterations, err := checkIterations(iterations, options)
 	if err != nil {
@@ -107,7 +108,9 @@ func (d *kdf) marshal(ciphertext []byte) ([]byte, error) {
 						addAlgorithm(b, oidHMACSHA256, addNull)
 					})
 				})
-				addAlgorithm(b, oidAES256CBC, func(b *cryptobyte.Builder) { b.AddASN1OctetString(d.iv) })
+				addAlgorithm(b, oidAES256CBC, func(b *cryptobyte.Builder) {
+					b.AddASN1OctetString(d.iv)
+				})
 			})
 		})
 		b.AddASN1OctetString(ciphertext)
@@ -115,18 +118,18 @@ func (d *kdf) marshal(ciphertext []byte) ([]byte, error) {
 	return b.Bytes()
 }
 
-// marshalPKCS8 writes a PrivateKeyInfo with room for one block of padding behind it. The
-// caller destroys the memory that it lies in.
+// marshalPKCS8 writes a PrivateKeyInfo with room for one block of padding after it. The caller
+// destroys the memory in which it lies.
 func marshalPKCS8(k *RSAKey, policy locked.Policy) (memory *locked.Buffer, der []byte, err error) {
 	erase.Do(func() { err = k.check() })
 	if err != nil {
 		return nil, nil, err
 	}
-	size := 64 // what stands around the integers
+	size := 64 // the structure around the integers
 	for _, field := range k.fields() {
 		size += len(*field) + 6
 	}
-	// A builder that cannot grow leaves no outgrown buffer behind.
+	// A builder that cannot grow leaves no outgrown buffer.
 	if memory, err = locked.NewWith(policy, size+aes.BlockSize); err != nil {
 		return nil, nil, err
 	}
@@ -162,8 +165,10 @@ func addInteger(b *cryptobyte.Builder, x []byte) {
 
 func addNull(b *cryptobyte.Builder) { b.AddASN1NULL() }
 
+// addRSAAlgorithm writes the AlgorithmIdentifier of RSA keys.
 func addRSAAlgorithm(b *cryptobyte.Builder) { addAlgorithm(b, oidRSA, addNull) }
 
+// addAlgorithm writes an AlgorithmIdentifier (RFC 5280, section 4.1.1.2).
 func addAlgorithm(b *cryptobyte.Builder, oid string, parameters cryptobyte.BuilderContinuation) {
 	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		id, err := parseOID(oid)
@@ -176,6 +181,7 @@ func addAlgorithm(b *cryptobyte.Builder, oid string, parameters cryptobyte.Build
 	})
 }
 
+// parseOID decodes the dotted form of an object identifier.
 func parseOID(dotted string) (encodingasn1.ObjectIdentifier, error) {
 	var id encodingasn1.ObjectIdentifier
 	for arc := range strings.SplitSeq(dotted, ".") {

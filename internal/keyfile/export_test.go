@@ -54,7 +54,8 @@ func TestExportRoundTrip(t *testing.T) {
 			t.Errorf("%s: another key came back", name)
 		}
 		block, rest := pem.Decode(encrypted)
-		if block == nil || len(rest) > 0 || block.Type != "ENCRYPTED PRIVATE KEY" || bytes.Contains(encrypted, []byte("\r")) {
+		if block == nil || len(rest) > 0 || block.Type != "ENCRYPTED PRIVATE KEY" ||
+			bytes.Contains(encrypted, []byte("\r")) {
 			t.Errorf("%s: not one PEM block with LF", name)
 		}
 		for line := range strings.Lines(string(encrypted)) {
@@ -65,7 +66,8 @@ func TestExportRoundTrip(t *testing.T) {
 	}
 }
 
-// saltAndIV finds both in an exported key: they are its only octet strings of 16 bytes before the ciphertext.
+// saltAndIV finds both in an exported key: they are its only octet strings of 16 bytes before the
+// ciphertext.
 func saltAndIV(t *testing.T, exported []byte) (found [2]string) {
 	t.Helper()
 	block, _ := pem.Decode(exported)
@@ -85,7 +87,8 @@ func TestExportCost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, report, err := ParsePrivateKey(encrypted, []byte("passphrase")); err != nil || report.Iterations != 600_000 {
+	if _, report, err := ParsePrivateKey(encrypted, []byte("passphrase")); err != nil ||
+		report.Iterations != 600_000 {
 		t.Errorf("%+v, %v", report, err)
 	}
 }
@@ -104,7 +107,8 @@ func TestExportRefuses(t *testing.T) {
 		{"pw", MaxIterations + 1, nil, ErrKDFCost},
 		{"", 0, nil, ErrPassphraseNeeded},
 	} {
-		if _, err := MarshalPBES2(k, []byte(test.passphrase), test.iterations, test.options...); !errors.Is(err, test.want) {
+		if _, err := MarshalPBES2(k, []byte(test.passphrase), test.iterations,
+			test.options...); !errors.Is(err, test.want) {
 			t.Errorf("%q, %d: %v, want %v", test.passphrase, test.iterations, err, test.want)
 		}
 	}
@@ -164,12 +168,13 @@ func TestOpenSSLReadsExport(t *testing.T) {
 			t.Errorf("openssl does not see %s", want)
 		}
 	}
-	if out := run(t, dir, passphrase, "", path, "pkey", "-in", "key.pem", "-passin", "env:PASS_IN", "-check", "-noout"); !bytes.Contains(out, []byte("valid")) {
+	if out := run(t, dir, passphrase, "", path, "pkey", "-in", "key.pem", "-passin", "env:PASS_IN",
+		"-check", "-noout"); !bytes.Contains(out, []byte("valid")) {
 		t.Errorf("openssl's check: %s", out)
 	}
 }
 
-// The command in every UnsupportedError does what it says.
+// The command in every UnsupportedError converts the file.
 func TestConvertCommands(t *testing.T) {
 	path := openssl(t)
 	converted := 0
@@ -182,11 +187,14 @@ func TestConvertCommands(t *testing.T) {
 		converted++
 		t.Run(c.Name, func(t *testing.T) {
 			dir := t.TempDir()
-			if err := os.WriteFile(filepath.Join(dir, "old.pem"), c.File("private_key"), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, "old.pem"), c.File("private_key"),
+				0o600); err != nil {
 				t.Fatal(err)
 			}
-			command := strings.Replace(unsupported.Command, "-iter 600000", "-iter 1000", 1) // for speed
-			args := append(strings.Fields(command), "-passin", "env:PASS_IN", "-passout", "env:PASS_OUT")
+			// for speed
+			command := strings.Replace(unsupported.Command, "-iter 600000", "-iter 1000", 1)
+			args := append(strings.Fields(command), "-passin", "env:PASS_IN", "-passout",
+				"env:PASS_OUT")
 			if args[0] != "openssl" || !strings.Contains(command, "-iter 1000 ") {
 				t.Fatalf("command %q", unsupported.Command)
 			}
@@ -200,7 +208,7 @@ func TestConvertCommands(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := k.CheckPublicPEM(c.File("public_key")); err != nil {
+			if err := checkPublicPEM(k, c.File("public_key")); err != nil {
 				t.Error(err)
 			}
 		})
@@ -220,7 +228,7 @@ func plainPEM(k *RSAKey) ([]byte, error) {
 	defer memory.Destroy()
 	const begin, end, perLine = "-----BEGIN PRIVATE KEY-----\n", "-----END PRIVATE KEY-----\n", 48
 	lines := (len(der) + perLine - 1) / perLine
-	// Sized at once: encoding/pem would leave copies that nobody can clear.
+	// The size is right from the start: encoding/pem would leave copies that cannot be cleared.
 	out := make([]byte, 0, len(begin)+base64.StdEncoding.EncodedLen(len(der))+lines+len(end))
 	out = append(out, begin...)
 	for rest := der; len(rest) > 0; {

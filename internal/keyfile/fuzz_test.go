@@ -22,7 +22,7 @@ func isOneOf(err error, sentinels ...error) bool {
 	return slices.ContainsFunc(sentinels, func(s error) bool { return errors.Is(err, s) })
 }
 
-// Every file loads or fails in a documented way, and what loads is a key that crypto/rsa takes
+// Every file loads or fails in a documented way, and crypto/rsa accepts a key that loads
 // and that survives export. One iteration is the limit here, so that no input costs time.
 func FuzzParsePrivateKey(f *testing.F) {
 	for _, c := range testkit.Vectors(f, testkit.PrivateKey) {
@@ -46,9 +46,12 @@ func FuzzParsePrivateKey(f *testing.F) {
 			if k != nil || report != nil {
 				t.Error("a key with an error")
 			}
-			if !errors.As(err, &keyType) && !errors.As(err, &unsupported) && !isOneOf(err, ErrNotPEM, ErrPublicOnly,
-				ErrMultipleKeys, ErrLabel, ErrMalformed, ErrTrailing, ErrPassphraseNeeded, ErrPassphraseSuperfluous,
-				ErrKeySize, ErrExponent, ErrMultiPrime, ErrInconsistent, ErrPublicMismatch, ErrPassphrase, ErrKDFCost, ErrTooLarge) {
+			if !errors.As(err, &keyType) && !errors.As(err, &unsupported) &&
+				!isOneOf(err, ErrNotPEM, ErrPublicOnly,
+					ErrMultipleKeys, ErrLabel, ErrMalformed, ErrTrailing, ErrPassphraseNeeded,
+					ErrPassphraseSuperfluous,
+					ErrKeySize, ErrExponent, ErrMultiPrime, ErrInconsistent, ErrPublicMismatch,
+					ErrPassphrase, ErrKDFCost, ErrTooLarge) {
 				t.Errorf("an undocumented error: %v", err)
 			}
 			return
@@ -73,7 +76,7 @@ func FuzzParsePrivateKey(f *testing.F) {
 	})
 }
 
-// What parses is, to the byte, what would be written.
+// A header that parses is, to the byte, one that would be written.
 func FuzzParseHeader(f *testing.F) {
 	file, err := os.ReadFile(filepath.Join("testdata", "keystore-v1.json"))
 	if err != nil {
@@ -103,11 +106,12 @@ func FuzzParseHeader(f *testing.F) {
 	})
 }
 
-// A body has one encoding, and a refused one leaves nothing behind.
+// A body has one encoding, and a refused body leaves no secret in memory.
 func FuzzBody(f *testing.F) {
 	for _, b := range []*Body{
 		testBody(f), {}, {DataKeys: testBody(f).DataKeys}, {Pins: testBody(f).Pins},
-		testConfigs(f), {Signer: testConfigs(f).Signer}, {Signer: testConfigs(f).Signer, ConfigKeys: testConfigs(f).ConfigKeys},
+		testConfigs(f), {Signer: testConfigs(f).Signer},
+		{Signer: testConfigs(f).Signer, ConfigKeys: testConfigs(f).ConfigKeys},
 	} {
 		seed, err := b.marshal(locked.BestEffort)
 		if err != nil {
@@ -141,7 +145,7 @@ func FuzzBody(f *testing.F) {
 	})
 }
 
-// Nothing opens but what was sealed, under its label.
+// Only data that was sealed opens, and only under its label.
 func FuzzOpenData(f *testing.F) {
 	good, err := SealData(testDataKey, 3, "notes", []byte("hello"))
 	if err != nil {

@@ -46,7 +46,7 @@ func armor(label string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: label, Bytes: der})
 }
 
-// rawPKCS8 encodes whatever integers it is given.
+// rawPKCS8 encodes the given integers without a check.
 func rawPKCS8(version, innerVersion uint64, ints [][]byte, after ...byte) []byte {
 	var b cryptobyte.Builder
 	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -133,9 +133,11 @@ func TestNewRSAKeyRefuses(t *testing.T) {
 func TestIntegersAreSpans(t *testing.T) {
 	k := testKey(t, "rsa-2048")
 	memory := k.memory.Bytes()
-	start, end := uintptr(unsafe.Pointer(&memory[0])), uintptr(unsafe.Pointer(&memory[len(memory)-1]))
+	start, end := uintptr(unsafe.Pointer(&memory[0])),
+		uintptr(unsafe.Pointer(&memory[len(memory)-1]))
 	for i, field := range k.fields() {
-		first, last := uintptr(unsafe.Pointer(&(*field)[0])), uintptr(unsafe.Pointer(&(*field)[len(*field)-1]))
+		first, last := uintptr(unsafe.Pointer(&(*field)[0])),
+			uintptr(unsafe.Pointer(&(*field)[len(*field)-1]))
 		if first < start || last > end {
 			t.Errorf("integer %d lies elsewhere", i)
 		}
@@ -182,7 +184,8 @@ func TestInconsistentKeys(t *testing.T) {
 		}
 		refuse(name+" is zero", change(i, nil), ErrInconsistent, ErrKeySize, ErrExponent)
 		refuse(name+" is one", change(i, []byte{1}), ErrInconsistent, ErrKeySize, ErrExponent)
-		refuse(name+" is huge", change(i, bytes.Repeat([]byte{0xff}, 1025)), ErrInconsistent, ErrKeySize, ErrExponent)
+		refuse(name+" is huge", change(i, bytes.Repeat([]byte{0xff}, 1025)), ErrInconsistent,
+			ErrKeySize, ErrExponent)
 	}
 	swapped := slices.Clone(good)
 	swapped[3], swapped[4] = swapped[4], swapped[3]
@@ -209,10 +212,12 @@ func TestInconsistentKeys(t *testing.T) {
 
 func TestExponents(t *testing.T) {
 	good := ints(testKey(t, "rsa-2048"))
-	for _, e := range [][]byte{nil, {1}, {3}, {0xff, 0xff}, {1, 0, 0}, {1, 0, 2}, {0x80, 0, 0, 1}, {1, 0, 0, 0, 1}, bytes.Repeat([]byte{1}, 256)} {
+	for _, e := range [][]byte{nil, {1}, {3}, {0xff, 0xff}, {1, 0, 0}, {1, 0, 2}, {0x80, 0, 0, 1},
+		{1, 0, 0, 0, 1}, bytes.Repeat([]byte{1}, 256)} {
 		bad := slices.Clone(good)
 		bad[1] = e
-		if _, _, err := ParsePrivateKey(armor("PRIVATE KEY", rawPKCS8(0, 0, bad)), nil); !errors.Is(err, ErrExponent) {
+		if _, _, err := ParsePrivateKey(armor("PRIVATE KEY", rawPKCS8(0, 0, bad)),
+			nil); !errors.Is(err, ErrExponent) {
 			t.Errorf("exponent %x: %v", e, err)
 		}
 	}
@@ -231,7 +236,8 @@ func TestPKCS8Forms(t *testing.T) {
 		{"version 1", rawPKCS8(1, 0, good), ErrMalformed},
 		{"version 1 with public key", rawPKCS8(1, 0, good, public...), ErrMalformed},
 		{"public key in version 0", rawPKCS8(0, 0, good, public...), ErrMalformed},
-		{"attributes twice", rawPKCS8(0, 0, good, append(attributes, attributes...)...), ErrMalformed},
+		{"attributes twice", rawPKCS8(0, 0, good, append(attributes, attributes...)...),
+			ErrMalformed},
 		{"inner version 1", rawPKCS8(0, 1, good), ErrMultiPrime},
 		{"inner version 2", rawPKCS8(0, 2, good), ErrMalformed},
 		{"seven integers", rawPKCS8(0, 0, good[:7]), ErrMalformed},
@@ -265,7 +271,8 @@ func rawAlgorithm(oid string, parameters []byte) []byte {
 }
 
 func TestKeyTypes(t *testing.T) {
-	for oid, want := range map[string]string{"1.2.3.4": "1.2.3.4", "1.3.101.113": "Ed448", "1.2" + strings.Repeat(".3", 50): "unknown"} {
+	for oid, want := range map[string]string{"1.2.3.4": "1.2.3.4", "1.3.101.113": "Ed448",
+		"1.2" + strings.Repeat(".3", 50): "unknown"} {
 		var e *KeyTypeError
 		_, _, err := ParsePrivateKey(armor("PRIVATE KEY", rawAlgorithm(oid, nil)), nil)
 		if !errors.As(err, &e) || e.Name != want || !strings.Contains(e.Error(), want) {
@@ -274,9 +281,10 @@ func TestKeyTypes(t *testing.T) {
 	}
 }
 
-// PrivateKey does not trust what a Body holds.
+// PrivateKey does not trust the integers in a Body.
 func TestPrivateKeyRefuses(t *testing.T) {
-	for i, want := range []error{ErrInconsistent, ErrExponent, ErrInconsistent, ErrInconsistent, ErrInconsistent, ErrInconsistent, ErrInconsistent, ErrInconsistent} {
+	for i, want := range []error{ErrInconsistent, ErrExponent, ErrInconsistent, ErrInconsistent,
+		ErrInconsistent, ErrInconsistent, ErrInconsistent, ErrInconsistent} {
 		k := testKey(t, "rsa-2048")
 		field := *k.fields()[i]
 		bit := byte(2)
@@ -298,14 +306,16 @@ func TestPEM(t *testing.T) {
 	other := string(testkit.KeyPEM(t, "rsa-3072"))
 	public := string(testkit.PublicPEM(t, "rsa-2048"))
 	otherPublic := string(testkit.PublicPEM(t, "rsa-3072"))
-	body := strings.TrimSuffix(strings.TrimPrefix(key, "-----BEGIN PRIVATE KEY-----\n"), "-----END PRIVATE KEY-----\n")
+	body := strings.TrimSuffix(strings.TrimPrefix(key, "-----BEGIN PRIVATE KEY-----\n"),
+		"-----END PRIVATE KEY-----\n")
 	replace := func(old, new string) string {
 		if !strings.Contains(key, old) {
 			t.Fatalf("no %q", old)
 		}
 		return strings.Replace(key, old, new, 1)
 	}
-	pkcs1Public := string(armor("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&testkit.Key(t, "rsa-2048").PublicKey)))
+	pkcs1Public := string(armor("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&testkit.Key(t,
+		"rsa-2048").PublicKey)))
 	for _, test := range []struct {
 		name, file string
 		want       error
@@ -318,11 +328,13 @@ func TestPEM(t *testing.T) {
 		{"other public", key + otherPublic, ErrPublicMismatch},
 		{"right and other public", public + key + otherPublic, ErrPublicMismatch},
 		{"damaged public", key + strings.Replace(public, "MII", "MIJ", 1), ErrMalformed},
-		{"EC public", key + string(testkit.Vector(t, testkit.PrivateKey, "ec-pkcs8").File("public_key")), ErrPublicMismatch},
+		{"EC public", key + string(testkit.Vector(t, testkit.PrivateKey,
+			"ec-pkcs8").File("public_key")), ErrPublicMismatch},
 		{"certificate", key + string(armor("CERTIFICATE", []byte{0x30, 0})), ErrLabel},
 		{"empty label", strings.ReplaceAll(key, "PRIVATE KEY", ""), ErrLabel},
 		{"lower-case label", strings.ReplaceAll(key, "PRIVATE KEY", "private key"), ErrLabel},
-		{"label with a space more", strings.ReplaceAll(key, "PRIVATE KEY", "PRIVATE KEY "), ErrLabel},
+		{"label with a space more", strings.ReplaceAll(key, "PRIVATE KEY", "PRIVATE KEY "),
+			ErrLabel},
 		{"the same key twice", key + key, ErrMultipleKeys},
 		{"two keys", other + key, ErrMultipleKeys},
 		{"only public", public, ErrPublicOnly},
@@ -354,7 +366,8 @@ func TestPEM(t *testing.T) {
 	// One zero bit less at the end of the base64 would be another spelling of the same key.
 	if i := strings.IndexByte(key, '='); i < 0 || key[i-1] == '/' {
 		t.Fatal("the test needs a key with padding in its base64")
-	} else if _, _, err := ParsePrivateKey([]byte(key[:i-1]+string(key[i-1]+1)+key[i:]), nil); !errors.Is(err, ErrMalformed) {
+	} else if _, _, err := ParsePrivateKey([]byte(key[:i-1]+string(key[i-1]+1)+key[i:]),
+		nil); !errors.Is(err, ErrMalformed) {
 		t.Errorf("base64 that is not canonical: %v", err)
 	}
 	var unsupported *UnsupportedError
@@ -364,7 +377,7 @@ func TestPEM(t *testing.T) {
 	}
 }
 
-func TestCheckPublicPEM(t *testing.T) {
+func TestCheckPublicBlock(t *testing.T) {
 	k := testKey(t, "rsa-2048")
 	otherExponent := RSAKey{N: k.N, E: []byte{1, 0, 3}}
 	for _, test := range []struct {
@@ -380,7 +393,7 @@ func TestCheckPublicPEM(t *testing.T) {
 		{"bytes behind", armor("PUBLIC KEY", append(k.SPKI(), 0)), ErrTrailing},
 		{"cut", armor("PUBLIC KEY", k.SPKI()[:100]), ErrMalformed},
 	} {
-		if err := k.CheckPublicPEM(test.file); !errors.Is(err, test.want) {
+		if err := checkPublicPEM(k, test.file); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v, want %v", test.name, err, test.want)
 		}
 	}

@@ -1,18 +1,18 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package keyfile reads and writes the files that hold private keys: PEM key
-// files of other programs, the keystore file, and sealed data at rest. It takes
-// bytes and returns bytes; files, locks and permissions are the caller's.
+// Package keyfile reads and writes the files that hold private keys: PEM key files of other
+// programs, the keystore file, and sealed data at rest. It takes bytes and returns bytes. The
+// caller handles files, locks and permissions.
 //
-// Every secret lies in a buffer with one owner. What a function derives or
-// decrypts on its way it clears itself; what it returns has a Wipe method, or
-// its comment says that the caller clears it. Sizes, counts and key derivation
-// costs that a file states are capped before anything is allocated or computed.
+// Every secret lies in a buffer with one owner. A function clears the secrets that it derives or
+// decrypts on its way. A result has a Wipe method, or the comment of its function says that the
+// caller clears it. The package caps the sizes, counts and key derivation costs that a file states
+// before it allocates or computes anything.
 //
-// Values of this package are not safe for concurrent use, except that any number
-// of goroutines may call Open, Seal, SealData and OpenData with the same
-// *MasterKey or data key as long as nobody wipes or moves it.
+// Values of this package are not safe for concurrent use, with one exception: any number of
+// goroutines may call Open, Seal, SealData and OpenData with the same *MasterKey or data key, as
+// long as nobody wipes or moves it.
 package keyfile
 
 import (
@@ -34,22 +34,25 @@ const (
 	maxKeyBits = 8192
 )
 
-// RSAKey holds the integers of a two-prime RSA private key (RFC 8017 section 3.2),
-// big-endian without leading zeros. The slices are spans of one buffer that the
-// key owns, or that the Body it came from owns.
+// RSAKey holds the integers of a two-prime RSA private key (RFC 8017, section 3.2), big-endian
+// without leading zeros.
+//
+// Invariant: the slices are spans of one buffer. The key owns the buffer, or the Body that the key
+// came from does.
 type RSAKey struct {
 	N, E, D, P, Q, Dp, Dq, Qinv []byte
 
 	memory *locked.Buffer // nil when a Body owns the bytes
 }
 
-// NewRSAKey copies the integers of a key into a buffer of its own. The source stays
-// the caller's to wipe. It fails as ParsePrivateKey would.
+// NewRSAKey copies the integers of a key into a buffer of its own. The caller wipes the source. The
+// errors are those of ParsePrivateKey.
 func NewRSAKey(priv *rsa.PrivateKey, options ...Option) (k *RSAKey, err error) {
 	erase.Do(func() { k, err = newRSAKey(priv, policyOf(options)) })
 	return k, err
 }
 
+// newRSAKey does the work of NewRSAKey, within erase.Do.
 func newRSAKey(priv *rsa.PrivateKey, policy locked.Policy) (*RSAKey, error) {
 	if len(priv.Primes) > 2 {
 		return nil, ErrMultiPrime
@@ -59,7 +62,8 @@ func newRSAKey(priv *rsa.PrivateKey, policy locked.Policy) (*RSAKey, error) {
 		return nil, fmt.Errorf("%w: key without precomputed values", ErrInvalid)
 	}
 	k := new(RSAKey)
-	ints := []*big.Int{priv.N, big.NewInt(int64(priv.E)), priv.D, priv.Primes[0], priv.Primes[1], pre.Dp, pre.Dq, pre.Qinv}
+	ints := []*big.Int{priv.N, big.NewInt(int64(priv.E)), priv.D, priv.Primes[0], priv.Primes[1],
+		pre.Dp, pre.Dq, pre.Qinv}
 	size := 0
 	for _, x := range ints {
 		size += byteLen(x)
@@ -89,7 +93,7 @@ func (k *RSAKey) fields() []*[]byte {
 	return []*[]byte{&k.N, &k.E, &k.D, &k.P, &k.Q, &k.Dp, &k.Dq, &k.Qinv}
 }
 
-// Wipe clears the key's own memory and forgets the integers. It may be called twice.
+// Wipe clears the key's own memory and forgets the integers. It is idempotent.
 func (k *RSAKey) Wipe() {
 	if k.memory != nil {
 		k.memory.Destroy()
@@ -97,9 +101,10 @@ func (k *RSAKey) Wipe() {
 	*k = RSAKey{}
 }
 
-// Bits is the length of the modulus.
+// Bits returns the length of the modulus in bits.
 func (k *RSAKey) Bits() int { return bitLen(k.N) }
 
+// bitLen returns the length of a big-endian integer without leading zeros, in bits.
 func bitLen(b []byte) int {
 	if len(b) == 0 {
 		return 0
@@ -107,8 +112,9 @@ func bitLen(b []byte) int {
 	return (len(b)-1)*8 + bits.Len8(b[0])
 }
 
-// PrivateKey builds the key that crypto/rsa works with, precomputed and validated. Its numbers are copies that the caller
-// owns. It returns ErrInconsistent if crypto/rsa refuses them. crypto/rsa leaves some copies of each number behind.
+// PrivateKey builds the key that crypto/rsa works with, precomputed and validated. The caller owns
+// it: its numbers are copies. The error is ErrInconsistent if crypto/rsa refuses the numbers.
+// crypto/rsa leaves some copies of each number on the heap.
 func (k *RSAKey) PrivateKey() (priv *rsa.PrivateKey, err error) {
 	if err := k.checkPublic(); err != nil {
 		return nil, err
@@ -117,6 +123,7 @@ func (k *RSAKey) PrivateKey() (priv *rsa.PrivateKey, err error) {
 	return priv, err
 }
 
+// privateKey does the work of PrivateKey, within erase.Do.
 func (k *RSAKey) privateKey() (*rsa.PrivateKey, error) {
 	set := func(b []byte) *big.Int { return new(big.Int).SetBytes(b) }
 	priv := &rsa.PrivateKey{
@@ -124,11 +131,13 @@ func (k *RSAKey) privateKey() (*rsa.PrivateKey, error) {
 		D:         set(k.D),
 		Primes:    []*big.Int{set(k.P), set(k.Q)},
 	}
-	// Given these, crypto/rsa checks them and computes nothing anew.
-	priv.Precomputed.Dp, priv.Precomputed.Dq, priv.Precomputed.Qinv = set(k.Dp), set(k.Dq), set(k.Qinv)
+	// Given these values, crypto/rsa checks them and computes nothing anew.
+	priv.Precomputed.Dp, priv.Precomputed.Dq, priv.Precomputed.Qinv = set(k.Dp), set(k.Dq),
+		set(k.Qinv)
 	priv.Precompute()
-	// Validate leaves sixteen more copies. It is not needed where Precompute tells that it succeeded, as it does by this.
-	//lint:ignore SA1019 it is not used for decryption: that it is not nil is the one sign of success that there is
+	// Validate leaves sixteen more copies, and is not needed if Precompute succeeded. The only sign
+	// of success is a CRTValues that is not nil.
+	//lint:ignore SA1019 CRTValues is compared with nil and not used for decryption
 	if priv.Precomputed.CRTValues != nil {
 		return priv, nil
 	}
@@ -139,7 +148,7 @@ func (k *RSAKey) privateKey() (*rsa.PrivateKey, error) {
 	return priv, nil
 }
 
-// SPKI is the public half as a DER SubjectPublicKeyInfo (RFC 5280, section 4.1).
+// SPKI returns the public half as a DER SubjectPublicKeyInfo (RFC 5280, section 4.1).
 func (k *RSAKey) SPKI() []byte {
 	var b cryptobyte.Builder
 	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -155,10 +164,10 @@ func (k *RSAKey) SPKI() []byte {
 	return b.BytesOrPanic() // fails only beyond 4 GB
 }
 
-// Fingerprint is the SHA-256 of SPKI.
+// Fingerprint returns the SHA-256 of SPKI.
 func (k *RSAKey) Fingerprint() [sha256.Size]byte { return sha256.Sum256(k.SPKI()) }
 
-// exponent is the public exponent, or 0 if it has more than 31 bits.
+// exponent returns the public exponent, or 0 if it has more than 31 bits.
 func (k *RSAKey) exponent() int {
 	if bitLen(k.E) > 31 {
 		return 0
@@ -170,7 +179,7 @@ func (k *RSAKey) exponent() int {
 	return e
 }
 
-// checkPublic checks sizes alone: enough to keep what follows cheap.
+// checkPublic checks only sizes, which bound the cost of the work that follows.
 func (k *RSAKey) checkPublic() error {
 	if n := k.Bits(); n < minKeyBits || n > maxKeyBits {
 		return ErrKeySize
@@ -186,8 +195,8 @@ func (k *RSAKey) checkPublic() error {
 	return nil
 }
 
-// check also proves that the integers belong together, so that whatever it lets
-// pass is accepted by crypto/rsa. That P and Q are prime it does not prove.
+// check also proves that the integers belong together, so that crypto/rsa accepts every key that
+// passes. It does not prove that P and Q are prime.
 func (k *RSAKey) check() error {
 	if err := k.checkPublic(); err != nil {
 		return err
@@ -201,7 +210,7 @@ func (k *RSAKey) check() error {
 	defer wipeInts(d, p, q, dp, dq, qinv, &t, &quo, &rem, &m)
 
 	one := big.NewInt(1)
-	// QuoRem with a quotient of our own, since Mod leaves one that cannot be wiped.
+	// QuoRem writes to a quotient of ours. Mod would leave one that cannot be wiped.
 	mod := func(a, b *big.Int) *big.Int {
 		quo.QuoRem(a, b, &rem)
 		return &rem
@@ -233,6 +242,7 @@ func (k *RSAKey) check() error {
 	return nil
 }
 
+// wipeInts clears the words of the integers.
 func wipeInts(ints ...*big.Int) {
 	for _, x := range ints {
 		words := x.Bits()

@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// TestLargestStoreFitsIntoMemory opens the largest file that there can be, and one whose header promises as much.
+// TestLargestStoreFitsIntoMemory opens the largest file that there can be, and one whose header
+// promises as much.
 func TestLargestStoreFitsIntoMemory(t *testing.T) {
 	const most = 64 << 20
 	master, err := NewMasterKey([]byte("passphrase"), 1, AllowWeak)
@@ -22,7 +23,8 @@ func TestLargestStoreFitsIntoMemory(t *testing.T) {
 	for i := range MaxPins {
 		origin := fmt.Sprintf("https://%d.", i)
 		body.Pins = append(body.Pins, Pin{
-			Origin: origin + strings.Repeat("x", MaxOriginSize-len(origin)), FirstSeen: time.Now(), Fingerprint: [32]byte{1},
+			Origin: origin + strings.Repeat("x", MaxOriginSize-len(origin)), FirstSeen: time.Now(),
+			Fingerprint: [32]byte{1},
 		})
 	}
 	file, err := Seal(body, master)
@@ -32,7 +34,9 @@ func TestLargestStoreFitsIntoMemory(t *testing.T) {
 	if len(file) < 6<<20 {
 		t.Fatalf("%d bytes are not the largest", len(file))
 	}
-	for name, text := range map[string][]byte{"full": file, "padded": append(file[:len(file)-2:len(file)-2], strings.Repeat(" ", MaxStoreSize-len(file))...)} {
+	for name, text := range map[string][]byte{"full": file,
+		"padded": append(file[:len(file)-2:len(file)-2],
+			strings.Repeat(" ", MaxStoreSize-len(file))...)} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		if f, err := ParseHeader(text); err == nil {

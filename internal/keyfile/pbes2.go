@@ -20,15 +20,19 @@ import (
 )
 
 const (
-	// MinIterations of PBKDF2 are the least that is written, and the default.
+	// MinIterations is the least number of PBKDF2 iterations that the package writes, and the
+	// default.
 	MinIterations = 600_000
-	// MaxIterations of PBKDF2 are the most that a file may ask for: about two seconds.
+	// MaxIterations is the largest number of PBKDF2 iterations that a file may ask for: about two
+	// seconds.
 	MaxIterations = 10_000_000
 )
 
-// The commands for forms that are refused. All of them ask for the old and the new passphrase.
+// The commands that convert forms that the package refuses. All of them ask for the old and the new
+// passphrase.
 const (
-	convertCommand       = "openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256 -iter 600000 -in old.pem -out new.pem"
+	convertCommand = "openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256 -iter " +
+		"600000 -in old.pem -out new.pem"
 	convertLegacyCommand = convertCommand + " -provider legacy -provider default"
 )
 
@@ -42,12 +46,13 @@ const (
 	oidAES256CBC  = "2.16.840.1.101.3.4.1.42"
 )
 
+// prf is a pseudorandom function of PBKDF2.
 type prf struct {
 	name string
 	hash func() hash.Hash
 }
 
-// RFC 8018, appendix B.1.
+// prfs maps object identifiers to functions (RFC 8018, appendix B.1).
 var prfs = map[string]prf{
 	"1.2.840.113549.2.7":  {"SHA1", sha1.New},
 	"1.2.840.113549.2.8":  {"SHA224", sha256.New224},
@@ -56,15 +61,15 @@ var prfs = map[string]prf{
 	"1.2.840.113549.2.11": {"SHA512", sha512.New},
 }
 
-// aesCBC maps ciphers to key sizes (RFC 8018, appendix B.2.5).
+// aesCBC maps object identifiers to key sizes (RFC 8018, appendix B.2.5).
 var aesCBC = map[string]int{
 	"2.16.840.1.101.3.4.1.2":  16,
 	"2.16.840.1.101.3.4.1.22": 24,
 	oidAES256CBC:              32,
 }
 
-// pbes1 are the schemes of RFC 8018, appendix A.3 and RFC 7292, appendix C.
-// True marks those that openssl 3 has in its legacy provider only.
+// pbes1 lists the schemes of RFC 8018, appendix A.3, and RFC 7292, appendix C. True marks those
+// that openssl 3 has only in its legacy provider.
 var pbes1 = map[string]bool{
 	"1.2.840.113549.1.5.1":    true,
 	"1.2.840.113549.1.5.3":    true,
@@ -80,7 +85,7 @@ var pbes1 = map[string]bool{
 	"1.2.840.113549.1.12.1.6": true,
 }
 
-// kdf is a PBKDF2 key derivation and the AES-CBC that its key is for.
+// kdf is a PBKDF2 key derivation, and the AES-CBC that uses its key.
 type kdf struct {
 	prf        prf
 	salt       []byte
@@ -115,7 +120,8 @@ func decryptPBES2(der, passphrase []byte, lim limits) (*RSAKey, *Report, error) 
 		return nil, nil, err
 	}
 	k, err := d.open(ciphertext, passphrase, lim)
-	return k, &Report{Container: PBES2, KDF: "PBKDF2-HMAC-" + d.prf.name, Iterations: d.iterations}, err
+	return k, &Report{Container: PBES2, KDF: "PBKDF2-HMAC-" + d.prf.name, Iterations: d.iterations},
+		err
 }
 
 // parsePBES2 reads PBES2-params (RFC 8018, appendix A.4).
@@ -186,14 +192,17 @@ func (d *kdf) parsePBKDF2(parameters cryptobyte.String) error {
 func decryptJavaScript(data, passphrase []byte, lim limits) (*RSAKey, *Report, error) {
 	const saltSize, headSize = 16, 16 + aes.BlockSize
 	if len(data) <= headSize || len(data)%aes.BlockSize != 0 {
-		return nil, nil, fmt.Errorf("%w: neither PKCS#8 nor as long as the JavaScript client's encrypted form", ErrMalformed)
+		return nil, nil, fmt.Errorf(
+			"%w: neither PKCS#8 nor as long as the JavaScript client's encrypted form",
+			ErrMalformed)
 	}
 	d := &kdf{prfs[oidHMACSHA256], data[:saltSize], 100_000, 32, data[saltSize:headSize]}
 	k, err := d.open(data[headSize:], passphrase, lim)
 	if err == ErrPassphraseNeeded {
 		err = fmt.Errorf("%w (it is in the JavaScript client's form, or damaged)", err)
 	}
-	return k, &Report{Container: JavaScript, KDF: "PBKDF2-HMAC-SHA256", Iterations: d.iterations}, err
+	return k, &Report{Container: JavaScript, KDF: "PBKDF2-HMAC-SHA256", Iterations: d.iterations},
+		err
 }
 
 // open decrypts a PKCS#8 key in place. The key's integers are spans of ciphertext.
@@ -215,7 +224,7 @@ func (d *kdf) open(ciphertext, passphrase []byte, lim limits) (*RSAKey, error) {
 	if err := cbc(key, d.iv, ciphertext, cipher.NewCBCDecrypter); err != nil {
 		return nil, err
 	}
-	// Nobody can ask this file's owner often enough for the padding to be an oracle.
+	// Nobody can ask the owner of the file often enough to use the padding as an oracle.
 	n := len(ciphertext) - int(ciphertext[len(ciphertext)-1])
 	if n <= 0 || n < len(ciphertext)-aes.BlockSize || n == len(ciphertext) {
 		return nil, ErrPassphrase
@@ -225,17 +234,19 @@ func (d *kdf) open(ciphertext, passphrase []byte, lim limits) (*RSAKey, error) {
 			return nil, ErrPassphrase
 		}
 	}
-	// A wrong key passes the padding once in 256 times, but does not give a structure.
+	// A wrong key passes the check of the padding once in 256 times, but does not give a valid
+	// structure.
 	if form, err := formOf(ciphertext[:n]); form != PKCS8 && err == nil {
 		return nil, ErrPassphrase
 	}
 	return parsePKCS8(ciphertext[:n])
 }
 
+// key derives the key from a passphrase.
 func (d *kdf) key(passphrase []byte) ([]byte, error) {
 	return pbkdf2.Key(d.prf.hash, borrowString(passphrase), d.salt, d.iterations, d.keySize)
 }
 
-// borrowString is b as a string without a copy, for crypto/pbkdf2, which takes nothing
-// else: a copy could not be wiped. b must not change while the string is in use.
+// borrowString returns b as a string without a copy, because crypto/pbkdf2 takes only strings and a
+// copy could not be wiped. b must not change while the string is in use.
 func borrowString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }

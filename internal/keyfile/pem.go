@@ -12,13 +12,14 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
-// MaxPEMSize is the largest key file that is read, in bytes. An 8192-bit key takes 6,400.
+// MaxPEMSize is the size of the largest key file that the package reads, in bytes. An 8192-bit key
+// takes 6,400.
 const MaxPEMSize = 64 << 10
 
 // Container names the form of a private key file.
 type Container string
 
-// The forms that are read.
+// The forms that the package reads.
 const (
 	PKCS8      Container = "PKCS#8"     // RFC 5208, unencrypted
 	PKCS1      Container = "PKCS#1"     // RFC 8017, unencrypted
@@ -26,31 +27,32 @@ const (
 	JavaScript Container = "JavaScript" // the NOMYO JavaScript client's own encryption
 )
 
-// Report says how a private key lay in its file.
+// Report describes the file of a private key.
 type Report struct {
 	Container  Container
 	KDF        string // "PBKDF2-HMAC-SHA256" and the like; "" if unencrypted
 	Iterations int    // of the KDF; 0 if unencrypted
 	Weak       bool   // encrypted with fewer than MinIterations
-	Public     bool   // a public key block stood beside it, and belongs to it
+	Public     bool   // the file also has the public key that belongs to it
 }
 
-// limits bounds the work that a file may ask for. Fuzzing lowers it.
+// limits bounds the work that a file may ask for. Fuzz tests lower it.
 type limits struct{ maxIterations int }
 
-// ParsePrivateKey reads the one RSA private key in a PEM file: PKCS#8, PKCS#1, PBES2
-// with PBKDF2 and AES-CBC, or the JavaScript client's encrypted form, with text and
-// public key blocks around it. An empty passphrase means none; otherwise it is taken
-// byte for byte. Neither argument is changed or kept: both stay the caller's to wipe.
+// ParsePrivateKey reads the one RSA private key in a PEM file: PKCS#8, PKCS#1, PBES2 with PBKDF2
+// and AES-CBC, or the encrypted form of the NOMYO JavaScript client. Text and public key blocks may
+// stand around it. An empty passphrase means that there is none; any other is used byte for byte.
+// The function neither changes nor keeps its arguments: the caller wipes both.
 //
-// The key is checked: 2048 to 8192 bits, an odd exponent from 65537 to 31 bits, two
-// primes, consistent numbers. The caller wipes it. The errors are the sentinels of
-// this package, *KeyTypeError and *UnsupportedError.
+// It checks the key: 2048 to 8192 bits, an odd exponent from 65537 up to 31 bits, two primes,
+// consistent numbers. The caller wipes the key. The errors are the sentinels of this package,
+// *KeyTypeError and *UnsupportedError.
 func ParsePrivateKey(pemBytes, passphrase []byte, options ...Option) (*RSAKey, *Report, error) {
 	return parsePrivateKey(pemBytes, passphrase, limits{MaxIterations}, options...)
 }
 
-func parsePrivateKey(pemBytes, passphrase []byte, lim limits, options ...Option) (_ *RSAKey, _ *Report, err error) {
+func parsePrivateKey(pemBytes, passphrase []byte, lim limits, options ...Option) (_ *RSAKey,
+	_ *Report, err error) {
 	private, public, err := splitBlocks(pemBytes)
 	if err != nil {
 		return nil, nil, err
@@ -93,24 +95,6 @@ func parsePrivateKey(pemBytes, passphrase []byte, lim limits, options ...Option)
 	return k, report, nil
 }
 
-// CheckPublicPEM returns ErrPublicMismatch unless every public key block in a PEM file
-// is this key's public half. A file without one is ErrNotPEM.
-func (k *RSAKey) CheckPublicPEM(pemBytes []byte) error {
-	private, public, err := splitBlocks(pemBytes)
-	if err != nil {
-		return err
-	}
-	if private != nil {
-		return fmt.Errorf("%w: a private key, where a public one is expected", ErrLabel)
-	}
-	for _, b := range public {
-		if err := k.checkPublicBlock(b); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 const (
 	labelPKCS8     = "PRIVATE KEY"
 	labelEncrypted = "ENCRYPTED PRIVATE KEY"
@@ -119,14 +103,14 @@ const (
 	labelPKCS1Pub  = "RSA PUBLIC KEY"
 )
 
-// block is a PEM block whose body is still base64, within the file's bytes.
+// block is a PEM block whose body is still base64. The body is a span of the file.
 type block struct {
 	label string
 	body  []byte
 }
 
-// splitBlocks finds the private key block, if any, and the public ones; there is at
-// least one block.
+// splitBlocks finds the private key block, if there is one, and the public ones. Without an error
+// there is at least one block.
 func splitBlocks(file []byte) (private *block, public []block, err error) {
 	if len(file) > MaxPEMSize {
 		return nil, nil, fmt.Errorf("%w: a key file of more than %d bytes", ErrTooLarge, MaxPEMSize)
@@ -149,7 +133,8 @@ func splitBlocks(file []byte) (private *block, public []block, err error) {
 		case "DSA PRIVATE KEY", "DSA PARAMETERS":
 			return nil, nil, &KeyTypeError{"DSA"}
 		case "OPENSSH PRIVATE KEY":
-			return nil, nil, &UnsupportedError{"OpenSSH's key format", "ssh-keygen -p -m PKCS8 -f key.pem (a copy: it is changed in place)"}
+			return nil, nil, &UnsupportedError{"OpenSSH's key format",
+				"ssh-keygen -p -m PKCS8 -f key.pem (a copy: it is changed in place)"}
 		default:
 			return nil, nil, fmt.Errorf("%w: neither a private nor a public key block", ErrLabel)
 		}
@@ -157,8 +142,8 @@ func splitBlocks(file []byte) (private *block, public []block, err error) {
 	return private, public, nil
 }
 
-// scanPEM finds the blocks of a PEM file (RFC 7468) and skips the text around them. It
-// copies nothing but labels. White space at line ends and a byte order mark are ignored.
+// scanPEM finds the blocks of a PEM file (RFC 7468) and skips the text around them. It copies only
+// the labels. It ignores white space at the ends of lines and a byte order mark.
 func scanPEM(file []byte) ([]block, error) {
 	var blocks []block
 	rest := bytes.TrimPrefix(file, []byte("\xef\xbb\xbf"))
@@ -193,11 +178,13 @@ func scanPEM(file []byte) ([]block, error) {
 	return blocks, nil
 }
 
+// cutLine returns the first line without white space at its end, and the lines after it.
 func cutLine(b []byte) (line, rest []byte) {
 	line, rest, _ = bytes.Cut(b, []byte("\n"))
 	return bytes.TrimRight(line, " \t\r"), rest
 }
 
+// boundary returns the label of a line that begins or ends a block.
 func boundary(line []byte, prefix string) (label []byte, ok bool) {
 	label, ok = bytes.CutPrefix(line, []byte(prefix))
 	if !ok {
@@ -206,7 +193,7 @@ func boundary(line []byte, prefix string) (label []byte, ok bool) {
 	return bytes.CutSuffix(label, []byte("-----"))
 }
 
-// decode undoes the base64 into buf, which is as long as the body and which the caller clears.
+// decode decodes the base64 into buf, which is as long as the body. The caller clears buf.
 func (b block) decode(buf []byte) ([]byte, error) {
 	if bytes.HasPrefix(bytes.TrimLeft(b.body, " \t\r\n"), []byte("Proc-Type:")) {
 		return nil, &UnsupportedError{"legacy PEM encryption (Proc-Type, DEK-Info)", convertCommand}

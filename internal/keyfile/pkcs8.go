@@ -14,8 +14,8 @@ import (
 
 const oidRSA = "1.2.840.113549.1.1.1"
 
-// keyTypeNames are the algorithms of RFC 8017, 5480, 8410 and 3279 that people
-// most often mistake for RSA encryption keys.
+// keyTypeNames names the algorithms of RFC 8017, 5480, 8410 and 3279 that people most often mistake
+// for RSA encryption.
 var keyTypeNames = map[string]string{
 	"1.2.840.113549.1.1.7":  "RSA-OAEP",
 	"1.2.840.113549.1.1.10": "RSA-PSS",
@@ -28,8 +28,8 @@ var keyTypeNames = map[string]string{
 	"1.3.101.113":           "Ed448",
 }
 
-// parseLabelled reads the content of a private key block, decrypting it in place. The
-// key's integers are spans of der, which stays the caller's even on success.
+// parseLabelled reads the content of a private key block and decrypts it in place. The integers of
+// the key are spans of der, which the caller keeps.
 func parseLabelled(label string, der, passphrase []byte, lim limits) (*RSAKey, *Report, error) {
 	form, err := formOf(der)
 	if err != nil {
@@ -55,9 +55,9 @@ func parseLabelled(label string, der, passphrase []byte, lim limits) (*RSAKey, *
 	}
 }
 
-// formOf tells the forms apart by parsing them as deep as the labels promise, not by
-// their first bytes. What parses as none is taken for the JavaScript form, which looks
-// random: it begins with a salt, and that may well begin as ASN.1 does.
+// formOf tells the forms apart by parsing them as deep as the labels promise. The first bytes are
+// not enough: the JavaScript form looks random, since it begins with a salt, and may begin as ASN.1
+// does. Data that parses as none of the others counts as the JavaScript form.
 func formOf(der []byte) (Container, error) {
 	var body cryptobyte.String
 	s := cryptobyte.String(der)
@@ -104,8 +104,7 @@ func isEncrypted(s cryptobyte.String) bool {
 	return ok && s.SkipASN1(asn1.OCTET_STRING) && s.Empty()
 }
 
-// parsePKCS8 reads a PrivateKeyInfo (RFC 5208, section 5) of version 0. Attributes
-// are skipped.
+// parsePKCS8 reads a PrivateKeyInfo (RFC 5208, section 5) of version 0. It skips attributes.
 func parsePKCS8(der []byte) (*RSAKey, error) {
 	var info, key cryptobyte.String
 	var version uint64
@@ -130,8 +129,8 @@ func parsePKCS8(der []byte) (*RSAKey, error) {
 	return parsePKCS1(key)
 }
 
-// parsePKCS1 reads an RSAPrivateKey (RFC 8017, appendix A.1.2) into spans of der. It
-// checks the form alone.
+// parsePKCS1 reads an RSAPrivateKey (RFC 8017, appendix A.1.2) into spans of der. It checks only
+// the form.
 func parsePKCS1(der []byte) (*RSAKey, error) {
 	var key cryptobyte.String
 	var version uint64
@@ -157,7 +156,7 @@ func parsePKCS1(der []byte) (*RSAKey, error) {
 	return k, nil
 }
 
-// checkPublicBlock returns ErrPublicMismatch unless the block is k's public half.
+// checkPublicBlock returns ErrPublicMismatch if the block is another public key than that of k.
 func (k *RSAKey) checkPublicBlock(b block) error {
 	der, err := b.decode(make([]byte, len(b.body)))
 	if err != nil {
@@ -171,7 +170,8 @@ func (k *RSAKey) checkPublicBlock(b block) error {
 			return fmt.Errorf("%w: the public key", ErrMalformed)
 		}
 		oid, _, ok := readAlgorithm(&info)
-		if !ok || !info.ReadASN1(&bits, asn1.BIT_STRING) || !bits.ReadUint8(&unused) || unused != 0 || !info.Empty() {
+		if !ok || !info.ReadASN1(&bits, asn1.BIT_STRING) || !bits.ReadUint8(&unused) ||
+			unused != 0 || !info.Empty() {
 			return fmt.Errorf("%w: the public key", ErrMalformed)
 		}
 		if oid != oidRSA {
@@ -184,7 +184,8 @@ func (k *RSAKey) checkPublicBlock(b block) error {
 	}
 	var seq cryptobyte.String
 	var n, e []byte
-	if !s.ReadASN1(&seq, asn1.SEQUENCE) || !seq.ReadASN1Integer(&n) || !seq.ReadASN1Integer(&e) || !seq.Empty() {
+	if !s.ReadASN1(&seq, asn1.SEQUENCE) || !seq.ReadASN1Integer(&n) || !seq.ReadASN1Integer(&e) ||
+		!seq.Empty() {
 		return fmt.Errorf("%w: the public key", ErrMalformed)
 	}
 	if !s.Empty() {
@@ -209,6 +210,7 @@ func readAlgorithm(s *cryptobyte.String) (oid string, parameters cryptobyte.Stri
 	return id.String(), parameters, true
 }
 
+// keyType returns the error for a key of another algorithm.
 func keyType(oid string) error {
 	if name, ok := keyTypeNames[oid]; ok {
 		return &KeyTypeError{name}
@@ -216,7 +218,7 @@ func keyType(oid string) error {
 	return &KeyTypeError{oid}
 }
 
-// emptyParameters accepts NULL and nothing.
+// emptyParameters reports whether the parameters are absent or NULL.
 func emptyParameters(alg cryptobyte.String) bool {
 	var null cryptobyte.String
 	if alg.Empty() {

@@ -5,6 +5,7 @@ package keyfile
 
 import (
 	"bytes"
+	"crypto/cipher"
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha256"
@@ -16,7 +17,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 )
 
-// MaxStoreSize is the largest keystore file that is read or written, in bytes.
+// MaxStoreSize is the size of the largest keystore file that the package reads or writes, in bytes.
 const MaxStoreSize = 16 << 20
 
 const (
@@ -29,14 +30,14 @@ const (
 	storeCipher  = "AES-256-GCM"
 	storeInfo    = "sealedchat keystore v1 body"
 
-	// The body is the last member, so that all before it can be authenticated as it stands.
+	// The body is the last member, so that the text before it can be authenticated as it stands.
 	bodyMember = "\n  \"body\": \""
 	storeTail  = "\"\n}\n"
 	maxHead    = 1 << 10
 )
 
-// Header is what a keystore file tells without the passphrase. The body's
-// encryption authenticates it.
+// Header is the part of a keystore file that can be read without the passphrase. The encryption of
+// the body authenticates it.
 type Header struct {
 	Iterations int            // of PBKDF2-HMAC-SHA256
 	KDFSalt    [saltSize]byte // for PBKDF2; changes with the passphrase
@@ -50,7 +51,7 @@ type File struct {
 	sealed []byte // nonce ‖ ciphertext ‖ tag
 }
 
-// jsonHeader is the header's JSON form.
+// jsonHeader is the JSON form of a Header.
 type jsonHeader struct {
 	Format  string `json:"format"`
 	Version int    `json:"version"`
@@ -63,24 +64,25 @@ type jsonHeader struct {
 	Salt   []byte `json:"salt"`
 }
 
-// encode writes all of a keystore file that stands before the body's base64.
+// encode returns the text of a keystore file before the base64 of the body.
 func (h *Header) encode() []byte {
+	b64 := base64.StdEncoding.EncodeToString
 	return fmt.Appendf(nil, `{
   "format": %q,
   "version": %d,
   "kdf": {"name": %q, "iterations": %d, "salt": %q},
   "cipher": %q,
-  "salt": %q,%s`, storeFormat, storeVersion, storeKDF, h.Iterations, base64.StdEncoding.EncodeToString(h.KDFSalt[:]),
-		storeCipher, base64.StdEncoding.EncodeToString(h.BodySalt[:]), bodyMember)
+  "salt": %q,%s`, storeFormat, storeVersion, storeKDF, h.Iterations, b64(h.KDFSalt[:]), storeCipher,
+		b64(h.BodySalt[:]), bodyMember)
 }
 
-// ParseHeader reads a keystore file up to its sealed body, of which it keeps a copy. A
-// file has one form only, the one that Seal writes, to the byte: no other spacing, order
-// or spelling of the same JSON is accepted. The errors are ErrDamaged, ErrVersion,
-// ErrKDFCost and ErrTooLarge.
+// ParseHeader reads a keystore file and keeps a copy of its sealed body. It accepts exactly the
+// bytes that Seal writes: no other spacing, order or spelling of the same JSON. The errors are
+// ErrDamaged, ErrVersion, ErrKDFCost and ErrTooLarge.
 func ParseHeader(file []byte) (*File, error) {
 	if len(file) > MaxStoreSize {
-		return nil, fmt.Errorf("%w: a keystore file of more than %d bytes", ErrTooLarge, MaxStoreSize)
+		return nil, fmt.Errorf("%w: a keystore file of more than %d bytes", ErrTooLarge,
+			MaxStoreSize)
 	}
 	i := bytes.Index(file[:min(len(file), maxHead)], []byte(bodyMember))
 	if i < 0 {
@@ -103,7 +105,8 @@ func ParseHeader(file []byte) (*File, error) {
 	return &File{*h, bytes.Clone(head), sealed}, nil
 }
 
-// parseHead reads leniently and then compares with the one way to write what it read.
+// parseHead decodes the header leniently, encodes the result again, and refuses a header that
+// differs from that.
 func parseHead(head []byte) (*Header, error) {
 	var j jsonHeader
 	document := bytes.TrimSuffix(head, []byte(","+bodyMember))
@@ -112,7 +115,8 @@ func parseHead(head []byte) (*Header, error) {
 		return nil, fmt.Errorf("%w: the header does not parse", ErrDamaged)
 	}
 	if j.Version != storeVersion {
-		return nil, fmt.Errorf("%w: version %d, where %d is known", ErrVersion, j.Version, storeVersion)
+		return nil, fmt.Errorf("%w: version %d, where %d is known", ErrVersion, j.Version,
+			storeVersion)
 	}
 	h := &Header{Iterations: j.KDF.Iterations}
 	if len(j.KDF.Salt) != saltSize || len(j.Salt) != saltSize {
@@ -129,19 +133,19 @@ func parseHead(head []byte) (*Header, error) {
 	return h, nil
 }
 
-// MasterKey is what PBKDF2 makes of a passphrase; every body under that passphrase is
-// sealed with keys derived from it.
+// MasterKey is the key that PBKDF2 derives from a passphrase. Every body under that passphrase is
+// sealed with keys derived from it. key is nil after Wipe.
 type MasterKey struct {
 	key        []byte
 	salt       [saltSize]byte
 	iterations int
-	allowWeak  bool
+	mayWrite   bool          // with enough iterations, or AllowWeak
 	policy     locked.Policy // for the bodies that it opens and seals
 }
 
-// NewMasterKey derives a key with a fresh salt, for a new keystore or a new passphrase.
-// 0 iterations stand for MinIterations; fewer are ErrWeakKDF unless AllowWeak is given. It
-// takes about 130 ms. The passphrase stays the caller's to wipe; the caller wipes the key.
+// NewMasterKey derives a key with a fresh salt, for a new keystore or a new passphrase. 0
+// iterations mean MinIterations; fewer are ErrWeakKDF unless AllowWeak is given. It takes about 130
+// ms. The caller wipes the passphrase and the key.
 func NewMasterKey(passphrase []byte, iterations int, options ...Option) (*MasterKey, error) {
 	iterations, err := checkIterations(iterations, options)
 	if err != nil {
@@ -152,21 +156,23 @@ func NewMasterKey(passphrase []byte, iterations int, options ...Option) (*Master
 	return deriveMasterKey(passphrase, salt, iterations, options)
 }
 
-// Unlock derives the key of a keystore file; whether the passphrase is right, Open finds
-// out. A key of fewer iterations than MinIterations opens, but does not seal, unless
-// AllowWeak is given: a rewrite takes a NewMasterKey.
+// Unlock derives the key of a keystore file. Open tells whether the passphrase is right. A key with
+// fewer iterations than MinIterations opens, but does not seal, unless AllowWeak is given: to write
+// the file again takes a NewMasterKey.
 func (f *File) Unlock(passphrase []byte, options ...Option) (*MasterKey, error) {
 	return deriveMasterKey(passphrase, f.KDFSalt, f.Iterations, options)
 }
 
-func deriveMasterKey(passphrase []byte, salt [saltSize]byte, iterations int, options []Option) (*MasterKey, error) {
+func deriveMasterKey(passphrase []byte, salt [saltSize]byte, iterations int,
+	options []Option) (*MasterKey, error) {
 	if len(passphrase) == 0 {
 		return nil, ErrPassphraseNeeded
 	}
 	var key []byte
 	var err error
 	erase.Do(func() {
-		key, err = pbkdf2.Key(sha256.New, borrowString(passphrase), salt[:], iterations, masterKeySize)
+		key, err = pbkdf2.Key(sha256.New, borrowString(passphrase), salt[:], iterations,
+			masterKeySize)
 	})
 	if err != nil {
 		return nil, err
@@ -175,17 +181,17 @@ func deriveMasterKey(passphrase []byte, salt [saltSize]byte, iterations int, opt
 	return &MasterKey{key, salt, iterations, err == nil, policyOf(options)}, nil
 }
 
-// Iterations is the cost that the key was derived with.
+// Iterations returns the cost with which the key was derived.
 func (k *MasterKey) Iterations() int { return k.iterations }
 
-// Fits says whether the key was derived with the file's salt and iterations. If not, the
-// passphrase has been changed since, and Open returns ErrPassphrase.
+// Fits reports whether the key was derived with the salt and the iterations of the file. If not,
+// somebody has changed the passphrase since, and Open returns ErrPassphrase.
 func (k *MasterKey) Fits(f *File) bool {
 	return k.salt == f.KDFSalt && k.iterations == f.Iterations
 }
 
-// MoveTo moves the secret into 32 bytes of the caller's, such as locked memory, and
-// clears the place it was in. The caller keeps dst alive as long as the key.
+// MoveTo moves the secret into 32 bytes of the caller's, such as locked memory, and clears its old
+// place. The caller keeps dst alive as long as the key.
 func (k *MasterKey) MoveTo(dst []byte) error {
 	if len(dst) != len(k.key) {
 		return fmt.Errorf("%w: a master key has %d bytes", ErrInvalid, masterKeySize)
@@ -196,14 +202,14 @@ func (k *MasterKey) MoveTo(dst []byte) error {
 	return nil
 }
 
-// Wipe clears the secret. The key opens and seals nothing after that.
+// Wipe clears the secret. After that the key opens and seals nothing.
 func (k *MasterKey) Wipe() {
 	clear(k.key)
 	k.key = nil
 }
 
-// Open decrypts and parses the body. The caller wipes it. ErrPassphrase means that it does
-// not open, ErrDamaged that it opens and breaks the format.
+// Open decrypts and parses the body. The caller wipes it. ErrPassphrase means that the body does
+// not open, and ErrDamaged that it opens and breaks the format.
 func Open(f *File, k *MasterKey) (*Body, error) {
 	if !k.Fits(f) || len(k.key) != masterKeySize {
 		return nil, ErrPassphrase
@@ -212,16 +218,11 @@ func Open(f *File, k *MasterKey) (*Body, error) {
 	if err != nil {
 		return nil, err
 	}
-	erase.Do(func() {
-		aead, wipe, newErr := deriveGCM(k.key, f.BodySalt[:], storeInfo)
-		if newErr != nil {
-			err = newErr
-			return
+	err = withGCM(k.key, f.BodySalt[:], storeInfo, func(aead cipher.AEAD) error {
+		if _, err := aead.Open(memory.Bytes()[:0], nil, f.sealed, f.head); err != nil {
+			return ErrPassphrase
 		}
-		defer wipe()
-		if _, openErr := aead.Open(memory.Bytes()[:0], nil, f.sealed, f.head); openErr != nil {
-			err = ErrPassphrase
-		}
+		return nil
 	})
 	if err != nil {
 		memory.Destroy()
@@ -230,10 +231,10 @@ func Open(f *File, k *MasterKey) (*Body, error) {
 	return parseBody(memory)
 }
 
-// Seal encodes and encrypts a body under a fresh salt and nonce, and returns the whole file.
-// The body stays the caller's to wipe. ErrInvalid names what the body must not hold.
+// Seal encodes and encrypts a body under a fresh salt and nonce, and returns the whole file. The
+// caller wipes the body. ErrInvalid names the fault of a body that must not be written.
 func Seal(b *Body, k *MasterKey) ([]byte, error) {
-	if !k.allowWeak {
+	if !k.mayWrite {
 		return nil, ErrWeakKDF
 	}
 	if len(k.key) != masterKeySize {
@@ -252,17 +253,13 @@ func Seal(b *Body, k *MasterKey) ([]byte, error) {
 	head := h.encode()
 	size := len(head) + base64.StdEncoding.EncodedLen(len(plaintext)+gcmOverhead) + len(storeTail)
 	if size > MaxStoreSize {
-		return nil, fmt.Errorf("%w: a keystore file of more than %d bytes", ErrTooLarge, MaxStoreSize)
+		return nil, fmt.Errorf("%w: a keystore file of more than %d bytes", ErrTooLarge,
+			MaxStoreSize)
 	}
 	sealed := make([]byte, 0, len(plaintext)+gcmOverhead)
-	erase.Do(func() {
-		aead, wipe, newErr := deriveGCM(k.key, h.BodySalt[:], storeInfo)
-		if newErr != nil {
-			err = newErr
-			return
-		}
-		defer wipe()
+	err = withGCM(k.key, h.BodySalt[:], storeInfo, func(aead cipher.AEAD) error {
 		sealed = aead.Seal(sealed, nil, plaintext, head)
+		return nil
 	})
 	if err != nil {
 		return nil, err

@@ -38,12 +38,16 @@ func testBody(t testing.TB) *Body {
 		Rotations:  3,
 		Rotated:    testTime(1),
 		Keys: []Entry{
-			{State: Retired, Created: testTime(2), Activated: testTime(3), Retired: testTime(4), Key: testKey(t, "rsa-2048")},
-			{State: Primary, Created: testTime(5), Activated: testTime(6), Key: testKey(t, "rsa-3072")},
+			{State: Retired, Created: testTime(2), Activated: testTime(3), Retired: testTime(4),
+				Key: testKey(t, "rsa-2048")},
+			{State: Primary, Created: testTime(5), Activated: testTime(6),
+				Key: testKey(t, "rsa-3072")},
 		},
 		Pins: []Pin{
-			{Origin: "https://api.example:8443", Fingerprint: [32]byte{1, 2, 3}, FirstSeen: testTime(7)},
-			{Origin: "https://other.example", Fingerprint: [32]byte{4}, FirstSeen: testTime(8), Accepted: testTime(9)},
+			{Origin: "https://api.example:8443", Fingerprint: [32]byte{1, 2, 3},
+				FirstSeen: testTime(7)},
+			{Origin: "https://other.example", Fingerprint: [32]byte{4}, FirstSeen: testTime(8),
+				Accepted: testTime(9)},
 		},
 		DataKeys: []DataKey{
 			{Generation: 1, Key: bytes.Repeat([]byte{0xd1}, 32), Created: testTime(10)},
@@ -96,7 +100,8 @@ func TestStoreRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if f.BodySalt == f2.BodySalt || bytes.Equal(f.sealed[:12], f2.sealed[:12]) || f.KDFSalt != f2.KDFSalt {
+		if f.BodySalt == f2.BodySalt || bytes.Equal(f.sealed[:12], f2.sealed[:12]) ||
+			f.KDFSalt != f2.KDFSalt {
 			t.Error("salts or nonces are not as fresh as they should be")
 		}
 		if !json.Valid(file) {
@@ -155,7 +160,9 @@ func TestStoreFormat(t *testing.T) {
 	if err := json.Unmarshal(file, &j); err != nil {
 		t.Fatal(err)
 	}
-	if j.Format != "sealedchat-keystore" || j.Version != 1 || j.Cipher != "AES-256-GCM" || j.KDF.Name != "PBKDF2-HMAC-SHA256" || j.KDF.Iterations != 2 || len(j.KDF.Salt) != 32 || len(j.Salt) != 32 {
+	if j.Format != "sealedchat-keystore" || j.Version != 1 || j.Cipher != "AES-256-GCM" ||
+		j.KDF.Name != "PBKDF2-HMAC-SHA256" || j.KDF.Iterations != 2 || len(j.KDF.Salt) != 32 ||
+		len(j.Salt) != 32 {
 		t.Errorf("header %+v", j)
 	}
 	master, err := pbkdf2.Key(sha256.New, testPassphrase, j.KDF.Salt, j.KDF.Iterations, 32)
@@ -251,7 +258,8 @@ func TestStoreBitFlips(t *testing.T) {
 				if _, err = Open(f, k); !errors.Is(err, ErrPassphrase) {
 					t.Errorf("byte %d, bit %d: %v", i, bit, err)
 				}
-			} else if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrKDFCost) {
+			} else if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrVersion) &&
+				!errors.Is(err, ErrKDFCost) {
 				t.Errorf("byte %d, bit %d: %v", i, bit, err)
 			}
 			file[i] ^= 1 << bit
@@ -317,7 +325,8 @@ func TestParseHeaderRefuses(t *testing.T) {
 		{"no iterations", replace(`"iterations": 2`, `"iterations": 0`), ErrKDFCost},
 		{"negative iterations", replace(`"iterations": 2`, `"iterations": -1`), ErrKDFCost},
 		{"too many iterations", replace(`"iterations": 2`, `"iterations": 10000001`), ErrKDFCost},
-		{"iterations beyond 64 bits", replace(`"iterations": 2`, `"iterations": 99999999999999999999`), ErrDamaged},
+		{"iterations beyond 64 bits", replace(`"iterations": 2`,
+			`"iterations": 99999999999999999999`), ErrDamaged},
 		{"iterations with exponent", replace(`"iterations": 2`, `"iterations": 6e5`), ErrDamaged},
 		{"iterations with zero", replace(`"iterations": 2`, `"iterations": 02`), ErrDamaged},
 		{"name in capitals", replace(`"version"`, `"Version"`), ErrDamaged},
@@ -359,7 +368,8 @@ func TestMasterKeys(t *testing.T) {
 		{passphrase, MaxIterations + 1, []Option{AllowWeak}, ErrKDFCost},
 		{nil, 1, []Option{AllowWeak}, ErrPassphraseNeeded},
 	} {
-		if _, err := NewMasterKey(test.passphrase, test.iterations, test.options...); !errors.Is(err, test.want) {
+		if _, err := NewMasterKey(test.passphrase, test.iterations,
+			test.options...); !errors.Is(err, test.want) {
 			t.Errorf("%d iterations: %v, want %v", test.iterations, err, test.want)
 		}
 	}
@@ -421,7 +431,8 @@ func TestFIPSOnly(t *testing.T) {
 	if os.Getenv("KEYFILE_FIPS") != "" {
 		t.Skip("inside")
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.v", "-test.run=^(TestStoreRoundTrip|TestMasterKeys|TestDataRoundTrip|TestExportRoundTrip)$")
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.v",
+		"-test.run=^(TestStoreRoundTrip|TestMasterKeys|TestDataRoundTrip|TestExportRoundTrip)$")
 	cmd.Env = append(os.Environ(), "GODEBUG=fips140=only", "KEYFILE_FIPS=1")
 	out, err := cmd.CombinedOutput()
 	if err != nil || bytes.Count(out, []byte("--- PASS")) != 4 {

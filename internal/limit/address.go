@@ -10,9 +10,10 @@ import (
 	"strings"
 )
 
-// Address is the key of a request: the last address in the header of that name, or else in
-// RemoteAddr; of an IPv6 address its first 64 bits, which one customer has. A RemoteAddr that is no
-// address is the key as it stands, without a port. header "" = RemoteAddr.
+// Address returns the key of a request: the last address in the given header, or the one in
+// RemoteAddr if the header has none or its name is "". For an IPv6 address the key is its first 64
+// bits, which belong to one customer. A RemoteAddr that is no address is the key as it stands,
+// without a port.
 func Address(r *http.Request, header string) string {
 	if header != "" {
 		if values := r.Header.Values(header); len(values) > 0 {
@@ -27,9 +28,9 @@ func Address(r *http.Request, header string) string {
 	return key
 }
 
-// network is the address in one that may have a port or stand in brackets, of IPv6 its /64; and
-// whether it is one.
-func network(address string) (string, bool) {
+// network returns the address in a text that may have a port or brackets: for IPv6 its /64. ok says
+// whether the text has an address.
+func network(address string) (key string, ok bool) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		host = address
@@ -47,8 +48,8 @@ func network(address string) (string, bool) {
 	return a.String(), true
 }
 
-// wider is the /48 that an IPv6 address or network is in: what one site gets, with 65,536 networks
-// of its own. "" for anything else.
+// wider returns the /48 of an IPv6 address or network: the size that one site gets, with 65,536
+// networks. It returns "" for anything else.
 func wider(key string) string {
 	a, err := netip.ParseAddr(key)
 	if err != nil {

@@ -54,7 +54,8 @@ func TestRate(t *testing.T) {
 	}
 	takes(l, "c")
 	takes(l, "a")
-	if n := takes(l, "d"); n != 3*wide || l.keys["d"] != nil { // none is full again: d is one of the others
+	// none is full again: d is one of the others
+	if n := takes(l, "d"); n != 3*wide || l.keys["d"] != nil {
 		t.Errorf("others: %d", n)
 	}
 	if n := takes(l, "f"); n != 0 {
@@ -100,7 +101,9 @@ func TestReturnAfterForgetting(t *testing.T) {
 // However many networks a site has, they have no more than its allowance, and others keep theirs.
 func TestNetworks(t *testing.T) {
 	now := time.Unix(1e9, 0)
-	l := New(Config{Rate: 2, Each: 3, Wide: wide, Keys: 1 << 14, Now: func() time.Time { return now }})
+	l := New(Config{Rate: 2, Each: 3, Wide: wide, Keys: 1 << 14, Now: func() time.Time {
+		return now
+	}})
 	var leases []*Lease
 	for i := range 1000 {
 		if s, wait := l.Take(fmt.Sprintf("2001:db8:1:%x::/64", i), 1); wait == 0 {
@@ -240,7 +243,8 @@ func TestConcurrentLeases(t *testing.T) {
 	for i := range 8 {
 		wg.Go(func() {
 			for j := range 500 {
-				if s, wait := l.Take(fmt.Sprintf("2001:db8:%x:%x::/64", i%2, j%3), int64(1+j%4)); wait == 0 {
+				if s, wait := l.Take(fmt.Sprintf("2001:db8:%x:%x::/64", i%2, j%3),
+					int64(1+j%4)); wait == 0 {
 					_ = s.Grow(int64(j % 3))
 					s.Return()
 				}

@@ -9,21 +9,28 @@ import (
 	"sync/atomic"
 )
 
-// process is the account of this process. RLIMIT_MEMLOCK is one number for a process, and so is this.
+// process is the account of this process. RLIMIT_MEMLOCK is one number for a process, so the
+// account is one, too.
 var process account
 
+// account counts buffers and pages. The counters are atomic; guards guards only what its comment
+// says.
 type account struct {
 	inUse, unlocked atomic.Int64 // bytes in living buffers, and those of them that are not locked
-	peak            atomic.Int64 // most of inUse so far
+	peak            atomic.Int64 // the largest inUse so far
 	locked          atomic.Int64 // bytes of pages that this package holds locked
-	misses          atomic.Int64 // buffers that were to be locked and were not
+	misses          atomic.Int64 // buffers that should have been locked and were not
 
-	watched, leaked atomic.Int64 // owners under watch, and those that never destroyed what they had
+	watched, leaked atomic.Int64 // owners under watch, and owners that never destroyed their buffer
 
-	guards  sync.RWMutex // who asks memguard, alone; who locks pages without it reads, so that the room tried stays
-	guarded int          // living guards
+	// guards guards guarded. A goroutine that uses memguard holds it for writing, so that nobody
+	// locks pages between its test of the limit and memguard. A goroutine that locks pages without
+	// memguard holds it for reading.
+	guards  sync.RWMutex
+	guarded int // living guards
 }
 
+// add counts a new buffer.
 func (a *account) add(m *memory) {
 	n := int64(len(m.whole))
 	if !m.locked {
@@ -35,6 +42,7 @@ func (a *account) add(m *memory) {
 	}
 }
 
+// remove counts a destroyed buffer.
 func (a *account) remove(m *memory) {
 	n := int64(len(m.whole))
 	if !m.locked {
@@ -43,25 +51,30 @@ func (a *account) remove(m *memory) {
 	a.inUse.Add(-n)
 }
 
-// Stats is what the process has here at one moment. Sizes are in bytes.
+// Stats is the account of the process at one moment. Sizes are in bytes.
 type Stats struct {
-	Level    Level // Locked if all that is in use is locked; with nothing in use, if a page can be locked
+	// Level is Locked if all memory in use is locked, or if none is in use and a page can be
+	// locked.
+	Level    Level
 	PageSize int
 	InUse    int64 // in living buffers
 	Unlocked int64 // those of them that are not locked
 	Peak     int64 // the most that was in use at once
-	Misses   int64 // how many buffers could not be locked so far and are, or were, wiped only
-	Locked   int64 // in pages that are locked, with what is free in them
-	Watched  int64 // owners of buffers under watch that are alive
+	Misses   int64 // buffers that could not be locked so far
+	Locked   int64 // in locked pages, free parts included
+	Watched  int64 // living owners of buffers under watch
 	Leaked   int64 // owners that became unreachable without a Destroy
-	Limit    int64 // what the process may lock, this package and others; negative: none, or not known
+	// bytes that the process may lock, in this package and elsewhere; negative: no limit, or
+	// unknown
+	Limit int64
 }
 
-// Report tells how much memory is in use.
+// Report returns the current account.
 func Report() Stats {
 	s := Stats{
 		PageSize: os.Getpagesize(), InUse: process.inUse.Load(), Unlocked: process.unlocked.Load(),
-		Peak: process.peak.Load(), Misses: process.misses.Load(), Locked: process.locked.Load(), Limit: limit(),
+		Peak: process.peak.Load(), Misses: process.misses.Load(), Locked: process.locked.Load(),
+		Limit:   limit(),
 		Watched: process.watched.Load(), Leaked: process.leaked.Load(),
 	}
 	if (s.InUse > 0 && s.Unlocked == 0) || (s.InUse == 0 && canLock(1)) {
@@ -77,6 +90,7 @@ func canLock(n int) bool {
 	return p.isLocked()
 }
 
+// limitError is the error for memory that Required could not lock.
 func limitError(needed int64, err error) *LimitError {
 	return &LimitError{Limit: limit(), InUse: process.locked.Load(), Needed: needed, Err: err}
 }

@@ -5,5 +5,5 @@
 
 package locked
 
-// advise: what the system can do beyond locking, memcall has done.
+// advise has nothing to do: memcall has done everything that the system offers.
 func advise([]byte) {}

@@ -9,55 +9,46 @@ import (
 )
 
 const (
-	chunkSize = 16 << 10 // bytes that an arena takes at a time
-	granule   = 64       // bytes; sizes are rounded up to it, and every buffer begins at a multiple of it
+	chunkSize = 16 << 10 // bytes that an arena maps at a time
+	// sizes are rounded up to a multiple of granule, and every buffer begins at one
+	granule = 64
 )
 
-// Arena gives one owner, such as a client, many small buffers that share locked pages: a lock of its own would cost each
-// of them a page and some 20 µs. It grows as needed and keeps one empty chunk. Safe for concurrent use.
+// Arena provides one owner, such as a client, with many small buffers that share locked pages. A
+// lock of its own would cost each buffer a page and some 20 µs. An arena grows as needed and keeps
+// one empty chunk. It is safe for concurrent use.
+//
+// mu guards the fields below it and everything in the chunks. Invariant: each byte of a chunk is
+// either in one of its free spans or in one living buffer, and locked chunks come first.
 type Arena struct {
 	policy Policy
 
 	mu     sync.Mutex
 	closed bool
-	chunks []*chunk // locked ones first
-	given  bool     // a buffer was
-	missed bool     // one that is not locked was
+	chunks []*chunk
 }
 
-// chunk is some pages of an arena. arena.mu guards it.
+// chunk is a mapping that an arena cuts buffers from.
 type chunk struct {
 	arena *Arena
 	pages *pages
-	free  []span // ascending, never touching
+	free  []span // ascending; no two of them touch
 }
 
 // span is a part of a chunk.
 type span struct{ at, n int }
 
-// NewArena makes an arena that takes no memory before it is needed.
+// NewArena makes an arena that takes no memory before the first Alloc.
 func NewArena(policy Policy) *Arena { return &Arena{policy: policy} }
 
-// Alloc returns n zero bytes. Large ones get pages of their own, and with Off all lie on the heap. Errors are
-// *LimitError, with Required alone, and ErrClosed.
+// Alloc returns n zero bytes. Large buffers get pages of their own, and with Off all buffers lie on
+// the heap. The errors are ErrClosed and, with Required alone, a *LimitError.
 func (a *Arena) Alloc(n int) (*Buffer, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
 		return nil, ErrClosed
 	}
-	b, err := a.alloc(n)
-	if err != nil {
-		return nil, err
-	}
-	if n > 0 {
-		a.given = true
-		a.missed = a.missed || !b.Locked()
-	}
-	return b, nil
-}
-
-func (a *Arena) alloc(n int) (*Buffer, error) {
 	if n <= 0 || n > chunkSize/2 || a.policy == Off {
 		return NewWith(a.policy, n)
 	}
@@ -75,21 +66,23 @@ func (a *Arena) alloc(n int) (*Buffer, error) {
 	return onHeap(a.policy, n), nil // not even mapped
 }
 
-// take cuts a buffer from the chunks there are; from those only that are locked, if locked says so.
+// take cuts a buffer from one of the chunks, or returns nil. With locked, it uses only locked
+// chunks.
 func (a *Arena) take(n, need int, locked bool) *Buffer {
 	for _, c := range a.chunks {
 		if locked && !c.pages.locked {
 			return nil
 		}
 		if at := c.take(need); at >= 0 {
-			return newBuffer(a.policy, &memory{whole: c.pages.data[at : at+n : at+n], locked: c.pages.locked, chunk: c, at: at})
+			return newBuffer(a.policy, &memory{whole: c.pages.data[at : at+n : at+n],
+				locked: c.pages.locked, chunk: c, at: at})
 		}
 	}
 	return nil
 }
 
-// grow adds a chunk: a whole one, or near the limit one page that fits. What is not locked is added only if no other
-// such chunk has room, and never with Required.
+// grow adds a chunk: a whole one, or near the limit a small one that can still be locked. It adds a
+// chunk that is not locked only if no other chunk has room, and never with Required.
 func (a *Arena) grow(need int) error {
 	p, err := mapPages(chunkSize)
 	if !p.isLocked() && roundToPages(need) < roundToPages(chunkSize) {
@@ -106,7 +99,9 @@ func (a *Arena) grow(need int) error {
 		return err
 	case p.locked:
 		a.chunks = slices.Insert(a.chunks, 0, newChunk(a, p))
-	case a.policy == Required, slices.ContainsFunc(a.chunks, func(c *chunk) bool { return c.fits(need) }):
+	case a.policy == Required, slices.ContainsFunc(a.chunks, func(c *chunk) bool {
+		return c.fits(need)
+	}):
 		p.free()
 	default:
 		a.chunks = append(a.chunks, newChunk(a, p))
@@ -122,7 +117,8 @@ func (c *chunk) fits(need int) bool {
 	return slices.ContainsFunc(c.free, func(s span) bool { return s.n >= need })
 }
 
-// take cuts need bytes from the first free span that has them, and returns where they are, or -1.
+// take cuts need bytes from the first free span that is large enough, and returns their offset, or
+// -1.
 func (c *chunk) take(need int) int {
 	for i := range c.free {
 		s := &c.free[i]
@@ -141,7 +137,7 @@ func (c *chunk) take(need int) int {
 
 func (c *chunk) isEmpty() bool { return len(c.free) == 1 && c.free[0].n == len(c.pages.data) }
 
-// release takes back what take gave. The bytes are wiped.
+// release returns the n bytes at an offset that take returned. They are wiped already.
 func (c *chunk) release(at, n int) {
 	c.arena.mu.Lock()
 	defer c.arena.mu.Unlock()
@@ -161,7 +157,7 @@ func (c *chunk) release(at, n int) {
 	}
 }
 
-// shrink gives empty chunks back: all of them after Close, else all but the first, and those that are not locked.
+// shrink unmaps empty chunks. Before Close it keeps one of them that is locked.
 func (a *Arena) shrink() {
 	kept := a.closed
 	a.chunks = slices.DeleteFunc(a.chunks, func(c *chunk) bool {
@@ -177,17 +173,8 @@ func (a *Arena) shrink() {
 	})
 }
 
-// Level is Locked as long as every buffer that the arena gave was. One that gave none yet tries whether it could.
-func (a *Arena) Level() Level {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.missed || a.policy == Off || (!a.given && !canLock(1)) {
-		return Wiped
-	}
-	return Locked
-}
-
-// Close gives back what is free, and the rest when the last buffer is destroyed. Nothing more can be taken. Idempotent.
+// Close unmaps the free chunks, and each other chunk when its last buffer is destroyed. Alloc fails
+// from now on. Close is idempotent.
 func (a *Arena) Close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -11,10 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// limit is RLIMIT_MEMLOCK in bytes; negative: none.
+// limit returns RLIMIT_MEMLOCK in bytes. A negative number means that there is no limit.
 func limit() int64 {
 	var r unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &r) != nil || uint64(r.Cur) >= math.MaxInt64 { // infinity is one of two numbers
+	// two numbers stand for infinity
+	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &r) != nil || uint64(r.Cur) >= math.MaxInt64 {
 		return -1
 	}
 	return int64(r.Cur)

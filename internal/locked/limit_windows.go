@@ -5,7 +5,8 @@ package locked
 
 import "golang.org/x/sys/windows"
 
-// limit is the process's minimum working set in bytes, a little less than which VirtualLock locks; negative: not known.
+// limit returns the minimum working set of the process in bytes. VirtualLock locks a little less
+// than that. A negative number means that the limit is unknown.
 func limit() int64 {
 	var least, most uintptr
 	var flags uint32

@@ -1,9 +1,14 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package locked hands out memory for secrets: outside the Go heap, so that the garbage collector neither moves nor
-// copies it, on Linux left out of core dumps, and locked into RAM where the operating system allows. It is the only importer of
-// memcall and memguard. What a process may lock is one number for all that it does, so the count of it is global here.
+// Package locked provides memory for secrets. The memory lies outside the Go heap, so that the
+// garbage collector neither moves nor copies it. On Linux it is left out of core dumps. It is
+// locked into RAM as far as the operating system allows.
+//
+// Only this package imports memcall and memguard. The limit of locked memory is one number for the
+// whole process, so the account of it is global here.
+//
+// Order of locks: Arena.mu, then process.guards.
 package locked
 
 import (
@@ -12,25 +17,26 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
-// Policy says what becomes of memory that cannot be locked.
+// Policy says how a buffer is protected, and what happens if it cannot be locked.
 type Policy uint8
 
 // The policies. BestEffort is the zero value.
 const (
-	BestEffort Policy = iota // what cannot be locked is wiped only
-	Required                 // what cannot be locked is a *LimitError
-	Off                      // nothing is locked: the Go heap, wiped
+	BestEffort Policy = iota // memory that cannot be locked is only wiped
+	Required                 // memory that cannot be locked is a *LimitError
+	Off                      // nothing is locked: memory of the Go heap, wiped
 )
 
-// Level says how memory is protected.
+// Level says how the memory in use is protected.
 type Level uint8
 
-// The levels, lowest first.
+// The levels, the lowest first.
 const (
 	Wiped  Level = iota // wiped when it is given back; until then it may be swapped out
 	Locked              // also locked into RAM
 )
 
+// String returns the words in which statistics report the level.
 func (l Level) String() string {
 	switch l {
 	case Wiped:
@@ -41,12 +47,13 @@ func (l Level) String() string {
 	return fmt.Sprintf("Level(%d)", uint8(l))
 }
 
-// LimitError says that memory could not be locked, and Required asks for it. It is an ErrMemoryLimit.
+// LimitError says that memory could not be locked and that the policy is Required. It matches
+// ErrMemoryLimit.
 type LimitError struct {
-	Limit  int64 // what the process may lock, in bytes; negative: none, or not known
-	InUse  int64 // what this package has locked already
-	Needed int64 // what it would have had to lock in addition
-	Err    error // the system's word
+	Limit  int64 // bytes that the process may lock; negative: no limit, or unknown
+	InUse  int64 // bytes that this package has locked already
+	Needed int64 // bytes that it would have to lock in addition
+	Err    error // the error of the system
 }
 
 func (e *LimitError) Error() string {
@@ -54,26 +61,32 @@ func (e *LimitError) Error() string {
 	if e.Limit >= 0 {
 		limit = fmt.Sprintf("the limit (ulimit -l) is %d", e.Limit)
 	}
-	return fmt.Sprintf("%v: %d bytes more are needed, %d are locked, %s", fault.ErrMemoryLimit, e.Needed, e.InUse, limit)
+	return fmt.Sprintf("%v: %d bytes more are needed, %d are locked, %s", fault.ErrMemoryLimit,
+		e.Needed, e.InUse, limit)
 }
 
 // Is makes errors.Is(e, fault.ErrMemoryLimit) true.
 func (e *LimitError) Is(target error) bool { return target == fault.ErrMemoryLimit }
 func (e *LimitError) Unwrap() error        { return e.Err }
 
-// ErrClosed is an arena's error after Close.
+// ErrClosed is the error of an arena after Close.
 var ErrClosed = fmt.Errorf("%w: its memory was given back", fault.ErrClosed)
 
-// Buffer is memory for one secret. It is not safe for concurrent use; its owner orders access and calls Destroy.
-// The zero Buffer has no memory.
+// Buffer is memory for one secret. The zero Buffer has no memory. It is not safe for concurrent
+// use: its owner orders access, and calls Destroy.
+//
+// Invariant: m is nil before the first use of a zero Buffer, and after Destroy.
 type Buffer struct {
-	m *memory // behind a pointer of its own: package fmt follows one level of pointers, and prints what it finds there
+	// behind a pointer of its own: package fmt follows one level of pointers, and prints what it
+	// finds there
+	m *memory
 }
 
-// memory lies in pages of its own, in an arena, behind memguard, or, with none of them, on the Go heap.
+// memory lies in exactly one place: in pages of its own (pages), in an arena (chunk), behind
+// memguard (guard), or, if all three are nil, on the Go heap.
 type memory struct {
 	whole  []byte
-	lo, hi int // what of it Bytes returns
+	lo, hi int // Bytes returns whole[lo:hi]
 	locked bool
 
 	pages *pages
@@ -82,15 +95,10 @@ type memory struct {
 	guard *guard
 }
 
-// New returns n zero bytes in pages of their own. It never fails: what cannot be locked (RLIMIT_MEMLOCK) is wiped by
-// Destroy only, and what cannot even be mapped lies on the Go heap. Locked tells the difference. Here, as everywhere in
-// this package, the bytes begin at a multiple of 8 if n is one.
-func New(n int) *Buffer {
-	b, _ := NewWith(BestEffort, n) // only Required fails
-	return b
-}
-
-// NewWith is New under a policy. The error is a *LimitError, and only Required has it.
+// NewWith returns n zero bytes in pages of their own, under a policy. Only Required can fail, with
+// a *LimitError. With BestEffort, Destroy wipes memory that cannot be locked (RLIMIT_MEMLOCK), and
+// memory that cannot even be mapped lies on the Go heap; Buffer.Locked tells the difference. As
+// everywhere in this package, the bytes begin at a multiple of 8 if n is one.
 func NewWith(policy Policy, n int) (*Buffer, error) {
 	if n <= 0 {
 		return &Buffer{}, nil
@@ -109,8 +117,12 @@ func NewWith(policy Policy, n int) (*Buffer, error) {
 	return newBuffer(policy, &memory{whole: p.data[:n:n], locked: p.locked, pages: p}), nil
 }
 
-func onHeap(policy Policy, n int) *Buffer { return newBuffer(policy, &memory{whole: make([]byte, n)}) }
+// onHeap returns a buffer on the Go heap.
+func onHeap(policy Policy, n int) *Buffer {
+	return newBuffer(policy, &memory{whole: make([]byte, n)})
+}
 
+// newBuffer enters memory in the account of the process.
 func newBuffer(policy Policy, m *memory) *Buffer {
 	m.hi = len(m.whole)
 	process.add(m)
@@ -120,7 +132,7 @@ func newBuffer(policy Policy, m *memory) *Buffer {
 	return &Buffer{m}
 }
 
-// Bytes is the memory itself, valid until Destroy.
+// Bytes returns the memory itself, which is valid until Destroy.
 func (b *Buffer) Bytes() []byte {
 	if b.m == nil || (b.m.guard != nil && !b.m.guard.alive()) {
 		return nil
@@ -128,8 +140,8 @@ func (b *Buffer) Bytes() []byte {
 	return b.m.whole[b.m.lo:b.m.hi:b.m.hi]
 }
 
-// Narrow makes Bytes return what is [from:to] of it now. Destroy wipes the whole all the same. It panics when from and to
-// are out of range.
+// Narrow makes Bytes return only its part [from:to] from now on. Destroy still wipes all of the
+// memory. It panics if from or to is out of range.
 func (b *Buffer) Narrow(from, to int) {
 	if b.m == nil {
 		_ = []byte(nil)[from:to]

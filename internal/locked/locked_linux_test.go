@@ -18,7 +18,8 @@ import (
 
 const (
 	limitVariable = "SEALEDCHAT_TEST_MEMLOCK" // bytes; in the child's environment
-	rlimitMemlock = 8                         // RLIMIT_MEMLOCK, the same on every architecture but MIPS, SPARC and Alpha
+	// RLIMIT_MEMLOCK, the same on every architecture but MIPS, SPARC and Alpha
+	rlimitMemlock = 8
 	nobody        = 65534
 	childBuffers  = 8 // of one page each
 )
@@ -47,7 +48,8 @@ func TestLimit(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestLimit$", "-test.v")
-			cmd.Env = append(os.Environ(), limitVariable+"="+strconv.FormatUint(c.limit, 10), "GORACE=atexit_sleep_ms=0")
+			cmd.Env = append(os.Environ(), limitVariable+"="+strconv.FormatUint(c.limit, 10),
+				"GORACE=atexit_sleep_ms=0")
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Fatalf("%v\n%s", err, out)
@@ -66,7 +68,8 @@ func underLimit(t *testing.T, text string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Setrlimit(rlimitMemlock, &syscall.Rlimit{Cur: limit, Max: limit}); err != nil {
+	if err := syscall.Setrlimit(rlimitMemlock, &syscall.Rlimit{Cur: limit,
+		Max: limit}); err != nil {
 		t.Fatal(err)
 	}
 	if os.Getuid() == 0 { // root's CAP_IPC_LOCK ignores the limit
@@ -77,7 +80,7 @@ func underLimit(t *testing.T, text string) {
 		var all []*Buffer
 		locked = 0
 		for i := range childBuffers {
-			b := New(1 + i)
+			b := makeBuffer(1 + i)
 			want := bytes.Repeat([]byte{byte('a' + i)}, 1+i)
 			copy(b.Bytes(), want)
 			if !bytes.Equal(b.Bytes(), want) {
@@ -98,10 +101,11 @@ func underLimit(t *testing.T, text string) {
 // What Locked says is what the kernel says.
 func TestLockedIsTrue(t *testing.T) {
 	before := lockedKB(t)
-	b := New(1)
+	b := makeBuffer(1)
 	during := lockedKB(t)
 	if b.Locked() != (during > before) {
-		t.Errorf("Locked is %v; the kernel counted %d KB before, %d KB with it", b.Locked(), before, during)
+		t.Errorf("Locked is %v; the kernel counted %d KB before, %d KB with it", b.Locked(), before,
+			during)
 	}
 	b.Destroy()
 	if after := lockedKB(t); after != before {

@@ -14,10 +14,16 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
+// makeBuffer returns a buffer that is locked if the limit allows.
+func makeBuffer(n int) *Buffer {
+	b, _ := NewWith(BestEffort, n) // only Required fails
+	return b
+}
+
 func TestBuffer(t *testing.T) {
 	page := os.Getpagesize()
 	for _, n := range []int{1, 31, 4096, page - 1, page, page + 1, 5*page + 3} {
-		b := New(n)
+		b := makeBuffer(n)
 		data := b.Bytes()
 		if len(data) != n || cap(data) != n {
 			t.Errorf("%d bytes: len %d, cap %d", n, len(data), cap(data))
@@ -37,7 +43,7 @@ func TestBuffer(t *testing.T) {
 }
 
 func TestEmpty(t *testing.T) {
-	b := New(0)
+	b := makeBuffer(0)
 	if len(b.Bytes()) != 0 || b.Locked() {
 		t.Errorf("an empty buffer: %d bytes, locked %v", len(b.Bytes()), b.Locked())
 	}
@@ -60,7 +66,7 @@ func TestBuffersDoNotOverlap(t *testing.T) {
 	for i := range 16 {
 		wg.Go(func() {
 			for range 20 {
-				b := New(100)
+				b := makeBuffer(100)
 				want := bytes.Repeat([]byte{byte(i + 1)}, 100)
 				copy(b.Bytes(), want)
 				if !bytes.Equal(b.Bytes(), want) {
@@ -76,7 +82,8 @@ func TestBuffersDoNotOverlap(t *testing.T) {
 func TestLimitErrorText(t *testing.T) {
 	cause := errors.New("cause")
 	err := error(&LimitError{Limit: 65536, InUse: 61440, Needed: 12288, Err: cause})
-	if !errors.Is(err, fault.ErrMemoryLimit) || !errors.Is(err, cause) || errors.Is(err, fault.ErrTooLarge) {
+	if !errors.Is(err, fault.ErrMemoryLimit) || !errors.Is(err, cause) ||
+		errors.Is(err, fault.ErrTooLarge) {
 		t.Error("not what it should be")
 	}
 	for _, figure := range []string{"65536", "61440", "12288"} {

@@ -9,14 +9,14 @@ import (
 	"github.com/awnumar/memcall"
 )
 
-// pages is a mapping of its own. A nil *pages has nothing.
+// pages is a mapping of whole pages. A nil *pages has no memory.
 type pages struct {
-	data   []byte // whole pages
+	data   []byte
 	locked bool
 }
 
-// mapPages maps room for n bytes and tries to lock it. What could not be locked comes with an error; what could not even
-// be mapped is nil.
+// mapPages maps room for n bytes and tries to lock it. Pages that could not be locked come with an
+// error. The result is nil if they could not even be mapped.
 func mapPages(n int) (*pages, error) {
 	size := roundToPages(n)
 	data, err := memcall.Alloc(int(size))
@@ -25,7 +25,8 @@ func mapPages(n int) (*pages, error) {
 	}
 	p := &pages{data: data}
 	process.guards.RLock()
-	err = memcall.Lock(data) // also keeps it out of core dumps, where the system can, even when it does not lock
+	// this also keeps the pages out of core dumps, if the system can, even if it does not lock them
+	err = memcall.Lock(data)
 	process.guards.RUnlock()
 	p.locked = err == nil
 	advise(data)
@@ -37,7 +38,7 @@ func mapPages(n int) (*pages, error) {
 
 func (p *pages) isLocked() bool { return p != nil && p.locked }
 
-// free gives the pages back, which are wiped.
+// free unmaps the pages. The caller has wiped them.
 func (p *pages) free() {
 	if p == nil {
 		return
@@ -46,10 +47,11 @@ func (p *pages) free() {
 		_ = memcall.Unlock(p.data) // freeing unlocks as well
 		process.locked.Add(-int64(len(p.data)))
 	}
-	_ = memcall.Free(p.data) // on failure the pages are wiped and stay mapped: nothing to tell anyone
+	// on failure the pages are wiped and stay mapped: the caller can do nothing about it
+	_ = memcall.Free(p.data)
 }
 
-// roundToPages is how much n bytes take in pages of their own.
+// roundToPages returns how many bytes n bytes take in pages of their own.
 func roundToPages(n int) int64 {
 	page := int64(os.Getpagesize())
 	return (int64(n) + page - 1) / page * page

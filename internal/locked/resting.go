@@ -9,23 +9,25 @@ import (
 )
 
 const (
-	// margin is what has to be left of the lock limit, in bytes, before memguard is asked: when memguard cannot lock it
-	// destroys every buffer of the process, the host's too, and panics. What others lock meanwhile has to fit into it.
+	// margin is how many bytes must remain below the lock limit before memguard is asked. If
+	// memguard cannot lock, it destroys every buffer of the process, those of the host program
+	// included, and panics. Memory that others lock meanwhile has to fit into the margin.
 	margin = 64 << 10
-	// maxGuards bounds the buffers behind memguard. Each splits the address space into four mappings, of which a Linux
-	// process may have 65,530, and running out is a panic as above.
+	// maxGuards bounds the buffers behind memguard. Each splits the address space into four
+	// mappings. A Linux process may have 65,530 of them, and memguard panics if there are no more.
 	maxGuards = 256
 )
 
-// guard is a buffer of memguard's: between pages that cannot be accessed, so that reading or writing past its ends
-// faults. Plain buffers start no goroutine and make no key; only memguard's enclaves do, and nothing here uses those.
+// guard is a buffer of memguard. It lies between pages that cannot be accessed, so that reading or
+// writing past its ends faults. Plain buffers start no goroutine and make no key. Only the enclaves
+// of memguard do that, and this package does not use them.
 type guard struct {
 	buffer *memguard.LockedBuffer
-	size   int64 // locked
+	size   int64 // bytes of locked pages
 }
 
-// NewResting is NewWith for a key that rests for long: memguard is behind it, as long as there is room enough under the
-// lock limit. It takes a page at least, and some 0.1 ms.
+// NewResting is NewWith for a key that is kept for long. It uses memguard as long as the lock limit
+// leaves enough room. It takes at least a page and some 0.1 ms.
 func NewResting(policy Policy, n int) (*Buffer, error) {
 	if n > 0 && policy != Off {
 		if g := newGuard(n); g != nil {
@@ -35,7 +37,7 @@ func NewResting(policy Policy, n int) (*Buffer, error) {
 	return NewWith(policy, n)
 }
 
-// newGuard returns nil where memguard could fail.
+// newGuard returns nil if memguard might fail.
 func newGuard(n int) *guard {
 	process.guards.Lock()
 	defer process.guards.Unlock()
@@ -49,7 +51,7 @@ func newGuard(n int) *guard {
 	return g
 }
 
-// memguardCan does what memguard will do, with a margin more.
+// memguardCan tries everything that memguard will do, with the margin on top.
 func memguardCan(n int) bool {
 	page := int(roundToPages(1))
 	size := int(roundToPages(n)) + margin
@@ -70,9 +72,11 @@ func memguardCan(n int) bool {
 	return memcall.Free(all) == nil && can
 }
 
-// alive is false if the host has purged memguard's buffers, this one with them.
+// alive reports whether memguard still has the buffer. The host program can purge all buffers of
+// memguard.
 func (g *guard) alive() bool { return g.buffer.IsAlive() }
 
+// free wipes the buffer and gives it back.
 func (g *guard) free() {
 	process.guards.Lock()
 	defer process.guards.Unlock()

@@ -5,14 +5,15 @@ package locked
 
 import "runtime"
 
-// Watch destroys a buffer should its owner become unreachable before Stop. The zero Watch watches nothing.
+// Watch destroys a buffer if its owner becomes unreachable before Stop. The zero Watch watches
+// nothing. It is not safe for concurrent use.
 type Watch struct {
 	cleanup runtime.Cleanup
 	on      bool
 }
 
-// WatchOwner begins to watch. The buffer must not lead back to its owner, or that would never become unreachable; and
-// whoever uses the bytes keeps the owner reachable meanwhile.
+// WatchOwner begins to watch. The buffer must not refer to its owner, because the owner would never
+// become unreachable then. Code that uses the bytes keeps the owner reachable meanwhile.
 func WatchOwner[T any](owner *T, b *Buffer) Watch {
 	process.watched.Add(1)
 	return Watch{runtime.AddCleanup(owner, func(b *Buffer) {
@@ -22,7 +23,7 @@ func WatchOwner[T any](owner *T, b *Buffer) Watch {
 	}, b), true}
 }
 
-// Stop ends the watch, before the owner destroys the buffer itself. It is idempotent.
+// Stop ends the watch. The owner calls it before it destroys the buffer itself. It is idempotent.
 func (w *Watch) Stop() {
 	if w.on {
 		w.cleanup.Stop()

@@ -14,14 +14,17 @@ import (
 	"io"
 )
 
-// answer is what seals or opens a response: keys that come from the request's context, and the response's own nonce.
+// answer seals or opens a response. Its keys come from the context of the request and from a nonce
+// of the response's own.
+//
+// Invariant: counter is the number of nonces used so far, so no nonce is used twice.
 type answer struct {
 	gcm     cipher.AEAD
 	nonce   [nonceSize]byte
 	counter uint64
 }
 
-// newAnswer derives the keys (RFC 9458, section 4.4). It wipes secret.
+// newAnswer derives the keys (RFC 9458, section 4.4). It wipes secret, also when it fails.
 func newAnswer(a *aead, secret, enc, responseNonce []byte) (*answer, error) {
 	defer clear(secret)
 	salt := append(append(make([]byte, 0, len(enc)+len(responseNonce)), enc...), responseNonce...)
@@ -41,8 +44,8 @@ func newAnswer(a *aead, secret, enc, responseNonce []byte) (*answer, error) {
 	}
 	x := &answer{nonce: [nonceSize]byte(nonce)}
 	clear(nonce)
-	// Strict FIPS mode knows of counted nonces only within HPKE and TLS. These are HPKE's own: derived from a fresh
-	// secret, and counted up, once each.
+	// Strict FIPS mode allows counted nonces only within HPKE and TLS. These are the nonces of
+	// HPKE: derived from a fresh secret, and counted up, each used once.
 	fips140.WithoutEnforcement(func() {
 		var block cipher.Block
 		if block, err = aes.NewCipher(key); err == nil {
@@ -56,6 +59,7 @@ func newAnswer(a *aead, secret, enc, responseNonce []byte) (*answer, error) {
 	return x, nil
 }
 
+// next returns the next nonce.
 func (x *answer) next() []byte {
 	nonce := x.nonce
 	tail := nonce[nonceSize-8:]
@@ -68,7 +72,7 @@ func (x *answer) seal(dst, plain []byte, final bool) ([]byte, error) {
 	return x.gcm.Seal(dst, x.next(), plain, aad(final)), nil
 }
 
-// open works in place.
+// open opens a chunk in place.
 func (x *answer) open(chunk []byte, final bool) ([]byte, error) {
 	return x.gcm.Open(chunk[:0], x.next(), chunk, aad(final))
 }
@@ -78,7 +82,8 @@ func (x *answer) wipe() {
 	clear(x.nonce[:])
 }
 
-// responseReader reads the response's nonce when the first chunk is asked for.
+// responseReader makes the Reader of a response. The Reader reads the nonce of the response when
+// its first chunk is asked for.
 func responseReader(src io.Reader, max int, a *aead, secret, enc []byte) *Reader {
 	r := newReader(src, max, nil, func() { clear(secret) })
 	r.start = func(r *Reader) error {
@@ -96,6 +101,7 @@ func responseReader(src io.Reader, max int, a *aead, secret, enc []byte) *Reader
 	return r
 }
 
+// responseWriter makes the Writer of a response, with a fresh nonce.
 func responseWriter(dst io.Writer, a *aead, secret, enc []byte) (*Writer, error) {
 	nonce := make([]byte, a.key, a.key+MaxChunk+tagSize+4)
 	rand.Read(nonce)

@@ -20,7 +20,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// round is one exchange of 1 KiB each way, binary HTTP included. It returns what the client and the gateway took.
+// round is one exchange of 1 KiB in each direction, binary HTTP included. It returns the time of
+// the client and the time of the gateway.
 func round(b *testing.B, key one, content []byte) (client, gateway time.Duration) {
 	fail := func(err error) {
 		if err != nil {
@@ -28,8 +29,10 @@ func round(b *testing.B, key one, content []byte) (client, gateway time.Duration
 		}
 	}
 	began := time.Now()
-	message, err := bhttp.AppendRequest(nil, &bhttp.Request{Method: "POST", Scheme: "https", Authority: "a.example", Path: "/v1/chat/completions",
-		Header: []bhttp.Field{{Name: "authorization", Value: "Bearer key"}, {Name: "content-type", Value: "application/json"}}}, content, nil, 0)
+	message, err := bhttp.AppendRequest(nil, &bhttp.Request{Method: "POST", Scheme: "https",
+		Authority: "a.example", Path: "/v1/chat/completions",
+		Header: []bhttp.Field{{Name: "authorization", Value: "Bearer key"},
+			{Name: "content-type", Value: "application/json"}}}, content, nil, 0)
 	fail(err)
 	q, err := NewRequest(key.config)
 	fail(err)
@@ -71,7 +74,8 @@ func round(b *testing.B, key one, content []byte) (client, gateway time.Duration
 }
 
 // envelopeRound is the cryptography of the first protocol's request and answer, without its format.
-func envelopeRound(b *testing.B, server, own *rsa.PrivateKey, content []byte) (client, gateway time.Duration) {
+func envelopeRound(b *testing.B, server, own *rsa.PrivateKey, content []byte) (client,
+	gateway time.Duration) {
 	sealTo := func(k *rsa.PublicKey, plain []byte) (wrapped, sealed []byte) {
 		secret := make([]byte, 32)
 		rand.Read(secret)
@@ -113,7 +117,8 @@ func median(d []time.Duration) time.Duration {
 	return d[len(d)/2]
 }
 
-// BenchmarkRounds interleaves one round of each kind, and reports medians, and how many times longer RSA-4096 takes.
+// BenchmarkRounds interleaves one round of each kind, and reports medians, and how many times
+// longer RSA-4096 takes.
 //
 //	go test -run '^$' -bench Rounds ./internal/ohttp
 func BenchmarkRounds(b *testing.B) {
@@ -164,7 +169,7 @@ func BenchmarkChunks(b *testing.B) {
 	}
 }
 
-// BenchmarkSizes reports what sealing adds.
+// BenchmarkSizes reports how many bytes sealing adds.
 func BenchmarkSizes(b *testing.B) {
 	for b.Loop() {
 		for _, k := range kems {

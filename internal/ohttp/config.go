@@ -11,7 +11,8 @@ import (
 	"slices"
 )
 
-// Config is a public key configuration (RFC 9458, section 3.1), of a suite that is supported here. It never changes.
+// Config is a public key configuration (RFC 9458, section 3.1) of a supported suite. It never
+// changes after it was made.
 type Config struct {
 	id      uint8
 	kem     *kem
@@ -26,15 +27,17 @@ func (c *Config) ID() uint8 { return c.id }
 // KEM is XWing or X25519.
 func (c *Config) KEM() uint16 { return c.kem.id }
 
-// Encoded is the configuration as it stood in its list, without the length before it. The caller owns it.
+// Encoded returns the configuration as it stood in its list, without the length before it. The
+// caller owns the result.
 func (c *Config) Encoded() []byte { return bytes.Clone(c.encoded) }
 
-// Fingerprint is the SHA-256 of Encoded.
+// Fingerprint returns the SHA-256 of Encoded.
 func (c *Config) Fingerprint() [sha256.Size]byte { return sha256.Sum256(c.encoded) }
 
-// Equal tells whether both are the same configuration, byte for byte.
+// Equal reports whether both are the same configuration, byte for byte.
 func (c *Config) Equal(other *Config) bool { return bytes.Equal(c.encoded, other.encoded) }
 
+// header returns the first bytes of a request for this configuration (RFC 9458, section 4.3).
 func (c *Config) header() []byte {
 	h := append(make([]byte, 0, headerLen), c.id)
 	h = binary.BigEndian.AppendUint16(h, c.kem.id)
@@ -42,7 +45,7 @@ func (c *Config) header() []byte {
 	return binary.BigEndian.AppendUint16(h, c.aead.id)
 }
 
-// AppendConfigs appends configurations as application/ohttp-keys.
+// AppendConfigs appends the list of the configurations in the form of application/ohttp-keys.
 func AppendConfigs(dst []byte, configs ...*Config) []byte {
 	for _, c := range configs {
 		dst = append(binary.BigEndian.AppendUint16(dst, uint16(len(c.encoded))), c.encoded...)
@@ -50,8 +53,9 @@ func AppendConfigs(dst []byte, configs ...*Config) []byte {
 	return dst
 }
 
-// ParseConfigs decodes application/ohttp-keys. A list that is malformed anywhere is refused whole, with ErrConfig (RFC 9458,
-// section 3.2). Configurations of other suites are left out, so the result may be empty. The caller caps len(list).
+// ParseConfigs decodes application/ohttp-keys. It refuses the whole list with ErrConfig if any part
+// is malformed (RFC 9458, section 3.2). It leaves out configurations of other suites, so the result
+// may be empty. The caller bounds the length of list.
 func ParseConfigs(list []byte) ([]*Config, error) {
 	var configs []*Config
 	if len(list) == 0 {
@@ -77,13 +81,14 @@ func ParseConfigs(list []byte) ([]*Config, error) {
 	return configs, nil
 }
 
-// parseConfig returns nil for a configuration of another suite.
+// parseConfig decodes one configuration. It returns nil for one of another suite.
 func parseConfig(b []byte, want *aead) (*Config, error) {
 	const least = 3 + 1 + 2 + 4 // id and KEM, a key of any length, one pair of algorithms
 	if len(b) < least {
 		return nil, ErrConfig
 	}
-	c := &Config{id: b[0], kem: kemByID(binary.BigEndian.Uint16(b[1:])), aead: want, encoded: bytes.Clone(b)}
+	c := &Config{id: b[0], kem: kemByID(binary.BigEndian.Uint16(b[1:])), aead: want,
+		encoded: bytes.Clone(b)}
 	if c.kem == nil {
 		return nil, nil // the length of its key is not known, so nothing more can be checked
 	}
@@ -100,14 +105,16 @@ func parseConfig(b []byte, want *aead) (*Config, error) {
 		return nil, ErrConfig
 	}
 	for pair := range slices.Chunk(algorithms[2:], 4) {
-		if binary.BigEndian.Uint16(pair) == kdfHKDFSHA256 && binary.BigEndian.Uint16(pair[2:]) == want.id {
+		if binary.BigEndian.Uint16(pair) == kdfHKDFSHA256 &&
+			binary.BigEndian.Uint16(pair[2:]) == want.id {
 			return c, nil
 		}
 	}
 	return nil, nil
 }
 
-// Choose returns the configuration to use: the first one with X-Wing, otherwise the first one. ErrNoSuite if there is none.
+// Choose returns the configuration that a client should use: the first one with X-Wing, or else the
+// first one. The error is ErrNoSuite if there is none.
 func Choose(configs []*Config) (*Config, error) {
 	for _, k := range kems {
 		for _, c := range configs {

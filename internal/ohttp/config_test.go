@@ -45,7 +45,8 @@ func TestConfigs(t *testing.T) {
 	two := bytes.Clone(a.encoded)
 	two[len(two)-5] = 8
 	two = append(two, 0, 3, 0xff, 0xff)
-	if got, err := ParseConfigs(append([]byte{0, byte(len(two))}, two...)); err != nil || len(got) != 1 {
+	if got, err := ParseConfigs(append([]byte{0, byte(len(two))}, two...)); err != nil ||
+		len(got) != 1 {
 		t.Errorf("two pairs of algorithms: %v, %v", got, err)
 	}
 }
@@ -57,7 +58,8 @@ func TestMalformedConfigs(t *testing.T) {
 		if got, err := ParseConfigs(good[:n]); err != ErrConfig {
 			t.Errorf("cut to %d bytes: %v, %v", n, got, err)
 		}
-		if got, err := ParseConfigs(append(bytes.Clone(good), good[:n]...)); n > 0 && err != ErrConfig {
+		if got, err := ParseConfigs(append(bytes.Clone(good), good[:n]...)); n > 0 &&
+			err != ErrConfig {
 			t.Errorf("a good one, and one cut to %d bytes: %v, %v", n, got, err)
 		}
 	}
@@ -72,19 +74,20 @@ func TestMalformedConfigs(t *testing.T) {
 	n := len(a.encoded)
 	odd := append(bytes.Clone(a.encoded[:n-6]), 0, 5, 0, 9, 0, 9, 0)
 	for name, list := range map[string][]byte{
-		"no algorithms":                  change(n-6, 0, 0),
-		"algorithms of 3 bytes":          change(n-6, 0, 3),
-		"algorithms beyond the end":      change(n-6, 0, 8),
-		"algorithms of 5 bytes":          append([]byte{0, byte(len(odd))}, odd...),
-		"length 0":                       {0, 0},
-		"length beyond the end":          append([]byte{0xff, 0xff}, good[2:]...),
-		"a byte after the last":          append(bytes.Clone(good), 0),
-		"an ML-KEM key that is not one":  unreduced,
-		"X-Wing with an X25519 key":      change(1, 0x64, 0x7a),
-		"an unknown KEM without a key":   {0, 9, 1, 0xab, 0xcd, 0, 4, 0, 1, 0, 2},
-		"a good one, then a malformed":   append(bytes.Clone(good), change(n-6, 0, 3)...),
-		"a malformed one, then a good":   append(change(n-6, 0, 3), good...),
-		"an unknown KEM, then malformed": append([]byte{0, 10, 9, 0xab, 0xcd, 1, 0, 4, 0, 1, 0, 2}, 0, 1, 1),
+		"no algorithms":                 change(n-6, 0, 0),
+		"algorithms of 3 bytes":         change(n-6, 0, 3),
+		"algorithms beyond the end":     change(n-6, 0, 8),
+		"algorithms of 5 bytes":         append([]byte{0, byte(len(odd))}, odd...),
+		"length 0":                      {0, 0},
+		"length beyond the end":         append([]byte{0xff, 0xff}, good[2:]...),
+		"a byte after the last":         append(bytes.Clone(good), 0),
+		"an ML-KEM key that is not one": unreduced,
+		"X-Wing with an X25519 key":     change(1, 0x64, 0x7a),
+		"an unknown KEM without a key":  {0, 9, 1, 0xab, 0xcd, 0, 4, 0, 1, 0, 2},
+		"a good one, then a malformed":  append(bytes.Clone(good), change(n-6, 0, 3)...),
+		"a malformed one, then a good":  append(change(n-6, 0, 3), good...),
+		"an unknown KEM, then malformed": append([]byte{0, 10, 9, 0xab, 0xcd, 1, 0, 4, 0, 1, 0, 2},
+			0, 1, 1),
 	} {
 		if got, err := ParseConfigs(list); err != ErrConfig || got != nil {
 			t.Errorf("%s: %v, %v", name, got, err)

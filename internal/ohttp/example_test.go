@@ -16,8 +16,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 )
 
-// example is SPEC.md's worked example of the second protocol: one recorded exchange, its values in hex. Message and Pieces are
-// binary HTTP; each of the Pieces is a chunk, the last one the final chunk.
+// example is SPEC.md's worked example of the second protocol: one recorded exchange, its values in
+// hex. Message and Pieces are binary HTTP; each of the Pieces is a chunk, the last one the final
+// chunk.
 type example struct {
 	Comment, Seed, KeyConfig, Fingerprint string
 	Request                               struct{ Info, Message, Sealed, ID string }
@@ -48,7 +49,8 @@ func readExample(t testing.TB) (e example, of func(string) []byte) {
 	}
 }
 
-// TestWriteExample records the exchange anew. The file is SPEC.md's, so it is for a change of the protocol only.
+// TestWriteExample records the exchange anew. The file is SPEC.md's, so it is for a change of the
+// protocol only.
 func TestWriteExample(t *testing.T) {
 	if os.Getenv("SEALEDCHAT_WRITE_EXAMPLE") == "" {
 		t.Skip("writes " + exampleFile + " with SEALEDCHAT_WRITE_EXAMPLE=1")
@@ -59,8 +61,10 @@ func TestWriteExample(t *testing.T) {
 		t.Fatal(err)
 	}
 	question := []byte(`{"model":"m","messages":[{"role":"user","content":"Hello"}],"stream":true}`)
-	message, err := bhttp.AppendRequest(nil, &bhttp.Request{Method: "POST", Scheme: "https", Authority: "api.example", Path: "/v1/chat/completions",
-		Header: []bhttp.Field{{Name: "authorization", Value: "Bearer testing"}, {Name: "content-type", Value: "application/json"},
+	message, err := bhttp.AppendRequest(nil, &bhttp.Request{Method: "POST", Scheme: "https",
+		Authority: "api.example", Path: "/v1/chat/completions",
+		Header: []bhttp.Field{{Name: "authorization", Value: "Bearer testing"},
+			{Name: "content-type", Value: "application/json"},
 			{Name: "date", Value: "Thu, 01 Jan 2026 00:00:00 GMT"}}}, question, nil, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -71,11 +75,13 @@ func TestWriteExample(t *testing.T) {
 		t.Fatal(err)
 	}
 	var e bhttp.Encoder
-	head, err := e.ResponseHead(nil, 200, []bhttp.Field{{Name: "content-type", Value: "text/event-stream"}})
+	head, err := e.ResponseHead(nil, 200, []bhttp.Field{{Name: "content-type",
+		Value: "text/event-stream"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	pieces := []string{string(head), string(e.Content(nil, []byte("data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi\"}}]}\n\n"))),
+	pieces := []string{string(head), string(e.Content(nil,
+		[]byte("data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi\"}}]}\n\n"))),
 		string(e.Content(nil, []byte("data: [DONE]\n\n")))}
 	end, err := e.End(nil, nil, 0)
 	if err != nil {
@@ -84,11 +90,15 @@ func TestWriteExample(t *testing.T) {
 	pieces = append(pieces, string(end))
 	answer := sealAnswer(t, x, pieces...)
 	id, fingerprint := x.ID(), k.config.Fingerprint()
-	out := example{Comment: "SPEC.md's worked example of the second protocol. A testing key: never use it.", Seed: hex.EncodeToString(seed[:]),
-		KeyConfig: hex.EncodeToString(k.config.encoded), Fingerprint: hex.EncodeToString(fingerprint[:])}
+	out := example{Comment: "SPEC.md's worked example of the second protocol. A testing key: " +
+		"never use it.", Seed: hex.EncodeToString(seed[:]),
+		KeyConfig:   hex.EncodeToString(k.config.encoded),
+		Fingerprint: hex.EncodeToString(fingerprint[:])}
 	out.Request.Info = hex.EncodeToString(chunked.info(k.config.header()))
-	out.Request.Message, out.Request.Sealed, out.Request.ID = hex.EncodeToString(message), hex.EncodeToString(sealed), hex.EncodeToString(id[:])
-	out.Answer.Secret, out.Answer.Nonce, out.Answer.Sealed = hex.EncodeToString(q.secret), hex.EncodeToString(answer[:32]), hex.EncodeToString(answer)
+	out.Request.Message, out.Request.Sealed, out.Request.ID = hex.EncodeToString(message),
+		hex.EncodeToString(sealed), hex.EncodeToString(id[:])
+	out.Answer.Secret, out.Answer.Nonce, out.Answer.Sealed = hex.EncodeToString(q.secret),
+		hex.EncodeToString(answer[:32]), hex.EncodeToString(answer)
 	for _, p := range pieces {
 		out.Answer.Pieces = append(out.Answer.Pieces, hex.EncodeToString([]byte(p)))
 	}
@@ -101,7 +111,8 @@ func TestWriteExample(t *testing.T) {
 	}
 }
 
-// recorded returns the example's exchange: the client's half as it was after sealing, and the answer.
+// recorded returns the example's exchange: the client's half as it was after sealing, and the
+// answer.
 func recorded(t testing.TB) (q *Request, answer, plain []byte) {
 	e, of := readExample(t)
 	k, err := NewPrivateKey(1, XWing, of(e.Seed))
@@ -111,7 +122,8 @@ func recorded(t testing.TB) (q *Request, answer, plain []byte) {
 	for _, p := range e.Answer.Pieces {
 		plain = append(plain, of(p)...)
 	}
-	return &Request{config: k.config, head: of(e.Request.Sealed)[:headerLen+1120], secret: of(e.Answer.Secret)}, of(e.Answer.Sealed), plain
+	return &Request{config: k.config, head: of(e.Request.Sealed)[:headerLen+1120],
+		secret: of(e.Answer.Secret)}, of(e.Answer.Sealed), plain
 }
 
 // TestExample checks every value of the example.
@@ -147,7 +159,8 @@ func TestExample(t *testing.T) {
 	}
 	sealed, left := of(e.Answer.Nonce), uint64(maxChunks)
 	for i, p := range e.Answer.Pieces {
-		if sealed, err = appendChunk(sealed, of(p), i == len(e.Answer.Pieces)-1, a.seal, &left); err != nil {
+		if sealed, err = appendChunk(sealed, of(p), i == len(e.Answer.Pieces)-1, a.seal,
+			&left); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -162,13 +175,15 @@ func TestExample(t *testing.T) {
 	if err != nil || head.Status != 200 {
 		t.Fatal(head, err)
 	}
-	if content, err := body.ReadAll(); err != nil || !bytes.HasSuffix(content, []byte("data: [DONE]\n\n")) {
+	if content, err := body.ReadAll(); err != nil ||
+		!bytes.HasSuffix(content, []byte("data: [DONE]\n\n")) {
 		t.Errorf("%q, %v", content, err)
 	}
 }
 
-// TestExampleDamaged cuts the recorded answer at every byte and flips each of its bits, and reads what is left as binary HTTP:
-// content that was handed out is a true beginning, and the end is never a good one.
+// TestExampleDamaged cuts the recorded answer at every byte and flips each of its bits, and reads
+// what is left as binary HTTP: content that was handed out is a true beginning, and the end is
+// never a good one.
 func TestExampleDamaged(t *testing.T) {
 	q, answer, plain := recorded(t)
 	check := func(what string, at int, bad []byte) {
@@ -182,7 +197,8 @@ func TestExampleDamaged(t *testing.T) {
 		if err == nil {
 			_, err = io.Copy(io.Discard, body)
 		}
-		if !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrDecryption) && !errors.Is(err, ErrTooLarge) && !errors.Is(err, ErrEmptyChunk) &&
+		if !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrDecryption) &&
+			!errors.Is(err, ErrTooLarge) && !errors.Is(err, ErrEmptyChunk) &&
 			err != bhttp.ErrTruncated {
 			t.Fatalf("%s at %d, as HTTP: %v", what, at, err)
 		}

@@ -10,12 +10,14 @@ import (
 	"io"
 )
 
-// Exchange is a gateway's half of one exchange: one request to read, and one answer to seal.
+// Exchange is the gateway's half of one exchange: one request to read, and one answer to seal.
+//
+// Invariant: secret is set until Response gives it to a Writer or Close wipes it.
 type Exchange struct {
 	config  *Config
 	request *Reader
 	head    []byte // header and enc
-	secret  []byte // for the answer; nil once it is given away
+	secret  []byte // for the keys of the answer; nil once used
 }
 
 // Keys finds the key of a request.
@@ -24,11 +26,13 @@ type Keys interface {
 	Key(id uint8, kem uint16) *PrivateKey
 }
 
-// Open reads the head of a request from src, and sets up its keys; it reads no chunk. Chunks may hold up to maxChunk bytes
-// (MaxChunk if that is more). The error is ErrUnknownKey, ErrDecryption or ErrTruncated. Nothing about the request is
-// authentic before its first chunk has opened, and nobody should act on it before all of them have.
+// Open reads the head of a request from src and sets up its keys. It reads no chunk. A chunk may
+// hold up to maxChunk bytes, or MaxChunk if that is more. The error is ErrUnknownKey, ErrDecryption
+// or ErrTruncated.
 //
-// The caller bounds what src yields, and how long it takes: anyone can make a gateway decapsulate.
+// Nothing about the request is authentic before its first chunk has opened, and nobody should act
+// on the request before all chunks have opened. The caller bounds how much src yields and how long
+// it takes, because anyone can make a gateway decapsulate.
 func Open(src io.Reader, keys Keys, maxChunk int) (*Exchange, error) {
 	return open(src, keys, maxChunk, chunked)
 }
@@ -56,21 +60,23 @@ func open(src io.Reader, keys Keys, maxChunk int, l labels) (*Exchange, error) {
 	return &Exchange{c, r, head, secret}, nil
 }
 
+// openWith returns the function that opens the chunks of a request.
 func openWith(recipient *hpke.Recipient) func([]byte, bool) ([]byte, error) {
-	return func(chunk []byte, final bool) ([]byte, error) { return recipient.Open(aad(final), chunk) }
+	return func(chunk []byte, final bool) ([]byte, error) {
+		return recipient.Open(aad(final), chunk)
+	}
 }
 
-// Request reads the message. It is always the same Reader.
+// Request returns the Reader of the message. It is the same one at every call.
 func (x *Exchange) Request() *Reader { return x.request }
 
-// KeyID is the id of the key that the request is for.
-func (x *Exchange) KeyID() uint8 { return x.config.id }
-
-// ID tells this request from every other one, and is the same if it comes again: SHA-256 of its header and encapsulated
-// secret. It is worth remembering, against replays, once the request has been read to its end.
+// ID identifies the request: the SHA-256 of its header and encapsulated secret. A request that
+// comes again has the same ID. A gateway remembers the ID against replays once it has read the
+// request to its end.
 func (x *Exchange) ID() [sha256.Size]byte { return sha256.Sum256(x.head) }
 
-// Response seals the answer. It works once, at any time. The Writer's keys are its own: the caller closes both.
+// Response returns a Writer that seals the answer. It works once, at any time. The Writer has keys
+// of its own: the caller closes both.
 func (x *Exchange) Response(dst io.Writer) (*Writer, error) {
 	if x.secret == nil {
 		return nil, ErrUsed
@@ -80,7 +86,8 @@ func (x *Exchange) Response(dst io.Writer) (*Writer, error) {
 	return responseWriter(dst, x.config.aead, secret, x.head[headerLen:])
 }
 
-// Close wipes the request's keys, and those of the answer if it was not begun. It is idempotent.
+// Close wipes the keys of the request, and those of the answer if Response was not called. It is
+// idempotent.
 func (x *Exchange) Close() {
 	x.request.Close()
 	clear(x.secret)

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"testing"
 	"testing/iotest"
 )
@@ -92,7 +91,8 @@ func sealAnswer(t testing.TB, x *Exchange, pieces ...string) []byte {
 	return b.Bytes()
 }
 
-// again is q as it was before its answer was read: tests open many answers of one request.
+// again returns q as it was before its answer was read, since tests open many answers of one
+// request.
 func again(q *Request) *Request {
 	return &Request{config: q.config, head: q.head, secret: bytes.Clone(q.secret)}
 }
@@ -122,7 +122,8 @@ func TestExchange(t *testing.T) {
 			message := bytes.Repeat([]byte{'q'}, size)
 			sealed, q := seal(t, key.config, message)
 			chunks := max(1, (size+MaxChunk-1)/MaxChunk)
-			if want := headerLen + key.config.kem.enc + size + chunks*tagSize + (chunks-1)*4 + 1; len(sealed) != want {
+			if want := headerLen + key.config.kem.enc + size + chunks*tagSize + (chunks-1)*4 +
+				1; len(sealed) != want {
 				t.Errorf("%d bytes are sealed in %d, want %d", size, len(sealed), want)
 			}
 			x, got, err := openRequest(sealed, key)
@@ -148,7 +149,8 @@ func TestExchange(t *testing.T) {
 			if b.Len() != len(sealed) {
 				t.Errorf("Writer made %d bytes, Seal %d", b.Len(), len(sealed))
 			}
-			if _, got, err := openRequest(b.Bytes(), key); err != nil || !bytes.Equal(got, message) {
+			if _, got, err := openRequest(b.Bytes(), key); err != nil ||
+				!bytes.Equal(got, message) {
 				t.Fatalf("written: %d bytes, %v", len(got), err)
 			}
 		}
@@ -193,7 +195,8 @@ func TestTruncatedRequest(t *testing.T) {
 			t.Fatal(err)
 		}
 		for n := range b.Len() {
-			if _, got, err := openRequest(b.Bytes()[:n], key); !errors.Is(err, ErrTruncated) && err != ErrDecryption {
+			if _, got, err := openRequest(b.Bytes()[:n], key); !errors.Is(err, ErrTruncated) &&
+				err != ErrDecryption {
 				t.Fatalf("cut to %d of %d bytes: %q, %v", n, b.Len(), got, err)
 			}
 		}
@@ -252,13 +255,15 @@ func TestSwapped(t *testing.T) {
 			}
 		}
 		// A request for one key does not open with another one, also if it has the same id.
-		if _, got, err := openRequest(request, newKey(t, key.config.id, key.config.kem.id)); err != ErrDecryption || len(got) > 0 {
+		if _, got, err := openRequest(request, newKey(t, key.config.id,
+			key.config.kem.id)); err != ErrDecryption || len(got) > 0 {
 			t.Errorf("another key: %q, %v", got, err)
 		}
 	})
 }
 
-// chunksOf splits an answer into its nonce and its chunks with their lengths. All are shorter than 48 bytes.
+// chunksOf splits an answer into its nonce and its chunks with their lengths. All are shorter than
+// 48 bytes.
 func chunksOf(answer []byte) (nonce []byte, chunks [][]byte) {
 	nonce, answer = answer[:32], answer[32:]
 	for answer[0] != 0 {
@@ -299,7 +304,9 @@ func TestRearranged(t *testing.T) {
 	}
 	// The lengths' form is not authenticated: other forms of the same number are the same message.
 	longer := append([]byte{0x40, c[0][0]}, c[0][1:]...)
-	if got, err := readAnswer(q, bytes.Join([][]byte{nonce, longer, c[1], {0xc0, 0, 0, 0, 0, 0, 0, 0}, c[2][1:]}, nil)); err != nil || string(got) != "the answer to it" {
+	if got, err := readAnswer(q, bytes.Join([][]byte{nonce, longer, c[1],
+		{0xc0, 0, 0, 0, 0, 0, 0, 0}, c[2][1:]}, nil)); err != nil ||
+		string(got) != "the answer to it" {
 		t.Errorf("longer lengths: %q, %v", got, err)
 	}
 }
@@ -336,7 +343,7 @@ func TestSizes(t *testing.T) {
 			t.Errorf("%s: then %v", name, again)
 		}
 	}
-	// A reader that takes larger chunks gets them.
+	// A reader that accepts larger chunks gets them.
 	big := make([]byte, 3*MaxChunk)
 	sealed, _ := seal(t, key.config, nil)
 	x, err := Open(bytes.NewReader(sealed), key, 0)
@@ -451,155 +458,3 @@ func TestUsedOnce(t *testing.T) {
 		t.Errorf("Response after Close: %v", err)
 	}
 }
-
-// TestGivenUp closes a Writer without Finish: what was written must not be a message.
-func TestGivenUp(t *testing.T) {
-	key := newKey(t, 1, XWing)
-	sealed, q := seal(t, key.config, []byte("q"))
-	x, _, err := openRequest(sealed, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var b bytes.Buffer
-	w, _ := x.Response(&b)
-	io.WriteString(w, "part")
-	w.Flush()
-	io.WriteString(w, "more")
-	w.Close()
-	if err := w.Finish(); err != ErrUsed {
-		t.Error(err)
-	}
-	if got, err := readAnswer(q, b.Bytes()); err != ErrTruncated || string(got) != "part" {
-		t.Errorf("%q, %v", got, err)
-	}
-}
-
-var errBroken = errors.New("the line is broken")
-
-type brokenWriter struct{}
-
-func (brokenWriter) Write(p []byte) (int, error) { return 0, errBroken }
-
-func TestBrokenStreams(t *testing.T) {
-	key := newKey(t, 1, X25519)
-	q, request, answer := exchange(t, key)
-	for n := range len(answer) {
-		src := io.MultiReader(bytes.NewReader(answer[:n]), iotest.ErrReader(errBroken))
-		r, _ := again(q).Response(src, 0)
-		if _, err := io.ReadAll(r); !errors.Is(err, ErrTruncated) || !errors.Is(err, errBroken) {
-			t.Fatalf("after %d bytes: %v", n, err)
-		}
-	}
-	// Read by read, in halves and with data beside io.EOF, it is the same message.
-	for _, f := range []func(io.Reader) io.Reader{iotest.OneByteReader, iotest.HalfReader, iotest.DataErrReader} {
-		r, _ := again(q).Response(f(bytes.NewReader(answer)), 0)
-		if got, err := io.ReadAll(r); err != nil || string(got) != "the answer to it" {
-			t.Errorf("%q, %v", got, err)
-		}
-	}
-	x, _, err := openRequest(request, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, _ := x.Response(brokenWriter{})
-	io.WriteString(w, "x")
-	if err := w.Flush(); err != errBroken {
-		t.Error(err)
-	}
-	if err := w.Finish(); err != errBroken {
-		t.Errorf("Finish: %v", err)
-	}
-}
-
-// TestAsItComes reads each chunk before the next one is written.
-func TestAsItComes(t *testing.T) {
-	key := newKey(t, 1, XWing)
-	sealed, q := seal(t, key.config, []byte("q"))
-	x, _, err := openRequest(sealed, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pr, pw := io.Pipe()
-	w, _ := x.Response(pw)
-	r, _ := q.Response(pr, 0)
-	b := make([]byte, 100)
-	var wg sync.WaitGroup
-	for i := range 5 {
-		wg.Wait()
-		wg.Go(func() {
-			fmt.Fprintf(w, "event %d", i)
-			w.Flush()
-		})
-		n, err := r.Read(b)
-		if want := fmt.Sprintf("event %d", i); err != nil || string(b[:n]) != want {
-			t.Fatalf("%q, %v, want %q", b[:n], err, want)
-		}
-	}
-	wg.Wait()
-	wg.Go(func() { w.Finish(); pw.Close() })
-	if n, err := r.Read(b); n != 0 || err != io.EOF {
-		t.Fatal(n, err)
-	}
-	wg.Wait()
-}
-
-// Chunks are opened where the caller wants them to be, as far as they fit, and Close leaves nothing there.
-func TestUseBuffer(t *testing.T) {
-	const text = "opened in the caller's memory"
-	for _, size := range []int{MaxChunk + Overhead + 1, 40, 1} {
-		k, err := GenerateKey(1, X25519)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer k.Close()
-		q, err := NewRequest(k.Config())
-		if err != nil {
-			t.Fatal(err)
-		}
-		sealed, err := q.Seal(nil, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		x, err := Open(bytes.NewReader(sealed), oneKey{k}, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var answer bytes.Buffer
-		w, err := x.Response(&answer)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.WriteString(w, text)
-		_ = w.Flush()
-		_, _ = io.WriteString(w, text)
-		_ = w.Finish()
-		r, err := q.Response(&answer, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		buffer := make([]byte, size)
-		r.UseBuffer(buffer)
-		var got []byte
-		for {
-			b, err := r.ReadByte()
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			if fits := size > len(text)+Overhead; fits && !bytes.Contains(buffer, []byte(text)) {
-				t.Fatalf("%d bytes: opened elsewhere", size)
-			}
-			got = append(got, b)
-		}
-		r.Close()
-		if string(got) != text+text || bytes.Contains(buffer, []byte("opened")) {
-			t.Errorf("%d bytes: got %q, left %q", size, got, buffer)
-		}
-	}
-}
-
-type oneKey struct{ *PrivateKey }
-
-func (k oneKey) Key(uint8, uint16) *PrivateKey { return k.PrivateKey }

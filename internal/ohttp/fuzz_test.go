@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// FuzzConfigs holds that what parses is written again as it was.
+// FuzzConfigs checks that a list that parses is written again as it was.
 func FuzzConfigs(f *testing.F) {
 	_, v := vectors(f)
 	c, err := parseConfig(v.KeyConfig, aes128)
@@ -30,7 +30,8 @@ func FuzzConfigs(f *testing.F) {
 		}
 		for _, c := range configs {
 			again, err := ParseConfigs(AppendConfigs(nil, c))
-			if err != nil || len(again) != 1 || !again[0].Equal(c) || !bytes.Contains(list, c.encoded) {
+			if err != nil || len(again) != 1 || !again[0].Equal(c) ||
+				!bytes.Contains(list, c.encoded) {
 				t.Fatalf("%x: %v", c.encoded, err)
 			}
 			if _, err := NewRequest(c); err != nil {
@@ -40,7 +41,8 @@ func FuzzConfigs(f *testing.F) {
 	})
 }
 
-// fixed is a key of the vector's secret, for a suite that this package uses: the same one in every run.
+// fixed is a key of the vector's secret, for a suite that this package uses: the same one in every
+// run.
 func (v vector) fixed(t testing.TB, kem uint16) one {
 	t.Helper()
 	k, err := NewPrivateKey(v.KeyConfig[0], kem, v.SKR)
@@ -52,7 +54,8 @@ func (v vector) fixed(t testing.TB, kem uint16) one {
 
 // documented reports whether err is one that reading may end with.
 func documented(err error) bool {
-	for _, e := range []error{ErrTruncated, ErrDecryption, ErrTooLarge, ErrEmptyChunk, ErrUnknownKey} {
+	for _, e := range []error{ErrTruncated, ErrDecryption, ErrTooLarge, ErrEmptyChunk,
+		ErrUnknownKey} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -66,8 +69,10 @@ func FuzzRequest(f *testing.F) {
 	key := v.key(f)
 	f.Add([]byte(v.EncapsulatedRequest))
 	f.Add([]byte(v.EncapsulatedRequest[:headerLen+32]))
-	f.Add(append(bytes.Clone([]byte(v.EncapsulatedRequest[:headerLen+32])), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff))
-	f.Add(append(bytes.Clone([]byte(v.EncapsulatedRequest[:headerLen+32])), append([]byte{16}, make([]byte, 16)...)...))
+	f.Add(append(bytes.Clone([]byte(v.EncapsulatedRequest[:headerLen+32])), 0xff, 0xff, 0xff, 0xff,
+		0xff, 0xff, 0xff, 0xff))
+	f.Add(append(bytes.Clone([]byte(v.EncapsulatedRequest[:headerLen+32])),
+		append([]byte{16}, make([]byte, 16)...)...))
 	f.Fuzz(func(t *testing.T, sealed []byte) {
 		_, got, err := openRequest(sealed, key)
 		if err != nil && !documented(err) {
@@ -85,10 +90,12 @@ func FuzzAnswer(f *testing.F) {
 	config := v.key(f).config
 	f.Add([]byte(v.EncapsulatedResponse))
 	f.Add([]byte(v.EncapsulatedResponse[:len(v.EncapsulatedResponse)-17]))
-	f.Add(append(bytes.Clone([]byte(v.ResponseNonce)), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff))
+	f.Add(append(bytes.Clone([]byte(v.ResponseNonce)), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+		0xff))
 	f.Add(append(bytes.Clone([]byte(v.ResponseNonce)), append([]byte{16}, make([]byte, 16)...)...))
 	f.Fuzz(func(t *testing.T, sealed []byte) {
-		q := &Request{config: config, head: v.EncapsulatedRequest[:headerLen+32], secret: bytes.Clone(v.Secret)}
+		q := &Request{config: config, head: v.EncapsulatedRequest[:headerLen+32],
+			secret: bytes.Clone(v.Secret)}
 		r, err := q.Response(bytes.NewReader(sealed), 0)
 		if err != nil {
 			t.Fatal(err)

@@ -13,19 +13,25 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 )
 
-// PrivateKey is a gateway's key with the configuration that it publishes. It is safe for concurrent use.
+// PrivateKey is a key of a gateway, with the configuration that the gateway publishes. It is safe
+// for concurrent use.
+//
+// Invariant: key and seed are set until Close, and nil after it. mu is held for reading while the
+// key works, and for writing while it is moved or wiped.
 type PrivateKey struct {
 	config *Config
 
-	mu   sync.RWMutex // held for reading while the key works, for writing while it is wiped
+	mu   sync.RWMutex // guards key and seed
 	key  hpke.PrivateKey
 	seed []byte
 }
 
-// Supported tells whether there can be keys of a KEM: not of X25519 where FIPS 140 is enforced.
+// Supported reports whether this process can have keys of a KEM. Where FIPS 140 is enforced, it
+// cannot have keys of X25519.
 func Supported(kemID uint16) bool { return kemByID(kemID) != nil }
 
-// NewSeed draws the 32 bytes of a key for XWing or X25519. The caller wipes them. Another KEM is ErrNoSuite.
+// NewSeed draws the 32 bytes of a new key for XWing or X25519. The caller wipes them. The error for
+// another KEM is ErrNoSuite.
 func NewSeed(kemID uint16) ([]byte, error) {
 	k := kemByID(kemID)
 	if k == nil {
@@ -40,7 +46,8 @@ func NewSeed(kemID uint16) ([]byte, error) {
 	return seed, nil
 }
 
-// GenerateKey is NewPrivateKey of a seed that nobody else has. Another KEM than XWing and X25519 is ErrNoSuite.
+// GenerateKey makes a key from a new seed. The error for another KEM than XWing and X25519 is
+// ErrNoSuite.
 func GenerateKey(id uint8, kemID uint16) (*PrivateKey, error) {
 	seed, err := NewSeed(kemID)
 	if err != nil {
@@ -50,7 +57,8 @@ func GenerateKey(id uint8, kemID uint16) (*PrivateKey, error) {
 	return NewPrivateKey(id, kemID, seed)
 }
 
-// NewPrivateKey makes the key of a seed that Seed returned. It wipes nothing: seed stays the caller's.
+// NewPrivateKey makes the key of a seed that NewSeed or Seed returned. The caller keeps seed, and
+// wipes it.
 func NewPrivateKey(id uint8, kemID uint16, seed []byte) (*PrivateKey, error) {
 	return privateKey(id, kemID, aes256, seed)
 }
@@ -67,6 +75,7 @@ func privateKey(id uint8, kemID uint16, a *aead, seed []byte) (*PrivateKey, erro
 	return newPrivateKey(id, k, a, key)
 }
 
+// newPrivateKey wraps a key of crypto/hpke and encodes its configuration.
 func newPrivateKey(id uint8, k *kem, a *aead, key hpke.PrivateKey) (*PrivateKey, error) {
 	seed, err := key.Bytes()
 	if err != nil {
@@ -78,25 +87,27 @@ func newPrivateKey(id uint8, k *kem, a *aead, key hpke.PrivateKey) (*PrivateKey,
 	e = binary.BigEndian.AppendUint16(e, 4)
 	e = binary.BigEndian.AppendUint16(e, kdfHKDFSHA256)
 	c.encoded = binary.BigEndian.AppendUint16(e, a.id)
-	// A public key of its own: the private key's is wiped with it.
+	// The configuration has a public key of its own, because Close wipes the private key's.
 	if c.public, err = k.new().NewPublicKey(key.PublicKey().Bytes()); err != nil {
 		return nil, err
 	}
 	return &PrivateKey{config: c, key: key, seed: seed}, nil
 }
 
-// Config is the key's public configuration. It outlives Close.
+// Config returns the public configuration of the key. It stays usable after Close.
 func (k *PrivateKey) Config() *Config { return k.config }
 
-// Seed returns the 32 bytes from which NewPrivateKey makes this key again. The caller wipes them. It is nil after Close.
+// Seed returns the 32 bytes from which NewPrivateKey makes this key again. The caller wipes them.
+// It is nil after Close.
 func (k *PrivateKey) Seed() []byte {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return bytes.Clone(k.seed)
 }
 
-// Close waits for requests that are being opened, and wipes the key: the seed, and what crypto/hpke made of it. Garbage that
-// the key's work left on the heap is out of reach. Close is idempotent.
+// Close waits for requests that are being opened, and wipes the seed and the numbers that
+// crypto/hpke derived from it. It cannot reach garbage that the work of the key left on the heap.
+// It is idempotent.
 func (k *PrivateKey) Close() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -105,12 +116,15 @@ func (k *PrivateKey) Close() {
 	k.key, k.seed = nil, nil
 }
 
-// recipient sets up the HPKE context of a request, and exports the secret for its answer. After Close it is ErrUnknownKey.
-func (k *PrivateKey) recipient(enc, header []byte, l labels) (r *hpke.Recipient, secret []byte, err error) {
+// recipient sets up the HPKE context of a request and exports the secret for its answer. The error
+// after Close is ErrUnknownKey.
+func (k *PrivateKey) recipient(enc, header []byte, l labels) (r *hpke.Recipient, secret []byte,
+	err error) {
 	erase.Do(func() { r, secret, err = k.decapsulate(enc, header, l) })
 	return r, secret, err
 }
 
+// decapsulate does the work of recipient, under the lock.
 func (k *PrivateKey) decapsulate(enc, header []byte, l labels) (*hpke.Recipient, []byte, error) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()

@@ -15,22 +15,23 @@ import (
 	"time"
 )
 
-// This file has the signature of a list of key configurations, made and checked (SPEC.md, 11.7). It
-// is a header beside the list: a dictionary of structured fields (RFC 9651) with the members key,
-// created, expires and sig. An Ed25519 key (RFC 8032) signs a label, the two times and the list.
+// This file makes and checks the signature of a list of key configurations (SPEC.md, 11.7). The
+// signature is a header beside the list: a dictionary of structured fields (RFC 9651) with the
+// members key, created, expires and sig. An Ed25519 key (RFC 8032) signs a label, the two times and
+// the list.
 
-// HeaderSignature is the name of the header.
+// HeaderSignature is the name of that header.
 const HeaderSignature = "Ohttp-Keys-Signature"
 
 const (
 	listLabel        = "sealedchat ohttp keys v1\x00"
 	maxListSignature = 1 << 10       // bytes of the header
-	maxListLead      = time.Hour     // how far a signature may be ahead of the reader's clock
-	maxListAge       = 2 * time.Hour // and behind it, whatever it says of its expiry
+	maxListLead      = time.Hour     // how far the clock of the signer may be ahead of the reader's
+	maxListAge       = 2 * time.Hour // how old a signature may be, whatever expiry it states
 )
 
-// SignList returns the value of HeaderSignature for a list, in whole seconds. crypto/ed25519 leaves
-// on the heap values that it derives from the key: the caller has them erased.
+// SignList returns the value of HeaderSignature for a list. It cuts the times to whole seconds.
+// crypto/ed25519 leaves values that it derives from the key on the heap: the caller erases them.
 func SignList(key ed25519.PrivateKey, list []byte, created, expires time.Time) string {
 	from, to := created.Unix(), expires.Unix()
 	sig := ed25519.Sign(key, listMessage(from, to, list))
@@ -39,9 +40,9 @@ func SignList(key ed25519.PrivateKey, list []byte, created, expires time.Time) s
 		b64(key[ed25519.SeedSize:]), from, to, b64(sig))
 }
 
-// ListSigner reads the values of HeaderSignature. It returns the fingerprint of the key that signed
-// the list, SHA-256 in hex, and when, in Unix seconds. A header that is missing, repeated,
-// malformed, too old or false gives "": then nobody vouches for the list.
+// ListSigner checks the values of HeaderSignature for a list. It returns the fingerprint of the key
+// that signed the list (SHA-256, in hex) and the time of the signature in Unix seconds. The
+// fingerprint is "" if the header is missing, repeated, malformed, too old, or false.
 func ListSigner(header []string, list []byte, now time.Time) (fingerprint string, created int64) {
 	if len(header) != 1 || len(header[0]) > maxListSignature {
 		return "", 0
@@ -58,20 +59,21 @@ func ListSigner(header []string, list []byte, now time.Time) (fingerprint string
 	return hex.EncodeToString(sum[:]), s.created
 }
 
-// listMessage is the text that is signed.
+// listMessage returns the bytes that the key signs.
 func listMessage(created, expires int64, list []byte) []byte {
 	m := binary.BigEndian.AppendUint64([]byte(listLabel), uint64(created))
 	return append(binary.BigEndian.AppendUint64(m, uint64(expires)), list...)
 }
 
+// listSignature is a decoded header.
 type listSignature struct {
 	key              ed25519.PublicKey
 	created, expires int64
 	sig              []byte
 }
 
-// parseListSignature reads the header. Each of the four members stands in it once; others are
-// skipped. The values of the four hold no comma, and one that is skipped may hold none either.
+// parseListSignature decodes the header. Each of the four members must stand in it once; other
+// members are skipped. No value may hold a comma, not even one that is skipped.
 func parseListSignature(text string) (s listSignature, ok bool) {
 	seen := make(map[string]bool)
 	for member := range strings.SplitSeq(text, ",") {
@@ -106,7 +108,7 @@ func parseListSignature(text string) (s listSignature, ok bool) {
 	return s, true
 }
 
-// byteSequence reads :base64: of n bytes.
+// byteSequence decodes a byte sequence of RFC 9651, :base64:, of n bytes.
 func byteSequence(v string, n int) ([]byte, bool) {
 	if len(v) < 2 || v[0] != ':' || v[len(v)-1] != ':' || strings.ContainsAny(v, "\r\n") {
 		return nil, false
@@ -115,7 +117,7 @@ func byteSequence(v string, n int) ([]byte, bool) {
 	return b, err == nil && len(b) == n
 }
 
-// unixSeconds reads an integer of RFC 9651 that is not negative: up to 15 digits.
+// unixSeconds decodes an integer of RFC 9651 that is not negative: up to 15 digits.
 func unixSeconds(v string) (int64, bool) {
 	if len(v) == 0 || len(v) > 15 || strings.Trim(v, "0123456789") != "" {
 		return 0, false

@@ -43,7 +43,8 @@ func TestListSignatures(t *testing.T) {
 		"another key":        {[]string{all("key=:"+strings.Repeat("A", 43)+"=:", c, e, s)}, false},
 		"too long":           {[]string{good + ", " + strings.Repeat("x", 1024)}, false},
 		"base64 with spaces": {[]string{strings.Replace(good, "sig=:", "sig=: ", 1)}, false},
-		"url alphabet":       {[]string{all(k, c, e, strings.NewReplacer("+", "-", "/", "_").Replace(s)+"_")}, false},
+		"url alphabet": {[]string{all(k, c, e,
+			strings.NewReplacer("+", "-", "/", "_").Replace(s)+"_")}, false},
 	} {
 		if by, _ := ListSigner(test.lines, list, now); (by != "") != test.ok {
 			t.Errorf("%s: signer %q", name, by)

@@ -17,13 +17,19 @@ import (
 // SecretSize is how much memory MoveTo needs.
 const SecretSize = 2 * 32
 
-// ErrShape says that crypto/hpke keeps its numbers where they are not found any more.
+// ErrShape says that MoveTo does not find the numbers of a key where it expects crypto/hpke to keep
+// them.
 var ErrShape = errors.New("ohttp: the private key cannot be moved: crypto/hpke has another shape")
 
-// MoveTo moves the seed, and the scalar of X25519, into memory of SecretSize bytes that is the caller's and has to live as
-// long as the key; Close clears it. Without them an X-Wing key opens nothing, whatever else of it is known: ML-KEM's
-// numbers are arrays, and stay on the heap. Then it looks whether the key still opens what is sealed to it, and if not, puts
-// everything back: the error is ErrShape. It is for before the first use.
+// MoveTo moves the seed, and the scalar of X25519, into memory of SecretSize bytes. The memory
+// belongs to the caller and has to live as long as the key; Close clears it. The caller calls
+// MoveTo before the first use of the key.
+//
+// The seed is enough to protect: without it an X-Wing key opens nothing. The numbers of ML-KEM are
+// arrays and stay on the heap.
+//
+// MoveTo then checks that the key still opens what is sealed to it. If not, it puts everything back
+// and returns ErrShape.
 func (k *PrivateKey) MoveTo(memory []byte) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -40,13 +46,14 @@ func (k *PrivateKey) MoveTo(memory []byte) error {
 		}
 		return memory, nil
 	}
-	if erase.Move(reached, room, k.test, append(shared[:], reflect.TypeFor[*ecdh.PublicKey]())...) != nil {
+	if erase.Move(reached, room, k.test, append(shared[:],
+		reflect.TypeFor[*ecdh.PublicKey]())...) != nil {
 		return ErrShape
 	}
 	return nil
 }
 
-// test opens something that is sealed to the key.
+// test opens a secret that it has just encapsulated to the key.
 func (k *PrivateKey) test() error {
 	enc, sender, err := hpke.NewSender(k.config.public, hpke.HKDFSHA256(), k.config.aead.new(), nil)
 	if err != nil {

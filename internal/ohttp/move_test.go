@@ -11,7 +11,8 @@ import (
 	"unsafe"
 )
 
-// A moved key works, has its seed and its scalar in the new memory alone, and clears that when it is closed.
+// TestMoveTo checks that a moved key works, that only the new memory has its seed and its scalar, and
+// that Close clears the new memory.
 func TestMoveTo(t *testing.T) {
 	forKEMs(t, func(t *testing.T, generated one) {
 		seed := generated.Seed()

@@ -7,23 +7,23 @@ import "fmt"
 
 // The names on which a client and a gateway of this module agree.
 const (
-	// Path is where a gateway lists its keys (GET), and takes requests (POST).
+	// Path is where a gateway lists its keys (GET) and accepts requests (POST).
 	Path = "/.well-known/ohttp-gateway"
 
-	// TypeProblem is the media type of a refusal (RFC 9457). Two refusals have a type of their own
-	// (RFC 9458, section 7.1.3).
+	// TypeProblem is the media type of a refusal (RFC 9457). Two refusals have a problem type of
+	// their own (RFC 9458, section 7.1.3).
 	TypeProblem = "application/problem+json"
 	ProblemKey  = "https://iana.org/assignments/http-problem-types#ohttp-key"
 	ProblemDate = "https://iana.org/assignments/http-problem-types#date"
 
-	// HeaderProcessed, in a sealed refusal with the value "no", says that the gateway passed
+	// HeaderProcessed is a header of a sealed refusal. Its value "no" says that the gateway passed
 	// nothing of the request on.
 	HeaderProcessed = "sealedchat-processed"
-	// HeaderTier is the security tier that a sealed request asks for, and that its answer has.
+	// HeaderTier is the security tier that a sealed request asks for and that its answer states.
 	HeaderTier = "x-security-tier"
 )
 
-// Kind is the name of a KEM for people, or its number.
+// Kind returns the name of a KEM for people to read, or its number in hex.
 func Kind(kemID uint16) string {
 	switch kemID {
 	case XWing:

@@ -1,18 +1,22 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ohttp encapsulates binary HTTP messages as Oblivious HTTP does: key configurations (RFC 9458), and requests and
-// responses in chunks (draft-ietf-ohai-chunked-ohttp-08), over crypto/hpke.
+// Package ohttp encapsulates binary HTTP messages for Oblivious HTTP, over crypto/hpke: key
+// configurations (RFC 9458), and requests and responses in chunks
+// (draft-ietf-ohai-chunked-ohttp-08). It also has the names on which both ends agree, and the
+// signature of a list of key configurations.
 //
-// A client calls [NewRequest] for a [Config], seals one message with [Request.Seal] or [Request.Writer], and opens the
-// answer with [Request.Response]. A gateway calls [Open] for each request with its [Keys], reads it through
-// [Exchange.Request], and answers through [Exchange.Response]. An answer opens only for the request that it answers.
+// A client calls [NewRequest] for a [Config], seals one message with [Request.Seal] or
+// [Request.Writer], and opens the answer with [Request.Response]. A gateway calls [Open] for each
+// request with its [Keys], reads the message through [Exchange.Request], and answers through
+// [Exchange.Response]. An answer opens only for the request that it answers.
 //
-// The key encapsulation is X-Wing (ML-KEM-768 and X25519) or X25519; the rest of the suite is HKDF-SHA256 and AES-256-GCM.
-// Where GODEBUG=fips140=only is in force, X25519 alone counts as unknown.
+// The key encapsulation is X-Wing (ML-KEM-768 and X25519) or X25519. The rest of the suite is
+// HKDF-SHA256 and AES-256-GCM. With GODEBUG=fips140=only, X25519 alone counts as unknown.
 //
-// Every type but PrivateKey and Config is for one goroutine at a time; a Request and the Reader of its answer, or an
-// Exchange, its Reader and its Writer, may each have a goroutine of their own once they are made.
+// PrivateKey and Config are safe for concurrent use. Every other type is for one goroutine at a
+// time; a Request and the Reader of its answer may each have a goroutine of their own, and so may
+// an Exchange, its Reader and its Writer.
 package ohttp
 
 import (
@@ -32,22 +36,24 @@ const (
 var (
 	// ErrUnknownKey says that a request is for a key, or a suite, that the gateway does not have.
 	ErrUnknownKey = errors.New("ohttp: request for an unknown key")
-	// ErrDecryption says that a chunk does not open: it was altered, moved or cut, or is for another key or another
-	// request. What the gateway tells a client may not differ between this and ErrUnknownKey.
+	// ErrDecryption says that a chunk does not open: it was altered, moved or cut, or it is for
+	// another key or another request. A gateway must not tell a client which of ErrDecryption and
+	// ErrUnknownKey it met.
 	ErrDecryption = errors.New("ohttp: decryption failed")
 	// ErrTruncated says that a message ended before its final chunk.
 	ErrTruncated = errors.New("ohttp: message is cut short")
-	// ErrTooLarge says that a chunk is larger than the reader takes.
+	// ErrTooLarge says that a chunk is larger than the reader accepts.
 	ErrTooLarge = errors.New("ohttp: chunk is too large")
 	// ErrEmptyChunk says that a chunk other than the final one holds nothing.
 	ErrEmptyChunk = errors.New("ohttp: empty chunk before the final one")
 	// ErrTooMany says that a message has more chunks than one key may seal.
 	ErrTooMany = errors.New("ohttp: too many chunks")
-	// ErrUsed says that something that works once was used a second time, or after its Close.
+	// ErrUsed says that a caller used something a second time that works once, or used it after
+	// Close.
 	ErrUsed = errors.New("ohttp: used already, or closed")
 	// ErrConfig says that a list of key configurations is malformed.
 	ErrConfig = errors.New("ohttp: malformed key configuration")
-	// ErrNoSuite says that no key configuration is for a suite of this package.
+	// ErrNoSuite says that this package does not support the suite of any key configuration.
 	ErrNoSuite = errors.New("ohttp: no key configuration that is supported here")
 )
 
@@ -59,20 +65,20 @@ const (
 	kdfHKDFSHA256 uint16 = 0x0001
 )
 
-// kem is what crypto/hpke knows of a KEM and does not tell.
+// kem holds the sizes of a KEM, which crypto/hpke knows and does not export.
 type kem struct {
 	id                uint16
 	new               func() hpke.KEM
 	public, enc, seed int // Npk, Nenc, Nsk in bytes
 }
 
-// kems lists them by preference.
+// kems lists the KEMs, the preferred one first.
 var kems = [...]*kem{
 	{XWing, hpke.MLKEM768X25519, 1216, 1120, 32},
 	{X25519, func() hpke.KEM { k, _ := hpke.NewKEM(X25519); return k }, 32, 32, 32},
 }
 
-// kemByID returns nil for what is not supported.
+// kemByID returns nil for a KEM that is not supported.
 func kemByID(id uint16) *kem {
 	for _, k := range kems {
 		if k.id == id && (id != X25519 || !fips140.Enforced()) {
@@ -82,7 +88,8 @@ func kemByID(id uint16) *kem {
 	return nil
 }
 
-// aead is what crypto/hpke knows of an AEAD and does not tell. Both have nonces of 12 bytes.
+// aead holds the sizes of an AEAD, which crypto/hpke knows and does not export. Both have nonces of
+// 12 bytes.
 type aead struct {
 	id  uint16
 	new func() hpke.AEAD
@@ -99,16 +106,18 @@ const (
 	tagSize   = 16
 	headerLen = 7 // key id, KEM, KDF and AEAD
 
-	// Overhead is what sealing adds to a chunk, beside its length: the tag.
+	// Overhead is how many bytes sealing adds to a chunk: the tag. The length comes on top.
 	Overhead = tagSize
 
-	// MaxChunk is the most plaintext that a chunk is written with, and the least that every reader takes.
+	// MaxChunk is the most plaintext that a writer puts into one chunk. Every reader accepts chunks
+	// of this size.
 	MaxChunk = 16384
-	// maxChunks is the most chunks of a message: no counter comes near its end, and no key near GCM's limits.
+	// maxChunks bounds the chunks of a message: no counter comes near its end, and no key near the
+	// limits of GCM.
 	maxChunks = 1 << 32
 )
 
-// labels separate the forms of a message from each other.
+// labels keep the chunked form of a message apart from the single one.
 type labels struct{ request, response string }
 
 var (
@@ -129,7 +138,7 @@ func aad(final bool) []byte {
 	return nil
 }
 
-// cut makes an error of the stream below into one of the message.
+// cut turns an error of the stream below into one of the message.
 func cut(err error) error {
 	if err == io.EOF || err == io.ErrUnexpectedEOF {
 		return ErrTruncated

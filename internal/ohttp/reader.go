@@ -10,11 +10,16 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 )
 
-// Reader opens a message chunk by chunk. Read and ReadByte hand out only what is authenticated, and return io.EOF only
-// after the final chunk has opened. Every other end is an error that stays: ErrTruncated if the stream ends before the
-// final chunk (its cause is beside it, if there is one), ErrDecryption, ErrTooLarge, ErrEmptyChunk or ErrTooMany.
+// Reader opens a message chunk by chunk. Read and ReadByte return only authenticated bytes. They
+// return io.EOF only after the final chunk has opened. Every other end is an error that stays:
+// ErrTruncated if the stream ends before the final chunk (with the cause, if there is one),
+// ErrDecryption, ErrTooLarge, ErrEmptyChunk or ErrTooMany.
 //
-// A final chunk ends where the stream ends: one that was cut does not open, and is ErrDecryption.
+// The final chunk ends where the stream ends. A final chunk that was cut does not open: that is
+// ErrDecryption.
+//
+// Invariant: rest is the part of plain that was not read yet, and plain is the content of one
+// opened chunk. Once err is set, the keys and plain are wiped.
 type Reader struct {
 	src   *bufio.Reader
 	start func(*Reader) error // reads what comes before the chunks, and sets open
@@ -23,20 +28,22 @@ type Reader struct {
 	max   int
 	left  uint64 // chunks that may come
 
-	chunk []byte // ciphertext, possibly opened in place
-	plain []byte // what the last chunk held
-	rest  []byte // what of it was not read yet
-	final bool
-	err   error
+	chunk []byte // the sealed chunk; it may be opened in place
+	plain []byte // content of the chunk that was opened last
+	rest  []byte // the part of plain that was not read yet
+	final bool   // the final chunk was opened
+	err   error  // how the message ended
 }
 
-// newReader reads chunks of up to maxChunk bytes of plaintext, and always ones of MaxChunk.
+// newReader makes a Reader of chunks of up to maxChunk bytes of plaintext, and always of chunks up
+// to MaxChunk.
 func newReader(src io.Reader, maxChunk int, start func(*Reader) error, done func()) *Reader {
 	maxChunk = max(maxChunk, MaxChunk)
-	return &Reader{src: bufio.NewReader(src), start: start, done: done, max: maxChunk, left: maxChunks}
+	return &Reader{src: bufio.NewReader(src), start: start, done: done, max: maxChunk,
+		left: maxChunks}
 }
 
-// Read reads plaintext as it comes: as soon as one chunk has come, it returns what that holds.
+// Read reads plaintext as it arrives: it returns as soon as one chunk has opened.
 func (r *Reader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -49,9 +56,10 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// UseBuffer has chunks read into b, and opened there, as far as they fit: memory that is better protected than the heap. It
-// fits every chunk if it has maxChunk and [Overhead] bytes and one more. b stays the caller's, who may take it back after
-// Close, which clears it. It is for before the first Read.
+// UseBuffer gives the Reader memory to read chunks into and open them in: memory that is better
+// protected than the heap. A chunk that does not fit goes to the heap. Every chunk fits if b has
+// maxChunk and [Overhead] bytes and one more. The caller keeps b, and may reuse it after Close,
+// which clears it. The caller calls UseBuffer before the first Read.
 func (r *Reader) UseBuffer(b []byte) { r.chunk = b[:0] }
 
 // ReadByte makes a Reader a bhttp.Source.
@@ -64,7 +72,8 @@ func (r *Reader) ReadByte() (byte, error) {
 	return b, nil
 }
 
-// Close wipes the keys and what was opened last. Later reads are ErrUsed. It does not close the stream. It is idempotent.
+// Close wipes the keys and the chunk that was opened last. Later reads return ErrUsed. It does not
+// close the stream. It is idempotent.
 func (r *Reader) Close() {
 	if r.err == nil || r.err == io.EOF {
 		r.err = ErrUsed
@@ -72,7 +81,7 @@ func (r *Reader) Close() {
 	r.forget()
 }
 
-// forget wipes everything secret.
+// forget wipes the keys and the plaintext.
 func (r *Reader) forget() {
 	clear(r.plain)
 	clear(r.chunk[:cap(r.chunk)])
@@ -83,7 +92,7 @@ func (r *Reader) forget() {
 	}
 }
 
-// fill sees to it that rest is not empty.
+// fill opens chunks until rest is not empty or the message has ended.
 func (r *Reader) fill() error {
 	for len(r.rest) == 0 && r.err == nil {
 		clear(r.plain)
@@ -100,6 +109,7 @@ func (r *Reader) fill() error {
 	return r.err
 }
 
+// next reads and opens one chunk.
 func (r *Reader) next() error {
 	if r.start != nil {
 		if err := r.start(r); err != nil {
@@ -141,7 +151,7 @@ func (r *Reader) next() error {
 	return nil
 }
 
-// readFinal reads to the end of the stream.
+// readFinal reads the final chunk, which ends with the stream.
 func (r *Reader) readFinal() error {
 	r.chunk = r.chunk[:0]
 	for {

@@ -10,15 +10,18 @@ import (
 	"slices"
 )
 
-// Request is a client's half of one exchange: one message to seal, and one answer to open.
+// Request is the client's half of one exchange: one message to seal, and one answer to open.
+//
+// Invariant: sender is set until Seal or Writer uses it, and secret until Response uses it. Close
+// wipes those that are left.
 type Request struct {
 	config *Config
-	sender *hpke.Sender // nil once it is given away
+	sender *hpke.Sender // nil once used
 	head   []byte       // header and enc
-	secret []byte       // for the answer; nil once it is given away
+	secret []byte       // for the keys of the answer; nil once used
 }
 
-// NewRequest encapsulates a new secret to the key of c. The caller closes it.
+// NewRequest encapsulates a new secret to the key of c. The caller closes the Request.
 func NewRequest(c *Config) (*Request, error) { return newRequest(c, chunked) }
 
 func newRequest(c *Config, l labels) (*Request, error) {
@@ -34,31 +37,34 @@ func newRequest(c *Config, l labels) (*Request, error) {
 	return &Request{c, sender, append(header, enc...), secret}, nil
 }
 
-// ID is what [Exchange.ID] is for the gateway.
+// ID returns what [Exchange.ID] returns at the gateway.
 func (q *Request) ID() [sha256.Size]byte { return sha256.Sum256(q.head) }
 
-// Seal appends the sealed request with the given message. It works once, and not beside Writer. message stays the caller's.
+// Seal appends the sealed request with the given message to dst. It works once, and not together
+// with Writer. The caller keeps message.
 func (q *Request) Seal(dst, message []byte) ([]byte, error) {
 	sender := q.take()
 	if sender == nil {
 		return nil, ErrUsed
 	}
 	defer wipe(sender)
-	dst = append(slices.Grow(dst, len(q.head)+len(message)+(len(message)/MaxChunk+1)*(4+tagSize)), q.head...)
+	dst = append(slices.Grow(dst, len(q.head)+len(message)+(len(message)/MaxChunk+1)*(4+tagSize)),
+		q.head...)
 	left := uint64(maxChunks)
 	for {
 		n := min(len(message), MaxChunk)
 		final := n == len(message)
 		var err error
-		if dst, err = appendChunk(dst, message[:n], final, sealWith(sender), &left); err != nil || final {
+		if dst, err = appendChunk(dst, message[:n], final, sealWith(sender), &left); err != nil ||
+			final {
 			return dst, err
 		}
 		message = message[n:]
 	}
 }
 
-// Writer seals a request piece by piece. It works once, and not beside Seal. The Writer's keys are its own: the caller
-// closes both.
+// Writer returns a Writer that seals the request piece by piece. It works once, and not together
+// with Seal. The Writer has keys of its own: the caller closes both.
 func (q *Request) Writer(dst io.Writer) (*Writer, error) {
 	sender := q.take()
 	if sender == nil {
@@ -67,12 +73,14 @@ func (q *Request) Writer(dst io.Writer) (*Writer, error) {
 	return newWriter(dst, slices.Clone(q.head), sealWith(sender), func() { wipe(sender) }), nil
 }
 
+// take returns the sender, once.
 func (q *Request) take() *hpke.Sender {
 	sender := q.sender
 	q.sender = nil
 	return sender
 }
 
+// sealWith returns the function that seals the chunks of a request.
 func sealWith(sender *hpke.Sender) sealFunc {
 	return func(dst, plain []byte, final bool) ([]byte, error) {
 		sealed, err := sender.Seal(aad(final), plain)
@@ -80,8 +88,8 @@ func sealWith(sender *hpke.Sender) sealFunc {
 	}
 }
 
-// Response opens the answer in src, in chunks of up to maxChunk bytes (MaxChunk if that is more). It works once. The Reader's
-// keys are its own: the caller closes both.
+// Response returns a Reader that opens the answer in src. A chunk may hold up to maxChunk bytes, or
+// MaxChunk if that is more. It works once. The Reader has keys of its own: the caller closes both.
 func (q *Request) Response(src io.Reader, maxChunk int) (*Reader, error) {
 	if q.secret == nil {
 		return nil, ErrUsed
@@ -91,7 +99,7 @@ func (q *Request) Response(src io.Reader, maxChunk int) (*Reader, error) {
 	return r, nil
 }
 
-// Close wipes what was not used. It is idempotent.
+// Close wipes the keys that were not used. It is idempotent.
 func (q *Request) Close() {
 	if sender := q.take(); sender != nil {
 		wipe(sender)

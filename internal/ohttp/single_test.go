@@ -10,10 +10,11 @@ import (
 	"testing"
 )
 
-// The messages of RFC 9458 that are not in chunks. The protocol of this package has no use for them; they share its key
-// schedule, and the RFC has examples of them.
+// The messages of RFC 9458 that are not in chunks. The protocol of this package has no use for
+// them; they share its key schedule, and the RFC has examples of them.
 
-// TestSingle makes an exchange in the form without chunks, and holds that neither form opens as the other.
+// TestSingle makes an exchange in the form without chunks, and checks that neither form opens as
+// the other.
 func TestSingle(t *testing.T) {
 	forKEMs(t, func(t *testing.T, key one) {
 		sealed, q, err := sealSingle(key.config, []byte("question"))
@@ -26,7 +27,8 @@ func TestSingle(t *testing.T) {
 		}
 		chunk := append([]byte{0}, sealed[headerLen+key.config.kem.enc:]...)
 		for _, body := range [][]byte{sealed[headerLen+key.config.kem.enc:], chunk} {
-			if _, got, err := openRequest(append(bytes.Clone(sealed[:headerLen+key.config.kem.enc]), body...), key); err == nil {
+			if _, got, err := openRequest(append(bytes.Clone(sealed[:headerLen+key.config.kem.enc]),
+				body...), key); err == nil {
 				t.Errorf("in chunks it opens to %q", got)
 			}
 		}

@@ -13,9 +13,11 @@ import (
 	"testing"
 )
 
-// vector is one of testdata/vectors.json, which names its sources. All are for X25519 and AES-128-GCM.
+// vector is one of testdata/vectors.json, which names its sources. All are for X25519 and
+// AES-128-GCM.
 type vector struct {
-	SKR, KeyConfig, Request, SKE, Enc, Info, EncapsulatedRequest, Response, Secret, ResponseNonce, Key, Nonce,
+	SKR, KeyConfig, Request, SKE, Enc, Info, EncapsulatedRequest, Response, Secret, ResponseNonce,
+	Key, Nonce,
 	EncapsulatedResponse hexBytes
 }
 
@@ -70,7 +72,7 @@ func same(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-// TestVectorConfigs checks what both examples say of keys and contexts.
+// TestVectorConfigs checks the keys and contexts of both examples.
 func TestVectorConfigs(t *testing.T) {
 	whole, parts := vectors(t)
 	for name, x := range map[string]struct {
@@ -92,7 +94,8 @@ func TestVectorConfigs(t *testing.T) {
 				t.Fatal(err)
 			}
 			same(t, "enc", ephemeral.PublicKey().Bytes(), x.Enc)
-			// Neither suite of the example's configuration is one that this package publishes or takes.
+			// Neither suite of the example's configuration is one that this package publishes or
+			// takes.
 			if got, err := ParseConfigs(AppendConfigs(nil, c)); err != nil || len(got) != 0 {
 				t.Errorf("ParseConfigs: %v, %v; AES-128-GCM is for examples only", got, err)
 			}
@@ -121,7 +124,8 @@ func TestVectorRFC9458(t *testing.T) {
 	}
 	same(t, "sealed response", sealed, v.EncapsulatedResponse)
 
-	q := &Request{config: x.config, head: v.EncapsulatedRequest[:headerLen+32], secret: bytes.Clone(v.Secret)}
+	q := &Request{config: x.config, head: v.EncapsulatedRequest[:headerLen+32],
+		secret: bytes.Clone(v.Secret)}
 	response, err := q.openSingleResponse(v.EncapsulatedResponse)
 	if err != nil {
 		t.Fatal(err)
@@ -170,7 +174,8 @@ func TestVectorChunked(t *testing.T) {
 	}
 	same(t, "sealed response", sealed.Bytes(), v.EncapsulatedResponse)
 
-	q := &Request{config: x.config, head: v.EncapsulatedRequest[:headerLen+32], secret: bytes.Clone(v.Secret)}
+	q := &Request{config: x.config, head: v.EncapsulatedRequest[:headerLen+32],
+		secret: bytes.Clone(v.Secret)}
 	r, err := q.Response(bytes.NewReader(v.EncapsulatedResponse), 0)
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +187,8 @@ func TestVectorChunked(t *testing.T) {
 	same(t, "response", response, v.Response)
 }
 
-// TestVectorKey checks the example's AES key through what it decrypts: the answer keeps no copy to compare.
+// TestVectorKey checks the example's AES key through what it decrypts: the answer keeps no copy to
+// compare.
 func TestVectorKey(t *testing.T) {
 	for _, v := range func() []vector { a, b := vectors(t); return []vector{a, b} }() {
 		a, err := newAnswer(aes128, bytes.Clone(v.Secret), v.Enc, v.ResponseNonce)

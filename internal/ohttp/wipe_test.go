@@ -13,7 +13,8 @@ import (
 	"unsafe"
 )
 
-// numbers collects the bytes of every array and slice of integers that v reaches, without what all keys share.
+// numbers collects the bytes of every array and slice of integers that v reaches, without those
+// that all keys share.
 func numbers(v reflect.Value, depth int) (all []byte) {
 	if !v.IsValid() || depth > 16 {
 		return nil
@@ -32,17 +33,19 @@ func numbers(v reflect.Value, depth int) (all []byte) {
 		}
 	case reflect.Slice:
 		if isPlain(v.Type().Elem()) {
-			all = append(all, unsafe.Slice((*byte)(v.UnsafePointer()), v.Len()*int(v.Type().Elem().Size()))...)
+			all = append(all, unsafe.Slice((*byte)(v.UnsafePointer()),
+				v.Len()*int(v.Type().Elem().Size()))...)
 		}
 	case reflect.Array:
 		if v.CanAddr() && isPlain(v.Type()) {
-			all = append(all, unsafe.Slice((*byte)(unsafe.Pointer(v.UnsafeAddr())), v.Type().Size())...)
+			all = append(all, unsafe.Slice((*byte)(unsafe.Pointer(v.UnsafeAddr())),
+				v.Type().Size())...)
 		}
 	}
 	return all
 }
 
-// isPlain tells whether a type is made of integers alone.
+// isPlain reports whether a type consists of integers alone.
 func isPlain(t reflect.Type) bool {
 	switch t.Kind() {
 	case reflect.Array:
@@ -60,12 +63,15 @@ func isPlain(t reflect.Type) bool {
 
 func isZero(b []byte) bool { return bytes.Count(b, []byte{0}) == len(b) }
 
-// TestWipe counts what wiping reaches: less than this means that the standard library's types have changed their form.
+// TestWipe counts the bytes that wiping reaches. Fewer bytes mean that the types of the standard
+// library have changed their form.
 func TestWipe(t *testing.T) {
 	forKEMs(t, func(t *testing.T, key one) {
-		least := map[uint16]int{X25519: 2 * 32, XWing: 32 + 64 + 3*512 + 9*512 + 32}[key.config.kem.id]
+		least := map[uint16]int{X25519: 2 * 32, XWing: 32 + 64 + 3*512 + 9*512 +
+			32}[key.config.kem.id]
 		seed := key.Seed()
-		k, err := NewPrivateKey(key.config.id, key.config.kem.id, seed) // as crypto/hpke writes it: X25519's is clamped
+		// as crypto/hpke writes it: X25519's is clamped
+		k, err := NewPrivateKey(key.config.id, key.config.kem.id, seed)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -235,7 +241,8 @@ func TestCloseWaits(t *testing.T) {
 	wg.Wait()
 }
 
-// TestSuites holds the table of sizes against crypto/hpke, which knows them and does not tell.
+// TestSuites compares the table of sizes with crypto/hpke, which knows the sizes and does not
+// export them.
 func TestSuites(t *testing.T) {
 	for _, k := range kems {
 		if k.new().ID() != k.id {
@@ -254,7 +261,8 @@ func TestSuites(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(key.PublicKey().Bytes()) != k.public || len(enc) != k.enc || len(seed) != k.seed {
-			t.Errorf("%#x: Npk %d, Nenc %d, Nsk %d", k.id, len(key.PublicKey().Bytes()), len(enc), len(seed))
+			t.Errorf("%#x: Npk %d, Nenc %d, Nsk %d", k.id, len(key.PublicKey().Bytes()), len(enc),
+				len(seed))
 		}
 	}
 	for _, a := range []*aead{aes128, aes256} {

@@ -9,9 +9,13 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 )
 
-// Writer seals a message into chunks of MaxChunk bytes at most. Each Flush makes one chunk of what was written since, and
-// hands it to the stream in one Write. Only Finish makes the final chunk: a message that is given up, by Close alone, by a
-// panic or by an error, never looks complete.
+// Writer seals a message into chunks of at most MaxChunk bytes. Each Flush makes one chunk of the
+// bytes written since the last one, and hands it to the stream in one Write. Only Finish makes the
+// final chunk: a message that the caller gives up, by Close alone, by a panic or by an error, never
+// looks complete.
+//
+// Invariant: plain holds the bytes that are not sealed yet. Once err is set, plain and the keys are
+// wiped.
 type Writer struct {
 	dst  io.Writer
 	seal sealFunc
@@ -19,19 +23,19 @@ type Writer struct {
 	left uint64 // chunks that may be sealed
 
 	plain []byte // not sealed yet
-	out   []byte // sealed, or the bytes before the first chunk
+	out   []byte // the sealed chunk, and before the first one the head of the message
 	err   error
 }
 
 // sealFunc appends a sealed chunk to dst.
 type sealFunc func(dst, plain []byte, final bool) ([]byte, error)
 
-// newWriter writes prefix together with the first chunk.
+// newWriter makes a Writer that writes prefix together with the first chunk.
 func newWriter(dst io.Writer, prefix []byte, seal sealFunc, done func()) *Writer {
 	return &Writer{dst: dst, seal: seal, done: done, left: maxChunks, out: prefix}
 }
 
-// Write takes p in. It seals and writes only when there is more than one chunk of it.
+// Write buffers p. It seals and writes a chunk whenever the buffer is full.
 func (w *Writer) Write(p []byte) (int, error) {
 	written := 0
 	for len(p) > 0 {
@@ -44,7 +48,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 			return written, w.err
 		}
 		if w.plain == nil {
-			w.plain = make([]byte, 0, MaxChunk) // never grows: a copy that is left behind is one that nobody wipes
+			// plain never grows: nobody would wipe the copy that growing leaves behind
+			w.plain = make([]byte, 0, MaxChunk)
 		}
 		n := min(len(p), MaxChunk-len(w.plain))
 		w.plain = append(w.plain, p[:n]...)
@@ -53,7 +58,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return written, w.err
 }
 
-// Flush writes what there is as a chunk. With nothing new it writes nothing.
+// Flush seals and writes the buffered bytes as one chunk. It writes nothing if the buffer is empty.
 func (w *Writer) Flush() error {
 	if w.err != nil || len(w.plain) == 0 {
 		return w.err
@@ -61,7 +66,8 @@ func (w *Writer) Flush() error {
 	return w.write(false)
 }
 
-// Finish writes what there is as the final chunk, and wipes the keys. Everything after it is ErrUsed.
+// Finish writes the buffered bytes as the final chunk and wipes the keys. Every call after it
+// returns ErrUsed.
 func (w *Writer) Finish() error {
 	if w.err != nil {
 		return w.err
@@ -71,7 +77,8 @@ func (w *Writer) Finish() error {
 	return err
 }
 
-// Close wipes the keys and what was not written. The message stays without an end. It is idempotent.
+// Close wipes the keys and the bytes that were not written. The message stays without an end. It is
+// idempotent.
 func (w *Writer) Close() {
 	if w.err == nil {
 		w.err = ErrUsed
@@ -84,6 +91,7 @@ func (w *Writer) Close() {
 	}
 }
 
+// write seals and writes the buffered bytes as one chunk.
 func (w *Writer) write(final bool) error {
 	w.out, w.err = appendChunk(w.out, w.plain, final, w.seal, &w.left)
 	clear(w.plain)
@@ -99,7 +107,7 @@ func (w *Writer) write(final bool) error {
 	return nil
 }
 
-// appendChunk appends one chunk behind its length, or behind 0 if it is the final one.
+// appendChunk appends one sealed chunk after its length, or after 0 if it is the final one.
 func appendChunk(dst, plain []byte, final bool, seal sealFunc, left *uint64) ([]byte, error) {
 	if *left == 0 {
 		return dst, ErrTooMany

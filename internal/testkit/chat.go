@@ -12,11 +12,14 @@ import (
 )
 
 // FineAnswer is a chat.completion.
-const FineAnswer = `{"id":"x","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"t"}}]}`
+const FineAnswer = `{"id":"x","object":"chat.completion","created":1,"model":"m",` +
+	`"choices":[{"index":0,"message":{"role":"assistant","content":"t"}}]}`
 
-// AnswerWith is FineAnswer with some members replaced, or left out where the value is "-".
+// AnswerWith returns FineAnswer with some members replaced. A member whose value is "-" is left
+// out.
 func AnswerWith(replace ...string) string {
-	members := []string{"id", `"x"`, "object", `"chat.completion"`, "created", "1", "model", `"m"`, "choices", `[]`}
+	members := []string{"id", `"x"`, "object", `"chat.completion"`, "created", "1", "model", `"m"`,
+		"choices", `[]`}
 	var b strings.Builder
 	b.WriteByte('{')
 	write := func(name, value string) {

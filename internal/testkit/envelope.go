@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// OpenPlainly opens an envelope with the standard library alone, so that a mistake in this
-// package's own seal and open cannot cancel itself out.
+// OpenPlainly opens an envelope with the standard library alone, so that a mistake in the seal and
+// the open of this module cannot cancel itself out.
 func OpenPlainly(t testing.TB, key *rsa.PrivateKey, body []byte) (plaintext []byte, appended bool) {
 	t.Helper()
 	var e struct {

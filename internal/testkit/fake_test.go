@@ -18,24 +18,29 @@ type fakeTB struct {
 	cleanups []func()
 }
 
-func (f *fakeTB) Helper()                   {}
-func (f *fakeTB) Cleanup(c func())          { f.cleanups = append(f.cleanups, c) }
-func (f *fakeTB) Error(args ...any)         { f.failures = append(f.failures, fmt.Sprint(args...)) }
-func (f *fakeTB) Errorf(s string, a ...any) { f.failures = append(f.failures, fmt.Sprintf(s, a...)) }
+func (f *fakeTB) Helper()           {}
+func (f *fakeTB) Cleanup(c func())  { f.cleanups = append(f.cleanups, c) }
+func (f *fakeTB) Error(args ...any) { f.failures = append(f.failures, fmt.Sprint(args...)) }
+func (f *fakeTB) Errorf(s string, a ...any) {
+	f.failures = append(f.failures, fmt.Sprintf(s, a...))
+}
 func (f *fakeTB) Fatal(args ...any)         { f.Error(args...); runtime.Goexit() }
 func (f *fakeTB) Fatalf(s string, a ...any) { f.Errorf(s, a...); runtime.Goexit() }
 
-// mustFail runs test and its cleanups, and fails t unless test failed with a message that contains want.
+// mustFail runs test and its cleanups, and fails t unless test failed with a message that contains
+// want.
 func mustFail(t *testing.T, want string, test func(testing.TB)) {
 	t.Helper()
 	fake := &fakeTB{TB: t}
 	runFake(fake, test)
-	if !slices.ContainsFunc(fake.failures, func(s string) bool { return strings.Contains(s, want) }) {
+	if !slices.ContainsFunc(fake.failures, func(s string) bool {
+		return strings.Contains(s, want)
+	}) {
 		t.Errorf("failures %q, want one with %q", fake.failures, want)
 	}
 }
 
-// mustPass is the opposite.
+// mustPass runs test and its cleanups, and fails t if test failed.
 func mustPass(t *testing.T, test func(testing.TB)) {
 	t.Helper()
 	fake := &fakeTB{TB: t}

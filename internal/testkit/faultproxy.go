@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// Fault is what a [FaultProxy] does to one exchange.
+// Fault is a way to break an exchange.
 type Fault string
 
 // The faults. After all but Pass, Delay and Slow the connection is closed.
@@ -29,41 +29,49 @@ const (
 
 	ResetEarly     Fault = "reset early"      // before the request was read
 	ResetInRequest Fault = "reset in request" // after its first bytes
-	ResetAfter     Fault = "reset after"      // the target has answered, the client hears nothing of it
-	HalfClose      Fault = "half-close"       // no answer: the proxy ends its direction and goes on reading
-	Stall          Fault = "stall"            // no answer, or half of it, until the client gives up
+	// after the target has answered; the client gets nothing of the answer
+	ResetAfter Fault = "reset after"
+	// no answer: the proxy closes its direction and continues to read
+	HalfClose Fault = "half-close"
+	Stall     Fault = "stall" // no answer, or half of it, until the client gives up
 
 	Truncate      Fault = "truncate"       // the connection ends within the body
 	TruncateReset Fault = "truncate reset" // the same with a reset
 	HalfHeader    Fault = "half header"    // the connection ends within the header
-	LongLength    Fault = "long length"    // Content-Length promises more than comes
-	ShortLength   Fault = "short length"   // Content-Length promises less than comes
+	LongLength    Fault = "long length"    // Content-Length is larger than the body
+	ShortLength   Fault = "short length"   // Content-Length is smaller than the body
 	CutChunks     Fault = "cut chunks"     // chunked, without the last chunk
-	BadChunks     Fault = "bad chunks"     // chunked, with a length that is none
+	BadChunks     Fault = "bad chunks"     // chunked, with an invalid length
 
 	Garbage     Fault = "garbage"      // random bytes instead of an HTTP answer
 	GarbageBody Fault = "garbage body" // 200 with random bytes
-	Corrupt     Fault = "corrupt"      // one byte of the body is another
+	Corrupt     Fault = "corrupt"      // one byte of the body is changed
 	HTML        Fault = "html"         // a proxy's error page, with status 502 or 503
 	HTML200     Fault = "html 200"     // a proxy's login page, with status 200
 	Empty       Fault = "empty"        // 200 without a body
-	Plaintext   Fault = "plaintext"    // 200 with a chat.completion in the clear, whose text is FaultText
-	Status      Fault = "status"       // an error status in JSON: 400, 401, 429, 500 or 504
-	Replay      Fault = "replay"       // the answer to an earlier POST, if there was one
+	// 200 with a chat.completion in the clear, whose text is FaultText
+	Plaintext Fault = "plaintext"
+	Status    Fault = "status" // an error status in JSON: 400, 401, 429, 500 or 504
+	Replay    Fault = "replay" // the answer to an earlier POST, if there was one
 )
 
-// FaultText is what a [FaultProxy] answers of its own accord: no client may take it for an answer.
+// FaultText is the text of an answer that a [FaultProxy] makes up. No client may accept it as an
+// answer.
 const FaultText = "FAULT-PROXY-TEXT-c61b"
 
 var allFaults = []Fault{
-	Delay, Slow, ResetEarly, ResetInRequest, ResetAfter, HalfClose, Stall, Truncate, TruncateReset, HalfHeader, LongLength,
-	ShortLength, CutChunks, BadChunks, Garbage, GarbageBody, Corrupt, HTML, HTML200, Empty, Plaintext, Status, Replay,
+	Delay, Slow, ResetEarly, ResetInRequest, ResetAfter, HalfClose, Stall, Truncate, TruncateReset,
+	HalfHeader, LongLength,
+	ShortLength, CutChunks, BadChunks, Garbage, GarbageBody, Corrupt, HTML, HTML200, Empty,
+	Plaintext, Status, Replay,
 }
 
-// FaultKinds is how many kinds of faults a [FaultProxy] without a script has, with Pass.
+// FaultKinds is the number of faults, Pass included, that a [FaultProxy] without a script chooses
+// from.
 var FaultKinds = len(allFaults) + 1
 
-// FaultProxy is an HTTP/1.1 proxy on loopback that breaks some of what it passes on.
+// FaultProxy is an HTTP/1.1 proxy on loopback that breaks some of the exchanges. mu guards faults
+// and last.
 type FaultProxy struct {
 	target string
 	seed   uint64
@@ -76,22 +84,25 @@ type FaultProxy struct {
 	last   *faultAnswer // to a POST, with status 200
 }
 
-// faultAnswer is what the target answered, or what the proxy does in its stead.
+// faultAnswer is the answer of the target, or one that the proxy makes up.
 type faultAnswer struct {
 	status int
 	header http.Header
 	body   []byte
 }
 
-// NewFaultProxy starts a proxy in front of targetAddr (host:port), and stops it when the test ends. The script is played
-// in turn, and followed by Pass. Without one, four exchanges in ten pass, and the others get a fault at random. What
-// happens to the nth exchange depends on seed and n alone.
+// NewFaultProxy starts a proxy in front of targetAddr (host:port), and stops it when the test ends.
+// The nth exchange gets the nth fault of the script; after the script, exchanges pass. Without a
+// script, four exchanges in ten pass, and the others get a fault at random. The fault of the nth
+// exchange depends on seed and n alone.
 func NewFaultProxy(t testing.TB, targetAddr string, seed uint64, script ...Fault) *FaultProxy {
 	t.Helper()
 	p := &FaultProxy{target: targetAddr, seed: seed, script: script, srv: listenTCP(t)}
 	p.http = &http.Client{
-		Transport:     &http.Transport{DisableKeepAlives: true, DisableCompression: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error {
+			return http.ErrUseLastResponse
+		},
 	}
 	p.srv.serve(p.relay)
 	return p
@@ -100,16 +111,17 @@ func NewFaultProxy(t testing.TB, targetAddr string, seed uint64, script ...Fault
 // Addr is the host:port that clients connect to.
 func (p *FaultProxy) Addr() string { return p.srv.Addr() }
 
-// Close stops the proxy before the test ends. Idempotent.
+// Close stops the proxy before the test ends. It is idempotent.
 func (p *FaultProxy) Close() { p.srv.close() }
 
-// Faults returns what was done to each exchange so far.
+// Faults returns the fault of each exchange so far.
 func (p *FaultProxy) Faults() []Fault {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.faults)
 }
 
+// next chooses the fault of the next exchange.
 func (p *FaultProxy) next() (Fault, *rand.Rand) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -140,7 +152,7 @@ func (p *FaultProxy) relay(client net.Conn) {
 	}
 }
 
-// exchange does one exchange and reports whether the connection lives on.
+// exchange handles one exchange, and reports whether the connection stays open.
 func (p *FaultProxy) exchange(client net.Conn, in *bufio.Reader, fault Fault, r *rand.Rand) bool {
 	switch fault {
 	case ResetEarly:
@@ -189,10 +201,12 @@ func halfClose(client net.Conn, in *bufio.Reader) bool {
 	return false
 }
 
-// madeUp is what the proxy answers without asking the target; nil for the other faults.
+// madeUp returns the answer that the proxy makes up without the target, or nil if the fault needs
+// the target.
 func madeUp(fault Fault, r *rand.Rand) *faultAnswer {
 	answer := func(status int, contentType, body string) *faultAnswer {
-		return &faultAnswer{status: status, header: http.Header{"Content-Type": {contentType}}, body: []byte(body)}
+		return &faultAnswer{status: status, header: http.Header{"Content-Type": {contentType}},
+			body: []byte(body)}
 	}
 	page := "<!DOCTYPE html><html><body><h1>" + FaultText + "</h1></body></html>"
 	switch fault {
@@ -209,17 +223,21 @@ func madeUp(fault Fault, r *rand.Rand) *faultAnswer {
 		}
 		return answer(200, "application/octet-stream", string(b))
 	case Plaintext:
-		return answer(200, "application/json", `{"id":"x","object":"chat.completion","created":1,"model":"x","choices":[{"index":0,`+
-			`"message":{"role":"assistant","content":"`+FaultText+`"},"finish_reason":"stop"}]}`)
+		return answer(200, "application/json",
+			`{"id":"x","object":"chat.completion","created":1,"model":"x","choices":[`+
+				`{"index":0,"message":{"role":"assistant","content":"`+FaultText+`"},`+
+				`"finish_reason":"stop"}]}`)
 	case Status:
-		return answer([]int{400, 401, 429, 500, 504}[r.IntN(5)], "application/json", `{"detail":"`+FaultText+`"}`)
+		return answer([]int{400, 401, 429, 500, 504}[r.IntN(5)], "application/json",
+			`{"detail":"`+FaultText+`"}`)
 	}
 	return nil
 }
 
-// forward asks the target.
+// forward sends the request to the target.
 func (p *FaultProxy) forward(req *http.Request, body []byte) (*faultAnswer, error) {
-	out, err := http.NewRequest(req.Method, "http://"+p.target+req.URL.RequestURI(), bytes.NewReader(body))
+	out, err := http.NewRequest(req.Method, "http://"+p.target+req.URL.RequestURI(),
+		bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -251,7 +269,7 @@ func (p *FaultProxy) replay(req *http.Request, answer *faultAnswer, fault Fault)
 	return answer
 }
 
-// respond writes the answer, or what the fault makes of it.
+// respond writes the answer, broken by the fault.
 func respond(client net.Conn, in *bufio.Reader, a *faultAnswer, fault Fault, r *rand.Rand) bool {
 	body, length := a.body, strconv.Itoa(len(a.body))
 	cut := r.IntN(len(body) + 1)
@@ -305,7 +323,8 @@ func respond(client net.Conn, in *bufio.Reader, a *faultAnswer, fault Fault, r *
 	return err == nil && (fault == Pass || fault == Delay)
 }
 
-// header is the answer's status line and header; with length "" the body is chunked. last announces the connection's end.
+// header returns the status line and the header of the answer. With length "" the body is chunked.
+// last announces that the connection will close.
 func header(a *faultAnswer, length string, last bool) []byte {
 	h := a.header.Clone()
 	for _, name := range []string{"Content-Length", "Connection", "Transfer-Encoding"} {
@@ -316,7 +335,7 @@ func header(a *faultAnswer, length string, last bool) []byte {
 	} else {
 		h.Set("Content-Length", length)
 	}
-	if last { // or else net/http logs the bytes that nobody asked for
+	if last { // otherwise net/http logs the bytes after the answer
 		h.Set("Connection", "close")
 	}
 	var b bytes.Buffer

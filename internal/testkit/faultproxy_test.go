@@ -29,7 +29,7 @@ func faultTarget(t *testing.T) (addr string, served *atomic.Int32) {
 	return srv.Listener.Addr().String(), served
 }
 
-// faultResult is what a client makes of an exchange.
+// faultResult is the result of an exchange for the client.
 type faultResult struct {
 	status int
 	header http.Header
@@ -49,7 +49,8 @@ func faultPostFor(t *testing.T, addr, body string, patience time.Duration) (res 
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/x?y=z", strings.NewReader(body))
+	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/x?y=z",
+		strings.NewReader(body))
 	req.Header.Set("X-Client", "c")
 	resp, err := client.Do(req)
 	if err != nil {
@@ -71,7 +72,8 @@ func TestFaults(t *testing.T) {
 		ok     func(faultResult) bool
 	}{
 		Pass: {1, func(r faultResult) bool {
-			return r.status == 200 && r.body == whole && r.err == nil && r.header.Get("X-Target") == "c"
+			return r.status == 200 && r.body == whole && r.err == nil &&
+				r.header.Get("X-Target") == "c"
 		}},
 		Delay:          {1, func(r faultResult) bool { return r.body == whole && r.err == nil }},
 		Slow:           {1, func(r faultResult) bool { return r.body == whole && r.err == nil }},
@@ -80,22 +82,41 @@ func TestFaults(t *testing.T) {
 		ResetAfter:     {1, noAnswer},
 		HalfClose:      {0, noAnswer},
 		Stall:          {1, func(r faultResult) bool { return r.doErr != nil || r.err != nil }},
-		Truncate:       {1, func(r faultResult) bool { return r.err != nil && strings.HasPrefix(whole, r.body) }},
-		TruncateReset:  {1, func(r faultResult) bool { return r.doErr != nil || r.err != nil }},
-		HalfHeader:     {1, noAnswer},
-		LongLength:     {1, func(r faultResult) bool { return r.err != nil }},
-		ShortLength:    {1, func(r faultResult) bool { return r.err == nil && r.body != whole && strings.HasPrefix(whole, r.body) }},
-		CutChunks:      {1, func(r faultResult) bool { return r.err != nil }},
-		BadChunks:      {1, func(r faultResult) bool { return r.err != nil }},
-		Garbage:        {0, noAnswer},
-		GarbageBody:    {0, func(r faultResult) bool { return r.status == 200 && r.err == nil && r.body != whole }},
-		Corrupt:        {1, func(r faultResult) bool { return r.err == nil && r.body != whole && len(r.body) == len(whole) }},
-		HTML:           {0, func(r faultResult) bool { return r.status >= 502 && strings.Contains(r.body, FaultText) }},
-		HTML200:        {0, func(r faultResult) bool { return r.status == 200 && strings.Contains(r.body, FaultText) }},
-		Empty:          {0, func(r faultResult) bool { return r.status == 200 && r.body == "" && r.err == nil }},
-		Plaintext:      {0, func(r faultResult) bool { return r.status == 200 && strings.Contains(r.body, `"`+FaultText+`"`) }},
-		Status:         {0, func(r faultResult) bool { return r.status >= 400 && strings.Contains(r.body, FaultText) }},
-		Replay:         {1, func(r faultResult) bool { return r.body == whole }}, // there is nothing to replay
+		Truncate: {1, func(r faultResult) bool {
+			return r.err != nil && strings.HasPrefix(whole, r.body)
+		}},
+		TruncateReset: {1, func(r faultResult) bool { return r.doErr != nil || r.err != nil }},
+		HalfHeader:    {1, noAnswer},
+		LongLength:    {1, func(r faultResult) bool { return r.err != nil }},
+		ShortLength: {1, func(r faultResult) bool {
+			return r.err == nil && r.body != whole && strings.HasPrefix(whole, r.body)
+		}},
+		CutChunks: {1, func(r faultResult) bool { return r.err != nil }},
+		BadChunks: {1, func(r faultResult) bool { return r.err != nil }},
+		Garbage:   {0, noAnswer},
+		GarbageBody: {0, func(r faultResult) bool {
+			return r.status == 200 && r.err == nil && r.body != whole
+		}},
+		Corrupt: {1, func(r faultResult) bool {
+			return r.err == nil && r.body != whole && len(r.body) == len(whole)
+		}},
+		HTML: {0, func(r faultResult) bool {
+			return r.status >= 502 && strings.Contains(r.body, FaultText)
+		}},
+		HTML200: {0, func(r faultResult) bool {
+			return r.status == 200 && strings.Contains(r.body, FaultText)
+		}},
+		Empty: {0, func(r faultResult) bool {
+			return r.status == 200 && r.body == "" && r.err == nil
+		}},
+		Plaintext: {0, func(r faultResult) bool {
+			return r.status == 200 && strings.Contains(r.body, `"`+FaultText+`"`)
+		}},
+		Status: {0, func(r faultResult) bool {
+			return r.status >= 400 && strings.Contains(r.body, FaultText)
+		}},
+		// there is nothing to replay
+		Replay: {1, func(r faultResult) bool { return r.body == whole }},
 	} {
 		addr, served := faultTarget(t)
 		p := NewFaultProxy(t, addr, 7, fault)
@@ -104,9 +125,11 @@ func TestFaults(t *testing.T) {
 			patience = time.Second
 		}
 		if r := faultPostFor(t, p.Addr(), text, patience); !c.ok(r) || served.Load() != c.served {
-			t.Errorf("%s: status %d, %d bytes, %v, %v; the target served %d", fault, r.status, len(r.body), r.doErr, r.err, served.Load())
+			t.Errorf("%s: status %d, %d bytes, %v, %v; the target served %d", fault, r.status,
+				len(r.body), r.doErr, r.err, served.Load())
 		}
-		if r := faultPost(t, p.Addr(), "next"); !strings.HasSuffix(r.body, ":next") || r.err != nil {
+		if r := faultPost(t, p.Addr(), "next"); !strings.HasSuffix(r.body, ":next") ||
+			r.err != nil {
 			t.Errorf("after %s: %+v", fault, r)
 		}
 		if got := p.Faults(); !slices.Equal(got, []Fault{fault, Pass}) {

@@ -13,9 +13,10 @@ import (
 	"unicode/utf8"
 )
 
-// Each decoder below undoes one encoding wherever it could apply in a text, and leaves the rest as it is. A marker that
-// was written in that encoding is then in the clear, however the writer mixed escapes; and since the text before
-// decoding is searched as well, undoing too much hides nothing. A result that equals the text, or is empty, adds nothing.
+// Each decoder below undoes one encoding wherever it could apply in a text, and leaves the rest as
+// it is. So a marker that was written in that encoding becomes readable, however the writer mixed
+// escapes. Undoing too much hides nothing, because the text before decoding is searched as well. A
+// result that equals the text, or is empty, adds nothing.
 var decoders = []struct {
 	name   string
 	decode func([]byte) []byte
@@ -34,7 +35,8 @@ const formDepth = 3
 // maxForm is the size up to which a decoded text is kept; only gzip makes texts longer.
 const maxForm = 2 * witnessLimit
 
-// forms calls visit with the text of a stream and with everything that undoing encodings makes of it.
+// forms calls visit with the text of a stream, and with every text that undoing encodings makes of
+// it.
 func forms(data []byte, visit func(form string, text []byte)) {
 	visit("plain", data)
 	undo(data, "", formDepth, visit)
@@ -60,7 +62,8 @@ func undo(text []byte, done string, depth int, visit func(form string, text []by
 
 var chunkedHead = regexp.MustCompile(`(?i)\ntransfer-encoding:[^\n]*chunked`)
 
-// dechunk takes the framing of RFC 9112, section 7.1 out of every chunked body in a stream of HTTP/1.1 messages.
+// dechunk takes the framing of RFC 9112, section 7.1 out of every chunked body in a stream of
+// HTTP/1.1 messages.
 func dechunk(b []byte) []byte {
 	var out []byte
 	for {
@@ -68,7 +71,8 @@ func dechunk(b []byte) []byte {
 		if i < 0 {
 			return append(out, b...)
 		}
-		// What is before the blank line is a head, perhaps after the unchunked body of an earlier message.
+		// The text before the blank line is a head, perhaps after the unchunked body of an earlier
+		// message.
 		head := b[:i+4]
 		out, b = append(out, head...), b[i+4:]
 		if chunkedHead.Match(head) {
@@ -77,7 +81,7 @@ func dechunk(b []byte) []byte {
 	}
 }
 
-// chunks appends to out the chunks that b begins with, and returns what comes after them.
+// chunks appends to out the chunks at the beginning of b, and returns the text after them.
 func chunks(out, b []byte) (joined, rest []byte) {
 	for {
 		line, after, ok := bytes.Cut(b, []byte("\r\n"))
@@ -94,7 +98,7 @@ func chunks(out, b []byte) (joined, rest []byte) {
 	}
 }
 
-// gunzip returns what every gzip member in b holds, one after the other.
+// gunzip returns the contents of every gzip member in b, one after the other.
 func gunzip(b []byte) []byte {
 	var out []byte
 	for {
@@ -105,7 +109,8 @@ func gunzip(b []byte) []byte {
 		b = b[i:]
 		if zr, err := gzip.NewReader(bytes.NewReader(b)); err == nil {
 			zr.Multistream(false)
-			text, _ := io.ReadAll(io.LimitReader(zr, int64(maxForm-len(out)))) // what came before an error counts too
+			// the text before an error counts, too
+			text, _ := io.ReadAll(io.LimitReader(zr, int64(maxForm-len(out))))
 			out = append(out, text...)
 		}
 		b = b[3:]
@@ -156,7 +161,7 @@ func unescapeJSON(b []byte) []byte {
 	return out
 }
 
-// escapedUnit reads the \uXXXX that b begins with.
+// escapedUnit reads the \uXXXX at the beginning of b.
 func escapedUnit(b []byte) (rune, bool) {
 	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
 		return 0, false
@@ -165,10 +170,11 @@ func escapedUnit(b []byte) (rune, bool) {
 	return rune(unit), err == nil
 }
 
-// unescapePercent undoes RFC 3986's encoding, and that of HTML forms if plus is set, where + is a space.
+// unescapePercent undoes RFC 3986's encoding, and that of HTML forms if plus is set, where + is a
+// space.
 func unescapePercent(b []byte, plus bool) []byte {
 	if plus && !bytes.ContainsRune(b, '+') || !plus && !bytes.ContainsRune(b, '%') {
-		return nil // the other call does what there is to do
+		return nil // the other call does the work
 	}
 	out := make([]byte, 0, len(b))
 	for i := 0; i < len(b); i++ {
@@ -190,9 +196,10 @@ func decodeHex(b []byte) []byte { return decodeRuns(b, hexDigit, 4) }
 // decodeBase64 reads both alphabets of RFC 4648 as one.
 func decodeBase64(b []byte) []byte { return decodeRuns(b, base64Digit, 6) }
 
-// decodeRuns decodes each run of digits of the given number of bits, blanks and line breaks within it left out, once for
-// each place at which the encoded text could begin. Since those cover every alignment, digits before the encoded text do
-// not hide it. Runs too short for a marker are left aside. The results are kept apart by a zero byte.
+// decodeRuns decodes each run of digits of the given number of bits, without the blanks and line
+// breaks in it, once for each place at which the encoded text could begin. These places cover every
+// alignment, so digits before the encoded text do not hide it. Runs too short for a marker are
+// ignored. A zero byte separates the results.
 func decodeRuns(b []byte, value func(byte) int, bits uint) []byte {
 	// After how many digits bytes and digits meet again: 2 of hex, 4 of base64.
 	period := map[uint]int{4: 2, 6: 4}[bits]

@@ -19,11 +19,11 @@ import (
 	"unicode/utf8"
 )
 
-// marker has what encodings treat in different ways: letters, blanks, a quote, a backslash, a line break, + / % = and
-// two scripts, one of them beyond UTF-16's first plane.
+// marker has the characters that encodings treat in different ways: letters, blanks, a quote, a
+// backslash, a line break, + / % = and two scripts, one of them outside the first plane of UTF-16.
 const marker = "zq marker \"é\\\n+/%=?\U0001f511 end"
 
-// encodings hold one way to write each encoding in full.
+// encodings has one way to write each encoding in full.
 var encodings = map[string]func(string) string{
 	"JSON": func(s string) string {
 		var b strings.Builder
@@ -77,24 +77,25 @@ func planted(t *testing.T) map[string]string {
 		t.Fatal(err)
 	}
 	all := map[string]string{
-		"plain":                 "before" + marker + "after",
-		"JSON":                  string(quoted),
-		"JSON, ASCII":           python,
-		"JSON, all escaped":     `\` + `\n` + encodings["JSON"](marker) + `\`,
-		"JSON, slash":           strings.ReplaceAll(string(quoted), "/", `\/`),
-		"JSON, in JSON":         string(inTool),
-		"percent, path":         "/p/" + url.PathEscape(marker),
-		"percent, after a cut":  "%4" + url.PathEscape(marker),
-		"percent, form":         "a=%zz&q=" + url.QueryEscape(marker),
-		"percent, lower":        strings.ToLower(encodings["percent"](marker)),
-		"percent, upper":        "100%" + encodings["percent"](marker) + "%4",
-		"percent, twice":        url.PathEscape(url.PathEscape(marker)),
-		"hex":                   hexed,
-		"hex, upper, odd":       "f" + strings.ToUpper(hexed),
-		"base64, std":           std,
-		"base64, raw":           strings.TrimRight(std, "="),
-		"base64, URL":           base64.URLEncoding.EncodeToString([]byte(marker)),
-		"base64, broken lines":  slices.Collect(lines(std, 7))[0] + strings.Join(slices.Collect(lines(std, 7))[1:], "\r\n "),
+		"plain":                "before" + marker + "after",
+		"JSON":                 string(quoted),
+		"JSON, ASCII":          python,
+		"JSON, all escaped":    `\` + `\n` + encodings["JSON"](marker) + `\`,
+		"JSON, slash":          strings.ReplaceAll(string(quoted), "/", `\/`),
+		"JSON, in JSON":        string(inTool),
+		"percent, path":        "/p/" + url.PathEscape(marker),
+		"percent, after a cut": "%4" + url.PathEscape(marker),
+		"percent, form":        "a=%zz&q=" + url.QueryEscape(marker),
+		"percent, lower":       strings.ToLower(encodings["percent"](marker)),
+		"percent, upper":       "100%" + encodings["percent"](marker) + "%4",
+		"percent, twice":       url.PathEscape(url.PathEscape(marker)),
+		"hex":                  hexed,
+		"hex, upper, odd":      "f" + strings.ToUpper(hexed),
+		"base64, std":          std,
+		"base64, raw":          strings.TrimRight(std, "="),
+		"base64, URL":          base64.URLEncoding.EncodeToString([]byte(marker)),
+		"base64, broken lines": slices.Collect(lines(std, 7))[0] +
+			strings.Join(slices.Collect(lines(std, 7))[1:], "\r\n "),
 		"base64, twice":         encodings["base64"](std),
 		"base64 in JSON":        strings.ReplaceAll(std, "/", `\/`),
 		"base64 in JSON, lines": strings.Join(slices.Collect(lines(std, 9)), `\r\n`),
@@ -109,15 +110,18 @@ func planted(t *testing.T) map[string]string {
 		"gzip":                  encodings["gzip"]("before" + marker),
 		"JSON in gzip":          encodings["gzip"](python),
 		"cut gzip":              encodings["gzip"](strings.Repeat(marker, 50))[:60],
-		"second gzip":           encodings["gzip"]("first") + "\x1f\x8b\x08 none" + encodings["gzip"](marker),
-		"base64 of gzip":        encodings["base64"](encodings["gzip"](marker)),
+		"second gzip": encodings["gzip"]("first") + "\x1f\x8b\x08 none" +
+			encodings["gzip"](marker),
+		"base64 of gzip": encodings["base64"](encodings["gzip"](marker)),
 	}
 	// Every alignment, in the middle of other base64 and of other digits.
 	for before := range 4 {
 		for after := range 4 {
 			name := fmt.Sprintf("base64, %d before, %d after", before, after)
-			all[name] = encodings["base64"](strings.Repeat("x", before) + marker + strings.Repeat("y", after))
-			all[name+", digits"] = strings.Repeat("A", before) + strings.TrimRight(std, "=") + strings.Repeat("B", after)
+			all[name] = encodings["base64"](strings.Repeat("x", before) + marker +
+				strings.Repeat("y", after))
+			all[name+", digits"] = strings.Repeat("A", before) + strings.TrimRight(std, "=") +
+				strings.Repeat("B", after)
 		}
 	}
 	return all
@@ -171,7 +175,8 @@ func mixed(rnd *rand.Rand, encoding, s string) string {
 			}
 		}
 	case "JSON":
-		short := map[rune]string{'"': `\"`, '\\': `\\`, '/': `\/`, '\n': `\n`, '\r': `\r`, '\t': `\t`, '\b': `\b`, '\f': `\f`}
+		short := map[rune]string{'"': `\"`, '\\': `\\`, '/': `\/`, '\n': `\n`, '\r': `\r`,
+			'\t': `\t`, '\b': `\b`, '\f': `\f`}
 		for _, r := range s {
 			escape, ok := short[r]
 			switch n := rnd.IntN(3); {
@@ -184,7 +189,8 @@ func mixed(rnd *rand.Rand, encoding, s string) string {
 			}
 		}
 	case "base64":
-		text := []byte([]string{base64.StdEncoding.EncodeToString([]byte(s)), base64.RawURLEncoding.EncodeToString([]byte(s))}[rnd.IntN(2)])
+		text := []byte([]string{base64.StdEncoding.EncodeToString([]byte(s)),
+			base64.RawURLEncoding.EncodeToString([]byte(s))}[rnd.IntN(2)])
 		for _, c := range text {
 			b.WriteByte(c)
 			if rnd.IntN(10) == 0 {
@@ -204,7 +210,9 @@ func mixed(rnd *rand.Rand, encoding, s string) string {
 // found reports whether the marker comes up in one of the forms of data.
 func found(data, marker string) bool {
 	hit := false
-	forms([]byte(data), func(_ string, text []byte) { hit = hit || bytes.Contains(text, []byte(marker)) })
+	forms([]byte(data), func(_ string, text []byte) {
+		hit = hit || bytes.Contains(text, []byte(marker))
+	})
 	return hit
 }
 
@@ -217,7 +225,7 @@ func TestFormsAtRandom(t *testing.T) {
 	noise := func() string {
 		var b strings.Builder
 		for range rnd.IntN(20) {
-			b.WriteByte(around[rnd.IntN(len(around)-2)]) // no backslash before what JSON wrote
+			b.WriteByte(around[rnd.IntN(len(around)-2)]) // no backslash before the JSON
 		}
 		return b.String()
 	}
@@ -259,7 +267,7 @@ func FuzzForms(f *testing.F) {
 		if encode := encodings[name]; encode != nil {
 			text = encode(text)
 		}
-		// An escape or digit that is cut off changes the meaning of what follows.
+		// A cut escape or digit would change the meaning of the text after it.
 		before = append(before, '|')
 		if name == "hex" || name == "base64" {
 			before = before[:len(before)-1]

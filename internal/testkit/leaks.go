@@ -10,12 +10,14 @@ import (
 	"time"
 )
 
-// leakPatience is how long goroutines get to end after the test: closing a connection ends its goroutines a little later.
+// leakPatience is how long goroutines have to end after the test: closing a connection ends its
+// goroutines a little later.
 const leakPatience = 30 * time.Second
 
-// NoLeaks fails the test if goroutines that began during it are still there when it and its other cleanups have ended.
-// Call it first, so that its cleanup runs last. It sees the whole process: not for tests that run in parallel with
-// others, nor for inside a testing/synctest bubble, which has a check of its own.
+// NoLeaks fails the test if goroutines that began during the test still run when the test and its
+// other cleanups have ended. Call it first, so that its cleanup runs last. It sees the whole
+// process. So it is not for tests that run in parallel with others, nor for the inside of a
+// testing/synctest bubble, which has a check of its own.
 func NoLeaks(t testing.TB) {
 	t.Helper()
 	noLeaks(t, leakPatience)
@@ -26,7 +28,8 @@ func noLeaks(t testing.TB, patience time.Duration) {
 	before := goroutines()
 	t.Cleanup(func() {
 		var left []string
-		for wait, deadline := time.Millisecond, time.Now().Add(patience); ; wait = min(2*wait, 100*time.Millisecond) {
+		for wait, deadline := time.Millisecond, time.Now().Add(patience); ; wait = min(2*wait,
+			100*time.Millisecond) {
 			left = left[:0]
 			for id, stack := range goroutines() {
 				if _, ok := before[id]; !ok {
@@ -41,7 +44,8 @@ func noLeaks(t testing.TB, patience time.Duration) {
 			}
 			time.Sleep(wait)
 		}
-		t.Errorf("testkit: %d goroutines stayed behind:\n\n%s", len(left), strings.Join(left, "\n\n"))
+		t.Errorf("testkit: %d goroutines stayed behind:\n\n%s", len(left),
+			strings.Join(left, "\n\n"))
 	})
 }
 
@@ -59,7 +63,8 @@ func goroutines() map[string]string {
 	all := make(map[string]string)
 	for i, stack := range strings.Split(strings.TrimSpace(string(buf)), "\n\n") {
 		id, _, _ := strings.Cut(stack, " [")
-		if i > 0 && !strings.Contains(stack, "os/signal.loop") { // the first is the caller; signal.Notify starts one forever
+		// the first is the caller; signal.Notify starts one forever
+		if i > 0 && !strings.Contains(stack, "os/signal.loop") {
 			all[id] = stack
 		}
 	}

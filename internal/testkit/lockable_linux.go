@@ -8,10 +8,11 @@ import (
 	"testing"
 )
 
-// NeedLocked skips a test that this process cannot lock n more bytes of memory for.
+// NeedLocked skips a test if this process cannot lock n more bytes of memory.
 func NeedLocked(t testing.TB, n int) {
 	t.Helper()
-	b, err := syscall.Mmap(-1, 0, n, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
+	b, err := syscall.Mmap(-1, 0, n, syscall.PROT_READ|syscall.PROT_WRITE,
+		syscall.MAP_PRIVATE|syscall.MAP_ANON)
 	if err != nil {
 		t.Fatal(err)
 	}

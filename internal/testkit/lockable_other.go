@@ -7,6 +7,6 @@ package testkit
 
 import "testing"
 
-// NeedLocked skips a test that this process cannot lock n more bytes of memory for. Here nobody is asked: the systems on
-// which the tests run allow enough.
+// NeedLocked skips a test if this process cannot lock n more bytes of memory. Here it does nothing:
+// the systems on which the tests run allow enough.
 func NeedLocked(testing.TB, int) {}

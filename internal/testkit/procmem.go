@@ -10,36 +10,39 @@ import (
 	"slices"
 )
 
-// MinFragment is the shortest piece of a secret that counts, in bytes. Shorter ones turn up by chance in text, and give
-// away little.
+// MinFragment is the shortest piece of a secret that counts, in bytes. Shorter ones occur in text
+// by chance, and reveal little.
 const MinFragment = 16
 
 const (
-	window      = 8 // every run of MinFragment bytes holds a whole window at an address that window divides
+	// every run of MinFragment bytes holds a whole window at an address that window divides
+	window      = 8
 	minDistinct = 4 // different bytes in a window; fewer are zeros, padding and the like
 )
 
-// MemorySecret is a value that must not lie in memory. It has at least [MinFragment] bytes, which should look random:
-// runs of few different bytes are not found.
+// MemorySecret is a value that must not lie in memory. It has at least [MinFragment] bytes, which
+// should look random: runs of few different bytes are not found.
 type MemorySecret struct {
-	Row  string // what its copies are counted under
-	Name string // which of the row it is
+	Row  string // the name under which its copies are counted
+	Name string // its name within the row
 	// Bytes is the value; of an integer, big-endian.
 	Bytes []byte
-	// Integer has Bytes looked for backwards as well: the words of math/big, on a little-endian machine.
+	// Integer means that Bytes is searched backwards as well: that is how the words of math/big lie
+	// on a little-endian machine.
 	Integer bool
-	// Parts are spans of Bytes, start and end, that others answer for: integers that are secrets of their own, or public
-	// ones. A piece with fewer than MinFragment bytes outside one of them does not count.
+	// Parts are spans of Bytes, start and end, that are secrets of their own, or public. A piece
+	// with fewer than MinFragment bytes outside one of them does not count.
 	Parts [][2]int
 }
 
 // MemoryMatch is a copy of a secret, or of a piece of one that is not part of a copy.
 type MemoryMatch struct {
 	Secret *MemorySecret
-	// Offset and Len say which bytes were found, counted from the end where they stand Reversed.
+	// Offset and Len say which bytes were found. They count from the end of the secret if Reversed
+	// is set.
 	Offset, Len int
 	Reversed    bool
-	At          int // where the first of them is in what was searched
+	At          int // offset of the first of them in the searched memory
 }
 
 // Full reports whether the whole secret is there.
@@ -53,13 +56,14 @@ func (m MemoryMatch) String() string {
 	if m.Full() {
 		return fmt.Sprintf("%s: %s%s", m.Secret.Row, m.Secret.Name, order)
 	}
-	return fmt.Sprintf("%s: %s%s, %d bytes from %d of %d", m.Secret.Row, m.Secret.Name, order, m.Len, m.Offset, len(m.Secret.Bytes))
+	return fmt.Sprintf("%s: %s%s, %d bytes from %d of %d", m.Secret.Row, m.Secret.Name, order,
+		m.Len, m.Offset, len(m.Secret.Bytes))
 }
 
 // SecretSearch finds many secrets in one pass, some hundred megabytes a second. It is immutable.
 type SecretSearch struct {
 	patterns []pattern
-	filter   []uint64 // one bit for each hash of a window that occurs
+	filter   []uint64 // one bit for each hash of a window of a secret
 	shift    uint
 	heads    []int32 // by hash: the first of a chain in places, or -1
 	places   []place
@@ -80,8 +84,8 @@ type place struct {
 	next    int32
 }
 
-// NewSecretSearch prepares a search. Secrets with the same bytes as an earlier one are left out. It panics over a secret
-// that could not be found: too short, or without a window of different bytes.
+// NewSecretSearch prepares a search. Secrets with the same bytes as an earlier one are left out. It
+// panics over a secret that could not be found: too short, or without a window of different bytes.
 func NewSecretSearch(secrets []MemorySecret) *SecretSearch {
 	s := &SecretSearch{}
 	seen := make(map[string]bool)
@@ -111,11 +115,13 @@ func (s *SecretSearch) index() {
 		before := len(s.places)
 		for offset := 0; offset+window <= len(p.bytes); offset++ {
 			if w := p.bytes[offset : offset+window]; distinct(w) >= minDistinct {
-				s.places = append(s.places, place{binary.LittleEndian.Uint64(w), int32(i), int32(offset), -1})
+				s.places = append(s.places, place{binary.LittleEndian.Uint64(w), int32(i),
+					int32(offset), -1})
 			}
 		}
 		if len(s.places) == before {
-			panic(fmt.Sprintf("testkit: %s: %s is too uniform to be found", p.secret.Row, p.secret.Name))
+			panic(fmt.Sprintf("testkit: %s: %s is too uniform to be found", p.secret.Row,
+				p.secret.Name))
 		}
 	}
 	bits := uint(16)
@@ -148,14 +154,15 @@ func distinct(b []byte) int {
 	return n
 }
 
-// Find returns what is in b, in no particular order. A stretch of b that belongs to several secrets is several matches.
+// Find returns the matches in b, in no order. A stretch of b that belongs to several secrets gives
+// several matches.
 func (s *SecretSearch) Find(b []byte) []MemoryMatch {
 	var found []MemoryMatch
 	type diagonal struct {
 		pattern int32
 		start   int // where the pattern would begin
 	}
-	ends := make(map[diagonal]int) // of the last run there
+	ends := make(map[diagonal]int) // end of the last match there
 	for at := 0; at+window <= len(b); at += window {
 		w := binary.LittleEndian.Uint64(b[at:])
 		if w == 0 {
@@ -185,20 +192,22 @@ func (s *SecretSearch) Find(b []byte) []MemoryMatch {
 	return found
 }
 
-// extend grows the window at b[at:], which is the pattern's at offset, both ways as far as they agree.
+// extend grows the window at b[at:], which is equal to the pattern at offset, in both directions as
+// far as they agree.
 func (p *pattern) extend(b []byte, at, offset int) (from, to int) {
 	from, to = at, at+window
 	for offset > 0 && from > 0 && p.bytes[offset-1] == b[from-1] {
 		offset--
 		from--
 	}
-	for end := offset + to - from; end < len(p.bytes) && to < len(b) && p.bytes[end] == b[to]; end++ {
+	for end := offset + to - from; end < len(p.bytes) && to < len(b) &&
+		p.bytes[end] == b[to]; end++ {
 		to++
 	}
 	return from, to
 }
 
-// counts reports whether a match is long enough, also outside of what others answer for.
+// counts reports whether a match is long enough, also outside of the Parts of the secret.
 func (m MemoryMatch) counts() bool {
 	if m.Len < MinFragment {
 		return false

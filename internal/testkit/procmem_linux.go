@@ -31,7 +31,8 @@ type MemoryRegion struct {
 // Size is its length in bytes.
 func (r MemoryRegion) Size() int { return int(r.End - r.Start) }
 
-// skipped reports what holds no secrets of the process: files that it cannot change, and the kernel's own pages.
+// skipped reports whether a region cannot hold secrets of the process: files that it cannot change,
+// and pages of the kernel.
 func (r MemoryRegion) skipped() bool {
 	switch r.Path {
 	case "[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]":
@@ -53,17 +54,18 @@ func (h MemoryHit) String() string {
 	return fmt.Sprintf("%s at %#x in %s %s", h.MemoryMatch, h.Addr, h.Region.Perms, h.Region.Path)
 }
 
-// ProcessScan is what was found in a process, and where was looked.
+// ProcessScan is the result of searching a process.
 type ProcessScan struct {
 	Hits    []MemoryHit
-	Regions []MemoryRegion // all of them
+	Regions []MemoryRegion // of the whole process
 	Read    int            // bytes that were searched
 	Locked  int            // bytes of those that were locked
 	Took    time.Duration
 }
 
-// ScanProcess stops the process, reads all memory that it can write to or that no file backs, locked or not, readable
-// or not, and lets it go on. The caller needs the right to trace it: errors are [fs.ErrPermission] without.
+// ScanProcess stops the process, searches all memory that it can write to or that no file backs,
+// locked or not, readable or not, and lets it continue. The caller needs the right to trace the
+// process; the error is [fs.ErrPermission] without it.
 func ScanProcess(pid int, s *SecretSearch) (*ProcessScan, error) {
 	begin := time.Now()
 	if err := stopProcess(pid); err != nil {
@@ -82,7 +84,8 @@ func ScanProcess(pid int, s *SecretSearch) (*ProcessScan, error) {
 		}
 		for _, m := range s.Find(b) {
 			end := m.At + m.Len
-			before, after := slices.Clone(b[max(0, m.At-64):m.At]), slices.Clone(b[end:min(len(b), end+64)])
+			before, after := slices.Clone(b[max(0, m.At-64):m.At]),
+				slices.Clone(b[end:min(len(b), end+64)])
 			scan.Hits = append(scan.Hits, MemoryHit{m, addr + uint64(m.At), r, before, after})
 		}
 	})
@@ -90,11 +93,11 @@ func ScanProcess(pid int, s *SecretSearch) (*ProcessScan, error) {
 	return scan, err
 }
 
-// stopTicks is how much of a processor's time a process may use after it was told to stop: a second.
+// stopTicks is how much processor time a process may use after it was told to stop: a second.
 const stopTicks = 100
 
-// stopProcess sends SIGSTOP and waits until every thread stands still, however long the machine keeps
-// them from it. It gives up when the process goes on working.
+// stopProcess sends SIGSTOP and waits until every thread has stopped, even if a busy machine delays
+// that. It gives up if the process continues to work.
 func stopProcess(pid int) error {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		return fmt.Errorf("testkit: stopping process %d: %w", pid, err)
@@ -124,7 +127,8 @@ func stopProcess(pid int) error {
 	}
 }
 
-// usedTicks is the processor time of a process, in hundredths of a second: fields 14 and 15 of its stat.
+// usedTicks is the processor time of a process, in hundredths of a second: fields 14 and 15 of its
+// stat.
 func usedTicks(stat string) (int, error) {
 	at := strings.LastIndex(stat, ") ") // the name before may hold anything
 	fields := strings.Fields(stat[at+1:])
@@ -206,7 +210,8 @@ func parseRegion(fields []string) (r MemoryRegion, err error) {
 }
 
 // readProcess calls found with each stretch of present pages.
-func readProcess(pid int, regions []MemoryRegion, found func(r MemoryRegion, addr uint64, b []byte)) error {
+func readProcess(pid int, regions []MemoryRegion, found func(r MemoryRegion, addr uint64,
+	b []byte)) error {
 	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if err != nil {
 		return fmt.Errorf("testkit: %w", err)
@@ -229,7 +234,8 @@ func readProcess(pid int, regions []MemoryRegion, found func(r MemoryRegion, add
 		for _, s := range stretches {
 			buf = slices.Grow(buf[:0], s.Size())[:s.Size()]
 			if _, err := mem.ReadAt(buf, int64(s.Start)); err != nil {
-				return fmt.Errorf("testkit: reading %x-%x %s of process %d: %w", s.Start, s.End, r.Path, pid, err)
+				return fmt.Errorf("testkit: reading %x-%x %s of process %d: %w", s.Start, s.End,
+					r.Path, pid, err)
 			}
 			found(r, s.Start, buf)
 		}
@@ -238,7 +244,8 @@ func readProcess(pid int, regions []MemoryRegion, found func(r MemoryRegion, add
 	return nil
 }
 
-// presentPages are the parts of r that are in RAM or in swap. The others are zeros, or as in the file.
+// presentPages are the parts of r that are in RAM or in swap. The others are zeros, or as in the
+// file.
 func presentPages(pagemap io.ReaderAt, r MemoryRegion) ([]MemoryRegion, error) {
 	const present, swapped = 1 << 63, 1 << 62
 	page := uint64(os.Getpagesize())

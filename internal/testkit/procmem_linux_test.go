@@ -24,7 +24,8 @@ const scannedVar = "SEALEDCHAT_TEST_SCANNED" // a folder; set in the child
 
 // Where the child puts its secret. Each place is a copy.
 var scannedPlaces = []string{
-	"heap", "locked", "no access", "read only", "two pages", "shared file", "not dumped", "untouched pages around it",
+	"heap", "locked", "no access", "read only", "two pages", "shared file", "not dumped",
+	"untouched pages around it",
 }
 
 // TestScannedChild is the process that TestScanProcess reads.
@@ -35,7 +36,8 @@ func TestScannedChild(t *testing.T) {
 	}
 	page := os.Getpagesize()
 	mapped := func(pages int) []byte {
-		b, err := syscall.Mmap(-1, 0, pages*page, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
+		b, err := syscall.Mmap(-1, 0, pages*page, syscall.PROT_READ|syscall.PROT_WRITE,
+			syscall.MAP_PRIVATE|syscall.MAP_ANON)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,7 +47,8 @@ func TestScannedChild(t *testing.T) {
 	if _, err := io.ReadFull(os.Stdin, scratch); err != nil {
 		t.Fatal(err)
 	}
-	heap := slices.Concat(make([]byte, 3), scratch) // of no constant size, or it were on the stack, which leaves copies when it grows
+	// of no constant size, or it were on the stack, which leaves copies when it grows
+	heap := slices.Concat(make([]byte, 3), scratch)
 	locked := mapped(1)
 	copy(locked, scratch)
 	noAccess, readOnly, notDumped := mapped(1), mapped(1), mapped(1)
@@ -58,15 +61,18 @@ func TestScannedChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shared, err := syscall.Mmap(int(file.Fd()), 0, page, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	shared, err := syscall.Mmap(int(file.Fd()), 0, page, syscall.PROT_READ|syscall.PROT_WRITE,
+		syscall.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
 	copy(shared, scratch)
 	clear(scratch)
 	for _, err := range []error{
-		syscall.Mlock(locked), syscall.Mprotect(noAccess, syscall.PROT_NONE), syscall.Mprotect(readOnly, syscall.PROT_READ),
-		syscall.Madvise(notDumped, syscall.MADV_NOHUGEPAGE), syscall.Madvise(notDumped, 16), // MADV_DONTDUMP
+		syscall.Mlock(locked), syscall.Mprotect(noAccess, syscall.PROT_NONE),
+		syscall.Mprotect(readOnly, syscall.PROT_READ),
+		// MADV_DONTDUMP
+		syscall.Madvise(notDumped, syscall.MADV_NOHUGEPAGE), syscall.Madvise(notDumped, 16),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -83,27 +89,16 @@ func TestScannedChild(t *testing.T) {
 func TestScanProcess(t *testing.T) {
 	NeedLocked(t, 64<<10)
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "shared"), make([]byte, os.Getpagesize()), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "shared"), make([]byte, os.Getpagesize()),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestScannedChild$")
-	cmd.Env = append(os.Environ(), scannedVar+"="+dir)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd := Child(t, []string{scannedVar + "=" + dir}, "-test.run=^TestScannedChild$")
+	in, lines := StartChild(t, cmd)
 	secret, absent := randomBytes(7, 256), randomBytes(8, 256)
 	if _, err := in.Write(secret); err != nil {
 		t.Fatal(err)
 	}
-	lines := bufio.NewReader(out)
 	if line, err := lines.ReadString('\n'); err != nil || line != "ready\n" {
 		t.Fatalf("the child says %q, %v", line, err)
 	}
@@ -136,8 +131,10 @@ func TestScanProcess(t *testing.T) {
 	}
 	slices.Sort(perms)
 	want := []string{"---p", "r--p", "rw-p", "rw-p", "rw-p", "rw-p", "rw-p", "rw-s"}
-	if len(scan.Hits) != len(scannedPlaces) || !slices.Equal(perms, want) || locked != 1 || notDumped != 1 {
-		t.Errorf("%d hits in %v, %d locked, %d not dumped; want one each of %v", len(scan.Hits), perms, locked, notDumped, scannedPlaces)
+	if len(scan.Hits) != len(scannedPlaces) || !slices.Equal(perms, want) || locked != 1 ||
+		notDumped != 1 {
+		t.Errorf("%d hits in %v, %d locked, %d not dumped; want one each of %v", len(scan.Hits),
+			perms, locked, notDumped, scannedPlaces)
 	}
 	if scan.Read < 100<<10 || scan.Read > 500<<20 || scan.Locked < os.Getpagesize() {
 		t.Errorf("%d bytes were read, %d of them locked", scan.Read, scan.Locked)
@@ -152,7 +149,8 @@ func TestScanProcess(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
-	if _, err := ScanProcess(cmd.Process.Pid, NewSecretSearch([]MemorySecret{{Row: "r", Name: "secret", Bytes: secret}})); err == nil {
+	if _, err := ScanProcess(cmd.Process.Pid, NewSecretSearch([]MemorySecret{{Row: "r",
+		Name: "secret", Bytes: secret}})); err == nil {
 		t.Error("a process that has ended was scanned")
 	}
 }
@@ -186,14 +184,15 @@ VmFlags: mr mw me
 			t.Errorf("region %d: skipped is %v", i, !skipped)
 		}
 	}
-	for _, bad := range []string{"Rss: 4 kB\n", "x-y rw-p 0 0:0 0\n", "1000 rw-p 0 0:0 0\n", "1000-2000 rw-p\n"} {
+	for _, bad := range []string{"Rss: 4 kB\n", "x-y rw-p 0 0:0 0\n", "1000 rw-p 0 0:0 0\n",
+		"1000-2000 rw-p\n"} {
 		if got, err := parseSmaps(strings.NewReader(bad)); err == nil {
 			t.Errorf("%q: %+v", bad, got)
 		}
 	}
 }
 
-// The stack holds what a process was started with.
+// The stack of a process has its environment.
 func TestScanFindsEnvironment(t *testing.T) {
 	secret := []byte(hex.EncodeToString(randomBytes(9, 32)))
 	cmd := exec.CommandContext(t.Context(), "sleep", "60")
@@ -202,8 +201,10 @@ func TestScanFindsEnvironment(t *testing.T) {
 		t.Skip(err)
 	}
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-	for until := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) { // until it has become sleep
-		scan, err := ScanProcess(cmd.Process.Pid, NewSecretSearch([]MemorySecret{{Row: "r", Name: "s", Bytes: secret}}))
+	// until it has become sleep
+	for until := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		scan, err := ScanProcess(cmd.Process.Pid, NewSecretSearch([]MemorySecret{{Row: "r",
+			Name: "s", Bytes: secret}}))
 		if errors.Is(err, fs.ErrPermission) {
 			t.Skip(err)
 		}

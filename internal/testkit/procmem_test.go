@@ -26,7 +26,7 @@ func reversed(b []byte) []byte {
 	return b
 }
 
-// matches lists what is found as text, in the order of its places.
+// matches lists the matches as text, in the order of their places.
 func matches(s *SecretSearch, b []byte) (all []string) {
 	unordered := s.Find(b)
 	slices.SortFunc(unordered, func(a, b MemoryMatch) int { return a.At - b.At })
@@ -61,10 +61,12 @@ func TestFindAtEveryAddress(t *testing.T) {
 					if n == len(secret) {
 						want = []string{fmt.Sprintf("%d: r: s%s", at, order.name)}
 					} else if n >= MinFragment {
-						want = []string{fmt.Sprintf("%d: r: s%s, %d bytes from %d of 100", at, order.name, n, from)}
+						want = []string{fmt.Sprintf("%d: r: s%s, %d bytes from %d of 100", at,
+							order.name, n, from)}
 					}
 					if got := matches(s, memory); !slices.Equal(got, want) {
-						t.Fatalf("%d bytes from %d at %d%s: found %q, want %q", n, from, at, order.name, got, want)
+						t.Fatalf("%d bytes from %d at %d%s: found %q, want %q", n, from, at,
+							order.name, got, want)
 					}
 				}
 			}
@@ -80,12 +82,13 @@ func TestFindAtTheEnds(t *testing.T) {
 		memory []byte
 		want   []string
 	}{
-		"empty":           {nil, nil},
-		"all":             {secret, []string{"0: r: s"}},
-		"twice":           {append(bytes.Clone(secret), secret...), []string{"0: r: s", "64: r: s"}},
-		"second half":     {secret[32:], []string{"0: r: s, 32 bytes from 32 of 64"}},
-		"first half":      {secret[:32], []string{"0: r: s, 32 bytes from 0 of 64"}},
-		"with a gap":      {append(append(bytes.Clone(secret[:30]), 0, 0), secret[32:]...), []string{"0: r: s, 30 bytes from 0 of 64", "32: r: s, 32 bytes from 32 of 64"}},
+		"empty":       {nil, nil},
+		"all":         {secret, []string{"0: r: s"}},
+		"twice":       {append(bytes.Clone(secret), secret...), []string{"0: r: s", "64: r: s"}},
+		"second half": {secret[32:], []string{"0: r: s, 32 bytes from 32 of 64"}},
+		"first half":  {secret[:32], []string{"0: r: s, 32 bytes from 0 of 64"}},
+		"with a gap": {append(append(bytes.Clone(secret[:30]), 0, 0), secret[32:]...),
+			[]string{"0: r: s, 30 bytes from 0 of 64", "32: r: s, 32 bytes from 32 of 64"}},
 		"short pieces":    {append(append(bytes.Clone(secret[:15]), 0, 0), secret[49:]...), nil},
 		"not as a number": {reversed(secret), nil},
 	} {
@@ -97,18 +100,21 @@ func TestFindAtTheEnds(t *testing.T) {
 
 func TestFindParts(t *testing.T) {
 	file := randomBytes(3, 200)
-	s := NewSecretSearch([]MemorySecret{{Row: "r", Name: "file", Bytes: file, Integer: true, Parts: [][2]int{{20, 60}, {64, 180}}}})
+	s := NewSecretSearch([]MemorySecret{{Row: "r", Name: "file", Bytes: file, Integer: true,
+		Parts: [][2]int{{20, 60}, {64, 180}}}})
 	for _, c := range []struct {
 		from, to int
 		counts   bool
 	}{
-		{0, 200, true}, {20, 60, false}, {64, 180, false}, {30, 50, false}, {10, 60, false}, {0, 60, true}, {5, 60, false}, {4, 60, true},
+		{0, 200, true}, {20, 60, false}, {64, 180, false}, {30, 50, false}, {10, 60, false},
+		{0, 60, true}, {5, 60, false}, {4, 60, true},
 		{20, 75, false}, {20, 76, true}, // of the second part too, but not only
 		{70, 195, false}, {70, 196, true}, {180, 200, true}, {0, 16, true}, {0, 15, false},
 	} {
 		for _, piece := range [][]byte{file[c.from:c.to], reversed(file[c.from:c.to])} {
 			if got := matches(s, piece); len(got) > 0 != c.counts {
-				t.Errorf("bytes %d to %d: found %q, want something: %v", c.from, c.to, got, c.counts)
+				t.Errorf("bytes %d to %d: found %q, want something: %v", c.from, c.to, got,
+					c.counts)
 			}
 		}
 	}
@@ -118,7 +124,8 @@ func TestFindParts(t *testing.T) {
 func TestFindSharedBytes(t *testing.T) {
 	long := randomBytes(4, 64)
 	s := NewSecretSearch([]MemorySecret{
-		{Row: "a", Name: "long", Bytes: long}, {Row: "b", Name: "inner", Bytes: long[16:48]}, {Row: "c", Name: "again", Bytes: long},
+		{Row: "a", Name: "long", Bytes: long}, {Row: "b", Name: "inner", Bytes: long[16:48]},
+		{Row: "c", Name: "again", Bytes: long},
 	})
 	want := []string{"0: a: long", "16: b: inner"}
 	if got := matches(s, long); !slices.Equal(got, want) {
@@ -135,7 +142,8 @@ func TestFindUniform(t *testing.T) {
 	if got := matches(s, secret); !slices.Equal(got, []string{"0: r: s"}) {
 		t.Errorf("%q", got)
 	}
-	for name, bad := range map[string][]byte{"only 15": randomBytes(6, 15), "too uniform": bytes.Repeat([]byte{1, 2, 3}, 20), "only 0": nil} {
+	for name, bad := range map[string][]byte{"only 15": randomBytes(6, 15),
+		"too uniform": bytes.Repeat([]byte{1, 2, 3}, 20), "only 0": nil} {
 		func() {
 			defer func() {
 				if said := fmt.Sprint(recover()); !strings.Contains(said, name) {
@@ -158,7 +166,8 @@ func slowFind(secrets []MemorySecret, memory []byte) (all []string) {
 			for start := -len(b) + 1; start < len(memory); start++ {
 				run := 0
 				for i := range len(b) + 1 {
-					if at := start + i; i < len(b) && at >= 0 && at < len(memory) && memory[at] == b[i] {
+					if at := start + i; i < len(b) && at >= 0 && at < len(memory) &&
+						memory[at] == b[i] {
 						run++
 						continue
 					}
@@ -182,7 +191,8 @@ func TestFindAgainstSlowFind(t *testing.T) {
 	for range 200 {
 		var secrets []MemorySecret
 		for i := range 3 {
-			secrets = append(secrets, MemorySecret{Row: "r", Name: fmt.Sprint(i), Bytes: randomBytes(r.Uint64()|uint64(i), 40+r.IntN(100)), Integer: true})
+			secrets = append(secrets, MemorySecret{Row: "r", Name: fmt.Sprint(i),
+				Bytes: randomBytes(r.Uint64()|uint64(i), 40+r.IntN(100)), Integer: true})
 		}
 		var memory []byte
 		for len(memory) < 2000 {
@@ -197,7 +207,8 @@ func TestFindAgainstSlowFind(t *testing.T) {
 		got, want := matches(NewSecretSearch(secrets), memory), slowFind(secrets, memory)
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
-			t.Fatalf("seed %d: found\n%s\nwant\n%s", seed, strings.Join(got, "\n"), strings.Join(want, "\n"))
+			t.Fatalf("seed %d: found\n%s\nwant\n%s", seed, strings.Join(got, "\n"),
+				strings.Join(want, "\n"))
 		}
 	}
 }
@@ -206,7 +217,8 @@ func TestFindAgainstSlowFind(t *testing.T) {
 func BenchmarkFind(b *testing.B) {
 	var secrets []MemorySecret
 	for i := range 1000 {
-		secrets = append(secrets, MemorySecret{Row: "r", Name: fmt.Sprint(i), Bytes: randomBytes(uint64(i), 256), Integer: true})
+		secrets = append(secrets, MemorySecret{Row: "r", Name: fmt.Sprint(i),
+			Bytes: randomBytes(uint64(i), 256), Integer: true})
 	}
 	s := NewSecretSearch(secrets)
 	memory := randomBytes(1<<15, 16<<20)

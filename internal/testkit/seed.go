@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Seed is for tests with random input: SEALEDCHAT_SEED, or the time. It is printed when the test
-// fails.
+// Seed returns a seed for tests with random input: SEALEDCHAT_SEED, or else the time. It is printed
+// when the test fails.
 func Seed(t testing.TB) uint64 {
 	t.Helper()
 	seed := uint64(time.Now().UnixNano())

@@ -17,8 +17,8 @@ import (
 	"testing"
 )
 
-// StubServer is a plain HTTP server on loopback that answers as one vector says, byte for byte: it writes its answers
-// itself, so that no server library corrects them.
+// StubServer is a plain HTTP server on loopback that answers as one vector says, byte for byte: it
+// writes its answers itself, so that no server library corrects them.
 type StubServer struct {
 	URL string // http://127.0.0.1:port
 
@@ -26,7 +26,7 @@ type StubServer struct {
 	others []Case // of the same kind, for redirects
 	key    []byte // PEM, the answer to GET /pki/public_key
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards requests
 	requests []StubRequest
 }
 
@@ -40,11 +40,13 @@ type StubRequest struct {
 // maxStubBody bounds the request bodies that a stub keeps.
 const maxStubBody = 64 << 20
 
-// Stub starts a server for one response, http_error or server_key vector, and stops it when the test ends.
+// Stub starts a server for one response, http_error or server_key vector, and stops it when the
+// test ends.
 //
-// A response or http_error is the answer to every POST, and GET /pki/public_key is answered with serverKeyPEM (nil:
-// that of the key "server-4096"). A server_key is the answer to that GET, and every POST gets a 503. /c/NAME/…, where
-// the redirects of some vectors lead, is answered with vector NAME. Everything else is a 404.
+// A response or http_error is the answer to every POST, and GET /pki/public_key is answered with
+// serverKeyPEM (nil: that of the key "server-4096"). A server_key is the answer to that GET, and
+// every POST gets a 503. /c/NAME/…, where the redirects of some vectors lead, is answered with
+// vector NAME. Everything else is a 404.
 func Stub(t testing.TB, c Case, serverKeyPEM []byte) *StubServer {
 	t.Helper()
 	if c.HTTP.Status == 0 {
@@ -54,7 +56,8 @@ func Stub(t testing.TB, c Case, serverKeyPEM []byte) *StubServer {
 		serverKeyPEM = PublicPEM(t, "server-4096")
 	}
 	srv := listenTCP(t)
-	s := &StubServer{URL: "http://" + srv.Addr(), c: c, others: Vectors(t, c.Kind), key: serverKeyPEM}
+	s := &StubServer{URL: "http://" + srv.Addr(), c: c, others: Vectors(t, c.Kind),
+		key: serverKeyPEM}
 	srv.serve(s.serve)
 	return s
 }
@@ -79,7 +82,8 @@ func (s *StubServer) serve(conn net.Conn) {
 			return
 		}
 		s.mu.Lock()
-		s.requests = append(s.requests, StubRequest{req.Method, req.URL.RequestURI(), req.Header, body})
+		s.requests = append(s.requests, StubRequest{req.Method, req.URL.RequestURI(), req.Header,
+			body})
 		s.mu.Unlock()
 		answer, mode := s.answer(req)
 		if mode == ModeReset {
@@ -108,9 +112,11 @@ func (s *StubServer) answer(req *http.Request) (raw []byte, mode string) {
 	case keyFetch && s.c.Kind == ServerKey, req.Method == http.MethodPost && s.c.Kind != ServerKey:
 		return render(s.c.HTTP, s.c.File("body"), s.URL), s.c.HTTP.Mode
 	case keyFetch:
-		return render(HTTP{Status: 200, Headers: [][2]string{{"Content-Type", text}}}, s.key, s.URL), ""
+		return render(HTTP{Status: 200, Headers: [][2]string{{"Content-Type", text}}}, s.key,
+			s.URL), ""
 	case req.Method == http.MethodPost:
-		return render(HTTP{Status: 503}, []byte(`{"detail":"only the key is served here"}`), s.URL), ""
+		return render(HTTP{Status: 503}, []byte(`{"detail":"only the key is served here"}`), s.URL),
+			""
 	}
 	return render(HTTP{Status: 404}, nil, s.URL), ""
 }

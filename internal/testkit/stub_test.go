@@ -22,9 +22,11 @@ func stubClient(t *testing.T) *http.Client {
 	transport := &http.Transport{DisableCompression: true}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{
-		Transport:     transport,
-		Timeout:       10 * time.Second,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: transport,
+		Timeout:   10 * time.Second,
+		CheckRedirect: func(*http.Request, []*http.Request) error {
+			return http.ErrUseLastResponse
+		},
 	}
 }
 
@@ -33,7 +35,8 @@ func call(client *http.Client, c Case, url string) (*http.Response, error) {
 	if c.Kind == ServerKey {
 		return client.Get(url + "/pki/public_key")
 	}
-	return client.Post(url+"/v1/chat/secure_completion", "application/octet-stream", strings.NewReader("sealed"))
+	return client.Post(url+"/v1/chat/secure_completion", "application/octet-stream",
+		strings.NewReader("sealed"))
 }
 
 func TestStubServesEveryVector(t *testing.T) {
@@ -61,20 +64,24 @@ func TestStubServesEveryVector(t *testing.T) {
 			})
 		}
 	}
-	for mode, min := range map[string]int{"": 500, ModeGzip: 3, ModeChunked: 3, ModeClose: 2, ModeTruncate: 2, ModeReset: 3} {
+	for mode, min := range map[string]int{"": 500, ModeGzip: 3, ModeChunked: 3, ModeClose: 2,
+		ModeTruncate: 2, ModeReset: 3} {
 		if modes[mode] < min {
 			t.Errorf("%d vectors in mode %q, want %d at least", modes[mode], mode, min)
 		}
 	}
 }
 
-func checkServed(t *testing.T, c Case, stub *StubServer, res *http.Response, body []byte, bodyErr error) {
+func checkServed(t *testing.T, c Case, stub *StubServer, res *http.Response, body []byte,
+	bodyErr error) {
 	t.Helper()
 	want := c.File("body")
 	if c.HTTP.Mode == ModeTruncate {
 		want = want[:len(want)-100]
 	}
-	if truncated := errors.Is(bodyErr, io.ErrUnexpectedEOF); truncated != (c.HTTP.Mode == ModeTruncate) || !truncated && bodyErr != nil {
+	if truncated := errors.Is(bodyErr,
+		io.ErrUnexpectedEOF); truncated != (c.HTTP.Mode == ModeTruncate) ||
+		!truncated && bodyErr != nil {
 		t.Errorf("reading the body: %v", bodyErr)
 	}
 	wantLength := int64(-1) // unknown
@@ -97,12 +104,14 @@ func checkServed(t *testing.T, c Case, stub *StubServer, res *http.Response, bod
 			t.Errorf("Transfer-Encoding %q", res.TransferEncoding)
 		}
 	}
-	if res.StatusCode != c.HTTP.Status || res.ContentLength != wantLength || !bytes.Equal(body, want) {
+	if res.StatusCode != c.HTTP.Status || res.ContentLength != wantLength ||
+		!bytes.Equal(body, want) {
 		t.Errorf("status %d, length %d, body of %d bytes; want %d, %d, the vector's %d bytes",
 			res.StatusCode, res.ContentLength, len(body), c.HTTP.Status, wantLength, len(want))
 	}
 	for _, header := range c.HTTP.Headers {
-		if got := res.Header.Get(header[0]); got != strings.ReplaceAll(header[1], "{base}", stub.URL) {
+		if got := res.Header.Get(header[0]); got != strings.ReplaceAll(header[1], "{base}",
+			stub.URL) {
 			t.Errorf("%s: %q, want %q", header[0], got, header[1])
 		}
 	}
@@ -132,7 +141,8 @@ func TestStubOtherAnswers(t *testing.T) {
 
 	redirect := Vector(t, Response, "sep-http-redirect-307")
 	stub := Stub(t, redirect, nil)
-	if status, body := get(stub.URL + "/pki/public_key"); status != 200 || body != string(PublicPEM(t, "server-4096")) {
+	if status, body := get(stub.URL + "/pki/public_key"); status != 200 ||
+		body != string(PublicPEM(t, "server-4096")) {
 		t.Errorf("public key: %d, %q", status, body)
 	}
 	if status, _ := get(stub.URL + "/else"); status != 404 {
@@ -144,12 +154,14 @@ func TestStubOtherAnswers(t *testing.T) {
 	}
 	res.Body.Close()
 	location := res.Header.Get("Location")
-	if status, body := get(location); status != 200 || body != string(Vector(t, Response, "sep-baseline").File("body")) {
+	if status, body := get(location); status != 200 ||
+		body != string(Vector(t, Response, "sep-baseline").File("body")) {
 		t.Errorf("%s: %d, %d bytes", location, status, len(body))
 	}
 	got := stub.Requests()
 	if len(got) != 4 || got[2].Method != "POST" || got[2].Path != "/v1/chat/secure_completion" ||
-		string(got[2].Body) != "sealed" || got[2].Header.Get("Content-Type") != "application/octet-stream" {
+		string(got[2].Body) != "sealed" ||
+		got[2].Header.Get("Content-Type") != "application/octet-stream" {
 		t.Errorf("recorded %+v", got)
 	}
 
@@ -163,7 +175,9 @@ func TestStubOtherAnswers(t *testing.T) {
 		t.Fatalf("POST beside a server key: %v, %v", res, err)
 	}
 	res.Body.Close()
-	mustFail(t, "cannot be served", func(tb testing.TB) { Stub(tb, Vector(t, Request, "js-simple"), nil) })
+	mustFail(t, "cannot be served", func(tb testing.TB) {
+		Stub(tb, Vector(t, Request, "js-simple"), nil)
+	})
 }
 
 func TestStubStops(t *testing.T) {

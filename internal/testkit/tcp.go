@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// tcpServer runs a function on each connection to a loopback port. When the test ends it closes the port and every
-// connection, and waits for the functions to return.
+// tcpServer runs a function on each connection to a loopback port. When the test ends it closes the
+// port and every connection, and waits for the functions to return.
 type tcpServer struct {
 	ln net.Listener
 	wg sync.WaitGroup
@@ -81,4 +81,24 @@ func (s *tcpServer) close() {
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
+}
+
+// ForeignAddress listens where loopback does not reach, if this machine has such an address.
+func ForeignAddress(t testing.TB) net.Listener {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Skip(err)
+	}
+	for _, a := range addrs {
+		n, ok := a.(*net.IPNet)
+		if !ok || n.IP.IsLoopback() || n.IP.IsLinkLocalUnicast() {
+			continue
+		}
+		if l, err := net.Listen("tcp", net.JoinHostPort(n.IP.String(), "0")); err == nil {
+			return l
+		}
+	}
+	t.Skip("no address but loopback")
+	return nil
 }

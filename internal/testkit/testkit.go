@@ -1,10 +1,12 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package testkit holds what the tests of several packages share: the stored vectors and keys, servers that answer as
-// a vector says, a recorder of everything that crosses a connection, and a check for goroutines that stay behind.
+// Package testkit has the tools that the tests of several packages share: the stored vectors and
+// keys, servers that answer as a vector says, a recorder of everything that crosses a connection,
+// and a check for goroutines that do not end.
 //
-// Only tests import it. It imports the standard library alone, so that every package of the module can use it.
+// Only tests import it. It imports the standard library alone, so that every package of the module
+// can use it.
 package testkit
 
 import (
@@ -22,8 +24,8 @@ import (
 
 const moduleLine = "module github.com/seed-017344ad/sealedchat"
 
-// Dir returns the root of the repository: the nearest folder, from the working directory upwards, whose go.mod is this
-// module's.
+// Dir returns the root of the repository: the nearest folder, from the working directory upwards,
+// whose go.mod is this module's.
 func Dir(t testing.TB) string {
 	t.Helper()
 	wd, err := os.Getwd()
@@ -58,8 +60,9 @@ func rootOf(dir string) (string, error) {
 // keys caches what Key has parsed, by file; parsing an RSA-4096 key takes milliseconds.
 var keys sync.Map // file name -> func() (*rsa.PrivateKey, error)
 
-// Key returns the stored test key testdata/keys/<name>.pem: "server-4096", "client-4096", "other-4096", "rsa-3072" or
-// "rsa-2048". All callers share one value: whoever wipes or changes a key parses [KeyPEM] instead.
+// Key returns the stored test key testdata/keys/<name>.pem: "server-4096", "client-4096",
+// "other-4096", "rsa-3072" or "rsa-2048". All callers share one value. A test that wipes or changes
+// a key parses [KeyPEM] instead.
 func Key(t testing.TB, name string) *rsa.PrivateKey {
 	t.Helper()
 	file := keyFile(t, name)
@@ -83,7 +86,7 @@ func KeyPEM(t testing.TB, name string) []byte {
 	return text
 }
 
-// PublicPEM returns the PEM SubjectPublicKeyInfo of a stored test key, as a server hands it out.
+// PublicPEM returns the PEM SubjectPublicKeyInfo of a stored test key, as a server serves it.
 func PublicPEM(t testing.TB, name string) []byte {
 	t.Helper()
 	der, err := x509.MarshalPKIXPublicKey(Key(t, name).Public())

@@ -22,14 +22,16 @@ func TestDir(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "internal", "testkit", "testkit.go")); err != nil {
 		t.Error(err)
 	}
-	// A module inside the repository is not its root, whatever its path begins with.
+	// A module inside the repository is not its root, even if its path begins like that of the
+	// root.
 	inner := filepath.Join(t.TempDir(), "inner")
 	if err := os.MkdirAll(inner, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for file, module := range map[string]string{
-		filepath.Join(inner, "go.mod"):                   moduleLine + "/inner\n",
-		filepath.Join(filepath.Dir(inner), "go.mod"):     "// root\n" + moduleLine + "\n\ngo 1.26\n",
+		filepath.Join(inner, "go.mod"): moduleLine + "/inner\n",
+		filepath.Join(filepath.Dir(inner), "go.mod"): "// root\n" + moduleLine +
+			"\n\ngo 1.26\n",
 		filepath.Join(filepath.Dir(inner), "go.mod.bak"): "",
 	} {
 		if err := os.WriteFile(file, []byte(module), 0o600); err != nil {
@@ -46,11 +48,14 @@ func TestDir(t *testing.T) {
 
 func TestKeys(t *testing.T) {
 	for name, bits := range map[string]int{
-		"server-4096": 4096, "client-4096": 4096, "other-4096": 4096, "rsa-3072": 3072, "rsa-2048": 2048,
+		"server-4096": 4096, "client-4096": 4096, "other-4096": 4096, "rsa-3072": 3072,
+		"rsa-2048": 2048,
 	} {
 		key := Key(t, name)
-		if key.N.BitLen() != bits || key.E != 65537 || len(key.Primes) != 2 || key.Validate() != nil {
-			t.Errorf("%s: %d bits, exponent %d, %d primes, %v", name, key.N.BitLen(), key.E, len(key.Primes), key.Validate())
+		if key.N.BitLen() != bits || key.E != 65537 || len(key.Primes) != 2 ||
+			key.Validate() != nil {
+			t.Errorf("%s: %d bits, exponent %d, %d primes, %v", name, key.N.BitLen(), key.E,
+				len(key.Primes), key.Validate())
 		}
 		if Key(t, name) != key {
 			t.Errorf("%s was parsed twice", name)
@@ -67,7 +72,8 @@ func TestKeys(t *testing.T) {
 	for name, vector := range map[string]string{"server-4096": "server", "client-4096": "client"} {
 		block, _ := pem.Decode(PublicPEM(t, name))
 		sum := sha256.Sum256(block.Bytes)
-		if want := Vector(t, PrivateKey, vector).Expected.SPKISHA256; hex.EncodeToString(sum[:]) != want {
+		if want := Vector(t, PrivateKey,
+			vector).Expected.SPKISHA256; hex.EncodeToString(sum[:]) != want {
 			t.Errorf("%s has the fingerprint %x, the vectors' is %s", name, sum, want)
 		}
 	}
@@ -93,7 +99,9 @@ func TestReadKeyRefuses(t *testing.T) {
 
 func TestTLSServer(t *testing.T) {
 	NoLeaks(t)
-	srv := TLSServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Proto) }))
+	srv := TLSServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, r.Proto)
+	}))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	get := func(rt http.RoundTripper) (string, error) {
@@ -124,7 +132,8 @@ func TestNoLeaks(t *testing.T) {
 		noLeaks(tb, 20*time.Millisecond)
 		go func() { <-stop }()
 	})
-	// One that ends a little after the test, or with a later cleanup, is none; nor is one from before.
+	// A goroutine that ends a little after the test, or with a later cleanup, is no leak; nor is
+	// one that began before the test.
 	mustPass(t, func(tb testing.TB) {
 		NoLeaks(tb)
 		late, cleaned := make(chan struct{}), make(chan struct{})

@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// TLSServer starts an HTTPS server with HTTP/2 on loopback and closes it when the test ends. Its log is dropped: tests
-// that break handshakes on purpose would fill it.
+// TLSServer starts an HTTPS server with HTTP/2 on loopback and closes it when the test ends. Its
+// log is dropped: tests that break handshakes on purpose would fill it.
 func TLSServer(t testing.TB, h http.Handler) *httptest.Server {
 	t.Helper()
 	srv := httptest.NewUnstartedServer(h)
@@ -25,7 +25,8 @@ func TLSServer(t testing.TB, h http.Handler) *httptest.Server {
 	return srv
 }
 
-// ClientTransport returns a new transport that trusts srv, a server from [TLSServer], and nothing else.
+// ClientTransport returns a new transport that trusts srv, a server from [TLSServer], and nothing
+// else.
 func ClientTransport(srv *httptest.Server) *http.Transport {
 	roots := x509.NewCertPool()
 	roots.AddCert(srv.Certificate())
@@ -33,4 +34,11 @@ func ClientTransport(srv *httptest.Server) *http.Transport {
 		TLSClientConfig:   &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		ForceAttemptHTTP2: true,
 	}
+}
+
+// ServerTLS has the certificate of a test server.
+func ServerTLS(t testing.TB) *tls.Config {
+	t.Helper()
+	other := TLSServer(t, http.NotFoundHandler())
+	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: other.TLS.Certificates}
 }

@@ -19,7 +19,7 @@ import (
 	"testing"
 )
 
-// The kinds of vectors; testdata/vectors/README.md says what each holds.
+// The kinds of vectors. testdata/vectors/README.md describes each of them.
 const (
 	Request    = "request"
 	Response   = "response"
@@ -28,7 +28,7 @@ const (
 	PrivateKey = "private_key"
 )
 
-// What a vector suggests in Expected.Suggested. A request has no suggestion: it must open to its plaintext.
+// The values of Expected.Suggested. A request has none: it must open to its plaintext.
 const (
 	Accept = "accept"
 	Reject = "reject"
@@ -36,7 +36,7 @@ const (
 	Error  = "error"  // the answer is an error of the server's, with Expected.Status
 )
 
-// Case is one vector. Callers share it and must not change its fields; [Case.File] hands out copies.
+// Case is one vector. Callers share it and must not change its fields. [Case.File] returns copies.
 type Case struct {
 	Name     string            `json:"name"`
 	Kind     string            `json:"-"`
@@ -47,9 +47,9 @@ type Case struct {
 	Expected Expected          `json:"expected"`
 	Files    map[string]string `json:"files"` // role -> path inside the archive
 
-	// Observed has "accept" or "reject" for each client ("python", "python_c48", "js") under the case's own conditions,
-	// and for "client/condition" under others: "python/direct" (the client's decryption called without HTTP),
-	// "js/wrong_password" and so on.
+	// Observed has "accept" or "reject" for each client ("python", "python_c48", "js") under the
+	// case's own conditions, and for "client/condition" under others: "python/direct" (the client's
+	// decryption called without HTTP), "js/wrong_password" and so on.
 	Observed map[string]string `json:"observed"`
 
 	files map[string][]byte // path -> content; shared by the cases of a kind
@@ -71,15 +71,16 @@ const (
 	ModeReset    = "reset"    // the connection is reset instead of an answer
 )
 
-// Expected is what should come of a vector.
+// Expected is the expected result of a vector.
 type Expected struct {
 	Suggested string `json:"suggested"` // one of Accept, Reject, Policy, Error; "" for requests
 
 	Status int     `json:"status"` // http_error
 	Detail *string `json:"detail"` // http_error: the string under "detail", nil if there is none
 
-	SPKISHA256 string `json:"spki_sha256"` // private_key: lower-case hex, of the DER SubjectPublicKeyInfo; "" if unreadable
-	Bits       int    `json:"bits"`        // private_key
+	// private_key: lower-case hex, of the DER SubjectPublicKeyInfo; "" if unreadable
+	SPKISHA256 string `json:"spki_sha256"`
+	Bits       int    `json:"bits"` // private_key
 
 	PlaintextSHA256    string   `json:"plaintext_sha256"` // request: lower-case hex
 	PlaintextLen       int      `json:"plaintext_len"`    // request: bytes
@@ -98,10 +99,11 @@ func (c Case) Has(role string) bool {
 	return ok
 }
 
-// File returns a copy of the case's file of this role, and panics if it has none. Roles: request: get_head, post_head,
-// post_body, plaintext (not the two of 1 MiB), response_body, returned, server_private_key, client_private_key,
-// client_public_key. response: body, private_key, public_key, plaintext (if it opens). http_error, server_key: body.
-// private_key: private_key, public_key.
+// File returns a copy of the case's file of this role, and panics if it has none. Roles: request:
+// get_head, post_head, post_body, plaintext (not the two of 1 MiB), response_body, returned,
+// server_private_key, client_private_key, client_public_key. response: body, private_key,
+// public_key, plaintext (if it opens). http_error, server_key: body. private_key: private_key,
+// public_key.
 func (c Case) File(role string) []byte {
 	content, ok := c.files[c.Files[role]]
 	if !ok {
@@ -160,7 +162,8 @@ func loadVectors(file, kind string) ([]Case, error) {
 		c := &cases[i]
 		c.Kind, c.files = kind, files
 		if c.Name == "" || seen[c.Name] || strings.Contains(c.Name, "/") {
-			return nil, fmt.Errorf("%s: case %d: name %q is empty, repeated or a path", file, i, c.Name)
+			return nil, fmt.Errorf("%s: case %d: name %q is empty, repeated or a path", file, i,
+				c.Name)
 		}
 		seen[c.Name] = true
 		if len(c.Files) == 0 {

@@ -24,8 +24,10 @@ func TestVectors(t *testing.T) {
 		roles    []string // that every case has
 		suggests []string
 	}{
-		Request:    {20, []string{"get_head", "post_head", "post_body", "response_body", "returned", "server_private_key", "client_private_key", "client_public_key"}, []string{""}},
-		Response:   {384, []string{"body", "private_key", "public_key"}, []string{Accept, Reject, Policy}},
+		Request: {20, []string{"get_head", "post_head", "post_body", "response_body", "returned",
+			"server_private_key", "client_private_key", "client_public_key"}, []string{""}},
+		Response: {384, []string{"body", "private_key", "public_key"},
+			[]string{Accept, Reject, Policy}},
 		HTTPError:  {123, []string{"body"}, []string{Error}},
 		ServerKey:  {32, []string{"body"}, []string{Accept, Reject, Policy}},
 		PrivateKey: {100, []string{"private_key", "public_key"}, []string{Accept, Reject, Policy}},
@@ -40,16 +42,20 @@ func TestVectors(t *testing.T) {
 					t.Errorf("%s/%s has no %s", kind, c, role)
 				}
 			}
-			if c.Kind != kind || c.Producer == "" || !slices.Contains(want.suggests, c.Expected.Suggested) {
-				t.Errorf("%s/%s: kind %q, producer %q, suggests %q", kind, c, c.Kind, c.Producer, c.Expected.Suggested)
+			if c.Kind != kind || c.Producer == "" ||
+				!slices.Contains(want.suggests, c.Expected.Suggested) {
+				t.Errorf("%s/%s: kind %q, producer %q, suggests %q", kind, c, c.Kind, c.Producer,
+					c.Expected.Suggested)
 			}
 			served := kind == Response || kind == HTTPError || kind == ServerKey
-			if served != (c.HTTP.Status != 0) || kind == HTTPError && c.Expected.Status != c.HTTP.Status {
+			if served != (c.HTTP.Status != 0) ||
+				kind == HTTPError && c.Expected.Status != c.HTTP.Status {
 				t.Errorf("%s/%s: status %d, expected %d", kind, c, c.HTTP.Status, c.Expected.Status)
 			}
 			for client, outcome := range c.Observed {
 				name, _, _ := strings.Cut(client, "/")
-				if !slices.Contains([]string{"python", "python_c48", "js"}, name) || outcome != Accept && outcome != Reject {
+				if !slices.Contains([]string{"python", "python_c48", "js"}, name) ||
+					outcome != Accept && outcome != Reject {
 					t.Errorf("%s/%s: observed %q: %q", kind, c, client, outcome)
 				}
 			}
@@ -78,7 +84,9 @@ func TestVectorFields(t *testing.T) {
 			continue
 		}
 		plaintext := c.File("plaintext")
-		if sum := sha256.Sum256(plaintext); hex.EncodeToString(sum[:]) != c.Expected.PlaintextSHA256 || len(plaintext) != c.Expected.PlaintextLen {
+		if sum := sha256.Sum256(
+			plaintext); hex.EncodeToString(sum[:]) != c.Expected.PlaintextSHA256 ||
+			len(plaintext) != c.Expected.PlaintextLen {
 			t.Errorf("%s: plaintext has %d bytes, SHA-256 %x", c, len(plaintext), sum)
 		}
 		opened++
@@ -100,10 +108,12 @@ func TestVectorFields(t *testing.T) {
 		}
 	}
 	if hashed < 90 || passwords < 50 {
-		t.Errorf("%d public keys with the expected hash and %d passwords, want 90 and 50 at least", hashed, passwords)
+		t.Errorf("%d public keys with the expected hash and %d passwords, want 90 and 50 at least",
+			hashed, passwords)
 	}
 	detail := Vector(t, HTTPError, "err-400-detail").Expected.Detail
-	if detail == nil || *detail != "the detail text" || Vector(t, HTTPError, "err-400-openai").Expected.Detail != nil {
+	if detail == nil || *detail != "the detail text" ||
+		Vector(t, HTTPError, "err-400-openai").Expected.Detail != nil {
 		t.Errorf("details %v", detail)
 	}
 	c := Vector(t, Response, "sep-baseline")
@@ -136,8 +146,10 @@ func TestLoaderRefuses(t *testing.T) {
 		"after the end": pack(t, map[string]string{"cases.json": one + "]", "b": ""}),
 		"no file":       pack(t, map[string]string{"cases.json": one}),
 		"no files":      pack(t, map[string]string{"cases.json": `[{"name":"a"}]`}),
-		"no name":       pack(t, map[string]string{"cases.json": `[{"files":{"body":"b"}}]`, "b": ""}),
-		"twice":         pack(t, map[string]string{"cases.json": one[:len(one)-1] + "," + one[1:], "b": ""}),
+		"no name": pack(t, map[string]string{"cases.json": `[{"files":{"body":"b"}}]`,
+			"b": ""}),
+		"twice": pack(t, map[string]string{"cases.json": one[:len(one)-1] + "," + one[1:],
+			"b": ""}),
 	} {
 		file := filepath.Join(t.TempDir(), "x.tar.gz")
 		if err := os.WriteFile(file, archive, 0o600); err != nil {
@@ -149,7 +161,8 @@ func TestLoaderRefuses(t *testing.T) {
 		if err := os.WriteFile(file, good, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if cases, err := loadVectors(file, "x"); err != nil || string(cases[0].File("body")) != "content" {
+		if cases, err := loadVectors(file, "x"); err != nil ||
+			string(cases[0].File("body")) != "content" {
 			t.Errorf("good archive: %v", err)
 		}
 	}
@@ -161,7 +174,8 @@ func pack(t *testing.T, files map[string]string) []byte {
 	zw := gzip.NewWriter(&b)
 	tw := tar.NewWriter(zw)
 	for name, content := range files {
-		if err := tw.WriteHeader(&tar.Header{Name: name, Size: int64(len(content)), Mode: 0o644}); err != nil {
+		if err := tw.WriteHeader(&tar.Header{Name: name, Size: int64(len(content)),
+			Mode: 0o644}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := tw.Write([]byte(content)); err != nil {

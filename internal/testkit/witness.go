@@ -13,8 +13,11 @@ import (
 	"testing"
 )
 
-// Witness stands between a client and a server on loopback, passes every byte on, and keeps a copy. A test asks it
-// afterwards what crossed the wire. It has recorded a byte before the other side can have received it.
+// Witness is a proxy between a client and a server on loopback. It passes every byte on and keeps a
+// copy of it. A test searches the copies afterwards. The Witness records a byte before the other
+// side can receive it. Its methods are safe for concurrent use.
+//
+// mu guards the fields below it and the data of every stream.
 type Witness struct {
 	t      testing.TB
 	target string
@@ -24,7 +27,7 @@ type Witness struct {
 	mu      sync.Mutex
 	streams []*stream
 	size    int
-	lost    bool // more came than limit
+	lost    bool // more bytes than limit arrived
 }
 
 // stream is one direction of one connection.
@@ -34,11 +37,13 @@ type stream struct {
 	data       []byte
 }
 
-// Hit is where a marker was found.
+// Hit is a place of a marker.
 type Hit struct {
-	Conn       int    // counted from 0
-	FromClient bool   // in what the client sent, or else in what the server sent
-	Form       string // how it was written: "plain", or what was undone, outermost first, as in "chunks, base64, JSON"
+	Conn       int  // counted from 0
+	FromClient bool // sent by the client; otherwise by the server
+	// how the marker was written: "plain", or the encodings that were undone, the outermost first,
+	// as in "chunks, base64, JSON"
+	Form string
 }
 
 func (h Hit) String() string {
@@ -51,12 +56,13 @@ func (h Hit) String() string {
 
 const (
 	witnessLimit = 64 << 20
-	// minMarker is what makes a marker unlikely to turn up by chance, and what [forms] may leave aside relies on.
+	// minMarker is the least length of a marker in bytes: a shorter one could occur by chance.
+	// [forms] relies on it, and ignores shorter texts.
 	minMarker = 8
 )
 
-// NewWitness starts a witness in front of targetAddr (host:port), and stops it when the test ends. It reads plain HTTP/1.1:
-// behind TLS there is nothing to see.
+// NewWitness starts a witness in front of targetAddr (host:port), and stops it when the test ends.
+// It reads plain HTTP/1.1: it cannot look into TLS.
 func NewWitness(t testing.TB, targetAddr string) *Witness {
 	t.Helper()
 	w := &Witness{t: t, target: targetAddr, limit: witnessLimit, srv: listenTCP(t)}
@@ -114,6 +120,7 @@ func (w *Witness) copy(dst, src net.Conn, s *stream) {
 	src.Close()
 }
 
+// record keeps a copy of b, up to the limit.
 func (w *Witness) record(s *stream, b []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -125,13 +132,13 @@ func (w *Witness) record(s *stream, b []byte) {
 	s.data = append(s.data, b...)
 }
 
-// snapshot copies what was recorded so far, and fails the test if something was lost.
+// snapshot copies the streams recorded so far, and fails the test if bytes were lost.
 func (w *Witness) snapshot() []stream {
 	w.t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.lost {
-		w.t.Errorf("testkit: the witness lost what came after its first %d bytes", w.size)
+		w.t.Errorf("testkit: the witness lost the bytes after its first %d", w.size)
 	}
 	var all []stream
 	for _, s := range w.streams {
@@ -140,7 +147,8 @@ func (w *Witness) snapshot() []stream {
 	return all
 }
 
-// Bytes returns all that was recorded: each connection in turn, what the client sent and then what the server sent.
+// Bytes returns everything that was recorded: for each connection in turn, the bytes of the client
+// and then the bytes of the server.
 func (w *Witness) Bytes() []byte {
 	w.t.Helper()
 	var all []byte
@@ -150,9 +158,10 @@ func (w *Witness) Bytes() []byte {
 	return all
 }
 
-// Find returns where the marker is in what was recorded: as it is, JSON-escaped, percent-encoded, in hex or in base64, and
-// in any two or three of these inside each other, also within gzip and across the boundaries of writes and chunks. It
-// looks at each direction of each connection by itself. A marker has at least 8 bytes.
+// Find returns the places of the marker in the recorded streams: as it is, JSON-escaped,
+// percent-encoded, in hex or in base64, in any two or three of these inside each other, within
+// gzip, and across the boundaries of writes and chunks. It searches each direction of each
+// connection by itself. A marker has at least 8 bytes.
 func (w *Witness) Find(marker string) []Hit {
 	w.t.Helper()
 	return w.find(marker)[marker]
@@ -182,8 +191,9 @@ func (w *Witness) find(markers ...string) map[string][]Hit {
 	return hits
 }
 
-// MustNotSee fails the test if one of the markers crossed the wire in any form that [Witness.Find] knows. It also fails
-// if it cannot tell: if no HTTP/1 was recorded, because nothing went through the witness or because TLS did.
+// MustNotSee fails the test if one of the markers crossed the wire in any form that [Witness.Find]
+// knows. It also fails if it cannot tell: if no HTTP/1 was recorded, because nothing passed through
+// the witness or because TLS did.
 func (w *Witness) MustNotSee(markers ...string) {
 	w.t.Helper()
 	if !bytes.Contains(w.Bytes(), []byte("HTTP/1.")) {

@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// wire sends pieces, one write each, through a new witness to a server that answers "HTTP/1.1 200\r\n\r\n" and reply.
+// wire sends pieces, one write each, through a new witness to a server that answers "HTTP/1.1
+// 200\r\n\r\n" and reply.
 func wire(t testing.TB, reply string, pieces ...string) *Witness {
 	t.Helper()
 	target := listenTCP(t)
@@ -49,12 +50,14 @@ func TestWitnessFindsEveryForm(t *testing.T) {
 	NoLeaks(t)
 	for form, text := range planted(t) {
 		for name, pieces := range map[string][]string{
-			"one write":       {post, text},
-			"byte by byte":    append([]string{post}, strings.Split(text, "")...),
-			"chunks of 1":     {chunked(text, 1)},
-			"chunks of 5":     {chunked(text, 5)},
-			"after a message": {"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody" + chunked("", 1) + chunked(text, 3)},
-			"cut chunk":       {strings.TrimSuffix(chunked(text+"xyz", (len(text)+4)/2), "z\r\n0\r\n\r\n")},
+			"one write":    {post, text},
+			"byte by byte": append([]string{post}, strings.Split(text, "")...),
+			"chunks of 1":  {chunked(text, 1)},
+			"chunks of 5":  {chunked(text, 5)},
+			"after a message": {"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody" +
+				chunked("", 1) + chunked(text, 3)},
+			"cut chunk": {strings.TrimSuffix(chunked(text+"xyz", (len(text)+4)/2),
+				"z\r\n0\r\n\r\n")},
 		} {
 			w := wire(t, "nothing", pieces...)
 			hits := w.Find(marker)
@@ -79,23 +82,27 @@ func TestWitnessFindsEveryForm(t *testing.T) {
 func TestWitnessIsNotFooled(t *testing.T) {
 	half := len(marker) / 2
 	for name, text := range map[string]string{
-		"nothing":             "",
-		"other case":          strings.ToUpper(marker),
-		"all but the last":    marker[:len(marker)-1],
-		"all but the first":   marker[1:],
-		"halves apart":        marker[:half] + "-" + marker[half:],
-		"halves swapped":      marker[half:] + marker[:half],
-		"reversed":            reverse(marker),
-		"base64 of a part":    encodings["base64"](marker[1:]) + "|" + encodings["base64"](marker[:len(marker)-1]),
-		"cut base64":          strings.TrimRight(encodings["base64"](marker), "=")[:len(marker)*8/6-1],
-		"base64, halves":      encodings["base64"](marker[:half]) + "!" + encodings["base64"](marker[half:]),
-		"broken percent":      strings.ReplaceAll(encodings["percent"](marker), "%", "%%"),
-		"percent without %":   strings.ReplaceAll(encodings["percent"](marker), "%", "="),
-		"wrong JSON escape":   strings.ReplaceAll(encodings["JSON"](marker), `\u`, `\v`),
-		"short JSON escape":   strings.ReplaceAll(encodings["JSON"](marker), `\u00`, `\u0`),
-		"cut hex":             encodings["hex"](marker)[2:],
-		"chunk sizes kept":    strings.ReplaceAll(chunked(marker, 5)[len(chunkedHeader):], "\r\n", "."),
-		"chunks, not chunked": strings.Replace(chunked(marker, 5), "Transfer-Encoding: chunked", "Transfer-Encoding: none", 1),
+		"nothing":           "",
+		"other case":        strings.ToUpper(marker),
+		"all but the last":  marker[:len(marker)-1],
+		"all but the first": marker[1:],
+		"halves apart":      marker[:half] + "-" + marker[half:],
+		"halves swapped":    marker[half:] + marker[:half],
+		"reversed":          reverse(marker),
+		"base64 of a part": encodings["base64"](marker[1:]) + "|" +
+			encodings["base64"](marker[:len(marker)-1]),
+		"cut base64": strings.TrimRight(encodings["base64"](marker), "=")[:len(marker)*8/6-1],
+		"base64, halves": encodings["base64"](marker[:half]) + "!" +
+			encodings["base64"](marker[half:]),
+		"broken percent":    strings.ReplaceAll(encodings["percent"](marker), "%", "%%"),
+		"percent without %": strings.ReplaceAll(encodings["percent"](marker), "%", "="),
+		"wrong JSON escape": strings.ReplaceAll(encodings["JSON"](marker), `\u`, `\v`),
+		"short JSON escape": strings.ReplaceAll(encodings["JSON"](marker), `\u00`, `\u0`),
+		"cut hex":           encodings["hex"](marker)[2:],
+		"chunk sizes kept": strings.ReplaceAll(chunked(marker, 5)[len(chunkedHeader):], "\r\n",
+			"."),
+		"chunks, not chunked": strings.Replace(chunked(marker, 5), "Transfer-Encoding: chunked",
+			"Transfer-Encoding: none", 1),
 	} {
 		w := wire(t, "nothing", post, text)
 		if hits := w.Find(marker); len(hits) > 0 {
@@ -112,35 +119,50 @@ func TestWitnessIsNotFooled(t *testing.T) {
 func TestWitnessVerdicts(t *testing.T) {
 	w := wire(t, "the answer-marker", post, "the request-marker")
 	mustPass(t, func(tb testing.TB) { w.t = tb; w.MustSee("request-marker", "answer-marker") })
-	mustPass(t, func(tb testing.TB) { w.t = tb; w.MustNotSee("something else", "yet something else") })
-	mustFail(t, `"request-marker" is on the wire: connection 0, from the client, plain`, func(tb testing.TB) {
+	mustPass(t, func(tb testing.TB) {
 		w.t = tb
-		w.MustNotSee("something else", "request-marker")
+		w.MustNotSee("something else", "yet something else")
 	})
-	mustFail(t, `"answer-marker" is on the wire: connection 0, from the server, plain`, func(tb testing.TB) {
+	mustFail(t, `"request-marker" is on the wire: connection 0, from the client, plain`,
+		func(tb testing.TB) {
+			w.t = tb
+			w.MustNotSee("something else", "request-marker")
+		})
+	mustFail(t, `"answer-marker" is on the wire: connection 0, from the server, plain`,
+		func(tb testing.TB) {
+			w.t = tb
+			w.MustNotSee("answer-marker", "something else")
+		})
+	mustFail(t, `"something else" is not on the wire`, func(tb testing.TB) {
 		w.t = tb
-		w.MustNotSee("answer-marker", "something else")
+		w.MustSee("request-marker", "something else")
 	})
-	mustFail(t, `"something else" is not on the wire`, func(tb testing.TB) { w.t = tb; w.MustSee("request-marker", "something else") })
-	mustFail(t, "shorter than 8", func(tb testing.TB) { w.t = tb; w.MustNotSee("something else", "7 bytes") })
+	mustFail(t, "shorter than 8", func(tb testing.TB) {
+		w.t = tb
+		w.MustNotSee("something else", "7 bytes")
+	})
 	mustFail(t, "shorter than 8", func(tb testing.TB) { w.t = tb; w.Find("7 bytes") })
 	mustFail(t, "shorter than 8", func(tb testing.TB) { w.t = tb; w.MustSee("") })
 	mustFail(t, "no marker", func(tb testing.TB) { w.t = tb; w.MustNotSee() })
-	if got := string(w.Bytes()); got != post+"the request-markerHTTP/1.1 200 OK\r\n\r\nthe answer-marker" {
+	if got := string(w.Bytes()); got != post+"the request-markerHTTP/1.1 200 OK\r\n\r\nthe "+
+		"answer-marker" {
 		t.Errorf("recorded %q", got)
 	}
 }
 
 func TestWitnessCannotTell(t *testing.T) {
-	mustFail(t, "recorded no HTTP", func(tb testing.TB) { NewWitness(tb, "127.0.0.1:9").MustNotSee(marker) })
+	mustFail(t, "recorded no HTTP", func(tb testing.TB) {
+		NewWitness(tb, "127.0.0.1:9").MustNotSee(marker)
+	})
 
-	// What went through as TLS.
+	// Bytes that passed through as TLS.
 	mustFail(t, "recorded no HTTP", func(tb testing.TB) {
 		srv := TLSServer(tb, http.NotFoundHandler())
 		w := NewWitness(tb, srv.Listener.Addr().String())
 		transport := ClientTransport(srv)
 		defer transport.CloseIdleConnections()
-		res, err := (&http.Client{Transport: transport, Timeout: 10 * time.Second}).Get("https://" + w.Addr())
+		res, err := (&http.Client{Transport: transport, Timeout: 10 * time.Second}).Get("https://" +
+			w.Addr())
 		if err != nil {
 			t.Error(err)
 			return
@@ -150,7 +172,7 @@ func TestWitnessCannotTell(t *testing.T) {
 	})
 
 	// More than it keeps.
-	mustFail(t, "lost what came after", func(tb testing.TB) {
+	mustFail(t, "lost the bytes after", func(tb testing.TB) {
 		target := listenTCP(tb)
 		target.serve(func(conn net.Conn) { io.Copy(conn, conn) })
 		w := NewWitness(tb, target.Addr())

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync"
 	"sync/atomic"
 )
 
@@ -31,6 +32,17 @@ type conn struct {
 	early  atomic.Bool // an answer began while unsent
 	idle   atomic.Bool // no request is under way: nothing may come
 	dead   atomic.Bool // closed, or failed
+
+	mu    sync.Mutex
+	cond  *sync.Cond // tells of rests and of what ends the connection; its lock is mu, a leaf
+	rests bool       // a reader waits for the peer: it has taken all that had come before
+	gone  bool       // nobody will read any more
+}
+
+func newConn(inner net.Conn, blind bool) *conn {
+	c := &conn{Conn: inner, blind: blind}
+	c.cond = sync.NewCond(&c.mu)
+	return c
 }
 
 // begin is a new request, before net/http has it.
@@ -46,13 +58,44 @@ func (c *conn) settled() bool {
 	return !c.dead.Load() && (c.blind || !c.early.Load() && !c.during.Load())
 }
 
+// drained waits, after the end of an answer, until net/http's reader waits for what comes next, and
+// reports that it does. It does not where something stood behind the answer, in the buffer that the
+// answer was read from: net/http closes the connection when it looks there, but a request that came
+// sooner would take it for its answer. The reader is on its way to either, so this is short.
+func (c *conn) drained() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !c.rests && !c.gone {
+		c.cond.Wait()
+	}
+	return !c.gone
+}
+
+func (c *conn) rest(rests bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rests = rests
+	c.cond.Broadcast()
+}
+
+// end notes that nobody reads any more, or that reading fails.
+func (c *conn) end() {
+	c.dead.Store(true)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gone = true
+	c.cond.Broadcast()
+}
+
 // Read clears p before it waits: when a request is over, net/http waits here with the whole of its
 // buffer, in which the answer still stands. Larger ones are the answer's reader's own.
 func (c *conn) Read(p []byte) (int, error) {
 	if len(p) <= readBuffer {
 		clear(p)
 	}
+	c.rest(true)
 	n, err := c.Conn.Read(p)
+	c.rest(false)
 	if n > 0 && c.idle.Load() && !c.blind { // net/http would write it to its log
 		clear(p[:n])
 		n, err = 0, io.EOF
@@ -61,7 +104,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		c.early.Store(true)
 	}
 	if err != nil {
-		c.dead.Store(true)
+		c.end()
 	}
 	return n, err
 }
@@ -139,13 +182,13 @@ func sealable(n int) int {
 
 // Close is net/http's.
 func (c *conn) Close() error {
-	c.dead.Store(true)
+	c.end()
 	return c.Conn.Close()
 }
 
 // sever closes what is below TLS. It waits for nothing.
 func (c *conn) sever() {
-	c.dead.Store(true)
+	c.end()
 	if t, ok := c.Conn.(*tls.Conn); ok {
 		_ = t.NetConn().Close()
 		return

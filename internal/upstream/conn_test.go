@@ -61,7 +61,7 @@ func TestConnClearsWhatItReadsInto(t *testing.T) {
 	for size, cleared := range map[int]bool{1: true, readBuffer: true, readBuffer + 1: false} {
 		var dirty bool
 		s := &scripted{in: strings.NewReader("x"), seen: func(p []byte) { dirty = strings.Trim(string(p), "\x00") != "" }}
-		c := &conn{Conn: s}
+		c := newConn(s, false)
 		p := bytes.Repeat([]byte("s"), size)
 		if n, err := c.Read(p); n != 1 || err != nil || dirty == cleared {
 			t.Errorf("%d bytes: %d, %v, left as they were: %v", size, n, err, dirty)
@@ -93,7 +93,7 @@ func TestConnClearsItsCopies(t *testing.T) {
 	} {
 		for _, failing := range []bool{false, true} {
 			r, inner := open(), &scripted{failing: failing}
-			c := &conn{Conn: inner}
+			c := newConn(inner, false)
 			c.begin(true)
 			source := &sticky{Reader: r}
 			var from io.Reader = source

@@ -90,7 +90,7 @@ func (l *lane) connect(
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: inner, blind: blind}
+	c := newConn(inner, blind)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.retired {
@@ -178,7 +178,7 @@ func (b *body) finish(whole bool) {
 		return
 	}
 	b.lane.conn.idle.Store(true)
-	if whole && b.further && b.lane.conn.settled() {
+	if c := b.lane.conn; whole && b.further && c.settled() && c.drained() {
 		b.lane.pool.giveBack(b.lane)
 		return
 	}

@@ -10,6 +10,7 @@
 //
 //   - its status was 2xx, and it was read to its end;
 //   - it began after the content had been written, down to its last piece;
+//   - nothing stood behind it that had come with it;
 //   - the request had no content, or went where the upstream reads all content ([Pool]'s reads).
 //
 // net/http decides on reuse by rules of its own, in goroutines of its own, and cannot be told

@@ -255,16 +255,31 @@ func TestUnfinishedAnswers(t *testing.T) {
 }
 
 // TestEarlyAnswers: an answer of status 200, read to its end, that began before the content was
-// sent.
+// sent. The server reads no content before the client has the answer's head, and all of it then.
 func TestEarlyAnswers(t *testing.T) {
+	came := make(chan struct{})
 	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string, length int) bool {
 		_, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		<-came
 		_, _ = io.CopyN(io.Discard, in, int64(length))
 		return err == nil
 	})
 	p := newPool(t)
 	for range 10 {
-		_, _, _ = call(t, p.For(""), "POST", "http://"+s.Addr().String()+"/v1/chat/completions", strings.Repeat("x", 8<<20))
+		content := strings.NewReader(strings.Repeat("x", 16<<20)) // more than sockets hold
+		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+s.Addr().String()+"/v1/chat/completions", content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := p.For("").RoundTrip(req)
+		came <- struct{}{}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "ok" {
+			t.Errorf("%q, %v", b, err)
+		}
+		resp.Body.Close()
 	}
 	if _, conns := s.seen(); conns != 10 {
 		t.Errorf("%d connections", conns)

@@ -1,8 +1,9 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command consumer is what somebody else's service does with the package: it runs a gateway and a client, and asks one
-// question. CI builds and runs it from a module of its own, so that what only works from inside does not pass.
+// Command consumer uses the package as the service of a user would: it runs a gateway and a client,
+// and asks one question. CI builds and runs it in a module of its own, so that code that works only
+// inside this module does not pass.
 package main
 
 import (
@@ -25,9 +26,12 @@ func main() {
 	fmt.Println(answer)
 }
 
+// model answers every question with Paris.
 func model(w http.ResponseWriter, _ *http.Request) {
-	_, _ = io.WriteString(w, `{"id":"1","object":"chat.completion","created":1765250382,"model":"demo","choices":[
-		{"index":0,"message":{"role":"assistant","content":"Paris."},"finish_reason":"stop"}]}`)
+	_, _ = io.WriteString(w, `{"id":"1","object":"chat.completion",
+		"created":1765250382,"model":"demo",
+		"choices":[{"index":0,"message":{"role":"assistant","content":"Paris."},
+		"finish_reason":"stop"}]}`)
 }
 
 func run(ctx context.Context, question string) (string, error) {
@@ -54,7 +58,8 @@ func run(ctx context.Context, question string) (string, error) {
 		return "", err
 	}
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: server.URL, Trust: sealedchat.Pin(key.Fingerprint()), Keys: keys, Transport: server.Client().Transport,
+		BaseURL: server.URL, Trust: sealedchat.Pin(key.Fingerprint()), Keys: keys,
+		Transport: server.Client().Transport,
 	})
 	if err != nil {
 		return "", err

@@ -18,7 +18,8 @@ import (
 	"time"
 )
 
-// cutter is a proxy in front of the gateway that breaks the exchange with the first POST, and passes everything else.
+// cutter is a proxy before the gateway. It breaks the exchange of the first POST and passes all
+// other traffic.
 type cutter struct {
 	when string // see the constants
 	how  string
@@ -41,8 +42,8 @@ const (
 	by504      = "504 of the proxy" // an answer of the proxy's own
 )
 
-// front puts the proxy in front of a gateway, which gets a listener of its own, so that it writes to a real
-// connection.
+// front puts the proxy before a gateway. The gateway gets a listener of its own, so that it writes
+// to a real connection.
 func (c *cutter) front(t *testing.T) func(http.Handler) http.Handler {
 	return func(gateway http.Handler) http.Handler {
 		c.next = listen(t, gateway, nil).URL
@@ -90,7 +91,8 @@ func (c *cutter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.cut(w, nil)
 	case first && c.when == withinAnswer:
 		var part bytes.Buffer
-		fmt.Fprintf(&part, "HTTP/1.1 %d OK\r\nContent-Length: %d\r\n\r\n%s", resp.StatusCode, len(body), body[:len(body)/2])
+		fmt.Fprintf(&part, "HTTP/1.1 %d OK\r\nContent-Length: %d\r\n\r\n%s", resp.StatusCode,
+			len(body), body[:len(body)/2])
 		c.cut(w, part.Bytes())
 	default:
 		for _, name := range []string{"Content-Type", "Retry-After"} {
@@ -116,7 +118,7 @@ func (c *cutter) cut(w http.ResponseWriter, part []byte) {
 	}
 	if len(part) > 0 {
 		_, _ = conn.Write(part)
-		time.Sleep(200 * time.Millisecond) // a reset overtakes what the peer has not read yet
+		time.Sleep(200 * time.Millisecond) // a reset overtakes bytes that the peer has not read yet
 	}
 	raw := conn
 	secure, isTLS := conn.(*tls.Conn)

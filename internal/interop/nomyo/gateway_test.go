@@ -31,7 +31,7 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// certificates are a certificate authority of the test's own and a server certificate for 127.0.0.1 from it.
+// certificates is a certificate authority of the test, with a server certificate for 127.0.0.1.
 type certificates struct {
 	authority string // path of the authority's PEM
 	chain     string // paths of the server's PEM files, for Python
@@ -64,8 +64,10 @@ func newCertificates(t *testing.T) *certificates {
 	must(err)
 	leaf := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "127.0.0.1"},
-		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
 	must(err)
@@ -74,14 +76,16 @@ func newCertificates(t *testing.T) *certificates {
 
 	dir := t.TempDir()
 	c := &certificates{
-		authority: filepath.Join(dir, "ca.pem"), chain: filepath.Join(dir, "server.pem"), key: filepath.Join(dir, "key.pem"),
+		authority: filepath.Join(dir, "ca.pem"), chain: filepath.Join(dir, "server.pem"),
+		key:    filepath.Join(dir, "key.pem"),
 		server: tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: key},
 		pool:   x509.NewCertPool(),
 	}
 	c.pool.AddCert(ca)
 	for path, block := range map[string]*pem.Block{
-		c.authority: {Type: "CERTIFICATE", Bytes: caDER}, c.chain: {Type: "CERTIFICATE", Bytes: leafDER},
-		c.key: {Type: "PRIVATE KEY", Bytes: keyDER},
+		c.authority: {Type: "CERTIFICATE", Bytes: caDER},
+		c.chain:     {Type: "CERTIFICATE", Bytes: leafDER},
+		c.key:       {Type: "PRIVATE KEY", Bytes: keyDER},
 	} {
 		must(os.WriteFile(path, pem.EncodeToMemory(block), 0o600))
 	}
@@ -103,15 +107,17 @@ func listen(t *testing.T, h http.Handler, certs *certificates) *httptest.Server 
 	return srv
 }
 
-// site is a gateway with an upstream behind it, and a record of what came to both.
+// site is a gateway with its upstream, and a record of the requests to both.
 type site struct {
 	url      string
 	upstream *upstream
 	wire     *recorder
 }
 
-// newSite starts one. change and front may be nil; front stands between the recorder and the gateway.
-func newSite(t *testing.T, certs *certificates, up *upstream, change func(*sealedchat.GatewayConfig), front func(http.Handler) http.Handler) *site {
+// newSite starts a site. change and front may be nil. front stands between the recorder and the
+// gateway.
+func newSite(t *testing.T, certs *certificates, up *upstream,
+	change func(*sealedchat.GatewayConfig), front func(http.Handler) http.Handler) *site {
 	t.Helper()
 	c := sealedchat.GatewayConfig{
 		Upstream: listen(t, up, nil).URL + "/v1", AllowUnauthenticated: true, Keys: gatewayKeys,
@@ -132,7 +138,7 @@ func newSite(t *testing.T, certs *certificates, up *upstream, change func(*seale
 	return s
 }
 
-// arrival is a request as it came from a client.
+// arrival is a request as it arrived from a client.
 type arrival struct {
 	method, path string
 	header       http.Header
@@ -150,7 +156,8 @@ type recorder struct {
 func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	body, err := io.ReadAll(req.Body)
 	if err != nil {
-		w.WriteHeader(http.StatusTeapot) // nothing that a client takes for an answer of the gateway's
+		// no client may take it for an answer of the gateway
+		w.WriteHeader(http.StatusTeapot)
 		return
 	}
 	r.mu.Lock()
@@ -173,13 +180,14 @@ func (r *recorder) arrivals(method string) []arrival {
 	return found
 }
 
-// upstream is an OpenAI-compatible server: it answers with the last message's text, with a call of the first tool
-// where there are tools, or with what answer says.
+// upstream is an OpenAI-compatible server. It answers with the text of the last message, with a
+// call of the first tool if there are tools, or with the result of answer.
 type upstream struct {
-	fail       []int                         // statuses for the first requests, one each
-	retryAfter string                        // sent with them
-	hang       chan struct{}                 // if set, the first request gets no answer; the channel is told that it hangs
-	answer     func(text string) (reply any) // nil = text
+	fail       []int  // statuses for the first requests, one each
+	retryAfter string // sent with them
+	// if set, the first request gets no answer, and the channel is closed when it hangs
+	hang   chan struct{}
+	answer func(text string) (reply any) // nil = text
 
 	mu     sync.Mutex
 	bodies [][]byte
@@ -215,7 +223,8 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Retry-After", u.retryAfter)
 		}
 		w.WriteHeader(u.fail[n])
-		_, _ = io.WriteString(w, `{"error":{"message":"words of the upstream","type":"x","param":null,"code":null}}`)
+		_, _ = io.WriteString(w,
+			`{"error":{"message":"words of the upstream","type":"x","param":null,"code":null}}`)
 		return
 	}
 	reply, err := u.reply(body)
@@ -243,12 +252,14 @@ func (u *upstream) reply(request []byte) ([]byte, error) {
 		message["content"] = u.answer(last.Content)
 	case len(q.Tools) > 0 && last.Role == "user":
 		message["content"], finish = nil, "tool_calls"
-		message["tool_calls"] = []any{map[string]any{"id": "call_1", "type": "function", "function": map[string]any{
-			"name": q.Tools[0].Function.Name, "arguments": `{"city": "Zürich"}`,
-		}}}
+		message["tool_calls"] = []any{map[string]any{"id": "call_1", "type": "function",
+			"function": map[string]any{
+				"name": q.Tools[0].Function.Name, "arguments": `{"city": "Zürich"}`,
+			}}}
 	}
 	return json.Marshal(map[string]any{
-		"id": "chatcmpl-1", "object": "chat.completion", "created": 1765250382, "model": "test-model",
+		"id": "chatcmpl-1", "object": "chat.completion", "created": 1765250382,
+		"model":   "test-model",
 		"choices": []any{map[string]any{"index": 0, "message": message, "finish_reason": finish}},
 		"usage":   map[string]int{"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30},
 	})

@@ -25,7 +25,8 @@ import (
 
 const nomyoVersion = "0.2.9"
 
-// packages are what the scripts import. httpx decides which broken connections nomyo sees as which.
+// packages lists the packages that the scripts import. The version of httpx decides how nomyo sees
+// a broken connection.
 var packages = []string{"nomyo==" + nomyoVersion, "cryptography==48.0.0", "httpx==0.28.1"}
 
 const (
@@ -33,10 +34,10 @@ const (
 	scriptDeadline  = time.Minute
 )
 
-// What TestMain made and every test reads.
+// The variables that TestMain sets and every test reads.
 var (
 	python      string // path of the interpreter
-	noPython    error  // why there is none
+	noPython    error  // why there is no Python
 	gatewayKeys *sealedchat.KeyStore
 	clientKeys  *sealedchat.KeyStore
 )
@@ -79,7 +80,8 @@ func run(m *testing.M) int {
 func findPython(dir string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), installDeadline)
 	defer cancel()
-	const check = "import sys, nomyo, httpx, cryptography; sys.exit(nomyo.__version__ != '" + nomyoVersion + "')"
+	const check = "import sys, nomyo, httpx, cryptography; sys.exit(nomyo.__version__ != '" +
+		nomyoVersion + "')"
 	if given := os.Getenv("SEALEDCHAT_PYTHON"); given != "" {
 		if err := command(ctx, given, "-c", check); err != nil {
 			return "", fmt.Errorf("SEALEDCHAT_PYTHON does not have nomyo %s: %w", nomyoVersion, err)
@@ -98,7 +100,8 @@ func findPython(dir string) (string, error) {
 	if runtime.GOOS == "windows" {
 		made = filepath.Join(venv, "Scripts", "python.exe")
 	}
-	pip := append([]string{"-m", "pip", "install", "-q", "--no-input", "--disable-pip-version-check"}, packages...)
+	pip := append([]string{"-m", "pip", "install", "-q", "--no-input",
+		"--disable-pip-version-check"}, packages...)
 	if err := command(ctx, made, pip...); err != nil {
 		return "", fmt.Errorf("pip install %s: %w", strings.Join(packages, " "), err)
 	}
@@ -117,14 +120,17 @@ func command(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
-// goroutinesEnd waits for the goroutines of the tests, which close all that they open.
+// goroutinesEnd waits until the goroutines of the tests have ended. The tests close everything that
+// they open.
 func goroutinesEnd() error {
 	stacks := make([]byte, 1<<20)
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		var left []string
 		for i, one := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
-			// The first is this one. What wipes protected memory (memguard) belongs to the process.
-			if i > 0 && (strings.Contains(one, "seed-017344ad/sealedchat") || strings.Contains(one, "net/http.")) {
+			// The first goroutine is this one. The one that wipes protected memory (memguard)
+			// belongs to the process.
+			if i > 0 && (strings.Contains(one, "seed-017344ad/sealedchat") ||
+				strings.Contains(one, "net/http.")) {
 				left = append(left, one)
 			}
 		}
@@ -144,28 +150,31 @@ func needPython(t *testing.T) {
 	}
 }
 
-// environment is the process's own without what would change how Python finds modules, servers and certificates.
+// environment returns the environment of the process without the variables that change how Python
+// finds modules, servers and certificates.
 func environment(extra ...string) []string {
 	var env []string
 	for _, v := range os.Environ() {
 		name := strings.ToUpper(v[:strings.IndexByte(v+"=", '=')])
-		if !strings.HasPrefix(name, "PYTHON") && !strings.HasPrefix(name, "SSL_CERT_") && !strings.HasSuffix(name, "_PROXY") {
+		if !strings.HasPrefix(name, "PYTHON") && !strings.HasPrefix(name, "SSL_CERT_") &&
+			!strings.HasSuffix(name, "_PROXY") {
 			env = append(env, v)
 		}
 	}
 	return append(append(env, "PYTHONDONTWRITEBYTECODE=1", "PYTHONUTF8=1"), extra...)
 }
 
-// job is what one nomyo client does: its requests, one after the other.
+// job is the work of one nomyo client: its requests, one after the other.
 type job struct {
-	BaseURL    string           `json:"base_url"`
-	APIKey     string           `json:"api_key,omitempty"`
-	KeyDir     string           `json:"key_dir,omitempty"` // "" = keys of the client's own, generated
+	BaseURL string `json:"base_url"`
+	APIKey  string `json:"api_key,omitempty"`
+	// "" = keys of the client's own, generated
+	KeyDir     string           `json:"key_dir,omitempty"`
 	MaxRetries *int             `json:"max_retries,omitempty"`
 	Requests   []map[string]any `json:"requests"` // arguments of create
 }
 
-// outcome is what create returned or raised.
+// outcome is the result of create, or the exception that it raised.
 type outcome struct {
 	Response json.RawMessage `json:"response"`
 	Error    string          `json:"error"` // name of the class
@@ -181,7 +190,8 @@ func (o outcome) String() string {
 	return fmt.Sprintf("%s(%d): %s", o.Error, o.Status, o.Message)
 }
 
-// runNomyo runs every job at the same time, in one process, which trusts certificates of trusted ("" = none).
+// runNomyo runs every job at the same time, in one process, which trusts certificates of trusted
+// ("" = none).
 func runNomyo(t *testing.T, trusted string, jobs ...job) [][]outcome {
 	t.Helper()
 	input, err := json.Marshal(jobs)
@@ -208,7 +218,8 @@ func runNomyo(t *testing.T, trusted string, jobs ...job) [][]outcome {
 	})
 	var outcomes [][]outcome
 	if err := json.Unmarshal(stdout.Bytes(), &outcomes); err != nil || len(outcomes) != len(jobs) {
-		t.Fatalf("nomyo_client.py printed %d outcomes for %d jobs (%v):\n%.1000s", len(outcomes), len(jobs), err, stdout.Bytes())
+		t.Fatalf("nomyo_client.py printed %d outcomes for %d jobs (%v):\n%.1000s", len(outcomes),
+			len(jobs), err, stdout.Bytes())
 	}
 	for i, o := range outcomes {
 		if len(o) != len(jobs[i].Requests) {
@@ -218,8 +229,8 @@ func runNomyo(t *testing.T, trusted string, jobs ...job) [][]outcome {
 	return outcomes
 }
 
-// keyDir is a folder with a stored key, as nomyo keeps its keys. It takes half a second for each client to generate a
-// key of 4096 bits or to check one; where many run, they take the key "rsa-2048".
+// keyDir returns a folder with a stored key, in the form of nomyo. A client takes half a second to
+// generate a key of 4096 bits or to check one; tests with many clients use the key "rsa-2048".
 func keyDir(t *testing.T, key string) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -34,7 +34,8 @@ type pythonServer struct {
 	lines <-chan []byte
 }
 
-// startPython starts one, and stops it when the test ends. What it wrote to stderr fails the test.
+// startPython starts a server, and stops it when the test ends. Output of the server on stderr
+// fails the test.
 func startPython(t *testing.T, form, bits string, certs *certificates) *pythonServer {
 	t.Helper()
 	args := []string{filepath.Join("testdata", "server.py"), "--form", form, "--bits", bits}
@@ -86,7 +87,7 @@ func startPython(t *testing.T, form, bits string, certs *certificates) *pythonSe
 	return s
 }
 
-// line returns what the server prints next, and takes the fingerprint from it.
+// line returns the next line that the server prints, and keeps the fingerprint in it.
 func (s *pythonServer) line(t *testing.T) []byte {
 	t.Helper()
 	select {
@@ -112,8 +113,10 @@ func (s *pythonServer) rotate(t *testing.T) {
 	s.line(t)
 }
 
-// client makes a client of the server that pins its key and does not retry, unless change says otherwise.
-func (s *pythonServer) client(t *testing.T, change func(*sealedchat.Config)) *sealedchat.SecureCompletionClient {
+// client makes a client of the server that pins its key and does not retry, unless change says
+// otherwise.
+func (s *pythonServer) client(t *testing.T,
+	change func(*sealedchat.Config)) *sealedchat.SecureCompletionClient {
 	t.Helper()
 	c := sealedchat.Config{
 		BaseURL: s.url, Trust: sealedchat.Pin(s.fingerprint), Keys: clientKeys,
@@ -137,7 +140,8 @@ func (s *pythonServer) client(t *testing.T, change func(*sealedchat.Config)) *se
 	return client
 }
 
-// TestServer runs each test against two servers: each form of the tag, both schemes, two sizes of keys.
+// TestServer runs each test against two servers: each form of the tag, both schemes, two sizes of
+// keys.
 func TestServer(t *testing.T) {
 	needPython(t)
 	for _, s := range []*pythonServer{
@@ -157,7 +161,8 @@ func TestServer(t *testing.T) {
 }
 
 func ask(model, text string) *sealedchat.ChatRequest {
-	return &sealedchat.ChatRequest{Model: model, Messages: []sealedchat.Message{sealedchat.UserMessage(text)}}
+	return &sealedchat.ChatRequest{Model: model,
+		Messages: []sealedchat.Message{sealedchat.UserMessage(text)}}
 }
 
 func (s *pythonServer) testChat(t *testing.T) {
@@ -177,10 +182,12 @@ func (s *pythonServer) testChat(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if r.Text() != c.text || r.Object != "chat.completion" || r.Usage == nil || r.Usage.TotalTokens != 3 || r.Choices[0].FinishReason != "stop" {
+			if r.Text() != c.text || r.Object != "chat.completion" || r.Usage == nil ||
+				r.Usage.TotalTokens != 3 || r.Choices[0].FinishReason != "stop" {
 				t.Errorf("answer %.200q", r.Text())
 			}
-			if id := string(r.Metadata["payload_id"]); c.model == "echo" && id != strconv.Quote(r.PayloadID) {
+			if id := string(r.Metadata["payload_id"]); c.model == "echo" &&
+				id != strconv.Quote(r.PayloadID) {
 				t.Errorf("payload id %s, want %s", id, r.PayloadID)
 			}
 		})
@@ -190,14 +197,17 @@ func (s *pythonServer) testChat(t *testing.T) {
 func (s *pythonServer) testTools(t *testing.T) {
 	client := s.client(t, nil)
 	r := ask("tools", "What is the weather in Zürich?")
-	r.Tools = []sealedchat.Tool{sealedchat.FunctionTool("get_weather", "The weather in a city", json.RawMessage(`{"type":"object"}`))}
+	r.Tools = []sealedchat.Tool{sealedchat.FunctionTool("get_weather", "The weather in a city",
+		json.RawMessage(`{"type":"object"}`))}
 	answer, err := client.Chat(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := answer.Choices[0].Message
-	if answer.Choices[0].FinishReason != "tool_calls" || len(m.ToolCalls) != 1 || m.ToolCalls[0].ID != "call_1" ||
-		m.ToolCalls[0].Function.Name != "get_weather" || m.ToolCalls[0].Function.Arguments != `{"city": "Zürich"}` {
+	if answer.Choices[0].FinishReason != "tool_calls" || len(m.ToolCalls) != 1 ||
+		m.ToolCalls[0].ID != "call_1" ||
+		m.ToolCalls[0].Function.Name != "get_weather" ||
+		m.ToolCalls[0].Function.Arguments != `{"city": "Zürich"}` {
 		t.Fatalf("answer %s", answer.Raw)
 	}
 	r.Messages = append(r.Messages, m, sealedchat.ToolMessage("call_1", `{"celsius": -3}`))
@@ -208,19 +218,22 @@ func (s *pythonServer) testTools(t *testing.T) {
 
 func (s *pythonServer) testComplete(t *testing.T) {
 	client := s.client(t, nil)
-	body, err := sealedchat.NewSecret([]byte(`{"model":"echo","messages":[{"role":"user","content":"raw \u00fc"}],"x":1e400}`))
+	body, err := sealedchat.NewSecret(
+		[]byte(`{"model":"echo","messages":[{"role":"user","content":"raw \u00fc"}],"x":1e400}`))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer body.Destroy()
-	r, err := client.Complete(t.Context(), &sealedchat.Request{Body: body})
+	r, err := client.Complete(t.Context(), body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	defer r.Body.Destroy()
 	err = r.Body.Use(func(b []byte) error {
 		// The bytes as server.py sealed them: compact, raw UTF-8.
-		if !bytes.HasPrefix(b, []byte(`{"id":"chatcmpl-1","object":"chat.completion","created":`)) || !bytes.Contains(b, []byte(`"content":"raw ü"`)) {
+		if !bytes.HasPrefix(b,
+			[]byte(`{"id":"chatcmpl-1","object":"chat.completion","created":`)) ||
+			!bytes.Contains(b, []byte(`"content":"raw ü"`)) {
 			t.Errorf("answer %s", b)
 		}
 		return nil
@@ -234,11 +247,13 @@ func (s *pythonServer) testHTTPClient(t *testing.T) {
 	sdk := s.client(t, nil).HTTPClient()
 	post := func(body string) (*http.Response, string) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://api.openai.com/v1/chat/completions", strings.NewReader(body))
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost,
+			"https://api.openai.com/v1/chat/completions", strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.Header.Set("Authorization", "Bearer not-for-this-server") // 418 if this or the next one leaves
+		// 418 if this or the next one leaves
+		req.Header.Set("Authorization", "Bearer not-for-this-server")
 		req.Header.Set("X-Stainless-Lang", "go")
 		resp, err := sdk.Do(req)
 		if err != nil {
@@ -256,12 +271,15 @@ func (s *pythonServer) testHTTPClient(t *testing.T) {
 	if resp.StatusCode != 200 || !strings.Contains(body, `"content":"an SDK's words"`) {
 		t.Errorf("%d %s", resp.StatusCode, body)
 	}
-	resp, body = post(`{"model":"echo",` + messages + `,"stream":true,"stream_options":{"include_usage":true}}`)
-	if got := streamed(t, body); got != "an SDK's words" || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
+	resp, body = post(`{"model":"echo",` + messages +
+		`,"stream":true,"stream_options":{"include_usage":true}}`)
+	if got := streamed(t, body); got != "an SDK's words" ||
+		!strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
 		t.Errorf("stream of %q as %s", got, resp.Header.Get("Content-Type"))
 	}
 	resp, body = post(`{"model":"status:429",` + messages + `}`)
-	if resp.StatusCode != 429 || resp.Header.Get("Retry-After") != "7" || resp.Header.Get("X-Should-Retry") != "false" ||
+	if resp.StatusCode != 429 || resp.Header.Get("Retry-After") != "7" ||
+		resp.Header.Get("X-Should-Retry") != "false" ||
 		!strings.Contains(body, `"type":"rate_limit_error"`) {
 		t.Errorf("%d %v %s", resp.StatusCode, resp.Header, body)
 	}
@@ -285,7 +303,8 @@ func streamed(t *testing.T, events string) string {
 			}
 		}
 		data, ok := strings.CutPrefix(event, "data: ")
-		if err := json.Unmarshal([]byte(data), &chunk); !ok || err != nil || chunk.Object != "chat.completion.chunk" {
+		if err := json.Unmarshal([]byte(data), &chunk); !ok || err != nil ||
+			chunk.Object != "chat.completion.chunk" {
 			t.Fatalf("event %q: %v", event, err)
 		}
 		for _, c := range chunk.Choices {
@@ -324,7 +343,8 @@ func (s *pythonServer) testRefusals(t *testing.T) {
 		{"status:502", sealedchat.ErrServer, nil},
 		{"status:503", sealedchat.ErrUnavailable, nil},
 		{"status:504", sealedchat.ErrServer, nil},
-		{"echo", sealedchat.ErrAuthentication, []sealedchat.CallOption{sealedchat.WithAPIKey(wrong)}},
+		{"echo", sealedchat.ErrAuthentication,
+			[]sealedchat.CallOption{sealedchat.WithAPIKey(wrong)}},
 		{"redirect", sealedchat.ErrServer, nil},
 		{"error", sealedchat.ErrServer, nil},
 
@@ -337,8 +357,10 @@ func (s *pythonServer) testRefusals(t *testing.T) {
 		{"plain", sealedchat.ErrEnvelope, nil},
 		{"no choices", sealedchat.ErrResponseSchema, nil},
 		{"other request", sealedchat.ErrReplay, nil},
-		{"tier:standard", sealedchat.ErrTierDowngrade, []sealedchat.CallOption{sealedchat.WithTier(sealedchat.TierHigh)}},
-		{"tier:homespun", sealedchat.ErrTierDowngrade, []sealedchat.CallOption{sealedchat.WithTier(sealedchat.TierStandard)}},
+		{"tier:standard", sealedchat.ErrTierDowngrade,
+			[]sealedchat.CallOption{sealedchat.WithTier(sealedchat.TierHigh)}},
+		{"tier:homespun", sealedchat.ErrTierDowngrade,
+			[]sealedchat.CallOption{sealedchat.WithTier(sealedchat.TierStandard)}},
 	} {
 		t.Run(c.model, func(t *testing.T) {
 			r, err := client.Chat(t.Context(), ask(c.model, "x"), c.opts...)
@@ -350,43 +372,57 @@ func (s *pythonServer) testRefusals(t *testing.T) {
 				if !ok || answer.StatusCode != status || answer.Detail != "words of the server" {
 					t.Errorf("error %v", err)
 				}
-				if wait := (status == 429 || status == 503); ok && wait != (answer.RetryAfter == 7*time.Second) {
+				if wait := (status == 429 || status == 503); ok &&
+					wait != (answer.RetryAfter == 7*time.Second) {
 					t.Errorf("Retry-After %v", answer.RetryAfter)
 				}
 			}
-			if c.model == "error" && (!ok || answer.StatusCode != 200 || answer.Code != "busy" || answer.Detail != "words of the model") {
-				t.Errorf("error %v", err)
+			if c.model == "error" {
+				if !ok || answer.StatusCode != 200 {
+					t.Fatalf("error %v", err)
+				}
+				if code, detail := answer.Sealed(); code != "busy" || detail != "words of the model" {
+					t.Errorf("sealed were %q, %q", code, detail)
+				}
 			}
 		})
 	}
-	// Twice the same answer without _metadata: only the envelope says that it is old.
+	// The same answer twice, without _metadata: only the envelope shows that the second is old.
 	t.Run("opened before", func(t *testing.T) {
 		if _, err := client.Chat(t.Context(), ask("no metadata", "x")); err != nil {
 			t.Fatal(err)
 		}
-		if r, err := client.Chat(t.Context(), ask("last", "x")); r != nil || !errors.Is(err, sealedchat.ErrReplay) {
+		if r, err := client.Chat(t.Context(), ask("last", "x")); r != nil ||
+			!errors.Is(err, sealedchat.ErrReplay) {
 			t.Errorf("got %v, %v", r, err)
 		}
 	})
-	// An answer that nobody has opened yet, to another request: only the payload id in it says so.
+	// An answer to another request that no client has opened yet: only its payload id shows that.
 	t.Run("withheld", func(t *testing.T) {
-		if _, err := client.Chat(t.Context(), ask("withheld", "x")); !errors.Is(err, sealedchat.ErrServer) {
+		if _, err := client.Chat(t.Context(), ask("withheld", "x")); !errors.Is(err,
+			sealedchat.ErrServer) {
 			t.Fatal(err)
 		}
-		if r, err := client.Chat(t.Context(), ask("last", "x")); r != nil || !errors.Is(err, sealedchat.ErrReplay) {
+		if r, err := client.Chat(t.Context(), ask("last", "x")); r != nil ||
+			!errors.Is(err, sealedchat.ErrReplay) {
 			t.Errorf("got %v, %v", r, err)
 		}
 	})
-	for _, tier := range []sealedchat.SecurityTier{"", sealedchat.TierStandard, sealedchat.TierHigh, sealedchat.TierMaximum} {
-		if _, err := client.Chat(t.Context(), ask("echo", "x"), sealedchat.WithTier(tier)); err != nil {
+	for _, tier := range []sealedchat.SecurityTier{"", sealedchat.TierStandard, sealedchat.TierHigh,
+		sealedchat.TierMaximum} {
+		if _, err := client.Chat(t.Context(), ask("echo", "x"),
+			sealedchat.WithTier(tier)); err != nil {
 			t.Errorf("tier %q: %v", tier, err)
 		}
 	}
 }
 
-// server.py refuses a wrapped key, a nonce or a payload id that it has seen: each attempt has its own.
+// server.py refuses a wrapped key, a nonce or a payload id that it has seen before: each attempt
+// must have its own.
 func (s *pythonServer) testRetries(t *testing.T) {
-	r, err := s.client(t, func(c *sealedchat.Config) { c.MaxRetries = 2 }).Chat(t.Context(), ask("flaky", "x"))
+	r, err := s.client(t, func(c *sealedchat.Config) {
+		c.MaxRetries = 2
+	}).Chat(t.Context(), ask("flaky", "x"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -416,7 +452,8 @@ func (s *pythonServer) testKeyChanges(t *testing.T) {
 		}
 	}
 	s.rotate(t)
-	if r, err := trusting.Chat(t.Context(), ask("echo", "after the change")); err != nil || r.Text() != "after the change" {
+	if r, err := trusting.Chat(t.Context(), ask("echo", "after the change")); err != nil ||
+		r.Text() != "after the change" {
 		t.Errorf("%v, %v", r, err)
 	}
 	if len(changes) != 2 || changes[0] != old || changes[1] != s.fingerprint {
@@ -430,7 +467,8 @@ func (s *pythonServer) testKeyChanges(t *testing.T) {
 	if err := pinned.AcceptServerKey(refused.Got); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := pinned.Chat(t.Context(), ask("echo", "accepted")); err != nil || r.Text() != "accepted" {
+	if r, err := pinned.Chat(t.Context(), ask("echo", "accepted")); err != nil ||
+		r.Text() != "accepted" {
 		t.Errorf("%v, %v", r, err)
 	}
 	// A pin that is wrong from the start.

@@ -24,7 +24,7 @@ import (
 
 var suites = map[string]uint16{"X-Wing": ohttp.XWing, "X25519": ohttp.X25519}
 
-// peerKeys makes a key of the peer's for a KEM.
+// peerKeys makes a key of the peer for a KEM.
 func peerKeys(t *testing.T, kem uint16) peer.KeyPair {
 	t.Helper()
 	public, private, err := hpke.KEM(kem).Scheme().GenerateKeyPair()
@@ -33,11 +33,12 @@ func peerKeys(t *testing.T, kem uint16) peer.KeyPair {
 	}
 	return peer.KeyPair{SecretKey: private, KeyConfig: peer.KeyConfig{
 		KeyID: 3, KemID: hpke.KEM(kem), PublicKey: public,
-		SymmetricAlgorithms: []peer.SymmetricAlgorithm{{KDFID: hpke.KDF_HKDF_SHA256, AEADID: hpke.AEAD_AES256GCM}},
+		SymmetricAlgorithms: []peer.SymmetricAlgorithm{{KDFID: hpke.KDF_HKDF_SHA256,
+			AEADID: hpke.AEAD_AES256GCM}},
 	}}
 }
 
-// echo answers with the request's body in capitals, event by event.
+// echo answers with the body of the request in capitals, event by event.
 func echo(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -71,12 +72,15 @@ func TestOurClient(t *testing.T) {
 			if again := ohttp.AppendConfigs(nil, configs...); !bytes.Equal(again, list) {
 				t.Errorf("the list is written again as\n%x, it was\n%x", again, list)
 			}
-			decoder, err := peerbhttp.NewRequestDecoder(peerbhttp.MaxRequestChunkLen(ohttp.MaxChunk))
+			decoder, err := peerbhttp.NewRequestDecoder(
+				peerbhttp.MaxRequestChunkLen(ohttp.MaxChunk))
 			if err != nil {
 				t.Fatal(err)
 			}
-			for chunk, option := range map[int]peer.GatewayOption{4096: nil, ohttp.MaxChunk: peer.WithRequestDecoder(decoder)} {
-				options := []peer.GatewayOption{peer.WithRequestValidator(peer.NewHostnameAllowlist("a.example"))}
+			for chunk, option := range map[int]peer.GatewayOption{4096: nil,
+				ohttp.MaxChunk: peer.WithRequestDecoder(decoder)} {
+				options := []peer.GatewayOption{
+					peer.WithRequestValidator(peer.NewHostnameAllowlist("a.example"))}
 				if option != nil {
 					options = append(options, option)
 				}
@@ -87,9 +91,11 @@ func TestOurClient(t *testing.T) {
 				server := httptest.NewServer(peer.Middleware(gateway, http.HandlerFunc(echo)))
 				defer server.Close()
 				for _, lines := range []int{1, 10, 2000} {
-					t.Run(fmt.Sprintf("%d lines in chunks of %d", lines, chunk), func(t *testing.T) {
-						ask(t, server.URL, configs[0], chunk, strings.Repeat("a line of text\n", lines))
-					})
+					t.Run(fmt.Sprintf("%d lines in chunks of %d", lines, chunk),
+						func(t *testing.T) {
+							ask(t, server.URL, configs[0], chunk,
+								strings.Repeat("a line of text\n", lines))
+						})
 				}
 			}
 		})
@@ -97,8 +103,10 @@ func TestOurClient(t *testing.T) {
 }
 
 func ask(t *testing.T, url string, config *ohttp.Config, chunk int, text string) {
-	message, err := bhttp.AppendRequest(nil, &bhttp.Request{Method: "POST", Scheme: "https", Authority: "a.example", Path: "/v1/x",
-		Header: []bhttp.Field{{Name: "authorization", Value: "Bearer key"}, {Name: "content-length", Value: strconv.Itoa(len(text))}}},
+	message, err := bhttp.AppendRequest(nil, &bhttp.Request{Method: "POST", Scheme: "https",
+		Authority: "a.example", Path: "/v1/x",
+		Header: []bhttp.Field{{Name: "authorization", Value: "Bearer key"},
+			{Name: "content-length", Value: strconv.Itoa(len(text))}}},
 		[]byte(text), nil, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +144,8 @@ func ask(t *testing.T, url string, config *ohttp.Config, chunk int, text string)
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK || response.Header.Get("Content-Type") != ohttp.TypeResponse {
+	if response.StatusCode != http.StatusOK ||
+		response.Header.Get("Content-Type") != ohttp.TypeResponse {
 		body, _ := io.ReadAll(response.Body)
 		t.Fatalf("%s, %s: %s", response.Status, response.Header.Get("Content-Type"), body)
 	}
@@ -153,7 +162,8 @@ func ask(t *testing.T, url string, config *ohttp.Config, chunk int, text string)
 	if err != nil || string(got) != strings.ToUpper(text) {
 		t.Fatalf("%d bytes, %v; want %d", len(got), err, len(text))
 	}
-	for _, want := range []bhttp.Field{{Name: "x-method", Value: "POST"}, {Name: "x-path", Value: "/v1/x"}, {Name: "x-authorization", Value: "Bearer key"}} {
+	for _, want := range []bhttp.Field{{Name: "x-method", Value: "POST"},
+		{Name: "x-path", Value: "/v1/x"}, {Name: "x-authorization", Value: "Bearer key"}} {
 		found := false
 		for _, f := range head.Header {
 			found = found || f == want
@@ -167,15 +177,20 @@ func ask(t *testing.T, url string, config *ohttp.Config, chunk int, text string)
 	}
 }
 
-// TestShortAnswer has openpcc's gateway answer a chunked request with an answer that is not in chunks, as it does by default:
-// the draft forbids that, it is of another media type, and it does not open.
+// TestShortAnswer lets openpcc's gateway answer a chunked request with an answer that is not in
+// chunks, as it does by default. The draft forbids that. The answer has another media type, and
+// does not open.
 func TestShortAnswer(t *testing.T) {
 	keys := peerKeys(t, ohttp.XWing)
-	gateway, err := peer.NewGateway(keys, peer.WithRequestValidator(peer.NewHostnameAllowlist("a.example")))
+	gateway, err := peer.NewGateway(keys,
+		peer.WithRequestValidator(peer.NewHostnameAllowlist("a.example")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewServer(peer.Middleware(gateway, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "short") })))
+	server := httptest.NewServer(peer.Middleware(gateway,
+		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "short")
+		})))
 	defer server.Close()
 	list, err := peer.KeyConfigs{keys.KeyConfig}.MarshalBinary()
 	if err != nil {
@@ -185,7 +200,8 @@ func TestShortAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	message, err := bhttp.AppendRequest(nil, &bhttp.Request{Method: "GET", Scheme: "https", Authority: "a.example", Path: "/"}, nil, nil, 0)
+	message, err := bhttp.AppendRequest(nil, &bhttp.Request{Method: "GET", Scheme: "https",
+		Authority: "a.example", Path: "/"}, nil, nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +219,8 @@ func TestShortAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	if got := response.Header.Get("Content-Type"); response.StatusCode != http.StatusOK || got == ohttp.TypeResponse {
+	if got := response.Header.Get("Content-Type"); response.StatusCode != http.StatusOK ||
+		got == ohttp.TypeResponse {
 		t.Fatalf("%s, %s: openpcc's ohttp has learned to answer in chunks", response.Status, got)
 	}
 	r, err := q.Response(response.Body, 0)
@@ -258,7 +275,8 @@ func ourGateway(t *testing.T, key oneKey) http.HandlerFunc {
 		}
 		defer answer.Close()
 		var e bhttp.Encoder
-		b, err := e.ResponseHead(nil, http.StatusAccepted, []bhttp.Field{{Name: "x-path", Value: q.Path}, {Name: "x-method", Value: q.Method}})
+		b, err := e.ResponseHead(nil, http.StatusAccepted,
+			[]bhttp.Field{{Name: "x-path", Value: q.Path}, {Name: "x-method", Value: q.Method}})
 		if fail(err) {
 			return
 		}
@@ -285,7 +303,8 @@ func TestOurGateway(t *testing.T) {
 			}
 			defer key.Close()
 			var configs peer.KeyConfigs
-			if err := configs.UnmarshalBinary(ohttp.AppendConfigs(nil, key.Config())); err != nil || len(configs) != 1 {
+			if err := configs.UnmarshalBinary(ohttp.AppendConfigs(nil, key.Config())); err != nil ||
+				len(configs) != 1 {
 				t.Fatal(configs, err)
 			}
 			server := httptest.NewServer(ourGateway(t, oneKey{key}))
@@ -296,8 +315,9 @@ func TestOurGateway(t *testing.T) {
 			}
 			for _, lines := range []int{1, 10, 2000} {
 				text := strings.Repeat("a line of text\n", lines)
-				// A body of unknown length: the peer's client sends chunks only then.
-				request, err := http.NewRequest("PUT", "https://a.example/v1/y", bufio.NewReader(strings.NewReader(text)))
+				// A body of unknown length: only then does the peer's client send chunks.
+				request, err := http.NewRequest("PUT", "https://a.example/v1/y",
+					bufio.NewReader(strings.NewReader(text)))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -310,7 +330,9 @@ func TestOurGateway(t *testing.T) {
 				if err != nil || string(got) != strings.ToUpper(text) {
 					t.Errorf("%d bytes, %v; want %d", len(got), err, len(text))
 				}
-				if response.StatusCode != http.StatusAccepted || response.Header.Get("X-Path") != "/v1/y" || response.Header.Get("X-Method") != "PUT" {
+				if response.StatusCode != http.StatusAccepted ||
+					response.Header.Get("X-Path") != "/v1/y" ||
+					response.Header.Get("X-Method") != "PUT" {
 					t.Errorf("%d, %v", response.StatusCode, response.Header)
 				}
 			}

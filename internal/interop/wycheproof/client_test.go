@@ -26,8 +26,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// These tests hand the cases to sealedchat's exported API, as answers to a client. What opens is no chat completion, so
-// ErrResponseSchema says that it was opened, and ErrDecryption or ErrEnvelope that it was not.
+// These tests give the cases to the exported API of sealedchat, as answers to a client. A plaintext
+// is no chat completion: so ErrResponseSchema means that the envelope was opened, and ErrDecryption
+// or ErrEnvelope that it was not.
 
 // answers is a server that answers every request with the same envelope.
 type answers struct {
@@ -44,13 +45,15 @@ func (a *answers) RoundTrip(req *http.Request) (*http.Response, error) {
 		body = a.key
 	}
 	return &http.Response{
-		StatusCode: http.StatusOK, ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{}, Request: req,
-		Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)),
+		StatusCode: http.StatusOK, ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{},
+		Request: req,
+		Body:    io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)),
 	}, nil
 }
 
-// newClient is a client whose key is the one in the PEM file.
-func newClient(t *testing.T, privateKey []byte) (*sealedchat.SecureCompletionClient, *answers, error) {
+// newClient returns a client whose key is the one in the PEM file.
+func newClient(t *testing.T, privateKey []byte) (*sealedchat.SecureCompletionClient, *answers,
+	error) {
 	t.Helper()
 	keys, err := sealedchat.NewEphemeralKeyStore(nil)
 	if err != nil {
@@ -62,7 +65,8 @@ func newClient(t *testing.T, privateKey []byte) (*sealedchat.SecureCompletionCli
 	}
 	server := &answers{key: testkit.PublicPEM(t, "rsa-3072")}
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: "https://server.invalid", Trust: sealedchat.TrustHTTPS(), Keys: keys, Transport: server,
+		BaseURL: "https://server.invalid", Trust: sealedchat.TrustHTTPS(), Keys: keys,
+		Transport: server,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -71,13 +75,15 @@ func newClient(t *testing.T, privateKey []byte) (*sealedchat.SecureCompletionCli
 	return client, server, nil
 }
 
-// outcome is what the client makes of an envelope.
-func outcome(t *testing.T, client *sealedchat.SecureCompletionClient, server *answers, wrapped, nonce, ciphertext, tag []byte) error {
+// outcome is the result of an envelope for the client.
+func outcome(t *testing.T, client *sealedchat.SecureCompletionClient, server *answers, wrapped,
+	nonce, ciphertext, tag []byte) error {
 	t.Helper()
 	b64 := base64.StdEncoding.EncodeToString
 	body, err := json.Marshal(map[string]any{
 		"version": "1.0", "algorithm": "hybrid-aes256-rsa4096", "encrypted_aes_key": b64(wrapped),
-		"encrypted_payload": map[string]string{"ciphertext": b64(ciphertext), "nonce": b64(nonce), "tag": b64(tag)},
+		"encrypted_payload": map[string]string{"ciphertext": b64(ciphertext), "nonce": b64(nonce),
+			"tag": b64(tag)},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +92,8 @@ func outcome(t *testing.T, client *sealedchat.SecureCompletionClient, server *an
 	_, err = client.Chat(t.Context(), &sealedchat.ChatRequest{
 		Model: "m", Messages: []sealedchat.Message{sealedchat.UserMessage("?")},
 	})
-	for _, class := range []error{sealedchat.ErrResponseSchema, sealedchat.ErrDecryption, sealedchat.ErrEnvelope} {
+	for _, class := range []error{sealedchat.ErrResponseSchema, sealedchat.ErrDecryption,
+		sealedchat.ErrEnvelope} {
 		if errors.Is(err, class) {
 			return class
 		}
@@ -117,7 +124,8 @@ func TestGCMThroughClient(t *testing.T) {
 			}
 			class := outcome(t, client, server, wrapped, test.Nonce, test.Ciphertext, test.Tag)
 			if class != want {
-				t.Errorf("case %d (%s, %s): %v, want %v", test.ID, test.Result, test.Comment, class, want)
+				t.Errorf("case %d (%s, %s): %v, want %v", test.ID, test.Result, test.Comment, class,
+					want)
 			}
 			got[class]++
 		}
@@ -148,7 +156,8 @@ func oaepGroups(t *testing.T, name string, got map[error]int, refused *int) {
 		t.Fatal(err)
 	}
 	for _, group := range load[oaepGroup](t, name, "RSAES-OAEP").TestGroups {
-		if group.SHA != oaepHash || group.MGFSHA != oaepHash || group.KeySize < minRSABits || group.KeySize > maxRSABits {
+		if group.SHA != oaepHash || group.MGFSHA != oaepHash || group.KeySize < minRSABits ||
+			group.KeySize > maxRSABits {
 			continue
 		}
 		text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: group.Key})
@@ -176,14 +185,15 @@ func oaepGroups(t *testing.T, name string, got map[error]int, refused *int) {
 			}
 			class := outcome(t, client, server, test.Wrapped, nonce, ciphertext, tag)
 			if class != want {
-				t.Errorf("%s, case %d (%s, %s): %v, want %v", name, test.ID, test.Result, test.Comment, class, want)
+				t.Errorf("%s, case %d (%s, %s): %v, want %v", name, test.ID, test.Result,
+					test.Comment, class, want)
 			}
 			got[class]++
 		}
 	}
 }
 
-// seal seals something that is no chat completion.
+// seal seals a text that is no chat completion.
 func seal(t *testing.T, key []byte) (nonce, ciphertext, tag []byte) {
 	t.Helper()
 	block, err := aes.NewCipher(key)

@@ -30,8 +30,9 @@ type gcmTest struct {
 	Result     string   `json:"result"`
 }
 
-// TestGCM runs every case of AES-GCM. Those with the envelope's nonce and tag go through the AEAD that the envelope uses,
-// which takes the nonce from the front of what it opens; the others through the general one.
+// TestGCM runs every case of AES-GCM. Cases with the envelope's nonce and tag sizes use the AEAD of
+// the envelope, which takes the nonce from the beginning of the message. The others use the general
+// AEAD.
 func TestGCM(t *testing.T) {
 	const name = "aes_gcm_test.json"
 	file := load[gcmGroup](t, name, "AES-GCM")
@@ -43,7 +44,8 @@ func TestGCM(t *testing.T) {
 		}
 		for _, test := range group.Tests {
 			if 8*len(test.Key) != group.KeySize || 8*len(test.Nonce) != group.NonceSize {
-				t.Fatalf("%s, case %d: a key of %d bytes and a nonce of %d", name, test.ID, len(test.Key), len(test.Nonce))
+				t.Fatalf("%s, case %d: a key of %d bytes and a nonce of %d", name, test.ID,
+					len(test.Key), len(test.Nonce))
 			}
 			got, err := open(test)
 			if err != nil {
@@ -52,9 +54,11 @@ func TestGCM(t *testing.T) {
 				opened++
 			}
 			if !verdict(test.Result, err == nil, bytes.Equal(got, test.Message)) {
-				t.Errorf("%s, case %d (%s, %s): %x, %v", name, test.ID, test.Result, test.Comment, got, err)
+				t.Errorf("%s, case %d (%s, %s): %x, %v", name, test.ID, test.Result, test.Comment,
+					got, err)
 			}
-			if len(test.Key) == keySize && len(test.Nonce) == nonceSize && len(test.Additional) == 0 {
+			if len(test.Key) == keySize && len(test.Nonce) == nonceSize &&
+				len(test.Additional) == 0 {
 				if err != nil {
 					envelope.refused++
 				} else {
@@ -70,13 +74,14 @@ func TestGCM(t *testing.T) {
 		t.Errorf("%s: %d cases, its head says %d", name, opened+refused, file.NumberOfTests)
 	}
 	if envelope.opened == 0 || envelope.refused == 0 {
-		t.Errorf("of the envelope's parameters %d opened and %d refused: want some of each", envelope.opened, envelope.refused)
+		t.Errorf("of the envelope's parameters %d opened and %d refused: want some of each",
+			envelope.opened, envelope.refused)
 	}
 	t.Logf("%d cases: %d opened, %d refused; of the envelope's parameters %d opened, %d refused",
 		opened+refused, opened, refused, envelope.opened, envelope.refused)
 }
 
-// open opens a case's ciphertext. The error may be that Go refuses the parameters.
+// open opens the ciphertext of a case. The error may say that Go refuses the parameters.
 func open(test gcmTest) ([]byte, error) {
 	block, err := aes.NewCipher(test.Key)
 	if err != nil {
@@ -97,8 +102,8 @@ func open(test gcmTest) ([]byte, error) {
 	return aead.Open(nil, test.Nonce, sealed, test.Additional)
 }
 
-// checkSeal checks that a valid case's plaintext seals to the case under its nonce, and that what the envelope's AEAD seals
-// under a nonce of its own opens again.
+// checkSeal checks that the plaintext of a valid case seals to its ciphertext under its nonce, and
+// that a message that the envelope's AEAD seals under a nonce of its own opens again.
 func checkSeal(t *testing.T, test gcmTest) {
 	t.Helper()
 	block, err := aes.NewCipher(test.Key)
@@ -121,7 +126,8 @@ func checkSeal(t *testing.T, test gcmTest) {
 	if len(sealed) != nonceSize+len(test.Message)+tagSize {
 		t.Errorf("case %d: %d bytes sealed to %d", test.ID, len(test.Message), len(sealed))
 	}
-	if got, err := random.Open(nil, nil, sealed, test.Additional); err != nil || !bytes.Equal(got, test.Message) {
+	if got, err := random.Open(nil, nil, sealed, test.Additional); err != nil ||
+		!bytes.Equal(got, test.Message) {
 		t.Errorf("case %d does not open again: %v", test.ID, err)
 	}
 }

@@ -31,7 +31,7 @@ type oaepGroup struct {
 	} `json:"tests"`
 }
 
-// TestOAEP runs every case of RSA-OAEP with our hash and a modulus of our sizes, whatever file it is in.
+// TestOAEP runs every case of RSA-OAEP with our hash and a modulus of our sizes, in all files.
 func TestOAEP(t *testing.T) {
 	names, err := fs.Glob(wycheproof.TestVectors, "rsa_*oaep*_test.json")
 	if err != nil {
@@ -55,7 +55,8 @@ func TestOAEP(t *testing.T) {
 			}
 			private := parsed.(*rsa.PrivateKey)
 			if private.N.BitLen() != group.KeySize {
-				t.Fatalf("%s: a modulus of %d bits, not %d", name, private.N.BitLen(), group.KeySize)
+				t.Fatalf("%s: a modulus of %d bits, not %d", name, private.N.BitLen(),
+					group.KeySize)
 			}
 			for _, test := range group.Tests {
 				cases[name]++
@@ -66,7 +67,8 @@ func TestOAEP(t *testing.T) {
 					unwrapped++
 				}
 				if !verdict(test.Result, err == nil, bytes.Equal(got, test.Message)) {
-					t.Errorf("%s, case %d (%s, %s): %x, %v", name, test.ID, test.Result, test.Comment, got, err)
+					t.Errorf("%s, case %d (%s, %s): %x, %v", name, test.ID, test.Result,
+						test.Comment, got, err)
 				}
 				if len(test.Label) == 0 {
 					if err == nil && len(got) == keySize {
@@ -74,8 +76,9 @@ func TestOAEP(t *testing.T) {
 					}
 					continue
 				}
-				// The envelope has no label: what was wrapped under one must not open.
-				if _, err := rsa.DecryptOAEP(sha256.New(), nil, private, test.Wrapped, nil); err == nil {
+				// The envelope has no label: a key that was wrapped under one must not open.
+				if _, err := rsa.DecryptOAEP(sha256.New(), nil, private, test.Wrapped,
+					nil); err == nil {
 					t.Errorf("%s, case %d: opened without its label", name, test.ID)
 				}
 			}
@@ -91,13 +94,15 @@ func TestOAEP(t *testing.T) {
 		}
 	}
 	if unwrapped == 0 || refused == 0 || keys == 0 {
-		t.Errorf("%d unwrapped, %d refused, %d as long as an AES key: want some of each", unwrapped, refused, keys)
+		t.Errorf("%d unwrapped, %d refused, %d as long as an AES key: want some of each", unwrapped,
+			refused, keys)
 	}
-	t.Logf("%d cases from %d files: %d unwrapped (%d to an envelope's AES key), %d refused; %d of other parameters not run",
+	t.Logf("%d cases from %d files: %d unwrapped (%d to an envelope's AES key), %d refused; %d "+
+		"of other parameters not run",
 		unwrapped+refused, len(cases), unwrapped, keys, refused, other)
 }
 
-// verdict reports whether an outcome is what a vector's result allows.
+// verdict reports whether the result of a vector allows an outcome.
 func verdict(result string, accepted, right bool) bool {
 	switch result {
 	case valid:

@@ -12,12 +12,14 @@ import (
 	"github.com/c2sp/wycheproof"
 )
 
-// The envelope's parameters. A vector with others can be no envelope of ours; it is run all the same.
+// The parameters of the envelope. A vector with others is no envelope of ours, and is run all the
+// same.
 const (
-	keySize   = 32 // bytes of the AES key, which is what RSA-OAEP wraps
+	keySize   = 32 // bytes of the AES key that RSA-OAEP wraps
 	nonceSize = 12
 	tagSize   = 16
-	// RSA-OAEP has SHA-256 as its hash and in MGF1, and an empty label; AES-GCM has no additional data.
+	// RSA-OAEP has SHA-256 as its hash and in MGF1, and an empty label; AES-GCM has no additional
+	// data.
 	oaepHash = "SHA-256"
 	// The modulus, in bits.
 	minRSABits, maxRSABits = 2048, 8192
@@ -38,14 +40,14 @@ func (h *hexBytes) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// vectorFile is what the files used here have in common.
+// vectorFile has the members that the files used here have in common.
 type vectorFile[G any] struct {
 	Algorithm     string `json:"algorithm"`
 	NumberOfTests int    `json:"numberOfTests"`
 	TestGroups    []G    `json:"testGroups"`
 }
 
-// load reads one file of the module, and fails if it holds no group.
+// load reads one file of the module, and fails the test if the file has no group.
 func load[G any](t *testing.T, name, algorithm string) vectorFile[G] {
 	t.Helper()
 	text, err := fs.ReadFile(wycheproof.TestVectors, name)
@@ -57,7 +59,8 @@ func load[G any](t *testing.T, name, algorithm string) vectorFile[G] {
 		t.Fatalf("%s: %v", name, err)
 	}
 	if file.Algorithm != algorithm || file.NumberOfTests == 0 || len(file.TestGroups) == 0 {
-		t.Fatalf("%s: algorithm %q, %d tests in %d groups", name, file.Algorithm, file.NumberOfTests, len(file.TestGroups))
+		t.Fatalf("%s: algorithm %q, %d tests in %d groups", name, file.Algorithm,
+			file.NumberOfTests, len(file.TestGroups))
 	}
 	return file
 }

@@ -1,0 +1,34 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e_test
+
+import (
+	"testing"
+
+	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
+)
+
+// rig is a gateway in a test's rig.
+type rig struct {
+	*fakes.Rig
+	g    *sealedchat.Gateway
+	keys *sealedchat.KeyStore
+}
+
+// newRig makes a gateway with the stored key rsa-2048. change may be nil.
+func newRig(t testing.TB, change func(*sealedchat.GatewayConfig)) *rig {
+	t.Helper()
+	r := &rig{Rig: &fakes.Rig{T: t}}
+	c := sealedchat.GatewayConfig{
+		Upstream: "https://upstream.test/v1", UpstreamTransport: r.Rig, Logger: r.Logger(),
+		AllowUnauthenticated: true, Keys: storedKeys(t, "rsa-2048"),
+	}
+	if change != nil {
+		change(&c)
+	}
+	r.g, r.keys = newGateway(t, c), c.Keys
+	r.Handler = r.g
+	return r
+}

@@ -1,0 +1,265 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
+)
+
+// startAnswer makes the writer of the answer. Its first chunk sends the outer header along.
+func (q *ohttpRequest) startAnswer(inner int) error {
+	w, err := q.exchange.Response(chunkSink{q})
+	if err != nil {
+		return err
+	}
+	q.writer, q.inner = w, inner
+	q.header("Content-Type", ohttp.TypeResponse)
+	q.header("Incremental", "?1")       // proxies are asked to pass chunks on as they come
+	q.header("X-Accel-Buffering", "no") // and nginx is asked in its own words
+	return nil
+}
+
+// chunkSink sends each chunk on its way, within the time that a client has to take it: a client
+// that is slow slows down the reading from the upstream, one that has stopped ends it.
+type chunkSink struct{ q *ohttpRequest }
+
+func (s chunkSink) Write(chunk []byte) (int, error) {
+	q := s.q
+	q.within(q.s.cfg.BodyTimeout, writing)
+	if q.status == 0 {
+		q.status = http.StatusOK
+		q.w.WriteHeader(http.StatusOK)
+	}
+	n, err := q.w.Write(chunk)
+	q.bytesOut += n
+	if err == nil {
+		err = q.flush()
+	}
+	q.clientGone = err != nil
+	if err == nil { // over HTTP/2 a deadline ends the stream also when nothing is being written
+		q.within(unbounded, writing)
+	}
+	return n, err
+}
+
+// refuseInner seals a refusal.
+func (q *ohttpRequest) refuseInner(p *refusal) {
+	header := []bhttp.Field{{Name: "content-type", Value: ohttp.TypeProblem}}
+	add := func(name, value string) {
+		header = append(header, bhttp.Field{Name: name, Value: value})
+	}
+	if p.retryAfter > 0 {
+		add("retry-after", httpx.WholeSeconds(p.retryAfter))
+	}
+	if p.status == http.StatusUnauthorized {
+		add("www-authenticate", "Bearer")
+	}
+	if p.allow != "" {
+		add("allow", p.allow)
+	}
+	// A request that was sent before may have been served then.
+	if !q.forwarded && !p.unclaimed && p.status != http.StatusConflict {
+		add(ohttp.HeaderProcessed, "no")
+	}
+	body := p.document()
+	message, err := bhttp.AppendResponse(nil, &bhttp.Response{
+		Status: p.status, Header: q.answerHeader(header, len(body)),
+	}, body, nil, q.s.cfg.OHTTP.Padding)
+	if err == nil {
+		err = q.startAnswer(p.status)
+	}
+	if err == nil {
+		_, err = q.writer.Write(message)
+	}
+	if err == nil {
+		_ = q.writer.Finish() // the client may be gone
+	}
+}
+
+// answerHeader adds what every inner answer says. length is -1 if it is not known.
+func (q *ohttpRequest) answerHeader(header []bhttp.Field, length int) []bhttp.Field {
+	header = slices.Clip(header)
+	if length >= 0 {
+		header = append(header, bhttp.Field{Name: "content-length", Value: strconv.Itoa(length)})
+	}
+	return append(header,
+		bhttp.Field{Name: "date", Value: time.Now().UTC().Format(http.TimeFormat)},
+		bhttp.Field{Name: ohttp.HeaderTier, Value: string(q.s.cfg.Tier)})
+}
+
+// Headers that pass between the inner messages and the upstream's. No others do. Never changed.
+var (
+	headersUp   = []string{"content-type", "accept", "openai-beta"}
+	headersDown = []string{"content-type", "retry-after", "x-request-id"}
+)
+
+// forward sends the request upstream and passes the answer on as it comes.
+func (q *ohttpRequest) forward(ctx context.Context) *refusal {
+	defer q.timeUpstream()()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the upstream's work when the client takes no more
+	sent := httpx.NewSent(q.content)
+	defer sent.Finish()
+	q.content = nil
+	resp, p := q.askUpstream(ctx, q.upstreamCall(sent))
+	if p != nil {
+		return p
+	}
+	defer resp.Body.Close()
+	if p := sealable(resp, q.s.cfg.MaxResponseBytes); p != nil {
+		return p
+	}
+	err := q.relay(ctx, resp)
+	if err == nil {
+		return nil
+	}
+	if told, ok := errors.AsType[*refusalError](err); ok {
+		return told.refusal
+	}
+	if q.clientGone {
+		p := refuse(statusClientGone, "the client does not take the answer")
+		p.cause = err
+		return p
+	}
+	return upstreamFailure(ctx, err) // for the log, where the answer has begun: it has no end
+}
+
+func (q *ohttpRequest) upstreamCall(content *httpx.Sent) *upstreamCall {
+	path := q.path
+	if rest, ok := strings.CutPrefix(path, "/v1"); ok && (rest == "" || rest[0] == '/') {
+		path = rest
+	}
+	header := make(http.Header)
+	for _, name := range headersUp {
+		if v := q.inHeader.Values(name); len(v) > 0 {
+			header[http.CanonicalHeaderKey(name)] = v
+		}
+	}
+	return &upstreamCall{
+		method: q.head.Method, path: path, query: q.query, header: header, content: content,
+	}
+}
+
+// relay seals the upstream's answer piece by piece as it comes. Its memory is that of a chunk: it
+// reads only what the client takes.
+func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response) (err error) {
+	e := q.newAnswerEncoder(resp)
+	defer e.wipe()
+	if !e.ending.Known() && endsUnseen(resp) {
+		return &refusalError{upstreamFailed(errNoEnd)}
+	}
+	audited := false // the Auditor was told of the answer's end
+	defer func() {
+		if e.started && !audited { // also in a panic
+			q.tellCut(ctx, e.taken, err)
+		}
+	}()
+	var body io.Reader = httpx.Capped(resp.Body, q.s.cfg.MaxResponseBytes)
+	if e.events != nil {
+		end := func() { _ = resp.Body.Close() }
+		body = sse.NewIdle(body, q.s.cfg.IdleTimeout, e.events.Begun, end)
+	}
+	if e.unknownLength() { // the client learns the status, and what kind of answer comes
+		if err := e.start(); err != nil {
+			return err
+		}
+	}
+	for {
+		n, readErr := e.read(body)
+		q.s.counts.sealed.Add(int64(n))
+		if readErr == io.EOF {
+			return q.endAnswer(ctx, e, n, &audited)
+		}
+		if readErr == nil || e.started {
+			if err := e.send(n); err != nil {
+				return err
+			}
+		}
+		if readErr != nil {
+			return httpx.ExchangeError(ctx, theUpstream, readErr, true)
+		}
+	}
+}
+
+// endAnswer sends the n bytes that were read last, and the end. An answer that has not started is
+// checked before it does, while a refusal can still take its place.
+func (q *ohttpRequest) endAnswer(
+	ctx context.Context, e *answerEncoder, n int, audited *bool,
+) error {
+	send := func() error { return e.send(n) }
+	check := func() error {
+		err := q.checkEnd(ctx, e)
+		*audited = err == nil
+		return err
+	}
+	steps := []func() error{check, send, e.end}
+	if e.started {
+		steps = []func() error{send, check, e.end}
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkEnd says whether an answer that was read to its end may have one for the client.
+func (q *ohttpRequest) checkEnd(ctx context.Context, e *answerEncoder) error {
+	if !e.ending.Ended() {
+		return errCutShort
+	}
+	if p := q.tellSealed(ctx, e.taken); p != nil {
+		return &refusalError{p}
+	}
+	return nil
+}
+
+// refusalError is a refusal on its way through code that has errors.
+type refusalError struct{ *refusal }
+
+func (e *refusalError) Error() string { return e.detail }
+
+// endsUnseen tells of an answer whose end is that of its connection, so that one that was cut looks
+// whole. HTTP/2 and 3 have an end of their own.
+func endsUnseen(resp *http.Response) bool {
+	return resp.ProtoMajor == 1 && resp.ContentLength < 0 && len(resp.TransferEncoding) == 0
+}
+
+var (
+	errNoEnd    = errors.New("the upstream's answer has neither a length nor chunks")
+	errCutShort = errors.New("the upstream's answer ends before its end")
+)
+
+// tellCut tells of an answer that began and gets no end. An error of the Auditor's can only be
+// logged.
+func (q *ohttpRequest) tellCut(ctx context.Context, size int, err error) {
+	if _, tried := errors.AsType[*refusalError](err); tried {
+		return // it was the Auditor who ended it
+	}
+	e := Event{
+		Type: ResponseSealed, Bytes: int64(size), Duration: time.Since(q.start),
+		Reason: "ended early",
+	}
+	switch {
+	case q.clientGone || q.r.Context().Err() != nil:
+		e.Reason = "left early"
+	case errors.Is(err, errCutShort) || errors.Is(err, fault.ErrConnection):
+		e.Reason = "cut short"
+	}
+	q.logAudit(q.tell(context.WithoutCancel(ctx), e))
+}

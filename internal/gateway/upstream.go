@@ -1,0 +1,185 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/upstream"
+)
+
+// upstreamWay is the way upstream, for both protocols. It keeps apart what different clients send:
+// over connections of its own by [upstream.Pool]'s rules, and over a foreign RoundTripper by asking
+// for a new connection after each content.
+type upstreamWay struct {
+	base    *url.URL
+	key     httpx.Secret      // may be nil
+	pool    *upstream.Pool    // nil over a foreign RoundTripper
+	foreign http.RoundTripper // nil over a pool
+}
+
+// readPaths are where an upstream reads all content before it answers 2xx. Elsewhere it may leave
+// content unread.
+var readPaths = []string{"/chat/completions", "/completions", "/embeddings", "/responses"}
+
+func newUpstreamWay(c *Config, base *url.URL) (*upstreamWay, error) {
+	rules := *base
+	if c.InsecureUpstreamHTTP {
+		rules.Scheme = "https" // the rules for http do not apply
+	}
+	rt, _, err := httpx.NewTransport(c.UpstreamTransport, &rules)
+	if err != nil {
+		return nil, err
+	}
+	w := &upstreamWay{base: base, key: c.UpstreamKey}
+	settings, ok := rt.(*http.Transport)
+	if !ok {
+		w.foreign = rt
+		return w, nil
+	}
+	var read []string
+	for _, path := range readPaths {
+		read = append(read, base.EscapedPath()+path)
+	}
+	w.pool = upstream.New(settings, func(req *http.Request) bool {
+		return req.Method == http.MethodPost && slices.Contains(read, req.URL.EscapedPath())
+	})
+	return w, nil
+}
+
+// transport is the way for what belongs to an account; "" is nobody's.
+func (w *upstreamWay) transport(account string) http.RoundTripper {
+	if w.pool == nil {
+		return w.foreign
+	}
+	return w.pool.For(account)
+}
+
+func (w *upstreamWay) close() {
+	if w.pool != nil {
+		w.pool.Close()
+	}
+}
+
+// upstreamCall is what an upstream is asked.
+type upstreamCall struct {
+	method      string
+	path, query string // escaped; path is below the upstream's base URL
+	header      http.Header
+	content     *httpx.Sent
+}
+
+// request is a call as net/http has it, with the gateway's own headers in place of the client's.
+func (w *upstreamWay) request(ctx context.Context, c *upstreamCall) (*http.Request, error) {
+	u := *w.base // never of a text: nothing that is asked for may change its host
+	u.RawPath, u.RawQuery = u.EscapedPath()+c.path, c.query
+	var err error
+	if u.Path, err = url.PathUnescape(u.RawPath); err != nil {
+		return nil, errors.New("not a URL") // the error quotes it
+	}
+	req, err := http.NewRequestWithContext(ctx, c.method, "", nil)
+	if err != nil {
+		return nil, errors.New("not a method")
+	}
+	req.URL, req.Host, req.Header = &u, u.Host, c.header
+	if c.content.Len() > 0 {
+		c.content.Attach(req)
+		req.Close = w.pool == nil
+	}
+	req.Header.Set("User-Agent", httpx.UserAgent)
+	req.Header.Set("Accept-Encoding", "identity") // what is compressed comes in lumps
+	if w.key == nil {
+		return req, nil
+	}
+	return req, httpx.SetBearer(req.Header, w.key)
+}
+
+// theUpstream names it in errors: what a client asks of it is sealed.
+const theUpstream = "the upstream"
+
+// askUpstream sends a call on its way, and returns when the header of the answer has come. The
+// caller closes its body.
+func (h *request) askUpstream(ctx context.Context, c *upstreamCall) (*http.Response, *refusal) {
+	req, err := h.s.upstream.request(ctx, c)
+	if err != nil {
+		return nil, upstreamFailed(err)
+	}
+	h.forwarded = true
+	resp, err := httpx.RoundTrip(h.s.upstream.transport(h.account), req)
+	if err != nil {
+		return nil, upstreamFailure(ctx, httpx.ExchangeError(ctx, theUpstream, err, false))
+	}
+	return resp, nil
+}
+
+// timeUpstream measures the time upstream for the log, until its result is called.
+func (h *request) timeUpstream() func() {
+	start := time.Now()
+	return func() { h.upstream = time.Since(start) }
+}
+
+func upstreamFailure(ctx context.Context, err error) *refusal {
+	p := upstreamFailed(err)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		p.status, p.detail = http.StatusGatewayTimeout, "the upstream did not answer in time"
+	case errors.Is(err, fault.ErrTooLarge):
+		p.detail = "the upstream's answer is too large"
+	case ctx.Err() != nil:
+		p.status, p.detail = http.StatusServiceUnavailable, "the request was ended"
+	}
+	return p
+}
+
+// upstreamRefusal keeps the kind of an upstream's error status and none of its words, which may
+// quote the prompt. It is for protocol v1, which does not seal errors.
+func upstreamRefusal(a *httpx.Answer) *refusal {
+	p := upstreamFailed(errStatus(a.Status))
+	switch a.Status {
+	case http.StatusBadRequest, http.StatusUnprocessableEntity:
+		p.status, p.detail = http.StatusBadRequest, "the upstream refused the request as invalid"
+	case http.StatusNotFound:
+		p.status, p.detail = http.StatusNotFound, "the upstream does not know this model"
+	case http.StatusRequestEntityTooLarge:
+		p.status, p.detail = a.Status, "the request is too large for the upstream"
+	case http.StatusTooManyRequests:
+		p.status, p.detail = a.Status, "the upstream is rate limited"
+	case http.StatusServiceUnavailable:
+		p.status, p.detail = a.Status, "the upstream is unavailable"
+	case http.StatusRequestTimeout, http.StatusGatewayTimeout:
+		p.status, p.detail = http.StatusGatewayTimeout, "the upstream did not answer in time"
+	}
+	if p.status == http.StatusTooManyRequests || p.status == http.StatusServiceUnavailable {
+		p.retryAfter = httpx.RetryAfter(a.Header.Get("Retry-After"), time.Now())
+	}
+	return p
+}
+
+func errStatus(status int) error { return fmt.Errorf("upstream status %d", status) }
+
+// sealable says what is wrong with an answer that Oblivious HTTP is to pass on as it comes: its
+// status or its form is not for the client, or its end cannot be told from a cut.
+func sealable(resp *http.Response, limit int64) *refusal {
+	switch s := resp.StatusCode; {
+	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusProxyAuthRequired,
+		s < 200, s >= 300 && s < 400, s > 599:
+		return upstreamFailed(errStatus(s))
+	}
+	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return upstreamFailed(fault.ErrContentEncoding)
+	}
+	if resp.ContentLength > limit {
+		return refuse(http.StatusBadGateway, "the upstream's answer is too large")
+	}
+	return nil
+}

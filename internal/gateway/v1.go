@@ -1,0 +1,398 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
+	"github.com/seed-017344ad/sealedchat/internal/envelope"
+	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+)
+
+// publicKey serves GET /pki/public_key.
+func (h *request) publicKey() {
+	key, err := h.s.cfg.Keys.Public(h.r.Context())
+	if err != nil {
+		h.refuse(unavailable("no key", err))
+		return
+	}
+	h.header("Content-Type", "text/plain; charset=utf-8")
+	_ = h.write(http.StatusOK, key.PEM())
+}
+
+// completion serves POST /v1/chat/secure_completion.
+func (h *request) completion() {
+	if p := h.serveCompletion(); p != nil {
+		h.refuse(p)
+	}
+}
+
+// serveCompletion takes a request of protocol v1 through its steps: authenticate, read, take a
+// place, open, claim, forward, seal. Only what opens is claimed, so that made-up envelopes cannot
+// push others out of the replay cache.
+func (h *request) serveCompletion() *refusal {
+	h.within(h.s.cfg.BodyTimeout, reading)
+	clientKey, p := h.admit()
+	if p != nil {
+		h.drain()
+		return p
+	}
+	body, p := h.readBody()
+	if p != nil {
+		if p.status == http.StatusRequestEntityTooLarge ||
+			p.status == http.StatusServiceUnavailable {
+			h.drain()
+		}
+		return p
+	}
+	if p := h.takePlace(); p != nil {
+		return p
+	}
+	defer h.givePlace()
+	ctx, cancel := h.whileServed()
+	defer cancel()
+	e, p := h.parseEnvelope(body)
+	if p != nil {
+		return p
+	}
+	plaintext, p := h.openRequest(ctx, e)
+	if p != nil {
+		return p
+	}
+	defer clear(plaintext)
+	return h.serveOnce(ctx, plaintext, clientKey, e)
+}
+
+// serveOnce claims an opened request, answers it, and gives the claim back if the client did not
+// get the answer.
+func (h *request) serveOnce(
+	ctx context.Context, plaintext []byte, clientKey *hybrid.PublicKey, e *envelope.Envelope,
+) *refusal {
+	id := sha256.Sum256(e.WrappedKey)
+	if p := h.claim(ctx, id, clientKey); p != nil {
+		return p
+	}
+	h.s.cfg.Keys.Sweep() // the upstream may take long
+	defer h.s.cfg.Keys.Sweep()
+	served := false
+	defer func() {
+		if !served { // also after a panic
+			h.releaseClaim(ctx, id)
+		}
+	}()
+	sealed, p := h.answer(ctx, plaintext, clientKey, e.TagForm)
+	if p != nil {
+		return p
+	}
+	h.header("Content-Type", hybrid.ContentType)
+	served = h.write(http.StatusOK, sealed) == nil
+	return nil
+}
+
+// admit authenticates the request and reads its headers, before its body is touched.
+func (h *request) admit() (*hybrid.PublicKey, *refusal) {
+	if p := h.authenticate(h.r); p != nil {
+		return nil, p
+	}
+	if p := h.admitOuter(h.envelopeLimit()); p != nil {
+		return nil, p
+	}
+	id := h.r.Header.Get(hybrid.HeaderPayloadID)
+	if !validPayloadID(id) {
+		return nil, refuse(http.StatusBadRequest, "X-Payload-ID is missing or malformed")
+	}
+	h.payloadID = id
+	if p := h.readTier(h.r.Header); p != nil {
+		return nil, p
+	}
+	escaped := h.r.Header.Get(hybrid.HeaderPublicKey)
+	if escaped == "" || len(escaped) > hybrid.MaxKeyText {
+		return nil, refuse(http.StatusBadRequest, "X-Public-Key is missing or too large")
+	}
+	return h.s.clients.parse(escaped)
+}
+
+// validPayloadID: 1 to 128 letters, digits and "-_.:".
+func validPayloadID(id string) bool {
+	if id == "" || len(id) > 128 {
+		return false
+	}
+	for _, c := range []byte(id) {
+		switch {
+		case c >= '0' && c <= '9', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z':
+		case c == '-', c == '_', c == '.', c == ':':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// envelopeLimit is the most bytes of a sealed request.
+func (h *request) envelopeLimit() int64 { return envelopeLimit(h.s.cfg.MaxRequestBytes) }
+
+func envelopeLimit(plaintext int64) int64 {
+	most := plaintext/3*4 + 64<<10 // base64, and room for the rest of the envelope
+	return most + most/32          // which may write / as \/
+}
+
+// readBody reads the body within its limits of size and time.
+func (h *request) readBody() ([]byte, *refusal) {
+	most := h.envelopeLimit()
+	arriving := &arrivingBody{h: h}
+	body, err := []byte(nil), arriving.charge()
+	if err == nil {
+		body, err = httpx.ReadAll(httpx.Capped(arriving, most), min(h.r.ContentLength, firstRead))
+	}
+	switch {
+	case err == nil:
+		h.within(unbounded, reading) // from here on Timeout holds
+		return body, nil
+	case errors.Is(err, errNoShare):
+		return nil, tooManyAtOnce()
+	case errors.Is(err, fault.ErrTooLarge):
+		return nil, tooLarge()
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, notInTime()
+	}
+	return nil, &refusal{
+		status: http.StatusBadRequest,
+		detail: "the request did not arrive whole",
+		cause:  err,
+	}
+}
+
+// parseEnvelope takes a body apart.
+func (h *request) parseEnvelope(body []byte) (*envelope.Envelope, *refusal) {
+	e, err := envelope.Parse(body, int(h.s.cfg.MaxRequestBytes))
+	if errors.Is(err, envelope.ErrTooLarge) {
+		return nil, tooLarge()
+	}
+	if err != nil {
+		return nil, &refusal{
+			status: http.StatusBadRequest,
+			detail: "malformed envelope",
+			cause:  hybrid.EnvelopeError(err),
+			event:  SchemaRefused,
+		}
+	}
+	return &e, nil
+}
+
+// openRequest opens the envelope in place. The caller wipes the plaintext.
+func (h *request) openRequest(ctx context.Context, e *envelope.Envelope) ([]byte, *refusal) {
+	plaintext, err := h.s.cfg.Keys.OpenEnvelope(ctx, e)
+	switch {
+	case errors.Is(err, fault.ErrDecryption), errors.Is(err, fault.ErrEnvelope):
+		return nil, refuse(
+			http.StatusBadRequest,
+			"the request cannot be decrypted; fetch the public key again",
+		).as(DecryptionRefused)
+	case err != nil:
+		return nil, unavailable("no key", err)
+	}
+	h.s.counts.opened.Add(int64(len(plaintext)))
+	return plaintext, nil
+}
+
+// claim refuses a wrapped key that was served before. The client knows the status as one that is
+// not worth repeating.
+func (h *request) claim(ctx context.Context, id [32]byte, clientKey *hybrid.PublicKey) *refusal {
+	fresh, err := h.s.cfg.Replay.Claim(
+		ctx,
+		id,
+		sha256.Sum256(clientKey.DER()),
+		time.Now().Add(h.s.cfg.ReplayWindow),
+	)
+	if err != nil {
+		return unavailable("the replay cache is unavailable", err)
+	}
+	if !fresh {
+		return sentBefore()
+	}
+	return nil
+}
+
+// releaseClaim lets the client repeat a request that failed. What stays claimed is only refused.
+func (h *request) releaseClaim(ctx context.Context, id [32]byte) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_ = h.s.cfg.Replay.Release(ctx, id)
+}
+
+// answer has the upstream answer an opened request, and seals the answer for clientKey.
+func (h *request) answer(
+	ctx context.Context,
+	plaintext []byte,
+	clientKey *hybrid.PublicKey,
+	form envelope.TagForm,
+) ([]byte, *refusal) {
+	request, p := h.upstreamRequest(plaintext)
+	if p != nil {
+		return nil, p
+	}
+	if p := h.tellOpened(ctx, len(plaintext)); p != nil {
+		clear(request)
+		return nil, p
+	}
+	answer, p := h.forward(ctx, request)
+	if p != nil {
+		return nil, p
+	}
+	defer clear(answer[:cap(answer)])
+	if p := h.tellSealed(ctx, len(answer)); p != nil {
+		return nil, p
+	}
+	return h.seal(answer, clientKey, form)
+}
+
+// upstreamRequest checks that the plaintext is a chat request and takes out what is not the
+// upstream's business. A tier that is sealed in it counts like the header: the header can be
+// stripped on the way.
+func (h *request) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
+	if !chatjson.ValidObject(plaintext) {
+		return nil, refuse(http.StatusBadRequest, "the request is not a JSON object").as(SchemaRefused)
+	}
+	o, _ := chatjson.Pick(plaintext, "model", "messages", "security_tier")
+	if o.Text("model") == "" {
+		return nil, refuse(http.StatusBadRequest, "the request names no model").as(SchemaRefused)
+	}
+	if !validMessages(o["messages"]) {
+		return nil, refuse(
+			http.StatusBadRequest,
+			"messages must be a list of objects with a role, and not empty",
+		).as(SchemaRefused)
+	}
+	tier := hybrid.Tier(o.Text("security_tier"))
+	if tier.Rank() < 0 {
+		return nil, refuse(
+			http.StatusBadRequest,
+			"security_tier is not standard, high or maximum",
+		).as(SchemaRefused)
+	}
+	if tier.Rank() > h.tier.Rank() {
+		h.tier = tier
+		if p := h.checkTier(); p != nil {
+			return nil, p
+		}
+	}
+	dropped := append([]string{"stream", "stream_options"}, chatjson.SpokenOutside...)
+	return jsonspan.CutOf(
+		nil,
+		plaintext,
+		func(m jsonspan.Member) bool { return slices.ContainsFunc(dropped, m.Is) },
+	), nil
+}
+
+func validMessages(data []byte) bool {
+	messages, ok := chatjson.Elements(data)
+	if !ok {
+		return false
+	}
+	n := 0
+	for message := range messages {
+		if o, ok := chatjson.Pick(message, "role"); !ok || o.Text("role") == "" {
+			return false
+		}
+		n++
+	}
+	return n > 0
+}
+
+// forward sends the opened request upstream, wipes it, and returns a checked chat.completion.
+func (h *request) forward(ctx context.Context, request []byte) (answer []byte, p *refusal) {
+	defer h.timeUpstream()()
+	sent := httpx.NewSent(request)
+	defer sent.Finish()
+	resp, p := h.askUpstream(ctx, &upstreamCall{
+		method: http.MethodPost, path: "/chat/completions", content: sent,
+		header: http.Header{
+			"Content-Type": {"application/json"}, "Accept": {"application/json"},
+		},
+	})
+	if p != nil {
+		return nil, p
+	}
+	defer resp.Body.Close()
+	a, err := httpx.ReadAnswer(ctx, theUpstream, resp, h.s.cfg.MaxResponseBytes)
+	if err != nil {
+		return nil, upstreamFailure(ctx, err)
+	}
+	defer func() {
+		if p != nil { // it may quote the prompt
+			clear(a.Body[:cap(a.Body)])
+		}
+	}()
+	if a.Status != http.StatusOK {
+		return nil, upstreamRefusal(a)
+	}
+	ok := chatjson.ValidObject(a.Body)
+	if ok { // what the upstream says of a payload id or a tier is not for the client
+		answer = jsonspan.CutOf(a.Body[:0], a.Body, isMetadata)
+		ok = chatjson.CheckCompletionObject(answer, chatjson.Asked{}) == nil
+	}
+	if !ok {
+		p := refuse(http.StatusBadGateway, "the upstream's answer is not a chat completion")
+		p.cause, p.event = errNotCompletion, SchemaRefused
+		return nil, p
+	}
+	return answer, nil
+}
+
+func isMetadata(m jsonspan.Member) bool { return m.Is("_metadata") }
+
+var errNotCompletion = errors.New("not a chat.completion object")
+
+// metadata is the _metadata object that is sealed with every answer.
+type metadata struct {
+	PayloadID   string      `json:"payload_id"`
+	Status      string      `json:"response_status"`
+	ProcessedAt int64       `json:"processed_at"`
+	IsEncrypted bool        `json:"is_encrypted"`
+	Algorithm   string      `json:"encryption_algorithm"`
+	Tier        hybrid.Tier `json:"security_tier"`
+}
+
+// seal adds _metadata to the answer, which it wipes, and seals it in the request's tag form.
+func (h *request) seal(
+	answer []byte,
+	clientKey *hybrid.PublicKey,
+	form envelope.TagForm,
+) ([]byte, *refusal) {
+	now := time.Now().Unix()
+	said, err := json.Marshal(metadata{
+		PayloadID: h.payloadID, Status: "success", ProcessedAt: now, IsEncrypted: true,
+		Algorithm: envelope.Algorithm, Tier: h.s.cfg.Tier,
+	})
+	if err != nil {
+		return nil, internalError(err)
+	}
+	const name = `,"_metadata":`
+	trimmed := bytes.TrimRight(answer, " \t\r\n")
+	plaintext := make([]byte, 0, len(trimmed)+len(name)+len(said))
+	plaintext = append(plaintext, trimmed[:len(trimmed)-1]...)
+	plaintext = append(plaintext, name...)
+	plaintext = append(plaintext, said...)
+	plaintext = append(plaintext, '}')
+	defer clear(plaintext)
+	e := &envelope.Envelope{TagForm: form, ProcessedAt: float64(now), HasProcessedAt: true}
+	sealed, err := clientKey.AppendSealed(nil, e, plaintext)
+	if err != nil {
+		return nil, internalError(err)
+	}
+	h.s.counts.sealed.Add(int64(len(plaintext)))
+	return sealed, nil
+}

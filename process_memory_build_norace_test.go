@@ -1,9 +1,0 @@
-// Copyright The sealedchat Authors
-// SPDX-License-Identifier: Apache-2.0
-
-//go:build linux && !race
-
-package sealedchat_test
-
-// underRace: not built with -race.
-const underRace = false

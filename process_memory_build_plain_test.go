@@ -1,9 +1,0 @@
-// Copyright The sealedchat Authors
-// SPDX-License-Identifier: Apache-2.0
-
-//go:build linux && !goexperiment.runtimesecret
-
-package sealedchat_test
-
-// runtimeSecret: not built with GOEXPERIMENT=runtimesecret.
-const runtimeSecret = false
