@@ -67,6 +67,7 @@ type ohttpRequest struct {
 	inHeader    http.Header
 	path, query string // as they stood, escaped
 	content     []byte
+	choices     int // that a completion was asked for; 0: it is none, or says nothing of them
 	date        time.Time
 	stranger    *limit.Lease // what it took as one that may be a stranger's
 	clientGone  bool         // the client did not take a chunk

@@ -315,6 +315,7 @@ func validMessages(data []byte) bool {
 // forward sends the opened request upstream, wipes it, and returns a checked chat.completion.
 func (h *request) forward(ctx context.Context, request []byte) (answer []byte, p *refusal) {
 	defer h.timeUpstream()()
+	model := bytes.Clone(chatjson.Last(request, "model"))
 	sent := httpx.NewSent(request)
 	defer sent.Finish()
 	resp, p := h.askUpstream(ctx, &upstreamCall{
@@ -327,7 +328,12 @@ func (h *request) forward(ctx context.Context, request []byte) (answer []byte, p
 		return nil, p
 	}
 	defer resp.Body.Close()
-	a, err := httpx.ReadAnswer(ctx, theUpstream, resp, h.s.cfg.MaxResponseBytes)
+	read := httpx.ReadAnswer
+	good := resp.StatusCode >= 200 && resp.StatusCode < 300
+	if good {
+		read = httpx.ReadWhole
+	}
+	a, err := read(ctx, theUpstream, resp, h.s.cfg.MaxResponseBytes)
 	if err != nil {
 		return nil, upstreamFailure(ctx, err)
 	}
@@ -336,7 +342,7 @@ func (h *request) forward(ctx context.Context, request []byte) (answer []byte, p
 			clear(a.Body[:cap(a.Body)])
 		}
 	}()
-	if a.Status != http.StatusOK {
+	if !good {
 		return nil, upstreamRefusal(a)
 	}
 	ok := chatjson.ValidObject(a.Body)
@@ -348,6 +354,13 @@ func (h *request) forward(ctx context.Context, request []byte) (answer []byte, p
 		p := refuse(http.StatusBadGateway, "the upstream's answer is not a chat completion")
 		p.cause, p.event = errNotCompletion, SchemaRefused
 		return nil, p
+	}
+	filled := chatjson.FillIn(answer, chatjson.Missing{
+		ID: "chatcmpl-" + h.payloadID, Created: time.Now().Unix(), Model: model,
+	})
+	if filled != nil {
+		clear(answer)
+		return filled, nil
 	}
 	return answer, nil
 }

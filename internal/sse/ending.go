@@ -16,7 +16,8 @@ type Ending interface {
 	// Done reports whether the end has come, whatever the connection does: nothing that follows
 	// belongs to the content.
 	Done() bool
-	// Ended reports whether the content may end here, if HTTP says so too.
+	// Ended reports whether the content may end here, if HTTP says so too: by a length, a last
+	// chunk, or the end of a stream of HTTP/2.
 	Ended() bool
 	// Known reports whether the form has an end of its own. Otherwise HTTP has to have one.
 	Known() bool
@@ -211,6 +212,15 @@ func (s *Stream) Ended() bool {
 	return end.done || end.failed || s.api == apiChoices && end.finish.Missing(s.choices) == ""
 }
 
+// EndedUnseen is Ended where HTTP does not tell an end from a cut: only an end that is said counts,
+// and no finish reason.
+func (s *Stream) EndedUnseen() bool {
+	if s.json != nil || s.api == apiOther {
+		return s.Ended()
+	}
+	return s.failed || s.DoneAtEnd()
+}
+
 // Known reports whether there is an event that ends the stream.
 func (s *Stream) Known() bool { return s.json != nil || s.api != apiOther }
 
@@ -288,6 +298,14 @@ func (j *JSON) Ended() bool {
 		return j.events.Ended()
 	}
 	return j.begun && j.depth == 0 && !j.text && !j.damaged
+}
+
+// EndedUnseen is that of the event stream, if it is one; a bracket that closes is said.
+func (j *JSON) EndedUnseen() bool {
+	if j.events != nil {
+		return j.events.EndedUnseen()
+	}
+	return j.Ended()
 }
 
 // Known is true.
