@@ -212,8 +212,8 @@ type Part struct {
 // ImageURL is an image by its URL, which may be a data: URL. Only a data: URL keeps the image
 // inside the envelope.
 type ImageURL struct {
-	URL    string `json:"url" read:"lax"`
-	Detail string `json:"detail,omitempty" read:"lax"` // "auto", "low", "high"
+	URL    string `json:"url"`
+	Detail string `json:"detail,omitempty"` // "auto", "low", "high"
 }
 
 // TextPart is a part with text.
@@ -276,7 +276,7 @@ func ToolChoiceFunction(name string) any {
 type ToolCall struct {
 	ID       string                     `json:"id,omitempty" read:"lax"`
 	Type     string                     `json:"type,omitempty" read:"lax"` // "function"
-	Function FunctionCall               `json:"function,omitzero" read:"lax"`
+	Function FunctionCall               `json:"function,omitzero"`
 	Extra    map[string]json.RawMessage `json:"-"`
 
 	bare bool // function came without arguments

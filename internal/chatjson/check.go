@@ -208,7 +208,7 @@ func checkChoice(choice []byte) (member, want string) {
 	if want := checkIndex(Last(choice, "index")); want != "" {
 		return ".index", want
 	}
-	return checkMessage(".message", message)
+	return checkMessage(".message", message, checkCall)
 }
 
 // checkIndex: two choices must not become one. An index that is no number is as good as none.
@@ -222,7 +222,8 @@ func checkIndex(index []byte) (want string) {
 }
 
 // checkMessage looks at a message, or at a piece of one.
-func checkMessage(path string, message []byte) (member, want string) {
+func checkMessage(path string, message []byte,
+	check func(call []byte) (member, want string)) (member, want string) {
 	if want := checkContent(Last(message, "content")); want != "" {
 		return path + ".content", want
 	}
@@ -235,24 +236,23 @@ func checkMessage(path string, message []byte) (member, want string) {
 		return path + ".tool_calls", "want an array"
 	}
 	for call := range jsonspan.ElementsOf(calls) {
-		if member, want := checkCall(call); want != "" {
+		if member, want := check(call); want != "" {
 			return path + ".tool_calls" + member, want
 		}
 	}
 	return "", ""
 }
 
-// checkCall looks at a tool call, or at a piece of one.
+// checkCall looks at a tool call.
 func checkCall(call []byte) (member, want string) {
 	if jsonspan.KindOf(call) != jsonspan.Object {
 		return "", "want objects"
 	}
 	function := Last(call, "function")
-	switch jsonspan.KindOf(function) {
-	case jsonspan.Null:
+	if function == nil {
 		return "", ""
-	case jsonspan.Object:
-	default:
+	}
+	if jsonspan.KindOf(function) != jsonspan.Object {
 		return ".function", "want an object"
 	}
 	switch jsonspan.KindOf(Last(function, "name")) {
@@ -327,12 +327,25 @@ func checkContent(content []byte) (want string) {
 		if kind != jsonspan.Null && kind != jsonspan.String {
 			return "want texts that are strings"
 		}
-		kind = jsonspan.KindOf(Last(part, "image_url"))
-		if kind != jsonspan.Null && kind != jsonspan.Object {
-			return "want image_url to be an object"
+		if image := Last(part, "image_url"); !isImage(image) {
+			return "want image_url to be an object with a url"
 		}
 	}
 	return ""
+}
+
+// isImage tells an image, or none.
+func isImage(image []byte) bool {
+	if kind := jsonspan.KindOf(image); kind != jsonspan.Object {
+		return kind == jsonspan.Null
+	}
+	for _, name := range [...]string{"url", "detail"} {
+		kind := jsonspan.KindOf(Last(image, name))
+		if kind != jsonspan.Null && kind != jsonspan.String {
+			return false
+		}
+	}
+	return true
 }
 
 // checkMetadata looks at a sealed _metadata object. Whatever else stands there says nothing.

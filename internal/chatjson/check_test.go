@@ -175,10 +175,15 @@ func plainCheck(data []byte) bool {
 		k := kind(raw)
 		return k == 0 || k == 'n' || strings.IndexByte(kinds, k) >= 0
 	}
+	image := func(raw json.RawMessage) bool {
+		o, ok := isObject(raw)
+		return !ok && optional(raw, "") ||
+			ok && optional(o["url"], `"`) && optional(o["detail"], `"`)
+	}
 	call := func(raw json.RawMessage) bool {
 		c, ok := isObject(raw)
 		f, isFunction := isObject(c["function"])
-		return ok && optional(c["function"], "{") && (!isFunction ||
+		return ok && (len(c["function"]) == 0 || isFunction &&
 			optional(f["name"], `"`) && optional(f["arguments"], `"{`))
 	}
 	for _, choice := range choices {
@@ -211,7 +216,7 @@ func plainCheck(data []byte) bool {
 			_ = json.Unmarshal(m["content"], &parts)
 			for _, part := range parts {
 				if p, ok := isObject(part); !ok || kind(p["type"]) != '"' ||
-					!optional(p["text"], `"`) || !optional(p["image_url"], "{") {
+					!optional(p["text"], `"`) || !image(p["image_url"]) {
 					return false
 				}
 			}

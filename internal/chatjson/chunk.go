@@ -62,9 +62,19 @@ func checkPiece(choice []byte) (member, want string) {
 	case jsonspan.Null:
 		return "", ""
 	case jsonspan.Object:
-		return checkMessage(".delta", delta)
+		return checkMessage(".delta", delta, checkCallPiece)
 	}
 	return ".delta", "want an object"
+}
+
+// checkCallPiece looks at a piece of a tool call, which need not say anything of the function.
+func checkCallPiece(piece []byte) (member, want string) {
+	function := Last(piece, "function")
+	if function != nil && jsonspan.KindOf(function) == jsonspan.Null &&
+		jsonspan.KindOf(piece) == jsonspan.Object {
+		return "", ""
+	}
+	return checkCall(piece)
 }
 
 // errorObject makes OpenAI's error object of the value of an error, which may be no JSON.

@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 // This file makes of what servers write what SDKs read. Everything else stays byte for byte.
@@ -21,12 +22,25 @@ var null = []byte("null")
 // which members that have not their type are null, choices are told apart by an index, parts of content are
 // one text, and arguments that came as an object are that object's text. The caller wipes it.
 func Repaired(completion []byte) []byte {
-	return editMembers(completion, func(m jsonspan.Member) []byte {
+	return withoutError(completion, editMembers(completion, func(m jsonspan.Member) []byte {
 		if m.Is("choices") {
 			return repairedChoices(m.Value, repairedIndex)
 		}
 		return repairedMember(m)
-	})
+	}))
+}
+
+// withoutError is object, which edited is after other edits if it is not nil, without an error that
+// says nothing. SDKs take any such member for a failure.
+func withoutError(object, edited []byte) []byte {
+	if edited != nil {
+		object = edited
+	}
+	value := Last(object, "error")
+	if value == nil || !sse.IsNothing(value) {
+		return edited
+	}
+	return jsonspan.CutOf(nil, object, func(m jsonspan.Member) bool { return m.Is("error") })
 }
 
 func repairedChoices(choices []byte, index func(n int, choice, edited []byte) []byte) []byte {
@@ -244,7 +258,7 @@ type choiceRepair struct {
 
 // repaired is a checked chunk as SDKs read it, or nil where it is that already.
 func (r *chunkRepair) repaired(chunk []byte) []byte {
-	return editMembers(chunk, func(m jsonspan.Member) []byte {
+	return withoutError(chunk, editMembers(chunk, func(m jsonspan.Member) []byte {
 		if !m.Is("choices") {
 			return repairedMember(m)
 		}
@@ -258,7 +272,7 @@ func (r *chunkRepair) repaired(chunk []byte) []byte {
 			})
 			return repairedIndex(n, choice, edited)
 		})
-	})
+	}))
 }
 
 func endsChoice(finish []byte) bool {
