@@ -21,17 +21,18 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
-// Auditor is told what a client, a key store or a gateway does with keys and sealed messages.
-// [AuditLog.Record] keeps it in a file that nobody can change unnoticed, [NewSlogAuditor] sends it
-// to a logger; a program's own can add [Event].Details and hand the event on. nil tells nobody.
+// Auditor takes the events of a client, a key store or a gateway: what it does with keys and sealed
+// messages. [AuditLog.Record] keeps them in a file that cannot be changed unnoticed,
+// [NewSlogAuditor] sends them to a logger; a program's own can add [Event].Details and hand the
+// event on. nil drops them.
 //
 // An error stops the call: where the event comes before its effect, nothing is sent, used or handed
 // out ([ErrAudit] with the Auditor's error). Events that report what has happened already (see
-// [EventType]) cannot undo it: their error is returned by the call, beside the call's own if it
-// failed, and logged where there is no call.
+// [EventType]) cannot undo it: the call returns their error, joined to its own if it failed, and
+// where there is no call it is logged.
 //
 // It is called from several goroutines, and holds up the call meanwhile. It must not call the
-// client, gateway or key store that it is told by, except [KeyStore.Seal] and [KeyStore.Open] of a
+// client, gateway or key store that calls it, except [KeyStore.Seal] and [KeyStore.Open] of a
 // store that tells nothing itself. ctx is the call's; for what has happened already it does not end
 // with the call.
 type Auditor func(ctx context.Context, e Event) error
@@ -56,7 +57,7 @@ type Event struct {
 	PID      int        `json:"pid"`
 
 	PayloadID string `json:"payload_id,omitempty"` // of the request, the same on both ends
-	// Account is whose request it is, where a program's own Auditor knows that and puts it here.
+	// Account is whose request it is, in a gateway: what GatewayConfig.Authenticate named it.
 	Account string `json:"account,omitempty"`
 	// Fingerprint is that of the key that the event is about, and OldFingerprint that of the key in
 	// whose place it came. Server is the client's base URL, with "ohttp+" before it for
@@ -94,8 +95,8 @@ func memoryNow() *MemoryStatus {
 	return &m
 }
 
-// complete fills in what is zero.
-func (e *Event) complete() {
+// fillIn fills in what is zero.
+func (e *Event) fillIn() {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
@@ -243,7 +244,7 @@ func NewSlogAuditor(l *slog.Logger) Auditor {
 		if !e.Type.valid() {
 			return errEventType(e.Type)
 		}
-		e.complete()
+		e.fillIn()
 		if err := e.checkTime(); err != nil {
 			return err
 		}
@@ -257,11 +258,11 @@ func errEventType(t EventType) error {
 		40))
 }
 
-// teller is the end of an Auditor's line in a client, a key store or a gateway. A nil one and the
-// zero one tell nobody.
-type teller struct{ to atomic.Pointer[Auditor] }
+// auditSink is where a client, a key store or a gateway hands its events to the Auditor. A nil one
+// and the zero one have no Auditor, and drop them.
+type auditSink struct{ to atomic.Pointer[Auditor] }
 
-func (t *teller) set(a Auditor) {
+func (t *auditSink) set(a Auditor) {
 	if a == nil {
 		t.to.Store(nil)
 		return
@@ -271,7 +272,7 @@ func (t *teller) set(a Auditor) {
 
 // tell hands an event to the Auditor, and returns its error as one that is ErrAudit. No lock may be
 // held that the Auditor's work can need.
-func (t *teller) tell(ctx context.Context, e Event) error {
+func (t *auditSink) tell(ctx context.Context, e Event) error {
 	if t == nil {
 		return nil
 	}
@@ -282,15 +283,15 @@ func (t *teller) tell(ctx context.Context, e Event) error {
 	if e.Type.happened() {
 		ctx = context.WithoutCancel(ctx)
 	}
-	e.complete()
+	e.fillIn()
 	if err := (*to)(ctx, e); err != nil {
 		return &auditError{e.Type, err}
 	}
 	return nil
 }
 
-// auditError is ErrAudit and all that the Auditor's error is, except ErrUnconfirmed, which the caller
-// would take for its own key store's.
+// auditError is ErrAudit and all that the Auditor's error is, except ErrUnconfirmed, which the
+// caller would take for its own key store's.
 type auditError struct {
 	event EventType
 	err   error
@@ -308,7 +309,7 @@ func (e *auditError) As(target any) bool { return errors.As(e.err, target) }
 
 // failed hands on an event about err, the error of a call: what comes back is err, with the
 // Auditor's error beside it.
-func (t *teller) failed(ctx context.Context, err error, e Event) error {
+func (t *auditSink) failed(ctx context.Context, err error, e Event) error {
 	return fault.Join(err, t.tell(ctx, e))
 }
 

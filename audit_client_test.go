@@ -192,7 +192,7 @@ func TestRetryEvents(t *testing.T) {
 
 	c.retry.base = time.Microsecond
 	o, n := &callOptions{}, 0
-	err := c.persist(t.Context(), o, func() (again bool, err error) {
+	err := c.withRetries(t.Context(), o, func() (again bool, err error) {
 		switch n++; n {
 		case 1:
 			o.sealed = "first"

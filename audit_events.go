@@ -44,11 +44,11 @@ import "log/slog"
 //	EventResponseOpened     before  INFO      PayloadID, Bytes, Duration, Reason (how it ended,
 //	                                          if early). Before it is handed out; of a stream,
 //	                                          its end
-//	EventRequestOpened      before  INFO      in a gateway: PayloadID, Tier, Bytes. Before it
-//	                                          goes upstream
-//	EventResponseSealed     before  INFO      in a gateway: PayloadID, Bytes, Duration, Reason
-//	                                          (how it ended, if early). Before it is sent; of a
-//	                                          stream, its end
+//	EventRequestOpened      before  INFO      in a gateway: PayloadID, Account, Tier, Bytes.
+//	                                          Before it goes upstream
+//	EventResponseSealed     before  INFO      in a gateway: PayloadID, Account, Bytes,
+//	                                          Duration, Reason (how it ended, if early). Before
+//	                                          it is sent; of a stream, its end
 //	EventDecryptionRefused  after   ERROR     PayloadID or Path, Reason; Bytes that a client
 //	                                          handed out before
 //	EventReplayRefused      after   ERROR     PayloadID, Reason
@@ -63,6 +63,8 @@ import "log/slog"
 //	EventLockLost           after   CRITICAL  Path
 //	EventPanicSurvived      after   CRITICAL  in a gateway: PayloadID, Reason (the panic's type)
 //	EventNote               before  INFO      a program's own: Details
+//
+// Every event about a gateway's request has Account, where GatewayConfig.Authenticate named one.
 //
 // Of an answer that is passed on as it comes (Oblivious HTTP), EventResponseOpened and
 // EventResponseSealed are told once, when it ends, however it does, with the bytes that may have

@@ -105,7 +105,7 @@ func TestSeverities(t *testing.T) {
 		SeverityCritical:     "CRITICAL", SeverityCritical + 100: "CRITICAL",
 	} {
 		e := Event{Type: EventKeyDeleted, Severity: level} // whose own is WARN
-		e.complete()
+		e.fillIn()
 		text, err := json.Marshal(e)
 		if err != nil || !bytes.Contains(text, []byte(`"severity":"`+want+`"`)) {
 			t.Errorf("%v: %s, %v", level, text, err)
@@ -132,7 +132,7 @@ func TestSeverities(t *testing.T) {
 		}
 	}
 	e := Event{Type: EventKeyDeleted}
-	if e.complete(); e.Severity != slog.LevelWarn {
+	if e.fillIn(); e.Severity != slog.LevelWarn {
 		t.Errorf("of the type: %v", e.Severity)
 	}
 }
@@ -325,7 +325,7 @@ func TestSlogAuditor(t *testing.T) {
 
 // What an event says happened before the call ended is told although the call has ended.
 func TestTellAfterTheEnd(t *testing.T) {
-	var tell teller
+	var tell auditSink
 	var ended []error
 	tell.set(Auditor(func(ctx context.Context, _ Event) error {
 		ended = append(ended,
@@ -345,7 +345,7 @@ func TestTellAfterTheEnd(t *testing.T) {
 	if err := tell.tell(ctx, note(1)); err != nil || len(ended) != 2 {
 		t.Errorf("%v, %v", err, ended)
 	}
-	var none *teller
+	var none *auditSink
 	if err := none.tell(ctx, note(1)); err != nil {
 		t.Error(err)
 	}

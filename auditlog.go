@@ -146,7 +146,7 @@ func (l *AuditLog) Record(ctx context.Context, e Event) error {
 	if !e.Type.valid() {
 		return errEventType(e.Type)
 	}
-	e.complete()
+	e.fillIn()
 	event, err := e.fields()
 	if err != nil {
 		return err

@@ -294,7 +294,7 @@ func TestAuditEventYears(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	// A call that such an event belongs to is stopped.
-	var tell teller
+	var tell auditSink
 	tell.set(l.Record)
 	if err := tell.tell(t.Context(), Event{Type: EventNote, Time: time.Date(10000, 1, 1, 0, 0, 0, 0,
 		time.UTC)}); !errors.Is(err, ErrAudit) {

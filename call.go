@@ -38,18 +38,18 @@ type protocol interface {
 	// seal encrypts in, which it leaves as it is, with fresh keys into an HTTP request that is
 	// ready to go.
 	seal(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest, error)
-	// open decrypts a whole answer to r whose status is 200, into the memory that into returns, or
-	// in place when into is nil. It takes the body over.
-	open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error)
+	// openAnswer decrypts a whole answer to r whose status is 200, into the memory that into
+	// returns, or in place when into is nil. It takes the body over.
+	openAnswer(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error)
 	// openHeader opens the header of an answer that is read as it comes. Without an error the
 	// response owns the body. It is only called where streams is true.
 	openHeader(ctx context.Context, in *plainRequest, r *sealedRequest,
 		outside *http.Response) (*openedResponse, error)
 	// failure is the error of an answer whose status is not 200.
 	failure(a *httpx.Answer) error
-	// refused is told of what failure returned, and of an *APIError of open's. It reports whether
+	// resealHelps gets the error of failure, and an *APIError of openAnswer. It reports whether
 	// sealing afresh can help: the server has another key.
-	refused(ctx context.Context, r *sealedRequest, err error) (bool, error)
+	resealHelps(ctx context.Context, r *sealedRequest, err error) (bool, error)
 }
 
 // plainRequest is what is sealed, except for Date and Authorization. content stays the caller's.
@@ -88,7 +88,7 @@ type sealedRequest struct {
 	server    *PublicKey // sealed to
 	keys      *KeyStore
 	key       *keystore.Key // of keys; opens the answer in version 1
-	ohttp     *obliviousCall
+	ohttp     *ohttpCall
 }
 
 func (r *sealedRequest) release() {
@@ -112,16 +112,16 @@ type opened struct {
 func (c *SecureCompletionClient) do(ctx context.Context, in *plainRequest,
 	opts []CallOption) (result *completion, err error) {
 	defer c.counts.call()(&err)
-	o, err := c.check(in, opts)
+	o, err := c.checkCall(in, opts)
 	if err != nil {
 		return nil, err
 	}
-	ctx, done, err := c.begin(ctx)
+	ctx, done, err := c.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	err = c.persist(ctx, o, func() (again bool, err error) {
+	err = c.withRetries(ctx, o, func() (again bool, err error) {
 		return c.attempt(ctx, in, o, func(ctx context.Context, t *trip) (err error) {
 			result, err = c.receiveWhole(ctx, t)
 			return err
@@ -135,12 +135,12 @@ func (c *SecureCompletionClient) do(ctx context.Context, in *plainRequest,
 // is closed or has been read to its end.
 func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
 	opts []CallOption) (resp *openedResponse, err error) {
-	o, err := c.check(in, opts)
+	o, err := c.checkCall(in, opts)
 	if err != nil {
 		return nil, err
 	}
 	counted := c.counts.call()
-	ctx, done, err := c.begin(ctx)
+	ctx, done, err := c.enter(ctx)
 	if err != nil {
 		counted(&err)
 		return nil, err
@@ -155,7 +155,7 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
 			finish(failure) // or else Close waits for this call for good
 		}
 	}()
-	failure = c.persist(ctx, o, func() (again bool, err error) {
+	failure = c.withRetries(ctx, o, func() (again bool, err error) {
 		return c.attempt(ctx, in, o, func(ctx context.Context, t *trip) (err error) {
 			resp, err = c.receiveStream(ctx, t, finish)
 			return err
@@ -167,9 +167,9 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
 // errPanicked is the end of what a callback of the caller's ended by panicking.
 var errPanicked = errors.New("sealedchat: a callback panicked")
 
-// check says with which options in is sent, if it may be. Only content that came from outside is
-// looked at, once.
-func (c *SecureCompletionClient) check(in *plainRequest, opts []CallOption) (*callOptions, error) {
+// checkCall says with which options in is sent, if it may be. Only content that came from outside
+// is looked at, once.
+func (c *SecureCompletionClient) checkCall(in *plainRequest, opts []CallOption) (*callOptions, error) {
 	o, err := c.options(opts)
 	if err != nil {
 		return nil, err
@@ -185,9 +185,9 @@ func (c *SecureCompletionClient) check(in *plainRequest, opts []CallOption) (*ca
 	return o, err
 }
 
-// persist makes attempts until one succeeds or another one is not worth making. An attempt that
+// withRetries makes attempts until one succeeds or another one is not worth making. An attempt that
 // failed says whether the server's key has changed meanwhile.
-func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions,
+func (c *SecureCompletionClient) withRetries(ctx context.Context, o *callOptions,
 	attempt func() (again bool, err error)) error {
 	renewed := false
 	ended := func(err error) error {
@@ -210,8 +210,8 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions,
 		// the key has changed: no fault of the request, and no reason to wait
 		if again && !renewed {
 			renewed = true
-			if told := c.tellRetry(ctx, o.sealed, attempts, 0, err); told != nil {
-				return fault.Join(err, told)
+			if auditErr := c.tellRetry(ctx, o.sealed, attempts, 0, err); auditErr != nil {
+				return fault.Join(err, auditErr)
 			}
 			c.counts.retries.Add(1)
 			continue
@@ -224,8 +224,8 @@ func (c *SecureCompletionClient) persist(ctx context.Context, o *callOptions,
 			return ended(err)
 		}
 		failures++
-		if told := c.tellRetry(ctx, o.sealed, attempts, wait, err); told != nil {
-			return fault.Join(err, told)
+		if auditErr := c.tellRetry(ctx, o.sealed, attempts, wait, err); auditErr != nil {
+			return fault.Join(err, auditErr)
 		}
 		c.log.InfoContext(ctx, "attempt failed, trying again", "failures", failures, "wait", wait,
 			"error", logText(err))
@@ -287,7 +287,7 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, in *plainRequest, 
 	if err := receive(ctx, t); err != nil {
 		t.log.DebugContext(ctx, "request failed", "duration", time.Since(t.start), "error",
 			logText(err))
-		return c.refused(ctx, r, err)
+		return c.sealAgain(ctx, r, err)
 	}
 	return false, nil
 }
@@ -300,7 +300,7 @@ func (c *SecureCompletionClient) receiveWhole(ctx context.Context, t *trip) (*co
 	}
 	var result *completion
 	if err == nil {
-		result, err = c.open(t.sealedRequest, a, t.o)
+		result, err = c.openCompletion(t.sealedRequest, a, t.o)
 		err = c.tellAnswer(ctx, t.payloadID, result, err, t.start, t.o)
 	}
 	if err != nil {
@@ -312,9 +312,9 @@ func (c *SecureCompletionClient) receiveWhole(ctx context.Context, t *trip) (*co
 	return result, nil
 }
 
-// refused asks whether sealing afresh can help. A server's new key that is not trusted replaces the
-// error.
-func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest,
+// sealAgain asks whether sealing afresh can help. A server's new key that is not trusted replaces
+// the error.
+func (c *SecureCompletionClient) sealAgain(ctx context.Context, r *sealedRequest,
 	err error) (again bool, _ error) {
 	if errors.Is(err, ErrAudit) {
 		return false, err // whatever the Auditor returned
@@ -324,7 +324,7 @@ func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest,
 	if !inner && !outer {
 		return false, err
 	}
-	renewed, refreshErr := c.wire.refused(ctx, r, err)
+	renewed, refreshErr := c.wire.resealHelps(ctx, r, err)
 	if _, distrust := errors.AsType[*ServerKeyError](refreshErr); distrust {
 		return false, refreshErr
 	}
@@ -334,10 +334,11 @@ func (c *SecureCompletionClient) refused(ctx context.Context, r *sealedRequest,
 	return renewed, err
 }
 
-// open decrypts and checks an answer. Nothing of it leaves here unless all of it is right.
-func (c *SecureCompletionClient) open(r *sealedRequest, a *httpx.Answer,
+// openCompletion decrypts and checks an answer. Nothing of it leaves here unless all of it is
+// right.
+func (c *SecureCompletionClient) openCompletion(r *sealedRequest, a *httpx.Answer,
 	o *callOptions) (*completion, error) {
-	plain, err := c.wire.open(r, a, o.into)
+	plain, err := c.wire.openAnswer(r, a, o.into)
 	if err != nil {
 		return nil, err
 	}

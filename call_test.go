@@ -118,7 +118,7 @@ func stuckGeneration(t *testing.T) (*KeyStore, chan struct{}) {
 	t.Cleanup(func() {
 		close(end)
 		over.Wait()
-		_ = keys.Close()
+		keys.Close()
 	})
 	return keys, reached
 }

@@ -205,7 +205,7 @@ func (r *ChatRequest) wantsUsage() (bool, error) {
 }
 
 // readWhole reads the answer of a server that took no notice of stream. An answer that is refused
-// is told of; of one that did not come as a whole, its body has told.
+// becomes an event here; for one that did not come as a whole, its body has told the Auditor.
 func (c *SecureCompletionClient) readWhole(ctx context.Context, resp *openedResponse) (*completion,
 	error) {
 	defer resp.body.Close()

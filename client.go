@@ -97,7 +97,7 @@ type SecureCompletionClient struct {
 	ownHTTP bool
 	counts  clientCounts
 
-	audit     teller
+	audit     auditSink
 	allLocked func() bool // the function allLocked, except in tests
 	wasLocked atomic.Bool // what it said when it was asked last
 	opened    time.Time
@@ -203,7 +203,7 @@ func (c *SecureCompletionClient) setProtocol() {
 		// what is remembered for one protocol says nothing about the other
 		c.server.origin = "ohttp+" + c.server.origin
 		c.retry.once = true
-		c.wire = &obliviousHTTP{
+		c.wire = &ohttpProtocol{
 			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host,
 			keys: c.cfg.Keys, server: c.server, memory: c.memory, padding: c.cfg.OHTTP.Padding,
 			maxAnswer: c.cfg.MaxResponseBytes, idle: c.cfg.IdleTimeout, base: c.base,
@@ -277,7 +277,7 @@ func (c *SecureCompletionClient) Complete(ctx context.Context, request *Secret,
 	var body *Secret
 	into := func(n int) (b []byte, err error) {
 		body.Destroy() // an earlier attempt's
-		body, b, err = newRoom(c.memory, n)
+		body, b, err = newBuffer(c.memory, n)
 		return b, err
 	}
 	var result *completion
@@ -300,7 +300,7 @@ func (c *SecureCompletionClient) Complete(ctx context.Context, request *Secret,
 // none, fetches the server's key and has Config.Trust judge it if none is known, and leaves a
 // connection open. Errors are those of [SecureCompletionClient.ServerKey], and of generating a key.
 func (c *SecureCompletionClient) Warm(ctx context.Context) error {
-	ctx, done, err := c.begin(ctx)
+	ctx, done, err := c.enter(ctx)
 	if err != nil {
 		return err
 	}
@@ -313,7 +313,7 @@ func (c *SecureCompletionClient) Warm(ctx context.Context) error {
 // the answer is no key; otherwise as of a call: [*APIError] or [*OuterError], [ErrConnection],
 // [ErrTooLarge], [ErrAudit], [ErrClosed], the end of ctx.
 func (c *SecureCompletionClient) ServerKey(ctx context.Context) (*PublicKey, error) {
-	ctx, done, err := c.begin(ctx)
+	ctx, done, err := c.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -328,7 +328,7 @@ func (c *SecureCompletionClient) ServerKey(ctx context.Context) (*PublicKey, err
 // Errors: [ErrInvalidRequest] for a text that is no fingerprint, [ErrClosed], with FirstUse those
 // of saving, and [ErrAudit], after which the key is trusted all the same.
 func (c *SecureCompletionClient) AcceptServerKey(fingerprint string) error {
-	ctx, done, err := c.begin(context.Background())
+	ctx, done, err := c.enter(context.Background())
 	if err != nil {
 		return err
 	}
@@ -355,7 +355,7 @@ func (c *SecureCompletionClient) Close() (err error) {
 			httpx.CloseIdle(c.http)
 		}
 		if c.ownKeys {
-			_ = c.cfg.Keys.Close()
+			c.cfg.Keys.Close()
 		}
 		c.memory.Close()
 		err = c.tellClosed()
@@ -363,8 +363,8 @@ func (c *SecureCompletionClient) Close() (err error) {
 	return err
 }
 
-// begin enters a call: its context also ends with the client. done leaves it.
-func (c *SecureCompletionClient) begin(ctx context.Context) (_ context.Context, done func(),
+// enter begins a call: its context also ends with the client. done leaves it.
+func (c *SecureCompletionClient) enter(ctx context.Context) (_ context.Context, done func(),
 	err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c.mu.Lock()

@@ -321,13 +321,11 @@ func ConfigFromEnv(ctx context.Context) (c Config, err error) {
 		}
 	}
 	if key := os.Getenv("NOMYO_API_KEY"); key != "" {
-		if c.APIKey, err = NewSecret([]byte(key)); err == nil {
-			err = c.APIKey.Use(httpx.ValidAPIKey)
-		}
-		if err != nil {
+		c.APIKey = NewSecret([]byte(key))
+		if err := c.APIKey.Use(httpx.ValidAPIKey); err != nil {
 			c.APIKey.Destroy()
 			if c.Keys != nil {
-				_ = c.Keys.Close()
+				c.Keys.Close()
 			}
 			return Config{}, &ConfigError{Field: "NOMYO_API_KEY", Err: err}
 		}
@@ -340,10 +338,7 @@ func keysFromEnv(ctx context.Context, dir string) (*KeyStore, error) {
 	if password == "" {
 		return nil, fmt.Errorf("%w: NOMYO_KEY_PASSWORD is not set", ErrPassphrase)
 	}
-	passphrase, err := NewSecret([]byte(password))
-	if err != nil {
-		return nil, err
-	}
+	passphrase := NewSecret([]byte(password))
 	defer passphrase.Destroy()
 	return OpenKeyStore(ctx, dir, passphrase, nil)
 }

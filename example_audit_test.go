@@ -23,10 +23,7 @@ func ExampleVerifyAuditLog() {
 		log.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	passphrase, err := sealedchat.NewSecret([]byte("correct horse battery"))
-	if err != nil {
-		log.Fatal(err)
-	}
+	passphrase := sealedchat.NewSecret([]byte("correct horse battery"))
 	defer passphrase.Destroy()
 	store, err := sealedchat.CreateKeyStore(ctx, filepath.Join(dir, "keys"), passphrase,
 		&sealedchat.KeyStoreOptions{Bits: 2048})

@@ -50,7 +50,7 @@ func startGateway(model http.HandlerFunc, config sealedchat.GatewayConfig) (url,
 	return server.URL, key.Fingerprint(), server.Client().Transport.(*http.Transport), func() {
 		server.Close()
 		_ = gateway.Close()
-		_ = keys.Close()
+		keys.Close()
 		upstream.Close()
 	}
 }
@@ -59,10 +59,7 @@ func Example() {
 	url, pin, transport, stop := startServer()
 	defer stop()
 
-	key, err := sealedchat.NewSecret([]byte("an-api-key"))
-	if err != nil {
-		log.Fatal(err)
-	}
+	key := sealedchat.NewSecret([]byte("an-api-key"))
 	defer key.Destroy()
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
 		BaseURL:   url,
@@ -167,10 +164,7 @@ func ExampleSecureCompletionClient_Complete() {
 	}
 	defer client.Close()
 
-	body, err := sealedchat.NewSecret([]byte(`{"model":"demo","messages":[{"role":"user","content":"What is the capital of France?"}]}`))
-	if err != nil {
-		log.Fatal(err)
-	}
+	body := sealedchat.NewSecret([]byte(`{"model":"demo","messages":[{"role":"user","content":"What is the capital of France?"}]}`))
 	defer body.Destroy()
 	response, err := client.Complete(context.Background(), body)
 	if err != nil {
@@ -187,10 +181,7 @@ func ExampleSecureCompletionClient_Complete() {
 // This is the README's client: compiled, and not run, since it wants a server.
 func ExampleNewSecureCompletionClient() {
 	ctx := context.Background()
-	key, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_API_KEY")))
-	if err != nil {
-		log.Fatal(err)
-	}
+	key := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_API_KEY")))
 	defer key.Destroy()
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
 		BaseURL: "https://inference.example.com",
@@ -243,10 +234,7 @@ func ExampleConfigFromEnv() {
 // This is the README's key store: compiled, and not run.
 func ExampleOpenKeyStore() {
 	ctx := context.Background()
-	passphrase, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
-	if err != nil {
-		log.Fatal(err)
-	}
+	passphrase := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
 	defer passphrase.Destroy()
 	store, err := sealedchat.OpenKeyStore(ctx, "/var/lib/myservice/keys", passphrase, nil) // CreateKeyStore makes it, once
 	if err != nil {
@@ -267,10 +255,7 @@ func ExampleOpenKeyStore() {
 // This is the README's audit log: compiled, and not run. What is opened first is closed last.
 func ExampleOpenAuditLog() {
 	ctx := context.Background()
-	passphrase, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
-	if err != nil {
-		log.Fatal(err)
-	}
+	passphrase := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
 	defer passphrase.Destroy()
 	store, err := sealedchat.OpenKeyStore(ctx, "/var/lib/myservice/keys", passphrase, nil)
 	if err != nil {
@@ -317,10 +302,7 @@ func ExampleAuditor() {
 
 // This is the README's gateway: compiled, and not run.
 func ExampleNewGateway() {
-	key, err := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_API_KEY")))
-	if err != nil {
-		log.Fatal(err)
-	}
+	key := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_API_KEY")))
 	auth, err := sealedchat.AuthenticateKeys(key)
 	if err != nil {
 		log.Fatal(err)
@@ -406,10 +388,7 @@ func ExampleKeyStore_Seal() {
 		log.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	passphrase, err := sealedchat.NewSecret([]byte("correct horse battery"))
-	if err != nil {
-		log.Fatal(err)
-	}
+	passphrase := sealedchat.NewSecret([]byte("correct horse battery"))
 	defer passphrase.Destroy()
 	keys, err := sealedchat.CreateKeyStore(context.Background(), dir+"/store", passphrase, &sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
@@ -431,10 +410,7 @@ func ExampleKeyStore_Seal() {
 
 // A secret prints as nothing, and is lent out, not given away.
 func ExampleSecret() {
-	secret, err := sealedchat.NewSecret([]byte("hunter22"))
-	if err != nil {
-		log.Fatal(err)
-	}
+	secret := sealedchat.NewSecret([]byte("hunter22"))
 	fmt.Println(secret, secret.Len())
 	_ = secret.Use(func(b []byte) error {
 		fmt.Println(string(b[:6]))

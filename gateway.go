@@ -53,9 +53,10 @@ type GatewayConfig struct {
 	// 401, or 403 for ErrPermission, 429 for ErrRateLimited, 503 for ErrUnavailable; the RetryAfter of
 	// an *APIError goes along. See AuthenticateKeys.
 	//
-	// account is the program's own name of the client, "" for nobody in particular: never a key or a
-	// token. It stands in the line of Logger and in Event.Account, in up to 128 printable characters,
-	// and connections upstream over HTTP/1 that served one account serve no other.
+	// account is the program's own name for the client, never a key or a token; "" is nobody in
+	// particular. It is in the line of Logger and in Event.Account, cut to 128 printable characters.
+	// Over HTTP/1, a connection upstream that served one account serves no other. With an error it is
+	// ignored.
 	Authenticate func(*http.Request) (account string, err error)
 	// AllowUnauthenticated serves everybody when Authenticate is nil.
 	AllowUnauthenticated bool
@@ -119,7 +120,8 @@ type GatewayConfig struct {
 	// its end. Refused API keys, and requests of the second protocol that do not open or are
 	// malformed, are for Logger alone: strangers could fill the audit log with them. nil = nobody.
 	Audit Auditor
-	// Logger gets one line per request: ids, sizes, durations and status, no content. nil = silent.
+	// Logger gets one line per request: ids, account, sizes, durations and status, no content. nil =
+	// silent.
 	Logger *slog.Logger
 }
 
@@ -157,12 +159,9 @@ type GatewayOHTTP struct {
 // POST /v1/chat/secure_completion for protocol v1, GET and POST /.well-known/ohttp-gateway for
 // Oblivious HTTP, and GET /healthz. Put it behind TLS: an [http.Server] with a certificate, or a
 // proxy. Its methods may be called from several goroutines.
-type Gateway struct {
-	server *gateway.Server
-	logger *slog.Logger
-}
+type Gateway struct{ server *gateway.Server }
 
-// NewGateway checks c and makes a gateway. It touches no network, file or environment, but for what
+// NewGateway checks c and makes a gateway. It touches no network, file or environment, except what
 // GatewayConfig.Audit does when it is told. Errors are [*ConfigError], or [ErrAudit]. The caller
 // closes the gateway with [Gateway.Close].
 func NewGateway(c GatewayConfig) (*Gateway, error) {
@@ -171,8 +170,9 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 		return nil, err
 	}
 	if c.Keys == nil {
-		// One key for as long as the gateway lives: rotation would turn away whoever pinned it.
-		keys, err := NewEphemeralKeyStore(&KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: c.Audit})
+		// One key for as long as the gateway lives: rotation would turn away clients that pinned it.
+		o := &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: c.Audit}
+		keys, err := NewEphemeralKeyStore(o)
 		if err != nil {
 			return nil, err
 		}
@@ -180,7 +180,7 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 	}
 	server, err := gateway.New(*config)
 	if err == nil {
-		return &Gateway{server, config.Logger}, nil
+		return &Gateway{server}, nil
 	}
 	if config.OwnKeys {
 		config.Keys.Close()
@@ -194,22 +194,29 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 // engine gives the configuration in the terms of package gateway.
 func (c *GatewayConfig) engine() (*gateway.Config, error) {
 	if isNilPointer(c.UpstreamTransport) {
-		return nil, configError(
-			"GatewayConfig.UpstreamTransport",
-			"a nil *http.Transport; leave the field nil for the default",
-		)
+		return nil, configError("GatewayConfig.UpstreamTransport",
+			"a nil *http.Transport; leave the field nil for the default")
 	}
 	config := &gateway.Config{
-		Upstream: c.Upstream, UpstreamTransport: c.UpstreamTransport,
+		Upstream:             c.Upstream,
+		UpstreamTransport:    c.UpstreamTransport,
 		InsecureUpstreamHTTP: c.InsecureUpstreamHTTP,
 		AllowUnauthenticated: c.AllowUnauthenticated,
-		Tier:                 hybrid.Tier(c.Tier), Replay: c.Replay, ReplayWindow: c.ReplayWindow,
-		MaxRequestBytes: c.MaxRequestBytes, MaxResponseBytes: c.MaxResponseBytes,
-		MaxConcurrent: c.MaxConcurrent,
-		Timeout:       c.Timeout, BodyTimeout: c.BodyTimeout, IdleTimeout: c.IdleTimeout,
-		AddressHeader: c.AddressHeader,
-		ServeV1:       c.Protocols == nil, ServeOHTTP: c.Protocols == nil,
-		OHTTP: gateway.OHTTPConfig(c.OHTTP), Tell: tellGatewayEvents(c.Audit), Logger: c.Logger,
+		Tier:                 hybrid.Tier(c.Tier),
+		Replay:               c.Replay,
+		ReplayWindow:         c.ReplayWindow,
+		MaxRequestBytes:      c.MaxRequestBytes,
+		MaxResponseBytes:     c.MaxResponseBytes,
+		MaxConcurrent:        c.MaxConcurrent,
+		Timeout:              c.Timeout,
+		BodyTimeout:          c.BodyTimeout,
+		IdleTimeout:          c.IdleTimeout,
+		AddressHeader:        c.AddressHeader,
+		ServeV1:              c.Protocols == nil,
+		ServeOHTTP:           c.Protocols == nil,
+		OHTTP:                gateway.OHTTPConfig(c.OHTTP),
+		Tell:                 tellGatewayEvents(c.Audit),
+		Logger:               c.Logger,
 	}
 	if c.UpstreamKey != nil {
 		config.UpstreamKey = c.UpstreamKey
@@ -219,15 +226,10 @@ func (c *GatewayConfig) engine() (*gateway.Config, error) {
 	}
 	if c.Keys != nil {
 		if c.Keys.store == nil {
-			return nil, configError(
-				"GatewayConfig.Keys",
-				"a zero KeyStore; make one with OpenKeyStore, CreateKeyStore or NewEphemeralKeyStore",
-			)
+			return nil, configError("GatewayConfig.Keys",
+				"a zero KeyStore; make one with OpenKeyStore, CreateKeyStore or NewEphemeralKeyStore")
 		}
 		config.Keys = c.Keys.store
-	}
-	if config.Logger == nil {
-		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	for _, p := range c.Protocols {
 		switch p {
@@ -258,7 +260,7 @@ func tellGatewayEvents(a Auditor) func(context.Context, gateway.Event) error {
 	if a == nil {
 		return nil
 	}
-	var t teller
+	var t auditSink
 	t.set(a)
 	return func(ctx context.Context, e gateway.Event) error { return t.tell(ctx, gatewayEvent(e)) }
 }
@@ -295,24 +297,15 @@ func (g *Gateway) Keys(ctx context.Context) ([]KeyInfo, error) {
 // Server is an [http.Server] on addr that is right for the gateway: it waits 10 seconds for a
 // request's header, which has 8 KiB at most, keeps idle connections for 2 minutes, and writes its
 // complaints to GatewayConfig.Logger at level WARN. 500 connections cost at most 32 MiB, however
-// long their headers are. It has no ReadTimeout and no WriteTimeout, since Timeout and BodyTimeout
-// bound every request. The caller may change it, sets TLSConfig where ListenAndServeTLS has no
-// files for it, starts it and shuts it down, before [Gateway.Close].
+// long their headers are; with headers of thousands of fields four times that, for those 10
+// seconds. It has no ReadTimeout and no WriteTimeout, since Timeout and BodyTimeout bound every
+// request. The caller may change it, sets TLSConfig where ListenAndServeTLS has no files for it,
+// starts it and shuts it down, before [Gateway.Close].
 func (g *Gateway) Server(addr string) *http.Server {
-	return &http.Server{
-		Addr:              addr,
-		Handler:           g,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    maxHeaderBytes,
-		// each connection keeps a buffer for its largest
-		HTTP2:    &http.HTTP2Config{MaxReadFrameSize: 16 << 10},
-		ErrorLog: slog.NewLogLogger(g.logger.Handler(), slog.LevelWarn),
-	}
+	server := g.server.HTTPServer(addr)
+	server.Handler = g
+	return server
 }
-
-// an RSA key of 8192 bits, an API key of 4 KiB, and what proxies add; net/http allows 4 KiB more
-const maxHeaderBytes = 8 << 10
 
 // Close refuses new requests with 503, ends running ones, waits for them, and wipes the keys that
 // are the gateway's own. For a graceful end, shut the http.Server down first. Idempotent; its only

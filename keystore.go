@@ -53,7 +53,7 @@ func tellKeyEvents(a Auditor) func(context.Context, keystore.Event) error {
 	if a == nil {
 		return nil
 	}
-	var t teller
+	var t auditSink
 	t.set(a)
 	return func(ctx context.Context, e keystore.Event) error { return t.tell(ctx, keyEvent(e)) }
 }
@@ -276,11 +276,8 @@ func (s *KeyStore) Open(label string, sealed []byte) ([]byte, error) {
 
 // Close wipes the keys: at once, or when the last request that uses them has ended. It ends the
 // rotation in the background and waits for a generation that is under way, some seconds at most.
-// The file stays. Idempotent; its error is always nil.
-func (s *KeyStore) Close() error {
-	s.store.Close()
-	return nil
-}
+// The file stays. Idempotent.
+func (s *KeyStore) Close() { s.store.Close() }
 
 // folder is where the store is kept, nil for memory. It is closed with the store.
 func (s *KeyStore) folder() *fsafe.Dir { return s.store.Dir() }

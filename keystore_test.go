@@ -7,18 +7,20 @@ import (
 	"context"
 	"crypto/rsa"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/awnumar/memguard"
+
+	"github.com/seed-017344ad/sealedchat/internal/keystore"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
@@ -189,7 +191,7 @@ func TestNoRequestWaitsForRotation(t *testing.T) {
 // A request that is under way keeps its key through Close and through a rotation; then the key is wiped.
 func TestRunningRequestKeepsItsKey(t *testing.T) {
 	for what, end := range map[string]func(*KeyStore) error{
-		"Close":  (*KeyStore).Close,
+		"Close":  func(s *KeyStore) error { s.Close(); return nil },
 		"Rotate": func(s *KeyStore) error { return s.Rotate(context.Background()) },
 	} {
 		server := fakes.NewServer(t)
@@ -251,180 +253,128 @@ func TestImportFromOtherClients(t *testing.T) {
 	}
 }
 
-// firstUser is a client of server that trusts on first use.
-func firstUser(t testing.TB, server *fakes.Server, s *KeyStore, change func(*Config)) *SecureCompletionClient {
-	t.Helper()
-	return sealedClient(t, server, func(c *Config) {
-		c.Trust, c.Keys = FirstUse(s), s
-		if change != nil {
-			change(c)
+// A gateway whose key is replaced while clients have the old one: both open, until the grace is over.
+func TestObliviousRotation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keys, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: 24 * time.Hour}})
+		r := newRig(t, func(c *GatewayConfig) { c.Keys = keys })
+		old := r.KeyConfig()
+		use := func(c *ohttp.Config) int {
+			s := fakes.SealFor(t, c, fakes.Inner{}.Encode(t))
+			w := r.Send(s)
+			if w.Code != 200 {
+				return w.Code
+			}
+			return s.Open(w).Status
+		}
+		settle(24*time.Hour + time.Second)
+		now := r.KeyConfig()
+		if now.Equal(old) || use(old) != 200 || use(now) != 200 {
+			t.Error("not both keys open after a rotation")
+		}
+		settle(2*time.Hour - 2*time.Second) // longer than a client keeps a list
+		if use(old) != 200 {
+			t.Error("the old key does not open for all of its grace")
+		}
+		settle(3 * time.Second)
+		if status := use(old); status != 422 {
+			t.Errorf("after its grace: %d", status)
+		}
+		if use(now) != 200 {
+			t.Error("the new key does not open")
+		}
+		_ = r.g.Close()
+		keys.Close()
+	})
+}
+
+// The auditor learns which configurations came and went.
+func TestConfigEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: time.Hour, Grace: time.Minute}})
+		var events []string
+		if err := s.SetAuditor(t.Context(), Auditor(func(_ context.Context, e Event) error {
+			events = append(events, string(e.Type)+" "+e.Fingerprint)
+			return nil
+		})); err != nil {
+			t.Fatal(err)
+		}
+		_ = listedIDs(t, s)
+		configs := func() []KeyInfo {
+			return slices.DeleteFunc(s.Keys(), func(k KeyInfo) bool { return k.Kind == "RSA" || k.Kind == "Ed25519" })
+		}
+		first := configs()
+		settle(time.Hour + 2*time.Minute)
+		second := configs()
+		slices.Sort(events)
+		want := []string{}
+		for _, k := range first {
+			want = append(want, string(EventKeyGenerated)+" "+k.Fingerprint, string(EventKeyRetired)+" "+k.Fingerprint, string(EventKeyDeleted)+" "+k.Fingerprint)
+		}
+		for _, k := range second {
+			want = append(want, string(EventKeyGenerated)+" "+k.Fingerprint)
+		}
+		slices.Sort(want)
+		if len(first) != 2 || len(second) != 2 || !slices.Equal(events, want) {
+			t.Errorf("got %v\nwant %v", events, want)
 		}
 	})
 }
 
-func wantRefusedKey(t testing.TB, what string, err error, want, got string) {
-	t.Helper()
-	e, ok := errors.AsType[*ServerKeyError](err)
-	if !ok || !slices.Equal(e.Want, []string{want}) || e.Got != got {
-		t.Errorf("%s: got %v, want a refusal of %s for %s", what, err, got, want)
-		return
-	}
-	if text := err.Error(); !strings.Contains(text, want) || !strings.Contains(text, got) {
-		t.Errorf("%s: not both keys are in: %s", what, text)
+// A program that has memguard destroy its buffers gets errors from a gateway's key store, in a process of its own, which a
+// fault would end.
+func TestPurgedKeyStore(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10)
+	if out, err := child(t, "purged", storeDir(t), "").Output(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
-func TestFirstUseIsRemembered(t *testing.T) {
-	first, second := publicOf(t, "rsa-2048").Fingerprint(), publicOf(t, "other-4096").Fingerprint()
-	dir := storeDir(t)
-	created, _ := createWeak(t, dir, nil)
+func childPurged(t *testing.T, dir, _ string) {
 	ephemeral, _ := weakStore(t, nil)
-	for what, s := range map[string]*KeyStore{"file": created, "ephemeral": ephemeral} {
-		server := fakes.NewServer(t)
-		again := func() *SecureCompletionClient { // a new process, where there is a file
-			if s.store.Dir() != nil {
-				return firstUser(t, server, openWeak(t, dir, passphrase, nil), nil)
+	file, _ := createWeak(t, dir, nil)
+	untouched, _ := weakStore(t, nil) // only to be closed
+	_ = listedIDs(t, untouched)
+	type user struct {
+		store  *KeyStore
+		rig    *rig
+		sealed *fakes.Sealed
+	}
+	var users []user
+	for _, s := range []*KeyStore{ephemeral, file} {
+		r := newRig(t, func(c *GatewayConfig) { c.Keys = s })
+		if w := r.Do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != http.StatusOK {
+			t.Fatal(w.Code)
+		}
+		users = append(users, user{s, r, fakes.SealFor(t, r.KeyConfig(), fakes.Inner{}.Encode(t))})
+	}
+	memguard.Purge()
+	untouched.Close()
+	for _, u := range users {
+		if w := u.rig.Send(u.sealed); w.Code != http.StatusServiceUnavailable {
+			t.Errorf("a request: %d", w.Code)
+		}
+		if w := u.rig.Do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != http.StatusServiceUnavailable {
+			t.Errorf("the list: %d", w.Code)
+		}
+		for id := range uint8(2) {
+			if u.store.store.ConfigKey(t.Context(), id, keystore.KEMs[id]) != nil {
+				t.Errorf("key %d is there", id)
 			}
-			return firstUser(t, server, s, nil)
 		}
-		c := firstUser(t, server, s, nil)
-		for range 2 {
-			if _, err := c.Chat(t.Context(), ask("x")); err != nil {
-				t.Fatal(what, err)
+		_, list := u.store.store.Configs(t.Context())
+		_, signer := u.store.store.Signer()
+		_, signature := u.store.store.SignList([]byte("list"), time.Now())
+		_, private := u.store.store.SignList([]byte("another"), time.Now())
+		_, keys := u.rig.g.Keys(t.Context())
+		for what, err := range map[string]error{
+			"Configs": list, "Signer": signer, "SignList": signature, "SignList of another": private, "Gateway.Keys": keys,
+			"Rotate": u.store.Rotate(t.Context()),
+		} {
+			if !errors.Is(err, ErrClosed) {
+				t.Errorf("%s: %v", what, err)
 			}
 		}
-		if _, err := again().Chat(t.Context(), ask("x")); err != nil {
-			t.Error(what, "the same key:", err)
-		}
-		server.Present("other-4096")
-		_, posts := server.Counts()
-		other := again()
-		for range 2 {
-			_, err := other.Chat(t.Context(), ask("x"))
-			wantRefusedKey(t, what, err, first, second)
-		}
-		if _, now := server.Counts(); now != posts {
-			t.Error(what, "something was sent to a key that is not trusted")
-		}
-		if err := other.AcceptServerKey(strings.ToUpper(second)); err != nil {
-			t.Fatal(what, err)
-		}
-		if _, err := other.Chat(t.Context(), ask("x")); err != nil {
-			t.Error(what, "accepted:", err)
-		}
-		if _, err := again().Chat(t.Context(), ask("x")); err != nil {
-			t.Error(what, "accepted elsewhere:", err)
-		}
-		server.Present("rsa-2048")
-		_, err := again().Chat(t.Context(), ask("x"))
-		wantRefusedKey(t, what+": the old key again", err, second, first)
-	}
-	body, _ := bodyOnDisk(t, dir, passphrase)
-	if len(body.Pins) != 1 || body.Pins[0].Origin != "https://server.test" || body.Pins[0].FirstSeen.IsZero() || body.Pins[0].Accepted.IsZero() {
-		t.Errorf("%+v", body.Pins)
-	}
-}
-
-func TestFirstUseOriginsAreSeparate(t *testing.T) {
-	dir := storeDir(t)
-	s, _ := createWeak(t, dir, nil)
-	keys := map[string]string{
-		"https://a.test": "rsa-2048", "https://b.test": "rsa-3072", "https://a.test:8443": "other-4096", "https://a.test/base": "server-4096",
-	}
-	for origin, key := range keys {
-		server := fakes.NewServer(t)
-		server.Present(key)
-		c := firstUser(t, server, s, func(c *Config) { c.BaseURL = origin })
-		if _, err := c.Chat(t.Context(), ask("x")); err != nil {
-			t.Error(origin, err)
-		}
-	}
-	body, _ := bodyOnDisk(t, dir, passphrase)
-	if len(body.Pins) != len(keys) {
-		t.Errorf("%d pins", len(body.Pins))
-	}
-	for origin, key := range keys {
-		server := fakes.NewServer(t)
-		server.Present("client-4096")
-		_, err := firstUser(t, server, s, func(c *Config) { c.BaseURL = origin }).Chat(t.Context(), ask("x"))
-		wantRefusedKey(t, origin, err, publicOf(t, key).Fingerprint(), publicOf(t, "client-4096").Fingerprint())
-	}
-}
-
-// A key that the user refused is not remembered.
-func TestFirstUseRefusedByUser(t *testing.T) {
-	dir := storeDir(t)
-	s, _ := createWeak(t, dir, nil)
-	server := fakes.NewServer(t)
-	refusal := errors.New("not this one")
-	asked := 0
-	c := firstUser(t, server, s, func(c *Config) {
-		c.OnServerKey = func(_, _ *PublicKey) error { asked++; return refusal }
-	})
-	unchanged(t, "refused", dir, func() {
-		_, err := c.Chat(t.Context(), ask("x"))
-		if e, ok := errors.AsType[*ServerKeyError](err); !ok || e.Err != refusal {
-			t.Error(err)
-		}
-	})
-	server.Present("other-4096")
-	if _, err := firstUser(t, server, openWeak(t, dir, passphrase, nil), nil).Chat(t.Context(), ask("x")); err != nil {
-		t.Errorf("the refused key was remembered: %v", err)
-	}
-	if asked != 1 {
-		t.Errorf("asked %d times", asked)
-	}
-}
-
-// What cannot be remembered is not used.
-func TestFirstUseThatCannotBeSaved(t *testing.T) {
-	dir := storeDir(t)
-	s, _ := createWeak(t, dir, nil)
-	there := openWeak(t, dir, passphrase, nil)
-	if err := there.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)); err != nil {
-		t.Fatal(err)
-	}
-	server := fakes.NewServer(t)
-	_, err := firstUser(t, server, s, nil).Chat(t.Context(), ask("x"))
-	wantError(t, "cannot save", err, ErrPassphrase)
-	if _, posts := server.Counts(); posts != 0 {
-		t.Error("a request went to a key that was not remembered")
-	}
-	closed, _ := weakStore(t, nil)
-	closed.Close()
-	_, err = sealedClient(t, server, func(c *Config) { c.Trust = FirstUse(closed) }).Chat(t.Context(), ask("x"))
-	wantError(t, "closed", err, ErrClosed)
-}
-
-// Of two first uses at the same time one wins, and the other refuses if it saw another key.
-func TestFirstUseRace(t *testing.T) {
-	prints := []string{publicOf(t, "rsa-2048").Fingerprint(), publicOf(t, "rsa-3072").Fingerprint()}
-	for round := range 8 {
-		dir := storeDir(t)
-		s, _ := createWeak(t, dir, nil)
-		stores := []*KeyStore{s, openWeak(t, dir, passphrase, nil), openWeak(t, dir, passphrase, nil), s}
-		errs := make([]error, len(stores))
-		var wg sync.WaitGroup
-		for i, s := range stores {
-			server := fakes.NewServer(t)
-			server.Present([]string{"rsa-2048", "rsa-3072"}[i%2])
-			c := firstUser(t, server, s, nil)
-			wg.Go(func() { _, errs[i] = c.Chat(t.Context(), ask("x")) })
-		}
-		wg.Wait()
-		body, _ := bodyOnDisk(t, dir, passphrase)
-		if len(body.Pins) != 1 {
-			t.Fatalf("round %d: %d pins", round, len(body.Pins))
-		}
-		winner := slices.Index(prints, fmt.Sprintf("%x", body.Pins[0].Fingerprint))
-		for i, err := range errs {
-			if i%2 == winner {
-				if err != nil {
-					t.Errorf("round %d: the remembered key was refused: %v", round, err)
-				}
-				continue
-			}
-			wantRefusedKey(t, "the other key", err, prints[winner], prints[1-winner])
-		}
+		u.store.Close()
 	}
 }

@@ -17,15 +17,17 @@ import (
 
 const redacted = "[REDACTED]"
 
-// Secret holds bytes that must not be printed, swapped out or left lying about: an API key, a request, an answer.
-// They live outside the Go heap, unless the policy is [MemoryOff] or there is no memory to be had there; they are locked
-// into RAM where the system allows it ([Secret.Locked]), and on Linux left out of core dumps. Printing a *Secret in any
-// way, logging it or marshalling it gives "[REDACTED]".
+// Secret holds bytes that must not be printed, swapped out or left lying about: an API key, a
+// request, an answer. They live outside the Go heap, unless the policy is [MemoryOff] or there is
+// no memory to be had there; they are locked into RAM where the system allows it ([Secret.Locked]),
+// and on Linux left out of core dumps. Printing a *Secret in any way, logging it or marshalling it
+// gives "[REDACTED]".
 //
-// A Secret that nobody destroys is wiped by the garbage collector some time after it became unreachable, and counted in
-// [MemoryStatus].Leaked.
+// A Secret that nobody destroys is wiped by the garbage collector some time after it became
+// unreachable, and counted in [MemoryStatus].Leaked.
 //
-// All methods may be called from several goroutines, and on a nil *Secret or a zero one, which are like a destroyed one.
+// All methods may be called from several goroutines, and on a nil *Secret or a zero one, which are
+// like a destroyed one.
 type Secret struct {
 	mu    sync.Mutex
 	buf   *locked.Buffer // nil once destroyed
@@ -34,13 +36,17 @@ type Secret struct {
 	dead  bool
 }
 
-// NewSecret copies b into protected memory and wipes b, under [MemoryBestEffort]; [MemoryPolicy.NewSecret] insists on
-// locked memory, or does without. The caller destroys it with [Secret.Destroy]. The error is always nil. A string that b
-// was made of, such as [os.Getenv]'s, is not wiped.
-func NewSecret(b []byte) (*Secret, error) { return MemoryBestEffort.NewSecret(b) }
+// NewSecret copies b into protected memory and wipes b, under [MemoryBestEffort];
+// [MemoryPolicy.NewSecret] insists on locked memory, or does without. The caller destroys it with
+// [Secret.Destroy]. A string that b was made of, such as [os.Getenv]'s, is not wiped.
+func NewSecret(b []byte) *Secret {
+	s, _ := MemoryBestEffort.NewSecret(b) // which has no error
+	return s
+}
 
-// newRoom makes a Secret of n zero bytes in an arena, and lends them to whoever fills them before anybody else knows of it.
-func newRoom(a *locked.Arena, n int) (*Secret, []byte, error) {
+// newBuffer makes a Secret of n zero bytes in an arena, and lends them to the caller, who fills
+// them before the Secret is handed out.
+func newBuffer(a *locked.Arena, n int) (*Secret, []byte, error) {
 	buf, err := a.Alloc(n)
 	if err != nil {
 		return nil, nil, err
@@ -48,11 +54,12 @@ func newRoom(a *locked.Arena, n int) (*Secret, []byte, error) {
 	return secretOf(buf), buf.Bytes(), nil
 }
 
-// keep cuts what newRoom made to its first n bytes, before anybody else knows of it.
+// keep cuts a Secret of newBuffer to its first n bytes, before it is handed out.
 func (s *Secret) keep(n int) { s.buf.Narrow(0, n) }
 
-// Use calls f with the bytes, which f may change but must not keep: they are gone once the Secret is destroyed.
-// It returns what f returns, or [ErrClosed] after Destroy. Calls may overlap and nest.
+// Use calls f with the bytes, which f may change but must not keep: they are gone once the Secret
+// is destroyed. It returns what f returns, or [ErrClosed] after Destroy. Calls may overlap and
+// nest.
 func (s *Secret) Use(f func(b []byte) error) error {
 	if s == nil {
 		return fmt.Errorf("%w: no secret", ErrClosed)
@@ -90,8 +97,8 @@ func (s *Secret) Len() (n int) {
 	return n
 }
 
-// Locked reports whether the bytes are locked into RAM: false when the lock limit of the process (ulimit -l) did not
-// allow it, under [MemoryOff], and after Destroy.
+// Locked reports whether the bytes are locked into RAM: false when the lock limit of the process
+// (ulimit -l) did not allow it, under [MemoryOff], and after Destroy.
 func (s *Secret) Locked() bool {
 	if s == nil {
 		return false
@@ -121,19 +128,20 @@ func (s *Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 // MarshalText gives "[REDACTED]", so that encoding/json and others cannot spill the bytes.
 func (s *Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// MemoryPolicy says what becomes of secrets for which there is no locked memory left: pages that are
-// never swapped out. How much a process may lock is limited (ulimit -l, often 8 MiB; root without
-// limit; on Windows its minimum working set, some 200 KB).
+// MemoryPolicy says what becomes of secrets for which there is no locked memory left: pages that
+// are never swapped out. How much a process may lock is limited (ulimit -l, often 8 MiB; root
+// without limit; on Windows its minimum working set, some 200 KB).
 type MemoryPolicy string
 
 // The policies. "" is MemoryBestEffort.
 const (
-	// MemoryBestEffort locks what fits. The rest is wiped after use all the same, but may be swapped
-	// out until then; MemoryReport and Secret.Locked tell.
+	// MemoryBestEffort locks what fits. The rest is wiped after use all the same, but may be
+	// swapped out until then; MemoryReport and Secret.Locked tell.
 	MemoryBestEffort MemoryPolicy = "best effort"
 	// MemoryRequired refuses what does not fit, with ErrMemoryLimit: private keys, keys made of
-	// passphrases, API keys, and the bodies of Complete. Chat, Stream and HTTPClient handle Go strings
-	// and bytes by their nature: prompts and answers there are in ordinary memory under every policy.
+	// passphrases, API keys, and the bodies of Complete. Chat, Stream and HTTPClient handle Go
+	// strings and bytes by their nature: prompts and answers there are in ordinary memory under
+	// every policy.
 	MemoryRequired MemoryPolicy = "required"
 	// MemoryOff takes ordinary memory, and wipes it. Nothing is locked.
 	MemoryOff MemoryPolicy = "off"
@@ -159,8 +167,8 @@ func (p MemoryPolicy) internal() locked.Policy {
 }
 
 // NewSecret copies b into memory under the policy and wipes b. The caller destroys it with
-// [Secret.Destroy]. The error is [ErrMemoryLimit], with MemoryRequired alone, or [*ConfigError] for an
-// unknown policy; b then stays as it is.
+// [Secret.Destroy]. The error is [ErrMemoryLimit], with MemoryRequired alone, or [*ConfigError] for
+// an unknown policy; b then stays as it is.
 func (p MemoryPolicy) NewSecret(b []byte) (*Secret, error) {
 	if err := p.validate(); err != nil {
 		return nil, &ConfigError{Field: "MemoryPolicy", Err: err}
@@ -181,9 +189,9 @@ func secretOf(buf *locked.Buffer) *Secret {
 	return s
 }
 
-// newArena makes the memory for what a client or a key store does. Under MemoryRequired it takes its
-// first pages at once, so that a process without any learns of it when it starts, and not with its
-// first request.
+// newArena makes the memory for what a client or a key store does. Under MemoryRequired it takes
+// its first pages at once, so that a process without any learns of it when it starts, and not with
+// its first request.
 func newArena(p MemoryPolicy) (*locked.Arena, error) {
 	a := locked.NewArena(p.internal())
 	if p == MemoryRequired {
@@ -196,8 +204,8 @@ func newArena(p MemoryPolicy) (*locked.Arena, error) {
 	return a, nil
 }
 
-// MemoryStatus is what [MemoryReport] returns, and what events of an [Auditor] tell. It holds no secret
-// and may be logged. Sizes are in bytes.
+// MemoryStatus is what [MemoryReport] returns, and what events of an [Auditor] tell. It holds no
+// secret and may be logged. Sizes are in bytes.
 type MemoryStatus struct {
 	// AllLocked: all that is in use is locked; while nothing is in use, a page could be locked.
 	// Otherwise some of it is wiped after use, but may be swapped out until then.
@@ -217,23 +225,25 @@ type MemoryStatus struct {
 	Misses int64 `json:"misses"`
 
 	Secrets int64 `json:"secrets"` // how many there are that are not destroyed yet
-	// Leaked counts those that nobody destroyed: the garbage collector found them and had them wiped.
+	// Leaked counts those that nobody destroyed: the garbage collector found them and had them
+	// wiped.
 	Leaked int64 `json:"leaked"`
 
-	// CoreDumpsOff reports that a crash writes no core: the process is not dumpable, or RLIMIT_CORE is
-	// 0 and cores are files. (A core_pattern that pipes cores to a program does not obey RLIMIT_CORE.)
-	// Locked pages are in no core anyway. False on Windows, where crash dumps are the system's matter.
+	// CoreDumpsOff reports that a crash writes no core: the process is not dumpable, or RLIMIT_CORE
+	// is 0 and cores are files. (A core_pattern that pipes cores to a program does not obey
+	// RLIMIT_CORE.) Locked pages are in no core anyway. False on Windows, where crash dumps are the
+	// system's matter.
 	CoreDumpsOff bool `json:"core_dumps_off"`
-	// Dumpable reports that other processes of the same user may read this one's memory, as far as the
-	// system's other rules let them. True wherever HardenProcess cannot change it.
+	// Dumpable reports that other processes of the same user may read this one's memory, as far as
+	// the system's other rules let them. True wherever HardenProcess cannot change it.
 	Dumpable bool `json:"dumpable"`
 	// RuntimeSecret reports that the program was built with GOEXPERIMENT=runtimesecret.
 	RuntimeSecret bool `json:"runtime_secret"`
 }
 
 // MemoryReport tells how the memory of this process's secrets is protected at the moment. It counts
-// what this package has for all clients, key stores and Secrets together. It costs some system calls
-// and, on Linux, the reading of a small file. Safe for concurrent use.
+// what this package has for all clients, key stores and Secrets together. It costs some system
+// calls and, on Linux, the reading of a small file. Safe for concurrent use.
 func MemoryReport() MemoryStatus {
 	s := locked.Report()
 	return MemoryStatus{
@@ -249,12 +259,12 @@ func MemoryReport() MemoryStatus {
 // allLocked is MemoryReport's AllLocked, for less.
 func allLocked() bool { return locked.Report().Level == locked.Locked }
 
-// HardenProcess makes it harder for other processes of the same user to read this one's memory. It is
-// for the program, not for libraries: it changes the whole process, for good, and nothing in this
-// package calls it. Call it first in main.
+// HardenProcess makes it harder for other processes of the same user to read this one's memory. It
+// is for the program, not for libraries: it changes the whole process, for good, and nothing in
+// this package calls it. Call it first in main.
 //
-// On Linux the process becomes undumpable (PR_SET_DUMPABLE), and its core dumps are off (RLIMIT_CORE,
-// which importing this package has set to 0 already: memguard does). After that
+// On Linux the process becomes undumpable (PR_SET_DUMPABLE), and its core dumps are off
+// (RLIMIT_CORE, which importing this package has set to 0 already: memguard does). After that
 //
 //   - nobody but root can attach a debugger, read /proc/PID/mem, or get a core, and root still can;
 //   - the files in /proc/PID belong to root: the program itself can no longer read its own
@@ -262,16 +272,16 @@ func allLocked() bool { return locked.Report().Level == locked.Locked }
 //     same user see less;
 //   - programs that this one starts inherit the limit of 0 on cores, not the rest.
 //
-// On other Unix systems core dumps are switched off, and on Windows nothing is; the error then says so,
-// and is errors.ErrUnsupported. Idempotent. [MemoryReport] tells what holds.
+// On other Unix systems core dumps are switched off, and on Windows nothing is; the error then says
+// so, and is errors.ErrUnsupported. Idempotent. [MemoryReport] tells what holds.
 func HardenProcess() error { return harden.Process() }
 
-// ScrubHeap overwrites what the heap has free, where the standard library leaves copies of secrets that
-// nothing can reach any more (crypto/rsa: the padded message and intermediate numbers of each answer
-// opened), and gives free memory back to the system. It costs five garbage collections, of the host's
-// garbage too, and has GOMAXPROCS at 1 meanwhile: about 10 ms with a small heap, and in proportion more
-// with a large one. On a heap of tens of megabytes with many gaps some copies may survive, and so may
-// what lay where another goroutine's stack lies now. It reaches nothing that is still referenced: close
-// clients and key stores first where that counts. Nothing in this package calls it. Safe for concurrent
-// use.
+// ScrubHeap overwrites what the heap has free, where the standard library leaves copies of secrets
+// that nothing can reach any more (crypto/rsa: the padded message and intermediate numbers of each
+// answer opened), and gives free memory back to the system. It costs five garbage collections, of
+// the host's garbage too, and has GOMAXPROCS at 1 meanwhile: about 10 ms with a small heap, and in
+// proportion more with a large one. On a heap of tens of megabytes with many gaps some copies may
+// survive, and so may what lay where another goroutine's stack lies now. It reaches nothing that is
+// still referenced: close clients and key stores first where that counts. Nothing in this package
+// calls it. Safe for concurrent use.
 func ScrubHeap() { harden.Scrub() }

@@ -38,8 +38,8 @@ const (
 	maxDateAge = 30 * time.Second
 )
 
-// obliviousHTTP is the client's end of Oblivious HTTP in chunks.
-type obliviousHTTP struct {
+// ohttpProtocol is the client's end of Oblivious HTTP in chunks.
+type ohttpProtocol struct {
 	url               string // of the gateway
 	scheme, authority string
 	keys              *KeyStore // whose sweeper clears what the work leaves behind
@@ -56,8 +56,8 @@ type obliviousHTTP struct {
 	ahead atomic.Int64
 }
 
-// obliviousCall is the client's half of one exchange.
-type obliviousCall struct {
+// ohttpCall is the client's half of one exchange.
+type ohttpCall struct {
 	*ohttp.Request
 	tier     SecurityTier  // asked for
 	safe     bool          // the method only reads: doing it twice does no harm
@@ -66,7 +66,7 @@ type obliviousCall struct {
 	ahead    time.Duration // and its clock was ahead by so much
 }
 
-func (p *obliviousHTTP) fetchKeys(ctx context.Context, rt http.RoundTripper) ([]*PublicKey, error) {
+func (p *ohttpProtocol) fetchKeys(ctx context.Context, rt http.RoundTripper) ([]*PublicKey, error) {
 	keys, err := fetchConfigs(ctx, rt, p.url, time.Now)
 	if err != nil || p.takeX25519 {
 		return keys, err
@@ -74,10 +74,10 @@ func (p *obliviousHTTP) fetchKeys(ctx context.Context, rt http.RoundTripper) ([]
 	return onlyXWing(keys)
 }
 
-func (p *obliviousHTTP) streams() bool { return true }
+func (p *ohttpProtocol) streams() bool { return true }
 
 // route takes requests of any method and path.
-func (p *obliviousHTTP) route(req *http.Request) (*plainRequest, *unrouted) {
+func (p *ohttpProtocol) route(req *http.Request) (*plainRequest, *unrouted) {
 	if e := req.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
 		return nil, &unrouted{http.StatusUnsupportedMediaType, "unsupported_content_encoding",
 			"sealedchat: what is sealed has no content encoding; nothing was sent"}
@@ -90,7 +90,7 @@ func (p *obliviousHTTP) route(req *http.Request) (*plainRequest, *unrouted) {
 // innerPath is the path that the gateway serves. An SDK's base URL may repeat the path of
 // Config.BaseURL, and often lacks /v1. A POST for a chat completion loses its query too, so that
 // its checks need to know one path only.
-func (p *obliviousHTTP) innerPath(method string, u *url.URL) string {
+func (p *ohttpProtocol) innerPath(method string, u *url.URL) string {
 	path := u.EscapedPath()
 	if rest, ok := strings.CutPrefix(path, p.base.EscapedPath()); ok && strings.HasPrefix(rest, "/") {
 		path = rest
@@ -109,7 +109,7 @@ func (p *obliviousHTTP) innerPath(method string, u *url.URL) string {
 	return path
 }
 
-func (p *obliviousHTTP) warm(ctx context.Context) error {
+func (p *ohttpProtocol) warm(ctx context.Context) error {
 	_, err := p.server.get(ctx)
 	return err
 }
@@ -128,7 +128,7 @@ func jsonFields(accept string) []bhttp.Field {
 
 // seal seals a request of any kind for the server's key. Where the answer is wanted whole, it takes
 // no notice of stream, like the servers of version 1.
-func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest,
+func (p *ohttpProtocol) seal(ctx context.Context, in *plainRequest,
 	o *callOptions) (*sealedRequest, error) {
 	server, err := p.server.get(ctx)
 	if err != nil {
@@ -136,13 +136,13 @@ func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest,
 	}
 	defer p.keys.store.Sweep() // the answer may take long
 	if in.whole && chatjson.HasStreamMember(in.content) {
-		room, err := p.memory.Alloc(len(in.content))
+		cut, err := p.memory.Alloc(len(in.content))
 		if err != nil {
 			return nil, err
 		}
-		defer room.Destroy()
+		defer cut.Destroy()
 		clean := *in
-		clean.content = chatjson.CutStream(room.Bytes()[:0], in.content)
+		clean.content = chatjson.CutStream(cut.Bytes()[:0], in.content)
 		in = &clean
 	}
 	message, err := p.encode(in, o)
@@ -160,7 +160,7 @@ func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest,
 	r := &sealedRequest{server: server, keys: p.keys}
 	if call != nil {
 		id := call.ID()
-		r.payloadID, r.ohttp = chatjson.UUID([16]byte(id[:16])), &obliviousCall{
+		r.payloadID, r.ohttp = chatjson.UUID([16]byte(id[:16])), &ohttpCall{
 			Request: call, tier: o.tier, sealedAt: time.Now(),
 			safe: in.method == http.MethodGet || in.method == http.MethodHead,
 		}
@@ -176,7 +176,7 @@ func (p *obliviousHTTP) seal(ctx context.Context, in *plainRequest,
 }
 
 // request is what the world outside sees.
-func (p *obliviousHTTP) request(ctx context.Context, body []byte) (*http.Request, error) {
+func (p *ohttpProtocol) request(ctx context.Context, body []byte) (*http.Request, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -194,7 +194,7 @@ func (p *obliviousHTTP) request(ctx context.Context, body []byte) (*http.Request
 
 // encode makes the binary HTTP message, in protected memory. The API key goes straight from one
 // such memory to the other.
-func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer, error) {
+func (p *ohttpProtocol) encode(in *plainRequest, o *callOptions) (*locked.Buffer, error) {
 	header := slices.Concat(in.header, []bhttp.Field{{Name: "date", Value: p.date()}})
 	if o.tier != "" {
 		header = append(header, bhttp.Field{Name: ohttp.HeaderTier, Value: string(o.tier)})
@@ -222,7 +222,7 @@ func (p *obliviousHTTP) encode(in *plainRequest, o *callOptions) (*locked.Buffer
 	return message, err
 }
 
-func (p *obliviousHTTP) encodeWith(in *plainRequest, header []bhttp.Field) (*locked.Buffer, error) {
+func (p *ohttpProtocol) encodeWith(in *plainRequest, header []bhttp.Field) (*locked.Buffer, error) {
 	most := 256 + len(in.method) + len(p.scheme) + len(p.authority) + len(in.path) +
 		len(in.content) + p.padding
 	for _, f := range header {
@@ -244,12 +244,12 @@ func (p *obliviousHTTP) encodeWith(in *plainRequest, header []bhttp.Field) (*loc
 }
 
 // date is the time by the gateway's clock, as far as that is known.
-func (p *obliviousHTTP) date() string {
+func (p *ohttpProtocol) date() string {
 	return time.Now().Add(time.Duration(p.ahead.Load())).UTC().Format(http.TimeFormat)
 }
 
 // failure: nothing in the clear is the gateway's word.
-func (p *obliviousHTTP) failure(a *httpx.Answer) error { return outerError(a.Status, a.Body) }
+func (p *ohttpProtocol) failure(a *httpx.Answer) error { return outerError(a.Status, a.Body) }
 
 func outerError(status int, body []byte) *OuterError {
 	e := &OuterError{StatusCode: status}
@@ -267,11 +267,11 @@ func problemTypeOf(body []byte) string {
 	return o.Text("type")
 }
 
-// refused asks for the list of keys again when the gateway does not know the one that was used, and
+// resealHelps asks for the list of keys again when the gateway does not know the one that was used, and
 // sets the clock after the gateway's when that refused the date, which is authentic. The former
 // came in the clear: an attacker who ends TLS can say so of a request that they let through, so
 // only a request that reads is sealed again.
-func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error) (bool, error) {
+func (p *ohttpProtocol) resealHelps(ctx context.Context, r *sealedRequest, err error) (bool, error) {
 	if outer, ok := errors.AsType[*OuterError](err); ok {
 		if !outer.unknownKey {
 			return false, nil
@@ -287,8 +287,8 @@ func (p *obliviousHTTP) refused(ctx context.Context, r *sealedRequest, err error
 	return (before - r.ohttp.ahead).Abs() > time.Second, nil
 }
 
-// open decrypts a whole answer, and returns its content if the status inside is 200.
-func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer,
+// openAnswer decrypts a whole answer, and returns its content if the status inside is 200.
+func (p *ohttpProtocol) openAnswer(r *sealedRequest, a *httpx.Answer,
 	into hybrid.Alloc) (*opened, error) {
 	if !httpx.HasType(a.Header, ohttp.TypeResponse) {
 		return nil, &OuterError{StatusCode: a.Status, Detail: "not a sealed answer"}
@@ -310,16 +310,16 @@ func (p *obliviousHTTP) open(r *sealedRequest, a *httpx.Answer,
 
 // openInto opens sealed, and leaves the content at the beginning of message, which is as large, and
 // nothing behind it.
-func (p *obliviousHTTP) openInto(message []byte, call *obliviousCall, sealed []byte,
+func (p *ohttpProtocol) openInto(message []byte, call *ohttpCall, sealed []byte,
 	protect bool) (content []byte, err error) {
 	var buffer []byte
 	if protect {
-		room, err := p.memory.Alloc(min(len(sealed), maxAnswerChunk+ohttp.Overhead) + 1)
+		chunk, err := p.memory.Alloc(min(len(sealed), maxAnswerChunk+ohttp.Overhead) + 1)
 		if err != nil {
 			return nil, err
 		}
-		defer room.Destroy()
-		buffer = room.Bytes()
+		defer chunk.Destroy()
+		buffer = chunk.Bytes()
 	}
 	erase.Do(func() { message, err = openAll(message[:0], call, sealed, buffer) })
 	if err != nil {
@@ -339,14 +339,14 @@ func (p *obliviousHTTP) openInto(message []byte, call *obliviousCall, sealed []b
 		return nil, innerError(err)
 	}
 	clear(message[len(content):])
-	if err := call.judge(in, content); err != nil {
+	if err := call.checkAnswer(in, content); err != nil {
 		return nil, err
 	}
 	return content, nil
 }
 
 // openAll appends the whole message to dst.
-func openAll(dst []byte, call *obliviousCall, sealed, buffer []byte) ([]byte, error) {
+func openAll(dst []byte, call *ohttpCall, sealed, buffer []byte) ([]byte, error) {
 	reader, err := call.Response(bytes.NewReader(sealed), maxAnswerChunk)
 	if err != nil {
 		return dst, err
@@ -375,9 +375,9 @@ func openAll(dst []byte, call *obliviousCall, sealed, buffer []byte) ([]byte, er
 	}
 }
 
-// judge is the error of an authentic answer: of its status, or of its tier. Of content it keeps
+// checkAnswer is the error of an authentic answer: of its status, or of its tier. Of content it keeps
 // only the words of an error.
-func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
+func (c *ohttpCall) checkAnswer(in *bhttp.Response, content []byte) error {
 	header := httpx.HeaderOf(in.Header)
 	if in.Status >= 200 && in.Status < 300 {
 		return c.checkTier(header)
@@ -404,7 +404,7 @@ func (c *obliviousCall) judge(in *bhttp.Response, content []byte) error {
 
 // checkTier: the gateway states its tier in every answer. Where it states none, nothing shows that
 // the tier is high enough.
-func (c *obliviousCall) checkTier(header http.Header) error {
+func (c *ohttpCall) checkTier(header http.Header) error {
 	if c.tier != "" && SecurityTier(header.Get(hybrid.HeaderTier)).rank() < c.tier.rank() {
 		return ErrTierDowngrade
 	}

@@ -190,7 +190,7 @@ func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*o
 	return resp, err
 }
 
-func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest,
+func (p *ohttpProtocol) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest,
 	outside *http.Response) (*openedResponse, error) {
 	limit := p.maxAnswer
 	sealed, _, err := httpx.Decoded(outside.Header, httpx.Capped(outside.Body, limit), limit)
@@ -226,7 +226,7 @@ func (p *obliviousHTTP) openHeader(ctx context.Context, in *plainRequest, r *sea
 		if err != nil {
 			return nil, err
 		}
-		return nil, r.ohttp.judge(head, content)
+		return nil, r.ohttp.checkAnswer(head, content)
 	}
 	err = r.ohttp.checkTier(resp.header)
 	if resp.header.Get("Content-Encoding") != "" && err == nil {
@@ -305,11 +305,11 @@ func (b *openedBody) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	b.reported = true
-	return n, b.end(b.judge(err))
+	return n, b.end(b.contentEnd(err))
 }
 
-// judge makes of the end of the message that of the content.
-func (b *openedBody) judge(err error) error {
+// contentEnd makes of the end of the message that of the content.
+func (b *openedBody) contentEnd(err error) error {
 	switch {
 	case err != io.EOF:
 		if err = b.failure(err); b.gaveUp.Load() && errors.Is(err, ErrTruncated) {
@@ -360,7 +360,7 @@ func (b *openedBody) drain() bool {
 	var rest [512]byte
 	for n := 0; n < 16; n++ { // more than a final chunk needs
 		if _, err := b.content.Read(rest[:]); err != nil {
-			_ = b.end(b.judge(err))
+			_ = b.end(b.contentEnd(err))
 			return true
 		}
 	}

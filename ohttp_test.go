@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -85,7 +86,7 @@ func TestOHTTPOpensIntoRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	var room []byte
-	got, err := client.wire.open(r, a, func(n int) ([]byte, error) {
+	got, err := client.wire.openAnswer(r, a, func(n int) ([]byte, error) {
 		room = bytes.Repeat([]byte{0xff}, n)
 		return room, nil
 	})
@@ -348,8 +349,8 @@ func TestUpstreamRefusalsAreNotRepeated(t *testing.T) {
 					if !ok || answer.StatusCode != status || answer.RetryAfter != time.Second {
 						t.Errorf("%s, %d: %v", name, status, err)
 					}
-					if ran != 1 || client.wire.(*obliviousHTTP).ahead.Load() != 0 {
-						t.Errorf("%s, %d with %q: ran %d times, the clock is %v ahead", name, status, processed, ran, client.wire.(*obliviousHTTP).ahead.Load())
+					if ran != 1 || client.wire.(*ohttpProtocol).ahead.Load() != 0 {
+						t.Errorf("%s, %d with %q: ran %d times, the clock is %v ahead", name, status, processed, ran, client.wire.(*ohttpProtocol).ahead.Load())
 					}
 				}
 			})
@@ -392,4 +393,24 @@ func TestOHTTPDoesNotRepeatWhatMayHaveArrived(t *testing.T) {
 			t.Errorf("%s: %v, sent %d times", name, err, after-before)
 		}
 	}
+}
+
+// configsOf are a gateway's key configurations.
+func configsOf(t testing.TB, g *Gateway) []KeyInfo {
+	t.Helper()
+	keys, err := g.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(keys, func(k KeyInfo) bool { return k.Kind == "RSA" || k.Kind == "Ed25519" })
+}
+
+// signerOf is the fingerprint of the key that signs a gateway's list.
+func signerOf(t testing.TB, g *Gateway) string {
+	t.Helper()
+	keys, err := g.Keys(t.Context())
+	if err != nil || keys[len(keys)-1].Kind != "Ed25519" {
+		t.Fatal(keys, err)
+	}
+	return keys[len(keys)-1].Fingerprint
 }

@@ -140,7 +140,7 @@ func memoryStore(t testing.TB) *KeyStore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = store.Close() })
+	t.Cleanup(func() { store.Close() })
 	return store
 }
 
@@ -359,7 +359,7 @@ func BenchmarkOHTTPClient(b *testing.B) {
 		}
 		a := answers[c](r)
 		start = testkit.CPUTime()
-		if _, err := c.wire.open(r, a, into); err != nil {
+		if _, err := c.wire.openAnswer(r, a, into); err != nil {
 			b.Fatal(err)
 		}
 		r.release()
@@ -370,7 +370,7 @@ func BenchmarkOHTTPClient(b *testing.B) {
 	var secret *Secret
 	into := func(n int) (room []byte, err error) {
 		secret.Destroy()
-		secret, room, err = newRoom(memory, n)
+		secret, room, err = newBuffer(memory, n)
 		return room, err
 	}
 	defer func() { secret.Destroy() }()

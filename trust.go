@@ -23,11 +23,11 @@ import (
 type Trust interface {
 	// validate checks the choice itself when a client is made.
 	validate() error
-	// check judges a key that the server at origin presented. Refusals are *ServerKeyError.
-	check(origin string, key *PublicKey) error
+	// checkKey judges a key that the server at origin presented. Refusals are *ServerKeyError.
+	checkKey(origin string, key *PublicKey) error
 	// remembers reports whether accept keeps the key.
 	remembers() bool
-	// remember keeps a key that passed check, and that the user did not refuse.
+	// remember keeps a key that passed checkKey, and that the user did not refuse.
 	remember(ctx context.Context, origin string, key *PublicKey) error
 	// accept remembers that the user trusts this key of origin's from now on, if the choice has a
 	// memory of its own.
@@ -41,8 +41,8 @@ func TrustHTTPS() Trust { return trustHTTPS{} }
 
 type trustHTTPS struct{ memoryless }
 
-func (trustHTTPS) validate() error                { return nil }
-func (trustHTTPS) check(string, *PublicKey) error { return nil }
+func (trustHTTPS) validate() error                   { return nil }
+func (trustHTTPS) checkKey(string, *PublicKey) error { return nil }
 
 // memoryless is for choices without a memory.
 type memoryless struct{}
@@ -85,7 +85,7 @@ func (p pins) validate() error {
 	return nil
 }
 
-func (p pins) check(_ string, key *PublicKey) error {
+func (p pins) checkKey(_ string, key *PublicKey) error {
 	if slices.ContainsFunc(p.list, key.matches) {
 		return nil
 	}
@@ -121,7 +121,7 @@ func (f firstUse) validate() error {
 
 func (f firstUse) remembers() bool { return true }
 
-func (f firstUse) check(origin string, key *PublicKey) error {
+func (f firstUse) checkKey(origin string, key *PublicKey) error {
 	if remembered, ok := f.store.store.Pin(origin); ok {
 		return sameKey(remembered, key)
 	}
@@ -165,7 +165,7 @@ const (
 
 // serverKey fetches the server's public key once for all callers, has it judged, and keeps it for
 // an hour. key is nil, or trusted. mu guards the fields below it, and is held only to read and
-// write them. judging is a lock around judge, which may wait for the user, the key store and the
+// write them. judging is a lock around judgeKey, which may wait for the user, the key store and the
 // Auditor: it is taken before mu, never under it.
 type serverKey struct {
 	// fetch returns the keys that the server offers, best first; never none.
@@ -174,7 +174,7 @@ type serverKey struct {
 	origin string                          // the base URL
 	notify func(old, new *PublicKey) error // Config.OnServerKey; may be nil
 	log    *slog.Logger
-	audit  *teller
+	audit  *auditSink
 	life   context.Context
 
 	fetching flight.Group[*PublicKey]
@@ -261,7 +261,7 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 	}
 	defer leave()
 	old, key, accepted := s.choose(offered)
-	if err := s.judge(ctx, old, key, accepted); err != nil {
+	if err := s.judgeKey(ctx, old, key, accepted); err != nil {
 		return nil, s.tellRefused(ctx, err)
 	}
 	s.mu.Lock()
@@ -288,7 +288,7 @@ func (s *serverKey) choose(offered []*PublicKey) (old, key *PublicKey, accepted 
 			offered[i] = k
 		}
 		accepted = slices.ContainsFunc(s.accepted, k.matches)
-		if accepted || s.trust.check(s.origin, k) == nil {
+		if accepted || s.trust.checkKey(s.origin, k) == nil {
 			return s.key, k, accepted
 		}
 	}
@@ -302,13 +302,13 @@ func (s *serverKey) trustsSigner(key *PublicKey) bool {
 		return false
 	}
 	return slices.Contains(s.accepted, key.signer) ||
-		s.trust.check(s.origin, &PublicKey{signer: key.signer}) == nil
+		s.trust.checkKey(s.origin, &PublicKey{signer: key.signer}) == nil
 }
 
-// judge asks the trust, and then the user. A key that the user accepted before needs neither,
+// judgeKey asks the trust, and then the user. A key that the user accepted before needs neither,
 // except that a trust with a memory of its own has the accepted key there, and judges by that.
-func (s *serverKey) judge(ctx context.Context, old, key *PublicKey, accepted bool) error {
-	if err := s.trust.check(s.origin, key); err != nil && !(accepted && !s.trust.remembers()) {
+func (s *serverKey) judgeKey(ctx context.Context, old, key *PublicKey, accepted bool) error {
+	if err := s.trust.checkKey(s.origin, key); err != nil && !(accepted && !s.trust.remembers()) {
 		s.log.WarnContext(ctx, "server key refused", "fingerprint", key.fingerprint)
 		return err
 	}

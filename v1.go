@@ -58,7 +58,7 @@ func (p *envelopeV1) warm(ctx context.Context) error {
 	keyCtx, cancel := context.WithCancel(ctx)
 	wg.Go(func() { _, keyErr = p.keys.Public(keyCtx) })
 	defer wg.Wait()
-	defer cancel() // a server that is not trusted is told at once; the key is made all the same
+	defer cancel() // the error of a server that is not trusted comes at once
 	// here, where a panic of OnServerKey reaches the caller
 	if _, err := p.server.get(ctx); err != nil {
 		return err
@@ -113,7 +113,7 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 	return req, nil
 }
 
-func (p *envelopeV1) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error) {
+func (p *envelopeV1) openAnswer(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error) {
 	e, err := envelope.Parse(a.Body, int(min(p.maxAnswer, maxBytes)))
 	if err != nil {
 		return nil, hybrid.EnvelopeError(err)
@@ -131,9 +131,9 @@ func (p *envelopeV1) open(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) 
 
 func (p *envelopeV1) failure(a *httpx.Answer) error { return apiErrorFrom(a) }
 
-// refused asks for the server's key again when the status is the one that an envelope for another
+// resealHelps asks for the server's key again when the status is the one that an envelope for another
 // key gets.
-func (p *envelopeV1) refused(ctx context.Context, r *sealedRequest, err error) (bool, error) {
+func (p *envelopeV1) resealHelps(ctx context.Context, r *sealedRequest, err error) (bool, error) {
 	if refusal, ok := errors.AsType[*APIError](err); !ok ||
 		refusal.StatusCode != http.StatusBadRequest {
 		return false, nil

@@ -143,7 +143,7 @@ func keyFile(t *testing.T, content string, mode os.FileMode) string {
 	if err := os.WriteFile(name, []byte(content), mode); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(name, mode); err != nil { // whatever the umask
+	if err := os.Chmod(name, mode); err != nil { // the umask may have changed it
 		t.Fatal(err)
 	}
 	return name
@@ -177,9 +177,7 @@ func chat(t *testing.T, r *running, certFile, key string) (string, error) {
 		config.Trust = sealedchat.Pin(r.ohttpPin)
 	}
 	if key != "" {
-		if config.APIKey, err = sealedchat.NewSecret([]byte(key)); err != nil {
-			t.Fatal(err)
-		}
+		config.APIKey = sealedchat.NewSecret([]byte(key))
 		defer config.APIKey.Destroy()
 	}
 	client, err := sealedchat.NewSecureCompletionClient(config)

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// Both SDKs, as a program makes their clients today and with the line that seals them. A test
+// Both SDKs: how a program makes their clients today, and with the line that seals them. A test
 // compares the functions.
 
 func plainOpenAI(apiKey string) openai.Client {
@@ -27,16 +27,15 @@ func sealedOpenAI(apiKey string, client *sealedchat.SecureCompletionClient) open
 	)
 }
 
-func plainGoOpenAI(apiKey, baseURL string) *goopenai.Client {
-	config := goopenai.DefaultConfig(apiKey)
-	config.BaseURL = baseURL
+func plainGoOpenAI(key, url string) *goopenai.Client {
+	config := goopenai.DefaultConfig(key)
+	config.BaseURL = url
 	return goopenai.NewClientWithConfig(config)
 }
 
-func sealedGoOpenAI(apiKey, baseURL string,
-	client *sealedchat.SecureCompletionClient) *goopenai.Client {
-	config := goopenai.DefaultConfig(apiKey)
-	config.BaseURL = baseURL
+func sealedGoOpenAI(key, url string, client *sealedchat.SecureCompletionClient) *goopenai.Client {
+	config := goopenai.DefaultConfig(key)
+	config.BaseURL = url
 	config.HTTPClient = client.HTTPClient() // the one line
 	return goopenai.NewClientWithConfig(config)
 }

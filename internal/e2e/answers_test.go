@@ -83,10 +83,7 @@ func byComplete(ctx context.Context, c *sealedchat.SecureCompletionClient, r *se
 	if err != nil {
 		return got{err: err}
 	}
-	body, err := sealedchat.NewSecret(text)
-	if err != nil {
-		return got{err: err}
-	}
+	body := sealedchat.NewSecret(text)
 	defer body.Destroy()
 	resp, err := c.Complete(ctx, body)
 	if err != nil {

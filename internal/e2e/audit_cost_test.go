@@ -95,7 +95,7 @@ func auditCost(t testing.TB, o *sealedchat.AuditLogOptions) func() (requests, ev
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = keys.Close() })
+	t.Cleanup(func() { keys.Close() })
 	l, err := sealedchat.OpenAuditLog(t.Context(), filepath.Join(dir, "log", "audit.log"), keys, o)
 	if err != nil {
 		t.Fatal(err)

@@ -219,7 +219,7 @@ func TestManyGoroutines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = keys.Close() })
+	t.Cleanup(func() { keys.Close() })
 	notified := 0
 	client := startClient(t, srv.URL, func(c *sealedchat.Config) {
 		c.Transport, c.Keys = transport, keys

@@ -170,10 +170,7 @@ func (w *faultWorld) call(t *testing.T, client *sealedchat.SecureCompletionClien
 		}
 		return answer.Text(), nil
 	case "Complete":
-		request, err := sealedchat.NewSecret(body)
-		if err != nil {
-			return "", err
-		}
+		request := sealedchat.NewSecret(body)
 		defer request.Destroy()
 		answer, err := client.Complete(ctx, request)
 		if err != nil {

@@ -19,7 +19,11 @@ import (
 )
 
 func TestGatewayAuthenticatesFirst(t *testing.T) {
-	auth, err := sealedchat.AuthenticateKeys(secret(t, "key-one"), secret(t, "key-two"), secret(t, "key-two"))
+	auth, err := sealedchat.AuthenticateKeys(
+		secret(t, "key-one"),
+		secret(t, "key-two"),
+		secret(t, "key-two"),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,20 +32,39 @@ func TestGatewayAuthenticatesFirst(t *testing.T) {
 		c.Replay = failingReplay{t}
 	})
 	for _, header := range []string{
-		"", "key-one", "Bearer", "Bearer ", "Bearer  key-on", "Bearer \tkey-one", "Bearer  key-one ", "Bearer  ", "Basic key-one", "Bearer key-on", "Bearer key-one ", "Bearer key-onee", "Bearer KEY-ONE", "Bearer key-one key-two",
-		"Bearer key-one,key-two", "Bearer\tkey-one", " Bearer key-one", "Bearer " + strings.Repeat("k", 1<<20), "Bearer \x00", "Bearerkey-one", "Token key-one",
+		"", "key-one", "Bearer", "Bearer ", "Bearer  key-on", "Bearer \tkey-one", "Bearer  key-one ",
+		"Bearer  ", "Basic key-one", "Bearer key-on", "Bearer key-one ", "Bearer key-onee",
+		"Bearer KEY-ONE", "Bearer key-one key-two",
+		"Bearer key-one,key-two", "Bearer\tkey-one", " Bearer key-one",
+		"Bearer " + strings.Repeat("k", 1<<20), "Bearer \x00", "Bearerkey-one", "Token key-one",
 	} {
-		w := r.Do(fakes.PostBody(t, fakes.Untouchable{T: t}, "Authorization", header, "X-Payload-ID", "\x00bad", "X-Public-Key", "bad"))
+		w := r.Do(
+			fakes.PostBody(
+				t,
+				fakes.Untouchable{T: t},
+				"Authorization",
+				header,
+				"X-Payload-ID",
+				"\x00bad",
+				"X-Public-Key",
+				"bad",
+			),
+		)
 		fakes.Refused(t, fmt.Sprintf("%.30q", header), w, 401)
 		if w.Header().Get("WWW-Authenticate") != "Bearer" {
 			t.Errorf("%.30q: no WWW-Authenticate", header)
 		}
 	}
 	r = newRig(t, func(c *sealedchat.GatewayConfig) { c.Authenticate = auth })
-	for _, header := range []string{"Bearer key-one", "Bearer  key-one", "bearer   key-two", "Bearer key-two", "bearer key-one", "BEARER key-two"} {
+	for _, header := range []string{
+		"Bearer key-one", "Bearer  key-one", "bearer   key-two", "Bearer key-two", "bearer key-one",
+		"BEARER key-two",
+	} {
 		fakes.OpenedAnswer(t, header, r.Do(fakes.Post(t, fakes.FineRequest, "Authorization", header)))
 	}
-	if w := r.Do(httptest.NewRequestWithContext(t.Context(), "GET", "/pki/public_key", nil)); w.Code != 200 {
+	if w := r.Do(
+		httptest.NewRequestWithContext(t.Context(), "GET", "/pki/public_key", nil),
+	); w.Code != 200 {
 		t.Error("the public key needs authentication")
 	}
 }
@@ -62,8 +85,14 @@ func TestGatewayAuthenticateErrors(t *testing.T) {
 		status int
 		retry  string
 	}{
-		{sealedchat.ErrAuthentication, 401, ""}, {errors.New("MARKER"), 401, ""}, {fmt.Errorf("MARKER: %w", sealedchat.ErrPermission), 403, ""}, {sealedchat.ErrRateLimited, 429, ""},
-		{&sealedchat.APIError{StatusCode: 429, Detail: "MARKER", RetryAfter: 1500 * time.Millisecond}, 429, "2"}, {fmt.Errorf("MARKER %w", sealedchat.ErrUnavailable), 503, ""}, {sealedchat.ErrServer, 401, ""},
+		{sealedchat.ErrAuthentication, 401, ""}, {errors.New("MARKER"), 401, ""},
+		{fmt.Errorf("MARKER: %w", sealedchat.ErrPermission), 403, ""},
+		{sealedchat.ErrRateLimited, 429, ""},
+		{
+			&sealedchat.APIError{StatusCode: 429, Detail: "MARKER", RetryAfter: 1500 * time.Millisecond},
+			429, "2",
+		},
+		{fmt.Errorf("MARKER %w", sealedchat.ErrUnavailable), 503, ""}, {sealedchat.ErrServer, 401, ""},
 	} {
 		r := newRig(t, func(k *sealedchat.GatewayConfig) {
 			k.Authenticate = func(*http.Request) (string, error) { return "MARKER", c.err }

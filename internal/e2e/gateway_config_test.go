@@ -24,24 +24,46 @@ func TestGatewayConfigErrors(t *testing.T) {
 		field  string
 		change func(*sealedchat.GatewayConfig)
 	}{
-		{"GatewayConfig.Authenticate", func(c *sealedchat.GatewayConfig) { c.AllowUnauthenticated = false }},
+		{
+			"GatewayConfig.Authenticate",
+			func(c *sealedchat.GatewayConfig) { c.AllowUnauthenticated = false },
+		},
 		{"GatewayConfig.Upstream", func(c *sealedchat.GatewayConfig) { c.Upstream = "" }},
 		{"GatewayConfig.Upstream", func(c *sealedchat.GatewayConfig) { c.Upstream = "ftp://h/v1" }},
-		{"GatewayConfig.Upstream", func(c *sealedchat.GatewayConfig) { c.Upstream = "https://u:marker@h/v1" }},
-		{"GatewayConfig.Upstream", func(c *sealedchat.GatewayConfig) { c.Upstream = "https://h/v1?key=marker" }},
-		{"GatewayConfig.UpstreamKey", func(c *sealedchat.GatewayConfig) { c.UpstreamKey = secret(t, "a\nmarker") }},
+		{
+			"GatewayConfig.Upstream",
+			func(c *sealedchat.GatewayConfig) { c.Upstream = "https://u:marker@h/v1" },
+		},
+		{
+			"GatewayConfig.Upstream",
+			func(c *sealedchat.GatewayConfig) { c.Upstream = "https://h/v1?key=marker" },
+		},
+		{
+			"GatewayConfig.UpstreamKey",
+			func(c *sealedchat.GatewayConfig) { c.UpstreamKey = secret(t, "a\nmarker") },
+		},
 		{"GatewayConfig.UpstreamKey", func(c *sealedchat.GatewayConfig) { c.UpstreamKey = destroyed }},
-		{"GatewayConfig.UpstreamTransport", func(c *sealedchat.GatewayConfig) { c.Upstream = "http://name/v1" }},
+		{
+			"GatewayConfig.UpstreamTransport",
+			func(c *sealedchat.GatewayConfig) { c.Upstream = "http://name/v1" },
+		},
 		{"GatewayConfig.Tier", func(c *sealedchat.GatewayConfig) { c.Tier = "ultra" }},
 		{"GatewayConfig.MaxRequestBytes", func(c *sealedchat.GatewayConfig) { c.MaxRequestBytes = -1 }},
-		{"GatewayConfig.MaxRequestBytes", func(c *sealedchat.GatewayConfig) { c.MaxRequestBytes = 1 << 40 }},
+		{
+			"GatewayConfig.MaxRequestBytes",
+			func(c *sealedchat.GatewayConfig) { c.MaxRequestBytes = 1 << 40 },
+		},
 		{"GatewayConfig.MaxResponseBytes", func(c *sealedchat.GatewayConfig) { c.MaxResponseBytes = -1 }},
 		{"GatewayConfig.MaxConcurrent", func(c *sealedchat.GatewayConfig) { c.MaxConcurrent = -1 }},
 		{"GatewayConfig.ReplayWindow", func(c *sealedchat.GatewayConfig) { c.ReplayWindow = -1 }},
 		{"GatewayConfig.Timeout", func(c *sealedchat.GatewayConfig) { c.Timeout = -1 }},
 		{"GatewayConfig.BodyTimeout", func(c *sealedchat.GatewayConfig) { c.BodyTimeout = -1 }},
 	} {
-		config := sealedchat.GatewayConfig{Upstream: "https://upstream.test/v1", UpstreamTransport: testkit.NeverUsed(t), AllowUnauthenticated: true}
+		config := sealedchat.GatewayConfig{
+			Upstream:             "https://upstream.test/v1",
+			UpstreamTransport:    testkit.NeverUsed(t),
+			AllowUnauthenticated: true,
+		}
 		c.change(&config)
 		g, err := sealedchat.NewGateway(config)
 		e, ok := errors.AsType[*sealedchat.ConfigError](err)
@@ -49,7 +71,10 @@ func TestGatewayConfigErrors(t *testing.T) {
 			t.Errorf("%s: got %v, %v", c.field, g, err)
 		}
 	}
-	for name, keys := range map[string][]*sealedchat.Secret{"none": {}, "nil": {nil}, "empty": {secret(t, "")}, "space": {secret(t, "a b")}, "destroyed": {secret(t, "k"), destroyed}} {
+	for name, keys := range map[string][]*sealedchat.Secret{
+		"none": {}, "nil": {nil}, "empty": {secret(t, "")}, "space": {secret(t, "a b")},
+		"destroyed": {secret(t, "k"), destroyed},
+	} {
 		if _, err := sealedchat.AuthenticateKeys(keys...); err == nil {
 			t.Errorf("AuthenticateKeys with %s", name)
 		} else if _, ok := errors.AsType[*sealedchat.ConfigError](err); !ok {
@@ -73,8 +98,11 @@ func TestGatewayOHTTPConfig(t *testing.T) {
 		"a negative burst": {StrangerBurst: -1},
 		"a large rate":     {StrangerRate: 1e9},
 	} {
-		_, err := sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true, OHTTP: o})
-		if c, ok := errors.AsType[*sealedchat.ConfigError](err); !ok || !strings.HasPrefix(c.Field, "GatewayConfig.OHTTP.") {
+		_, err := sealedchat.NewGateway(
+			sealedchat.GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true, OHTTP: o},
+		)
+		if c, ok := errors.AsType[*sealedchat.ConfigError](err); !ok ||
+			!strings.HasPrefix(c.Field, "GatewayConfig.OHTTP.") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -86,8 +114,11 @@ func TestGatewayProtocols(t *testing.T) {
 		protocols []sealedchat.Protocol
 		served    []bool
 	}{
-		"both":     {nil, []bool{true, true, true}},
-		"listed":   {[]sealedchat.Protocol{sealedchat.ProtocolOHTTP, sealedchat.ProtocolEnvelope}, []bool{true, true, true}},
+		"both": {nil, []bool{true, true, true}},
+		"listed": {
+			[]sealedchat.Protocol{sealedchat.ProtocolOHTTP, sealedchat.ProtocolEnvelope},
+			[]bool{true, true, true},
+		},
 		"envelope": {[]sealedchat.Protocol{sealedchat.ProtocolEnvelope}, []bool{false, true, true}},
 		"ohttp":    {[]sealedchat.Protocol{sealedchat.ProtocolOHTTP}, []bool{true, false, false}},
 		"none":     {[]sealedchat.Protocol{}, []bool{false, false, false}},
@@ -109,7 +140,8 @@ func TestGatewayProtocols(t *testing.T) {
 			Upstream: "https://a.test", AllowUnauthenticated: true,
 			Protocols: []sealedchat.Protocol{sealedchat.ProtocolOHTTP, bad},
 		})
-		if c, ok := errors.AsType[*sealedchat.ConfigError](err); !ok || c.Field != "GatewayConfig.Protocols" {
+		if c, ok := errors.AsType[*sealedchat.ConfigError](err); !ok ||
+			c.Field != "GatewayConfig.Protocols" {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}

@@ -19,8 +19,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
-// Over HTTP/2, where deadlines are a stream's: pieces come as they are made, cuts show, a client that leaves ends the upstream's
-// work, and a body that does not come in time takes no other stream of the connection along.
+// Over HTTP/2, where deadlines are a stream's: pieces come as they are made, cuts show, a client
+// that leaves ends the upstream's work, and a body that does not come in time takes no other stream
+// of the connection along.
 func TestObliviousHTTP2(t *testing.T) {
 	testkit.NoLeaks(t)
 	words, left := make(chan string), make(chan struct{}, 8)
@@ -41,7 +42,11 @@ func TestObliviousHTTP2(t *testing.T) {
 			}
 		}
 	})
-	g := startGateway(t, upstream, func(c *sealedchat.GatewayConfig) { c.BodyTimeout = 500 * time.Millisecond })
+	g := startGateway(
+		t,
+		upstream,
+		func(c *sealedchat.GatewayConfig) { c.BodyTimeout = 500 * time.Millisecond },
+	)
 	server := httptest.NewUnstartedServer(g)
 	server.EnableHTTP2 = true
 	server.StartTLS()
@@ -50,7 +55,12 @@ func TestObliviousHTTP2(t *testing.T) {
 	begin := func() (*http.Response, *ohttp.Reader, *bhttp.Body) {
 		t.Helper()
 		s := r.Seal(fakes.Inner{})
-		req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+ohttp.Path, bytes.NewReader(s.Body))
+		req, _ := http.NewRequestWithContext(
+			t.Context(),
+			http.MethodPost,
+			server.URL+ohttp.Path,
+			bytes.NewReader(s.Body),
+		)
 		req.Header.Set("Content-Type", ohttp.TypeRequest)
 		resp, err := server.Client().Do(req)
 		if err != nil {
@@ -81,7 +91,8 @@ func TestObliviousHTTP2(t *testing.T) {
 	send("data: 1\n\n")
 	resp, reader, content := begin()
 	expect(content, "data: 1\n\n")
-	time.Sleep(700 * time.Millisecond) // longer than BodyTimeout: a pause of the upstream's is not the client's fault
+	// longer than BodyTimeout: a pause of the upstream's is not the client's fault
+	time.Sleep(700 * time.Millisecond)
 	send("data: [DONE]\n\n")
 	expect(content, "data: [DONE]\n\n")
 	send("")

@@ -17,8 +17,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// Requests that are sealed by hand through httputil.ReverseProxy, cut at random by either end or not at all: nothing stays
-// behind, nothing crashes, and no cut answer passes for a whole one.
+// Requests that are sealed by hand through httputil.ReverseProxy, cut at random by either end or
+// not at all: nothing stays behind, nothing crashes, and no cut answer passes for a whole one.
 func TestObliviousCutsThroughRelay(t *testing.T) {
 	w := newCutWorld(t)
 	config := keyConfig(t, w.g)
@@ -29,7 +29,14 @@ func TestObliviousCutsThroughRelay(t *testing.T) {
 		if p.leaves {
 			leave = 40 * p.after
 		}
-		complete, err := throughRelay(t, transport, w.relay, config, fmt.Sprintf(`{"events":%d,"cut":%q}`, p.events, p.cut), leave)
+		complete, err := throughRelay(
+			t,
+			transport,
+			w.relay,
+			config,
+			fmt.Sprintf(`{"events":%d,"cut":%q}`, p.events, p.cut),
+			leave,
+		)
 		switch {
 		case err != nil && !p.leaves && !errors.Is(err, ohttp.ErrTruncated) && p.cut == "":
 			t.Errorf("%+v: %v", p, err)
@@ -49,7 +56,14 @@ func TestObliviousCutsThroughRelay(t *testing.T) {
 }
 
 // throughRelay sends one request, and reads its answer to the end or until the client leaves.
-func throughRelay(t *testing.T, rt http.RoundTripper, relay string, c *ohttp.Config, body string, leave int) (complete bool, err error) {
+func throughRelay(
+	t *testing.T,
+	rt http.RoundTripper,
+	relay string,
+	c *ohttp.Config,
+	body string,
+	leave int,
+) (complete bool, err error) {
 	q, err := ohttp.NewRequest(c)
 	if err != nil {
 		return false, err
@@ -61,7 +75,12 @@ func throughRelay(t *testing.T, rt http.RoundTripper, relay string, c *ohttp.Con
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, relay+ohttp.Path, bytes.NewReader(sealed))
+	req, err := http.NewRequestWithContext(
+		ctx,
+		http.MethodPost,
+		relay+ohttp.Path,
+		bytes.NewReader(sealed),
+	)
 	if err != nil {
 		return false, err
 	}

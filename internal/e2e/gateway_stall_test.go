@@ -23,7 +23,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
-// askWithLittleRoom is the connection of a client that has sent a request, and has little room for the answer.
+// askWithLittleRoom is the connection of a client that has sent a request, and has little room for
+// the answer.
 func askWithLittleRoom(t *testing.T, srv *httptest.Server) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
@@ -40,12 +41,17 @@ func askWithLittleRoom(t *testing.T, srv *httptest.Server) net.Conn {
 	return conn
 }
 
-// TestGatewayClientThatDoesNotRead has a client ask for more than fits into socket buffers, and read none of it.
+// TestGatewayClientThatDoesNotRead has a client ask for more than fits into socket buffers, and
+// read none of it.
 func TestGatewayClientThatDoesNotRead(t *testing.T) {
 	testkit.NoLeaks(t)
-	g := startGateway(t, testkit.AnswerText(strings.Repeat("x", 24<<20)), func(c *sealedchat.GatewayConfig) {
-		c.MaxConcurrent, c.BodyTimeout = 1, 500*time.Millisecond
-	})
+	g := startGateway(
+		t,
+		testkit.AnswerText(strings.Repeat("x", 24<<20)),
+		func(c *sealedchat.GatewayConfig) {
+			c.MaxConcurrent, c.BodyTimeout = 1, 500*time.Millisecond
+		},
+	)
 	returned := make(chan struct{}, 2)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.ServeHTTP(w, r)
@@ -63,10 +69,15 @@ func TestGatewayClientThatDoesNotRead(t *testing.T) {
 	}
 }
 
-// TestGatewayCloseEndsStalledAnswers has Close find an answer that nobody reads, long before its time is over.
+// TestGatewayCloseEndsStalledAnswers has Close find an answer that nobody reads, long before its
+// time is over.
 func TestGatewayCloseEndsStalledAnswers(t *testing.T) {
 	testkit.NoLeaks(t)
-	g := startGateway(t, testkit.AnswerText(strings.Repeat("x", 24<<20)), func(c *sealedchat.GatewayConfig) { c.BodyTimeout = time.Hour })
+	g := startGateway(
+		t,
+		testkit.AnswerText(strings.Repeat("x", 24<<20)),
+		func(c *sealedchat.GatewayConfig) { c.BodyTimeout = time.Hour },
+	)
 	srv := httptest.NewServer(g)
 	defer srv.Close()
 	conn := askWithLittleRoom(t, srv)
@@ -85,8 +96,8 @@ func TestGatewayCloseEndsStalledAnswers(t *testing.T) {
 	}
 }
 
-// TestGatewayCloseDuringHTTP2Requests closes gateways while handlers return: a writer whose handler has returned must
-// not be touched, and with HTTP/2 that would end the process.
+// TestGatewayCloseDuringHTTP2Requests closes gateways while handlers return: a writer whose handler
+// has returned must not be touched, and with HTTP/2 that would end the process.
 func TestGatewayCloseDuringHTTP2Requests(t *testing.T) {
 	for range 20 {
 		g := startGateway(t, testkit.AnswerText("fine"), nil)
@@ -121,17 +132,18 @@ func TestGatewayCloseDuringHTTP2Requests(t *testing.T) {
 // TestAnswersMadeToBeLarge decodes answers that are small on the wire and would be huge in memory.
 func TestAnswersMadeToBeLarge(t *testing.T) {
 	const n = 1 << 17
+	const start = `{"id":"1","object":"chat.completion","created":1,"model":"m","choices":`
 	inMessage := func(members string) string {
-		return `{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[{"message":{"role":"assistant",` + members + `}}]}`
+		return start + `[{"message":{"role":"assistant",` + members + `}}]}`
 	}
 	many := func(s string, n int) string { return strings.TrimSuffix(strings.Repeat(s+",", n), ",") }
 	for name, answer := range map[string]string{
 		"tool calls": inMessage(`"tool_calls":[` + many(`{}`, n) + `]`),
 		"parts":      inMessage(`"content":[` + many(`{"type":""}`, n) + `]`),
 		"members":    inMessage(many(`"":0`, n)),
-		"choices":    `{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[` + many(`{"message":{}}`, n) + `]}`,
-		"top level":  `{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[],` + many(`"":0`, n) + `}`,
-		"metadata":   `{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[],"_metadata":{` + many(`"":0`, n) + `}}`,
+		"choices":    start + `[` + many(`{"message":{}}`, n) + `]}`,
+		"top level":  start + `[],` + many(`"":0`, n) + `}`,
+		"metadata":   start + `[],"_metadata":{` + many(`"":0`, n) + `}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := chatjson.CheckCompletion([]byte(answer), chatjson.Asked{}); err != nil {
@@ -144,7 +156,10 @@ func TestAnswersMadeToBeLarge(t *testing.T) {
 			if err := chatjson.CheckWeight([]byte(answer)); !errors.Is(err, sealedchat.ErrResponseSchema) {
 				t.Errorf("weighed: %v", err)
 			}
-			if _, err := chatjson.NewEventText([]byte(answer), false); !errors.Is(err, sealedchat.ErrResponseSchema) {
+			if _, err := chatjson.NewEventText([]byte(answer), false); !errors.Is(
+				err,
+				sealedchat.ErrResponseSchema,
+			) {
 				t.Errorf("as a stream: %v", err)
 			}
 			runtime.ReadMemStats(&after)

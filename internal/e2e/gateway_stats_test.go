@@ -25,7 +25,11 @@ func TestGatewayStats(t *testing.T) {
 		inFlight = r.g.Stats().InFlight
 		return testkit.Respond(http.StatusBadGateway, ""), nil
 	}
-	client := startClient(t, "http://127.0.0.1", func(c *sealedchat.Config) { c.Transport = fakes.Direct(r.g) })
+	client := startClient(
+		t,
+		"http://127.0.0.1",
+		func(c *sealedchat.Config) { c.Transport = fakes.Direct(r.g) },
+	)
 	if _, err := client.Chat(t.Context(), ask("x")); err == nil { // 502
 		t.Fatal("no error")
 	}
@@ -33,8 +37,14 @@ func TestGatewayStats(t *testing.T) {
 	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{hybrid.PathCompletion, hybrid.PathPublicKey, "/healthz", "/nothing"} { // the first is refused: no headers
-		r.g.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, path, strings.NewReader("{}")))
+	// the first is refused: no headers
+	for _, path := range []string{
+		hybrid.PathCompletion, hybrid.PathPublicKey, "/healthz", "/nothing",
+	} {
+		r.g.ServeHTTP(
+			httptest.NewRecorder(),
+			httptest.NewRequest(http.MethodPost, path, strings.NewReader("{}")),
+		)
 	}
 	if err := r.keys.Rotate(t.Context()); err != nil {
 		t.Fatal(err)
@@ -42,7 +52,8 @@ func TestGatewayStats(t *testing.T) {
 	got := r.g.Stats()
 	mine := client.Stats()
 	want := sealedchat.GatewayStats{
-		Requests: 3, Answered: 1, Refused: 1, Failed: 1, BytesOpened: mine.BytesSealed, BytesSealed: mine.BytesOpened,
+		Requests: 3, Answered: 1, Refused: 1, Failed: 1, BytesOpened: mine.BytesSealed,
+		BytesSealed:  mine.BytesOpened,
 		KeyRotations: 1, Memory: got.Memory,
 	}
 	if got != want || inFlight != 1 {

@@ -34,7 +34,8 @@ func (b *spiedBody) Read(p []byte) (int, error) {
 
 func (b *spiedBody) Close() error { return nil }
 
-// Nothing of an upstream's answer stays in the gateway's buffers, whatever becomes of the answer: it may quote the prompt.
+// Nothing of an upstream's answer stays in the gateway's buffers, whatever becomes of the answer:
+// it may quote the prompt.
 func TestGatewayWipesAnswers(t *testing.T) {
 	const marker = "marker-1234567890"
 	completion := func(text string) io.Reader {
@@ -48,8 +49,13 @@ func TestGatewayWipesAnswers(t *testing.T) {
 		"3 MB":             {200, completion(marker + strings.Repeat(" and so on", 300_000))},
 		"not a completion": {200, strings.NewReader(`{"object":"list","words":"` + marker + `"}`)},
 		"not JSON":         {200, strings.NewReader(marker)},
-		"cut":              {200, io.MultiReader(strings.NewReader(`{"x":"`+marker), iotest.ErrReader(errors.New("the upstream breaks off")))},
-		"400":              {400, strings.NewReader(`{"error":{"message":"` + marker + `"}}`)},
+		"cut": {
+			200,
+			io.MultiReader(
+				strings.NewReader(`{"x":"`+marker), iotest.ErrReader(errors.New("the upstream breaks off")),
+			),
+		},
+		"400": {400, strings.NewReader(`{"error":{"message":"` + marker + `"}}`)},
 	} {
 		spy := &spiedBody{Reader: c.body, find: marker}
 		g := startGateway(t, testkit.AnswerText("x"), func(g *sealedchat.GatewayConfig) {
@@ -57,10 +63,20 @@ func TestGatewayWipesAnswers(t *testing.T) {
 			g.UpstreamTransport = testkit.RoundTrip(func(req *http.Request) (*http.Response, error) {
 				_, _ = io.Copy(io.Discard, req.Body)
 				_ = req.Body.Close()
-				return &http.Response{StatusCode: c.status, Header: http.Header{}, ContentLength: -1, Body: spy, Request: req}, nil
+				return &http.Response{
+					StatusCode:    c.status,
+					Header:        http.Header{},
+					ContentLength: -1,
+					Body:          spy,
+					Request:       req,
+				}, nil
 			})
 		})
-		client := startClient(t, "https://gateway.test", func(c *sealedchat.Config) { c.Transport = fakes.Direct(g) })
+		client := startClient(
+			t,
+			"https://gateway.test",
+			func(c *sealedchat.Config) { c.Transport = fakes.Direct(g) },
+		)
 		_, err := client.Chat(t.Context(), ask("q"))
 		if good := c.status == 200 && (name == "small" || name == "3 MB"); (err == nil) != good {
 			t.Errorf("%s: %v", name, err)

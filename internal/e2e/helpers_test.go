@@ -10,7 +10,6 @@ import (
 	"encoding/pem"
 	"net/http"
 	"net/http/httptest"
-	"sync"
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat"
@@ -47,7 +46,7 @@ func memoryStore(t testing.TB, o *sealedchat.KeyStoreOptions) *sealedchat.KeySto
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() { s.Close() })
 	return s
 }
 
@@ -84,10 +83,7 @@ func sealTo(k *sealedchat.PublicKey, plaintext []byte) (*envelope.Envelope, erro
 
 func secret(t testing.TB, text string) *sealedchat.Secret {
 	t.Helper()
-	s, err := sealedchat.NewSecret([]byte(text))
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := sealedchat.NewSecret([]byte(text))
 	t.Cleanup(s.Destroy)
 	return s
 }
@@ -174,26 +170,4 @@ func ask(text string) *sealedchat.ChatRequest {
 	return &sealedchat.ChatRequest{
 		Model: "test-model", Messages: []sealedchat.Message{sealedchat.UserMessage(text)},
 	}
-}
-
-// heard is an Auditor that keeps what it is told.
-type heard struct {
-	mu     sync.Mutex
-	events []sealedchat.Event
-}
-
-func (h *heard) Record(_ context.Context, e sealedchat.Event) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.events = append(h.events, e)
-	return nil
-}
-
-// take returns what was told since the last time.
-func (h *heard) take() []sealedchat.Event {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	events := h.events
-	h.events = nil
-	return events
 }

@@ -84,7 +84,7 @@ func TestMemoryRequired(t *testing.T) {
 		if passphrase.Locked() || sealedchat.MemoryReport().AllLocked || sealedchat.MemoryReport().Misses == 0 {
 			t.Errorf("best effort: %v", sealedchat.MemoryReport())
 		}
-		_ = store.Close()
+		store.Close()
 	})
 }
 

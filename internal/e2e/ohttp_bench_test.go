@@ -21,13 +21,7 @@ import (
 
 // Both protocols, and plain HTTP beside them: they alternate within one process, and the ratio is that of the medians.
 //
-//	go test -run '^$' -bench OHTTP .
-
-func oneKiBAnswer() []byte {
-	w := httptest.NewRecorder()
-	testkit.AnswerText(strings.Repeat("y", 750))(w, httptest.NewRequest(http.MethodPost, "/", strings.NewReader("")))
-	return w.Body.Bytes()
-}
+//	go test -run '^$' -bench OHTTP ./internal/e2e
 
 // relayed is an upstream that streams events through a gateway and a relay, sealed and in the clear; in the clear another
 // reverse proxy stands where the gateway does.

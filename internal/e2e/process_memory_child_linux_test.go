@@ -151,7 +151,7 @@ func (c *memoryClient) secret() (*sealedchat.Secret, error) {
 	if err != nil {
 		return nil, err
 	}
-	return sealedchat.NewSecret(b)
+	return sealedchat.NewSecret(b), nil
 }
 
 // memoryProtocols are the ways to configure a client, by name.
@@ -259,7 +259,8 @@ func (c *memoryClient) scrub([]string) (string, error) {
 }
 
 func (c *memoryClient) close([]string) (string, error) {
-	err := errors.Join(c.client.Close(), c.keys.Close())
+	err := c.client.Close()
+	c.keys.Close()
 	c.apiKey.Destroy()
 	return "", err
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/sha3"
 	"crypto/sha512"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -62,7 +61,9 @@ func (c *memoryClient) serve(args []string) (string, error) {
 }
 
 func (c *memoryClient) endGateway([]string) (string, error) {
-	return "", errors.Join(c.gateway.Close(), c.keys.Close())
+	err := c.gateway.Close()
+	c.keys.Close()
+	return "", err
 }
 
 // configSecrets are a gateway's keys, as its file has them, and what crypto/hpke and crypto/ed25519 make of them.
@@ -187,10 +188,7 @@ func (g *gatewayMemory) use(base string) {
 	}
 	defer client.Close()
 	for range memoryRounds {
-		body, err := sealedchat.NewSecret([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}]}`))
-		if err != nil {
-			g.t.Fatal(err)
-		}
+		body := sealedchat.NewSecret([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}]}`))
 		answer, err := client.Complete(g.t.Context(), body)
 		if err != nil {
 			g.t.Fatal(err)

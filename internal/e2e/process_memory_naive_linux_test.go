@@ -166,10 +166,7 @@ func BenchmarkCompleteAgainstNaive(b *testing.B) {
 	}
 	prompt := randomText(memoryPromptSize)
 	careful := func() error {
-		body, err := sealedchat.NewSecret(fmt.Appendf(nil, `{"model":"test-model","messages":[{"role":"user","content":"%s"}]}`, prompt))
-		if err != nil {
-			return err
-		}
+		body := sealedchat.NewSecret(fmt.Appendf(nil, `{"model":"test-model","messages":[{"role":"user","content":"%s"}]}`, prompt))
 		defer body.Destroy()
 		answer, err := client.Complete(context.Background(), body)
 		if err != nil {

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"reflect"
 	"strings"
 	"sync"
@@ -100,15 +99,6 @@ func TestStatsInFlight(t *testing.T) {
 	if s := c.Stats(); s.InFlight != 0 || s.Failures != 0 || s.BytesOpened == 0 {
 		t.Errorf("afterwards: %+v", s)
 	}
-}
-
-// toHandler sends requests to a handler of the same process.
-type toHandler struct{ h http.Handler }
-
-func (h toHandler) RoundTrip(req *http.Request) (*http.Response, error) {
-	w := httptest.NewRecorder()
-	h.h.ServeHTTP(w, req)
-	return w.Result(), nil
 }
 
 // TestStatsNames has every field once in JSON and once in a log line, under the same name and with its own value.

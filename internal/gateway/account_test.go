@@ -86,8 +86,8 @@ func TestGatewayAccountOfARefusedRequest(t *testing.T) {
 	}
 }
 
-// Over HTTP/1 a connection upstream that has served one account serves no other, in either protocol.
-// What belongs to one account goes on over one connection.
+// Over HTTP/1 a connection upstream that has served one account serves no other, in either
+// protocol. What belongs to one account goes on over one connection.
 func TestAccountsShareNoConnection(t *testing.T) {
 	var mu sync.Mutex
 	served := map[net.Conn]map[string]bool{} // by connection, whose prompts came over it

@@ -42,7 +42,8 @@ func TestGatewayStalledBodiesHoldNoPlace(t *testing.T) {
 		for _, from := range []string{"192.0.2.1", "192.0.2.2"} {
 			for _, p := range r.Parcels(5000) {
 				start := time.Now()
-				if status, _ := r.SendParcel(p, bytes.NewReader(p.Body), from); status != 200 || !time.Now().Equal(start) {
+				if status, _ := r.SendParcel(p, bytes.NewReader(p.Body), from); status != 200 ||
+					!time.Now().Equal(start) {
 					t.Errorf("%v from %s: %d after %v", p.Protocol, from, status, time.Since(start))
 				}
 			}
@@ -68,18 +69,54 @@ func TestGatewayLeastRate(t *testing.T) {
 		bodyTimeout   time.Duration
 		withDeadlines bool
 	}{
-		"a byte a second":              {size: 9 << 10, piece: 1, after: time.Second, status: 408, least: 10 * time.Second, most: 11 * time.Second},
-		"a byte in nine seconds":       {size: 9 << 10, piece: 1, after: 9 * time.Second, status: 408, least: 10 * time.Second, most: 18 * time.Second},
-		"1 KiB/s":                      {size: 100 << 10, piece: 1 << 10, after: time.Second, status: 408, least: 10 * time.Second, most: 13 * time.Second},
-		"6 KiB/s":                      {size: 1 << 20, piece: 6 << 10, after: time.Second, status: 408, least: 38 * time.Second, most: 44 * time.Second},
-		"4 KiB/s, and soon whole":      {size: 30 << 10, piece: 4 << 10, after: time.Second, status: 200, least: 7 * time.Second, most: 11 * time.Second},
-		"9 KiB/s":                      {size: 300 << 10, piece: 9 << 10, after: time.Second, status: 200, least: 30 * time.Second, most: 50 * time.Second},
-		"100 KiB/s, too long":          {size: 8 << 20, piece: 100 << 10, after: time.Second, status: 408, least: time.Minute, most: 62 * time.Second},
-		"100 KiB/s, more time":         {size: 7 << 20, piece: 100 << 10, after: time.Second, status: 200, least: 70 * time.Second, most: 100 * time.Second, bodyTimeout: time.Hour},
-		"nothing more":                 {size: 9 << 10, piece: 1, after: time.Hour, status: 408, least: 10 * time.Second, most: 10 * time.Second, withDeadlines: true},
-		"nothing more, less time":      {size: 9 << 10, piece: 1, after: time.Hour, status: 408, least: 3 * time.Second, most: 3 * time.Second, bodyTimeout: 3 * time.Second, withDeadlines: true},
-		"a byte a second, on the wire": {size: 9 << 10, piece: 1, after: time.Second, status: 408, least: 10 * time.Second, most: 10 * time.Second, withDeadlines: true},
-		"9 KiB/s, on the wire":         {size: 300 << 10, piece: 9 << 10, after: time.Second, status: 200, least: 30 * time.Second, most: 50 * time.Second, withDeadlines: true},
+		"a byte a second": {
+			size: 9 << 10, piece: 1, after: time.Second, status: 408, least: 10 * time.Second,
+			most: 11 * time.Second,
+		},
+		"a byte in nine seconds": {
+			size: 9 << 10, piece: 1, after: 9 * time.Second, status: 408, least: 10 * time.Second,
+			most: 18 * time.Second,
+		},
+		"1 KiB/s": {
+			size: 100 << 10, piece: 1 << 10, after: time.Second, status: 408, least: 10 * time.Second,
+			most: 13 * time.Second,
+		},
+		"6 KiB/s": {
+			size: 1 << 20, piece: 6 << 10, after: time.Second, status: 408, least: 38 * time.Second,
+			most: 44 * time.Second,
+		},
+		"4 KiB/s, and soon whole": {
+			size: 30 << 10, piece: 4 << 10, after: time.Second, status: 200, least: 7 * time.Second,
+			most: 11 * time.Second,
+		},
+		"9 KiB/s": {
+			size: 300 << 10, piece: 9 << 10, after: time.Second, status: 200, least: 30 * time.Second,
+			most: 50 * time.Second,
+		},
+		"100 KiB/s, too long": {
+			size: 8 << 20, piece: 100 << 10, after: time.Second, status: 408, least: time.Minute,
+			most: 62 * time.Second,
+		},
+		"100 KiB/s, more time": {
+			size: 7 << 20, piece: 100 << 10, after: time.Second, status: 200, least: 70 * time.Second,
+			most: 100 * time.Second, bodyTimeout: time.Hour,
+		},
+		"nothing more": {
+			size: 9 << 10, piece: 1, after: time.Hour, status: 408, least: 10 * time.Second,
+			most: 10 * time.Second, withDeadlines: true,
+		},
+		"nothing more, less time": {
+			size: 9 << 10, piece: 1, after: time.Hour, status: 408, least: 3 * time.Second,
+			most: 3 * time.Second, bodyTimeout: 3 * time.Second, withDeadlines: true,
+		},
+		"a byte a second, on the wire": {
+			size: 9 << 10, piece: 1, after: time.Second, status: 408, least: 10 * time.Second,
+			most: 10 * time.Second, withDeadlines: true,
+		},
+		"9 KiB/s, on the wire": {
+			size: 300 << 10, piece: 9 << 10, after: time.Second, status: 200, least: 30 * time.Second,
+			most: 50 * time.Second, withDeadlines: true,
+		},
 	} {
 		for i := range 2 {
 			synctest.Test(t, func(t *testing.T) {
@@ -122,9 +159,16 @@ func TestGatewayBytesOnTheWay(t *testing.T) {
 		next   string   // who is refused then
 		others string   // who is served
 	}{
-		"one address":         {from: []string{"192.0.2.1"}, units: 1, next: "192.0.2.1", others: "192.0.2.2"},
-		"one network":         {from: hosts("[2001:db8::%x]", 8), units: 1, next: "[2001:db8::99]", others: "[2001:db8:0:1::1]"},
-		"a site":              {from: hosts("[2001:db8:0:%x::1]", 16), units: 2, next: "[2001:db8:0:99::1]", others: "[2001:db8:1::1]"},
+		"one address": {
+			from: []string{"192.0.2.1"}, units: 1, next: "192.0.2.1", others: "192.0.2.2",
+		},
+		"one network": {
+			from: hosts("[2001:db8::%x]", 8), units: 1, next: "[2001:db8::99]", others: "[2001:db8:0:1::1]",
+		},
+		"a site": {
+			from: hosts("[2001:db8:0:%x::1]", 16), units: 2, next: "[2001:db8:0:99::1]",
+			others: "[2001:db8:1::1]",
+		},
 		"many addresses":      {from: hosts("192.0.2.%d", 40), units: 4, next: "203.0.113.1"},
 		"many addresses of 6": {from: hosts("[2001:db8:%x::1]", 40), units: 4, next: "203.0.113.1"},
 	} {
@@ -137,7 +181,11 @@ func TestGatewayBytesOnTheWay(t *testing.T) {
 				p := r.Parcels(16 << 10)[i%2]
 				from := c.from[i%len(c.from)]
 				held.Go(func() {
-					r.SendParcel(p, &fakes.Drip{Ctx: ctx, Rest: p.Body, First: 10 << 10, Piece: 1, After: time.Hour}, from)
+					r.SendParcel(
+						p,
+						&fakes.Drip{Ctx: ctx, Rest: p.Body, First: 10 << 10, Piece: 1, After: time.Hour},
+						from,
+					)
 				})
 				synctest.Wait()
 			}
@@ -145,13 +193,21 @@ func TestGatewayBytesOnTheWay(t *testing.T) {
 				t.Errorf("%s: %d bytes are on the way", name, n)
 			}
 			for _, p := range r.Parcels(60 << 10) {
-				if status, again := r.SendParcel(p, bytes.NewReader(p.Body), c.next); status != 503 || again != "1" {
+				if status, again := r.SendParcel(p, bytes.NewReader(p.Body), c.next); status != 503 ||
+					again != "1" {
 					t.Errorf("%s, %v: more: %d, again after %q", name, p.Protocol, status, again)
 				}
 			}
 			for _, p := range r.Parcels(60 << 10) {
-				if status, _ := r.SendParcel(p, bytes.NewReader(p.Body), c.others); c.others != "" && status != 200 {
+				if status, _ := r.SendParcel(p, bytes.NewReader(p.Body), c.others); c.others != "" &&
+					status != 200 {
 					t.Errorf("%s, %v: somebody else: %d", name, p.Protocol, status)
+				}
+			}
+			for _, p := range r.Parcels(3 * each) { // more than fits, when it has begun
+				status, again := r.SendParcel(p, bytes.NewReader(p.Body), "198.51.100.1")
+				if status != 503 || again != "1" {
+					t.Errorf("%s, %v: too much: %d, again after %q", name, p.Protocol, status, again)
 				}
 			}
 			end()
@@ -168,10 +224,45 @@ func TestGatewayBytesOnTheWay(t *testing.T) {
 	}
 }
 
+// A body for which there is no room keeps nothing of the room while the rest of it is thrown away.
+func TestGatewayRefusedBodiesHoldNoRoom(t *testing.T) {
+	for i := range 2 {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, nil)
+			r.s.limits.bodies = limit.New(limit.Config{Each: 20 << 10, All: 80 << 10})
+			ctx, end := context.WithCancel(t.Context())
+			p := r.Parcels(60 << 10)[i]
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				r.SendParcel(p, &fakes.Drip{
+					Ctx: ctx, Rest: p.Body, First: 40 << 10, Piece: 1, After: time.Second,
+				}, "192.0.2.1")
+			}()
+			synctest.Wait()
+			select {
+			case <-done:
+				t.Fatalf("%v: not what this test is for", p.Protocol)
+			default:
+			}
+			if n := r.s.limits.bodies.Taken(); n != 0 {
+				t.Errorf("%v: %d bytes are held", p.Protocol, n)
+			}
+			next := r.Parcels(9 << 10)[i]
+			if status, _ := r.SendParcel(next, bytes.NewReader(next.Body), "192.0.2.1"); status != 200 {
+				t.Errorf("%v: the next one: %d", p.Protocol, status)
+			}
+			end()
+			<-done
+		})
+	}
+}
+
 // What the limits are, and that a quarter has room for the largest request.
 func TestGatewayBytesFit(t *testing.T) {
 	for _, c := range []Config{
-		{}, {MaxConcurrent: 1}, {MaxConcurrent: 1, MaxRequestBytes: 1}, {MaxConcurrent: 5, MaxRequestBytes: 1 << 20}, {MaxRequestBytes: 1 << 28},
+		{}, {MaxConcurrent: 1}, {MaxConcurrent: 1, MaxRequestBytes: 1},
+		{MaxConcurrent: 5, MaxRequestBytes: 1 << 20}, {MaxRequestBytes: 1 << 28},
 	} {
 		c.Upstream, c.AllowUnauthenticated = "https://upstream.test", true
 		if err := c.setDefaults(); err != nil {
@@ -183,9 +274,18 @@ func TestGatewayBytesFit(t *testing.T) {
 		if each < largest {
 			t.Errorf("%+v: the largest request does not fit", c)
 		}
+		if _, wait := l.bodies.Take("192.0.2.0", each+1+3); wait == 0 { // the bound is rounded
+			t.Errorf("%d of %d: an address has more than %d", c.MaxConcurrent, c.MaxRequestBytes, each)
+		}
 		for i := range 4 {
 			if _, wait := l.bodies.Take(fmt.Sprint("192.0.2.", i), each); wait > 0 {
-				t.Errorf("%d places of %d: address %d has less than %d", c.MaxConcurrent, c.MaxRequestBytes, i, each)
+				t.Errorf(
+					"%d places of %d: address %d has less than %d",
+					c.MaxConcurrent,
+					c.MaxRequestBytes,
+					i,
+					each,
+				)
 			}
 		}
 		if _, wait := l.bodies.Take("192.0.2.9", 4); wait == 0 {
@@ -214,7 +314,8 @@ func TestGatewayWaitsForAPlace(t *testing.T) {
 			start := time.Now()
 			time.AfterFunc(900*time.Millisecond, free)
 			p := r.Parcels(100)[i]
-			if status, _ := r.SendParcel(p, bytes.NewReader(p.Body), "192.0.2.1"); status != 200 || time.Since(start) != 900*time.Millisecond {
+			if status, _ := r.SendParcel(p, bytes.NewReader(p.Body), "192.0.2.1"); status != 200 ||
+				time.Since(start) != 900*time.Millisecond {
 				t.Errorf("%v: %d after %v", p.Protocol, status, time.Since(start))
 			}
 			r.s.places <- struct{}{}
@@ -225,7 +326,12 @@ func TestGatewayWaitsForAPlace(t *testing.T) {
 				t.Errorf("%v: %d, again after %q, after %v", p.Protocol, status, again, time.Since(start))
 			}
 			if n := r.s.limits.bodies.Taken(); n != 0 || len(r.Forwarded()) != 1 {
-				t.Errorf("%v: %d bytes stayed behind, %d requests went upstream", p.Protocol, n, len(r.Forwarded()))
+				t.Errorf(
+					"%v: %d bytes stayed behind, %d requests went upstream",
+					p.Protocol,
+					n,
+					len(r.Forwarded()),
+				)
 			}
 		})
 	}
@@ -260,11 +366,19 @@ func TestGatewayWaitEnds(t *testing.T) {
 				if close {
 					want = 503
 				}
-				if status != want || time.Since(start) != 500*time.Millisecond || header.Get(ohttp.HeaderProcessed) != "" {
+				if status != want || time.Since(start) != 500*time.Millisecond ||
+					header.Get(ohttp.HeaderProcessed) != "" {
 					t.Errorf("%v, close %v: %d after %v, %v", p.Protocol, close, status, time.Since(start), header)
 				}
 				if n := r.s.limits.bodies.Taken(); n != 0 || len(r.s.places) != 1 || len(r.Forwarded()) != 0 {
-					t.Errorf("%v, close %v: %d bytes, %d places, %d sent", p.Protocol, close, n, len(r.s.places), len(r.Forwarded()))
+					t.Errorf(
+						"%v, close %v: %d bytes, %d places, %d sent",
+						p.Protocol,
+						close,
+						n,
+						len(r.s.places),
+						len(r.Forwarded()),
+					)
 				}
 			})
 		}
@@ -365,7 +479,10 @@ func TestGatewayContentTypes(t *testing.T) {
 		}
 		s = r.Seal(fakes.Inner{})
 		req := fakes.OHTTPPost(t, bytes.NewReader(s.Body))
-		req.Header["Content-Type"] = slices.Concat([]string{ohttp.TypeRequest + c.values[0][len("application/js"):]}, c.values[1:])
+		req.Header["Content-Type"] = slices.Concat(
+			[]string{ohttp.TypeRequest + c.values[0][len("application/js"):]},
+			c.values[1:],
+		)
 		if w := r.Do(req); w.Code != 400 {
 			t.Errorf("%s, outside, the second protocol: %d", name, w.Code)
 		}
@@ -373,7 +490,9 @@ func TestGatewayContentTypes(t *testing.T) {
 	for name, fields := range map[string][]bhttp.Field{
 		"accept":      {{Name: "accept", Value: "text/\xe9"}},
 		"openai-beta": {{Name: "openai-beta", Value: "\xff"}},
-		"two tiers":   {{Name: "x-security-tier", Value: "standard"}, {Name: "x-security-tier", Value: "maximum"}},
+		"two tiers": {
+			{Name: "x-security-tier", Value: "standard"}, {Name: "x-security-tier", Value: "maximum"},
+		},
 	} {
 		s := r.Seal(fakes.Inner{Header: fields})
 		if a := s.Open(r.Send(s)); a.Status != 400 {

@@ -62,7 +62,9 @@ func TestGatewayKeepsClientKeys(t *testing.T) {
 
 func TestBadClientKeysAreNotKept(t *testing.T) {
 	var c clientKeys
-	for _, header := range []string{"%", "%zz", "x", hybrid.PercentEncode(testkit.PublicPEM(t, "rsa-2048")) + "x"} {
+	for _, header := range []string{
+		"%", "%zz", "x", hybrid.PercentEncode(testkit.PublicPEM(t, "rsa-2048")) + "x",
+	} {
 		for range 2 {
 			if key, p := c.parse(header); key != nil || p == nil || p.status != 400 {
 				t.Errorf("%.20q: %v, %v", header, key, p)
@@ -99,7 +101,8 @@ func TestClientKeysAreBounded(t *testing.T) {
 				t.Fatalf("%d bytes: the key that was used last is gone after %d others", size, n+1)
 			}
 		}
-		if len(c.known) != c.order.Len() || len(c.known) > maxClientKeys || c.bytes > maxClientKeyBytes || len(c.known) < maxClientKeys/2 {
+		if len(c.known) != c.order.Len() || len(c.known) > maxClientKeys || c.bytes > maxClientKeyBytes ||
+			len(c.known) < maxClientKeys/2 {
 			t.Errorf("%d bytes: %d keys, %d in order, %d bytes", size, len(c.known), c.order.Len(), c.bytes)
 		}
 		if id, _ := numberedKey(t, 1, size); c.get(id) != nil {

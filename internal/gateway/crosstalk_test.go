@@ -17,8 +17,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
-// lazyUpstream speaks HTTP/1.1 on a socket and keeps its connections. It reads the content of chat completions, and leaves
-// that of all other requests for whatever reads the connection next.
+// lazyUpstream speaks HTTP/1.1 on a socket and keeps its connections. It reads the content of chat
+// completions, and leaves that of all other requests for whatever reads the connection next.
 type lazyUpstream struct {
 	net.Listener
 	answer string // to all other requests
@@ -74,7 +74,11 @@ func (u *lazyUpstream) serve(c net.Conn) {
 		answer := u.answer
 		if strings.HasPrefix(line, "POST /v1/chat/completions ") {
 			_, _ = io.CopyN(io.Discard, in, int64(length))
-			answer = fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(testkit.FineAnswer), testkit.FineAnswer)
+			answer = fmt.Sprintf(
+				"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+				len(testkit.FineAnswer),
+				testkit.FineAnswer,
+			)
 		}
 		if _, err := io.WriteString(c, answer); err != nil || closing && u.obeys {
 			return
@@ -89,10 +93,11 @@ func (u *lazyUpstream) seen() (lines []string, conns int) {
 }
 
 // smuggledRequest swallows the beginning of whatever comes after it.
-const smuggledRequest = "POST /v1/evil HTTP/1.1\r\nHost: upstream\r\nContent-Type: application/json\r\nContent-Length: 400\r\n\r\n"
+const smuggledRequest = "POST /v1/evil HTTP/1.1\r\nHost: upstream\r\n" +
+	"Content-Type: application/json\r\nContent-Length: 400\r\n\r\n"
 
-// TestContentStaysWithItsClient has one client send content that the upstream leaves unread, and looks at what becomes of the next
-// clients' requests, in both protocols.
+// TestContentStaysWithItsClient has one client send content that the upstream leaves unread, and
+// looks at what becomes of the next clients' requests, in both protocols.
 func TestContentStaysWithItsClient(t *testing.T) {
 	answers := map[string]string{
 		"404 with content": "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}",
@@ -108,7 +113,10 @@ func TestContentStaysWithItsClient(t *testing.T) {
 			}
 			// One that is asked to close does not even take the content for a request of who sent it.
 			for _, obeys := range []bool{true, false} {
-				t.Run(fmt.Sprint(target, " ", name, " ", obeys), func(t *testing.T) { staysWithItsClient(t, target, answer, obeys) })
+				t.Run(
+					fmt.Sprint(target, " ", name, " ", obeys),
+					func(t *testing.T) { staysWithItsClient(t, target, answer, obeys) },
+				)
 			}
 		}
 	}
@@ -176,7 +184,11 @@ func TestContentWhereItHasNoMeaning(t *testing.T) {
 
 // TestUsualRequestsShareAConnection counts the connections of the ordinary path, in both protocols.
 func TestUsualRequestsShareAConnection(t *testing.T) {
-	u := newLazyUpstream(t, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}", true)
+	u := newLazyUpstream(
+		t,
+		"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+		true,
+	)
 	r := newRig(t, func(c *Config) {
 		c.Upstream, c.UpstreamTransport = "http://"+u.Addr().String()+"/v1", nil
 		c.OHTTP.Allow = []string{"POST /v1/chat/completions", "GET /v1/models"}

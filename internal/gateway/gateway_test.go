@@ -5,7 +5,6 @@ package gateway
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -27,11 +26,17 @@ func TestGatewayEndpoints(t *testing.T) {
 		status       int
 		allow        string
 	}{
-		{"GET", "/healthz", 200, ""}, {"HEAD", "/healthz", 200, ""}, {"POST", "/healthz", 405, "GET, HEAD"},
-		{"GET", "/pki/public_key", 200, ""}, {"HEAD", "/pki/public_key", 200, ""}, {"PUT", "/pki/public_key", 405, "GET, HEAD"},
-		{"GET", "/v1/chat/secure_completion", 405, "POST"}, {"OPTIONS", "/v1/chat/secure_completion", 405, "POST"}, {"post", "/v1/chat/secure_completion", 405, "POST"},
-		{"GET", "/", 404, ""}, {"POST", "/v1/chat/completions", 404, ""}, {"POST", "/v1/chat/secure_completion/", 404, ""}, {"GET", "/healthz/", 404, ""},
-		{"GET", "/pki/../healthz", 404, ""}, {"GET", "//healthz", 404, ""}, {"GET", "/PKI/public_key", 404, ""},
+		{"GET", "/healthz", 200, ""}, {"HEAD", "/healthz", 200, ""},
+		{"POST", "/healthz", 405, "GET, HEAD"},
+		{"GET", "/pki/public_key", 200, ""}, {"HEAD", "/pki/public_key", 200, ""},
+		{"PUT", "/pki/public_key", 405, "GET, HEAD"},
+		{"GET", "/v1/chat/secure_completion", 405, "POST"},
+		{"OPTIONS", "/v1/chat/secure_completion", 405, "POST"},
+		{"post", "/v1/chat/secure_completion", 405, "POST"},
+		{"GET", "/", 404, ""}, {"POST", "/v1/chat/completions", 404, ""},
+		{"POST", "/v1/chat/secure_completion/", 404, ""}, {"GET", "/healthz/", 404, ""},
+		{"GET", "/pki/../healthz", 404, ""}, {"GET", "//healthz", 404, ""},
+		{"GET", "/PKI/public_key", 404, ""},
 	} {
 		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
 		req.Method, req.URL.Path = c.method, c.path
@@ -40,7 +45,8 @@ func TestGatewayEndpoints(t *testing.T) {
 		if c.status != 200 {
 			fakes.Refused(t, what, w, c.status)
 		}
-		if w.Code != c.status || w.Header().Get("Allow") != c.allow || w.Header().Get("X-Content-Type-Options") != "nosniff" {
+		if w.Code != c.status || w.Header().Get("Allow") != c.allow ||
+			w.Header().Get("X-Content-Type-Options") != "nosniff" {
 			t.Errorf("%s: %d, %v", what, w.Code, w.Header())
 		}
 		if c.method == "HEAD" && w.Body.Len() != 0 {
@@ -55,18 +61,8 @@ func TestGatewayEndpoints(t *testing.T) {
 	}
 }
 
-// failingReplay is a cache that must not be asked.
-type failingReplay struct{ t *testing.T }
-
-func (f failingReplay) Claim(context.Context, [32]byte, [32]byte, time.Time) (bool, error) {
-	f.t.Error("the replay cache was asked")
-	return false, fault.ErrServer
-}
-
-func (f failingReplay) Release(context.Context, [32]byte) error { return nil }
-
-// A client that sends its body without asking, and looks for an answer only then, gets its 401. What it sent is thrown
-// away after the decision, and not without end.
+// A client that sends its body without asking, and looks for an answer only then, gets its 401.
+// What it sent is thrown away after the decision, and not without end.
 func TestGatewayClearsAwayUnwantedBodies(t *testing.T) {
 	judged := false
 	var read int64
@@ -97,14 +93,25 @@ func TestGatewayHeaders(t *testing.T) {
 		name, header, value string
 		status              int
 	}{
-		{"no id", "X-Payload-ID", "", 400}, {"long id", "X-Payload-ID", strings.Repeat("a", 129), 400}, {"id with a space", "X-Payload-ID", "a b", 400},
-		{"id with a quote", "X-Payload-ID", `a"b`, 400}, {"id with LF", "X-Payload-ID", "a\nb", 400}, {"id with é", "X-Payload-ID", "é", 400}, {"id with /", "X-Payload-ID", "a/b", 400},
-		{"no key", "X-Public-Key", "", 400}, {"huge key", "X-Public-Key", strings.Repeat("A", hybrid.MaxKeyText+1), 400}, {"bad escape", "X-Public-Key", "%zz", 400},
-		{"cut escape", "X-Public-Key", url.PathEscape(pem) + "%0", 400}, {"not PEM", "X-Public-Key", "hello", 400}, {"plus for space", "X-Public-Key", url.QueryEscape(pem), 400},
-		{"escaped twice", "X-Public-Key", url.PathEscape(url.PathEscape(pem)), 400}, {"two keys", "X-Public-Key", url.PathEscape(pem + pem), 400},
-		{"private key", "X-Public-Key", url.PathEscape(string(testkit.KeyPEM(t, "rsa-2048"))), 400}, {"small key", "X-Public-Key", url.PathEscape(smallKey), 400},
-		{"unknown tier", "X-Security-Tier", "ultra", 400}, {"tier in capitals", "X-Security-Tier", "HIGH", 400}, {"tier list", "X-Security-Tier", "high, standard", 400},
-		{"higher tier", "X-Security-Tier", "maximum", 403}, {"encoded", "Content-Encoding", "gzip", 415}, {"identity", "Content-Encoding", "identity", 415},
+		{"no id", "X-Payload-ID", "", 400}, {"long id", "X-Payload-ID", strings.Repeat("a", 129), 400},
+		{"id with a space", "X-Payload-ID", "a b", 400},
+		{"id with a quote", "X-Payload-ID", `a"b`, 400}, {"id with LF", "X-Payload-ID", "a\nb", 400},
+		{"id with é", "X-Payload-ID", "é", 400}, {"id with /", "X-Payload-ID", "a/b", 400},
+		{"no key", "X-Public-Key", "", 400},
+		{"huge key", "X-Public-Key", strings.Repeat("A", hybrid.MaxKeyText+1), 400},
+		{"bad escape", "X-Public-Key", "%zz", 400},
+		{"cut escape", "X-Public-Key", url.PathEscape(pem) + "%0", 400},
+		{"not PEM", "X-Public-Key", "hello", 400},
+		{"plus for space", "X-Public-Key", url.QueryEscape(pem), 400},
+		{"escaped twice", "X-Public-Key", url.PathEscape(url.PathEscape(pem)), 400},
+		{"two keys", "X-Public-Key", url.PathEscape(pem + pem), 400},
+		{"private key", "X-Public-Key", url.PathEscape(string(testkit.KeyPEM(t, "rsa-2048"))), 400},
+		{"small key", "X-Public-Key", url.PathEscape(smallKey), 400},
+		{"unknown tier", "X-Security-Tier", "ultra", 400},
+		{"tier in capitals", "X-Security-Tier", "HIGH", 400},
+		{"tier list", "X-Security-Tier", "high, standard", 400},
+		{"higher tier", "X-Security-Tier", "maximum", 403}, {"encoded", "Content-Encoding", "gzip", 415},
+		{"identity", "Content-Encoding", "identity", 415},
 	} {
 		w := r.Do(fakes.PostBody(t, fakes.Untouchable{T: t}, c.header, c.value))
 		fakes.Refused(t, c.name, w, c.status)
@@ -113,10 +120,16 @@ func TestGatewayHeaders(t *testing.T) {
 		}
 	}
 	for name, header := range map[string][2]string{
-		"JavaScript id": {"X-Payload-ID", "openai-compat-1765250382-x_y.z:1"}, "one letter": {"X-Payload-ID", "a"}, "128": {"X-Payload-ID", strings.Repeat("a", 128)},
-		"tier": {"X-Security-Tier", "standard"}, "the same tier": {"X-Security-Tier", "high"}, "type": {"Content-Type", "text/html"}, "no type": {"Content-Type", ""},
-		"encodeURIComponent": {"X-Public-Key", hybrid.PercentEncode([]byte(pem))}, "quote": {"X-Public-Key", strings.ReplaceAll(hybrid.PercentEncode([]byte(pem)), "%2F", "/")},
-		"no final newline": {"X-Public-Key", hybrid.PercentEncode([]byte(strings.TrimSpace(pem)))}, "lower-case hex": {"X-Public-Key", lowerEscapes(hybrid.PercentEncode([]byte(pem)))},
+		"JavaScript id": {"X-Payload-ID", "openai-compat-1765250382-x_y.z:1"},
+		"one letter":    {"X-Payload-ID", "a"}, "128": {"X-Payload-ID", strings.Repeat("a", 128)},
+		"tier": {"X-Security-Tier", "standard"}, "the same tier": {"X-Security-Tier", "high"},
+		"type": {"Content-Type", "text/html"}, "no type": {"Content-Type", ""},
+		"encodeURIComponent": {"X-Public-Key", hybrid.PercentEncode([]byte(pem))},
+		"quote": {
+			"X-Public-Key", strings.ReplaceAll(hybrid.PercentEncode([]byte(pem)), "%2F", "/"),
+		},
+		"no final newline": {"X-Public-Key", hybrid.PercentEncode([]byte(strings.TrimSpace(pem)))},
+		"lower-case hex":   {"X-Public-Key", lowerEscapes(hybrid.PercentEncode([]byte(pem)))},
 	} {
 		fakes.OpenedAnswer(t, name, r.Do(fakes.Post(t, fakes.FineRequest, header[0], header[1])))
 	}
@@ -145,7 +158,9 @@ func lowerEscapes(s string) string {
 }
 
 func FuzzValidPayloadID(f *testing.F) {
-	for _, s := range []string{"", "a", "0e3b1a52-7c5d-4f0e-9a43-00112233aabb", "a b", "\x00", "é", strings.Repeat("x", 129)} {
+	for _, s := range []string{
+		"", "a", "0e3b1a52-7c5d-4f0e-9a43-00112233aabb", "a b", "\x00", "é", strings.Repeat("x", 129),
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, id string) {

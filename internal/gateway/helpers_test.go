@@ -4,7 +4,6 @@
 package gateway
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"net/http"
@@ -112,11 +111,4 @@ func onlyKey(key string) Authenticate {
 		}
 		return "the client", 0, nil
 	}
-}
-
-// soon is the deadline of everything that touches the network.
-func soon(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	t.Cleanup(cancel)
-	return ctx
 }

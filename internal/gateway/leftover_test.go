@@ -29,10 +29,15 @@ func endsSoon(t *testing.T, c net.Conn) {
 	}
 }
 
-// Whoever announces a body and does not send it is let go on every path: net/http reads it before it answers.
+// Whoever announces a body and does not send it is let go on every path: net/http reads it before
+// it answers.
 func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 	testkit.NoLeaks(t)
-	g := startGateway(t, testkit.AnswerText("fine"), func(c *Config) { c.BodyTimeout = 200 * time.Millisecond })
+	g := startGateway(
+		t,
+		testkit.AnswerText("fine"),
+		func(c *Config) { c.BodyTimeout = 200 * time.Millisecond },
+	)
 	g.limits.headTimeout = 200 * time.Millisecond
 	srv := httptest.NewServer(g)
 	defer srv.Close()
@@ -40,16 +45,27 @@ func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 	var conns []net.Conn
 	stall := func(lines ...string) {
 		for _, line := range lines {
-			for _, extra := range []string{"Content-Length: 10", "Transfer-Encoding: chunked", "Content-Length: 10\r\nConnection: close",
-				"Content-Length: 10\r\nExpect: 100-continue"} {
+			for _, extra := range []string{
+				"Content-Length: 10", "Transfer-Encoding: chunked",
+				"Content-Length: 10\r\nConnection: close", "Content-Length: 10\r\nExpect: 100-continue",
+			} {
 				c := testkit.DialRaw(t, srv)
 				fmt.Fprintf(c, "%s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n", line, extra)
 				conns = append(conns, c)
 			}
 		}
 	}
-	stall("GET /healthz", "HEAD /healthz", "GET "+hybrid.PathPublicKey, "GET "+ohttp.Path, "PUT "+ohttp.Path, "POST "+ohttp.Path,
-		"POST /nowhere", "PUT "+hybrid.PathCompletion, "POST "+hybrid.PathCompletion)
+	stall(
+		"GET /healthz",
+		"HEAD /healthz",
+		"GET "+hybrid.PathPublicKey,
+		"GET "+ohttp.Path,
+		"PUT "+ohttp.Path,
+		"POST "+ohttp.Path,
+		"POST /nowhere",
+		"PUT "+hybrid.PathCompletion,
+		"POST "+hybrid.PathCompletion,
+	)
 	for _, c := range conns {
 		endsSoon(t, c)
 	}
@@ -64,7 +80,11 @@ func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 // The bound on a body is not one for the connection's next request, however long after it comes.
 func TestGatewayKeepsConnections(t *testing.T) {
 	testkit.NoLeaks(t)
-	g := startGateway(t, testkit.AnswerText("fine"), func(c *Config) { c.BodyTimeout = 100 * time.Millisecond })
+	g := startGateway(
+		t,
+		testkit.AnswerText("fine"),
+		func(c *Config) { c.BodyTimeout = 100 * time.Millisecond },
+	)
 	srv := httptest.NewServer(g)
 	defer srv.Close()
 	defer srv.CloseClientConnections()
@@ -107,7 +127,8 @@ func TestGatewayKeepsConnections(t *testing.T) {
 	}
 }
 
-// A refused request that waits for a word before it sends on is not waited for; nor is what a panic leaves unread.
+// A refused request that waits for a word before it sends on is not waited for; nor is what a panic
+// leaves unread.
 func TestObliviousRefusedBodiesThatDoNotCome(t *testing.T) {
 	testkit.NoLeaks(t)
 	for name, authenticate := range map[string]func(*http.Request) error{
@@ -120,11 +141,22 @@ func TestObliviousRefusedBodiesThatDoNotCome(t *testing.T) {
 		srv := httptest.NewServer(g)
 		defer srv.Close()
 		defer srv.CloseClientConnections()
-		s := fakes.SealChunks(t, (&fakes.Rig{T: t, Handler: g}).KeyConfig(), false, fakes.Inner{}.Encode(t))
+		s := fakes.SealChunks(
+			t,
+			(&fakes.Rig{T: t, Handler: g}).KeyConfig(),
+			false,
+			fakes.Inner{}.Encode(t),
+		)
 		for _, expect := range []string{"", "Expect: 100-continue\r\n"} {
 			c := testkit.DialRaw(t, srv)
-			fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\n%sContent-Length: %d\r\n\r\n",
-				ohttp.Path, expect, len(s.Body)+10)
+			fmt.Fprintf(
+				c,
+				"POST %s HTTP/1.1\r\nHost: x\r\n"+
+					"Content-Type: message/ohttp-chunked-req\r\n%sContent-Length: %d\r\n\r\n",
+				ohttp.Path,
+				expect,
+				len(s.Body)+10,
+			)
 			_, _ = c.Write(s.Body)
 			t.Log(name, expect)
 			endsSoon(t, c)

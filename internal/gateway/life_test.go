@@ -36,7 +36,9 @@ func TestGatewayRequestLimit(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.MaxRequestBytes = limit })
 	for _, chunked := range []bool{false, true} {
 		for _, form := range []envelope.TagForm{envelope.Separate, envelope.Appended} {
-			for size, status := range map[int]int{limit - 1: 200, limit: 200, limit + 1: 413, 2 * limit: 413} {
+			for size, status := range map[int]int{
+				limit - 1: 200, limit: 200, limit + 1: 413, 2 * limit: 413,
+			} {
 				req := fakes.PostBody(t, bytes.NewReader(fakes.SealedBody(t, padded(size), form)))
 				if chunked {
 					req.ContentLength = -1
@@ -48,18 +50,28 @@ func TestGatewayRequestLimit(t *testing.T) {
 			}
 		}
 	}
-	// A length that is too large is refused without reading, a stream that does not end when the limit is reached.
+	// A length that is too large is refused without reading, a stream that does not end when the limit
+	// is reached.
 	req := fakes.PostBody(t, fakes.Untouchable{T: t})
 	req.ContentLength = 1 << 40
 	fakes.Refused(t, "announced", r.Do(req), 413)
 	var read atomic.Int64
-	req = fakes.PostBody(t, readerFunc(func(p []byte) (int, error) { read.Add(int64(len(p))); return len(p), nil }))
+	req = fakes.PostBody(
+		t,
+		readerFunc(func(p []byte) (int, error) { read.Add(int64(len(p))); return len(p), nil }),
+	)
 	req.ContentLength = -1
 	fakes.Refused(t, "endless", r.Do(req), 413)
 	if n := read.Load(); n > 17<<20 { // some is thrown away, so that clients come to read the answer
 		t.Errorf("%d bytes were read", n)
 	}
-	cut := fakes.PostBody(t, io.MultiReader(bytes.NewReader(fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)), brokenReader{"cut"}))
+	cut := fakes.PostBody(
+		t,
+		io.MultiReader(
+			bytes.NewReader(fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)),
+			brokenReader{"cut"},
+		),
+	)
 	fakes.Refused(t, "cut", r.Do(cut), 400)
 }
 
@@ -67,7 +79,8 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// slowPost opens a connection, sends the head of a request and some of its body, and returns the connection.
+// slowPost opens a connection, sends the head of a request and some of its body, and returns the
+// connection.
 func slowPost(t *testing.T, server *httptest.Server, header ...string) net.Conn {
 	t.Helper()
 	c, err := net.Dial("tcp", server.Listener.Addr().String())
@@ -99,7 +112,8 @@ func TestGatewaySlowBody(t *testing.T) {
 	server := httptest.NewServer(r.s)
 	defer server.Close()
 	defer server.CloseClientConnections()
-	for _, c := range []struct{ auth, status string }{{"", "40[08]"}, {"Bearer wrong", "401"}} { // net/http waits for a body that is not read
+	// net/http waits for a body that is not read
+	for _, c := range []struct{ auth, status string }{{"", "40[08]"}, {"Bearer wrong", "401"}} {
 		start := time.Now()
 		conn := slowPost(t, server, "Authorization", c.auth)
 		answer, err := io.ReadAll(conn)
@@ -113,8 +127,16 @@ func TestGatewaySlowBody(t *testing.T) {
 		time.Sleep(700 * time.Millisecond)
 		return testkit.Respond(200, testkit.FineAnswer), nil
 	}
-	fast := fakes.PostBody(t, bytes.NewReader(fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)))
-	req, _ := http.NewRequestWithContext(soon(t), "POST", server.URL+"/v1/chat/secure_completion", fast.Body)
+	fast := fakes.PostBody(
+		t,
+		bytes.NewReader(fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)),
+	)
+	req, _ := http.NewRequestWithContext(
+		testkit.Within(t, 0),
+		"POST",
+		server.URL+"/v1/chat/secure_completion",
+		fast.Body,
+	)
 	req.Header = fast.Header
 	resp, err := http.DefaultTransport.RoundTrip(req)
 	if err != nil || resp.StatusCode != 200 {
@@ -209,7 +231,9 @@ func TestGatewayClose(t *testing.T) {
 		r := newRig(t, nil)
 		arrived, _ := r.hang()
 		var wg sync.WaitGroup
-		wg.Go(func() { fakes.Refused(t, "a running request", r.Do(fakes.Post(t, fakes.FineRequest)), 503) })
+		wg.Go(
+			func() { fakes.Refused(t, "a running request", r.Do(fakes.Post(t, fakes.FineRequest)), 503) },
+		)
 		<-arrived
 		for range 2 {
 			if err := r.s.Close(); err != nil {
@@ -217,7 +241,9 @@ func TestGatewayClose(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		for _, req := range []*http.Request{fakes.PostBody(t, fakes.Untouchable{T: nil}), httptest.NewRequestWithContext(t.Context(), "GET", "/healthz", nil),
+		for _, req := range []*http.Request{fakes.PostBody(
+			t, fakes.Untouchable{T: nil},
+		), httptest.NewRequestWithContext(t.Context(), "GET", "/healthz", nil),
 			httptest.NewRequestWithContext(t.Context(), "GET", "/pki/public_key", nil)} {
 			if w := r.Do(req); w.Code != 503 {
 				t.Errorf("%s after Close: %d", req.URL.Path, w.Code)
@@ -253,7 +279,8 @@ func TestGatewayCloseWithSlowBody(t *testing.T) {
 	defer server.Close()
 	defer server.CloseClientConnections()
 	slowPost(t, server)
-	for deadline := time.Now().Add(time.Minute); r.s.limits.bodies.Taken() == 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); r.s.limits.bodies.Taken() == 0 &&
+		time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	start := time.Now()
@@ -280,7 +307,9 @@ func TestGatewaySurvivesPanics(t *testing.T) {
 			c.Replay = &fakes.PanickingReplay{Replays: replay.NewMemory(0), Boom: boom}
 		},
 	} {
-		for kind, value := range map[string]any{"string": m, "error": fmt.Errorf("%s", m), "struct": struct{ s string }{m}, "run time": nil} {
+		for kind, value := range map[string]any{
+			"string": m, "error": fmt.Errorf("%s", m), "struct": struct{ s string }{m}, "run time": nil,
+		} {
 			armed, body := true, fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
 			r := newRig(t, func(c *Config) {
 				change(c, func() {
@@ -299,7 +328,11 @@ func TestGatewaySurvivesPanics(t *testing.T) {
 				t.Errorf("%s %s: log %s", name, kind, r.Logged())
 			}
 			armed = false
-			fakes.OpenedAnswer(t, name+": the same request afterwards", r.Do(fakes.PostBody(t, bytes.NewReader(body))))
+			fakes.OpenedAnswer(
+				t,
+				name+": the same request afterwards",
+				r.Do(fakes.PostBody(t, bytes.NewReader(body))),
+			)
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"mime"
 	"net/http"
 	"os"
 	"slices"
@@ -22,45 +21,24 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// ohttp serves the second protocol's only path.
-func (h *request) ohttp() {
-	switch {
-	case h.r.Method == http.MethodPost:
-		h.ohttpRequest()
-	case h.r.Method == http.MethodGet, h.r.Method == http.MethodHead:
-		h.keyList()
-	default:
-		h.header("Allow", "GET, HEAD, POST")
-		h.refuseOuter(refuse(http.StatusMethodNotAllowed, "method not allowed"))
-	}
-}
-
-// keyList serves the list of configurations.
-func (h *request) keyList() {
-	keys := h.s.cfg.Keys
-	configs, err := keys.Configs(h.r.Context())
-	var signature string
-	list := ohttp.AppendConfigs(nil, configs...)
-	if err == nil {
-		signature, err = keys.SignList(list, time.Now())
-	}
-	if err != nil {
-		h.refuseOuter(unavailable("no key", err).soon())
-		return
-	}
-	h.header("Content-Type", ohttp.TypeKeys)
-	h.header(ohttp.HeaderSignature, signature)
-	_ = h.write(http.StatusOK, list)
-}
-
-// ohttpRequest is one request of the second protocol.
+// ohttpRequest is one request of Oblivious HTTP. It goes through these states, and only forward:
+//
+//	outside    nothing has opened; a refusal is in the clear, and may be anybody's
+//	opened     a chunk has opened, so the sender can open what is sealed; a refusal is sealed
+//	judged     the header passed every check, so the client is known
+//	whole      the final chunk has opened; nothing acts on a request before that
+//	claimed    no copy of it is served later on
+//	forwarded  the upstream may have seen it; a refusal no longer says that it was not processed
+//	answering  writer is set, and chunks may be with the client; the answer can only be cut
+//
+// Invariant: from whole on until forwarded, content is the request's, and close wipes it; then the
+// Sent that has it does. The request holds a place from before claimed until the end.
 type ohttpRequest struct {
 	*request
 	arriving *arrivingBody
 	exchange *ohttp.Exchange
 	writer   *ohttp.Writer // the answer's; nil before it has begun
-	// a chunk of the request has opened: whoever sent it can read what is sealed for him
-	opened bool
+	opened   bool          // a chunk of the request has opened
 
 	head        *bhttp.Request
 	body        *bhttp.Body
@@ -70,12 +48,43 @@ type ohttpRequest struct {
 	choices     int // that a completion was asked for; 0: it is none, or says nothing of them
 	date        time.Time
 	stranger    *limit.Lease // what it took as one that may be a stranger's
+	forwarded   bool         // something of the request may have reached the upstream
 	clientGone  bool         // the client did not take a chunk
 }
 
-// ohttpRequest serves POST /.well-known/ohttp-gateway.
-func (h *request) ohttpRequest() {
-	q := &ohttpRequest{request: h}
+// endpoint serves the only path of Oblivious HTTP.
+func (q *ohttpRequest) endpoint() {
+	switch {
+	case q.r.Method == http.MethodPost:
+		q.post()
+	case q.r.Method == http.MethodGet, q.r.Method == http.MethodHead:
+		q.keyList()
+	default:
+		q.header("Allow", "GET, HEAD, POST")
+		q.refuseOuter(refuse(http.StatusMethodNotAllowed, "method not allowed"))
+	}
+}
+
+// keyList serves the list of configurations.
+func (q *ohttpRequest) keyList() {
+	keys := q.s.cfg.Keys
+	configs, err := keys.Configs(q.r.Context())
+	var signature string
+	list := ohttp.AppendConfigs(nil, configs...)
+	if err == nil {
+		signature, err = keys.SignList(list, time.Now())
+	}
+	if err != nil {
+		q.refuseOuter(unavailable("no key", err).soon())
+		return
+	}
+	q.header("Content-Type", ohttp.TypeKeys)
+	q.header(ohttp.HeaderSignature, signature)
+	_ = q.write(http.StatusOK, list)
+}
+
+// post serves a sealed request.
+func (q *ohttpRequest) post() {
 	defer q.close()
 	defer q.survive()
 	q.within(min(q.s.cfg.BodyTimeout, q.s.limits.headTimeout), reading)
@@ -93,8 +102,8 @@ func (h *request) ohttpRequest() {
 	}
 }
 
-// serve works on a request that may be a stranger's. A place among those that are worked on is for
-// whoever is let in.
+// serve works on a request that may be a stranger's. It takes a place among those that are worked
+// on when the client is known and the request is whole.
 func (q *ohttpRequest) serve(ctx context.Context) *refusal {
 	if p := q.readHead(ctx); p != nil {
 		if q.opened {
@@ -103,8 +112,7 @@ func (q *ohttpRequest) serve(ctx context.Context) *refusal {
 		return p
 	}
 	id := q.exchange.ID()
-	// so that copies of one request do not take what others need; claimExchange decides
-	if q.s.knows(id) {
+	if q.s.knows(id) { // copies must not take what others need; claimExchange decides
 		q.drain()
 		return sentBefore()
 	}
@@ -180,17 +188,14 @@ func (q *ohttpRequest) admit() *refusal {
 	if p := q.admitOuter(q.limit()); p != nil {
 		return p
 	}
-	if kind, _, err := mime.ParseMediaType(q.r.Header.Get("Content-Type")); err != nil ||
-		kind != ohttp.TypeRequest {
+	if !httpx.HasType(q.r.Header, ohttp.TypeRequest) {
 		return refuse(http.StatusUnsupportedMediaType, "want "+ohttp.TypeRequest)
 	}
 	var wait time.Duration
 	if q.stranger, wait = q.s.limits.strangers.Take(q.address(), 1); wait > 0 {
-		return &refusal{
-			status:     http.StatusTooManyRequests,
-			detail:     "too many requests that cannot be attributed",
-			retryAfter: wait,
-		}
+		p := refuse(http.StatusTooManyRequests, "too many requests that cannot be attributed")
+		p.retryAfter = wait
+		return p
 	}
 	return nil
 }
@@ -199,9 +204,7 @@ func (q *ohttpRequest) admit() *refusal {
 // of a KiB or more adds.
 func (q *ohttpRequest) limit() int64 { return chunkedLimit(q.s.cfg.MaxRequestBytes) }
 
-func chunkedLimit(
-	content int64,
-) int64 {
+func chunkedLimit(content int64) int64 {
 	return content + content/32 + maxInnerHead + maxInnerPadding
 }
 
@@ -219,7 +222,8 @@ func (q *ohttpRequest) open(ctx context.Context) *refusal {
 	}
 	limit := q.limit()
 	q.arriving = &arrivingBody{h: q.request}
-	// the rest is for whoever is known by then: chunks of a byte cost 18 bytes, and work, each
+	// A chunk of one byte costs 18 bytes, and work. The rest of the limit is for clients that are
+	// known by then.
 	capped := httpx.CappedAt(q.arriving, maxSealedHead, limit)
 	x, err := ohttp.Open(capped, keyFinder{ctx, keys}, ohttp.MaxChunk)
 	if err != nil {
@@ -236,7 +240,7 @@ func (q *ohttpRequest) open(ctx context.Context) *refusal {
 		return q.openRefusal(err)
 	}
 	capped.AllowRest()
-	// Authenticate may take its time: a deadline that passes would end the request
+	// Authenticate may take its time: a deadline that passes would end the request.
 	q.within(unbounded, reading)
 	return nil
 }
@@ -268,10 +272,7 @@ func (q *ohttpRequest) readContent(ctx context.Context) *refusal {
 // withoutContent are the methods for which content has no meaning (RFC 9110, section 9.3). An
 // upstream may leave it on the connection.
 var withoutContent = []string{
-	http.MethodGet,
-	http.MethodHead,
-	http.MethodDelete,
-	http.MethodOptions,
+	http.MethodGet, http.MethodHead, http.MethodDelete, http.MethodOptions,
 }
 
 // keyFinder looks once more for a key that another process may have made a moment ago.
@@ -311,10 +312,8 @@ func (q *ohttpRequest) openRefusal(err error) *refusal {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return notInTime()
 	case errors.Is(err, ohttp.ErrUnknownKey), errors.Is(err, ohttp.ErrDecryption) && !q.opened:
-		p := refuse(
-			http.StatusUnprocessableEntity,
-			"the request cannot be decrypted; fetch the key configurations again",
-		)
+		p := refuse(http.StatusUnprocessableEntity,
+			"the request cannot be decrypted; fetch the key configurations again")
 		p.kind = ohttp.ProblemKey
 		return p
 	case errors.Is(err, ohttp.ErrDecryption):
@@ -322,11 +321,7 @@ func (q *ohttpRequest) openRefusal(err error) *refusal {
 	case errors.Is(err, ohttp.ErrTruncated),
 		errors.Is(err, ohttp.ErrEmptyChunk),
 		errors.Is(err, ohttp.ErrTooMany):
-		return &refusal{
-			status: http.StatusBadRequest,
-			detail: "the request did not arrive whole",
-			cause:  err,
-		}
+		return notWhole(err)
 	}
 	return &refusal{status: http.StatusBadRequest, detail: "not a binary HTTP request", cause: err}
 }
@@ -339,7 +334,7 @@ func (q *ohttpRequest) refuse(p *refusal) {
 	case q.writer != nil: // the answer has begun: it stays without an end
 		q.cut = true
 		if q.status == 0 {
-			_ = q.writer.Flush() // but what there is of it is sealed, and not nothing
+			_ = q.writer.Flush() // sends what there is of it, so that the status is a sealed answer's
 		}
 	case q.opened:
 		q.refuseInner(p)
@@ -348,19 +343,19 @@ func (q *ohttpRequest) refuse(p *refusal) {
 	}
 }
 
-// refuseOuter answers in the clear. Nobody vouches for what it says.
-func (h *request) refuseOuter(p *refusal) {
-	h.problem = p
+// refuseOuter answers in the clear: a client cannot tell who has written it.
+func (q *ohttpRequest) refuseOuter(p *refusal) {
+	q.problem = p
 	body := p.document()
-	h.header("Content-Type", ohttp.TypeProblem)
+	q.header("Content-Type", ohttp.TypeProblem)
 	if p.retryAfter > 0 {
-		h.header("Retry-After", httpx.WholeSeconds(p.retryAfter))
+		q.header("Retry-After", httpx.WholeSeconds(p.retryAfter))
 	}
-	_ = h.write(p.status, body) // the client may be gone
+	_ = q.write(p.status, body) // the client may be gone
 }
 
 // survive is for a panic on the way. An answer that has begun stays without a final chunk, so
-// nobody takes it for whole; there is no need to break the connection for that.
+// no client takes it for whole; there is no need to break the connection for that.
 func (q *ohttpRequest) survive() {
 	p := recover()
 	if p == nil {

@@ -28,7 +28,8 @@ func TestObliviousMaybeProcessed(t *testing.T) {
 		}
 		s := r.Seal(fakes.Inner{})
 		a := s.Open(r.Send(s))
-		if a.Status != status || a.Header.Get(ohttp.HeaderProcessed) != "" || (a.Header.Get("Retry-After") != "") != (status == 429) {
+		if a.Status != status || a.Header.Get(ohttp.HeaderProcessed) != "" ||
+			(a.Header.Get("Retry-After") != "") != (status == 429) {
 			t.Errorf("the upstream's %d: %+v", status, a)
 		}
 		s = r.Seal(fakes.Inner{})
@@ -53,7 +54,8 @@ func (u *untilReplay) Claim(_ context.Context, _, _ [32]byte, until time.Time) (
 }
 func (*untilReplay) Release(context.Context, [32]byte) error { return nil }
 
-// What is accepted at the end of its window is remembered for longer, and what was forgotten meanwhile is not accepted.
+// What is accepted at the end of its window is remembered for longer, and what was forgotten
+// meanwhile is not accepted.
 func TestObliviousReplayAtTheEdge(t *testing.T) {
 	cache := &untilReplay{}
 	r := newRig(t, func(c *Config) { c.Replay = cache; c.OHTTP.DateWindow = time.Hour })
@@ -65,9 +67,16 @@ func TestObliviousReplayAtTheEdge(t *testing.T) {
 	if want := date.Add(time.Hour + time.Minute); !cache.until.Equal(want) {
 		t.Errorf("remembered until %v, want %v", cache.until, want)
 	}
-	for age, status := range map[time.Duration]int{time.Hour: 0, 61*time.Minute - 10*time.Second: 0, 61 * time.Minute: 400} {
-		q := &ohttpRequest{request: &request{s: r.s}, exchange: &ohttp.Exchange{}, date: time.Now().Add(-age)}
-		if got := q.claimExchange(t.Context()); (got == nil) != (status == 0) || got != nil && (got.status != status || got.kind != ohttp.ProblemDate) {
+	for age, status := range map[time.Duration]int{
+		time.Hour: 0, 61*time.Minute - 10*time.Second: 0, 61 * time.Minute: 400,
+	} {
+		q := &ohttpRequest{
+			request:  &request{s: r.s},
+			exchange: &ohttp.Exchange{},
+			date:     time.Now().Add(-age),
+		}
+		if got := q.claimExchange(t.Context()); (got == nil) != (status == 0) ||
+			got != nil && (got.status != status || got.kind != ohttp.ProblemDate) {
 			t.Errorf("%v after its date: %+v", age, got)
 		}
 	}

@@ -119,7 +119,12 @@ func (q *ohttpRequest) forward(ctx context.Context) *refusal {
 		q.choices = chatjson.CallOf(q.content).Choices
 	}
 	q.content = nil
-	resp, p := q.askUpstream(ctx, q.upstreamCall(sent))
+	req, p := q.s.upstream.request(ctx, q.upstreamCall(sent))
+	if p != nil {
+		return p
+	}
+	q.forwarded = true
+	resp, p := q.s.upstream.ask(req, q.account)
 	if p != nil {
 		return p
 	}
@@ -169,7 +174,7 @@ func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response) (err erro
 	if encoded {
 		resp.ContentLength = -1 // is that of what came
 	}
-	e := q.newAnswerEncoder(resp)
+	e := newAnswerEncoder(q, resp)
 	defer e.wipe()
 	e.unseen = e.unseen && !encoded // gzip has an end of its own
 	if !e.ending.Known() && e.unseen {

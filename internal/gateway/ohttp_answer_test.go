@@ -55,7 +55,8 @@ const (
 	endedChoice = `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"
 )
 
-// An answer that the upstream did not end does not end at the client's either, and what came of it came.
+// An answer that the upstream did not end does not end at the client's either, and what came of it
+// came.
 func TestObliviousCutAnswers(t *testing.T) {
 	broken := errors.New("connection reset")
 	long := strings.Repeat("x", 40<<10)
@@ -66,50 +67,125 @@ func TestObliviousCutAnswers(t *testing.T) {
 		length     int64 // declared; 0: not
 		whole      bool
 	}{
-		"events":                     {kind: "text/event-stream", pieces: []string{fineEvents}, whole: true},
-		"events with a charset":      {kind: "text/event-stream; charset=utf-8", pieces: []string{fineEvents}, whole: true},
-		"events byte by byte":        {kind: "text/event-stream", pieces: strings.Split(fineEvents, ""), whole: true},
-		"events without white space": {kind: "text/event-stream", pieces: []string{"data:[DONE]"}, whole: true},
-		"events with CRLF":           {kind: "text/event-stream", pieces: []string{"data: 1\r\n\r\ndata: [DONE]\r\n\r\n"}, whole: true},
-		"events without DONE":        {kind: "text/event-stream", pieces: []string{"data: {\"a\":1}\n\n"}},
-		"DONE within an event":       {kind: "text/event-stream", pieces: []string{"data: say data: [DONE]\n\n"}},
-		"DONE after too much":        {kind: "text/event-stream", pieces: []string{"data: " + long + "\ndata: [DONE", "x]\n\n"}},
-		"half of DONE":               {kind: "text/event-stream", pieces: []string{"data: 1\n\ndata: [DON"}},
-		"no events":                  {kind: "text/event-stream"},
-		"events, then an error":      {kind: "text/event-stream", pieces: []string{fineEvents}, err: broken, whole: true}, // behind [DONE] nothing matters
-		"a choice that ended":        {kind: "text/event-stream", pieces: []string{endedChoice}, whole: true},
-		"one that ended, then cut":   {kind: "text/event-stream", pieces: []string{endedChoice}, err: broken},
-		"one of two that ended":      {kind: "text/event-stream", pieces: []string{openChoice, endedChoice}},
-		"another that goes on":       {kind: "text/event-stream", pieces: []string{endedChoice, openChoice}},
-		"a finish in content":        {kind: "text/event-stream", pieces: []string{`data: {"choices":[{"index":0,"delta":{"content":"\"finish_reason\":\"stop\""},"finish_reason":null}]}` + "\n\n"}},
-		"an empty finish":            {kind: "text/event-stream", pieces: []string{`data: {"choices":[{"index":0,"finish_reason":""}]}` + "\n\n"}},
-		"an error":                   {kind: "text/event-stream", pieces: []string{"data: {\"error\":{\"message\":\"x\"}}\n\n"}, whole: true},
-		"an error of nothing":        {kind: "text/event-stream", pieces: []string{"data: {\"error\":{},\"choices\":[]}\n\n"}},
-		"a response by type":         {path: "/v1/responses", kind: "text/event-stream", pieces: []string{"data: { \"n\": 1, \"type\" : \"response.completed\" }\n\n"}, whole: true},
-		"a response by another type": {path: "/v1/responses", kind: "text/event-stream", pieces: []string{"data: {\"type\":\"response.created\",\"response\":{\"type\":\"response.completed\"}}\n\n"}},
-		"a large response":           {path: "/v1/responses", kind: "text/event-stream", pieces: []string{"data: {\"type\":\"response.completed\",\"x\":\"" + long + "\"}\n\n"}, whole: true},
-		"JSON as events":             {kind: "text/event-stream", pieces: []string{` {"a":"data: [DONE]`, `"}`}, whole: true},
-		"half of JSON as events":     {kind: "text/event-stream", pieces: []string{`{"a":"data: [DONE]`}},
-		"events as JSON":             {kind: "application/json", pieces: strings.Split(fineEvents, ""), whole: true},
-		"events as JSON, cut":        {kind: "application/json", pieces: []string{"data: {\"a\":[]}\n\n"}},
-		"events cut":                 {kind: "text/event-stream", pieces: []string{"data: 1\n\n"}, err: io.ErrUnexpectedEOF},
-		"a response":                 {path: "/v1/responses", kind: "text/event-stream", pieces: []string{"event: response.completed\ndata: {}\n\n"}, whole: true},
-		"a failed response":          {path: "/v1/responses", kind: "text/event-stream", pieces: []string{"event: response.failed\ndata: {}\n\n"}, whole: true},
-		"a response cut":             {path: "/v1/responses", kind: "text/event-stream", pieces: []string{"event: response.created\ndata: {}\n\n"}},
-		"a chat is no response":      {kind: "text/event-stream", pieces: []string{"event: response.completed\ndata: {}\n\n"}},
-		"JSON":                       {kind: "application/json", pieces: []string{`{"a":"}`, `\"{"}`, "\n"}, whole: true},
-		"JSON cut in an object":      {kind: "application/json", pieces: []string{`{"a":{}`}},
-		"JSON cut in a string":       {kind: "application/json", pieces: []string{`{"a":"}`}},
-		"JSON cut after an escape":   {kind: "application/json", pieces: []string{`"\"`}},
-		"JSON with too much":         {kind: "application/json", pieces: []string{`{}}`}},
-		"no JSON":                    {kind: "application/json", pieces: []string{" \n"}},
-		"JSON with length":           {kind: "application/json", pieces: []string{`{"a"`}, length: 4, whole: true}, // the upstream's own fault
-		"text":                       {kind: "text/plain", pieces: []string{"any"}, whole: true},
-		"nothing":                    {kind: "text/plain", whole: true},
-		"text cut":                   {kind: "text/plain", pieces: []string{"any"}, err: broken},
-		"shorter than declared":      {kind: "text/plain", pieces: []string{"any"}, length: 4},
-		"longer than declared":       {kind: "text/plain", pieces: []string{"anything"}, length: 4},
-		"too large":                  {kind: "text/plain", pieces: []string{long, long}},
+		"events": {
+			kind: "text/event-stream", pieces: []string{fineEvents}, whole: true,
+		},
+		"events with a charset": {
+			kind: "text/event-stream; charset=utf-8", pieces: []string{fineEvents}, whole: true,
+		},
+		"events byte by byte": {
+			kind: "text/event-stream", pieces: strings.Split(fineEvents, ""), whole: true,
+		},
+		"events without white space": {
+			kind: "text/event-stream", pieces: []string{"data:[DONE]"}, whole: true,
+		},
+		"events with CRLF": {
+			kind: "text/event-stream", pieces: []string{"data: 1\r\n\r\ndata: [DONE]\r\n\r\n"}, whole: true,
+		},
+		"events without DONE": {
+			kind: "text/event-stream", pieces: []string{"data: {\"a\":1}\n\n"},
+		},
+		"DONE within an event": {
+			kind: "text/event-stream", pieces: []string{"data: say data: [DONE]\n\n"},
+		},
+		"DONE after too much": {
+			kind: "text/event-stream", pieces: []string{"data: " + long + "\ndata: [DONE", "x]\n\n"},
+		},
+		"half of DONE": {
+			kind: "text/event-stream", pieces: []string{"data: 1\n\ndata: [DON"},
+		},
+		"no events": {kind: "text/event-stream"},
+		"events, then an error": { // behind [DONE] nothing matters
+			kind: "text/event-stream", pieces: []string{fineEvents}, err: broken, whole: true,
+		},
+		"a choice that ended": {
+			kind: "text/event-stream", pieces: []string{endedChoice}, whole: true,
+		},
+		"one that ended, then cut": {
+			kind: "text/event-stream", pieces: []string{endedChoice}, err: broken,
+		},
+		"one of two that ended": {
+			kind: "text/event-stream", pieces: []string{openChoice, endedChoice},
+		},
+		"another that goes on": {
+			kind: "text/event-stream", pieces: []string{endedChoice, openChoice},
+		},
+		"a finish in content": {
+			kind: "text/event-stream", pieces: []string{`data: {"choices":[{"index":0,"delta":` +
+				`{"content":"\"finish_reason\":\"stop\""},"finish_reason":null}]}` + "\n\n"},
+		},
+		"an empty finish": {
+			kind:   "text/event-stream",
+			pieces: []string{`data: {"choices":[{"index":0,"finish_reason":""}]}` + "\n\n"},
+		},
+		"an error": {
+			kind:   "text/event-stream",
+			pieces: []string{`data: {"error":{"message":"x"}}` + "\n\n"}, whole: true,
+		},
+		"an error of nothing": {
+			kind:   "text/event-stream",
+			pieces: []string{`data: {"error":{},"choices":[]}` + "\n\n"},
+		},
+		"a response by type": {
+			path: "/v1/responses", kind: "text/event-stream", whole: true,
+			pieces: []string{`data: { "n": 1, "type" : "response.completed" }` + "\n\n"},
+		},
+		"a response by another type": {
+			path: "/v1/responses", kind: "text/event-stream", pieces: []string{`data: {"type":` +
+				`"response.created","response":{"type":"response.completed"}}` + "\n\n"},
+		},
+		"a large response": {
+			path: "/v1/responses", kind: "text/event-stream", whole: true,
+			pieces: []string{`data: {"type":"response.completed","x":"` + long + "\"}\n\n"},
+		},
+		"JSON as events": {
+			kind: "text/event-stream", pieces: []string{` {"a":"data: [DONE]`, `"}`}, whole: true,
+		},
+		"half of JSON as events": {
+			kind: "text/event-stream", pieces: []string{`{"a":"data: [DONE]`},
+		},
+		"events as JSON": {
+			kind: "application/json", pieces: strings.Split(fineEvents, ""), whole: true,
+		},
+		"events as JSON, cut": {
+			kind: "application/json", pieces: []string{"data: {\"a\":[]}\n\n"},
+		},
+		"events cut": {
+			kind: "text/event-stream", pieces: []string{"data: 1\n\n"}, err: io.ErrUnexpectedEOF,
+		},
+		"a response": {
+			path: "/v1/responses", kind: "text/event-stream",
+			pieces: []string{"event: response.completed\ndata: {}\n\n"}, whole: true,
+		},
+		"a failed response": {
+			path: "/v1/responses", kind: "text/event-stream",
+			pieces: []string{"event: response.failed\ndata: {}\n\n"}, whole: true,
+		},
+		"a response cut": {
+			path: "/v1/responses", kind: "text/event-stream",
+			pieces: []string{"event: response.created\ndata: {}\n\n"},
+		},
+		"a chat is no response": {
+			kind: "text/event-stream", pieces: []string{"event: response.completed\ndata: {}\n\n"},
+		},
+		"JSON": {
+			kind: "application/json", pieces: []string{`{"a":"}`, `\"{"}`, "\n"}, whole: true,
+		},
+		"JSON cut in an object":    {kind: "application/json", pieces: []string{`{"a":{}`}},
+		"JSON cut in a string":     {kind: "application/json", pieces: []string{`{"a":"}`}},
+		"JSON cut after an escape": {kind: "application/json", pieces: []string{`"\"`}},
+		"JSON with too much":       {kind: "application/json", pieces: []string{`{}}`}},
+		"no JSON":                  {kind: "application/json", pieces: []string{" \n"}},
+		// the upstream's own fault
+		"JSON with length": {
+			kind: "application/json", pieces: []string{`{"a"`}, length: 4, whole: true,
+		},
+		"text":                  {kind: "text/plain", pieces: []string{"any"}, whole: true},
+		"nothing":               {kind: "text/plain", whole: true},
+		"text cut":              {kind: "text/plain", pieces: []string{"any"}, err: broken},
+		"shorter than declared": {kind: "text/plain", pieces: []string{"any"}, length: 4},
+		"longer than declared":  {kind: "text/plain", pieces: []string{"anything"}, length: 4},
+		"too large":             {kind: "text/plain", pieces: []string{long, long}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, pad := range []int{0, 256} {
@@ -143,116 +219,6 @@ func TestObliviousCutAnswers(t *testing.T) {
 	}
 }
 
-func TestCommentSize(t *testing.T) {
-	for pad := 2; pad <= ohttp.MaxChunk; pad *= 2 {
-		for from := 1 << 20; from < 1<<20+pad; from += max(1, pad/600) {
-			for written := max(from-3, 1); written <= from; written++ {
-				want := 2
-				for (written+varintLength(want)+want)%pad != 0 {
-					want++
-				}
-				if got := commentSize(written, pad); got != want {
-					t.Fatalf("written %d, pad %d: %d, want %d", written, pad, got, want)
-				}
-			}
-		}
-	}
-}
-
-func varintLength(n int) int {
-	switch {
-	case n < 64:
-		return 1
-	case n < 16384:
-		return 2
-	}
-	return 4
-}
-
-func withoutComments(events string) string {
-	var b strings.Builder
-	for line := range strings.Lines(events) {
-		if !strings.HasPrefix(line, ":..") && line != ":\n" && line != ":.\n" {
-			b.WriteString(line)
-		}
-	}
-	return b.String()
-}
-
-// chunkLengths are the plaintext lengths of a sealed answer's chunks.
-func chunkLengths(t *testing.T, sealed []byte) (lengths []int) {
-	t.Helper()
-	r := bytes.NewReader(sealed[32:])
-	for {
-		n, _, err := bhttp.ReadVarint(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n == 0 {
-			return append(lengths, r.Len()-16)
-		}
-		lengths = append(lengths, int(n)-16)
-		_, _ = r.Seek(int64(n), io.SeekCurrent)
-	}
-}
-
-// With padding on, an observer sees multiples only.
-func TestObliviousPadding(t *testing.T) {
-	var events []string
-	for i := range 300 {
-		events = append(events, fmt.Sprintf("data: {\"n\":%q}\n\n", strings.Repeat("x", i*i%997)))
-	}
-	events = append(events, "data: "+strings.Repeat("y", 50<<10)+"\n\n", "data: [DONE]\n\n")
-	whole := strings.Join(events, "")
-	cut := func(size int) (p []string) {
-		for rest := whole; rest != ""; rest = rest[min(size, len(rest)):] {
-			p = append(p, rest[:min(size, len(rest))])
-		}
-		return p
-	}
-	for _, pad := range []int{2, 64, 1024, 16384} {
-		for name, p := range map[string][]string{"events": events, "in 7s": cut(7), "in 1000s": cut(1000), "at once": {whole}} {
-			r := newRig(t, func(c *Config) { c.OHTTP.Padding = pad })
-			r.Answer = func(*http.Request, []byte) (*http.Response, error) {
-				return answerOf("text/event-stream", &pieces{left: append([]string(nil), p...)}), nil
-			}
-			s := r.Seal(fakes.Inner{})
-			w := r.Send(s)
-			lengths := chunkLengths(t, w.Body.Bytes())
-			for i, n := range lengths {
-				if n%pad != 0 {
-					t.Errorf("pad %d, %s: chunk %d has %d bytes", pad, name, i, n)
-				}
-			}
-			if name == "events" && len(lengths) < len(events) {
-				t.Errorf("%d chunks for %d events", len(lengths), len(events))
-			}
-			if a := s.Open(w); a.Err != nil || withoutComments(a.Body) != whole {
-				t.Errorf("pad %d, %s: %v", pad, name, a.Err)
-			}
-		}
-	}
-	for name, answer := range map[string]func() *http.Response{
-		"declared": func() *http.Response {
-			return testkit.Respond(200, testkit.FineAnswer, "Content-Type", "application/json")
-		},
-		"unknown":       func() *http.Response { return answerOf("application/json", strings.NewReader(testkit.FineAnswer)) },
-		"an error":      func() *http.Response { return testkit.Respond(400, `{"error":{}}`, "Content-Type", "application/json") },
-		"not forwarded": func() *http.Response { return testkit.Respond(401, `{}`) },
-	} {
-		r := newRig(t, func(c *Config) { c.OHTTP.Padding = 2048 })
-		r.Answer = func(*http.Request, []byte) (*http.Response, error) { return answer(), nil }
-		s := r.Seal(fakes.Inner{})
-		w := r.Send(s)
-		if lengths := chunkLengths(t, w.Body.Bytes()); len(lengths) != 1 || lengths[0] != 2048 {
-			t.Errorf("%s: chunks of %v", name, lengths)
-		}
-		if a := s.Open(w); a.Err != nil {
-			t.Errorf("%s: %v", name, a.Err)
-		}
-	}
-}
-
 // What the upstream says of itself does not reach the client; what it says of the request does.
 func TestObliviousUpstreamAnswers(t *testing.T) {
 	broken := errors.New("no connection to 192.0.2.1")
@@ -262,16 +228,41 @@ func TestObliviousUpstreamAnswers(t *testing.T) {
 		body   string // "" is the gateway's own
 	}{
 		"an error of the request": {func() (*http.Response, error) {
-			return testkit.Respond(400, `{"error":{"message":"too long"}}`, "Content-Type", "application/json"), nil
+			return testkit.Respond(
+				400, `{"error":{"message":"too long"}}`, "Content-Type", "application/json",
+			), nil
 		}, 400, `{"error":{"message":"too long"}}`},
-		"too many":          {func() (*http.Response, error) { return testkit.Respond(429, "{}", "Retry-After", "7"), nil }, 429, "{}"},
-		"a server's error":  {func() (*http.Response, error) { return testkit.Respond(500, "{}"), nil }, 500, "{}"},
-		"the gateway's key": {func() (*http.Response, error) { return testkit.Respond(401, "bad key sk-123"), nil }, 502, ""},
-		"not allowed":       {func() (*http.Response, error) { return testkit.Respond(403, "secret"), nil }, 502, ""},
-		"a proxy's key":     {func() (*http.Response, error) { return testkit.Respond(407, "secret"), nil }, 502, ""},
-		"a redirect":        {func() (*http.Response, error) { return testkit.Respond(302, "", "Location", "http://evil.test/"), nil }, 502, ""},
-		"switching":         {func() (*http.Response, error) { return testkit.Respond(101, ""), nil }, 502, ""},
-		"gzip":              {func() (*http.Response, error) { return testkit.Respond(200, "x", "Content-Encoding", "gzip"), nil }, 502, ""},
+		"too many": {
+			func() (*http.Response, error) { return testkit.Respond(429, "{}", "Retry-After", "7"), nil },
+			429, "{}",
+		},
+		"a server's error": {
+			func() (*http.Response, error) { return testkit.Respond(500, "{}"), nil }, 500, "{}",
+		},
+		"the gateway's key": {
+			func() (*http.Response, error) { return testkit.Respond(401, "bad key sk-123"), nil }, 502, "",
+		},
+		"not allowed": {
+			func() (*http.Response, error) { return testkit.Respond(403, "secret"), nil }, 502, "",
+		},
+		"a proxy's key": {
+			func() (*http.Response, error) { return testkit.Respond(407, "secret"), nil }, 502, "",
+		},
+		"a redirect": {
+			func() (*http.Response, error) {
+				return testkit.Respond(302, "", "Location", "http://evil.test/"), nil
+			},
+			502, "",
+		},
+		"switching": {
+			func() (*http.Response, error) { return testkit.Respond(101, ""), nil }, 502, "",
+		},
+		"gzip": {
+			func() (*http.Response, error) {
+				return testkit.Respond(200, "x", "Content-Encoding", "gzip"), nil
+			},
+			502, "",
+		},
 		"declared too large": {func() (*http.Response, error) {
 			resp := testkit.Respond(200, "x")
 			resp.ContentLength = 1 << 40
@@ -282,7 +273,12 @@ func TestObliviousUpstreamAnswers(t *testing.T) {
 		"not in time": {func() (*http.Response, error) { return nil, context.DeadlineExceeded }, 504, ""},
 		"a panic":     {func() (*http.Response, error) { panic("prompt") }, 500, ""},
 		"an abort":    {func() (*http.Response, error) { panic(http.ErrAbortHandler) }, 500, ""},
-		"odd header":  {func() (*http.Response, error) { return testkit.Respond(200, "x", "Content-Type", "a\x00b"), nil }, 502, ""},
+		"odd header": {
+			func() (*http.Response, error) {
+				return testkit.Respond(200, "x", "Content-Type", "a\x00b"), nil
+			},
+			502, "",
+		},
 		"other header": {func() (*http.Response, error) {
 			return testkit.Respond(200, "x", "Set-Cookie", "a=b", "Server", "vllm"), nil
 		}, 200, "x"},
@@ -317,7 +313,10 @@ func TestObliviousPanicMidStream(t *testing.T) {
 	for name, value := range map[string]any{"a panic": "boom", "an abort": http.ErrAbortHandler} {
 		r := newRig(t, nil)
 		r.Answer = func(*http.Request, []byte) (*http.Response, error) {
-			return answerOf("text/event-stream", io.MultiReader(strings.NewReader("data: 1\n\n"), panicking{value})), nil
+			return answerOf(
+				"text/event-stream",
+				io.MultiReader(strings.NewReader("data: 1\n\n"), panicking{value}),
+			), nil
 		}
 		s := r.Seal(fakes.Inner{})
 		a := s.Open(r.Send(s))
@@ -343,15 +342,26 @@ func (p panicking) Read([]byte) (int, error) { panic(p.value) }
 func TestObliviousHeaders(t *testing.T) {
 	r := newRig(t, nil)
 	s := r.Seal(fakes.Inner{Method: http.MethodGet, Path: "/v1/models?limit=3", Header: []bhttp.Field{
-		{Name: "content-type"}, {Name: "accept", Value: "application/json"}, {Name: "cookie", Value: "a=b"}, {Name: "openai-beta", Value: "x"},
-		{Name: "x-forwarded-for", Value: "192.0.2.9"}, {Name: "user-agent", Value: "sdk/1.0"}, {Name: "x-security-tier", Value: "standard"},
+		{Name: "content-type"},
+		{Name: "accept", Value: "application/json"},
+		{Name: "cookie", Value: "a=b"},
+		{Name: "openai-beta", Value: "x"},
+		{Name: "x-forwarded-for", Value: "192.0.2.9"},
+		{Name: "user-agent", Value: "sdk/1.0"},
+		{Name: "x-security-tier", Value: "standard"},
 	}})
 	if a := s.Open(r.Send(s)); a.Status != 200 || a.Err != nil {
 		t.Fatalf("%+v", a)
 	}
 	sent := r.Forwarded()[0]
-	want := http.Header{"Accept": {"application/json"}, "Openai-Beta": {"x"}, "User-Agent": {"sealedchat"}, "Accept-Encoding": {"identity"}}
-	if sent.URL != "https://upstream.test/v1/models?limit=3" || sent.Body != "" || fmt.Sprint(sent.Header) != fmt.Sprint(want) {
+	want := http.Header{
+		"Accept":          {"application/json"},
+		"Openai-Beta":     {"x"},
+		"User-Agent":      {"sealedchat"},
+		"Accept-Encoding": {"identity"},
+	}
+	if sent.URL != "https://upstream.test/v1/models?limit=3" || sent.Body != "" ||
+		fmt.Sprint(sent.Header) != fmt.Sprint(want) {
 		t.Errorf("upstream got %+v, want %v", sent, want)
 	}
 }
@@ -373,8 +383,11 @@ func TestObliviousAuthenticateSees(t *testing.T) {
 	if a := s.Open(r.Do(req)); a.Status != 200 {
 		t.Fatalf("%+v", a)
 	}
-	if seen.Method != http.MethodPost || seen.URL.String() != "https://gateway.test/v1/chat/completions?a=b" || seen.Host != "gateway.test" ||
-		seen.Header.Get("Authorization") != "Bearer key-of-the-client" || seen.RemoteAddr != "192.0.2.5:1" {
+	if seen.Method != http.MethodPost ||
+		seen.URL.String() != "https://gateway.test/v1/chat/completions?a=b" ||
+		seen.Host != "gateway.test" ||
+		seen.Header.Get("Authorization") != "Bearer key-of-the-client" ||
+		seen.RemoteAddr != "192.0.2.5:1" {
 		t.Errorf("%+v", seen)
 	}
 	if n, err := seen.Body.Read(make([]byte, 1)); n != 0 || err != io.EOF {
@@ -385,7 +398,8 @@ func TestObliviousAuthenticateSees(t *testing.T) {
 	}
 }
 
-// Pieces reach the client as they come, and a client that does not read holds up the upstream: nothing piles up.
+// Pieces reach the client as they come, and a client that does not read holds up the upstream:
+// nothing piles up.
 func TestObliviousFlushAndBackPressure(t *testing.T) {
 	testkit.NoLeaks(t)
 	next, done := make(chan int), make(chan error, 1)
@@ -435,7 +449,8 @@ func TestObliviousFlushAndBackPressure(t *testing.T) {
 		if i > 0 {
 			next <- size
 		}
-		if _, err := io.ReadFull(content, make([]byte, len("data: \n\n")+size)); err != nil { // waits for what was flushed, for nothing more
+		// waits for what was flushed, for nothing more
+		if _, err := io.ReadFull(content, make([]byte, len("data: \n\n")+size)); err != nil {
 			t.Fatal(err)
 		}
 	}

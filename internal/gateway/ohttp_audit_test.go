@@ -19,8 +19,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
-// The auditor hears of requests, answers and refusals, without content. While it fails nothing goes upstream, and an answer gets
-// no end.
+// The auditor hears of requests, answers and refusals, without content. While it fails nothing goes
+// upstream, and an answer gets no end.
 func TestObliviousAudit(t *testing.T) {
 	var events []Event
 	var fail string
@@ -48,7 +48,8 @@ func TestObliviousAudit(t *testing.T) {
 	}
 	s := r.Seal(fakes.Inner{})
 	r.Send(s)
-	if len(events) != 2 || events[0].PayloadID == "" || events[0].PayloadID != events[1].PayloadID || events[0].Bytes != int64(len(fakes.FineRequest)) ||
+	if len(events) != 2 || events[0].PayloadID == "" || events[0].PayloadID != events[1].PayloadID ||
+		events[0].Bytes != int64(len(fakes.FineRequest)) ||
 		events[1].Bytes != int64(len(testkit.FineAnswer)) {
 		t.Errorf("%+v", events)
 	}
@@ -63,7 +64,10 @@ func TestObliviousAudit(t *testing.T) {
 	if got := types(); len(got) != 1 || got[0] != TierRefused {
 		t.Errorf("too high a tier: %v", got)
 	}
-	for _, m := range []fakes.Inner{{Header: []bhttp.Field{{Name: "authorization"}}}, {Header: []bhttp.Field{{Name: "authorization"}}, Path: "/other"}} {
+	for _, m := range []fakes.Inner{
+		{Header: []bhttp.Field{{Name: "authorization"}}},
+		{Header: []bhttp.Field{{Name: "authorization"}}, Path: "/other"},
+	} {
 		r.Send(r.Seal(m))
 	}
 	bad := r.Seal(fakes.Inner{})
@@ -80,7 +84,8 @@ func TestObliviousAudit(t *testing.T) {
 	}
 	fail = ResponseSealed
 	s = r.Seal(fakes.Inner{})
-	if a := s.Open(r.Send(s)); a.Status != 503 || a.Err != nil || strings.Contains(a.Body, "chat.completion") {
+	if a := s.Open(r.Send(s)); a.Status != 503 || a.Err != nil ||
+		strings.Contains(a.Body, "chat.completion") {
 		t.Errorf("no audit of the answer: %+v", a)
 	}
 	r.Answer = func(*http.Request, []byte) (*http.Response, error) {
@@ -134,13 +139,18 @@ func TestObliviousAuditOfCutAnswers(t *testing.T) {
 			r.Answer = func(*http.Request, []byte) (*http.Response, error) {
 				return answerOf("text/event-stream", io.MultiReader(strings.NewReader(first), c.then)), nil
 			}
-			r.s.ServeHTTP(&leaver{httptest.NewRecorder(), c.takes}, fakes.OHTTPPost(t, strings.NewReader(string(r.Seal(fakes.Inner{}).Body))))
-			if len(events) != 1 || events[0].Reason != c.reason || events[0].Bytes < int64(len(first)) || events[0].PayloadID == "" {
+			r.s.ServeHTTP(
+				&leaver{httptest.NewRecorder(), c.takes},
+				fakes.OHTTPPost(t, strings.NewReader(string(r.Seal(fakes.Inner{}).Body))),
+			)
+			if len(events) != 1 || events[0].Reason != c.reason || events[0].Bytes < int64(len(first)) ||
+				events[0].PayloadID == "" {
 				t.Errorf("told %+v", events)
 			}
 			after := r.s.Stats()
 			failed := after.Failed - before.Failed
-			if whole := c.reason == ""; after.Refused != before.Refused || whole == (failed == 1) || whole != (after.Answered == before.Answered+1) {
+			if whole := c.reason == ""; after.Refused != before.Refused || whole == (failed == 1) ||
+				whole != (after.Answered == before.Answered+1) {
 				t.Errorf("counted %+v, before %+v", after, before)
 			}
 			if what == "a panic" && !strings.Contains(r.Logged(), "level=WARN msg=request") {

@@ -12,7 +12,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
-// Whoever only makes the gateway work, from one address, is told to wait before any work is done; clients are not.
+// Whoever only makes the gateway work, from one address, is told to wait before any work is done;
+// clients are not.
 func TestObliviousStrangers(t *testing.T) {
 	keys := onlyKey("key-of-the-client")
 	r := newRig(t, func(c *Config) {
@@ -46,7 +47,8 @@ func TestObliviousStrangers(t *testing.T) {
 	}
 }
 
-// What was captured, or is old, or comes to a gateway that knows nobody, counts as a stranger's however well it opens.
+// What was captured, or is old, or comes to a gateway that knows nobody, counts as a stranger's
+// however well it opens.
 func TestObliviousReplaysCount(t *testing.T) {
 	keys := onlyKey("key-of-the-client")
 	old := fakes.Inner{Header: []bhttp.Field{dated(time.Now().Add(-time.Hour))}}
@@ -56,7 +58,8 @@ func TestObliviousReplaysCount(t *testing.T) {
 		again        bool
 		codes        []int
 	}{
-		"sent again":     {authenticate: keys, again: true, codes: []int{200, 200, 200, 200, 429}}, // the first was the client's
+		// the first was the client's
+		"sent again":     {authenticate: keys, again: true, codes: []int{200, 200, 200, 200, 429}},
 		"dated":          {authenticate: keys, m: old, codes: []int{200, 200, 200, 429}},
 		"nobody's":       {codes: []int{200, 200, 200, 429}},
 		"a client's own": {authenticate: keys, codes: []int{200, 200, 200, 200, 200}},

@@ -27,7 +27,9 @@ func TestObliviousUpstreamURL(t *testing.T) {
 		"/api/chat":             "/api/chat",
 		"/v1/models?a=b/../?@c": "/models?a=b/../?@c",
 	} {
-		for _, base := range []string{"https://upstream.test", "https://upstream.test:444/", "https://upstream.test/base%2F/v1"} {
+		for _, base := range []string{
+			"https://upstream.test", "https://upstream.test:444/", "https://upstream.test/base%2F/v1",
+		} {
 			allowed, _, _ := strings.Cut(path, "?")
 			r := newRig(t, func(c *Config) {
 				c.Upstream = base

@@ -24,8 +24,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
-// A gateway that is busy remembers some of what it refuses, says of these alone that they were not processed, and has room
-// for requests when it is idle again.
+// A gateway that is busy remembers some of what it refuses, says of these alone that they were not
+// processed, and has room for requests when it is idle again.
 func TestObliviousBusyFillsNoReplays(t *testing.T) { synctest.Test(t, testBusyFillsNoReplays) }
 
 func testBusyFillsNoReplays(t *testing.T) {
@@ -86,7 +86,8 @@ func testBusyFillsNoReplays(t *testing.T) {
 	}
 }
 
-// Somebody without a key who has captured the beginning of a request has two read on, none once it was served, and no place.
+// Somebody without a key who has captured the beginning of a request has two read on, none once it
+// was served, and no place.
 func TestObliviousCopiesAreTwo(t *testing.T) {
 	keys := onlyKey("key-of-the-client")
 	for name, c := range map[string]struct {
@@ -109,7 +110,14 @@ func TestObliviousCopiesAreTwo(t *testing.T) {
 		srv := httptest.NewServer(r.s)
 		defer srv.Close()
 		defer srv.CloseClientConnections()
-		message := fakes.Inner{Body: `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("x", 20000) + `"}]}`}.Encode(t)
+		message := fakes.Inner{
+			Body: `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat(
+				"x",
+				20000,
+			) + `"}]}`,
+		}.Encode(
+			t,
+		)
 		captured := fakes.SealFor(t, r.KeyConfig(), message)
 		if c.status != 0 {
 			if a := captured.Open(r.Send(captured)); a.Status != c.status {
@@ -120,19 +128,30 @@ func TestObliviousCopiesAreTwo(t *testing.T) {
 		var conns []net.Conn
 		for range 6 {
 			conn := testkit.DialRaw(t, srv)
-			fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\nContent-Length: %d\r\n\r\n",
-				ohttp.Path, len(captured.Body))
+			fmt.Fprintf(
+				conn,
+				"POST %s HTTP/1.1\r\nHost: x\r\n"+
+					"Content-Type: message/ohttp-chunked-req\r\nContent-Length: %d\r\n\r\n",
+				ohttp.Path,
+				len(captured.Body),
+			)
 			_, _ = conn.Write(captured.Body[:len(captured.Body)-1])
 			conns = append(conns, conn)
 		}
 		limits := &r.s.limits
 		reading := func() bool {
-			return judged.Load() == 6 && limits.heads.Taken() == 0 && limits.deliveries.Taken() == c.copies &&
+			return judged.Load() == 6 && limits.heads.Taken() == 0 &&
+				limits.deliveries.Taken() == c.copies &&
 				(limits.bodies.Taken() > 0) == (c.copies > 0)
 		}
 		for deadline := time.Now().Add(time.Minute); !reading(); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatalf("%s: %d copies were judged, %d are read on", name, judged.Load(), limits.deliveries.Taken())
+				t.Fatalf(
+					"%s: %d copies were judged, %d are read on",
+					name,
+					judged.Load(),
+					limits.deliveries.Taken(),
+				)
 			}
 		}
 		if n := len(r.s.places); n != 0 {
@@ -148,7 +167,8 @@ func TestObliviousCopiesAreTwo(t *testing.T) {
 		for _, conn := range conns {
 			_ = conn.Close()
 		}
-		for deadline := time.Now().Add(time.Minute); limits.deliveries.Taken() > 0 && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(time.Minute); limits.deliveries.Taken() > 0 &&
+			time.Now().Before(deadline); {
 			time.Sleep(time.Millisecond)
 		}
 		if n := limits.deliveries.Len(); n != 0 { // not even with a count of 0
@@ -163,13 +183,22 @@ func TestObliviousCopiesAreGivenBackOnce(t *testing.T) {
 	srv := httptest.NewServer(r.s)
 	defer srv.Close()
 	defer srv.CloseClientConnections()
-	message := fakes.Inner{Body: `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("x", 20000) + `"}]}`}.Encode(t)
+	message := fakes.Inner{
+		Body: `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("x", 20000) + `"}]}`,
+	}.Encode(
+		t,
+	)
 	captured := fakes.SealFor(t, r.KeyConfig(), message)
 	var conns []net.Conn
 	for range 2 {
 		conn := testkit.DialRaw(t, srv)
-		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\nContent-Length: %d\r\n\r\n",
-			ohttp.Path, len(captured.Body))
+		fmt.Fprintf(
+			conn,
+			"POST %s HTTP/1.1\r\nHost: x\r\n"+
+				"Content-Type: message/ohttp-chunked-req\r\nContent-Length: %d\r\n\r\n",
+			ohttp.Path,
+			len(captured.Body),
+		)
 		_, _ = conn.Write(captured.Body[:len(captured.Body)-1])
 		conns = append(conns, conn)
 	}
@@ -181,11 +210,15 @@ func TestObliviousCopiesAreGivenBackOnce(t *testing.T) {
 			}
 		}
 	}
-	until("both begin", func() bool { return r.s.limits.deliveries.Taken() == 2 && len(r.s.places) == 0 })
+	until(
+		"both begin",
+		func() bool { return r.s.limits.deliveries.Taken() == 2 && len(r.s.places) == 0 },
+	)
 	_ = conns[0].Close()
 	until("one ends", func() bool { return r.s.limits.deliveries.Taken() < 2 })
 	s := r.Seal(fakes.Inner{})
-	if a := s.Open(r.Send(s)); a.Status != 200 { // by then the other one's end is over, whatever it gave back
+	// by then the other one's end is over, whatever it gave back
+	if a := s.Open(r.Send(s)); a.Status != 200 {
 		t.Errorf("a client: %+v", a)
 	}
 	if n := r.s.limits.deliveries.Taken(); n != 1 {
@@ -196,14 +229,19 @@ func TestObliviousCopiesAreGivenBackOnce(t *testing.T) {
 // sharedReplay is a cache that the gateway does not know from inside.
 type sharedReplay struct{ ReplayCache }
 
-// Authenticate does not hear of a captured request whose date is over: it may count what it is asked.
+// Authenticate does not hear of a captured request whose date is over: it may count what it is
+// asked.
 func TestObliviousOldRequestsAreNobodys(t *testing.T) {
 	asked := 0
 	r := newRig(t, func(c *Config) {
-		c.Authenticate = func(*http.Request) (string, time.Duration, error) { asked++; return "", 0, fault.ErrAuthentication }
+		c.Authenticate = func(*http.Request) (string, time.Duration, error) {
+			asked++
+			return "", 0, fault.ErrAuthentication
+		}
 	})
 	for age, c := range map[time.Duration]struct{ status, asked int }{
-		24 * time.Hour: {400, 0}, -24 * time.Hour: {400, 0}, 3 * time.Minute: {400, 0}, time.Minute: {401, 1},
+		24 * time.Hour: {400, 0}, -24 * time.Hour: {400, 0}, 3 * time.Minute: {400, 0},
+		time.Minute: {401, 1},
 	} {
 		asked = 0
 		s := r.Seal(fakes.Inner{Header: []bhttp.Field{dated(time.Now().Add(-age))}})
@@ -217,7 +255,12 @@ func TestObliviousOldRequestsAreNobodys(t *testing.T) {
 func TestObliviousHeaderInManyChunks(t *testing.T) {
 	r := newRig(t, nil)
 	send := func(field, chunk int) (answer fakes.InnerAnswer, size int) {
-		message := fakes.Inner{Header: []bhttp.Field{{Name: "x", Value: strings.Repeat("y", field)}}, Body: strings.Repeat("z", 300<<10)}.Encode(t)
+		message := fakes.Inner{
+			Header: []bhttp.Field{{Name: "x", Value: strings.Repeat("y", field)}},
+			Body:   strings.Repeat("z", 300<<10),
+		}.Encode(
+			t,
+		)
 		head := message[:field+100] // and a little more
 		var pieces [][]byte
 		for piece := range slices.Chunk(head, chunk) {
@@ -228,10 +271,18 @@ func TestObliviousHeaderInManyChunks(t *testing.T) {
 		return s.Open(w), len(s.Body)
 	}
 	for _, c := range []struct{ field, chunk, status int }{
-		{60 << 10, 1, 413}, {10 << 10, 1, 413}, {5 << 10, 1, 200}, {60 << 10, 1 << 10, 200}, {60 << 10, 16 << 10, 200},
+		{60 << 10, 1, 413}, {10 << 10, 1, 413}, {5 << 10, 1, 200}, {60 << 10, 1 << 10, 200},
+		{60 << 10, 16 << 10, 200},
 	} {
 		if a, size := send(c.field, c.chunk); a.Status != c.status || a.Err != nil {
-			t.Errorf("a header of %d bytes in chunks of %d, %d bytes in all: %d, %v", c.field, c.chunk, size, a.Status, a.Err)
+			t.Errorf(
+				"a header of %d bytes in chunks of %d, %d bytes in all: %d, %v",
+				c.field,
+				c.chunk,
+				size,
+				a.Status,
+				a.Err,
+			)
 		}
 	}
 }
@@ -256,11 +307,15 @@ func TestObliviousHead(t *testing.T) {
 	}
 }
 
-// SECURITY.md says what an account sees of the upstream's refusals, and what it may say to the upstream.
+// SECURITY.md says what an account sees of the upstream's refusals, and what it may say to the
+// upstream.
 func TestObliviousUpstreamsOwnWords(t *testing.T) {
 	r := newRig(t, nil)
 	const words = "Traceback: /opt/model.py"
-	for status, passes := range map[int]bool{400: true, 404: true, 429: true, 500: true, 503: true, 302: false, 401: false, 403: false, 407: false} {
+	for status, passes := range map[int]bool{
+		400: true, 404: true, 429: true, 500: true, 503: true, 302: false, 401: false, 403: false,
+		407: false,
+	} {
 		r.Answer = func(*http.Request, []byte) (*http.Response, error) {
 			return testkit.Respond(status, words, "Content-Type", "text/plain"), nil
 		}
@@ -273,7 +328,8 @@ func TestObliviousUpstreamsOwnWords(t *testing.T) {
 			t.Errorf("%d: %+v", status, a)
 		}
 	}
-	const body = `{"model":"m","messages":[],"base_url":"http://a.test/","api_key":"k","security_tier":"maximum"}`
+	const body = `{"model":"m","messages":[],"base_url":"http://a.test/",` +
+		`"api_key":"k","security_tier":"maximum"}`
 	r.Send(r.Seal(fakes.Inner{Body: body}))
 	if sent := r.Forwarded(); sent[len(sent)-1].Body != body {
 		t.Errorf("%s", sent[len(sent)-1].Body)

@@ -17,7 +17,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
-// Whoever sends a header and no more holds no place that a client of either protocol needs, and is soon told to go.
+// Whoever sends a header and no more holds no place that a client of either protocol needs, and is
+// soon told to go.
 func TestObliviousStrangersHoldNoPlace(t *testing.T) {
 	testkit.NoLeaks(t)
 	g := startGateway(t, testkit.AnswerText("fine"), func(c *Config) {
@@ -65,7 +66,8 @@ func TestObliviousStrangersHoldNoPlace(t *testing.T) {
 	} else if a := s.Read(resp.Body); a.Status != 200 {
 		t.Errorf("a client: %+v", a)
 	}
-	if resp, err := http.DefaultClient.Do(fakes.SealedPost(t, server.URL)); err != nil || resp.StatusCode != 200 {
+	if resp, err := http.DefaultClient.Do(fakes.SealedPost(t, server.URL)); err != nil ||
+		resp.StatusCode != 200 {
 		t.Errorf("a client of protocol v1: %v, %v", resp, err)
 	} else {
 		_ = resp.Body.Close()
@@ -84,7 +86,8 @@ func TestObliviousStrangersContent(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Authenticate = keys })
 	m := fakes.Inner{Header: []bhttp.Field{{Name: "authorization", Value: "Bearer other"}}}
 	message := m.Encode(t)
-	s := fakes.SealChunks(t, r.KeyConfig(), false, message[:len(message)-10]) // cut short: reading on would find it out
+	// cut short: reading on would find it out
+	s := fakes.SealChunks(t, r.KeyConfig(), false, message[:len(message)-10])
 	if a := s.Open(r.Send(s)); a.Status != 401 || a.Err != nil {
 		t.Errorf("%+v", a)
 	}
@@ -93,7 +96,8 @@ func TestObliviousStrangersContent(t *testing.T) {
 	}
 }
 
-// The time that a header has is not Authenticate's: over HTTP/2 a deadline that passes meanwhile would end the body.
+// The time that a header has is not Authenticate's: over HTTP/2 a deadline that passes meanwhile
+// would end the body.
 func TestObliviousSlowAuthenticate(t *testing.T) {
 	t.Parallel()
 	g := startGateway(t, testkit.AnswerText("fine"), func(c *Config) {
@@ -109,7 +113,13 @@ func TestObliviousSlowAuthenticate(t *testing.T) {
 	g.limits.headTimeout = 500 * time.Millisecond
 	server := testkit.TLSServer(t, g)
 	message := fakes.Inner{}.Encode(t)
-	s := fakes.SealChunks(t, (&rig{Rig: &fakes.Rig{T: t, Handler: g}, s: g}).KeyConfig(), true, message[:len(message)-10], message[len(message)-10:])
+	s := fakes.SealChunks(
+		t,
+		(&rig{Rig: &fakes.Rig{T: t, Handler: g}, s: g}).KeyConfig(),
+		true,
+		message[:len(message)-10],
+		message[len(message)-10:],
+	)
 	body, in := io.Pipe()
 	go func() {
 		_, _ = in.Write(s.Body[:len(s.Body)-27]) // all but the final chunk

@@ -37,40 +37,83 @@ func TestObliviousInnerRefusals(t *testing.T) {
 		status int
 		kind   string
 	}{
-		"no key":       {m: fakes.Inner{Header: []bhttp.Field{{Name: "authorization"}}}, status: 401},
-		"wrong key":    {m: fakes.Inner{Header: []bhttp.Field{{Name: "authorization", Value: "Bearer other"}}}, status: 401},
-		"not a bearer": {m: fakes.Inner{Header: []bhttp.Field{{Name: "authorization", Value: "Basic key-of-the-client"}}}, status: 401},
+		"no key": {m: fakes.Inner{Header: []bhttp.Field{{Name: "authorization"}}}, status: 401},
+		"wrong key": {
+			m:      fakes.Inner{Header: []bhttp.Field{{Name: "authorization", Value: "Bearer other"}}},
+			status: 401,
+		},
+		"not a bearer": {
+			m: fakes.Inner{
+				Header: []bhttp.Field{{Name: "authorization", Value: "Basic key-of-the-client"}},
+			},
+			status: 401,
+		},
 		"forbidden": {change: func(c *Config) {
-			c.Authenticate = func(*http.Request) (string, time.Duration, error) { return "", 0, fault.ErrPermission }
+			c.Authenticate = func(*http.Request) (string, time.Duration, error) {
+				return "", 0, fault.ErrPermission
+			}
 		}, status: 403},
 		"rate limited": {change: func(c *Config) {
-			c.Authenticate = func(*http.Request) (string, time.Duration, error) { return "", 0, fault.ErrRateLimited }
+			c.Authenticate = func(*http.Request) (string, time.Duration, error) {
+				return "", 0, fault.ErrRateLimited
+			}
 		}, status: 429},
-		"no date":            {m: fakes.Inner{Header: []bhttp.Field{{Name: "date"}}}, status: 400, kind: ohttp.ProblemDate},
-		"a date of words":    {m: fakes.Inner{Header: []bhttp.Field{{Name: "date", Value: "today"}}}, status: 400, kind: ohttp.ProblemDate},
-		"two dates":          {m: fakes.Inner{Header: []bhttp.Field{dated(now), dated(now)}}, status: 400, kind: ohttp.ProblemDate},
-		"an old date":        {m: fakes.Inner{Header: []bhttp.Field{dated(now.Add(-2*time.Minute - 2*time.Second))}}, status: 400, kind: ohttp.ProblemDate},
-		"a date to come":     {m: fakes.Inner{Header: []bhttp.Field{dated(now.Add(2*time.Minute + 10*time.Second))}}, status: 400, kind: ohttp.ProblemDate},
-		"a narrow window":    {m: fakes.Inner{Header: []bhttp.Field{dated(now.Add(-5 * time.Second))}}, change: func(c *Config) { c.OHTTP.DateWindow = 3 * time.Second }, status: 400, kind: ohttp.ProblemDate},
-		"another path":       {m: fakes.Inner{Path: "/v1/files"}, status: 404},
-		"a longer path":      {m: fakes.Inner{Path: "/v1/chat/completions/"}, status: 404},
-		"dots":               {m: fakes.Inner{Path: "/v1/chat/../chat/completions"}, status: 404},
-		"two slashes":        {m: fakes.Inner{Path: "//v1/chat/completions"}, status: 404},
-		"escaped":            {m: fakes.Inner{Path: "/v1/chat%2Fcompletions"}, status: 404},
-		"badly escaped":      {m: fakes.Inner{Path: "/v1/%zz"}, status: 400},
-		"an option":          {m: fakes.Inner{Method: "OPTIONS", Path: "*"}, status: 404},
-		"another method":     {m: fakes.Inner{Method: http.MethodDelete}, status: 405},
-		"GET of a chat":      {m: fakes.Inner{Method: http.MethodGet}, status: 405},
-		"POST of models":     {m: fakes.Inner{Path: "/v1/models"}, status: 405},
-		"not on the list":    {change: func(c *Config) { c.OHTTP.Allow = []string{"GET /v1/models"} }, status: 404},
-		"an empty list":      {change: func(c *Config) { c.OHTTP.Allow = []string{} }, status: 404},
-		"a tier too high":    {m: fakes.Inner{Header: []bhttp.Field{{Name: "x-security-tier", Value: "maximum"}}}, status: 403},
-		"a tier that is not": {m: fakes.Inner{Header: []bhttp.Field{{Name: "x-security-tier", Value: "top"}}}, status: 400},
-		"content encoding":   {m: fakes.Inner{Header: []bhttp.Field{{Name: "content-encoding", Value: "gzip"}}}, status: 400},
-		"a trailer":          {m: fakes.Inner{Trailer: []bhttp.Field{{Name: "x-late", Value: "1"}}}, status: 400},
-		"too much content":   {m: fakes.Inner{Body: strings.Repeat("x", 3000)}, change: func(c *Config) { c.MaxRequestBytes = 2999 }, status: 413},
-		"too many fields":    {m: fakes.Inner{Header: many(300)}, status: 413},
-		"replays unknown":    {change: func(c *Config) { c.Replay = deafReplay{} }, status: 503},
+		"no date": {
+			m: fakes.Inner{Header: []bhttp.Field{{Name: "date"}}}, status: 400, kind: ohttp.ProblemDate,
+		},
+		"a date of words": {
+			m: fakes.Inner{Header: []bhttp.Field{{Name: "date", Value: "today"}}}, status: 400,
+			kind: ohttp.ProblemDate,
+		},
+		"two dates": {
+			m: fakes.Inner{Header: []bhttp.Field{dated(now), dated(now)}}, status: 400,
+			kind: ohttp.ProblemDate,
+		},
+		"an old date": {
+			m:      fakes.Inner{Header: []bhttp.Field{dated(now.Add(-2*time.Minute - 2*time.Second))}},
+			status: 400, kind: ohttp.ProblemDate,
+		},
+		"a date to come": {
+			m:      fakes.Inner{Header: []bhttp.Field{dated(now.Add(2*time.Minute + 10*time.Second))}},
+			status: 400, kind: ohttp.ProblemDate,
+		},
+		"a narrow window": {
+			m:      fakes.Inner{Header: []bhttp.Field{dated(now.Add(-5 * time.Second))}},
+			change: func(c *Config) { c.OHTTP.DateWindow = 3 * time.Second }, status: 400,
+			kind: ohttp.ProblemDate,
+		},
+		"another path":   {m: fakes.Inner{Path: "/v1/files"}, status: 404},
+		"a longer path":  {m: fakes.Inner{Path: "/v1/chat/completions/"}, status: 404},
+		"dots":           {m: fakes.Inner{Path: "/v1/chat/../chat/completions"}, status: 404},
+		"two slashes":    {m: fakes.Inner{Path: "//v1/chat/completions"}, status: 404},
+		"escaped":        {m: fakes.Inner{Path: "/v1/chat%2Fcompletions"}, status: 404},
+		"badly escaped":  {m: fakes.Inner{Path: "/v1/%zz"}, status: 400},
+		"an option":      {m: fakes.Inner{Method: "OPTIONS", Path: "*"}, status: 404},
+		"another method": {m: fakes.Inner{Method: http.MethodDelete}, status: 405},
+		"GET of a chat":  {m: fakes.Inner{Method: http.MethodGet}, status: 405},
+		"POST of models": {m: fakes.Inner{Path: "/v1/models"}, status: 405},
+		"not on the list": {
+			change: func(c *Config) { c.OHTTP.Allow = []string{"GET /v1/models"} }, status: 404,
+		},
+		"an empty list": {change: func(c *Config) { c.OHTTP.Allow = []string{} }, status: 404},
+		"a tier too high": {
+			m: fakes.Inner{Header: []bhttp.Field{{Name: "x-security-tier", Value: "maximum"}}}, status: 403,
+		},
+		"a tier that is not": {
+			m: fakes.Inner{Header: []bhttp.Field{{Name: "x-security-tier", Value: "top"}}}, status: 400,
+		},
+		"content encoding": {
+			m: fakes.Inner{Header: []bhttp.Field{{Name: "content-encoding", Value: "gzip"}}}, status: 400,
+		},
+		"a trailer": {
+			m: fakes.Inner{Trailer: []bhttp.Field{{Name: "x-late", Value: "1"}}}, status: 400,
+		},
+		"too much content": {
+			m:      fakes.Inner{Body: strings.Repeat("x", 3000)},
+			change: func(c *Config) { c.MaxRequestBytes = 2999 }, status: 413,
+		},
+		"too many fields": {m: fakes.Inner{Header: many(300)}, status: 413},
+		"replays unknown": {change: func(c *Config) { c.Replay = deafReplay{} }, status: 503},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, func(g *Config) {
@@ -89,10 +132,12 @@ func TestObliviousInnerRefusals(t *testing.T) {
 			if want := c.kind; kind != want && (want != "" || kind != "about:blank") {
 				t.Errorf("type %q, want %q", kind, want)
 			}
-			if _, err := http.ParseTime(a.Header.Get("Date")); err != nil || a.Header.Get("X-Security-Tier") != "standard" {
+			if _, err := http.ParseTime(a.Header.Get("Date")); err != nil ||
+				a.Header.Get("X-Security-Tier") != "standard" {
 				t.Errorf("header %v", a.Header)
 			}
-			if c.status == 405 && a.Header.Get("Allow") == "" || c.status == 401 && a.Header.Get("Www-Authenticate") != "Bearer" {
+			if c.status == 405 && a.Header.Get("Allow") == "" ||
+				c.status == 401 && a.Header.Get("Www-Authenticate") != "Bearer" {
 				t.Errorf("header %v", a.Header)
 			}
 			if a.Header.Get(ohttp.HeaderProcessed) != "no" {
@@ -162,10 +207,14 @@ func TestObliviousOuterRefusals(t *testing.T) {
 		"cut in the secret":      {body: good[:head+enc-1], status: 400},
 		"cut before the chunk":   {body: good[:head+enc], status: 400},
 		"an empty chunk":         {body: append(bytes.Clone(good[:head+enc]), 16), status: 400},
-		"a huge chunk":           {body: append(bytes.Clone(good[:head+enc]), 0x80, 1, 0, 0), status: 413},
-		"no type":                {body: good, header: []string{"Content-Type", ""}, status: 415},
-		"not chunked":            {body: good, header: []string{"Content-Type", "message/ohttp-req"}, status: 415},
-		"content encoding":       {body: good, header: []string{"Content-Encoding", "gzip"}, status: 415},
+		"a huge chunk": {
+			body: append(bytes.Clone(good[:head+enc]), 0x80, 1, 0, 0), status: 413,
+		},
+		"no type": {body: good, header: []string{"Content-Type", ""}, status: 415},
+		"not chunked": {
+			body: good, header: []string{"Content-Type", "message/ohttp-req"}, status: 415,
+		},
+		"content encoding": {body: good, header: []string{"Content-Encoding", "gzip"}, status: 415},
 	} {
 		t.Run(name, func(t *testing.T) {
 			req := fakes.OHTTPPost(t, bytes.NewReader(c.body))
@@ -180,7 +229,8 @@ func TestObliviousOuterRefusals(t *testing.T) {
 			if (kind == ohttp.ProblemKey) != (c.status == 422) {
 				t.Errorf("type %q", kind)
 			}
-			if c.status == 422 && detail != "the request cannot be decrypted; fetch the key configurations again" {
+			if c.status == 422 &&
+				detail != "the request cannot be decrypted; fetch the key configurations again" {
 				t.Errorf("the reasons can be told apart: %q", detail)
 			}
 		})
@@ -210,8 +260,8 @@ func TestObliviousBitFlips(t *testing.T) {
 	}
 }
 
-// A request whose final chunk never comes is not acted on, however complete its message looks. The refusal is sealed: a
-// chunk of it has opened.
+// A request whose final chunk never comes is not acted on, however complete its message looks. The
+// refusal is sealed: a chunk of it has opened.
 func TestObliviousWithoutFinalChunk(t *testing.T) {
 	r := newRig(t, nil)
 	message := fakes.Inner{}.Encode(t)
@@ -225,7 +275,9 @@ func TestObliviousWithoutFinalChunk(t *testing.T) {
 		"more than a message": fakes.SealChunks(t, r.KeyConfig(), true, message, []byte("x")),
 		"not a message":       fakes.SealChunks(t, r.KeyConfig(), true, []byte("nothing of the kind")),
 		"half a message":      fakes.SealChunks(t, r.KeyConfig(), true, message[:half]),
-		"a response":          fakes.SealChunks(t, r.KeyConfig(), true, append([]byte{1}, message[1:]...)),
+		"a response": fakes.SealChunks(
+			t, r.KeyConfig(), true, append([]byte{1}, message[1:]...),
+		),
 	} {
 		switch name {
 		case "the end flipped":
@@ -260,8 +312,10 @@ func TestObliviousReplay(t *testing.T) {
 	if a := s.Open(first); a.Status != 200 || a.Err != nil {
 		t.Errorf("%+v", a)
 	}
-	// The refusal opens with the keys of the request that was replayed: it is sealed, and nobody else can read it.
-	if again.Code != 200 || again.Header().Get("Content-Type") != ohttp.TypeResponse || strings.Contains(again.Body.String(), "sent before") {
+	// The refusal opens with the keys of the request that was replayed: it is sealed, and nobody else
+	// can read it.
+	if again.Code != 200 || again.Header().Get("Content-Type") != ohttp.TypeResponse ||
+		strings.Contains(again.Body.String(), "sent before") {
 		t.Fatalf("%d %v", again.Code, again.Header())
 	}
 	s2 := r.Seal(fakes.Inner{})
@@ -297,7 +351,8 @@ func TestObliviousReplayCacheFull(t *testing.T) {
 
 func TestObliviousMethods(t *testing.T) {
 	r := newRig(t, nil)
-	if w := r.Do(httptest.NewRequest(http.MethodPut, ohttp.Path, nil)); w.Code != 405 || w.Header().Get("Allow") != "GET, HEAD, POST" {
+	if w := r.Do(httptest.NewRequest(http.MethodPut, ohttp.Path, nil)); w.Code != 405 ||
+		w.Header().Get("Allow") != "GET, HEAD, POST" {
 		t.Errorf("PUT: %d %v", w.Code, w.Header())
 	}
 }
@@ -319,7 +374,8 @@ func testObliviousUnavailable(t *testing.T) {
 	<-began
 	second := r.Seal(fakes.Inner{})
 	a := second.Open(r.Send(second))
-	if a.Err != nil || a.Status != 503 || a.Header.Get("Retry-After") != "1" || a.Header.Get(ohttp.HeaderProcessed) != "no" {
+	if a.Err != nil || a.Status != 503 || a.Header.Get("Retry-After") != "1" ||
+		a.Header.Get(ohttp.HeaderProcessed) != "no" {
 		t.Errorf("too many: %+v", a)
 	}
 	fakes.ProblemOf(t, 503, a.Header, a.Body)
@@ -330,7 +386,8 @@ func testObliviousUnavailable(t *testing.T) {
 		t.Errorf("the first: %+v", a)
 	}
 	// What was refused as not served is not served later on: whoever holds the refusal may repeat it.
-	if a := third.Open(r.Send(third)); a.Err != nil || a.Status != 409 || a.Header.Get(ohttp.HeaderProcessed) != "" {
+	if a := third.Open(r.Send(third)); a.Err != nil || a.Status != 409 ||
+		a.Header.Get(ohttp.HeaderProcessed) != "" {
 		t.Errorf("the refused one again: %+v", a)
 	}
 	s = r.Seal(fakes.Inner{})
@@ -350,7 +407,11 @@ func testObliviousUnavailable(t *testing.T) {
 // A body that does not come in time, before and after a chunk has opened.
 func TestObliviousSlowBody(t *testing.T) {
 	t.Parallel()
-	g := startGateway(t, testkit.AnswerText("never"), func(c *Config) { c.BodyTimeout = 500 * time.Millisecond })
+	g := startGateway(
+		t,
+		testkit.AnswerText("never"),
+		func(c *Config) { c.BodyTimeout = 500 * time.Millisecond },
+	)
 	server := httptest.NewServer(g)
 	defer server.Close()
 	r := &rig{Rig: &fakes.Rig{T: t, Handler: g}, s: g}

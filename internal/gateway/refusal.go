@@ -61,6 +61,12 @@ func tooLarge() *refusal {
 	return refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 }
 
+func notWhole(cause error) *refusal {
+	p := refuse(http.StatusBadRequest, "the request did not arrive whole")
+	p.cause = cause
+	return p
+}
+
 func notInTime() *refusal {
 	return refuse(http.StatusRequestTimeout, "the request did not arrive in time")
 }

@@ -25,18 +25,44 @@ import (
 )
 
 func TestGatewayForwards(t *testing.T) {
-	r := newRig(t, func(c *Config) { c.UpstreamKey, c.Tier = secret(t, "upstream-key"), hybrid.TierMaximum })
+	r := newRig(
+		t,
+		func(c *Config) { c.UpstreamKey, c.Tier = secret(t, "upstream-key"), hybrid.TierMaximum },
+	)
+	const odd = ` { "messages" : [ {"role":"user","content":"<\u00e9 é>"} ] , "model" : "m" , ` +
+		`"top_k":40, "big":123456789012345678901234567890 , "x":1e400 } ` + "\n"
 	for _, c := range []struct{ sealed, want string }{
 		{fakes.FineRequest, fakes.FineRequest},
-		{` { "messages" : [ {"role":"user","content":"<\u00e9 é>"} ] , "model" : "m" , "top_k":40, "big":123456789012345678901234567890 , "x":1e400 } ` + "\n",
-			` { "messages" : [ {"role":"user","content":"<\u00e9 é>"} ] , "model" : "m" , "top_k":40, "big":123456789012345678901234567890 , "x":1e400 } ` + "\n"},
-		{`{"stream":true,"model":"m","stream_options":{"include_usage":true},"messages":[{"role":"u"}],"api_key":"k","base_url":"b","security_tier":"high","n":2}`,
+		{odd, odd},
+		{`{"stream":true,"model":"m","stream_options":{"include_usage":true},"messages":[{"role":"u"}],` +
+			`"api_key":"k","base_url":"b","security_tier":"high","n":2}`,
 			`{"model":"m","messages":[{"role":"u"}],"n":2}`},
-		{`{"model":"m","messages":[{"role":"u","stream":1,"api_key":2}],"\u0073tream":true,"s\u0074ream_options":1,"api\u005fkey":1,"Stream":2,"stream ":3}`,
+		{`{"model":"m","messages":[{"role":"u","stream":1,"api_key":2}],"\u0073tream":true,` +
+			`"s\u0074ream_options":1,"api\u005fkey":1,"Stream":2,"stream ":3}`,
 			`{"model":"m","messages":[{"role":"u","stream":1,"api_key":2}],"Stream":2,"stream ":3}`},
-		{`{"stream":false,"stream":true,"model":"a","model":"m","messages":[{"role":"u"}]}`, `{"model":"a","model":"m","messages":[{"role":"u"}]}`},
+		{
+			`{"stream":false,"stream":true,"model":"a","model":"m","messages":[{"role":"u"}]}`,
+			`{"model":"a","model":"m","messages":[{"role":"u"}]}`,
+		},
 	} {
-		fakes.OpenedAnswer(t, c.sealed, r.Do(fakes.Post(t, c.sealed, "Authorization", "Bearer client-key", "Cookie", "a=b", "X-Forwarded-For", "192.0.2.1", "X-Security-Tier", "standard")))
+		fakes.OpenedAnswer(
+			t,
+			c.sealed,
+			r.Do(
+				fakes.Post(
+					t,
+					c.sealed,
+					"Authorization",
+					"Bearer client-key",
+					"Cookie",
+					"a=b",
+					"X-Forwarded-For",
+					"192.0.2.1",
+					"X-Security-Tier",
+					"standard",
+				),
+			),
+		)
 		all := r.Forwarded()
 		got := all[len(all)-1]
 		if got.Body != c.want {
@@ -50,13 +76,23 @@ func TestGatewayForwards(t *testing.T) {
 			names = append(names, name)
 		}
 		slices.Sort(names)
-		if want := []string{"Accept", "Accept-Encoding", "Authorization", "Content-Type", "User-Agent"}; !slices.Equal(names, want) ||
-			got.Header.Get("Authorization") != "Bearer upstream-key" || got.Header.Get("Content-Type") != "application/json" {
+		if want := []string{
+			"Accept", "Accept-Encoding", "Authorization", "Content-Type", "User-Agent",
+		}; !slices.Equal(
+			names,
+			want,
+		) ||
+			got.Header.Get("Authorization") != "Bearer upstream-key" ||
+			got.Header.Get("Content-Type") != "application/json" {
 			t.Errorf("headers %v", got.Header)
 		}
 	}
 	r = newRig(t, nil)
-	fakes.OpenedAnswer(t, "no key", r.Do(fakes.Post(t, fakes.FineRequest, "Authorization", "Bearer client-key")))
+	fakes.OpenedAnswer(
+		t,
+		"no key",
+		r.Do(fakes.Post(t, fakes.FineRequest, "Authorization", "Bearer client-key")),
+	)
 	if h := r.Forwarded()[0].Header; h.Get("Authorization") != "" {
 		t.Errorf("the client's Authorization went upstream: %v", h)
 	}
@@ -69,21 +105,41 @@ func TestGatewayRefusesPlaintext(t *testing.T) {
 		plaintext string
 		status    int
 	}{
-		{``, 400}, {`null`, 400}, {`[]`, 400}, {`"x"`, 400}, {`{`, 400}, {`{}`, 400}, {"\xef\xbb\xbf" + fakes.FineRequest, 400}, {fakes.FineRequest + `x`, 400},
-		{strings.Replace(fakes.FineRequest, "hi", "\xff", 1), 400}, {strings.Replace(fakes.FineRequest, `"hi"`, deep, 1), 400}, {strings.Replace(fakes.FineRequest, `"hi"`, "NaN", 1), 400},
-		{`{"messages":[{"role":"u"}]}`, 400}, {`{"model":"","messages":[{"role":"u"}]}`, 400}, {`{"model":1,"messages":[{"role":"u"}]}`, 400}, {`{"Model":"m","messages":[{"role":"u"}]}`, 400},
-		{`{"model":"m","model":null,"messages":[{"role":"u"}]}`, 400}, {`{"model":"m"}`, 400}, {`{"model":"m","messages":[]}`, 400}, {`{"model":"m","messages":{}}`, 400},
-		{`{"model":"m","messages":null}`, 400}, {`{"model":"m","messages":"x"}`, 400}, {`{"model":"m","messages":["x"]}`, 400}, {`{"model":"m","messages":[{}]}`, 400},
-		{`{"model":"m","messages":[{"role":""}]}`, 400}, {`{"model":"m","messages":[{"role":1}]}`, 400}, {`{"model":"m","messages":[{"role":"u"},null]}`, 400},
-		{`{"model":"m","messages":[{"Role":"u"}]}`, 400}, {`{"model":"m","messages":[{"role":"u"}],"security_tier":"maximum"}`, 403},
-		{`{"model":"m","messages":[{"role":"u"}],"security_tier":"standard","security\u005ftier":"maximum"}`, 403},
+		{``, 400}, {`null`, 400}, {`[]`, 400}, {`"x"`, 400}, {`{`, 400}, {`{}`, 400},
+		{"\xef\xbb\xbf" + fakes.FineRequest, 400}, {fakes.FineRequest + `x`, 400},
+		{strings.Replace(fakes.FineRequest, "hi", "\xff", 1), 400},
+		{strings.Replace(fakes.FineRequest, `"hi"`, deep, 1), 400},
+		{strings.Replace(fakes.FineRequest, `"hi"`, "NaN", 1), 400},
+		{`{"messages":[{"role":"u"}]}`, 400}, {`{"model":"","messages":[{"role":"u"}]}`, 400},
+		{`{"model":1,"messages":[{"role":"u"}]}`, 400}, {`{"Model":"m","messages":[{"role":"u"}]}`, 400},
+		{`{"model":"m","model":null,"messages":[{"role":"u"}]}`, 400}, {`{"model":"m"}`, 400},
+		{`{"model":"m","messages":[]}`, 400}, {`{"model":"m","messages":{}}`, 400},
+		{`{"model":"m","messages":null}`, 400}, {`{"model":"m","messages":"x"}`, 400},
+		{`{"model":"m","messages":["x"]}`, 400}, {`{"model":"m","messages":[{}]}`, 400},
+		{`{"model":"m","messages":[{"role":""}]}`, 400}, {`{"model":"m","messages":[{"role":1}]}`, 400},
+		{`{"model":"m","messages":[{"role":"u"},null]}`, 400},
+		{`{"model":"m","messages":[{"Role":"u"}]}`, 400},
+		{`{"model":"m","messages":[{"role":"u"}],"security_tier":"maximum"}`, 403},
+		{
+			`{"model":"m","messages":[{"role":"u"}],"security_tier":"standard",` +
+				`"security\u005ftier":"maximum"}`,
+			403,
+		},
 		{`{"model":"m","messages":[{"role":"u"}],"security_tier":"ultra"}`, 400},
 	} {
-		fakes.Refused(t, c.plaintext[:min(len(c.plaintext), 80)], r.Do(fakes.Post(t, c.plaintext)), c.status)
+		fakes.Refused(
+			t,
+			c.plaintext[:min(len(c.plaintext), 80)],
+			r.Do(fakes.Post(t, c.plaintext)),
+			c.status,
+		)
 	}
 	for name, body := range map[string]string{
-		"empty": "", "not JSON": "x", "plaintext": fakes.FineRequest, "cut": string(fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)[:500]),
-		"another version": strings.Replace(string(fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)), `"1.0"`, `"2.0"`, 1),
+		"empty": "", "not JSON": "x", "plaintext": fakes.FineRequest,
+		"cut": string(fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)[:500]),
+		"another version": strings.Replace(
+			string(fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)), `"1.0"`, `"2.0"`, 1,
+		),
 	} {
 		fakes.Refused(t, name, r.Do(fakes.PostBody(t, strings.NewReader(body))), 400)
 	}
@@ -91,7 +147,12 @@ func TestGatewayRefusesPlaintext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fakes.Refused(t, "for a key of another size", r.Do(fakes.PostBody(t, strings.NewReader(string(envelope.Append(nil, other))))), 400)
+	fakes.Refused(
+		t,
+		"for a key of another size",
+		r.Do(fakes.PostBody(t, strings.NewReader(string(envelope.Append(nil, other))))),
+		400,
+	)
 	e, _ := fakes.Seal(publicOf(t, "rsa-2048"), []byte(fakes.FineRequest))
 	e.Sealed[len(e.Sealed)-1] ^= 1
 	tag := r.Do(fakes.PostBody(t, strings.NewReader(string(envelope.Append(nil, e)))))
@@ -110,24 +171,41 @@ func TestGatewayRefusesPlaintext(t *testing.T) {
 
 func TestGatewaySeals(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Tier = hybrid.TierHigh })
-	upstream := " { \"id\" : \"x\",\"object\":\"chat.completion\",\"created\":1,\"model\":null,\"choices\":[ ],\"_metadata\":{\"payload_id\":\"forged\",\"security_tier\":\"maximum\"}," +
+	upstream := " { \"id\" : \"x\",\"object\":\"chat.completion\",\"created\":1,\"model\":null," +
+		"\"choices\":[ ]," +
+		"\"_metadata\":{\"payload_id\":\"forged\",\"security_tier\":\"maximum\"}," +
 		"\"big\":123456789012345678901234567890,\"_meta\\u0064ata\":1 }\r\n"
-	r.Answer = func(*http.Request, []byte) (*http.Response, error) { return testkit.Respond(200, upstream), nil }
+	r.Answer = func(*http.Request, []byte) (*http.Response, error) {
+		return testkit.Respond(200, upstream), nil
+	}
 	for _, form := range []envelope.TagForm{envelope.Separate, envelope.Appended} {
 		before := time.Now().Unix()
-		w := r.Do(fakes.PostBody(t, strings.NewReader(string(fakes.SealedBody(t, fakes.FineRequest, form))), "X-Payload-ID", "the-id"))
+		w := r.Do(
+			fakes.PostBody(
+				t,
+				strings.NewReader(string(fakes.SealedBody(t, fakes.FineRequest, form))),
+				"X-Payload-ID",
+				"the-id",
+			),
+		)
 		plaintext, e := fakes.OpenedAnswer(t, "answer", w)
-		if e.TagForm != form || strings.Contains(w.Body.String(), `"tag"`) != (form == envelope.Separate) {
+		if e.TagForm != form ||
+			strings.Contains(w.Body.String(), `"tag"`) != (form == envelope.Separate) {
 			t.Errorf("tag form %v, asked in %v", e.TagForm, form)
 		}
-		if !e.HasProcessedAt || e.ProcessedAt < float64(before) || e.ProcessedAt > float64(time.Now().Unix()) {
+		if !e.HasProcessedAt || e.ProcessedAt < float64(before) ||
+			e.ProcessedAt > float64(time.Now().Unix()) {
 			t.Errorf("processed_at %v", e.ProcessedAt)
 		}
-		if w.Header().Get("Content-Type") != "application/octet-stream" || w.Header().Get("Cache-Control") != "no-store" {
+		if w.Header().Get("Content-Type") != "application/octet-stream" ||
+			w.Header().Get("Cache-Control") != "no-store" {
 			t.Errorf("headers %v", w.Header())
 		}
-		kept := " { \"id\" : \"x\",\"object\":\"chat.completion\",\"created\":1,\"model\":null,\"choices\":[ ],\"big\":123456789012345678901234567890"
-		if !strings.HasPrefix(plaintext, kept) || strings.Contains(plaintext, "forged") || strings.Contains(plaintext, "\\u0064") {
+		kept := " { \"id\" : \"x\",\"object\":\"chat.completion\",\"created\":1,\"model\":null," +
+			"\"choices\":[ ]," +
+			"\"big\":123456789012345678901234567890"
+		if !strings.HasPrefix(plaintext, kept) || strings.Contains(plaintext, "forged") ||
+			strings.Contains(plaintext, "\\u0064") {
 			t.Errorf("sealed %s", plaintext)
 		}
 		var got struct {
@@ -137,13 +215,18 @@ func TestGatewaySeals(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := got.Metadata
-		if m.PayloadID != "the-id" || m.Tier != hybrid.TierHigh || m.ProcessedAt != int64(e.ProcessedAt) || !m.IsEncrypted || m.Status != "success" || m.Algorithm != "hybrid-aes256-rsa4096" {
+		if m.PayloadID != "the-id" || m.Tier != hybrid.TierHigh ||
+			m.ProcessedAt != int64(e.ProcessedAt) ||
+			!m.IsEncrypted ||
+			m.Status != "success" ||
+			m.Algorithm != "hybrid-aes256-rsa4096" {
 			t.Errorf("_metadata %+v", m)
 		}
 	}
 }
 
-// Whatever the upstream does, the client gets the documented status and none of the upstream's words, nor does the log.
+// Whatever the upstream does, the client gets the documented status and none of the upstream's
+// words, nor does the log.
 func TestGatewayUpstreamFailures(t *testing.T) {
 	const m = "MARKER-upstream"
 	words := `{"error":{"message":"` + m + `","code":"` + m + `"}}`
@@ -153,30 +236,58 @@ func TestGatewayUpstreamFailures(t *testing.T) {
 		}
 	}
 	body := func(text string, header ...string) func(*http.Request, []byte) (*http.Response, error) {
-		return func(*http.Request, []byte) (*http.Response, error) { return testkit.Respond(200, text, header...), nil }
+		return func(*http.Request, []byte) (*http.Response, error) {
+			return testkit.Respond(200, text, header...), nil
+		}
 	}
 	for name, c := range map[string]struct {
 		answer func(*http.Request, []byte) (*http.Response, error)
 		status int
 		retry  string
 	}{
-		"400": {status(400), 400, ""}, "401": {status(401), 502, ""}, "403": {status(403), 502, ""}, "404": {status(404), 404, ""}, "405": {status(405), 502, ""},
-		"408": {status(408), 504, ""}, "413": {status(413), 413, ""}, "418": {status(418), 502, ""}, "422": {status(422), 400, ""}, "429": {status(429), 429, ""},
-		"429 after": {status(429, "Retry-After", "7"), 429, "7"}, "500": {status(500, "Retry-After", "7"), 502, ""}, "502": {status(502), 502, ""}, "503": {status(503), 503, ""},
-		"503 after": {status(503, "Retry-After", "1800"), 503, "1800"}, "503 nonsense": {status(503, "Retry-After", m), 503, ""}, "504": {status(504), 504, ""},
-		"301": {status(301, "Location", "https://"+m+".test/"), 502, ""}, "307": {status(307, "Location", "https://"+m+".test/"), 502, ""}, "bad redirect": {status(302, "Location", "http://["+m), 502, ""},
-		"204": {status(204), 502, ""}, "201": {status(201), 502, ""},
-		"event stream": {body("data: {\"x\":\""+m+"\"}\n\ndata: [DONE]\n\n", "Content-Type", "text/event-stream"), 502, ""}, "HTML": {body("<html>" + m), 502, ""},
-		"not a completion": {body(`{"x":"` + m + `"}`), 502, ""}, "an error with 200": {body(words), 502, ""}, "invalid UTF-8": {body(strings.Replace(testkit.FineAnswer, `"t"`, "\"\xff"+m+"\"", 1)), 502, ""},
-		"a chunk": {body(testkit.AnswerWith("object", `"chat.completion.chunk"`, "x", `"`+m+`"`)), 502, ""}, "truncated JSON": {body(testkit.FineAnswer[:len(testkit.FineAnswer)-1]), 502, ""}, "empty": {body(""), 502, ""},
-		"too large": {body(strings.Replace(testkit.FineAnswer, `"t"`, `"`+strings.Repeat("x", 5000)+`"`, 1)), 502, ""}, "encoding": {body(testkit.FineAnswer, "Content-Encoding", m), 502, ""},
-		"list": {body(`["` + m + `"]`), 502, ""},
+		"400": {status(400), 400, ""}, "401": {status(401), 502, ""}, "403": {status(403), 502, ""},
+		"404": {status(404), 404, ""}, "405": {status(405), 502, ""},
+		"408": {status(408), 504, ""}, "413": {status(413), 413, ""}, "418": {status(418), 502, ""},
+		"422": {status(422), 400, ""}, "429": {status(429), 429, ""},
+		"429 after": {status(429, "Retry-After", "7"), 429, "7"},
+		"500":       {status(500, "Retry-After", "7"), 502, ""}, "502": {status(502), 502, ""},
+		"503":          {status(503), 503, ""},
+		"503 after":    {status(503, "Retry-After", "1800"), 503, "1800"},
+		"503 nonsense": {status(503, "Retry-After", m), 503, ""}, "504": {status(504), 504, ""},
+		"301":          {status(301, "Location", "https://"+m+".test/"), 502, ""},
+		"307":          {status(307, "Location", "https://"+m+".test/"), 502, ""},
+		"bad redirect": {status(302, "Location", "http://["+m), 502, ""},
+		"204":          {status(204), 502, ""}, "201": {status(201), 502, ""},
+		"event stream": {
+			body("data: {\"x\":\""+m+"\"}\n\ndata: [DONE]\n\n", "Content-Type", "text/event-stream"), 502,
+			"",
+		},
+		"HTML":              {body("<html>" + m), 502, ""},
+		"not a completion":  {body(`{"x":"` + m + `"}`), 502, ""},
+		"an error with 200": {body(words), 502, ""},
+		"invalid UTF-8": {
+			body(strings.Replace(testkit.FineAnswer, `"t"`, "\"\xff"+m+"\"", 1)), 502, "",
+		},
+		"a chunk": {
+			body(testkit.AnswerWith("object", `"chat.completion.chunk"`, "x", `"`+m+`"`)), 502, "",
+		},
+		"truncated JSON": {body(testkit.FineAnswer[:len(testkit.FineAnswer)-1]), 502, ""},
+		"empty":          {body(""), 502, ""},
+		"too large": {
+			body(strings.Replace(testkit.FineAnswer, `"t"`, `"`+strings.Repeat("x", 5000)+`"`, 1)), 502, "",
+		},
+		"encoding": {body(testkit.FineAnswer, "Content-Encoding", m), 502, ""},
+		"list":     {body(`["` + m + `"]`), 502, ""},
 		"broken body": {func(*http.Request, []byte) (*http.Response, error) {
 			r := testkit.Respond(200, "")
-			r.Body, r.ContentLength = io.NopCloser(io.MultiReader(strings.NewReader(testkit.FineAnswer), brokenReader{m})), -1
+			r.Body, r.ContentLength = io.NopCloser(
+				io.MultiReader(strings.NewReader(testkit.FineAnswer), brokenReader{m}),
+			), -1
 			return r, nil
 		}, 502, ""},
-		"no connection": {func(*http.Request, []byte) (*http.Response, error) { return nil, errors.New(m) }, 502, ""},
+		"no connection": {
+			func(*http.Request, []byte) (*http.Response, error) { return nil, errors.New(m) }, 502, "",
+		},
 	} {
 		r := newRig(t, func(c *Config) { c.MaxResponseBytes = 4000 })
 		r.Answer = c.answer
@@ -199,9 +310,12 @@ func TestGatewayUpstreamFailures(t *testing.T) {
 
 // upstreamTexts are all that a client hears of what goes wrong upstream.
 var upstreamTexts = []string{
-	"the upstream failed", "the upstream refused the request as invalid", "the upstream does not know this model",
-	"the request is too large for the upstream", "the upstream is rate limited", "the upstream is unavailable",
-	"the upstream did not answer in time", "the upstream's answer is too large", "the upstream's answer is not a chat completion",
+	"the upstream failed", "the upstream refused the request as invalid",
+	"the upstream does not know this model",
+	"the request is too large for the upstream", "the upstream is rate limited",
+	"the upstream is unavailable",
+	"the upstream did not answer in time", "the upstream's answer is too large",
+	"the upstream's answer is not a chat completion",
 }
 
 func detailOf(w *httptest.ResponseRecorder) string {
@@ -225,22 +339,27 @@ func TestGatewayUpstreamLimit(t *testing.T) {
 
 // Upstream, http goes to loopback, or where it is said to be meant.
 func TestGatewayUpstreamHTTP(t *testing.T) {
-	l := testkit.ForeignListener(t)
+	l := testkit.ForeignAddress(t)
 	var mu sync.Mutex
 	served := 0
-	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		mu.Lock()
-		served++
-		mu.Unlock()
-		_, _ = w.Write([]byte(testkit.FineAnswer))
-	})}
+	server := &http.Server{
+		ReadHeaderTimeout: time.Second,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			mu.Lock()
+			served++
+			mu.Unlock()
+			_, _ = w.Write([]byte(testkit.FineAnswer))
+		}),
+	}
 	go func() { _ = server.Serve(l) }()
 	defer server.Close()
 	for _, insecure := range []bool{false, true} {
 		r := newRig(t, func(c *Config) {
-			c.Upstream, c.UpstreamTransport, c.InsecureUpstreamHTTP = "http://"+l.Addr().String()+"/v1", nil, insecure
+			c.Upstream, c.UpstreamTransport, c.InsecureUpstreamHTTP = "http://"+l.Addr().
+				String()+
+				"/v1", nil, insecure
 		})
-		w := r.Do(fakes.Post(t, fakes.FineRequest).WithContext(soon(t)))
+		w := r.Do(fakes.Post(t, fakes.FineRequest).WithContext(testkit.Within(t, 0)))
 		mu.Lock()
 		if (w.Code == 200) != insecure || (served > 0) != insecure {
 			t.Errorf("insecure %v: %d %s, %d served", insecure, w.Code, w.Body, served)
@@ -250,7 +369,12 @@ func TestGatewayUpstreamHTTP(t *testing.T) {
 			fakes.Refused(t, "http to "+l.Addr().String(), w, 502)
 		}
 	}
-	if _, err := New(Config{Keys: storedKeys(t, "rsa-2048"), Upstream: "http://name/v1", UpstreamTransport: testkit.NeverUsed(t), AllowUnauthenticated: true, InsecureUpstreamHTTP: true}); err != nil {
+	if _, err := New(
+		Config{
+			Keys: storedKeys(t, "rsa-2048"), Upstream: "http://name/v1",
+			UpstreamTransport: testkit.NeverUsed(t), AllowUnauthenticated: true, InsecureUpstreamHTTP: true,
+		},
+	); err != nil {
 		t.Errorf("a foreign RoundTripper with InsecureUpstreamHTTP: %v", err)
 	}
 }
@@ -260,9 +384,14 @@ func TestGatewayLogsNoContent(t *testing.T) {
 	const m = "MARKER-prompt-0815"
 	request := strings.Replace(fakes.FineRequest, `"hi"`, `"`+m+`"`, 1)
 	for name, raw := range map[string]string{
-		"no HTTP": m + "\r\n\r\n", "header": "HTTP/1.1 200 OK\r\n" + m + "\r\n\r\n", "length": "HTTP/1.1 200 OK\r\nContent-Length: " + m + "\r\n\r\n",
-		"fine": "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + strings.Replace(testkit.FineAnswer, `"t"`, `"`+m+`"`, 1), "words": "HTTP/1.1 400 " + m + "\r\nX-" + m + ": 1\r\nContent-Length: 18\r\n\r\n" + m,
-		"transfer": "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + m + "\r\n\r\n", "location": "HTTP/1.1 302 OK\r\nLocation: http://[" + m + "\r\nContent-Length: 0\r\n\r\n",
+		"no HTTP": m + "\r\n\r\n", "header": "HTTP/1.1 200 OK\r\n" + m + "\r\n\r\n",
+		"length": "HTTP/1.1 200 OK\r\nContent-Length: " + m + "\r\n\r\n",
+		"fine": "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + strings.Replace(
+			testkit.FineAnswer, `"t"`, `"`+m+`"`, 1,
+		),
+		"words":    "HTTP/1.1 400 " + m + "\r\nX-" + m + ": 1\r\nContent-Length: 18\r\n\r\n" + m,
+		"transfer": "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + m + "\r\n\r\n",
+		"location": "HTTP/1.1 302 OK\r\nLocation: http://[" + m + "\r\nContent-Length: 0\r\n\r\n",
 	} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -276,14 +405,18 @@ func TestGatewayLogsNoContent(t *testing.T) {
 			}
 			defer c.Close()
 			_ = c.SetDeadline(time.Now().Add(time.Minute))
-			req, err := http.ReadRequest(bufio.NewReader(c)) // all of it: closing with unread bytes resets the connection
+			// all of it: closing with unread bytes resets the connection
+			req, err := http.ReadRequest(bufio.NewReader(c))
 			if err == nil {
 				_, _ = io.Copy(io.Discard, req.Body)
 			}
 			_, _ = c.Write([]byte(raw))
 		})
-		r := newRig(t, func(c *Config) { c.Upstream, c.UpstreamTransport = "http://"+l.Addr().String()+"/v1", nil })
-		w := r.Do(fakes.Post(t, request, "Authorization", "Bearer "+m).WithContext(soon(t)))
+		r := newRig(
+			t,
+			func(c *Config) { c.Upstream, c.UpstreamTransport = "http://"+l.Addr().String()+"/v1", nil },
+		)
+		w := r.Do(fakes.Post(t, request, "Authorization", "Bearer "+m).WithContext(testkit.Within(t, 0)))
 		if (w.Code == 200) != (name == "fine") || strings.Contains(w.Body.String(), m) {
 			t.Errorf("%s: %d %s", name, w.Code, w.Body)
 		}
@@ -291,7 +424,9 @@ func TestGatewayLogsNoContent(t *testing.T) {
 		if strings.Contains(line, m) {
 			t.Errorf("%s: content in the log: %s", name, line)
 		}
-		for _, part := range []string{"payload_id=0e3b1a52-", "status=", "bytes_in=", "bytes_out=", "duration=", "upstream="} {
+		for _, part := range []string{
+			"payload_id=0e3b1a52-", "status=", "bytes_in=", "bytes_out=", "duration=", "upstream=",
+		} {
 			if strings.Count(line, part) != 1 {
 				t.Errorf("%s: %s is not in the log line: %s", name, part, line)
 			}

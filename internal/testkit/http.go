@@ -86,26 +86,6 @@ func DialRaw(t testing.TB, srv *httptest.Server) net.Conn {
 	return c
 }
 
-// ForeignListener listens where loopback does not reach, if this machine has such an address.
-func ForeignListener(t testing.TB) net.Listener {
-	t.Helper()
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		t.Skip(err)
-	}
-	for _, a := range addrs {
-		n, ok := a.(*net.IPNet)
-		if !ok || n.IP.IsLoopback() || n.IP.IsLinkLocalUnicast() {
-			continue
-		}
-		if l, err := net.Listen("tcp", net.JoinHostPort(n.IP.String(), "0")); err == nil {
-			return l
-		}
-	}
-	t.Skip("no address except loopback")
-	return nil
-}
-
 // Leak begins every text that no error and no log line may repeat.
 const Leak = "Leak-4d1f"
 

@@ -101,10 +101,7 @@ func secret(t *testing.T, text string) *sealedchat.Secret {
 	if text == "" {
 		return nil
 	}
-	s, err := sealedchat.NewSecret([]byte(text))
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := sealedchat.NewSecret([]byte(text))
 	t.Cleanup(s.Destroy)
 	return s
 }
@@ -124,7 +121,7 @@ func ephemeral(t *testing.T) *sealedchat.KeyStore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() { s.Close() })
 	return s
 }
 
@@ -141,7 +138,7 @@ func persistent(t *testing.T, dir string, open opener) *sealedchat.KeyStore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() { s.Close() })
 	return s
 }
 

@@ -276,10 +276,7 @@ func TestNomyoLargest(t *testing.T) {
 func TestNomyoTiersAndKeys(t *testing.T) {
 	needPython(t)
 	certs, dir := newCertificates(t), keyDir(t, "rsa-2048")
-	secret, err := sealedchat.NewSecret([]byte("the-right-key"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	secret := sealedchat.NewSecret([]byte("the-right-key"))
 	defer secret.Destroy()
 	auth, err := sealedchat.AuthenticateKeys(secret)
 	if err != nil {

@@ -59,7 +59,7 @@ func newClient(t *testing.T, privateKey []byte) (*sealedchat.SecureCompletionCli
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = keys.Close() })
+	t.Cleanup(func() { keys.Close() })
 	if _, err := keys.ImportPEM(t.Context(), privateKey, nil); err != nil {
 		return nil, nil, err
 	}

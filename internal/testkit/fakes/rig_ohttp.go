@@ -170,8 +170,10 @@ func ProblemOf(t testing.TB, status int, header http.Header, body string) (kind,
 		Status              int
 		Error               *struct{ Message, Type string }
 	}
-	if err := json.Unmarshal([]byte(body), &p); err != nil || header.Get("Content-Type") != ohttp.TypeProblem || p.Status != status ||
-		p.Title != http.StatusText(status) || p.Type == "" || p.Error == nil ||
+	if err := json.Unmarshal([]byte(body), &p); err != nil ||
+		header.Get("Content-Type") != ohttp.TypeProblem || p.Status != status ||
+		p.Title != http.StatusText(status) || p.Type == "" ||
+		p.Error == nil ||
 		p.Error.Message != p.Detail {
 		t.Errorf("not a problem document of status %d: %v, %s, %v", status, header, body, err)
 	}

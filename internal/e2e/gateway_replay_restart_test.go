@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package e2e_test
 
 import (
 	"bufio"
@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
@@ -25,15 +26,42 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
+const (
+	gatewayDirVar      = "SEALEDCHAT_TEST_GATEWAY" // its folder, in the process that is one
+	gatewayUpstreamVar = "SEALEDCHAT_TEST_UPSTREAM"
+)
+
+// TestGatewayChild is the gateway that other tests run in a process of its own.
+func TestGatewayChild(t *testing.T) {
+	dir := os.Getenv(gatewayDirVar)
+	if dir == "" {
+		t.Skip("it is for the tests that start processes")
+	}
+	childGateway(t, dir, os.Getenv(gatewayUpstreamVar))
+}
+
+// gatewayProcess is a process that is not started yet. It is killed when the test ends.
+func gatewayProcess(t testing.TB, dir, upstream string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(testkit.Within(t, 5*time.Minute), exe, "-test.run=^TestGatewayChild$", "-test.v=false", "-test.count=1")
+	cmd.Env = append(os.Environ(), gatewayDirVar+"="+dir, gatewayUpstreamVar+"="+upstream)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
 // childGateway is a gateway on a folder, in front of the upstream that arg names, until it is
 // killed.
 func childGateway(t *testing.T, dir, arg string) {
-	keys, err := OpenKeyStore(t.Context(), dir, secret(t, passphrase), &KeyStoreOptions{Bits: 2048})
+	keys, err := sealedchat.OpenKeyStore(t.Context(), dir, secret(t, "correct horse battery staple"), &sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer keys.Close()
-	config := GatewayConfig{Upstream: arg, AllowUnauthenticated: true, Keys: keys}
+	config := sealedchat.GatewayConfig{Upstream: arg, AllowUnauthenticated: true, Keys: keys}
 	srv := httptest.NewServer(newGateway(t, config))
 	defer srv.Close()
 	fmt.Println(srv.URL)
@@ -43,7 +71,7 @@ func childGateway(t *testing.T, dir, arg string) {
 // startGatewayProcess returns the gateway's URL, and the process.
 func startGatewayProcess(t *testing.T, dir, upstream string) (string, *exec.Cmd) {
 	t.Helper()
-	cmd := child(t, "gateway", dir, upstream)
+	cmd := gatewayProcess(t, dir, upstream)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -110,15 +138,15 @@ func TestReplayAfterKill(t *testing.T) {
 		mu.Lock()
 		served++
 		mu.Unlock()
-		answerText("fine")(w, r)
+		testkit.AnswerText("fine")(w, r)
 	}))
 	t.Cleanup(upstream.Close)
 	url, gateway := startGatewayProcess(t, dir, upstream.URL+"/v1")
 	on := &wire{to: url}
 	proxy := httptest.NewServer(on)
 	t.Cleanup(proxy.Close)
-	for _, protocol := range []Protocol{ProtocolEnvelope, ProtocolOHTTP} {
-		client := startClient(t, proxy.URL, func(c *Config) { c.Protocol = protocol })
+	for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP} {
+		client := startClient(t, proxy.URL, func(c *sealedchat.Config) { c.Protocol = protocol })
 		if _, err := client.Chat(testkit.Within(t, 20*time.Second), ask("hi")); err != nil {
 			t.Fatal(err)
 		}
@@ -199,24 +227,22 @@ func TestReplayAfterKill(t *testing.T) {
 // folderRig is a rig whose keys are in a folder.
 func folderRig(t *testing.T, dir string) *rig {
 	t.Helper()
-	keys, err := OpenKeyStore(t.Context(), dir, secret(t, passphrase), &KeyStoreOptions{Bits: 2048})
+	keys, err := sealedchat.OpenKeyStore(t.Context(), dir, secret(t, "correct horse battery staple"), &sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = keys.Close() })
-	return newRig(t, func(c *GatewayConfig) { c.Keys = keys })
+	t.Cleanup(func() { keys.Close() })
+	return newRig(t, func(c *sealedchat.GatewayConfig) { c.Keys = keys })
 }
 
 func newKeyFolder(t *testing.T) string {
 	t.Helper()
-	dir := storeDir(t)
-	keys, err := CreateKeyStore(t.Context(), dir, secret(t, passphrase), &KeyStoreOptions{Bits: 2048})
+	dir := filepath.Join(t.TempDir(), "keys")
+	keys, err := sealedchat.CreateKeyStore(t.Context(), dir, secret(t, "correct horse battery staple"), &sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := keys.Close(); err != nil {
-		t.Fatal(err)
-	}
+	keys.Close()
 	return dir
 }
 
@@ -262,7 +288,7 @@ func TestReplayFileFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := key.seal([]byte(fakes.FineRequest))
+	e, err := sealTo(key, []byte(fakes.FineRequest))
 	if err != nil {
 		t.Fatal(err)
 	}

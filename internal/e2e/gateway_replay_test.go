@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package e2e_test
 
 import (
 	"bytes"
@@ -15,8 +15,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
@@ -27,7 +29,7 @@ func TestGatewayReplay(t *testing.T) {
 		return r.Do(fakes.PostBody(t, bytes.NewReader(body), header...))
 	}
 	for _, status := range []int{500, 429, 400} { // after failures it may be repeated
-		r.Answer = func(*http.Request, []byte) (*http.Response, error) { return respond(status, ""), nil }
+		r.Answer = func(*http.Request, []byte) (*http.Response, error) { return testkit.Respond(status, ""), nil }
 		if w := send(); w.Code == 409 || w.Code == 200 {
 			t.Errorf("upstream %d: %d", status, w.Code)
 		}
@@ -39,7 +41,7 @@ func TestGatewayReplay(t *testing.T) {
 	other := hybrid.PercentEncode(publicOf(t, "rsa-2048").PEM())
 	fakes.Refused(t, "for another key", send("X-Public-Key", other), 409)
 	// The wrapped key counts, not the text around it: with another payload it is the same message key.
-	e, err := envelope.Parse(bytes.Clone(body), maxBytes)
+	e, err := envelope.Parse(bytes.Clone(body), 1<<30)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +56,7 @@ func TestGatewayReplay(t *testing.T) {
 
 func TestGatewayReplayWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, func(c *GatewayConfig) { c.ReplayWindow = time.Hour })
+		r := newRig(t, func(c *sealedchat.GatewayConfig) { c.ReplayWindow = time.Hour })
 		body := fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
 		for range 2 {
 			fakes.OpenedAnswer(t, "new", r.Do(fakes.PostBody(t, bytes.NewReader(body))))
@@ -70,7 +72,7 @@ func TestGatewayConcurrentDuplicates(t *testing.T) {
 	body := fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
 	r.Answer = func(*http.Request, []byte) (*http.Response, error) {
 		time.Sleep(20 * time.Millisecond)
-		return respond(200, fineAnswer), nil
+		return testkit.Respond(200, testkit.FineAnswer), nil
 	}
 	var served, replayed atomic.Int32
 	var wg sync.WaitGroup
@@ -94,7 +96,7 @@ func TestGatewayConcurrentDuplicates(t *testing.T) {
 
 // countingReplay keeps a count of claims that stand.
 type countingReplay struct {
-	ReplayCache
+	sealedchat.ReplayCache
 	standing atomic.Int32
 	fail     error
 }
@@ -120,7 +122,7 @@ func (c *countingReplay) Release(ctx context.Context, id [32]byte) error {
 
 func TestGatewayReplayCacheFails(t *testing.T) {
 	cache := &countingReplay{fail: errors.New("MARKER: no cache")}
-	r := newRig(t, func(c *GatewayConfig) { c.Replay = cache })
+	r := newRig(t, func(c *sealedchat.GatewayConfig) { c.Replay = cache })
 	fakes.Refused(t, "cache down", r.Do(fakes.Post(t, fakes.FineRequest)), 503)
 	if len(r.Forwarded()) != 0 || cache.standing.Load() != 0 {
 		t.Error("served without a replay cache, or released what was not claimed")
@@ -152,8 +154,8 @@ func (b *brokenWriter) FlushError() error {
 
 func TestGatewayReleasesUndeliveredAnswers(t *testing.T) {
 	for _, at := range []string{"write", "flush", "never"} {
-		cache := &countingReplay{ReplayCache: NewReplayCache(0)}
-		r := newRig(t, func(c *GatewayConfig) { c.Replay = cache })
+		cache := &countingReplay{ReplayCache: sealedchat.NewReplayCache(0)}
+		r := newRig(t, func(c *sealedchat.GatewayConfig) { c.Replay = cache })
 		body := fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
 		r.g.ServeHTTP(&brokenWriter{http.Header{}, at}, fakes.PostBody(t, bytes.NewReader(body)))
 		if want := map[bool]int32{true: 1}[at == "never"]; cache.standing.Load() != want {
@@ -165,8 +167,8 @@ func TestGatewayReleasesUndeliveredAnswers(t *testing.T) {
 		}
 	}
 	// A client that left takes its context along; the claim is released all the same.
-	cache := &countingReplay{ReplayCache: NewReplayCache(0)}
-	r := newRig(t, func(c *GatewayConfig) { c.Replay = cache })
+	cache := &countingReplay{ReplayCache: sealedchat.NewReplayCache(0)}
+	r := newRig(t, func(c *sealedchat.GatewayConfig) { c.Replay = cache })
 	ctx, leave := context.WithCancel(t.Context())
 	r.Answer = func(*http.Request, []byte) (*http.Response, error) { leave(); return nil, ctx.Err() }
 	_ = r.Do(fakes.Post(t, fakes.FineRequest).WithContext(ctx))

@@ -1,10 +1,9 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat
+package e2e_test
 
 import (
-	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
@@ -12,13 +11,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
@@ -100,70 +98,12 @@ func TestKeyList(t *testing.T) {
 	}
 }
 
-// A gateway whose key is replaced while clients have the old one: both open, until the grace is over.
-func TestObliviousRotation(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		keys, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: 24 * time.Hour}})
-		r := newRig(t, func(c *GatewayConfig) { c.Keys = keys })
-		old := r.KeyConfig()
-		use := func(c *ohttp.Config) int {
-			s := fakes.SealFor(t, c, fakes.Inner{}.Encode(t))
-			w := r.Send(s)
-			if w.Code != 200 {
-				return w.Code
-			}
-			return s.Open(w).Status
-		}
-		settle(24*time.Hour + time.Second)
-		now := r.KeyConfig()
-		if now.Equal(old) || use(old) != 200 || use(now) != 200 {
-			t.Error("not both keys open after a rotation")
-		}
-		settle(2*time.Hour - 2*time.Second) // longer than a client keeps a list
-		if use(old) != 200 {
-			t.Error("the old key does not open for all of its grace")
-		}
-		settle(3 * time.Second)
-		if status := use(old); status != 422 {
-			t.Errorf("after its grace: %d", status)
-		}
-		if use(now) != 200 {
-			t.Error("the new key does not open")
-		}
-		_ = r.g.Close()
-		_ = keys.Close()
-	})
-}
-
-// The auditor learns which configurations came and went.
-func TestConfigEvents(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: time.Hour, Grace: time.Minute}})
-		var events []string
-		if err := s.SetAuditor(t.Context(), Auditor(func(_ context.Context, e Event) error {
-			events = append(events, string(e.Type)+" "+e.Fingerprint)
-			return nil
-		})); err != nil {
-			t.Fatal(err)
-		}
-		_ = listedIDs(t, s)
-		configs := func() []KeyInfo {
-			return slices.DeleteFunc(s.Keys(), func(k KeyInfo) bool { return k.Kind == "RSA" || k.Kind == "Ed25519" })
-		}
-		first := configs()
-		settle(time.Hour + 2*time.Minute)
-		second := configs()
-		slices.Sort(events)
-		want := []string{}
-		for _, k := range first {
-			want = append(want, string(EventKeyGenerated)+" "+k.Fingerprint, string(EventKeyRetired)+" "+k.Fingerprint, string(EventKeyDeleted)+" "+k.Fingerprint)
-		}
-		for _, k := range second {
-			want = append(want, string(EventKeyGenerated)+" "+k.Fingerprint)
-		}
-		slices.Sort(want)
-		if len(first) != 2 || len(second) != 2 || !slices.Equal(events, want) {
-			t.Errorf("got %v\nwant %v", events, want)
-		}
-	})
+// signerOf is the fingerprint of the key that signs a gateway's list.
+func signerOf(t testing.TB, g *sealedchat.Gateway) string {
+	t.Helper()
+	keys, err := g.Keys(t.Context())
+	if err != nil || keys[len(keys)-1].Kind != "Ed25519" {
+		t.Fatal(keys, err)
+	}
+	return keys[len(keys)-1].Fingerprint
 }
