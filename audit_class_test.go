@@ -184,7 +184,7 @@ func TestRefusedStreamsAreTold(t *testing.T) {
 		"no completion": {func() string { return `{"id":1}` }, ErrResponseSchema,
 			"request_sealed response_opened schema_refused", "request_sealed schema_refused"},
 		"no tool calls": {func() string { return badCalls }, ErrResponseSchema,
-			"request_sealed response_opened schema_refused", "request_sealed response_opened schema_refused"},
+			"request_sealed response_opened schema_refused", "request_sealed schema_refused"},
 		"a server's error": {func() string { return `{"error":{"message":"x"}}` }, ErrServer, "request_sealed response_opened", "request_sealed"},
 	} {
 		h := &heard{}

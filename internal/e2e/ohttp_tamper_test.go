@@ -220,7 +220,7 @@ func TestContentThatEndsEarlyIsTruncated(t *testing.T) {
 		}
 		content, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
-		if !errors.Is(err, sealedchat.ErrTruncated) || string(content) != test.content {
+		if !errors.Is(err, sealedchat.ErrTruncated) || string(content) != strings.TrimSuffix(test.content, "data: [DO") { // whole events
 			t.Errorf("%s: %v after %q", name, err, content)
 		}
 	}
