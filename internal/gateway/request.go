@@ -39,9 +39,12 @@ type request struct {
 	bytesIn   int
 	bytesOut  int
 	upstream  time.Duration
-	problem   *refusal
-	cut       bool // an answer began that the client did not get to its end
-	forwarded bool // something of the request may have reached the upstream
+	// the path that was asked for upstream, and the status that came; "" and 0 before
+	upstreamPath   string
+	upstreamStatus int
+	problem        *refusal
+	cut            bool // an answer began that the client did not get to its end
+	forwarded      bool // something of the request may have reached the upstream
 
 	share *limit.Lease // what its body has of the bytes on the way; nil before, and in a place
 
@@ -195,6 +198,12 @@ func (h *request) log() {
 		slog.String("tier", string(h.tier)),
 		slog.Duration("duration", time.Since(h.start)),
 		slog.Duration("upstream", h.upstream),
+	}
+	if h.upstreamPath != "" {
+		attrs = append(attrs, slog.String("upstream_path", fault.Sanitise(h.upstreamPath, 256)))
+	}
+	if h.upstreamStatus != 0 {
+		attrs = append(attrs, slog.Int("upstream_code", h.upstreamStatus))
 	}
 	if h.account != "" {
 		attrs = append(attrs, slog.String("account", h.accountName()))
