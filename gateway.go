@@ -297,9 +297,10 @@ func (g *Gateway) Keys(ctx context.Context) ([]KeyInfo, error) {
 // Server is an [http.Server] on addr that is right for the gateway: it waits 10 seconds for a
 // request's header, which has 8 KiB at most, keeps idle connections for 2 minutes, and writes its
 // complaints to GatewayConfig.Logger at level WARN. 500 connections cost at most 32 MiB, however
-// long their headers are. It has no ReadTimeout and no WriteTimeout, since Timeout and BodyTimeout
-// bound every request. The caller may change it, sets TLSConfig where ListenAndServeTLS has no
-// files for it, starts it and shuts it down, before [Gateway.Close].
+// long their headers are; with headers of thousands of fields four times that, for those 10
+// seconds. It has no ReadTimeout and no WriteTimeout, since Timeout and BodyTimeout bound every
+// request. The caller may change it, sets TLSConfig where ListenAndServeTLS has no files for it,
+// starts it and shuts it down, before [Gateway.Close].
 func (g *Gateway) Server(addr string) *http.Server {
 	server := g.server.HTTPServer(addr)
 	server.Handler = g

@@ -77,8 +77,7 @@ step_python() {
 # The tests that do more with SEALEDCHAT_LONG=1, but for the audit log's.
 step_long() {
 	SEALEDCHAT_LONG=1 must_run TestSharedKeyStore TestKilledKeyStore TestFaultSequences TestLargeChat TestGuardsAgainstPages \
-		TestObliviousCutsThroughRelay TestOHTTPStreamsCutThroughRelay TestEveryBitFlipIsRefused
-	SEALEDCHAT_LONG=1 go test -count=1 -run '^TestKilledFile$' ./internal/replay
+		TestObliviousCutsThroughRelay TestOHTTPStreamsCutThroughRelay TestEveryBitFlipIsRefused TestKilledFile
 }
 
 step_memory() {
@@ -89,7 +88,7 @@ step_memory() {
 		case $(go env GOOS)/$(go env GOARCH)/$experiment in
 		linux/amd64/* | linux/arm64/* | linux/*/)
 			echo "GOEXPERIMENT=$experiment"
-			GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessMemory TestProcessMemoryOfLargeStacks
+			GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessMemory TestProcessMemoryOfLargeStacks TestPromptsInTheGatewaysMemory
 			sed -n '/rounds_1/,/KB of heap/p' "$tools/must.out" | grep -F '| ' || true
 			if command -v gcore >/dev/null; then GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessCore; fi
 			;;

@@ -21,7 +21,7 @@ const (
 	maxSealed    = sealedchat.MaxSealedData + sealedGrowth // bytes
 )
 
-// storeOptions keep the store from changing on its own: looking at it must not rotate, nor drop a
+// storeOptions keep the store from changing on its own: reading it must neither rotate nor drop a
 // retired key that a gateway with a longer grace still needs.
 func (o *options) storeOptions() *sealedchat.KeyStoreOptions {
 	return &sealedchat.KeyStoreOptions{
@@ -40,7 +40,7 @@ func (p *program) withStore(ctx context.Context, o *options,
 	defer passphrase.Destroy()
 	store, err := sealedchat.OpenKeyStore(ctx, o.dir, passphrase, o.storeOptions())
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) { // its own words are for programmers
+		if errors.Is(err, fs.ErrNotExist) { // the text of the error is for programmers
 			return fmt.Errorf("no key store in %s; make one with: keystore create", o.dir)
 		}
 		return err

@@ -42,7 +42,7 @@ type Codec struct {
 // A name that v knows already is an error.
 func AppendObject[V any](c Codec, dst []byte, v any, extra map[string]V) ([]byte, error) {
 	object := reflect.ValueOf(v)
-	known := fieldsOf(object.Type())
+	known, _ := fieldsOf(object.Type())
 	start := len(dst)
 	separator := func() {
 		if len(dst) > start {
@@ -176,7 +176,7 @@ func (c Codec) decodeObject(valid []byte, target reflect.Value) error {
 	if jsonspan.KindOf(valid) != jsonspan.Object {
 		return ErrNoObject
 	}
-	known := fieldsOf(target.Type())
+	known, extraAt := fieldsOf(target.Type())
 	values := make([][]byte, len(known))
 	var extra map[string]json.RawMessage
 	for m := range jsonspan.MembersOf(valid) {
@@ -197,8 +197,8 @@ func (c Codec) decodeObject(valid []byte, target reflect.Value) error {
 			return PrefixPath(known[i].name, err)
 		}
 	}
-	if field := target.FieldByName("Extra"); field.IsValid() {
-		field.Set(reflect.ValueOf(extra))
+	if extraAt >= 0 {
+		target.Field(extraAt).Set(reflect.ValueOf(extra))
 	}
 	return nil
 }
@@ -287,15 +287,20 @@ type objectField struct {
 	omitEmpty, omitZero bool
 }
 
-// fieldsOf lists the fields of a struct that have a name in their json tags, in their order.
-func fieldsOf(t reflect.Type) []objectField {
-	fields := make([]objectField, 0, t.NumField())
+// fieldsOf lists the fields of a struct that have a name in their json tags, in their order. extra is
+// the index of its field Extra, or -1.
+func fieldsOf(t reflect.Type) (fields []objectField, extra int) {
+	fields, extra = make([]objectField, 0, t.NumField()), -1
 	for i := range t.NumField() {
-		name, option, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		field := t.Field(i)
+		if field.Name == "Extra" {
+			extra = i
+		}
+		name, option, _ := strings.Cut(field.Tag.Get("json"), ",")
 		if name != "" && name != "-" {
 			fields = append(fields, objectField{name: name, index: i,
 				omitEmpty: option == "omitempty", omitZero: option == "omitzero"})
 		}
 	}
-	return fields
+	return fields, extra
 }

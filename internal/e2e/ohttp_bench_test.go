@@ -21,7 +21,7 @@ import (
 
 // Both protocols, and plain HTTP beside them: they alternate within one process, and the ratio is that of the medians.
 //
-//	go test -run '^$' -bench OHTTP .
+//	go test -run '^$' -bench OHTTP ./internal/e2e
 
 // relayed is an upstream that streams events through a gateway and a relay, sealed and in the clear; in the clear another
 // reverse proxy stands where the gateway does.

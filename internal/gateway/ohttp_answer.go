@@ -115,7 +115,12 @@ func (q *ohttpRequest) forward(ctx context.Context) *refusal {
 	sent := httpx.NewSent(q.content)
 	defer sent.Finish()
 	q.content = nil
-	resp, p := q.askUpstream(ctx, q.upstreamCall(sent))
+	req, p := q.s.upstream.request(ctx, q.upstreamCall(sent))
+	if p != nil {
+		return p
+	}
+	q.forwarded = true
+	resp, p := q.askUpstream(req)
 	if p != nil {
 		return p
 	}
@@ -157,7 +162,7 @@ func (q *ohttpRequest) upstreamCall(content *httpx.Sent) *upstreamCall {
 // relay seals the upstream's answer piece by piece as it comes. Its memory is that of a chunk: it
 // reads only what the client takes.
 func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response) (err error) {
-	e := q.newAnswerEncoder(resp)
+	e := newAnswerEncoder(q, resp)
 	defer e.wipe()
 	if !e.ending.Known() && endsUnseen(resp) {
 		return &refusalError{upstreamFailed(errNoEnd)}

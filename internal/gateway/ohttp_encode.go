@@ -43,7 +43,7 @@ type answerEncoder struct {
 	written int // bytes of the message
 }
 
-func (q *ohttpRequest) newAnswerEncoder(resp *http.Response) *answerEncoder {
+func newAnswerEncoder(q *ohttpRequest, resp *http.Response) *answerEncoder {
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	size := int64(16<<10 - 64) // a chunk's, with what encoding adds
 	if resp.ContentLength >= 0 {
@@ -175,7 +175,7 @@ func (e *answerEncoder) content(content []byte) error {
 	if len(content) == 0 {
 		return nil
 	}
-	if need := len(content) + 8; cap(e.out) < need { // growing would leave a copy that nobody wipes
+	if need := len(content) + 8; cap(e.out) < need { // growing would leave a copy behind
 		clear(e.out[:cap(e.out)])
 		e.out = make([]byte, 0, need)
 	}

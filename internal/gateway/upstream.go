@@ -57,7 +57,7 @@ func newUpstreamWay(c *Config, base *url.URL) (*upstreamWay, error) {
 	return w, nil
 }
 
-// transport is the way for what belongs to an account; "" is nobody's.
+// transport is the way for what belongs to an account; "" is that of no account.
 func (w *upstreamWay) transport(account string) http.RoundTripper {
 	if w.pool == nil {
 		return w.foreign
@@ -80,16 +80,16 @@ type upstreamCall struct {
 }
 
 // request is a call as net/http has it, with the gateway's own headers in place of the client's.
-func (w *upstreamWay) request(ctx context.Context, c *upstreamCall) (*http.Request, error) {
+func (w *upstreamWay) request(ctx context.Context, c *upstreamCall) (*http.Request, *refusal) {
 	u := *w.base // never of a text: nothing that is asked for may change its host
 	u.RawPath, u.RawQuery = u.EscapedPath()+c.path, c.query
 	var err error
 	if u.Path, err = url.PathUnescape(u.RawPath); err != nil {
-		return nil, errors.New("not a URL") // the error quotes it
+		return nil, upstreamFailed(errors.New("not a URL")) // the error quotes it
 	}
 	req, err := http.NewRequestWithContext(ctx, c.method, "", nil)
 	if err != nil {
-		return nil, errors.New("not a method")
+		return nil, upstreamFailed(errors.New("not a method"))
 	}
 	req.URL, req.Host, req.Header = &u, u.Host, c.header
 	if c.content.Len() > 0 {
@@ -98,38 +98,27 @@ func (w *upstreamWay) request(ctx context.Context, c *upstreamCall) (*http.Reque
 	}
 	req.Header.Set("User-Agent", httpx.UserAgent)
 	req.Header.Set("Accept-Encoding", "identity") // what is compressed comes in lumps
-	if w.key == nil {
-		return req, nil
+	if w.key != nil {
+		if err := httpx.SetBearer(req.Header, w.key); err != nil {
+			return nil, upstreamFailed(err)
+		}
 	}
-	return req, httpx.SetBearer(req.Header, w.key)
+	return req, nil
 }
 
-// theUpstream names it in errors: what a client asks of it is sealed.
-const theUpstream = "the upstream"
-
-// askUpstream sends a call on its way, and returns when the header of the answer has come. The
-// caller closes its body.
-func (h *request) askUpstream(ctx context.Context, c *upstreamCall) (*http.Response, *refusal) {
-	req, err := h.s.upstream.request(ctx, c)
+// ask sends a request on its way for an account, and returns when the header of the answer has
+// come. The caller closes its body.
+func (w *upstreamWay) ask(req *http.Request, account string) (*http.Response, *refusal) {
+	resp, err := httpx.RoundTrip(w.transport(account), req)
 	if err != nil {
-		return nil, upstreamFailed(err)
-	}
-	h.forwarded, h.upstreamPath = true, req.URL.EscapedPath()
-	resp, err := httpx.RoundTrip(h.s.upstream.transport(h.account), req)
-	if err == nil {
-		h.upstreamStatus = resp.StatusCode
-	}
-	if err != nil {
+		ctx := req.Context()
 		return nil, upstreamFailure(ctx, httpx.ExchangeError(ctx, theUpstream, err, false))
 	}
 	return resp, nil
 }
 
-// timeUpstream measures the time upstream for the log, until its result is called.
-func (h *request) timeUpstream() func() {
-	start := time.Now()
-	return func() { h.upstream = time.Since(start) }
-}
+// theUpstream names it in errors: what a client asks of it is sealed.
+const theUpstream = "the upstream"
 
 func upstreamFailure(ctx context.Context, err error) *refusal {
 	p := upstreamFailed(err)

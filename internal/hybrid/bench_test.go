@@ -22,7 +22,7 @@ import (
 // that are there already, with no envelope around them. Floor and ours alternate within one process, so that a busy machine
 // slows both; x-floor is the ratio of the medians of their CPU time.
 //
-//	go test -run '^$' -bench 'Seal|Open' .
+//	go test -run '^$' -bench 'Seal|Open' ./internal/hybrid
 
 var benchSizes = []struct {
 	name string

@@ -90,6 +90,53 @@ func TestHTTP2IsNotKept(t *testing.T) {
 	}
 }
 
+// TestHTTP2EndsWithItsRules: where an upstream goes back to HTTP/1, content that it may leave has a
+// connection of its own from the first request on.
+func TestHTTP2EndsWithItsRules(t *testing.T) {
+	var mu sync.Mutex
+	from := make(map[string]bool)
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		mu.Lock()
+		defer mu.Unlock()
+		if r.ProtoMajor == 1 {
+			from[r.RemoteAddr] = true
+		}
+	})
+	two := testkit.TLSServer(t, handler)
+	one := httptest.NewUnstartedServer(handler)
+	one.TLS = two.TLS.Clone()
+	one.TLS.NextProtos = []string{"http/1.1"}
+	one.StartTLS()
+	t.Cleanup(one.Close)
+	transport := testkit.ClientTransport(two)
+	transport.TLSClientConfig.RootCAs.AddCert(one.Certificate())
+	var to atomic.Pointer[string]
+	transport.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, *to.Load())
+	}
+	p := New(transport, readsCompletions)
+	defer p.Close()
+	const url = "https://example.com/v1/other"
+	address := two.Listener.Addr().String()
+	to.Store(&address)
+	if _, _, err := call(t, p.For(""), "POST", url, "prompt"); err != nil || !p.http2.Load() {
+		t.Fatal(err, p.http2.Load())
+	}
+	address = one.Listener.Addr().String()
+	p.CloseIdle()
+	for range 5 {
+		if _, _, err := call(t, p.For(""), "POST", url, "prompt"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(from) != 5 {
+		t.Errorf("%d connections for 5 requests", len(from))
+	}
+}
+
 // TestHTTP1OverTLS reuses its connections, and offers no HTTP/2 where the settings do not.
 func TestHTTP1OverTLS(t *testing.T) {
 	var conns atomic.Int64
