@@ -20,8 +20,6 @@ const (
 	// maxRepeated bounds a member of the answer that every choice repeats, maxShort one that every
 	// event repeats. Longer ones stand in the first event alone.
 	maxRepeated, maxShort = 1024, 64
-	// maxIndex has room for every int64. A longer number, which has a fraction, is written as one.
-	maxIndex = 20
 	// All events together have at most growth times the answer's size, and slack.
 	growth, slack = 16, 1 << 20
 	// reserve is the part of slack for what is not a choice's: the long members in the first event,
@@ -335,7 +333,7 @@ func parseChoice(n int, text []byte) (choice, error) {
 		c.index = strconv.AppendInt(nil, int64(n), 10)
 	} else if index, err := WholeNumber(c.index); err != nil {
 		return c, SchemaError("choices.index", "unexpected type or out of range")
-	} else if len(c.index) > maxIndex {
+	} else if wholeOrNull(c.index) != nil { // SDKs read integers
 		c.index = strconv.AppendInt(nil, index, 10)
 	}
 	if jsonspan.KindOf(c.logprobs) == jsonspan.Null { // or absent

@@ -208,6 +208,7 @@ func (g *got) readStream(resp *http.Response) error {
 		return fmt.Errorf("a stream of %s", kind)
 	}
 	lines, done := bufio.NewScanner(resp.Body), false
+	lines.Buffer(nil, 8<<20)
 	for lines.Scan() {
 		data, ok := strings.CutPrefix(lines.Text(), "data: ")
 		switch {
