@@ -167,7 +167,8 @@ func unsent(e *fault.ConnectionError) error {
 	return e
 }
 
-// Whoever asked for a stream and got a whole answer that is refused, finds that in the audit log as with Chat.
+// Whoever asked for a stream and got a whole answer that is refused, finds that in the audit log as
+// with Chat.
 func TestRefusedStreamsAreTold(t *testing.T) {
 	badCalls := strings.Replace(fakes.FineCompletion("x"), `"message":{`, `"message":{"tool_calls":5,`, 1)
 	foreign := func() string {

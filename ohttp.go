@@ -396,7 +396,7 @@ func (c *ohttpCall) checkAnswer(in *bhttp.Response, content []byte) error {
 	}
 	err := newAPIError(in.Status, header, content, time.Now())
 	if !unprocessed {
-		return newSealedError(err.StatusCode, err.RetryAfter, err.Code, err.Detail)
+		return newSealedError(err.StatusCode, err.RetryAfter, err.Code, err.Detail).keeping(content)
 	}
 	err.unprocessed = true
 	return err

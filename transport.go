@@ -238,8 +238,11 @@ func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Re
 	if answer, ok := errors.AsType[*APIError](err); ok && !stopped {
 		sealedCode, detail := answer.Sealed()
 		code := cmp.Or(answer.Code, sealedCode)
-		return sdkError(req, sdkStatus(answer.StatusCode, code), code, sdkMessage(answer, detail),
-			answer.RetryAfter), nil
+		o := &errorObject{message: sdkMessage(answer, detail), code: code}
+		if answer.object != nil {
+			o = answer.object()
+		}
+		return sdkAnswer(req, sdkStatus(answer.StatusCode, code), o, answer.RetryAfter), nil
 	}
 	switch {
 	case stopped:
@@ -273,16 +276,25 @@ func sdkStatus(status int, code string) int {
 	return http.StatusBadGateway
 }
 
-// sdkError is an answer with OpenAI's error object.
+// sdkError is an answer with an error object of this package's own.
 func sdkError(req *http.Request, status int, code, message string,
 	retryAfter time.Duration) *http.Response {
-	var codeOrNull any
-	if code != "" {
-		codeOrNull = code
+	return sdkAnswer(req, status, &errorObject{message: message, code: code}, retryAfter)
+}
+
+// sdkAnswer is an answer with OpenAI's error object.
+func sdkAnswer(req *http.Request, status int, o *errorObject,
+	retryAfter time.Duration) *http.Response {
+	orNull := func(s string) any {
+		if s == "" {
+			return nil
+		}
+		return s
 	}
 	// maps of strings and nils marshal
 	body, _ := chatjson.Marshal(map[string]any{"error": map[string]any{
-		"message": message, "type": chatjson.ErrorType(status), "param": nil, "code": codeOrNull,
+		"message": o.message, "type": cmp.Or(o.kind, chatjson.ErrorType(status)),
+		"param": orNull(o.param), "code": orNull(o.code),
 	}})
 	resp := sdkResponse(req, status, "application/json", body)
 	if retryAfter > 0 {

@@ -237,8 +237,8 @@ func FuzzChatResponse(f *testing.F) {
 	})
 }
 
-// plainAnswer reads with encoding/json, by exact names, what ChatResponse reads. calls counts the tool calls, which it does
-// not look into.
+// plainAnswer reads with encoding/json, by exact names, what ChatResponse reads. calls counts the
+// tool calls, which it does not look into.
 func plainAnswer(data []byte) (calls int, text string, ok bool) {
 	var doc map[string]any
 	decoder := json.NewDecoder(bytes.NewReader(data))

@@ -258,8 +258,8 @@ func TestLeavingAStreamEndsIt(t *testing.T) {
 	}
 }
 
-// Over version 1 a stream is asked for as Chat asks: nothing about streams is sealed, and the usage comes as
-// stream_options say.
+// Over version 1 a stream is asked for as Chat asks: nothing about streams is sealed, and the usage
+// comes as stream_options say.
 func TestStreamOverV1IsAskedForAsChat(t *testing.T) {
 	for name, test := range map[string]struct {
 		extra map[string]any

@@ -171,7 +171,8 @@ func rawAnswers() map[string][]byte {
 	}
 }
 
-// A peer's raw words stay out of errors and logs, whatever it answers to a chat or to the key fetch.
+// A peer's raw words stay out of errors and logs, whatever it answers to a chat or to the key
+// fetch.
 func TestPeersWordsDoNotLeak(t *testing.T) {
 	keys := storedKeys(t, "rsa-2048")
 	_, log := startLogbook(t)
@@ -346,7 +347,8 @@ type leakyPanic struct{}
 
 func (leakyPanic) RoundTrip(*http.Request) (*http.Response, error) { panic(leak) }
 
-// The gateway's upstream speaks in the clear: none of it gets into the log, or into an error that is not sealed.
+// The gateway's upstream speaks in the clear: none of it gets into the log, or into an error that
+// is not sealed.
 func TestGatewayDoesNotLeak(t *testing.T) {
 	keys := storedKeys(t, "rsa-2048")
 	_, log := startLogbook(t)

@@ -36,8 +36,9 @@ func parsePKCS8(t testing.TB, text []byte) *rsa.PrivateKey {
 	return key.(*rsa.PrivateKey)
 }
 
-// What becomes of the response vectors that are not plainly good, by the name without "sep-" or "app-", or by the whole
-// name where the two tag forms differ. SPEC.md's table decides the cases in which the clients differ; nil is accept.
+// What becomes of the response vectors that are not plainly good, by the name without "sep-" or
+// "app-", or by the whole name where the two tag forms differ. SPEC.md's table decides the cases in
+// which the clients differ; nil is accept.
 var responseVerdicts = verdicts(map[error]string{
 	nil: `processed-at-1e400 http-gzip
 		plain-dup-id plain-1e400 plain-string-created plain-big-int plain-float-created plain-float-tokens plain-null-id-model
@@ -94,7 +95,8 @@ func verdicts(by map[error]string) map[string]error {
 	return all
 }
 
-// responseVerdict is what has to come of a response vector. One that nobody decided about fails the test.
+// responseVerdict is what has to come of a response vector. One that nobody decided about fails the
+// test.
 func responseVerdict(t *testing.T, c testkit.Case) error {
 	t.Helper()
 	_, short, _ := strings.Cut(c.Name, "-")

@@ -11,6 +11,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -81,8 +83,14 @@ func transportReason(err error) string {
 			return Reason(known)
 		}
 	}
+	if cause, ok := errors.AsType[*ProxyError](err); ok {
+		return cause.Error()
+	}
 	if cause, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return Reason(cause)
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return "the port does not speak TLS: the URL says https, the server http"
 	}
 	if cause, ok := errors.AsType[tls.AlertError](err); ok {
 		return Reason(cause)
@@ -93,7 +101,50 @@ func transportReason(err error) string {
 	if cause, ok := errors.AsType[net.Error](err); ok && cause.Timeout() {
 		return "timeout"
 	}
+	return kindOf(err)
+}
+
+// kindOf names the kind of an error of net/http's that has no type, by words of net/http's own that
+// it contains, and repeats nothing of it.
+func kindOf(err error) string {
+	for ; err != nil; err = errors.Unwrap(err) {
+		text, kind := err.Error(), fmt.Sprintf("%T", err)
+		switch {
+		case text == http.StatusText(http.StatusProxyAuthRequired): // of a transport of the caller's
+			return (&ProxyError{http.StatusProxyAuthRequired}).Error()
+		case strings.Contains(kind, "http2StreamError"):
+			return "an HTTP/2 error: the other end reset the stream"
+		case strings.Contains(kind, "http2GoAwayError"), strings.HasPrefix(text, "http2: server sent GOAWAY"):
+			return "an HTTP/2 error: the other end gave up the connection"
+		case strings.Contains(kind, ".http2"), strings.HasPrefix(text, "http2: "):
+			return "an HTTP/2 error"
+		case strings.HasPrefix(text, "malformed HTTP "):
+			return "the answer is not HTTP/1: does a server for something else listen there?"
+		case strings.HasPrefix(text, "tls: "):
+			return "the TLS handshake failed"
+		}
+	}
 	return "the HTTP exchange failed"
+}
+
+// ProxyError is a proxy's refusal to connect to a server.
+type ProxyError struct{ Status int }
+
+func (e *ProxyError) Error() string {
+	s := "the proxy refused the connection with status " + strconv.Itoa(e.Status)
+	if e.Status == http.StatusProxyAuthRequired {
+		s += ": it wants a user and a password, which stand in its URL (HTTPS_PROXY)"
+	}
+	return s
+}
+
+// CheckProxy is for http.Transport's OnProxyConnectResponse, so that the proxy's status is known
+// without its words.
+func CheckProxy(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
+	if answer.StatusCode == http.StatusOK {
+		return nil
+	}
+	return &ProxyError{answer.StatusCode}
 }
 
 // TruncatedError is an answer that ended before its end, although the transport did not notice.

@@ -124,7 +124,7 @@ func (q *ohttpRequest) forward(ctx context.Context) *refusal {
 		return p
 	}
 	q.forwarded = true
-	resp, p := q.s.upstream.ask(req, q.account)
+	resp, p := q.askUpstream(req)
 	if p != nil {
 		return p
 	}

@@ -41,6 +41,9 @@ type request struct {
 	bytesIn   int
 	bytesOut  int
 	upstream  time.Duration
+	// the path that was asked for upstream, and the status that came; "" and 0 before
+	upstreamPath   string
+	upstreamStatus int
 	problem   *refusal
 	cut       bool // an answer began that the client did not get to its end
 
@@ -196,6 +199,12 @@ func (h *request) log() {
 		slog.String("tier", string(h.tier)),
 		slog.Duration("duration", time.Since(h.start)),
 		slog.Duration("upstream", h.upstream),
+	}
+	if h.upstreamPath != "" {
+		attrs = append(attrs, slog.String("upstream_path", fault.Sanitise(h.upstreamPath, 256)))
+	}
+	if h.upstreamStatus != 0 {
+		attrs = append(attrs, slog.Int("upstream_code", h.upstreamStatus))
 	}
 	if h.account != "" {
 		attrs = append(attrs, slog.String("account", h.accountName()))
@@ -391,4 +400,15 @@ func (h *request) logAudit(err error) {
 func (h *request) timeUpstream() func() {
 	start := time.Now()
 	return func() { h.upstream = time.Since(start) }
+}
+
+// askUpstream sends req upstream, and notes for the log what was asked, and the status that came.
+// The caller closes the answer's body.
+func (h *request) askUpstream(req *http.Request) (*http.Response, *refusal) {
+	h.upstreamPath = req.URL.EscapedPath()
+	resp, p := h.s.upstream.ask(req, h.account)
+	if p == nil {
+		h.upstreamStatus = resp.StatusCode
+	}
+	return resp, p
 }

@@ -310,7 +310,7 @@ func (q *v1Request) forward(ctx context.Context, request []byte) (answer []byte,
 	if p != nil {
 		return nil, p
 	}
-	resp, p := q.s.upstream.ask(req, q.account)
+	resp, p := q.askUpstream(req)
 	if p != nil {
 		return nil, p
 	}
@@ -332,15 +332,14 @@ func (q *v1Request) forward(ctx context.Context, request []byte) (answer []byte,
 	if !good {
 		return nil, upstreamRefusal(a)
 	}
-	ok := chatjson.ValidObject(a.Body)
-	if ok { // what the upstream says of a payload id or a tier is not for the client
+	err = chatjson.SchemaError("the answer", "not a JSON object in valid UTF-8")
+	if chatjson.ValidObject(a.Body) {
+		// what the upstream says of a payload id or a tier is not for the client
 		answer = jsonspan.CutOf(a.Body[:0], a.Body, isMetadata)
-		ok = chatjson.CheckCompletionObject(answer, chatjson.Asked{}) == nil
+		err = chatjson.CheckCompletionObject(answer, chatjson.Asked{})
 	}
-	if !ok {
-		p := refuse(http.StatusBadGateway, "the upstream's answer is not a chat completion")
-		p.cause, p.event = errNotCompletion, SchemaRefused
-		return nil, p
+	if err != nil {
+		return nil, notCompletion(err)
 	}
 	filled := chatjson.FillIn(answer, chatjson.Missing{
 		ID: "chatcmpl-" + q.payloadID, Created: time.Now().Unix(), Model: model,
@@ -352,9 +351,15 @@ func (q *v1Request) forward(ctx context.Context, request []byte) (answer []byte,
 	return answer, nil
 }
 
-func isMetadata(m jsonspan.Member) bool { return m.Is("_metadata") }
+// notCompletion is for a 200 of the upstream's that is no chat completion. The cause names the
+// member: it has none of the upstream's words.
+func notCompletion(cause error) *refusal {
+	p := refuse(http.StatusUnprocessableEntity, "the upstream's answer is not a chat completion")
+	p.cause, p.event = cause, SchemaRefused
+	return p
+}
 
-var errNotCompletion = errors.New("not a chat.completion object")
+func isMetadata(m jsonspan.Member) bool { return m.Is("_metadata") }
 
 // metadata is the _metadata object that is sealed with every answer.
 type metadata struct {
