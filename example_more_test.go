@@ -23,8 +23,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// A gateway's keys: a new one each week, and the old one opens requests for two hours more. Clients of protocol v1 that
-// pinned the key have to be told before.
+// A gateway's keys: a new one each week, and the old one opens requests for two hours more. Clients
+// of protocol v1 that pinned the key have to be told before.
 func ExampleRotation() {
 	ctx := context.Background()
 	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{
@@ -52,7 +52,8 @@ func ExampleRotation() {
 	// <nil>
 }
 
-// A program that would rather know than have its key swapped out asks for locked memory, and may still decide otherwise.
+// A program that would rather know than have its key swapped out asks for locked memory, and may
+// still decide otherwise.
 func ExampleMemoryPolicy() {
 	logger := slog.New(slog.DiscardHandler) // the program's own
 	text := []byte("an-api-key")
@@ -86,8 +87,8 @@ func ExampleMemoryReport() {
 	// Output: true
 }
 
-// A program that is told to stop (SIGINT, SIGTERM) closes what it has, and ends when that is done. A
-// second signal ends it at once, since AfterFunc has given the signals back by then.
+// A program that is told to stop (SIGINT, SIGTERM) closes what it has, and ends when that is done.
+// A second signal ends it at once, since AfterFunc has given the signals back by then.
 func ExampleKeyStore_Close() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -104,8 +105,8 @@ func ExampleKeyStore_Close() {
 	// Output: closed
 }
 
-// The server's key has changed. What to do is a person's decision: nothing is sent until somebody has asked the operator,
-// by another way than this connection.
+// The server's key has changed. What to do is a person's decision: nothing is sent until somebody
+// has asked the operator, by another way than this connection.
 func ExampleSecureCompletionClient_AcceptServerKey() {
 	ctx := context.Background()
 	serverKeys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048, Rotation: sealedchat.Rotation{Grace: -1}})
@@ -198,7 +199,8 @@ func ExampleConfig_onServerKey() {
 	// asked again: <nil>
 }
 
-// With Oblivious HTTP, clients pin who signs the gateway's keys: the keys may be replaced, and the pin stays.
+// With Oblivious HTTP, clients pin who signs the gateway's keys: the keys may be replaced, and the
+// pin stays.
 func ExampleGateway_Keys() {
 	ctx := context.Background()
 	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048}) // a gateway opens one on disk: the signer lies there, too
@@ -368,7 +370,8 @@ func ExampleAuthenticateKeys() {
 	// key-of-june: "key-2", <nil>
 }
 
-// A check of one's own decides the status: here nobody may ask more than once. It sees the headers alone, in both protocols.
+// A check of one's own decides the status: here nobody may ask more than once. It sees the headers
+// alone, in both protocols.
 func ExampleGatewayConfig_authenticate() {
 	asked := make(chan struct{}, 1)
 	url, _, transport, stop := startGateway(paris, sealedchat.GatewayConfig{

@@ -133,17 +133,32 @@ func (t *sdkTransport) exchange(req *http.Request, in *plainRequest, call *chatj
 		if err != nil || call.Stream {
 			return t.made(req, result, call, err)
 		}
-		return sdkResponse(req, http.StatusOK, mediaJSON, result.plaintext), nil
+		return sdkResponse(req, http.StatusOK, mediaJSON, repaired(result.plaintext)), nil
 	}
 	resp, err := t.client.stream(ctx, in, opts)
 	if err != nil {
 		return nil, err
 	}
-	if call.Stream && resp.media() != mediaEvents {
-		result, err := t.client.readWhole(ctx, resp)
-		return t.made(req, result, call, err)
+	if !call.Stream {
+		return passOn(req, resp), nil
 	}
-	return passOn(req, resp), nil
+	if !resp.saysEvents() { // what is no stream either is refused before the SDK sees anything of it
+		if _, err := resp.sniff(); err != nil || !resp.beginsEvents() {
+			result, err := t.client.readWhole(ctx, resp)
+			return t.made(req, result, call, err)
+		}
+	}
+	return t.client.passStream(req, resp, call), nil
+}
+
+// repaired is a checked answer as SDKs read it.
+func repaired(answer []byte) []byte {
+	as := chatjson.Repaired(answer)
+	if as == nil {
+		return answer
+	}
+	clear(answer)
+	return as
 }
 
 // made makes a stream of a whole answer, which is the stream's then.
@@ -162,9 +177,9 @@ func (t *sdkTransport) made(req *http.Request, answer *completion, call *chatjso
 
 // sdkStream is an answer whose events are made while the SDK reads them.
 func sdkStream(req *http.Request, events io.ReadCloser) *http.Response {
-	resp := sdkResponse(req, http.StatusOK, "text/event-stream; charset=utf-8", nil)
+	resp := sdkResponse(req, http.StatusOK, mediaEventsUTF8, nil)
 	resp.Header.Del("Content-Length")
-	resp.Body, resp.ContentLength = events, -1
+	resp.Body, resp.ContentLength = &boundedBody{req.Context(), events}, -1
 	return resp
 }
 

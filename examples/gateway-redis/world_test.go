@@ -120,7 +120,8 @@ func startModel(t *testing.T) *model {
 		if !bytes.Contains(body, []byte(`"stream":true`)) {
 			_, _ = io.WriteString(w,
 				`{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[`+
-					`{"index":0,"message":{"role":"assistant","content":"fine"},"finish_reason":"stop"}]}`)
+					`{"index":0,"message":{"role":"assistant","content":"fine"},`+
+					`"finish_reason":"stop"}]}`)
 			return
 		}
 		w.Header().Set("Content-Type", "text/event-stream")

@@ -87,7 +87,8 @@ func (p *program) list(ctx context.Context, o *options) error {
 			if !k.Retired.IsZero() {
 				state = "retired"
 			}
-			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s\n", state, k.Bits, at(k.Created), at(k.Activated), at(k.Retired), k.Fingerprint)
+			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s\n", state, k.Bits, at(k.Created),
+				at(k.Activated), at(k.Retired), k.Fingerprint)
 		}
 		return table.Flush()
 	})
@@ -142,7 +143,8 @@ func (p *program) importKey(ctx context.Context, o *options) error {
 	})
 }
 
-func (p *program) importEncrypted(ctx context.Context, o *options, store *sealedchat.KeyStore, text []byte) (*sealedchat.KeyInfo, error) {
+func (p *program) importEncrypted(ctx context.Context, o *options, store *sealedchat.KeyStore,
+	text []byte) (*sealedchat.KeyInfo, error) {
 	passphrase, err := p.passphrase(ctx, filePassword, "Passphrase of "+oneLine(o.file))
 	if err != nil {
 		return nil, err

@@ -27,7 +27,8 @@ func TestRun(t *testing.T) {
 		}
 		w.check(t, true)
 		out.Reset()
-		if err := run(t.Context(), append(args, configOf(t, w.gateway), "-ohttp", prompt), goodKey, clientKeys, &out); err != nil || out.String() != answer+" to "+prompt+"\n" {
+		if err := run(t.Context(), append(args, configOf(t, w.gateway), "-ohttp", prompt), goodKey,
+			clientKeys, &out); err != nil || out.String() != answer+" to "+prompt+"\n" {
 			t.Errorf("%s with -ohttp: %v, %q", sdk, err, &out)
 		}
 		out.Reset()

@@ -24,8 +24,8 @@ import (
 // Both SDKs over Oblivious HTTP: streams arrive as the upstream sends them, and other endpoints
 // work, too.
 
-// overOHTTP returns a witness, behind it a gateway in front of upstream, and a client that pins the key
-// witness, and a client that pins its key configuration.
+// overOHTTP returns a witness, behind it a gateway in front of upstream, and a client that pins the
+// key witness, and a client that pins its key configuration.
 func overOHTTP(t *testing.T, upstream http.Handler) (*testkit.Witness,
 	*sealedchat.SecureCompletionClient) {
 	t.Helper()
@@ -48,8 +48,9 @@ func overOHTTP(t *testing.T, upstream http.Handler) (*testkit.Witness,
 	t.Cleanup(server.Close)
 	witness := testkit.NewWitness(t, server.Listener.Addr().String())
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: "http://" + witness.Addr(), InsecureAllowHTTP: true, Protocol: sealedchat.ProtocolOHTTP,
-		Trust: sealedchat.Pin(configOf(t, gateway)), MaxRetries: -1,
+		BaseURL: "http://" + witness.Addr(), InsecureAllowHTTP: true,
+		Protocol: sealedchat.ProtocolOHTTP,
+		Trust:    sealedchat.Pin(configOf(t, gateway)), MaxRetries: -1,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -209,7 +209,9 @@ func configOf(t *testing.T, gateway *sealedchat.Gateway) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return keys[slices.IndexFunc(keys, func(k sealedchat.KeyInfo) bool { return k.Kind == "X-Wing" })].Fingerprint
+	return keys[slices.IndexFunc(keys, func(k sealedchat.KeyInfo) bool {
+		return k.Kind == "X-Wing"
+	})].Fingerprint
 }
 
 // client returns a sealed client of the gateway that trusts pin.

@@ -54,6 +54,18 @@ func (e *ConnectionError) Error() string {
 // GoString keeps %#v, which spells out the cause, to the same words.
 func (e *ConnectionError) GoString() string { return e.Error() }
 
+// Timeout reports whether the time for the exchange ended it, as errors of net/http do.
+func (e *ConnectionError) Timeout() bool {
+	if errors.Is(e.err, ErrStalled) {
+		return true
+	}
+	cause, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](e.err)
+	return ok && cause.Timeout()
+}
+
 func (e *ConnectionError) Unwrap() []error {
 	if e.Answered && errors.Is(e.err, io.ErrUnexpectedEOF) {
 		return []error{ErrTruncated, ErrConnection, e.err}
@@ -141,13 +153,39 @@ type TruncatedError struct{ What string }
 func (e *TruncatedError) Error() string   { return ErrTruncated.Error() + ": " + e.What }
 func (e *TruncatedError) Unwrap() []error { return []error{ErrTruncated, ErrConnection} }
 
-// Ended is the error of a call that its caller's context, or Close, ended.
+// EndedError is the error of a call that its caller's context, or Close, ended.
+type EndedError struct {
+	err, cause error // the context's
+}
+
+// Ended is the error of a call that ctx ended.
 func Ended(ctx context.Context) error {
-	cause := context.Cause(ctx)
-	if errors.Is(cause, ErrClosed) || cause == ctx.Err() {
-		return fmt.Errorf("sealedchat: call ended: %w", cause)
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if errors.Is(cause, ErrClosed) || cause == err {
+		return &EndedError{err: cause}
 	}
-	return fmt.Errorf("sealedchat: call ended: %w (%w)", ctx.Err(), cause)
+	return &EndedError{err: err, cause: cause}
+}
+
+func (e *EndedError) Error() string {
+	s := "sealedchat: call ended: " + e.err.Error()
+	if e.cause != nil {
+		s += " (" + e.cause.Error() + ")"
+	}
+	return s
+}
+
+// Timeout reports whether a deadline ended the call, as errors of net/http do.
+func (e *EndedError) Timeout() bool {
+	return errors.Is(e.err, context.DeadlineExceeded)
+}
+
+// Unwrap returns the context's error and its cause.
+func (e *EndedError) Unwrap() []error {
+	if e.cause == nil {
+		return []error{e.err}
+	}
+	return []error{e.err, e.cause}
 }
 
 // Join is err and the error that came on top of it, in one line. Either may be nil.

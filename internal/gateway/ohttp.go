@@ -45,6 +45,7 @@ type ohttpRequest struct {
 	inHeader    http.Header
 	path, query string // as they stood, escaped
 	content     []byte
+	choices     int // that a completion was asked for; 0: it is none, or says nothing of them
 	date        time.Time
 	stranger    *limit.Lease // what it took as one that may be a stranger's
 	forwarded   bool         // something of the request may have reached the upstream

@@ -33,6 +33,7 @@ type answerEncoder struct {
 	padding  int
 	chunking chunking
 	ending   sse.Ending
+	unseen   bool        // HTTP does not tell an end from a cut
 	events   *sse.Stream // ending, of an event stream; nil otherwise
 
 	encoder bhttp.Encoder
@@ -50,12 +51,15 @@ func newAnswerEncoder(q *ohttpRequest, resp *http.Response) *answerEncoder {
 		size = min(size, resp.ContentLength+1) // and the end of it
 	}
 	ending := sse.EndingOf(kind, q.path, resp.ContentLength)
+	if asked, ok := ending.(interface{ Asked(choices int) }); ok && q.choices > 0 {
+		asked.Asked(q.choices)
+	}
 	if q.head.Method == http.MethodHead {
 		ending = sse.NoContent{}
 	}
 	e := &answerEncoder{
 		q: q, resp: resp, padding: q.s.cfg.OHTTP.Padding, ending: ending,
-		buf: make([]byte, size), out: make([]byte, 0, size+1<<10),
+		unseen: endsUnseen(resp), buf: make([]byte, size), out: make([]byte, 0, size+1<<10),
 	}
 	e.events, _ = ending.(*sse.Stream)
 	switch {

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
@@ -232,8 +231,8 @@ func sealable(resp *http.Response, limit int64) *refusal {
 	case s < 200, s >= 300 && s < 400, s > 599:
 		return upstreamFailed(errStatus(s))
 	}
-	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return upstreamFailed(fault.ErrContentEncoding)
+	if _, _, err := httpx.Decoded(resp.Header, nil, limit); err != nil {
+		return upstreamFailed(err)
 	}
 	if resp.ContentLength > limit {
 		return refuse(http.StatusBadGateway, "the upstream's answer is too large")

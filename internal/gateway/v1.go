@@ -298,6 +298,7 @@ func validMessages(data []byte) bool {
 // forward sends the opened request upstream, wipes it, and returns a checked chat.completion.
 func (q *v1Request) forward(ctx context.Context, request []byte) (answer []byte, p *refusal) {
 	defer q.timeUpstream()()
+	model := bytes.Clone(chatjson.Last(request, "model"))
 	sent := httpx.NewSent(request)
 	defer sent.Finish()
 	req, p := q.s.upstream.request(ctx, &upstreamCall{
@@ -314,7 +315,12 @@ func (q *v1Request) forward(ctx context.Context, request []byte) (answer []byte,
 		return nil, p
 	}
 	defer resp.Body.Close()
-	a, err := httpx.ReadAnswer(ctx, theUpstream, resp, q.s.cfg.MaxResponseBytes)
+	read := httpx.ReadAnswer
+	good := resp.StatusCode >= 200 && resp.StatusCode < 300
+	if good {
+		read = httpx.ReadWhole
+	}
+	a, err := read(ctx, theUpstream, resp, q.s.cfg.MaxResponseBytes)
 	if err != nil {
 		return nil, upstreamFailure(ctx, err)
 	}
@@ -323,7 +329,7 @@ func (q *v1Request) forward(ctx context.Context, request []byte) (answer []byte,
 			clear(a.Body[:cap(a.Body)])
 		}
 	}()
-	if a.Status != http.StatusOK {
+	if !good {
 		return nil, upstreamRefusal(a)
 	}
 	err = chatjson.SchemaError("the answer", "not a JSON object in valid UTF-8")
@@ -334,6 +340,13 @@ func (q *v1Request) forward(ctx context.Context, request []byte) (answer []byte,
 	}
 	if err != nil {
 		return nil, notCompletion(err)
+	}
+	filled := chatjson.FillIn(answer, chatjson.Missing{
+		ID: "chatcmpl-" + q.payloadID, Created: time.Now().Unix(), Model: model,
+	})
+	if filled != nil {
+		clear(answer)
+		return filled, nil
 	}
 	return answer, nil
 }
