@@ -44,8 +44,8 @@ type request struct {
 	// the path that was asked for upstream, and the status that came; "" and 0 before
 	upstreamPath   string
 	upstreamStatus int
-	problem   *refusal
-	cut       bool // an answer began that the client did not get to its end
+	problem        *refusal
+	cut            bool // an answer began that the client did not get to its end
 
 	share *limit.Lease // what its body has of the bytes on the way; nil before, and in a place
 

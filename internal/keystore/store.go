@@ -16,6 +16,7 @@
 package keystore
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -26,6 +27,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
@@ -289,7 +292,7 @@ func (s *Store) unlock(ctx context.Context, dir string, passphrase Secret) error
 	}
 	unlock := func(p []byte) (*keyfile.MasterKey, error) { return f.Unlock(p, s.options()...) }
 	if err := s.derive(passphrase, unlock); err != nil {
-		return err
+		return passphraseError(err, passphrase)
 	}
 	if err := s.adoptFile(f, version); err != nil || f.Iterations >= s.iterations {
 		return err
@@ -317,12 +320,41 @@ func folder(dir string) (string, error) {
 	return dir, nil
 }
 
+// validPassphrase judges a new passphrase. One that is text and ends in a line break is a file that
+// was not trimmed: with what its owner types at a prompt the store would not open.
 func validPassphrase(p Secret) error {
-	if n := p.Len(); n < minPassphrase {
+	switch n := p.Len(); {
+	case n == 0:
+		return fmt.Errorf("%w: the passphrase is empty, want %d bytes or more",
+			fault.ErrInvalidRequest, minPassphrase)
+	case n < minPassphrase:
 		return fmt.Errorf("%w: a passphrase of %d bytes, want %d or more",
 			fault.ErrInvalidRequest, n, minPassphrase)
 	}
+	if endsInLineBreak(p) {
+		return fmt.Errorf("%w: %s", fault.ErrInvalidRequest, lineBreakHint)
+	}
 	return nil
+}
+
+const lineBreakHint = "the passphrase ends in a line break: trim it, as ReadSecret does for a file"
+
+// endsInLineBreak tells text with a line break at its end from random bytes.
+func endsInLineBreak(p Secret) (ends bool) {
+	_ = p.Use(func(b []byte) error {
+		text := bytes.TrimRight(b, "\r\n")
+		ends = len(text) < len(b) && utf8.Valid(text) && bytes.IndexFunc(text, unicode.IsControl) < 0
+		return nil
+	})
+	return ends
+}
+
+// passphraseError adds to an error of opening with p, if p is likely to be an untrimmed one.
+func passphraseError(err error, p Secret) error {
+	if errors.Is(err, fault.ErrPassphrase) && p != nil && endsInLineBreak(p) {
+		return fmt.Errorf("%w: %s", err, lineBreakHint)
+	}
+	return err
 }
 
 func (s *Store) newMaster(p []byte) (*keyfile.MasterKey, error) {
