@@ -165,7 +165,9 @@ type callOptions struct {
 	apiKey *Secret
 	tier   SecurityTier
 	into   hybrid.Alloc // where the answer is opened to; nil: where it came
-	sealed string       // payload id of the last attempt
+
+	sealed   string // payload id of the last attempt
+	attempts int    // that were sealed
 }
 
 // WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. The key stays the

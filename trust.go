@@ -256,10 +256,14 @@ func (s *serverKey) refresh(ctx context.Context, used *PublicKey) (bool, error) 
 
 // update fetches the key and judges it. It runs once at a time.
 func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
+	start := time.Now()
 	offered, err := s.fetch(ctx)
 	if err != nil {
+		s.log.DebugContext(ctx, "no server key", "duration", time.Since(start), "error", logText(err))
 		return nil, err
 	}
+	s.log.DebugContext(ctx, "server keys fetched", "keys", len(offered), "duration",
+		time.Since(start))
 	leave, err := s.enterJudging(ctx)
 	if err != nil {
 		return nil, err
@@ -333,13 +337,14 @@ func (s *serverKey) trustsSigner(key *PublicKey) bool {
 // except that a trust with a memory of its own has the accepted key there, and judges by that.
 func (s *serverKey) judgeKey(ctx context.Context, old, key *PublicKey, accepted bool) error {
 	if err := s.trust.checkKey(s.origin, key); err != nil && !(accepted && !s.trust.remembers()) {
-		s.log.WarnContext(ctx, "server key refused", "fingerprint", key.fingerprint)
+		s.log.WarnContext(ctx, "server key refused", "fingerprint", key.lasting())
 		return err
 	}
 	newKey := !key.Equal(old)
 	if (newKey || key.signer != "" && key.signer != old.signer) && !accepted {
 		if newKey && old != nil {
-			s.log.WarnContext(ctx, "server key changed", "old", old.fingerprint, "new", key.fingerprint)
+			s.log.WarnContext(ctx, "server key changed", "old", old.fingerprint, "new", key.fingerprint,
+				"signer", key.signer)
 		}
 		if err := s.ask(ctx, old, key); err != nil {
 			return err
@@ -360,7 +365,7 @@ func (s *serverKey) ask(ctx context.Context, old, key *PublicKey) error {
 	if err == nil {
 		return nil
 	}
-	s.log.WarnContext(ctx, "server key refused by OnServerKey", "fingerprint", key.fingerprint)
+	s.log.WarnContext(ctx, "server key refused by OnServerKey", "fingerprint", key.lasting())
 	var want []string
 	if old != nil {
 		want = []string{old.lasting()}

@@ -187,8 +187,11 @@ func (h *request) finish() {
 
 func (h *request) log() {
 	level := slog.LevelInfo
-	if h.outcome() >= 500 {
+	switch {
+	case h.outcome() >= 500:
 		level = slog.LevelWarn
+	case h.outcome() < 400 && (h.r.Method == http.MethodGet || h.r.Method == http.MethodHead):
+		level = slog.LevelDebug // a key was fetched
 	}
 	attrs := []slog.Attr{
 		slog.String("payload_id", h.payloadID),

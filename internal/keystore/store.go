@@ -195,7 +195,9 @@ func Create(ctx context.Context, dir string, passphrase Secret, o *Options) (*St
 
 // Open opens the store in a folder, "" for the user's own.
 func Open(ctx context.Context, dir string, passphrase Secret, o *Options) (*Store, error) {
-	return begin(ctx, o, func(s *Store) error { return s.open(ctx, dir, passphrase) })
+	return begin(ctx, o, func(s *Store) error {
+		return passphraseError(s.open(ctx, dir, passphrase), passphrase)
+	})
 }
 
 func begin(ctx context.Context, o *Options, open func(*Store) error) (*Store, error) {
@@ -292,7 +294,7 @@ func (s *Store) unlock(ctx context.Context, dir string, passphrase Secret) error
 	}
 	unlock := func(p []byte) (*keyfile.MasterKey, error) { return f.Unlock(p, s.options()...) }
 	if err := s.derive(passphrase, unlock); err != nil {
-		return passphraseError(err, passphrase)
+		return err
 	}
 	if err := s.adoptFile(f, version); err != nil || f.Iterations >= s.iterations {
 		return err
@@ -351,7 +353,7 @@ func endsInLineBreak(p Secret) (ends bool) {
 
 // passphraseError adds to an error of opening with p, if p is likely to be an untrimmed one.
 func passphraseError(err error, p Secret) error {
-	if errors.Is(err, fault.ErrPassphrase) && p != nil && endsInLineBreak(p) {
+	if errors.Is(err, fault.ErrPassphrase) && endsInLineBreak(p) {
 		return fmt.Errorf("%w: %s", err, lineBreakHint)
 	}
 	return err
