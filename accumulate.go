@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
@@ -23,16 +24,9 @@ type ChatAccumulator struct {
 type choiceSoFar struct {
 	role, finish     string
 	content, refusal strings.Builder
-	calls            map[int64]*callsSoFar
-	extra, message   membersSoFar // of the choice, and of its message
-}
-
-// callsSoFar are the tool calls with one index: a single one, except from servers that leave the
-// index out.
-type callsSoFar struct {
-	list []*callSoFar
-	last *callSoFar // that a piece was for
-	byID map[string]*callSoFar
+	joined           chatjson.ToolCalls   // tells which pieces belong together
+	calls            map[int64]*callSoFar // by the number that joined gives
+	extra, message   membersSoFar         // of the choice, and of its message
 }
 
 type callSoFar struct {
@@ -46,7 +40,8 @@ type callSoFar struct {
 // Inside those objects it joins lists, and the texts that servers send in pieces: a message's
 // function_call.arguments, audio.data and audio.transcript. Of other texts in there, and of
 // objects, the last one counts. Pieces of tool calls belong together if they have the same index,
-// and the same id or none. Add(nil) does nothing.
+// and the same id or none; where servers get those wrong, another call begins behind arguments that
+// are complete. A call without an ID gets one. Add(nil) does nothing.
 func (a *ChatAccumulator) Add(c *ChatChunk) {
 	if c == nil {
 		return
@@ -111,35 +106,23 @@ func (a *ChatAccumulator) add(c *ChunkChoice) {
 }
 
 func (s *choiceSoFar) addCall(d *ToolCallDelta) {
-	calls := s.calls[d.Index]
-	if calls == nil {
+	arguments := d.Function.Arguments
+	n := s.joined.Of(d.Index, d.ID, d.Function.Name, []byte(arguments))
+	call := s.calls[n]
+	if call == nil {
 		if s.calls == nil {
-			s.calls = make(map[int64]*callsSoFar)
+			s.calls = make(map[int64]*callSoFar)
 		}
-		calls = &callsSoFar{byID: make(map[string]*callSoFar)}
-		s.calls[d.Index] = calls
+		call = &callSoFar{}
+		s.calls[n] = call
 	}
-	call := calls.of(d.ID)
+	if call.id == "" { // some servers give each piece an id of its own: the first one counts
+		call.id = d.ID
+	}
 	setIfAny(&call.kind, d.Type)
 	setIfAny(&call.name, d.Function.Name)
-	call.arguments.WriteString(d.Function.Arguments)
+	call.arguments.WriteString(arguments)
 	call.extra.add(d.Extra, nil)
-}
-
-// of returns the call that a piece with that id is for, which it makes if need be.
-func (s *callsSoFar) of(id string) *callSoFar {
-	if known := s.byID[id]; known != nil {
-		s.last = known
-	}
-	if s.last == nil || (id != "" && s.last.id != "" && s.last.id != id) {
-		s.last = &callSoFar{}
-		s.list = append(s.list, s.last)
-	}
-	if id != "" {
-		s.last.id = id
-		s.byID[id] = s.last
-	}
-	return s.last
 }
 
 // membersSoFar are members that this package does not know, as their pieces come.
@@ -218,12 +201,16 @@ func (v *valueSoFar) add(piece []byte, join bool, texts []string) {
 	}
 }
 
-// unclosed is a piece without what closes it, so that another one can follow.
+// unclosed is a piece without what closes it, so that another one can follow. White space in a text
+// is content; before the bracket that closes a list it is none.
 func unclosed(kind jsonspan.Kind, piece []byte) []byte {
-	if kind != jsonspan.String && kind != jsonspan.Array {
-		return piece
+	switch kind {
+	case jsonspan.String:
+		return piece[:max(len(piece)-1, 1)]
+	case jsonspan.Array:
+		return bytes.TrimRight(piece[:max(len(piece)-1, 1)], " \t\r\n")
 	}
-	return bytes.TrimRight(piece[:max(len(piece)-1, 1)], " \t\r\n")
+	return piece
 }
 
 func (s *membersSoFar) join(object []byte, texts []string) {
@@ -276,17 +263,14 @@ func (a *ChatAccumulator) Response() *ChatResponse {
 		s := a.choices[index]
 		m := Message{Role: s.role, Content: s.content.String(), Refusal: s.refusal.String(),
 			Extra: s.message.values()}
-		if m.Role == "" {
-			m.Role = "assistant"
+		for _, n := range slices.Sorted(maps.Keys(s.calls)) {
+			call := s.calls[n]
+			m.ToolCalls = append(m.ToolCalls, ToolCall{
+				ID: call.id, Type: call.kind, Extra: call.extra.values(),
+				Function: FunctionCall{Name: call.name, Arguments: call.arguments.String()},
+			})
 		}
-		for _, i := range slices.Sorted(maps.Keys(s.calls)) {
-			for _, call := range s.calls[i].list {
-				m.ToolCalls = append(m.ToolCalls, ToolCall{
-					ID: call.id, Type: call.kind, Extra: call.extra.values(),
-					Function: FunctionCall{Name: call.name, Arguments: call.arguments.String()},
-				})
-			}
-		}
+		m.complete()
 		r.Choices = append(r.Choices, Choice{
 			Index: index, Message: m, FinishReason: s.finish, Extra: s.extra.values(),
 		})

@@ -94,7 +94,7 @@ func TestAccumulatedToolCalls(t *testing.T) {
 		"an id in every piece": {[]piece{call(0, "a", `1`), call(0, "b", `2`), call(0, "a", `3`), call(0, "", `4`)}, `a 134, b 2`},
 		"an id that is late":   {[]piece{call(0, "", `1`), call(0, "a", `2`), call(0, "", `3`)}, `a 123`},
 		"indices":              {[]piece{call(1, "b", `1`), call(0, "a", `2`), call(1, "", `3`), call(0, "a", `4`)}, `a 24, b 13`},
-		"no id at all":         {[]piece{call(0, "", `1`), call(1, "", `2`), call(0, "", `3`)}, ` 13,  2`},
+		"no id at all":         {[]piece{call(0, "", `1`), call(1, "", `2`), call(0, "", `3`)}, `call_0 13, call_1 2`},
 		"one id, two indices":  {[]piece{call(0, "a", `1`), call(1, "a", `2`)}, `a 1, a 2`},
 	} {
 		var a ChatAccumulator

@@ -19,7 +19,8 @@ import (
 
 var updateAPI = flag.Bool("update", false, "write testdata/api.txt anew")
 
-// TestAPI compares what the package exports with testdata/api.txt, one declaration a line. A change is made with
+// TestAPI compares what the package exports with testdata/api.txt, one declaration a line. A change
+// is made with
 //
 //	go test -run '^TestAPI$' -update .
 //
@@ -168,7 +169,8 @@ func (p *apiPrinter) function(d *ast.FuncDecl) {
 	}
 }
 
-// values shows constants with their values, which are part of the API, but not those that are counted.
+// values shows constants with their values, which are part of the API, but not those that are
+// counted.
 func (p *apiPrinter) values(kind string, spec *ast.ValueSpec) {
 	for i, name := range spec.Names {
 		if !name.IsExported() {

@@ -167,7 +167,8 @@ func unsent(e *fault.ConnectionError) error {
 	return e
 }
 
-// Whoever asked for a stream and got a whole answer that is refused, finds that in the audit log as with Chat.
+// Whoever asked for a stream and got a whole answer that is refused, finds that in the audit log as
+// with Chat.
 func TestRefusedStreamsAreTold(t *testing.T) {
 	badCalls := strings.Replace(fakes.FineCompletion("x"), `"message":{`, `"message":{"tool_calls":5,`, 1)
 	foreign := func() string {
@@ -183,7 +184,7 @@ func TestRefusedStreamsAreTold(t *testing.T) {
 		"no completion": {func() string { return `{"id":1}` }, ErrResponseSchema,
 			"request_sealed response_opened schema_refused", "request_sealed schema_refused"},
 		"no tool calls": {func() string { return badCalls }, ErrResponseSchema,
-			"request_sealed response_opened schema_refused", "request_sealed response_opened schema_refused"},
+			"request_sealed response_opened schema_refused", "request_sealed schema_refused"},
 		"a server's error": {func() string { return `{"error":{"message":"x"}}` }, ErrServer, "request_sealed response_opened", "request_sealed"},
 	} {
 		h := &heard{}

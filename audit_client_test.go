@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
@@ -102,7 +103,7 @@ func TestClientEvents(t *testing.T) {
 		"schema": {func(q *fakes.Question) *http.Response { return q.Seal(`{"id":1}`) },
 			"schema_refused"},
 		"chat schema": {func(q *fakes.Question) *http.Response {
-			return q.Seal(strings.Replace(fakes.FineCompletion("x"), `"index":0`, `"index":"0"`, 1))
+			return q.Seal(testkit.AnswerWith("x", strings.Repeat(`0,"x":`, chatjson.MaxWeight)+"0"))
 		}, "response_opened schema_refused"},
 		"envelope": {func(q *fakes.Question) *http.Response { return respond(200, "{}") },
 			"schema_refused"},

@@ -89,8 +89,8 @@ func startStage(t *testing.T, at string, timeout time.Duration) stage {
 	return stage{client, reached}
 }
 
-// stuckGeneration is a store that generates a key for as long as the test runs. The channel tells when a
-// call waits for it.
+// stuckGeneration is a store that generates a key for as long as the test runs. The channel tells
+// when a call waits for it.
 func stuckGeneration(t *testing.T) (*KeyStore, chan struct{}) {
 	t.Helper()
 	began, end := make(chan struct{}), make(chan struct{})

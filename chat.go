@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
@@ -66,6 +67,26 @@ type Message struct {
 	Refusal    string     // why the assistant declined
 
 	Extra map[string]json.RawMessage // members that this package does not know
+
+	noContent noContent // how it came without a text
+}
+
+// noContent says how a message without a text stands in JSON, so that what goes back is what came.
+type noContent uint8
+
+const (
+	byRule     noContent = iota // null beside tool calls or a refusal, otherwise ""
+	emptyText                   // ""
+	nullText                    // null
+	absentText                  // not at all
+)
+
+// rule is the form that is not remembered.
+func (m *Message) rule() noContent {
+	if len(m.ToolCalls) == 0 && m.Refusal == "" {
+		return emptyText
+	}
+	return nullText
 }
 
 // SystemMessage is a message with the role "system".
@@ -99,12 +120,12 @@ func (m Message) Text() string {
 
 // wireMessage is how a Message stands in JSON.
 type wireMessage[Content any] struct {
-	Role       string     `json:"role"`
-	Content    Content    `json:"content"`
-	Name       string     `json:"name,omitempty"`
+	Role       string     `json:"role" read:"lax"`
+	Content    Content    `json:"content,omitempty"`
+	Name       string     `json:"name,omitempty" read:"lax"`
 	ToolCalls  []ToolCall `json:"tool_calls,omitempty"`
-	ToolCallID string     `json:"tool_call_id,omitempty"`
-	Refusal    string     `json:"refusal,omitempty"`
+	ToolCallID string     `json:"tool_call_id,omitempty" read:"lax"`
+	Refusal    string     `json:"refusal,omitempty" read:"lax"`
 
 	Extra map[string]json.RawMessage `json:"-"`
 }
@@ -124,8 +145,19 @@ func (m Message) appendJSON(dst []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%w: a message has both Content and Parts", ErrInvalidRequest)
 	case m.Parts != nil:
 		w.Content = m.Parts
-	case m.Content != "" || (len(m.ToolCalls) == 0 && m.Refusal == ""):
+	case m.Content != "":
 		w.Content = m.Content
+	default:
+		form := m.noContent
+		if form == byRule {
+			form = m.rule()
+		}
+		switch form {
+		case emptyText:
+			w.Content = ""
+		case nullText:
+			w.Content = json.RawMessage("null")
+		}
 	}
 	return chatjson.AppendObject(codec, dst, w, m.Extra)
 }
@@ -150,6 +182,19 @@ func (m *Message) decodeJSON(valid []byte) error {
 			return chatjson.PrefixPath("content", err)
 		}
 	}
+	if m.Content != "" || m.Parts != nil {
+		return nil
+	}
+	form := emptyText
+	switch {
+	case w.Content == nil:
+		form = absentText
+	case jsonspan.KindOf(w.Content) == jsonspan.Null:
+		form = nullText
+	}
+	if form != m.rule() {
+		m.noContent = form
+	}
 	return nil
 }
 
@@ -158,7 +203,7 @@ func (m *Message) decodeJSON(valid []byte) error {
 // writes Extra: encoding/json of a Part alone leaves it out.
 type Part struct {
 	// Type is "text", "image_url", "input_audio", "file", or another.
-	Type     string                     `json:"type"`
+	Type     string                     `json:"type" read:"lax"`
 	Text     string                     `json:"text,omitempty"`
 	ImageURL *ImageURL                  `json:"image_url,omitempty"`
 	Extra    map[string]json.RawMessage `json:"-"`
@@ -229,22 +274,44 @@ func ToolChoiceFunction(name string) any {
 // ToolCall is a call that the assistant asks for. Answer it with ToolMessage(call.ID, …). Only a
 // [Message] reads and writes Extra: encoding/json of a ToolCall alone leaves it out.
 type ToolCall struct {
-	ID       string                     `json:"id"`
-	Type     string                     `json:"type"` // "function"
+	ID       string                     `json:"id,omitempty" read:"lax"`
+	Type     string                     `json:"type,omitempty" read:"lax"` // "function"
 	Function FunctionCall               `json:"function,omitzero"`
 	Extra    map[string]json.RawMessage `json:"-"`
+
+	bare bool // function came without arguments
 }
 
 // FunctionCall names a function and its arguments: JSON text that the model wrote, and that nothing
 // has checked.
 type FunctionCall struct {
 	Name      string `json:"name"`
-	Arguments string `json:"arguments"`
+	Arguments string `json:"arguments" read:"text"`
 }
 
 func (c ToolCall) appendJSON(dst []byte) ([]byte, error) {
 	type plain ToolCall
+	if c.bare && c.Function.Arguments == "" {
+		type function struct {
+			Name string `json:"name,omitempty"`
+		}
+		return chatjson.AppendObject(codec, dst, struct {
+			ID       string   `json:"id,omitempty"`
+			Type     string   `json:"type,omitempty"`
+			Function function `json:"function"`
+		}{c.ID, c.Type, function{c.Function.Name}}, c.Extra)
+	}
 	return chatjson.AppendObject(codec, dst, plain(c), c.Extra)
+}
+
+func (c *ToolCall) decodeJSON(valid []byte) error {
+	type plain ToolCall
+	var v plain
+	err := codec.DecodeObject(valid, &v)
+	function := chatjson.Last(valid, "function")
+	v.bare = function != nil && chatjson.Last(function, "arguments") == nil
+	*c = ToolCall(v)
+	return err
 }
 
 // ResponseFormat asks for text, for any JSON object, or for JSON after a schema.
@@ -258,14 +325,14 @@ type ResponseFormat struct {
 // ChatResponse is an OpenAI chat.completion object. Its required fields were checked before it was
 // returned. It is the caller's, in ordinary memory.
 type ChatResponse struct {
-	ID                string   `json:"id"` // "" when the server sent null
-	Object            string   `json:"object"`
-	Created           int64    `json:"created"` // Unix seconds; a fraction is cut off
-	Model             string   `json:"model"`
-	Choices           []Choice `json:"choices"` // may be empty
-	Usage             *Usage   `json:"usage"`   // nil when the server sent none
-	SystemFingerprint string   `json:"system_fingerprint"`
-	ServiceTier       string   `json:"service_tier"`
+	ID                string   `json:"id" read:"lax"` // "" when the server sent null
+	Object            string   `json:"object" read:"lax"`
+	Created           int64    `json:"created" read:"lax"` // Unix seconds; a fraction is cut off
+	Model             string   `json:"model" read:"lax"`
+	Choices           []Choice `json:"choices"`          // may be empty
+	Usage             *Usage   `json:"usage" read:"lax"` // nil when the server sent none
+	SystemFingerprint string   `json:"system_fingerprint" read:"lax"`
+	ServiceTier       string   `json:"service_tier" read:"lax"`
 
 	// Metadata is what the server sealed with the answer (_metadata), by name; nil when it is not
 	// an object.
@@ -281,18 +348,38 @@ type ChatResponse struct {
 
 // Choice is one of the answers that were asked for with N.
 type Choice struct {
-	Index   int64   `json:"index"`
+	Index   int64   `json:"index" read:"lax"`
 	Message Message `json:"message"`
 	// FinishReason is "stop", "length", "tool_calls" or "content_filter"; "" for null.
-	FinishReason string                     `json:"finish_reason"`
+	FinishReason string                     `json:"finish_reason" read:"lax"`
 	Extra        map[string]json.RawMessage `json:"-"`
+}
+
+// complete gives the n'th choice of an answer, which text is, what it lacks for being worked with.
+func (c *Choice) complete(n int, text []byte) {
+	if jsonspan.KindOf(chatjson.Last(text, "index")) != jsonspan.Number {
+		c.Index = int64(n)
+	}
+	c.Message.complete()
+}
+
+// complete gives an answer's message a role, and its calls ids, by which tools answer them.
+func (m *Message) complete() {
+	if m.Role == "" {
+		m.Role = "assistant"
+	}
+	for i := range m.ToolCalls {
+		if m.ToolCalls[i].ID == "" {
+			m.ToolCalls[i].ID = "call_" + strconv.Itoa(i)
+		}
+	}
 }
 
 // Usage counts tokens.
 type Usage struct {
-	PromptTokens     int64                      `json:"prompt_tokens"`
-	CompletionTokens int64                      `json:"completion_tokens"`
-	TotalTokens      int64                      `json:"total_tokens"`
+	PromptTokens     int64                      `json:"prompt_tokens" read:"lax"`
+	CompletionTokens int64                      `json:"completion_tokens" read:"lax"`
+	TotalTokens      int64                      `json:"total_tokens" read:"lax"`
 	Extra            map[string]json.RawMessage `json:"-"`
 }
 
@@ -319,6 +406,11 @@ func (r *ChatResponse) decodeJSON(data []byte) error {
 		v.Metadata = inner.Extra
 	}
 	delete(v.Extra, metadata)
+	n := 0
+	for text := range jsonspan.ElementsOf(chatjson.Last(data, "choices")) {
+		v.Choices[n].complete(n, text)
+		n++
+	}
 	v.Raw = data
 	*r = ChatResponse(v)
 	return nil

@@ -8,13 +8,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"iter"
 	"maps"
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
-	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 	"github.com/seed-017344ad/sealedchat/internal/sse"
@@ -23,14 +21,14 @@ import (
 // ChatChunk is one piece of a streamed answer: an OpenAI chat.completion.chunk. [ChatAccumulator]
 // puts them together.
 type ChatChunk struct {
-	ID                string        `json:"id"`
-	Object            string        `json:"object"`
-	Created           int64         `json:"created"` // Unix seconds; a fraction is cut off
-	Model             string        `json:"model"`
-	Choices           []ChunkChoice `json:"choices"` // empty in the chunk that has Usage
-	Usage             *Usage        `json:"usage"`   // nil in all chunks but one near the end
-	SystemFingerprint string        `json:"system_fingerprint"`
-	ServiceTier       string        `json:"service_tier"`
+	ID                string        `json:"id" read:"lax"`
+	Object            string        `json:"object" read:"lax"`
+	Created           int64         `json:"created" read:"lax"` // Unix seconds; a fraction is cut off
+	Model             string        `json:"model" read:"lax"`
+	Choices           []ChunkChoice `json:"choices"`          // empty in the chunk that has Usage
+	Usage             *Usage        `json:"usage" read:"lax"` // nil in all chunks but one near the end
+	SystemFingerprint string        `json:"system_fingerprint" read:"lax"`
+	ServiceTier       string        `json:"service_tier" read:"lax"`
 
 	// Extra holds the members that this package does not know. It is made of slices of Raw.
 	Extra map[string]json.RawMessage `json:"-"`
@@ -42,18 +40,18 @@ type ChatChunk struct {
 
 // ChunkChoice is what a chunk adds to one of the answers.
 type ChunkChoice struct {
-	Index int64 `json:"index"`
+	Index int64 `json:"index" read:"lax"`
 	Delta Delta `json:"delta"`
 	// FinishReason is "" until the last chunk of the choice.
-	FinishReason string                     `json:"finish_reason"`
+	FinishReason string                     `json:"finish_reason" read:"lax"`
 	Extra        map[string]json.RawMessage `json:"-"`
 }
 
 // Delta is a piece of a message: texts are what is to be added to those that came before.
 type Delta struct {
-	Role      string                     `json:"role"`
+	Role      string                     `json:"role" read:"lax"`
 	Content   string                     `json:"content"`
-	Refusal   string                     `json:"refusal"`
+	Refusal   string                     `json:"refusal" read:"lax"`
 	ToolCalls []ToolCallDelta            `json:"tool_calls"`
 	Extra     map[string]json.RawMessage `json:"-"` // "reasoning_content" and others
 }
@@ -62,10 +60,10 @@ type Delta struct {
 // arguments are joined. Of servers that leave the index out it is 0 in all of them, and another ID
 // begins another call.
 type ToolCallDelta struct {
-	Index    int64                      `json:"index"`
-	ID       string                     `json:"id"`
-	Type     string                     `json:"type"`
-	Function FunctionCall               `json:"function"`
+	Index    int64                      `json:"index" read:"lax"`
+	ID       string                     `json:"id" read:"lax"`
+	Type     string                     `json:"type" read:"lax"`
+	Function FunctionCall               `json:"function" read:"lax"`
 	Extra    map[string]json.RawMessage `json:"-"`
 }
 
@@ -158,7 +156,11 @@ func (c *SecureCompletionClient) streamChat(ctx context.Context, r *ChatRequest,
 		if err != nil {
 			return err
 		}
-		return c.madeChunks(ctx, result, usage, yield)
+		answer, err := c.madeAnswer(ctx, result, usage)
+		if err != nil {
+			return err
+		}
+		return answer.each(yield)
 	}
 	body, err := r.streaming().encode()
 	if err != nil {
@@ -170,14 +172,7 @@ func (c *SecureCompletionClient) streamChat(ctx context.Context, r *ChatRequest,
 		return err
 	}
 	defer resp.body.Close()
-	if resp.media() == mediaEvents {
-		return c.tellSchema(ctx, resp.payloadID, readChunks(resp, yield))
-	}
-	result, err := c.readWhole(ctx, resp)
-	if err != nil {
-		return err
-	}
-	return c.madeChunks(ctx, result, chatjson.CallOf(body).IncludeUsage, yield)
+	return c.answerOf(ctx, resp, chatjson.CallOf(body)).each(yield)
 }
 
 // streaming is the request with what asks for a stream.
@@ -209,37 +204,12 @@ func (r *ChatRequest) wantsUsage() (bool, error) {
 	return chatjson.IncludesUsage(text), nil
 }
 
-// madeChunks gives the chunks of a whole answer, which it wipes, to yield.
-func (c *SecureCompletionClient) madeChunks(ctx context.Context, answer *completion, usage bool,
-	yield func(*ChatChunk) bool) error {
-	defer clear(answer.plaintext)
-	events, err := chatjson.NewEvents(answer.plaintext, usage)
-	if err != nil {
-		return c.tellSchema(ctx, answer.payloadID, err)
-	}
-	defer events.Wipe()
-	for {
-		text, err := events.Next()
-		if err == io.EOF {
-			return nil
-		}
-		chunk, err := decodeChunk(text)
-		if err != nil {
-			return c.tellSchema(ctx, answer.payloadID, err)
-		}
-		chunk.PayloadID = answer.payloadID
-		if !yield(chunk) {
-			return nil
-		}
-	}
-}
-
 // readWhole reads the answer of a server that took no notice of stream. An answer that is refused
 // becomes an event here; for one that did not come as a whole, its body has told the Auditor.
 func (c *SecureCompletionClient) readWhole(ctx context.Context, resp *openedResponse) (*completion,
 	error) {
 	defer resp.body.Close()
-	plaintext, err := httpx.ReadAll(resp.body, resp.length())
+	plaintext, err := httpx.ReadAll(resp.content(), resp.length())
 	if err == nil {
 		if err = checkCompletion(plaintext, resp.payloadID, ""); err != nil {
 			err = c.tellRefused(ctx, resp.payloadID, err, "")
@@ -261,40 +231,14 @@ func (c *SecureCompletionClient) tellSchema(ctx context.Context, id string, err 
 	return c.tellRefused(ctx, id, err, "")
 }
 
-// readChunks reads events to their end.
-func readChunks(resp *openedResponse, yield func(*ChatChunk) bool) error {
-	reader := sse.NewReader(resp.body, sse.MaxEvent)
-	defer reader.Wipe()
-	for done := false; ; {
-		e, err := reader.Next()
-		switch {
-		case err == io.EOF && !done:
-			return &fault.TruncatedError{What: "the stream ends without [DONE]"}
-		case err == io.EOF:
-			return nil
-		case err != nil:
-			return err
-		case done: // all that is left to learn is whether the end is one
-			continue
-		case e.IsDone():
-			done = true
-			continue
-		}
-		chunk, err := parseChunk(e)
-		if err != nil {
-			return err
-		}
-		chunk.PayloadID = resp.payloadID
-		if !yield(chunk) {
-			return nil
-		}
-	}
-}
-
 // parseChunk checks and decodes the data of an event, of which it makes a copy.
 func parseChunk(e sse.Event) (*ChatChunk, error) {
-	if err := answerError(chatjson.CheckChunk(e.Name, e.Data)); err != nil {
-		return nil, err
+	chunk, err := chatjson.CheckChunk(e)
+	if err != nil {
+		return nil, answerError(err)
+	}
+	if !chunk {
+		return nil, chatjson.SchemaError("a chunk", "an event that holds none")
 	}
 	return decodeChunk(e.Data)
 }

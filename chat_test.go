@@ -66,8 +66,8 @@ func TestChatRequestJSON(t *testing.T) {
 		}, `"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"const":12345678901234567890}}}`},
 		{func(r *ChatRequest) {
 			r.Extra = map[string]any{"top_k": 40, "reasoning_effort": "low", "nested": map[string]any{"api_key": 1}, "raw": json.RawMessage(` [1e400, 1.0] `),
-				"null": nil, "Model": "another name", "with \"quotes\"": true, "stream": true}
-		}, `"top_k":40,"reasoning_effort":"low","nested":{"api_key":1},"raw":[1e400,1.0],"null":null,"Model":"another name","with \"quotes\"":true,"stream":true`},
+				"null": nil, "raw null": json.RawMessage(" null "), "Model": "another name", "with \"quotes\"": true, "stream": true}
+		}, `"top_k":40,"reasoning_effort":"low","nested":{"api_key":1},"raw":[1e400,1.0],"Model":"another name","with \"quotes\"":true,"stream":true`},
 	} {
 		body, err := hello(c.change).encode()
 		want := `{"model":"m",` + helloMessages

@@ -67,8 +67,8 @@ func TestZeroClient(t *testing.T) {
 	}
 }
 
-// A BaseURL ends before the paths that the client adds. An SDK's base URL has some of them, and without
-// one a prompt would go to a server that nobody named.
+// A BaseURL ends before the paths that the client adds. An SDK's base URL has some of them, and
+// without one a prompt would go to a server that nobody named.
 func TestBaseURLEnd(t *testing.T) {
 	for text, says := range map[string]string{
 		"":                                              "without /v1",

@@ -77,12 +77,12 @@ func answerError(err error) error {
 	if !ok {
 		return err
 	}
-	var code, detail string
 	// as of an error in the clear, only so much is looked at
-	if len(failed.Data) <= httpx.MaxErrorBody {
-		code, detail = errorDetail(failed.Data)
+	if len(failed.Data) > httpx.MaxErrorBody {
+		return newSealedError(http.StatusOK, 0, "", "")
 	}
-	return newSealedError(http.StatusOK, 0, code, detail)
+	code, detail := errorDetail(failed.Data)
+	return newSealedError(http.StatusOK, 0, code, detail).keeping(failed.Data)
 }
 
 // sizeHint is about the number of bytes of the request's JSON: mostly a little more.

@@ -355,3 +355,12 @@ func TestGatewayConfigArrives(t *testing.T) {
 		}
 	}
 }
+
+func TestTrustUnset(t *testing.T) {
+	_, err := NewSecureCompletionClient(Config{Transport: neverUsed(t)})
+	for _, choice := range []string{"Config.Trust", "TrustHTTPS()", "Pin(", "FirstUse("} {
+		if err == nil || !strings.Contains(err.Error(), choice) {
+			t.Errorf("%q is not in: %v", choice, err)
+		}
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
@@ -208,6 +209,8 @@ type APIError struct {
 	// sealed returns the words that came sealed; nil when none did. A function keeps them out of
 	// everything that prints fields.
 	sealed func() (code, detail string)
+	// object returns OpenAI's error object where that came sealed, for an SDK; nil when none did.
+	object func() *errorObject
 }
 
 // Sealed returns the server's code and words where they came sealed, and are not the gateway's own:
@@ -224,6 +227,45 @@ func (e *APIError) Sealed() (code, detail string) {
 func newSealedError(status int, retryAfter time.Duration, code, detail string) *APIError {
 	return &APIError{StatusCode: status, RetryAfter: retryAfter,
 		sealed: func() (string, string) { return code, detail }}
+}
+
+// errorObject is OpenAI's error object. Its words are content.
+type errorObject struct{ message, kind, param, code string }
+
+// maxMessage bounds the message of an error object, in bytes: an SDK gets it whole up to there.
+const maxMessage = 4 << 10
+
+// errorObjectOf finds an error object in the content of a sealed error, or nil.
+func errorObjectOf(content []byte) *errorObject {
+	var doc struct {
+		Error struct{ Message, Type, Param, Code any }
+	}
+	if !chatjson.ValidObject(content) {
+		return nil
+	}
+	dec := json.NewDecoder(bytes.NewReader(content))
+	dec.UseNumber()
+	if dec.Decode(&doc) != nil {
+		return nil // error is a string, say
+	}
+	message, ok := doc.Error.Message.(string)
+	if !ok {
+		return nil
+	}
+	if len(message) > maxMessage {
+		message = strings.ToValidUTF8(message[:maxMessage], "")
+	}
+	// the others are names
+	name := func(v any) string { return fault.Sanitise(scalar(v), maxDetail) }
+	return &errorObject{message, name(doc.Error.Type), name(doc.Error.Param), name(doc.Error.Code)}
+}
+
+// keeping adds the error object in content, for an SDK.
+func (e *APIError) keeping(content []byte) *APIError {
+	if object := errorObjectOf(content); object != nil {
+		e.object = func() *errorObject { return object }
+	}
+	return e
 }
 
 func (e *APIError) Error() string {

@@ -147,7 +147,8 @@ func TestErrorDetail(t *testing.T) {
 	}
 }
 
-// An error may come sealed, and then be as large as an answer: looking for its words must not take long.
+// An error may come sealed, and then be as large as an answer: looking for its words must not take
+// long.
 func TestErrorDetailIsCheap(t *testing.T) {
 	const depth = 9000
 	words := strings.Repeat("x", 4<<20)

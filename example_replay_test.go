@@ -16,8 +16,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// countingCache is a ReplayCache that counts what it refused, for a metric. Gateways that share their keys share a cache in
-// the same way: Claim and Release ask a server that all of them reach.
+// countingCache is a ReplayCache that counts what it refused, for a metric. Gateways that share
+// their keys share a cache in the same way: Claim and Release ask a server that all of them reach.
 type countingCache struct {
 	sealedchat.ReplayCache
 	refused atomic.Int64
@@ -31,7 +31,8 @@ func (c *countingCache) Claim(ctx context.Context, id, client [32]byte, until ti
 	return fresh, err
 }
 
-// recorder stands for somebody on the way, who sends each request once more when it has been answered.
+// recorder stands for somebody on the way, who sends each request once more when it has been
+// answered.
 type recorder struct{ next http.RoundTripper }
 
 func (t recorder) RoundTrip(req *http.Request) (*http.Response, error) {

@@ -203,7 +203,8 @@ func ExampleNewSecureCompletionClient() {
 	fmt.Println(answer.Text())
 }
 
-// The environment has no variable for the protocol: a program that speaks Oblivious HTTP says so itself.
+// The environment has no variable for the protocol: a program that speaks Oblivious HTTP says so
+// itself.
 func ExampleConfigFromEnv() {
 	for name, value := range map[string]string{
 		"NOMYO_SERVER_URL": "https://inference.example.com",
@@ -281,7 +282,8 @@ func ExampleOpenAuditLog() {
 	fmt.Println(audit.Head()) // to be kept elsewhere
 }
 
-// An Auditor of a program's own adds details, and hands the event on. Values under names like "token" are redacted.
+// An Auditor of a program's own adds details, and hands the event on. Values under names like
+// "token" are redacted.
 func ExampleAuditor() {
 	plain := func(_ []string, a slog.Attr) slog.Attr {
 		switch a.Key {
@@ -296,8 +298,7 @@ func ExampleAuditor() {
 		return next(ctx, e)
 	}
 	_ = auditor(context.Background(), sealedchat.Event{Type: sealedchat.EventKeyDeleted, Fingerprint: "cb27375f…"})
-	// Output:
-	// level=WARN msg=audit type=key_deleted fingerprint=cb27375f… details="map[session_token:[REDACTED] tenant:a-17]"
+	// Output: level=WARN msg=audit type=key_deleted fingerprint=cb27375f… details="map[session_token:[REDACTED] tenant:a-17]"
 }
 
 // This is the README's gateway: compiled, and not run.

@@ -12,7 +12,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// tracer and span are what of OpenTelemetry is needed here: a trace.Tracer fits behind a few lines of adapter.
+// tracer and span are what of OpenTelemetry is needed here: a trace.Tracer fits behind a few lines
+// of adapter.
 type tracer interface {
 	Start(ctx context.Context, name string) (context.Context, span)
 }
@@ -22,7 +23,8 @@ type span interface {
 	End()
 }
 
-// traced is a Transport that makes a span of each attempt. What it sees is ciphertext and the protocol's headers.
+// traced is a Transport that makes a span of each attempt. What it sees is ciphertext and the
+// protocol's headers.
 type traced struct {
 	next   http.RoundTripper
 	tracer tracer

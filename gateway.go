@@ -74,8 +74,9 @@ type GatewayConfig struct {
 	// same ReplayWindow and OHTTP.DateWindow: each remembers for as long as its own says. nil = one of
 	// its own: see [ReplayCache].
 	Replay ReplayCache
-	// ReplayWindow is for how long, in protocol v1 (for the second see GatewayOHTTP.DateWindow). It
-	// has no timestamp: after the window, a captured request is served again. 0 = 24 h, or as long as
+	// ReplayWindow is how long Replay remembers a request of protocol v1 (for Oblivious HTTP see
+	// GatewayOHTTP.DateWindow). Its requests have no timestamp: after the window, a captured one is
+	// served again. 0 = 24 h, or as long as
 	// the cache has room: with its 131,072 entries, at up to 1.5 requests a second.
 	ReplayWindow time.Duration
 
@@ -101,39 +102,40 @@ type GatewayConfig struct {
 	// 0 = 1 minute; negative = no limit.
 	IdleTimeout time.Duration
 
-	// AddressHeader names the header in which the proxy in front says whom a request comes from:
+	// AddressHeader names the header in which the proxy in front gives the client's address:
 	// "X-Forwarded-For" for example. The last address in it counts; of an IPv6 address its first 64
-	// bits. The proxy next to the gateway has to set that header, or to append to it: what stands last
-	// is taken at its word. Without the header, or an address in it, the request counts for its
-	// RemoteAddr. Limits per address hold in both protocols: behind a proxy set it, or all clients
-	// share one address. A handler in front that changes RemoteAddr can name anything else; "" there
-	// is nobody in particular, without a limit of its own. "" = RemoteAddr.
+	// bits. The gateway believes that address, so the proxy next to it has to set the header, or to
+	// append to it. Without the header, or an address in it, the request counts for its RemoteAddr.
+	// Limits per address hold in both protocols: behind a proxy set AddressHeader, or all clients
+	// share one address. A handler in front that changes RemoteAddr can name anything else; a request
+	// whose RemoteAddr it makes "" has no limit of its own. "" = RemoteAddr.
 	AddressHeader string
 
 	// Protocols are those that are served, all on the same listener. nil = both.
 	Protocols []Protocol
-	// OHTTP is for the second protocol.
+	// OHTTP has the options of ProtocolOHTTP.
 	OHTTP GatewayOHTTP
 
-	// Audit is told of requests, answers, refusals and survived panics; while it fails, requests are
-	// answered 503 before they go upstream, and answers are not sent; one that streams stays without
-	// its end. Refused API keys, and requests of the second protocol that do not open or are
-	// malformed, are for Logger alone: strangers could fill the audit log with them. nil = nobody.
+	// Audit is told of requests, answers, refusals and survived panics. While it fails, the gateway
+	// answers requests with 503 before they go upstream, and sends no answers; a streamed one stays
+	// without its end. Logger alone is told of refused API keys, and of requests over Oblivious HTTP
+	// that do not open or are malformed: strangers could fill the audit log with them. nil = nobody is
+	// told.
 	Audit Auditor
 	// Logger gets one line per request: ids, account, sizes, durations and status, no content. nil =
 	// silent.
 	Logger *slog.Logger
 }
 
-// GatewayOHTTP is the part of [GatewayConfig] for the second protocol, Oblivious HTTP in chunks
+// GatewayOHTTP holds the options of [GatewayConfig] for [ProtocolOHTTP], Oblivious HTTP in chunks
 // (RFC 9458; SPEC.md, chapter 11). Zero values are defaults.
 type GatewayOHTTP struct {
 	// Allow lists what inner requests may ask for, as method and path: "POST /v1/chat/completions".
-	// Paths are compared as they are; a query goes along. What follows /v1 is asked of Upstream: GET
-	// /v1/models is {Upstream}/models. A path outside /v1 is asked below Upstream as well, all of it:
-	// GET /health is {Upstream}/health, and so /v1/health of a server whose Upstream ends in /v1. nil
-	// = POST /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/responses, and GET
-	// /v1/models.
+	// Paths are compared as they are; a query goes along. The gateway asks Upstream for what follows
+	// /v1: GET /v1/models is {Upstream}/models. It asks for a path outside /v1 below Upstream as well,
+	// all of it: GET /health is {Upstream}/health, and so /v1/health of a server whose Upstream ends
+	// in /v1. nil = POST /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/responses, and
+	// GET /v1/models.
 	Allow []string
 	// DateWindow is how far a request's inner Date may be from this machine's clock, either way. A
 	// request is remembered until its Date, a window and a minute more; one that takes longer to
@@ -144,12 +146,12 @@ type GatewayOHTTP struct {
 	// an event travels when it is complete; other answers of unknown length no longer travel as they
 	// come. A power of two, at most 16,384. 0 = none.
 	Padding int
-	// StrangerRate is how many requests a second from one address are opened without turning out to be
-	// a client's: opening costs work before anybody is known. StrangerBurst is how many may come at
-	// once. More are answered 429. What Authenticate lets in does not count, if it arrives whole and
-	// was not sent before. Without Authenticate everything counts. The networks of an IPv6 /48 have 16
-	// times as much together; so have, once 16,384 addresses are being counted, all others. 0 = 20 and
-	// 200; at most 1,000,000; a negative rate sets no limit.
+	// StrangerRate is how many requests a second from one address the gateway opens that turn out not
+	// to be a client's: opening costs work, and the client is known only afterwards. StrangerBurst is
+	// how many may come at once. More are answered 429. A request that Authenticate lets in does not
+	// count, if it arrives whole and was not sent before. Without Authenticate every request counts.
+	// The networks of an IPv6 /48 have 16 times as much together; so have, once 16,384 addresses are
+	// being counted, all others. 0 = 20 and 200; at most 1,000,000; a negative rate sets no limit.
 	StrangerRate  float64
 	StrangerBurst int
 }
@@ -297,9 +299,10 @@ func (g *Gateway) Keys(ctx context.Context) ([]KeyInfo, error) {
 // Server is an [http.Server] on addr that is right for the gateway: it waits 10 seconds for a
 // request's header, which has 8 KiB at most, keeps idle connections for 2 minutes, and writes its
 // complaints to GatewayConfig.Logger at level WARN. 500 connections cost at most 32 MiB, however
-// long their headers are. It has no ReadTimeout and no WriteTimeout, since Timeout and BodyTimeout
-// bound every request. The caller may change it, sets TLSConfig where ListenAndServeTLS has no
-// files for it, starts it and shuts it down, before [Gateway.Close].
+// long their headers are; with headers of thousands of fields four times that, for those 10
+// seconds. It has no ReadTimeout and no WriteTimeout, since Timeout and BodyTimeout bound every
+// request. The caller may change it, sets TLSConfig where ListenAndServeTLS has no files for it,
+// starts it and shuts it down, before [Gateway.Close].
 func (g *Gateway) Server(addr string) *http.Server {
 	server := g.server.HTTPServer(addr)
 	server.Handler = g
@@ -312,15 +315,15 @@ func (g *Gateway) Server(addr string) *http.Server {
 func (g *Gateway) Close() (err error) { return g.server.Close() }
 
 // ServeHTTP serves one request. It survives a panic in it with status 500; once an answer has
-// begun, it panics with [http.ErrAbortHandler], so that nobody takes the answer for whole.
+// begun, it panics with [http.ErrAbortHandler], so that no client takes the answer for whole.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.server.ServeHTTP(w, r) }
 
 // GatewayStats is what a gateway did since it was made, see [Gateway.Stats]. Its numbers only grow,
-// but for InFlight. It has a form in JSON; it holds no content and no ids.
+// except InFlight. It marshals to JSON. It holds no content and no ids.
 type GatewayStats struct {
 	// Requests is the number of requests that were dealt with, of either protocol: Answered were sent
 	// a sealed answer, Refused a status from 400 to 499, Failed any other, or an answer that was cut
-	// or that the client did not take. In the second protocol the status is the sealed one, where
+	// or that the client did not take. In Oblivious HTTP the status is the sealed one, where
 	// there is one, and Answered is from 200 to 299. Fetched public keys and health checks are not
 	// among them.
 	Requests int64 `json:"requests"`
@@ -349,11 +352,12 @@ func (g *Gateway) Stats() GatewayStats {
 	}
 }
 
-// AuthenticateKeys makes a [GatewayConfig].Authenticate that lets in whoever sends one of keys as a
-// bearer token, and returns [ErrAuthentication] otherwise. The account is the number of the key
-// among keys, from 1: "key-1". All of them are compared, in constant time. It keeps digests; keys
-// stay the caller's and may be destroyed afterwards. Its own error is [*ConfigError]: there are no
-// keys, or one is destroyed or not 1 to 4,096 bytes of visible ASCII.
+// AuthenticateKeys makes a [GatewayConfig].Authenticate that lets in requests with one of keys as a
+// bearer token, and returns [ErrAuthentication] for others. The account is the number of the key
+// among keys, from 1: "key-1". So it tells nothing of the key, and stays the same for as long as
+// the order does. The function compares all keys, in constant time, and keeps digests; keys stay the
+// caller's and may be destroyed afterwards. AuthenticateKeys' own error is [*ConfigError]: there are
+// no keys, or one is destroyed or not 1 to 4,096 bytes of visible ASCII.
 func AuthenticateKeys(keys ...*Secret) (func(*http.Request) (account string, err error), error) {
 	if len(keys) == 0 {
 		return nil, configError("AuthenticateKeys", "no keys")

@@ -113,7 +113,8 @@ func newGateway(t testing.TB, c GatewayConfig) *Gateway {
 	return g
 }
 
-// startClient makes a client with the stored client key for the server at url, plain http allowed. change may be nil.
+// startClient makes a client with the stored client key for the server at url, plain http allowed.
+// change may be nil.
 func startClient(t testing.TB, url string, change func(*Config)) *SecureCompletionClient {
 	t.Helper()
 	c := Config{

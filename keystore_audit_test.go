@@ -141,7 +141,8 @@ func TestKeyStoreFileEvents(t *testing.T) {
 	}
 }
 
-// Before the fact an Auditor that fails stops the store; after it, the change stands and the error says so.
+// Before the fact an Auditor that fails stops the store; after it, the change stands and the error
+// says so.
 func TestAuditStopsTheKeyStore(t *testing.T) {
 	dir, h := storeDir(t), &heard{}
 	s, _ := createWeak(t, dir, &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h.Record})
@@ -188,7 +189,8 @@ func TestAuditStopsTheKeyStore(t *testing.T) {
 	stopped("open", err)
 }
 
-// A store tells the log that has its key from the store: what came before is told later, and nobody waits for himself.
+// A store tells the log that has its key from the store: what came before is told later, and nobody
+// waits for himself.
 func TestAuditLogOfItsOwnStore(t *testing.T) {
 	s, _ := createWeak(t, storeDir(t), &KeyStoreOptions{Rotation: Rotation{Every: 30 * time.Millisecond, Grace: -1}})
 	path := filepath.Join(t.TempDir(), "log", "audit.log")
@@ -247,8 +249,8 @@ func TestAuditorsUnconfirmedIsHidden(t *testing.T) {
 	}
 }
 
-// Each field of a key store's event is in the Auditor's event, under the same name, and each type is one
-// that is known.
+// Each field of a key store's event is in the Auditor's event, under the same name, and each type
+// is one that is known.
 func TestKeyEvent(t *testing.T) {
 	var e keystore.Event
 	from := reflect.ValueOf(&e).Elem()

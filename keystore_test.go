@@ -99,7 +99,8 @@ func (l *loop) took() []int {
 	return s
 }
 
-// A client that knows the old key is served by the gateway while the grace lasts, and afterwards after a look at the new one.
+// A client that knows the old key is served by the gateway while the grace lasts, and afterwards
+// after a look at the new one.
 func TestGraceThroughTheGateway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: -1, Grace: 30 * time.Minute}})
@@ -188,7 +189,8 @@ func TestNoRequestWaitsForRotation(t *testing.T) {
 	})
 }
 
-// A request that is under way keeps its key through Close and through a rotation; then the key is wiped.
+// A request that is under way keeps its key through Close and through a rotation; then the key is
+// wiped.
 func TestRunningRequestKeepsItsKey(t *testing.T) {
 	for what, end := range map[string]func(*KeyStore) error{
 		"Close":  func(s *KeyStore) error { s.Close(); return nil },
@@ -253,7 +255,8 @@ func TestImportFromOtherClients(t *testing.T) {
 	}
 }
 
-// A gateway whose key is replaced while clients have the old one: both open, until the grace is over.
+// A gateway whose key is replaced while clients have the old one: both open, until the grace is
+// over.
 func TestObliviousRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		keys, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: 24 * time.Hour}})
@@ -321,8 +324,8 @@ func TestConfigEvents(t *testing.T) {
 	})
 }
 
-// A program that has memguard destroy its buffers gets errors from a gateway's key store, in a process of its own, which a
-// fault would end.
+// A program that has memguard destroy its buffers gets errors from a gateway's key store, in a
+// process of its own, which a fault would end.
 func TestPurgedKeyStore(t *testing.T) {
 	testkit.NeedLocked(t, 256<<10)
 	if out, err := child(t, "purged", storeDir(t), "").Output(); err != nil {

@@ -93,7 +93,8 @@ func TestEmptySecret(t *testing.T) {
 	}
 }
 
-// Destroy within Use, or beside it, leaves the bytes to those who use them, and nobody new comes in.
+// Destroy within Use, or beside it, leaves the bytes to those who use them, and nobody new comes
+// in.
 func TestSecretDestroyWithinUse(t *testing.T) {
 	s := secret(t, secretMarker)
 	err := s.Use(func(b []byte) error {
@@ -363,8 +364,8 @@ func TestMemoryReport(t *testing.T) {
 	}
 }
 
-// Only internal/locked may bring memguard and memcall in: they end the process where it errs. One test is a program that
-// purges memguard.
+// Only internal/locked may bring memguard and memcall in: they end the process where it errs. One
+// test is a program that purges memguard.
 func TestOnlyLockedImportsMemguard(t *testing.T) {
 	root, found := testkit.Dir(t), 0
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {

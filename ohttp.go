@@ -117,6 +117,8 @@ func (p *ohttpProtocol) warm(ctx context.Context) error {
 const (
 	mediaJSON   = "application/json"
 	mediaEvents = "text/event-stream"
+
+	mediaEventsUTF8 = mediaEvents + "; charset=utf-8"
 )
 
 // jsonFields are the fields of a request that carries JSON.
@@ -392,7 +394,7 @@ func openAll(dst []byte, call *ohttpCall, sealed, buffer []byte) ([]byte, error)
 // only the words of an error.
 func (c *ohttpCall) checkAnswer(in *bhttp.Response, content []byte) error {
 	header := httpx.HeaderOf(in.Header)
-	if in.Status == http.StatusOK {
+	if in.Status >= 200 && in.Status < 300 {
 		return c.checkTier(header)
 	}
 	content = content[:min(len(content), httpx.MaxErrorBody)]
@@ -409,7 +411,7 @@ func (c *ohttpCall) checkAnswer(in *bhttp.Response, content []byte) error {
 	}
 	err := newAPIError(in.Status, header, content, time.Now())
 	if !unprocessed {
-		return newSealedError(err.StatusCode, err.RetryAfter, err.Code, err.Detail)
+		return newSealedError(err.StatusCode, err.RetryAfter, err.Code, err.Detail).keeping(content)
 	}
 	err.unprocessed = true
 	return err

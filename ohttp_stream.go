@@ -4,6 +4,7 @@
 package sealedchat
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,65 @@ type openedResponse struct {
 	header    http.Header
 	body      *openedBody
 	payloadID string
+
+	begun []byte // the first bytes of the content, once sniff has read them
+	lead  int    // how many of them are white space and comments
+	form  sse.Form
+}
+
+// sniff reads until it shows what the content is: FormUnknown if nothing but white space and
+// comments came.
+func (r *openedResponse) sniff() (form sse.Form, err error) {
+	if r.begun != nil {
+		return r.form, nil
+	}
+	defer func() { r.form = form }()
+	var s sse.Sniffer
+	r.begun = make([]byte, 0, 512)
+	for form == sse.FormUnknown || !r.saysEvents() && len(r.begun)-r.lead < longestField {
+		if len(r.begun) == cap(r.begun) {
+			r.begun = append(make([]byte, 0, 2*cap(r.begun)), r.begun...)
+		}
+		var n, at int
+		n, err = r.body.Read(r.begun[len(r.begun):cap(r.begun)])
+		piece := r.begun[len(r.begun) : len(r.begun)+n]
+		if form == sse.FormUnknown {
+			form, at = s.See(piece)
+			r.lead = len(r.begun) + at
+		}
+		r.begun = r.begun[:len(r.begun)+n]
+		if err != nil {
+			break
+		}
+	}
+	if form == sse.FormJSON && bytes.IndexByte(r.begun[:r.lead], ':') >= 0 {
+		r.begun, r.lead = r.begun[r.lead:], 0 // the gateway took it for events, and padded it
+	}
+	if err == io.EOF || len(r.begun) > 0 {
+		return form, nil // content says it again, behind what has come
+	}
+	return form, err
+}
+
+// longestField is more than the name of any field of an event stream has, with its colon.
+const longestField = 8
+
+// content is all of the content, also after sniff.
+func (r *openedResponse) content() io.Reader {
+	return io.MultiReader(bytes.NewReader(r.begun), r.body)
+}
+
+// saysEvents tells what the media type says.
+func (r *openedResponse) saysEvents() bool { return r.media() == mediaEvents }
+
+// beginsEvents tells content that begins with a field of an event stream.
+func (r *openedResponse) beginsEvents() bool {
+	for _, field := range [...]string{"data", "event", "id", "retry", "error"} {
+		if bytes.HasPrefix(r.begun[r.lead:], []byte(field+":")) {
+			return true
+		}
+	}
+	return false
 }
 
 // media is the content's type without its parameters.
@@ -132,13 +192,12 @@ func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*o
 
 func (p *ohttpProtocol) openHeader(ctx context.Context, in *plainRequest, r *sealedRequest,
 	outside *http.Response) (*openedResponse, error) {
-	encoding := outside.Header.Get("Content-Encoding")
-	if !httpx.HasType(outside.Header, ohttp.TypeResponse) || (encoding != "" &&
-		!strings.EqualFold(encoding, "identity")) {
+	limit := p.maxAnswer
+	sealed, _, err := httpx.Decoded(outside.Header, httpx.Capped(outside.Body, limit), limit)
+	if err != nil || !httpx.HasType(outside.Header, ohttp.TypeResponse) {
 		return nil, errNotSealed
 	}
-	limit := p.maxAnswer
-	reader, err := r.ohttp.Response(httpx.Capped(outside.Body, limit), maxAnswerChunk)
+	reader, err := r.ohttp.Response(sealed, maxAnswerChunk)
 	if err != nil {
 		return nil, innerError(err)
 	}
@@ -152,7 +211,10 @@ func (p *ohttpProtocol) openHeader(ctx context.Context, in *plainRequest, r *sea
 		payloadID: r.payloadID}
 	path, _, _ := strings.Cut(in.path, "?")
 	b.content, b.ending = body, sse.EndingOf(resp.media(), path, -1)
-	if events, ok := b.ending.(*sse.Stream); ok {
+	if in.isChat() {
+		b.ending = sse.WatchOf(resp.media())
+	}
+	if events, ok := b.ending.(interface{ Begun() bool }); ok {
 		b.content = sse.NewIdle(body, p.idle, events.Begun, func() { _ = outside.Body.Close() })
 	}
 	if in.method == http.MethodHead || head.Status == http.StatusNoContent {
@@ -289,7 +351,8 @@ func (b *openedBody) drain() bool {
 		return false
 	}
 	defer b.mu.Unlock()
-	if s, events := b.ending.(*sse.Stream); b.err != nil || !events || !s.Known() || !s.Ended() {
+	s, events := b.ending.(interface{ DoneAtEnd() bool })
+	if b.err != nil || !events || !s.DoneAtEnd() {
 		return b.err != nil
 	}
 	late := time.AfterFunc(drainTime, b.giveUp)

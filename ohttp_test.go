@@ -72,7 +72,8 @@ func TestOHTTPNothingStaysOpen(t *testing.T) {
 	}
 }
 
-// The answer is opened to the beginning of the room that was made for it, and nothing else stays there.
+// The answer is opened to the beginning of the room that was made for it, and nothing else stays
+// there.
 func TestOHTTPOpensIntoRoom(t *testing.T) {
 	g := fakes.NewGateway(t, fakes.ShortAnswer)
 	client := directClient(t, g, nil)
@@ -164,7 +165,8 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	// Lists that are each nearly as new as the one before do not lead back to an old one, nor does another signer's.
+	// Lists that are each nearly as new as the one before do not lead back to an old one, nor does
+	// another signer's.
 	newest := time.Unix(client.server.signed[signer].created, 0)
 	third := ohttp.AppendConfigs(nil, g.Rotate().Config)
 	trusted := g.Sign()
@@ -194,7 +196,8 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 	}
 }
 
-// Where a configuration is pinned too, a list that a stranger signed is taken for its sake, and says nothing about the signer's.
+// Where a configuration is pinned too, a list that a stranger signed is taken for its sake, and
+// says nothing about the signer's.
 func TestOHTTPStrangersListDoesNotForgiveOldOnes(t *testing.T) {
 	g := fakes.NewGateway(t, answerText("x"))
 	signer := g.Sign()

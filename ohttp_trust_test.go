@@ -331,8 +331,9 @@ func TestOHTTPListsThatAreNone(t *testing.T) {
 	}
 }
 
-// BenchmarkOHTTPClient is what a client does for a request and an answer of 1 KiB: sealing, and opening. x-v1 is the ratio of
-// its CPU time to that of version 1, x-v1-protected the same into protected memory, as Complete does it.
+// BenchmarkOHTTPClient is what a client does for a request and an answer of 1 KiB: sealing, and
+// opening. x-v1 is the ratio of its CPU time to that of version 1, x-v1-protected the same into
+// protected memory, as Complete does it.
 func BenchmarkOHTTPClient(b *testing.B) {
 	ctx := b.Context()
 	plaintext, _ := ask(strings.Repeat("x", 1024-80)).encode()

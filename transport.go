@@ -133,17 +133,32 @@ func (t *sdkTransport) exchange(req *http.Request, in *plainRequest, call *chatj
 		if err != nil || call.Stream {
 			return t.made(req, result, call, err)
 		}
-		return sdkResponse(req, http.StatusOK, mediaJSON, result.plaintext), nil
+		return sdkResponse(req, http.StatusOK, mediaJSON, repaired(result.plaintext)), nil
 	}
 	resp, err := t.client.stream(ctx, in, opts)
 	if err != nil {
 		return nil, err
 	}
-	if call.Stream && resp.media() != mediaEvents {
-		result, err := t.client.readWhole(ctx, resp)
-		return t.made(req, result, call, err)
+	if !call.Stream {
+		return passOn(req, resp), nil
 	}
-	return passOn(req, resp), nil
+	if !resp.saysEvents() { // what is no stream either is refused before the SDK sees anything of it
+		if _, err := resp.sniff(); err != nil || !resp.beginsEvents() {
+			result, err := t.client.readWhole(ctx, resp)
+			return t.made(req, result, call, err)
+		}
+	}
+	return t.client.passStream(req, resp, call), nil
+}
+
+// repaired is a checked answer as SDKs read it.
+func repaired(answer []byte) []byte {
+	as := chatjson.Repaired(answer)
+	if as == nil {
+		return answer
+	}
+	clear(answer)
+	return as
 }
 
 // made makes a stream of a whole answer, which is the stream's then.
@@ -162,9 +177,9 @@ func (t *sdkTransport) made(req *http.Request, answer *completion, call *chatjso
 
 // sdkStream is an answer whose events are made while the SDK reads them.
 func sdkStream(req *http.Request, events io.ReadCloser) *http.Response {
-	resp := sdkResponse(req, http.StatusOK, "text/event-stream; charset=utf-8", nil)
+	resp := sdkResponse(req, http.StatusOK, mediaEventsUTF8, nil)
 	resp.Header.Del("Content-Length")
-	resp.Body, resp.ContentLength = events, -1
+	resp.Body, resp.ContentLength = &boundedBody{req.Context(), events}, -1
 	return resp
 }
 
@@ -222,8 +237,11 @@ func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Re
 	if answer, ok := errors.AsType[*APIError](err); ok && !stopped {
 		sealedCode, detail := answer.Sealed()
 		code := cmp.Or(answer.Code, sealedCode)
-		return sdkError(req, sdkStatus(answer.StatusCode, code), code, sdkMessage(answer, detail),
-			answer.RetryAfter), nil
+		o := &errorObject{message: sdkMessage(answer, detail), code: code}
+		if answer.object != nil {
+			o = answer.object()
+		}
+		return sdkAnswer(req, sdkStatus(answer.StatusCode, code), o, answer.RetryAfter), nil
 	}
 	switch {
 	case stopped:
@@ -257,16 +275,25 @@ func sdkStatus(status int, code string) int {
 	return http.StatusBadGateway
 }
 
-// sdkError is an answer with OpenAI's error object.
+// sdkError is an answer with an error object of this package's own.
 func sdkError(req *http.Request, status int, code, message string,
 	retryAfter time.Duration) *http.Response {
-	var codeOrNull any
-	if code != "" {
-		codeOrNull = code
+	return sdkAnswer(req, status, &errorObject{message: message, code: code}, retryAfter)
+}
+
+// sdkAnswer is an answer with OpenAI's error object.
+func sdkAnswer(req *http.Request, status int, o *errorObject,
+	retryAfter time.Duration) *http.Response {
+	orNull := func(s string) any {
+		if s == "" {
+			return nil
+		}
+		return s
 	}
 	// maps of strings and nils marshal
 	body, _ := chatjson.Marshal(map[string]any{"error": map[string]any{
-		"message": message, "type": chatjson.ErrorType(status), "param": nil, "code": codeOrNull,
+		"message": o.message, "type": cmp.Or(o.kind, chatjson.ErrorType(status)),
+		"param": orNull(o.param), "code": orNull(o.code),
 	}})
 	resp := sdkResponse(req, status, "application/json", body)
 	if retryAfter > 0 {

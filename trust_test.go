@@ -19,15 +19,6 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
-func TestTrustUnset(t *testing.T) {
-	_, err := NewSecureCompletionClient(Config{Transport: neverUsed(t)})
-	for _, choice := range []string{"Config.Trust", "TrustHTTPS()", "Pin(", "FirstUse("} {
-		if err == nil || !strings.Contains(err.Error(), choice) {
-			t.Errorf("%q is not in: %v", choice, err)
-		}
-	}
-}
-
 func TestPinValidation(t *testing.T) {
 	good := publicOf(t, "rsa-2048").Fingerprint()
 	for _, c := range []struct {
@@ -230,7 +221,8 @@ func TestAcceptServerKeyMalformed(t *testing.T) {
 	}
 }
 
-// countingKey is a serverKey with a fetch that counts, takes a second and hands out what key points to.
+// countingKey is a serverKey with a fetch that counts, takes a second and hands out what key points
+// to.
 func countingKey(t *testing.T, key **PublicKey) (*serverKey, *atomic.Int32) {
 	var fetches atomic.Int32
 	s := &serverKey{trust: TrustHTTPS(), log: slog.New(slog.DiscardHandler), life: t.Context()}

@@ -77,8 +77,7 @@ step_python() {
 # The tests that do more with SEALEDCHAT_LONG=1, but for the audit log's.
 step_long() {
 	SEALEDCHAT_LONG=1 must_run TestSharedKeyStore TestKilledKeyStore TestFaultSequences TestLargeChat TestGuardsAgainstPages \
-		TestObliviousCutsThroughRelay TestOHTTPStreamsCutThroughRelay TestEveryBitFlipIsRefused
-	SEALEDCHAT_LONG=1 go test -count=1 -run '^TestKilledFile$' ./internal/replay
+		TestObliviousCutsThroughRelay TestOHTTPStreamsCutThroughRelay TestEveryBitFlipIsRefused TestKilledFile
 }
 
 step_memory() {

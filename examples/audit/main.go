@@ -3,29 +3,34 @@
 
 // Command audit reads the audit log that a service keeps with sealedchat.OpenAuditLog.
 //
-//	audit tail [-n N] [-f] LOG                          # the last events, one per line; -f goes on as they come
-//	audit verify [-dir DIR] [-head HEAD] LOG            # check the log and its older files, and print its head
+//	audit tail [-n N] [-f] LOG                  # the last events, one per line; -f: and new ones
+//	audit verify [-dir DIR] [-head HEAD] LOG    # check the log and its older files; print its head
 //
-// verify needs the key store that the log was opened with: the folder -dir, or NOMYO_KEY_DIR, or
-// else the folder sealedchat in the user's configuration folder. Its passphrase is
-// NOMYO_KEY_PASSWORD, or stands in the file that
-// -passphrase-file names, which nobody else may read. Run it as the user that the service runs as.
+// verify needs the key store with which the log was opened: the folder -dir, or NOMYO_KEY_DIR, or
+// else the folder sealedchat in the user's configuration folder. Its passphrase is in
+// NOMYO_KEY_PASSWORD, or in the file that -passphrase-file names, which no other user may read. Run
+// the command as the user of the service.
 //
-// Keep the head that verify prints where whoever can write to the log cannot, and give it to the
-// next verify: without it nobody can notice that lines were cut off the end.
+// Keep the head that verify prints in a place that nobody who can write to the log can change, and
+// give it to the next verify. Without it nobody can notice that lines were cut off the end.
 //
 //	new=$(audit verify -head "$head" /var/lib/myservice/log/audit.log) && head=$new || page somebody
 //
-// The head at hand stays when something is wrong: only a good verify prints another. The first run
-// has none, and goes without
-// -head; an empty -head is wrong input.
+// Keep the old head if something is wrong: only a good verify prints a new one. The first run has
+// no head, and omits -head; an empty -head is wrong input.
 //
-// tail checks nothing, but says where events are missing, as after two files have ended between two
-// looks. Standard output gets events and heads, everything else goes to standard error. Exit
-// status: 0; 1 when something failed; 2 for wrong input; 3 when the log was tampered with; 4 when
-// its last line is unfinished, as after a crash: the service ends it when it writes again; 5 when
-// nothing is wrong with what is there, but the line of -head is not: its file was dropped, because
-// verify did not run for longer than the log reaches back. After a look, begin again without -head.
+// tail checks nothing, but it reports where events are missing, for example if two files have ended
+// since it last looked. Events and heads go to standard output, all other text goes to standard
+// error. The exit status is
+//
+//   - 0 for success;
+//   - 1 if something failed;
+//   - 2 for wrong input;
+//   - 3 if somebody tampered with the log;
+//   - 4 if the last line is unfinished, as after a crash: the service ends it when it writes again;
+//   - 5 if the log is good but does not have the line of -head any more: its file was dropped,
+//     because verify did not run for longer than the log reaches back. Look into it, and then begin
+//     again without -head.
 package main
 
 import (
@@ -51,11 +56,11 @@ func main() {
 	os.Exit(p.run(ctx, os.Args[1:]))
 }
 
-// program is what a run works with: the surroundings, which tests replace.
+// program has the surroundings of a run, which tests replace.
 type program struct {
 	env            func(string) string
 	stdout, stderr io.Writer
-	wait           time.Duration // between looks at a log that is followed
+	wait           time.Duration // between two looks at a log that tail follows
 	seq            uint64        // of the event that tail showed last
 }
 
@@ -97,7 +102,7 @@ func (p *program) run(ctx context.Context, args []string) int {
 	return 1
 }
 
-// parse reads the flags of a command, and the log's path behind them.
+// parse reads the flags of a command, and the path of the log after them.
 func (p *program) parse(f *flag.FlagSet, args []string) (path string, err error) {
 	f.SetOutput(io.Discard) // errors are printed in one place
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -114,7 +119,7 @@ func (p *program) parse(f *flag.FlagSet, args []string) (path string, err error)
 	return f.Arg(0), nil
 }
 
-// oneLine replaces what could end a line or steer a terminal.
+// oneLine replaces characters that could end a line or control a terminal.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

@@ -57,7 +57,7 @@ func (w *world) write(t *testing.T, from, to int, filler string) {
 	}
 }
 
-// run runs the program, and returns what it says and its exit status.
+// run runs the program, and returns its output and its exit status.
 func (w *world) run(ctx context.Context, pass string, args ...string) (stdout, stderr string,
 	status int) {
 	var out, problems bytes.Buffer
@@ -147,7 +147,7 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-// lockedBuffer is written to by a program that runs.
+// lockedBuffer is a buffer for the output of a running program.
 type lockedBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -200,8 +200,8 @@ func TestTail(t *testing.T) {
 	}
 }
 
-// A head whose line was dropped has a status of its own, and no other head in its place. What tail
-// did not see, it says.
+// A head whose line was dropped has an exit status of its own, and the program prints no other
+// head. tail reports which events it did not see.
 func TestDroppedHead(t *testing.T) {
 	w := newWorld(t)
 	w.write(t, 0, 1, "")

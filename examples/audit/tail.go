@@ -43,7 +43,7 @@ func (p *program) tail(ctx context.Context, args []string) error {
 	for {
 		line, err := lines.ReadString('\n')
 		if err != nil {
-			// what is being written is read again
+			// a line that is being written is read again later
 			if _, err := log.Seek(-int64(len(line)), io.SeekCurrent); err != nil {
 				return err
 			}
@@ -64,12 +64,12 @@ func (p *program) tail(ctx context.Context, args []string) error {
 	return p.follow(ctx, path, &log)
 }
 
-// follow prints what is added to the log, and goes on with the file that takes its place.
+// follow prints lines that are added to the log, and goes on with the file that takes its place.
 func (p *program) follow(ctx context.Context, path string, log **os.File) error {
 	var part []byte // of a line
 	buf := make([]byte, maxLine)
 	for {
-		// before reading: what is read afterwards is all that there will be
+		// this comes before reading: a file that was replaced gets no more lines
 		replaced := isReplaced(path, *log)
 		for {
 			n, err := (*log).Read(buf)
@@ -122,7 +122,7 @@ func isReplaced(path string, log *os.File) bool {
 	return err == nil && !os.SameFile(mine, named)
 }
 
-// print shows one line of the log: time, severity, type, and the other members as they stand.
+// print prints one line of the log: time, severity, type, and the other members as they stand.
 func (p *program) print(line string) error {
 	var e sealedchat.Event
 	var members map[string]json.RawMessage
@@ -141,7 +141,7 @@ func (p *program) print(line string) error {
 		}
 		p.seq = seq
 	}
-	var severity string // as the file has it
+	var severity string // as it stands in the file
 	_ = json.Unmarshal(members["severity"], &severity)
 	for _, name := range []string{"time", "severity", "type", "prev", "mac", "key"} {
 		delete(members, name)

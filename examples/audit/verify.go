@@ -18,7 +18,7 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-const keepAll = 100 * 365 * 24 * time.Hour // grace: looking at a store must not change it
+const keepAll = 100 * 365 * 24 * time.Hour // grace: reading a store must not change it
 
 func (p *program) verify(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("verify", flag.ContinueOnError)
@@ -31,7 +31,7 @@ func (p *program) verify(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	empty := false // a script whose variable is unset must not verify without a head
+	empty := false // a script with an unset variable must not verify without a head
 	f.Visit(func(flag *flag.Flag) {
 		empty = empty || flag.Name == "head" &&
 			strings.TrimSpace(*head) == ""
@@ -55,7 +55,7 @@ func (p *program) verify(ctx context.Context, args []string) error {
 	if report != nil {
 		p.describe(report, *head)
 	}
-	if errors.Is(err, sealedchat.ErrInvalidRequest) && *head != "" { // nothing was looked at
+	if errors.Is(err, sealedchat.ErrInvalidRequest) && *head != "" { // nothing was checked
 		return wrongInput("-head: %w", err)
 	}
 	if err != nil {
@@ -68,7 +68,7 @@ func (p *program) verify(ctx context.Context, args []string) error {
 	return err
 }
 
-// errHeadNotFound is exit status 5.
+// errHeadNotFound means exit status 5.
 var errHeadNotFound = errors.New(
 	"the line of -head was dropped with an older file: nothing can be said of what came between",
 )
@@ -92,7 +92,7 @@ func (p *program) describe(r *sealedchat.AuditReport, head string) {
 
 const maxPassphrase = 4096
 
-// passphrase takes the passphrase from the file or the environment. The caller destroys it.
+// passphrase reads the passphrase from the file or the environment. The caller destroys it.
 func (p *program) passphrase(file string) (*sealedchat.Secret, error) {
 	if file == "" {
 		text := p.env("NOMYO_KEY_PASSWORD") // a string: nothing can wipe that copy
@@ -111,7 +111,7 @@ func (p *program) passphrase(file string) (*sealedchat.Secret, error) {
 	if err != nil {
 		return nil, wrongInput("-passphrase-file: %w", err)
 	}
-	// on Windows who may is not in the mode
+	// on Windows the mode does not say who may read the file
 	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" {
 		return nil, wrongInput("-passphrase-file: others may use %s (mode %04o): chmod 600 it",
 			file,

@@ -14,8 +14,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// connect makes the client, for a server and for the demo alike. Nothing is sent yet. done ends
-// what it made.
+// connect makes the client, for a server and for the demo. It sends nothing yet. done closes
+// everything that it made.
 func (p *program) connect(o *options, to server,
 	keys *sealedchat.KeyStore) (_ *sealedchat.SecureCompletionClient, done func(), err error) {
 	transport := sealedchat.DefaultTransport()
@@ -53,7 +53,7 @@ func (p *program) connect(o *options, to server,
 	}, nil
 }
 
-// tellServerKey prints which key is trusted when none is pinned.
+// tellServerKey prints the key that the client trusts, if none is pinned.
 func (p *program) tellServerKey(old, key *sealedchat.PublicKey) error {
 	if old != nil {
 		fmt.Fprintf(p.stderr, "warning: the server's key has changed, it was %s\n",
@@ -63,7 +63,7 @@ func (p *program) tellServerKey(old, key *sealedchat.PublicKey) error {
 	return nil
 }
 
-// explain turns an error into one line for the user, and an exit status. o is nil when the command
+// explain turns an error into one line for the user, and an exit status. o is nil if the command
 // line was wrong.
 func explain(ctx context.Context, err error, o *options) (text string, status int) {
 	text = strings.TrimPrefix(err.Error(), "sealedchat: ")
@@ -93,7 +93,7 @@ func explain(ctx context.Context, err error, o *options) (text string, status in
 	return text, 1
 }
 
-// hint says what the user can do about an error, if anything.
+// hint returns what the user can do about an error, or "".
 func hint(err error, o *options) string {
 	if refused, ok := errors.AsType[*sealedchat.APIError](err); ok {
 		switch refused.StatusCode {

@@ -35,7 +35,7 @@ func (p *program) converse(ctx context.Context, o *options,
 		line = strings.TrimSpace(line)
 		switch {
 		case !more:
-			fmt.Fprintln(p.stderr) // the shell's prompt wants a line of its own
+			fmt.Fprintln(p.stderr) // the prompt of the shell needs a line of its own
 			if ctx.Err() == nil {
 				return readErr()
 			}
@@ -75,7 +75,7 @@ func (p *program) turn(ctx context.Context, o *options, client *sealedchat.Secur
 	return p.ask(ctx, o, client, messages)
 }
 
-// lines reads standard input line by line. After the channel is closed, err tells why.
+// lines reads standard input line by line. After it has closed the channel, err returns the reason.
 func (p *program) lines(ctx context.Context) (lines <-chan string, err func() error) {
 	ch := make(chan string)
 	scanner := bufio.NewScanner(p.stdin)

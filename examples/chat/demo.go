@@ -21,8 +21,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// demo is a server inside this process: a gateway behind TLS on loopback, with the demo model as
-// its upstream.
+// demo is a server inside this process: a gateway behind TLS on loopback, whose upstream is the
+// demo model.
 type demo struct {
 	server
 	gateway *sealedchat.Gateway
@@ -31,8 +31,7 @@ type demo struct {
 	serving sync.WaitGroup
 }
 
-// startDemo starts the demo, and meanwhile has clientKeys generate its key, if the protocol needs
-// one.
+// startDemo starts the demo. Meanwhile clientKeys generates its key, if the protocol needs one.
 func (p *program) startDemo(ctx context.Context, o *options,
 	clientKeys *sealedchat.KeyStore) (_ *demo, err error) {
 	fmt.Fprintln(p.stderr,
@@ -61,7 +60,7 @@ func (p *program) startDemo(ctx context.Context, o *options,
 	return d, nil
 }
 
-// makeDemoKeys makes the gateway's key, and pins it.
+// makeDemoKeys makes the key of the gateway, and pins it.
 func (p *program) makeDemoKeys(ctx context.Context, o *options, d *demo,
 	clientKeys *sealedchat.KeyStore) error {
 	if o.protocol == sealedchat.ProtocolOHTTP {
@@ -74,7 +73,8 @@ func (p *program) makeDemoKeys(ctx context.Context, o *options, d *demo,
 	}
 	defer p.while("making two RSA keys, which takes a few seconds at most …")()
 	var client sync.WaitGroup
-	client.Go(func() { _, _ = clientKeys.Public(ctx) }) // an error comes again when the key is needed
+	// the error occurs again when the key is needed
+	client.Go(func() { _, _ = clientKeys.Public(ctx) })
 	keys, err := d.gateway.Keys(ctx)
 	client.Wait()
 	if err != nil {
@@ -121,7 +121,7 @@ func (d *demo) listen(ctx context.Context) error {
 	return nil
 }
 
-// close ends the demo, also a half-started one.
+// close ends the demo, even one that has only half started.
 func (d *demo) close() {
 	if d.http != nil {
 		_ = d.http.Close()
@@ -135,7 +135,7 @@ func (d *demo) close() {
 	}
 }
 
-// selfSigned makes a certificate for this machine's loopback, and a key for it.
+// selfSigned makes a certificate for the loopback of this machine, and a key for it.
 func selfSigned(life time.Duration) (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

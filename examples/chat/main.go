@@ -5,18 +5,21 @@
 //
 //	go run ./examples/chat "What is the capital of France?"   # a demo: no server, no download
 //	go run ./examples/chat -show-wire "What is the capital of France?"
-//	go run ./examples/chat -protocol ohttp -stream "What is the capital of France?"   # words appear as they come
+//
+//	# words appear as they arrive
+//	go run ./examples/chat -protocol ohttp -stream "What is the capital of France?"
+//
 //	echo "Summarise this." | go run ./examples/chat -url https://api.nomyo.ai -model MODEL
 //	go run ./examples/chat -url https://127.0.0.1:8443 -cacert gateway.pem -pin HEX -model MODEL
 //
-// Without -url (and without NOMYO_SERVER_URL) it starts a TLS gateway in front of a tiny demo model
-// inside its own process, and talks to it as to any other server. The prompt is taken from the
-// arguments, or else from standard input; on a terminal without a prompt a small conversation
-// begins, which /quit or Ctrl-D ends.
+// Without -url (and without NOMYO_SERVER_URL) it starts a TLS gateway with a tiny demo model inside
+// its own process, and talks to it like to any other server. It takes the prompt from the
+// arguments, or else from standard input. On a terminal without a prompt it starts a small
+// conversation, which /quit or Ctrl-D ends.
 //
-// Standard output gets the answer alone, everything else goes to standard error. Environment:
-// NOMYO_API_KEY is the server's API key, NOMYO_SERVER_URL and NOMYO_SERVER_PIN stand in for -url
-// and -pin. Exit status: 0, 1 when no answer came, 2 for wrong input.
+// Only the answer goes to standard output, all other text goes to standard error. Environment:
+// NOMYO_API_KEY is the API key for the server; NOMYO_SERVER_URL and NOMYO_SERVER_PIN replace -url
+// and -pin. Exit status: 0 for success, 1 if there is no answer, 2 for wrong input.
 package main
 
 import (
@@ -50,7 +53,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdin io.R
 	return p.run(ctx, args)
 }
 
-// program is what a run works with: the surroundings, which tests replace.
+// program has the surroundings of a run, which tests replace.
 type program struct {
 	env            func(string) string
 	stdin          io.Reader
@@ -58,7 +61,7 @@ type program struct {
 	isTerminal     func(stream any) bool
 	keyBits        int           // of generated RSA keys; 0 = 4096
 	maxRetries     int           // as in sealedchat.Config
-	patience       time.Duration // before a note says what is being waited for
+	patience       time.Duration // before a note says what the program waits for
 }
 
 func (p *program) run(ctx context.Context, args []string) int {
@@ -83,7 +86,7 @@ func (p *program) run(ctx context.Context, args []string) int {
 
 // chat connects to the server, or to the demo, and asks.
 func (p *program) chat(ctx context.Context, o *options) error {
-	// its key is made when one is needed
+	// the store makes its key when one is needed
 	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: p.keyBits})
 	if err != nil {
 		return err
@@ -106,8 +109,8 @@ func (p *program) chat(ctx context.Context, o *options) error {
 	}
 	defer done()
 
-	// Chat would do all this by itself. Doing it first makes the client's key, if the protocol has
-	// one, while the server's is on its way.
+	// Chat would do all this by itself. Doing it first makes the key of the client, if the protocol
+	// has one, while the key of the server is on its way.
 	ready := p.while("getting ready …")
 	err = client.Warm(ctx)
 	ready()
@@ -121,7 +124,7 @@ func (p *program) chat(ctx context.Context, o *options) error {
 	return err
 }
 
-// ask sends the messages, prints the answer's text and returns it.
+// ask sends the messages, prints the text of the answer and returns it.
 func (p *program) ask(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient,
 	messages []sealedchat.Message) (string, error) {
 	request := &sealedchat.ChatRequest{Model: o.model, Messages: messages}
@@ -148,12 +151,12 @@ func (p *program) ask(ctx context.Context, o *options, client *sealedchat.Secure
 		fmt.Fprintln(p.stderr, "chat: the answer was cut off at the token limit")
 	}
 	if o.stream {
-		return resp.Text(), nil // which is printed already
+		return resp.Text(), nil // stream has printed it
 	}
 	return resp.Text(), p.print(resp.Text() + "\n")
 }
 
-// stream prints an answer piece by piece as it comes.
+// stream prints an answer piece by piece as it arrives.
 func (p *program) stream(ctx context.Context, client *sealedchat.SecureCompletionClient,
 	request *sealedchat.ChatRequest) (_ *sealedchat.ChatResponse, err error) {
 	waiting := sync.OnceFunc(p.while("waiting for the answer …"))
@@ -182,11 +185,10 @@ func (p *program) stream(ctx context.Context, client *sealedchat.SecureCompletio
 	return answer.Response(), nil
 }
 
-// outputError is about standard output, not about the server.
+// outputError is an error of standard output and not of the server.
 type outputError struct{ error }
 
-// print writes to standard output: text as it is, but a terminal gets no control sequences from a
-// server.
+// print writes text to standard output. A terminal gets no control sequences from a server.
 func (p *program) print(text string) error {
 	if p.isTerminal(p.stdout) {
 		text = strings.Map(func(r rune) rune {
@@ -202,7 +204,7 @@ func (p *program) print(text string) error {
 	return nil
 }
 
-// while prints note if the function that it returns is not called soon.
+// while prints a note, unless the function that it returns is called soon.
 func (p *program) while(note string) (done func()) {
 	end := make(chan struct{})
 	var printer sync.WaitGroup
@@ -219,7 +221,7 @@ func (p *program) while(note string) (done func()) {
 	}
 }
 
-// isTerminal reports whether stream is a character device, other than the null device.
+// isTerminal reports whether stream is a character device, except the null device.
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)
 	if !ok {
@@ -233,7 +235,7 @@ func isTerminal(stream any) bool {
 	return err != nil || !os.SameFile(info, null)
 }
 
-// oneLine replaces what could end a line or steer a terminal.
+// oneLine replaces characters that could end a line or control a terminal.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

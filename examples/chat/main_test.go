@@ -79,7 +79,7 @@ func TestURL(t *testing.T) {
 		args   []string
 		env    map[string]string
 		status int
-		// the whole of it, or with a leading … its end, or with a trailing … its beginning
+		// the whole text, or its end after …, or its beginning before …
 		stderr string
 	}{
 		"no pin":    {args: server.args("two", "words"), env: withKey(), stderr: trusted},

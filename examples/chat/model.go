@@ -16,8 +16,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// demoModel is an OpenAI-compatible model that has learnt a few capitals and otherwise repeats what
-// it is told.
+// demoModel is an OpenAI-compatible model that knows a few capitals and otherwise repeats the
+// prompt.
 func demoModel(w http.ResponseWriter, r *http.Request) {
 	var request struct {
 		Model    string               `json:"model"`
@@ -43,7 +43,7 @@ func demoModel(w http.ResponseWriter, r *http.Request) {
 	}
 	spoken := len(strings.Fields(answer))
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(map[string]any{ // in memory: it cannot fail
+	_ = json.NewEncoder(w).Encode(map[string]any{ // the writer is in memory and cannot fail
 		"id": "chatcmpl-demo", "object": "chat.completion", "created": time.Now().Unix(),
 		"model": request.Model,
 		"choices": []any{map[string]any{"index": 0, "finish_reason": "stop",
@@ -53,14 +53,14 @@ func demoModel(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// typing is how long the demo model takes for a word.
+// typing is the time that the demo model takes for a word.
 const typing = 40 * time.Millisecond
 
 // typeWords streams an answer word by word.
 func typeWords(w http.ResponseWriter, r *http.Request, model, answer string) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	send := func(delta map[string]string, finish any) {
-		chunk, _ := json.Marshal(map[string]any{ // of texts, it marshals
+		chunk, _ := json.Marshal(map[string]any{ // texts only: this cannot fail
 			"id": "chatcmpl-demo", "object": "chat.completion.chunk", "created": time.Now().Unix(),
 			"model":   model,
 			"choices": []any{map[string]any{"index": 0, "delta": delta, "finish_reason": finish}},
@@ -80,7 +80,7 @@ func typeWords(w http.ResponseWriter, r *http.Request, model, answer string) {
 	_, _ = io.WriteString(w, "data: [DONE]\n\n")
 }
 
-// demoAnswer works the prompt, what was said before it and the instructions into a text.
+// demoAnswer makes a text from the prompt, the conversation before it and the instructions.
 func demoAnswer(messages []sealedchat.Message) string {
 	var said []string
 	system := ""
@@ -123,7 +123,7 @@ var capitals = [][2]string{
 	{"Switzerland", "Bern"},
 }
 
-// knowledge is all that the demo model knows: sentences that fit the prompt, or none.
+// knowledge returns the sentences of the demo model that fit the prompt, if there are any.
 func knowledge(prompt string) string {
 	lower := strings.ToLower(prompt)
 	var b strings.Builder
@@ -140,7 +140,7 @@ func knowledge(prompt string) string {
 	return b.String()
 }
 
-// inMemory is a RoundTripper that asks a handler instead of a network.
+// inMemory is a RoundTripper that calls a handler instead of using a network.
 type inMemory struct{ handler http.Handler }
 
 func (m inMemory) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -156,7 +156,7 @@ func (m inMemory) RoundTrip(req *http.Request) (*http.Response, error) {
 	stop := context.AfterFunc(req.Context(), func() {
 		_ = reader.CloseWithError(context.Cause(req.Context()))
 	})
-	go func() { // ends with the handler, which ends when its request does or nobody reads any more
+	go func() { // ends with the handler: at the end of the request, or when nobody reads any more
 		defer stop()
 		m.handler.ServeHTTP(answer, req)
 		answer.begin()
@@ -170,13 +170,13 @@ func (m inMemory) RoundTrip(req *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// memoryAnswer is the http.ResponseWriter of inMemory. What is written waits for a reader:
-// everything is flushed at once.
+// memoryAnswer is the http.ResponseWriter of inMemory. A Write waits for a reader, so everything is
+// flushed at once.
 type memoryAnswer struct {
 	header http.Header
 	status int
 	body   *io.PipeWriter
-	begun  chan struct{} // closed once header and status stand
+	begun  chan struct{} // closed once header and status are set
 	once   sync.Once
 }
 

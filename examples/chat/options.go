@@ -19,9 +19,9 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-const maxPrompt = 10 << 20 // bytes; what a client sends by default, and more than any model reads
+const maxPrompt = 10 << 20 // bytes: the limit of a client by default, and more than any model reads
 
-// options is the command line and the environment, checked.
+// options are the checked command line and environment.
 type options struct {
 	demo     bool
 	server   server
@@ -36,12 +36,12 @@ type options struct {
 	stream   bool
 }
 
-// server is where prompts go, and how to know it.
+// server says where prompts go, and how to recognise the server.
 type server struct {
 	url string
-	// API key; "" = none. It came from the environment, where nothing can wipe it.
+	// API key; "" = none. It comes from the environment, which cannot be wiped.
 	key   string
-	pins  []string       // nil = whatever key comes over HTTPS
+	pins  []string       // nil = any key that arrives over HTTPS
 	roots *x509.CertPool // nil = the system's
 }
 
@@ -60,7 +60,7 @@ func (p *program) parse(args []string) (*options, error) {
 	f.StringVar(&o.model, "model", "", "the model's `name`; required with -url")
 	f.StringVar(&tier, "tier", "", "security `tier` to ask for: standard, high or maximum")
 	f.Func("pin",
-		"take only the server key with this `fingerprint` (SHA-256 in hex); may be repeated, or "+
+		"accept only the server key with this `fingerprint` (SHA-256 in hex); may be repeated, or "+
 			"a list with commas", func(s string) error {
 			o.server.pins = append(o.server.pins, strings.Split(s, ",")...)
 			return nil
@@ -69,7 +69,7 @@ func (p *program) parse(args []string) (*options, error) {
 	f.StringVar(&protocol, "protocol", "envelope",
 		"how to seal: envelope (NOMYO's version 1), or ohttp (Oblivious HTTP): `name`")
 	f.BoolVar(&o.stream, "stream", false,
-		"print the answer as it comes; with -protocol envelope it comes all at once")
+		"print the answer as it arrives; with -protocol envelope it arrives all at once")
 	f.BoolVar(&o.showWire, "show-wire", false, "print what an observer of the HTTP traffic sees")
 	f.StringVar(&cacert, "cacert", "",
 		"trust the certificates in this PEM `file` for TLS, in place of the system's")
@@ -108,7 +108,7 @@ func (p *program) parse(args []string) (*options, error) {
 			return nil, wrongInput("the prompt is empty")
 		}
 	}
-	if given["url"] && o.server.url == "" { // "$UNSET", probably: not a wish for the demo
+	if given["url"] && o.server.url == "" { // probably "$UNSET": the user does not want the demo
 		return nil, wrongInput("-url: empty")
 	}
 	if o.server.url == "" {
@@ -134,7 +134,7 @@ func (p *program) parse(args []string) (*options, error) {
 	return o, o.server.readRoots(cacert)
 }
 
-// flagAfterPrompt catches flags that package flag takes for words of the prompt.
+// flagAfterPrompt refuses flags that package flag takes for words of the prompt.
 func flagAfterPrompt(f *flag.FlagSet, args []string) error {
 	words := f.Args()
 	if before := len(args) - len(words); before > 0 && args[before-1] == "--" {
@@ -149,6 +149,7 @@ func flagAfterPrompt(f *flag.FlagSet, args []string) error {
 	return nil
 }
 
+// readRoots reads the certificates of -cacert.
 func (s *server) readRoots(file string) error {
 	if file == "" {
 		return nil
@@ -165,8 +166,8 @@ func (s *server) readRoots(file string) error {
 }
 
 // readPrompt reads the prompt from standard input, unless the arguments have it or a terminal will
-// be asked for it. With a prompt in the arguments standard input is left alone: it may be anything,
-// and never end.
+// be asked for it. It does not read standard input if the arguments have a prompt: the input may be
+// anything, and may never end.
 func (p *program) readPrompt(ctx context.Context, o *options) error {
 	if o.prompt == "" {
 		if p.isTerminal(p.stdin) {
@@ -183,6 +184,7 @@ func (p *program) readPrompt(ctx context.Context, o *options) error {
 	return checkPrompt(o.prompt)
 }
 
+// checkPrompt refuses a prompt that is too long or not UTF-8.
 func checkPrompt(s string) error {
 	if len(s) > maxPrompt {
 		return wrongInput("the prompt has more than %s bytes", thousands(maxPrompt))
@@ -193,7 +195,8 @@ func checkPrompt(s string) error {
 	return nil
 }
 
-// readAll reads standard input, a little beyond what is taken, until it ends or ctx does.
+// readAll reads standard input until its end or the end of ctx, and a little more of it than the
+// program accepts.
 func (p *program) readAll(ctx context.Context) (string, error) {
 	type result struct {
 		text []byte
@@ -215,7 +218,7 @@ func (p *program) readAll(ctx context.Context) (string, error) {
 	}
 }
 
-// history is how a conversation begins.
+// history returns the first messages of a conversation.
 func (o *options) history() []sealedchat.Message {
 	if o.system == "" {
 		return nil

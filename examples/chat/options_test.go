@@ -95,7 +95,7 @@ func TestParse(t *testing.T) {
 	} {
 		o, err := p.parse(args)
 		if err == nil {
-			// with a prompt in the arguments standard input is not touched
+			// with a prompt in the arguments, the program does not read standard input
 			err = p.readPrompt(t.Context(), o)
 		}
 		if err != nil || o.prompt != want || !o.demo || o.model != "demo" {

@@ -24,10 +24,10 @@ import (
 const (
 	question = "What is the capital of France?"
 	apiKey   = "an-api-key-of-the-test"
-	failing  = "please fail" // a prompt that the test server's model cannot stand
+	failing  = "please fail" // a prompt for which the test server's model fails
 )
 
-// session is one run of the program, and what it is given.
+// session is one run of the program, with its input.
 type session struct {
 	stdin    io.Reader
 	terminal bool // stdin is one
@@ -58,7 +58,7 @@ func (s session) run(ctx context.Context, args ...string) result {
 	return result{status, stdout.String(), stderr.String()}
 }
 
-// remote is a gateway with the demo model, as -url reaches it.
+// remote is a gateway with the demo model, for -url.
 type remote struct {
 	url, pin, cacert string
 	completions      atomic.Int32 // requests that reached the model
@@ -114,7 +114,7 @@ func writeCert(t *testing.T, srv *httptest.Server) string {
 	return name
 }
 
-// args is a command line for r, with more after it.
+// args returns a command line for r, with more after it.
 func (r *remote) args(more ...string) []string {
 	return append([]string{"-url", r.url, "-cacert", r.cacert, "-model", "m"}, more...)
 }

@@ -36,7 +36,7 @@ func TestDemoOverOHTTP(t *testing.T) {
 	}
 }
 
-// arrivals notes when its pieces came.
+// arrivals is a writer that notes when its pieces arrive.
 type arrivals struct {
 	text  strings.Builder
 	times []time.Time
@@ -79,7 +79,7 @@ func TestConversationStreams(t *testing.T) {
 	}
 }
 
-// A server that does not speak the protocol is not asked in another one.
+// If a server does not speak the protocol, the client does not try another one.
 func TestNoFallingBack(t *testing.T) {
 	srv := testkit.TLSServer(t, http.NotFoundHandler())
 	r := session{env: withKey()}.run(t.Context(), "-url", srv.URL, "-cacert", writeCert(t, srv),
@@ -90,7 +90,7 @@ func TestNoFallingBack(t *testing.T) {
 	}
 }
 
-// failingWriter takes a few pieces.
+// failingWriter accepts a few pieces and then fails.
 type failingWriter struct{ left int }
 
 func (w *failingWriter) Write(b []byte) (int, error) {

@@ -20,8 +20,8 @@ const (
 	shownHeader = 60  // bytes of a header's value
 )
 
-// wire prints the requests and answers that pass through it as the client hands them to TLS: what a
-// proxy sees that ends TLS in front of the server.
+// wire prints the requests and answers that pass through it before TLS: a proxy that ends TLS in
+// front of the server sees the same.
 type wire struct {
 	next http.RoundTripper
 	out  io.Writer
@@ -29,7 +29,7 @@ type wire struct {
 
 func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	var body []byte
-	if req.GetBody != nil { // a second reader of the same bytes: the request itself stays untouched
+	if req.GetBody != nil { // a second reader of the same bytes, so that the request stays as it is
 		if r, err := req.GetBody(); err == nil {
 			body, _ = io.ReadAll(io.LimitReader(r, shownBody))
 			_ = r.Close()
@@ -49,7 +49,8 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// print writes one message. The server's part of it is untrusted, so nothing unprintable passes.
+// print writes one message. The part from the server is untrusted, so only printable characters
+// pass.
 func (w *wire) print(direction, first string, header http.Header, body []byte, size int64) {
 	var b strings.Builder
 	line := func(text string) { fmt.Fprintf(&b, "wire %s %s\n", direction, oneLine(text)) }
@@ -57,7 +58,7 @@ func (w *wire) print(direction, first string, header http.Header, body []byte, s
 	for _, name := range sortedNames(header) {
 		value := strings.Join(header[name], ", ")
 		switch {
-		case value == "": // User-Agent: net/http then sends none
+		case value == "": // User-Agent: net/http sends none then
 			continue
 		case name == "Authorization":
 			value = "********"
@@ -86,7 +87,7 @@ func sortedNames(h http.Header) []string {
 	return slices.SortedFunc(slices.Values(names), cmp.Compare[string])
 }
 
-// seenBody reports the beginning and the size of what was read of a body: at its end, or when it is
+// seenBody reports the beginning and the size of the body that was read, at its end or when it is
 // closed.
 type seenBody struct {
 	io.ReadCloser

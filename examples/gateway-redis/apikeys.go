@@ -17,8 +17,8 @@ import (
 
 const maxKeyFile = 1 << 20
 
-// readAPIKeys reads a file of API keys by the rules of examples/gateway: one per line, empty lines
-// and those that begin with # skipped.
+// readAPIKeys reads a file of API keys by the rules of examples/gateway: one per line. Empty lines
+// and lines that begin with # are skipped.
 func readAPIKeys(name string) (authenticate func(*http.Request) (string, error), err error) {
 	content, err := readPrivate(name)
 	if err != nil {
@@ -52,12 +52,13 @@ func readAPIKeys(name string) (authenticate func(*http.Request) (string, error),
 	return sealedchat.AuthenticateKeys(keys...)
 }
 
-// readPrivate reads a file that nobody else may read or write. On Windows who may is not in the
-// mode.
+// readPrivate reads a file that no other user may read or write. On Windows the mode does not say
+// who may.
 func readPrivate(name string) ([]byte, error) {
 	if info, err := os.Stat(name); err != nil {
 		return nil, err
-	} else if !info.Mode().IsRegular() { // before opening, which could wait for a pipe's other end
+		// checked first: opening could wait for the other end of a pipe
+	} else if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file", name)
 	}
 	f, err := os.Open(name)
@@ -72,7 +73,7 @@ func readPrivate(name string) ([]byte, error) {
 	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" {
 		return nil, fmt.Errorf("others may use %s (mode %04o): chmod 600 it", name, mode)
 	}
-	content := make([]byte, maxKeyFile+1) // in one piece: growing would leave copies behind
+	content := make([]byte, maxKeyFile+1) // in one piece: growing would leave copies
 	n, err := io.ReadFull(f, content)
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

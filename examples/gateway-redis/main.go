@@ -8,22 +8,23 @@
 //	NOMYO_KEY_PASSWORD=… go run . -keys /var/lib/sealedchat/keys -redis redis://127.0.0.1:6379/0 \
 //		-upstream http://127.0.0.1:8000/v1 -api-keys keys.txt -tls-cert cert.pem -tls-key key.pem
 //
-// Both protocols are served. Keys are replaced every -rotate, by one of the gateways; the others
-// find the new ones in the store at once when a request needs them. Without Redis every request is
-// answered 503 before anything of it goes upstream, and as soon as Redis is back, requests are
+// It serves both protocols. Every -rotate one of the gateways replaces the keys; the others find
+// the new keys in the store as soon as a request needs them. Without Redis every request is
+// answered with 503 before anything of it goes upstream. As soon as Redis is back, requests are
 // served again.
 //
-// Redis must be set to appendonly yes and appendfsync always, or what was captured before it
-// restarts can be replayed after it; the program warns at its start, and with -redis-durable
-// refuses to serve. It looks every half a minute.
+// Redis must have the settings appendonly yes and appendfsync always. Otherwise an attacker can
+// capture a request and replay it after a restart of Redis. The program checks the settings at its
+// start and every half a minute. It warns, or with -redis-durable refuses to serve.
 //
-// Behind a proxy give -plain-http, and -address-header with the header in which the proxy says a
-// client's address, X-Forwarded-For for example: the gateway limits what strangers may have it
-// open, by address. Clients must not reach it past the proxy.
+// Behind a proxy give -plain-http, and -address-header with the header in which the proxy states
+// the address of a client, X-Forwarded-For for example: the gateway limits by address how many
+// requests it opens for clients that it does not know. Clients must not reach the gateway past the
+// proxy.
 //
 // Environment: NOMYO_KEY_PASSWORD opens the key store, NOMYO_UPSTREAM_KEY is sent upstream as a
-// bearer token. Interrupt or SIGTERM ends it: running requests get half a minute. Exit status: 0, 1
-// when it could not serve, 2 for wrong flags.
+// bearer token. Interrupt or SIGTERM ends it: running requests get half a minute. Exit status: 0
+// for success, 1 if it could not serve, 2 for wrong flags.
 package main
 
 import (
@@ -172,7 +173,7 @@ func run(ctx context.Context, o *options, arguments int) error {
 	return o.serve(ctx, gateway, log)
 }
 
-// redisLog takes what the Redis client says of its connections.
+// redisLog logs the messages of the Redis client about its connections.
 type redisLog struct{ log *slog.Logger }
 
 func (l redisLog) Printf(ctx context.Context, format string, v ...any) {
@@ -187,7 +188,7 @@ func (o *options) openKeys(ctx context.Context, log *slog.Logger) (*sealedchat.K
 	})
 }
 
-// serve prints where it listens and what clients pin, and serves until ctx ends.
+// serve prints its address and the pins for clients, and serves until ctx ends.
 func (o *options) serve(ctx context.Context, gateway *sealedchat.Gateway, log *slog.Logger) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
 	if err != nil {

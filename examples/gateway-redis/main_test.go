@@ -22,7 +22,7 @@ import (
 
 var protocols = []sealedchat.Protocol{sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP}
 
-// The cache does what the package's own does, for whatever gateways share it.
+// The cache behaves like that of the package, and several gateways share it.
 func TestReplays(t *testing.T) {
 	server := startRedis(t)
 	client, err := connect(server.url())
@@ -56,7 +56,7 @@ func TestReplays(t *testing.T) {
 	claim(b, 1, 1, until, false)
 	release(b, 1)
 	release(b, 1)
-	claim(b, 1, 2, until, false) // somebody else
+	claim(b, 1, 2, until, false) // another client
 	claim(a, 1, 1, until, true)
 	claim(b, 1, 1, until, false)
 	release(a, 99) // never claimed
@@ -103,8 +103,8 @@ func TestReplays(t *testing.T) {
 	}
 }
 
-// Both protocols through the proxy, all replicas at work; what was served by one is refused by
-// each.
+// Both protocols work through the proxy with all replicas. A request that one replica has served is
+// refused by each of them.
 func TestReplayToAnotherReplica(t *testing.T) {
 	w := newWorld(t)
 	for _, p := range protocols {
@@ -152,14 +152,14 @@ func TestReplayToAnotherReplica(t *testing.T) {
 	if n := w.model.served.Load() - served; n != 3 {
 		t.Errorf("%d requests went upstream, want 3", n)
 	}
-	// A stranger's request is remembered nowhere.
+	// The gateways remember no request of a client that they do not know.
 	sent, open = w.sealed("somebody else's")
 	if _, body := w.replay(sent, w.replicas[0]); open(body) != http.StatusUnauthorized {
 		t.Error("a wrong key is served")
 	}
 }
 
-// sealed makes a request of the second protocol, and what opens one answer to it.
+// sealed makes a request of the second protocol, and a function that opens one answer to it.
 func (w *world) sealed(key string) (captured, func([]byte) int) {
 	w.t.Helper()
 	q, err := ohttp.NewRequest(w.config(w.replicas[0]))
@@ -202,7 +202,7 @@ func (w *world) sealed(key string) (captured, func([]byte) int) {
 	}
 }
 
-// config is what a replica lists.
+// config returns the configuration that a replica lists.
 func (w *world) config(r *replica) *ohttp.Config {
 	w.t.Helper()
 	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet,
@@ -230,8 +230,8 @@ func (w *world) config(r *replica) *ohttp.Config {
 	return c
 }
 
-// A rotation by any process reaches all replicas: they list the new keys, open what is sealed to
-// them, and go on opening what was sealed to the ones before. The signer stays.
+// A rotation by any process reaches all replicas: they list the new keys, open requests for the new
+// keys, and still open requests for the old ones. The signer stays.
 func TestRotationReachesAll(t *testing.T) {
 	w := newWorld(t)
 	for _, r := range w.replicas[1:] {
@@ -306,7 +306,7 @@ func TestRotationReachesAll(t *testing.T) {
 	}
 }
 
-// One replica killed: the stream that it carried ends in an error, and everybody else is served.
+// When one replica is killed, its stream ends in an error, and all other clients are served.
 func TestReplicaKilled(t *testing.T) {
 	w := newWorld(t)
 	streaming := w.client(sealedchat.ProtocolOHTTP)
@@ -339,8 +339,8 @@ func TestReplicaKilled(t *testing.T) {
 	}
 }
 
-// Without Redis requests are refused before they go upstream, with an error that says so; what is
-// in flight goes on; and when Redis is back, requests are served.
+// Without Redis, requests are refused before they go upstream, with an error that says so; requests
+// that are running continue. When Redis is back, requests are served.
 func TestRedisDown(t *testing.T) {
 	w := newWorld(t)
 	clients := make([]*sealedchat.SecureCompletionClient, len(protocols))
@@ -408,7 +408,7 @@ func TestEvictionIsRefused(t *testing.T) {
 	if err := checkEviction(t.Context(), client); err != nil {
 		t.Error(err)
 	}
-	// And one that is full refuses the claim.
+	// A full server refuses the claim.
 	client.ConfigSet(t.Context(), "maxmemory", "1")
 	c := &replays{redis: client, prefix: "t:", margin: time.Minute}
 	if ok, err := c.Claim(t.Context(), [32]byte{1}, [32]byte{}, time.Now()); ok || err == nil {

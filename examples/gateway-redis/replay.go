@@ -18,26 +18,26 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// replays is a sealedchat.ReplayCache that several gateways share. An id is one key in Redis, whose
-// value is the client that came with it and whether the claim stands ("+") or was released ("-").
-// Redis runs a script as a whole, so of two gateways that claim an id at the same time one is told
-// true.
+// replays is a sealedchat.ReplayCache that several gateways share. An id is one key in Redis. Its
+// value is the client that came with it, and "+" if the claim is in force or "-" if it was
+// released. Redis runs a script as a whole: if two gateways claim an id at the same time, one of
+// them gets true.
 //
-// Redis must keep what it was given: without maxmemory, or with the policy noeviction, under which
-// it refuses a claim for which it has no room, and the gateway with it. Replication is
-// asynchronous: what was claimed just before a failover can be claimed again after it.
+// Redis must keep all ids: without maxmemory, or with the policy noeviction. With that policy Redis
+// refuses a claim if it has no room, and the gateway refuses the request. Replication is
+// asynchronous: an id that was claimed just before a failover can be claimed again after it.
 //
-// What Redis keeps in memory alone is gone when it restarts, and what was captured before can be
-// replayed then: over Oblivious HTTP while its date is near, in protocol v1 for a day. "appendonly
-// yes" with "appendfsync always" keeps it.
+// A restart of Redis loses ids that are only in memory. Then an attacker can replay requests that
+// they captured before: over Oblivious HTTP while the date is recent, in protocol v1 for a day.
+// "appendonly yes" with "appendfsync always" keeps the ids.
 type replays struct {
 	redis  redis.UniversalClient
 	prefix string
 	// margin is how much longer than asked for an id is kept: as much as the clocks of the gateways
-	// may differ, for each judges a request's date by its own.
+	// may differ, because each gateway checks the date of a request by its own clock.
 	margin time.Duration
 
-	unfit  atomic.Pointer[unfit] // what watch found last; nil = nothing
+	unfit  atomic.Pointer[unfit] // the fault that watch found last; nil = none
 	warned bool
 }
 
@@ -79,12 +79,13 @@ func (r *replays) Release(ctx context.Context, id [32]byte) error {
 	return releaseScript.Run(ctx, r.redis, r.key(id)).Err()
 }
 
-// connect makes a client that gives up soon, and tries nothing twice: a claim that is sent again
-// after a lost answer would find itself, and refuse a request that nobody has sent before.
+// connect makes a Redis client that gives up soon and sends nothing twice. A claim that is sent
+// again after a lost answer would find itself, and the gateway would refuse a request that is no
+// replay.
 func connect(url string) (redis.UniversalClient, error) {
 	o, err := redis.ParseURL(url)
 	if err != nil {
-		return nil, errors.New("not a Redis URL") // the error quotes it, password and all
+		return nil, errors.New("not a Redis URL") // the error would quote it with its password
 	}
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = time.Second, time.Second,
 		time.Second, 2*time.Second
@@ -94,12 +95,12 @@ func connect(url string) (redis.UniversalClient, error) {
 	return redis.NewClient(o), nil
 }
 
-// unfit says that a server forgets what it must remember.
+// unfit says that a server may forget ids that it must remember.
 type unfit string
 
 func (e unfit) Error() string { return "redis: " + string(e) }
 
-// checkEviction refuses a server that forgets when it is full.
+// checkEviction refuses a server that forgets ids when it is full.
 func checkEviction(ctx context.Context, r redis.UniversalClient) error {
 	info, err := r.Info(ctx, "memory").Result()
 	if err != nil {
@@ -113,7 +114,7 @@ func checkEviction(ctx context.Context, r redis.UniversalClient) error {
 	return nil
 }
 
-// checkDurable refuses a server that forgets when it restarts, or that may.
+// checkDurable refuses a server that forgets ids when it restarts, or that may.
 func checkDurable(ctx context.Context, r redis.UniversalClient) error {
 	info, err := r.Info(ctx, "persistence").Result()
 	if err != nil {
@@ -146,8 +147,8 @@ func field(info, name string) string {
 	return ""
 }
 
-// fit checks the server. That it may forget when it restarts is an error with durable, and
-// otherwise told once.
+// fit checks the server. A server that may forget ids when it restarts is an error with durable;
+// without, fit warns once.
 func (r *replays) fit(ctx context.Context, durable bool, log *slog.Logger) error {
 	if err := checkEviction(ctx, r.redis); err != nil {
 		return err
@@ -164,9 +165,9 @@ func (r *replays) fit(ctx context.Context, durable bool, log *slog.Logger) error
 	return err
 }
 
-// watch checks the server again and again until ctx ends: its settings can change, and another
-// server can take its place. While it is unfit, claims fail, and requests are answered 503. A
-// server that does not answer refuses them by itself.
+// watch checks the server again and again until ctx ends, because its settings can change and
+// another server can take its place. While the server is unfit, claims fail, and requests are
+// answered with 503. A server that does not answer makes claims fail by itself.
 func (r *replays) watch(ctx context.Context, every time.Duration, durable bool, log *slog.Logger) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()

@@ -16,7 +16,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// A server that forgets when it restarts is told of, or refused, at the start and later.
+// A server that forgets when it restarts is reported or refused, at the start and later.
 func TestDurability(t *testing.T) {
 	server := startRedis(t)
 	client, err := connect(server.url())
@@ -82,7 +82,7 @@ func TestDurability(t *testing.T) {
 	<-done
 }
 
-// Each client behind the proxy has a limit of its own where the proxy's header is named.
+// Each client behind the proxy has limits of its own if -address-header is given.
 func TestAddressHeader(t *testing.T) {
 	w := newWorld(t)
 	for _, r := range w.replicas[:1] {
@@ -109,7 +109,7 @@ func TestAddressHeader(t *testing.T) {
 		_ = resp.Body.Close()
 		return resp.StatusCode
 	}
-	// Many at once: on a busy machine one after the other would be slower than the limit.
+	// Many at once: on a busy machine, one after the other would be slower than the limit.
 	limited, end := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	var wg sync.WaitGroup
@@ -131,7 +131,7 @@ func TestAddressHeader(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	for range 20 { // while the first address goes on
+	for range 20 { // while the first address continues
 		if status := send("192.0.2.2"); status == http.StatusTooManyRequests {
 			t.Fatalf("another address: %d", status)
 		}

@@ -33,7 +33,7 @@ const (
 	asChild    = "GATEWAY_REDIS_TEST_CHILD"
 )
 
-// TestMain lets the test's own binary be the program.
+// TestMain runs the program if the test's own binary is started as a replica.
 func TestMain(m *testing.M) {
 	if os.Getenv(asChild) != "" {
 		main()
@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// redisServer is a real one, which can be killed and started again on the same port.
+// redisServer is a real Redis server, which can be killed and started again on the same port.
 type redisServer struct {
 	t    *testing.T
 	path string
@@ -51,7 +51,7 @@ type redisServer struct {
 	cmd  *exec.Cmd
 }
 
-// startRedis skips the test where there is no redis-server, unless SEALEDCHAT_REDIS is "required".
+// startRedis skips the test if there is no redis-server, unless SEALEDCHAT_REDIS is "required".
 func startRedis(t *testing.T, args ...string) *redisServer {
 	t.Helper()
 	path, err := exec.LookPath("redis-server")
@@ -103,8 +103,8 @@ func (r *redisServer) kill() {
 	}
 }
 
-// model is the upstream: it counts requests, and streams when asked to, one word for each receive
-// from words.
+// model is the upstream. It counts requests. It streams on request, one word for each receive from
+// words.
 type model struct {
 	*httptest.Server
 	served atomic.Int64
@@ -119,7 +119,9 @@ func startModel(t *testing.T) *model {
 		body, _ := io.ReadAll(r.Body)
 		if !bytes.Contains(body, []byte(`"stream":true`)) {
 			_, _ = io.WriteString(w,
-				`{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"fine"},"finish_reason":"stop"}]}`)
+				`{"id":"1","object":"chat.completion","created":1,"model":"m","choices":[`+
+					`{"index":0,"message":{"role":"assistant","content":"fine"},`+
+					`"finish_reason":"stop"}]}`)
 			return
 		}
 		w.Header().Set("Content-Type", "text/event-stream")
@@ -149,7 +151,7 @@ func startModel(t *testing.T) *model {
 // replica is one gateway process.
 type replica struct {
 	url  string
-	pins map[string]string // by what stands before the colon
+	pins map[string]string // by the text before the colon
 	cmd  *exec.Cmd
 	log  safeBuffer
 }
@@ -260,8 +262,8 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// RoundTrip sends a request to the next replica, or to the one after it if that one does not even
-// take the connection.
+// RoundTrip sends a request to the next replica, or to the one after it if that one does not accept
+// the connection.
 func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
 	var body []byte
 	if req.Body != nil {
@@ -288,7 +290,7 @@ func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// replay sends what was captured to a replica, by-passing the proxy.
+// replay sends the captured request to a replica, past the proxy.
 func (w *world) replay(c captured, r *replica) (*http.Response, []byte) {
 	w.t.Helper()
 	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, r.url+c.path,

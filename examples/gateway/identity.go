@@ -19,14 +19,14 @@ import (
 	"time"
 )
 
-// identity is what the gateway shows in TLS.
+// identity is the certificate that the gateway shows in TLS.
 type identity struct {
 	certificate tls.Certificate
 	selfSigned  bool
 	note        string // for the user
 }
 
-// identity loads the certificate that the options name, or makes one.
+// identity loads the certificate of the options, or makes one.
 func (o *options) identity() (*identity, error) {
 	if o.tlsCert != "" {
 		certificate, err := tls.LoadX509KeyPair(o.tlsCert, o.tlsKey)
@@ -47,7 +47,7 @@ func (o *options) identity() (*identity, error) {
 	if o.writeCert != "" {
 		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
 			Bytes: certificate.Certificate[0]})
-		// public, and for others to read
+		// public: others may read it
 		if err := os.WriteFile(o.writeCert, text, 0o644); err != nil {
 			return nil, wrongInput("-write-cert: %w", err)
 		}
@@ -66,8 +66,8 @@ func (id *identity) fingerprint() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// selfSigned makes a certificate for loopback, for the host that the gateway listens on, and for
-// this machine's name if it listens on every address.
+// selfSigned makes a certificate for loopback and for the host that the gateway listens on. If it
+// listens on every address, the certificate is also for the name of this machine.
 func selfSigned(host string, life time.Duration) (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -4,21 +4,22 @@
 // Command gateway serves sealed chat completions in front of any OpenAI-compatible server.
 //
 //	umask 077; openssl rand -hex 32 > keys.txt
-//	go run ./examples/gateway -upstream http://127.0.0.1:8000/v1 -api-keys keys.txt -write-cert gateway.pem
+//	go run ./examples/gateway -upstream http://127.0.0.1:8000/v1 \
+//		-api-keys keys.txt -write-cert gateway.pem
 //
-// It serves both protocols, or those of -protocols. It prints on standard output where it listens,
-// the pins of its keys, and a command line for examples/chat to reach it, for each protocol. The
+// It serves both protocols, or those of -protocols. On standard output it prints its address, the
+// pins of its keys, and for each protocol a command line with which examples/chat reaches it. The
 // log goes to standard error: ids, sizes, durations and status, no content. Without -tls-cert it
-// makes a self-signed certificate at each start, and prints its fingerprint. The key that prompts
-// are sealed to is made at each start too and never replaced, so the pin changes with a restart,
-// and only then.
+// makes a self-signed certificate at each start, and prints its fingerprint. It also makes its keys
+// at each start and never replaces them, so the pin changes with a restart, and only then.
 //
-// Behind a proxy give -address-header, the header in which it says a client's address
-// (X-Forwarded-For for example), or all of its clients share the limits of one address.
+// Behind a proxy give -address-header, the header in which the proxy states the address of a client
+// (X-Forwarded-For for example). Otherwise all clients of the proxy share the limits of one
+// address.
 //
-// Environment: NOMYO_UPSTREAM_KEY is sent upstream as a bearer token. Interrupt or SIGTERM ends it:
-// running requests get half a minute, a second signal ends it at once. Exit status: 0, 1 when it
-// could not serve, 2 for wrong input.
+// Environment: NOMYO_UPSTREAM_KEY is sent upstream as a bearer token. Interrupt or SIGTERM ends the
+// program: running requests get half a minute; a second signal ends it at once. Exit status: 0 for
+// success, 1 if it could not serve, 2 for wrong input.
 package main
 
 import (
@@ -53,7 +54,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout,
 	return p.run(ctx, args)
 }
 
-// program is what a run works with: the surroundings, which tests replace.
+// program has the surroundings of a run, which tests replace.
 type program struct {
 	env            func(string) string
 	stdout, stderr io.Writer
@@ -110,7 +111,8 @@ func (p *program) serve(ctx context.Context, o *options) error {
 		return err
 	}
 	defer listener.Close()
-	// after listening: -write-cert must not replace the certificate of a gateway that has the port
+	// this comes after listening: -write-cert must not replace the certificate of a gateway that
+	// has the port
 	id, err := o.identity()
 	if err != nil {
 		return err
@@ -144,8 +146,8 @@ func (p *program) serve(ctx context.Context, o *options) error {
 	return nil
 }
 
-// keyOptions keep one key for as long as the program runs: rotation would turn away whoever was
-// given the printed pin.
+// keyOptions keep one key for as long as the program runs: after a rotation, the printed pin would
+// not be valid any more.
 func (p *program) keyOptions() *sealedchat.KeyStoreOptions {
 	return &sealedchat.KeyStoreOptions{Bits: p.keyBits, Rotation: sealedchat.Rotation{Every: -1}}
 }
@@ -171,7 +173,7 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore,
 			return nil, nil, err
 		}
 	}
-	// The environment keeps its copy: nothing can wipe that one.
+	// The environment keeps its copy, which cannot be wiped.
 	if key := p.env("NOMYO_UPSTREAM_KEY"); key != "" {
 		config.UpstreamKey = sealedchat.NewSecret([]byte(key))
 	}
@@ -186,17 +188,18 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore,
 	}, nil
 }
 
-// newServer is the gateway's server, with the certificate that clients know.
+// newServer returns the HTTP server of the gateway, with the certificate that clients know.
 func newServer(gateway *sealedchat.Gateway, id *identity) *http.Server {
 	server := gateway.Server("")
 	server.TLSConfig = id.config()
 	return server
 }
 
-// pins are the fingerprints of the keys that clients seal to, "" for a protocol that is not served.
+// pins are the fingerprints of the keys that clients seal to. The fingerprint of a protocol that is
+// not served is "".
 type pins struct {
 	envelope, ohttp string
-	signer          string // vouches for new keys of ohttp
+	signer          string // the key that signs new keys of ohttp
 }
 
 func readPins(ctx context.Context, o *options, gateway *sealedchat.Gateway,
@@ -221,7 +224,7 @@ func readPins(ctx context.Context, o *options, gateway *sealedchat.Gateway,
 	return p, nil
 }
 
-// announce prints what a client has to know.
+// announce prints the facts that a client needs.
 func (p *program) announce(o *options, id *identity, at net.Addr, keys pins) {
 	url := "https://" + reachable(at)
 	fmt.Fprintf(p.stdout, "listening: %s\n", url)
@@ -246,7 +249,7 @@ func (p *program) announce(o *options, id *identity, at net.Addr, keys pins) {
 	}
 }
 
-// command is how examples/chat reaches the gateway.
+// command returns the command line with which examples/chat reaches the gateway.
 func (o *options) command(id *identity, url, how string) string {
 	command := "go run ./examples/chat -url " + url + " " + how + " -model MODEL"
 	if id.selfSigned {
@@ -262,7 +265,7 @@ func (o *options) command(id *identity, url, how string) string {
 	return command
 }
 
-// reachable is at, with localhost where it listens on all addresses.
+// reachable returns the address of the listener, with localhost if it listens on all addresses.
 func reachable(at net.Addr) string {
 	if tcp, ok := at.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
 		return fmt.Sprintf("localhost:%d", tcp.Port)
@@ -270,7 +273,7 @@ func reachable(at net.Addr) string {
 	return at.String()
 }
 
-// shellWord quotes s for a POSIX shell if it needs that.
+// shellWord quotes s for a POSIX shell if necessary.
 func shellWord(s string) string {
 	plain := func(r rune) bool {
 		return unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("-_./:\\", r)
@@ -281,7 +284,7 @@ func shellWord(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// oneLine replaces what could end a line or steer a terminal.
+// oneLine replaces characters that could end a line or control a terminal.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

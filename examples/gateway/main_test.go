@@ -87,7 +87,7 @@ func fingerprintOf(t *testing.T, certFile string) string {
 	return id.fingerprint()
 }
 
-// The program that users are told to try, against the gateway that tells them.
+// The command line that the gateway prints for users works.
 func TestExampleChat(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds examples/chat")

@@ -20,7 +20,7 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// options is the command line, checked.
+// options are the checked command line.
 type options struct {
 	listen           string
 	upstream         string
@@ -31,9 +31,9 @@ type options struct {
 	writeCert        string // a file
 	tier             sealedchat.SecurityTier
 	protocols        []sealedchat.Protocol
-	pad              int           // bytes; of OHTTP's answers
-	dateWindow       time.Duration // of OHTTP's requests
-	addressHeader    string        // "" = the connection's address counts
+	pad              int           // bytes: answers over OHTTP are padded to a multiple
+	dateWindow       time.Duration // for the dates of requests over OHTTP
+	addressHeader    string        // "" = use the address of the connection
 }
 
 func (o *options) serves(p sealedchat.Protocol) bool { return slices.Contains(o.protocols, p) }
@@ -56,7 +56,7 @@ func (p *program) parse(args []string) (*options, error) {
 		"allow http upstream beyond loopback: opened prompts cross that network in the clear")
 	f.StringVar(&o.apiKeys, "api-keys", "",
 		"`file` with the API keys that clients may use, one per line; # begins a comment line")
-	f.BoolVar(&o.allowAll, "allow-unauthenticated", false, "serve everybody, without API keys")
+	f.BoolVar(&o.allowAll, "allow-unauthenticated", false, "serve all clients, without API keys")
 	f.StringVar(&o.tlsCert, "tls-cert", "",
 		"PEM `file` with the TLS certificate chain; without it a self-signed certificate is made")
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM `file` with the key of -tls-cert")
@@ -84,7 +84,7 @@ func (p *program) parse(args []string) (*options, error) {
 		return nil, wrongInput("%w (see -help)", err)
 	}
 	if f.NArg() > 0 {
-		return nil, wrongInput("%q: only flags are taken (see -help)", f.Arg(0))
+		return nil, wrongInput("%q: only flags are accepted (see -help)", f.Arg(0))
 	}
 	o.tier = sealedchat.SecurityTier(tier)
 	for name := range strings.SplitSeq(protocols, ",") {
@@ -98,6 +98,7 @@ func (p *program) parse(args []string) (*options, error) {
 	return o, o.check()
 }
 
+// check refuses options that contradict each other.
 func (o *options) check() error {
 	if _, _, err := net.SplitHostPort(o.listen); err != nil {
 		return wrongInput("-listen: %w", err)
@@ -115,7 +116,7 @@ func (o *options) check() error {
 	case o.upstream == "":
 		return wrongInput("-upstream is required (see -help)")
 	case o.apiKeys == "" && !o.allowAll:
-		return wrongInput("give -api-keys FILE, or -allow-unauthenticated to serve everybody")
+		return wrongInput("give -api-keys FILE, or -allow-unauthenticated to serve all clients")
 	case o.apiKeys != "" && o.allowAll:
 		return wrongInput("-api-keys and -allow-unauthenticated exclude each other")
 	case (o.tlsCert == "") != (o.tlsKey == ""):
@@ -128,7 +129,7 @@ func (o *options) check() error {
 
 const maxKeyFile = 1 << 20
 
-// readAPIKeys reads a file of API keys: one per line, empty lines and those that begin with #
+// readAPIKeys reads a file of API keys: one per line. Empty lines and lines that begin with # are
 // skipped.
 func readAPIKeys(name string) (authenticate func(*http.Request) (string, error), err error) {
 	content, err := readPrivate(name)
@@ -162,12 +163,13 @@ func readAPIKeys(name string) (authenticate func(*http.Request) (string, error),
 	return sealedchat.AuthenticateKeys(keys...)
 }
 
-// readPrivate reads a file that nobody else may read or write. On Windows who may is not in the
-// mode.
+// readPrivate reads a file that no other user may read or write. On Windows the mode does not say
+// who may.
 func readPrivate(name string) ([]byte, error) {
 	if info, err := os.Stat(name); err != nil {
 		return nil, err
-	} else if !info.Mode().IsRegular() { // before opening, which could wait for a pipe's other end
+		// checked first: opening could wait for the other end of a pipe
+	} else if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file", name)
 	}
 	f, err := os.Open(name)
@@ -182,7 +184,7 @@ func readPrivate(name string) ([]byte, error) {
 	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" {
 		return nil, fmt.Errorf("others may use %s (mode %04o): chmod 600 it", name, mode)
 	}
-	content := make([]byte, maxKeyFile+1) // in one piece: growing would leave copies behind
+	content := make([]byte, maxKeyFile+1) // in one piece: growing would leave copies
 	n, err := io.ReadFull(f, content)
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

@@ -143,7 +143,7 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// The pin that was printed holds for as long as the program runs.
+// The printed pin stays valid for as long as the program runs.
 func TestKeyIsNotReplaced(t *testing.T) {
 	o := (&program{keyBits: 2048}).keyOptions()
 	if o.Bits != 2048 || o.Rotation.Every >= 0 || o.Rotation.AfterRequests != 0 {
@@ -208,8 +208,9 @@ func TestShellWord(t *testing.T) {
 	}
 }
 
-// Behind a proxy, one client that sends nonsense does not use up what the others may send. The
-// clock stands still meanwhile, or a slow machine would get new tokens as fast as it asks for them.
+// Behind a proxy, one client that sends invalid requests does not use up the limits of the others.
+// The clock stands still meanwhile: otherwise a slow machine would get new tokens as fast as it
+// asks for them.
 func TestAddressHeader(t *testing.T) {
 	for _, named := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) { limitsOneAddress(t, named) })

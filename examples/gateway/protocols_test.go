@@ -12,7 +12,7 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// Each protocol is served where -protocols names it, and only there; what is printed for it works.
+// The gateway serves only the protocols of -protocols, and the output for each of them works.
 func TestProtocols(t *testing.T) {
 	u := newUpstream(t, nil)
 	for flag, served := range map[string][]bool{

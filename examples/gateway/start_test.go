@@ -143,7 +143,7 @@ func keyFile(t *testing.T, content string, mode os.FileMode) string {
 	if err := os.WriteFile(name, []byte(content), mode); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(name, mode); err != nil { // whatever the umask
+	if err := os.Chmod(name, mode); err != nil { // the umask may have changed it
 		t.Fatal(err)
 	}
 	return name

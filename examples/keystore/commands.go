@@ -21,7 +21,7 @@ const (
 	maxSealed    = sealedchat.MaxSealedData + sealedGrowth // bytes
 )
 
-// storeOptions keep the store from changing on its own: looking at it must not rotate, nor drop a
+// storeOptions keep the store from changing on its own: reading it must neither rotate nor drop a
 // retired key that a gateway with a longer grace still needs.
 func (o *options) storeOptions() *sealedchat.KeyStoreOptions {
 	return &sealedchat.KeyStoreOptions{
@@ -40,7 +40,7 @@ func (p *program) withStore(ctx context.Context, o *options,
 	defer passphrase.Destroy()
 	store, err := sealedchat.OpenKeyStore(ctx, o.dir, passphrase, o.storeOptions())
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) { // its own words are for programmers
+		if errors.Is(err, fs.ErrNotExist) { // the text of the error is for programmers
 			return fmt.Errorf("no key store in %s; make one with: keystore create", o.dir)
 		}
 		return err
@@ -87,7 +87,8 @@ func (p *program) list(ctx context.Context, o *options) error {
 			if !k.Retired.IsZero() {
 				state = "retired"
 			}
-			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s\n", state, k.Bits, at(k.Created), at(k.Activated), at(k.Retired), k.Fingerprint)
+			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s\n", state, k.Bits, at(k.Created),
+				at(k.Activated), at(k.Retired), k.Fingerprint)
 		}
 		return table.Flush()
 	})
@@ -142,7 +143,8 @@ func (p *program) importKey(ctx context.Context, o *options) error {
 	})
 }
 
-func (p *program) importEncrypted(ctx context.Context, o *options, store *sealedchat.KeyStore, text []byte) (*sealedchat.KeyInfo, error) {
+func (p *program) importEncrypted(ctx context.Context, o *options, store *sealedchat.KeyStore,
+	text []byte) (*sealedchat.KeyInfo, error) {
 	passphrase, err := p.passphrase(ctx, filePassword, "Passphrase of "+oneLine(o.file))
 	if err != nil {
 		return nil, err

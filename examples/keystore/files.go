@@ -37,9 +37,9 @@ func (p *program) read(ctx context.Context, name string, limit int) ([]byte, err
 	return content, nil
 }
 
-// readKey reads a PEM file, and appends the public key from the file that stands beside it: the
-// package then checks that they belong together. public is that file's name, "" when there is none.
-// The caller wipes the text.
+// readKey reads a PEM file and appends the public key from the file beside it, so that the package
+// checks that they belong together. public is the name of that file, or "" if there is none. The
+// caller wipes the text.
 func (p *program) readKey(ctx context.Context, name string) (text []byte, public string,
 	err error) {
 	private, err := p.read(ctx, name, maxKeyFile)
@@ -54,15 +54,15 @@ func (p *program) readKey(ctx context.Context, name string) (text []byte, public
 	if key == nil {
 		return private, "", nil
 	}
-	// The key as the package writes it, in place of the file's text: that could hide it from the
-	// check.
+	// The appended text is the key as the package writes it: the text of the file could hide the
+	// key from the check.
 	text = slices.Concat(private, []byte("\n"), key.PEM())
 	clear(private)
 	return text, public, nil
 }
 
 // publicBeside reads the file public_key.pem that the Python and the JavaScript client write beside
-// the private key. The key is nil when there is no such file, or when it is the file name itself.
+// the private key. The key is nil if there is no such file, or if it is the file name itself.
 func (p *program) publicBeside(ctx context.Context, name string) (*sealedchat.PublicKey, string,
 	error) {
 	public := filepath.Join(filepath.Dir(name), "public_key.pem")
@@ -76,7 +76,7 @@ func (p *program) publicBeside(ctx context.Context, name string) (*sealedchat.Pu
 	if self, err := os.Stat(name); err == nil && os.SameFile(info, self) {
 		return nil, "", nil
 	}
-	if !info.Mode().IsRegular() { // reading could wait for a pipe's other end
+	if !info.Mode().IsRegular() { // reading could wait for the other end of a pipe
 		return nil, "", fmt.Errorf("%s is not a regular file; move it away to import %s without it",
 			public, name)
 	}
@@ -92,7 +92,7 @@ func (p *program) publicBeside(ctx context.Context, name string) (*sealedchat.Pu
 	return key, public, nil
 }
 
-// readAll is io.ReadAll with a limit, and leaves no copies behind when it grows.
+// readAll is io.ReadAll with a limit. It wipes the memory that it outgrows.
 func readAll(r io.Reader, limit int) ([]byte, error) {
 	content := make([]byte, 0, min(limit, 64<<10)+1)
 	for {
@@ -117,8 +117,8 @@ func readAll(r io.Reader, limit int) ([]byte, error) {
 	}
 }
 
-// warnIfOpen tells when others could read a file that has a key. On Windows who may is not in the
-// mode.
+// warnIfOpen warns if others could read a file that has a key. On Windows the mode does not say who
+// may.
 func (p *program) warnIfOpen(name string) {
 	info, err := os.Stat(name)
 	if err == nil && info.Mode().Perm()&0o077 != 0 && runtime.GOOS != "windows" {
@@ -127,8 +127,8 @@ func (p *program) warnIfOpen(name string) {
 	}
 }
 
-// writeNew makes a file that only its owner may use. It writes to nothing that exists, not through
-// a link either.
+// writeNew makes a file that only its owner may use. It never writes to a file that exists, not
+// even through a link.
 func writeNew(name string, content []byte) (err error) {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, os.ErrExist) {

@@ -97,7 +97,7 @@ func TestImportRefuses(t *testing.T) {
 	check()
 }
 
-// pair writes a private key and its companion into a folder, as the Python and the JavaScript
+// pair writes a private key and its public key into a folder, as the Python and the JavaScript
 // client do.
 func pair(t *testing.T, private, public []byte) (privateName, publicName string) {
 	t.Helper()
@@ -178,7 +178,7 @@ func TestImportRefusesOtherPublicKey(t *testing.T) {
 	refused(encrypted, encrypted.File("private_key"), encrypted.File("public_key"),
 		"keystore: PRIVATE: wrong passphrase")
 
-	// What could hide the key from the check is no public key file.
+	// A file that could hide the key from the check is no public key file.
 	const useless = "keystore: PUBLIC: "
 	for _, text := range []string{
 		"", "\n", "text", "-----BEGIN PUBLIC KEY-----\n", "\xef\xbb\xbf" + public,

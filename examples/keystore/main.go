@@ -1,46 +1,48 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command keystore makes and looks after the key store that clients and gateways share. It is a
-// module of its own, so that its terminal library is no dependency of the package:
+// Command keystore makes and manages the key store that clients and gateways share. It is a module
+// of its own, so that its terminal library is no dependency of the package:
 //
 //	go build -C examples/keystore -o "$PWD/keystore" .
 //
-//	keystore create [-bits N] [-iterations N]           # a new store with a first key
-//	keystore list                                       # its keys, the one in use first
-//	keystore rotate [-bits N]                           # a new key; the old one is kept as retired
-//	keystore delete -fingerprint HEX                    # wipe a retired key now
-//	keystore import FILE                                # the private key in a PEM file becomes the one in use
-//	keystore export [-fingerprint HEX] -out FILE        # a key, encrypted, as a PEM file; nothing is overwritten
-//	keystore passwd [-iterations N]                     # another passphrase
-//	keystore seal -label TEXT [FILE] > sealed           # encrypt FILE or standard input, up to 100 MiB
-//	keystore open -label TEXT [FILE] > plain            # decrypt it, under the same label
+//	keystore create [-bits N] [-iterations N]       # a new store with a first key
+//	keystore list                                   # its keys, the one in use first
+//	keystore rotate [-bits N]                       # a new key; the old one is kept as retired
+//	keystore delete -fingerprint HEX                # wipe a retired key now
+//	keystore import FILE                            # use the private key in a PEM file from now on
+//	keystore export [-fingerprint HEX] -out FILE    # write a key, encrypted, to a new PEM file
+//	keystore passwd [-iterations N]                 # another passphrase
+//	keystore seal -label TEXT [FILE] > sealed       # encrypt FILE or standard input, up to 100 MiB
+//	keystore open -label TEXT [FILE] > plain        # decrypt it, under the same label
 //
-// Flags come before FILE. All commands take -dir DIR; without it NOMYO_KEY_DIR is used, or else the
-// folder sealedchat in the user's configuration folder.
+// Flags come before FILE. All commands accept -dir DIR. Without it they use NOMYO_KEY_DIR, or else
+// the folder sealedchat in the user's configuration folder.
 //
-// Passphrases are asked for on the terminal, without echo, or taken from the environment:
-// NOMYO_KEY_PASSWORD for the store, NOMYO_KEY_NEW_PASSWORD for the new one of passwd,
+// The program asks for passphrases on the terminal, without echo, or takes them from the
+// environment: NOMYO_KEY_PASSWORD for the store, NOMYO_KEY_NEW_PASSWORD for the new one of passwd,
 // NOMYO_FILE_PASSWORD for the file of import and export. Other processes of the same user can read
-// an environment. A store whose passphrase is lost cannot be opened by anyone.
+// an environment. Nobody can open a store whose passphrase is lost.
 //
-// Retired keys stay until delete, or until a client or a gateway that has the store open finds
-// their grace over: this program does not know how long that is. After passwd, services that have
-// the store open must be started again before they can save.
+// Retired keys stay until delete, or until a client or a gateway that has the store open finds that
+// their grace is over. This program does not know how long the grace is. After passwd, services
+// that have the store open must be started again before they can save.
 //
-// A file public_key.pem beside the one to import has to be its public key, or nothing is imported.
-// Move it away if it belongs to another key.
+// If a file public_key.pem stands beside the file to import, it must have the public key that
+// belongs to it; otherwise nothing is imported. Move it away if it belongs to another key.
 //
 // To move from the Python or the JavaScript client, in the folder that has its client_keys:
 //
 //	keystore create
-//	keystore import client_keys/private_key.pem         # asks for its passphrase if it has one, checks public_key.pem
-//	keystore list                                       # the imported key is the primary one
-//	rm client_keys/private_key.pem                      # and its copies in backups
-//	NOMYO_KEY_DIR=DIR NOMYO_KEY_PASSWORD=… SERVICE      # a service that uses sealedchat.ConfigFromEnv
+//	# asks for a passphrase if the file has one, and checks public_key.pem
+//	keystore import client_keys/private_key.pem
+//	keystore list                                   # the imported key is the primary one
+//	rm client_keys/private_key.pem                  # and its copies in backups
+//	# a service that uses sealedchat.ConfigFromEnv
+//	NOMYO_KEY_DIR=DIR NOMYO_KEY_PASSWORD=… SERVICE
 //
-// Standard output gets results, everything else goes to standard error. Exit status: 0, 1 when
-// something failed, 2 for wrong input.
+// Results go to standard output, all other text goes to standard error. Exit status: 0 for success,
+// 1 if something failed, 2 for wrong input.
 package main
 
 import (
@@ -73,7 +75,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdin io.R
 	return p.run(ctx, args)
 }
 
-// program is what a run works with: the surroundings, which tests replace.
+// program has the surroundings of a run, which tests replace.
 type program struct {
 	env            func(string) string
 	stdin          io.Reader
@@ -117,7 +119,7 @@ func explain(ctx context.Context, err error) (text string, status int) {
 		return text, 2
 	}
 	switch {
-	// a passphrase too short, a fingerprint that is none
+	// a passphrase that is too short, or an invalid fingerprint
 	case errors.Is(err, sealedchat.ErrInvalidRequest):
 		return strings.TrimPrefix(text, "invalid request: "), 2
 	case errors.Is(err, sealedchat.ErrLocked):
@@ -136,7 +138,7 @@ func isTerminal(stream any) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// oneLine replaces what could end a line or steer a terminal.
+// oneLine replaces characters that could end a line or control a terminal.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

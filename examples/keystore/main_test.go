@@ -131,7 +131,7 @@ func TestDelete(t *testing.T) {
 	check()
 }
 
-// A retired key comes back the way that the refusal names.
+// A retired key can be imported again in the way that the refusal names.
 func TestDeleteThenImport(t *testing.T) {
 	t.Parallel()
 	dir := newStore(t)
@@ -147,7 +147,7 @@ func TestDeleteThenImport(t *testing.T) {
 	}
 }
 
-// What is due by the clock is for the services that use the store to do: they know its grace.
+// Services that use the store do the work that is due by the clock, since they know its grace.
 func TestOldKeysStay(t *testing.T) {
 	t.Parallel()
 	dir := newFolder(t)
@@ -326,7 +326,7 @@ func TestInterruptible(t *testing.T) {
 	}
 }
 
-// The limits that the program knows are the package's.
+// The limits in the program are those of the package.
 func TestLimits(t *testing.T) {
 	secret := sealedchat.NewSecret([]byte(password))
 	defer secret.Destroy()

@@ -17,11 +17,11 @@ import (
 
 const maxLabel = 1024 // bytes, as in sealedchat.KeyStore.Seal
 
-// command is what the program can do.
+// command is a command of the program.
 type command struct {
 	name, synopsis string
-	flags          string // names of the flags that it takes beside -dir
-	file           int    // how many files it takes: none, at most one, or exactly one
+	flags          string // names of its flags, except -dir
+	file           int    // how many files it has: none, at most one, or exactly one
 	run            func(p *program, ctx context.Context, o *options) error
 }
 
@@ -50,7 +50,7 @@ func commands() []command {
 	}
 }
 
-// options is the command line, checked.
+// options are the checked command line.
 type options struct {
 	command     command
 	dir         string
@@ -102,7 +102,7 @@ func (p *program) parse(args []string) (*options, error) {
 	return o, o.check(f)
 }
 
-// flags are those that the command takes.
+// flags defines the flags of the command.
 func (o *options) flags(dir string) *flag.FlagSet {
 	f := flag.NewFlagSet(o.command.name, flag.ContinueOnError)
 	f.SetOutput(io.Discard) // errors are printed in one place
@@ -155,7 +155,7 @@ func (o *options) check(f *flag.FlagSet) error {
 	return nil
 }
 
-// defaultDir is the folder that the package uses for "": named here, so that messages can tell it.
+// defaultDir returns the folder that the package uses for "", so that messages can name it.
 func defaultDir() (string, error) {
 	base := os.UserConfigDir
 	if runtime.GOOS == "windows" {

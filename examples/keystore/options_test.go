@@ -87,7 +87,7 @@ func TestFolder(t *testing.T) {
 	for _, name := range []string{"XDG_CONFIG_HOME", "HOME", "LocalAppData"} {
 		t.Setenv(name, base)
 	}
-	want, err := fsafe.DefaultDir() // what the package means by ""
+	want, err := fsafe.DefaultDir() // the folder that the package uses for ""
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// The environment's passphrases.
+// The variables for passphrases.
 const (
 	storePassword    = "NOMYO_KEY_PASSWORD"
 	newStorePassword = "NOMYO_KEY_NEW_PASSWORD"
@@ -26,7 +26,7 @@ const (
 
 var errNoTerminal = errors.New("no terminal to ask for the passphrase on")
 
-// passphrase takes a passphrase from the environment variable, or asks for it. The caller destroys
+// passphrase reads a passphrase from the environment variable, or asks for it. The caller destroys
 // it.
 func (p *program) passphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret,
 	error) {
@@ -37,7 +37,7 @@ func (p *program) passphrase(ctx context.Context, variable, prompt string) (*sea
 	return sealedchat.NewSecret(text), nil
 }
 
-// newPassphrase asks twice: what was mistyped once would lock its owner out.
+// newPassphrase asks twice: a typing error would lock the owner out.
 func (p *program) newPassphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret,
 	error) {
 	text, err := p.readPassphrase(ctx, variable, prompt)
@@ -60,7 +60,7 @@ func (p *program) newPassphrase(ctx context.Context, variable, prompt string) (*
 }
 
 func (p *program) readPassphrase(ctx context.Context, variable, prompt string) ([]byte, error) {
-	// An environment variable is a string: nothing can wipe that copy.
+	// An environment variable is a string, which cannot be wiped.
 	if text := p.env(variable); text != "" {
 		return []byte(text), nil
 	}
@@ -76,9 +76,9 @@ func (p *program) readPassphrase(ctx context.Context, variable, prompt string) (
 	return text, nil
 }
 
-// askTerminal prints the prompt on the process's terminal, wherever the standard streams go, and
-// reads a line without echoing it. The terminal's library reads byte by byte and leaves what it has
-// outgrown in memory.
+// askTerminal prints the prompt on the terminal of the process, wherever the standard streams go,
+// and reads a line without echo. The terminal library reads byte by byte, and does not wipe the
+// memory that it outgrows.
 func askTerminal(ctx context.Context, prompt string) ([]byte, error) {
 	in, out, err := openTerminal()
 	if err != nil {
@@ -93,7 +93,7 @@ func askTerminal(ctx context.Context, prompt string) ([]byte, error) {
 	fmt.Fprint(out, prompt)
 	text, err := interruptible(ctx, func() ([]byte, error) { return term.ReadPassword(fd) })
 	fmt.Fprintln(out)
-	if ctx.Err() != nil { // the reading goes on until the process ends, so the files stay open
+	if ctx.Err() != nil { // reading continues until the process ends, so the files stay open
 		_ = term.Restore(fd, before)
 		clear(text)
 		return nil, ctx.Err()
@@ -118,8 +118,8 @@ func openTerminal() (in, out *os.File, err error) {
 	return in, out, nil
 }
 
-// interruptible returns what read returns, or earlier when ctx ends. Reading a terminal or a pipe
-// cannot be interrupted: after Ctrl-C it ends with the process.
+// interruptible returns the result of read, or returns earlier if ctx ends. Nothing can interrupt
+// the reading of a terminal or a pipe: after Ctrl-C it ends with the process.
 func interruptible(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
 	type result struct {
 		content []byte

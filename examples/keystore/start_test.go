@@ -23,8 +23,8 @@ const (
 	notPassword = "not the passphrase"
 )
 
-// session is the surroundings of a run. Answers are what the user types on the terminal; there is
-// none when they are nil.
+// session has the surroundings of a run. Answers are the lines that the user types on the terminal;
+// nil means that there is no terminal.
 type session struct {
 	env      map[string]string
 	stdin    io.Reader
@@ -61,7 +61,8 @@ func (s session) run(ctx context.Context, args ...string) (r result) {
 	return r
 }
 
-// unlocked has the key store's passphrase in its environment, and other variables in pairs.
+// unlocked returns a session with the passphrase of the key store in its environment, and other
+// variables in pairs.
 func unlocked(pairs ...string) session {
 	s := session{env: map[string]string{storePassword: password}, stdin: strings.NewReader("")}
 	for i := 0; i < len(pairs); i += 2 {
@@ -70,7 +71,7 @@ func unlocked(pairs ...string) session {
 	return s
 }
 
-// succeeds runs s and fails the test unless the exit status is 0.
+// succeeds runs s, and fails the test if the exit status is not 0.
 func (s session) succeeds(t *testing.T, args ...string) result {
 	t.Helper()
 	r := s.run(t.Context(), args...)
@@ -81,8 +82,8 @@ func (s session) succeeds(t *testing.T, args ...string) result {
 	return r
 }
 
-// fails wants an exit status and one line with a text on standard error, and nothing on standard
-// output.
+// fails runs s, and fails the test unless there is this exit status, one line with this text on
+// standard error, and nothing on standard output.
 func (s session) fails(t *testing.T, status int, text string, args ...string) result {
 	t.Helper()
 	r := s.run(t.Context(), args...)
@@ -142,7 +143,7 @@ func newStore(t *testing.T) string {
 	return dir
 }
 
-// newFolder makes a folder as private as the package wants it, on Windows too.
+// newFolder makes a folder that is private enough for the package, on Windows too.
 func newFolder(t *testing.T) string {
 	t.Helper()
 	d, err := fsafe.CreateDir(filepath.Join(t.TempDir(), "keys"))
@@ -171,7 +172,7 @@ func write(t *testing.T, name string, content []byte) {
 	}
 }
 
-// unchanged fails the test if the file of the store is not what it was.
+// unchanged fails the test if the file of the store has changed.
 func unchanged(t *testing.T, dir string) func() {
 	before := read(t, storeFile(dir))
 	return func() {

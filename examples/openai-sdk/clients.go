@@ -11,7 +11,7 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// Both SDKs, as a program makes their clients today and with the line that seals them. A test
+// Both SDKs: how a program makes their clients today, and with the line that seals them. A test
 // compares the functions.
 
 func plainOpenAI(apiKey string) openai.Client {

@@ -14,8 +14,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// bothGoOpenAI runs a test with go-openai talking to the upstream itself, and sealed to the
-// gateway.
+// bothGoOpenAI runs a test twice with go-openai: once it talks to the upstream directly, and once
+// sealed to the gateway.
 func bothGoOpenAI(t *testing.T, key string, test func(t *testing.T, w *world,
 	client *goopenai.Client, sealed bool)) {
 	t.Run("plain", func(t *testing.T) {

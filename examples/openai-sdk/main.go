@@ -1,9 +1,9 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command openai-sdk asks a question through openai-go or go-openai, sealed. The program is what it
-// would be without sealedchat, but for the client that it makes once and the one line that hands it
-// to the SDK:
+// Command openai-sdk asks a question through openai-go or go-openai, sealed. The program is the
+// same as without sealedchat, except that it makes a client once and gives it to the SDK in one
+// line:
 //
 //	client := openai.NewClient(
 //		option.WithAPIKey(apiKey),
@@ -16,15 +16,16 @@
 //
 // Run it against a gateway (see examples/gateway) or a NOMYO server:
 //
-//	OPENAI_API_KEY=… go run . -url https://inference.example.com -pin cb27375f… "What is the capital of France?"
+//	OPENAI_API_KEY=… go run . -url https://inference.example.com -pin cb27375f… \
+//		"What is the capital of France?"
 //
-// The SDK's key travels only because its base URL has the origin of -url; a key that was meant for
-// another server stays here. Chat completions are sealed and go to -url. Every other endpoint of
-// the SDK is refused, and nothing is sent. Streams are made from the complete answer: they work,
-// and their first word comes when the last one is there.
+// The client sends the API key of the SDK only because the base URL of the SDK has the origin of
+// -url; it does not send a key that belongs to another server. Chat completions are sealed and go
+// to -url. Every other endpoint of the SDK is refused, and nothing is sent. Streams are made from
+// the complete answer: they work, and their first word arrives when the last one has arrived.
 //
 // With -ohttp, against a gateway that speaks Oblivious HTTP, every endpoint that the gateway allows
-// is sealed, and streams come as the model sends them.
+// is sealed, and streams arrive as the model sends them.
 package main
 
 import (
@@ -57,7 +58,7 @@ func main() {
 	}
 }
 
-// run is the program. keys are those that answers are sealed to; nil makes them anew, which takes a
+// run is the program. Answers are sealed to keys; with nil the program makes keys, which takes a
 // moment.
 func run(ctx context.Context, args []string, apiKey string, keys *sealedchat.KeyStore,
 	out io.Writer) error {

@@ -27,7 +27,8 @@ func TestRun(t *testing.T) {
 		}
 		w.check(t, true)
 		out.Reset()
-		if err := run(t.Context(), append(args, configOf(t, w.gateway), "-ohttp", prompt), goodKey, clientKeys, &out); err != nil || out.String() != answer+" to "+prompt+"\n" {
+		if err := run(t.Context(), append(args, configOf(t, w.gateway), "-ohttp", prompt), goodKey,
+			clientKeys, &out); err != nil || out.String() != answer+" to "+prompt+"\n" {
 			t.Errorf("%s with -ohttp: %v, %q", sdk, err, &out)
 		}
 		out.Reset()
@@ -84,7 +85,7 @@ func TestSealingIsOneLine(t *testing.T) {
 	}
 }
 
-// openFiles counts this process's descriptors, -1 where that is not known.
+// openFiles counts the descriptors of this process. -1 means that the number is not known.
 func openFiles() int {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -93,7 +94,7 @@ func openFiles() int {
 	return len(entries)
 }
 
-// settled waits for a count to come down to at most limit: what ends, ends a little later.
+// settled waits until a count is at most limit: goroutines and connections end a little later.
 func settled(count func() int, limit int) int {
 	for range 100 {
 		if count() <= limit {

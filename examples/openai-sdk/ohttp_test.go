@@ -21,12 +21,12 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// Both SDKs over Oblivious HTTP: streams come as the upstream sends them, and other endpoints pass,
-// too.
+// Both SDKs over Oblivious HTTP: streams arrive as the upstream sends them, and other endpoints
+// work, too.
 
-// oblivious is a gateway in front of upstream, past a witness, and a client that pins its
-// configuration.
-func oblivious(t *testing.T, upstream http.Handler) (*testkit.Witness,
+// overOHTTP returns a witness, behind it a gateway in front of upstream, and a client that pins the
+// key witness, and a client that pins its key configuration.
+func overOHTTP(t *testing.T, upstream http.Handler) (*testkit.Witness,
 	*sealedchat.SecureCompletionClient) {
 	t.Helper()
 	up := httptest.NewServer(upstream)
@@ -48,8 +48,9 @@ func oblivious(t *testing.T, upstream http.Handler) (*testkit.Witness,
 	t.Cleanup(server.Close)
 	witness := testkit.NewWitness(t, server.Listener.Addr().String())
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: "http://" + witness.Addr(), InsecureAllowHTTP: true, Protocol: sealedchat.ProtocolOHTTP,
-		Trust: sealedchat.Pin(configOf(t, gateway)), MaxRetries: -1,
+		BaseURL: "http://" + witness.Addr(), InsecureAllowHTTP: true,
+		Protocol: sealedchat.ProtocolOHTTP,
+		Trust:    sealedchat.Pin(configOf(t, gateway)), MaxRetries: -1,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +59,7 @@ func oblivious(t *testing.T, upstream http.Handler) (*testkit.Witness,
 	return witness, client
 }
 
-// paced is an upstream that streams words, the next one when it is told to; it ends as end says.
+// paced is an upstream that streams words, each one on demand. end says how the stream ends.
 type paced struct {
 	next chan struct{}
 	end  string // "" = as it should; "cut", "quiet" = without [DONE]
@@ -74,7 +75,8 @@ func (p *paced) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			<-p.next
 		}
 		fmt.Fprintf(w,
-			`data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":%q}}]}`+"\n\n", word)
+			`data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m",`+
+				`"choices":[{"index":0,"delta":{"content":%q}}]}`+"\n\n", word)
 		w.(http.Flusher).Flush()
 	}
 	switch p.end {
@@ -86,14 +88,14 @@ func (p *paced) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, "data: [DONE]\n\n")
 }
 
-// streams runs a test of both SDKs: each word has to be there before the next one exists, and a
-// stream that does not end as it should has to give an error.
+// streams runs a test with both SDKs: each word must arrive before the upstream makes the next one,
+// and a stream that does not end correctly must give an error.
 func streams(t *testing.T, read func(t *testing.T, client *sealedchat.SecureCompletionClient,
 	base string, word func(string)) error) {
 	for _, end := range []string{"", "cut", "quiet"} {
 		t.Run("end "+end, func(t *testing.T) {
 			up := &paced{next: make(chan struct{}, 1), end: end}
-			witness, client := oblivious(t, up)
+			witness, client := overOHTTP(t, up)
 			var got []string
 			err := read(t, client, "http://"+witness.Addr()+"/v1", func(word string) {
 				if word == "" {
@@ -165,7 +167,8 @@ func TestOpenAIOverOHTTP(t *testing.T) {
 	mux.HandleFunc("GET /v1/models",
 		asJSON(`{"object":"list","data":[{"id":"m1","object":"model"}]}`))
 	mux.HandleFunc("POST /v1/embeddings",
-		asJSON(`{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.5]}],"model":"m"}`))
+		asJSON(`{"object":"list","data":[{"object":"embedding","index":0,`+
+			`"embedding":[0.5]}],"model":"m"}`))
 	mux.HandleFunc("POST /v1/responses", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
 		fmt.Fprint(w,
@@ -173,7 +176,7 @@ func TestOpenAIOverOHTTP(t *testing.T) {
 				"{\"type\":\"response.output_text.delta\",\"delta\":\"hello\"}\n\n"+
 				"event: response.completed\ndata: {\"type\":\"response.completed\"}\n\n")
 	})
-	witness, client := oblivious(t, mux)
+	witness, client := overOHTTP(t, mux)
 	sdk := openai.NewClient(option.WithAPIKey(goodKey),
 		option.WithBaseURL("http://"+witness.Addr()+"/v1"),
 		option.WithHTTPClient(client.HTTPClient()))
@@ -223,7 +226,7 @@ func TestOpenAIOverOHTTP(t *testing.T) {
 }
 
 func TestGoOpenAIOverOHTTP(t *testing.T) {
-	witness, client := oblivious(t, &upstream{})
+	witness, client := overOHTTP(t, &upstream{})
 	got, err := sealedGoOpenAI(goodKey, "http://"+witness.Addr()+"/v1",
 		client).CreateChatCompletion(t.Context(), goOpenAIRequest(false))
 	if err != nil || got.Choices[0].Message.Content != answer+" to "+prompt {

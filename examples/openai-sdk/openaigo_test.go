@@ -15,7 +15,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// bothOpenAI runs a test with openai-go talking to the upstream itself, and sealed to the gateway.
+// bothOpenAI runs a test twice with openai-go: once it talks to the upstream directly, and once
+// sealed to the gateway.
 func bothOpenAI(t *testing.T, key string, test func(t *testing.T, w *world, client openai.Client,
 	sealed bool)) {
 	t.Run("plain", func(t *testing.T) {
@@ -161,8 +162,8 @@ func TestOpenAIErrorIsNotMultiplied(t *testing.T) {
 	}
 }
 
-// A wrong pin is found through the SDK's error. The SDK repeats the call, for it takes the error
-// for a broken connection; nothing goes out.
+// A program finds a wrong pin through the error of the SDK. The SDK repeats the call, because it
+// takes the error for a broken connection; nothing is sent.
 func TestOpenAIWrongPin(t *testing.T) {
 	w := newWorld(t, false)
 	t.Setenv("OPENAI_BASE_URL", w.url()+"/v1")
@@ -183,7 +184,7 @@ func TestOpenAIWrongPin(t *testing.T) {
 	w.check(t, true)
 }
 
-// An SDK takes its key from the environment. It must not travel to a server that it was not meant
+// An SDK takes its key from the environment. The client must not send it to a server that it is not
 // for.
 func TestOpenAIKeyStaysHome(t *testing.T) {
 	w := newWorld(t, false)
@@ -195,7 +196,7 @@ func TestOpenAIKeyStaysHome(t *testing.T) {
 	w.witness.MustNotSee(goodKey, "api.openai.com", "OpenAI/Go", "Stainless", prompt)
 }
 
-// What does not travel sealed does not travel.
+// A request that cannot be sealed is not sent.
 func TestOpenAIOtherEndpoints(t *testing.T) {
 	w := newWorld(t, false)
 	t.Setenv("OPENAI_BASE_URL", w.url()+"/v1")

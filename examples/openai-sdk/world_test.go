@@ -27,7 +27,7 @@ const (
 	wrongKey = "sk-wrong-key"
 )
 
-// upstream is an OpenAI-compatible server: tools are called first, and their results lead to the
+// upstream is an OpenAI-compatible server: it calls tools first, and their results lead to the
 // answer.
 type upstream struct {
 	mu     sync.Mutex
@@ -115,7 +115,7 @@ func stream(w http.ResponseWriter, message map[string]any, finish string, withUs
 	fmt.Fprint(w, "data: [DONE]\n\n")
 }
 
-// keys are shared by all tests: making them takes a while.
+// All tests share keys, since making them takes a while.
 var keys = sync.OnceValues(func() (gateway, client *sealedchat.KeyStore) {
 	var stores [2]*sealedchat.KeyStore
 	for i := range stores {
@@ -131,7 +131,7 @@ var keys = sync.OnceValues(func() (gateway, client *sealedchat.KeyStore) {
 	return stores[0], stores[1]
 })
 
-// world is an upstream with a gateway in front of it, and what is between them and the SDKs.
+// world is an upstream with a gateway in front of it, and the witnesses between them and the SDKs.
 type world struct {
 	*upstream
 	gateway *sealedchat.Gateway
@@ -183,7 +183,7 @@ func newWorld(t *testing.T, tls bool) *world {
 	return w
 }
 
-// url is where the gateway is found, through the witness if there is one.
+// url returns the address of the gateway, or of the witness if there is one.
 func (w *world) url() string {
 	if w.witness != nil {
 		return "http://" + w.witness.Addr()
@@ -209,10 +209,12 @@ func configOf(t *testing.T, gateway *sealedchat.Gateway) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return keys[slices.IndexFunc(keys, func(k sealedchat.KeyInfo) bool { return k.Kind == "X-Wing" })].Fingerprint
+	return keys[slices.IndexFunc(keys, func(k sealedchat.KeyInfo) bool {
+		return k.Kind == "X-Wing"
+	})].Fingerprint
 }
 
-// client is a sealed client of the gateway that trusts pin.
+// client returns a sealed client of the gateway that trusts pin.
 func (w *world) client(t *testing.T, pin string) *sealedchat.SecureCompletionClient {
 	t.Helper()
 	_, clientKeys := keys()
@@ -233,7 +235,7 @@ func (w *world) client(t *testing.T, pin string) *sealedchat.SecureCompletionCli
 	return client
 }
 
-// counts are the key fetches and sealed requests so far.
+// counts returns the key fetches and sealed requests so far.
 func (w *world) counts() (fetches, sealed int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -246,8 +248,8 @@ func (w *world) connections() int {
 	return len(w.peers)
 }
 
-// check asks the witnesses: sealed tests show nothing, and the plain ones all of it, or else the
-// markers prove nothing.
+// check asks the witnesses. Sealed tests must show no marker. Plain tests must show all of them;
+// otherwise the markers prove nothing.
 func (w *world) check(t *testing.T, sealed bool, markers ...string) {
 	t.Helper()
 	markers = append(markers, prompt, answer)
@@ -259,7 +261,7 @@ func (w *world) check(t *testing.T, sealed bool, markers ...string) {
 	}
 }
 
-// otherPin is the fingerprint of a key that the gateway does not have.
+// otherPin returns the fingerprint of a key that the gateway does not have.
 func otherPin(pin string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '0' {

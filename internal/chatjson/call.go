@@ -13,6 +13,7 @@ import (
 type Call struct {
 	Stream       bool
 	IncludeUsage bool
+	Choices      int // 1 at least
 }
 
 // IsStreamMember tells the members of a request that are about streams.
@@ -38,15 +39,23 @@ func LookAtCall(body []byte) (*Call, error) {
 
 // CallOf is LookAtCall for a request that was checked before.
 func CallOf(valid []byte) *Call {
-	call := &Call{}
+	call := &Call{Choices: 1}
+	prompts := int64(1) // of the older endpoint, which may have several
 	for m := range jsonspan.MembersOf(valid) {
 		switch {
 		case m.Is("stream"):
 			call.Stream = string(m.Value) == "true"
 		case m.Is("stream_options"):
 			call.IncludeUsage = IncludesUsage(m.Value)
+		case m.Is("n"):
+			if n, err := WholeNumber(m.Value); err == nil && n > 1 && n <= MaxWeight {
+				call.Choices = int(n)
+			}
+		case m.Is("prompt"):
+			prompts = promptsIn(m.Value)
 		}
 	}
+	call.Choices *= int(prompts)
 	return call
 }
 
@@ -55,6 +64,16 @@ func IncludesUsage(valid []byte) bool { return string(Last(valid, "include_usage
 
 // CutStream appends body without what asks for a stream to dst, which may be body[:0].
 func CutStream(dst, body []byte) []byte { return jsonspan.CutOf(dst, body, IsStreamMember) }
+
+// promptsIn counts the texts of a prompt: one, unless it is a list of texts, or of lists of tokens.
+func promptsIn(prompt []byte) (n int64) {
+	for p := range jsonspan.ElementsOf(prompt) {
+		if kind := jsonspan.KindOf(p); kind == jsonspan.String || kind == jsonspan.Array {
+			n++
+		}
+	}
+	return max(n, 1)
+}
 
 // ErrorType is the type of OpenAI's error object for a status.
 func ErrorType(status int) string {

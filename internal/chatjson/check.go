@@ -12,6 +12,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 // This file checks JSON in place: what is about to be sealed, and what was opened.
@@ -135,14 +136,16 @@ type Asked struct {
 	TooLow    func(tier string) bool // whether a tier is lower than was asked for; nil: none was
 }
 
-// ErrorObject is an error object that came in place of an answer. Its text has none of it.
-type ErrorObject struct{ Data []byte }
+// ErrorObject is an error object that came in place of an answer, or of the rest of one. Its text
+// has none of it.
+type ErrorObject struct{ Data []byte } // an object with a member "error", as a whole
 
 func (e *ErrorObject) Error() string { return "sealedchat: an error object in place of an answer" }
 
 // CheckCompletion demands that an opened answer is a chat.completion object, that it does not name
 // another request, and no lower tier than was asked for. An answer that is an error is
-// *ErrorObject.
+// *ErrorObject. All that becomes Go values is looked at here, or else has a zero value if it has not
+// its type: whoever reads a checked answer comes to no other verdict.
 func CheckCompletion(data []byte, asked Asked) error {
 	if !ValidObject(data) {
 		return SchemaError("the answer", "not a JSON object in valid UTF-8")
@@ -152,39 +155,40 @@ func CheckCompletion(data []byte, asked Asked) error {
 
 // CheckCompletionObject is CheckCompletion for an object in JSON that was checked before.
 func CheckCompletionObject(data []byte, asked Asked) error {
-	o, _ := Pick(data, "id", "object", "created", "model", "choices", "error", "_metadata")
+	o, _ := Pick(data, "object", "choices", "error", "_metadata")
 	// Whose answer it is comes first: an error that belongs to another request must not be believed
 	// either.
 	if err := checkMetadata(o["_metadata"], asked); err != nil {
 		return err
 	}
-	if k, ok := o.Kind("error"); ok && k != jsonspan.Null && !o.Is("choices", jsonspan.Array) {
+	if !sse.IsNothing(o["error"]) {
 		return &ErrorObject{data}
 	}
-	for _, name := range []string{"id", "model"} {
-		if !o.Is(name, jsonspan.String, jsonspan.Null) {
-			return SchemaError(name, "want a string or null")
-		}
-	}
-	if o.Text("object") != "chat.completion" {
+	if object := o.Text("object"); isOtherObject(object) || object == objectChunk {
 		return SchemaError("object", "want \"chat.completion\"")
-	}
-	if !o.Is("created", jsonspan.Number) {
-		return SchemaError("created", "want a number")
 	}
 	if !o.Is("choices", jsonspan.Array) {
 		return SchemaError("choices", "want an array")
 	}
-	return checkChoices(o["choices"])
+	return checkChoices(o["choices"], checkChoice)
 }
 
-func checkChoices(data []byte) error {
+const objectChunk, objectCompletion = "chat.completion.chunk", "chat.completion"
+
+// isOtherObject tells the objects that are no part of a chat completion, whatever else they hold.
+// Other names, or none, say nothing: servers write what they like.
+func isOtherObject(name string) bool {
+	return name == "error" || name == "list" || name == "response"
+}
+
+// checkChoices has check look at each choice, and say which member of it is not as it has to be.
+func checkChoices(data []byte, check func(choice []byte) (member, want string)) error {
 	i := 0
 	for choice := range jsonspan.ElementsOf(data) {
 		if i >= MaxWeight {
 			return SchemaError("choices", "too many")
 		}
-		if member, want := checkChoice(choice); want != "" {
+		if member, want := check(choice); want != "" {
 			return SchemaError(fmt.Sprintf("choices[%d]%s", i, member), want)
 		}
 		i++
@@ -201,7 +205,66 @@ func checkChoice(choice []byte) (member, want string) {
 	if jsonspan.KindOf(message) != jsonspan.Object {
 		return ".message", "want an object"
 	}
-	return ".message.content", checkContent(Last(message, "content"))
+	if want := checkIndex(Last(choice, "index")); want != "" {
+		return ".index", want
+	}
+	return checkMessage(".message", message, checkCall)
+}
+
+// checkIndex: two choices must not become one. An index that is no number is as good as none.
+func checkIndex(index []byte) (want string) {
+	if jsonspan.KindOf(index) == jsonspan.Number {
+		if _, err := WholeNumber(index); err != nil {
+			return "out of range"
+		}
+	}
+	return ""
+}
+
+// checkMessage looks at a message, or at a piece of one.
+func checkMessage(path string, message []byte,
+	check func(call []byte) (member, want string)) (member, want string) {
+	if want := checkContent(Last(message, "content")); want != "" {
+		return path + ".content", want
+	}
+	calls := Last(message, "tool_calls")
+	switch jsonspan.KindOf(calls) {
+	case jsonspan.Null:
+		return "", ""
+	case jsonspan.Array:
+	default:
+		return path + ".tool_calls", "want an array"
+	}
+	for call := range jsonspan.ElementsOf(calls) {
+		if member, want := check(call); want != "" {
+			return path + ".tool_calls" + member, want
+		}
+	}
+	return "", ""
+}
+
+// checkCall looks at a tool call.
+func checkCall(call []byte) (member, want string) {
+	if jsonspan.KindOf(call) != jsonspan.Object {
+		return "", "want objects"
+	}
+	function := Last(call, "function")
+	if function == nil {
+		return "", ""
+	}
+	if jsonspan.KindOf(function) != jsonspan.Object {
+		return ".function", "want an object"
+	}
+	switch jsonspan.KindOf(Last(function, "name")) {
+	case jsonspan.Null, jsonspan.String:
+	default:
+		return ".function.name", "want a string"
+	}
+	switch jsonspan.KindOf(Last(function, "arguments")) {
+	case jsonspan.Null, jsonspan.String, jsonspan.Object:
+		return "", ""
+	}
+	return ".function.arguments", "want a string or an object"
 }
 
 // MaxWeight bounds how much of an answer becomes Go values: members and elements that are decoded
@@ -257,11 +320,32 @@ func checkContent(content []byte) (want string) {
 		return "want a string, null or parts"
 	}
 	for part := range jsonspan.ElementsOf(content) {
-		if kind := Last(part, "type"); kind == nil || jsonspan.KindOf(kind) != jsonspan.String {
+		if kind := jsonspan.KindOf(Last(part, "type")); kind != jsonspan.String {
 			return "want parts that are objects with a type"
+		}
+		kind := jsonspan.KindOf(Last(part, "text"))
+		if kind != jsonspan.Null && kind != jsonspan.String {
+			return "want texts that are strings"
+		}
+		if image := Last(part, "image_url"); !isImage(image) {
+			return "want image_url to be an object with a url"
 		}
 	}
 	return ""
+}
+
+// isImage tells an image, or none.
+func isImage(image []byte) bool {
+	if kind := jsonspan.KindOf(image); kind != jsonspan.Object {
+		return kind == jsonspan.Null
+	}
+	for _, name := range [...]string{"url", "detail"} {
+		kind := jsonspan.KindOf(Last(image, name))
+		if kind != jsonspan.Null && kind != jsonspan.String {
+			return false
+		}
+	}
+	return true
 }
 
 // checkMetadata looks at a sealed _metadata object. Whatever else stands there says nothing.

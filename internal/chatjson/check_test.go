@@ -37,20 +37,29 @@ func TestBadAnswers(t *testing.T) {
 			"the answer"},
 		{testkit.AnswerWith("x", "01"), "the answer"}, {testkit.AnswerWith("x", "\"\t\""),
 			"the answer"}, {testkit.AnswerWith("x", deep), "the answer"},
-		{`{}`, "id"}, {testkit.AnswerWith("id", "-"), "id"}, {testkit.AnswerWith("id", "1"), "id"},
-		{testkit.AnswerWith("id", `["`+m+`"]`), "id"}, {testkit.AnswerWith("id", "-", "ID",
-			`"x"`), "id"},
-		{testkit.AnswerWith("model", "-"), "model"}, {testkit.AnswerWith("model", "{}"), "model"},
-		{testkit.AnswerWith("model", "true"), "model"},
-		{testkit.AnswerWith("object", "-"), "object"}, {testkit.AnswerWith("object", `"`+m+`"`),
-			"object"}, {testkit.AnswerWith("object", `"chat.completion.chunk"`), "object"},
-		{testkit.AnswerWith("object", `"Chat.Completion"`), "object"}, {testkit.AnswerWith("object",
-			"null"), "object"}, {testkit.AnswerWith("object", "1"), "object"},
-		{testkit.AnswerWith("object", "-", "Object", `"chat.completion"`), "object"},
-		{testkit.AnswerWith("object", `"chat.completion","object":"x"`), "object"},
-		{testkit.AnswerWith("created", "-"), "created"}, {testkit.AnswerWith("created", "null"),
-			"created"}, {testkit.AnswerWith("created", `"`+m+`"`), "created"},
-		{testkit.AnswerWith("created", "[1]"), "created"},
+		{`{}`, "choices"}, {testkit.AnswerWith("object", `"error"`), "object"},
+		{testkit.AnswerWith("object", `"list"`), "object"},
+		{testkit.AnswerWith("object", `"l\u0069st"`), "object"},
+		{testkit.AnswerWith("object", `"chat.completion.chunk"`), "object"},
+		{testkit.AnswerWith("object", `"response"`), "object"},
+		{testkit.AnswerWith("object", `"chat.completion","object":"error"`), "object"},
+		{testkit.AnswerWith("object", `"error"`, "choices", "-"), "object"},
+		{choice(`{"message":{},"index":1e400}`), "choices[1].index"},
+		{choice(`{"message":{"tool_calls":{}}}`), "choices[1].message.tool_calls"},
+		{choice(`{"message":{"tool_calls":"` + m + `"}}`), "choices[1].message.tool_calls"},
+		{choice(`{"message":{"tool_calls":[{},1]}}`), "choices[1].message.tool_calls"},
+		{choice(`{"message":{"tool_calls":[{"function":"` + m + `"}]}}`),
+			"choices[1].message.tool_calls.function"},
+		{choice(`{"message":{"tool_calls":[{"function":{"name":["` + m + `"]}}]}}`),
+			"choices[1].message.tool_calls.function.name"},
+		{choice(`{"message":{"tool_calls":[{"function":{"arguments":1}}]}}`),
+			"choices[1].message.tool_calls.function.arguments"},
+		{choice(`{"message":{"tool_calls":[{"function":{"arguments":["` + m + `"]}}]}}`),
+			"choices[1].message.tool_calls.function.arguments"},
+		{choice(`{"message":{"content":[{"type":"text","text":1}]}}`),
+			"choices[1].message.content"},
+		{choice(`{"message":{"content":[{"type":"image_url","image_url":"` + m + `"}]}}`),
+			"choices[1].message.content"},
 		{testkit.AnswerWith("choices", "-"), "choices"}, {testkit.AnswerWith("choices", "null"),
 			"choices"}, {testkit.AnswerWith("choices", "{}"), "choices"},
 		{testkit.AnswerWith("choices", `"`+m+`"`), "choices"},
@@ -79,6 +88,33 @@ func TestBadAnswers(t *testing.T) {
 		}
 		if err != nil && strings.Contains(err.Error(), m) {
 			t.Errorf("content in %v", err)
+		}
+	}
+}
+
+// Whatever stands beside the choices is taken where it has its type, and is no reason to refuse.
+func TestBestEffortMembers(t *testing.T) {
+	for _, name := range []string{"id", "model", "object", "created", "usage",
+		"system_fingerprint", "service_tier"} {
+		for _, value := range []string{"-", "null", "1", "-1e300", "1e400", "true", `"x"`, "[1]",
+			"{}", `{"total_tokens":"x"}`} {
+			answer := []byte(testkit.AnswerWith(name, value))
+			if err := CheckCompletion(answer, Asked{PayloadID: testID}); err != nil {
+				t.Errorf("%s: %v", answer, err)
+			}
+		}
+	}
+	for _, nothing := range []string{"null", "false", `""`, "{}", "{ }"} {
+		answer := []byte(testkit.AnswerWith("error", nothing))
+		if err := CheckCompletion(answer, Asked{}); err != nil {
+			t.Errorf("%s: %v", answer, err)
+		}
+	}
+	for _, failure := range []string{`"x"`, "1", "true", "[]", "0", `{"a":null}`, `" "`} {
+		answer := []byte(testkit.AnswerWith("error", failure))
+		_, failed := errors.AsType[*ErrorObject](CheckCompletion(answer, Asked{}))
+		if !failed {
+			t.Errorf("%s is no error", answer)
 		}
 	}
 }
@@ -120,17 +156,35 @@ func plainCheck(data []byte) bool {
 	if !ok || !utf8.Valid(data) {
 		return false
 	}
-	for _, name := range []string{"id", "model"} {
-		if k := kind(o[name]); k != '"' && k != 'n' {
+	switch string(o["error"]) {
+	case "", "null", "false", `""`:
+	default:
+		if e, ok := isObject(o["error"]); !ok || len(e) > 0 {
 			return false
 		}
 	}
-	var what *string
+	var what string
 	var choices []json.RawMessage
-	if json.Unmarshal(o["object"], &what) != nil || what == nil || *what != "chat.completion" ||
-		!strings.ContainsRune("-0123456789", rune(kind(o["created"]))) ||
+	_ = json.Unmarshal(o["object"], &what)
+	if what == "error" || what == "list" || what == "response" || what == "chat.completion.chunk" ||
 		kind(o["choices"]) != '[' || json.Unmarshal(o["choices"], &choices) != nil {
 		return false
+	}
+	// optional tells absent values and those that begin like one of kinds.
+	optional := func(raw json.RawMessage, kinds string) bool {
+		k := kind(raw)
+		return k == 0 || k == 'n' || strings.IndexByte(kinds, k) >= 0
+	}
+	image := func(raw json.RawMessage) bool {
+		o, ok := isObject(raw)
+		return !ok && optional(raw, "") ||
+			ok && optional(o["url"], `"`) && optional(o["detail"], `"`)
+	}
+	call := func(raw json.RawMessage) bool {
+		c, ok := isObject(raw)
+		f, isFunction := isObject(c["function"])
+		return ok && (len(c["function"]) == 0 || isFunction &&
+			optional(f["name"], `"`) && optional(f["arguments"], `"{`))
 	}
 	for _, choice := range choices {
 		c, ok := isObject(choice)
@@ -141,13 +195,28 @@ func plainCheck(data []byte) bool {
 		if !ok {
 			return false
 		}
+		if _, err := WholeNumber(c["index"]); err != nil && strings.IndexByte("-0123456789",
+			kind(c["index"])) >= 0 {
+			return false
+		}
+		if !optional(m["tool_calls"], "[") {
+			return false
+		}
+		var calls []json.RawMessage
+		_ = json.Unmarshal(m["tool_calls"], &calls)
+		for _, raw := range calls {
+			if !call(raw) {
+				return false
+			}
+		}
 		switch kind(m["content"]) {
 		case 0, 'n', '"':
 		case '[':
 			var parts []json.RawMessage
 			_ = json.Unmarshal(m["content"], &parts)
 			for _, part := range parts {
-				if p, ok := isObject(part); !ok || kind(p["type"]) != '"' {
+				if p, ok := isObject(part); !ok || kind(p["type"]) != '"' ||
+					!optional(p["text"], `"`) || !image(p["image_url"]) {
 					return false
 				}
 			}

@@ -6,6 +6,7 @@ package chatjson
 import (
 	"bytes"
 	"io"
+	"math"
 	"strconv"
 	"unicode/utf8"
 
@@ -17,10 +18,8 @@ const (
 	// 64 KiB is what a bufio.Scanner takes.
 	eventPiece = 8 << 10
 	// maxRepeated bounds a member of the answer that every choice repeats, maxShort one that every
-	// event repeats.
+	// event repeats. Longer ones stand in the first event alone.
 	maxRepeated, maxShort = 1024, 64
-	// maxIndex has room for every int64. A longer number, which has a fraction, is written as one.
-	maxIndex = 20
 	// All events together have at most growth times the answer's size, and slack.
 	growth, slack = 16, 1 << 20
 	// reserve is the part of slack for what is not a choice's: the long members in the first event,
@@ -42,12 +41,13 @@ var repeated = [...]string{"created", "model", "system_fingerprint", "service_ti
 // the budget does not last for that, the parts of a choice share events, and then their heads have
 // nothing that the first event had.
 type Events struct {
+	own     []byte // choices that were repaired; nil where none was
 	usage   []byte // the value; nil when it is not asked for
 	choices [][]byte
 	at      int // of choices; the usage is behind them
 	choice  choice
 
-	heads  [3][]byte // what events of each headKind begin with
+	heads  [4][]byte // what events of each headKind begin with
 	begun  bool      // the first event was made
 	ended  bool
 	budget int // bytes that may still be made for the choices that were taken
@@ -60,7 +60,8 @@ type headKind int
 const (
 	bare  headKind = iota // none
 	short                 // those of at most maxShort bytes
-	long                  // all
+	long                  // those of at most maxRepeated bytes
+	all                   // all of them
 )
 
 // choice is a choice as far as its events need to know it. Values are slices of the answer.
@@ -70,27 +71,43 @@ type choice struct {
 	others                                        bool // message has members of other names
 	parted                                        bool // content is a text that is split
 
-	brief bool     // parts share events
-	head  headKind // of all events but the first
-	said  bool     // its first event was made
-	tail  bool     // others and calls were written
+	brief bool       // parts share events
+	head  headKind   // of all events but the first
+	said  bool       // its first event was made
+	tail  bool       // others and calls were written, except for items
+	items []tailItem // of others and calls, where they are too many for one event, or too long
 }
 
-// NewEvents is for a complete and checked chat.completion, of which it keeps slices. Every error
-// comes from here.
+// tailItem is a member of a message, a tool call, or a text that is split.
+type tailItem struct {
+	name   []byte // of the member; nil for a tool call
+	value  []byte // of a text that is split, what of it is left
+	number int    // of the tool call
+	text   bool   // it is split: the inside of a string
+}
+
+// NewEvents is for a complete and checked chat.completion, of which it keeps slices: the events are
+// those of the answer as SDKs read it (see Repaired). Every error comes from here.
 func NewEvents(completion []byte, includeUsage bool) (*Events, error) {
 	if err := CheckWeight(completion); err != nil {
 		return nil, err
 	}
 	o, _ := Pick(completion, "id", "created", "model", "choices", "usage", "system_fingerprint",
 		"service_tier")
-	e := &Events{budget: slack - reserve}
+	for name, value := range o {
+		m := jsonspan.Member{Name: []byte(name), Value: value}
+		if v := repairedMember(m); v != nil {
+			o[name] = v
+		}
+	}
+	e := &Events{budget: slack - reserve, own: repairedChoices(o["choices"], anyIndex)}
+	if e.own != nil {
+		o["choices"] = e.own
+	}
 	if includeUsage {
 		e.usage = orNull(o["usage"])
 	}
-	if err := e.writeHeads(o); err != nil {
-		return nil, err
-	}
+	e.writeHeads(o)
 	n := 0
 	for range jsonspan.ElementsOf(o["choices"]) {
 		n++
@@ -106,30 +123,23 @@ func NewEvents(completion []byte, includeUsage bool) (*Events, error) {
 	return e, nil
 }
 
-func (e *Events) writeHeads(o Members) error {
+func (e *Events) writeHeads(o Members) {
 	const object = `"object":"chat.completion.chunk"`
-	if len(o["id"]) > maxRepeated {
-		return SchemaError("id", "too long to stand in every event")
-	}
+	limits := map[headKind]int{short: maxShort, long: maxRepeated, all: math.MaxInt}
 	e.heads[bare] = []byte("{" + object)
-	for _, kind := range []headKind{short, long} {
+	for kind, limit := range limits {
 		head := []byte("{")
-		if kind == long || len(o["id"]) <= maxShort {
-			head = append(appendLine(append(head, `"id":`...), orNull(o["id"])), ',')
+		if len(o["id"]) <= limit {
+			head = append(AppendLine(append(head, `"id":`...), orNull(o["id"])), ',')
 		}
 		head = append(head, object...)
 		for _, name := range repeated {
-			v, ok := o[name]
-			if len(v) > maxRepeated {
-				return SchemaError(name, "too long to stand in every event")
-			}
-			if ok && (kind == long || len(v) <= maxShort) {
-				head = appendLine(append(head, `,"`+name+`":`...), v)
+			if v, ok := o[name]; ok && len(v) <= limit {
+				head = AppendLine(append(head, `,"`+name+`":`...), v)
 			}
 		}
 		e.heads[kind] = head
 	}
-	return nil
 }
 
 // enter takes the next choice, and decides how many events it is worth.
@@ -141,7 +151,7 @@ func (e *Events) enter() {
 	e.choice, _ = parseChoice(e.at, text) // which NewEvents has done before
 	c := &e.choice
 	e.budget += growth * (len(text) + 1) // and the comma
-	pieces := 1 + len(c.content)/(eventPiece-16)
+	pieces := 1 + 2*len(text)/(eventPiece-16)
 	each := frame + len(c.index)
 	texts := 6 * len(text) // "{}," of a tool call becomes `{"index":65535},`
 	switch {
@@ -164,7 +174,7 @@ func (e *Events) Next() ([]byte, error) {
 		e.ended = true
 		e.begin(short)
 		e.buf = append(e.buf, `,"choices":[],"usage":`...)
-		e.buf = append(appendLine(e.buf, e.usage), '}')
+		e.buf = append(AppendLine(e.buf, e.usage), '}')
 	default:
 		return nil, io.EOF
 	}
@@ -173,7 +183,7 @@ func (e *Events) Next() ([]byte, error) {
 
 func (e *Events) begin(head headKind) {
 	if !e.begun {
-		head, e.begun = long, true
+		head, e.begun = all, true
 	}
 	e.buf = append(e.buf[:0], e.heads[head]...)
 }
@@ -192,7 +202,7 @@ func (e *Events) nextOfChoice() {
 	e.buf = append(e.buf, `,"delta":{`...)
 	empty := len(e.buf)
 	if first {
-		e.buf = append(appendLine(append(e.buf, `"role":`...), c.role), `,"content":`...)
+		e.buf = append(AppendLine(append(e.buf, `"role":`...), c.role), `,"content":`...)
 	}
 	alone := first && !c.brief // the role, and nothing else
 	switch {
@@ -206,19 +216,19 @@ func (e *Events) nextOfChoice() {
 	}
 	finish := false
 	if !alone && c.content == nil && (c.brief || len(e.buf) == empty) {
-		finish = c.brief || c.tail || !c.others && c.calls == nil && c.logprobs == nil
-		if !c.tail {
-			e.tail(len(e.buf) > empty)
-		}
+		finish = c.brief || c.tail && len(c.items) == 0 ||
+			!c.others && c.calls == nil && c.logprobs == nil
+		e.nextOfTail(len(e.buf) > empty)
+		finish = finish && len(c.items) == 0
 	}
 	e.buf = append(e.buf, '}')
 	if !alone && c.logprobs != nil {
-		e.buf = appendLine(append(e.buf, `,"logprobs":`...), c.logprobs)
+		e.buf = AppendLine(append(e.buf, `,"logprobs":`...), c.logprobs)
 		c.logprobs = nil
 	}
 	e.buf = append(e.buf, `,"finish_reason":`...)
 	if finish {
-		e.buf = append(appendLine(e.buf, c.finish), "}]"...)
+		e.buf = append(AppendLine(e.buf, c.finish), "}]"...)
 	} else {
 		e.buf = append(e.buf, "null}]"...)
 	}
@@ -237,7 +247,7 @@ func (e *Events) nextOfChoice() {
 func (e *Events) piece() {
 	c := &e.choice
 	if !c.parted {
-		e.buf = appendLine(e.buf, c.content)
+		e.buf = AppendLine(e.buf, c.content)
 		c.content = nil
 		return
 	}
@@ -290,58 +300,19 @@ func isSurrogate(text []byte, least, most byte) bool {
 	return x >= least && x <= most
 }
 
-// tail writes the members of the message that are neither role nor content, tool calls with the
-// index by which the pieces of a stream are put together again.
-func (e *Events) tail(more bool) {
-	c := &e.choice
-	c.tail = true
-	comma := func() {
-		if more {
-			e.buf = append(e.buf, ',')
-		}
-		more = true
-	}
-	if c.others {
-		for m := range jsonspan.MembersOf(c.message) {
-			if !m.Is("role") && !m.Is("content") && !m.Is("tool_calls") {
-				comma()
-				e.member(m)
-			}
-		}
-	}
-	if c.calls == nil {
-		return
-	}
-	comma()
-	e.buf = append(e.buf, `"tool_calls":[`...)
-	n := 0
-	for call := range jsonspan.ElementsOf(c.calls) {
-		if n > 0 {
-			e.buf = append(e.buf, ',')
-		}
-		e.buf = strconv.AppendInt(append(e.buf, `{"index":`...), int64(n), 10)
-		for m := range jsonspan.MembersOf(call) {
-			if !m.Is("index") { // a server's own is replaced
-				e.buf = append(e.buf, ',')
-				e.member(m)
-			}
-		}
-		e.buf = append(e.buf, '}')
-		n++
-	}
-	e.buf = append(e.buf, ']')
-}
-
 func (e *Events) member(m jsonspan.Member) {
 	e.buf = append(append(append(e.buf, '"'), m.Name...), `":`...)
-	e.buf = appendLine(e.buf, m.Value)
+	e.buf = AppendLine(e.buf, m.Value)
 }
 
-// Wipe clears the last event.
-func (e *Events) Wipe() { clear(e.buf[:cap(e.buf)]) }
+// Wipe clears the last event, and what was repaired. Nothing can be read after it.
+func (e *Events) Wipe() {
+	clear(e.buf[:cap(e.buf)])
+	clear(e.own)
+}
 
-// These are never changed.
-var stop, assistant = []byte(`"stop"`), []byte(`"assistant"`)
+// assistant is never changed.
+var assistant = []byte(`"assistant"`)
 
 // parseChoice looks at the n'th choice.
 func parseChoice(n int, text []byte) (choice, error) {
@@ -362,15 +333,13 @@ func parseChoice(n int, text []byte) (choice, error) {
 		c.index = strconv.AppendInt(nil, int64(n), 10)
 	} else if index, err := WholeNumber(c.index); err != nil {
 		return c, SchemaError("choices.index", "unexpected type or out of range")
-	} else if len(c.index) > maxIndex {
+	} else if wholeOrNull(c.index) != nil { // SDKs read integers
 		c.index = strconv.AppendInt(nil, index, 10)
 	}
 	if jsonspan.KindOf(c.logprobs) == jsonspan.Null { // or absent
 		c.logprobs = nil
 	}
-	if jsonspan.KindOf(c.finish) == jsonspan.Null {
-		c.finish = stop // a stream without one is a stream that was cut
-	}
+	c.finish = orNull(c.finish) // none of our own: [DONE] is the end
 	return c, c.parseMessage()
 }
 
@@ -417,8 +386,8 @@ func (c *choice) parseMessage() error {
 	return nil
 }
 
-// appendLine appends checked JSON without its line breaks, which stand between tokens alone.
-func appendLine(dst, value []byte) []byte {
+// AppendLine appends checked JSON without its line breaks, which stand between tokens alone.
+func AppendLine(dst, value []byte) []byte {
 	for {
 		i := bytes.IndexAny(value, "\r\n")
 		if i < 0 {
@@ -431,7 +400,7 @@ func appendLine(dst, value []byte) []byte {
 
 func orNull(v []byte) []byte {
 	if v == nil {
-		return []byte("null")
+		return null
 	}
 	return v
 }

@@ -39,10 +39,11 @@ type Codec struct {
 }
 
 // AppendObject appends the struct v as an object, and extra's members in the order of their names.
-// A name that v knows already is an error.
+// A name that v knows already is an error. Values that are no JSON yet, and become null, are left
+// out: nobody has to know which of its members a server refuses. A json.RawMessage stays as it came.
 func AppendObject[V any](c Codec, dst []byte, v any, extra map[string]V) ([]byte, error) {
 	object := reflect.ValueOf(v)
-	known := fieldsOf(object.Type())
+	known, _ := fieldsOf(object.Type())
 	start := len(dst)
 	separator := func() {
 		if len(dst) > start {
@@ -68,12 +69,17 @@ func AppendObject[V any](c Codec, dst []byte, v any, extra map[string]V) ([]byte
 			return nil, fmt.Errorf("%w: Extra[%q] has a field of its own", fault.ErrInvalidRequest,
 				name)
 		}
+		before := len(dst)
 		separator()
 		dst = append(jsonspan.AppendString(dst, name), ':')
+		at := len(dst)
 		if dst, err = appendAny(dst, extra[name]); err != nil {
 			// it may be anything
 			return nil, fmt.Errorf("%w: Extra[%q] cannot be marshalled", fault.ErrInvalidRequest,
 				fault.Sanitise(name, 40))
+		}
+		if _, fixed := any(extra).(map[string]json.RawMessage); !fixed && string(dst[at:]) == "null" {
+			dst = dst[:before]
 		}
 	}
 	if len(dst) == start {
@@ -166,8 +172,9 @@ func isEmpty(v reflect.Value) bool {
 var ErrNoObject = &MemberError{Path: "the object"}
 
 // DecodeObject sets the fields of the struct that v points to from the members that its json tags
-// name. The others go to its field Extra, if it has one, as slices of the text. The text was checked
-// before: it is not checked again at each level of nesting.
+// name. The others go to its field Extra, if it has one, as slices of the text. A field with the tag
+// read:"lax" is zero where the member has another type; one with read:"text" takes an object as its
+// text. The text was checked before: it is not checked again at each level of nesting.
 func (c Codec) DecodeObject(valid []byte, v any) error {
 	return c.decodeObject(valid, reflect.ValueOf(v).Elem())
 }
@@ -176,7 +183,7 @@ func (c Codec) decodeObject(valid []byte, target reflect.Value) error {
 	if jsonspan.KindOf(valid) != jsonspan.Object {
 		return ErrNoObject
 	}
-	known := fieldsOf(target.Type())
+	known, extraAt := fieldsOf(target.Type())
 	values := make([][]byte, len(known))
 	var extra map[string]json.RawMessage
 	for m := range jsonspan.MembersOf(valid) {
@@ -193,14 +200,28 @@ func (c Codec) decodeObject(valid []byte, target reflect.Value) error {
 		if value == nil {
 			continue
 		}
-		if err := c.DecodeField(value, target.Field(known[i].index)); err != nil {
+		if err := c.decodeAs(known[i].read, value, target.Field(known[i].index)); err != nil {
 			return PrefixPath(known[i].name, err)
 		}
 	}
-	if field := target.FieldByName("Extra"); field.IsValid() {
-		field.Set(reflect.ValueOf(extra))
+	if extraAt >= 0 {
+		target.Field(extraAt).Set(reflect.ValueOf(extra))
 	}
 	return nil
+}
+
+// decodeAs is DecodeField by the field's tag "read".
+func (c Codec) decodeAs(read string, value []byte, field reflect.Value) error {
+	if read == "text" && jsonspan.KindOf(value) == jsonspan.Object {
+		field.SetString(string(value))
+		return nil
+	}
+	err := c.DecodeField(value, field)
+	if err != nil && read == "lax" {
+		field.SetZero()
+		return nil
+	}
+	return err
 }
 
 // PrefixPath puts a name before the path of an error.
@@ -285,17 +306,24 @@ type objectField struct {
 	name                string
 	index               int
 	omitEmpty, omitZero bool
+	read                string // "lax": zero where the type is another; "text": an object is its text
 }
 
-// fieldsOf lists the fields of a struct that have a name in their json tags, in their order.
-func fieldsOf(t reflect.Type) []objectField {
-	fields := make([]objectField, 0, t.NumField())
+// fieldsOf lists the fields of a struct that have a name in their json tags, in their order. extra is
+// the index of its field Extra, or -1.
+func fieldsOf(t reflect.Type) (fields []objectField, extra int) {
+	fields, extra = make([]objectField, 0, t.NumField()), -1
 	for i := range t.NumField() {
-		name, option, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		field := t.Field(i)
+		if field.Name == "Extra" {
+			extra = i
+		}
+		name, option, _ := strings.Cut(field.Tag.Get("json"), ",")
 		if name != "" && name != "-" {
 			fields = append(fields, objectField{name: name, index: i,
-				omitEmpty: option == "omitempty", omitZero: option == "omitzero"})
+				omitEmpty: option == "omitempty", omitZero: option == "omitzero",
+				read: t.Field(i).Tag.Get("read")})
 		}
 	}
-	return fields
+	return fields, extra
 }

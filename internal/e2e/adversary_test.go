@@ -19,7 +19,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// TestRefusedKeyWhateverTheReason has OnServerKey refuse with errors that mean something else elsewhere.
+// TestRefusedKeyWhateverTheReason has OnServerKey refuse with errors that mean something else
+// elsewhere.
 func TestRefusedKeyWhateverTheReason(t *testing.T) {
 	srv := httptest.NewServer(startGateway(t, testkit.AnswerText("fine"), nil))
 	defer srv.Close()
@@ -106,8 +107,8 @@ func TestSharedKeysShareWhatTheySaw(t *testing.T) {
 	}
 }
 
-// TestCutDeliveryIsRepeatedForTheSameClientOnly has somebody cut the delivery of an answer, and send the request again
-// under a key of his own.
+// TestCutDeliveryIsRepeatedForTheSameClientOnly has somebody cut the delivery of an answer, and
+// send the request again under a key of his own.
 func TestCutDeliveryIsRepeatedForTheSameClientOnly(t *testing.T) {
 	var served atomic.Int32
 	g := startGateway(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -22,7 +22,8 @@ import (
 
 // What this client sends has to open with programs that share no code with it.
 
-// openWithPython needs nothing but Python's cryptography. Arguments: the key in PEM, the envelope. It prints the plaintext.
+// openWithPython needs nothing but Python's cryptography. Arguments: the key in PEM, the envelope.
+// It prints the plaintext.
 const openWithPython = `
 import base64, json, sys
 from cryptography.hazmat.primitives import hashes, serialization
@@ -41,7 +42,8 @@ assert len(payload["nonce"]) == 12 and len(payload["tag"]) == 16
 sys.stdout.buffer.write(AESGCM(data_key).decrypt(payload["nonce"], payload["ciphertext"] + payload["tag"], None))
 `
 
-// captureRequest has a client send prompt and returns the files with the server's key and the request's body.
+// captureRequest has a client send prompt and returns the files with the server's key and the
+// request's body.
 func captureRequest(t *testing.T, prompt string) (keyFile, bodyFile string) {
 	t.Helper()
 	upload := &recorder{Handler: http.NotFoundHandler()}
@@ -81,7 +83,8 @@ func checkCaptured(t *testing.T, plaintext []byte) {
 	}
 }
 
-// SEALEDCHAT_PYTHON names an interpreter that has to have cryptography: with it, nothing is skipped.
+// SEALEDCHAT_PYTHON names an interpreter that has to have cryptography: with it, nothing is
+// skipped.
 func TestCapturedRequestOpensWithPython(t *testing.T) {
 	t.Parallel()
 	python, demanded := os.LookupEnv("SEALEDCHAT_PYTHON")

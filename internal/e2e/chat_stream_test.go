@@ -17,7 +17,6 @@ import (
 
 	"github.com/seed-017344ad/sealedchat"
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
-	"github.com/seed-017344ad/sealedchat/internal/sse"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
@@ -110,7 +109,7 @@ func TestStreamRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	if o, _ := chatjson.Pick(g.Content, "stream",
-		"stream_options"); string(o["stream"]) != "true" || string(o["stream_options"]) != "null" {
+		"stream_options"); string(o["stream"]) != "true" || o["stream_options"] != nil {
 		t.Errorf("sent %s", g.Content)
 	}
 	for name, bad := range map[string]*sealedchat.ChatRequest{"none": nil,
@@ -139,8 +138,8 @@ func TestStreamsThatGoWrong(t *testing.T) {
 	}{
 		"without end":         {[]string{good}, sealedchat.ErrTruncated, ""},
 		"cut within an event": {[]string{good, `data: {"choices":[{"ind`}, sealedchat.ErrTruncated, ""},
-		"a finish alone": {[]string{good,
-			`data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"},
+		"the finish of another choice": {[]string{good,
+			`data: {"choices":[{"index":1,"delta":{},"finish_reason":"stop"}]}` + "\n\n"},
 			sealedchat.ErrTruncated, ""},
 		"an error": {[]string{good,
 			`data: {"error":{"message":"out of memory","code":"oom"}}` + "\n\n", fakes.Done}, sealedchat.ErrServer,
@@ -149,7 +148,7 @@ func TestStreamsThatGoWrong(t *testing.T) {
 			`data: {"object":"chat.completion.chunk","error":{"code":502,"message":"memory"},` +
 				`"choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}` + "\n\n",
 			fakes.Done}, sealedchat.ErrServer, ""},
-		"an empty error in a chunk": {[]string{good, `data: {"error":{},"choices":[]}` + "\n\n",
+		"an error that is true": {[]string{good, `data: {"error":true,"choices":[]}` + "\n\n",
 			fakes.Done}, sealedchat.ErrServer, ""},
 		"event: error": {[]string{good,
 			"event: error\n" + `data: {"message":"out of memory"}` + "\n\n"}, sealedchat.ErrServer, ""},
@@ -167,10 +166,10 @@ func TestStreamsThatGoWrong(t *testing.T) {
 		"too much of it": {[]string{`data: {"choices":[` + strings.Repeat("{},",
 			chatjson.MaxWeight) + `{}]}` + "\n\n", fakes.Done}, sealedchat.ErrResponseSchema, ""},
 		"too large an event": {[]string{"data: " + strings.Repeat(" ",
-			sse.MaxEvent) + "\n\n", fakes.Done}, sealedchat.ErrTooLarge, ""},
+			1<<20) + "\n\n", fakes.Done}, sealedchat.ErrTooLarge, ""},
 	} {
 		g := fakes.NewGateway(t, fakes.AnswerEvents(test.events...))
-		chunks, err := collect(t, directClient(t, g, nil), ask("x"))
+		chunks, err := collect(t, directClient(t, g, func(c *sealedchat.Config) { c.MaxResponseBytes = 1 << 20 }), ask("x"))
 		if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) ||
 			strings.Contains(err.Error(), "memory") {
 			t.Errorf("%s: %v after %d chunks", name, err, len(chunks))
@@ -259,8 +258,8 @@ func TestLeavingAStreamEndsIt(t *testing.T) {
 	}
 }
 
-// Over version 1 a stream is asked for as Chat asks: nothing about streams is sealed, and the usage comes as
-// stream_options say.
+// Over version 1 a stream is asked for as Chat asks: nothing about streams is sealed, and the usage
+// comes as stream_options say.
 func TestStreamOverV1IsAskedForAsChat(t *testing.T) {
 	for name, test := range map[string]struct {
 		extra map[string]any

@@ -27,9 +27,10 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
-// fullDuplex lets net/http begin an answer before it knows that the request's body has ended. Without it, a server that
-// answers at once makes httputil.ReverseProxy break off now and then: net/http closes the body of which the proxy is about to
-// read the end, and the proxy takes that for a failure of its own request.
+// fullDuplex lets net/http begin an answer before it knows that the request's body has ended.
+// Without it, a server that answers at once makes httputil.ReverseProxy break off now and then:
+// net/http closes the body of which the proxy is about to read the end, and the proxy takes that
+// for a failure of its own request.
 func fullDuplex(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).EnableFullDuplex()
@@ -37,7 +38,8 @@ func fullDuplex(h http.Handler) http.Handler {
 	})
 }
 
-// relayTo is a reverse proxy in front of the server at base, which passes on what comes as it comes.
+// relayTo is a reverse proxy in front of the server at base, which passes on what comes as it
+// comes.
 func relayTo(t testing.TB, base string, transport *http.Transport) http.Handler {
 	t.Helper()
 	target, err := url.Parse(base)
@@ -150,8 +152,9 @@ func newCutWorld(t *testing.T) *cutWorld {
 	return w
 }
 
-// run streams at random, cut by either end or not at all, 16 at a time, and returns how many it were: 60, or 1,000 with
-// SEALEDCHAT_LONG=1. stream says what became of one: "whole", "cut", "left", or "" for an error that it has told of.
+// run streams at random, cut by either end or not at all, 16 at a time, and returns how many it
+// were: 60, or 1,000 with SEALEDCHAT_LONG=1. stream says what became of one: "whole", "cut",
+// "left", or "" for an error that it has told of.
 func (w *cutWorld) run(t *testing.T, idle func(), stream func(cutPlan) string) (streams int) {
 	streams = 60
 	if testkit.Long() {

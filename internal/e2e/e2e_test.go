@@ -60,8 +60,8 @@ func (c *counter) counts() (keys, posts int) {
 	return c.keys, c.posts
 }
 
-// parrot is an upstream that repeats the last message, asks for a tool call if it is offered a tool, and fails on
-// demand. suffix ends each answer.
+// parrot is an upstream that repeats the last message, asks for a tool call if it is offered a
+// tool, and fails on demand. suffix ends each answer.
 func parrot(suffix string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var req struct {
@@ -160,8 +160,8 @@ func TestNothingReadableOnTheWire(t *testing.T) {
 	witness.MustSee(planted)
 }
 
-// A prompt and an answer of 256 KiB, which take many reads and writes; of 1 MiB with SEALEDCHAT_LONG=1, since the witness
-// looks for them in every encoding.
+// A prompt and an answer of 256 KiB, which take many reads and writes; of 1 MiB with
+// SEALEDCHAT_LONG=1, since the witness looks for them in every encoding.
 func TestLargeChat(t *testing.T) {
 	t.Parallel()
 	size := 1 << 18
@@ -207,7 +207,8 @@ func TestHTTP2(t *testing.T) {
 	}
 }
 
-// Many goroutines, one client that has nothing yet: one key, one fetch, one connection, and every answer is the right one.
+// Many goroutines, one client that has nothing yet: one key, one fetch, one connection, and every
+// answer is the right one.
 func TestManyGoroutines(t *testing.T) {
 	testkit.NoLeaks(t)
 	const callers = 100
@@ -403,7 +404,8 @@ func TestNoKeyFetchStorm(t *testing.T) {
 	}
 }
 
-// The client keeps nothing between calls that would mix them up: an answer for one request is refused for the next.
+// The client keeps nothing between calls that would mix them up: an answer for one request is
+// refused for the next.
 func TestReplayedAnswer(t *testing.T) {
 	gateway := startGateway(t, parrot("!"), nil)
 	var first []byte

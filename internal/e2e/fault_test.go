@@ -70,16 +70,18 @@ func (w *faultWorld) count(outcome string) {
 	w.outcomes[outcome]++
 }
 
-// enough reports whether calls have succeeded and failed in all the ways that make the test worth something.
+// enough reports whether calls have succeeded and failed in all the ways that make the test worth
+// something.
 func (w *faultWorld) enough(successes int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.outcomes["success"] >= successes && len(w.outcomes) >= 8 && len(w.faults) >= testkit.FaultKinds
 }
 
-// Whatever happens between client and gateway, a call ends in time, with the right answer or with an error that is
-// documented. A sequence that failed is repeated with SEALEDCHAT_SEED. On a busy machine fewer calls succeed in their
-// time, so there are as many sequences as it takes, the later ones with more time.
+// Whatever happens between client and gateway, a call ends in time, with the right answer or with
+// an error that is documented. A sequence that failed is repeated with SEALEDCHAT_SEED. On a busy
+// machine fewer calls succeed in their time, so there are as many sequences as it takes, the later
+// ones with more time.
 func TestFaultSequences(t *testing.T) {
 	testkit.NoLeaks(t)
 	seed, least, most, successes := testkit.Seed(t), 120, 10_000, 60
@@ -119,7 +121,8 @@ func TestFaultSequences(t *testing.T) {
 	}
 }
 
-// sequence makes some calls with one client through one fault proxy. All times in it are multiplied by patience.
+// sequence makes some calls with one client through one fault proxy. All times in it are multiplied
+// by patience.
 func (w *faultWorld) sequence(t *testing.T, seed uint64, patience time.Duration) {
 	r := rand.New(rand.NewPCG(seed, 1<<63))
 	proxy := testkit.NewFaultProxy(t, w.addr, seed)

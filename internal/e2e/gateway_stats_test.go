@@ -16,7 +16,9 @@ import (
 )
 
 func TestGatewayStats(t *testing.T) {
-	r := newRig(t, nil)
+	keys := memoryStore(t, &sealedchat.KeyStoreOptions{Bits: 2048}) // the next key is made soon
+	importKey(t, keys, storedKey(t, "rsa-2048"))
+	r := newRig(t, func(c *sealedchat.GatewayConfig) { c.Keys = keys })
 	if s := r.g.Stats(); s.Memory == "" || s != (sealedchat.GatewayStats{Memory: s.Memory}) {
 		t.Fatalf("at first: %+v", s)
 	}

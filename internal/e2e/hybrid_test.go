@@ -40,8 +40,9 @@ func TestPublicKeyEqual(t *testing.T) {
 // fipsChild marks the process that TestFIPS140Only starts.
 const fipsChild = "SEALEDCHAT_TEST_FIPS_CHILD"
 
-// Sealing, opening and a whole chat keep to approved algorithms, in the form in which the FIPS module offers them:
-// under fips140=only the standard library refuses everything else. The setting is read when a process starts.
+// Sealing, opening and a whole chat keep to approved algorithms, in the form in which the FIPS
+// module offers them: under fips140=only the standard library refuses everything else. The setting
+// is read when a process starts.
 func TestFIPS140Only(t *testing.T) {
 	if os.Getenv(fipsChild) == "" {
 		program, err := os.Executable()

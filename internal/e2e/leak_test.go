@@ -171,7 +171,8 @@ func rawAnswers() map[string][]byte {
 	}
 }
 
-// A peer's raw words stay out of errors and logs, whatever it answers to a chat or to the key fetch.
+// A peer's raw words stay out of errors and logs, whatever it answers to a chat or to the key
+// fetch.
 func TestPeersWordsDoNotLeak(t *testing.T) {
 	keys := storedKeys(t, "rsa-2048")
 	_, log := startLogbook(t)
@@ -208,16 +209,17 @@ func TestOpenedAnswersDoNotLeak(t *testing.T) {
 	for name, plaintext := range map[string]string{
 		"text": leak, "JSON string": text, "array": "[" + text + "]", "object": object,
 		"cut": good[:40] + leak, "trailing": good + leak, "bad UTF-8": good + "\xff" + leak,
-		"id": with(good, `"id":"1"`, `"id":`+object), "object name": with(good, `chat.completion`, leak),
-		"created": with(good, `"created":1`, `"created":`+text), "out of range": with(good, `"created":1`, `"created":1e99,"x":`+text),
-		"model": with(good, `"model":"m"`, `"model":`+object), "choices": with(good, `"choices":[`, `"choices":`+text+`,"x":[`),
-		"choice": with(good, `"choices":[`, `"choices":[`+text+`,`), "message": with(good, `"message":{`, `"message":`+text+`,"x":{`),
-		"role": with(good, `"assistant"`, object), "content": with(good, `"hi"`, object), "part": with(good, `"hi"`, `[`+text+`]`),
+		"object name":  with(good, `"chat.completion"`, `"error","x":`+text),
+		"out of range": with(good, `"index":0`, `"index":1e99,"x":`+text),
+		"choices":      with(good, `"choices":[`, `"choices":`+text+`,"x":[`),
+		"choice":       with(good, `"choices":[`, `"choices":[`+text+`,`), "message": with(good, `"message":{`, `"message":`+text+`,"x":{`),
+		"content": with(good, `"hi"`, object), "part": with(good, `"hi"`, `[`+text+`]`),
 		"part's type": with(good, `"hi"`, `[{"type":`+object+`}]`), "part's text": with(good, `"hi"`, `[{"type":"text","text":`+object+`}]`),
-		"tool calls": with(good, `"hi"`, `null,"tool_calls":`+text), "arguments": with(good, `"hi"`, `null,"tool_calls":[{"id":"1","function":{"name":"f","arguments":`+object+`}}]`),
-		"finish_reason": with(good, `"stop"`, object), "index": with(good, `"index":0`, `"index":`+text),
-		"usage": with(good, `"created"`, `"usage":`+text+`,"created"`), "tokens": with(good, `"created"`, `"usage":{"total_tokens":`+text+`},"created"`),
-		"fingerprint":              with(good, `"created"`, `"system_fingerprint":`+object+`,"created"`),
+		"tool calls": with(good, `"hi"`, `null,"tool_calls":`+text), "arguments": with(good, `"hi"`, `null,"tool_calls":[{"id":"1","function":{"name":"f","arguments":[`+object+`]}}]`),
+		"function": with(good, `"hi"`, `null,"tool_calls":[{"function":`+text+`}]`), "a call": with(good, `"hi"`, `null,"tool_calls":[`+text+`]`),
+		"a function's name":        with(good, `"hi"`, `null,"tool_calls":[{"function":{"name":`+object+`}}]`),
+		"an image":                 with(good, `"hi"`, `[{"type":"image_url","image_url":`+text+`}]`),
+		"an image's URL":           with(good, `"hi"`, `[{"type":"image_url","image_url":{"url":`+object+`}}]`),
 		"other request":            with(good, `"created"`, `"_metadata":{"payload_id":"`+testkit.UUID()+`","x":`+text+`},"created"`),
 		"lower tier":               with(good, `"created"`, `"_metadata":{"security_tier":`+text+`},"created"`),
 		"error of another request": `{"error":{"message":` + text + `},"_metadata":{"payload_id":"` + testkit.UUID() + `"}}`,
@@ -345,7 +347,8 @@ type leakyPanic struct{}
 
 func (leakyPanic) RoundTrip(*http.Request) (*http.Response, error) { panic(leak) }
 
-// The gateway's upstream speaks in the clear: none of it gets into the log, or into an error that is not sealed.
+// The gateway's upstream speaks in the clear: none of it gets into the log, or into an error that
+// is not sealed.
 func TestGatewayDoesNotLeak(t *testing.T) {
 	keys := storedKeys(t, "rsa-2048")
 	_, log := startLogbook(t)

@@ -44,7 +44,8 @@ func TestHardenProcess(t *testing.T) {
 	})
 }
 
-// TestMemoryRequired works, and under a limit of nothing everything that would have to lock is refused, with the figures.
+// TestMemoryRequired works, and under a limit of nothing everything that would have to lock is
+// refused, with the figures.
 func TestMemoryRequired(t *testing.T) {
 	testkit.RunInChild(t, "required", func(t *testing.T) {
 		key := testkit.Key(t, "rsa-2048")
@@ -124,8 +125,8 @@ func TestCompleteRequired(t *testing.T) {
 	}
 }
 
-// Whoever is asked for more keys, an Auditor for example, is not asked where signals are held back: what he starts would
-// never get them.
+// Whoever is asked for more keys, an Auditor for example, is not asked where signals are held back:
+// what he starts would never get them.
 func TestAuditorMayStartProcesses(t *testing.T) {
 	dir, pass := filepath.Join(t.TempDir(), "keys"), secret(t, "correct horse battery staple")
 	o := &sealedchat.KeyStoreOptions{Bits: 2048}

@@ -19,12 +19,13 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
-// Both protocols, and plain HTTP beside them: they alternate within one process, and the ratio is that of the medians.
+// Both protocols, and plain HTTP beside them: they alternate within one process, and the ratio is
+// that of the medians.
 //
-//	go test -run '^$' -bench OHTTP .
+//	go test -run '^$' -bench OHTTP ./internal/e2e
 
-// relayed is an upstream that streams events through a gateway and a relay, sealed and in the clear; in the clear another
-// reverse proxy stands where the gateway does.
+// relayed is an upstream that streams events through a gateway and a relay, sealed and in the
+// clear; in the clear another reverse proxy stands where the gateway does.
 type relayed struct {
 	next                chan struct{} // for each event
 	sealed, plain       *http.Client
@@ -104,8 +105,9 @@ func (r *relayed) read(b *testing.B, client *http.Client, url string) (first, cp
 	return first, testkit.CPUTime() - start
 }
 
-// BenchmarkOHTTPEvents is a stream of 1,000 events, each sent when the one before has arrived, with all that takes part in one
-// process: x-plain is the ratio of the CPU time to that of plain HTTP over as many hops.
+// BenchmarkOHTTPEvents is a stream of 1,000 events, each sent when the one before has arrived, with
+// all that takes part in one process: x-plain is the ratio of the CPU time to that of plain HTTP
+// over as many hops.
 func BenchmarkOHTTPEvents(b *testing.B) {
 	r := newRelayed(b, 1000)
 	var plain, sealed []time.Duration

@@ -19,7 +19,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
-// Both ends of this package: everything that a client can ask, past a witness who sees nothing of it.
+// Both ends of this package: everything that a client can ask, past a witness who sees nothing of
+// it.
 func TestOHTTPEndToEnd(t *testing.T) {
 	testkit.NoLeaks(t)
 	const (

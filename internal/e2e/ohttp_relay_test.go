@@ -12,8 +12,8 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// Streams of a client through httputil.ReverseProxy, cut at random by either end or not at all: nothing stays behind, and no
-// cut answer passes for a whole one.
+// Streams of a client through httputil.ReverseProxy, cut at random by either end or not at all:
+// nothing stays behind, and no cut answer passes for a whole one.
 func TestOHTTPStreamsCutThroughRelay(t *testing.T) {
 	w := newCutWorld(t)
 	client := ohttpClient(t, w.relay, nil)

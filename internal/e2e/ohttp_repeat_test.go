@@ -63,7 +63,8 @@ func withSDK(c *sealedchat.SecureCompletionClient) map[string]func(context.Conte
 	return calls
 }
 
-// While the keys are fetched nothing of the request is sent, so a connection that fails then is tried again.
+// While the keys are fetched nothing of the request is sent, so a connection that fails then is
+// tried again.
 func TestOHTTPRepeatsTheKeyFetch(t *testing.T) {
 	cut := &net.OpError{Op: "read", Err: syscall.ECONNRESET}
 	first := func(n int) func(int) error {
@@ -148,7 +149,8 @@ func TestOHTTPKeyFetchFailsForAll(t *testing.T) {
 	})
 }
 
-// Whoever ends TLS lets a request through, withholds its answer, and says that the key is unknown, after a genuine rotation.
+// Whoever ends TLS lets a request through, withholds its answer, and says that the key is unknown,
+// after a genuine rotation.
 func TestForgedUnknownKeyRunsNothingTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var ran int
@@ -213,7 +215,8 @@ func TestForgedUnknownKeyRunsNothingTwice(t *testing.T) {
 	})
 }
 
-// Whoever ends TLS has a request served, withholds the answer, and sends it once more when its date is over.
+// Whoever ends TLS has a request served, withholds the answer, and sends it once more when its date
+// is over.
 func TestHeldBackCopyRunsNothingTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ran := 0

@@ -48,7 +48,8 @@ func panickingAuditor(at sealedchat.EventType) sealedchat.Auditor {
 	})
 }
 
-// Who recovers from a panic of his callback, as net/http does for a handler, can still close the client.
+// Who recovers from a panic of his callback, as net/http does for a handler, can still close the
+// client.
 func TestStreamSurvivesPanics(t *testing.T) {
 	for name, change := range map[string]func(*sealedchat.Config){
 		"OnServerKey": func(c *sealedchat.Config) {
@@ -133,7 +134,8 @@ func TestStreamPanicWithholdsTheEnd(t *testing.T) {
 	}
 }
 
-// The Auditor's error is logged where a loop that was left, or a body that was closed, has nobody to return it to; once.
+// The Auditor's error is logged where a loop that was left, or a body that was closed, has nobody
+// to return it to; once.
 func TestStreamLeftEarlyLogsTheAuditor(t *testing.T) {
 	post := func(t *testing.T, c *sealedchat.SecureCompletionClient, ctx context.Context) io.ReadCloser {
 		t.Helper()
@@ -222,7 +224,8 @@ func readEvents(t testing.TB, body io.Reader) {
 	}
 }
 
-// piped is a transport without a network whose answers pass as they come, until their body is closed.
+// piped is a transport without a network whose answers pass as they come, until their body is
+// closed.
 type piped struct{ h http.Handler }
 
 func (p piped) RoundTrip(req *http.Request) (*http.Response, error) {

@@ -187,8 +187,8 @@ func TestOHTTPAudit(t *testing.T) {
 	}
 }
 
-// A model's server may quote the prompt in its refusals. They came sealed, and stay out of error texts and logs; a gateway's
-// own words may be read there, and an SDK gets all of them.
+// A model's server may quote the prompt in its refusals. They came sealed, and stay out of error
+// texts and logs; a gateway's own words may be read there, and an SDK gets all of them.
 func TestObliviousErrorsHoldNoContent(t *testing.T) {
 	const marker = "MARKER-content-4711"
 	own := ""

@@ -197,7 +197,8 @@ func TestOHTTPHTTPClientRefusals(t *testing.T) {
 	}
 }
 
-// Errors of the gateway come as OpenAI's; what is not its word comes as an error, and is not sent again for an SDK.
+// Errors of the gateway come as OpenAI's; what is not its word comes as an error, and is not sent
+// again for an SDK.
 func TestOHTTPHTTPClientErrors(t *testing.T) {
 	g := fakes.NewGateway(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "120")
@@ -287,7 +288,8 @@ func TestOHTTPHTTPClientRemembersWithoutABody(t *testing.T) {
 	}
 }
 
-// The SDK's own time for an attempt is over while the gateway works: its next attempt does not make it work again.
+// The SDK's own time for an attempt is over while the gateway works: its next attempt does not make
+// it work again.
 func TestOHTTPHTTPClientRemembersWhatItsSDKGaveUp(t *testing.T) {
 	for _, body := range []string{`{"model":"m"}`, `{"model":"m","stream":true}`} {
 		synctest.Test(t, func(t *testing.T) {

@@ -5,5 +5,6 @@
 
 package e2e_test
 
-// runtimeSecret: built with GOEXPERIMENT=runtimesecret, so that runtime/secret erases what crypto/rsa leaves.
+// runtimeSecret: built with GOEXPERIMENT=runtimesecret, so that runtime/secret erases what
+// crypto/rsa leaves.
 const runtimeSecret = true

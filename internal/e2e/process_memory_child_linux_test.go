@@ -30,8 +30,9 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 )
 
-// The processes that TestProcessMemory starts. They use the public API alone, and what they are told about secrets comes
-// through a pipe into memory of their own that is wiped: none is in their environment, their arguments or their tests.
+// The processes that TestProcessMemory starts. They use the public API alone, and what they are
+// told about secrets comes through a pipe into memory of their own that is wiped: none is in their
+// environment, their arguments or their tests.
 
 const (
 	memoryRoleVar = "SEALEDCHAT_TEST_MEMORY_ROLE"
@@ -63,8 +64,9 @@ func newScratch() []byte {
 	return b
 }
 
-// memoryClient obeys commands: a line with a name and arguments, for some followed by a secret, which is a length of four
-// bytes, big-endian, and so many bytes. It answers each with one line, "ok …" or "failed …".
+// memoryClient obeys commands: a line with a name and arguments, for some followed by a secret,
+// which is a length of four bytes, big-endian, and so many bytes. It answers each with one line,
+// "ok …" or "failed …".
 type memoryClient struct {
 	scratch []byte
 	keys    *sealedchat.KeyStore
@@ -222,8 +224,8 @@ func (c *memoryClient) round([]string) (string, error) {
 	return fmt.Sprint(answer.Body.Len()), nil
 }
 
-// deep KIB, then the request's JSON: a round on a new goroutine that had so much of its stack in use
-// before, with a collection meanwhile, which makes such a stack smaller.
+// deep KIB, then the request's JSON: a round on a new goroutine that had so much of its stack in
+// use before, with a collection meanwhile, which makes such a stack smaller.
 func (c *memoryClient) deep(args []string) (said string, err error) {
 	kib, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -327,8 +329,8 @@ func (c *memoryClient) fragment([]string) (string, error) {
 	return "", nil
 }
 
-// memoryPlantKinds are the keys of memoryPlants, in the order to try them in: what other copies leave in passing would
-// hide a missed fragment.
+// memoryPlantKinds are the keys of memoryPlants, in the order to try them in: what other copies
+// leave in passing would hide a missed fragment.
 var memoryPlantKinds = []string{"fragment", "heap", "limbs", "stack", "data", "mapped", "locked"}
 
 // memoryPlants are ways to leave a secret lying about; each leaves one copy, or one fragment.
@@ -415,7 +417,8 @@ func (c *memoryClient) abort([]string) (string, error) {
 	return "", syscall.Kill(os.Getpid(), syscall.SIGABRT)
 }
 
-// memoryGateway serves until the parent closes the pipe. First comes a PEM file with its key. It says where it is.
+// memoryGateway serves until the parent closes the pipe. First comes a PEM file with its key. It
+// says where it is.
 func memoryGateway() {
 	c := &memoryClient{scratch: newScratch()}
 	text, err := c.bytes()

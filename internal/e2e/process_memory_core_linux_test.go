@@ -20,10 +20,11 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// TestProcessCore looks at what a crash leaves on disk: no page of locked memory is in a core file, and once the heap was
-// scrubbed, or in the build that erases what is left there, no secret at all, nor in the registers that the file shows.
-// The core comes from SIGABRT where the kernel writes one into the working folder, and memguard's limit of 0 can be
-// undone, or else from gcore, which writes more than a gigabyte.
+// TestProcessCore looks at what a crash leaves on disk: no page of locked memory is in a core file,
+// and once the heap was scrubbed, or in the build that erases what is left there, no secret at all,
+// nor in the registers that the file shows. The core comes from SIGABRT where the kernel writes one
+// into the working folder, and memguard's limit of 0 can be undone, or else from gcore, which
+// writes more than a gigabyte.
 func TestProcessCore(t *testing.T) {
 	if underRace || os.Getenv(memoryVar) != "full" {
 		t.Skip("it writes a large core file; with " + memoryVar + "=full it does")
@@ -74,7 +75,8 @@ func TestProcessCore(t *testing.T) {
 	}
 }
 
-// mustNotBeDumped fails the test unless all locked memory is marked as not to be dumped. It returns how many pages that is.
+// mustNotBeDumped fails the test unless all locked memory is marked as not to be dumped. It returns
+// how many pages that is.
 func mustNotBeDumped(t testing.TB, scan *testkit.ProcessScan) (pages int) {
 	t.Helper()
 	for _, region := range scan.Regions {

@@ -35,7 +35,8 @@ const (
 
 var configRows = []string{rowXWing, rowMLKEM, rowScalar, rowX25519, rowSigner, rowSignature}
 
-// serve DIR, then the passphrase: a gateway whose keys for Oblivious HTTP are made now. It says where it is.
+// serve DIR, then the passphrase: a gateway whose keys for Oblivious HTTP are made now. It says
+// where it is.
 func (c *memoryClient) serve(args []string) (string, error) {
 	passphrase, err := c.secret()
 	if err != nil {
@@ -66,7 +67,8 @@ func (c *memoryClient) endGateway([]string) (string, error) {
 	return "", err
 }
 
-// configSecrets are a gateway's keys, as its file has them, and what crypto/hpke and crypto/ed25519 make of them.
+// configSecrets are a gateway's keys, as its file has them, and what crypto/hpke and crypto/ed25519
+// make of them.
 func configSecrets(t testing.TB, dir string, passphrase []byte) (all []testkit.MemorySecret) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(dir, "keystore.json"))
@@ -98,8 +100,8 @@ func configSecrets(t testing.TB, dir string, passphrase []byte) (all []testkit.M
 	return all
 }
 
-// TestProcessMemoryOfGateway has a gateway make its keys for Oblivious HTTP, sign lists and open 20 requests, and reads its
-// memory from outside.
+// TestProcessMemoryOfGateway has a gateway make its keys for Oblivious HTTP, sign lists and open 20
+// requests, and reads its memory from outside.
 func TestProcessMemoryOfGateway(t *testing.T) {
 	testkit.NeedLocked(t, 1<<20)
 	if underRace {

@@ -108,7 +108,8 @@ func (p *memoryProcess) answer(command string) string {
 	return said
 }
 
-// memoryRun is a client process that has something to hide, and all that a reader of its memory could look for.
+// memoryRun is a client process that has something to hide, and all that a reader of its memory
+// could look for.
 type memoryRun struct {
 	*memoryProcess
 	witness        *testkit.Witness
@@ -260,14 +261,14 @@ type memoryScenario struct {
 	control  bool
 }
 
-// TestProcessMemory has a client make 5 rounds with a gateway, and reads its memory from outside: what
-// lies there of its secrets, when it is idle and after Close? It prints a table, and fails where more is
-// found than memoryTargets allows. At the end it leaves every kind of secret lying about, and must find
-// each.
+// TestProcessMemory has a client make 5 rounds with a gateway, and reads its memory from outside:
+// what lies there of its secrets, when it is idle and after Close? It prints a table, and fails
+// where more is found than memoryTargets allows. At the end it leaves every kind of secret lying
+// about, and must find each.
 //
-// SEALEDCHAT_MEMORY=full makes 20 rounds, and adds garbage collections and allocations all the while,
-// and a large heap. SEALEDCHAT_MEMORY_RUNS=10 repeats everything; SEALEDCHAT_MEMORY_HITS=folder gets the
-// address of every hit.
+// SEALEDCHAT_MEMORY=full makes 20 rounds, and adds garbage collections and allocations all the
+// while, and a large heap. SEALEDCHAT_MEMORY_RUNS=10 repeats everything;
+// SEALEDCHAT_MEMORY_HITS=folder gets the address of every hit.
 func TestProcessMemory(t *testing.T) {
 	testkit.NeedLocked(t, 1<<20)
 	if underRace {
@@ -333,8 +334,8 @@ func (s memoryScenario) run(t *testing.T) {
 	t.Run("scrubbed", func(t *testing.T) { t.Parallel(); s.scrubbed(t) })
 }
 
-// unlocks is how often the client derives the key of the store's file: when it opens it, and to import, when it reads it
-// again, writes it, and reads what it wrote.
+// unlocks is how often the client derives the key of the store's file: when it opens it, and to
+// import, when it reads it again, writes it, and reads what it wrote.
 func (s memoryScenario) unlocks() int {
 	if s.pem {
 		return 4
@@ -410,8 +411,9 @@ func (s memoryScenario) scrubbed(t *testing.T) {
 		if at := memoryTargets[row]; s.before == "" || at.idle != counted || at.scrubbed != none {
 			return at.scrubbed
 		}
-		// What crypto/rsa leaves at each use: when collections free pages all the while, the runtime makes stacks for threads
-		// of them, which nothing here can reach. Seen in one run of seven, one copy.
+		// What crypto/rsa leaves at each use: when collections free pages all the while, the
+		// runtime makes stacks for threads of them, which nothing here can reach. Seen in one run
+		// of seven, one copy.
 		return stray
 	}
 	scrubbed.mustMeet(t, nil, s.unlocks(), limit)
@@ -438,8 +440,8 @@ func (s memoryScenario) inSecretBuild(t *testing.T) {
 	closed.mustMeet(t, nil, s.unlocks(), limit)
 }
 
-// control leaves a secret of each row lying about in a process that has none, in each way, one after the other, and looks
-// whether it is found: a scanner that finds nothing proves nothing.
+// control leaves a secret of each row lying about in a process that has none, in each way, one
+// after the other, and looks whether it is found: a scanner that finds nothing proves nothing.
 func (r *memoryRun) control(t *testing.T) {
 	secrets := r.secrets()
 	search := testkit.NewSecretSearch(secrets)
@@ -482,19 +484,8 @@ func (r *memoryRun) control(t *testing.T) {
 	}
 }
 
-// hasNew reports whether there is a copy or a fragment of row where before had none. There may be more than one: a
-// register that was saved in the middle of copying holds pieces too, for a while.
-func (c *memoryCounts) hasNew(before *memoryCounts, row string, full, locked bool) bool {
-	return slices.ContainsFunc(c.scan.Hits, func(h testkit.MemoryHit) bool {
-		return rowOf(h) == row && h.Full() == full && h.Region.Locked == locked &&
-			!slices.ContainsFunc(before.scan.Hits, func(old testkit.MemoryHit) bool {
-				return old.Addr == h.Addr && old.Secret.Name == h.Secret.Name && old.Len == h.Len
-			})
-	})
-}
-
-// plantable says whether a secret can lie about in this way: only integers in math/big, and pieces of a widened q are no
-// different from those of any other.
+// plantable says whether a secret can lie about in this way: only integers in math/big, and pieces
+// of a widened q are no different from those of any other.
 func plantable(kind string, s testkit.MemorySecret) bool {
 	return (kind != "limbs" || s.Integer) && (kind != "fragment" || s.Row != rowWidened)
 }

@@ -43,7 +43,8 @@ type naiveEncrypted struct {
 	Tag        []byte `json:"tag"`
 }
 
-// naiveClient does what the client does with encoding/json, crypto/rsa and ordinary memory, and nothing about secrets.
+// naiveClient does what the client does with encoding/json, crypto/rsa and ordinary memory, and
+// nothing about secrets.
 type naiveClient struct {
 	url    string
 	key    *rsa.PrivateKey
@@ -129,8 +130,9 @@ func cpu(t testing.TB) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkCompleteAgainstNaive makes rounds of both kinds in turn, with a gateway in another process, and reports the
-// processor time of Complete in that of the naive client: "x-naive", the median over groups of 10 rounds.
+// BenchmarkCompleteAgainstNaive makes rounds of both kinds in turn, with a gateway in another
+// process, and reports the processor time of Complete in that of the naive client: "x-naive", the
+// median over groups of 10 rounds.
 func BenchmarkCompleteAgainstNaive(b *testing.B) {
 	gateway := startMemoryProcess(b, "gateway")
 	gateway.sendSecret(testkit.KeyPEM(b, "server-4096"))

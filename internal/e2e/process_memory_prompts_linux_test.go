@@ -25,8 +25,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// relay URL [CERTIFICATE]: a gateway before an upstream that is another process, with the gateway's own transport. The
-// certificate is DER in base64. It says where it is.
+// relay URL [CERTIFICATE]: a gateway before an upstream that is another process, with the gateway's
+// own transport. The certificate is DER in base64. It says where it is.
 func (c *memoryClient) relay(args []string) (string, error) {
 	var err error
 	o := &sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}}
@@ -117,15 +117,16 @@ func countedUpstream(t *testing.T, secure bool) (server *httptest.Server, conns 
 	return server, func() int { mu.Lock(); defer mu.Unlock(); return n }
 }
 
-// registersOnSignal is what a signal's frame can hold of content that went through vector registers: 128 bytes at a stretch. That is
-// no copy; the runtime preempts goroutines by signals, and nobody clears the frames.
+// registersOnSignal is what a signal's frame can hold of content that went through vector
+// registers: 128 bytes at a stretch. That is no copy; the runtime preempts goroutines by signals,
+// and nobody clears the frames.
 const registersOnSignal = 128
 
 // promptSizes are in characters, with how many requests are made of each.
 var promptSizes = []struct{ size, rounds int }{{300, memoryRounds}, {100_000, 4}}
 
-// TestPromptsInTheGatewaysMemory has a gateway serve requests over real connections, and looks in its memory, when it is idle, for
-// what they said and what was answered.
+// TestPromptsInTheGatewaysMemory has a gateway serve requests over real connections, and looks in
+// its memory, when it is idle, for what they said and what was answered.
 func TestPromptsInTheGatewaysMemory(t *testing.T) {
 	if underRace {
 		t.Skip("what is measured is the ordinary build")

@@ -31,8 +31,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// What TestProcessMemory looks for: the secrets themselves, and values that give them away to whoever has recorded the
-// traffic. The rows of its table.
+// What TestProcessMemory looks for: the secrets themselves, and values that give them away to
+// whoever has recorded the traffic. The rows of its table.
 const (
 	rowPassphrase = "passphrase, derived keys, data keys"
 	rowKeyFile    = "key file contents"
@@ -47,8 +47,8 @@ const (
 
 var memoryRows = []string{rowPassphrase, rowKeyFile, rowKey, rowSession, rowContent, rowWidened, rowResidue, rowOAEP, rowAPIKey}
 
-// hmacSecrets are the forms in which HMAC-SHA256 keeps a key: xored with its pads, and as the states of SHA-256 after
-// those, which serve as well as the key.
+// hmacSecrets are the forms in which HMAC-SHA256 keeps a key: xored with its pads, and as the
+// states of SHA-256 after those, which serve as well as the key.
 func hmacSecrets(row, name string, key []byte) (all []testkit.MemorySecret) {
 	for pad, padName := range map[byte]string{0x36: "inner", 0x5c: "outer"} {
 		block := bytes.Repeat([]byte{pad}, sha256.BlockSize)
@@ -91,8 +91,8 @@ func unlockFile(t testing.TB, file, passphrase []byte) (*keyfile.File, *keyfile.
 	return f, master, body
 }
 
-// storeSecrets are those of a key store's file: what the passphrase becomes, the data keys, the private key, and the
-// file's body that holds them.
+// storeSecrets are those of a key store's file: what the passphrase becomes, the data keys, the
+// private key, and the file's body that holds them.
 func storeSecrets(t testing.TB, file, passphrase []byte, key *rsa.PrivateKey) []testkit.MemorySecret {
 	t.Helper()
 	f, master, body := unlockFile(t, file, passphrase)
@@ -151,8 +151,8 @@ func openBody(t testing.TB, file, key []byte) []byte {
 	return body
 }
 
-// fileSecret is a file's content. Marked are all that stands before d, which is public, and the integers, which are
-// counted by themselves.
+// fileSecret is a file's content. Marked are all that stands before d, which is public, and the
+// integers, which are counted by themselves.
 func fileSecret(t testing.TB, name string, content []byte, key *rsa.PrivateKey) testkit.MemorySecret {
 	t.Helper()
 	s := testkit.MemorySecret{Row: rowKeyFile, Name: name, Bytes: content}
@@ -170,7 +170,8 @@ func fileSecret(t testing.TB, name string, content []byte, key *rsa.PrivateKey) 
 	return s
 }
 
-// pemSecret is a PEM file's content without what is public: the lines around it, and the base64 of what stands before d.
+// pemSecret is a PEM file's content without what is public: the lines around it, and the base64 of
+// what stands before d.
 func pemSecret(text, der []byte, key *rsa.PrivateKey) testkit.MemorySecret {
 	const lineSize, perLine = 65, 48 // with the end of the line; bytes of DER
 	head := bytes.IndexByte(text, '\n') + 1
@@ -202,8 +203,8 @@ func aesSecrets(row, name string, key []byte) []testkit.MemorySecret {
 	v := reflect.ValueOf(block)
 	schedule := bytes.Clone(unsafe.Slice((*byte)(v.UnsafePointer()), v.Type().Elem().Size()))
 	all := []testkit.MemorySecret{{Row: row, Name: name, Bytes: key}}
-	// The round keys to encrypt, which begin with the key, and those to decrypt. The last of the one are the first of the
-	// other.
+	// The round keys to encrypt, which begin with the key, and those to decrypt. The last of the
+	// one are the first of the other.
 	const half = 15 * aes.BlockSize
 	at := bytes.Index(schedule, key)
 	if at < 0 || len(schedule) < at+2*half {
@@ -249,7 +250,8 @@ func oaepBlock(key *rsa.PrivateKey, wrapped []byte) *big.Int {
 	return m.Mul(m, q).Add(m, m2)
 }
 
-// oaepSecrets are the block and its seed. The unmasked rest is zeros around the session key; see session.
+// oaepSecrets are the block and its seed. The unmasked rest is zeros around the session key; see
+// session.
 func oaepSecrets(name string, block []byte) []testkit.MemorySecret {
 	seed := bytes.Clone(block[1 : 1+sha256.Size])
 	mask := sha256.Sum256(append(bytes.Clone(block[1+sha256.Size:]), 0, 0, 0, 0)) // MGF1 of one block
@@ -262,7 +264,8 @@ func oaepSecrets(name string, block []byte) []testkit.MemorySecret {
 	}
 }
 
-// residues are what RSA's Chinese remainders pass through. With the ciphertext, each gives away p or q.
+// residues are what RSA's Chinese remainders pass through. With the ciphertext, each gives away p
+// or q.
 func residues(name string, key *rsa.PrivateKey, wrapped []byte, m *big.Int) (all []testkit.MemorySecret) {
 	c := new(big.Int).SetBytes(wrapped)
 	add := func(label string, n *big.Int) { all = append(all, integer(rowResidue, name+" "+label, n)) }
@@ -393,8 +396,9 @@ func v1Secrets(t testing.TB, wire []exchange, client, server *rsa.PrivateKey) (a
 	return all
 }
 
-// rowOf is what a hit counts under. A session key inside an unmasked OAEP block counts as that, and q in front of as many
-// zeros as one of the copies that crypto/rsa makes, as long as the modulus, whenever it opens something.
+// rowOf is what a hit counts under. A session key inside an unmasked OAEP block counts as that, and
+// q in front of as many zeros as one of the copies that crypto/rsa makes, as long as the modulus,
+// whenever it opens something.
 func rowOf(h testkit.MemoryHit) string {
 	padding := append(make([]byte, 16), 1)
 	zeros := make([]byte, 64)

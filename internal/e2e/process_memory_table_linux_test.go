@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -51,7 +52,8 @@ func countMemory(name string, scan *testkit.ProcessScan) *memoryCounts {
 	return c
 }
 
-// memoryTable prints columns side by side: copies+fragments in memory that is not locked, and in brackets in memory that is.
+// memoryTable prints columns side by side: copies+fragments in memory that is not locked, and in
+// brackets in memory that is.
 func memoryTable(columns []*memoryCounts) string {
 	var b strings.Builder
 	line := func(name string, cell func(c *memoryCounts) string) {
@@ -85,8 +87,8 @@ const (
 	notMoreSoFar                     // not more than at the moment before: what loading a key leaves does not grow with the rounds
 )
 
-// memoryTargets is what must hold: in the ordinary build when the client is idle, when the heap was scrubbed, and in
-// the build with GOEXPERIMENT=runtimesecret after a garbage collection.
+// memoryTargets is what must hold: in the ordinary build when the client is idle, when the heap was
+// scrubbed, and in the build with GOEXPERIMENT=runtimesecret after a garbage collection.
 var memoryTargets = map[string]struct{ idle, scrubbed, secret memoryLimit }{
 	rowPassphrase: {oncePerUnlock, none, none},
 	rowKeyFile:    {none, none, none},
@@ -99,8 +101,8 @@ var memoryTargets = map[string]struct{ idle, scrubbed, secret memoryLimit }{
 	rowAPIKey:     {counted, counted, counted}, // net/http takes headers as strings
 }
 
-// mustMeet fails the test for every row of c that is beyond its limit. before is the column of the moment before,
-// unlocks how often the key store's file was opened or sealed.
+// mustMeet fails the test for every row of c that is beyond its limit. before is the column of the
+// moment before, unlocks how often the key store's file was opened or sealed.
 func (c *memoryCounts) mustMeet(t testing.TB, before *memoryCounts, unlocks int, limit func(row string) memoryLimit) {
 	t.Helper()
 	for _, row := range memoryRows {
@@ -166,4 +168,15 @@ func saveHits(t testing.TB, columns []*memoryCounts) {
 	if err := os.WriteFile(filepath.Join(dir, name), []byte(b.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// hasNew reports whether there is a copy or a fragment of row where before had none. There may be
+// more than one: a register that was saved in the middle of copying holds pieces too, for a while.
+func (c *memoryCounts) hasNew(before *memoryCounts, row string, full, locked bool) bool {
+	return slices.ContainsFunc(c.scan.Hits, func(h testkit.MemoryHit) bool {
+		return rowOf(h) == row && h.Full() == full && h.Region.Locked == locked &&
+			!slices.ContainsFunc(before.scan.Hits, func(old testkit.MemoryHit) bool {
+				return old.Addr == h.Addr && old.Secret.Name == h.Secret.Name && old.Len == h.Len
+			})
+	})
 }

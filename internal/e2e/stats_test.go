@@ -101,7 +101,8 @@ func TestStatsInFlight(t *testing.T) {
 	}
 }
 
-// TestStatsNames has every field once in JSON and once in a log line, under the same name and with its own value.
+// TestStatsNames has every field once in JSON and once in a log line, under the same name and with
+// its own value.
 func TestStatsNames(t *testing.T) {
 	for _, v := range []any{&sealedchat.Stats{}, &sealedchat.GatewayStats{}} {
 		fields := reflect.ValueOf(v).Elem()

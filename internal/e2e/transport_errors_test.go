@@ -75,7 +75,8 @@ func TestHTTPClientErrorsAreOpenAIs(t *testing.T) {
 	}
 }
 
-// An error that came sealed under status 200 is an error all the same, with the status that it names.
+// An error that came sealed under status 200 is an error all the same, with the status that it
+// names.
 func TestHTTPClientSealedErrors(t *testing.T) {
 	p := newPeer(t)
 	client := peerClient(t, p, nil).HTTPClient()
@@ -156,8 +157,8 @@ type failingLimiter struct{}
 
 func (failingLimiter) Wait(context.Context) error { return errLimiter }
 
-// What is not an answer comes back as the error itself, through http.Client's *url.Error. The SDK's own retry of that
-// call is answered from memory, and the caller's next call is sent.
+// What is not an answer comes back as the error itself, through http.Client's *url.Error. The SDK's
+// own retry of that call is answered from memory, and the caller's next call is sent.
 func TestHTTPClientFailuresAreErrors(t *testing.T) {
 	for name, c := range sdkFailures(t) {
 		for _, stream := range []string{"", `,"stream":true`} {
@@ -254,7 +255,8 @@ func TestHTTPClientInsecureURL(t *testing.T) {
 	}
 }
 
-// A service often says the same thing twice at once. The second call must not make the first one's retries go out.
+// A service often says the same thing twice at once. The second call must not make the first one's
+// retries go out.
 func TestHTTPClientRemembersBesideEqualCalls(t *testing.T) {
 	p := newPeer(t)
 	p.always(func() *http.Response { return testkit.Respond(200, "{}") })
@@ -275,7 +277,8 @@ func TestHTTPClientRemembersBesideEqualCalls(t *testing.T) {
 	}
 }
 
-// Answers are not remembered: they carry x-should-retry, and an SDK that repeats one all the same is sent.
+// Answers are not remembered: they carry x-should-retry, and an SDK that repeats one all the same
+// is sent.
 func TestHTTPClientDoesNotRememberAnswers(t *testing.T) {
 	p := newPeer(t)
 	p.always(func() *http.Response { return testkit.Respond(500, "") })

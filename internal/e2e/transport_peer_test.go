@@ -43,8 +43,8 @@ type sealedPost struct {
 
 func (p sealedPost) String() string { return fmt.Sprintf("{%s %q %q}", p.url, p.header, p.plaintext) }
 
-// peer is a server without sockets: a RoundTripper that opens what it gets and answers as a test says. The time of
-// testing/synctest runs on behind it.
+// peer is a server without sockets: a RoundTripper that opens what it gets and answers as a test
+// says. The time of testing/synctest runs on behind it.
 type peer struct {
 	t      testing.TB
 	server *hybrid.PrivateKey
@@ -178,8 +178,9 @@ func sdkRequest(t testing.TB, body string) (*http.Request, *watchedBody) {
 	return req, watched
 }
 
-// sdkTrip hands req to the client's transport, as http.Client does, and checks what holds for every outcome: the request
-// is as it was, its body is closed, and a response is complete and says that it must not be retried.
+// sdkTrip hands req to the client's transport, as http.Client does, and checks what holds for every
+// outcome: the request is as it was, its body is closed, and a response is complete and says that
+// it must not be retried.
 func sdkTrip(t testing.TB, rt http.RoundTripper, req *http.Request) (*http.Response, string, error) {
 	t.Helper()
 	before, header, headerMap := *req, req.Header.Clone(), reflect.ValueOf(req.Header).Pointer()

@@ -360,7 +360,8 @@ func TestHTTPClientContextEndsTheCall(t *testing.T) {
 			if !errors.Is(err, want) || time.Since(begin) > time.Minute || body.closes() == 0 {
 				t.Errorf("%s: %v after %v, body closed %d times", name, err, time.Since(begin), body.closes())
 			}
-			// The SDK's own time for an attempt was over, but the work may have been done. The next call is another one.
+			// The SDK's own time for an attempt was over, but the work may have been done. The next
+			// call is another one.
 			p.key, p.answer = nil, nil
 			fetches, posts := p.fetches, len(p.sent())
 			again, _ := sdkRequest(t, sdkBody(""))

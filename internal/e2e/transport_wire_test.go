@@ -25,9 +25,10 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// The requests that SDKs make carry a GetBody with the prompt in the clear, and net/http sends a request again from there
-// in more cases than one. These tests make each of them happen, first with a transport that replaces the body and
-// forgets GetBody: there the prompt is seen on the wire, so that it would be seen here too.
+// The requests that SDKs make carry a GetBody with the prompt in the clear, and net/http sends a
+// request again from there in more cases than one. These tests make each of them happen, first with
+// a transport that replaces the body and forgets GetBody: there the prompt is seen on the wire, so
+// that it would be seen here too.
 
 // forgetful seals the body of every POST, as a drop-in transport written in a hurry would.
 type forgetful struct {
@@ -98,8 +99,8 @@ func TestHTTPClientGetBodyIsCiphertext(t *testing.T) {
 	}
 }
 
-// h2Server speaks HTTP/2 frames by hand, enough of them to refuse a POST after having read it: each POST is told to
-// refuse, until that reports false; then it is answered.
+// h2Server speaks HTTP/2 frames by hand, enough of them to refuse a POST after having read it: each
+// POST is told to refuse, until that reports false; then it is answered.
 type h2Server struct {
 	url       string
 	transport *http.Transport
@@ -272,7 +273,8 @@ func sdkGateway(t *testing.T, front func(w http.ResponseWriter, r *http.Request)
 	return testkit.NewWitness(t, srv.Listener.Addr().String())
 }
 
-// staleConn is a connection that turns out to be dead when the nth write is tried: nothing of it is written.
+// staleConn is a connection that turns out to be dead when the nth write is tried: nothing of it is
+// written.
 type staleConn struct {
 	net.Conn
 	left int
@@ -329,7 +331,8 @@ func TestHTTPClientStaleConnection(t *testing.T) {
 	}
 }
 
-// A server that gives up an idle connection while a request is on its way closes it without an answer.
+// A server that gives up an idle connection while a request is on its way closes it without an
+// answer.
 func TestHTTPClientConnectionClosedByTheServer(t *testing.T) {
 	var mu sync.Mutex
 	posts := make(map[string]int) // by payload id
@@ -399,7 +402,8 @@ func TestHTTPClientRedirects(t *testing.T) {
 	}
 }
 
-// sdkLoop is what an SDK does: the same body again from GetBody, counted, unless a response says no.
+// sdkLoop is what an SDK does: the same body again from GetBody, counted, unless a response says
+// no.
 func sdkLoop(t *testing.T, client *http.Client, attempts int, obey bool) (resp *http.Response, err error) {
 	t.Helper()
 	first, _ := sdkRequest(t, sdkBody(""))

@@ -50,7 +50,8 @@ func (u *recorder) last() []byte {
 	return u.body
 }
 
-// Requests that the real clients sent, byte for byte, through a gateway with the key that they were sealed to.
+// Requests that the real clients sent, byte for byte, through a gateway with the key that they were
+// sealed to.
 func TestRequestVectors(t *testing.T) {
 	t.Parallel()
 	cases := testkit.Vectors(t, testkit.Request)
@@ -139,7 +140,8 @@ func payloadIDOf(t *testing.T, c testkit.Case) string {
 	return req.Header.Get("X-Payload-ID")
 }
 
-// checkForwarded demands that what reached the upstream is the vector's plaintext, less the members that end here.
+// checkForwarded demands that what reached the upstream is the vector's plaintext, less the members
+// that end here.
 func checkForwarded(t *testing.T, c testkit.Case, forwarded []byte) {
 	t.Helper()
 	if !c.Has("plaintext") {

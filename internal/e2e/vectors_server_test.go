@@ -20,7 +20,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// errorDetails is the Detail that the body of an http_error vector gives, by the name without "err-" and the status.
+// errorDetails is the Detail that the body of an http_error vector gives, by the name without
+// "err-" and the status.
 var errorDetails = map[string]string{
 	"detail": "the detail text", "openai": "the detail text", "both": "the detail text", "message": "the detail text",
 	"openai-string": "the detail text", "detail-object": "the detail text", "retry-after": "the detail text", "bom": "the detail text",
@@ -89,7 +90,8 @@ func TestHTTPErrorVectors(t *testing.T) {
 
 func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
-// keyVerdicts is what becomes of the server_key vectors: nil accepts. A word in keyHints has to be in the error.
+// keyVerdicts is what becomes of the server_key vectors: nil accepts. A word in keyHints has to be
+// in the error.
 var keyVerdicts = verdicts(map[error]string{
 	nil: `ok no-final-newline crlf blank-around one-line ct-json gzip chunked rsa2048`,
 	sealedchat.ErrPublicKey: `leading-text bom no-lines-at-all json-string json-object pkcs1-public rsa1024 ec ed25519 certificate

@@ -26,8 +26,8 @@ func (c countingConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// After Warm a request opens no connection, fetches no key and makes none; over HTTP/2 the large X-Public-Key header
-// crosses the wire once.
+// After Warm a request opens no connection, fetches no key and makes none; over HTTP/2 the large
+// X-Public-Key header crosses the wire once.
 func TestWarmRequest(t *testing.T) {
 	g := startGateway(t, testkit.AnswerText("fine"), nil)
 	var fetches, posts, connections atomic.Int64

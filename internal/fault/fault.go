@@ -11,6 +11,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -52,6 +54,18 @@ func (e *ConnectionError) Error() string {
 // GoString keeps %#v, which spells out the cause, to the same words.
 func (e *ConnectionError) GoString() string { return e.Error() }
 
+// Timeout reports whether the time for the exchange ended it, as errors of net/http do.
+func (e *ConnectionError) Timeout() bool {
+	if errors.Is(e.err, ErrStalled) {
+		return true
+	}
+	cause, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](e.err)
+	return ok && cause.Timeout()
+}
+
 func (e *ConnectionError) Unwrap() []error {
 	if e.Answered && errors.Is(e.err, io.ErrUnexpectedEOF) {
 		return []error{ErrTruncated, ErrConnection, e.err}
@@ -69,8 +83,14 @@ func transportReason(err error) string {
 			return Reason(known)
 		}
 	}
+	if cause, ok := errors.AsType[*ProxyError](err); ok {
+		return cause.Error()
+	}
 	if cause, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return Reason(cause)
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return "the port does not speak TLS: the URL says https, the server http"
 	}
 	if cause, ok := errors.AsType[tls.AlertError](err); ok {
 		return Reason(cause)
@@ -81,7 +101,50 @@ func transportReason(err error) string {
 	if cause, ok := errors.AsType[net.Error](err); ok && cause.Timeout() {
 		return "timeout"
 	}
+	return kindOf(err)
+}
+
+// kindOf names the kind of an error of net/http's that has no type, by words of net/http's own that
+// it contains, and repeats nothing of it.
+func kindOf(err error) string {
+	for ; err != nil; err = errors.Unwrap(err) {
+		text, kind := err.Error(), fmt.Sprintf("%T", err)
+		switch {
+		case text == http.StatusText(http.StatusProxyAuthRequired): // of a transport of the caller's
+			return (&ProxyError{http.StatusProxyAuthRequired}).Error()
+		case strings.Contains(kind, "http2StreamError"):
+			return "an HTTP/2 error: the other end reset the stream"
+		case strings.Contains(kind, "http2GoAwayError"), strings.HasPrefix(text, "http2: server sent GOAWAY"):
+			return "an HTTP/2 error: the other end gave up the connection"
+		case strings.Contains(kind, ".http2"), strings.HasPrefix(text, "http2: "):
+			return "an HTTP/2 error"
+		case strings.HasPrefix(text, "malformed HTTP "):
+			return "the answer is not HTTP/1: does a server for something else listen there?"
+		case strings.HasPrefix(text, "tls: "):
+			return "the TLS handshake failed"
+		}
+	}
 	return "the HTTP exchange failed"
+}
+
+// ProxyError is a proxy's refusal to connect to a server.
+type ProxyError struct{ Status int }
+
+func (e *ProxyError) Error() string {
+	s := "the proxy refused the connection with status " + strconv.Itoa(e.Status)
+	if e.Status == http.StatusProxyAuthRequired {
+		s += ": it wants a user and a password, which stand in its URL (HTTPS_PROXY)"
+	}
+	return s
+}
+
+// CheckProxy is for http.Transport's OnProxyConnectResponse, so that the proxy's status is known
+// without its words.
+func CheckProxy(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
+	if answer.StatusCode == http.StatusOK {
+		return nil
+	}
+	return &ProxyError{answer.StatusCode}
 }
 
 // TruncatedError is an answer that ended before its end, although the transport did not notice.
@@ -90,13 +153,39 @@ type TruncatedError struct{ What string }
 func (e *TruncatedError) Error() string   { return ErrTruncated.Error() + ": " + e.What }
 func (e *TruncatedError) Unwrap() []error { return []error{ErrTruncated, ErrConnection} }
 
-// Ended is the error of a call that its caller's context, or Close, ended.
+// EndedError is the error of a call that its caller's context, or Close, ended.
+type EndedError struct {
+	err, cause error // the context's
+}
+
+// Ended is the error of a call that ctx ended.
 func Ended(ctx context.Context) error {
-	cause := context.Cause(ctx)
-	if errors.Is(cause, ErrClosed) || cause == ctx.Err() {
-		return fmt.Errorf("sealedchat: call ended: %w", cause)
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if errors.Is(cause, ErrClosed) || cause == err {
+		return &EndedError{err: cause}
 	}
-	return fmt.Errorf("sealedchat: call ended: %w (%w)", ctx.Err(), cause)
+	return &EndedError{err: err, cause: cause}
+}
+
+func (e *EndedError) Error() string {
+	s := "sealedchat: call ended: " + e.err.Error()
+	if e.cause != nil {
+		s += " (" + e.cause.Error() + ")"
+	}
+	return s
+}
+
+// Timeout reports whether a deadline ended the call, as errors of net/http do.
+func (e *EndedError) Timeout() bool {
+	return errors.Is(e.err, context.DeadlineExceeded)
+}
+
+// Unwrap returns the context's error and its cause.
+func (e *EndedError) Unwrap() []error {
+	if e.cause == nil {
+		return []error{e.err}
+	}
+	return []error{e.err, e.cause}
 }
 
 // Join is err and the error that came on top of it, in one line. Either may be nil.

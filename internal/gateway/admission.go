@@ -4,22 +4,19 @@
 package gateway
 
 import (
-	"context"
 	"errors"
-	"io"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/limit"
 )
 
-// This file has what a request of either protocol passes before it is worked on. A body is read
-// within the bytes that bodies on the way may have, not slower than the least rate; when it is
-// there, the request waits for a place. So nobody holds a place with a body that does not come.
+// A body is read within the bytes that bodies on the way may have, not slower than the least rate.
+// When it is there, the request waits for a place. So no client holds a place with a body that does
+// not come.
 
 const (
 	wideStrangers = 16      // times an address's allowance, for an IPv6 /48
@@ -34,10 +31,9 @@ const (
 	firstShare = 4 << 10          // what a body has from the beginning: its buffers
 )
 
-// limits bound what strangers, addresses and all requests together may have. The lock of
-// each is a leaf.
+// limits bound what strangers, addresses and all requests together may have.
 type limits struct {
-	// strangers counts, by address, requests of the second protocol that were opened and have not
+	// strangers counts, by address, requests of Oblivious HTTP that were opened and have not
 	// turned out to be a client's own. What does turn out so is returned.
 	strangers *limit.Limiter
 	// heads counts, by address, requests of which the sealed header is being read, before anybody
@@ -45,8 +41,8 @@ type limits struct {
 	// headTimeout.
 	heads       *limit.Limiter
 	headTimeout time.Duration
-	// deliveries counts, by request, those whose header was judged. Two may be read on at a time:
-	// one may be somebody's who does not send the rest, and has captured the header.
+	// deliveries counts, by request, those whose header was judged. Two may be read on at a time: an
+	// attacker may have captured the header of one, and does not send the rest.
 	deliveries *limit.Limiter
 	// bodies counts, by address, the bytes that have come of bodies on the way, until their request
 	// has a place.
@@ -75,23 +71,6 @@ func newLimits(c *Config) limits {
 		})
 	}
 	return l
-}
-
-// address is whom the request counts for.
-func (h *request) address() string { return limit.Address(h.r, h.s.cfg.AddressHeader) }
-
-// admitOuter looks at what is not sealed, and holds in both protocols. most is what a sealed
-// request may have.
-func (h *request) admitOuter(most int64) *refusal {
-	switch {
-	case !plainContentType(h.r.Header):
-		return refuse(http.StatusBadRequest, "want one content-type field, in ASCII")
-	case hasEncoding(h.r.Header):
-		return refuse(http.StatusUnsupportedMediaType, "a sealed request has no content encoding")
-	case h.r.ContentLength > most:
-		return tooLarge()
-	}
-	return nil
 }
 
 // plainContentType tells whether there is one content type at most, in ASCII: the next reader may
@@ -162,89 +141,4 @@ func (b *arrivingBody) extend() {
 		b.until = until
 		b.h.within(max(time.Until(until), 0), reading)
 	}
-}
-
-// takePlace takes a place among the requests that are worked on, and gives up what the body has
-// among those on the way. It waits for a place for a while, as long as the client does and the
-// server is open. A request that has a place gives it back.
-func (h *request) takePlace() *refusal {
-	select {
-	case h.s.places <- struct{}{}:
-		h.share.Return()
-		return nil
-	default:
-	}
-	wait := time.NewTimer(placeWait)
-	defer wait.Stop()
-	select {
-	case h.s.places <- struct{}{}: // the first that waits gets the first that is free
-		h.share.Return()
-		return nil
-	case <-wait.C:
-		return tooManyAtOnce()
-	case <-h.s.life.Done():
-		p := closing()
-		p.unclaimed = true
-		return p
-	case <-h.r.Context().Done():
-		p := refuse(statusClientGone, "the client did not wait for a place")
-		p.cause, p.unclaimed = h.r.Context().Err(), true
-		return p
-	}
-}
-
-func (h *request) givePlace() { <-h.s.places }
-
-// whileServed is ctx for the work on a request: until Timeout is over, or the server is closed.
-func (h *request) whileServed() (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(h.r.Context(), h.s.cfg.Timeout)
-	stop := context.AfterFunc(h.s.life, cancel)
-	return ctx, func() {
-		stop()
-		cancel()
-	}
-}
-
-// drain takes in, and forgets, the body of a request that is refused without it. Many clients look
-// for an answer only when they have sent everything; on a connection that is closed before, they
-// find none, and repeat the request.
-func (h *request) drain() {
-	// The bound holds for what net/http reads by itself, too.
-	h.within(min(h.s.cfg.BodyTimeout, 10*time.Second), reading)
-	if h.r.Header.Get("Expect") != "" { // these wait for a word before they send
-		return
-	}
-	_, _ = io.CopyN(io.Discard, h.r.Body, 16<<20) // the largest request of v1, sealed, has 14 MiB
-}
-
-// authenticate has Config.Authenticate judge r, which is the request or was made of what opened.
-func (h *request) authenticate(r *http.Request) *refusal {
-	judge := h.s.cfg.Authenticate
-	if judge == nil {
-		return nil
-	}
-	account, retryAfter, err := judge(r)
-	if err != nil {
-		return authRefusal(err, retryAfter)
-	}
-	h.account = account
-	return nil
-}
-
-// readTier reads the tier that a header asks for, and refuses one that is not provided here.
-func (h *request) readTier(header http.Header) *refusal {
-	tier := hybrid.Tier(header.Get(hybrid.HeaderTier))
-	if len(header.Values(hybrid.HeaderTier)) > 1 || tier.Rank() < 0 {
-		return refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
-	}
-	h.tier = tier
-	return h.checkTier()
-}
-
-func (h *request) checkTier() *refusal {
-	if h.tier.Rank() > h.s.cfg.Tier.Rank() {
-		return refuse(http.StatusForbidden,
-			"this security tier is not available here").as(TierRefused)
-	}
-	return nil
 }

@@ -204,6 +204,12 @@ func TestGatewayBytesOnTheWay(t *testing.T) {
 					t.Errorf("%s, %v: somebody else: %d", name, p.Protocol, status)
 				}
 			}
+			for _, p := range r.Parcels(3 * each) { // more than fits, when it has begun
+				status, again := r.SendParcel(p, bytes.NewReader(p.Body), "198.51.100.1")
+				if status != 503 || again != "1" {
+					t.Errorf("%s, %v: too much: %d, again after %q", name, p.Protocol, status, again)
+				}
+			}
 			end()
 			held.Wait()
 			if n, keys := r.s.limits.bodies.Taken(), r.s.limits.bodies.Len(); n != 0 || keys != 0 {
@@ -214,6 +220,40 @@ func TestGatewayBytesOnTheWay(t *testing.T) {
 					t.Errorf("%s, %v: afterwards: %d", name, p.Protocol, status)
 				}
 			}
+		})
+	}
+}
+
+// A body for which there is no room keeps nothing of the room while the rest of it is thrown away.
+func TestGatewayRefusedBodiesHoldNoRoom(t *testing.T) {
+	for i := range 2 {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, nil)
+			r.s.limits.bodies = limit.New(limit.Config{Each: 20 << 10, All: 80 << 10})
+			ctx, end := context.WithCancel(t.Context())
+			p := r.Parcels(60 << 10)[i]
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				r.SendParcel(p, &fakes.Drip{
+					Ctx: ctx, Rest: p.Body, First: 40 << 10, Piece: 1, After: time.Second,
+				}, "192.0.2.1")
+			}()
+			synctest.Wait()
+			select {
+			case <-done:
+				t.Fatalf("%v: not what this test is for", p.Protocol)
+			default:
+			}
+			if n := r.s.limits.bodies.Taken(); n != 0 {
+				t.Errorf("%v: %d bytes are held", p.Protocol, n)
+			}
+			next := r.Parcels(9 << 10)[i]
+			if status, _ := r.SendParcel(next, bytes.NewReader(next.Body), "192.0.2.1"); status != 200 {
+				t.Errorf("%v: the next one: %d", p.Protocol, status)
+			}
+			end()
+			<-done
 		})
 	}
 }
@@ -233,6 +273,9 @@ func TestGatewayBytesFit(t *testing.T) {
 		each := max(int64(c.MaxConcurrent)*c.MaxRequestBytes/4, largest)
 		if each < largest {
 			t.Errorf("%+v: the largest request does not fit", c)
+		}
+		if _, wait := l.bodies.Take("192.0.2.0", each+1+3); wait == 0 { // the bound is rounded
+			t.Errorf("%d of %d: an address has more than %d", c.MaxConcurrent, c.MaxRequestBytes, each)
 		}
 		for i := range 4 {
 			if _, wait := l.bodies.Take(fmt.Sprint("192.0.2.", i), each); wait > 0 {

@@ -48,7 +48,7 @@ type Config struct {
 	ServeV1, ServeOHTTP bool // the protocols
 	OHTTP               OHTTPConfig
 
-	// Tell is told of each event. Its errors are those of GatewayConfig.Audit. nil = nobody.
+	// Tell is told of each event. Its errors are those of GatewayConfig.Audit. nil = it is not told.
 	Tell   func(context.Context, Event) error
 	Logger *slog.Logger
 }

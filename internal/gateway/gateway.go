@@ -8,12 +8,14 @@
 // A request of either protocol takes the same way, in a file each:
 //
 //	gateway.go    the server: its life, its endpoints
-//	request.go    one request: deadlines, answers in the clear, panics, the log line
-//	admission.go  what is not sealed, bodies on the way, places
+//	request.go    what both have: deadlines, places, answers in the clear, panics, the log line
+//	admission.go  limits, and bodies on the way
 //	v1.go         protocol v1: open, claim, check, answer, seal
-//	ohttp.go      Oblivious HTTP: its steps in order, and what opens of a request when;
-//	              ohttp_check.go judges what opened, ohttp_answer.go seals and pads the answer
+//	ohttp.go      Oblivious HTTP: its states, and what opens of a request when;
+//	              ohttp_check.go judges what opened, ohttp_answer.go passes the answer on,
+//	              ohttp_encode.go encodes and pads it
 //	upstream.go   the one way upstream, for both protocols
+//	refusal.go    what a refused client is told
 //	audit.go      events
 //
 // Lock order: Server.mu, request.deadlines and clientKeys.mu are leaves, as are those of the
@@ -87,7 +89,7 @@ func New(c Config) (*Server, error) {
 		s.end()
 		s.upstream.close()
 		_ = s.ownReplays.Close()
-		return nil, err // nobody is told of the end of what never was open
+		return nil, err // without GatewayClosed: it never was open
 	}
 	return s, nil
 }
@@ -160,8 +162,26 @@ func (s *Server) Keys(ctx context.Context) (list []keystore.Info, err error) {
 	return list, nil
 }
 
+// knows tells of a request that this process has claimed, if its own memory of replays is used.
+func (s *Server) knows(id [32]byte) bool {
+	switch cache := s.cfg.Replay.(type) {
+	case *replay.Memory:
+		return cache.Knows(id)
+	case *replay.File:
+		return cache.Knows(id)
+	}
+	return false
+}
+
+func (s *Server) tell(ctx context.Context, e Event) error {
+	if s.cfg.Tell == nil {
+		return nil
+	}
+	return s.cfg.Tell(ctx, e)
+}
+
 // ServeHTTP serves one request. It survives a panic in it with status 500; once an answer has
-// begun, it panics with [http.ErrAbortHandler], so that nobody takes the answer for whole.
+// begun, it panics with [http.ErrAbortHandler], so that no client takes the answer for whole.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := &request{s: s, w: w, r: r, start: time.Now()}
 	if !s.enter() {
@@ -180,15 +200,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.header("Cache-Control", "no-store")
 	h.header("X-Content-Type-Options", "nosniff")
+	v1 := &v1Request{h}
 	switch path := r.URL.Path; {
 	case path == pathHealth:
 		h.only(h.health, http.MethodGet, http.MethodHead)
 	case path == hybrid.PathPublicKey && s.cfg.ServeV1:
-		h.only(h.publicKey, http.MethodGet, http.MethodHead)
+		h.only(v1.publicKey, http.MethodGet, http.MethodHead)
 	case path == hybrid.PathCompletion && s.cfg.ServeV1:
-		h.only(h.completion, http.MethodPost)
+		h.only(v1.completion, http.MethodPost)
 	case path == ohttp.Path && s.cfg.ServeOHTTP:
-		h.ohttp()
+		(&ohttpRequest{request: h}).endpoint()
 	default:
 		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
 	}

@@ -21,40 +21,9 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
-// ohttp serves the only path of Oblivious HTTP.
-func (h *request) ohttp() {
-	switch {
-	case h.r.Method == http.MethodPost:
-		h.ohttpRequest()
-	case h.r.Method == http.MethodGet, h.r.Method == http.MethodHead:
-		h.keyList()
-	default:
-		h.header("Allow", "GET, HEAD, POST")
-		h.refuseOuter(refuse(http.StatusMethodNotAllowed, "method not allowed"))
-	}
-}
-
-// keyList serves the list of configurations.
-func (h *request) keyList() {
-	keys := h.s.cfg.Keys
-	configs, err := keys.Configs(h.r.Context())
-	var signature string
-	list := ohttp.AppendConfigs(nil, configs...)
-	if err == nil {
-		signature, err = keys.SignList(list, time.Now())
-	}
-	if err != nil {
-		h.refuseOuter(unavailable("no key", err).soon())
-		return
-	}
-	h.header("Content-Type", ohttp.TypeKeys)
-	h.header(ohttp.HeaderSignature, signature)
-	_ = h.write(http.StatusOK, list)
-}
-
 // ohttpRequest is one request of Oblivious HTTP. It goes through these states, and only forward:
 //
-//	outside    nothing has opened; a refusal is in the clear, and nobody vouches for it
+//	outside    nothing has opened; a refusal is in the clear, and may be anybody's
 //	opened     a chunk has opened, so the sender can open what is sealed; a refusal is sealed
 //	judged     the header passed every check, so the client is known
 //	whole      the final chunk has opened; nothing acts on a request before that
@@ -62,8 +31,8 @@ func (h *request) keyList() {
 //	forwarded  the upstream may have seen it; a refusal no longer says that it was not processed
 //	answering  writer is set, and chunks may be with the client; the answer can only be cut
 //
-// Invariant: from whole on until forwarded, content is the request's, and is wiped by close; then it
-// is wiped by the Sent that has it. A place is held from before claimed until the end.
+// Invariant: from whole on until forwarded, content is the request's, and close wipes it; then the
+// Sent that has it does. The request holds a place from before claimed until the end.
 type ohttpRequest struct {
 	*request
 	arriving *arrivingBody
@@ -76,14 +45,46 @@ type ohttpRequest struct {
 	inHeader    http.Header
 	path, query string // as they stood, escaped
 	content     []byte
+	choices     int // that a completion was asked for; 0: it is none, or says nothing of them
 	date        time.Time
 	stranger    *limit.Lease // what it took as one that may be a stranger's
+	forwarded   bool         // something of the request may have reached the upstream
 	clientGone  bool         // the client did not take a chunk
 }
 
-// ohttpRequest serves POST /.well-known/ohttp-gateway.
-func (h *request) ohttpRequest() {
-	q := &ohttpRequest{request: h}
+// endpoint serves the only path of Oblivious HTTP.
+func (q *ohttpRequest) endpoint() {
+	switch {
+	case q.r.Method == http.MethodPost:
+		q.post()
+	case q.r.Method == http.MethodGet, q.r.Method == http.MethodHead:
+		q.keyList()
+	default:
+		q.header("Allow", "GET, HEAD, POST")
+		q.refuseOuter(refuse(http.StatusMethodNotAllowed, "method not allowed"))
+	}
+}
+
+// keyList serves the list of configurations.
+func (q *ohttpRequest) keyList() {
+	keys := q.s.cfg.Keys
+	configs, err := keys.Configs(q.r.Context())
+	var signature string
+	list := ohttp.AppendConfigs(nil, configs...)
+	if err == nil {
+		signature, err = keys.SignList(list, time.Now())
+	}
+	if err != nil {
+		q.refuseOuter(unavailable("no key", err).soon())
+		return
+	}
+	q.header("Content-Type", ohttp.TypeKeys)
+	q.header(ohttp.HeaderSignature, signature)
+	_ = q.write(http.StatusOK, list)
+}
+
+// post serves a sealed request.
+func (q *ohttpRequest) post() {
 	defer q.close()
 	defer q.survive()
 	q.within(min(q.s.cfg.BodyTimeout, q.s.limits.headTimeout), reading)
@@ -343,18 +344,18 @@ func (q *ohttpRequest) refuse(p *refusal) {
 }
 
 // refuseOuter answers in the clear: a client cannot tell who has written it.
-func (h *request) refuseOuter(p *refusal) {
-	h.problem = p
+func (q *ohttpRequest) refuseOuter(p *refusal) {
+	q.problem = p
 	body := p.document()
-	h.header("Content-Type", ohttp.TypeProblem)
+	q.header("Content-Type", ohttp.TypeProblem)
 	if p.retryAfter > 0 {
-		h.header("Retry-After", httpx.WholeSeconds(p.retryAfter))
+		q.header("Retry-After", httpx.WholeSeconds(p.retryAfter))
 	}
-	_ = h.write(p.status, body) // the client may be gone
+	_ = q.write(p.status, body) // the client may be gone
 }
 
 // survive is for a panic on the way. An answer that has begun stays without a final chunk, so
-// nobody takes it for whole; there is no need to break the connection for that.
+// no client takes it for whole; there is no need to break the connection for that.
 func (q *ohttpRequest) survive() {
 	p := recover()
 	if p == nil {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
@@ -114,8 +115,16 @@ func (q *ohttpRequest) forward(ctx context.Context) *refusal {
 	defer cancel() // ends the upstream's work when the client takes no more
 	sent := httpx.NewSent(q.content)
 	defer sent.Finish()
+	if chatjson.ValidObject(q.content) {
+		q.choices = chatjson.CallOf(q.content).Choices
+	}
 	q.content = nil
-	resp, p := q.askUpstream(ctx, q.upstreamCall(sent))
+	req, p := q.s.upstream.request(ctx, q.upstreamCall(sent))
+	if p != nil {
+		return p
+	}
+	q.forwarded = true
+	resp, p := q.askUpstream(req)
 	if p != nil {
 		return p
 	}
@@ -157,9 +166,18 @@ func (q *ohttpRequest) upstreamCall(content *httpx.Sent) *upstreamCall {
 // relay seals the upstream's answer piece by piece as it comes. Its memory is that of a chunk: it
 // reads only what the client takes.
 func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response) (err error) {
-	e := q.newAnswerEncoder(resp)
+	limit := q.s.cfg.MaxResponseBytes
+	body, encoded, err := httpx.Decoded(resp.Header, httpx.Capped(resp.Body, limit), limit)
+	if err != nil {
+		return err
+	}
+	if encoded {
+		resp.ContentLength = -1 // is that of what came
+	}
+	e := newAnswerEncoder(q, resp)
 	defer e.wipe()
-	if !e.ending.Known() && endsUnseen(resp) {
+	e.unseen = e.unseen && !encoded // gzip has an end of its own
+	if !e.ending.Known() && e.unseen {
 		return &refusalError{upstreamFailed(errNoEnd)}
 	}
 	audited := false // the Auditor was told of the answer's end
@@ -168,12 +186,11 @@ func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response) (err erro
 			q.tellCut(ctx, e.taken, err)
 		}
 	}()
-	var body io.Reader = httpx.Capped(resp.Body, q.s.cfg.MaxResponseBytes)
-	if e.events != nil {
+	if events, ok := e.ending.(interface{ Begun() bool }); ok {
 		end := func() { _ = resp.Body.Close() }
-		body = sse.NewIdle(body, q.s.cfg.IdleTimeout, e.events.Begun, end)
+		body = sse.NewIdle(body, q.s.cfg.IdleTimeout, events.Begun, end)
 	}
-	if e.unknownLength() { // the client learns the status, and what kind of answer comes
+	if e.unknownLength() && !encoded { // the client learns the status, and what kind of answer comes
 		if err := e.start(); err != nil {
 			return err
 		}
@@ -184,6 +201,13 @@ func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response) (err erro
 		if readErr == io.EOF {
 			return q.endAnswer(ctx, e, n, &audited)
 		}
+		if e.ending.Done() && e.unknownLength() {
+			err := q.endAnswer(ctx, e, n, &audited)
+			if err == nil && readErr == nil {
+				linger(resp.Body)
+			}
+			return err
+		}
 		if readErr == nil || e.started {
 			if err := e.send(n); err != nil {
 				return err
@@ -193,6 +217,17 @@ func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response) (err erro
 			return httpx.ExchangeError(ctx, theUpstream, readErr, true)
 		}
 	}
+}
+
+// lingerTime is how long an upstream may take to end its answer behind the last event. With its end
+// read, the connection serves the next request.
+const lingerTime = 50 * time.Millisecond
+
+// linger reads on to the end of an answer that has said that it ended. The caller closes it.
+func linger(body io.ReadCloser) {
+	late := time.AfterFunc(lingerTime, func() { _ = body.Close() })
+	defer late.Stop()
+	_, _ = io.CopyN(io.Discard, body, 1<<10)
 }
 
 // endAnswer sends the n bytes that were read last, and the end. An answer that has not started is
@@ -220,7 +255,11 @@ func (q *ohttpRequest) endAnswer(
 
 // checkEnd says whether an answer that was read to its end may have one for the client.
 func (q *ohttpRequest) checkEnd(ctx context.Context, e *answerEncoder) error {
-	if !e.ending.Ended() {
+	ended := e.ending.Ended()
+	if said, ok := e.ending.(interface{ EndedUnseen() bool }); ok && e.unseen {
+		ended = said.EndedUnseen()
+	}
+	if !ended {
 		return errCutShort
 	}
 	if p := q.tellSealed(ctx, e.taken); p != nil {

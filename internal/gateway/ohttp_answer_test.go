@@ -50,6 +50,11 @@ func (p *pieces) Read(b []byte) (int, error) {
 	return n, nil
 }
 
+const (
+	openChoice  = `data: {"choices":[{"index":1,"delta":{"content":"a"},"finish_reason":null}]}` + "\n\n"
+	endedChoice = `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"
+)
+
 // An answer that the upstream did not end does not end at the client's either, and what came of it
 // came.
 func TestObliviousCutAnswers(t *testing.T) {
@@ -90,8 +95,60 @@ func TestObliviousCutAnswers(t *testing.T) {
 			kind: "text/event-stream", pieces: []string{"data: 1\n\ndata: [DON"},
 		},
 		"no events": {kind: "text/event-stream"},
-		"events, then an error": {
-			kind: "text/event-stream", pieces: []string{fineEvents}, err: broken,
+		"events, then an error": { // behind [DONE] nothing matters
+			kind: "text/event-stream", pieces: []string{fineEvents}, err: broken, whole: true,
+		},
+		"a choice that ended": {
+			kind: "text/event-stream", pieces: []string{endedChoice}, whole: true,
+		},
+		"one that ended, then cut": {
+			kind: "text/event-stream", pieces: []string{endedChoice}, err: broken,
+		},
+		"one of two that ended": {
+			kind: "text/event-stream", pieces: []string{openChoice, endedChoice},
+		},
+		"another that goes on": {
+			kind: "text/event-stream", pieces: []string{endedChoice, openChoice},
+		},
+		"a finish in content": {
+			kind: "text/event-stream", pieces: []string{`data: {"choices":[{"index":0,"delta":` +
+				`{"content":"\"finish_reason\":\"stop\""},"finish_reason":null}]}` + "\n\n"},
+		},
+		"an empty finish": {
+			kind:   "text/event-stream",
+			pieces: []string{`data: {"choices":[{"index":0,"finish_reason":""}]}` + "\n\n"},
+		},
+		"an error": {
+			kind:   "text/event-stream",
+			pieces: []string{`data: {"error":{"message":"x"}}` + "\n\n"}, whole: true,
+		},
+		"an error of nothing": {
+			kind:   "text/event-stream",
+			pieces: []string{`data: {"error":{},"choices":[]}` + "\n\n"},
+		},
+		"a response by type": {
+			path: "/v1/responses", kind: "text/event-stream", whole: true,
+			pieces: []string{`data: { "n": 1, "type" : "response.completed" }` + "\n\n"},
+		},
+		"a response by another type": {
+			path: "/v1/responses", kind: "text/event-stream", pieces: []string{`data: {"type":` +
+				`"response.created","response":{"type":"response.completed"}}` + "\n\n"},
+		},
+		"a large response": {
+			path: "/v1/responses", kind: "text/event-stream", whole: true,
+			pieces: []string{`data: {"type":"response.completed","x":"` + long + "\"}\n\n"},
+		},
+		"JSON as events": {
+			kind: "text/event-stream", pieces: []string{` {"a":"data: [DONE]`, `"}`}, whole: true,
+		},
+		"half of JSON as events": {
+			kind: "text/event-stream", pieces: []string{`{"a":"data: [DONE]`},
+		},
+		"events as JSON": {
+			kind: "application/json", pieces: strings.Split(fineEvents, ""), whole: true,
+		},
+		"events as JSON, cut": {
+			kind: "application/json", pieces: []string{"data: {\"a\":[]}\n\n"},
 		},
 		"events cut": {
 			kind: "text/event-stream", pieces: []string{"data: 1\n\n"}, err: io.ErrUnexpectedEOF,

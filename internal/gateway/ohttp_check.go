@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
-	"github.com/seed-017344ad/sealedchat/internal/replay"
 )
 
 // check judges a request by its header, before the rest of it is read.
@@ -112,7 +111,7 @@ func (q *ohttpRequest) checkInnerTier(context.Context) *refusal { return q.readT
 const replaySlack = time.Minute
 
 // claimExchange refuses a request that was sent before. Here nothing is ever released: a client
-// seals anew when it tries again, so the same bytes come from somebody else, or from a network that
+// seals anew when it tries again, so the same bytes come from an attacker, or from a network that
 // sent them twice.
 func (q *ohttpRequest) claimExchange(ctx context.Context) *refusal {
 	until := q.date.Add(q.s.cfg.OHTTP.DateWindow + replaySlack)
@@ -130,15 +129,4 @@ func (q *ohttpRequest) claimExchange(ctx context.Context) *refusal {
 		q.stranger.Return()
 	}
 	return nil
-}
-
-// knows tells of a request that this process has claimed, if its own memory of replays is used.
-func (s *Server) knows(id [32]byte) bool {
-	switch cache := s.cfg.Replay.(type) {
-	case *replay.Memory:
-		return cache.Knows(id)
-	case *replay.File:
-		return cache.Knows(id)
-	}
-	return false
 }

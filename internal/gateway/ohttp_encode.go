@@ -33,6 +33,7 @@ type answerEncoder struct {
 	padding  int
 	chunking chunking
 	ending   sse.Ending
+	unseen   bool        // HTTP does not tell an end from a cut
 	events   *sse.Stream // ending, of an event stream; nil otherwise
 
 	encoder bhttp.Encoder
@@ -43,19 +44,22 @@ type answerEncoder struct {
 	written int // bytes of the message
 }
 
-func (q *ohttpRequest) newAnswerEncoder(resp *http.Response) *answerEncoder {
+func newAnswerEncoder(q *ohttpRequest, resp *http.Response) *answerEncoder {
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	size := int64(16<<10 - 64) // a chunk's, with what encoding adds
 	if resp.ContentLength >= 0 {
 		size = min(size, resp.ContentLength+1) // and the end of it
 	}
 	ending := sse.EndingOf(kind, q.path, resp.ContentLength)
+	if asked, ok := ending.(interface{ Asked(choices int) }); ok && q.choices > 0 {
+		asked.Asked(q.choices)
+	}
 	if q.head.Method == http.MethodHead {
 		ending = sse.NoContent{}
 	}
 	e := &answerEncoder{
 		q: q, resp: resp, padding: q.s.cfg.OHTTP.Padding, ending: ending,
-		buf: make([]byte, size), out: make([]byte, 0, size+1<<10),
+		unseen: endsUnseen(resp), buf: make([]byte, size), out: make([]byte, 0, size+1<<10),
 	}
 	e.events, _ = ending.(*sse.Stream)
 	switch {
@@ -175,7 +179,7 @@ func (e *answerEncoder) content(content []byte) error {
 	if len(content) == 0 {
 		return nil
 	}
-	if need := len(content) + 8; cap(e.out) < need { // growing would leave a copy that nobody wipes
+	if need := len(content) + 8; cap(e.out) < need { // growing would leave a copy behind
 		clear(e.out[:cap(e.out)])
 		e.out = make([]byte, 0, need)
 	}

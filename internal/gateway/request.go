@@ -4,8 +4,10 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"runtime"
@@ -23,8 +25,8 @@ import (
 // request is one request on its way through, and what the log will say of it.
 //
 // Invariant: status is 0 until the header of the answer is written, and the header is written once;
-// what is refused after that can only be cut. Everything but the deadlines belongs to the handler's
-// goroutine.
+// what is refused after that can only be cut. The handler's goroutine alone uses the fields, except
+// returned, which the deadlines' lock guards: the server's end sets deadlines from another one.
 type request struct {
 	s     *Server
 	w     http.ResponseWriter
@@ -39,9 +41,11 @@ type request struct {
 	bytesIn   int
 	bytesOut  int
 	upstream  time.Duration
+	// the path that was asked for upstream, and the status that came; "" and 0 before
+	upstreamPath   string
+	upstreamStatus int
 	problem   *refusal
 	cut       bool // an answer began that the client did not get to its end
-	forwarded bool // something of the request may have reached the upstream
 
 	share *limit.Lease // what its body has of the bytes on the way; nil before, and in a place
 
@@ -166,7 +170,7 @@ func (h *request) finish() {
 		}
 		h.logPanic(p)
 		if h.status != 0 {
-			panic(http.ErrAbortHandler) // cut the answer, so that nobody takes it for whole
+			panic(http.ErrAbortHandler) // cut the answer, so that no client takes it for whole
 		}
 		h.refuse(refuse(http.StatusInternalServerError, "internal error"))
 	}
@@ -195,6 +199,12 @@ func (h *request) log() {
 		slog.String("tier", string(h.tier)),
 		slog.Duration("duration", time.Since(h.start)),
 		slog.Duration("upstream", h.upstream),
+	}
+	if h.upstreamPath != "" {
+		attrs = append(attrs, slog.String("upstream_path", fault.Sanitise(h.upstreamPath, 256)))
+	}
+	if h.upstreamStatus != 0 {
+		attrs = append(attrs, slog.Int("upstream_code", h.upstreamStatus))
 	}
 	if h.account != "" {
 		attrs = append(attrs, slog.String("account", h.accountName()))
@@ -246,4 +256,159 @@ func callers() []string {
 			return names
 		}
 	}
+}
+
+// address is whom the request counts for.
+func (h *request) address() string { return limit.Address(h.r, h.s.cfg.AddressHeader) }
+
+// admitOuter looks at what is not sealed, and holds in both protocols. most is what a sealed
+// request may have.
+func (h *request) admitOuter(most int64) *refusal {
+	switch {
+	case !plainContentType(h.r.Header):
+		return refuse(http.StatusBadRequest, "want one content-type field, in ASCII")
+	case hasEncoding(h.r.Header):
+		return refuse(http.StatusUnsupportedMediaType, "a sealed request has no content encoding")
+	case h.r.ContentLength > most:
+		return tooLarge()
+	}
+	return nil
+}
+
+// takePlace takes a place among the requests that are worked on, and gives up what the body has
+// among those on the way. It waits for a place for a while, as long as the client does and the
+// server is open. A request that has a place gives it back.
+func (h *request) takePlace() *refusal {
+	select {
+	case h.s.places <- struct{}{}:
+		h.share.Return()
+		return nil
+	default:
+	}
+	wait := time.NewTimer(placeWait)
+	defer wait.Stop()
+	select {
+	case h.s.places <- struct{}{}: // the first that waits gets the first that is free
+		h.share.Return()
+		return nil
+	case <-wait.C:
+		return tooManyAtOnce()
+	case <-h.s.life.Done():
+		p := closing()
+		p.unclaimed = true
+		return p
+	case <-h.r.Context().Done():
+		p := refuse(statusClientGone, "the client did not wait for a place")
+		p.cause, p.unclaimed = h.r.Context().Err(), true
+		return p
+	}
+}
+
+func (h *request) givePlace() { <-h.s.places }
+
+// whileServed is ctx for the work on a request: until Timeout is over, or the server is closed.
+func (h *request) whileServed() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(h.r.Context(), h.s.cfg.Timeout)
+	stop := context.AfterFunc(h.s.life, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+	}
+}
+
+// drain takes in, and forgets, the body of a request that is refused without it. Many clients look
+// for an answer only when they have sent everything; on a connection that is closed before, they
+// find none, and repeat the request.
+func (h *request) drain() {
+	h.share.Return() // nothing of it is kept
+	// The bound holds for what net/http reads by itself, too.
+	h.within(min(h.s.cfg.BodyTimeout, 10*time.Second), reading)
+	if h.r.Header.Get("Expect") != "" { // these wait for a word before they send
+		return
+	}
+	_, _ = io.CopyN(io.Discard, h.r.Body, 16<<20) // the largest request of v1, sealed, has 14 MiB
+}
+
+// authenticate has Config.Authenticate judge r, which is the request or was made of what opened.
+func (h *request) authenticate(r *http.Request) *refusal {
+	judge := h.s.cfg.Authenticate
+	if judge == nil {
+		return nil
+	}
+	account, retryAfter, err := judge(r)
+	if err != nil {
+		return authRefusal(err, retryAfter)
+	}
+	h.account = account
+	return nil
+}
+
+// readTier reads the tier that a header asks for, and refuses one that is not provided here.
+func (h *request) readTier(header http.Header) *refusal {
+	tier := hybrid.Tier(header.Get(hybrid.HeaderTier))
+	if len(header.Values(hybrid.HeaderTier)) > 1 || tier.Rank() < 0 {
+		return refuse(http.StatusBadRequest, "X-Security-Tier is not standard, high or maximum")
+	}
+	h.tier = tier
+	return h.checkTier()
+}
+
+func (h *request) checkTier() *refusal {
+	if h.tier.Rank() > h.s.cfg.Tier.Rank() {
+		return refuse(http.StatusForbidden,
+			"this security tier is not available here").as(TierRefused)
+	}
+	return nil
+}
+
+func (h *request) tell(ctx context.Context, e Event) error {
+	e.PayloadID, e.Account = h.payloadID, h.accountName()
+	return h.s.tell(ctx, e)
+}
+
+// tellOpened tells of a request that is about to go upstream.
+func (h *request) tellOpened(ctx context.Context, size int) *refusal {
+	return unaudited(h.tell(ctx, Event{Type: RequestOpened, Tier: h.tier, Bytes: int64(size)}))
+}
+
+func (h *request) tellSealed(ctx context.Context, size int) *refusal {
+	return unaudited(h.tell(ctx, Event{
+		Type: ResponseSealed, Bytes: int64(size), Duration: time.Since(h.start),
+	}))
+}
+
+// tellRefused tells of a refusal that is an event. An error of the Auditor's can only be logged:
+// the request is refused.
+func (h *request) tellRefused(p *refusal) {
+	if p.event == "" {
+		return
+	}
+	e := Event{Type: p.event, Status: p.status, Reason: p.detail}
+	if p.event == TierRefused {
+		e.Tier = h.tier
+	}
+	h.logAudit(h.tell(h.r.Context(), e))
+}
+
+func (h *request) logAudit(err error) {
+	if err != nil {
+		h.s.cfg.Logger.Error("audit failed", "payload_id", h.payloadID, "cause", fault.Reason(err))
+	}
+}
+
+// timeUpstream measures the time upstream for the log, until its result is called.
+func (h *request) timeUpstream() func() {
+	start := time.Now()
+	return func() { h.upstream = time.Since(start) }
+}
+
+// askUpstream sends req upstream, and notes for the log what was asked, and the status that came.
+// The caller closes the answer's body.
+func (h *request) askUpstream(req *http.Request) (*http.Response, *refusal) {
+	h.upstreamPath = req.URL.EscapedPath()
+	resp, p := h.s.upstream.ask(req, h.account)
+	if p == nil {
+		h.upstreamStatus = resp.StatusCode
+	}
+	return resp, p
 }

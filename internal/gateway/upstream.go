@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
@@ -57,7 +56,7 @@ func newUpstreamWay(c *Config, base *url.URL) (*upstreamWay, error) {
 	return w, nil
 }
 
-// transport is the way for what belongs to an account; "" is nobody's.
+// transport is the way for what belongs to an account; "" is that of no account.
 func (w *upstreamWay) transport(account string) http.RoundTripper {
 	if w.pool == nil {
 		return w.foreign
@@ -80,16 +79,16 @@ type upstreamCall struct {
 }
 
 // request is a call as net/http has it, with the gateway's own headers in place of the client's.
-func (w *upstreamWay) request(ctx context.Context, c *upstreamCall) (*http.Request, error) {
+func (w *upstreamWay) request(ctx context.Context, c *upstreamCall) (*http.Request, *refusal) {
 	u := *w.base // never of a text: nothing that is asked for may change its host
 	u.RawPath, u.RawQuery = u.EscapedPath()+c.path, c.query
 	var err error
 	if u.Path, err = url.PathUnescape(u.RawPath); err != nil {
-		return nil, errors.New("not a URL") // the error quotes it
+		return nil, upstreamFailed(errors.New("not a URL")) // the error quotes it
 	}
 	req, err := http.NewRequestWithContext(ctx, c.method, "", nil)
 	if err != nil {
-		return nil, errors.New("not a method")
+		return nil, upstreamFailed(errors.New("not a method"))
 	}
 	req.URL, req.Host, req.Header = &u, u.Host, c.header
 	if c.content.Len() > 0 {
@@ -98,41 +97,33 @@ func (w *upstreamWay) request(ctx context.Context, c *upstreamCall) (*http.Reque
 	}
 	req.Header.Set("User-Agent", httpx.UserAgent)
 	req.Header.Set("Accept-Encoding", "identity") // what is compressed comes in lumps
-	if w.key == nil {
-		return req, nil
+	if w.key != nil {
+		if err := httpx.SetBearer(req.Header, w.key); err != nil {
+			return nil, upstreamFailed(err)
+		}
 	}
-	return req, httpx.SetBearer(req.Header, w.key)
+	return req, nil
 }
 
-// theUpstream names it in errors: what a client asks of it is sealed.
-const theUpstream = "the upstream"
-
-// askUpstream sends a call on its way, and returns when the header of the answer has come. The
-// caller closes its body.
-func (h *request) askUpstream(ctx context.Context, c *upstreamCall) (*http.Response, *refusal) {
-	req, err := h.s.upstream.request(ctx, c)
+// ask sends a request on its way for an account, and returns when the header of the answer has
+// come. The caller closes its body.
+func (w *upstreamWay) ask(req *http.Request, account string) (*http.Response, *refusal) {
+	resp, err := httpx.RoundTrip(w.transport(account), req)
 	if err != nil {
-		return nil, upstreamFailed(err)
-	}
-	h.forwarded = true
-	resp, err := httpx.RoundTrip(h.s.upstream.transport(h.account), req)
-	if err != nil {
+		ctx := req.Context()
 		return nil, upstreamFailure(ctx, httpx.ExchangeError(ctx, theUpstream, err, false))
 	}
 	return resp, nil
 }
 
-// timeUpstream measures the time upstream for the log, until its result is called.
-func (h *request) timeUpstream() func() {
-	start := time.Now()
-	return func() { h.upstream = time.Since(start) }
-}
+// theUpstream names it in errors: what a client asks of it is sealed.
+const theUpstream = "the upstream"
 
 func upstreamFailure(ctx context.Context, err error) *refusal {
 	p := upstreamFailed(err)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		p.status, p.detail = http.StatusGatewayTimeout, "the upstream did not answer in time"
+		p.status, p.detail = http.StatusGatewayTimeout, detailUpstreamLate
 	case errors.Is(err, fault.ErrTooLarge):
 		p.detail = "the upstream's answer is too large"
 	case ctx.Err() != nil:
@@ -142,27 +133,57 @@ func upstreamFailure(ctx context.Context, err error) *refusal {
 }
 
 // upstreamRefusal keeps the kind of an upstream's error status and none of its words, which may
-// quote the prompt. It is for protocol v1, which does not seal errors.
+// quote the prompt. It is for protocol v1, which does not seal errors. Clients repeat a 502, so
+// failures that another attempt would meet again have another status.
 func upstreamRefusal(a *httpx.Answer) *refusal {
 	p := upstreamFailed(errStatus(a.Status))
-	switch a.Status {
-	case http.StatusBadRequest, http.StatusUnprocessableEntity:
-		p.status, p.detail = http.StatusBadRequest, "the upstream refused the request as invalid"
-	case http.StatusNotFound:
-		p.status, p.detail = http.StatusNotFound, "the upstream does not know this model"
-	case http.StatusRequestEntityTooLarge:
-		p.status, p.detail = a.Status, "the request is too large for the upstream"
-	case http.StatusTooManyRequests:
-		p.status, p.detail = a.Status, "the upstream is rate limited"
-	case http.StatusServiceUnavailable:
-		p.status, p.detail = a.Status, "the upstream is unavailable"
-	case http.StatusRequestTimeout, http.StatusGatewayTimeout:
-		p.status, p.detail = http.StatusGatewayTimeout, "the upstream did not answer in time"
+	if keyRefused(a.Status) {
+		p.status, p.detail = http.StatusFailedDependency, detailKeyRefused
+		return p
 	}
-	if p.status == http.StatusTooManyRequests || p.status == http.StatusServiceUnavailable {
+	if detail := upstreamDetails[a.Status]; detail != "" {
+		p.status, p.detail = a.Status, detail
+	}
+	switch a.Status {
+	case http.StatusConflict: // the gateway's own means a replay
+		p.status = http.StatusBadRequest
+	case http.StatusRequestTimeout:
+		p.status = http.StatusGatewayTimeout
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		p.retryAfter = httpx.RetryAfter(a.Header.Get("Retry-After"), time.Now())
 	}
 	return p
+}
+
+// upstreamDetails say what a status of the upstream's means, and where to look. Never changed.
+var upstreamDetails = map[int]string{
+	http.StatusBadRequest:      "the upstream refused the request as invalid",
+	http.StatusPaymentRequired: "the upstream answered 402: it wants to be paid",
+	http.StatusNotFound: "the upstream answered 404: unknown model, or Upstream does not end in " +
+		"/v1",
+	http.StatusMethodNotAllowed: "the upstream answered 405: Upstream is no base URL that ends in " +
+		"/v1",
+	http.StatusRequestTimeout:        detailUpstreamLate,
+	http.StatusConflict:              "the upstream answered 409: it refused the request",
+	http.StatusGone:                  "the upstream answered 410: the model is gone",
+	http.StatusRequestEntityTooLarge: "the request is too large for the upstream",
+	http.StatusUnsupportedMediaType: "the upstream answered 415: it does not take JSON at this " +
+		"path",
+	http.StatusUnprocessableEntity: "the upstream refused the request as invalid",
+	http.StatusTooManyRequests:     "the upstream is rate limited",
+	http.StatusServiceUnavailable:  "the upstream is unavailable",
+	http.StatusGatewayTimeout:      detailUpstreamLate,
+}
+
+const (
+	detailUpstreamLate = "the upstream did not answer in time"
+	detailKeyRefused   = "the gateway's key is refused upstream"
+)
+
+// keyRefused tells the statuses that speak of the gateway's own key, or of a proxy's.
+func keyRefused(status int) bool {
+	return status == http.StatusUnauthorized || status == http.StatusForbidden ||
+		status == http.StatusProxyAuthRequired
 }
 
 func errStatus(status int) error { return fmt.Errorf("upstream status %d", status) }
@@ -171,12 +192,15 @@ func errStatus(status int) error { return fmt.Errorf("upstream status %d", statu
 // status or its form is not for the client, or its end cannot be told from a cut.
 func sealable(resp *http.Response, limit int64) *refusal {
 	switch s := resp.StatusCode; {
-	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusProxyAuthRequired,
-		s < 200, s >= 300 && s < 400, s > 599:
+	case keyRefused(s):
+		p := upstreamFailed(errStatus(s))
+		p.detail = detailKeyRefused
+		return p
+	case s < 200, s >= 300 && s < 400, s > 599:
 		return upstreamFailed(errStatus(s))
 	}
-	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return upstreamFailed(fault.ErrContentEncoding)
+	if _, _, err := httpx.Decoded(resp.Header, nil, limit); err != nil {
+		return upstreamFailed(err)
 	}
 	if resp.ContentLength > limit {
 		return refuse(http.StatusBadGateway, "the upstream's answer is too large")

@@ -245,10 +245,13 @@ func TestGatewayUpstreamFailures(t *testing.T) {
 		status int
 		retry  string
 	}{
-		"400": {status(400), 400, ""}, "401": {status(401), 502, ""}, "403": {status(403), 502, ""},
-		"404": {status(404), 404, ""}, "405": {status(405), 502, ""},
+		"400": {status(400), 400, ""}, "401": {status(401), 424, ""}, "403": {status(403), 424, ""},
+		"402": {status(402), 402, ""}, "407": {status(407), 424, ""},
+		"409": {status(409), 400, ""}, "410": {status(410), 410, ""},
+		"415": {status(415), 415, ""}, "406": {status(406), 502, ""},
+		"404": {status(404), 404, ""}, "405": {status(405), 405, ""},
 		"408": {status(408), 504, ""}, "413": {status(413), 413, ""}, "418": {status(418), 502, ""},
-		"422": {status(422), 400, ""}, "429": {status(429), 429, ""},
+		"422": {status(422), 422, ""}, "429": {status(429), 429, ""},
 		"429 after": {status(429, "Retry-After", "7"), 429, "7"},
 		"500":       {status(500, "Retry-After", "7"), 502, ""}, "502": {status(502), 502, ""},
 		"503":          {status(503), 503, ""},
@@ -259,25 +262,25 @@ func TestGatewayUpstreamFailures(t *testing.T) {
 		"bad redirect": {status(302, "Location", "http://["+m), 502, ""},
 		"204":          {status(204), 502, ""}, "201": {status(201), 502, ""},
 		"event stream": {
-			body("data: {\"x\":\""+m+"\"}\n\ndata: [DONE]\n\n", "Content-Type", "text/event-stream"), 502,
+			body("data: {\"x\":\""+m+"\"}\n\ndata: [DONE]\n\n", "Content-Type", "text/event-stream"), 422,
 			"",
 		},
-		"HTML":              {body("<html>" + m), 502, ""},
-		"not a completion":  {body(`{"x":"` + m + `"}`), 502, ""},
-		"an error with 200": {body(words), 502, ""},
+		"HTML":              {body("<html>" + m), 422, ""},
+		"not a completion":  {body(`{"x":"` + m + `"}`), 422, ""},
+		"an error with 200": {body(words), 422, ""},
 		"invalid UTF-8": {
-			body(strings.Replace(testkit.FineAnswer, `"t"`, "\"\xff"+m+"\"", 1)), 502, "",
+			body(strings.Replace(testkit.FineAnswer, `"t"`, "\"\xff"+m+"\"", 1)), 422, "",
 		},
 		"a chunk": {
-			body(testkit.AnswerWith("object", `"chat.completion.chunk"`, "x", `"`+m+`"`)), 502, "",
+			body(testkit.AnswerWith("object", `"chat.completion.chunk"`, "x", `"`+m+`"`)), 422, "",
 		},
-		"truncated JSON": {body(testkit.FineAnswer[:len(testkit.FineAnswer)-1]), 502, ""},
-		"empty":          {body(""), 502, ""},
+		"truncated JSON": {body(testkit.FineAnswer[:len(testkit.FineAnswer)-1]), 422, ""},
+		"empty":          {body(""), 422, ""},
 		"too large": {
 			body(strings.Replace(testkit.FineAnswer, `"t"`, `"`+strings.Repeat("x", 5000)+`"`, 1)), 502, "",
 		},
 		"encoding": {body(testkit.FineAnswer, "Content-Encoding", m), 502, ""},
-		"list":     {body(`["` + m + `"]`), 502, ""},
+		"list":     {body(`["` + m + `"]`), 422, ""},
 		"broken body": {func(*http.Request, []byte) (*http.Response, error) {
 			r := testkit.Respond(200, "")
 			r.Body, r.ContentLength = io.NopCloser(
@@ -311,7 +314,13 @@ func TestGatewayUpstreamFailures(t *testing.T) {
 // upstreamTexts are all that a client hears of what goes wrong upstream.
 var upstreamTexts = []string{
 	"the upstream failed", "the upstream refused the request as invalid",
-	"the upstream does not know this model",
+	"the upstream answered 404: unknown model, or Upstream does not end in /v1",
+	"the upstream answered 402: it wants to be paid",
+	"the upstream answered 405: Upstream is no base URL that ends in /v1",
+	"the upstream answered 409: it refused the request",
+	"the upstream answered 410: the model is gone",
+	"the upstream answered 415: it does not take JSON at this path",
+	"the gateway's key is refused upstream",
 	"the request is too large for the upstream", "the upstream is rate limited",
 	"the upstream is unavailable",
 	"the upstream did not answer in time", "the upstream's answer is too large",

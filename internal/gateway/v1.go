@@ -22,21 +22,24 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
 )
 
+// v1Request is one request of protocol v1.
+type v1Request struct{ *request }
+
 // publicKey serves GET /pki/public_key.
-func (h *request) publicKey() {
-	key, err := h.s.cfg.Keys.Public(h.r.Context())
+func (q *v1Request) publicKey() {
+	key, err := q.s.cfg.Keys.Public(q.r.Context())
 	if err != nil {
-		h.refuse(unavailable("no key", err))
+		q.refuse(unavailable("no key", err))
 		return
 	}
-	h.header("Content-Type", "text/plain; charset=utf-8")
-	_ = h.write(http.StatusOK, key.PEM())
+	q.header("Content-Type", "text/plain; charset=utf-8")
+	_ = q.write(http.StatusOK, key.PEM())
 }
 
 // completion serves POST /v1/chat/secure_completion.
-func (h *request) completion() {
-	if p := h.serveCompletion(); p != nil {
-		h.refuse(p)
+func (q *v1Request) completion() {
+	if p := q.serveCompletion(); p != nil {
+		q.refuse(p)
 	}
 }
 
@@ -44,86 +47,86 @@ func (h *request) completion() {
 // place, open, claim, check, forward, seal, send. Only what opens is claimed, so that made-up
 // envelopes cannot push others out of the replay cache. A refusal is in the clear, and is sent when
 // the place and the claim are given back; the plaintext is wiped before.
-func (h *request) serveCompletion() *refusal {
-	h.within(h.s.cfg.BodyTimeout, reading)
-	clientKey, p := h.admit()
+func (q *v1Request) serveCompletion() *refusal {
+	q.within(q.s.cfg.BodyTimeout, reading)
+	clientKey, p := q.admit()
 	if p != nil {
-		h.drain()
+		q.drain()
 		return p
 	}
-	body, p := h.readBody()
+	body, p := q.readBody()
 	if p != nil {
 		if p.status == http.StatusRequestEntityTooLarge ||
 			p.status == http.StatusServiceUnavailable {
-			h.drain()
+			q.drain()
 		}
 		return p
 	}
-	if p := h.takePlace(); p != nil {
+	if p := q.takePlace(); p != nil {
 		return p
 	}
-	defer h.givePlace()
-	ctx, cancel := h.whileServed()
+	defer q.givePlace()
+	ctx, cancel := q.whileServed()
 	defer cancel()
-	e, p := h.parseEnvelope(body)
+	e, p := q.parseEnvelope(body)
 	if p != nil {
 		return p
 	}
-	plaintext, p := h.openRequest(ctx, e)
+	plaintext, p := q.openRequest(ctx, e)
 	if p != nil {
 		return p
 	}
 	defer clear(plaintext)
-	return h.serveOnce(ctx, plaintext, clientKey, e)
+	return q.serveOnce(ctx, plaintext, clientKey, e)
 }
 
 // serveOnce claims an opened request, answers it, and gives the claim back if the client did not
 // get the answer.
-func (h *request) serveOnce(
+func (q *v1Request) serveOnce(
 	ctx context.Context, plaintext []byte, clientKey *hybrid.PublicKey, e *envelope.Envelope,
 ) *refusal {
 	id := sha256.Sum256(e.WrappedKey)
-	if p := h.claim(ctx, id, clientKey); p != nil {
+	if p := q.claim(ctx, id, clientKey); p != nil {
 		return p
 	}
-	h.s.cfg.Keys.Sweep() // the upstream may take long
-	defer h.s.cfg.Keys.Sweep()
+	q.s.cfg.Keys.Sweep() // the upstream may take long
+	defer q.s.cfg.Keys.Sweep()
 	served := false
 	defer func() {
 		if !served { // also after a panic
-			h.releaseClaim(ctx, id)
+			q.releaseClaim(ctx, id)
 		}
 	}()
-	sealed, p := h.answer(ctx, plaintext, clientKey, e.TagForm)
+	sealed, p := q.answer(ctx, plaintext, clientKey, e.TagForm)
 	if p != nil {
 		return p
 	}
-	h.header("Content-Type", hybrid.ContentType)
-	served = h.write(http.StatusOK, sealed) == nil
+	q.header("Content-Type", hybrid.ContentType)
+	served = q.write(http.StatusOK, sealed) == nil
 	return nil
 }
 
 // admit authenticates the request and reads its headers, before its body is touched.
-func (h *request) admit() (*hybrid.PublicKey, *refusal) {
-	if p := h.authenticate(h.r); p != nil {
+func (q *v1Request) admit() (*hybrid.PublicKey, *refusal) {
+	if p := q.authenticate(q.r); p != nil {
 		return nil, p
 	}
-	if p := h.admitOuter(h.envelopeLimit()); p != nil {
+	if p := q.admitOuter(q.envelopeLimit()); p != nil {
 		return nil, p
 	}
-	id := h.r.Header.Get(hybrid.HeaderPayloadID)
+	id := q.r.Header.Get(hybrid.HeaderPayloadID)
 	if !validPayloadID(id) {
 		return nil, refuse(http.StatusBadRequest, "X-Payload-ID is missing or malformed")
 	}
-	h.payloadID = id
-	if p := h.readTier(h.r.Header); p != nil {
+	q.payloadID = id
+	if p := q.readTier(q.r.Header); p != nil {
 		return nil, p
 	}
-	escaped := h.r.Header.Get(hybrid.HeaderPublicKey)
+	escaped := q.r.Header.Get(hybrid.HeaderPublicKey)
 	if escaped == "" || len(escaped) > hybrid.MaxKeyText {
 		return nil, refuse(http.StatusBadRequest, "X-Public-Key is missing or too large")
 	}
-	return h.s.clients.parse(escaped)
+	return q.s.clients.parse(escaped)
 }
 
 // validPayloadID: 1 to 128 letters, digits and "-_.:".
@@ -143,7 +146,7 @@ func validPayloadID(id string) bool {
 }
 
 // envelopeLimit is the most bytes of a sealed request.
-func (h *request) envelopeLimit() int64 { return envelopeLimit(h.s.cfg.MaxRequestBytes) }
+func (q *v1Request) envelopeLimit() int64 { return envelopeLimit(q.s.cfg.MaxRequestBytes) }
 
 func envelopeLimit(plaintext int64) int64 {
 	most := plaintext/3*4 + 64<<10 // base64, and room for the rest of the envelope
@@ -151,16 +154,16 @@ func envelopeLimit(plaintext int64) int64 {
 }
 
 // readBody reads the body within its limits of size and time.
-func (h *request) readBody() ([]byte, *refusal) {
-	most := h.envelopeLimit()
-	arriving := &arrivingBody{h: h}
+func (q *v1Request) readBody() ([]byte, *refusal) {
+	most := q.envelopeLimit()
+	arriving := &arrivingBody{h: q.request}
 	body, err := []byte(nil), arriving.charge()
 	if err == nil {
-		body, err = httpx.ReadAll(httpx.Capped(arriving, most), min(h.r.ContentLength, firstRead))
+		body, err = httpx.ReadAll(httpx.Capped(arriving, most), min(q.r.ContentLength, firstRead))
 	}
 	switch {
 	case err == nil:
-		h.within(unbounded, reading) // from here on Timeout holds
+		q.within(unbounded, reading) // from here on Timeout holds
 		return body, nil
 	case errors.Is(err, errNoShare):
 		return nil, tooManyAtOnce()
@@ -173,8 +176,8 @@ func (h *request) readBody() ([]byte, *refusal) {
 }
 
 // parseEnvelope takes a body apart.
-func (h *request) parseEnvelope(body []byte) (*envelope.Envelope, *refusal) {
-	e, err := envelope.Parse(body, int(h.s.cfg.MaxRequestBytes))
+func (q *v1Request) parseEnvelope(body []byte) (*envelope.Envelope, *refusal) {
+	e, err := envelope.Parse(body, int(q.s.cfg.MaxRequestBytes))
 	if errors.Is(err, envelope.ErrTooLarge) {
 		return nil, tooLarge()
 	}
@@ -187,8 +190,8 @@ func (h *request) parseEnvelope(body []byte) (*envelope.Envelope, *refusal) {
 }
 
 // openRequest opens the envelope in place. The caller wipes the plaintext.
-func (h *request) openRequest(ctx context.Context, e *envelope.Envelope) ([]byte, *refusal) {
-	plaintext, err := h.s.cfg.Keys.OpenEnvelope(ctx, e)
+func (q *v1Request) openRequest(ctx context.Context, e *envelope.Envelope) ([]byte, *refusal) {
+	plaintext, err := q.s.cfg.Keys.OpenEnvelope(ctx, e)
 	switch {
 	case errors.Is(err, fault.ErrDecryption), errors.Is(err, fault.ErrEnvelope):
 		return nil, refuse(http.StatusBadRequest,
@@ -196,15 +199,15 @@ func (h *request) openRequest(ctx context.Context, e *envelope.Envelope) ([]byte
 	case err != nil:
 		return nil, unavailable("no key", err)
 	}
-	h.s.counts.opened.Add(int64(len(plaintext)))
+	q.s.counts.opened.Add(int64(len(plaintext)))
 	return plaintext, nil
 }
 
 // claim refuses a wrapped key that was served before. The client knows the status as one that is
 // not worth repeating.
-func (h *request) claim(ctx context.Context, id [32]byte, clientKey *hybrid.PublicKey) *refusal {
-	client, until := sha256.Sum256(clientKey.DER()), time.Now().Add(h.s.cfg.ReplayWindow)
-	fresh, err := h.s.cfg.Replay.Claim(ctx, id, client, until)
+func (q *v1Request) claim(ctx context.Context, id [32]byte, clientKey *hybrid.PublicKey) *refusal {
+	client, until := sha256.Sum256(clientKey.DER()), time.Now().Add(q.s.cfg.ReplayWindow)
+	fresh, err := q.s.cfg.Replay.Claim(ctx, id, client, until)
 	if err != nil {
 		return unavailable("the replay cache is unavailable", err)
 	}
@@ -215,39 +218,39 @@ func (h *request) claim(ctx context.Context, id [32]byte, clientKey *hybrid.Publ
 }
 
 // releaseClaim lets the client repeat a request that failed. What stays claimed is only refused.
-func (h *request) releaseClaim(ctx context.Context, id [32]byte) {
+func (q *v1Request) releaseClaim(ctx context.Context, id [32]byte) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	_ = h.s.cfg.Replay.Release(ctx, id)
+	_ = q.s.cfg.Replay.Release(ctx, id)
 }
 
 // answer has the upstream answer an opened request, and seals the answer for clientKey.
-func (h *request) answer(
+func (q *v1Request) answer(
 	ctx context.Context, plaintext []byte, clientKey *hybrid.PublicKey, form envelope.TagForm,
 ) ([]byte, *refusal) {
-	request, p := h.upstreamRequest(plaintext)
+	request, p := q.upstreamRequest(plaintext)
 	if p != nil {
 		return nil, p
 	}
-	if p := h.tellOpened(ctx, len(plaintext)); p != nil {
+	if p := q.tellOpened(ctx, len(plaintext)); p != nil {
 		clear(request)
 		return nil, p
 	}
-	answer, p := h.forward(ctx, request)
+	answer, p := q.forward(ctx, request)
 	if p != nil {
 		return nil, p
 	}
 	defer clear(answer[:cap(answer)])
-	if p := h.tellSealed(ctx, len(answer)); p != nil {
+	if p := q.tellSealed(ctx, len(answer)); p != nil {
 		return nil, p
 	}
-	return h.seal(answer, clientKey, form)
+	return q.seal(answer, clientKey, form)
 }
 
 // upstreamRequest checks that the plaintext is a chat request and takes out what is not the
 // upstream's business. A tier that is sealed in it counts like the header: the header can be
 // stripped on the way.
-func (h *request) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
+func (q *v1Request) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
 	if !chatjson.ValidObject(plaintext) {
 		return nil, notAChat("the request is not a JSON object")
 	}
@@ -262,9 +265,9 @@ func (h *request) upstreamRequest(plaintext []byte) ([]byte, *refusal) {
 	if tier.Rank() < 0 {
 		return nil, notAChat("security_tier is not standard, high or maximum")
 	}
-	if tier.Rank() > h.tier.Rank() {
-		h.tier = tier
-		if p := h.checkTier(); p != nil {
+	if tier.Rank() > q.tier.Rank() {
+		q.tier = tier
+		if p := q.checkTier(); p != nil {
 			return nil, p
 		}
 	}
@@ -293,11 +296,12 @@ func validMessages(data []byte) bool {
 }
 
 // forward sends the opened request upstream, wipes it, and returns a checked chat.completion.
-func (h *request) forward(ctx context.Context, request []byte) (answer []byte, p *refusal) {
-	defer h.timeUpstream()()
+func (q *v1Request) forward(ctx context.Context, request []byte) (answer []byte, p *refusal) {
+	defer q.timeUpstream()()
+	model := bytes.Clone(chatjson.Last(request, "model"))
 	sent := httpx.NewSent(request)
 	defer sent.Finish()
-	resp, p := h.askUpstream(ctx, &upstreamCall{
+	req, p := q.s.upstream.request(ctx, &upstreamCall{
 		method: http.MethodPost, path: "/chat/completions", content: sent,
 		header: http.Header{
 			"Content-Type": {"application/json"}, "Accept": {"application/json"},
@@ -306,8 +310,17 @@ func (h *request) forward(ctx context.Context, request []byte) (answer []byte, p
 	if p != nil {
 		return nil, p
 	}
+	resp, p := q.askUpstream(req)
+	if p != nil {
+		return nil, p
+	}
 	defer resp.Body.Close()
-	a, err := httpx.ReadAnswer(ctx, theUpstream, resp, h.s.cfg.MaxResponseBytes)
+	read := httpx.ReadAnswer
+	good := resp.StatusCode >= 200 && resp.StatusCode < 300
+	if good {
+		read = httpx.ReadWhole
+	}
+	a, err := read(ctx, theUpstream, resp, q.s.cfg.MaxResponseBytes)
 	if err != nil {
 		return nil, upstreamFailure(ctx, err)
 	}
@@ -316,25 +329,37 @@ func (h *request) forward(ctx context.Context, request []byte) (answer []byte, p
 			clear(a.Body[:cap(a.Body)])
 		}
 	}()
-	if a.Status != http.StatusOK {
+	if !good {
 		return nil, upstreamRefusal(a)
 	}
-	ok := chatjson.ValidObject(a.Body)
-	if ok { // what the upstream says of a payload id or a tier is not for the client
+	err = chatjson.SchemaError("the answer", "not a JSON object in valid UTF-8")
+	if chatjson.ValidObject(a.Body) {
+		// what the upstream says of a payload id or a tier is not for the client
 		answer = jsonspan.CutOf(a.Body[:0], a.Body, isMetadata)
-		ok = chatjson.CheckCompletionObject(answer, chatjson.Asked{}) == nil
+		err = chatjson.CheckCompletionObject(answer, chatjson.Asked{})
 	}
-	if !ok {
-		p := refuse(http.StatusBadGateway, "the upstream's answer is not a chat completion")
-		p.cause, p.event = errNotCompletion, SchemaRefused
-		return nil, p
+	if err != nil {
+		return nil, notCompletion(err)
+	}
+	filled := chatjson.FillIn(answer, chatjson.Missing{
+		ID: "chatcmpl-" + q.payloadID, Created: time.Now().Unix(), Model: model,
+	})
+	if filled != nil {
+		clear(answer)
+		return filled, nil
 	}
 	return answer, nil
 }
 
-func isMetadata(m jsonspan.Member) bool { return m.Is("_metadata") }
+// notCompletion is for a 200 of the upstream's that is no chat completion. The cause names the
+// member: it has none of the upstream's words.
+func notCompletion(cause error) *refusal {
+	p := refuse(http.StatusUnprocessableEntity, "the upstream's answer is not a chat completion")
+	p.cause, p.event = cause, SchemaRefused
+	return p
+}
 
-var errNotCompletion = errors.New("not a chat.completion object")
+func isMetadata(m jsonspan.Member) bool { return m.Is("_metadata") }
 
 // metadata is the _metadata object that is sealed with every answer.
 type metadata struct {
@@ -347,15 +372,15 @@ type metadata struct {
 }
 
 // seal adds _metadata to the answer, which it wipes, and seals it in the request's tag form.
-func (h *request) seal(
+func (q *v1Request) seal(
 	answer []byte,
 	clientKey *hybrid.PublicKey,
 	form envelope.TagForm,
 ) ([]byte, *refusal) {
 	now := time.Now().Unix()
 	said, err := json.Marshal(metadata{
-		PayloadID: h.payloadID, Status: "success", ProcessedAt: now, IsEncrypted: true,
-		Algorithm: envelope.Algorithm, Tier: h.s.cfg.Tier,
+		PayloadID: q.payloadID, Status: "success", ProcessedAt: now, IsEncrypted: true,
+		Algorithm: envelope.Algorithm, Tier: q.s.cfg.Tier,
 	})
 	if err != nil {
 		return nil, internalError(err)
@@ -373,6 +398,6 @@ func (h *request) seal(
 	if err != nil {
 		return nil, internalError(err)
 	}
-	h.s.counts.sealed.Add(int64(len(plaintext)))
+	q.s.counts.sealed.Add(int64(len(plaintext)))
 	return sealed, nil
 }

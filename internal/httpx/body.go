@@ -29,19 +29,46 @@ func readBody(resp *http.Response, limit int64) ([]byte, error) {
 			fault.ErrTooLarge, resp.ContentLength, limit)
 	}
 	raw := &CappedReader{r: resp.Body, left: limit, limit: limit}
-	switch strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Encoding"))) {
-	case "", "identity":
-		return ReadAll(raw, resp.ContentLength)
-	case "gzip", "x-gzip":
-		z, err := gzip.NewReader(raw)
-		if err != nil {
-			return nil, gzipError(err)
-		}
-		body, err := ReadAll(&CappedReader{r: z, left: limit, limit: limit}, -1)
-		return body, gzipError(err)
-	default:
-		return nil, fault.ErrContentEncoding
+	plain, encoded, err := Decoded(resp.Header, raw, limit)
+	if err != nil {
+		return nil, err
 	}
+	if encoded {
+		return ReadAll(plain, -1)
+	}
+	return ReadAll(plain, resp.ContentLength)
+}
+
+// Decoded undoes the content encoding that header names, of which it knows gzip. It reads nothing
+// before it is read itself, and lets limit bytes through. encoded tells whether there is one.
+func Decoded(header http.Header, raw io.Reader, limit int64) (_ io.Reader, encoded bool, _ error) {
+	switch strings.ToLower(strings.TrimSpace(header.Get("Content-Encoding"))) {
+	case "", "identity":
+		return raw, false, nil
+	case "gzip", "x-gzip":
+		return &CappedReader{r: &gunzipper{raw: raw}, left: limit, limit: limit}, true, nil
+	}
+	return nil, true, fault.ErrContentEncoding
+}
+
+// gunzipper is a gzip.Reader that reads its header when it is read first.
+type gunzipper struct {
+	raw io.Reader
+	z   *gzip.Reader
+	err error
+}
+
+func (g *gunzipper) Read(p []byte) (n int, err error) {
+	if g.z == nil && g.err == nil {
+		g.z, g.err = gzip.NewReader(g.raw)
+	}
+	if g.err == nil {
+		n, g.err = g.z.Read(p)
+	}
+	if g.err == io.EOF && g.z != nil {
+		return n, io.EOF
+	}
+	return n, gzipError(g.err)
 }
 
 // ReadAll is io.ReadAll with the buffer made in one piece when the size is known. Those that it

@@ -46,6 +46,13 @@ func ReadAnswer(
 	if resp.StatusCode != http.StatusOK {
 		return ReadFailure(ctx, resp)
 	}
+	return ReadWhole(ctx, what, resp, limit)
+}
+
+// ReadWhole is ReadAnswer for an answer that is good, whatever its status.
+func ReadWhole(
+	ctx context.Context, what string, resp *http.Response, limit int64,
+) (_ *Answer, err error) {
 	a := &Answer{Status: resp.StatusCode, Header: resp.Header}
 	if a.Body, err = readBody(resp, limit); err != nil {
 		clear(a.Body[:cap(a.Body)])

@@ -39,6 +39,7 @@ func DefaultTransport() *http.Transport {
 		MaxIdleConnsPerHost: 100,
 		IdleConnTimeout:     90 * time.Second,
 
+		OnProxyConnectResponse: fault.CheckProxy, // so that errors can name its status
 		MaxResponseHeaderBytes: 64 << 10,
 		DisableCompression:     true, // compression is undone under a cap, see readBody
 	}

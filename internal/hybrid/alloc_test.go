@@ -12,7 +12,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// What sealing and opening allocate beyond crypto/rsa and AES-GCM alone. Times are for the benchmarks.
+// What sealing and opening allocate beyond crypto/rsa and AES-GCM alone. Times are for the
+// benchmarks.
 const (
 	mostAllocs     = 6
 	mostSmallBytes = 8 << 10 // that do not depend on the payload

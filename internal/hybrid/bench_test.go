@@ -18,11 +18,12 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// The benchmarks here compare with the floor: the same RSA and AES-GCM operations of the standard library over buffers
-// that are there already, with no envelope around them. Floor and ours alternate within one process, so that a busy machine
-// slows both; x-floor is the ratio of the medians of their CPU time.
+// The benchmarks here compare with the floor: the same RSA and AES-GCM operations of the standard
+// library over buffers that are there already, with no envelope around them. Floor and ours
+// alternate within one process, so that a busy machine slows both; x-floor is the ratio of the
+// medians of their CPU time.
 //
-//	go test -run '^$' -bench 'Seal|Open' .
+//	go test -run '^$' -bench 'Seal|Open' ./internal/hybrid
 
 var benchSizes = []struct {
 	name string
@@ -116,7 +117,8 @@ func randomBytes(n int) []byte {
 	return b
 }
 
-// against runs floor and ours in turn. prepare, if not nil, comes before each run of ours and is not counted.
+// against runs floor and ours in turn. prepare, if not nil, comes before each run of ours and is
+// not counted.
 func against(b *testing.B, size int, floor, ours, prepare func()) {
 	if prepare == nil {
 		prepare = func() {}

@@ -67,8 +67,8 @@ func rawSPKI(t testing.TB, n, e *big.Int, parameters asn1.RawValue) []byte {
 	return der
 }
 
-// paddedSPKI are keys that crypto/x509 takes although something superfluous is in them: each would be a second text, with
-// a second fingerprint, for the same key.
+// paddedSPKI are keys that crypto/x509 takes although something superfluous is in them: each would
+// be a second text, with a second fingerprint, for the same key.
 func paddedSPKI(t testing.TB, n *big.Int) map[string][]byte {
 	t.Helper()
 	marshal := func(v any) []byte {
@@ -340,8 +340,9 @@ func TestOpenRefusals(t *testing.T) {
 		if err != fault.ErrDecryption || plaintext != nil { // one value, whatever the cause
 			t.Errorf("%s: %d bytes, error %v", what, len(plaintext), err)
 		}
-		// Opening works in place: if GCM was tried, what would have been the plaintext is wiped. So this shows that a key
-		// that does not unwrap costs the same work as a tag that does not fit.
+		// Opening works in place: if GCM was tried, what would have been the plaintext is wiped. So
+		// this shows that a key that does not unwrap costs the same work as a tag that does not
+		// fit.
 		if text := e.Sealed[:size-envelope.NonceSize-envelope.TagSize]; !bytes.Equal(text, make([]byte, len(text))) {
 			t.Errorf("%s: GCM was not tried", what)
 		}

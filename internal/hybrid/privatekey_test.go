@@ -114,7 +114,8 @@ func TestProtectedKeyConcurrently(t *testing.T) {
 	wg.Wait()
 }
 
-// A key that fails its test after the move goes back to where it was, whole, and is not called locked.
+// A key that fails its test after the move goes back to where it was, whole, and is not called
+// locked.
 func TestProtectRefusesAnotherKeysPublicHalf(t *testing.T) {
 	k, err := NewPrivateKey(ownKey(t, "rsa-2048"))
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"unsafe"
 )
 
-// TestMoveTo checks that a moved key works, that only the new memory has its seed and its scalar, and
-// that Close clears the new memory.
+// TestMoveTo checks that a moved key works, that only the new memory has its seed and its scalar,
+// and that Close clears the new memory.
 func TestMoveTo(t *testing.T) {
 	forKEMs(t, func(t *testing.T, generated one) {
 		seed := generated.Seed()

@@ -136,7 +136,7 @@ func (f *File) Close() error {
 	f.turn <- struct{}{}
 	defer func() { <-f.turn }()
 	var err error
-	if f.file != nil && f.pending {
+	if f.toConfirm() {
 		err = f.disk.sync(f.file)
 		f.pending = false
 	}
@@ -254,23 +254,33 @@ func (f *File) undo(steps []*step) {
 	}
 }
 
+// toConfirm reports whether the disk has something to confirm, of the file that is open then. An
+// error may have closed it.
+func (f *File) toConfirm() bool {
+	return f.pending && (f.file != nil || f.open() == nil)
+}
+
 // confirm has the disk confirm what was written, while others go on writing.
 func (f *File) confirm() {
 	f.turn <- struct{}{}
-	file, end, pending := f.file, f.end, f.pending
-	f.pending = false
-	<-f.turn
-	if file == nil || !pending {
+	if !f.toConfirm() { // the next claim arms the flusher again
+		<-f.turn
 		return
 	}
+	file, version, end := f.file, f.version, f.end
+	f.pending = false
+	<-f.turn
 	err := f.disk.sync(file)
 	f.turn <- struct{}{}
 	defer func() { <-f.turn }()
 	switch {
-	case f.file != file: // whoever replaced the file had all of it confirmed
+	case f.version != version: // whoever replaced the file had all of it confirmed
 	case err == nil:
 		f.synced = max(f.synced, end)
-	case !errors.Is(err, os.ErrClosed): // the system may have dropped what it could not write
+	case errors.Is(err, os.ErrClosed): // an error closed it meanwhile
+		f.pending = true
+		f.flush.arm(f.confirm)
+	default: // the system may have dropped what it could not write
 		f.rewrite = err
 	}
 }

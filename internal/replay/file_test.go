@@ -360,6 +360,39 @@ func TestFileSyncFails(t *testing.T) {
 	mustClaimFile(t, openFile(t, d, 0, c), 1, false)
 }
 
+// TestFileSyncedAfterAnError: what was written before an error, after which the file is closed, is
+// confirmed as well.
+func TestFileSyncedAfterAnError(t *testing.T) {
+	for name, confirm := range map[string]func(f *File){
+		"later":    (*File).confirm,
+		"at Close": func(f *File) { _ = f.Close() },
+		"closed during it": func(f *File) {
+			sync := f.disk.sync
+			f.disk.sync = func(*os.File) error { f.drop(); f.disk.sync = sync; return os.ErrClosed }
+			f.confirm()
+			if !f.pending {
+				t.Error("it counts as confirmed")
+			}
+			f.confirm()
+		},
+	} {
+		f := openFile(t, newFolder(t), 0, newFakeClock())
+		mustClaimFile(t, f, 1, true)
+		syncs := 0
+		f.disk.sync = func(f *os.File) error { syncs++; return f.Sync() }
+		failure := errors.New("no room")
+		f.disk.writeAt = func(*os.File, []byte, int64) (int, error) { return 0, failure }
+		wantClosed(t, f, 2, failure)
+		if f.file != nil || !f.pending {
+			t.Fatal("not what this test is for")
+		}
+		confirm(f)
+		if syncs != 1 || f.pending {
+			t.Errorf("%s: %d times", name, syncs)
+		}
+	}
+}
+
 // TestFileNotDurable replaces the file without knowing that a power cut would leave it so.
 func TestFileNotDurable(t *testing.T) {
 	d, c := newFolder(t), newFakeClock()
@@ -487,7 +520,7 @@ func TestFileIsBounded(t *testing.T) {
 
 // benchmarkFile measures claims, whose file is on the disk that TMPDIR is on.
 func benchmarkFile(b *testing.B, client [32]byte, claim func(f *File, n uint64) error) {
-	f := openFile(b, newFolder(b), 0, nil)
+	f := openFile(b, newFolder(b), 1<<30, nil) // claims of the second protocol are refused when it is full
 	var n atomic.Uint64
 	if err := claim(f, n.Add(1)); err != nil {
 		b.Fatal(err)

@@ -5,7 +5,6 @@ package sse
 
 import (
 	"bytes"
-	"slices"
 	"strings"
 )
 
@@ -14,7 +13,11 @@ import (
 type Ending interface {
 	// See takes in the next piece, of which it keeps nothing that Wipe does not clear.
 	See(piece []byte)
-	// Ended reports whether the content may end here.
+	// Done reports whether the end has come, whatever the connection does: nothing that follows
+	// belongs to the content.
+	Done() bool
+	// Ended reports whether the content may end here, if HTTP says so too: by a length, a last
+	// chunk, or the end of a stream of HTTP/2.
 	Ended() bool
 	// Known reports whether the form has an end of its own. Otherwise HTTP has to have one.
 	Known() bool
@@ -23,41 +26,47 @@ type Ending interface {
 }
 
 // EndingOf knows the forms in which the endpoints answer: kind is a media type without parameters,
-// path that of the endpoint, and length the declared one, which HTTP itself checks, or -1.
+// path that of the endpoint, and length the declared one, which HTTP itself checks, or -1. Some
+// servers send JSON under the type of event streams, and some the reverse: content that begins like
+// the other form is of that form.
 func EndingOf(kind, path string, length int64) Ending {
 	switch {
-	case kind == "text/event-stream":
-		return &Stream{scanner: Scanner{most: 64}, last: lastEvent(path)}
-	case length < 0 && (kind == "application/json" || strings.HasSuffix(kind, "+json")):
-		return &JSON{}
+	case kind == TypeEvents:
+		return &Stream{scanner: Scanner{most: MaxEvent}, api: apiOf(path), choices: 1}
+	case length < 0 && IsJSON(kind):
+		return &JSON{api: apiOf(path), choices: 1, sniff: true}
 	}
 	return Any{}
 }
 
-// lastEvent tells the event behind which nothing more comes, or is nil where there is none.
-func lastEvent(path string) func(Event) bool {
-	switch path {
-	case "/v1/chat/completions", "/v1/completions":
-		return Event.IsDone
-	case "/v1/responses":
-		return func(e Event) bool {
-			return e.IsDone() || slices.Contains(lastNames[:], strings.TrimRight(e.Name, " "))
-		}
+// WatchOf is EndingOf for a chat completion whose reader judges the end itself: every end is as good
+// as another, and only [DONE] is looked for.
+func WatchOf(kind string) Ending {
+	switch {
+	case kind == TypeEvents:
+		return &Stream{scanner: Scanner{most: 64}, api: apiWatched}
+	case IsJSON(kind):
+		return &JSON{api: apiWatched, sniff: true}
 	}
-	return nil
+	return Any{}
 }
 
-// lastNames are the events that end an answer of the Responses API. It is never changed.
-var lastNames = [...]string{"response.completed", "response.incomplete", "response.failed", "error"}
+// TypeEvents is the media type of event streams.
+const TypeEvents = "text/event-stream"
 
-// IsDone reports whether the event is the [DONE] that ends a stream.
-func (e Event) IsDone() bool { return !e.Cut && string(bytes.TrimRight(e.Data, " ")) == "[DONE]" }
+// IsJSON tells the media types of JSON, without parameters.
+func IsJSON(kind string) bool {
+	return kind == "application/json" || strings.HasSuffix(kind, "+json")
+}
 
 // Any is the ending of a form that has none of its own.
 type Any struct{}
 
 // See does nothing.
 func (Any) See([]byte) {}
+
+// Done is false.
+func (Any) Done() bool { return false }
 
 // Ended is true: every end is as good as another.
 func (Any) Ended() bool { return true }
@@ -74,18 +83,79 @@ type NoContent struct{ Any }
 // Known is true.
 func (NoContent) Known() bool { return true }
 
+// Form is what content looks like.
+type Form int
+
+// The forms.
+const (
+	FormUnknown Form = iota // nothing but white space and comments has come
+	FormJSON
+	FormEvents // or anything else
+)
+
+// Sniffer tells JSON from an event stream by the first byte that is neither white space nor part of
+// a comment line or a byte order mark. No line of an event stream begins with a bracket. The zero
+// value is ready.
+type Sniffer struct {
+	form    Form
+	comment bool
+}
+
+// See takes in the next piece, and returns the form and where in the piece it showed.
+func (s *Sniffer) See(piece []byte) (Form, int) {
+	for i, c := range piece {
+		if s.form != FormUnknown {
+			return s.form, i
+		}
+		switch {
+		case s.comment:
+			s.comment = c != '\n' && c != '\r'
+		case c == ':':
+			s.comment = true
+		case c == '{' || c == '[':
+			s.form = FormJSON
+			return s.form, i
+		case bytes.IndexByte([]byte(" \t\r\n\xef\xbb\xbf"), c) < 0:
+			s.form = FormEvents
+			return s.form, i
+		}
+	}
+	return s.form, len(piece)
+}
+
 // Stream is the ending of an event stream. The zero value is not usable; see [EndingOf].
+//
+// It follows what [DONE], the finish reasons of all choices, and errors say. An event of more than
+// MaxEvent bytes says nothing, except by its name and its first members.
 type Stream struct {
-	scanner  Scanner
-	last     func(Event) bool // nil: no event ends the stream
-	seen     bool             // the last event has come
-	any      bool             // an event has come
+	scanner Scanner
+	sniffer Sniffer
+	json    *JSON // what came is JSON
+	api     api
+	choices int // that were asked for
+	finish  Finish
+
+	done     bool // the last event has come
+	failed   bool // an error has come
+	any      bool // an event has come
 	complete int
 }
+
+// Asked says how many choices were asked for. Without it, it is one.
+func (s *Stream) Asked(choices int) { s.choices = choices }
 
 // See takes in the next piece.
 func (s *Stream) See(piece []byte) {
 	s.complete = 0
+	if form, at := s.sniffer.See(piece); form == FormJSON {
+		if s.json == nil {
+			s.json = &JSON{}
+		} else {
+			at = 0
+		}
+		s.json.See(piece[at:])
+		return
+	}
 	for at := 0; at < len(piece); {
 		n, end := s.scanner.Scan(piece[at:])
 		at += n
@@ -95,8 +165,19 @@ func (s *Stream) See(piece []byte) {
 		s.complete = at
 		if e, ok := s.scanner.Event(); ok {
 			s.any = true
-			s.seen = s.seen || s.last != nil && s.last(e)
+			s.take(e)
 		}
+	}
+}
+
+func (s *Stream) take(e Event) {
+	if s.done {
+		return
+	}
+	s.done = s.api.isLast(e)
+	s.failed = s.failed || s.api == apiChoices && e.fails()
+	if s.api == apiChoices {
+		s.finish.See(e.Data)
 	}
 }
 
@@ -107,17 +188,41 @@ func (s *Stream) Complete() int { return s.complete }
 // Begun reports whether a whole event has come.
 func (s *Stream) Begun() bool { return s.any }
 
-// Ended also counts a last event without its empty line.
+// Done reports whether the last event has come.
+func (s *Stream) Done() bool { return s.done }
+
+// DoneAtEnd is Done if the content ends here: an event without its empty line counts.
+func (s *Stream) DoneAtEnd() bool {
+	done := s.done
+	s.scanner.AtEnd(func(e Event) { done = done || s.api.isLast(e) })
+	return done
+}
+
+// Ended also counts an event without its empty line.
 func (s *Stream) Ended() bool {
-	ended := s.seen || s.last == nil
-	if !ended {
-		s.scanner.AtEnd(func(e Event) { ended = s.last(e) })
+	if s.json != nil {
+		return s.json.Ended()
 	}
-	return ended
+	if s.done || s.failed || s.api == apiOther || s.api == apiWatched {
+		return true
+	}
+	end := *s
+	end.finish = s.finish.clone()
+	s.scanner.AtEnd(end.take)
+	return end.done || end.failed || s.api == apiChoices && end.finish.Missing(s.choices) == ""
+}
+
+// EndedUnseen is Ended where HTTP does not tell an end from a cut: only an end that is said counts,
+// and no finish reason.
+func (s *Stream) EndedUnseen() bool {
+	if s.json != nil || s.api == apiOther {
+		return s.Ended()
+	}
+	return s.failed || s.DoneAtEnd()
 }
 
 // Known reports whether there is an event that ends the stream.
-func (s *Stream) Known() bool { return s.last != nil }
+func (s *Stream) Known() bool { return s.json != nil || s.api != apiOther }
 
 // Wipe clears what was kept of an event.
 func (s *Stream) Wipe() { s.scanner.Wipe() }
@@ -127,10 +232,31 @@ type JSON struct {
 	depth          int
 	text, escape   bool
 	begun, damaged bool
+
+	sniff   bool // it may be an event stream
+	sniffer Sniffer
+	api     api
+	choices int     // that were asked for
+	events  *Stream // what came is one
 }
 
 // See takes in the next piece.
 func (j *JSON) See(piece []byte) {
+	if j.sniff {
+		form, at := j.sniffer.See(piece)
+		if form == FormUnknown {
+			return
+		}
+		piece, j.sniff = piece[at:], false
+		if form == FormEvents && beginsField(piece) {
+			j.events = &Stream{scanner: Scanner{most: MaxEvent}, api: j.api, choices: j.choices}
+			j.events.sniffer.form = FormEvents
+		}
+	}
+	if j.events != nil {
+		j.events.See(piece)
+		return
+	}
 	for _, c := range piece {
 		switch {
 		case j.escape:
@@ -153,11 +279,44 @@ func (j *JSON) See(piece []byte) {
 	}
 }
 
+// beginsField tells whether text can be the beginning of a field of an event stream, and not of
+// JSON: true, false, null, numbers and strings begin otherwise.
+func beginsField(text []byte) bool { return bytes.IndexByte([]byte("deri"), text[0]) >= 0 }
+
+// Done is that of the event stream, if it is one.
+func (j *JSON) Done() bool { return j.events != nil && j.events.Done() }
+
+// DoneAtEnd is that of the event stream, if it is one.
+func (j *JSON) DoneAtEnd() bool { return j.events != nil && j.events.DoneAtEnd() }
+
+// Begun is that of the event stream, if it is one.
+func (j *JSON) Begun() bool { return j.events != nil && j.events.Begun() }
+
 // Ended reports whether every bracket is closed.
-func (j *JSON) Ended() bool { return j.begun && j.depth == 0 && !j.text && !j.damaged }
+func (j *JSON) Ended() bool {
+	if j.events != nil {
+		return j.events.Ended()
+	}
+	return j.begun && j.depth == 0 && !j.text && !j.damaged
+}
+
+// EndedUnseen is that of the event stream, if it is one; a bracket that closes is said.
+func (j *JSON) EndedUnseen() bool {
+	if j.events != nil {
+		return j.events.EndedUnseen()
+	}
+	return j.Ended()
+}
 
 // Known is true.
-func (j *JSON) Known() bool { return true }
+func (j *JSON) Known() bool { return j.events == nil || j.events.Known() }
 
-// Wipe does nothing: no content is kept.
-func (j *JSON) Wipe() {}
+// Asked says how many choices were asked for.
+func (j *JSON) Asked(choices int) { j.choices = choices }
+
+// Wipe clears what was kept of an event stream. Of JSON no content is kept.
+func (j *JSON) Wipe() {
+	if j.events != nil {
+		j.events.Wipe()
+	}
+}

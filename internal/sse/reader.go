@@ -10,7 +10,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 )
 
-// MaxEvent bounds one event of a stream, and each of its lines, in bytes.
+// MaxEvent bounds one event of a stream that only passes, and each of its lines, in bytes. Larger
+// events pass too; only an end that they bring is not seen.
 const MaxEvent = 1 << 20
 
 // Reader reads an event stream as it comes: an event is handed out as soon as the empty line behind
@@ -50,6 +51,7 @@ func (r *Reader) Next() (Event, error) {
 			break
 		}
 		if e, ok := r.scanner.Event(); end && ok {
+			e.Unended = r.err == io.EOF
 			return e, nil
 		}
 	}

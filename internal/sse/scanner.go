@@ -14,15 +14,22 @@ const maxName = 64
 // Event is one event of a stream. Its memory belongs to the scanner, until the next call.
 type Event struct {
 	Name string // "" where the stream gives none
-	Data []byte // lines joined by "\n"
-	Cut  bool   // Data is not complete: there was more than the scanner keeps
+	Data []byte // lines joined by "\n"; nil where the stream gives none
+	Cut  bool   // Data or Failure is not complete: there was more than the scanner keeps
+
+	Unended bool // the stream ended where the event's empty line should be
+
+	// Failure is the value of a field "error", which the standard does not have and llama.cpp's
+	// server writes; nil where the stream gives none.
+	Failure []byte
 }
 
 // Scanner takes an event stream in, piece by piece, cut anywhere. Comments, ids, retry times and
 // unknown fields are skipped, and so are blocks without data.
 //
-// Invariant: between two calls, line and long describe the line that has begun; name, data, cut and
-// hasData describe the lines before it in the same block. Memory is bounded by two times most.
+// Invariant: between two calls, line and long describe the line that has begun; name, data, failure,
+// cut and hasData describe the lines before it in the same block. Memory is bounded by three times
+// most.
 type Scanner struct {
 	most int // bytes that are kept of a line, and of an event
 
@@ -34,8 +41,10 @@ type Scanner struct {
 	ready   bool   // the block is complete, and the next call begins another one
 	name    string
 	data    []byte
+	failure []byte
 	cut     bool
-	hasData bool
+	lines   int  // of data in this block
+	hasData bool // a data or error line has come
 	over    bool // a line or an event was longer than most
 }
 
@@ -82,7 +91,7 @@ func (s *Scanner) Event() (e Event, ok bool) {
 	if !s.ready || !s.hasData {
 		return Event{}, false
 	}
-	return Event{s.name, s.data, s.cut}, true
+	return Event{Name: s.name, Data: s.data, Cut: s.cut, Failure: s.failure}, true
 }
 
 // Over reports whether a line or an event was longer than what is kept.
@@ -101,7 +110,7 @@ func (s *Scanner) Finish() {
 // AtEnd says what [Scanner.Event] would be if the stream ended here. Nothing changes.
 func (s *Scanner) AtEnd(look func(Event)) {
 	c := *s
-	c.line, c.data = bytes.Clone(s.line), bytes.Clone(s.data)
+	c.line, c.data, c.failure = bytes.Clone(s.line), bytes.Clone(s.data), bytes.Clone(s.failure)
 	defer c.Wipe()
 	c.Finish()
 	if e, ok := c.Event(); ok {
@@ -113,12 +122,15 @@ func (s *Scanner) AtEnd(look func(Event)) {
 func (s *Scanner) Wipe() {
 	clear(s.line[:cap(s.line)])
 	clear(s.data[:cap(s.data)])
-	s.line, s.data, s.hasData = nil, nil, false
+	clear(s.failure)
+	s.line, s.data, s.failure, s.hasData = nil, nil, nil, false
 }
 
 func (s *Scanner) next() {
 	if s.ready {
-		s.ready, s.name, s.data, s.cut, s.hasData = false, "", s.data[:0], false, false
+		clear(s.failure)
+		s.failure = nil
+		s.ready, s.name, s.data, s.lines, s.cut, s.hasData = false, "", s.data[:0], 0, false, false
 	}
 }
 
@@ -160,12 +172,19 @@ func (s *Scanner) field(line []byte, long bool) {
 		if !long && len(value) <= maxName {
 			s.name = string(value)
 		}
+	case "error":
+		s.hasData, s.cut, s.over = true, s.cut || long, s.over || long
+		if !long {
+			clear(s.failure)
+			s.failure = bytes.Clone(value)
+		}
 	case "data":
 		if long || len(s.data)+1+len(value) > s.most {
 			s.cut, s.over, s.hasData = true, true, true
+			s.lines++
 			return
 		}
-		if s.hasData {
+		if s.lines++; s.lines > 1 {
 			s.data = appendWiping(s.data, []byte{'\n'})
 		}
 		s.data, s.hasData = appendWiping(s.data, value), true

@@ -27,7 +27,8 @@ func RunInChild(t *testing.T, how string, run func(t *testing.T)) {
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.Env = append(os.Environ(), memoryVariable+"="+how)
-	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "all is as it should be") {
+	if out, err := cmd.CombinedOutput(); err != nil ||
+		!strings.Contains(string(out), "all is as it should be") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
@@ -36,13 +37,15 @@ func RunInChild(t *testing.T, how string, run func(t *testing.T)) {
 // left.
 func NobodysFolder(t *testing.T) (dir string, limit unix.Rlimit) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "sealedchat") // and not t.TempDir, in a folder that only root may change
+	// and not t.TempDir, in a folder that only root may change
+	dir, err := os.MkdirTemp("", "sealedchat")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	if os.Getuid() == 0 {
-		if err := errors.Join(os.Chown(dir, 65534, 65534), unix.Setgroups(nil), unix.Setgid(65534), unix.Setuid(65534)); err != nil {
+		if err := errors.Join(os.Chown(dir, 65534, 65534), unix.Setgroups(nil), unix.Setgid(65534),
+			unix.Setuid(65534)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -56,7 +56,8 @@ func AnswerText(text string) http.HandlerFunc {
 // CompletionJSON is a chat.completion; more is put behind its members: `,"_metadata":{…}`.
 func CompletionJSON(text, more string) string {
 	content, _ := json.Marshal(text)
-	return `{"id":"chatcmpl-1","object":"chat.completion","created":1765250382,"model":"test-model",` +
+	return `{"id":"chatcmpl-1","object":"chat.completion","created":1765250382,` +
+		`"model":"test-model",` +
 		`"choices":[{"index":0,"message":{"role":"assistant","content":` + string(content) +
 		`},"finish_reason":"stop"}],` +
 		`"usage":{"prompt_tokens":10,"completion_tokens":20,"total_tokens":30}` + more + `}`
@@ -92,7 +93,8 @@ const Leak = "Leak-4d1f"
 // Leaks reports whether text holds [Leak], in letters or in hexadecimal digits.
 func Leaks(text string) bool {
 	lower := strings.ToLower(text)
-	return strings.Contains(lower, strings.ToLower(Leak)) || strings.Contains(lower, hex.EncodeToString([]byte(Leak)))
+	return strings.Contains(lower, strings.ToLower(Leak)) ||
+		strings.Contains(lower, hex.EncodeToString([]byte(Leak)))
 }
 
 // FineEvents is an event stream of a chat with its end.

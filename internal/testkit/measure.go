@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// Allocated is the number of allocations and bytes of one f, at the least of some rounds: the runtime allocates too.
+// Allocated is the number of allocations and bytes of one f, at the least of some rounds: the
+// runtime allocates too.
 func Allocated(f func()) (allocs, size float64) {
 	const rounds, runs = 3, 4
 	f()
@@ -20,7 +21,8 @@ func Allocated(f func()) (allocs, size float64) {
 			f()
 		}
 		runtime.ReadMemStats(&after)
-		a, s := float64(after.Mallocs-before.Mallocs)/runs, float64(after.TotalAlloc-before.TotalAlloc)/runs
+		a, s := float64(after.Mallocs-before.Mallocs)/runs,
+			float64(after.TotalAlloc-before.TotalAlloc)/runs
 		if round == 0 || a < allocs {
 			allocs = a
 		}

@@ -13,12 +13,14 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 const (
 	readBuffer = 4 << 10  // net/http's buffer of a connection
 	pieceSize  = 32 << 10 // content that is written at once
 	recordSize = 16 << 10 // the same in TLS: a whole record
+	maxDrain   = time.Second
 )
 
 // conn is a connection as net/http has it. It sees to it that no buffer keeps what passed through
@@ -37,6 +39,8 @@ type conn struct {
 	cond  *sync.Cond // tells of rests and of what ends the connection; its lock is mu, a leaf
 	rests bool       // a reader waits for the peer: it has taken all that had come before
 	gone  bool       // nobody will read any more
+
+	buffer []byte // net/http's, into which it reads answers; its reader's
 }
 
 func newConn(inner net.Conn, blind bool) *conn {
@@ -62,14 +66,23 @@ func (c *conn) settled() bool {
 // reports that it does. It does not where something stood behind the answer, in the buffer that the
 // answer was read from: net/http closes the connection when it looks there, but a request that came
 // sooner would take it for its answer. The reader is on its way to either, so this is short.
+//
+// Should net/http come to neither, the connection is given up: nobody waits for long.
 func (c *conn) drained() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.rests && !c.gone {
+		defer time.AfterFunc(maxDrain, c.end).Stop()
+	}
 	for !c.rests && !c.gone {
 		c.cond.Wait()
 	}
 	return !c.gone
 }
+
+// forget clears net/http's buffer at the end of an answer, of which all that counts was read. If
+// something stands there that nobody asked for, net/http writes it to its log.
+func (c *conn) forget() { clear(c.buffer) }
 
 func (c *conn) rest(rests bool) {
 	c.mu.Lock()
@@ -92,6 +105,9 @@ func (c *conn) end() {
 func (c *conn) Read(p []byte) (int, error) {
 	if len(p) <= readBuffer {
 		clear(p)
+	}
+	if c.buffer == nil && !c.blind { // the first to read is net/http, ahead of any answer
+		c.buffer = p
 	}
 	c.rest(true)
 	n, err := c.Conn.Read(p)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
+	"time"
 )
 
 // TestSealable: in no buffer that the runtime hands out is there room for the plaintext alone.
@@ -66,6 +68,39 @@ func TestConnClearsWhatItReadsInto(t *testing.T) {
 		if n, err := c.Read(p); n != 1 || err != nil || dirty == cleared {
 			t.Errorf("%d bytes: %d, %v, left as they were: %v", size, n, err, dirty)
 		}
+	}
+}
+
+// TestDrained: it waits for a reader that waits, or for the end of the connection, and not for
+// long.
+func TestDrained(t *testing.T) {
+	for name, test := range map[string]struct {
+		then func(c *conn)
+		want bool
+	}{
+		"read":    {func(c *conn) { go func() { _, _ = c.Read(make([]byte, 10)) }() }, true},
+		"closed":  {func(c *conn) { _ = c.Close() }, false},
+		"severed": {func(c *conn) { c.sever() }, false},
+		"nothing": {func(*conn) { time.Sleep(maxDrain) }, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			c, drained := newConn(ours, false), make(chan bool, 1)
+			go func() { drained <- c.drained() }()
+			synctest.Wait()
+			if len(drained) > 0 {
+				t.Errorf("%s: it did not wait", name)
+			}
+			test.then(c)
+			synctest.Wait()
+			if len(drained) == 0 {
+				t.Fatalf("%s: it waits", name)
+			}
+			if got := <-drained; got != test.want || c.drained() != test.want {
+				t.Errorf("%s: %v", name, got)
+			}
+			theirs.Close()
+		})
 	}
 }
 

@@ -90,6 +90,55 @@ func TestHTTP2IsNotKept(t *testing.T) {
 	}
 }
 
+// TestHTTP2EndsWithItsRules: where an upstream goes back to HTTP/1, content that it may leave has a
+// connection of its own from the first request on.
+func TestHTTP2EndsWithItsRules(t *testing.T) {
+	var mu sync.Mutex
+	from, requests := make(map[string]bool), 0 // over HTTP/1
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		mu.Lock()
+		defer mu.Unlock()
+		if r.ProtoMajor == 1 {
+			from[r.RemoteAddr] = true
+			requests++
+		}
+	})
+	two := testkit.TLSServer(t, handler)
+	one := httptest.NewUnstartedServer(handler)
+	one.TLS = two.TLS.Clone()
+	one.TLS.NextProtos = []string{"http/1.1"}
+	one.StartTLS()
+	t.Cleanup(one.Close)
+	transport := testkit.ClientTransport(two)
+	transport.TLSClientConfig.RootCAs.AddCert(one.Certificate())
+	var to atomic.Pointer[string]
+	transport.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, *to.Load())
+	}
+	p := New(transport, readsCompletions)
+	defer p.Close()
+	const url = "https://example.com/v1/other"
+	address := two.Listener.Addr().String()
+	to.Store(&address)
+	if _, _, err := call(t, p.For(""), "POST", url, "prompt"); err != nil || !p.http2.Load() {
+		t.Fatal(err, p.http2.Load())
+	}
+	address = one.Listener.Addr().String()
+	for seen := 0; seen < 5; { // the end of the other connection may reach some requests first
+		two.CloseClientConnections()
+		_, _, _ = call(t, p.For(""), "POST", url, "prompt")
+		mu.Lock()
+		seen = requests
+		mu.Unlock()
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(from) != requests {
+		t.Errorf("%d connections for %d requests", len(from), requests)
+	}
+}
+
 // TestHTTP1OverTLS reuses its connections, and offers no HTTP/2 where the settings do not.
 func TestHTTP1OverTLS(t *testing.T) {
 	var conns atomic.Int64

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,7 @@ type lane struct {
 	spent  atomic.Bool // it has dialled
 	since  time.Time   // idle since; the pool's
 	secure bool        // the request goes to https; set before it is lent
+	trace  httptrace.ClientTrace
 
 	mu      sync.Mutex
 	conn    *conn // nil until it is dialled
@@ -50,6 +52,7 @@ func newLane(p *Pool, key string) *lane {
 	t.ReadBufferSize = readBuffer
 	t.DialContext, t.DialTLSContext = l.dial, l.dialTLS
 	l.http = t
+	l.trace.PutIdleConn = l.answered
 	return l
 }
 
@@ -112,7 +115,7 @@ func (l *lane) roundTrip(req *http.Request, content bool) (*http.Response, error
 		closing.Close = true
 		req = &closing
 	}
-	resp, err := l.http.RoundTrip(req)
+	resp, err := l.http.RoundTrip(req.WithContext(httptrace.WithClientTrace(req.Context(), &l.trace)))
 	if err != nil {
 		l.retire()
 		return nil, err
@@ -126,6 +129,14 @@ func (l *lane) roundTrip(req *http.Request, content bool) (*http.Response, error
 	}
 	resp.Body = b
 	return resp, nil
+}
+
+// answered is called by net/http's reader when it would use the connection again, before it looks
+// for more, and before anybody is told of the answer's end.
+func (l *lane) answered(error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conn.forget()
 }
 
 func (l *lane) lend(content, secure bool) {

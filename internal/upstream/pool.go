@@ -72,7 +72,8 @@ func New(t *http.Transport, reads func(*http.Request) bool) *Pool {
 	replaceOldDials(p.settings)
 	p.tries2 = speaksHTTP2(p.settings, protocols, next)
 	p.shared = p.settings.Clone()
-	p.shared.ForceAttemptHTTP2 = true
+	p.shared.Protocols = new(http.Protocols)
+	p.shared.Protocols.SetHTTP2(true)
 	p.shared.DialTLSContext = p.dialHTTP2
 	return p
 }

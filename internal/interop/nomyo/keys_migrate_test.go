@@ -66,7 +66,8 @@ func migrate(t *testing.T, s *site, certs *certificates, made keyStep, theirs ke
 	}
 	if made.Password != "" { // what cryptography calls its best available encryption
 		want = sealedchat.KeyInfo{
-			Kind: "RSA", Fingerprint: theirs.Fingerprint, Bits: made.Bits, Format: "PBES2", KDF: "PBKDF2-HMAC-SHA256", Iterations: 2048, Weak: true, Public: true,
+			Kind: "RSA", Fingerprint: theirs.Fingerprint, Bits: made.Bits, Format: "PBES2",
+			KDF: "PBKDF2-HMAC-SHA256", Iterations: 2048, Weak: true, Public: true,
 		}
 	}
 	got := *report
@@ -81,7 +82,8 @@ func migrate(t *testing.T, s *site, certs *certificates, made keyStep, theirs ke
 	inUse := func(store *sealedchat.KeyStore) {
 		t.Helper()
 		keys := store.Keys()
-		if len(keys) != 2 || keys[0].Fingerprint != theirs.Fingerprint || !keys[0].Retired.IsZero() ||
+		if len(keys) != 2 || keys[0].Fingerprint != theirs.Fingerprint ||
+			!keys[0].Retired.IsZero() ||
 			keys[0].Bits != theirs.Bits || keys[1].Fingerprint != old ||
 			keys[1].Retired.IsZero() {
 			t.Fatalf("keys %+v", keys)

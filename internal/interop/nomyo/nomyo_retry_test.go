@@ -100,10 +100,10 @@ func TestNomyoFailures(t *testing.T) {
 
 		{"400", []int{400}, nil, nil, "InvalidRequestError", 400,
 			"Bad request: the upstream refused the request as invalid", 1, 1},
-		{"401 of the upstream", []int{401, 401, 401}, nil, nil, "APIError", 502,
-			"Unexpected status code: 502 the upstream failed", 3, 3},
+		{"401 of the upstream", []int{401, 401, 401}, nil, nil, "APIError", 424,
+			"Unexpected status code: 424 the gateway's key is refused upstream", 1, 1},
 		{"404", []int{404}, nil, nil, "APIError", 404,
-			"Endpoint not found: the upstream does not know this model", 1, 1},
+			"Endpoint not found: the upstream answered 404: unknown model, or Upstream does not end in /v1", 1, 1},
 		{"413", []int{413}, nil, nil, "APIError", 413,
 			"Unexpected status code: 413 the request is too large for the upstream", 1, 1},
 	}

@@ -375,7 +375,8 @@ func (s *pythonServer) testRefusals(t *testing.T) {
 				if !ok || answer.StatusCode != 200 {
 					t.Fatalf("error %v", err)
 				}
-				if code, detail := answer.Sealed(); code != "busy" || detail != "words of the model" {
+				if code, detail := answer.Sealed(); code != "busy" ||
+					detail != "words of the model" {
 					t.Errorf("sealed were %q, %q", code, detail)
 				}
 			}

@@ -28,12 +28,13 @@ type Gateway struct {
 	URL  string
 	Ring *KeyRing
 
-	Signer ed25519.PrivateKey                            // nil: the list is not signed
-	Inner  http.HandlerFunc                              // serves what was sealed
-	Outer  func(http.ResponseWriter, *http.Request) bool // sees requests first; true: it has answered
-	Mangle func([]byte) []byte                           // changes whole sealed answers
-	List   func([]byte) []byte                           // changes the list after it was signed
-	Now    func() time.Time                              // of signatures
+	Signer ed25519.PrivateKey // nil: the list is not signed
+	Inner  http.HandlerFunc   // serves what was sealed
+	// sees requests first; true: it has answered
+	Outer  func(http.ResponseWriter, *http.Request) bool
+	Mangle func([]byte) []byte // changes whole sealed answers
+	List   func([]byte) []byte // changes the list after it was signed
+	Now    func() time.Time    // of signatures
 
 	Last    *bhttp.Request // the last request that was opened
 	Content []byte         // its body
@@ -188,7 +189,8 @@ func (g *Gateway) serveList(w http.ResponseWriter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.Signer != nil {
-		w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(g.Signer, list, g.Now(), g.Now().Add(24*time.Hour)))
+		w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(g.Signer, list, g.Now(),
+			g.Now().Add(24*time.Hour)))
 	}
 	if g.List != nil {
 		list = g.List(list)
@@ -201,7 +203,9 @@ func (g *Gateway) serveList(w http.ResponseWriter) {
 func UnknownKey(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(http.StatusUnprocessableEntity)
-	_, _ = io.WriteString(w, `{"type":"https://iana.org/assignments/http-problem-types#ohttp-key","title":"key identifier unknown"}`)
+	_, _ = io.WriteString(w,
+		`{"type":"https://iana.org/assignments/http-problem-types#ohttp-key",`+
+			`"title":"key identifier unknown"}`)
 }
 
 // Writer seals what a handler answers, one chunk for each flush.

@@ -55,7 +55,8 @@ func WordByWord(gate <-chan struct{}, texts ...string) http.HandlerFunc {
 				}
 			}
 			chunk, _ := chatjson.Marshal(map[string]any{
-				"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1765250382, "model": "test-model",
+				"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1765250382,
+				"model": "test-model",
 				"choices": []any{map[string]any{
 					"index": 0, "delta": map[string]any{"content": text}, "finish_reason": nil,
 				}},
@@ -87,7 +88,8 @@ func ShortAnswer(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	for _, piece := range []string{`{"id":"c","object":"chat.completion","created":1,"model":"m",`,
-		`"choices":[{"index":0,"message":{"role":"assistant","content":"Paris"},"finish_reason":"stop"}]`, `}`} {
+		`"choices":[{"index":0,"message":{"role":"assistant","content":"Paris"},` +
+			`"finish_reason":"stop"}]`, `}`} {
 		_, _ = io.WriteString(w, piece)
 		w.(http.Flusher).Flush()
 	}

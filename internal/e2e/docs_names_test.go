@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat_test
+package e2e_test
 
 import (
 	"fmt"
@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // testNames are the tests, fuzz targets, benchmarks and examples of the module and of the modules
@@ -49,6 +51,7 @@ func testNames(t *testing.T) map[string]bool {
 
 // TestSecurityNames finds the tests that the documents name, and sees that claims name one.
 func TestSecurityNames(t *testing.T) {
+	t.Chdir(testkit.Dir(t))
 	known := testNames(t)
 	names := 0
 	for _, d := range documents(t) {
@@ -131,6 +134,7 @@ func tableRows(text string) (rows []string) {
 
 // TestConfigurationIsComplete compares docs/configuration.md with the exported fields.
 func TestConfigurationIsComplete(t *testing.T) {
+	t.Chdir(testkit.Dir(t))
 	page := document{"docs/configuration.md", readDocument(t, "docs/configuration.md")}
 	api := readDocument(t, "testdata/api.txt")
 	for section, of := range map[string]map[string]string{ // prefix of a row to the struct
@@ -172,6 +176,7 @@ func TestConfigurationIsComplete(t *testing.T) {
 // TestDocumentNames finds the types, fields and methods that the documents name in what the package
 // exports. The changelog names those that are gone, too.
 func TestDocumentNames(t *testing.T) {
+	t.Chdir(testkit.Dir(t))
 	api := readDocument(t, "testdata/api.txt")
 	types := make(map[string]bool)
 	for _, m := range regexp.MustCompile(`(?m)^type (\w+) `).FindAllStringSubmatch(api, -1) {
@@ -212,6 +217,7 @@ func exports(api, of, name string) bool {
 // TestArchitecture sees that the map is true: files and rooms that it names exist, all rooms are on
 // it, and none imports more than it may.
 func TestArchitecture(t *testing.T) {
+	t.Chdir(testkit.Dir(t))
 	page := document{"ARCHITECTURE.md", readDocument(t, "ARCHITECTURE.md")}
 	files := docGoFile.FindAllString(page.text, -1)
 	if len(files) < 40 {
@@ -280,6 +286,7 @@ func forbiddenImports(room, allowed string) (problems []string) {
 
 // TestForbiddenImports shows that TestArchitecture finds them.
 func TestForbiddenImports(t *testing.T) {
+	t.Chdir(testkit.Dir(t))
 	for _, c := range []struct {
 		room, allowed string
 		finds         bool

@@ -1,7 +1,7 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package sealedchat_test
+package e2e_test
 
 import (
 	"errors"
@@ -17,6 +17,8 @@ import (
 	"testing"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // document is a text for readers: its path, and its lines.
@@ -71,6 +73,7 @@ func (d *document) prose() string {
 
 // TestDocumentSizes keeps the documents short that everybody reads.
 func TestDocumentSizes(t *testing.T) {
+	t.Chdir(testkit.Dir(t))
 	for _, path := range []string{"README.md", "SECURITY.md", "ARCHITECTURE.md"} {
 		if n := len(readDocument(t, path)); n > 10_000 {
 			t.Errorf("%s has %d bytes, more than 10,000", path, n)
@@ -81,6 +84,7 @@ func TestDocumentSizes(t *testing.T) {
 // TestDocumentLines finds lines of more than 100 characters. Rows of tables and addresses cannot be
 // wrapped; a cell has 120 at most.
 func TestDocumentLines(t *testing.T) {
+	t.Chdir(testkit.Dir(t))
 	for _, d := range documents(t) {
 		n := 0
 		for line := range strings.Lines(d.text) {
@@ -147,6 +151,7 @@ func (d *document) section(name string) string {
 
 // TestDocumentLinks follows the links of the documents to files and to headings.
 func TestDocumentLinks(t *testing.T) {
+	t.Chdir(testkit.Dir(t))
 	links := 0
 	for _, d := range documents(t) {
 		for _, m := range docLink.FindAllStringSubmatch(d.prose(), -1) {
@@ -192,6 +197,7 @@ func follow(path, target string) error {
 
 // TestLinksThatLeadNowhere shows that TestDocumentLinks finds them.
 func TestLinksThatLeadNowhere(t *testing.T) {
+	t.Chdir(testkit.Dir(t))
 	for _, target := range []string{
 		"#no-such-heading", "SPEC.md#no-such-heading", "docs/nothing.md", "docs/memory.md#Memory",
 		"testdata/nothing", "/README.md",
@@ -280,6 +286,7 @@ func (c *compiled) missing(block string) (parts []string) {
 // TestDocumentCode finds the Go code of the documents in code that is compiled, so that it cannot
 // rot. Whole programs are compiled as they are.
 func TestDocumentCode(t *testing.T) {
+	t.Chdir(testkit.Dir(t))
 	code := compiledExamples(t)
 	blocks, programs := 0, 0
 	for _, d := range documents(t) {
@@ -314,6 +321,7 @@ func compile(t *testing.T, path, program string) {
 
 // TestCodeThatIsNotCompiled shows that TestDocumentCode finds it.
 func TestCodeThatIsNotCompiled(t *testing.T) {
+	t.Chdir(testkit.Dir(t))
 	code := compiledExamples(t)
 	const genuine = "server := gateway.Server(\":8443\")\nerr = server.ListenAndServeTLS(\"cert.pem\", \"key.pem\")\n"
 	if parts := code.missing(genuine); parts != nil {

@@ -1,0 +1,152 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+)
+
+// TestUpstreamFailuresCostOnce: over version 1 a failure that another attempt would meet again is
+// paid for once, and says why in words of the gateway's own.
+func TestUpstreamFailuresCostOnce(t *testing.T) {
+	const m = "MARKER-of-the-upstream"
+	whole := func(body string) func(http.ResponseWriter) {
+		return func(w http.ResponseWriter) { _, _ = io.WriteString(w, body) }
+	}
+	status := func(code int) func(http.ResponseWriter) {
+		return func(w http.ResponseWriter) {
+			w.WriteHeader(code)
+			_, _ = io.WriteString(w, `{"error":{"message":"`+m+`"}}`)
+		}
+	}
+	key := "the gateway's key is refused upstream"
+	none := "the upstream's answer is not a chat completion"
+	for name, c := range map[string]struct {
+		answer func(http.ResponseWriter)
+		status int
+		says   string
+		log    string
+	}{
+		"400": {status(400), 400, "as invalid", "upstream_code=400"},
+		"401": {status(401), 424, key, "upstream_code=401"},
+		"402": {status(402), 402, "402", "upstream_code=402"},
+		"403": {status(403), 424, key, "upstream_code=403"},
+		"404": {status(404), 404, "unknown model, or Upstream does not end in /v1",
+			"upstream_code=404"},
+		"405":               {status(405), 405, "Upstream", "upstream_code=405"},
+		"407":               {status(407), 424, key, "upstream_code=407"},
+		"409":               {status(409), 400, "409", "upstream_code=409"},
+		"410":               {status(410), 410, "gone", "upstream_code=410"},
+		"413":               {status(413), 413, "too large", "upstream_code=413"},
+		"415":               {status(415), 415, "415", "upstream_code=415"},
+		"422":               {status(422), 422, "as invalid", "upstream_code=422"},
+		"HTML":              {whole("<html>" + m), 422, none, "the answer: not a JSON object"},
+		"no choices":        {whole(`{"object":"chat.completion","x":"` + m + `"}`), 422, none, "upstream_code=200"},
+		"another object":    {whole(testkit.AnswerWith("object", `"list"`, "x", `"`+m+`"`)), 422, none, "cause=\"the answer is not a chat completion: object:"},
+		"choices is a text": {whole(testkit.AnswerWith("choices", `"`+m+`"`, "x", "1")), 422, none, "completion: choices:"},
+		"an error with 200": {whole(`{"error":{"message":"` + m + `"}}`), 422, none,
+			"an error object in place of an answer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := 0
+			log := &bytes.Buffer{}
+			g := startGateway(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				asked++
+				c.answer(w)
+			}), func(config *sealedchat.GatewayConfig) {
+				config.Logger = slog.New(slog.NewTextHandler(log, nil))
+				config.Keys = storedKeys(t, "rsa-2048")
+			})
+			server := httptest.NewServer(g)
+			client := startClient(t, server.URL, func(config *sealedchat.Config) {
+				config.MaxRetries, config.Keys = 0, storedKeys(t, "rsa-3072")
+			})
+			_, err := client.Chat(t.Context(), ask("x"))
+			server.Close() // its handlers have written the log, then
+			refused, ok := errors.AsType[*sealedchat.APIError](err)
+			if !ok || refused.StatusCode != c.status || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%v, want %d, %q", err, c.status, c.says)
+			}
+			line := log.String()
+			if asked != 1 || !strings.Contains(line, "upstream_path=/v1/chat/completions") ||
+				!strings.Contains(line, c.log) {
+				t.Errorf("asked %d times; the log has %s, want %s", asked, line, c.log)
+			}
+			if err != nil && strings.Contains(err.Error()+line, m) {
+				t.Errorf("the upstream's words: %v, %s", err, line)
+			}
+		})
+	}
+}
+
+// TestSDKGetsTheSealedErrorWhole: over Oblivious HTTP an SDK can tell the upstream's errors apart.
+func TestSDKGetsTheSealedErrorWhole(t *testing.T) {
+	long := strings.Repeat("é", 3000)
+	for name, c := range map[string]struct {
+		status int
+		body   string
+		want   map[string]any // nil: of our own making
+	}{
+		"of llama.cpp": {400, `{"error":{"code":400,"message":"the request\nexceeds \"the\" context",` +
+			`"type":"exceed_context_size_error","n_ctx":512}}`, map[string]any{
+			"code": "400", "message": "the request\nexceeds \"the\" context",
+			"type": "exceed_context_size_error", "param": nil}},
+		"of OpenAI": {404, `{"error":{"message":"no model","type":"invalid_request_error",` +
+			`"param":"model","code":"model_not_found"}}`, map[string]any{
+			"code": "model_not_found", "message": "no model", "type": "invalid_request_error",
+			"param": "model"}},
+		"a long message": {422, `{"error":{"message":"` + long + `"}}`, map[string]any{
+			"code": nil, "message": long[:4096], "type": "invalid_request_error", "param": nil}},
+		"cut inside a character": {500, `{"error":{"message":"x` + long + `","type":null}}`,
+			map[string]any{"code": nil, "message": "x" + long[:4094], "type": "server_error",
+				"param": nil}},
+		"another shape": {400, `{"detail":"words"}`, nil},
+		"a string":      {400, `{"error":"words"}`, nil},
+		"no JSON":       {400, `words`, nil},
+		"no message":    {400, `{"error":{"type":"words"}}`, nil},
+	} {
+		for _, stream := range []bool{false, true} {
+			g := startGateway(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(c.status)
+				_, _ = io.WriteString(w, c.body)
+			}), func(config *sealedchat.GatewayConfig) { config.Keys = storedKeys(t, "rsa-2048") })
+			server := httptest.NewServer(g)
+			sdk := ohttpClient(t, server.URL, nil).HTTPClient()
+			resp, err := sdk.Post(server.URL+"/v1/chat/completions", "application/json",
+				strings.NewReader(`{"model":"m","stream":`+strconv.FormatBool(stream)+`,"messages":[]}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got struct{ Error map[string]any }
+			err = json.NewDecoder(resp.Body).Decode(&got)
+			_ = resp.Body.Close()
+			server.Close()
+			if err != nil || resp.StatusCode != c.status {
+				t.Errorf("%s: %d, %v", name, resp.StatusCode, err)
+			}
+			for member, want := range c.want {
+				if got.Error[member] != want {
+					t.Errorf("%s: %s is %q, want %q", name, member, got.Error[member], want)
+				}
+			}
+			if text, _ := got.Error["message"].(string); c.want == nil &&
+				!strings.Contains(text, "answered 400 Bad Request with a sealed error") {
+				t.Errorf("%s: %q", name, got.Error)
+			}
+		}
+	}
+}
