@@ -39,9 +39,10 @@ type ChatRequest struct {
 	Stop                []string `json:"stop,omitempty"`
 
 	// Extra holds every other parameter by its name: {"top_k": 40, "reasoning_effort": "low"}.
-	// Values are anything that encoding/json marshals. A name with a field of its own, or one that
-	// is not part of a request (api_key, base_url, security_tier), is ErrInvalidRequest. Chat's
-	// answer comes whole, also with stream set: see Stream.
+	// Values are anything that encoding/json marshals; a member that would be null is left out, such
+	// as "stream_options" for servers that refuse it. A name with a field of its own, or one that is
+	// not part of a request (api_key, base_url, security_tier), is ErrInvalidRequest. Chat's answer
+	// comes whole, also with stream set: see Stream.
 	Extra map[string]any `json:"-"`
 }
 
@@ -271,7 +272,8 @@ func ToolChoiceFunction(name string) any {
 	return map[string]any{"type": "function", "function": map[string]string{"name": name}}
 }
 
-// ToolCall is a call that the assistant asks for. Answer it with ToolMessage(call.ID, …). Only a
+// ToolCall is a call that the assistant asks for. Answer it with ToolMessage(call.ID, …). In an
+// answer each call has an ID: "call_0" and so on where the server gave none. Only a
 // [Message] reads and writes Extra: encoding/json of a ToolCall alone leaves it out.
 type ToolCall struct {
 	ID       string                     `json:"id,omitempty" read:"lax"`
@@ -283,7 +285,7 @@ type ToolCall struct {
 }
 
 // FunctionCall names a function and its arguments: JSON text that the model wrote, and that nothing
-// has checked.
+// has checked. Arguments that came as an object are that object's text.
 type FunctionCall struct {
 	Name      string `json:"name"`
 	Arguments string `json:"arguments" read:"text"`
@@ -322,8 +324,9 @@ type ResponseFormat struct {
 	JSONSchema any `json:"json_schema,omitempty"`
 }
 
-// ChatResponse is an OpenAI chat.completion object. Its required fields were checked before it was
-// returned. It is the caller's, in ordinary memory.
+// ChatResponse is an OpenAI chat.completion object. Its choices were checked before it was returned;
+// what stands beside them is best effort, and zero where the server gave none or gave it another type.
+// Raw has it all. It is the caller's, in ordinary memory.
 type ChatResponse struct {
 	ID                string   `json:"id" read:"lax"` // "" when the server sent null
 	Object            string   `json:"object" read:"lax"`

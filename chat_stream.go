@@ -30,9 +30,10 @@ type ChatChunk struct {
 	SystemFingerprint string        `json:"system_fingerprint" read:"lax"`
 	ServiceTier       string        `json:"service_tier" read:"lax"`
 
-	// Extra holds the members that this package does not know. It is made of slices of Raw.
+	// Extra holds the members that this package does not know. It may be made of slices of Raw.
 	Extra map[string]json.RawMessage `json:"-"`
-	// Raw is the chunk as it came.
+	// Raw is the chunk as it came. The fields may say more: a character that came in two chunks is
+	// whole in the second, and content in parts is their text.
 	Raw json.RawMessage `json:"-"`
 	// PayloadID is the request's id, as in [ChatResponse].
 	PayloadID string `json:"-"`
@@ -57,8 +58,8 @@ type Delta struct {
 }
 
 // ToolCallDelta is a piece of a tool call. Pieces with the same Index belong together, and their
-// arguments are joined. Of servers that leave the index out it is 0 in all of them, and another ID
-// begins another call.
+// arguments are joined. Stream gives each call an Index of its own, also where the server gave none,
+// or one to several calls; Raw has the server's.
 type ToolCallDelta struct {
 	Index    int64                      `json:"index" read:"lax"`
 	ID       string                     `json:"id" read:"lax"`

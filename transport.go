@@ -58,7 +58,8 @@ func DefaultTransport() *http.Transport { return httpx.DefaultTransport() }
 // so give the SDK a base URL that ends in /v1. Any path that ends in /chat/completions becomes
 // /v1/chat/completions, and a POST to it loses its query. Of the SDK's headers Accept, Content-Type
 // and OpenAI-Beta are sealed with it. The query is sealed too, but net/http puts the SDK's URL into
-// the [*url.Error] of a call that fails, so keep secrets out of it. Streams pass as they come. Read
+// the [*url.Error] of a call that fails, so keep secrets out of it. Streams pass as they come; that
+// of a chat completion is what [SecureCompletionClient.Stream] reads, in OpenAI's own form. Read
 // returns [io.EOF] only if the answer was complete, down to the [DONE] of a stream and the closing
 // bracket of JSON, and otherwise an error: [ErrTruncated] if it was cut. A caller that stops
 // reading closes the body.

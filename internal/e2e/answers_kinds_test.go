@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"strings"
 	"testing"
@@ -462,4 +463,22 @@ func TestTimeouts(t *testing.T) {
 			}
 		}
 	}
+}
+
+// At [DONE] the client has its end, and the upstream is let go, although it holds the connection.
+func TestUpstreamIsLetGoAtDone(t *testing.T) {
+	gone := make(chan struct{})
+	upstream := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := streamed("", paris, eventPa, eventRis, eventDone)
+		c.ServeHTTP(w, r)
+		<-r.Context().Done()
+		close(gone)
+	})
+	server := httptest.NewServer(startGateway(t, upstream, nil))
+	defer server.Close()
+	client := ohttpClient(t, server.URL, nil)
+	if chunks, err := collect(t, client, ask("?")); err != nil || len(chunks) != 2 {
+		t.Errorf("%d chunks, %v", len(chunks), err)
+	}
+	<-gone // or the test never ends
 }

@@ -489,3 +489,34 @@ func TestGatewayLogsNoContent(t *testing.T) {
 		wg.Wait()
 	}
 }
+
+// What an upstream leaves out of a completion is filled in over version 1, so that stricter clients
+// take it; what it says, and why it ends, is left alone.
+func TestGatewayFillsIn(t *testing.T) {
+	r := newRig(t, nil)
+	for _, status := range []int{200, 201, 299} {
+		r.Answer = func(*http.Request, []byte) (*http.Response, error) {
+			return testkit.Respond(status, `{"choices":[{"message":{"content":"hi"}}]}`), nil
+		}
+		w := r.Do(fakes.PostBody(
+			t, strings.NewReader(string(fakes.SealedBody(t, fakes.FineRequest, envelope.Separate))),
+			"X-Payload-ID", "the-id",
+		))
+		plaintext, _ := fakes.OpenedAnswer(t, "answer", w)
+		var got struct {
+			ID, Object, Model string
+			Created           int64
+			Choices           []map[string]any
+			Usage             any
+		}
+		if err := json.Unmarshal([]byte(plaintext), &got); err != nil {
+			t.Fatal(err)
+		}
+		message, _ := got.Choices[0]["message"].(map[string]any)
+		if got.ID != "chatcmpl-the-id" || got.Object != "chat.completion" || got.Model == "" ||
+			got.Created < 1 || got.Choices[0]["index"] != 0.0 || message["role"] != "assistant" ||
+			message["content"] != "hi" || len(got.Choices[0]) != 2 || got.Usage != nil {
+			t.Errorf("status %d: sealed %s", status, plaintext)
+		}
+	}
+}
