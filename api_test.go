@@ -40,7 +40,8 @@ func TestAPI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := strings.Split(strings.TrimSuffix(strings.ReplaceAll(string(text), "\r\n", "\n"), "\n"), "\n")
+	want := strings.Split(strings.TrimSuffix(strings.ReplaceAll(string(text), "\r\n", "\n"), "\n"),
+		"\n")
 	for _, line := range want {
 		if !slices.Contains(got, line) {
 			t.Errorf("- %s", line)
@@ -55,7 +56,8 @@ func TestAPI(t *testing.T) {
 		t.Errorf("%s is not sorted, or says something twice", golden)
 	}
 	if t.Failed() {
-		t.Log("lines with - are gone, lines with + are new; if that is meant: go test -run '^TestAPI$' -update .")
+		t.Log("lines with - are gone, lines with + are new; if that is meant: go test -run " +
+			"'^TestAPI$' -update .")
 	}
 }
 
@@ -83,15 +85,18 @@ func unexported() {}
 	if err := os.WriteFile(filepath.Join(dir, "p.go"), []byte(source), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "p_test.go"), []byte("package p\nfunc Test() {}\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "p_test.go"), []byte("package p\nfunc Test() {}\n"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
 		"const C T = 1", "const D T = 2", "const E", "const F",
 		"func Func(a, b int, opts ...string) (n int, err error)",
 		"method (*T) Method()", "method (G[K]) Get(k K) string",
-		"type Alias = T", "type G[K comparable] map[K]string", "type I interface", "type I interface, M(x int) error",
-		"type I interface, unexported methods", "type T struct", "type T struct, A int", "type T struct, B int",
+		"type Alias = T", "type G[K comparable] map[K]string", "type I interface",
+		"type I interface, M(x int) error",
+		"type I interface, unexported methods", "type T struct", "type T struct, A int",
+		"type T struct, B int",
 		"type T struct, embedded io.Reader", "type T struct, unexported fields", "var V",
 	}
 	if got := exportedAPI(t, dir); !slices.Equal(got, want) {
@@ -195,7 +200,8 @@ func (p *apiPrinter) typeSpec(spec *ast.TypeSpec) {
 	}
 	head := "type " + spec.Name.Name
 	if spec.TypeParams != nil {
-		head += "[" + strings.TrimSuffix(strings.TrimPrefix(p.text(&ast.FuncType{Params: spec.TypeParams}), "func("), ")") + "]"
+		head += "[" + strings.TrimSuffix(
+			strings.TrimPrefix(p.text(&ast.FuncType{Params: spec.TypeParams}), "func("), ")") + "]"
 	}
 	switch typ := spec.Type.(type) {
 	case *ast.StructType:

@@ -58,7 +58,8 @@ func TestAuditorsErrorIsNotTheServers(t *testing.T) {
 			})
 		})
 		c.retry.base = time.Microsecond
-		if _, err := c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) || !errors.Is(err, own) {
+		if _, err := c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) ||
+			!errors.Is(err, own) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if gets, posts := s.Counts(); gets != 1 || posts != 1 {
@@ -152,8 +153,9 @@ func TestAuditorRefusesTheNewKey(t *testing.T) {
 	s.Present("server-4096")
 	h.failOn(errDeaf, EventServerKeyChanged)
 	_, err := c.Chat(t.Context(), ask("?"))
-	if answer, ok := errors.AsType[*APIError](err); !ok || answer.StatusCode != 400 || !errors.Is(err,
-		ErrAudit) || !errors.Is(err, errDeaf) {
+	if answer, ok := errors.AsType[*APIError](err); !ok || answer.StatusCode != 400 ||
+		!errors.Is(err,
+			ErrAudit) || !errors.Is(err, errDeaf) {
 		t.Errorf("got %v", err)
 	}
 	if _, posts := s.Counts(); posts != 1 {
@@ -170,9 +172,11 @@ func unsent(e *fault.ConnectionError) error {
 // Whoever asked for a stream and got a whole answer that is refused, finds that in the audit log as
 // with Chat.
 func TestRefusedStreamsAreTold(t *testing.T) {
-	badCalls := strings.Replace(fakes.FineCompletion("x"), `"message":{`, `"message":{"tool_calls":5,`, 1)
+	badCalls := strings.Replace(fakes.FineCompletion("x"), `"message":{`,
+		`"message":{"tool_calls":5,`, 1)
 	foreign := func() string {
-		return strings.Replace(fakes.FineCompletion("x"), `{`, `{"_metadata":{"payload_id":"`+newUUID()+`"},`, 1)
+		return strings.Replace(fakes.FineCompletion("x"), `{`,
+			`{"_metadata":{"payload_id":"`+newUUID()+`"},`, 1)
 	}
 	for name, test := range map[string]struct {
 		answer func() string
@@ -180,12 +184,15 @@ func TestRefusedStreamsAreTold(t *testing.T) {
 		ohttp  string
 		v1     string
 	}{
-		"another request's": {foreign, ErrReplay, "request_sealed response_opened replay_refused", "request_sealed replay_refused"},
+		"another request's": {foreign, ErrReplay, "request_sealed response_opened replay_refused",
+			"request_sealed replay_refused"},
 		"no completion": {func() string { return `{"id":1}` }, ErrResponseSchema,
 			"request_sealed response_opened schema_refused", "request_sealed schema_refused"},
 		"no tool calls": {func() string { return badCalls }, ErrResponseSchema,
 			"request_sealed response_opened schema_refused", "request_sealed schema_refused"},
-		"a server's error": {func() string { return `{"error":{"message":"x"}}` }, ErrServer, "request_sealed response_opened", "request_sealed"},
+		"a server's error": {func() string {
+			return `{"error":{"message":"x"}}`
+		}, ErrServer, "request_sealed response_opened", "request_sealed"},
 	} {
 		h := &heard{}
 		g := fakes.NewGateway(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -210,15 +217,18 @@ func TestRefusedStreamsAreTold(t *testing.T) {
 				t.Errorf("%s: %v", what, err)
 			}
 			events := h.mustHear(t, what, c.want)
-			if last := events[len(events)-1]; last.PayloadID == "" || last.PayloadID != events[0].PayloadID {
+			if last := events[len(events)-1]; last.PayloadID == "" ||
+				last.PayloadID != events[0].PayloadID {
 				t.Errorf("%s: %+v", what, last)
 			}
-			resp, err := c.client.HTTPClient().Post("https://server.test/v1/chat/completions", "application/json",
+			resp, err := c.client.HTTPClient().Post("https://server.test/v1/chat/completions",
+				"application/json",
 				strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
 			if err == nil {
 				resp.Body.Close()
 			}
-			if answered := test.want == ErrServer; answered != (err == nil) || !answered && !errors.Is(err, test.want) {
+			if answered := test.want == ErrServer; answered != (err == nil) ||
+				!answered && !errors.Is(err, test.want) {
 				t.Errorf("%s, of an SDK: %v, %v", what, resp, err)
 			}
 			h.mustHear(t, what+", of an SDK", c.want)
@@ -238,7 +248,8 @@ func TestAdviceHarmsNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	command := regexp.MustCompile(`chmod|chown|fix it with|\brm\b`)
-	for what, mode := range map[string]os.FileMode{"readable": 0o755, "sticky": 0o777 | os.ModeSticky,
+	for what, mode := range map[string]os.FileMode{"readable": 0o755,
+		"sticky":     0o777 | os.ModeSticky,
 		"of a group": 0o775 | os.ModeSetgid} {
 		dir := filepath.Join(t.TempDir(), "shared")
 		log := filepath.Join(dir, "audit.log")
@@ -267,7 +278,8 @@ func TestAdviceHarmsNobody(t *testing.T) {
 				if !errors.Is(err, want) || command.MatchString(err.Error()) {
 					t.Errorf("%s, %s: %v", what, name, err)
 				}
-				if want == ErrInsecurePermissions && !strings.Contains(err.Error(), "use a folder of its own") {
+				if want == ErrInsecurePermissions &&
+					!strings.Contains(err.Error(), "use a folder of its own") {
 					t.Errorf("%s, %s: %v gives no advice", what, name, err)
 				}
 			}

@@ -49,7 +49,8 @@ func TestClientEvents(t *testing.T) {
 	}
 	q := s.Last()
 	if e := events[1]; e.Fingerprint != server || e.Tier != TierHigh ||
-		e.PayloadID != q.Request.Header.Get(hybrid.HeaderPayloadID) || e.Bytes != int64(len(q.Plaintext)) {
+		e.PayloadID != q.Request.Header.Get(hybrid.HeaderPayloadID) ||
+		e.Bytes != int64(len(q.Plaintext)) {
 		t.Errorf("%+v", e)
 	}
 	if e := events[2]; e.PayloadID != events[1].PayloadID ||
@@ -107,7 +108,9 @@ func TestClientEvents(t *testing.T) {
 		}, "response_opened schema_refused"},
 		"envelope": {func(q *fakes.Question) *http.Response { return respond(200, "{}") },
 			"schema_refused"},
-		"retry": {func(q *fakes.Question) *http.Response { return respond(500, `{"detail":"`+leak+`"}`) },
+		"retry": {func(q *fakes.Question) *http.Response {
+			return respond(500, `{"detail":"`+leak+`"}`)
+		},
 			"retry request_sealed"},
 	} {
 		s.Answer = refused.answer
@@ -170,7 +173,8 @@ func TestServerKeyEvents(t *testing.T) {
 	})
 	_, _ = c.Chat(t.Context(), ask("?"))
 	if e := h.mustHear(t, "OnServerKey",
-		"client_opened server_key_refused")[1]; e.Reason != "OnServerKey" || e.Fingerprint != right {
+		"client_opened server_key_refused")[1]; e.Reason != "OnServerKey" ||
+		e.Fingerprint != right {
 		t.Errorf("%+v", e)
 	}
 }
@@ -183,7 +187,8 @@ func TestRetryEvents(t *testing.T) {
 	c := sealedClient(t, s, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 3 })
 	h.take()
 	s.Answer = func(*fakes.Question) *http.Response { return respond(429, "", "Retry-After", "50") }
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // less than the wait that is asked for
+	// less than the wait that is asked for
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if _, err := c.Chat(ctx, ask("?")); !errors.Is(err, ErrRateLimited) {
 		t.Error(err)
@@ -227,8 +232,9 @@ func TestAuditStopsTheClient(t *testing.T) {
 		}
 	}
 	h.failOn(errDeaf, EventClientOpened)
-	_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Transport: neverUsed(t),
-		Audit: h.Record})
+	_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(),
+		Transport: neverUsed(t),
+		Audit:     h.Record})
 	stopped("opening", err)
 	h.failOn(nil)
 	c := sealedClient(t, s, func(c *Config) { c.Audit, c.MaxRetries = h.Record, 2 })
@@ -262,7 +268,8 @@ func TestAuditStopsTheClient(t *testing.T) {
 	_, err = c.ServerKey(t.Context())
 	stopped("another server key", err)
 	s.Present("rsa-2048")
-	h.failOn(fault.Connection("x", errDeaf, false), EventRequestSealed) // which looks worth repeating
+	// which looks worth repeating
+	h.failOn(fault.Connection("x", errDeaf, false), EventRequestSealed)
 	_, before := s.Counts()
 	if _, err = c.Chat(t.Context(), ask("?")); !errors.Is(err, ErrAudit) {
 		t.Error(err)
@@ -330,7 +337,8 @@ func TestGatewayEvents(t *testing.T) {
 	})
 	h.mustHear(t, "opening", "gateway_opened")
 	body := fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
-	fakes.OpenedAnswer(t, "fine", r.Do(fakes.PostBody(t, bytes.NewReader(body), hybrid.HeaderTier, "standard")))
+	fakes.OpenedAnswer(t, "fine", r.Do(fakes.PostBody(t, bytes.NewReader(body), hybrid.HeaderTier,
+		"standard")))
 	events := h.mustHear(t, "fine", "request_opened response_sealed")
 	if e := events[0]; e.PayloadID == "" || e.Tier != TierStandard ||
 		e.Bytes != int64(len(fakes.FineRequest)) {
@@ -352,14 +360,18 @@ func TestGatewayEvents(t *testing.T) {
 	}{
 		"replay": {body, nil, 409, "replay_refused"},
 		"tier":   {body, []string{hybrid.HeaderTier, "maximum"}, 403, "tier_refused"},
-		"inner tier": {fakes.SealedBody(t, `{"security_tier":"high",`+fakes.FineRequest[1:], envelope.Separate), nil,
+		"inner tier": {fakes.SealedBody(t, `{"security_tier":"high",`+fakes.FineRequest[1:],
+			envelope.Separate), nil,
 			403, "tier_refused"},
 		"decryption": {envelope.Append(nil, stranger), nil, 400, "decryption_refused"},
 		"envelope":   {[]byte("{}"), nil, 400, "schema_refused"},
-		"schema":     {fakes.SealedBody(t, `{"model":"m"}`, envelope.Separate), nil, 400, "schema_refused"},
-		"a stranger's header is not worth an event": {body, []string{hybrid.HeaderTier, leak}, 400, ""},
+		"schema": {fakes.SealedBody(t, `{"model":"m"}`, envelope.Separate), nil, 400,
+			"schema_refused"},
+		"a stranger's header is not worth an event": {body, []string{hybrid.HeaderTier, leak}, 400,
+			""},
 	} {
-		fakes.Refused(t, what, r.Do(fakes.PostBody(t, bytes.NewReader(c.body), c.header...)), c.status)
+		fakes.Refused(t, what, r.Do(fakes.PostBody(t, bytes.NewReader(c.body), c.header...)),
+			c.status)
 		for _, e := range h.mustHear(t, what, c.types) {
 			if e.PayloadID == "" || e.Status != c.status {
 				t.Errorf("%s: %+v", what, e)
@@ -367,9 +379,11 @@ func TestGatewayEvents(t *testing.T) {
 		}
 	}
 	panics = true
-	fakes.Refused(t, "panic", r.Do(fakes.PostBody(t, bytes.NewReader(fakes.SealedBody(t, fakes.FineRequest,
-		envelope.Separate)))), 500)
-	if e := h.mustHear(t, "panic", "panic_survived")[0]; e.PayloadID == "" || e.Reason != "string" ||
+	fakes.Refused(t, "panic", r.Do(fakes.PostBody(t,
+		bytes.NewReader(fakes.SealedBody(t, fakes.FineRequest,
+			envelope.Separate)))), 500)
+	if e := h.mustHear(t, "panic", "panic_survived")[0]; e.PayloadID == "" ||
+		e.Reason != "string" ||
 		e.Severity != SeverityCritical {
 		t.Errorf("%+v", e)
 	}
@@ -419,7 +433,9 @@ func TestAuditHoldsNoContent(t *testing.T) {
 		func(w http.ResponseWriter, _ *http.Request) {
 			http.Error(w, `{"detail":"`+leak+`"}`, http.StatusUnprocessableEntity)
 		},
-		func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"` + leak + `":1}`)) },
+		func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte(`{"` + leak + `":1}`))
+		},
 		func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	}
 	n := 0
@@ -437,7 +453,8 @@ func TestAuditHoldsNoContent(t *testing.T) {
 	})
 	c.retry.base = time.Microsecond
 	for n = range answers {
-		_, err := c.Chat(t.Context(), &ChatRequest{Model: leak, Messages: []Message{UserMessage(leak)}})
+		_, err := c.Chat(t.Context(), &ChatRequest{Model: leak,
+			Messages: []Message{UserMessage(leak)}})
 		if (err == nil) != (n == 0) {
 			t.Errorf("answer %d: %v", n, err)
 		}

@@ -79,8 +79,9 @@ func TestEventTable(t *testing.T) {
 		if !strings.HasPrefix(line, "//\tEvent") {
 			continue
 		}
-		name := EventType(strings.ToLower(strings.Join(camel.FindAllString(strings.TrimPrefix(words[1],
-			"Event"), -1), "_")))
+		name := EventType(strings.ToLower(
+			strings.Join(camel.FindAllString(strings.TrimPrefix(words[1],
+				"Event"), -1), "_")))
 		info, ok := eventTypes[name]
 		if want := []string{told[info.happened], severityText(info.severity)}; !ok ||
 			!slices.Equal(words[2:4], want) {
@@ -116,12 +117,14 @@ func TestSeverities(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]slog.Level{
-		`"INFO"`: 0, `"WARN"`: slog.LevelWarn, `"ERROR"`: slog.LevelError, `"CRITICAL"`: SeverityCritical,
-		`"ERROR+4"`: SeverityCritical,
-		`"DEBUG"`:   slog.LevelDebug, `"NOTICE"`: slog.LevelError, `""`: 0,
+		`"INFO"`: 0, `"WARN"`: slog.LevelWarn, `"ERROR"`: slog.LevelError,
+		`"CRITICAL"`: SeverityCritical,
+		`"ERROR+4"`:  SeverityCritical,
+		`"DEBUG"`:    slog.LevelDebug, `"NOTICE"`: slog.LevelError, `""`: 0,
 	} {
 		var e Event
-		if err := json.Unmarshal([]byte(`{"type":"note","severity":`+text+`,"pid":7}`), &e); err != nil ||
+		if err := json.Unmarshal([]byte(`{"type":"note","severity":`+text+`,"pid":7}`),
+			&e); err != nil ||
 			e.Severity != want || e.PID != 7 {
 			t.Errorf("%s: %+v, %v", text, e, err)
 		}
@@ -160,9 +163,11 @@ func secretDetails() map[string]any {
 		"tokens": map[string]any{"a": leak, "b": []string{leak}},
 		"list": []any{map[string]any{"secret": leak, "kept": "kept-3"},
 			[]any{map[string]string{"key": leak}}},
-		"struct": inner, "pointer": &inner, "typed": map[string][]map[string]string{"x": {{"token": leak,
+		"struct": inner, "pointer": &inner,
+		"typed": map[string][]map[string]string{"x": {{"token": leak,
 			"y": "kept-4"}}},
-		"raw":     json.RawMessage(`{"a":{"pass\u0077ord":"` + leak + `","kept":"kept-5","n":1152921504606846977}}`),
+		"raw": json.RawMessage(`{"a":{"pass\u0077ord":"` + leak +
+			`","kept":"kept-5","n":1152921504606846977}}`),
 		"wrapped": &Secret{}, "number": 1 << 60, "null": nil, "true": true, "plain": "kept-6",
 	}
 }
@@ -174,7 +179,8 @@ func TestRedactedDetails(t *testing.T) {
 		t.Fatal(err)
 	}
 	var logged bytes.Buffer
-	if err := NewSlogAuditor(slog.New(slog.NewJSONHandler(&logged, nil)))(t.Context(), e); err != nil {
+	if err := NewSlogAuditor(slog.New(slog.NewJSONHandler(&logged, nil)))(t.Context(),
+		e); err != nil {
 		t.Fatal(err)
 	}
 	slog.New(slog.NewTextHandler(&logged, nil)).Info("x", "event", e)
@@ -240,11 +246,14 @@ func FuzzRedact(f *testing.F) {
 
 func TestEventJSON(t *testing.T) {
 	e := Event{
-		Time: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Type: EventRetry, Severity: slog.LevelWarn,
-		User: "u\n<\xff>", PID: 7, PayloadID: "p", Account: "a", Fingerprint: "f",
-		OldFingerprint: "o", Server: "s", Path: "/a", Tier: TierHigh, Bits: 1, Keys: 2, Generation: 3,
-		Bytes: 4, Attempt: 5, Status: 6,
-		Wait: time.Second, Duration: time.Millisecond, Reason: "r", Memory: &MemoryStatus{AllLocked: true,
+		Time: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Type: EventRetry,
+		Severity: slog.LevelWarn,
+		User:     "u\n<\xff>", PID: 7, PayloadID: "p", Account: "a", Fingerprint: "f",
+		OldFingerprint: "o", Server: "s", Path: "/a", Tier: TierHigh, Bits: 1, Keys: 2,
+		Generation: 3,
+		Bytes:      4, Attempt: 5, Status: 6,
+		Wait: time.Second, Duration: time.Millisecond, Reason: "r",
+		Memory: &MemoryStatus{AllLocked: true,
 			Locked: 8, Unlocked: 7, Limit: 9},
 		Details: map[string]any{"a": "b"},
 	}

@@ -27,10 +27,11 @@ type AuditLogOptions struct {
 	// KeepGoing has Record return nil when it cannot write, and tell Logger. Without it Record
 	// returns the error, which stops the call that the event belongs to.
 	KeepGoing bool
-	// Head is a place that the log had reached, as [AuditLog.Head] or [AuditReport] gave it, and that
-	// was kept elsewhere. OpenAuditLog then begins no new log: one that is gone, ends before it or has
-	// another line in its place is [ErrAuditTampered]. A line that was dropped with an older file is not
-	// missed, and only VerifyAuditLog looks at the lines after it. "" = the log may be new.
+	// Head is a place that the log had reached, as [AuditLog.Head] or [AuditReport] gave it, and
+	// that was kept elsewhere. OpenAuditLog then begins no new log: one that is gone, ends before
+	// it or has another line in its place is [ErrAuditTampered]. A line that was dropped with an
+	// older file is not missed, and only VerifyAuditLog looks at the lines after it. "" = the log
+	// may be new.
 	Head string
 	// MaxFileBytes is the size that no file exceeds: before it does, it is renamed and a new one is
 	// begun. At least 64 KiB; 0 = 16 MiB.
@@ -140,7 +141,8 @@ func errNoAuditKeys() error {
 // follows the one that was last, Logger is told, and VerifyAuditLog finds the gap.
 func (l *AuditLog) Record(ctx context.Context, e Event) error {
 	if l == nil {
-		return fmt.Errorf("%w: a nil *AuditLog records nothing; leave the Auditor nil to tell nobody",
+		return fmt.Errorf("%w: a nil *AuditLog records nothing; leave the Auditor nil to "+
+			"tell nobody",
 			ErrInvalidRequest)
 	}
 	if !e.Type.valid() {
@@ -208,8 +210,9 @@ const (
 
 // findings is never changed.
 var findings = map[auditlog.Finding]string{
-	auditlog.Changed: AuditChanged, auditlog.Removed: AuditRemoved, auditlog.Reordered: AuditReordered,
-	auditlog.CutOff: AuditCutOff, auditlog.Replaced: AuditReplaced, auditlog.Torn: AuditTorn,
+	auditlog.Changed: AuditChanged, auditlog.Removed: AuditRemoved,
+	auditlog.Reordered: AuditReordered,
+	auditlog.CutOff:    AuditCutOff, auditlog.Replaced: AuditReplaced, auditlog.Torn: AuditTorn,
 }
 
 // err is the error of what was found, nil if nothing was.

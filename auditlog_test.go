@@ -63,7 +63,8 @@ func TestAuditLog(t *testing.T) {
 		if err := json.Unmarshal(line, &e); err != nil {
 			t.Fatalf("%s: %v", line, err)
 		}
-		if e.Type != EventNote || e.Severity != slog.LevelInfo || e.PID != os.Getpid() || e.User == "" ||
+		if e.Type != EventNote || e.Severity != slog.LevelInfo || e.PID != os.Getpid() ||
+			e.User == "" ||
 			time.Since(e.Time) > time.Minute ||
 			fmt.Sprint(e.Details["n"]) != fmt.Sprint(i) {
 			t.Errorf("line %d is %+v", i, e)
@@ -162,11 +163,13 @@ func TestOpenAuditLogRefusals(t *testing.T) {
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenAuditLog(t.Context(), path, keys, nil); !errors.Is(err, ErrInsecurePermissions) ||
+	if _, err := OpenAuditLog(t.Context(), path, keys, nil); !errors.Is(err,
+		ErrInsecurePermissions) ||
 		!strings.Contains(err.Error(), "chmod 600") {
 		t.Errorf("open to others: %v", err)
 	}
-	if _, err := VerifyAuditLog(t.Context(), path, keys, ""); !errors.Is(err, ErrInsecurePermissions) {
+	if _, err := VerifyAuditLog(t.Context(), path, keys, ""); !errors.Is(err,
+		ErrInsecurePermissions) {
 		t.Errorf("verifying what is open to others: %v", err)
 	}
 }
@@ -245,7 +248,8 @@ func TestAuditLogHead(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 		}
 		_, err := OpenAuditLog(t.Context(), path, keys, &AuditLogOptions{Head: text})
-		if config, ok := errors.AsType[*ConfigError](err); !ok || config.Field != "AuditLogOptions.Head" {
+		if config, ok := errors.AsType[*ConfigError](err); !ok ||
+			config.Field != "AuditLogOptions.Head" {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
@@ -261,9 +265,11 @@ func TestAuditEventYears(t *testing.T) {
 	}
 	for name, record := range record {
 		for year, at := range map[string]time.Time{
-			"10000": time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), "-1": time.Date(-1, 12, 31, 0, 0, 0, 0,
+			"10000": time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC),
+			"-1": time.Date(-1, 12, 31, 0, 0, 0, 0,
 				time.UTC),
-			"9999999": time.Date(9999999, 1, 1, 0, 0, 0, 0, time.UTC), "10000 ": time.Date(9999, 12, 31, 23,
+			"9999999": time.Date(9999999, 1, 1, 0, 0, 0, 0, time.UTC),
+			"10000 ": time.Date(9999, 12, 31, 23,
 				0, 0, 0, west),
 			"-1 ": time.Date(0, 1, 1, 0, 0, 0, 0, east),
 		} {
@@ -275,16 +281,19 @@ func TestAuditEventYears(t *testing.T) {
 			}
 		}
 		for _, at := range []time.Time{
-			time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 999_999_999,
+			time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC),
+			time.Date(9999, 12, 31, 23, 59, 59, 999_999_999,
 				time.UTC),
 			time.Date(10000, 1, 1, 0, 0, 0, 0, east), time.Date(-1, 12, 31, 23, 0, 0, 0, west), {},
 		} {
-			if err := record(t.Context(), Event{Type: EventNote, Time: at}); err != nil && name != "JSON" {
+			if err := record(t.Context(), Event{Type: EventNote, Time: at}); err != nil &&
+				name != "JSON" {
 				t.Errorf("%s, %v: %v", name, at, err)
 			}
 		}
 	}
-	details := Event{Type: EventNote, Details: map[string]any{"at": time.Date(10000, 1, 1, 0, 0, 0, 0,
+	details := Event{Type: EventNote, Details: map[string]any{"at": time.Date(10000, 1, 1, 0, 0, 0,
+		0,
 		time.UTC)}}
 	if err := l.Record(t.Context(), details); !errors.Is(err, ErrInvalidRequest) ||
 		!strings.Contains(err.Error(), "details") {
@@ -385,7 +394,8 @@ func TestOldAuditLog(t *testing.T) {
 				continue
 			}
 			event, err := e.fields()
-			if err != nil || !bytes.Contains(line, append(append([]byte(","), event...), `,"mac":"`...)) {
+			if err != nil || !bytes.Contains(line,
+				append(append([]byte(","), event...), `,"mac":"`...)) {
 				t.Errorf("%.300q is written as %.300q, %v", line, event, err)
 			}
 			seen[severityText(e.Severity)]++
@@ -394,7 +404,8 @@ func TestOldAuditLog(t *testing.T) {
 	if seen["INFO"] != 7 || seen["WARN"] != 1 || seen["ERROR"] != 1 || seen["CRITICAL"] != 1 {
 		t.Errorf("%v", seen)
 	}
-	l := openAuditLog(t, path, keys, &AuditLogOptions{Head: head, MaxFileBytes: 64 << 10, MaxFiles: 2})
+	l := openAuditLog(t, path, keys, &AuditLogOptions{Head: head, MaxFileBytes: 64 << 10,
+		MaxFiles: 2})
 	if l.Head() != head {
 		t.Errorf("the head is %s", l.Head())
 	}

@@ -181,8 +181,8 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
 	return resp, failure
 }
 
-// logCall writes the one line that each call has at level INFO, when it has ended. status is that of
-// an answer that opened.
+// logCall writes the one line that each call has at level INFO, when it has ended. status is that
+// of an answer that opened.
 func (c *SecureCompletionClient) logCall(ctx context.Context, in *plainRequest, o *callOptions,
 	start time.Time, status int, size int64, err error) {
 	attrs := []slog.Attr{
@@ -210,7 +210,8 @@ var errPanicked = errors.New("sealedchat: a callback panicked")
 
 // checkCall says with which options in is sent, if it may be. Only content that came from outside
 // is looked at, once.
-func (c *SecureCompletionClient) checkCall(in *plainRequest, opts []CallOption) (*callOptions, error) {
+func (c *SecureCompletionClient) checkCall(in *plainRequest, opts []CallOption) (*callOptions,
+	error) {
 	o, err := c.options(opts)
 	if err != nil {
 		return nil, err

@@ -68,7 +68,8 @@ var stages = []string{"connect", "key fetch", "key generation", "answer", "body"
 
 func startStage(t *testing.T, at string, timeout time.Duration) stage {
 	t.Helper()
-	server := &stuck{at: at, key: testkit.PublicPEM(t, "server-4096"), reached: make(chan struct{}, 100)}
+	server := &stuck{at: at, key: testkit.PublicPEM(t, "server-4096"),
+		reached: make(chan struct{}, 100)}
 	reached := server.reached
 	srv := httptest.NewServer(server)
 	t.Cleanup(srv.Close)
@@ -79,7 +80,8 @@ func startStage(t *testing.T, at string, timeout time.Duration) stage {
 	client := startClient(t, srv.URL, func(c *Config) {
 		c.Keys, c.Timeout = keys, timeout
 		if at == "connect" {
-			c.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			c.Transport = &http.Transport{DialContext: func(ctx context.Context, _,
+				_ string) (net.Conn, error) {
 				reached <- struct{}{}
 				<-ctx.Done()
 				return nil, ctx.Err()
@@ -106,7 +108,8 @@ func stuckGeneration(t *testing.T) (*KeyStore, chan struct{}) {
 	reached := make(chan struct{}, 1)
 	over.Go(func() {
 		buf := make([]byte, 1<<20)
-		for !strings.Contains(string(buf[:runtime.Stack(buf, true)]), "keystore.(*Store).Acquire(") {
+		for !strings.Contains(string(buf[:runtime.Stack(buf, true)]),
+			"keystore.(*Store).Acquire(") {
 			select {
 			case <-end:
 				return
@@ -142,7 +145,8 @@ func TestCallsEndPromptly(t *testing.T) {
 			end: func(_ *SecureCompletionClient, cancel context.CancelCauseFunc) { cancel(nil) },
 		},
 		{
-			name: "cancel with a cause", begin: cancelled, want: []error{context.Canceled, cause}, not: ErrConnection,
+			name: "cancel with a cause", begin: cancelled, want: []error{context.Canceled, cause},
+			not: ErrConnection,
 			end: func(_ *SecureCompletionClient, cancel context.CancelCauseFunc) { cancel(cause) },
 		},
 		{
@@ -152,10 +156,13 @@ func TestCallsEndPromptly(t *testing.T) {
 				return ctx, func(error) { cancel() }
 			},
 		},
-		{name: "timeout", timeout: 30 * time.Millisecond, begin: cancelled, want: []error{ErrConnection}, not: context.Canceled},
+		{name: "timeout", timeout: 30 * time.Millisecond, begin: cancelled,
+			want: []error{ErrConnection}, not: context.Canceled},
 		{
 			name: "close", begin: cancelled, want: []error{ErrClosed}, not: ErrConnection,
-			end: func(client *SecureCompletionClient, _ context.CancelCauseFunc) { _ = client.Close() },
+			end: func(client *SecureCompletionClient, _ context.CancelCauseFunc) {
+				_ = client.Close()
+			},
 		},
 	} {
 		for _, at := range stages {
@@ -252,7 +259,8 @@ func TestClose(t *testing.T) {
 // Close wipes the key of a client that was given none, and leaves the caller's secrets alone.
 func TestCloseWipesItsOwn(t *testing.T) {
 	key := secret(t, "sk-test")
-	client, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), APIKey: key})
+	client, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test",
+		Trust: TrustHTTPS(), APIKey: key})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,7 +291,8 @@ func TestCloseWipesItsOwn(t *testing.T) {
 func TestRetryJitterIsFull(t *testing.T) {
 	policy := retryPolicy{most: 100, base: retryBase}
 	for attempt, window := range map[int]time.Duration{
-		0: time.Second, 1: 2 * time.Second, 2: 4 * time.Second, 5: 32 * time.Second, 6: time.Minute, 7: time.Minute, 40: time.Minute, 99: time.Minute,
+		0: time.Second, 1: 2 * time.Second, 2: 4 * time.Second, 5: 32 * time.Second, 6: time.Minute,
+		7: time.Minute, 40: time.Minute, 99: time.Minute,
 	} {
 		const runs = 2000
 		var quarters [4]int
@@ -368,7 +377,8 @@ func TestRememberedErrorsAreOfOneRequest(t *testing.T) {
 		t.Error("not remembered")
 	}
 	for _, other := range []struct{ method, uri, body string }{
-		{"POST", "/v1/a?b=c", ""}, {"POST", "/v1/a?b=c", "xx"}, {"POST", "/v1/a?b=d", "x"}, {"POST", "/v1/a", "x"}, {"POST", "/v1/b?b=c", "x"},
+		{"POST", "/v1/a?b=c", ""}, {"POST", "/v1/a?b=c", "xx"}, {"POST", "/v1/a?b=d", "x"},
+		{"POST", "/v1/a", "x"}, {"POST", "/v1/b?b=c", "x"},
 		{"PUT", "/v1/a?b=c", "x"}, {"GET", "/v1/a?b=c", "x"}, {"POST", "/v1/a?b=", "cx"},
 	} {
 		if err := m.recall(retried(t, other.method, other.uri), []byte(other.body)); err != nil {
@@ -390,8 +400,11 @@ func TestRememberedErrorsAreOfOneRequest(t *testing.T) {
 // An SDK's key lies in the memory that the client's policy asks for.
 func TestHTTPClientTokenUnderPolicy(t *testing.T) {
 	for _, policy := range []MemoryPolicy{MemoryBestEffort, MemoryOff} {
-		client := startClient(t, "https://peer.example", func(c *Config) { c.Transport, c.Memory = neverUsed(t), policy })
-		req, err := http.NewRequest(http.MethodPost, "https://peer.example/v1/chat/completions", nil)
+		client := startClient(t, "https://peer.example", func(c *Config) {
+			c.Transport, c.Memory = neverUsed(t), policy
+		})
+		req, err := http.NewRequest(http.MethodPost, "https://peer.example/v1/chat/completions",
+			nil)
 		if err != nil {
 			t.Fatal(err)
 		}

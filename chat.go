@@ -39,10 +39,10 @@ type ChatRequest struct {
 	Stop                []string `json:"stop,omitempty"`
 
 	// Extra holds every other parameter by its name: {"top_k": 40, "reasoning_effort": "low"}.
-	// Values are anything that encoding/json marshals; a member that would be null is left out, such
-	// as "stream_options" for servers that refuse it. A name with a field of its own, or one that is
-	// not part of a request (api_key, base_url, security_tier), is ErrInvalidRequest. Chat's answer
-	// comes whole, also with stream set: see Stream.
+	// Values are anything that encoding/json marshals; a member that would be null is left out,
+	// such as "stream_options" for servers that refuse it. A name with a field of its own, or one
+	// that is not part of a request (api_key, base_url, security_tier), is ErrInvalidRequest.
+	// Chat's answer comes whole, also with stream set: see Stream.
 	Extra map[string]any `json:"-"`
 }
 
@@ -324,9 +324,9 @@ type ResponseFormat struct {
 	JSONSchema any `json:"json_schema,omitempty"`
 }
 
-// ChatResponse is an OpenAI chat.completion object. Its choices were checked before it was returned;
-// what stands beside them is best effort, and zero where the server gave none or gave it another type.
-// Raw has it all. It is the caller's, in ordinary memory.
+// ChatResponse is an OpenAI chat.completion object. Its choices were checked before it was
+// returned; what stands beside them is best effort, and zero where the server gave none or gave it
+// another type. Raw has it all. It is the caller's, in ordinary memory.
 type ChatResponse struct {
 	ID                string   `json:"id" read:"lax"` // "" when the server sent null
 	Object            string   `json:"object" read:"lax"`

@@ -14,8 +14,8 @@ import (
 )
 
 // streamedAnswer hands out the chunks of an answer to Stream and to HTTPClient alike: those that
-// the server sent, or those that are made of an answer that came whole. It is for one goroutine at a
-// time. What it is shows when the answer's content begins, whatever its media type says.
+// the server sent, or those that are made of an answer that came whole. It is for one goroutine at
+// a time. What it is shows when the answer's content begins, whatever its media type says.
 type streamedAnswer struct {
 	c         *SecureCompletionClient
 	ctx       context.Context // of the call, which bounds what is made too

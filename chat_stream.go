@@ -21,14 +21,16 @@ import (
 // ChatChunk is one piece of a streamed answer: an OpenAI chat.completion.chunk. [ChatAccumulator]
 // puts them together.
 type ChatChunk struct {
-	ID                string        `json:"id" read:"lax"`
-	Object            string        `json:"object" read:"lax"`
-	Created           int64         `json:"created" read:"lax"` // Unix seconds; a fraction is cut off
-	Model             string        `json:"model" read:"lax"`
-	Choices           []ChunkChoice `json:"choices"`          // empty in the chunk that has Usage
-	Usage             *Usage        `json:"usage" read:"lax"` // nil in all chunks but one near the end
-	SystemFingerprint string        `json:"system_fingerprint" read:"lax"`
-	ServiceTier       string        `json:"service_tier" read:"lax"`
+	ID     string `json:"id" read:"lax"`
+	Object string `json:"object" read:"lax"`
+	// Unix seconds; a fraction is cut off
+	Created int64         `json:"created" read:"lax"`
+	Model   string        `json:"model" read:"lax"`
+	Choices []ChunkChoice `json:"choices"` // empty in the chunk that has Usage
+	// nil in all chunks but one near the end
+	Usage             *Usage `json:"usage" read:"lax"`
+	SystemFingerprint string `json:"system_fingerprint" read:"lax"`
+	ServiceTier       string `json:"service_tier" read:"lax"`
 
 	// Extra holds the members that this package does not know. It may be made of slices of Raw.
 	Extra map[string]json.RawMessage `json:"-"`
@@ -58,8 +60,8 @@ type Delta struct {
 }
 
 // ToolCallDelta is a piece of a tool call. Pieces with the same Index belong together, and their
-// arguments are joined. Stream gives each call an Index of its own, also where the server gave none,
-// or one to several calls; Raw has the server's.
+// arguments are joined. Stream gives each call an Index of its own, also where the server gave
+// none, or one to several calls; Raw has the server's.
 type ToolCallDelta struct {
 	Index    int64                      `json:"index" read:"lax"`
 	ID       string                     `json:"id" read:"lax"`

@@ -45,29 +45,53 @@ func TestChatRequestJSON(t *testing.T) {
 		want   string // members beside model and messages
 	}{
 		{func(*ChatRequest) {}, ``},
-		{func(r *ChatRequest) { r.Temperature, r.TopP = new(0.0), new(0.25) }, `"temperature":0,"top_p":0.25`},
-		{func(r *ChatRequest) { r.MaxTokens, r.MaxCompletionTokens, r.N = 5, 6, 2 }, `"max_tokens":5,"max_completion_tokens":6,"n":2`},
-		{func(r *ChatRequest) { r.Seed, r.Stop = new(int64(math.MinInt64)), []string{"a", "<b>"} }, `"seed":-9223372036854775808,"stop":["a","<b>"]`},
-		{func(r *ChatRequest) { r.ParallelToolCalls, r.ToolChoice = new(false), "auto" }, `"parallel_tool_calls":false,"tool_choice":"auto"`},
-		{func(r *ChatRequest) { r.ToolChoice = ToolChoiceFunction("f") }, `"tool_choice":{"type":"function","function":{"name":"f"}}`},
 		{func(r *ChatRequest) {
-			r.Tools = []Tool{FunctionTool("f", "does", json.RawMessage(`{"type":"object","properties":{"n":{"const":12345678901234567890}}}`))}
+			r.Temperature, r.TopP = new(0.0), new(0.25)
+		}, `"temperature":0,"top_p":0.25`},
+		{func(r *ChatRequest) {
+			r.MaxTokens, r.MaxCompletionTokens, r.N = 5, 6, 2
+		}, `"max_tokens":5,"max_completion_tokens":6,"n":2`},
+		{func(r *ChatRequest) {
+			r.Seed, r.Stop = new(int64(math.MinInt64)), []string{"a", "<b>"}
+		}, `"seed":-9223372036854775808,"stop":["a","<b>"]`},
+		{func(r *ChatRequest) {
+			r.ParallelToolCalls, r.ToolChoice = new(false), "auto"
+		}, `"parallel_tool_calls":false,"tool_choice":"auto"`},
+		{func(r *ChatRequest) {
+			r.ToolChoice = ToolChoiceFunction("f")
+		}, `"tool_choice":{"type":"function","function":{"name":"f"}}`},
+		{func(r *ChatRequest) {
+			r.Tools = []Tool{FunctionTool("f", "does",
+				json.RawMessage(
+					`{"type":"object","properties":{"n":{"const":12345678901234567890}}}`))}
 			r.Tools[0].Function.Strict = new(true)
-		}, `"tools":[{"type":"function","function":{"name":"f","description":"does","parameters":{"type":"object","properties":{"n":{"const":12345678901234567890}}},"strict":true}}]`},
+		},
+			`"tools":[{"type":"function","function":{"name":"f","description":"does","parameters":{"type":"object","properties":{"n":{"const":12345678901234567890}}},"strict":true}}]`},
 		{func(r *ChatRequest) {
-			r.Tools = []Tool{{Type: "custom", Extra: map[string]json.RawMessage{"custom": []byte(`{"name":"c"}`)}}}
+			r.Tools = []Tool{{Type: "custom",
+				Extra: map[string]json.RawMessage{"custom": []byte(`{"name":"c"}`)}}}
 		}, `"tools":[{"type":"custom","custom":{"name":"c"}}]`},
-		{func(r *ChatRequest) { r.ResponseFormat = &ResponseFormat{Type: "json_object"} }, `"response_format":{"type":"json_object"}`},
 		{func(r *ChatRequest) {
-			r.ResponseFormat = &ResponseFormat{Type: "json_schema", JSONSchema: map[string]any{"name": "n", "schema": map[string]any{"type": "object"}, "strict": true}}
-		}, `"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"object"},"strict":true}}`},
+			r.ResponseFormat = &ResponseFormat{Type: "json_object"}
+		}, `"response_format":{"type":"json_object"}`},
 		{func(r *ChatRequest) {
-			r.ResponseFormat = &ResponseFormat{Type: "json_schema", JSONSchema: json.RawMessage(`{"name":"n","schema":{"const":12345678901234567890}}`)}
-		}, `"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"const":12345678901234567890}}}`},
+			r.ResponseFormat = &ResponseFormat{Type: "json_schema",
+				JSONSchema: map[string]any{"name": "n", "schema": map[string]any{"type": "object"},
+					"strict": true}}
+		},
+			`"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"object"},"strict":true}}`},
 		{func(r *ChatRequest) {
-			r.Extra = map[string]any{"top_k": 40, "reasoning_effort": "low", "nested": map[string]any{"api_key": 1}, "raw": json.RawMessage(` [1e400, 1.0] `),
-				"null": nil, "raw null": json.RawMessage(" null "), "Model": "another name", "with \"quotes\"": true, "stream": true}
-		}, `"top_k":40,"reasoning_effort":"low","nested":{"api_key":1},"raw":[1e400,1.0],"Model":"another name","with \"quotes\"":true,"stream":true`},
+			r.ResponseFormat = &ResponseFormat{Type: "json_schema",
+				JSONSchema: json.RawMessage(`{"name":"n","schema":{"const":12345678901234567890}}`)}
+		},
+			`"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"const":12345678901234567890}}}`},
+		{func(r *ChatRequest) {
+			r.Extra = map[string]any{"top_k": 40, "reasoning_effort": "low",
+				"nested": map[string]any{"api_key": 1}, "raw": json.RawMessage(` [1e400, 1.0] `),
+				"null": nil, "raw null": json.RawMessage(" null "), "Model": "another name",
+				"with \"quotes\"": true, "stream": true}
+		},
+			`"top_k":40,"reasoning_effort":"low","nested":{"api_key":1},"raw":[1e400,1.0],"Model":"another name","with \"quotes\"":true,"stream":true`},
 	} {
 		body, err := hello(c.change).encode()
 		want := `{"model":"m",` + helloMessages
@@ -81,7 +105,8 @@ func TestChatRequestJSON(t *testing.T) {
 		if err := chatjson.CheckRequest(body); err != nil {
 			t.Errorf("%s: %v", body, err)
 		}
-		if viaJSON, err := json.Marshal(hello(c.change)); err != nil || !sameJSON(t, string(viaJSON), want) {
+		if viaJSON, err := json.Marshal(hello(c.change)); err != nil ||
+			!sameJSON(t, string(viaJSON), want) {
 			t.Errorf("json.Marshal: %s, %v", viaJSON, err)
 		}
 	}
@@ -101,13 +126,16 @@ func TestChatRequestIsDeterministic(t *testing.T) {
 func TestNoHTMLEscapes(t *testing.T) {
 	const text = "if a < b && c > d"
 	r := hello(func(r *ChatRequest) {
-		r.Messages = []Message{UserMessage(text), UserParts(TextPart(text)), {Role: "assistant", ToolCalls: []ToolCall{{ID: "1", Function: FunctionCall{Arguments: text}}}},
+		r.Messages = []Message{UserMessage(text), UserParts(TextPart(text)),
+			{Role: "assistant", ToolCalls: []ToolCall{{ID: "1",
+				Function: FunctionCall{Arguments: text}}}},
 			{Role: "user", Extra: map[string]json.RawMessage{"x": []byte(`"` + text + `"`)}}}
 		r.Tools = []Tool{FunctionTool("f", text, map[string]string{"x": text})}
 		r.Stop, r.Extra = []string{text}, map[string]any{"x": text, "<&>": 1}
 	})
 	body, err := r.encode()
-	if err != nil || strings.Contains(string(body), `\u00`) || strings.Count(string(body), text) != 8 {
+	if err != nil || strings.Contains(string(body), `\u00`) ||
+		strings.Count(string(body), text) != 8 {
 		t.Errorf("got %s, %v", body, err)
 	}
 }
@@ -118,46 +146,89 @@ func TestChatRequestErrors(t *testing.T) {
 		r    *ChatRequest
 		says string
 	}{
-		"nil":                {nil, "no ChatRequest"},
-		"zero":               {&ChatRequest{}, "Model"},
-		"no model":           {hello(func(r *ChatRequest) { r.Model = "" }), "Model"},
-		"no messages":        {hello(func(r *ChatRequest) { r.Messages = nil }), "Messages"},
-		"empty messages":     {hello(func(r *ChatRequest) { r.Messages = []Message{} }), "Messages"},
-		"no role":            {hello(func(r *ChatRequest) { r.Messages = []Message{{Content: marker}} }), "role"},
-		"content and parts":  {hello(func(r *ChatRequest) { r.Messages[0].Parts = []Part{TextPart(marker)} }), "Parts"},
-		"NaN":                {hello(func(r *ChatRequest) { r.Temperature = new(math.NaN()) }), "marshalled"},
-		"infinity":           {hello(func(r *ChatRequest) { r.TopP = new(math.Inf(-1)) }), "marshalled"},
-		"Extra has a field":  {hello(func(r *ChatRequest) { r.Extra = map[string]any{"model": marker} }), `Extra["model"]`},
-		"Extra has messages": {hello(func(r *ChatRequest) { r.Extra = map[string]any{"messages": nil} }), `Extra["messages"]`},
-		"Extra has n unset":  {hello(func(r *ChatRequest) { r.Extra = map[string]any{"n": 3} }), `Extra["n"]`},
-		"Extra function":     {hello(func(r *ChatRequest) { r.Extra = map[string]any{"f": func() {}} }), `Extra["f"]`},
-		"Extra bad raw":      {hello(func(r *ChatRequest) { r.Extra = map[string]any{"f": json.RawMessage(`{` + marker)} }), `Extra["f"]`},
-		"Extra two values":   {hello(func(r *ChatRequest) { r.Extra = map[string]any{"f": json.RawMessage(`1,"x":2`)} }), `Extra["f"]`},
-		"Extra NaN":          {hello(func(r *ChatRequest) { r.Extra = map[string]any{"f": math.NaN()} }), `Extra["f"]`},
-		"message Extra":      {hello(func(r *ChatRequest) { r.Messages[0].Extra = map[string]json.RawMessage{"role": []byte(`"x"`)} }), `Extra["role"]`},
-		"message Extra bad":  {hello(func(r *ChatRequest) { r.Messages[0].Extra = map[string]json.RawMessage{"x": []byte(marker)} }), `Extra["x"]`},
-		"tool Extra":         {hello(func(r *ChatRequest) { r.Tools = []Tool{{Extra: map[string]json.RawMessage{"type": []byte(`1`)}}} }), `Extra["type"]`},
-		"tool parameters":    {hello(func(r *ChatRequest) { r.Tools = []Tool{FunctionTool("f", "", make(chan int))} }), ""},
-		"response format":    {hello(func(r *ChatRequest) { r.ResponseFormat = &ResponseFormat{JSONSchema: json.RawMessage(marker)} }), ""},
-		"tool choice":        {hello(func(r *ChatRequest) { r.ToolChoice = json.RawMessage(marker) }), ""},
+		"nil":            {nil, "no ChatRequest"},
+		"zero":           {&ChatRequest{}, "Model"},
+		"no model":       {hello(func(r *ChatRequest) { r.Model = "" }), "Model"},
+		"no messages":    {hello(func(r *ChatRequest) { r.Messages = nil }), "Messages"},
+		"empty messages": {hello(func(r *ChatRequest) { r.Messages = []Message{} }), "Messages"},
+		"no role": {hello(func(r *ChatRequest) {
+			r.Messages = []Message{{Content: marker}}
+		}), "role"},
+		"content and parts": {hello(func(r *ChatRequest) {
+			r.Messages[0].Parts = []Part{TextPart(marker)}
+		}), "Parts"},
+		"NaN":      {hello(func(r *ChatRequest) { r.Temperature = new(math.NaN()) }), "marshalled"},
+		"infinity": {hello(func(r *ChatRequest) { r.TopP = new(math.Inf(-1)) }), "marshalled"},
+		"Extra has a field": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{"model": marker}
+		}), `Extra["model"]`},
+		"Extra has messages": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{"messages": nil}
+		}), `Extra["messages"]`},
+		"Extra has n unset": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{"n": 3}
+		}), `Extra["n"]`},
+		"Extra function": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{"f": func() {}}
+		}), `Extra["f"]`},
+		"Extra bad raw": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{"f": json.RawMessage(`{` + marker)}
+		}), `Extra["f"]`},
+		"Extra two values": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{"f": json.RawMessage(`1,"x":2`)}
+		}), `Extra["f"]`},
+		"Extra NaN": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{"f": math.NaN()}
+		}), `Extra["f"]`},
+		"message Extra": {hello(func(r *ChatRequest) {
+			r.Messages[0].Extra = map[string]json.RawMessage{"role": []byte(`"x"`)}
+		}), `Extra["role"]`},
+		"message Extra bad": {hello(func(r *ChatRequest) {
+			r.Messages[0].Extra = map[string]json.RawMessage{"x": []byte(marker)}
+		}), `Extra["x"]`},
+		"tool Extra": {hello(func(r *ChatRequest) {
+			r.Tools = []Tool{{Extra: map[string]json.RawMessage{"type": []byte(`1`)}}}
+		}), `Extra["type"]`},
+		"tool parameters": {hello(func(r *ChatRequest) {
+			r.Tools = []Tool{FunctionTool("f", "", make(chan int))}
+		}), ""},
+		"response format": {hello(func(r *ChatRequest) {
+			r.ResponseFormat = &ResponseFormat{JSONSchema: json.RawMessage(marker)}
+		}), ""},
+		"tool choice": {hello(func(r *ChatRequest) { r.ToolChoice = json.RawMessage(marker) }), ""},
 		"part Extra": {hello(func(r *ChatRequest) {
-			r.Messages = []Message{UserParts(Part{Type: "text", Extra: map[string]json.RawMessage{"text": []byte(`1`)}})}
+			r.Messages = []Message{UserParts(Part{Type: "text",
+				Extra: map[string]json.RawMessage{"text": []byte(`1`)}})}
 		}), `Extra["text"]`},
 		"Extra long name": {hello(func(r *ChatRequest) {
 			r.Extra = map[string]any{strings.Repeat("n", 40) + marker: math.NaN()}
 		}), `Extra["` + strings.Repeat("n", 40) + `"] cannot`},
-		"Extra odd name": {hello(func(r *ChatRequest) { r.Extra = map[string]any{"a\n\x1b[31m\u202eb": math.NaN()} }), `Extra["a [31m b"] cannot`},
+		"Extra odd name": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{"a\n\x1b[31m\u202eb": math.NaN()}
+		}), `Extra["a [31m b"] cannot`},
 		"message Extra long name": {hello(func(r *ChatRequest) {
-			r.Messages[0].Extra = map[string]json.RawMessage{strings.Repeat("ä", 40) + marker: []byte("x")}
+			r.Messages[0].Extra = map[string]json.RawMessage{strings.Repeat("ä", 40) +
+				marker: []byte("x")}
 		}), `Extra["` + strings.Repeat("ä", 40) + `"] cannot`},
-		"Extra api_key":        {hello(func(r *ChatRequest) { r.Extra = map[string]any{"api_key": marker} }), "api_key"},
-		"Extra base_url":       {hello(func(r *ChatRequest) { r.Extra = map[string]any{"base_url": marker} }), "base_url"},
-		"Extra security_tier":  {hello(func(r *ChatRequest) { r.Extra = map[string]any{"security_tier": marker} }), "security_tier"},
-		"unexpected marshaler": {hello(func(r *ChatRequest) { r.Extra = map[string]any{"x": failingMarshaler{}} }), `Extra["x"]`},
+		"Extra api_key": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{"api_key": marker}
+		}), "api_key"},
+		"Extra base_url": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{"base_url": marker}
+		}), "base_url"},
+		"Extra security_tier": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{"security_tier": marker}
+		}), "security_tier"},
+		"unexpected marshaler": {hello(func(r *ChatRequest) {
+			r.Extra = map[string]any{"x": failingMarshaler{}}
+		}), `Extra["x"]`},
 	} {
-		client := startClient(t, "https://server.test", func(c *Config) { c.Transport, c.Keys = neverUsed(t), storedKeys(t, "rsa-2048") })
+		client := startClient(t, "https://server.test", func(c *Config) {
+			c.Transport, c.Keys = neverUsed(t), storedKeys(t, "rsa-2048")
+		})
 		resp, err := client.Chat(t.Context(), c.r)
-		if resp != nil || !errors.Is(err, ErrInvalidRequest) || !strings.Contains(err.Error(), c.says) {
+		if resp != nil || !errors.Is(err, ErrInvalidRequest) ||
+			!strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, %v", name, resp, err)
 		}
 		if err != nil && strings.Contains(err.Error(), marker) {
@@ -171,13 +242,18 @@ type failingMarshaler struct{}
 func (failingMarshaler) MarshalJSON() ([]byte, error) { return nil, errors.New("MARKER-prompt") }
 
 func TestRawRequests(t *testing.T) {
-	client := startClient(t, "https://server.test", func(c *Config) { c.Transport, c.Keys = neverUsed(t), storedKeys(t, "rsa-2048") })
+	client := startClient(t, "https://server.test", func(c *Config) {
+		c.Transport, c.Keys = neverUsed(t), storedKeys(t, "rsa-2048")
+	})
 	deep := strings.Repeat("[", chatjson.MaxDepth) + strings.Repeat("]", chatjson.MaxDepth)
 	for _, body := range []string{
-		`[]`, `null`, `"x"`, `1`, `{`, `{"a":1,}`, `{"a":NaN}`, `{"a":1} {}`, `{'a':1}`, "\xef\xbb\xbf{}", "{\"a\":\"\xff\"}", "{\"a\":\"\n\"}", `{"a":01}`,
+		`[]`, `null`, `"x"`, `1`, `{`, `{"a":1,}`, `{"a":NaN}`, `{"a":1} {}`, `{'a':1}`,
+		"\xef\xbb\xbf{}", "{\"a\":\"\xff\"}", "{\"a\":\"\n\"}", `{"a":01}`,
 		`{"a":` + deep + `}`, `x`, ` `,
-		`{"model":"m","api_key":"k"}`, `{"base_url":null}`, `{"security_tier":{}}`, `{"a":1,"api_key":1,"b":2}`,
-		`{"api\u005fkey":"k"}`, `{"\u0061pi_key":"k"}`, `{"base\u005Furl":1}`, `{"\u0073ecurity_tier":"x"}`, `{"api_key":1,"api_key":2}`,
+		`{"model":"m","api_key":"k"}`, `{"base_url":null}`, `{"security_tier":{}}`,
+		`{"a":1,"api_key":1,"b":2}`,
+		`{"api\u005fkey":"k"}`, `{"\u0061pi_key":"k"}`, `{"base\u005Furl":1}`,
+		`{"\u0073ecurity_tier":"x"}`, `{"api_key":1,"api_key":2}`,
 	} {
 		resp, err := client.Complete(t.Context(), secret(t, body))
 		if resp != nil || !errors.Is(err, ErrInvalidRequest) {
@@ -185,7 +261,8 @@ func TestRawRequests(t *testing.T) {
 		}
 	}
 	for _, body := range []string{
-		`{}`, ` {"a":1} `, `{"Api_key":1}`, `{"api_key2":1}`, `{"x":{"api_key":1}}`, `{"x":"api_key"}`, `{"api\\u005fkey":1}`, `{"a":"\ud800"}`, `{"a":1e999}`,
+		`{}`, ` {"a":1} `, `{"Api_key":1}`, `{"api_key2":1}`, `{"x":{"api_key":1}}`,
+		`{"x":"api_key"}`, `{"api\\u005fkey":1}`, `{"a":"\ud800"}`, `{"a":1e999}`,
 		`{"a":` + deep[1:len(deep)-1] + `}`,
 	} {
 		if err := chatjson.CheckRequest([]byte(body)); err != nil {
@@ -203,20 +280,30 @@ func TestMessageJSON(t *testing.T) {
 		{UserMessage(""), `{"role":"user","content":""}`},
 		{AssistantMessage("a"), `{"role":"assistant","content":"a"}`},
 		{ToolMessage("id", "r"), `{"role":"tool","content":"r","tool_call_id":"id"}`},
-		{Message{Role: "user", Name: "n", Content: "c"}, `{"role":"user","content":"c","name":"n"}`},
+		{Message{Role: "user", Name: "n", Content: "c"},
+			`{"role":"user","content":"c","name":"n"}`},
 		{UserParts(), `{"role":"user","content":""}`}, // no parts at all: nil
 		{Message{Role: "user", Parts: []Part{}}, `{"role":"user","content":[]}`},
-		{UserParts(TextPart("t"), ImagePart("data:x")), `{"role":"user","content":[{"type":"text","text":"t"},{"type":"image_url","image_url":{"url":"data:x"}}]}`},
+		{UserParts(TextPart("t"), ImagePart("data:x")),
+			`{"role":"user","content":[{"type":"text","text":"t"},{"type":"image_url","image_url":{"url":"data:x"}}]}`},
 		{UserParts(TextPart("")), `{"role":"user","content":[{"type":"text","text":""}]}`},
-		{UserParts(Part{Type: "image_url", ImageURL: &ImageURL{URL: "u", Detail: "low"}}, Part{Type: "input_audio", Extra: map[string]json.RawMessage{"input_audio": []byte(`{"data":"d","format":"wav"}`)}},
-			Part{Type: "file", Extra: map[string]json.RawMessage{"file": []byte(`{"file_id":"f"}`)}}),
+		{UserParts(Part{Type: "image_url", ImageURL: &ImageURL{URL: "u", Detail: "low"}},
+			Part{Type: "input_audio",
+				Extra: map[string]json.RawMessage{
+					"input_audio": []byte(`{"data":"d","format":"wav"}`)}},
+			Part{Type: "file",
+				Extra: map[string]json.RawMessage{"file": []byte(`{"file_id":"f"}`)}}),
 			`{"role":"user","content":[{"type":"image_url","image_url":{"url":"u","detail":"low"}},{"type":"input_audio","input_audio":{"data":"d","format":"wav"}},{"type":"file","file":{"file_id":"f"}}]}`},
-		{Message{Role: "assistant", ToolCalls: []ToolCall{{ID: "1", Type: "function", Function: FunctionCall{Name: "f", Arguments: "{}"}}}},
+		{Message{Role: "assistant", ToolCalls: []ToolCall{{ID: "1", Type: "function",
+			Function: FunctionCall{Name: "f", Arguments: "{}"}}}},
 			`{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]}`},
-		{Message{Role: "assistant", Content: "c", ToolCalls: []ToolCall{{ID: "1", Type: "function", Function: FunctionCall{Name: "f"}}}},
+		{Message{Role: "assistant", Content: "c", ToolCalls: []ToolCall{{ID: "1", Type: "function",
+			Function: FunctionCall{Name: "f"}}}},
 			`{"role":"assistant","content":"c","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":""}}]}`},
-		{Message{Role: "assistant", Refusal: "no"}, `{"role":"assistant","content":null,"refusal":"no"}`},
-		{Message{Role: "assistant", Content: "c", Extra: map[string]json.RawMessage{"reasoning_content": []byte(`"because"`), "b": nil}},
+		{Message{Role: "assistant", Refusal: "no"},
+			`{"role":"assistant","content":null,"refusal":"no"}`},
+		{Message{Role: "assistant", Content: "c",
+			Extra: map[string]json.RawMessage{"reasoning_content": []byte(`"because"`), "b": nil}},
 			`{"role":"assistant","content":"c","b":null,"reasoning_content":"because"}`},
 	} {
 		if got, err := chatjson.Marshal(c.m); err != nil || !sameJSON(t, string(got), c.want) {
@@ -274,10 +361,14 @@ func TestStoredConversation(t *testing.T) {
 		t.Errorf("became %s, %v", got, err)
 	}
 	for _, bad := range []string{
-		`{"role":"r","content":[{"type":"t","text":1}]}`, `{"role":"r","content":[{"image_url":{"url":1}}]}`,
-		`{"role":"r","content":[1]}`, `{"role":"r","content":[null]}`, `{"role":"r","tool_calls":{}}`,
-		`{"role":"r","tool_calls":[{"function":null}]}`, `{"role":"r","tool_calls":[{"function":{"name":[]}}]}`,
-		`{"role":"r","content":{}}`, `null`, `{"role":"r","x":` + strings.Repeat("[", chatjson.MaxDepth) + strings.Repeat("]", chatjson.MaxDepth) + `}`,
+		`{"role":"r","content":[{"type":"t","text":1}]}`,
+		`{"role":"r","content":[{"image_url":{"url":1}}]}`,
+		`{"role":"r","content":[1]}`, `{"role":"r","content":[null]}`,
+		`{"role":"r","tool_calls":{}}`,
+		`{"role":"r","tool_calls":[{"function":null}]}`,
+		`{"role":"r","tool_calls":[{"function":{"name":[]}}]}`,
+		`{"role":"r","content":{}}`, `null`, `{"role":"r","x":` +
+			strings.Repeat("[", chatjson.MaxDepth) + strings.Repeat("]", chatjson.MaxDepth) + `}`,
 	} {
 		if err := json.Unmarshal([]byte(bad), new(Message)); err == nil {
 			t.Errorf("%.80s was read", bad)
@@ -288,18 +379,21 @@ func TestStoredConversation(t *testing.T) {
 // Every type inside an answer or a chunk keeps the members that it does not know.
 func TestNestedExtra(t *testing.T) {
 	var r ChatResponse
-	if err := json.Unmarshal([]byte(`{"choices":[{"message":{"role":"assistant","tool_calls":[{"x":1}],"x":2},"x":3}],`+
-		`"usage":{"x":4},"x":5}`), &r); err != nil {
+	if err := json.Unmarshal([]byte(
+		`{"choices":[{"message":{"role":"assistant","tool_calls":[{"x":1}],"x":2},"x":3}],`+
+			`"usage":{"x":4},"x":5}`), &r); err != nil {
 		t.Fatal(err)
 	}
 	var c ChatChunk
-	if err := json.Unmarshal([]byte(`{"choices":[{"delta":{"tool_calls":[{"function":{"name":"f","NAME":"g"},"x":6}],"x":7},"x":8},`+
-		`{"delta":null}],"usage":{"x":9},"x":10}`), &c); err != nil {
+	if err := json.Unmarshal([]byte(
+		`{"choices":[{"delta":{"tool_calls":[{"function":{"name":"f","NAME":"g"},"x":6}],"x":7},"x":8},`+
+			`{"delta":null}],"usage":{"x":9},"x":10}`), &c); err != nil {
 		t.Fatal(err)
 	}
 	choice, piece := r.Choices[0], c.Choices[0]
 	for i, extra := range []map[string]json.RawMessage{
-		choice.Message.ToolCalls[0].Extra, choice.Message.Extra, choice.Extra, r.Usage.Extra, r.Extra,
+		choice.Message.ToolCalls[0].Extra, choice.Message.Extra, choice.Extra, r.Usage.Extra,
+		r.Extra,
 		piece.Delta.ToolCalls[0].Extra, piece.Delta.Extra, piece.Extra, c.Usage.Extra, c.Extra,
 	} {
 		if len(extra) != 1 || string(extra["x"]) != strconv.Itoa(i+1) {
@@ -313,15 +407,19 @@ func TestNestedExtra(t *testing.T) {
 
 func TestMessageText(t *testing.T) {
 	m := UserParts(TextPart("a"), ImagePart("u"), TextPart("b"))
-	if m.Text() != "ab" || UserMessage("c").Text() != "c" || (Message{}).Text() != "" || (Message{Parts: []Part{}}).Text() != "" {
+	if m.Text() != "ab" || UserMessage("c").Text() != "c" || (Message{}).Text() != "" ||
+		(Message{Parts: []Part{}}).Text() != "" {
 		t.Error("Text")
 	}
 }
 
 func FuzzMessage(f *testing.F) {
 	for _, s := range []string{
-		`{"role":"assistant","content":"x","tool_calls":null}`, `{"role":"user","content":[{"type":"text","text":"x"},{"type":"?","y":1}]}`,
-		`{"role":"r","content":null,"refusal":"\ud800"}`, `{"role":"r","tool_calls":[{"id":"1","function":{"name":"n","arguments":"{}"}}]}`, `{"role":1}`, `[]`,
+		`{"role":"assistant","content":"x","tool_calls":null}`,
+		`{"role":"user","content":[{"type":"text","text":"x"},{"type":"?","y":1}]}`,
+		`{"role":"r","content":null,"refusal":"\ud800"}`,
+		`{"role":"r","tool_calls":[{"id":"1","function":{"name":"n","arguments":"{}"}}]}`,
+		`{"role":1}`, `[]`,
 		`{"role":"r","content":"a","content":null}`, `{"role":"r","\u0063ontent":"c"}`,
 	} {
 		f.Add([]byte(s))
@@ -355,7 +453,9 @@ func FuzzMessage(f *testing.F) {
 // A chat's JSON is written into one buffer, and what an answer's text becomes is one string.
 func TestChatAllocations(t *testing.T) {
 	const n = 1 << 20
-	text := string(bytes.Repeat([]byte("Two lines,\nand a \"word\" in quotes, in every so many bytes of ordinary text. "), n/77))
+	text := string(bytes.Repeat(
+		[]byte("Two lines,\nand a \"word\" in quotes, in every so many bytes of ordinary text. "),
+		n/77))
 	request := ask(text)
 	if _, size := testkit.Allocated(func() {
 		if _, err := request.encode(); err != nil {
@@ -385,8 +485,10 @@ func TestEncodedRequestsNeedNoCheck(t *testing.T) {
 	} {
 		members := map[string]json.RawMessage{"x": v}
 		for where, change := range map[string]func(*ChatRequest){
-			"Extra":     func(r *ChatRequest) { r.Extra = map[string]any{"x": v} },
-			"inside":    func(r *ChatRequest) { r.Extra = map[string]any{"x": map[string]any{"y": []any{v}}} },
+			"Extra": func(r *ChatRequest) { r.Extra = map[string]any{"x": v} },
+			"inside": func(r *ChatRequest) {
+				r.Extra = map[string]any{"x": map[string]any{"y": []any{v}}}
+			},
 			"a message": func(r *ChatRequest) { r.Messages[0].Extra = members },
 			"a part": func(r *ChatRequest) {
 				r.Messages = []Message{UserParts(Part{Type: "x",
@@ -418,15 +520,26 @@ func TestCheckMetadata(t *testing.T) {
 	const id, other = "0e3b1a52-7c5d-4f0e-9a43-00112233aabb", "0e3b1a52-7c5d-4f0e-9a43-00112233aabc"
 	payload := func(v string) string { return `{"payload_id":` + v + `}` }
 	for meta, want := range map[string]error{
-		`null`: nil, `{}`: nil, `[]`: nil, `"x"`: nil, `1`: nil, `["payload_id","` + other + `"]`: nil,
-		payload(`"` + id + `"`): nil, payload(`"` + strings.ToUpper(id) + `"`): nil, payload(`"\u0030` + id[1:] + `"`): nil,
-		payload(`"` + other + `"`): ErrReplay, payload(`"` + strings.ToUpper(other) + `"`): ErrReplay, payload(`"\u0030` + other[1:] + `"`): ErrReplay,
-		payload(`"` + id + `","payload_id":"` + other + `"`): ErrReplay, payload(`"` + other + `","payload_id":"` + id + `"`): nil,
-		`{"payload\u005fid":"` + other + `"}`: ErrReplay, `{"Payload_ID":"` + other + `"}`: nil, `{"x":{"payload_id":"` + other + `"}}`: nil,
-		payload(`null`): nil, payload(`7`): nil, payload(`""`): nil, payload(`"openai-compat-1"`): nil, payload(`"` + other[1:] + `"`): nil,
-		payload(`"{` + other + `}"`): nil, payload(`" ` + other + `"`): nil, payload(`["` + other + `"]`): nil, payload(`"` + strings.ReplaceAll(other, "-", "") + `"`): nil,
+		`null`: nil, `{}`: nil, `[]`: nil, `"x"`: nil, `1`: nil,
+		`["payload_id","` + other + `"]`: nil,
+		payload(`"` + id + `"`):          nil, payload(`"` + strings.ToUpper(id) + `"`): nil,
+		payload(`"\u0030` + id[1:] + `"`): nil,
+		payload(`"` + other + `"`):        ErrReplay, payload(`"` + strings.ToUpper(other) +
+			`"`): ErrReplay, payload(`"\u0030` + other[1:] + `"`): ErrReplay,
+		payload(`"` + id + `","payload_id":"` + other + `"`): ErrReplay,
+		payload(`"` + other + `","payload_id":"` + id + `"`): nil,
+		`{"payload\u005fid":"` + other + `"}`:                ErrReplay,
+		`{"Payload_ID":"` + other + `"}`:                     nil,
+		`{"x":{"payload_id":"` + other + `"}}`:               nil,
+		payload(`null`):                                      nil, payload(`7`): nil,
+		payload(`""`):                nil,
+		payload(`"openai-compat-1"`): nil, payload(`"` + other[1:] + `"`): nil,
+		payload(`"{` + other + `}"`): nil, payload(`" ` + other + `"`): nil,
+		payload(`["` + other + `"]`): nil, payload(`"` + strings.ReplaceAll(other, "-", "") +
+			`"`): nil,
 	} {
-		for _, answer := range []string{answerWith("_metadata", meta), `{"_metadata":` + meta + `,"error":{"message":"x"}}`} {
+		for _, answer := range []string{answerWith("_metadata", meta),
+			`{"_metadata":` + meta + `,"error":{"message":"x"}}`} {
 			err := checkCompletion([]byte(answer), id, TierHigh)
 			_, isAPI := errors.AsType[*APIError](err)
 			if errors.Is(err, ErrReplay) != (want != nil) || (want == nil && err != nil && !isAPI) {
@@ -442,15 +555,18 @@ func TestTierDowngrade(t *testing.T) {
 		for got := 1; got < len(tiers); got++ {
 			answer := answerWith("_metadata", `{"security_tier":"`+string(tiers[got])+`"}`)
 			err := checkCompletion([]byte(answer), newUUID(), want)
-			if lower := asked != 0 && got < asked; errors.Is(err, ErrTierDowngrade) != lower || (err == nil) == lower {
+			if lower := asked != 0 && got < asked; errors.Is(err, ErrTierDowngrade) != lower ||
+				(err == nil) == lower {
 				t.Errorf("asked %q, got %q: %v", want, tiers[got], err)
 			}
 		}
 		for value, silent := range map[string]bool{ // says nothing, or names no tier that is known
 			`null`: true, `1`: true, `""`: true, `{}`: true, `["standard"]`: true,
-			`"none"`: false, `"HIGH"`: false, `" maximum"`: false, `"` + strings.Repeat("x", 2000) + `"`: false, `"\u0073tandar\u0064s"`: false,
+			`"none"`: false, `"HIGH"`: false, `" maximum"`: false,
+			`"` + strings.Repeat("x", 2000) + `"`: false, `"\u0073tandar\u0064s"`: false,
 		} {
-			err := checkCompletion([]byte(answerWith("_metadata", `{"security_tier":`+value+`}`)), newUUID(), want)
+			err := checkCompletion([]byte(answerWith("_metadata", `{"security_tier":`+value+`}`)),
+				newUUID(), want)
 			if refused := want != "" && !silent; errors.Is(err, ErrTierDowngrade) != refused {
 				t.Errorf("asked %q, got %.20s: %v", want, value, err)
 			}

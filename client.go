@@ -186,7 +186,8 @@ func (c *SecureCompletionClient) options(opts []CallOption) (*callOptions, error
 		}
 	}
 	if o.tier.rank() < 0 {
-		return nil, fmt.Errorf("%w: security tier, want standard, high or maximum", ErrInvalidRequest)
+		return nil, fmt.Errorf("%w: security tier, want standard, high or maximum",
+			ErrInvalidRequest)
 	}
 	if o.apiKey != nil {
 		if err := o.apiKey.Use(httpx.ValidAPIKey); err != nil {

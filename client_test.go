@@ -30,7 +30,8 @@ func (l *slowLimiter) Wait(ctx context.Context) error {
 
 func TestNilCallOptions(t *testing.T) {
 	s := fakes.NewServer(t)
-	if _, err := sealedClient(t, s, nil).Chat(t.Context(), ask("?"), nil, WithTier(TierHigh), nil); err != nil {
+	if _, err := sealedClient(t, s, nil).Chat(t.Context(), ask("?"), nil, WithTier(TierHigh),
+		nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.Last().Request.Header.Get(hybrid.HeaderTier); got != "high" {
@@ -51,7 +52,8 @@ func TestZeroClient(t *testing.T) {
 	_, key := c.ServerKey(t.Context())
 	_, complete := c.Complete(t.Context(), secret(t, `{}`))
 	for name, err := range map[string]error{
-		"Chat": chat, "ServerKey": key, "Complete": complete, "Warm": c.Warm(t.Context()), "AcceptServerKey": c.AcceptServerKey(strings.Repeat("0", 64)),
+		"Chat": chat, "ServerKey": key, "Complete": complete, "Warm": c.Warm(t.Context()),
+		"AcceptServerKey": c.AcceptServerKey(strings.Repeat("0", 64)),
 	} {
 		if err == nil {
 			t.Errorf("%s: no error", name)
@@ -89,16 +91,20 @@ func TestBaseURLEnd(t *testing.T) {
 		"https://secret-user:secret-password@h.test/v1": "user info",
 	} {
 		for _, p := range []Protocol{"", ProtocolOHTTP} {
-			c, err := NewSecureCompletionClient(Config{BaseURL: text, Trust: TrustHTTPS(), Transport: neverUsed(t), Protocol: p})
+			c, err := NewSecureCompletionClient(Config{BaseURL: text, Trust: TrustHTTPS(),
+				Transport: neverUsed(t), Protocol: p})
 			e, ok := errors.AsType[*ConfigError](err)
-			if c != nil || !ok || e.Field != "Config.BaseURL" || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "secret-") {
+			if c != nil || !ok || e.Field != "Config.BaseURL" ||
+				!strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "secret-") {
 				t.Errorf("%q: got %v, %v, want %s", text, c, err, says)
 			}
 		}
 	}
-	for _, text := range []string{"https://h", "https://h/", "https://h/v1x", "https://h/xv1", "https://h/v2", "https://h/v1/pre",
+	for _, text := range []string{"https://h", "https://h/", "https://h/v1x", "https://h/xv1",
+		"https://h/v2", "https://h/v1/pre",
 		"https://h/pre%2Fv1", "https://v1", "https://h/completions", DefaultBaseURL} {
-		c, err := NewSecureCompletionClient(Config{BaseURL: text, Trust: TrustHTTPS(), Transport: neverUsed(t)})
+		c, err := NewSecureCompletionClient(Config{BaseURL: text, Trust: TrustHTTPS(),
+			Transport: neverUsed(t)})
 		if err != nil {
 			t.Errorf("%q: %v", text, err)
 			continue
@@ -110,15 +116,18 @@ func TestBaseURLEnd(t *testing.T) {
 func TestMaxRequestBytes(t *testing.T) {
 	s := fakes.NewServer(t)
 	request := []byte(`{"model":"m","messages":[{"role":"user","content":"x"}]}`)
-	for _, limit := range []int64{int64(len(request)) - 1, int64(len(request)), int64(len(request)) + 1} {
+	for _, limit := range []int64{int64(len(request)) - 1, int64(len(request)),
+		int64(len(request)) + 1} {
 		c := sealedClient(t, s, func(c *Config) { c.MaxRequestBytes = limit })
 		_, err := c.Complete(t.Context(), secret(t, string(request)))
-		if tooLarge := limit < int64(len(request)); errors.Is(err, ErrTooLarge) != tooLarge || (err == nil) == tooLarge {
+		if tooLarge := limit < int64(len(request)); errors.Is(err, ErrTooLarge) != tooLarge ||
+			(err == nil) == tooLarge {
 			t.Errorf("limit %d, request %d: %v", limit, len(request), err)
 		}
 	}
 	if gets, posts := s.Counts(); gets != 2 || posts != 2 {
-		t.Errorf("%d key fetches and %d requests; too large a request must not cause any", gets, posts)
+		t.Errorf("%d key fetches and %d requests; too large a request must not cause any", gets,
+			posts)
 	}
 }
 
@@ -170,8 +179,10 @@ func TestCallOptions(t *testing.T) {
 			t.Fatal(err)
 		}
 		h := s.Last().Request.Header
-		if h.Get("Authorization") != k.auth || h.Get("X-Security-Tier") != k.tier || len(h.Values("Authorization")) > 1 {
-			t.Errorf("%d options: %q, tier %q", len(k.opts), h.Values("Authorization"), h.Get("X-Security-Tier"))
+		if h.Get("Authorization") != k.auth || h.Get("X-Security-Tier") != k.tier ||
+			len(h.Values("Authorization")) > 1 {
+			t.Errorf("%d options: %q, tier %q", len(k.opts), h.Values("Authorization"),
+				h.Get("X-Security-Tier"))
 		}
 	}
 }
@@ -197,7 +208,8 @@ func TestBadCallOptions(t *testing.T) {
 		"destroyed": {WithAPIKey(destroyed), ErrClosed},
 	} {
 		_, chatErr := c.Chat(t.Context(), ask("x"), k.opt)
-		_, completeErr := c.Complete(t.Context(), secret(t, `{"model":"m","messages":[{"role":"user","content":""}]}`), k.opt)
+		_, completeErr := c.Complete(t.Context(), secret(t,
+			`{"model":"m","messages":[{"role":"user","content":""}]}`), k.opt)
 		if !errors.Is(chatErr, k.want) || !errors.Is(completeErr, k.want) {
 			t.Errorf("%s: %v, %v", name, chatErr, completeErr)
 		}
@@ -235,15 +247,21 @@ func TestKeyFetchErrors(t *testing.T) {
 		resp func() *http.Response
 		want error
 	}{
-		"404":          {func() *http.Response { return respond(404, "") }, ErrNotFound},
-		"500":          {func() *http.Response { return respond(500, "") }, ErrServer},
-		"204":          {func() *http.Response { return respond(204, "") }, ErrServer},
-		"redirect":     {func() *http.Response { return respond(302, "", "Location", "https://evil.test/") }, ErrServer},
-		"empty":        {func() *http.Response { return respond(200, "") }, ErrPublicKey},
-		"html":         {func() *http.Response { return respond(200, "<html>") }, ErrPublicKey},
-		"two keys":     {func() *http.Response { return respond(200, pem+pem) }, ErrPublicKey},
-		"too large":    {func() *http.Response { return respond(200, pem+strings.Repeat(" ", hybrid.MaxKeyText)) }, ErrTooLarge},
-		"bad encoding": {func() *http.Response { return respond(200, pem, "Content-Encoding", "br") }, ErrConnection},
+		"404": {func() *http.Response { return respond(404, "") }, ErrNotFound},
+		"500": {func() *http.Response { return respond(500, "") }, ErrServer},
+		"204": {func() *http.Response { return respond(204, "") }, ErrServer},
+		"redirect": {func() *http.Response {
+			return respond(302, "", "Location", "https://evil.test/")
+		}, ErrServer},
+		"empty":    {func() *http.Response { return respond(200, "") }, ErrPublicKey},
+		"html":     {func() *http.Response { return respond(200, "<html>") }, ErrPublicKey},
+		"two keys": {func() *http.Response { return respond(200, pem+pem) }, ErrPublicKey},
+		"too large": {func() *http.Response {
+			return respond(200, pem+strings.Repeat(" ", hybrid.MaxKeyText))
+		}, ErrTooLarge},
+		"bad encoding": {func() *http.Response {
+			return respond(200, pem, "Content-Encoding", "br")
+		}, ErrConnection},
 	} {
 		s := fakes.NewServer(t)
 		s.KeyPEM = c.resp
@@ -257,8 +275,10 @@ func TestKeyFetchErrors(t *testing.T) {
 }
 
 func TestComplete(t *testing.T) {
-	// Odd on purpose: spaces, order, repeated names, numbers out of range in members without a type.
-	raw := " { \"_metadata\":{\"x\":1e400}, \"id\":null,\"model\":\"a\",\"model\":null,\t\"object\":\"chat.completion\",\"created\":1.5e0," +
+	// Odd on purpose: spaces, order, repeated names, numbers out of range in members without a
+	// type.
+	raw := " { \"_metadata\":{\"x\":1e400}, " +
+		"\"id\":null,\"model\":\"a\",\"model\":null,\t\"object\":\"chat.completion\",\"created\":1.5e0," +
 		"\"choices\":[],\"lone\":\"\\ud800\",\"big\":123456789012345678901234567890 }\n"
 	s := fakes.NewServer(t)
 	s.Answer = func(q *fakes.Question) *http.Response { return q.Seal(raw) }
@@ -284,7 +304,8 @@ func TestComplete(t *testing.T) {
 		}
 		return nil
 	})
-	if resp.PayloadID != s.Last().Request.Header.Get("X-Payload-ID") || !chatjson.IsUUID(resp.PayloadID) || resp.PayloadID[14] != '4' {
+	if resp.PayloadID != s.Last().Request.Header.Get("X-Payload-ID") ||
+		!chatjson.IsUUID(resp.PayloadID) || resp.PayloadID[14] != '4' {
 		t.Errorf("PayloadID %q", resp.PayloadID)
 	}
 	for range 2 {
@@ -331,7 +352,8 @@ func TestCompleteRefusals(t *testing.T) {
 		t.Errorf("destroyed: %v, %v", resp, err)
 	}
 	for name, r := range map[string]*Secret{"nil": nil, "empty": secret(t, "")} {
-		if resp, err := c.Complete(t.Context(), r); !errors.Is(err, ErrInvalidRequest) || resp != nil {
+		if resp, err := c.Complete(t.Context(), r); !errors.Is(err, ErrInvalidRequest) ||
+			resp != nil {
 			t.Errorf("%s: %v, %v", name, resp, err)
 		}
 	}
@@ -410,13 +432,15 @@ func TestTimeoutsAndContexts(t *testing.T) {
 	c = sealedClient(t, s, func(c *Config) { c.Transport = stuck })
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := c.Chat(ctx, ask("x")); errors.Is(err, ErrConnection) || !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.Chat(ctx, ask("x")); errors.Is(err, ErrConnection) ||
+		!errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the caller's deadline: %v", err)
 	}
 	cause := errors.New("the caller's cause")
 	gone, leave := context.WithCancelCause(t.Context())
 	leave(cause)
-	if _, err := c.Chat(gone, ask("x")); !errors.Is(err, cause) || !errors.Is(err, context.Canceled) {
+	if _, err := c.Chat(gone, ask("x")); !errors.Is(err, cause) ||
+		!errors.Is(err, context.Canceled) {
 		t.Errorf("an ended context: %v", err)
 	}
 }
@@ -431,13 +455,25 @@ func TestClientLogsNoContent(t *testing.T) {
 		c.APIKey = secret(t, "key-"+marker)
 	})
 	for name, answer := range map[string]func(q *fakes.Question) *http.Response{
-		"fine":         func(q *fakes.Question) *http.Response { return q.Seal(fakes.FineCompletion(marker)) },
-		"schema":       func(q *fakes.Question) *http.Response { return q.Seal(`{"id":"` + marker + `","` + marker + `":1}`) },
-		"not JSON":     func(q *fakes.Question) *http.Response { return q.Seal(marker) },
-		"sealed error": func(q *fakes.Question) *http.Response { return q.Seal(`{"error":{"message":"` + marker + `"}}`) },
-		"unsealed":     func(q *fakes.Question) *http.Response { return respond(200, `{"`+marker+`":1}`) },
-		"encoding":     func(q *fakes.Question) *http.Response { return respond(200, marker, "Content-Encoding", marker) },
-		"status":       func(q *fakes.Question) *http.Response { return respond(422, `{"detail":"`+marker+`"}`) },
+		"fine": func(q *fakes.Question) *http.Response {
+			return q.Seal(fakes.FineCompletion(marker))
+		},
+		"schema": func(q *fakes.Question) *http.Response {
+			return q.Seal(`{"id":"` + marker + `","` + marker + `":1}`)
+		},
+		"not JSON": func(q *fakes.Question) *http.Response { return q.Seal(marker) },
+		"sealed error": func(q *fakes.Question) *http.Response {
+			return q.Seal(`{"error":{"message":"` + marker + `"}}`)
+		},
+		"unsealed": func(q *fakes.Question) *http.Response {
+			return respond(200, `{"`+marker+`":1}`)
+		},
+		"encoding": func(q *fakes.Question) *http.Response {
+			return respond(200, marker, "Content-Encoding", marker)
+		},
+		"status": func(q *fakes.Question) *http.Response {
+			return respond(422, `{"detail":"`+marker+`"}`)
+		},
 	} {
 		s.Answer = answer
 		_, err := c.Chat(t.Context(), ask(marker))
@@ -447,7 +483,8 @@ func TestClientLogsNoContent(t *testing.T) {
 		if strings.Contains(log.String(), marker) {
 			t.Errorf("%s: content in the log: %s", name, log.String())
 		}
-		if e, ok := errors.AsType[*APIError](err); err != nil && !ok && strings.Contains(err.Error(), marker) {
+		if e, ok := errors.AsType[*APIError](err); err != nil && !ok &&
+			strings.Contains(err.Error(), marker) {
 			t.Errorf("%s: content in the error: %v %v", name, err, e)
 		}
 		log.Reset()
@@ -458,7 +495,8 @@ func TestNewUUID(t *testing.T) {
 	seen := map[string]bool{}
 	for range 1000 {
 		id := newUUID()
-		if !chatjson.IsUUID(id) || id[14] != '4' || !strings.ContainsRune("89ab", rune(id[19])) || seen[id] {
+		if !chatjson.IsUUID(id) || id[14] != '4' || !strings.ContainsRune("89ab", rune(id[19])) ||
+			seen[id] {
 			t.Fatalf("got %q", id)
 		}
 		seen[id] = true

@@ -202,9 +202,10 @@ func (c *Config) setDefaults() error {
 
 func (c *Config) validate() error {
 	if c.Trust == nil {
-		return configError("Config.Trust", "choose whose key prompts are sealed to: TrustHTTPS() takes "+
-			"what the server presents over HTTPS, Pin(\"sha256 hex\") takes only that key, "+
-			"FirstUse(store) remembers the first one")
+		return configError("Config.Trust",
+			"choose whose key prompts are sealed to: TrustHTTPS() takes "+
+				"what the server presents over HTTPS, Pin(\"sha256 hex\") takes only that key, "+
+				"FirstUse(store) remembers the first one")
 	}
 	if err := c.Trust.validate(); err != nil {
 		return &ConfigError{Field: "Config.Trust", Err: err}
@@ -222,7 +223,8 @@ func (c *Config) validate() error {
 	if t, ok := c.Transport.(*http.Transport); ok && skipsVerification(t.TLSClientConfig) &&
 		restsOnTLS(c.Trust) {
 		return configError("Config.Transport",
-			"InsecureSkipVerify leaves nothing of TrustHTTPS or FirstUse; pin the server's key instead")
+			"InsecureSkipVerify leaves nothing of TrustHTTPS or FirstUse; pin the server's "+
+				"key instead")
 	}
 	if c.APIKey != nil {
 		if err := c.APIKey.Use(httpx.ValidAPIKey); err != nil {

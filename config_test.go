@@ -26,7 +26,8 @@ import (
 // setEnv sets the variables that [ConfigFromEnv] reads, and empties those that are not named.
 func setEnv(t *testing.T, values map[string]string) {
 	t.Helper()
-	for _, name := range []string{"NOMYO_SERVER_URL", "NOMYO_API_KEY", "NOMYO_KEY_DIR", "NOMYO_KEY_PASSWORD", "NOMYO_SERVER_PIN"} {
+	for _, name := range []string{"NOMYO_SERVER_URL", "NOMYO_API_KEY", "NOMYO_KEY_DIR",
+		"NOMYO_KEY_PASSWORD", "NOMYO_SERVER_PIN"} {
 		t.Setenv(name, values[name])
 		if _, ok := values[name]; !ok {
 			_ = os.Unsetenv(name) // Setenv brings it back
@@ -77,7 +78,9 @@ func TestConfigFromEnv(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.APIKey.Destroy()
-			if c.BaseURL != cmp.Or(values["NOMYO_SERVER_URL"], "https://api.nomyo.ai") || (c.APIKey != nil) != has["key"] || (c.Keys != nil) != has["keys"] || (c.Trust != nil) != has["pin"] {
+			if c.BaseURL != cmp.Or(values["NOMYO_SERVER_URL"], "https://api.nomyo.ai") ||
+				(c.APIKey != nil) != has["key"] || (c.Keys != nil) != has["keys"] ||
+				(c.Trust != nil) != has["pin"] {
 				t.Errorf("%+v", c)
 			}
 			if has["key"] {
@@ -124,21 +127,31 @@ func envErrors(t *testing.T, dir string) {
 		names  []string // in the error
 		want   error
 	}{
-		{"no store", map[string]string{"NOMYO_KEY_DIR": empty, "NOMYO_KEY_PASSWORD": secretWord}, []string{"NOMYO_KEY_DIR", empty, "create"}, fs.ErrNotExist},
-		{"no folder", map[string]string{"NOMYO_KEY_DIR": empty + "x", "NOMYO_KEY_PASSWORD": secretWord}, []string{"NOMYO_KEY_DIR", "create"}, fs.ErrNotExist},
-		{"no passphrase", map[string]string{"NOMYO_KEY_DIR": dir}, []string{"NOMYO_KEY_PASSWORD"}, ErrPassphrase},
-		{"wrong passphrase", map[string]string{"NOMYO_KEY_DIR": dir, "NOMYO_KEY_PASSWORD": secretWord}, []string{"NOMYO_KEY_"}, ErrPassphrase},
-		{"newline in the API key", map[string]string{"NOMYO_API_KEY": secretWord + "\n"}, []string{"NOMYO_API_KEY"}, nil},
-		{"API key after the store", map[string]string{"NOMYO_KEY_DIR": dir, "NOMYO_KEY_PASSWORD": passphrase, "NOMYO_API_KEY": secretWord + "\r"},
+		{"no store", map[string]string{"NOMYO_KEY_DIR": empty, "NOMYO_KEY_PASSWORD": secretWord},
+			[]string{"NOMYO_KEY_DIR", empty, "create"}, fs.ErrNotExist},
+		{"no folder", map[string]string{"NOMYO_KEY_DIR": empty + "x",
+			"NOMYO_KEY_PASSWORD": secretWord}, []string{"NOMYO_KEY_DIR", "create"}, fs.ErrNotExist},
+		{"no passphrase", map[string]string{"NOMYO_KEY_DIR": dir}, []string{"NOMYO_KEY_PASSWORD"},
+			ErrPassphrase},
+		{"wrong passphrase", map[string]string{"NOMYO_KEY_DIR": dir,
+			"NOMYO_KEY_PASSWORD": secretWord}, []string{"NOMYO_KEY_"}, ErrPassphrase},
+		{"newline in the API key", map[string]string{"NOMYO_API_KEY": secretWord + "\n"},
 			[]string{"NOMYO_API_KEY"}, nil},
-		{"pin", map[string]string{"NOMYO_SERVER_PIN": secretWord}, []string{"NOMYO_SERVER_PIN"}, nil},
-		{"pins", map[string]string{"NOMYO_SERVER_PIN": publicOf(t, "rsa-2048").Fingerprint() + ",,"}, []string{"NOMYO_SERVER_PIN"}, nil},
-		{"blank pin", map[string]string{"NOMYO_SERVER_PIN": " "}, []string{"NOMYO_SERVER_PIN"}, nil},
+		{"API key after the store", map[string]string{"NOMYO_KEY_DIR": dir,
+			"NOMYO_KEY_PASSWORD": passphrase, "NOMYO_API_KEY": secretWord + "\r"},
+			[]string{"NOMYO_API_KEY"}, nil},
+		{"pin", map[string]string{"NOMYO_SERVER_PIN": secretWord}, []string{"NOMYO_SERVER_PIN"},
+			nil},
+		{"pins", map[string]string{"NOMYO_SERVER_PIN": publicOf(t, "rsa-2048").Fingerprint() +
+			",,"}, []string{"NOMYO_SERVER_PIN"}, nil},
+		{"blank pin", map[string]string{"NOMYO_SERVER_PIN": " "}, []string{"NOMYO_SERVER_PIN"},
+			nil},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			setEnv(t, c.values)
 			got, err := ConfigFromEnv(t.Context())
-			if e, ok := errors.AsType[*ConfigError](err); !ok || !strings.HasPrefix(e.Field, "NOMYO_") {
+			if e, ok := errors.AsType[*ConfigError](err); !ok ||
+				!strings.HasPrefix(e.Field, "NOMYO_") {
 				t.Fatalf("%T %v", err, err)
 			}
 			if c.want != nil && !errors.Is(err, c.want) {
@@ -149,7 +162,8 @@ func envErrors(t *testing.T, dir string) {
 					t.Errorf("%q is not in: %v", name, err)
 				}
 			}
-			if text := fmt.Sprintf("%v %+v", err, err); strings.Contains(text, "hunter2") || strings.Contains(text, passphrase) {
+			if text := fmt.Sprintf("%v %+v", err, err); strings.Contains(text, "hunter2") ||
+				strings.Contains(text, passphrase) {
 				t.Errorf("a value is in: %s", text)
 			}
 			if got.Keys != nil || got.APIKey != nil || got.Trust != nil || got.BaseURL != "" {
@@ -180,8 +194,12 @@ func TestConfigErrors(t *testing.T) {
 		{"Config.Protocol", func(c *Config) { c.Protocol = "envelope " }},
 		{"Config.OHTTP", func(c *Config) { c.OHTTP.Padding = 256 }},
 		{"Config.OHTTP", func(c *Config) { c.OHTTP.AllowX25519 = true }},
-		{"Config.OHTTP.Padding", func(c *Config) { c.Protocol, c.OHTTP.Padding = ProtocolOHTTP, -1 }},
-		{"Config.OHTTP.Padding", func(c *Config) { c.Protocol, c.OHTTP.Padding = ProtocolOHTTP, maxPadding+1 }},
+		{"Config.OHTTP.Padding", func(c *Config) {
+			c.Protocol, c.OHTTP.Padding = ProtocolOHTTP, -1
+		}},
+		{"Config.OHTTP.Padding", func(c *Config) {
+			c.Protocol, c.OHTTP.Padding = ProtocolOHTTP, maxPadding+1
+		}},
 		{"Config.BaseURL", func(c *Config) { c.BaseURL = "https://u:p@example.com" }},
 		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, "") }},
 		{"Config.APIKey", func(c *Config) { c.APIKey = secret(t, "a\r\nX: y") }},
@@ -195,10 +213,12 @@ func TestConfigErrors(t *testing.T) {
 		{"Config.MaxResponseBytes", func(c *Config) { c.MaxResponseBytes = -1 }},
 		{"Config.MaxResponseBytes", func(c *Config) { c.MaxResponseBytes = 1 << 40 }},
 		{"Config.Transport", func(c *Config) {
-			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS10}}
+			c.Transport = &http.Transport{
+				TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS10}}
 		}},
 		{"Config.Transport", func(c *Config) {
-			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS11}}
+			c.Transport = &http.Transport{
+				TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS11}}
 		}},
 		{"Config.Transport", func(c *Config) {
 			c.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
@@ -209,20 +229,26 @@ func TestConfigErrors(t *testing.T) {
 		{"Config.Transport", func(c *Config) { c.Transport = (*http.Transport)(nil) }},
 		{"Config.Transport", func(c *Config) { c.Transport = roundTripFunc(nil) }},
 		{"Config.Limiter", func(c *Config) { c.Limiter = (*slowLimiter)(nil) }},
-		{"Config.Transport", func(c *Config) { c.BaseURL, c.InsecureAllowHTTP = "http://localhost:1", true }}, // foreign RoundTripper
+		// foreign RoundTripper
+		{"Config.Transport", func(c *Config) {
+			c.BaseURL, c.InsecureAllowHTTP = "http://localhost:1", true
+		}},
 	} {
-		config := Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Transport: neverUsed(t), APIKey: secret(t, "good-key")}
+		config := Config{BaseURL: "https://server.test", Trust: TrustHTTPS(),
+			Transport: neverUsed(t), APIKey: secret(t, "good-key")}
 		c.change(&config)
 		client, err := NewSecureCompletionClient(config)
 		e, ok := errors.AsType[*ConfigError](err)
 		if client != nil || !ok || e.Field != c.field || !strings.Contains(err.Error(), c.field) {
 			t.Errorf("%s: got %v, %v", c.field, client, err)
 		}
-		if err != nil && (strings.Contains(err.Error(), "good-key") || strings.Contains(err.Error(), "u:p")) {
+		if err != nil && (strings.Contains(err.Error(), "good-key") ||
+			strings.Contains(err.Error(), "u:p")) {
 			t.Errorf("%s: %v tells too much", c.field, err)
 		}
 	}
-	if _, err := NewEphemeralKeyStore(&KeyStoreOptions{Bits: 1024}); !strings.Contains(fmt.Sprint(err), "KeyStoreOptions.Bits") {
+	if _, err := NewEphemeralKeyStore(
+		&KeyStoreOptions{Bits: 1024}); !strings.Contains(fmt.Sprint(err), "KeyStoreOptions.Bits") {
 		t.Errorf("1024 bits: %v", err)
 	}
 }
@@ -230,13 +256,17 @@ func TestConfigErrors(t *testing.T) {
 func TestDefaultsAndNoNetworkInConstructor(t *testing.T) {
 	t.Setenv("NOMYO_SERVER_URL", "https://from.the.environment")
 	t.Setenv("NOMYO_API_KEY", "from-the-environment")
-	c, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(), Transport: neverUsed(t)})
+	c, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: TrustHTTPS(),
+		Transport: neverUsed(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if c.base.String() != "https://server.test" || c.cfg.Protocol != ProtocolEnvelope || c.cfg.Timeout != 10*time.Minute || c.cfg.MaxRetries != 2 || c.cfg.MaxRequestBytes != 10<<20 ||
-		c.cfg.MaxResponseBytes != 64<<20 || c.cfg.APIKey != nil || c.log == nil || !c.ownKeys || c.ownHTTP {
+	if c.base.String() != "https://server.test" || c.cfg.Protocol != ProtocolEnvelope ||
+		c.cfg.Timeout != 10*time.Minute || c.cfg.MaxRetries != 2 ||
+		c.cfg.MaxRequestBytes != 10<<20 ||
+		c.cfg.MaxResponseBytes != 64<<20 || c.cfg.APIKey != nil || c.log == nil || !c.ownKeys ||
+		c.ownHTTP {
 		t.Errorf("got %+v", c.cfg)
 	}
 	if len(c.cfg.Keys.Keys()) != 0 {

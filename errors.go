@@ -165,7 +165,8 @@ func (e *ServerKeyError) Error() string {
 	if e.other != "" {
 		return s + "; the pin is that of the same server's key for " + e.other
 	}
-	return s + "; nothing was sent: ask the operator what the gateway's Keys list, by another way " +
+	return s +
+		"; nothing was sent: ask the operator what the gateway's Keys list, by another way " +
 		"than this connection; if it is " + which + ", pin it or call AcceptServerKey with it " +
 		"(a gateway without a key store has new keys at each start)"
 }
@@ -191,7 +192,8 @@ type OuterError struct {
 }
 
 func (e *OuterError) Error() string {
-	s := "sealedchat: an answer that is not sealed, and proves nothing: " + strconv.Itoa(e.StatusCode)
+	s := "sealedchat: an answer that is not sealed, and proves nothing: " +
+		strconv.Itoa(e.StatusCode)
 	if text := http.StatusText(e.StatusCode); text != "" {
 		s += " " + text
 	}
@@ -405,7 +407,8 @@ func words(v any) string {
 		}
 		return strings.Join(all, "; ")
 	case map[string]any:
-		return cmp.Or(scalar(v["message"]), scalar(v["msg"]), scalar(v["detail"]), scalar(v["error"]))
+		return cmp.Or(scalar(v["message"]), scalar(v["msg"]), scalar(v["detail"]),
+			scalar(v["error"]))
 	default:
 		return scalar(v)
 	}

@@ -23,12 +23,14 @@ import (
 )
 
 var statusSentinels = []error{
-	ErrInvalidRequest, ErrAuthentication, ErrPermission, ErrNotFound, ErrRateLimited, ErrServer, ErrUnavailable,
+	ErrInvalidRequest, ErrAuthentication, ErrPermission, ErrNotFound, ErrRateLimited, ErrServer,
+	ErrUnavailable,
 }
 
 func TestSentinelOfEveryStatus(t *testing.T) {
 	named := map[int]error{
-		401: ErrAuthentication, 403: ErrPermission, 404: ErrNotFound, 429: ErrRateLimited, 503: ErrUnavailable,
+		401: ErrAuthentication, 403: ErrPermission, 404: ErrNotFound, 429: ErrRateLimited,
+		503: ErrUnavailable,
 	}
 	for status := 100; status <= 599; status++ {
 		want := named[status]
@@ -66,13 +68,19 @@ func TestAPIErrorText(t *testing.T) {
 	}{
 		{APIError{StatusCode: 401}, "sealedchat: the server answered 401 Unauthorized"},
 		{APIError{StatusCode: 299}, "sealedchat: the server answered 299"},
-		{APIError{StatusCode: 302}, "sealedchat: the server answered 302 Found (redirects are not followed)"},
-		{*newSealedError(200, 0, "c", "d"), "sealedchat: the server answered 200 with a sealed error"},
-		{*newSealedError(200, 0, "", ""), "sealedchat: the server answered 200 with a sealed error"},
-		{*newSealedError(400, 0, "c", "d"), "sealedchat: the server answered 400 Bad Request with a sealed error"},
-		{APIError{StatusCode: 400, Code: "c", Detail: `say "hi"`}, `sealedchat: the server answered 400 Bad Request, code "c", detail "say \"hi\""`},
+		{APIError{StatusCode: 302},
+			"sealedchat: the server answered 302 Found (redirects are not followed)"},
+		{*newSealedError(200, 0, "c", "d"),
+			"sealedchat: the server answered 200 with a sealed error"},
+		{*newSealedError(200, 0, "", ""),
+			"sealedchat: the server answered 200 with a sealed error"},
+		{*newSealedError(400, 0, "c", "d"),
+			"sealedchat: the server answered 400 Bad Request with a sealed error"},
+		{APIError{StatusCode: 400, Code: "c", Detail: `say "hi"`},
+			`sealedchat: the server answered 400 Bad Request, code "c", detail "say \"hi\""`},
 		// Somebody may fill the fields with anything: quoting holds on its own.
-		{APIError{StatusCode: 500, Detail: "a\nb\x1b[31m\xff"}, `sealedchat: the server answered 500 Internal Server Error, detail "a\nb\x1b[31m\xff"`},
+		{APIError{StatusCode: 500, Detail: "a\nb\x1b[31m\xff"},
+			`sealedchat: the server answered 500 Internal Server Error, detail "a\nb\x1b[31m\xff"`},
 	} {
 		if got := c.err.Error(); got != c.want {
 			t.Errorf("got  %s\nwant %s", got, c.want)
@@ -152,7 +160,8 @@ func TestErrorDetail(t *testing.T) {
 func TestErrorDetailIsCheap(t *testing.T) {
 	const depth = 9000
 	words := strings.Repeat("x", 4<<20)
-	body := `{"error":` + strings.Repeat("[", depth) + `"` + words + `"` + strings.Repeat(`,"y"]`, depth) + `}`
+	body := `{"error":` + strings.Repeat("[", depth) + `"` + words + `"` +
+		strings.Repeat(`,"y"]`, depth) + `}`
 	start := testkit.CPUTime()
 	err := checkCompletion([]byte(body), newUUID(), "")
 	e, ok := errors.AsType[*APIError](err)
@@ -170,7 +179,8 @@ func TestErrorDetailIsCheap(t *testing.T) {
 func TestNewAPIError(t *testing.T) {
 	h := http.Header{"Retry-After": {"3"}}
 	e := newAPIError(429, h, []byte(`{"detail":"slow"}`), time.Now())
-	if e.StatusCode != 429 || e.RetryAfter != 3*time.Second || e.Detail != "slow" || !errors.Is(e, ErrRateLimited) {
+	if e.StatusCode != 429 || e.RetryAfter != 3*time.Second || e.Detail != "slow" ||
+		!errors.Is(e, ErrRateLimited) {
 		t.Errorf("got %+v", e)
 	}
 }
@@ -181,8 +191,10 @@ func TestSanitise(t *testing.T) {
 		n    int
 		want string
 	}{
-		{"", 5, ""}, {"abc", 0, ""}, {"abc", 2, "ab"}, {"a  b", 9, "a b"}, {"\n\n a \n", 9, "a"}, {"\xff\xfe", 9, ""},
-		{"a\x00\x1b\u200b\u202e\u2028b", 9, "a b"}, {"日本語", 2, "日本"}, {"a\u00a0b", 9, "a b"}, {"a\ufeffb\ufffdc", 9, "a b\ufffdc"},
+		{"", 5, ""}, {"abc", 0, ""}, {"abc", 2, "ab"}, {"a  b", 9, "a b"}, {"\n\n a \n", 9, "a"},
+		{"\xff\xfe", 9, ""},
+		{"a\x00\x1b\u200b\u202e\u2028b", 9, "a b"}, {"日本語", 2, "日本"}, {"a\u00a0b", 9, "a b"},
+		{"a\ufeffb\ufffdc", 9, "a b\ufffdc"},
 	} {
 		if got := fault.Sanitise(c.in, c.n); got != c.want {
 			t.Errorf("%q, %d: %q, want %q", c.in, c.n, got, c.want)
@@ -191,7 +203,8 @@ func TestSanitise(t *testing.T) {
 }
 
 func FuzzSanitise(f *testing.F) {
-	for _, s := range []string{"", "plain", "a\nb", "\xff\xfe\x00", "\u202e\u200b", "é\xc3", strings.Repeat(" a", 80)} {
+	for _, s := range []string{"", "plain", "a\nb", "\xff\xfe\x00", "\u202e\u200b", "é\xc3",
+		strings.Repeat(" a", 80)} {
 		f.Add(s, 100)
 	}
 	f.Fuzz(func(t *testing.T, s string, n int) {
@@ -208,21 +221,24 @@ func FuzzSanitise(f *testing.F) {
 		if strings.HasPrefix(got, " ") || strings.Contains(got, "  ") {
 			t.Fatalf("%q: %q", s, got)
 		}
-		if again := fault.Sanitise(got, n); strings.TrimRight(again, " ") != strings.TrimRight(got, " ") {
+		if again := fault.Sanitise(got, n); strings.TrimRight(again, " ") != strings.TrimRight(got,
+			" ") {
 			t.Fatalf("%q becomes %q", got, again)
 		}
 	})
 }
 
 func FuzzErrorDetail(f *testing.F) {
-	for _, s := range []string{`{"detail":"x"}`, `{"error":{"message":"m","code":1e400}}`, `[[["x"]]]`, `<p>`, "text\x00", `{"detail":[{"msg":"m"}]}`} {
+	for _, s := range []string{`{"detail":"x"}`, `{"error":{"message":"m","code":1e400}}`,
+		`[[["x"]]]`, `<p>`, "text\x00", `{"detail":[{"msg":"m"}]}`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		before := bytes.Clone(body)
 		code, detail := errorDetail(body)
 		for _, s := range []string{code, detail} {
-			if utf8.RuneCountInString(s) > maxDetail || s != fault.Sanitise(s, maxDetail) && s != fault.Sanitise(s, maxDetail)+" " {
+			if utf8.RuneCountInString(s) > maxDetail ||
+				s != fault.Sanitise(s, maxDetail) && s != fault.Sanitise(s, maxDetail)+" " {
 				t.Fatalf("%q gives %q", body, s)
 			}
 		}
@@ -240,17 +256,31 @@ func TestConfigErrorAndServerKeyError(t *testing.T) {
 	cause := errors.New("sealedchat: the\ncause")
 	var err error = fmt.Errorf("outer: %w", &ConfigError{Field: "Config.X", Err: cause})
 	c, ok := errors.AsType[*ConfigError](err)
-	if !ok || c.Field != "Config.X" || !errors.Is(err, cause) || c.Error() != "sealedchat: Config.X: the cause" {
+	if !ok || c.Field != "Config.X" || !errors.Is(err, cause) ||
+		c.Error() != "sealedchat: Config.X: the cause" {
 		t.Errorf("ConfigError: %v", err)
 	}
 	for _, e := range []struct {
 		err  *ServerKeyError
 		want string
 	}{
-		{&ServerKeyError{Got: "aa"}, "sealedchat: the server's key aa is not trusted; nothing was sent: ask the operator what the gateway's Keys list, by another way than this connection; if it is aa, pin it or call AcceptServerKey with it (a gateway without a key store has new keys at each start)"},
-		{&ServerKeyError{Got: "aa", Want: []string{"bb", "cc"}}, "sealedchat: the server's key aa is not trusted, expected bb or cc; nothing was sent: ask the operator what the gateway's Keys list, by another way than this connection; if it is aa, pin it or call AcceptServerKey with it (a gateway without a key store has new keys at each start)"},
-		{&ServerKeyError{Got: "aa", Signer: "dd"}, "sealedchat: the server's list of keys, signed by dd, is not trusted; nothing was sent: ask the operator what the gateway's Keys list, by another way than this connection; if it is dd, pin it or call AcceptServerKey with it (a gateway without a key store has new keys at each start)"},
-		{&ServerKeyError{Got: "aa", Err: cause}, "sealedchat: the server's key aa is not trusted: the cause"},
+		{&ServerKeyError{Got: "aa"},
+			"sealedchat: the server's key aa is not trusted; nothing was sent: ask the operator " +
+				"what the gateway's Keys list, by another way than this connection; if it is aa, " +
+				"pin it or call AcceptServerKey with it (a gateway without a key store has new " +
+				"keys at each start)"},
+		{&ServerKeyError{Got: "aa", Want: []string{"bb", "cc"}},
+			"sealedchat: the server's key aa is not trusted, expected bb or cc; nothing was " +
+				"sent: ask the operator what the gateway's Keys list, by another way than this " +
+				"connection; if it is aa, pin it or call AcceptServerKey with it (a gateway " +
+				"without a key store has new keys at each start)"},
+		{&ServerKeyError{Got: "aa", Signer: "dd"},
+			"sealedchat: the server's list of keys, signed by dd, is not trusted; nothing was " +
+				"sent: ask the operator what the gateway's Keys list, by another way than this " +
+				"connection; if it is dd, pin it or call AcceptServerKey with it (a gateway " +
+				"without a key store has new keys at each start)"},
+		{&ServerKeyError{Got: "aa", Err: cause},
+			"sealedchat: the server's key aa is not trusted: the cause"},
 	} {
 		if e.err.Error() != e.want {
 			t.Errorf("got %q, want %q", e.err.Error(), e.want)
@@ -268,19 +298,25 @@ func (e *rawCause) Error() string { return e.text }
 func TestConnectionErrorHidesRawText(t *testing.T) {
 	long := strings.Repeat("w", 1000)
 	cause := &rawCause{"peer said \x1b[2J\r\nX-Evil: 1\xff\u202e" + long}
-	var err error = fmt.Errorf("outer: %w", fault.Connection("POST /x", fmt.Errorf("inner: %w", cause), false))
-	if got, ok := errors.AsType[*rawCause](err); !ok || got != cause || !errors.Is(err, cause) || !errors.Is(err, ErrConnection) {
+	var err error = fmt.Errorf("outer: %w", fault.Connection("POST /x",
+		fmt.Errorf("inner: %w", cause), false))
+	if got, ok := errors.AsType[*rawCause](err); !ok || got != cause || !errors.Is(err, cause) ||
+		!errors.Is(err, ErrConnection) {
 		t.Error("the cause cannot be reached")
 	}
 	text := err.Error()
-	if len(text) > 400 || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+	if len(text) > 400 || strings.ContainsFunc(text, func(r rune) bool {
+		return !unicode.IsPrint(r)
+	}) {
 		t.Errorf("raw text: %q", text)
 	}
-	if !strings.Contains(text, "POST /x") || !strings.HasPrefix(text, "outer: sealedchat: connection failed: ") {
+	if !strings.Contains(text, "POST /x") || !strings.HasPrefix(text,
+		"outer: sealedchat: connection failed: ") {
 		t.Errorf("got %q", text)
 	}
 	timeout := fault.Connection("x", fault.ErrAttemptTimeout, false)
-	if !errors.Is(timeout, context.DeadlineExceeded) || !errors.Is(timeout, ErrConnection) || errors.Is(timeout, io.EOF) {
+	if !errors.Is(timeout, context.DeadlineExceeded) || !errors.Is(timeout, ErrConnection) ||
+		errors.Is(timeout, io.EOF) {
 		t.Error("a timeout is a deadline that was exceeded")
 	}
 }
@@ -311,7 +347,8 @@ func TestEndedError(t *testing.T) {
 
 // Every sentinel says which package it comes from, and no two are the same.
 func TestSentinelTexts(t *testing.T) {
-	all := append(slices.Clone(statusSentinels), ErrConnection, ErrInsecureURL, ErrEnvelope, ErrDecryption, ErrResponseSchema,
+	all := append(slices.Clone(statusSentinels), ErrConnection, ErrInsecureURL, ErrEnvelope,
+		ErrDecryption, ErrResponseSchema,
 		ErrReplay, ErrTierDowngrade, ErrTooLarge, ErrPublicKey, ErrClosed)
 	seen := map[string]bool{}
 	for _, err := range all {

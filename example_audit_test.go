@@ -38,7 +38,8 @@ func ExampleVerifyAuditLog() {
 		log.Fatal(err)
 	}
 	for _, what := range []string{"started", "stopped"} {
-		note := sealedchat.Event{Type: sealedchat.EventNote, Details: map[string]any{"service": what}}
+		note := sealedchat.Event{Type: sealedchat.EventNote,
+			Details: map[string]any{"service": what}}
 		if err := audit.Record(ctx, note); err != nil {
 			log.Fatal(err)
 		}

@@ -78,7 +78,8 @@ func ExampleMemoryReport() {
 
 	report := sealedchat.MemoryReport()
 	if !report.AllLocked {
-		logger.Warn("secrets may be swapped out", "unlocked", report.Unlocked, "in_use", report.InUse)
+		logger.Warn("secrets may be swapped out", "unlocked", report.Unlocked, "in_use",
+			report.InUse)
 	}
 	if report.Leaked > 0 {
 		logger.Error("secrets were never destroyed", "secrets", report.Leaked)
@@ -109,15 +110,18 @@ func ExampleKeyStore_Close() {
 // has asked the operator, by another way than this connection.
 func ExampleSecureCompletionClient_AcceptServerKey() {
 	ctx := context.Background()
-	serverKeys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048, Rotation: sealedchat.Rotation{Grace: -1}})
+	serverKeys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048,
+		Rotation: sealedchat.Rotation{Grace: -1}})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer serverKeys.Close()
-	url, _, transport, stop := startGateway(paris, sealedchat.GatewayConfig{AllowUnauthenticated: true, Keys: serverKeys})
+	url, _, transport, stop := startGateway(paris,
+		sealedchat.GatewayConfig{AllowUnauthenticated: true, Keys: serverKeys})
 	defer stop()
 
-	store, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048}) // a service opens one on disk
+	// a service opens one on disk
+	store, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -130,7 +134,8 @@ func ExampleSecureCompletionClient_AcceptServerKey() {
 	}
 	defer client.Close()
 	question := &sealedchat.ChatRequest{
-		Model: "demo", Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+		Model: "demo", Messages: []sealedchat.Message{
+			sealedchat.UserMessage("What is the capital of France?")},
 	}
 	_, err = client.Chat(ctx, question)
 	fmt.Println("first use:", err)
@@ -203,7 +208,8 @@ func ExampleConfig_onServerKey() {
 // pin stays.
 func ExampleGateway_Keys() {
 	ctx := context.Background()
-	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048}) // a gateway opens one on disk: the signer lies there, too
+	// a gateway opens one on disk: the signer lies there, too
+	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -221,13 +227,16 @@ func ExampleGateway_Keys() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	signer := slices.IndexFunc(known, func(k sealedchat.KeyInfo) bool { return k.Kind == "Ed25519" })
+	signer := slices.IndexFunc(known, func(k sealedchat.KeyInfo) bool {
+		return k.Kind == "Ed25519"
+	})
 	pin := known[signer].Fingerprint // to be told to the users
 
 	seen := make(map[string]bool)
 	for range 2 {
 		client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-			BaseURL: server.URL, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.Pin(pin), Transport: server.Client().Transport,
+			BaseURL: server.URL, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.Pin(pin),
+			Transport: server.Client().Transport,
 		})
 		if err != nil {
 			log.Fatal(err)
@@ -261,7 +270,8 @@ func weatherModel(w http.ResponseWriter, r *http.Request) {
 			`{"tool_calls":[{"index":0,"function":{"arguments":"{\"city\":"}}]}`,
 			`{"tool_calls":[{"index":0,"function":{"arguments":"\"Paris\"}"}}]}`,
 		} {
-			_, _ = io.WriteString(w, `data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"demo","choices":[{"index":0,"delta":`+delta+"}]}\n\n")
+			_, _ = io.WriteString(w,
+				`data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"demo","choices":[{"index":0,"delta":`+delta+"}]}\n\n")
 		}
 		_, _ = io.WriteString(w, "data: [DONE]\n\n")
 	case strings.Contains(string(body), `"role":"tool"`):
@@ -276,21 +286,25 @@ func weatherModel(w http.ResponseWriter, r *http.Request) {
 
 // The model has a function called, and answers with its result.
 func ExampleFunctionTool() {
-	url, _, transport, stop := startGateway(weatherModel, sealedchat.GatewayConfig{AllowUnauthenticated: true})
+	url, _, transport, stop := startGateway(weatherModel,
+		sealedchat.GatewayConfig{AllowUnauthenticated: true})
 	defer stop()
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(), Transport: transport,
+		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(),
+		Transport: transport,
 	})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer client.Close()
 
-	schema := json.RawMessage(`{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}`)
+	schema := json.RawMessage(
+		`{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}`)
 	request := &sealedchat.ChatRequest{
 		Model:    "demo",
 		Messages: []sealedchat.Message{sealedchat.UserMessage("How is the weather in Paris?")},
-		Tools:    []sealedchat.Tool{sealedchat.FunctionTool("weather", "The weather in a city now", schema)},
+		Tools: []sealedchat.Tool{sealedchat.FunctionTool("weather", "The weather in a city now",
+			schema)},
 	}
 	for range 5 { // however often the model asks
 		answer, err := client.Chat(context.Background(), request)
@@ -305,7 +319,8 @@ func ExampleFunctionTool() {
 		request.Messages = append(request.Messages, message)
 		for _, call := range message.ToolCalls {
 			var arguments struct{ City string }
-			if err := json.Unmarshal([]byte(call.Function.Arguments), &arguments); err != nil { // the model wrote it
+			// the model wrote it
+			if err := json.Unmarshal([]byte(call.Function.Arguments), &arguments); err != nil {
 				log.Fatal(err)
 			}
 			fmt.Println(call.Function.Name, arguments.City)
@@ -319,10 +334,12 @@ func ExampleFunctionTool() {
 
 // A stream is shown as it comes, and is a complete answer at its end, tool calls too.
 func ExampleChatAccumulator() {
-	url, _, transport, stop := startGateway(weatherModel, sealedchat.GatewayConfig{AllowUnauthenticated: true})
+	url, _, transport, stop := startGateway(weatherModel,
+		sealedchat.GatewayConfig{AllowUnauthenticated: true})
 	defer stop()
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(), Transport: transport,
+		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(),
+		Transport: transport,
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -331,7 +348,8 @@ func ExampleChatAccumulator() {
 
 	var whole sealedchat.ChatAccumulator
 	for chunk, err := range client.Stream(context.Background(), &sealedchat.ChatRequest{
-		Model: "demo", Messages: []sealedchat.Message{sealedchat.UserMessage("How is the weather in Paris?")},
+		Model: "demo", Messages: []sealedchat.Message{
+			sealedchat.UserMessage("How is the weather in Paris?")},
 	}) {
 		if err != nil {
 			log.Fatal(err)
@@ -383,7 +401,8 @@ func ExampleGatewayConfig_authenticate() {
 			case asked <- struct{}{}:
 				return "team-paris", nil
 			default:
-				return "", &sealedchat.APIError{StatusCode: http.StatusTooManyRequests, RetryAfter: 5 * time.Minute}
+				return "", &sealedchat.APIError{StatusCode: http.StatusTooManyRequests,
+					RetryAfter: 5 * time.Minute}
 			}
 		},
 	})
@@ -391,7 +410,8 @@ func ExampleGatewayConfig_authenticate() {
 	key := sealedchat.NewSecret([]byte("an-api-key"))
 	defer key.Destroy()
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(), Transport: transport, APIKey: key,
+		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(),
+		Transport: transport, APIKey: key,
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -400,10 +420,12 @@ func ExampleGatewayConfig_authenticate() {
 
 	for range 2 {
 		_, err = client.Chat(context.Background(), &sealedchat.ChatRequest{
-			Model: "demo", Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+			Model: "demo", Messages: []sealedchat.Message{
+				sealedchat.UserMessage("What is the capital of France?")},
 		})
 		var refused *sealedchat.APIError
-		if errors.As(err, &refused) { // of more than a minute, so that the client does not wait by itself
+		// of more than a minute, so that the client does not wait by itself
+		if errors.As(err, &refused) {
 			fmt.Println(errors.Is(err, sealedchat.ErrRateLimited), refused.RetryAfter)
 		}
 	}

@@ -23,7 +23,8 @@ type countingCache struct {
 	refused atomic.Int64
 }
 
-func (c *countingCache) Claim(ctx context.Context, id, client [32]byte, until time.Time) (bool, error) {
+func (c *countingCache) Claim(ctx context.Context, id, client [32]byte, until time.Time) (bool,
+	error) {
 	fresh, err := c.ReplayCache.Claim(ctx, id, client, until)
 	if err == nil && !fresh {
 		c.refused.Add(1)
@@ -44,7 +45,8 @@ func (t recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	req, again := req.Clone(req.Context()), req.Clone(req.Context())
-	req.Body, again.Body = io.NopCloser(bytes.NewReader(sealed)), io.NopCloser(bytes.NewReader(sealed))
+	req.Body, again.Body = io.NopCloser(bytes.NewReader(sealed)),
+		io.NopCloser(bytes.NewReader(sealed))
 	resp, err := t.next.RoundTrip(req)
 	if err != nil {
 		return nil, err
@@ -57,17 +59,20 @@ func (t recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 
 func ExampleReplayCache() {
 	cache := &countingCache{ReplayCache: sealedchat.NewReplayCache(10_000)}
-	url, _, transport, stop := startGateway(paris, sealedchat.GatewayConfig{AllowUnauthenticated: true, Replay: cache})
+	url, _, transport, stop := startGateway(paris,
+		sealedchat.GatewayConfig{AllowUnauthenticated: true, Replay: cache})
 	defer stop()
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(), Transport: recorder{transport},
+		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(),
+		Transport: recorder{transport},
 	})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer client.Close()
 	answer, err := client.Chat(context.Background(), &sealedchat.ChatRequest{
-		Model: "demo", Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+		Model: "demo", Messages: []sealedchat.Message{
+			sealedchat.UserMessage("What is the capital of France?")},
 	})
 	if err != nil {
 		log.Fatal(err)

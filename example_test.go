@@ -31,7 +31,8 @@ func startServer() (url, pin string, transport *http.Transport, stop func()) {
 }
 
 // startGateway is a gateway over HTTPS in front of model. RSA keys of 2048 bits are quick to make.
-func startGateway(model http.HandlerFunc, config sealedchat.GatewayConfig) (url, pin string, transport *http.Transport, stop func()) {
+func startGateway(model http.HandlerFunc, config sealedchat.GatewayConfig) (url, pin string,
+	transport *http.Transport, stop func()) {
 	upstream := httptest.NewServer(model)
 	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
@@ -88,7 +89,8 @@ func ExampleSecureCompletionClient_Stream() {
 	url, _, transport, stop := startServer()
 	defer stop()
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(), Transport: transport,
+		BaseURL: url, Protocol: sealedchat.ProtocolOHTTP, Trust: sealedchat.TrustHTTPS(),
+		Transport: transport,
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -111,13 +113,16 @@ func ExampleSecureCompletionClient_Stream() {
 func ExampleSecureCompletionClient_HTTPClient() {
 	url, pin, transport, stop := startServer()
 	defer stop()
-	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{BaseURL: url, Trust: sealedchat.Pin(pin), Transport: transport})
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{BaseURL: url,
+		Trust: sealedchat.Pin(pin), Transport: transport})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer client.Close()
 
-	resp, err := client.HTTPClient().Post("https://api.openai.com/v1/chat/completions", "application/json", // goes to BaseURL all the same
+	// goes to BaseURL all the same
+	resp, err := client.HTTPClient().Post("https://api.openai.com/v1/chat/completions",
+		"application/json",
 		strings.NewReader(`{"model":"demo","messages":[{"role":"user","content":"What is the capital of France?"}],"stream":true}`))
 	if err != nil {
 		log.Fatal(err)
@@ -127,7 +132,8 @@ func ExampleSecureCompletionClient_HTTPClient() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(resp.Status, resp.Header.Get("Content-Type"), strings.Count(string(events), "data: "), "events")
+	fmt.Println(resp.Status, resp.Header.Get("Content-Type"),
+		strings.Count(string(events), "data: "), "events")
 	// Output: 200 OK text/event-stream; charset=utf-8 4 events
 }
 
@@ -158,13 +164,15 @@ func ExamplePin() {
 func ExampleSecureCompletionClient_Complete() {
 	url, pin, transport, stop := startServer()
 	defer stop()
-	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{BaseURL: url, Trust: sealedchat.Pin(pin), Transport: transport})
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{BaseURL: url,
+		Trust: sealedchat.Pin(pin), Transport: transport})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer client.Close()
 
-	body := sealedchat.NewSecret([]byte(`{"model":"demo","messages":[{"role":"user","content":"What is the capital of France?"}]}`))
+	body := sealedchat.NewSecret(
+		[]byte(`{"model":"demo","messages":[{"role":"user","content":"What is the capital of France?"}]}`))
 	defer body.Destroy()
 	response, err := client.Complete(context.Background(), body)
 	if err != nil {
@@ -237,7 +245,8 @@ func ExampleOpenKeyStore() {
 	ctx := context.Background()
 	passphrase := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
 	defer passphrase.Destroy()
-	store, err := sealedchat.OpenKeyStore(ctx, "/var/lib/myservice/keys", passphrase, nil) // CreateKeyStore makes it, once
+	// CreateKeyStore makes it, once
+	store, err := sealedchat.OpenKeyStore(ctx, "/var/lib/myservice/keys", passphrase, nil)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -292,12 +301,14 @@ func ExampleAuditor() {
 		}
 		return a
 	}
-	next := sealedchat.NewSlogAuditor(slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: plain})))
+	next := sealedchat.NewSlogAuditor(slog.New(slog.NewTextHandler(os.Stdout,
+		&slog.HandlerOptions{ReplaceAttr: plain})))
 	var auditor sealedchat.Auditor = func(ctx context.Context, e sealedchat.Event) error {
 		e.Details = map[string]any{"tenant": "a-17", "session_token": "eyJhbGciOi"}
 		return next(ctx, e)
 	}
-	_ = auditor(context.Background(), sealedchat.Event{Type: sealedchat.EventKeyDeleted, Fingerprint: "cb27375f…"})
+	_ = auditor(context.Background(), sealedchat.Event{Type: sealedchat.EventKeyDeleted,
+		Fingerprint: "cb27375f…"})
 	// Output: level=WARN msg=audit type=key_deleted fingerprint=cb27375f… details="map[session_token:[REDACTED] tenant:a-17]"
 }
 
@@ -351,7 +362,8 @@ func ExampleGateway() {
 	defer client.Close()
 
 	answer, err := client.Chat(context.Background(), &sealedchat.ChatRequest{
-		Model: "demo", Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+		Model: "demo", Messages: []sealedchat.Message{
+			sealedchat.UserMessage("What is the capital of France?")},
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -364,13 +376,15 @@ func ExampleGateway() {
 func ExampleSecureCompletionClient_Stats() {
 	url, pin, transport, stop := startServer()
 	defer stop()
-	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{BaseURL: url, Trust: sealedchat.Pin(pin), Transport: transport})
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{BaseURL: url,
+		Trust: sealedchat.Pin(pin), Transport: transport})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer client.Close()
 	_, err = client.Chat(context.Background(), &sealedchat.ChatRequest{
-		Model: "demo", Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+		Model: "demo", Messages: []sealedchat.Message{
+			sealedchat.UserMessage("What is the capital of France?")},
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -391,7 +405,8 @@ func ExampleKeyStore_Seal() {
 	defer os.RemoveAll(dir)
 	passphrase := sealedchat.NewSecret([]byte("correct horse battery"))
 	defer passphrase.Destroy()
-	keys, err := sealedchat.CreateKeyStore(context.Background(), dir+"/store", passphrase, &sealedchat.KeyStoreOptions{Bits: 2048})
+	keys, err := sealedchat.CreateKeyStore(context.Background(), dir+"/store", passphrase,
+		&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -433,7 +448,8 @@ func ExampleKeyStore_ImportPEM() {
 		log.Fatal(err)
 	}
 	var passphrase *sealedchat.Secret // nil: the file is not encrypted
-	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
+	keys, err := sealedchat.NewEphemeralKeyStore(
+		&sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -449,8 +465,8 @@ func ExampleKeyStore_ImportPEM() {
 	// Output: RSA 2048
 }
 
-// A secret in a file, as Kubernetes and systemd mount them. Editors and echo end it in a line break,
-// which is none of the key's.
+// A secret in a file, as Kubernetes and systemd mount them. Editors and echo end it in a line
+// break, which is none of the key's.
 func ExampleReadSecret() {
 	key, err := sealedchat.ReadSecret("/run/secrets/api-key") // without its final line break
 	if err != nil {

@@ -58,14 +58,16 @@ func ExampleConfig_transport() {
 	url, pin, transport, stop := startServer()
 	defer stop()
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: url, Trust: sealedchat.Pin(pin), Transport: traced{next: transport, tracer: printTracer{}},
+		BaseURL: url, Trust: sealedchat.Pin(pin), Transport: traced{next: transport,
+			tracer: printTracer{}},
 	})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer client.Close()
 	_, err = client.Chat(context.Background(), &sealedchat.ChatRequest{
-		Model: "demo", Messages: []sealedchat.Message{sealedchat.UserMessage("What is the capital of France?")},
+		Model: "demo", Messages: []sealedchat.Message{
+			sealedchat.UserMessage("What is the capital of France?")},
 	})
 	if err != nil {
 		log.Fatal(err)

@@ -15,7 +15,8 @@ import (
 )
 
 // firstUser is a client of server that trusts on first use.
-func firstUser(t testing.TB, server *fakes.Server, s *KeyStore, change func(*Config)) *SecureCompletionClient {
+func firstUser(t testing.TB, server *fakes.Server, s *KeyStore,
+	change func(*Config)) *SecureCompletionClient {
 	t.Helper()
 	return sealedClient(t, server, func(c *Config) {
 		c.Trust, c.Keys = FirstUse(s), s
@@ -83,7 +84,8 @@ func TestFirstUseIsRemembered(t *testing.T) {
 		wantRefusedKey(t, what+": the old key again", err, second, first)
 	}
 	body, _ := bodyOnDisk(t, dir, passphrase)
-	if len(body.Pins) != 1 || body.Pins[0].Origin != "https://server.test" || body.Pins[0].FirstSeen.IsZero() || body.Pins[0].Accepted.IsZero() {
+	if len(body.Pins) != 1 || body.Pins[0].Origin != "https://server.test" ||
+		body.Pins[0].FirstSeen.IsZero() || body.Pins[0].Accepted.IsZero() {
 		t.Errorf("%+v", body.Pins)
 	}
 }
@@ -92,7 +94,8 @@ func TestFirstUseOriginsAreSeparate(t *testing.T) {
 	dir := storeDir(t)
 	s, _ := createWeak(t, dir, nil)
 	keys := map[string]string{
-		"https://a.test": "rsa-2048", "https://b.test": "rsa-3072", "https://a.test:8443": "other-4096", "https://a.test/base": "server-4096",
+		"https://a.test": "rsa-2048", "https://b.test": "rsa-3072",
+		"https://a.test:8443": "other-4096", "https://a.test/base": "server-4096",
 	}
 	for origin, key := range keys {
 		server := fakes.NewServer(t)
@@ -109,8 +112,11 @@ func TestFirstUseOriginsAreSeparate(t *testing.T) {
 	for origin, key := range keys {
 		server := fakes.NewServer(t)
 		server.Present("client-4096")
-		_, err := firstUser(t, server, s, func(c *Config) { c.BaseURL = origin }).Chat(t.Context(), ask("x"))
-		wantRefusedKey(t, origin, err, publicOf(t, key).Fingerprint(), publicOf(t, "client-4096").Fingerprint())
+		_, err := firstUser(t, server, s, func(c *Config) {
+			c.BaseURL = origin
+		}).Chat(t.Context(), ask("x"))
+		wantRefusedKey(t, origin, err, publicOf(t, key).Fingerprint(),
+			publicOf(t, "client-4096").Fingerprint())
 	}
 }
 
@@ -131,7 +137,8 @@ func TestFirstUseRefusedByUser(t *testing.T) {
 		}
 	})
 	server.Present("other-4096")
-	if _, err := firstUser(t, server, openWeak(t, dir, passphrase, nil), nil).Chat(t.Context(), ask("x")); err != nil {
+	if _, err := firstUser(t, server, openWeak(t, dir, passphrase, nil), nil).Chat(t.Context(),
+		ask("x")); err != nil {
 		t.Errorf("the refused key was remembered: %v", err)
 	}
 	if asked != 1 {
@@ -144,7 +151,8 @@ func TestFirstUseThatCannotBeSaved(t *testing.T) {
 	dir := storeDir(t)
 	s, _ := createWeak(t, dir, nil)
 	there := openWeak(t, dir, passphrase, nil)
-	if err := there.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)); err != nil {
+	if err := there.ChangePassphrase(t.Context(), secret(t, passphrase),
+		secret(t, passphrase2)); err != nil {
 		t.Fatal(err)
 	}
 	server := fakes.NewServer(t)
@@ -155,7 +163,9 @@ func TestFirstUseThatCannotBeSaved(t *testing.T) {
 	}
 	closed, _ := weakStore(t, nil)
 	closed.Close()
-	_, err = sealedClient(t, server, func(c *Config) { c.Trust = FirstUse(closed) }).Chat(t.Context(), ask("x"))
+	_, err = sealedClient(t, server, func(c *Config) {
+		c.Trust = FirstUse(closed)
+	}).Chat(t.Context(), ask("x"))
 	wantError(t, "closed", err, ErrClosed)
 }
 
@@ -165,7 +175,8 @@ func TestFirstUseRace(t *testing.T) {
 	for round := range 8 {
 		dir := storeDir(t)
 		s, _ := createWeak(t, dir, nil)
-		stores := []*KeyStore{s, openWeak(t, dir, passphrase, nil), openWeak(t, dir, passphrase, nil), s}
+		stores := []*KeyStore{s, openWeak(t, dir, passphrase, nil),
+			openWeak(t, dir, passphrase, nil), s}
 		errs := make([]error, len(stores))
 		var wg sync.WaitGroup
 		for i, s := range stores {

@@ -29,50 +29,50 @@ type GatewayConfig struct {
 	// "http://127.0.0.1:8000/v1" for example: requests go to {Upstream}/chat/completions. https, or
 	// http to an address that is loopback when it is dialled.
 	Upstream string
-	// UpstreamKey is sent upstream as a bearer token; a client's key never is. It stays the caller's.
-	// nil = none.
+	// UpstreamKey is sent upstream as a bearer token; a client's key never is. It stays the
+	// caller's. nil = none.
 	UpstreamKey *Secret
-	// UpstreamTransport carries the requests upstream. It stays the caller's. Of an [*http.Transport]
-	// the gateway takes a copy of the settings, and makes connections of its own: over HTTP/1 one
-	// connection for each request that is under way, used again only where no content can be left on
-	// it, and closed with the gateway. Its limits on the number of connections do not hold,
-	// IdleConnTimeout does. To any other RoundTripper requests with content come with
-	// [http.Request.Close] set, so that nothing of one client is left on a connection for the next
-	// one; it must obey, and copies that it makes of prompts and answers stay in memory. nil = the
-	// settings of DefaultTransport().
+	// UpstreamTransport carries the requests upstream. It stays the caller's. Of an
+	// [*http.Transport] the gateway takes a copy of the settings, and makes connections of its own:
+	// over HTTP/1 one connection for each request that is under way, used again only where no
+	// content can be left on it, and closed with the gateway. Its limits on the number of
+	// connections do not hold, IdleConnTimeout does. To any other RoundTripper requests with
+	// content come with [http.Request.Close] set, so that nothing of one client is left on a
+	// connection for the next one; it must obey, and copies that it makes of prompts and answers
+	// stay in memory. nil = the settings of DefaultTransport().
 	UpstreamTransport http.RoundTripper
-	// InsecureUpstreamHTTP allows http upstream to any address: opened prompts cross that network in
-	// the clear.
+	// InsecureUpstreamHTTP allows http upstream to any address: opened prompts cross that network
+	// in the clear.
 	InsecureUpstreamHTTP bool
 
-	// Authenticate judges a request by its headers, and says whose it is; it must not read the body.
-	// It is called from several goroutines. In protocol v1 that is before anything of the request is
-	// decrypted. In Oblivious HTTP the headers are sealed too: it is called, once its date was judged,
-	// with a request that is made from the opened one, with its method, URL, headers and no body, and
-	// with RemoteAddr, TLS and context of the outer one, before its body is read. An error is answered
-	// 401, or 403 for ErrPermission, 429 for ErrRateLimited, 503 for ErrUnavailable; the RetryAfter of
-	// an *APIError goes along. See AuthenticateKeys.
+	// Authenticate judges a request by its headers, and says whose it is; it must not read the
+	// body. It is called from several goroutines. In protocol v1 that is before anything of the
+	// request is decrypted. In Oblivious HTTP the headers are sealed too: it is called, once its
+	// date was judged, with a request that is made from the opened one, with its method, URL,
+	// headers and no body, and with RemoteAddr, TLS and context of the outer one, before its body
+	// is read. An error is answered 401, or 403 for ErrPermission, 429 for ErrRateLimited, 503 for
+	// ErrUnavailable; the RetryAfter of an *APIError goes along. See AuthenticateKeys.
 	//
 	// account is the program's own name for the client, never a key or a token; "" is nobody in
-	// particular. It is in the line of Logger and in Event.Account, cut to 128 printable characters.
-	// Over HTTP/1, a connection upstream that served one account serves no other. With an error it is
-	// ignored.
+	// particular. It is in the line of Logger and in Event.Account, cut to 128 printable
+	// characters. Over HTTP/1, a connection upstream that served one account serves no other. With
+	// an error it is ignored.
 	Authenticate func(*http.Request) (account string, err error)
 	// AllowUnauthenticated serves everybody when Authenticate is nil.
 	AllowUnauthenticated bool
 
-	// Keys holds the keys that requests are sealed to, of both protocols. It stays the caller's, who
-	// closes it after the gateway. When it rotates, clients of protocol v1 that pinned the RSA key or
-	// remember it from first use refuse the new one until they are told: set Rotation.Every to what
-	// you can announce, or to never. nil = an ephemeral store of the gateway's own that does not
-	// rotate: new fingerprints after each start.
+	// Keys holds the keys that requests are sealed to, of both protocols. It stays the caller's,
+	// who closes it after the gateway. When it rotates, clients of protocol v1 that pinned the RSA
+	// key or remember it from first use refuse the new one until they are told: set Rotation.Every
+	// to what you can announce, or to never. nil = an ephemeral store of the gateway's own that
+	// does not rotate: new fingerprints after each start.
 	Keys *KeyStore
 	// Tier is the security tier that this installation provides. Requests for a higher one are
 	// answered 403. "" = TierStandard.
 	Tier SecurityTier
-	// Replay remembers the requests that were served. Gateways that share Keys share it, and have the
-	// same ReplayWindow and OHTTP.DateWindow: each remembers for as long as its own says. nil = one of
-	// its own: see [ReplayCache].
+	// Replay remembers the requests that were served. Gateways that share Keys share it, and have
+	// the same ReplayWindow and OHTTP.DateWindow: each remembers for as long as its own says. nil =
+	// one of its own: see [ReplayCache].
 	Replay ReplayCache
 	// ReplayWindow is how long Replay remembers a request of protocol v1 (for Oblivious HTTP see
 	// GatewayOHTTP.DateWindow). Its requests have no timestamp: after the window, a captured one is
@@ -84,22 +84,22 @@ type GatewayConfig struct {
 	// answered 413 and 502; a stream is cut. 0 = 10 MiB and 48 MiB; below 1 GiB.
 	MaxRequestBytes, MaxResponseBytes int64
 	// MaxConcurrent bounds the requests that are worked on at the same time. One that has arrived
-	// waits up to a second for its place, and is then answered 503 with Retry-After: 1. 0 = 64. Each
-	// may need about five times its size in memory. Requests that are still on the way hold no place;
-	// what has come of their bodies has MaxConcurrent × MaxRequestBytes in all, a quarter of that for
-	// one address, half for an IPv6 /48, and at least four of the largest requests. More is answered
-	// 503 as well.
+	// waits up to a second for its place, and is then answered 503 with Retry-After: 1. 0 = 64.
+	// Each may need about five times its size in memory. Requests that are still on the way hold no
+	// place; what has come of their bodies has MaxConcurrent × MaxRequestBytes in all, a quarter of
+	// that for one address, half for an IPv6 /48, and at least four of the largest requests. More
+	// is answered 503 as well.
 	MaxConcurrent int
-	// Timeout bounds the work on one request, and BodyTimeout the arrival of its body and the delivery
-	// of its answer. 0 = 10 minutes and 1 minute. In Oblivious HTTP a request's header has 5 seconds
-	// at most. From ten seconds on, a body has to have come at 8 KiB/s. A server's WriteTimeout does
-	// not count: the gateway lifts it.
+	// Timeout bounds the work on one request, and BodyTimeout the arrival of its body and the
+	// delivery of its answer. 0 = 10 minutes and 1 minute. In Oblivious HTTP a request's header has
+	// 5 seconds at most. From ten seconds on, a body has to have come at 8 KiB/s. A server's
+	// WriteTimeout does not count: the gateway lifts it.
 	Timeout, BodyTimeout time.Duration
 
-	// IdleTimeout is the longest time between two pieces of the upstream's event stream, counted from
-	// its first event on: until then only Timeout holds. Comments count as pieces. The answer of a
-	// stream that stands still for longer stays without its end, so that no client takes it for whole.
-	// 0 = 1 minute; negative = no limit.
+	// IdleTimeout is the longest time between two pieces of the upstream's event stream, counted
+	// from its first event on: until then only Timeout holds. Comments count as pieces. The answer
+	// of a stream that stands still for longer stays without its end, so that no client takes it
+	// for whole. 0 = 1 minute; negative = no limit.
 	IdleTimeout time.Duration
 
 	// AddressHeader names the header in which the proxy in front gives the client's address:
@@ -107,8 +107,8 @@ type GatewayConfig struct {
 	// bits. The gateway believes that address, so the proxy next to it has to set the header, or to
 	// append to it. Without the header, or an address in it, the request counts for its RemoteAddr.
 	// Limits per address hold in both protocols: behind a proxy set AddressHeader, or all clients
-	// share one address. A handler in front that changes RemoteAddr can name anything else; a request
-	// whose RemoteAddr it makes "" has no limit of its own. "" = RemoteAddr.
+	// share one address. A handler in front that changes RemoteAddr can name anything else; a
+	// request whose RemoteAddr it makes "" has no limit of its own. "" = RemoteAddr.
 	AddressHeader string
 
 	// Protocols are those that are served, all on the same listener. nil = both.
@@ -118,12 +118,12 @@ type GatewayConfig struct {
 
 	// Audit is told of requests, answers, refusals and survived panics. While it fails, the gateway
 	// answers requests with 503 before they go upstream, and sends no answers; a streamed one stays
-	// without its end. Logger alone is told of refused API keys, and of requests over Oblivious HTTP
-	// that do not open or are malformed: strangers could fill the audit log with them. nil = nobody is
-	// told.
+	// without its end. Logger alone is told of refused API keys, and of requests over Oblivious
+	// HTTP that do not open or are malformed: strangers could fill the audit log with them. nil =
+	// nobody is told.
 	Audit Auditor
-	// Logger gets one line per request: ids, account, sizes, durations and status, no content. nil =
-	// silent.
+	// Logger gets one line per request: ids, account, sizes, durations and status, no content. nil
+	// = silent.
 	Logger *slog.Logger
 }
 
@@ -131,27 +131,28 @@ type GatewayConfig struct {
 // (RFC 9458; SPEC.md, chapter 11). Zero values are defaults.
 type GatewayOHTTP struct {
 	// Allow lists what inner requests may ask for, as method and path: "POST /v1/chat/completions".
-	// Paths are compared as they are; a query goes along. The gateway asks Upstream for what follows
-	// /v1: GET /v1/models is {Upstream}/models. It asks for a path outside /v1 below Upstream as well,
-	// all of it: GET /health is {Upstream}/health, and so /v1/health of a server whose Upstream ends
-	// in /v1. nil = POST /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/responses, and
-	// GET /v1/models.
+	// Paths are compared as they are; a query goes along. The gateway asks Upstream for what
+	// follows /v1: GET /v1/models is {Upstream}/models. It asks for a path outside /v1 below
+	// Upstream as well, all of it: GET /health is {Upstream}/health, and so /v1/health of a server
+	// whose Upstream ends in /v1. nil = POST /v1/chat/completions, /v1/completions, /v1/embeddings
+	// and /v1/responses, and GET /v1/models.
 	Allow []string
 	// DateWindow is how far a request's inner Date may be from this machine's clock, either way. A
 	// request is remembered until its Date, a window and a minute more; one that takes longer to
 	// arrive is refused. Gateways that share Keys must have the same. 0 = 2 minutes; at most 24 h.
 	DateWindow time.Duration
 	// Padding makes the plaintext of every answer, and of every chunk of it, a multiple of so many
-	// bytes, so that lengths say less. Event streams get comment lines for it, which readers skip, and
-	// an event travels when it is complete; other answers of unknown length no longer travel as they
-	// come. A power of two, at most 16,384. 0 = none.
+	// bytes, so that lengths say less. Event streams get comment lines for it, which readers skip,
+	// and an event travels when it is complete; other answers of unknown length no longer travel as
+	// they come. A power of two, at most 16,384. 0 = none.
 	Padding int
-	// StrangerRate is how many requests a second from one address the gateway opens that turn out not
-	// to be a client's: opening costs work, and the client is known only afterwards. StrangerBurst is
-	// how many may come at once. More are answered 429. A request that Authenticate lets in does not
-	// count, if it arrives whole and was not sent before. Without Authenticate every request counts.
-	// The networks of an IPv6 /48 have 16 times as much together; so have, once 16,384 addresses are
-	// being counted, all others. 0 = 20 and 200; at most 1,000,000; a negative rate sets no limit.
+	// StrangerRate is how many requests a second from one address the gateway opens that turn out
+	// not to be a client's: opening costs work, and the client is known only afterwards.
+	// StrangerBurst is how many may come at once. More are answered 429. A request that
+	// Authenticate lets in does not count, if it arrives whole and was not sent before. Without
+	// Authenticate every request counts. The networks of an IPv6 /48 have 16 times as much
+	// together; so have, once 16,384 addresses are being counted, all others. 0 = 20 and 200; at
+	// most 1,000,000; a negative rate sets no limit.
 	StrangerRate  float64
 	StrangerBurst int
 }
@@ -172,7 +173,8 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 		return nil, err
 	}
 	if c.Keys == nil {
-		// One key for as long as the gateway lives: rotation would turn away clients that pinned it.
+		// One key for as long as the gateway lives: rotation would turn away clients that pinned
+		// it.
 		o := &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: c.Audit}
 		keys, err := NewEphemeralKeyStore(o)
 		if err != nil {
@@ -229,7 +231,8 @@ func (c *GatewayConfig) engine() (*gateway.Config, error) {
 	if c.Keys != nil {
 		if c.Keys.store == nil {
 			return nil, configError("GatewayConfig.Keys",
-				"a zero KeyStore; make one with OpenKeyStore, CreateKeyStore or NewEphemeralKeyStore")
+				"a zero KeyStore; make one with OpenKeyStore, CreateKeyStore or "+
+					"NewEphemeralKeyStore")
 		}
 		config.Keys = c.Keys.store
 	}
@@ -240,7 +243,8 @@ func (c *GatewayConfig) engine() (*gateway.Config, error) {
 		case ProtocolOHTTP:
 			config.ServeOHTTP = true
 		default:
-			return nil, configError("GatewayConfig.Protocols", "want ProtocolEnvelope and ProtocolOHTTP")
+			return nil, configError("GatewayConfig.Protocols",
+				"want ProtocolEnvelope and ProtocolOHTTP")
 		}
 	}
 	return config, nil
@@ -321,11 +325,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.server.S
 // GatewayStats is what a gateway did since it was made, see [Gateway.Stats]. Its numbers only grow,
 // except InFlight. It marshals to JSON. It holds no content and no ids.
 type GatewayStats struct {
-	// Requests is the number of requests that were dealt with, of either protocol: Answered were sent
-	// a sealed answer, Refused a status from 400 to 499, Failed any other, or an answer that was cut
-	// or that the client did not take. In Oblivious HTTP the status is the sealed one, where
-	// there is one, and Answered is from 200 to 299. Fetched public keys and health checks are not
-	// among them.
+	// Requests is the number of requests that were dealt with, of either protocol: Answered were
+	// sent a sealed answer, Refused a status from 400 to 499, Failed any other, or an answer that
+	// was cut or that the client did not take. In Oblivious HTTP the status is the sealed one,
+	// where there is one, and Answered is from 200 to 299. Fetched public keys and health checks
+	// are not among them.
 	Requests int64 `json:"requests"`
 	Answered int64 `json:"answered"`
 	Refused  int64 `json:"refused"`
@@ -355,9 +359,9 @@ func (g *Gateway) Stats() GatewayStats {
 // AuthenticateKeys makes a [GatewayConfig].Authenticate that lets in requests with one of keys as a
 // bearer token, and returns [ErrAuthentication] for others. The account is the number of the key
 // among keys, from 1: "key-1". So it tells nothing of the key, and stays the same for as long as
-// the order does. The function compares all keys, in constant time, and keeps digests; keys stay the
-// caller's and may be destroyed afterwards. AuthenticateKeys' own error is [*ConfigError]: there are
-// no keys, or one is destroyed or not 1 to 4,096 bytes of visible ASCII.
+// the order does. The function compares all keys, in constant time, and keeps digests; keys stay
+// the caller's and may be destroyed afterwards. AuthenticateKeys' own error is [*ConfigError]:
+// there are no keys, or one is destroyed or not 1 to 4,096 bytes of visible ASCII.
 func AuthenticateKeys(keys ...*Secret) (func(*http.Request) (account string, err error), error) {
 	if len(keys) == 0 {
 		return nil, configError("AuthenticateKeys", "no keys")

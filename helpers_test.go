@@ -327,7 +327,8 @@ func snapshot(t testing.TB, dir string) string {
 			t.Fatal(err)
 		}
 		text, _ := os.ReadFile(filepath.Join(dir, e.Name()))
-		fmt.Fprintf(&b, "%s %v %v %x\n", e.Name(), info.Mode(), info.ModTime().UnixNano(), sha256.Sum256(text))
+		fmt.Fprintf(&b, "%s %v %v %x\n", e.Name(), info.Mode(), info.ModTime().UnixNano(),
+			sha256.Sum256(text))
 	}
 	return b.String()
 }
@@ -357,7 +358,8 @@ func wantError(t testing.TB, what string, err, want error) {
 	if !errors.Is(err, want) {
 		t.Errorf("%s: got %v, want %v", what, err, want)
 	}
-	if err != nil && (strings.Contains(err.Error(), passphrase) || strings.Contains(err.Error(), passphrase2)) {
+	if err != nil && (strings.Contains(err.Error(), passphrase) ||
+		strings.Contains(err.Error(), passphrase2)) {
 		t.Errorf("%s: the passphrase is in the error", what)
 	}
 }
@@ -454,7 +456,8 @@ func child(t testing.TB, name, dir, arg string) *exec.Cmd {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, exe, "-test.run=^TestStoreChild$", "-test.v=false", "-test.count=1")
+	cmd := exec.CommandContext(ctx, exe, "-test.run=^TestStoreChild$", "-test.v=false",
+		"-test.count=1")
 	cmd.Env = append(os.Environ(), childVar+"="+name, childDirVar+"="+dir, childArgVar+"="+arg)
 	cmd.Stderr = os.Stderr
 	return cmd

@@ -71,7 +71,8 @@ func (k *PublicKey) Equal(other *PublicKey) bool {
 }
 
 func newConfigKey(c *ohttp.Config) *PublicKey {
-	return &PublicKey{config: c, der: c.Encoded(), fingerprint: hybrid.HexFingerprint(c.Fingerprint())}
+	return &PublicKey{config: c, der: c.Encoded(),
+		fingerprint: hybrid.HexFingerprint(c.Fingerprint())}
 }
 
 // Signer is the fingerprint of the Ed25519 key that signed a key configuration's list: SHA-256 of

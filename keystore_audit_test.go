@@ -27,10 +27,12 @@ func TestKeyStoreEvents(t *testing.T) {
 	s, m := createWeak(t, dir, &KeyStoreOptions{Rotation: never, Audit: h.Record})
 	first := primaryOf(t, s)
 	events := h.mustHear(t, "create", "key_generated key_loaded")
-	if e := events[0]; e.Fingerprint != first || e.Bits != 2048 || e.Duration < 0 { // 0 where clocks are coarse
+	// 0 where clocks are coarse
+	if e := events[0]; e.Fingerprint != first || e.Bits != 2048 || e.Duration < 0 {
 		t.Errorf("%+v", e)
 	}
-	if e := events[1]; e.Fingerprint != first || e.Keys != 1 || e.Path != filepath.Join(dir, "keystore.json") {
+	if e := events[1]; e.Fingerprint != first || e.Keys != 1 ||
+		e.Path != filepath.Join(dir, "keystore.json") {
 		t.Errorf("%+v", e)
 	}
 	if err := s.Rotate(t.Context()); err != nil {
@@ -47,7 +49,8 @@ func TestKeyStoreEvents(t *testing.T) {
 	if err := s.Delete(t.Context(), first); err != nil {
 		t.Fatal(err)
 	}
-	if e := h.mustHear(t, "delete", "key_deleted")[0]; e.Fingerprint != first || e.Severity != slog.LevelWarn {
+	if e := h.mustHear(t, "delete", "key_deleted")[0]; e.Fingerprint != first ||
+		e.Severity != slog.LevelWarn {
 		t.Errorf("%+v", e)
 	}
 	key, err := m.Make()
@@ -64,7 +67,8 @@ func TestKeyStoreEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	events = h.mustHear(t, "import", "key_rotated key_retired key_imported")
-	if e := events[2]; e.Fingerprint != report.Fingerprint || e.Bits != 2048 || e.Reason != "PKCS#8" {
+	if e := events[2]; e.Fingerprint != report.Fingerprint || e.Bits != 2048 ||
+		e.Reason != "PKCS#8" {
 		t.Errorf("%+v", e)
 	}
 	if _, err := s.ExportPEM(t.Context(), "", secret(t, passphrase)); err != nil {
@@ -73,13 +77,15 @@ func TestKeyStoreEvents(t *testing.T) {
 	if e := h.mustHear(t, "export", "key_exported")[0]; e.Fingerprint != report.Fingerprint {
 		t.Errorf("%+v", e)
 	}
-	if err := s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)); err != nil {
+	if err := s.ChangePassphrase(t.Context(), secret(t, passphrase),
+		secret(t, passphrase2)); err != nil {
 		t.Fatal(err)
 	}
 	if e := h.mustHear(t, "passphrase", "passphrase_changed")[0]; e.Generation != 2 {
 		t.Errorf("%+v", e)
 	}
-	wantError(t, "old passphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)), ErrPassphrase)
+	wantError(t, "old passphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase),
+		secret(t, passphrase2)), ErrPassphrase)
 	h.mustHear(t, "wrong passphrase", "decryption_refused")
 	sealed, err := s.Seal("label", []byte("data"))
 	if err != nil {
@@ -132,7 +138,8 @@ func TestKeyStoreFileEvents(t *testing.T) {
 	}
 	_, err := tryWeak(t, dir, passphrase, &KeyStoreOptions{Audit: h.Record})
 	wantError(t, "open", err, ErrInsecurePermissions)
-	if e := h.mustHear(t, "open", "permissions_refused")[0]; e.Path != file || e.Reason != "mode is 0644, want 0600" || e.Severity != slog.LevelError {
+	if e := h.mustHear(t, "open", "permissions_refused")[0]; e.Path != file ||
+		e.Reason != "mode is 0644, want 0600" || e.Severity != slog.LevelError {
 		t.Errorf("%+v", e)
 	}
 	wantError(t, "rotate", s.Rotate(t.Context()), ErrInsecurePermissions)
@@ -175,13 +182,15 @@ func TestAuditStopsTheKeyStore(t *testing.T) {
 	if primaryOf(t, s) != first {
 		t.Error("it was rotated")
 	}
-	h.failOn(errDeaf, EventKeyRotated, EventKeyRetired, EventKeyDeleted, EventPassphraseChanged, EventKeyLoaded)
+	h.failOn(errDeaf, EventKeyRotated, EventKeyRetired, EventKeyDeleted, EventPassphraseChanged,
+		EventKeyLoaded)
 	stopped("rotate", s.Rotate(t.Context()))
 	if primaryOf(t, s) == first {
 		t.Error("a rotation that has happened was undone")
 	}
 	stopped("delete", s.Delete(t.Context(), first))
-	stopped("passphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)))
+	stopped("passphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase),
+		secret(t, passphrase2)))
 	if n := len(s.Keys()); n != 2 {
 		t.Errorf("%d keys", n)
 	}
@@ -192,7 +201,8 @@ func TestAuditStopsTheKeyStore(t *testing.T) {
 // A store tells the log that has its key from the store: what came before is told later, and nobody
 // waits for himself.
 func TestAuditLogOfItsOwnStore(t *testing.T) {
-	s, _ := createWeak(t, storeDir(t), &KeyStoreOptions{Rotation: Rotation{Every: 30 * time.Millisecond, Grace: -1}})
+	s, _ := createWeak(t, storeDir(t),
+		&KeyStoreOptions{Rotation: Rotation{Every: 30 * time.Millisecond, Grace: -1}})
 	path := filepath.Join(t.TempDir(), "log", "audit.log")
 	l := openAuditLog(t, path, s, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -200,7 +210,8 @@ func TestAuditLogOfItsOwnStore(t *testing.T) {
 	if err := s.SetAuditor(ctx, l.Record); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"key_generated", "key_loaded"} { // perhaps with a rotation in between
+	// perhaps with a rotation in between
+	for _, want := range []string{"key_generated", "key_loaded"} {
 		if text := readLog(t, path); !bytes.Contains(text, []byte(`"type":"`+want+`"`)) {
 			t.Errorf("no %s in %s", want, text)
 		}
@@ -237,8 +248,10 @@ func TestAuditLogOfItsOwnStore(t *testing.T) {
 // An Auditor's error is ErrAudit, and never says that the store's file is unconfirmed.
 func TestAuditorsUnconfirmedIsHidden(t *testing.T) {
 	h := &heard{}
-	s, _ := createWeak(t, storeDir(t), &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: h.Record})
-	h.failOn(fmt.Errorf("%w: the log's disk: %w", ErrUnconfirmed, errDeaf), EventKeyGenerated, EventDataSealed)
+	s, _ := createWeak(t, storeDir(t), &KeyStoreOptions{Rotation: Rotation{Every: -1},
+		Audit: h.Record})
+	h.failOn(fmt.Errorf("%w: the log's disk: %w", ErrUnconfirmed, errDeaf), EventKeyGenerated,
+		EventDataSealed)
 	_, sealed := s.Seal("l", nil)
 	for what, err := range map[string]error{"rotate": s.Rotate(t.Context()), "seal": sealed} {
 		wantError(t, what, err, ErrAudit)
@@ -277,9 +290,11 @@ func TestKeyEvent(t *testing.T) {
 		}
 	}
 	for _, known := range []string{
-		keystore.KeyGenerated, keystore.KeyLoaded, keystore.KeyRotated, keystore.KeyRetired, keystore.KeyDeleted,
+		keystore.KeyGenerated, keystore.KeyLoaded, keystore.KeyRotated, keystore.KeyRetired,
+		keystore.KeyDeleted,
 		keystore.KeyImported, keystore.KeyExported, keystore.PassphraseChanged, keystore.DataSealed,
-		keystore.DataOpened, keystore.DecryptionRefused, keystore.PermissionsRefused, keystore.LockLost,
+		keystore.DataOpened, keystore.DecryptionRefused, keystore.PermissionsRefused,
+		keystore.LockLost,
 	} {
 		if !EventType(known).valid() {
 			t.Errorf("%s is no event", known)

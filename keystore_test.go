@@ -30,9 +30,11 @@ func TestKeyStoreOptionErrors(t *testing.T) {
 		o     KeyStoreOptions
 		field string
 	}{
-		{KeyStoreOptions{Bits: 1024}, "Bits"}, {KeyStoreOptions{Bits: 2049}, "Bits"}, {KeyStoreOptions{Bits: 8192}, "Bits"},
+		{KeyStoreOptions{Bits: 1024}, "Bits"}, {KeyStoreOptions{Bits: 2049}, "Bits"},
+		{KeyStoreOptions{Bits: 8192}, "Bits"},
 		{KeyStoreOptions{Bits: -1}, "Bits"}, {KeyStoreOptions{Iterations: 1}, "Iterations"},
-		{KeyStoreOptions{Iterations: 599_999}, "Iterations"}, {KeyStoreOptions{Iterations: 10_000_001}, "Iterations"},
+		{KeyStoreOptions{Iterations: 599_999}, "Iterations"},
+		{KeyStoreOptions{Iterations: 10_000_001}, "Iterations"},
 		{KeyStoreOptions{Iterations: -1}, "Iterations"},
 	} {
 		dir := storeDir(t)
@@ -40,7 +42,8 @@ func TestKeyStoreOptionErrors(t *testing.T) {
 		_, e2 := CreateKeyStore(t.Context(), dir, secret(t, passphrase), &c.o)
 		_, e3 := OpenKeyStore(t.Context(), dir, secret(t, passphrase), &c.o)
 		for _, err := range []error{e1, e2, e3} {
-			if e, ok := errors.AsType[*ConfigError](err); !ok || e.Field != "KeyStoreOptions."+c.field {
+			if e, ok := errors.AsType[*ConfigError](err); !ok ||
+				e.Field != "KeyStoreOptions."+c.field {
 				t.Errorf("%+v: %v", c.o, err)
 			}
 		}
@@ -69,7 +72,8 @@ func newLoop(t testing.TB, keys *KeyStore) *loop {
 	return &loop{g: newGateway(t, GatewayConfig{
 		Upstream: "https://upstream.test/v1", AllowUnauthenticated: true, Keys: keys,
 		UpstreamTransport: roundTripFunc(func(r *http.Request) (*http.Response, error) {
-			return respond(200, fakes.FineCompletion("fine"), "Content-Type", "application/json"), nil
+			return respond(200, fakes.FineCompletion("fine"), "Content-Type", "application/json"),
+				nil
 		}),
 	})}
 }
@@ -103,7 +107,8 @@ func (l *loop) took() []int {
 // after a look at the new one.
 func TestGraceThroughTheGateway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: -1, Grace: 30 * time.Minute}})
+		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: -1,
+			Grace: 30 * time.Minute}})
 		l := newLoop(t, s)
 		c := startClient(t, "https://gateway.test", func(c *Config) { c.Transport = l })
 		chat := func(want ...int) {
@@ -135,7 +140,9 @@ func TestNoRequestWaitsForRotation(t *testing.T) {
 		gatewayKeys, m1 := weakStore(t, o)
 		clientKeys, m2 := weakStore(t, o)
 		l := newLoop(t, gatewayKeys)
-		c := startClient(t, "https://gateway.test", func(c *Config) { c.Transport, c.Keys = l, clientKeys })
+		c := startClient(t, "https://gateway.test", func(c *Config) {
+			c.Transport, c.Keys = l, clientKeys
+		})
 		if _, err := c.Chat(t.Context(), ask("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -153,7 +160,8 @@ func TestNoRequestWaitsForRotation(t *testing.T) {
 		go func() { rotated <- gatewayKeys.Rotate(t.Context()) }()
 		settle(30 * time.Minute)
 		if m1.Made.Load() != 2 || m2.Made.Load() != 2 {
-			t.Fatalf("%d and %d keys made: both rotations are to be under way", m1.Made.Load(), m2.Made.Load())
+			t.Fatalf("%d and %d keys made: both rotations are to be under way", m1.Made.Load(),
+				m2.Made.Load())
 		}
 		start := time.Now()
 		for range 5 {
@@ -164,7 +172,8 @@ func TestNoRequestWaitsForRotation(t *testing.T) {
 		if !time.Now().Equal(start) {
 			t.Errorf("the requests took %v", time.Since(start))
 		}
-		if now := []string{primaryOf(t, gatewayKeys), primaryOf(t, clientKeys)}; !slices.Equal(now, old) {
+		if now := []string{primaryOf(t, gatewayKeys), primaryOf(t, clientKeys)}; !slices.Equal(now,
+			old) {
 			t.Error("the rotation was not held back")
 		}
 		select {
@@ -294,7 +303,8 @@ func TestObliviousRotation(t *testing.T) {
 // The auditor learns which configurations came and went.
 func TestConfigEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: time.Hour, Grace: time.Minute}})
+		s, _ := weakStore(t, &KeyStoreOptions{Rotation: Rotation{Every: time.Hour,
+			Grace: time.Minute}})
 		var events []string
 		if err := s.SetAuditor(t.Context(), Auditor(func(_ context.Context, e Event) error {
 			events = append(events, string(e.Type)+" "+e.Fingerprint)
@@ -304,7 +314,9 @@ func TestConfigEvents(t *testing.T) {
 		}
 		_ = listedIDs(t, s)
 		configs := func() []KeyInfo {
-			return slices.DeleteFunc(s.Keys(), func(k KeyInfo) bool { return k.Kind == "RSA" || k.Kind == "Ed25519" })
+			return slices.DeleteFunc(s.Keys(), func(k KeyInfo) bool {
+				return k.Kind == "RSA" || k.Kind == "Ed25519"
+			})
 		}
 		first := configs()
 		settle(time.Hour + 2*time.Minute)
@@ -312,7 +324,9 @@ func TestConfigEvents(t *testing.T) {
 		slices.Sort(events)
 		want := []string{}
 		for _, k := range first {
-			want = append(want, string(EventKeyGenerated)+" "+k.Fingerprint, string(EventKeyRetired)+" "+k.Fingerprint, string(EventKeyDeleted)+" "+k.Fingerprint)
+			want = append(want, string(EventKeyGenerated)+" "+k.Fingerprint,
+				string(EventKeyRetired)+" "+k.Fingerprint,
+				string(EventKeyDeleted)+" "+k.Fingerprint)
 		}
 		for _, k := range second {
 			want = append(want, string(EventKeyGenerated)+" "+k.Fingerprint)
@@ -346,7 +360,8 @@ func childPurged(t *testing.T, dir, _ string) {
 	var users []user
 	for _, s := range []*KeyStore{ephemeral, file} {
 		r := newRig(t, func(c *GatewayConfig) { c.Keys = s })
-		if w := r.Do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != http.StatusOK {
+		if w := r.Do(httptest.NewRequest(http.MethodGet, ohttp.Path,
+			nil)); w.Code != http.StatusOK {
 			t.Fatal(w.Code)
 		}
 		users = append(users, user{s, r, fakes.SealFor(t, r.KeyConfig(), fakes.Inner{}.Encode(t))})
@@ -357,7 +372,8 @@ func childPurged(t *testing.T, dir, _ string) {
 		if w := u.rig.Send(u.sealed); w.Code != http.StatusServiceUnavailable {
 			t.Errorf("a request: %d", w.Code)
 		}
-		if w := u.rig.Do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil)); w.Code != http.StatusServiceUnavailable {
+		if w := u.rig.Do(httptest.NewRequest(http.MethodGet, ohttp.Path,
+			nil)); w.Code != http.StatusServiceUnavailable {
 			t.Errorf("the list: %d", w.Code)
 		}
 		for id := range uint8(2) {
@@ -371,7 +387,8 @@ func childPurged(t *testing.T, dir, _ string) {
 		_, private := u.store.store.SignList([]byte("another"), time.Now())
 		_, keys := u.rig.g.Keys(t.Context())
 		for what, err := range map[string]error{
-			"Configs": list, "Signer": signer, "SignList": signature, "SignList of another": private, "Gateway.Keys": keys,
+			"Configs": list, "Signer": signer, "SignList": signature,
+			"SignList of another": private, "Gateway.Keys": keys,
 			"Rotate": u.store.Rotate(t.Context()),
 		} {
 			if !errors.Is(err, ErrClosed) {

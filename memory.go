@@ -304,8 +304,8 @@ func allLocked() bool { return locked.Report().Level == locked.Locked }
 //
 //   - nobody but root can attach a debugger, read /proc/PID/mem, or get a core, and root still can;
 //   - the files in /proc/PID belong to root: the program itself can no longer read its own
-//     /proc/self/environ or write /proc/self/oom_score_adj, unless it is root, and ps and perf of the
-//     same user see less;
+//     /proc/self/environ or write /proc/self/oom_score_adj, unless it is root, and ps and perf of
+//     the same user see less;
 //   - programs that this one starts inherit the limit of 0 on cores, not the rest.
 //
 // On other Unix systems core dumps are switched off, and on Windows nothing is; the error then says

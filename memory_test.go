@@ -60,7 +60,8 @@ func TestSecretAfterDestroy(t *testing.T) {
 	destroyed.Destroy()
 	empty := secret(t, "")
 	empty.Destroy()
-	for name, s := range map[string]*Secret{"destroyed": destroyed, "nil": nil, "empty": empty, "zero": {}} {
+	for name, s := range map[string]*Secret{"destroyed": destroyed, "nil": nil, "empty": empty,
+		"zero": {}} {
 		t.Run(name, func(t *testing.T) {
 			defer func() {
 				if p := recover(); p != nil {
@@ -85,7 +86,10 @@ func TestSecretAfterDestroy(t *testing.T) {
 func TestEmptySecret(t *testing.T) {
 	s := secret(t, "")
 	called := false
-	if err := s.Use(func(b []byte) error { called = len(b) == 0; return nil }); err != nil || !called {
+	if err := s.Use(func(b []byte) error {
+		called = len(b) == 0
+		return nil
+	}); err != nil || !called {
 		t.Errorf("Use: %v, called %v", err, called)
 	}
 	if s.Locked() {
@@ -134,7 +138,8 @@ func TestSecretConcurrency(t *testing.T) {
 			wg.Go(func() {
 				for range 20 {
 					err := s.Use(func(b []byte) error {
-						if string(b) != secretMarker { // wiped or unmapped memory would show, or fault
+						// wiped or unmapped memory would show, or fault
+						if string(b) != secretMarker {
 							t.Errorf("got %q", b)
 						}
 						return nil
@@ -180,9 +185,11 @@ func TestSecretIsRedacted(t *testing.T) {
 		"pointer": s, "field": exportedHolder{s}, "field of pointer": &exportedHolder{s},
 		"unexported field": unexportedHolder{s}, "pointer to it": &unexportedHolder{s},
 		"by value": value, "by value, unexported": hidden,
-		"containers":         anyHolder{s, []*Secret{s}, map[string]*Secret{"k": s}, map[*Secret]int{s: 1}},
-		"pointer to pointer": &s, "response": Response{Body: s}, "pointer to response": &Response{Body: s},
-		"config": Config{APIKey: s}, "gateway config": GatewayConfig{UpstreamKey: s},
+		"containers": anyHolder{s, []*Secret{s}, map[string]*Secret{"k": s},
+			map[*Secret]int{s: 1}},
+		"pointer to pointer": &s, "response": Response{Body: s},
+		"pointer to response": &Response{Body: s},
+		"config":              Config{APIKey: s}, "gateway config": GatewayConfig{UpstreamKey: s},
 	}
 	for name, v := range things {
 		var outputs []string
@@ -203,8 +210,10 @@ func TestSecretIsRedacted(t *testing.T) {
 		slog.New(slog.NewTextHandler(&log, nil)).With("w", v).Info("x", "v", v)
 		outputs = append(outputs, log.String())
 		for _, out := range outputs {
-			for _, form := range []string{secretMarker, fmt.Sprintf("%x", secretMarker), fmt.Sprintf("%X", secretMarker),
-				strings.Trim(fmt.Sprint([]byte(secretMarker)), "[]"), strings.Trim(fmt.Sprintf("%#v", []byte(secretMarker)), "[]byte{}")} {
+			for _, form := range []string{secretMarker, fmt.Sprintf("%x", secretMarker),
+				fmt.Sprintf("%X", secretMarker),
+				strings.Trim(fmt.Sprint([]byte(secretMarker)), "[]"),
+				strings.Trim(fmt.Sprintf("%#v", []byte(secretMarker)), "[]byte{}")} {
 				if strings.Contains(out, form) {
 					at := strings.Index(out, form)
 					t.Fatalf("%s: the secret is in …%q…", name, out[max(0, at-100):at+len(form)])
@@ -226,7 +235,8 @@ func TestSecretSaysSo(t *testing.T) {
 		}
 	}
 	b, err := json.Marshal(map[string]any{"s": s, "h": exportedHolder{s}, "l": []*Secret{s}})
-	if want := `{"h":{"Key":"[REDACTED]"},"l":["[REDACTED]"],"s":"[REDACTED]"}`; err != nil || string(b) != want {
+	if want := `{"h":{"Key":"[REDACTED]"},"l":["[REDACTED]"],"s":"[REDACTED]"}`; err != nil ||
+		string(b) != want {
 		t.Errorf("JSON: %s, %v", b, err)
 	}
 	var text encoding.TextMarshaler = s
@@ -256,10 +266,12 @@ func TestMemoryPolicies(t *testing.T) {
 	}
 	b := []byte(secretMarker)
 	s, err := MemoryPolicy("3").NewSecret(b)
-	if c, ok := errors.AsType[*ConfigError](err); !ok || c.Field != "MemoryPolicy" || s != nil || string(b) != secretMarker {
+	if c, ok := errors.AsType[*ConfigError](err); !ok || c.Field != "MemoryPolicy" || s != nil ||
+		string(b) != secretMarker {
 		t.Errorf("an unknown policy: %v", err)
 	}
-	if text := fmt.Sprint(MemoryBestEffort, ", ", MemoryRequired, ", ", MemoryOff); text != "best effort, required, off" {
+	if text := fmt.Sprint(MemoryBestEffort, ", ", MemoryRequired, ", ",
+		MemoryOff); text != "best effort, required, off" {
 		t.Error(text)
 	}
 }
@@ -267,11 +279,13 @@ func TestMemoryPolicies(t *testing.T) {
 func TestMemoryConfigErrors(t *testing.T) {
 	loose, off := storedKeys(t, "rsa-2048"), memoryOff(t)
 	for field, c := range map[string]Config{
-		"Config.Memory": {Memory: "Required"}, "Config.APIKey": {Memory: MemoryRequired, APIKey: off}, "Config.Keys": {Memory: MemoryRequired, Keys: loose},
+		"Config.Memory": {Memory: "Required"}, "Config.APIKey": {Memory: MemoryRequired,
+			APIKey: off}, "Config.Keys": {Memory: MemoryRequired, Keys: loose},
 	} {
 		c.BaseURL, c.Trust = "https://server.test", TrustHTTPS()
 		_, err := NewSecureCompletionClient(c)
-		if e, ok := errors.AsType[*ConfigError](err); !ok || e.Field != field || (c.Memory == MemoryRequired) != errors.Is(err, ErrMemoryLimit) {
+		if e, ok := errors.AsType[*ConfigError](err); !ok || e.Field != field ||
+			(c.Memory == MemoryRequired) != errors.Is(err, ErrMemoryLimit) {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
@@ -311,7 +325,8 @@ func TestLeakedSecret(t *testing.T) {
 	}
 	before = MemoryReport()
 	loseOff()
-	for end := time.Now().Add(time.Minute); MemoryReport().Secrets >= before.Secrets+1; runtime.GC() {
+	for end := time.Now().Add(
+		time.Minute); MemoryReport().Secrets >= before.Secrets+1; runtime.GC() {
 		if time.Now().After(end) {
 			t.Fatal("not wiped")
 		}
@@ -342,10 +357,12 @@ func TestMemoryReport(t *testing.T) {
 	s := secret(t, secretMarker)
 	m := MemoryReport()
 	n := int64(len(secretMarker))
-	if m.InUse != before.InUse+n || m.Secrets != before.Secrets+1 || m.Peak < m.InUse || (m.Unlocked == before.Unlocked) != s.Locked() {
+	if m.InUse != before.InUse+n || m.Secrets != before.Secrets+1 || m.Peak < m.InUse ||
+		(m.Unlocked == before.Unlocked) != s.Locked() {
 		t.Errorf("before %v, now %v", before, m)
 	}
-	if m.Platform != runtime.GOOS+"/"+runtime.GOARCH || m.PageSize < 4096 || (s.Locked() && m.Locked < int64(m.PageSize)) {
+	if m.Platform != runtime.GOOS+"/"+runtime.GOARCH || m.PageSize < 4096 ||
+		(s.Locked() && m.Locked < int64(m.PageSize)) {
 		t.Errorf("%v", m)
 	}
 	off := memoryOff(t)
@@ -380,7 +397,8 @@ func TestOnlyLockedImportsMemguard(t *testing.T) {
 			if !strings.HasPrefix(i.Path.Value, `"github.com/awnumar/`) {
 				continue
 			}
-			if found++; filepath.Dir(path) != filepath.Join(root, "internal", "locked") && path != filepath.Join(root, "keystore_test.go") {
+			if found++; filepath.Dir(path) != filepath.Join(root, "internal", "locked") &&
+				path != filepath.Join(root, "keystore_test.go") {
 				t.Errorf("%s imports %s", path, i.Path.Value)
 			}
 		}

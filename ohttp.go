@@ -92,7 +92,8 @@ func (p *ohttpProtocol) route(req *http.Request) (*plainRequest, *unrouted) {
 // its checks need to know one path only.
 func (p *ohttpProtocol) innerPath(method string, u *url.URL) string {
 	path := u.EscapedPath()
-	if rest, ok := strings.CutPrefix(path, p.base.EscapedPath()); ok && strings.HasPrefix(rest, "/") {
+	if rest, ok := strings.CutPrefix(path, p.base.EscapedPath()); ok &&
+		strings.HasPrefix(rest, "/") {
 		path = rest
 	}
 	if strings.HasSuffix(strings.TrimRight(path, "/"), "/chat/completions") {
@@ -156,8 +157,8 @@ func (p *ohttpProtocol) seal(ctx context.Context, in *plainRequest,
 	return r, nil
 }
 
-// sealMessage makes the binary HTTP message and seals it, within erase.Do: all that reads content or
-// copies it leaves some in registers. The caller closes the request, if there is one.
+// sealMessage makes the binary HTTP message and seals it, within erase.Do: all that reads content
+// or copies it leaves some in registers. The caller closes the request, if there is one.
 func (p *ohttpProtocol) sealMessage(config *ohttp.Config, in *plainRequest,
 	o *callOptions) (call *ohttp.Request, body []byte, err error) {
 	if in.whole && chatjson.HasStreamMember(in.content) {
@@ -262,7 +263,8 @@ func (p *ohttpProtocol) failure(a *httpx.Answer) error { return outerError(a.Sta
 
 func outerError(status int, body []byte) *OuterError {
 	e := &OuterError{StatusCode: status}
-	e.unknownKey = status == http.StatusUnprocessableEntity && problemTypeOf(body) == ohttp.ProblemKey
+	e.unknownKey = status == http.StatusUnprocessableEntity &&
+		problemTypeOf(body) == ohttp.ProblemKey
 	_, e.Detail = errorDetail(body)
 	return e
 }
@@ -276,11 +278,12 @@ func problemTypeOf(body []byte) string {
 	return o.Text("type")
 }
 
-// resealHelps asks for the list of keys again when the gateway does not know the one that was used, and
-// sets the clock after the gateway's when that refused the date, which is authentic. The former
+// resealHelps asks for the list of keys again when the gateway does not know the one that was used,
+// and sets the clock after the gateway's when that refused the date, which is authentic. The former
 // came in the clear: an attacker who ends TLS can say so of a request that they let through, so
 // only a request that reads is sealed again.
-func (p *ohttpProtocol) resealHelps(ctx context.Context, r *sealedRequest, err error) (bool, error) {
+func (p *ohttpProtocol) resealHelps(ctx context.Context, r *sealedRequest, err error) (bool,
+	error) {
 	if outer, ok := errors.AsType[*OuterError](err); ok {
 		if !outer.unknownKey {
 			return false, nil
@@ -340,7 +343,8 @@ func (p *ohttpProtocol) openMessage(message []byte, call *ohttpCall,
 	if message, err = openAll(message[:0], call, sealed, buffer); err != nil {
 		return nil, innerError(err)
 	}
-	in, body, err := bhttp.ReadResponse(bytes.NewReader(message), bhttp.Limits{Content: p.maxAnswer})
+	in, body, err := bhttp.ReadResponse(bytes.NewReader(message),
+		bhttp.Limits{Content: p.maxAnswer})
 	if err != nil {
 		return nil, innerError(err)
 	}
@@ -390,8 +394,8 @@ func openAll(dst []byte, call *ohttpCall, sealed, buffer []byte) ([]byte, error)
 	}
 }
 
-// checkAnswer is the error of an authentic answer: of its status, or of its tier. Of content it keeps
-// only the words of an error.
+// checkAnswer is the error of an authentic answer: of its status, or of its tier. Of content it
+// keeps only the words of an error.
 func (c *ohttpCall) checkAnswer(in *bhttp.Response, content []byte) error {
 	header := httpx.HeaderOf(in.Header)
 	if in.Status >= 200 && in.Status < 300 {

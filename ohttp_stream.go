@@ -267,7 +267,8 @@ type openedBody struct {
 	// over
 	unreported func(error)
 	unwatch    func() bool
-	gaveUp     atomic.Bool // Close has cut the answer: that it ends early is no fault of the server's
+	// Close has cut the answer: that it ends early is no fault of the server's
+	gaveUp atomic.Bool
 
 	mu       sync.Mutex
 	content  io.Reader // ends an event stream that stands still

@@ -33,9 +33,13 @@ func TestOHTTPNothingStaysOpen(t *testing.T) {
 	body, _ := ask("x").encode()
 	in := chatRequest(body, false)
 	for name, end := range map[string]func(*openedBody){
-		"closed":      func(b *openedBody) { _ = b.Close() },
-		"read":        func(b *openedBody) { _, _ = io.Copy(io.Discard, b) },
-		"closed late": func(b *openedBody) { _, _ = io.ReadFull(b, make([]byte, 10)); _ = b.Close(); _ = b.Close() },
+		"closed": func(b *openedBody) { _ = b.Close() },
+		"read":   func(b *openedBody) { _, _ = io.Copy(io.Discard, b) },
+		"closed late": func(b *openedBody) {
+			_, _ = io.ReadFull(b, make([]byte, 10))
+			_ = b.Close()
+			_ = b.Close()
+		},
 	} {
 		resp, err := client.stream(t.Context(), in, nil)
 		if err != nil {
@@ -59,7 +63,10 @@ func TestOHTTPNothingStaysOpen(t *testing.T) {
 		}
 	}
 	g.Set(func() {
-		g.Outer = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(200); return true }
+		g.Outer = func(w http.ResponseWriter, _ *http.Request) bool {
+			w.WriteHeader(200)
+			return true
+		}
 	})
 	if _, err := client.stream(t.Context(), in, nil); err == nil {
 		t.Error("an empty answer was taken")
@@ -77,7 +84,8 @@ func TestOHTTPNothingStaysOpen(t *testing.T) {
 func TestOHTTPOpensIntoRoom(t *testing.T) {
 	g := fakes.NewGateway(t, fakes.ShortAnswer)
 	client := directClient(t, g, nil)
-	r, err := client.wire.seal(t.Context(), chatRequest([]byte(`{"model":"m"}`), true), &callOptions{})
+	r, err := client.wire.seal(t.Context(), chatRequest([]byte(`{"model":"m"}`), true),
+		&callOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +131,8 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 		g.Set(func() { g.Now = func() time.Time { return time.Now().Add(-d) } })
 		again(client)
 	}
-	for _, d := range []time.Duration{0, 4 * time.Minute, 90 * time.Minute} { // the same list, or nearly as new
+	// the same list, or nearly as new
+	for _, d := range []time.Duration{0, 4 * time.Minute, 90 * time.Minute} {
 		behind(d)
 		if d == 4*time.Minute {
 			g.Rotate()
@@ -147,7 +156,8 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 		behind time.Duration
 		ok     bool
 	}{
-		"an old one": {mine, 6 * time.Minute, false}, "a stranger's": {other, 0, false}, "too old": {mine, 3 * time.Hour, false},
+		"an old one": {mine, 6 * time.Minute, false}, "a stranger's": {other, 0, false},
+		"too old":       {mine, 3 * time.Hour, false},
 		"nearly as new": {mine, 4 * time.Minute, true},
 	} {
 		c := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
@@ -156,7 +166,8 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 			g.Outer = func(w http.ResponseWriter, r *http.Request) bool {
 				at := time.Now().Add(-test.behind)
 				w.Header().Set("Content-Type", ohttp.TypeKeys)
-				w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(test.key, list, at, at.Add(24*time.Hour)))
+				w.Header().Set(ohttp.HeaderSignature,
+					ohttp.SignList(test.key, list, at, at.Add(24*time.Hour)))
 				_, _ = w.Write(list)
 				return true
 			}
@@ -177,14 +188,16 @@ func TestOHTTPListsOfReplicas(t *testing.T) {
 		behind time.Duration
 		ok     bool
 	}{
-		{third, mine, 0, true}, {list, mine, 4 * time.Minute, true}, {third, mine, 8 * time.Minute, false},
+		{third, mine, 0, true}, {list, mine, 4 * time.Minute, true},
+		{third, mine, 8 * time.Minute, false},
 		{third, g.Signer, time.Hour, true}, {third, mine, 8 * time.Minute, false},
 	} {
 		g.Set(func() {
 			g.Outer = func(w http.ResponseWriter, r *http.Request) bool {
 				at := newest.Add(-step.behind)
 				w.Header().Set("Content-Type", ohttp.TypeKeys)
-				w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(step.key, step.list, at, at.Add(24*time.Hour)))
+				w.Header().Set(ohttp.HeaderSignature,
+					ohttp.SignList(step.key, step.list, at, at.Add(24*time.Hour)))
 				_, _ = w.Write(step.list)
 				return true
 			}
@@ -213,7 +226,9 @@ func TestOHTTPStrangersListDoesNotForgiveOldOnes(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.Rotate()
-	g.Set(func() { g.Signer, g.Now = mine, func() time.Time { return time.Now().Add(-10 * time.Minute) } })
+	g.Set(func() {
+		g.Signer, g.Now = mine, func() time.Time { return time.Now().Add(-10 * time.Minute) }
+	})
 	again(client)
 	if _, ok := errors.AsType[*ServerKeyError](client.Warm(t.Context())); !ok {
 		t.Error("an old list counts again")
@@ -253,8 +268,10 @@ func TestOHTTPSignerIsJudged(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// The configuration stays, and its signer changes: also where the signer is not what is trusted.
-	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(), "pin": Pin(g.Key().Fingerprint())} {
+	// The configuration stays, and its signer changes: also where the signer is not what is
+	// trusted.
+	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(),
+		"pin": Pin(g.Key().Fingerprint())} {
 		g.Set(func() { g.Signer = mine })
 		client := directClient(t, g, func(c *Config) { judge(c); c.Trust = trust })
 		if err := client.Warm(t.Context()); err != nil {
@@ -267,7 +284,8 @@ func TestOHTTPSignerIsJudged(t *testing.T) {
 			client.server.fetched = time.Time{} // as if an hour had passed
 			client.server.mu.Unlock()
 			_, err := client.Chat(t.Context(), ask("x"))
-			if same := bytes.Equal(g.Signer, mine); same != (err == nil) || same != (len(asked) == 0) {
+			if same := bytes.Equal(g.Signer, mine); same != (err == nil) ||
+				same != (len(asked) == 0) {
 				t.Errorf("%s: %v, asked %v", name, err, asked)
 			}
 		}
@@ -301,7 +319,8 @@ func TestOHTTPRotationEndToEnd(t *testing.T) {
 	strict := ohttpClient(t, srv.URL, func(c *Config) { c.Trust = Pin(first[0].Fingerprint) })
 	for range 2 {
 		for _, c := range []*SecureCompletionClient{remembering, pinned, strict} {
-			if _, err := c.Chat(t.Context(), ask("x")); err != nil { // the replaced keys still open requests
+			// the replaced keys still open requests
+			if _, err := c.Chat(t.Context(), ask("x")); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -353,7 +372,8 @@ func TestUpstreamRefusalsAreNotRepeated(t *testing.T) {
 						t.Errorf("%s, %d: %v", name, status, err)
 					}
 					if ran != 1 || client.wire.(*ohttpProtocol).ahead.Load() != 0 {
-						t.Errorf("%s, %d with %q: ran %d times, the clock is %v ahead", name, status, processed, ran, client.wire.(*ohttpProtocol).ahead.Load())
+						t.Errorf("%s, %d with %q: ran %d times, the clock is %v ahead", name,
+							status, processed, ran, client.wire.(*ohttpProtocol).ahead.Load())
 					}
 				}
 			})
@@ -366,7 +386,8 @@ func TestOHTTPRetriesWhatWasNotSent(t *testing.T) {
 	var dials atomic.Int32
 	client := ohttpClient(t, g.URL, func(c *Config) {
 		c.MaxRetries = 3
-		c.Transport = &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		c.Transport = &http.Transport{DialContext: func(ctx context.Context, network,
+			address string) (net.Conn, error) {
 			if n := dials.Add(1); n == 2 || n == 3 { // the first one is for the keys
 				return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
 			}
@@ -385,7 +406,8 @@ func TestOHTTPRetriesWhatWasNotSent(t *testing.T) {
 
 func TestOHTTPDoesNotRepeatWhatMayHaveArrived(t *testing.T) {
 	g := fakes.StartGateway(t, nil)
-	g.Inner = func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // after the request was read
+	// after the request was read
+	g.Inner = func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
 	client := ohttpClient(t, g.URL, func(c *Config) { c.MaxRetries = 3 })
 	client.retry.base = time.Millisecond
 	for name, call := range callsOf(client) {
@@ -405,7 +427,9 @@ func configsOf(t testing.TB, g *Gateway) []KeyInfo {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return slices.DeleteFunc(keys, func(k KeyInfo) bool { return k.Kind == "RSA" || k.Kind == "Ed25519" })
+	return slices.DeleteFunc(keys, func(k KeyInfo) bool {
+		return k.Kind == "RSA" || k.Kind == "Ed25519"
+	})
 }
 
 // signerOf is the fingerprint of the key that signs a gateway's list.

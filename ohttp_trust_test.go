@@ -29,12 +29,25 @@ func TestOHTTPPins(t *testing.T) {
 		pins func(g *fakes.Gateway) []string
 		ok   bool
 	}{
-		"the key":              {func(g *fakes.Gateway) []string { return []string{g.Key().Fingerprint()} }, true},
-		"in upper case":        {func(g *fakes.Gateway) []string { return []string{strings.ToUpper(g.Key().Fingerprint())} }, true},
-		"one of several":       {func(g *fakes.Gateway) []string { return []string{other, g.Key().Fingerprint()} }, true},
-		"who signs":            {func(g *fakes.Gateway) []string { return []string{g.Sign()} }, true},
-		"another key":          {func(g *fakes.Gateway) []string { g.Sign(); return []string{other} }, false},
-		"who signed elsewhere": {func(g *fakes.Gateway) []string { fp := g.Sign(); g.Sign(); return []string{fp} }, false},
+		"the key": {func(g *fakes.Gateway) []string {
+			return []string{g.Key().Fingerprint()}
+		}, true},
+		"in upper case": {func(g *fakes.Gateway) []string {
+			return []string{strings.ToUpper(g.Key().Fingerprint())}
+		}, true},
+		"one of several": {func(g *fakes.Gateway) []string {
+			return []string{other, g.Key().Fingerprint()}
+		}, true},
+		"who signs": {func(g *fakes.Gateway) []string { return []string{g.Sign()} }, true},
+		"another key": {func(g *fakes.Gateway) []string {
+			g.Sign()
+			return []string{other}
+		}, false},
+		"who signed elsewhere": {func(g *fakes.Gateway) []string {
+			fp := g.Sign()
+			g.Sign()
+			return []string{fp}
+		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := fakes.NewGateway(t, answerText("x"))
@@ -46,13 +59,15 @@ func TestOHTTPPins(t *testing.T) {
 					t.Fatal(err)
 				}
 				key, err := client.ServerKey(t.Context())
-				if err != nil || !key.Equal(newConfigKey(g.Key().Config)) || key.PEM() != nil || key.Bits() != 0 || key.Fingerprint() != g.Key().Fingerprint() {
+				if err != nil || !key.Equal(newConfigKey(g.Key().Config)) || key.PEM() != nil ||
+					key.Bits() != 0 || key.Fingerprint() != g.Key().Fingerprint() {
 					t.Errorf("%v, %v", key, err)
 				}
 				return
 			}
 			refused, ok := errors.AsType[*ServerKeyError](err)
-			if !ok || refused.Got != g.Key().Fingerprint() || !slices.Equal(refused.Want, pins) || refused.Signer == "" {
+			if !ok || refused.Got != g.Key().Fingerprint() || !slices.Equal(refused.Want, pins) ||
+				refused.Signer == "" {
 				t.Errorf("got %+v", err)
 			}
 			if _, posts := g.Counts(); posts != 0 {
@@ -69,7 +84,9 @@ func TestOHTTPPinnedKeyIsChosenFromTheList(t *testing.T) {
 	g.AddKey(ohttp.XWing)
 	classic := g.AddKey(ohttp.X25519)
 	for _, pinned := range []fakes.Key{old, classic} {
-		client := directClient(t, g, func(c *Config) { c.Trust, c.OHTTP.AllowX25519 = Pin(pinned.Fingerprint()), true })
+		client := directClient(t, g, func(c *Config) {
+			c.Trust, c.OHTTP.AllowX25519 = Pin(pinned.Fingerprint()), true
+		})
 		if _, err := client.Chat(t.Context(), ask("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -80,7 +97,8 @@ func TestOHTTPPinnedKeyIsChosenFromTheList(t *testing.T) {
 	// Left to itself a client takes X-Wing, the newest.
 	for _, allow := range []bool{false, true} {
 		client := directClient(t, g, func(c *Config) { c.OHTTP.AllowX25519 = allow })
-		if key, err := client.ServerKey(t.Context()); err != nil || !key.Equal(newConfigKey(g.Key().Config)) || key.config.KEM() != ohttp.XWing {
+		if key, err := client.ServerKey(t.Context()); err != nil ||
+			!key.Equal(newConfigKey(g.Key().Config)) || key.config.KEM() != ohttp.XWing {
 			t.Errorf("X25519 allowed %v: uses %v, %v", allow, key, err)
 		}
 	}
@@ -91,7 +109,9 @@ func TestOHTTPTakesXWingOnly(t *testing.T) {
 	g := fakes.NewGateway(t, answerText("x"))
 	strong, classic := g.Key(), g.AddKey(ohttp.X25519)
 	signer := g.Sign()
-	if _, err := directClient(t, g, func(c *Config) { c.Trust = Pin(classic.Fingerprint()) }).Chat(t.Context(), ask("x")); err == nil {
+	if _, err := directClient(t, g, func(c *Config) {
+		c.Trust = Pin(classic.Fingerprint())
+	}).Chat(t.Context(), ask("x")); err == nil {
 		t.Error("X25519 was taken from the whole list")
 	}
 	used := directClient(t, g, func(c *Config) { c.Trust = Pin(signer) })
@@ -106,7 +126,8 @@ func TestOHTTPTakesXWingOnly(t *testing.T) {
 			}
 			cut := ohttp.AppendConfigs(nil, classic.Config)
 			w.Header().Set("Content-Type", ohttp.TypeKeys)
-			w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(g.Signer, cut, time.Now(), time.Now().Add(time.Hour)))
+			w.Header().Set(ohttp.HeaderSignature, ohttp.SignList(g.Signer, cut, time.Now(),
+				time.Now().Add(time.Hour)))
 			_, _ = w.Write(cut)
 			return true
 		}
@@ -115,12 +136,16 @@ func TestOHTTPTakesXWingOnly(t *testing.T) {
 	if _, err := used.Chat(t.Context(), ask("x")); !errors.Is(err, ErrPublicKey) {
 		t.Errorf("after X-Wing: %v", err)
 	}
-	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(), "both pinned": Pin(strong.Fingerprint(), classic.Fingerprint()),
-		"signed": Pin(signer), "first use": FirstUse(memoryStore(t))} {
+	for name, trust := range map[string]Trust{"HTTPS": TrustHTTPS(),
+		"both pinned": Pin(strong.Fingerprint(), classic.Fingerprint()),
+		"signed":      Pin(signer), "first use": FirstUse(memoryStore(t))} {
 		for _, allow := range []bool{false, true} {
-			client := directClient(t, g, func(c *Config) { c.Trust, c.OHTTP.AllowX25519 = trust, allow })
+			client := directClient(t, g, func(c *Config) {
+				c.Trust, c.OHTTP.AllowX25519 = trust, allow
+			})
 			_, err := client.Chat(t.Context(), ask("x"))
-			if allow != (err == nil) || (err != nil && (!errors.Is(err, ErrPublicKey) || !strings.Contains(err.Error(), "AllowX25519"))) {
+			if allow != (err == nil) || (err != nil &&
+				(!errors.Is(err, ErrPublicKey) || !strings.Contains(err.Error(), "AllowX25519"))) {
 				t.Errorf("%s, allowed %v: %v", name, allow, err)
 			}
 			if _, now := g.Counts(); !allow && now != posts {
@@ -129,7 +154,8 @@ func TestOHTTPTakesXWingOnly(t *testing.T) {
 			_, posts = g.Counts()
 		}
 	}
-	if _, err := NewSecureCompletionClient(Config{BaseURL: "https://gateway.test", Trust: TrustHTTPS(), OHTTP: OHTTPOptions{AllowX25519: true}}); err == nil {
+	if _, err := NewSecureCompletionClient(Config{BaseURL: "https://gateway.test",
+		Trust: TrustHTTPS(), OHTTP: OHTTPOptions{AllowX25519: true}}); err == nil {
 		t.Error("allowed without ProtocolOHTTP")
 	}
 }
@@ -160,7 +186,8 @@ func TestOHTTPFirstUse(t *testing.T) {
 	fresh := g.Rotate()
 	client := directClient(t, g, first)
 	_, err := client.Chat(t.Context(), ask("x"))
-	if refused, ok := errors.AsType[*ServerKeyError](err); !ok || refused.Got != fresh.Fingerprint() || len(refused.Want) != 1 || refused.Signer != "" {
+	if refused, ok := errors.AsType[*ServerKeyError](err); !ok ||
+		refused.Got != fresh.Fingerprint() || len(refused.Want) != 1 || refused.Signer != "" {
 		t.Fatalf("nobody vouches for the new key: %v", err)
 	}
 	if _, posts := g.Counts(); posts != 1 {
@@ -194,7 +221,8 @@ func TestOHTTPSignedRotation(t *testing.T) {
 		}
 		g.Rotate()
 	}
-	if len(asked) != 3 || asked[0][0] != nil || !asked[1][0].Equal(asked[0][1]) || asked[2][1].Signer() != signer {
+	if len(asked) != 3 || asked[0][0] != nil || !asked[1][0].Equal(asked[0][1]) ||
+		asked[2][1].Signer() != signer {
 		t.Errorf("asked %v", asked)
 	}
 	_, posts := g.Counts()
@@ -202,18 +230,27 @@ func TestOHTTPSignedRotation(t *testing.T) {
 	// Another signer, no signature, and one that does not fit.
 	mine := g.Signer
 	for name, change := range map[string]func(){
-		"another signer":     func() { g.Sign() },
-		"no signature":       func() { g.Set(func() { g.Signer = nil }) },
-		"another list":       func() { g.Set(func() { g.List = func(b []byte) []byte { return otherList(t) } }) },
-		"of the future":      func() { g.Set(func() { g.Now = func() time.Time { return time.Now().Add(2 * time.Hour) } }) },
-		"over":               func() { g.Set(func() { g.Now = func() time.Time { return time.Now().Add(-25 * time.Hour) } }) },
-		"older than the one": func() { g.Set(func() { g.Now = func() time.Time { return time.Now().Add(-6 * time.Minute) } }) },
+		"another signer": func() { g.Sign() },
+		"no signature":   func() { g.Set(func() { g.Signer = nil }) },
+		"another list": func() {
+			g.Set(func() { g.List = func(b []byte) []byte { return otherList(t) } })
+		},
+		"of the future": func() {
+			g.Set(func() { g.Now = func() time.Time { return time.Now().Add(2 * time.Hour) } })
+		},
+		"over": func() {
+			g.Set(func() { g.Now = func() time.Time { return time.Now().Add(-25 * time.Hour) } })
+		},
+		"older than the one": func() {
+			g.Set(func() { g.Now = func() time.Time { return time.Now().Add(-6 * time.Minute) } })
+		},
 	} {
 		g.Set(func() { g.Signer, g.List, g.Now = mine, nil, time.Now })
 		change()
 		g.Rotate()
 		_, err := client.Chat(t.Context(), ask("x"))
-		if refused, ok := errors.AsType[*ServerKeyError](err); !ok || !slices.Equal(refused.Want, []string{signer}) {
+		if refused, ok := errors.AsType[*ServerKeyError](err); !ok ||
+			!slices.Equal(refused.Want, []string{signer}) {
 			t.Errorf("%s: %v", name, err)
 		}
 		client.server.mu.Lock() // as if a minute had passed
@@ -263,9 +300,12 @@ func otherList(t testing.TB) []byte {
 func TestOHTTPOnServerKeyRefuses(t *testing.T) {
 	g := fakes.NewGateway(t, answerText("x"))
 	no := errors.New("not this one")
-	client := directClient(t, g, func(c *Config) { c.OnServerKey = func(_, _ *PublicKey) error { return no } })
+	client := directClient(t, g, func(c *Config) {
+		c.OnServerKey = func(_, _ *PublicKey) error { return no }
+	})
 	_, err := client.Chat(t.Context(), ask("x"))
-	if refused, ok := errors.AsType[*ServerKeyError](err); !ok || !errors.Is(err, no) || refused.Got != g.Key().Fingerprint() {
+	if refused, ok := errors.AsType[*ServerKeyError](err); !ok || !errors.Is(err, no) ||
+		refused.Got != g.Key().Fingerprint() {
 		t.Errorf("got %v", err)
 	}
 	if _, posts := g.Counts(); posts != 0 {
@@ -279,15 +319,21 @@ func TestOHTTPListsThatAreNone(t *testing.T) {
 		change func([]byte) []byte
 		want   error
 	}{
-		"empty":           {func([]byte) []byte { return nil }, ErrPublicKey},
-		"cut":             {func(b []byte) []byte { return b[:len(b)-1] }, ErrPublicKey},
-		"more behind":     {func(b []byte) []byte { return append(b, 0) }, ErrPublicKey},
-		"a bad second":    {func(b []byte) []byte { return append(b, 0, 3, 1, 2, 3) }, ErrPublicKey},
-		"other suites":    {func([]byte) []byte { return []byte{0, 12, 1, 0x77, 0x77, 1, 2, 3, 0, 4, 0, 1, 0, 2} }, ErrPublicKey},
-		"no key":          {func(b []byte) []byte { return append(b[:5:5], make([]byte, len(b)-5)...) }, ErrPublicKey},
-		"too large":       {func(b []byte) []byte { return bytes.Repeat(b, 100) }, ErrTooLarge},
-		"an HTML page":    {func([]byte) []byte { return []byte("<html>") }, ErrPublicKey},
-		"version 1's key": {func([]byte) []byte { return []byte("-----BEGIN PUBLIC KEY-----\n") }, ErrPublicKey},
+		"empty":        {func([]byte) []byte { return nil }, ErrPublicKey},
+		"cut":          {func(b []byte) []byte { return b[:len(b)-1] }, ErrPublicKey},
+		"more behind":  {func(b []byte) []byte { return append(b, 0) }, ErrPublicKey},
+		"a bad second": {func(b []byte) []byte { return append(b, 0, 3, 1, 2, 3) }, ErrPublicKey},
+		"other suites": {func([]byte) []byte {
+			return []byte{0, 12, 1, 0x77, 0x77, 1, 2, 3, 0, 4, 0, 1, 0, 2}
+		}, ErrPublicKey},
+		"no key": {func(b []byte) []byte {
+			return append(b[:5:5], make([]byte, len(b)-5)...)
+		}, ErrPublicKey},
+		"too large":    {func(b []byte) []byte { return bytes.Repeat(b, 100) }, ErrTooLarge},
+		"an HTML page": {func([]byte) []byte { return []byte("<html>") }, ErrPublicKey},
+		"version 1's key": {func([]byte) []byte {
+			return []byte("-----BEGIN PUBLIC KEY-----\n")
+		}, ErrPublicKey},
 	} {
 		g := fakes.NewGateway(t, answerText("x"))
 		g.List = test.change
@@ -309,7 +355,9 @@ func TestOHTTPListsThatAreNone(t *testing.T) {
 			w.Header()["Content-Type"] = nil
 			_, _ = io.WriteString(w, "x")
 		},
-		"a redirection": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) },
+		"a redirection": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusFound)
+		},
 	} {
 		g := fakes.NewGateway(t, answerText("x"))
 		g.Outer = func(w http.ResponseWriter, r *http.Request) bool { serve(w, r); return true }
@@ -326,7 +374,8 @@ func TestOHTTPListsThatAreNone(t *testing.T) {
 		_, _ = w.Write(ohttp.AppendConfigs(nil, g.Ring.Configs()...))
 		return true
 	}
-	if e, ok := errors.AsType[*OuterError](directClient(t, g, nil).Warm(t.Context())); !ok || e.StatusCode != 404 {
+	if e, ok := errors.AsType[*OuterError](directClient(t, g, nil).Warm(t.Context())); !ok ||
+		e.StatusCode != 404 {
 		t.Errorf("a list with status 404: %v", e)
 	}
 }
@@ -339,7 +388,9 @@ func BenchmarkOHTTPClient(b *testing.B) {
 	plaintext, _ := ask(strings.Repeat("x", 1024-80)).encode()
 	content := []byte(testkit.CompletionJSON(strings.Repeat("y", 750), ""))
 	g := fakes.NewGateway(b, nil)
-	oblivious := ohttpClient(b, "https://gateway.test", func(c *Config) { c.Transport = fakes.Direct(g) })
+	oblivious := ohttpClient(b, "https://gateway.test", func(c *Config) {
+		c.Transport = fakes.Direct(g)
+	})
 	v1 := startClient(b, "https://gateway.test", nil)
 	v1.server.key, v1.server.fetched = publicOf(b, "server-4096"), time.Now()
 	for _, c := range []*SecureCompletionClient{oblivious, v1} {
@@ -378,10 +429,12 @@ func BenchmarkOHTTPClient(b *testing.B) {
 	var base, own, baseProtected, ownProtected []time.Duration
 	for b.Loop() {
 		base, own = append(base, round(v1, nil)), append(own, round(oblivious, nil))
-		baseProtected, ownProtected = append(baseProtected, round(v1, into)), append(ownProtected, round(oblivious, into))
+		baseProtected, ownProtected = append(baseProtected, round(v1, into)),
+			append(ownProtected, round(oblivious, into))
 	}
 	b.ReportMetric(float64(testkit.Median(own))/float64(testkit.Median(base)), "x-v1")
-	b.ReportMetric(float64(testkit.Median(ownProtected))/float64(testkit.Median(baseProtected)), "x-v1-protected")
+	b.ReportMetric(float64(testkit.Median(ownProtected))/float64(testkit.Median(baseProtected)),
+		"x-v1-protected")
 	b.ReportMetric(float64(testkit.Median(own).Microseconds()), "µs-client")
 	b.ReportMetric(float64(testkit.Median(base).Microseconds()), "µs-v1-client")
 }
@@ -394,7 +447,8 @@ func answerOHTTP(b *testing.B, g *fakes.Gateway, r *sealedRequest, content []byt
 	}
 	defer x.Close()
 	_, _ = io.Copy(io.Discard, x.Request())
-	message, err := bhttp.AppendResponse(nil, &bhttp.Response{Status: 200, Header: []bhttp.Field{{Name: "content-type", Value: "application/json"}}}, content, nil, 0)
+	message, err := bhttp.AppendResponse(nil, &bhttp.Response{Status: 200,
+		Header: []bhttp.Field{{Name: "content-type", Value: "application/json"}}}, content, nil, 0)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -405,7 +459,8 @@ func answerOHTTP(b *testing.B, g *fakes.Gateway, r *sealedRequest, content []byt
 	}
 	_, _ = w.Write(message)
 	_ = w.Finish()
-	return &httpx.Answer{Status: 200, Header: http.Header{"Content-Type": {ohttp.TypeResponse}}, Body: sealed.Bytes()}
+	return &httpx.Answer{Status: 200, Header: http.Header{"Content-Type": {ohttp.TypeResponse}},
+		Body: sealed.Bytes()}
 }
 
 func answerV1(b *testing.B, r *sealedRequest, content []byte) *httpx.Answer {

@@ -93,7 +93,8 @@ func TestSpecExample(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := specFile(t, x.name+".json")
-			if got, err := gcm.Open(nil, e.Sealed[:envelope.NonceSize], e.Sealed[envelope.NonceSize:], nil); err != nil || !bytes.Equal(got, want) {
+			if got, err := gcm.Open(nil, e.Sealed[:envelope.NonceSize],
+				e.Sealed[envelope.NonceSize:], nil); err != nil || !bytes.Equal(got, want) {
 				t.Errorf("plain GCM: %q, %v", got, err)
 			}
 			if got, err := key.Open(&e, nil); err != nil || !bytes.Equal(got, want) {
@@ -105,16 +106,19 @@ func TestSpecExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if key, err := ParsePublicKey([]byte(text)); err != nil || key.Fingerprint() != values.Response.Fingerprint {
+	if key, err := ParsePublicKey([]byte(text)); err != nil ||
+		key.Fingerprint() != values.Response.Fingerprint {
 		t.Errorf("X-Public-Key: %v, %v", key, err)
 	}
-	if hybrid.PercentEncode(testkit.PublicPEM(t, "client-4096")) != values.Headers[hybrid.HeaderPublicKey] {
+	if hybrid.PercentEncode(testkit.PublicPEM(t,
+		"client-4096")) != values.Headers[hybrid.HeaderPublicKey] {
 		t.Error("X-Public-Key is encoded differently")
 	}
 	if err := chatjson.CheckRequest(specFile(t, "request.json")); err != nil {
 		t.Error(err)
 	}
-	if err := checkCompletion(specFile(t, "response.json"), values.Headers[hybrid.HeaderPayloadID], TierStandard); err != nil {
+	if err := checkCompletion(specFile(t, "response.json"), values.Headers[hybrid.HeaderPayloadID],
+		TierStandard); err != nil {
 		t.Error(err)
 	}
 }
@@ -162,7 +166,8 @@ func TestSpecAuditLog(t *testing.T) {
 		prev = mac
 	}
 	sum := sha256.Sum256([]byte(values.Fragment))
-	if want := `,"torn":` + strconv.Itoa(len(values.Fragment)) + `,"torn_sha256":"` + hex.EncodeToString(sum[:]) + `","lost":2,`; !strings.Contains(lines[3], want) {
+	if want := `,"torn":` + strconv.Itoa(len(values.Fragment)) + `,"torn_sha256":"` +
+		hex.EncodeToString(sum[:]) + `","lost":2,`; !strings.Contains(lines[3], want) {
 		t.Errorf("%s has no %s", lines[3], want)
 	}
 	if values.Head != "3-"+prev {
@@ -180,13 +185,16 @@ func TestSpecAuditLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	chain := &auditlog.Chain{Key: func(uint32) (*auditlog.Key, error) { return key, nil }, Want: head}
+	chain := &auditlog.Chain{Key: func(uint32) (*auditlog.Key, error) {
+		return key, nil
+	}, Want: head}
 	for i, line := range lines {
 		if err := chain.Step("audit.log", i+1, []byte(line)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := chain.Finish("audit.log", 5, nil); err != nil || !chain.WantFound || chain.Torn != 1 ||
+	if err := chain.Finish("audit.log", 5, nil); err != nil || !chain.WantFound ||
+		chain.Torn != 1 ||
 		chain.Lost != 2 {
 		t.Errorf("%v, %+v", err, chain)
 	}
@@ -213,7 +221,8 @@ func specAuditLog(t *testing.T, key *auditlog.Key) (text []byte) {
 		return e
 	}
 	e := time("2026-01-02T03:04:05.123456789Z")
-	e.Type, e.PayloadID, e.Bytes, e.Tier = EventRequestSealed, "0b7c2c60-4f1e-4f7a-9d55-3a6f1c7e8d21", 1024, TierStandard
+	e.Type, e.PayloadID, e.Bytes, e.Tier = EventRequestSealed,
+		"0b7c2c60-4f1e-4f7a-9d55-3a6f1c7e8d21", 1024, TierStandard
 	e.Fingerprint = publicOf(t, "server-4096").fingerprint
 	add(e, auditlog.Line{})
 	e = time("2026-01-02T03:04:06Z")

@@ -69,8 +69,10 @@ func DefaultTransport() *http.Transport { return httpx.DefaultTransport() }
 // redirects and has no Timeout: [Config].Timeout holds.
 func (c *SecureCompletionClient) HTTPClient() *http.Client {
 	return &http.Client{
-		Transport:     &sdkTransport{client: c},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &sdkTransport{client: c},
+		CheckRedirect: func(*http.Request, []*http.Request) error {
+			return http.ErrUseLastResponse
+		},
 	}
 }
 
@@ -143,7 +145,8 @@ func (t *sdkTransport) exchange(req *http.Request, in *plainRequest, call *chatj
 	if !call.Stream {
 		return passOn(req, resp), nil
 	}
-	if !resp.saysEvents() { // what is no stream either is refused before the SDK sees anything of it
+	// what is no stream either is refused before the SDK sees anything of it
+	if !resp.saysEvents() {
 		if _, err := resp.sniff(); err != nil || !resp.beginsEvents() {
 			result, err := t.client.readWhole(ctx, resp)
 			return t.made(req, result, call, err)
@@ -269,7 +272,8 @@ func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Re
 	case errors.Is(err, ErrInvalidRequest):
 		return sdkError(req, http.StatusBadRequest, "invalid_request", err.Error(), 0), nil
 	case errors.Is(err, errRequestTooLarge):
-		return sdkError(req, http.StatusRequestEntityTooLarge, "request_too_large", err.Error(), 0), nil
+		return sdkError(req, http.StatusRequestEntityTooLarge, "request_too_large", err.Error(), 0),
+			nil
 	}
 	t.errors.remember(req, body, err)
 	return nil, err
@@ -372,7 +376,8 @@ func (m *rememberedErrors) recall(req *http.Request, body []byte) error {
 
 // remember keeps err for an SDK that repeats req. A request that only reads may be repeated.
 func (m *rememberedErrors) remember(req *http.Request, body []byte, err error) {
-	if method := methodOf(req); body == nil || method == http.MethodGet || method == http.MethodHead {
+	if method := methodOf(req); body == nil || method == http.MethodGet ||
+		method == http.MethodHead {
 		return
 	}
 	id := m.digest(req, body)
@@ -424,8 +429,9 @@ func passOn(req *http.Request, resp *openedResponse) *http.Response {
 	h.Del("Set-Cookie") // of whom, for what?
 	h.Set(headerShouldRetry, "false")
 	return &http.Response{
-		Status: strconv.Itoa(resp.status) + " " + http.StatusText(resp.status), StatusCode: resp.status,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Status:     strconv.Itoa(resp.status) + " " + http.StatusText(resp.status),
+		StatusCode: resp.status,
+		Proto:      "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: h, Body: resp.body, ContentLength: resp.length(), Request: req,
 	}
 }

@@ -259,7 +259,8 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 	start := time.Now()
 	offered, err := s.fetch(ctx)
 	if err != nil {
-		s.log.DebugContext(ctx, "no server key", "duration", time.Since(start), "error", logText(err))
+		s.log.DebugContext(ctx, "no server key", "duration", time.Since(start), "error",
+			logText(err))
 		return nil, err
 	}
 	s.log.DebugContext(ctx, "server keys fetched", "keys", len(offered), "duration",
@@ -343,7 +344,8 @@ func (s *serverKey) judgeKey(ctx context.Context, old, key *PublicKey, accepted 
 	newKey := !key.Equal(old)
 	if (newKey || key.signer != "" && key.signer != old.signer) && !accepted {
 		if newKey && old != nil {
-			s.log.WarnContext(ctx, "server key changed", "old", old.fingerprint, "new", key.fingerprint,
+			s.log.WarnContext(ctx, "server key changed", "old", old.fingerprint, "new",
+				key.fingerprint,
 				"signer", key.signer)
 		}
 		if err := s.ask(ctx, old, key); err != nil {

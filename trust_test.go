@@ -25,24 +25,35 @@ func TestPinValidation(t *testing.T) {
 		pins []string
 		ok   bool
 	}{
-		{nil, false}, {[]string{""}, false}, {[]string{good[:63]}, false}, {[]string{good + "0"}, false},
-		{[]string{good[:63] + "g"}, false}, {[]string{good, "oops"}, false}, {[]string{"sha256:" + good}, true},
-		{[]string{strings.Repeat("ab:", 31) + "ab"}, true}, {[]string{"SHA256:" + strings.Repeat("AB:", 31) + "AB"}, true},
-		{[]string{good + "  -"}, true}, {[]string{good + " *key.der\n"}, true}, {[]string{"sha256: " + good}, true},
-		{[]string{"sha1:" + good}, false}, {[]string{"sha256:" + good[:62]}, false}, {[]string{strings.Repeat("ab:", 32)}, false},
-		{[]string{strings.Repeat("ab:", 30) + "ab"}, false}, {[]string{"key.der  " + good}, false}, {[]string{good[:62] + "  -"}, false}, {[]string{good[:32] + " " + good[32:]}, false},
-		{[]string{good}, true}, {[]string{strings.ToUpper(good)}, true}, {[]string{" " + good + "\n"}, true}, {[]string{good, good}, true},
+		{nil, false}, {[]string{""}, false}, {[]string{good[:63]}, false},
+		{[]string{good + "0"}, false},
+		{[]string{good[:63] + "g"}, false}, {[]string{good, "oops"}, false},
+		{[]string{"sha256:" + good}, true},
+		{[]string{strings.Repeat("ab:", 31) + "ab"}, true},
+		{[]string{"SHA256:" + strings.Repeat("AB:", 31) + "AB"}, true},
+		{[]string{good + "  -"}, true}, {[]string{good + " *key.der\n"}, true},
+		{[]string{"sha256: " + good}, true},
+		{[]string{"sha1:" + good}, false}, {[]string{"sha256:" + good[:62]}, false},
+		{[]string{strings.Repeat("ab:", 32)}, false},
+		{[]string{strings.Repeat("ab:", 30) + "ab"}, false}, {[]string{"key.der  " + good}, false},
+		{[]string{good[:62] + "  -"}, false}, {[]string{good[:32] + " " + good[32:]}, false},
+		{[]string{good}, true}, {[]string{strings.ToUpper(good)}, true},
+		{[]string{" " + good + "\n"}, true}, {[]string{good, good}, true},
 	} {
-		_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: Pin(c.pins...), Transport: neverUsed(t)})
-		if e, ok := errors.AsType[*ConfigError](err); (err == nil) != c.ok || (!c.ok && (!ok || e.Field != "Config.Trust")) {
+		_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test",
+			Trust: Pin(c.pins...), Transport: neverUsed(t)})
+		if e, ok := errors.AsType[*ConfigError](err); (err == nil) != c.ok ||
+			(!c.ok && (!ok || e.Field != "Config.Trust")) {
 			t.Errorf("%q: %v", c.pins, err)
 		}
 	}
 }
 
 func TestPin(t *testing.T) {
-	right, wrong, other := publicOf(t, "rsa-2048").Fingerprint(), publicOf(t, "server-4096").Fingerprint(), publicOf(t, "other-4096").Fingerprint()
-	for _, pins := range [][]string{{right}, {strings.ToUpper(right)}, {wrong, right}, {" " + right + " "}} {
+	right, wrong, other := publicOf(t, "rsa-2048").Fingerprint(),
+		publicOf(t, "server-4096").Fingerprint(), publicOf(t, "other-4096").Fingerprint()
+	for _, pins := range [][]string{{right}, {strings.ToUpper(right)}, {wrong, right},
+		{" " + right + " "}} {
 		s := fakes.NewServer(t)
 		c := sealedClient(t, s, func(c *Config) { c.Trust = Pin(pins...) })
 		if _, err := c.Chat(t.Context(), ask("x")); err != nil {
@@ -61,7 +72,8 @@ func TestPin(t *testing.T) {
 		_, completeErr := c.Complete(t.Context(), secret(t, `{"model":"m","messages":[]}`))
 		for _, err := range []error{chatErr, keyErr, completeErr, c.Warm(t.Context())} {
 			e, ok := errors.AsType[*ServerKeyError](err)
-			if !ok || e.Got != right || strings.Join(e.Want, " ") != strings.Join(pins, " ") || e.Err != nil {
+			if !ok || e.Got != right || strings.Join(e.Want, " ") != strings.Join(pins, " ") ||
+				e.Err != nil {
 				t.Errorf("%q: %v", pins, err)
 			}
 		}
@@ -77,7 +89,9 @@ func TestPin(t *testing.T) {
 // The error's list is the caller's: changing it must not change what is trusted.
 func TestPinErrorIsACopy(t *testing.T) {
 	s := fakes.NewServer(t)
-	c := sealedClient(t, s, func(c *Config) { c.Trust = Pin(publicOf(t, "other-4096").Fingerprint()) })
+	c := sealedClient(t, s, func(c *Config) {
+		c.Trust = Pin(publicOf(t, "other-4096").Fingerprint())
+	})
 	_, err := c.ServerKey(t.Context())
 	e, ok := errors.AsType[*ServerKeyError](err)
 	if !ok {
@@ -94,7 +108,8 @@ type keyChange struct{ old, new string }
 func TestOnServerKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := fakes.NewServer(t)
-		first, second := publicOf(t, "rsa-2048").Fingerprint(), publicOf(t, "other-4096").Fingerprint()
+		first, second := publicOf(t, "rsa-2048").Fingerprint(),
+			publicOf(t, "other-4096").Fingerprint()
 		refusal := errors.New("not this one")
 		var calls []keyChange
 		var answer error
@@ -123,7 +138,8 @@ func TestOnServerKey(t *testing.T) {
 
 		answer = refusal
 		_, err := c.Chat(t.Context(), ask("x"))
-		if e, ok := errors.AsType[*ServerKeyError](err); !ok || e.Err != refusal || !errors.Is(err, refusal) || e.Got != first || len(e.Want) != 0 {
+		if e, ok := errors.AsType[*ServerKeyError](err); !ok || e.Err != refusal ||
+			!errors.Is(err, refusal) || e.Got != first || len(e.Want) != 0 {
 			t.Errorf("refused at first: %v", err)
 		}
 		expect("refused", keyChange{"", first})
@@ -147,7 +163,8 @@ func TestOnServerKey(t *testing.T) {
 		time.Sleep(serverKeyLife + time.Second)
 		answer = refusal
 		_, err = c.Chat(t.Context(), ask("x"))
-		if e, ok := errors.AsType[*ServerKeyError](err); !ok || e.Err != refusal || e.Got != second || len(e.Want) != 1 || e.Want[0] != first {
+		if e, ok := errors.AsType[*ServerKeyError](err); !ok || e.Err != refusal ||
+			e.Got != second || len(e.Want) != 1 || e.Want[0] != first {
 			t.Errorf("refused change: %v", err)
 		}
 		expect("refused change", keyChange{first, second})
@@ -164,8 +181,10 @@ func TestAcceptServerKey(t *testing.T) {
 	got := publicOf(t, "rsa-2048").Fingerprint()
 	refusal := errors.New("no")
 	for name, change := range map[string]func(*Config){
-		"pin":         func(c *Config) { c.Trust = Pin(publicOf(t, "other-4096").Fingerprint()) },
-		"OnServerKey": func(c *Config) { c.OnServerKey = func(_, _ *PublicKey) error { return refusal } },
+		"pin": func(c *Config) { c.Trust = Pin(publicOf(t, "other-4096").Fingerprint()) },
+		"OnServerKey": func(c *Config) {
+			c.OnServerKey = func(_, _ *PublicKey) error { return refusal }
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := fakes.NewServer(t)
@@ -303,7 +322,8 @@ func TestRefreshAfterRefusal(t *testing.T) {
 			t.Helper()
 			got, err := s.refresh(t.Context(), used)
 			if err != nil || got != want || fetches.Load() != count {
-				t.Errorf("refresh: %v, %v, %d fetches; want %v, %d", got, err, fetches.Load(), want, count)
+				t.Errorf("refresh: %v, %v, %d fetches; want %v, %d", got, err, fetches.Load(), want,
+					count)
 			}
 		}
 		refresh(false, 2) // the same key
@@ -336,7 +356,8 @@ func TestRefusalRenewsTheKey(t *testing.T) {
 		t.Errorf("%d key fetches, %d requests", gets, posts)
 	}
 	sent := s.Questions()
-	a, b := sent[0].Request.Header.Get(hybrid.HeaderPayloadID), sent[1].Request.Header.Get(hybrid.HeaderPayloadID)
+	a, b := sent[0].Request.Header.Get(hybrid.HeaderPayloadID),
+		sent[1].Request.Header.Get(hybrid.HeaderPayloadID)
 	if a == b {
 		t.Error("the second attempt has the first one's payload id")
 	}
@@ -360,7 +381,9 @@ func TestRefusalRenewsTheKey(t *testing.T) {
 
 func TestRefusalRenewsOnlyTrustedKeys(t *testing.T) {
 	s := fakes.NewServer(t)
-	c := sealedClient(t, s, func(c *Config) { c.Trust = Pin(publicOf(t, "rsa-2048").Fingerprint()) })
+	c := sealedClient(t, s, func(c *Config) {
+		c.Trust = Pin(publicOf(t, "rsa-2048").Fingerprint())
+	})
 	if err := c.Warm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -388,7 +411,8 @@ func TestConcurrentGetsFetchOnce(t *testing.T) {
 				if i%10 == 0 {
 					ctx = gone
 				}
-				if k, err := s.get(ctx); (err != nil) != (i%10 == 0) || (err == nil && !k.Equal(key)) {
+				if k, err := s.get(ctx); (err != nil) != (i%10 == 0) ||
+					(err == nil && !k.Equal(key)) {
 					t.Errorf("%d: %v, %v", i, k, err)
 				}
 			})

@@ -113,7 +113,8 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 	return req, nil
 }
 
-func (p *envelopeV1) openAnswer(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error) {
+func (p *envelopeV1) openAnswer(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened,
+	error) {
 	e, err := envelope.Parse(a.Body, int(min(p.maxAnswer, maxBytes)))
 	if err != nil {
 		return nil, hybrid.EnvelopeError(err)
@@ -131,8 +132,8 @@ func (p *envelopeV1) openAnswer(r *sealedRequest, a *httpx.Answer, into hybrid.A
 
 func (p *envelopeV1) failure(a *httpx.Answer) error { return apiErrorFrom(a) }
 
-// resealHelps asks for the server's key again when the status is the one that an envelope for another
-// key gets.
+// resealHelps asks for the server's key again when the status is the one that an envelope for
+// another key gets.
 func (p *envelopeV1) resealHelps(ctx context.Context, r *sealedRequest, err error) (bool, error) {
 	if refusal, ok := errors.AsType[*APIError](err); !ok ||
 		refusal.StatusCode != http.StatusBadRequest {

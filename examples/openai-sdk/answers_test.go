@@ -128,7 +128,9 @@ func goOpenAIStream(ctx context.Context, client *goopenai.Client) (r reading) {
 // Answers as real servers write them come out right through both SDKs, over both protocols.
 func TestAnswersOfRealServers(t *testing.T) {
 	var now http.Handler
-	upstream := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { now.ServeHTTP(w, r) })
+	upstream := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		now.ServeHTTP(w, r)
+	})
 	t.Setenv("OPENAI_BASE_URL", "http://unused.test/v1")
 	for protocol, client := range answerClients(t, upstream) {
 		official := sealedOpenAI(goodKey, client)

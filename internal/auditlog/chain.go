@@ -93,7 +93,8 @@ func (c *Chain) Step(file string, number int, text []byte) error {
 	// older files were dropped, or removed: Finish tells
 	case c.Lines == 0 && line.Seq > 1 && line.Torn == 0:
 		c.Head = Head{line.Seq - 1, line.Prev}
-	case line.Torn > 0 && line.Prev == c.before.MAC && line.Seq == c.before.Seq+1 && c.last.is(line):
+	case line.Torn > 0 && line.Prev == c.before.MAC && line.Seq == c.before.Seq+1 &&
+		c.last.is(line):
 		// The last line was whole except its line feed. The next writer took it for unfinished.
 		c.Lines--
 		c.Torn++

@@ -19,8 +19,9 @@ type writer struct {
 }
 
 func (w *writer) line(change func(*Line)) []byte {
-	l := &Line{Seq: w.head.Seq + 1, Generation: 1, Prev: w.head.MAC, Event: fmt.Appendf(nil, `"n":%d`,
-		w.head.Seq)}
+	l := &Line{Seq: w.head.Seq + 1, Generation: 1, Prev: w.head.MAC,
+		Event: fmt.Appendf(nil, `"n":%d`,
+			w.head.Seq)}
 	if change != nil {
 		change(l)
 	}
@@ -90,7 +91,8 @@ func TestChain(t *testing.T) {
 		"first changed": {lines: flip(1), problem: problem{Changed, 1, 1, 0}},
 		"changed":       {lines: flip(3), problem: problem{Changed, 3, 3, 0}},
 		"last changed":  {lines: flip(5), problem: problem{Changed, 5, 5, 0}},
-		"empty line":    {lines: append(pick(1, 2), nil, five[2]), problem: problem{Changed, 3, 3, 0}},
+		"empty line": {lines: append(pick(1, 2), nil, five[2]),
+			problem: problem{Changed, 3, 3, 0}},
 		"two lines": {lines: append(pick(1), []byte("x"), []byte("y")), problem: problem{Changed,
 			2, 2, 0}},
 		"stranger's": {lines: append(slices.Clone(five), stranger.line(nil)),
@@ -105,14 +107,17 @@ func TestChain(t *testing.T) {
 		"backwards":        {lines: pick(5, 4, 3, 2, 1), problem: problem{Reordered, 2, 6, 0}},
 		"twice":            {lines: pick(1, 2, 2, 3), problem: problem{Reordered, 3, 3, 0}},
 		"again at the end": {lines: pick(1, 2, 3, 4, 5, 3), problem: problem{Reordered, 6, 6, 0}},
-		"removed, garbage": {lines: append(pick(1, 3), []byte("x"), five[3]), problem: problem{Removed, 2,
-			2, 1}},
-		"another log's": {lines: append(pick(1), other.line(nil)), problem: problem{Removed, 2, 2, 0}},
-		"torn":          {lines: five, rest: `{"seq":6,"k`, problem: problem{Torn, 6, 6, 0}},
-		"garbage":       {lines: five, rest: `x`, problem: problem{Changed, 6, 6, 0}},
-		"cut off":       {lines: pick(1, 2, 3), want: head, problem: problem{CutOff, 4, 4, 2}},
-		"cut off, torn": {lines: pick(1, 2, 3), rest: `{"seq"`, want: head, problem: problem{CutOff, 4,
-			4, 2}},
+		"removed, garbage": {lines: append(pick(1, 3), []byte("x"), five[3]),
+			problem: problem{Removed, 2,
+				2, 1}},
+		"another log's": {lines: append(pick(1), other.line(nil)),
+			problem: problem{Removed, 2, 2, 0}},
+		"torn":    {lines: five, rest: `{"seq":6,"k`, problem: problem{Torn, 6, 6, 0}},
+		"garbage": {lines: five, rest: `x`, problem: problem{Changed, 6, 6, 0}},
+		"cut off": {lines: pick(1, 2, 3), want: head, problem: problem{CutOff, 4, 4, 2}},
+		"cut off, torn": {lines: pick(1, 2, 3), rest: `{"seq"`, want: head,
+			problem: problem{CutOff, 4,
+				4, 2}},
 		"replaced": {lines: five, want: Head{Seq: 3, MAC: [32]byte{1}}, problem: problem{Replaced,
 			3, 3, 0}},
 	} {
@@ -120,7 +125,8 @@ func TestChain(t *testing.T) {
 			chain := &Chain{Key: onlyKey(key), Want: c.want}
 			got := check(chain, c.lines, []byte(c.rest))
 			if c.problem == (problem{}) {
-				if got != nil || int(chain.Lines) != len(c.lines) || chain.WantFound != (c.want != Head{}) {
+				if got != nil || int(chain.Lines) != len(c.lines) ||
+					chain.WantFound != (c.want != Head{}) {
 					t.Errorf("%v, %+v", got, chain)
 				}
 				return
@@ -179,8 +185,9 @@ func TestChainTorn(t *testing.T) {
 			t.Errorf("%d bytes: %+v, %+v", n, p, chain)
 		}
 		for what, wrong := range map[string][][]byte{
-			"no fragment":       append(slices.Clone(lines), note),
-			"another":           append(slices.Clone(lines), append([]byte("x"), fragment[1:]...), note),
+			"no fragment": append(slices.Clone(lines), note),
+			"another": append(slices.Clone(lines), append([]byte("x"), fragment[1:]...),
+				note),
 			"elsewhere":         append(slices.Clone(lines[:1]), fragment, lines[1], note),
 			"twice":             append(slices.Clone(lines), fragment, fragment, note),
 			"without its note":  append(slices.Clone(lines), third[:min(n, len(third)-1)], third),

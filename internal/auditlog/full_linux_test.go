@@ -29,7 +29,8 @@ func childFull(t *testing.T, dir, _ string) {
 		writeNotes(t, l, 0, 2)
 		before := l.Head().Seq
 		filler := filepath.Join(dir, "filler")
-		if err := os.WriteFile(filler, make([]byte, 128<<10), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		if err := os.WriteFile(filler, make([]byte, 128<<10), 0o600); !errors.Is(err,
+			syscall.ENOSPC) {
 			t.Fatal(err)
 		}
 		for range 3 {
@@ -45,7 +46,8 @@ func childFull(t *testing.T, dir, _ string) {
 			t.Fatal(err)
 		}
 		writeNotes(t, l, 2, 3)
-		if r := mustVerify(t, path, keys, Head{}); r.Head.Seq != before+1 || r.Lost != uint64(3*(i+1)) ||
+		if r := mustVerify(t, path, keys, Head{}); r.Head.Seq != before+1 ||
+			r.Lost != uint64(3*(i+1)) ||
 			r.Torn != 0 {
 			t.Errorf("%+v", r)
 		}

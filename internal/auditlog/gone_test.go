@@ -53,7 +53,8 @@ func TestFolderGoneBetweenEvents(t *testing.T) {
 				before := tree(t, dir)
 				for range 2 {
 					err := l.Record(t.Context(), "note", note(3))
-					if !errors.Is(err, fault.ErrAuditTampered) || !strings.Contains(err.Error(), "folder") ||
+					if !errors.Is(err, fault.ErrAuditTampered) ||
+						!strings.Contains(err.Error(), "folder") ||
 						!strings.Contains(err.Error(), "restore it") {
 						t.Errorf("%v", err)
 					}
@@ -189,7 +190,8 @@ func TestLogGoneBetweenOpens(t *testing.T) {
 			return errors.Join(os.Rename(dir, dir+".away"), os.Mkdir(dir, 0o700))
 		}, false},
 		"a longer log in its place": {func(path string) error {
-			l, err := Open(t.Context(), path+"2", &testKeys{store: newTestStore()}, withDefaults(nil))
+			l, err := Open(t.Context(), path+"2", &testKeys{store: newTestStore()},
+				withDefaults(nil))
 			if err != nil {
 				return err
 			}
@@ -197,7 +199,8 @@ func TestLogGoneBetweenOpens(t *testing.T) {
 			return errors.Join(l.Close(), os.Rename(path+"2", path))
 		}, false},
 		"another log in its place": {func(path string) error {
-			l, err := Open(t.Context(), path+"2", &testKeys{store: newTestStore()}, withDefaults(nil))
+			l, err := Open(t.Context(), path+"2", &testKeys{store: newTestStore()},
+				withDefaults(nil))
 			if err != nil {
 				return err
 			}
@@ -226,8 +229,9 @@ func TestLogGoneBetweenOpens(t *testing.T) {
 				t.Errorf("something was made: %q", tree(t, dir))
 			}
 			l, err = Open(t.Context(), path, keys, withDefaults(nil))
-			if c.lockTells != errors.Is(err, fault.ErrAuditTampered) || c.lockTells != errors.Is(err,
-				fs.ErrNotExist) {
+			if c.lockTells != errors.Is(err, fault.ErrAuditTampered) ||
+				c.lockTells != errors.Is(err,
+					fs.ErrNotExist) {
 				t.Errorf("without one: %v", err)
 			}
 			if err == nil {
@@ -286,8 +290,8 @@ func TestFirstOpen(t *testing.T) {
 	mustVerify(t, path, keys, l.Head())
 }
 
-// TestHeadInOlderFiles: a head is looked for where its line is, and is not missed where its line was
-// dropped.
+// TestHeadInOlderFiles: a head is looked for where its line is, and is not missed where its line
+// was dropped.
 func TestHeadInOlderFiles(t *testing.T) {
 	l, path, keys := startLog(t, smallFiles)
 	var heads []Head
@@ -318,7 +322,8 @@ func TestHeadInOlderFiles(t *testing.T) {
 	}
 }
 
-// TestFolderBehindALink: a folder that was moved, with a link to it in its place, is still the log's.
+// TestFolderBehindALink: a folder that was moved, with a link to it in its place, is still the
+// log's.
 func TestFolderBehindALink(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("an open folder cannot be renamed there")

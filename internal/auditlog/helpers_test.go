@@ -147,7 +147,8 @@ func mustFind(t testing.TB, what, path string, keys Keys, head Head, want Proble
 		t.Errorf("%s: found %v, want %q", what, err, want.Finding)
 		return
 	}
-	if got.Finding != want.Finding || got.Line != want.Line || filepath.Base(got.File) != want.File ||
+	if got.Finding != want.Finding || got.Line != want.Line ||
+		filepath.Base(got.File) != want.File ||
 		want.Seq != 0 && got.Seq != want.Seq || want.Missing != 0 && got.Missing != want.Missing {
 		t.Errorf("%s: found %+v, want %+v", what, *got, want)
 	}

@@ -74,12 +74,14 @@ type Line struct {
 	Seq        uint64            // from 1, across files
 	Generation uint32            // of the data key that the code's key is derived from
 	Prev       [sha256.Size]byte // code of the line before; zeros for the first
-	Begins     uint64            // first line kept when this file was begun, at most Seq; 0: not said
-	Torn       uint64            // size of the unfinished line that stands before this one; 0 for none
-	TornSum    [sha256.Size]byte // its SHA-256
-	Lost       uint64            // events that could not be written before this one
-	Event      []byte            // members of the event, without braces
-	MAC        [sha256.Size]byte
+	// first line kept when this file was begun, at most Seq; 0: not said
+	Begins uint64
+	// size of the unfinished line that stands before this one; 0 for none
+	Torn    uint64
+	TornSum [sha256.Size]byte // its SHA-256
+	Lost    uint64            // events that could not be written before this one
+	Event   []byte            // members of the event, without braces
+	MAC     [sha256.Size]byte
 }
 
 // Head is the place of the line.

@@ -25,7 +25,8 @@ func testKey(t testing.TB, b byte) *Key {
 func fullLine() *Line {
 	return &Line{
 		Seq: 7, Generation: 2, Prev: [32]byte{1,
-			0xab}, Begins: 3, Torn: 5, TornSum: [32]byte{9}, Lost: 4, Event: []byte(`"type":"note"`),
+			0xab}, Begins: 3, Torn: 5, TornSum: [32]byte{9}, Lost: 4,
+		Event: []byte(`"type":"note"`),
 	}
 }
 
@@ -155,7 +156,8 @@ func FuzzParse(f *testing.F) {
 		key := testKey(t, 1)
 		fits, mac := key.Fits(text, l), l.MAC
 		again := bytes.TrimSuffix(key.Append(nil, l), []byte("\n"))
-		if n := len(text) - tailSize; !bytes.Equal(again[:n], text[:n]) || len(again) != len(text) ||
+		if n := len(text) - tailSize; !bytes.Equal(again[:n], text[:n]) ||
+			len(again) != len(text) ||
 			fits != (mac == l.MAC) {
 			t.Errorf("%q is written again as %q", text, again)
 		}

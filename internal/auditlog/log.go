@@ -168,8 +168,8 @@ func (l *Log) gone(err error) error {
 
 const restoreIt = "restore it, or begin another one under another name"
 
-// mustReach refuses a log that ends before a line that it had, or has another one in its place. What
-// is between that line and the end is for Verify to check.
+// mustReach refuses a log that ends before a line that it had, or has another one in its place.
+// What is between that line and the end is for Verify to check.
 func (l *Log) mustReach(head Head) error {
 	if l.tail.Seq < head.Seq {
 		return fmt.Errorf("%w: it ends with line %d, and had reached %d: "+restoreIt,
@@ -215,7 +215,8 @@ func (l *Log) useKey() error {
 // folder opens the folder of a log.
 func folder(path string, open func(string) (*fsafe.Dir, error)) (*fsafe.Dir, string, error) {
 	name := filepath.Base(path)
-	if path == "" || !filepath.IsLocal(name) || name == "." || os.IsPathSeparator(path[len(path)-1]) {
+	if path == "" || !filepath.IsLocal(name) || name == "." ||
+		os.IsPathSeparator(path[len(path)-1]) {
 		return nil, "", fmt.Errorf("%w: %q does not name a file", fault.ErrInvalidRequest, path)
 	}
 	dir, err := open(filepath.Dir(path))
@@ -297,7 +298,8 @@ func (l *Log) Close() error {
 	}
 	l.dropFile()
 	if lost := l.lost.Load(); lost > 0 {
-		err = fault.Join(err, fmt.Errorf("sealedchat: audit log: %d events could not be written", lost))
+		err = fault.Join(err, fmt.Errorf("sealedchat: audit log: %d events could not be written",
+			lost))
 	}
 	_ = l.dir.Close()
 	l.wipeKeys()

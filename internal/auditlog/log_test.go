@@ -37,7 +37,8 @@ func TestAuditLogTornLine(t *testing.T) {
 		}
 		l := openLog(t, path, keys, nil)
 		writeNotes(t, l, 3, 5)
-		if r := mustVerify(t, path, keys, Head{}); r.Torn != 1 || r.Lines != 4 || r.Head != l.Head() {
+		if r := mustVerify(t, path, keys, Head{}); r.Torn != 1 || r.Lines != 4 ||
+			r.Head != l.Head() {
 			t.Fatalf("cut %d: %+v", cut, r)
 		}
 		l.Close()
@@ -45,11 +46,13 @@ func TestAuditLogTornLine(t *testing.T) {
 		after := logLines(t, path)
 		after[2][0] ^= 1
 		writeLog(t, path, bytes.Join(after, nil))
-		mustFind(t, "fragment changed", path, keys, Head{}, Problem{File: "audit.log", Line: 3, Seq: 3,
-			Finding: Changed})
+		mustFind(t, "fragment changed", path, keys, Head{},
+			Problem{File: "audit.log", Line: 3, Seq: 3,
+				Finding: Changed})
 		writeLog(t, path, bytes.Join(append(after[:2], after[3:]...), nil))
-		mustFind(t, "fragment removed", path, keys, Head{}, Problem{File: "audit.log", Line: 3, Seq: 3,
-			Finding: Removed})
+		mustFind(t, "fragment removed", path, keys, Head{},
+			Problem{File: "audit.log", Line: 3, Seq: 3,
+				Finding: Removed})
 	}
 	// Zeros, as some file systems leave them after a power cut.
 	writeLog(t, path, append(bytes.Clone(whole[:len(whole)-last/2]), make([]byte, 100)...))
@@ -62,7 +65,8 @@ func TestAuditLogTornLine(t *testing.T) {
 				Finding: Torn})
 			l = openLog(t, path, keys, nil)
 			writeNotes(t, l, 3, 5)
-			if r := mustVerify(t, path, keys, Head{}); r.Lines != 4 || what == "half" && r.Torn != 1 {
+			if r := mustVerify(t, path, keys, Head{}); r.Lines != 4 ||
+				what == "half" && r.Torn != 1 {
 				t.Errorf("%s and %d zeros: %+v", what, zeros, r)
 			}
 			l.Close()

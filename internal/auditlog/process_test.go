@@ -174,7 +174,8 @@ func TestKilledAuditLog(t *testing.T) {
 			torn++
 		}
 		if r.Lines < before+said || r.Lines > before+said+1 {
-			t.Fatalf("seed %d, kill %d: %d lines, before it %d, and %d were reported", seed, kill, r.Lines,
+			t.Fatalf("seed %d, kill %d: %d lines, before it %d, and %d were reported", seed, kill,
+				r.Lines,
 				before, said)
 		}
 		before = r.Lines
@@ -187,7 +188,8 @@ func TestKilledAuditLog(t *testing.T) {
 		t.Errorf("seed %d: %+v; %d lines were there, %d were unfinished, %d noted before", seed, r,
 			before, torn, noted)
 	}
-	t.Logf("%d kills, %d lines, %d of them unfinished, %d files", kills, r.Lines, torn, len(r.Files))
+	t.Logf("%d kills, %d lines, %d of them unfinished, %d files", kills, r.Lines, torn,
+		len(r.Files))
 }
 
 // runAndKillAuditor returns how many events were reported as written.
@@ -233,8 +235,9 @@ func TestTamperedAuditLog(t *testing.T) {
 	l, path, keys := startLog(t, &Options{FlushEvery: time.Second, MaxFileBytes: 64 << 10,
 		MaxFiles: 3})
 	for n := range 60 {
-		e := fmt.Appendf(nil, `"type":"note","details":{"n":%d,"filler":"%s"}`, n, strings.Repeat("y",
-			random.IntN(8000)))
+		e := fmt.Appendf(nil, `"type":"note","details":{"n":%d,"filler":"%s"}`, n,
+			strings.Repeat("y",
+				random.IntN(8000)))
 		if err := l.Record(t.Context(), "note", e); err != nil {
 			t.Fatal(err)
 		}
@@ -251,7 +254,8 @@ func TestTamperedAuditLog(t *testing.T) {
 	for _, file := range r.Files {
 		original = append(original, readLog(t, file))
 	}
-	tamperings := map[string]tampering{"edit": tamperEdit, "delete": tamperDelete, "swap": tamperSwap,
+	tamperings := map[string]tampering{"edit": tamperEdit, "delete": tamperDelete,
+		"swap":     tamperSwap,
 		"truncate": tamperTruncate, "append": tamperAppend}
 	names := slices.Sorted(func(yield func(string) bool) {
 		for name := range tamperings {
@@ -303,7 +307,8 @@ func tamperEdit(r *rand.Rand, files [][][]byte) (string, bool) {
 	for line[at] == old {
 		line[at] = byte(r.IntN(256))
 	}
-	return fmt.Sprintf("file %d, line %d, byte %d: %q instead of %q", f, l+1, at, line[at], old), false
+	return fmt.Sprintf("file %d, line %d, byte %d: %q instead of %q", f, l+1, at, line[at], old),
+		false
 }
 
 func tamperDelete(r *rand.Rand, files [][][]byte) (string, bool) {
@@ -327,7 +332,8 @@ func tamperSwap(r *rand.Rand, files [][][]byte) (string, bool) {
 			continue
 		}
 		files[f1][l1], files[f2][l2] = files[f2][l2], files[f1][l1]
-		return fmt.Sprintf("line %d of file %d and line %d of file %d swapped", l1+1, f1, l2+1, f2), false
+		return fmt.Sprintf("line %d of file %d and line %d of file %d swapped", l1+1, f1, l2+1, f2),
+			false
 	}
 }
 

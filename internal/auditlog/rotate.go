@@ -39,7 +39,8 @@ func olderFiles(dir *fsafe.Dir, log string) ([]olderFile, error) {
 	for _, name := range names {
 		digits, ok := strings.CutPrefix(name, log+".")
 		number, err := strconv.ParseUint(digits, 10, 64)
-		if ok && err == nil && number > 0 && number <= mostNumber && olderName(log, number) == name {
+		if ok && err == nil && number > 0 && number <= mostNumber &&
+			olderName(log, number) == name {
 			files = append(files, olderFile{name, number})
 		}
 	}
@@ -58,7 +59,8 @@ func (l *Log) rotate() error {
 	if err != nil {
 		return err
 	}
-	if err := l.sync(l.file); err != nil { // the event is not written yet: this is not ErrUnconfirmed
+	// the event is not written yet: this is not ErrUnconfirmed
+	if err := l.sync(l.file); err != nil {
 		return err
 	}
 	number := uint64(1)
@@ -66,7 +68,8 @@ func (l *Log) rotate() error {
 		number = files[n-1].number + 1
 	}
 	if number > mostNumber {
-		return fmt.Errorf("sealedchat: audit log: there is no number after %s", files[len(files)-1].name)
+		return fmt.Errorf("sealedchat: audit log: there is no number after %s",
+			files[len(files)-1].name)
 	}
 	l.dropFile() // before the name changes: Windows would not let it
 	if err := l.dir.Rename(l.name, olderName(l.name, number)); err != nil && !errors.Is(err,
@@ -103,7 +106,8 @@ func (l *Log) kept() (begins uint64, old []string, err error) {
 		return 0, nil, err
 	}
 	if len(run) == 0 || run[0].first.Seq > begins {
-		l.opts.Logger.Warn("audit log: older files are gone or not as they were written, none is deleted")
+		l.opts.Logger.Warn("audit log: older files are gone or not as they were written, none " +
+			"is deleted")
 		return begins, nil, nil
 	}
 	for ; len(run) > 0; run = run[1:] {
@@ -117,7 +121,8 @@ func (l *Log) kept() (begins uint64, old []string, err error) {
 				return 0, nil, err
 			}
 			if !whole {
-				l.opts.Logger.Warn("audit log: an older file is not as it was written, none is deleted", "file",
+				l.opts.Logger.Warn(
+					"audit log: an older file is not as it was written, none is deleted", "file",
 					file.name)
 				return begins, old, nil
 			}
@@ -235,14 +240,15 @@ func (l *Log) dropOld(names []string) {
 			err = errors.New("it is there until others close it")
 		}
 		if err != nil {
-			l.opts.Logger.Warn("audit log: an old file could not be deleted", "file", name, "error", err)
+			l.opts.Logger.Warn("audit log: an old file could not be deleted", "file", name, "error",
+				err)
 			return
 		}
 	}
 }
 
-// lineAt is the place of the line with a number; nil for 0, and where the line was dropped or is not as
-// it was written.
+// lineAt is the place of the line with a number; nil for 0, and where the line was dropped or is
+// not as it was written.
 func (l *Log) lineAt(seq uint64) (*Head, error) {
 	if seq == 0 {
 		return nil, nil

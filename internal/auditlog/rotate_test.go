@@ -42,7 +42,8 @@ func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 			t.Fatalf("the second file is %.200s", text)
 		}
 		prev := text[bytes.Index(text, []byte(`"prev"`)):][:len(`"prev":"",`)+64]
-		writeLog(t, older(path, 2), append(fmt.Appendf(nil, `{"seq":4,"key":%d,%s"begins":4,`, key, prev),
+		writeLog(t, older(path, 2), append(fmt.Appendf(nil, `{"seq":4,"key":%d,%s"begins":4,`, key,
+			prev),
 			rest...))
 	}
 	for what, tamper := range map[string]func(t *testing.T, path string){
@@ -122,7 +123,8 @@ func TestRotatedAuditLogDropsOnlyItsOwn(t *testing.T) {
 func TestAuditLogBeginsAfterItself(t *testing.T) {
 	l, path, keys := startLog(t, nil)
 	writeNotes(t, l, 0, 1)
-	line := &Line{Seq: 2, Generation: 1, Prev: l.Head().MAC, Begins: 3, Event: []byte(`"type":"note"`)}
+	line := &Line{Seq: 2, Generation: 1, Prev: l.Head().MAC, Begins: 3,
+		Event: []byte(`"type":"note"`)}
 	writeLog(t, path, l.key.Append(readLog(t, path), line))
 	mustFind(t, "begins", path, keys, Head{}, Problem{File: "audit.log", Line: 2, Seq: 2,
 		Finding: Changed})
@@ -133,7 +135,9 @@ func TestAuditLogBeginsAfterItself(t *testing.T) {
 func TestRotatedAuditLogTornFirstLine(t *testing.T) {
 	whole := func(line []byte) int { return len(line) - 1 }
 	for what, size := range map[string]func([]byte) int{
-		"a byte": func([]byte) int { return 1 }, "half": func(line []byte) int { return len(line) / 2 },
+		"a byte": func([]byte) int {
+			return 1
+		}, "half": func(line []byte) int { return len(line) / 2 },
 		"all but the line feed": whole,
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -142,7 +146,8 @@ func TestRotatedAuditLogTornFirstLine(t *testing.T) {
 				fillAuditLog(t, l, 1)
 				var lines [][]byte
 				var before map[string][]byte
-				for ; len(lines) != 1; lines = logLines(t, path) { // to the first line of the next file
+				// to the first line of the next file
+				for ; len(lines) != 1; lines = logLines(t, path) {
 					before = olderTexts(t, path)
 					if err := l.Record(t.Context(), "note", largeNote()); err != nil {
 						t.Fatal(err)
@@ -155,7 +160,8 @@ func TestRotatedAuditLogTornFirstLine(t *testing.T) {
 				_ = l.Close()
 				l = openLog(t, path, keys, smallFiles)
 				fillAuditLog(t, l, 1)
-				if r := mustVerify(t, path, keys, Head{}); r.Torn == 0 || len(r.Files) > smallFiles.MaxFiles {
+				if r := mustVerify(t, path, keys, Head{}); r.Torn == 0 ||
+					len(r.Files) > smallFiles.MaxFiles {
 					t.Errorf("%+v", r)
 				}
 			}
@@ -223,7 +229,8 @@ func TestAuditLogDropsWithoutGaps(t *testing.T) {
 		}
 		l.remove = l.dir.Remove
 		fillAuditLog(t, l, 1)
-		if r := mustVerify(t, path, keys, Head{}); len(r.Files) != smallFiles.MaxFiles || r.First == 1 {
+		if r := mustVerify(t, path, keys, Head{}); len(r.Files) != smallFiles.MaxFiles ||
+			r.First == 1 {
 			t.Errorf("%v: %+v", said, r)
 		}
 	}

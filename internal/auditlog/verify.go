@@ -108,7 +108,8 @@ func openParts(ctx context.Context, dir *fsafe.Dir, name string) (parts []part, 
 	// a lock file would tell of a log that there never was
 	if there, err := dir.Exists(name); err == nil && !there {
 		if older, err := olderFiles(dir, name); err == nil && len(older) == 0 {
-			return nil, &fs.PathError{Op: "open", Path: filepath.Join(dir.Path(), name), Err: fs.ErrNotExist}
+			return nil, &fs.PathError{Op: "open", Path: filepath.Join(dir.Path(), name),
+				Err: fs.ErrNotExist}
 		}
 	}
 	lock, err := dir.Lock(ctx, name+lockSuffix)
@@ -161,7 +162,8 @@ func checkParts(ctx context.Context, chain *Chain, parts []part) error {
 			return err
 		case i == len(parts)-1:
 			return chain.Finish(p.name, number, rest)
-		case len(rest) > 0 || number == 1: // another file follows: this one was ended, and has a line
+		// another file follows: this one was ended, and has a line
+		case len(rest) > 0 || number == 1:
 			if err := chain.Step(p.name, number, nil); err != nil {
 				return err
 			}

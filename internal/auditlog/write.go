@@ -29,7 +29,8 @@ func (l *Log) write(ctx context.Context, event []byte) error {
 	}
 	lock, err := l.dir.Lock(ctx, l.name+lockSuffix)
 	if err != nil {
-		// The lock is taken by the folder's path, so that a folder which is no longer there fails here.
+		// The lock is taken by the folder's path, so that a folder which is no longer there fails
+		// here.
 		if gone := l.dir.AtPath(); gone != nil {
 			return fmt.Errorf("%w: its folder is no longer where it was: restore it: %w",
 				fault.ErrAuditTampered, gone)

@@ -144,8 +144,8 @@ func (e *ErrorObject) Error() string { return "sealedchat: an error object in pl
 
 // CheckCompletion demands that an opened answer is a chat.completion object, that it does not name
 // another request, and no lower tier than was asked for. An answer that is an error is
-// *ErrorObject. All that becomes Go values is looked at here, or else has a zero value if it has not
-// its type: whoever reads a checked answer comes to no other verdict.
+// *ErrorObject. All that becomes Go values is looked at here, or else has a zero value if it has
+// not its type: whoever reads a checked answer comes to no other verdict.
 func CheckCompletion(data []byte, asked Asked) error {
 	if !ValidObject(data) {
 		return SchemaError("the answer", "not a JSON object in valid UTF-8")

@@ -36,7 +36,8 @@ func readChunks(src io.Reader) (data, raw []string, err error) {
 // Chunks that need no repair are the bytes that came.
 func TestChunksStayByteForByte(t *testing.T) {
 	for _, chunk := range []string{
-		`{"choices":[]}`, `{ "choices" : [ ] , "x" : 1.50 }`, testkit.FineAnswer[:1] + `"choices":[{"delta":{}}]}`,
+		`{"choices":[]}`, `{ "choices" : [ ] , "x" : 1.50 }`,
+		testkit.FineAnswer[:1] + `"choices":[{"delta":{}}]}`,
 		`{"id":"x","choices":[{"index":0,"delta":{"content":"\u0061\/é","role":null}}],"usage":null}`,
 		`{"choices":[{"index":3,"delta":{"tool_calls":[{"index":0,"id":"a"},{"index":1}]}}]}`,
 	} {
@@ -74,7 +75,8 @@ func TestRepairs(t *testing.T) {
 			t.Errorf("%s\ngot  %s\nwant %s", answer, got, want)
 		}
 	}
-	for _, fine := range []string{testkit.FineAnswer, testkit.AnswerWith(), `{"choices":[{"message":{"content":null}}]}`} {
+	for _, fine := range []string{testkit.FineAnswer, testkit.AnswerWith(),
+		`{"choices":[{"message":{"content":null}}]}`} {
 		if got := Repaired([]byte(fine)); got != nil {
 			t.Errorf("%s became %s", fine, got)
 		}
@@ -141,10 +143,13 @@ func FuzzChunkReader(f *testing.F) {
 		f.Add(strings.Join(c.Body, ""))
 	}
 	for _, s := range []string{
-		pa + pa + "data: [DONE]\n\n", pa + `data: {"choices":[{"delta":{"content":"\ude00"},"finish_reason":"stop"}]}`,
+		pa + pa + "data: [DONE]\n\n",
+		pa + `data: {"choices":[{"delta":{"content":"\ude00"},"finish_reason":"stop"}]}`,
 		"event: ping\ndata: x\n\nerror: {}\n\nerror: x\n\n", "data: null\n\ndata:\n\n" + pa,
-		"\xef\xbb\xbf: x\r\rdata:[DONE]", `data: {"choices":[{"index":1.5,"delta":null},7]}` + "\n\n",
-		"event: error\ndata: {\ndata: \"a\":1}\n\n", `data: {"choices":[{"delta":{"content":[]}}],"error":""}` + "\n\n",
+		"\xef\xbb\xbf: x\r\rdata:[DONE]", `data: {"choices":[{"index":1.5,"delta":null},7]}` +
+			"\n\n",
+		"event: error\ndata: {\ndata: \"a\":1}\n\n",
+		`data: {"choices":[{"delta":{"content":[]}}],"error":""}` + "\n\n",
 	} {
 		f.Add(s)
 	}
@@ -160,7 +165,8 @@ func FuzzChunkReader(f *testing.F) {
 			t.Fatal(err)
 		}
 		for i, d := range data {
-			if !json.Valid([]byte(d)) || strings.ContainsAny(d, "\r\n") || !json.Valid([]byte(raw[i])) {
+			if !json.Valid([]byte(d)) || strings.ContainsAny(d, "\r\n") ||
+				!json.Valid([]byte(raw[i])) {
 				t.Fatalf("%q of %q", d, raw[i])
 			}
 		}

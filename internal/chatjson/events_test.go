@@ -73,17 +73,20 @@ func TestEventsStaySmall(t *testing.T) {
 		text   string
 		weight int
 	}{
-		"empty":        {`{"message":{}}`, 4},
-		"content":      {`{"message":{"content":"` + text(3) + `"}}`, 4},
-		"long content": {`{"index":7,"message":{"role":"assistant","content":"` + text(20_000) + `"},"finish_reason":"stop"}`, 8},
+		"empty":   {`{"message":{}}`, 4},
+		"content": {`{"message":{"content":"` + text(3) + `"}}`, 4},
+		"long content": {`{"index":7,"message":{"role":"assistant","content":"` + text(20_000) +
+			`"},"finish_reason":"stop"}`, 8},
 		"escapes": {`{"message":{"content":"` + strings.Repeat(`\ud83d\ude00`,
 			2000) + `"}}`, 4},
 		"tool calls": {`{"message":{"tool_calls":[` + many(`{}`, 40) + `]}}`, 44},
-		"logprobs":   {`{"message":{"content":"x"},"logprobs":{"content":[` + many(`{"token":"x"}`, 30) + `]}}`, 6},
-		"members":    {`{"message":{` + many(`"":0`, 30) + `}}`, 36},
-		"all":        {`{"message":{"content":"` + text(9000) + `","":[ ],"tool_calls":[{},{}]},"logprobs":{},"finish_reason":"x"}`, 12},
-		"spaces":     {"{\"message\":{\"content\":\"x\",\n\r\"a\":{\r\n}}}", 6},
-		"parts":      {`{"message":{"content":[` + many(`{"type":""}`, 20) + `]}}`, 44},
+		"logprobs": {`{"message":{"content":"x"},"logprobs":{"content":[` +
+			many(`{"token":"x"}`, 30) + `]}}`, 6},
+		"members": {`{"message":{` + many(`"":0`, 30) + `}}`, 36},
+		"all": {`{"message":{"content":"` + text(9000) +
+			`","":[ ],"tool_calls":[{},{}]},"logprobs":{},"finish_reason":"x"}`, 12},
+		"spaces": {"{\"message\":{\"content\":\"x\",\n\r\"a\":{\r\n}}}", 6},
+		"parts":  {`{"message":{"content":[` + many(`{"type":""}`, 20) + `]}}`, 44},
 		"an index": {`{"index":1` + strings.Repeat("0",
 			17) + `,"message":{"content":"` + text(30_000) + `"}}`, 5},
 		"an index of 1.0": {`{"index":1.` + strings.Repeat("0",
@@ -99,7 +102,9 @@ func TestEventsStaySmall(t *testing.T) {
 					answer := answerOf(choices, always(kind.text), size)
 					got, allocated := measure(t, bytes.Clone(answer), usage)
 					if most := 16*len(answer) + 1<<20; got > most {
-						t.Errorf("%s, %d choices, members of %d: %d bytes of events from %d, at most %d", name, choices, size, got, len(answer), most)
+						t.Errorf(
+							"%s, %d choices, members of %d: %d bytes of events from %d, at most %d",
+							name, choices, size, got, len(answer), most)
 					}
 					if most := uint64(4*len(answer) + 1<<20); allocated > most {
 						t.Errorf("%s, %d choices, members of %d: %d bytes allocated for %d", name,
@@ -115,7 +120,8 @@ func TestEventsStaySmall(t *testing.T) {
 func TestEventsOfManyChoices(t *testing.T) {
 	answer := answerOf(21_800, always(`{"message":{"content":""}}`), 1000)
 	size, allocated := measure(t, bytes.Clone(answer), true)
-	t.Logf("%d KiB with 21,800 choices and 5 members of 1,000 characters: %d KiB of events, %d KiB allocated",
+	t.Logf("%d KiB with 21,800 choices and 5 members of 1,000 characters: %d KiB of events, %d "+
+		"KiB allocated",
 		len(answer)>>10, size>>10, allocated>>10)
 	if size > 16*len(answer)+1<<20 || allocated > 2<<20 {
 		t.Errorf("%d bytes of events, %d allocated for %d", size, allocated, len(answer))

@@ -40,7 +40,8 @@ type Codec struct {
 
 // AppendObject appends the struct v as an object, and extra's members in the order of their names.
 // A name that v knows already is an error. Values that are no JSON yet, and become null, are left
-// out: nobody has to know which of its members a server refuses. A json.RawMessage stays as it came.
+// out: nobody has to know which of its members a server refuses. A json.RawMessage stays as it
+// came.
 func AppendObject[V any](c Codec, dst []byte, v any, extra map[string]V) ([]byte, error) {
 	object := reflect.ValueOf(v)
 	known, _ := fieldsOf(object.Type())
@@ -78,7 +79,8 @@ func AppendObject[V any](c Codec, dst []byte, v any, extra map[string]V) ([]byte
 			return nil, fmt.Errorf("%w: Extra[%q] cannot be marshalled", fault.ErrInvalidRequest,
 				fault.Sanitise(name, 40))
 		}
-		if _, fixed := any(extra).(map[string]json.RawMessage); !fixed && string(dst[at:]) == "null" {
+		if _, fixed := any(extra).(map[string]json.RawMessage); !fixed &&
+			string(dst[at:]) == "null" {
 			dst = dst[:before]
 		}
 	}
@@ -172,9 +174,9 @@ func isEmpty(v reflect.Value) bool {
 var ErrNoObject = &MemberError{Path: "the object"}
 
 // DecodeObject sets the fields of the struct that v points to from the members that its json tags
-// name. The others go to its field Extra, if it has one, as slices of the text. A field with the tag
-// read:"lax" is zero where the member has another type; one with read:"text" takes an object as its
-// text. The text was checked before: it is not checked again at each level of nesting.
+// name. The others go to its field Extra, if it has one, as slices of the text. A field with the
+// tag read:"lax" is zero where the member has another type; one with read:"text" takes an object as
+// its text. The text was checked before: it is not checked again at each level of nesting.
 func (c Codec) DecodeObject(valid []byte, v any) error {
 	return c.decodeObject(valid, reflect.ValueOf(v).Elem())
 }
@@ -234,9 +236,9 @@ func PrefixPath(name string, err error) error {
 
 var errKind = errors.New("another kind of value")
 
-// DecodeField does what encoding/json does, with four differences. It does not check the text again,
-// a json.RawMessage becomes a slice of the text, WholeNumber reads integers, and DecodeObject reads
-// structs.
+// DecodeField does what encoding/json does, with four differences. It does not check the text
+// again, a json.RawMessage becomes a slice of the text, WholeNumber reads integers, and
+// DecodeObject reads structs.
 func (c Codec) DecodeField(value []byte, field reflect.Value) error {
 	if known, err := c.Decode(value, field.Addr().Interface()); known {
 		return err
@@ -306,11 +308,12 @@ type objectField struct {
 	name                string
 	index               int
 	omitEmpty, omitZero bool
-	read                string // "lax": zero where the type is another; "text": an object is its text
+	// "lax": zero where the type is another; "text": an object is its text
+	read string
 }
 
-// fieldsOf lists the fields of a struct that have a name in their json tags, in their order. extra is
-// the index of its field Extra, or -1.
+// fieldsOf lists the fields of a struct that have a name in their json tags, in their order. extra
+// is the index of its field Extra, or -1.
 func fieldsOf(t reflect.Type) (fields []objectField, extra int) {
 	fields, extra = make([]objectField, 0, t.NumField()), -1
 	for i := range t.NumField() {

@@ -35,7 +35,8 @@ func eventStream(completion []byte, includeUsage bool) ([]byte, error) {
 func completionJSON(text, more string) string {
 	content, _ := json.Marshal(text)
 	return `{"id":"chatcmpl-1","object":"chat.completion","created":1765250382,"model":"test-model","choices":[{"index":0,` +
-		`"message":{"role":"assistant","content":` + string(content) + `},"finish_reason":"stop"}]` + more + `}`
+		`"message":{"role":"assistant","content":` + string(content) +
+		`},"finish_reason":"stop"}]` + more + `}`
 }
 
 // sameMessage compares what came out of a stream with the message that went in. Streams cannot tell
@@ -140,7 +141,8 @@ func TestEventStreamOfSparseChoices(t *testing.T) {
 		`[{"index":0,"message":{"role":"assistant","content":null},"logprobs":{"content":[]}}]`:         {"0:assistant::<nil>"},
 		`[{"index":0,"message":{"content":"x","content":"y"},"finish_reason":"a","finish_reason":"b"}]`: {"0:assistant:y:b"},
 	} {
-		stream, err := eventStream([]byte(`{"id":null,"object":"chat.completion","created":1,"model":null,"choices":`+choices+`}`), false)
+		stream, err := eventStream(
+			[]byte(`{"id":null,"object":"chat.completion","created":1,"model":null,"choices":`+choices+`}`), false)
 		if err != nil {
 			t.Fatalf("%s: %v", choices, err)
 		}

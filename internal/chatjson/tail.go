@@ -74,7 +74,8 @@ func (e *Events) textPiece() {
 	if item.name != nil {
 		e.buf = append(append(append(e.buf, '"'), item.name...), `":"`...)
 	} else {
-		e.buf = strconv.AppendInt(append(e.buf, `"tool_calls":[{"index":`...), int64(item.number), 10)
+		e.buf = strconv.AppendInt(append(e.buf, `"tool_calls":[{"index":`...), int64(item.number),
+			10)
 		e.buf = append(e.buf, `,"function":{"arguments":"`...)
 		end = `"}}]`
 	}

@@ -24,13 +24,15 @@ import (
 func TestRefusedKeyWhateverTheReason(t *testing.T) {
 	srv := httptest.NewServer(startGateway(t, testkit.AnswerText("fine"), nil))
 	defer srv.Close()
-	for _, reason := range []error{&sealedchat.APIError{StatusCode: 500}, sealedchat.ErrInvalidRequest, sealedchat.ErrRateLimited, context.DeadlineExceeded} {
+	for _, reason := range []error{&sealedchat.APIError{StatusCode: 500},
+		sealedchat.ErrInvalidRequest, sealedchat.ErrRateLimited, context.DeadlineExceeded} {
 		var asked atomic.Int32
 		client := startClient(t, srv.URL, func(c *sealedchat.Config) {
 			c.MaxRetries = 2
 			c.OnServerKey = func(_, _ *sealedchat.PublicKey) error { asked.Add(1); return reason }
 		})
-		if _, err := client.Chat(t.Context(), ask("?")); !isServerKeyError(err) || asked.Load() != 1 {
+		if _, err := client.Chat(t.Context(), ask("?")); !isServerKeyError(err) ||
+			asked.Load() != 1 {
 			t.Errorf("%v: Chat gives %v after %d questions", reason, err, asked.Load())
 		}
 		resp, err := client.HTTPClient().Post(srv.URL+"/v1/chat/completions", "application/json",
@@ -116,12 +118,14 @@ func TestCutDeliveryIsRepeatedForTheSameClientOnly(t *testing.T) {
 		testkit.AnswerText("secret answer")(w, r)
 	}), nil)
 	post := func(w http.ResponseWriter, key string, body []byte) {
-		req := httptest.NewRequest(http.MethodPost, hybrid.PathCompletion, strings.NewReader(string(body)))
+		req := httptest.NewRequest(http.MethodPost, hybrid.PathCompletion,
+			strings.NewReader(string(body)))
 		req.Header.Set(hybrid.HeaderPayloadID, testkit.UUID())
 		req.Header.Set(hybrid.HeaderPublicKey, hybrid.PercentEncode(testkit.PublicPEM(t, key)))
 		g.ServeHTTP(w, req)
 	}
-	e, err := sealTo(publicOf(t, "server-4096"), []byte(`{"model":"m","messages":[{"role":"user","content":"?"}]}`))
+	e, err := sealTo(publicOf(t, "server-4096"),
+		[]byte(`{"model":"m","messages":[{"role":"user","content":"?"}]}`))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,8 @@ import (
 )
 
 const (
-	eventPa   = `data: {"choices":[{"index":0,"delta":{"content":"Pa"},"finish_reason":null}]}` + "\n\n"
+	eventPa = `data: {"choices":[{"index":0,"delta":{"content":"Pa"},"finish_reason":null}]}` +
+		"\n\n"
 	eventRis  = `data: {"choices":[{"index":0,"delta":{"content":"ris."},"finish_reason":"stop"}]}` + "\n\n"
 	eventDone = "data: [DONE]\n\n"
 )
@@ -64,7 +65,8 @@ func callsOfPieces(name string, want [][2]string, pieces ...string) testkit.Answ
 	for _, p := range pieces {
 		body = append(body, pieceOf(p))
 	}
-	body = append(body, `data: {"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}`+"\n\n", eventDone)
+	body = append(body,
+		`data: {"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}`+"\n\n", eventDone)
 	return streamed(name, testkit.AnswerWant{Calls: want}, body...)
 }
 
@@ -87,10 +89,13 @@ func TestKindsOfAnswers(t *testing.T) {
 		streamed("a named chunk", paris, eventPa, "event: chunk\n"+eventRis, eventDone),
 		streamed("a message", paris, eventPa, "event: message\n"+eventRis, eventDone),
 		streamed("lines of data", paris, eventPa,
-			"data: {\"choices\":[{\"index\":0,\ndata: \"delta\":{\"content\":\"ris.\"},\ndata: \"finish_reason\":\"stop\"}]}\n\n", eventDone),
-		streamed("no space, CR alone", paris, "data:{\"choices\":[{\"delta\":{\"content\":\"Paris.\"}}]}\r\rdata:[DONE]\r\r"),
+			"data: {\"choices\":[{\"index\":0,\ndata: \"delta\":{\"content\":\"ris.\"},\ndata: "+
+				"\"finish_reason\":\"stop\"}]}\n\n", eventDone),
+		streamed("no space, CR alone", paris,
+			"data:{\"choices\":[{\"delta\":{\"content\":\"Paris.\"}}]}\r\rdata:[DONE]\r\r"),
 		streamed("byte by byte", paris, strings.Split(eventPa+eventRis+eventDone, "")...),
-		streamed("a chunk without choices", paris, between(`data: {"object":"chat.completion.chunk"}`+"\n\n")...),
+		streamed("a chunk without choices", paris,
+			between(`data: {"object":"chat.completion.chunk"}`+"\n\n")...),
 		streamed("text where a chunk should be", noChunk, between("data: hello\n\n")...),
 		streamed("an object where a chunk should be", noChunk, between("data: {\"a\":1}\n\n")...),
 		streamed("a number where a chunk should be", noChunk, between("data: 7\n\n")...),
@@ -103,17 +108,20 @@ func TestKindsOfAnswers(t *testing.T) {
 		streamed("DONE, then more", paris, eventPa, eventRis, eventDone, "data: hello\n\n"),
 		streamed("DONE without an empty line", paris, eventPa, eventRis, "data: [DONE]"),
 		streamed("DONE with a name", paris, eventPa, eventRis, "event: done\ndata: [DONE]\n\n"),
-		streamed("DONE without a finish_reason", testkit.AnswerWant{Text: "Pa"}, eventPa, eventDone),
+		streamed("DONE without a finish_reason", testkit.AnswerWant{Text: "Pa"}, eventPa,
+			eventDone),
 		streamed("an empty finish_reason", onlyPa, eventPa,
 			`data: {"choices":[{"index":0,"delta":{},"finish_reason":""}]}`+"\n\n"),
 		streamed("DONE in quotes", noChunk, eventPa, "data: \"[DONE]\"\n\n"),
 		streamed("DONE in a comment", onlyPa, eventPa, ": [DONE]\n\n"),
 		streamed("cut in an event", onlyPa, eventPa, `data: {"choices":[{"ind`),
 		streamed("an error as text", diedMidst, between("error: worker died\n\n")...),
-		streamed("an error that is a string", diedMidst, between(`data: {"error":"worker died"}`+"\n\n")...),
+		streamed("an error that is a string", diedMidst,
+			between(`data: {"error":"worker died"}`+"\n\n")...),
 		streamed("an error beside choices", diedMidst,
 			between(`data: {"choices":[{"delta":{"content":"x"}}],"error":{"message":"worker died"}}`+"\n\n")...),
-		streamed("an error event of text", diedMidst, between("event: error\ndata: worker died\n\n")...),
+		streamed("an error event of text", diedMidst,
+			between("event: error\ndata: worker died\n\n")...),
 		streamed("an error in an event of another name", diedMidst,
 			between("event: x\ndata: {\"error\":{\"message\":\"worker died\"}}\n\n")...),
 		streamed("an error field of null", paris, between("error: null\n\n")...),
@@ -124,7 +132,8 @@ func TestKindsOfAnswers(t *testing.T) {
 			`{"error":{"message":"worker died"}}`),
 		wholeAnswer("an error of nothing with status 200", notAnswer, `{"error":{}}`),
 		// one verdict
-		wholeAnswer("two parts", paris, completion(`{"content":[{"type":"text","text":"Pa"},{"type":"x"},{"type":"text","text":"ris."}]}`)),
+		wholeAnswer("two parts", paris,
+			completion(`{"content":[{"type":"text","text":"Pa"},{"type":"x"},{"type":"text","text":"ris."}]}`)),
 		wholeAnswer("parts of another type", notAnswer, completion(`{"content":["Paris."]}`)),
 		wholeAnswer("no message", notAnswer, `{"choices":[{"finish_reason":"stop"}]}`),
 		wholeAnswer("choices of null", notAnswer, `{"choices":null}`),
@@ -134,8 +143,10 @@ func TestKindsOfAnswers(t *testing.T) {
 			`{"function":{"name":"weather","arguments":"{\"city\":\"Oslo\"}"}}`,
 			`{"function":{"name":"time","arguments":"{\"tz\":\"UTC\"}"}}`),
 		callsOfPieces("no index, in pieces", [][2]string{oslo, utc},
-			`{"function":{"name":"weather","arguments":""}}`, `{"function":{"arguments":"{\"city\":"}}`,
-			`{"function":{"arguments":"\"Oslo\"}"}}`, `{"function":{"name":"time","arguments":"{\"tz\":\"UTC\"}"}}`),
+			`{"function":{"name":"weather","arguments":""}}`,
+			`{"function":{"arguments":"{\"city\":"}}`,
+			`{"function":{"arguments":"\"Oslo\"}"}}`,
+			`{"function":{"name":"time","arguments":"{\"tz\":\"UTC\"}"}}`),
 		callsOfPieces("one index, ids", [][2]string{oslo, utc},
 			`{"index":0,"id":"a","function":{"name":"weather","arguments":"{\"city\":\"Oslo\"}"}}`,
 			`{"index":0,"id":"b","function":{"name":"time","arguments":"{\"tz\":\"UTC\"}"}}`),
@@ -157,7 +168,8 @@ func TestKindsOfAnswers(t *testing.T) {
 		callsOfPieces("arguments as an object", [][2]string{oslo},
 			`{"index":0,"id":"a","function":{"name":"weather","arguments":{"city":"Oslo"}}}`),
 		streamed("a call that is none", notAnswer, pieceOf("7"), eventDone),
-		streamed("arguments of another type", notAnswer, pieceOf(`{"function":{"arguments":7}}`), eventDone),
+		streamed("arguments of another type", notAnswer, pieceOf(`{"function":{"arguments":7}}`),
+			eventDone),
 		wholeAnswer("calls that are none", notAnswer, completion(`{"tool_calls":{}}`)),
 		// nothing is lost
 		streamed("a pair with an empty piece within", testkit.AnswerWant{Text: "a😀b"},
@@ -173,13 +185,15 @@ func TestKindsOfAnswers(t *testing.T) {
 		streamed("an escaped backslash is no half", testkit.AnswerWant{Text: `a\ud83db`},
 			`data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}`+"\n\n",
 			`data: {"choices":[{"delta":{"content":"b"}}]}`+"\n\n", eventDone),
-		streamed("two pieces of white space", testkit.AnswerWant{Text: "x", Extra: map[string]string{"reasoning_content": " a  b "}},
+		streamed("two pieces of white space", testkit.AnswerWant{Text: "x",
+			Extra: map[string]string{"reasoning_content": " a  b "}},
 			`data: {"choices":[{"delta":{"reasoning_content":" a "}}]}`+"\n\n",
 			`data: {"choices":[{"delta":{"reasoning_content":" b "}}]}`+"\n\n",
 			`data: {"choices":[{"delta":{"content":"x"}}]}`+"\n\n", eventDone),
 		// limits
 		streamed("an event of 3 MiB", testkit.AnswerWant{Text: "Paris."},
-			`data: {"choices":[{"delta":{"content":"Paris."}}],"x":"`+strings.Repeat("x", 3<<20)+"\"}\n\n", eventDone),
+			`data: {"choices":[{"delta":{"content":"Paris."}}],"x":"`+strings.Repeat("x",
+				3<<20)+"\"}\n\n", eventDone),
 	}
 	for i := range cases {
 		// over version 1 the gateway refuses what is no completion itself, and seals no error
@@ -250,7 +264,8 @@ func TestAnswersOfAnyStatusAndCoding(t *testing.T) {
 		"no gzip":        coded(wholeAnswer("", paris, answer), "gzip"),
 		"half of a gzip": coded(wholeAnswer("", paris, zipped(answer)[:30]), "gzip"),
 		"another coding": coded(wholeAnswer("", paris, answer), "br"),
-		"no content":     {Status: 204, Stream: true, Whole: true, Protocols: []string{"v1", "ohttp"}},
+		"no content": {Status: 204, Stream: true, Whole: true,
+			Protocols: []string{"v1", "ohttp"}},
 	} {
 		w.now = &c
 		for protocol, client := range w.clients {
@@ -279,15 +294,19 @@ func TestOneVerdict(t *testing.T) {
 	}
 	good, bad := 0, 0
 	for range 300 {
-		call := `{"id":` + odd(`"a"`, `""`) + `,"type":` + odd(`"function"`) + `,"function":{"name":` +
+		call := `{"id":` + odd(`"a"`, `""`) + `,"type":` + odd(`"function"`) +
+			`,"function":{"name":` +
 			odd(`"f"`) + `,"arguments":` + odd(`"{}"`, `{"a":1}`, `""`) + `}}`
 		message := `{"role":` + odd(`"assistant"`) + `,"content":` + odd(`"hi"`, `""`, "null",
-			`[{"type":"text","text":"hi"}]`) + `,"refusal":` + odd("null", `"no"`) + `,"tool_calls":` +
+			`[{"type":"text","text":"hi"}]`) + `,"refusal":` + odd("null", `"no"`) +
+			`,"tool_calls":` +
 			odd("null", "[]", "["+call+"]", "["+call+","+call+"]") + `}`
 		answer := `{"id":` + odd(`"x"`) + `,"object":` + odd(`"chat.completion"`) + `,"created":` +
-			odd("1") + `,"model":` + odd(`"m"`) + `,"choices":` + odd(`[{"index":`+some("0", "null", "0.5", "0.0", `"x"`, "1e400")+
-			`,"message":`+odd(message)+`,"finish_reason":`+odd(`"stop"`, "null")+`}]`) +
-			`,"usage":` + odd(`{"total_tokens":`+odd("3")+`}`, "null") + `,"error":` + odd("null") + `}`
+			odd("1") + `,"model":` + odd(`"m"`) + `,"choices":` +
+			odd(`[{"index":`+some("0", "null", "0.5", "0.0", `"x"`, "1e400")+
+				`,"message":`+odd(message)+`,"finish_reason":`+odd(`"stop"`, "null")+`}]`) +
+			`,"usage":` + odd(`{"total_tokens":`+odd("3")+`}`, "null") + `,"error":` + odd("null") +
+			`}`
 		s.Answer = func(q *fakes.Question) *http.Response { return q.Seal(answer) }
 		verdicts := make(map[string]got)
 		for name, ask := range everyWay {
@@ -318,7 +337,8 @@ func TestMessagesGoBackAsTheyCame(t *testing.T) {
 	for range 500 {
 		message := map[string]any{"role": "assistant"}
 		if r.IntN(4) > 0 {
-			message["content"] = some(nil, "", "hi", []any{map[string]any{"type": "text", "text": "hi"}})
+			message["content"] = some(nil, "", "hi",
+				[]any{map[string]any{"type": "text", "text": "hi"}})
 		}
 		if r.IntN(2) == 0 {
 			var calls []any
@@ -350,7 +370,8 @@ func TestMessagesGoBackAsTheyCame(t *testing.T) {
 		}
 		came, _ := json.Marshal(message)
 		var resp sealedchat.ChatResponse
-		if err := resp.UnmarshalJSON([]byte(`{"choices":[{"message":` + string(came) + `}]}`)); err != nil {
+		if err := resp.UnmarshalJSON([]byte(`{"choices":[{"message":` + string(came) +
+			`}]}`)); err != nil {
 			t.Fatal(err)
 		}
 		back, err := json.Marshal(resp.Choices[0].Message)

@@ -23,8 +23,9 @@ func TestAuditEventCost(t *testing.T) {
 	if !testkit.Long() {
 		t.Skip("it is for a quiet machine: SEALEDCHAT_LONG=1")
 	}
-	for name, o := range map[string]*sealedchat.AuditLogOptions{"FlushEachSecond": {FlushEvery: time.Second},
-		"FlushEachEvent": nil} {
+	for name, o := range map[string]*sealedchat.AuditLogOptions{
+		"FlushEachSecond": {FlushEvery: time.Second},
+		"FlushEachEvent":  nil} {
 		round := auditCost(t, o)
 		var requests, events float64
 		for range 10 {
@@ -39,8 +40,9 @@ func TestAuditEventCost(t *testing.T) {
 }
 
 func BenchmarkAuditEvent(b *testing.B) {
-	for name, o := range map[string]*sealedchat.AuditLogOptions{"EachSecond": {FlushEvery: time.Second},
-		"EachEvent": nil} {
+	for name, o := range map[string]*sealedchat.AuditLogOptions{
+		"EachSecond": {FlushEvery: time.Second},
+		"EachEvent":  nil} {
 		b.Run(name, func(b *testing.B) {
 			round := auditCost(b, o)
 			var requests, events float64
@@ -91,7 +93,8 @@ func auditCost(t testing.TB, o *sealedchat.AuditLogOptions) func() (requests, ev
 		}
 	}
 	dir := t.TempDir()
-	keys, err := sealedchat.CreateKeyStore(t.Context(), filepath.Join(dir, "keys"), secret(t, "correct horse battery staple"), nil)
+	keys, err := sealedchat.CreateKeyStore(t.Context(), filepath.Join(dir, "keys"),
+		secret(t, "correct horse battery staple"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,8 +105,9 @@ func auditCost(t testing.TB, o *sealedchat.AuditLogOptions) func() (requests, ev
 	}
 	t.Cleanup(func() { _ = l.Close() })
 	e := sealedchat.Event{
-		Type: sealedchat.EventRequestSealed, PayloadID: testkit.UUID(), Fingerprint: server.Public().Fingerprint(),
-		Tier: sealedchat.TierStandard, Bytes: int64(len(plaintext)),
+		Type: sealedchat.EventRequestSealed, PayloadID: testkit.UUID(),
+		Fingerprint: server.Public().Fingerprint(),
+		Tier:        sealedchat.TierStandard, Bytes: int64(len(plaintext)),
 	}
 	return func() (requests, events float64) {
 		start := testkit.CPUTime()

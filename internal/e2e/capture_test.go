@@ -54,12 +54,14 @@ func captureRequest(t *testing.T, prompt string) (keyFile, bodyFile string) {
 	mux.Handle("POST /v1/chat/secure_completion", upload)
 	srv := httptest.NewServer(mux)
 	t.Cleanup(srv.Close)
-	if _, err := startClient(t, srv.URL, nil).Chat(testkit.Within(t, 20*time.Second), ask(prompt)); err == nil {
+	if _, err := startClient(t, srv.URL, nil).Chat(testkit.Within(t, 20*time.Second),
+		ask(prompt)); err == nil {
 		t.Fatal("the stub answered")
 	}
 	dir := t.TempDir()
 	keyFile, bodyFile = filepath.Join(dir, "key.pem"), filepath.Join(dir, "body.json")
-	for name, content := range map[string][]byte{keyFile: testkit.KeyPEM(t, "server-4096"), bodyFile: upload.last()} {
+	for name, content := range map[string][]byte{keyFile: testkit.KeyPEM(t, "server-4096"),
+		bodyFile: upload.last()} {
 		if err := os.WriteFile(name, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -78,7 +80,8 @@ func checkCaptured(t *testing.T, plaintext []byte) {
 	if err := json.Unmarshal(plaintext, &request); err != nil {
 		t.Fatalf("%v in %q", err, plaintext)
 	}
-	if request.Model != "test-model" || len(request.Messages) != 1 || request.Messages[0].Content != capturedPrompt {
+	if request.Model != "test-model" || len(request.Messages) != 1 ||
+		request.Messages[0].Content != capturedPrompt {
 		t.Errorf("the program opened %s", plaintext)
 	}
 }
@@ -91,16 +94,20 @@ func TestCapturedRequestOpensWithPython(t *testing.T) {
 	if !demanded {
 		found, err := exec.LookPath("python3")
 		if err != nil {
-			t.Skip("skipped: there is no python3; SEALEDCHAT_PYTHON can name one that has the module cryptography")
+			t.Skip("skipped: there is no python3; SEALEDCHAT_PYTHON can name one that has the " +
+				"module cryptography")
 		}
 		python = found
-		if out, err := exec.CommandContext(testkit.Within(t, 30*time.Second), python, "-c", "import cryptography").CombinedOutput(); err != nil {
-			t.Skipf("skipped: %s has no module cryptography (%v: %.100q); SEALEDCHAT_PYTHON can name one that has", python, err, out)
+		if out, err := exec.CommandContext(testkit.Within(t, 30*time.Second), python, "-c",
+			"import cryptography").CombinedOutput(); err != nil {
+			t.Skipf("skipped: %s has no module cryptography (%v: %.100q); SEALEDCHAT_PYTHON can "+
+				"name one that has", python, err, out)
 		}
 	}
 	keyFile, bodyFile := captureRequest(t, capturedPrompt)
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(testkit.Within(t, 30*time.Second), python, "-c", openWithPython, keyFile, bodyFile)
+	cmd := exec.CommandContext(testkit.Within(t, 30*time.Second), python, "-c", openWithPython,
+		keyFile, bodyFile)
 	cmd.Stderr = &stderr
 	plaintext, err := cmd.Output()
 	if err != nil {
@@ -128,8 +135,10 @@ func TestCapturedRequestOpensWithOpenSSL(t *testing.T) {
 	if err := json.Unmarshal(body, &e); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(testkit.Within(t, 30*time.Second), openssl, "pkeyutl", "-decrypt", "-inkey", keyFile,
-		"-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha256", "-pkeyopt", "rsa_mgf1_md:sha256")
+	cmd := exec.CommandContext(testkit.Within(t, 30*time.Second), openssl, "pkeyutl", "-decrypt",
+		"-inkey", keyFile,
+		"-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha256", "-pkeyopt",
+		"rsa_mgf1_md:sha256")
 	var stderr strings.Builder
 	cmd.Stdin, cmd.Stderr = bytes.NewReader(e.Key), &stderr
 	dataKey, err := cmd.Output()
@@ -144,7 +153,8 @@ func TestCapturedRequestOpensWithOpenSSL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plaintext, err := gcm.Open(nil, e.Payload.Nonce, append(e.Payload.Ciphertext, e.Payload.Tag...), nil)
+	plaintext, err := gcm.Open(nil, e.Payload.Nonce, append(e.Payload.Ciphertext, e.Payload.Tag...),
+		nil)
 	if err != nil {
 		t.Fatal(err)
 	}

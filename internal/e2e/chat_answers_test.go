@@ -31,7 +31,8 @@ func TestBadTypedMembers(t *testing.T) {
 		{testkit.AnswerWith("choices", `[{"message":{},"index":-1e300}]`), "choices[0].index"},
 		{message(`"tool_calls":"MARKER"`), "choices[0].message.tool_calls"},
 		{message(`"tool_calls":[1]`), "choices[0].message.tool_calls"},
-		{message(`"tool_calls":[{"function":["MARKER"]}]`), "choices[0].message.tool_calls.function"},
+		{message(`"tool_calls":[{"function":["MARKER"]}]`),
+			"choices[0].message.tool_calls.function"},
 		{message(`"tool_calls":[{"function":{"name":{"MARKER":1}}}]`),
 			"choices[0].message.tool_calls.function.name"},
 		{message(`"tool_calls":[{"function":{"arguments":["MARKER"]}}]`),
@@ -94,7 +95,8 @@ func TestSealedError(t *testing.T) {
 	s := fakes.NewServer(t)
 	c := sealedClient(t, s, nil)
 	for answer, want := range map[string]struct{ code, detail string }{
-		`{"error":{"message":"no such model","type":"t","code":"model_not_found"}}`: {"model_not_found", "no such model"},
+		`{"error":{"message":"no such model","type":"t","code":"model_not_found"}}`: {
+			"model_not_found", "no such model"},
 		`{"error":"words"}`:                            {detail: "words"},
 		`{"error":{"a":1}}`:                            {},
 		testkit.AnswerWith("error", `{"message":"m"}`): {detail: "m"}, // also beside choices
@@ -103,7 +105,8 @@ func TestSealedError(t *testing.T) {
 		s.Answer = func(q *fakes.Question) *http.Response { return q.Seal(answer) }
 		_, err := c.Chat(t.Context(), ask("x"))
 		e, ok := errors.AsType[*sealedchat.APIError](err)
-		if !ok || e.StatusCode != 200 || e.Code != "" || e.Detail != "" || e.RetryAfter != 0 || !errors.Is(err, sealedchat.ErrServer) {
+		if !ok || e.StatusCode != 200 || e.Code != "" || e.Detail != "" || e.RetryAfter != 0 ||
+			!errors.Is(err, sealedchat.ErrServer) {
 			t.Errorf("%s: %v", answer, err)
 			continue
 		}
@@ -119,7 +122,9 @@ func TestSealedError(t *testing.T) {
 			string(resp.Extra["error"]) != nothing {
 			t.Errorf("error %s beside choices: %v", nothing, err)
 		}
-		s.Answer = func(q *fakes.Question) *http.Response { return q.Seal(`{"error":` + nothing + `}`) }
+		s.Answer = func(q *fakes.Question) *http.Response {
+			return q.Seal(`{"error":` + nothing + `}`)
+		}
 		if _, err := c.Chat(t.Context(), ask("x")); !errors.Is(err, sealedchat.ErrResponseSchema) {
 			t.Errorf("error %s alone: %v", nothing, err)
 		}
@@ -136,24 +141,32 @@ func TestResponseDecode(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := r.Choices[0]
-	if r.ID != "i" || r.Created != 1765250375 || r.Model != "" || r.SystemFingerprint != "" || r.ServiceTier != "s" || len(r.Choices) != 1 {
+	if r.ID != "i" || r.Created != 1765250375 || r.Model != "" || r.SystemFingerprint != "" ||
+		r.ServiceTier != "s" || len(r.Choices) != 1 {
 		t.Errorf("got %+v", r)
 	}
-	if c.Index != 1 || c.FinishReason != "" || c.Message.Content != "lone \ufffd end" || c.Message.Role != "assistant" || r.Text() != c.Message.Content {
+	if c.Index != 1 || c.FinishReason != "" || c.Message.Content != "lone \ufffd end" ||
+		c.Message.Role != "assistant" || r.Text() != c.Message.Content {
 		t.Errorf("choice %+v", c)
 	}
-	if u := r.Usage; u == nil || u.PromptTokens != 1 || u.CompletionTokens != 2 || u.TotalTokens != 3 || string(u.Extra["details"]) != `{"x":1}` || string(u.Extra["Total_tokens"]) != "9" {
+	if u := r.Usage; u == nil || u.PromptTokens != 1 || u.CompletionTokens != 2 ||
+		u.TotalTokens != 3 || string(u.Extra["details"]) != `{"x":1}` ||
+		string(u.Extra["Total_tokens"]) != "9" {
 		t.Errorf("usage %+v", u)
 	}
-	for name, want := range map[string]string{"ID": `"wrong"`, "Model": `"wrong"`, "big": "123456789012345678901234567890", "huge": "1e400", "escaped": `"e"`} {
+	for name, want := range map[string]string{"ID": `"wrong"`, "Model": `"wrong"`,
+		"big": "123456789012345678901234567890", "huge": "1e400", "escaped": `"e"`} {
 		if string(r.Extra[name]) != want {
 			t.Errorf("Extra[%q] = %s", name, r.Extra[name])
 		}
 	}
-	if len(r.Extra) != 5 || len(r.Metadata) != 2 || string(r.Metadata["a"]) != "1e400" || string(r.Metadata["b"]) != "[1 ,2]" {
+	if len(r.Extra) != 5 || len(r.Metadata) != 2 || string(r.Metadata["a"]) != "1e400" ||
+		string(r.Metadata["b"]) != "[1 ,2]" {
 		t.Errorf("Extra %v, Metadata %v", r.Extra, r.Metadata)
 	}
-	if string(c.Message.Extra["Content"]) != `"wrong"` || string(c.Message.Extra["reasoning"]) != `"r"` || string(c.Extra["Index"]) != "7" || string(c.Extra["logprobs"]) != "null" {
+	if string(c.Message.Extra["Content"]) != `"wrong"` ||
+		string(c.Message.Extra["reasoning"]) != `"r"` || string(c.Extra["Index"]) != "7" ||
+		string(c.Extra["logprobs"]) != "null" {
 		t.Errorf("Extra %v, %v", c.Message.Extra, c.Extra)
 	}
 	if want := strings.TrimSpace(text); string(r.Raw) != want {
@@ -166,25 +179,55 @@ func TestResponseMembers(t *testing.T) {
 		answer string
 		check  func(*sealedchat.ChatResponse) bool
 	}{
-		{testkit.AnswerWith("_metadata", `null`), func(r *sealedchat.ChatResponse) bool { return r.Metadata == nil }},
-		{testkit.AnswerWith("_metadata", `[1]`), func(r *sealedchat.ChatResponse) bool { return r.Metadata == nil }},
-		{testkit.AnswerWith("usage", `null`), func(r *sealedchat.ChatResponse) bool { return r.Usage == nil }},
-		{testkit.AnswerWith("id", `null`), func(r *sealedchat.ChatResponse) bool { return r.ID == "" && r.Text() == "" && r.Choices != nil }},
-		{testkit.AnswerWith("created", `-0.9`), func(r *sealedchat.ChatResponse) bool { return r.Created == 0 }},
-		{testkit.AnswerWith("created", `9223372036854775807`), func(r *sealedchat.ChatResponse) bool { return r.Created == math.MaxInt64 }},
-		{testkit.AnswerWith("created", `-9223372036854775808`), func(r *sealedchat.ChatResponse) bool { return r.Created == math.MinInt64 }},
-		{testkit.AnswerWith("choices", `[{"message":{"content":[{"type":"text","text":"a"},{"type":"x","text":"b"}]}}]`), func(r *sealedchat.ChatResponse) bool { return r.Text() == "ab" }},
-		{testkit.AnswerWith("choices", `[{"message":{"content":null}}]`), func(r *sealedchat.ChatResponse) bool { return r.Text() == "" }},
-		{testkit.AnswerWith("choices", `[{"message":{"content":[{"type":"image_url","image_url":{"url":"right","URL":"wrong"}}]}}]`),
-			func(r *sealedchat.ChatResponse) bool { return r.Choices[0].Message.Parts[0].ImageURL.URL == "right" }},
-		{testkit.AnswerWith("choices", `[{"message":{"content":[{"type":"input_audio","input_audio":{"data":"d"},"IMAGE_URL":{"url":"wrong"}}]}}]`),
+		{testkit.AnswerWith("_metadata", `null`), func(r *sealedchat.ChatResponse) bool {
+			return r.Metadata == nil
+		}},
+		{testkit.AnswerWith("_metadata", `[1]`), func(r *sealedchat.ChatResponse) bool {
+			return r.Metadata == nil
+		}},
+		{testkit.AnswerWith("usage", `null`), func(r *sealedchat.ChatResponse) bool {
+			return r.Usage == nil
+		}},
+		{testkit.AnswerWith("id", `null`), func(r *sealedchat.ChatResponse) bool {
+			return r.ID == "" && r.Text() == "" && r.Choices != nil
+		}},
+		{testkit.AnswerWith("created", `-0.9`), func(r *sealedchat.ChatResponse) bool {
+			return r.Created == 0
+		}},
+		{testkit.AnswerWith("created", `9223372036854775807`),
+			func(r *sealedchat.ChatResponse) bool {
+				return r.Created == math.MaxInt64
+			}},
+		{testkit.AnswerWith("created", `-9223372036854775808`),
+			func(r *sealedchat.ChatResponse) bool {
+				return r.Created == math.MinInt64
+			}},
+		{testkit.AnswerWith("choices",
+			`[{"message":{"content":[{"type":"text","text":"a"},{"type":"x","text":"b"}]}}]`),
+			func(r *sealedchat.ChatResponse) bool {
+				return r.Text() == "ab"
+			}},
+		{testkit.AnswerWith("choices", `[{"message":{"content":null}}]`),
+			func(r *sealedchat.ChatResponse) bool {
+				return r.Text() == ""
+			}},
+		{testkit.AnswerWith("choices",
+			`[{"message":{"content":[{"type":"image_url","image_url":{"url":"right","URL":"wrong"}}]}}]`),
+			func(r *sealedchat.ChatResponse) bool {
+				return r.Choices[0].Message.Parts[0].ImageURL.URL == "right"
+			}},
+		{testkit.AnswerWith("choices",
+			`[{"message":{"content":[{"type":"input_audio","input_audio":{"data":"d"},"IMAGE_URL":{"url":"wrong"}}]}}]`),
 			func(r *sealedchat.ChatResponse) bool {
 				p := r.Choices[0].Message.Parts[0]
-				return p.ImageURL == nil && len(p.Extra) == 2 && string(p.Extra["input_audio"]) == `{"data":"d"}`
+				return p.ImageURL == nil && len(p.Extra) == 2 &&
+					string(p.Extra["input_audio"]) == `{"data":"d"}`
 			}},
-		{testkit.AnswerWith("choices", `[{"message":{"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{","NAME":"wrong"}}]}}]`),
+		{testkit.AnswerWith("choices",
+			`[{"message":{"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{","NAME":"wrong"}}]}}]`),
 			func(r *sealedchat.ChatResponse) bool {
-				return r.Choices[0].Message.ToolCalls[0].Function == sealedchat.FunctionCall{Name: "f", Arguments: "{"}
+				return r.Choices[0].Message.ToolCalls[0].Function == sealedchat.FunctionCall{
+					Name: "f", Arguments: "{"}
 			}},
 	} {
 		var r sealedchat.ChatResponse
@@ -198,7 +241,10 @@ func TestResponseMembers(t *testing.T) {
 }
 
 func FuzzChatResponse(f *testing.F) {
-	for _, s := range []string{testkit.FineAnswer, testkit.AnswerWith("usage", `{"total_tokens":1.5}`), testkit.AnswerWith("created", "1e400"), testkit.AnswerWith("_metadata", `{"a":1}`), testkit.AnswerWith("choices", "null"), `[]`, ``} {
+	for _, s := range []string{testkit.FineAnswer,
+		testkit.AnswerWith("usage", `{"total_tokens":1.5}`), testkit.AnswerWith("created", "1e400"),
+		testkit.AnswerWith("_metadata", `{"a":1}`), testkit.AnswerWith("choices", "null"), `[]`,
+		``} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -223,7 +269,8 @@ func FuzzChatResponse(f *testing.F) {
 		if err := json.Unmarshal(data, &plain); err != nil {
 			t.Fatalf("%q: encoding/json refuses: %v", data, err)
 		}
-		for _, name := range []string{"id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "_metadata"} {
+		for _, name := range []string{"id", "object", "created", "model", "choices", "usage",
+			"system_fingerprint", "service_tier", "_metadata"} {
 			delete(plain, name)
 		}
 		if len(plain) != len(r.Extra) {

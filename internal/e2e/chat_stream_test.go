@@ -71,12 +71,16 @@ func TestStreamChunks(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	want := []sealedchat.Choice{
-		{Index: 0, FinishReason: "tool_calls", Message: sealedchat.Message{Role: "assistant", Content: "eins",
+		{Index: 0, FinishReason: "tool_calls", Message: sealedchat.Message{Role: "assistant",
+			Content: "eins",
 			Refusal: "no", ToolCalls: []sealedchat.ToolCall{
 				{ID: "t0", Type: "function", Function: sealedchat.FunctionCall{Name: "g"}},
-				{ID: "t1", Type: "function", Function: sealedchat.FunctionCall{Name: "f", Arguments: `{"a":1}`}},
-			}}, Extra: map[string]json.RawMessage{"logprobs": json.RawMessage(`{"content":[1,2],"refusal":null}`)}},
-		{Index: 1, FinishReason: "stop", Message: sealedchat.Message{Role: "assistant", Content: "zwei",
+				{ID: "t1", Type: "function", Function: sealedchat.FunctionCall{Name: "f",
+					Arguments: `{"a":1}`}},
+			}}, Extra: map[string]json.RawMessage{
+			"logprobs": json.RawMessage(`{"content":[1,2],"refusal":null}`)}},
+		{Index: 1, FinishReason: "stop", Message: sealedchat.Message{Role: "assistant",
+			Content: "zwei",
 			Extra: map[string]json.RawMessage{
 				"reasoning_content": json.RawMessage(`"hm\ud83d\ude00"`)}}},
 		{Index: 2, Message: sealedchat.Message{Role: "assistant"}},
@@ -113,14 +117,16 @@ func TestStreamRequest(t *testing.T) {
 		t.Errorf("sent %s", g.Content)
 	}
 	for name, bad := range map[string]*sealedchat.ChatRequest{"none": nil,
-		"no model": {Messages: []sealedchat.Message{sealedchat.UserMessage("x")}}, "no messages": {Model: "m"},
+		"no model":    {Messages: []sealedchat.Message{sealedchat.UserMessage("x")}},
+		"no messages": {Model: "m"},
 		"api_key": {Model: "m", Messages: []sealedchat.Message{sealedchat.UserMessage("x")},
 			Extra: map[string]any{"api_key": "k"}}} {
 		if _, err := collect(t, client, bad); !errors.Is(err, sealedchat.ErrInvalidRequest) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := collect(t, client, ask("x"), sealedchat.WithTier("odd")); !errors.Is(err, sealedchat.ErrInvalidRequest) {
+	if _, err := collect(t, client, ask("x"), sealedchat.WithTier("odd")); !errors.Is(err,
+		sealedchat.ErrInvalidRequest) {
 		t.Errorf("got %v", err)
 	}
 	_ = client.Close()
@@ -136,13 +142,15 @@ func TestStreamsThatGoWrong(t *testing.T) {
 		want   error
 		text   string // in the error
 	}{
-		"without end":         {[]string{good}, sealedchat.ErrTruncated, ""},
-		"cut within an event": {[]string{good, `data: {"choices":[{"ind`}, sealedchat.ErrTruncated, ""},
+		"without end": {[]string{good}, sealedchat.ErrTruncated, ""},
+		"cut within an event": {[]string{good, `data: {"choices":[{"ind`}, sealedchat.ErrTruncated,
+			""},
 		"the finish of another choice": {[]string{good,
 			`data: {"choices":[{"index":1,"delta":{},"finish_reason":"stop"}]}` + "\n\n"},
 			sealedchat.ErrTruncated, ""},
 		"an error": {[]string{good,
-			`data: {"error":{"message":"out of memory","code":"oom"}}` + "\n\n", fakes.Done}, sealedchat.ErrServer,
+			`data: {"error":{"message":"out of memory","code":"oom"}}` + "\n\n", fakes.Done},
+			sealedchat.ErrServer,
 			""},
 		"an error in a chunk": {[]string{good,
 			`data: {"object":"chat.completion.chunk","error":{"code":502,"message":"memory"},` +
@@ -151,7 +159,8 @@ func TestStreamsThatGoWrong(t *testing.T) {
 		"an error that is true": {[]string{good, `data: {"error":true,"choices":[]}` + "\n\n",
 			fakes.Done}, sealedchat.ErrServer, ""},
 		"event: error": {[]string{good,
-			"event: error\n" + `data: {"message":"out of memory"}` + "\n\n"}, sealedchat.ErrServer, ""},
+			"event: error\n" + `data: {"message":"out of memory"}` + "\n\n"}, sealedchat.ErrServer,
+			""},
 		"event: error, no JSON": {[]string{good, "event: error\ndata: out of memory\n\n"},
 			sealedchat.ErrServer, ""},
 		"no JSON": {[]string{good, "data: hello\n\n", fakes.Done}, sealedchat.ErrResponseSchema,
@@ -161,20 +170,25 @@ func TestStreamsThatGoWrong(t *testing.T) {
 			fakes.Done}, sealedchat.ErrResponseSchema, ""},
 		"no choices": {[]string{good, `data: {"id":"x"}` + "\n\n", fakes.Done},
 			sealedchat.ErrResponseSchema, "choices"},
-		"a whole completion":  {[]string{`data: {"object":"chat.completion","choices":[]}` + "\n\n", fakes.Done}, sealedchat.ErrResponseSchema, "object"},
-		"a number for a text": {[]string{`data: {"choices":[{"index":0,"delta":{"content":7}}]}` + "\n\n", fakes.Done}, sealedchat.ErrResponseSchema, "choices"},
+		"a whole completion": {[]string{`data: {"object":"chat.completion","choices":[]}` + "\n\n",
+			fakes.Done}, sealedchat.ErrResponseSchema, "object"},
+		"a number for a text": {[]string{`data: {"choices":[{"index":0,"delta":{"content":7}}]}` +
+			"\n\n", fakes.Done}, sealedchat.ErrResponseSchema, "choices"},
 		"too much of it": {[]string{`data: {"choices":[` + strings.Repeat("{},",
 			chatjson.MaxWeight) + `{}]}` + "\n\n", fakes.Done}, sealedchat.ErrResponseSchema, ""},
 		"too large an event": {[]string{"data: " + strings.Repeat(" ",
 			1<<20) + "\n\n", fakes.Done}, sealedchat.ErrTooLarge, ""},
 	} {
 		g := fakes.NewGateway(t, fakes.AnswerEvents(test.events...))
-		chunks, err := collect(t, directClient(t, g, func(c *sealedchat.Config) { c.MaxResponseBytes = 1 << 20 }), ask("x"))
+		chunks, err := collect(t, directClient(t, g, func(c *sealedchat.Config) {
+			c.MaxResponseBytes = 1 << 20
+		}), ask("x"))
 		if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) ||
 			strings.Contains(err.Error(), "memory") {
 			t.Errorf("%s: %v after %d chunks", name, err, len(chunks))
 		}
-		if _, api := errors.AsType[*sealedchat.APIError](err); api != (test.want == sealedchat.ErrServer) {
+		if _, api := errors.AsType[*sealedchat.APIError](
+			err); api != (test.want == sealedchat.ErrServer) {
 			t.Errorf("%s: %T", name, err)
 		}
 	}
@@ -270,12 +284,15 @@ func TestStreamOverV1IsAskedForAsChat(t *testing.T) {
 		"stream":        {map[string]any{"stream": false}, true},
 		"usage": {map[string]any{"stream_options": map[string]any{"include_usage": true}},
 			true},
-		"no usage":        {map[string]any{"stream_options": map[string]any{"include_usage": false}}, false},
-		"no word of it":   {map[string]any{"stream_options": struct{}{}}, false},
-		"null":            {map[string]any{"stream": true, "stream_options": nil}, false},
-		"a text":          {map[string]any{"stream_options": "include_usage"}, false},
-		"raw JSON":        {map[string]any{"stream_options": json.RawMessage(` {"include_\u0075sage" : true}`)}, true},
-		"raw JSON, twice": {map[string]any{"stream_options": json.RawMessage(`{"include_usage":true,"include_usage":1}`)}, false},
+		"no usage": {map[string]any{
+			"stream_options": map[string]any{"include_usage": false}}, false},
+		"no word of it": {map[string]any{"stream_options": struct{}{}}, false},
+		"null":          {map[string]any{"stream": true, "stream_options": nil}, false},
+		"a text":        {map[string]any{"stream_options": "include_usage"}, false},
+		"raw JSON": {map[string]any{
+			"stream_options": json.RawMessage(` {"include_\u0075sage" : true}`)}, true},
+		"raw JSON, twice": {map[string]any{
+			"stream_options": json.RawMessage(`{"include_usage":true,"include_usage":1}`)}, false},
 	} {
 		s := fakes.NewServer(t)
 		var asked []byte

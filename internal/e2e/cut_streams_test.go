@@ -96,7 +96,9 @@ func cutter(w http.ResponseWriter, r *http.Request) {
 	events, _ := strconv.Atoi(string(o["events"]))
 	w.Header().Set("Content-Type", "text/event-stream")
 	for i := range events {
-		_, _ = fmt.Fprintf(w, "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"%d \"}}],\"more\":%q}\n\n", i, strings.Repeat("token ", i%50))
+		_, _ = fmt.Fprintf(w,
+			"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"%d \"}}],\"more\":%q}\n\n",
+			i, strings.Repeat("token ", i%50))
 		w.(http.Flusher).Flush()
 	}
 	switch o.Text("cut") {
@@ -133,15 +135,18 @@ func newCutWorld(t *testing.T) *cutWorld {
 	testkit.NoLeaks(t)
 	up, upConns := countedServer(t, http.HandlerFunc(cutter))
 	g := newGateway(t, sealedchat.GatewayConfig{
-		Upstream: up.URL + "/v1", AllowUnauthenticated: true, Keys: storedKeys(t, "rsa-2048"), MaxConcurrent: 256,
-		OHTTP: sealedchat.GatewayOHTTP{StrangerRate: -1},
+		Upstream: up.URL + "/v1", AllowUnauthenticated: true, Keys: storedKeys(t, "rsa-2048"),
+		MaxConcurrent: 256,
+		OHTTP:         sealedchat.GatewayOHTTP{StrangerRate: -1},
 	})
 	server, conns := countedServer(t, g)
 	relayTransport := &http.Transport{MaxIdleConnsPerHost: 16}
 	relay, relayConns := countedServer(t, relayTo(t, server.URL, relayTransport))
 	w := &cutWorld{
 		g: g, relay: relay.URL,
-		open: func() int64 { return conns.open.Load() + upConns.open.Load() + relayConns.open.Load() },
+		open: func() int64 {
+			return conns.open.Load() + upConns.open.Load() + relayConns.open.Load()
+		},
 		idle: func() {
 			relayTransport.CloseIdleConnections()
 			up.Config.SetKeepAlivesEnabled(false) // closes what the gateway keeps
@@ -176,11 +181,13 @@ func (w *cutWorld) run(t *testing.T, idle func(), stream func(cutPlan) string) (
 		})
 	}
 	for range streams {
-		work <- cutPlan{random.IntN(100), []string{"", "", "abort", "quiet", "close"}[random.IntN(5)], random.IntN(3) == 0, random.IntN(100)}
+		work <- cutPlan{random.IntN(100), []string{"", "", "abort", "quiet",
+			"close"}[random.IntN(5)], random.IntN(3) == 0, random.IntN(100)}
 	}
 	close(work)
 	workers.Wait()
-	t.Logf("%d whole, %d cut by the upstream, %d left by the client", whole.Load(), cut.Load(), left.Load())
+	t.Logf("%d whole, %d cut by the upstream, %d left by the client", whole.Load(), cut.Load(),
+		left.Load())
 	if whole.Load() == 0 || cut.Load() == 0 || left.Load() == 0 {
 		t.Error("the plans do not cover every case")
 	}

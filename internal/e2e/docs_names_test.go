@@ -29,7 +29,8 @@ func testNames(t *testing.T) map[string]bool {
 		}
 		name := entry.Name()
 		if entry.IsDir() {
-			if path != "." && (name == "testdata" || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "_")) {
+			if path != "." && (name == "testdata" || strings.HasPrefix(name, ".") ||
+				strings.HasPrefix(name, "_")) {
 				return filepath.SkipDir // no package
 			}
 			return nil

@@ -93,7 +93,8 @@ func TestDocumentLines(t *testing.T) {
 			if strings.HasPrefix(line, "|") {
 				for cell := range strings.SplitSeq(docLink.ReplaceAllString(line, "]"), "|") {
 					if l := utf8.RuneCountInString(strings.TrimSpace(cell)); l > 120 {
-						t.Errorf("%s:%d has a cell of %d characters: a phrase is shorter", d.path, n, l)
+						t.Errorf("%s:%d has a cell of %d characters: a phrase is shorter", d.path,
+							n, l)
 					}
 				}
 				continue
@@ -323,13 +324,15 @@ func compile(t *testing.T, path, program string) {
 func TestCodeThatIsNotCompiled(t *testing.T) {
 	t.Chdir(testkit.Dir(t))
 	code := compiledExamples(t)
-	const genuine = "server := gateway.Server(\":8443\")\nerr = server.ListenAndServeTLS(\"cert.pem\", \"key.pem\")\n"
+	const genuine = "server := gateway.Server(\":8443\")\nerr = " +
+		"server.ListenAndServeTLS(\"cert.pem\", \"key.pem\")\n"
 	if parts := code.missing(genuine); parts != nil {
 		t.Errorf("%q is not found", parts)
 	}
 	for _, block := range []string{
 		"server := gateway.Server(\":8444\")\n",
-		"err = server.ListenAndServeTLS(\"cert.pem\", \"key.pem\")\nserver := gateway.Server(\":8443\")\n",
+		"err = server.ListenAndServeTLS(\"cert.pem\", \"key.pem\")\nserver := " +
+			"gateway.Server(\":8443\")\n",
 		"server := gateway.Server(\":8443\")\nserver := gateway.Server(\":8443\")\n",
 		"server := gateway.Server(\":8443\") // a comment that no example has\n",
 		"…\nserver := gateway.NoSuchMethod()\n…\n",

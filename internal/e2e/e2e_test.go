@@ -36,7 +36,8 @@ type counter struct {
 }
 
 func count(h http.Handler) *counter {
-	return &counter{Handler: h, protocols: map[string]int{}, conns: map[string]bool{}, publicKeys: map[string]bool{}}
+	return &counter{Handler: h, protocols: map[string]int{}, conns: map[string]bool{},
+		publicKeys: map[string]bool{}}
 }
 
 func (c *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -74,19 +75,23 @@ func parrot(suffix string) http.HandlerFunc {
 		}
 		last := req.Messages[len(req.Messages)-1]
 		if strings.HasPrefix(last.Text(), "fail: ") {
-			http.Error(w, `{"error":{"message":"cannot do `+last.Text()+`"}}`, http.StatusInternalServerError)
+			http.Error(w, `{"error":{"message":"cannot do `+last.Text()+`"}}`,
+				http.StatusInternalServerError)
 			return
 		}
 		message := map[string]any{"role": "assistant", "content": last.Text() + suffix}
 		if len(req.Tools) > 0 && last.Role == "user" {
-			message = map[string]any{"role": "assistant", "content": nil, "tool_calls": []any{map[string]any{
-				"id": "call_1", "type": "function",
-				"function": map[string]any{"name": "weather", "arguments": `{"city":"` + last.Text() + suffix + `"}`},
-			}}}
+			message = map[string]any{"role": "assistant", "content": nil,
+				"tool_calls": []any{map[string]any{
+					"id": "call_1", "type": "function",
+					"function": map[string]any{"name": "weather",
+						"arguments": `{"city":"` + last.Text() + suffix + `"}`},
+				}}}
 		}
 		_ = json.NewEncoder(w).Encode(map[string]any{
 			"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m",
-			"choices": []any{map[string]any{"index": 0, "message": message, "finish_reason": "stop"}},
+			"choices": []any{map[string]any{"index": 0, "message": message,
+				"finish_reason": "stop"}},
 		})
 	}
 }
@@ -94,16 +99,20 @@ func parrot(suffix string) http.HandlerFunc {
 // Nothing of a chat crosses the wire in any form, and what does cross it would have been seen.
 func TestNothingReadableOnTheWire(t *testing.T) {
 	const (
-		prompt, answer, system   = "Marker-prompt-Ω3f91", "Marker-answer-ß77c2", "Marker-system-\"51e0\""
-		schema, argument, result = "Marker-schema-9d2b", "Marker-argument/8a64", "Marker-result-\U0001F511c3"
-		image, extra, raw        = "Marker-image-4e4e", "Marker-extra-0b1c", "Marker-raw-json-6f6f"
-		failing, planted         = "Marker-failing-2a2a", "Marker-planted-1d1d"
+		prompt, answer, system = "Marker-prompt-Ω3f91", "Marker-answer-ß77c2",
+			"Marker-system-\"51e0\""
+		schema, argument, result = "Marker-schema-9d2b", "Marker-argument/8a64",
+			"Marker-result-\U0001F511c3"
+		image, extra, raw = "Marker-image-4e4e", "Marker-extra-0b1c", "Marker-raw-json-6f6f"
+		failing, planted  = "Marker-failing-2a2a", "Marker-planted-1d1d"
 	)
 	secretKey := secret(t, "sk-not-sealed-5150")
 	srv := httptest.NewServer(startGateway(t, parrot(answer), nil))
 	t.Cleanup(srv.Close)
 	witness := testkit.NewWitness(t, srv.Listener.Addr().String())
-	client := startClient(t, "http://"+witness.Addr(), func(c *sealedchat.Config) { c.APIKey, c.Tier = secretKey, sealedchat.TierStandard })
+	client := startClient(t, "http://"+witness.Addr(), func(c *sealedchat.Config) {
+		c.APIKey, c.Tier = secretKey, sealedchat.TierStandard
+	})
 	ctx := testkit.Within(t, 60*time.Second)
 
 	chat := func(r *sealedchat.ChatRequest) *sealedchat.ChatResponse {
@@ -117,22 +126,30 @@ func TestNothingReadableOnTheWire(t *testing.T) {
 	if got := chat(ask(prompt)).Text(); got != prompt+answer {
 		t.Errorf("answer %q", got)
 	}
-	conversation := []sealedchat.Message{sealedchat.SystemMessage(system), sealedchat.UserMessage(argument)}
-	tools := []sealedchat.Tool{sealedchat.FunctionTool("weather", schema, json.RawMessage(`{"type":"object","description":"`+schema+`"}`))}
-	first := chat(&sealedchat.ChatRequest{Model: "m", Messages: conversation, Tools: tools, Extra: map[string]any{"user": extra}})
+	conversation := []sealedchat.Message{sealedchat.SystemMessage(system),
+		sealedchat.UserMessage(argument)}
+	tools := []sealedchat.Tool{sealedchat.FunctionTool("weather", schema,
+		json.RawMessage(`{"type":"object","description":"`+schema+`"}`))}
+	first := chat(&sealedchat.ChatRequest{Model: "m", Messages: conversation, Tools: tools,
+		Extra: map[string]any{"user": extra}})
 	calls := first.Choices[0].Message.ToolCalls
 	if len(calls) != 1 || calls[0].Function.Arguments != `{"city":"`+argument+answer+`"}` {
 		t.Fatalf("tool calls %+v", calls)
 	}
-	conversation = append(conversation, first.Choices[0].Message, sealedchat.ToolMessage(calls[0].ID, result))
-	if got := chat(&sealedchat.ChatRequest{Model: "m", Messages: conversation, Tools: tools}).Text(); got != result+answer {
+	conversation = append(conversation, first.Choices[0].Message,
+		sealedchat.ToolMessage(calls[0].ID, result))
+	if got := chat(&sealedchat.ChatRequest{Model: "m", Messages: conversation,
+		Tools: tools}).Text(); got != result+answer {
 		t.Errorf("answer to the tool's result: %q", got)
 	}
-	parts := sealedchat.UserParts(sealedchat.TextPart(prompt), sealedchat.ImagePart("data:image/png;base64,"+image))
-	if got := chat(&sealedchat.ChatRequest{Model: "m", Messages: []sealedchat.Message{parts}}).Text(); got != prompt+answer {
+	parts := sealedchat.UserParts(sealedchat.TextPart(prompt),
+		sealedchat.ImagePart("data:image/png;base64,"+image))
+	if got := chat(&sealedchat.ChatRequest{Model: "m",
+		Messages: []sealedchat.Message{parts}}).Text(); got != prompt+answer {
 		t.Errorf("answer to parts: %q", got)
 	}
-	resp, err := client.Complete(ctx, secret(t, `{"model":"m","messages":[{"role":"user","content":"`+raw+`"}]}`))
+	resp, err := client.Complete(ctx,
+		secret(t, `{"model":"m","messages":[{"role":"user","content":"`+raw+`"}]}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,14 +162,17 @@ func TestNothingReadableOnTheWire(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	if _, err := client.Chat(ctx, ask("fail: "+failing)); !errors.Is(err, sealedchat.ErrServer) || strings.Contains(err.Error(), failing) {
+	if _, err := client.Chat(ctx, ask("fail: "+failing)); !errors.Is(err, sealedchat.ErrServer) ||
+		strings.Contains(err.Error(), failing) {
 		t.Errorf("failing upstream: %v", err)
 	}
 
 	witness.MustNotSee(prompt, answer, system, schema, argument, result, image, extra, raw, failing)
-	witness.MustSee("sk-not-sealed-5150") // the protocol leaves the API key to TLS: this is how sharp the witness's eyes are
+	// the protocol leaves the API key to TLS: this is how sharp the witness's eyes are
+	witness.MustSee("sk-not-sealed-5150")
 	body := strings.NewReader(`{"messages":[{"role":"user","content":"` + planted + `"}]}`)
-	plain, err := http.Post("http://"+witness.Addr()+hybrid.PathCompletion, "application/json", body)
+	plain, err := http.Post("http://"+witness.Addr()+hybrid.PathCompletion, "application/json",
+		body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +211,9 @@ func TestHTTP2(t *testing.T) {
 	srv := testkit.TLSServer(t, counted)
 	transport := testkit.ClientTransport(srv)
 	t.Cleanup(transport.CloseIdleConnections)
-	client := startClient(t, srv.URL, func(c *sealedchat.Config) { c.Transport, c.InsecureAllowHTTP = transport, false })
+	client := startClient(t, srv.URL, func(c *sealedchat.Config) {
+		c.Transport, c.InsecureAllowHTTP = transport, false
+	})
 	if err := client.Warm(testkit.Within(t, 20*time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -202,8 +224,10 @@ func TestHTTP2(t *testing.T) {
 			t.Fatalf("%v", err)
 		}
 	}
-	if keys, posts := counted.counts(); keys != 1 || posts != 5 || counted.protocols["HTTP/2.0"] != 6 || len(counted.conns) != 1 {
-		t.Errorf("%d key fetches, %d requests, protocols %v, connections %v", keys, posts, counted.protocols, counted.conns)
+	if keys, posts := counted.counts(); keys != 1 || posts != 5 ||
+		counted.protocols["HTTP/2.0"] != 6 || len(counted.conns) != 1 {
+		t.Errorf("%d key fetches, %d requests, protocols %v, connections %v", keys, posts,
+			counted.protocols, counted.conns)
 	}
 }
 
@@ -212,7 +236,9 @@ func TestHTTP2(t *testing.T) {
 func TestManyGoroutines(t *testing.T) {
 	testkit.NoLeaks(t)
 	const callers = 100
-	counted := count(startGateway(t, parrot("!"), func(c *sealedchat.GatewayConfig) { c.MaxConcurrent = callers }))
+	counted := count(startGateway(t, parrot("!"), func(c *sealedchat.GatewayConfig) {
+		c.MaxConcurrent = callers
+	}))
 	srv := testkit.TLSServer(t, counted)
 	transport := testkit.ClientTransport(srv)
 	t.Cleanup(transport.CloseIdleConnections)
@@ -245,7 +271,8 @@ func TestManyGoroutines(t *testing.T) {
 	all.Wait()
 	fetched, posts := counted.counts()
 	if fetched != 1 || posts != callers || notified != 1 {
-		t.Errorf("%d key fetches, %d requests, OnServerKey called %d times", fetched, posts, notified)
+		t.Errorf("%d key fetches, %d requests, OnServerKey called %d times", fetched, posts,
+			notified)
 	}
 	if len(counted.publicKeys) != 1 {
 		t.Errorf("%d client keys were generated", len(counted.publicKeys))
@@ -263,15 +290,20 @@ func (s *switched) to(h http.Handler) { s.Store(&h) }
 func (s *switched) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*s.Load()).ServeHTTP(w, r) }
 
 // twoKeys is a server whose gateway can be replaced by one with another key.
-func twoKeys(t *testing.T) (url string, counted *counter, rotate func(), before, after *sealedchat.PublicKey) {
+func twoKeys(t *testing.T) (url string, counted *counter, rotate func(), before,
+	after *sealedchat.PublicKey) {
 	t.Helper()
 	front := &switched{}
 	front.to(startGateway(t, parrot("!"), nil))
-	second := startGateway(t, parrot("?"), func(c *sealedchat.GatewayConfig) { c.Keys = storedKeys(t, "rsa-3072") })
+	second := startGateway(t, parrot("?"), func(c *sealedchat.GatewayConfig) {
+		c.Keys = storedKeys(t, "rsa-3072")
+	})
 	counted = count(front)
 	srv := httptest.NewServer(counted)
 	t.Cleanup(srv.Close)
-	return srv.URL, counted, func() { front.to(second) }, publicOf(t, "server-4096"), publicOf(t, "rsa-3072")
+	return srv.URL, counted, func() {
+		front.to(second)
+	}, publicOf(t, "server-4096"), publicOf(t, "rsa-3072")
 }
 
 func mustAnswer(t *testing.T, client *sealedchat.SecureCompletionClient, want string) {
@@ -304,23 +336,28 @@ func TestServerKeyRotates(t *testing.T) {
 	if keys, posts := counted.counts(); keys != 2 || posts != 4 {
 		t.Errorf("%d key fetches, %d requests, want one refresh and one more request", keys, posts)
 	}
-	if want := []string{before.Fingerprint(), before.Fingerprint(), after.Fingerprint()}; !slices.Equal(seen, want) {
+	if want := []string{before.Fingerprint(), before.Fingerprint(),
+		after.Fingerprint()}; !slices.Equal(seen, want) {
 		t.Errorf("OnServerKey saw %v", seen)
 	}
 }
 
 func TestServerKeyRotatesUnderPin(t *testing.T) {
 	url, counted, rotate, before, after := twoKeys(t)
-	client := startClient(t, url, func(c *sealedchat.Config) { c.Trust = sealedchat.Pin(strings.ToUpper(before.Fingerprint())) })
+	client := startClient(t, url, func(c *sealedchat.Config) {
+		c.Trust = sealedchat.Pin(strings.ToUpper(before.Fingerprint()))
+	})
 	mustAnswer(t, client, "hello!")
 	rotate()
 	resp, err := client.Chat(testkit.Within(t, 20*time.Second), ask("hello"))
 	refused, ok := errors.AsType[*sealedchat.ServerKeyError](err)
-	if !ok || resp != nil || refused.Got != after.Fingerprint() || !slices.Equal(refused.Want, []string{before.Fingerprint()}) {
+	if !ok || resp != nil || refused.Got != after.Fingerprint() ||
+		!slices.Equal(refused.Want, []string{before.Fingerprint()}) {
 		t.Fatalf("error %v", err)
 	}
 	if keys, posts := counted.counts(); keys != 2 || posts != 2 {
-		t.Errorf("%d key fetches, %d requests: something was sealed to the key that is not pinned", keys, posts)
+		t.Errorf("%d key fetches, %d requests: something was sealed to the key that is not pinned",
+			keys, posts)
 	}
 	if err := client.AcceptServerKey(refused.Got); err != nil {
 		t.Fatal(err)
@@ -330,7 +367,9 @@ func TestServerKeyRotatesUnderPin(t *testing.T) {
 
 func TestWrongPinSendsNothing(t *testing.T) {
 	url, counted, _, _, after := twoKeys(t)
-	client := startClient(t, url, func(c *sealedchat.Config) { c.Trust = sealedchat.Pin(after.Fingerprint()) })
+	client := startClient(t, url, func(c *sealedchat.Config) {
+		c.Trust = sealedchat.Pin(after.Fingerprint())
+	})
 	for range 3 {
 		_, err := client.Chat(testkit.Within(t, 20*time.Second), ask("hello"))
 		if _, ok := errors.AsType[*sealedchat.ServerKeyError](err); !ok {
@@ -358,7 +397,8 @@ func TestOnServerKeyRefusesTheNewKey(t *testing.T) {
 	for range 2 {
 		_, err := client.Chat(testkit.Within(t, 20*time.Second), ask("hello"))
 		refused, ok := errors.AsType[*sealedchat.ServerKeyError](err)
-		if !ok || !errors.Is(err, change) || refused.Got != after.Fingerprint() || !slices.Equal(refused.Want, []string{before.Fingerprint()}) {
+		if !ok || !errors.Is(err, change) || refused.Got != after.Fingerprint() ||
+			!slices.Equal(refused.Want, []string{before.Fingerprint()}) {
 			t.Errorf("error %v", err)
 		}
 	}
@@ -426,8 +466,11 @@ func TestReplayedAnswer(t *testing.T) {
 	client := startClient(t, srv.URL, func(c *sealedchat.Config) { c.Keys = keys })
 	mustAnswer(t, client, "hello!")
 	// Its store has the key, but has not seen the envelope: the payload id tells.
-	fresh := startClient(t, srv.URL, func(c *sealedchat.Config) { c.Keys = storedKeys(t, "client-4096") })
-	for name, client := range map[string]*sealedchat.SecureCompletionClient{"the same client": client, "another one": fresh} {
+	fresh := startClient(t, srv.URL, func(c *sealedchat.Config) {
+		c.Keys = storedKeys(t, "client-4096")
+	})
+	for name, client := range map[string]*sealedchat.SecureCompletionClient{
+		"the same client": client, "another one": fresh} {
 		resp, err := client.Chat(testkit.Within(t, 20*time.Second), ask("something else"))
 		if !errors.Is(err, sealedchat.ErrReplay) || resp != nil {
 			t.Errorf("%s: %v", name, err)
@@ -449,7 +492,8 @@ func TestEndedContextSendsNothing(t *testing.T) {
 		"Warm":      func() error { return client.Warm(ctx) },
 		"ServerKey": func() error { _, err := client.ServerKey(ctx); return err },
 	} {
-		if err := call(); !errors.Is(err, context.Canceled) || errors.Is(err, sealedchat.ErrConnection) {
+		if err := call(); !errors.Is(err, context.Canceled) ||
+			errors.Is(err, sealedchat.ErrConnection) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -477,7 +521,10 @@ func TestCancelledCallerLeavesOthersAlone(t *testing.T) {
 	gone, stays := make(chan error, 1), make(chan error, 1)
 	go func() { _, err := client.ServerKey(leaving); gone <- err }()
 	<-asked
-	go func() { _, err := client.Chat(testkit.Within(t, 30*time.Second), ask("hello")); stays <- err }()
+	go func() {
+		_, err := client.Chat(testkit.Within(t, 30*time.Second), ask("hello"))
+		stays <- err
+	}()
 	cancel()
 	if err := <-gone; !errors.Is(err, context.Canceled) {
 		t.Errorf("the one who left: %v", err)

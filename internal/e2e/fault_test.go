@@ -27,13 +27,18 @@ import (
 const (
 	faultPrompt = "FAULT-PROMPT-41d7"
 	faultAnswer = "FAULT-ANSWER-9e02"
-	faultSlack  = time.Minute // a call that takes longer hangs: no clock is looked at more closely than that
+	// a call that takes longer hangs: no clock is looked at more closely than that
+	faultSlack = time.Minute
 )
 
 // faultDocumented are the errors that calls are documented to end in, but for *ServerKeyError.
 var faultDocumented = []error{
-	sealedchat.ErrInvalidRequest, sealedchat.ErrAuthentication, sealedchat.ErrPermission, sealedchat.ErrNotFound, sealedchat.ErrRateLimited, sealedchat.ErrServer, sealedchat.ErrUnavailable, sealedchat.ErrConnection,
-	sealedchat.ErrEnvelope, sealedchat.ErrDecryption, sealedchat.ErrResponseSchema, sealedchat.ErrReplay, sealedchat.ErrTierDowngrade, sealedchat.ErrTooLarge, sealedchat.ErrPublicKey,
+	sealedchat.ErrInvalidRequest, sealedchat.ErrAuthentication, sealedchat.ErrPermission,
+	sealedchat.ErrNotFound, sealedchat.ErrRateLimited, sealedchat.ErrServer,
+	sealedchat.ErrUnavailable, sealedchat.ErrConnection,
+	sealedchat.ErrEnvelope, sealedchat.ErrDecryption, sealedchat.ErrResponseSchema,
+	sealedchat.ErrReplay, sealedchat.ErrTierDowngrade, sealedchat.ErrTooLarge,
+	sealedchat.ErrPublicKey,
 }
 
 // faultAnswerTo is the one right answer to a prompt.
@@ -75,7 +80,8 @@ func (w *faultWorld) count(outcome string) {
 func (w *faultWorld) enough(successes int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.outcomes["success"] >= successes && len(w.outcomes) >= 8 && len(w.faults) >= testkit.FaultKinds
+	return w.outcomes["success"] >= successes && len(w.outcomes) >= 8 &&
+		len(w.faults) >= testkit.FaultKinds
 }
 
 // Whatever happens between client and gateway, a call ends in time, with the right answer or with
@@ -92,13 +98,16 @@ func TestFaultSequences(t *testing.T) {
 	if repeated {
 		least, most = 1, 1
 	}
-	g := startGateway(t, http.HandlerFunc(faultUpstream), func(c *sealedchat.GatewayConfig) { c.Keys = storedKeys(t, "rsa-2048") })
+	g := startGateway(t, http.HandlerFunc(faultUpstream), func(c *sealedchat.GatewayConfig) {
+		c.Keys = storedKeys(t, "rsa-2048")
+	})
 	srv := httptest.NewServer(g)
 	t.Cleanup(srv.Close)
 	witness := testkit.NewWitness(t, srv.Listener.Addr().String())
 	w := &faultWorld{
-		addr: witness.Addr(), pin: publicOf(t, "rsa-2048").Fingerprint(), clientKeys: storedKeys(t, "rsa-2048"),
-		outcomes: make(map[string]int), faults: make(map[testkit.Fault]int),
+		addr: witness.Addr(), pin: publicOf(t, "rsa-2048").Fingerprint(),
+		clientKeys: storedKeys(t, "rsa-2048"),
+		outcomes:   make(map[string]int), faults: make(map[testkit.Fault]int),
 	}
 	next := make(chan int)
 	var wg sync.WaitGroup
@@ -135,7 +144,8 @@ func (w *faultWorld) sequence(t *testing.T, seed uint64, patience time.Duration)
 		}
 	}()
 	cfg := sealedchat.Config{
-		BaseURL: "http://" + proxy.Addr(), InsecureAllowHTTP: true, Keys: w.clientKeys, Trust: sealedchat.TrustHTTPS(),
+		BaseURL: "http://" + proxy.Addr(), InsecureAllowHTTP: true, Keys: w.clientKeys,
+		Trust:   sealedchat.TrustHTTPS(),
 		Timeout: patience * 250 * time.Millisecond, MaxRetries: []int{-1, 1, 2, 4}[r.IntN(4)],
 	}
 	if r.IntN(2) == 0 {
@@ -155,16 +165,19 @@ func (w *faultWorld) sequence(t *testing.T, seed uint64, patience time.Duration)
 		text, err := w.call(t, client, kind, prompt, deadline)
 		took := time.Since(begin)
 		if problem := w.judge(prompt, text, err); problem != "" || took > deadline+faultSlack {
-			t.Errorf("SEALEDCHAT_SEED=%d: call %d (%s, deadline %v) took %v: %s; faults: %q", seed, call, kind, deadline, took, problem, proxy.Faults())
+			t.Errorf("SEALEDCHAT_SEED=%d: call %d (%s, deadline %v) took %v: %s; faults: %q", seed,
+				call, kind, deadline, took, problem, proxy.Faults())
 		}
 	}
 }
 
 // call makes one call and returns the answer's text.
-func (w *faultWorld) call(t *testing.T, client *sealedchat.SecureCompletionClient, kind, prompt string, deadline time.Duration) (string, error) {
+func (w *faultWorld) call(t *testing.T, client *sealedchat.SecureCompletionClient, kind,
+	prompt string, deadline time.Duration) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
-	body, _ := json.Marshal(map[string]any{"model": "m", "messages": []any{sealedchat.UserMessage(prompt)}, "stream": kind == "stream"})
+	body, _ := json.Marshal(map[string]any{"model": "m",
+		"messages": []any{sealedchat.UserMessage(prompt)}, "stream": kind == "stream"})
 	switch kind {
 	case "Chat":
 		answer, err := client.Chat(ctx, ask(prompt))
@@ -184,7 +197,8 @@ func (w *faultWorld) call(t *testing.T, client *sealedchat.SecureCompletionClien
 		err = answer.Body.Use(parsed.UnmarshalJSON)
 		return parsed.Text(), err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, sdkURL, strings.NewReader(string(body)))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, sdkURL,
+		strings.NewReader(string(body)))
 	if err != nil {
 		return "", err
 	}
@@ -206,7 +220,8 @@ func (w *faultWorld) sdkText(resp *http.Response, stream bool) (string, error) {
 		var doc struct {
 			Error struct{ Message, Type string }
 		}
-		if err := json.Unmarshal(body, &doc); err != nil || doc.Error.Message == "" || resp.StatusCode < 400 {
+		if err := json.Unmarshal(body, &doc); err != nil || doc.Error.Message == "" ||
+			resp.StatusCode < 400 {
 			return "", fmt.Errorf("status %d without OpenAI's error: %q", resp.StatusCode, body)
 		}
 		return "", &sealedchat.APIError{StatusCode: resp.StatusCode, Detail: doc.Error.Type}
@@ -250,7 +265,8 @@ func (w *faultWorld) judge(prompt, text string, err error) string {
 			return fmt.Sprintf("not printable: %.300q", message)
 		}
 	}
-	if strings.Contains(message, faultPrompt) || strings.Contains(message, faultAnswer) || len(message) > 1000 {
+	if strings.Contains(message, faultPrompt) || strings.Contains(message, faultAnswer) ||
+		len(message) > 1000 {
 		return fmt.Sprintf("content, or too much: %.300q", message)
 	}
 	if _, ok := errors.AsType[*sealedchat.ServerKeyError](err); ok {

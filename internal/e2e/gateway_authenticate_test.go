@@ -32,7 +32,8 @@ func TestGatewayAuthenticatesFirst(t *testing.T) {
 		c.Replay = failingReplay{t}
 	})
 	for _, header := range []string{
-		"", "key-one", "Bearer", "Bearer ", "Bearer  key-on", "Bearer \tkey-one", "Bearer  key-one ",
+		"", "key-one", "Bearer", "Bearer ", "Bearer  key-on", "Bearer \tkey-one",
+		"Bearer  key-one ",
 		"Bearer  ", "Basic key-one", "Bearer key-on", "Bearer key-one ", "Bearer key-onee",
 		"Bearer KEY-ONE", "Bearer key-one key-two",
 		"Bearer key-one,key-two", "Bearer\tkey-one", " Bearer key-one",
@@ -60,7 +61,8 @@ func TestGatewayAuthenticatesFirst(t *testing.T) {
 		"Bearer key-one", "Bearer  key-one", "bearer   key-two", "Bearer key-two", "bearer key-one",
 		"BEARER key-two",
 	} {
-		fakes.OpenedAnswer(t, header, r.Do(fakes.Post(t, fakes.FineRequest, "Authorization", header)))
+		fakes.OpenedAnswer(t, header, r.Do(fakes.Post(t, fakes.FineRequest, "Authorization",
+			header)))
 	}
 	if w := r.Do(
 		httptest.NewRequestWithContext(t.Context(), "GET", "/pki/public_key", nil),
@@ -89,10 +91,12 @@ func TestGatewayAuthenticateErrors(t *testing.T) {
 		{fmt.Errorf("MARKER: %w", sealedchat.ErrPermission), 403, ""},
 		{sealedchat.ErrRateLimited, 429, ""},
 		{
-			&sealedchat.APIError{StatusCode: 429, Detail: "MARKER", RetryAfter: 1500 * time.Millisecond},
+			&sealedchat.APIError{StatusCode: 429, Detail: "MARKER",
+				RetryAfter: 1500 * time.Millisecond},
 			429, "2",
 		},
-		{fmt.Errorf("MARKER %w", sealedchat.ErrUnavailable), 503, ""}, {sealedchat.ErrServer, 401, ""},
+		{fmt.Errorf("MARKER %w", sealedchat.ErrUnavailable), 503, ""},
+		{sealedchat.ErrServer, 401, ""},
 	} {
 		r := newRig(t, func(k *sealedchat.GatewayConfig) {
 			k.Authenticate = func(*http.Request) (string, error) { return "MARKER", c.err }
@@ -114,7 +118,8 @@ func TestGatewayKeepsClientKeysApart(t *testing.T) {
 			client := startClient(t, srv.URL, func(c *sealedchat.Config) {
 				c.Transport, c.Keys = testkit.ClientTransport(srv), storedKeys(t, name)
 			})
-			if answer, err := client.Chat(t.Context(), ask("?")); err != nil || answer.Text() != "fine" {
+			if answer, err := client.Chat(t.Context(), ask("?")); err != nil ||
+				answer.Text() != "fine" {
 				t.Errorf("%s: %v, %v", name, answer, err)
 			}
 		}

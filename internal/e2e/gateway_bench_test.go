@@ -66,7 +66,8 @@ func BenchmarkGatewayProtocols(b *testing.B) {
 			serve(
 				fakes.OHTTPPost(
 					b,
-					bytes.NewReader(fakes.SealFor(b, config, fakes.Inner{Body: body}.Encode(b)).Body),
+					bytes.NewReader(fakes.SealFor(b, config,
+						fakes.Inner{Body: body}.Encode(b)).Body),
 				),
 			),
 		)

@@ -42,18 +42,24 @@ func TestGatewayConfigErrors(t *testing.T) {
 			"GatewayConfig.UpstreamKey",
 			func(c *sealedchat.GatewayConfig) { c.UpstreamKey = secret(t, "a\nmarker") },
 		},
-		{"GatewayConfig.UpstreamKey", func(c *sealedchat.GatewayConfig) { c.UpstreamKey = destroyed }},
+		{"GatewayConfig.UpstreamKey", func(c *sealedchat.GatewayConfig) {
+			c.UpstreamKey = destroyed
+		}},
 		{
 			"GatewayConfig.UpstreamTransport",
 			func(c *sealedchat.GatewayConfig) { c.Upstream = "http://name/v1" },
 		},
 		{"GatewayConfig.Tier", func(c *sealedchat.GatewayConfig) { c.Tier = "ultra" }},
-		{"GatewayConfig.MaxRequestBytes", func(c *sealedchat.GatewayConfig) { c.MaxRequestBytes = -1 }},
+		{"GatewayConfig.MaxRequestBytes", func(c *sealedchat.GatewayConfig) {
+			c.MaxRequestBytes = -1
+		}},
 		{
 			"GatewayConfig.MaxRequestBytes",
 			func(c *sealedchat.GatewayConfig) { c.MaxRequestBytes = 1 << 40 },
 		},
-		{"GatewayConfig.MaxResponseBytes", func(c *sealedchat.GatewayConfig) { c.MaxResponseBytes = -1 }},
+		{"GatewayConfig.MaxResponseBytes", func(c *sealedchat.GatewayConfig) {
+			c.MaxResponseBytes = -1
+		}},
 		{"GatewayConfig.MaxConcurrent", func(c *sealedchat.GatewayConfig) { c.MaxConcurrent = -1 }},
 		{"GatewayConfig.ReplayWindow", func(c *sealedchat.GatewayConfig) { c.ReplayWindow = -1 }},
 		{"GatewayConfig.Timeout", func(c *sealedchat.GatewayConfig) { c.Timeout = -1 }},
@@ -99,7 +105,8 @@ func TestGatewayOHTTPConfig(t *testing.T) {
 		"a large rate":     {StrangerRate: 1e9},
 	} {
 		_, err := sealedchat.NewGateway(
-			sealedchat.GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true, OHTTP: o},
+			sealedchat.GatewayConfig{Upstream: "https://a.test", AllowUnauthenticated: true,
+				OHTTP: o},
 		)
 		if c, ok := errors.AsType[*sealedchat.ConfigError](err); !ok ||
 			!strings.HasPrefix(c.Field, "GatewayConfig.OHTTP.") {
@@ -126,7 +133,8 @@ func TestGatewayProtocols(t *testing.T) {
 		r := newRig(t, func(g *sealedchat.GatewayConfig) { g.Protocols = c.protocols })
 		for i, path := range paths {
 			for _, method := range []string{http.MethodGet, http.MethodPost} {
-				if w := r.Do(httptest.NewRequest(method, path, nil)); (w.Code != 404) != c.served[i] {
+				if w := r.Do(httptest.NewRequest(method, path,
+					nil)); (w.Code != 404) != c.served[i] {
 					t.Errorf("%s: %s %s: %d", name, method, path, w.Code)
 				}
 			}

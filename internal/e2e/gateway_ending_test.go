@@ -20,7 +20,8 @@ import (
 func TestObliviousEndOfConnection(t *testing.T) {
 	var raw string
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		_, _ = io.Copy(io.Discard, req.Body) // or closing resets the connection, and the answer with it
+		// or closing resets the connection, and the answer with it
+		_, _ = io.Copy(io.Discard, req.Body)
 		conn, _, err := w.(http.Hijacker).Hijack()
 		if err != nil {
 			t.Error(err)
@@ -32,7 +33,8 @@ func TestObliviousEndOfConnection(t *testing.T) {
 	defer up.Close()
 	g := newGateway(t, sealedchat.GatewayConfig{
 		Upstream: up.URL + "/v1", AllowUnauthenticated: true, Keys: storedKeys(t, "rsa-2048"),
-		OHTTP: sealedchat.GatewayOHTTP{Allow: []string{"POST /v1/chat/completions", "POST /v1/audio"}},
+		OHTTP: sealedchat.GatewayOHTTP{Allow: []string{"POST /v1/chat/completions",
+			"POST /v1/audio"}},
 	})
 	r := &fakes.Rig{T: t, Handler: g}
 	const (
@@ -44,11 +46,14 @@ func TestObliviousEndOfConnection(t *testing.T) {
 		status    int
 		whole     bool
 	}{
-		"text":             {"/v1/chat/completions", close1 + "text/plain\r\n\r\nhalf of", 502, true},
-		"text in HTTP/1.0": {"/v1/chat/completions", close0 + "text/plain\r\n\r\nhalf of", 502, true},
-		"events somewhere": {"/v1/audio", close1 + "text/event-stream\r\n\r\ndata: 1\n\n", 502, true},
+		"text": {"/v1/chat/completions", close1 + "text/plain\r\n\r\nhalf of", 502, true},
+		"text in HTTP/1.0": {"/v1/chat/completions", close0 + "text/plain\r\n\r\nhalf of", 502,
+			true},
+		"events somewhere": {"/v1/audio", close1 + "text/event-stream\r\n\r\ndata: 1\n\n", 502,
+			true},
 		"events of a chat": {
-			"/v1/chat/completions", close0 + "text/event-stream\r\n\r\n" + testkit.FineEvents, 200, true,
+			"/v1/chat/completions", close0 + "text/event-stream\r\n\r\n" + testkit.FineEvents, 200,
+			true,
 		},
 		"events, cut": {
 			"/v1/chat/completions", close0 + "text/event-stream\r\n\r\ndata: 1\n\n", 200, false,
@@ -59,7 +64,8 @@ func TestObliviousEndOfConnection(t *testing.T) {
 			"/v1/audio", close0 + "text/plain\r\nContent-Length: 4\r\n\r\nfour", 200, true,
 		},
 		"text in chunks": {
-			"/v1/audio", close1 + "text/plain\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nfour\r\n0\r\n\r\n",
+			"/v1/audio", close1 +
+				"text/plain\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nfour\r\n0\r\n\r\n",
 			200, true,
 		},
 	} {

@@ -57,22 +57,26 @@ func listMessage(list []byte, created, expires int64) []byte {
 func TestKeyList(t *testing.T) {
 	r := newRig(t, nil)
 	w := r.Do(httptest.NewRequest(http.MethodGet, ohttp.Path, nil))
-	if w.Code != 200 || w.Header().Get("Content-Type") != "application/ohttp-keys" || w.Header().Get("Cache-Control") != "no-store" {
+	if w.Code != 200 || w.Header().Get("Content-Type") != "application/ohttp-keys" ||
+		w.Header().Get("Cache-Control") != "no-store" {
 		t.Fatalf("%d %v", w.Code, w.Header())
 	}
 	list := w.Body.Bytes()
 	configs, err := ohttp.ParseConfigs(list)
-	if err != nil || len(configs) != 2 || configs[0].KEM() != ohttp.XWing || configs[1].KEM() != ohttp.X25519 {
+	if err != nil || len(configs) != 2 || configs[0].KEM() != ohttp.XWing ||
+		configs[1].KEM() != ohttp.X25519 {
 		t.Fatalf("%v, %v", configs, err)
 	}
 	key, sig, created, expires := parseKeysSignature(t, w.Header().Get("Ohttp-Keys-Signature"))
 	signed := func(list []byte, created, expires int64) bool {
 		return ed25519.Verify(key, listMessage(list, created, expires), sig)
 	}
-	if now := time.Now().Unix(); created < now-5 || created > now || expires-created != 24*3600 || !signed(list, created, expires) {
+	if now := time.Now().Unix(); created < now-5 || created > now || expires-created != 24*3600 ||
+		!signed(list, created, expires) {
 		t.Errorf("created %d, expires %d", created, expires)
 	}
-	if signed(list, created+1, expires) || signed(list, created, expires+1) || signed(list[:len(list)-1], created, expires) {
+	if signed(list, created+1, expires) || signed(list, created, expires+1) ||
+		signed(list[:len(list)-1], created, expires) {
 		t.Error("the signature is good for something else")
 	}
 	infos := configsOf(t, r.g)
@@ -80,7 +84,8 @@ func TestKeyList(t *testing.T) {
 		t.Fatal(infos)
 	}
 	for i, c := range configs {
-		if got, want := infos[i].Fingerprint, fmt.Sprintf("%x", c.Fingerprint()); got != want || infos[i].ID != c.ID() || infos[i].Created.IsZero() {
+		if got, want := infos[i].Fingerprint, fmt.Sprintf("%x", c.Fingerprint()); got != want ||
+			infos[i].ID != c.ID() || infos[i].Created.IsZero() {
 			t.Errorf("%+v, want %s", infos[i], want)
 		}
 	}
@@ -88,7 +93,8 @@ func TestKeyList(t *testing.T) {
 		t.Errorf("signer %s", fp)
 	}
 	head := r.Do(httptest.NewRequest(http.MethodHead, ohttp.Path, nil))
-	if head.Code != 200 || head.Body.Len() != 0 || head.Header().Get("Content-Length") != strconv.Itoa(len(list)) {
+	if head.Code != 200 || head.Body.Len() != 0 ||
+		head.Header().Get("Content-Length") != strconv.Itoa(len(list)) {
 		t.Errorf("HEAD: %d %v", head.Code, head.Header())
 	}
 	// X25519 works as well.

@@ -47,7 +47,8 @@ func gatewayProcess(t testing.TB, dir, upstream string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(testkit.Within(t, 5*time.Minute), exe, "-test.run=^TestGatewayChild$", "-test.v=false", "-test.count=1")
+	cmd := exec.CommandContext(testkit.Within(t, 5*time.Minute), exe,
+		"-test.run=^TestGatewayChild$", "-test.v=false", "-test.count=1")
 	cmd.Env = append(os.Environ(), gatewayDirVar+"="+dir, gatewayUpstreamVar+"="+upstream)
 	cmd.Stderr = os.Stderr
 	return cmd
@@ -56,7 +57,8 @@ func gatewayProcess(t testing.TB, dir, upstream string) *exec.Cmd {
 // childGateway is a gateway on a folder, in front of the upstream that arg names, until it is
 // killed.
 func childGateway(t *testing.T, dir, arg string) {
-	keys, err := sealedchat.OpenKeyStore(t.Context(), dir, secret(t, "correct horse battery staple"), &sealedchat.KeyStoreOptions{Bits: 2048})
+	keys, err := sealedchat.OpenKeyStore(t.Context(), dir,
+		secret(t, "correct horse battery staple"), &sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +147,8 @@ func TestReplayAfterKill(t *testing.T) {
 	on := &wire{to: url}
 	proxy := httptest.NewServer(on)
 	t.Cleanup(proxy.Close)
-	for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP} {
+	for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope,
+		sealedchat.ProtocolOHTTP} {
 		client := startClient(t, proxy.URL, func(c *sealedchat.Config) { c.Protocol = protocol })
 		if _, err := client.Chat(testkit.Within(t, 20*time.Second), ask("hi")); err != nil {
 			t.Fatal(err)
@@ -177,12 +180,14 @@ func TestReplayAfterKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { resp.Body.Close() })
-		if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != ohttp.TypeResponse {
+		if resp.StatusCode != http.StatusOK ||
+			resp.Header.Get("Content-Type") != ohttp.TypeResponse {
 			t.Fatalf("outside: %d %v", resp.StatusCode, resp.Header)
 		}
 		return resp
 	}
-	if _, err := io.Copy(io.Discard, send().Body); err != nil { // only one answer to a request opens
+	// only one answer to a request opens
+	if _, err := io.Copy(io.Discard, send().Body); err != nil {
 		t.Fatal(err)
 	}
 	had := served
@@ -227,7 +232,8 @@ func TestReplayAfterKill(t *testing.T) {
 // folderRig is a rig whose keys are in a folder.
 func folderRig(t *testing.T, dir string) *rig {
 	t.Helper()
-	keys, err := sealedchat.OpenKeyStore(t.Context(), dir, secret(t, "correct horse battery staple"), &sealedchat.KeyStoreOptions{Bits: 2048})
+	keys, err := sealedchat.OpenKeyStore(t.Context(), dir,
+		secret(t, "correct horse battery staple"), &sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +244,8 @@ func folderRig(t *testing.T, dir string) *rig {
 func newKeyFolder(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "keys")
-	keys, err := sealedchat.CreateKeyStore(t.Context(), dir, secret(t, "correct horse battery staple"), &sealedchat.KeyStoreOptions{Bits: 2048})
+	keys, err := sealedchat.CreateKeyStore(t.Context(), dir,
+		secret(t, "correct horse battery staple"), &sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,9 @@ func TestGatewayReplay(t *testing.T) {
 		return r.Do(fakes.PostBody(t, bytes.NewReader(body), header...))
 	}
 	for _, status := range []int{500, 429, 400} { // after failures it may be repeated
-		r.Answer = func(*http.Request, []byte) (*http.Response, error) { return testkit.Respond(status, ""), nil }
+		r.Answer = func(*http.Request, []byte) (*http.Response, error) {
+			return testkit.Respond(status, ""), nil
+		}
 		if w := send(); w.Code == 409 || w.Code == 200 {
 			t.Errorf("upstream %d: %d", status, w.Code)
 		}
@@ -40,14 +42,17 @@ func TestGatewayReplay(t *testing.T) {
 	fakes.Refused(t, "under another id", send("X-Payload-ID", "another"), 409)
 	other := hybrid.PercentEncode(publicOf(t, "rsa-2048").PEM())
 	fakes.Refused(t, "for another key", send("X-Public-Key", other), 409)
-	// The wrapped key counts, not the text around it: with another payload it is the same message key.
+	// The wrapped key counts, not the text around it: with another payload it is the same message
+	// key.
 	e, err := envelope.Parse(bytes.Clone(body), 1<<30)
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.TagForm = envelope.Appended
-	fakes.Refused(t, "in the other form", r.Do(fakes.PostBody(t, bytes.NewReader(envelope.Append(nil, &e)))), 409)
-	fakes.Refused(t, "with white space", r.Do(fakes.PostBody(t, bytes.NewReader(append([]byte("  "), body...)))), 409)
+	fakes.Refused(t, "in the other form", r.Do(fakes.PostBody(t,
+		bytes.NewReader(envelope.Append(nil, &e)))), 409)
+	fakes.Refused(t, "with white space", r.Do(fakes.PostBody(t,
+		bytes.NewReader(append([]byte("  "), body...)))), 409)
 	fakes.OpenedAnswer(t, "another request", r.Do(fakes.Post(t, fakes.FineRequest)))
 	if n := len(r.Forwarded()); n != 5 {
 		t.Errorf("%d requests went upstream", n)
@@ -61,7 +66,8 @@ func TestGatewayReplayWindow(t *testing.T) {
 		for range 2 {
 			fakes.OpenedAnswer(t, "new", r.Do(fakes.PostBody(t, bytes.NewReader(body))))
 			time.Sleep(time.Hour - time.Nanosecond)
-			fakes.Refused(t, "within the window", r.Do(fakes.PostBody(t, bytes.NewReader(body))), 409)
+			fakes.Refused(t, "within the window", r.Do(fakes.PostBody(t, bytes.NewReader(body))),
+				409)
 			time.Sleep(time.Nanosecond)
 		}
 	})
@@ -90,7 +96,8 @@ func TestGatewayConcurrentDuplicates(t *testing.T) {
 	}
 	wg.Wait()
 	if served.Load() != 1 || replayed.Load() != 19 || len(r.Forwarded()) != 1 {
-		t.Errorf("%d served, %d refused, %d upstream", served.Load(), replayed.Load(), len(r.Forwarded()))
+		t.Errorf("%d served, %d refused, %d upstream", served.Load(), replayed.Load(),
+			len(r.Forwarded()))
 	}
 }
 
@@ -101,7 +108,8 @@ type countingReplay struct {
 	fail     error
 }
 
-func (c *countingReplay) Claim(ctx context.Context, id, client [32]byte, until time.Time) (bool, error) {
+func (c *countingReplay) Claim(ctx context.Context, id, client [32]byte, until time.Time) (bool,
+	error) {
 	if c.fail != nil {
 		return true, c.fail
 	}
@@ -170,7 +178,10 @@ func TestGatewayReleasesUndeliveredAnswers(t *testing.T) {
 	cache := &countingReplay{ReplayCache: sealedchat.NewReplayCache(0)}
 	r := newRig(t, func(c *sealedchat.GatewayConfig) { c.Replay = cache })
 	ctx, leave := context.WithCancel(t.Context())
-	r.Answer = func(*http.Request, []byte) (*http.Response, error) { leave(); return nil, ctx.Err() }
+	r.Answer = func(*http.Request, []byte) (*http.Response, error) {
+		leave()
+		return nil, ctx.Err()
+	}
 	_ = r.Do(fakes.Post(t, fakes.FineRequest).WithContext(ctx))
 	if cache.standing.Load() != 0 {
 		t.Error("the claim of a client that left stands")

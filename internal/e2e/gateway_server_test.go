@@ -75,8 +75,9 @@ func TestGatewayServerIdleConnections(t *testing.T) {
 		times  int64 // the bound
 		ends   bool  // the server ends the connection, with or without an answer
 	}{
-		"answered":                 {send: line + fits + "\r\n", answer: "HTTP/1.1 200"},
-		"answered, TLS":            {secure: true, send: line + fits + "\r\n", answer: "HTTP/1.1 200"},
+		"answered": {send: line + fits + "\r\n", answer: "HTTP/1.1 200"},
+		"answered, TLS": {secure: true, send: line + fits + "\r\n",
+			answer: "HTTP/1.1 200"},
 		"header does not end":      {send: line + fits},
 		"header does not end, TLS": {secure: true, send: line + fits},
 		"one field does not end":   {send: line + "X: " + strings.Repeat("v", headerBytes)},
@@ -120,7 +121,8 @@ func TestGatewayServerIdleConnections(t *testing.T) {
 						protos = []string{"h2"}
 					}
 					// the test's own server
-					client = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: protos})
+					client = tls.Client(conn, &tls.Config{InsecureSkipVerify: true,
+						NextProtos: protos})
 				}
 				if _, err := io.WriteString(client, c.send); err != nil && !c.ends {
 					t.Fatal(err)

@@ -109,7 +109,8 @@ func TestGatewayCloseDuringHTTP2Requests(t *testing.T) {
 			defer close(done)
 			for {
 				req := fakes.SealedPost(t, srv.URL).WithContext(ctx)
-				req.Header.Set(hybrid.HeaderPublicKey, "malformed") // refused: handlers return quickly
+				// refused: handlers return quickly
+				req.Header.Set(hybrid.HeaderPublicKey, "malformed")
 				resp, err := client.Do(req)
 				if err != nil {
 					return
@@ -136,7 +137,9 @@ func TestAnswersMadeToBeLarge(t *testing.T) {
 	inMessage := func(members string) string {
 		return start + `[{"message":{"role":"assistant",` + members + `}}]}`
 	}
-	many := func(s string, n int) string { return strings.TrimSuffix(strings.Repeat(s+",", n), ",") }
+	many := func(s string, n int) string {
+		return strings.TrimSuffix(strings.Repeat(s+",", n), ",")
+	}
 	for name, answer := range map[string]string{
 		"tool calls": inMessage(`"tool_calls":[` + many(`{}`, n) + `]`),
 		"parts":      inMessage(`"content":[` + many(`{"type":""}`, n) + `]`),
@@ -153,7 +156,8 @@ func TestAnswersMadeToBeLarge(t *testing.T) {
 			}
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			if err := chatjson.CheckWeight([]byte(answer)); !errors.Is(err, sealedchat.ErrResponseSchema) {
+			if err := chatjson.CheckWeight([]byte(answer)); !errors.Is(err,
+				sealedchat.ErrResponseSchema) {
 				t.Errorf("weighed: %v", err)
 			}
 			if _, err := chatjson.NewEventText([]byte(answer), false); !errors.Is(
@@ -168,7 +172,8 @@ func TestAnswersMadeToBeLarge(t *testing.T) {
 			}
 		})
 	}
-	long := `{"id":"` + strings.Repeat("x", 1<<20) + `","object":"chat.completion","created":1,"model":"m","choices":[{"message":{"content":"` +
+	long := `{"id":"` + strings.Repeat("x", 1<<20) +
+		`","object":"chat.completion","created":1,"model":"m","choices":[{"message":{"content":"` +
 		strings.Repeat("x", 1<<20) + `"}}]}`
 	events, err := chatjson.NewEventText([]byte(long), false)
 	if err != nil {

@@ -52,7 +52,8 @@ func TestGatewayWipesAnswers(t *testing.T) {
 		"cut": {
 			200,
 			io.MultiReader(
-				strings.NewReader(`{"x":"`+marker), iotest.ErrReader(errors.New("the upstream breaks off")),
+				strings.NewReader(`{"x":"`+marker),
+				iotest.ErrReader(errors.New("the upstream breaks off")),
 			),
 		},
 		"400": {400, strings.NewReader(`{"error":{"message":"` + marker + `"}}`)},
@@ -60,7 +61,8 @@ func TestGatewayWipesAnswers(t *testing.T) {
 		spy := &spiedBody{Reader: c.body, find: marker}
 		g := startGateway(t, testkit.AnswerText("x"), func(g *sealedchat.GatewayConfig) {
 			g.Upstream = "https://upstream.test/v1"
-			g.UpstreamTransport = testkit.RoundTrip(func(req *http.Request) (*http.Response, error) {
+			g.UpstreamTransport = testkit.RoundTrip(func(req *http.Request) (*http.Response,
+				error) {
 				_, _ = io.Copy(io.Discard, req.Body)
 				_ = req.Body.Close()
 				return &http.Response{

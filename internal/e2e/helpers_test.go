@@ -129,7 +129,8 @@ func startClient(
 	if change != nil {
 		change(&c)
 	}
-	if c.Keys == nil && c.Protocol == sealedchat.ProtocolEnvelope { // making a key would take seconds
+	// making a key would take seconds
+	if c.Keys == nil && c.Protocol == sealedchat.ProtocolEnvelope {
 		c.Keys = storedKeys(t, "client-4096")
 	}
 	client, err := sealedchat.NewSecureCompletionClient(c)

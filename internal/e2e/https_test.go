@@ -36,13 +36,18 @@ func TestEncodingsAtTheClient(t *testing.T) {
 		body           []byte
 		ok             bool
 	}{
-		{"none", "", data, true}, {"identity", "identity", data, true}, {"case", " GZip ", packed, true}, {"x-gzip", "x-gzip", packed, true},
-		{"not gzip", "gzip", data, false}, {"empty", "gzip", nil, false}, {"cut in the head", "gzip", packed[:5], false},
-		{"cut in the middle", "gzip", packed[:len(packed)/2], false}, {"cut in the trailer", "gzip", packed[:len(packed)-1], false},
+		{"none", "", data, true}, {"identity", "identity", data, true},
+		{"case", " GZip ", packed, true}, {"x-gzip", "x-gzip", packed, true},
+		{"not gzip", "gzip", data, false}, {"empty", "gzip", nil, false},
+		{"cut in the head", "gzip", packed[:5], false},
+		{"cut in the middle", "gzip", packed[:len(packed)/2], false},
+		{"cut in the trailer", "gzip", packed[:len(packed)-1], false},
 		{"trailing garbage", "gzip", append(bytes.Clone(packed), "garbage"...), false},
 		{"trailing zeros", "gzip", append(bytes.Clone(packed), 0, 0, 0, 0), false},
-		{"bad checksum", "gzip", append(bytes.Clone(packed[:len(packed)-8]), 1, 2, 3, 4, packed[len(packed)-4], packed[len(packed)-3], 0, 0), false},
-		{"br", "br", data, false}, {"deflate", "deflate", data, false}, {"zstd", "zstd", data, false}, {"twice", "gzip, gzip", packed, false},
+		{"bad checksum", "gzip", append(bytes.Clone(packed[:len(packed)-8]), 1, 2, 3, 4,
+			packed[len(packed)-4], packed[len(packed)-3], 0, 0), false},
+		{"br", "br", data, false}, {"deflate", "deflate", data, false},
+		{"zstd", "zstd", data, false}, {"twice", "gzip, gzip", packed, false},
 		{"list", "identity, gzip", packed, false},
 	} {
 		for _, length := range []int64{int64(len(c.body)), -1} {
@@ -53,7 +58,9 @@ func TestEncodingsAtTheClient(t *testing.T) {
 				return r
 			}
 			_, err := sealedClient(t, s, nil).ServerKey(t.Context())
-			if want := map[bool]error{true: sealedchat.ErrPublicKey, false: sealedchat.ErrConnection}[c.ok]; !errors.Is(err, want) { // it is no key, but it was read
+			// it is no key, but it was read
+			if want := map[bool]error{true: sealedchat.ErrPublicKey,
+				false: sealedchat.ErrConnection}[c.ok]; !errors.Is(err, want) {
 				t.Errorf("%s: the client says %v", c.name, err)
 			}
 		}
@@ -67,7 +74,8 @@ func TestLongErrors(t *testing.T) {
 		return testkit.Respond(418, `plain words `+strings.Repeat("x", 10*httpx.MaxErrorBody))
 	}
 	_, err := sealedClient(t, s, nil).Chat(t.Context(), ask("x"))
-	if e, ok := errors.AsType[*sealedchat.APIError](err); !ok || e.StatusCode != 418 || !strings.HasPrefix(e.Detail, "plain words") {
+	if e, ok := errors.AsType[*sealedchat.APIError](err); !ok || e.StatusCode != 418 ||
+		!strings.HasPrefix(e.Detail, "plain words") {
 		t.Errorf("a long error: %v", err)
 	}
 }

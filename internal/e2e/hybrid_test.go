@@ -20,12 +20,14 @@ import (
 )
 
 func TestPublicKeyEqual(t *testing.T) {
-	a, again, b := publicOf(t, "server-4096"), publicOf(t, "server-4096"), publicOf(t, "client-4096")
+	a, again, b := publicOf(t, "server-4096"), publicOf(t, "server-4096"),
+		publicOf(t, "client-4096")
 	var none *sealedchat.PublicKey
 	for i, c := range []struct {
 		x, y *sealedchat.PublicKey
 		want bool
-	}{{a, a, true}, {a, again, true}, {a, b, false}, {b, a, false}, {a, none, false}, {none, a, false}, {none, none, true}, {none, nil, true}} {
+	}{{a, a, true}, {a, again, true}, {a, b, false}, {b, a, false}, {a, none, false},
+		{none, a, false}, {none, none, true}, {none, nil, true}} {
 		if c.x.Equal(c.y) != c.want {
 			t.Errorf("%d: Equal is not %v", i, c.want)
 		}
@@ -49,7 +51,8 @@ func TestFIPS140Only(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.CommandContext(testkit.Within(t, time.Minute), program, "-test.run=^TestFIPS140Only$", "-test.count=1", "-test.v")
+		cmd := exec.CommandContext(testkit.Within(t, time.Minute), program,
+			"-test.run=^TestFIPS140Only$", "-test.count=1", "-test.v")
 		cmd.Env = append(os.Environ(), fipsChild+"=1", "GODEBUG=fips140=only")
 		out, err := cmd.CombinedOutput()
 		if err != nil || !strings.Contains(string(out), "FIPS: chat done") {
@@ -87,10 +90,15 @@ func TestFIPS140Only(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gateway := startGateway(t, testkit.AnswerText("Paris"), func(c *sealedchat.GatewayConfig) { c.Authenticate = authenticate })
+	gateway := startGateway(t, testkit.AnswerText("Paris"), func(c *sealedchat.GatewayConfig) {
+		c.Authenticate = authenticate
+	})
 	srv := testkit.TLSServer(t, gateway)
-	client := startClient(t, srv.URL, func(c *sealedchat.Config) { c.Transport, c.APIKey = testkit.ClientTransport(srv), key })
-	resp, err := client.Chat(testkit.Within(t, 30*time.Second), ask("What is the capital of France?"))
+	client := startClient(t, srv.URL, func(c *sealedchat.Config) {
+		c.Transport, c.APIKey = testkit.ClientTransport(srv), key
+	})
+	resp, err := client.Chat(testkit.Within(t, 30*time.Second),
+		ask("What is the capital of France?"))
 	if err != nil || resp.Text() != "Paris" {
 		t.Fatalf("chat: %v", err)
 	}

@@ -39,7 +39,8 @@ var pacedStreams = map[string]struct {
 	"stalled later": {0, pacedEvents{{30 * time.Second, oneEvent}, {30 * time.Second, oneEvent},
 		{61 * time.Second, fakes.Done}}, 2 * time.Minute},
 	"thinking": {0, pacedEvents{{5 * time.Minute, oneEvent}, {1, fakes.Done}}, 0},
-	"thinking aloud": {0, pacedEvents{{0, ": wait\n\n"}, {5 * time.Minute, oneEvent}, {1, fakes.Done}},
+	"thinking aloud": {0, pacedEvents{{0, ": wait\n\n"}, {5 * time.Minute, oneEvent},
+		{1, fakes.Done}},
 		0},
 	"half an event": {0, pacedEvents{{0, oneEvent[:20]}, {5 * time.Minute, oneEvent[20:]}, {1,
 		fakes.Done}}, 0},
@@ -93,9 +94,10 @@ func TestStalledStreams(t *testing.T) {
 			t.Run(name+" "+way, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					rec := &auditRecorder{}
-					client := pipedClient(t, fakes.NewGateway(t, test.pieces.ServeHTTP), func(c *sealedchat.Config) {
-						c.IdleTimeout, c.Audit = test.idle, rec.Record
-					})
+					client := pipedClient(t, fakes.NewGateway(t, test.pieces.ServeHTTP),
+						func(c *sealedchat.Config) {
+							c.IdleTimeout, c.Audit = test.idle, rec.Record
+						})
 					start := time.Now()
 					err := call(t, client)
 					took := time.Since(start)
@@ -188,27 +190,32 @@ func TestGatewayStalledUpstream(t *testing.T) {
 					g := newGateway(t, sealedchat.GatewayConfig{
 						Upstream: "https://upstream.test/v1", AllowUnauthenticated: true,
 						Keys: storedKeys(t, "rsa-2048"), IdleTimeout: test.idle,
-						OHTTP:  sealedchat.GatewayOHTTP{Padding: pad},
-						Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-						UpstreamTransport: testkit.RoundTrip(func(*http.Request) (*http.Response, error) {
+						OHTTP: sealedchat.GatewayOHTTP{Padding: pad},
+						Logger: slog.New(slog.NewTextHandler(&log,
+							&slog.HandlerOptions{Level: slog.LevelDebug})),
+						UpstreamTransport: testkit.RoundTrip(func(*http.Request) (*http.Response,
+							error) {
 							resp := testkit.Respond(200, "", "Content-Type", "text/event-stream")
 							resp.Body, resp.ContentLength = body, -1
 							return resp, nil
 						}),
 					})
-					s := sealRequest(t, g, `{"model":"m","messages":[{"role":"user","content":"hi"}]}`)
+					s := sealRequest(t, g,
+						`{"model":"m","messages":[{"role":"user","content":"hi"}]}`)
 					start := time.Now()
 					w := httptest.NewRecorder()
 					g.ServeHTTP(w, s.post(t))
 					took := time.Since(start)
-					if status, _, err := s.open(t, w); status != 200 || (err == nil) != (test.stalled == 0) ||
+					if status, _, err := s.open(t, w); status != 200 ||
+						(err == nil) != (test.stalled == 0) ||
 						test.stalled > 0 && took != test.stalled {
 						t.Errorf("after %v: %d, %v", took, status, err)
 					}
 					if name == "no end" && took > time.Second {
 						t.Errorf("the upstream is let go after %v", took)
 					}
-					if told := strings.Contains(log.String(), "stood still"); told != (test.stalled > 0) {
+					if told := strings.Contains(log.String(),
+						"stood still"); told != (test.stalled > 0) {
 						t.Errorf("logged: %s", log.String())
 					}
 					<-body.closed

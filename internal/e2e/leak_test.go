@@ -38,7 +38,8 @@ func mustNotLeak(t *testing.T, err error) {
 		t.Error("there is no error to look at")
 		return
 	}
-	outputs := []string{err.Error(), fmt.Sprintf("%v|%+v|%#v|%s|%q|%x", err, err, err, err, err, err)}
+	outputs := []string{err.Error(), fmt.Sprintf("%v|%+v|%#v|%s|%q|%x", err, err, err, err, err,
+		err)}
 	for cause := err; cause != nil; cause = errors.Unwrap(cause) {
 		outputs = append(outputs, fmt.Sprintf("%+v|%#v", cause, cause))
 		if b, err := json.Marshal(cause); err == nil {
@@ -125,50 +126,63 @@ func ok(body string, headers ...string) []byte {
 
 func status(line, body string, headers ...string) []byte {
 	head := "HTTP/1.1 " + line + "\r\n" + strings.Join(append(headers, ""), "\r\n")
-	return fmt.Appendf(nil, "%sContent-Length: %d\r\nConnection: close\r\n\r\n%s", head, len(body), body)
+	return fmt.Appendf(nil, "%sContent-Length: %d\r\nConnection: close\r\n\r\n%s", head, len(body),
+		body)
 }
 
 // rawAnswers are what a broken or hostile peer may say, each with the marker in it.
 func rawAnswers() map[string][]byte {
 	long := strings.Repeat("x", 120)
 	return map[string][]byte{
-		"no HTTP":              []byte(leak + " is not HTTP\r\n\r\n"),
-		"no version":           []byte("HTTP/" + leak + " 200 OK\r\n\r\n"),
-		"no status":            []byte("HTTP/1.1 " + leak + "\r\n\r\n"),
-		"no header":            []byte("HTTP/1.1 200 OK\r\n" + leak + "\r\n\r\n"),
-		"header name":          []byte("HTTP/1.1 200 OK\r\n" + leak + " x: y\r\n\r\n"),
-		"header value":         []byte("HTTP/1.1 200 OK\r\nX: " + leak + "\x01\r\n\r\n"),
-		"length":               []byte("HTTP/1.1 200 OK\r\nContent-Length: " + leak + "\r\n\r\n"),
-		"two lengths":          []byte("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: " + leak + "\r\n\r\n"),
-		"transfer encoding":    []byte("HTTP/1.1 200 OK\r\nTransfer-Encoding: " + leak + "\r\n\r\n"),
-		"chunk":                []byte("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + leak + "\r\n"),
-		"trailer":              []byte("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + leak + "\r\n\r\n"),
-		"interim answer":       []byte("HTTP/1.1 103 " + leak + "\r\nX: " + leak + "\r\n\r\n" + leak),
-		"switching protocols":  []byte("HTTP/1.1 101 " + leak + "\r\nUpgrade: " + leak + "\r\n\r\n" + leak),
-		"cut":                  []byte("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + leak),
-		"content encoding":     ok(leak, "Content-Encoding: "+leak),
-		"no gzip":              ok(leak+leak+leak, "Content-Encoding: gzip"),
-		"text":                 ok(leak),
-		"HTML":                 ok("<html>" + leak),
-		"JSON":                 ok(`{"` + leak + `":"` + leak + `"}`),
-		"JSON string":          ok(`"` + leak + `"`),
-		"broken JSON":          ok(`{"version":` + leak),
-		"in the version":       ok(`{"version":"` + leak + `"}`),
-		"in the algorithm":     ok(`{"version":"1.0","algorithm":"` + leak + `"}`),
-		"in the nonce":         ok(`{"version":"1.0","algorithm":"hybrid-aes256-rsa4096","encrypted_payload":{"nonce":"` + leak + `"}}`),
-		"in a repeated name":   ok(`{"version":"1.0","version":"` + leak + `"}`),
-		"in PEM":               ok("-----BEGIN " + leak + "-----\nAAAA\n-----END " + leak + "-----\n"),
-		"in a PEM header":      ok("-----BEGIN PUBLIC KEY-----\n" + leak + ": " + leak + "\n\nAAAA\n-----END PUBLIC KEY-----\n"),
-		"in a private key":     ok("-----BEGIN PRIVATE KEY-----\n" + leak + "\n-----END PRIVATE KEY-----\n"),
-		"status text":          status("500 "+leak, "", "X: "+leak),
-		"error page":           status("502 Bad Gateway", "<html>"+leak, "Content-Type: "+leak),
-		"broken error":         status("400 Bad Request", `{"detail":"`+leak),
-		"beyond the detail":    status("400 Bad Request", `{"detail":"`+long+leak+`"}`),
-		"beyond the code":      status("400 Bad Request", `{"error":{"message":"m","code":"`+long+leak+`"}}`),
-		"member of no meaning": status("400 Bad Request", `{"`+leak+`":"`+leak+`","detail":{"`+leak+`":1}}`),
-		"retry after":          status("429 Too Many Requests", "", "Retry-After: "+leak),
-		"redirect":             status("302 Found", leak+strings.Repeat("<", 3), "Location: https://"+leak+".example/"+leak),
-		"redirect to nowhere":  status("307 Temporary Redirect", "", "Location: http://["+leak),
+		"no HTTP":      []byte(leak + " is not HTTP\r\n\r\n"),
+		"no version":   []byte("HTTP/" + leak + " 200 OK\r\n\r\n"),
+		"no status":    []byte("HTTP/1.1 " + leak + "\r\n\r\n"),
+		"no header":    []byte("HTTP/1.1 200 OK\r\n" + leak + "\r\n\r\n"),
+		"header name":  []byte("HTTP/1.1 200 OK\r\n" + leak + " x: y\r\n\r\n"),
+		"header value": []byte("HTTP/1.1 200 OK\r\nX: " + leak + "\x01\r\n\r\n"),
+		"length":       []byte("HTTP/1.1 200 OK\r\nContent-Length: " + leak + "\r\n\r\n"),
+		"two lengths": []byte("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: " +
+			leak + "\r\n\r\n"),
+		"transfer encoding": []byte("HTTP/1.1 200 OK\r\nTransfer-Encoding: " + leak + "\r\n\r\n"),
+		"chunk": []byte("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + leak +
+			"\r\n"),
+		"trailer": []byte(
+			"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + leak + "\r\n\r\n"),
+		"interim answer": []byte("HTTP/1.1 103 " + leak + "\r\nX: " + leak + "\r\n\r\n" + leak),
+		"switching protocols": []byte("HTTP/1.1 101 " + leak + "\r\nUpgrade: " + leak +
+			"\r\n\r\n" + leak),
+		"cut":              []byte("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + leak),
+		"content encoding": ok(leak, "Content-Encoding: "+leak),
+		"no gzip":          ok(leak+leak+leak, "Content-Encoding: gzip"),
+		"text":             ok(leak),
+		"HTML":             ok("<html>" + leak),
+		"JSON":             ok(`{"` + leak + `":"` + leak + `"}`),
+		"JSON string":      ok(`"` + leak + `"`),
+		"broken JSON":      ok(`{"version":` + leak),
+		"in the version":   ok(`{"version":"` + leak + `"}`),
+		"in the algorithm": ok(`{"version":"1.0","algorithm":"` + leak + `"}`),
+		"in the nonce": ok(
+			`{"version":"1.0","algorithm":"hybrid-aes256-rsa4096","encrypted_payload":{"nonce":"` +
+				leak + `"}}`),
+		"in a repeated name": ok(`{"version":"1.0","version":"` + leak + `"}`),
+		"in PEM": ok("-----BEGIN " + leak + "-----\nAAAA\n-----END " + leak +
+			"-----\n"),
+		"in a PEM header": ok("-----BEGIN PUBLIC KEY-----\n" + leak + ": " + leak +
+			"\n\nAAAA\n-----END PUBLIC KEY-----\n"),
+		"in a private key": ok("-----BEGIN PRIVATE KEY-----\n" + leak +
+			"\n-----END PRIVATE KEY-----\n"),
+		"status text":       status("500 "+leak, "", "X: "+leak),
+		"error page":        status("502 Bad Gateway", "<html>"+leak, "Content-Type: "+leak),
+		"broken error":      status("400 Bad Request", `{"detail":"`+leak),
+		"beyond the detail": status("400 Bad Request", `{"detail":"`+long+leak+`"}`),
+		"beyond the code": status("400 Bad Request",
+			`{"error":{"message":"m","code":"`+long+leak+`"}}`),
+		"member of no meaning": status("400 Bad Request",
+			`{"`+leak+`":"`+leak+`","detail":{"`+leak+`":1}}`),
+		"retry after": status("429 Too Many Requests", "", "Retry-After: "+leak),
+		"redirect": status("302 Found", leak+strings.Repeat("<", 3),
+			"Location: https://"+leak+".example/"+leak),
+		"redirect to nowhere": status("307 Temporary Redirect", "", "Location: http://["+leak),
 	}
 }
 
@@ -189,7 +203,9 @@ func TestPeersWordsDoNotLeak(t *testing.T) {
 					}
 					return ok(string(testkit.PublicPEM(t, "rsa-2048")))
 				})
-				client := startClient(t, base, func(c *sealedchat.Config) { c.Keys, c.Logger = keys, log })
+				client := startClient(t, base, func(c *sealedchat.Config) {
+					c.Keys, c.Logger = keys, log
+				})
 				resp, err := client.Chat(testkit.Within(t, 20*time.Second), ask(leak))
 				mustNotLeak(t, err)
 				if resp != nil {
@@ -213,21 +229,31 @@ func TestOpenedAnswersDoNotLeak(t *testing.T) {
 		"object name":  with(good, `"chat.completion"`, `"error","x":`+text),
 		"out of range": with(good, `"index":0`, `"index":1e99,"x":`+text),
 		"choices":      with(good, `"choices":[`, `"choices":`+text+`,"x":[`),
-		"choice":       with(good, `"choices":[`, `"choices":[`+text+`,`), "message": with(good, `"message":{`, `"message":`+text+`,"x":{`),
-		"content": with(good, `"hi"`, object), "part": with(good, `"hi"`, `[`+text+`]`),
-		"part's type": with(good, `"hi"`, `[{"type":`+object+`}]`), "part's text": with(good, `"hi"`, `[{"type":"text","text":`+object+`}]`),
-		"tool calls": with(good, `"hi"`, `null,"tool_calls":`+text), "arguments": with(good, `"hi"`, `null,"tool_calls":[{"id":"1","function":{"name":"f","arguments":[`+object+`]}}]`),
-		"function": with(good, `"hi"`, `null,"tool_calls":[{"function":`+text+`}]`), "a call": with(good, `"hi"`, `null,"tool_calls":[`+text+`]`),
-		"a function's name":        with(good, `"hi"`, `null,"tool_calls":[{"function":{"name":`+object+`}}]`),
-		"an image":                 with(good, `"hi"`, `[{"type":"image_url","image_url":`+text+`}]`),
-		"an image's URL":           with(good, `"hi"`, `[{"type":"image_url","image_url":{"url":`+object+`}}]`),
-		"other request":            with(good, `"created"`, `"_metadata":{"payload_id":"`+testkit.UUID()+`","x":`+text+`},"created"`),
-		"lower tier":               with(good, `"created"`, `"_metadata":{"security_tier":`+text+`},"created"`),
-		"error of another request": `{"error":{"message":` + text + `},"_metadata":{"payload_id":"` + testkit.UUID() + `"}}`,
-		"error":                    `{"error":{"message":` + text + `,"code":` + text + `}}`,
+		"choice":       with(good, `"choices":[`, `"choices":[`+text+`,`),
+		"message":      with(good, `"message":{`, `"message":`+text+`,"x":{`),
+		"content":      with(good, `"hi"`, object), "part": with(good, `"hi"`, `[`+text+`]`),
+		"part's type": with(good, `"hi"`, `[{"type":`+object+`}]`),
+		"part's text": with(good, `"hi"`, `[{"type":"text","text":`+object+`}]`),
+		"tool calls":  with(good, `"hi"`, `null,"tool_calls":`+text),
+		"arguments": with(good, `"hi"`,
+			`null,"tool_calls":[{"id":"1","function":{"name":"f","arguments":[`+object+`]}}]`),
+		"function": with(good, `"hi"`, `null,"tool_calls":[{"function":`+text+`}]`),
+		"a call":   with(good, `"hi"`, `null,"tool_calls":[`+text+`]`),
+		"a function's name": with(good, `"hi"`,
+			`null,"tool_calls":[{"function":{"name":`+object+`}}]`),
+		"an image": with(good, `"hi"`, `[{"type":"image_url","image_url":`+text+`}]`),
+		"an image's URL": with(good, `"hi"`,
+			`[{"type":"image_url","image_url":{"url":`+object+`}}]`),
+		"other request": with(good, `"created"`,
+			`"_metadata":{"payload_id":"`+testkit.UUID()+`","x":`+text+`},"created"`),
+		"lower tier": with(good, `"created"`, `"_metadata":{"security_tier":`+text+`},"created"`),
+		"error of another request": `{"error":{"message":` + text +
+			`},"_metadata":{"payload_id":"` + testkit.UUID() + `"}}`,
+		"error": `{"error":{"message":` + text + `,"code":` + text + `}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter,
+				r *http.Request) {
 				if r.URL.Path == hybrid.PathPublicKey {
 					_, _ = w.Write(testkit.PublicPEM(t, "rsa-2048"))
 					return
@@ -246,7 +272,9 @@ func TestOpenedAnswersDoNotLeak(t *testing.T) {
 				_, _ = w.Write(envelope.Append(nil, e))
 			}))
 			t.Cleanup(srv.Close)
-			client := startClient(t, srv.URL, func(c *sealedchat.Config) { c.Keys, c.Logger, c.Tier = keys, log, sealedchat.TierHigh })
+			client := startClient(t, srv.URL, func(c *sealedchat.Config) {
+				c.Keys, c.Logger, c.Tier = keys, log, sealedchat.TierHigh
+			})
 			resp, err := client.Chat(testkit.Within(t, 20*time.Second), ask(leak))
 			if name == "error" { // its words are content: Sealed has them, and no text
 				e, ok := errors.AsType[*sealedchat.APIError](err)
@@ -260,7 +288,9 @@ func TestOpenedAnswersDoNotLeak(t *testing.T) {
 				return
 			}
 			mustNotLeak(t, err)
-			if resp != nil || !(errors.Is(err, sealedchat.ErrResponseSchema) || errors.Is(err, sealedchat.ErrReplay) || errors.Is(err, sealedchat.ErrTierDowngrade)) {
+			if resp != nil || !(errors.Is(err, sealedchat.ErrResponseSchema) ||
+				errors.Is(err, sealedchat.ErrReplay) ||
+				errors.Is(err, sealedchat.ErrTierDowngrade)) {
 				t.Errorf("error %v", err)
 			}
 		})
@@ -278,19 +308,27 @@ func with(text, old, new string) string {
 // leakyMarshaler is a value whose marshalling fails with its content.
 type leakyMarshaler struct{}
 
-func (leakyMarshaler) MarshalJSON() ([]byte, error) { return nil, errors.New("cannot marshal " + leak) }
+func (leakyMarshaler) MarshalJSON() ([]byte, error) {
+	return nil, errors.New("cannot marshal " + leak)
+}
 
 // What a caller gets wrong is not repeated to the caller's log.
 func TestCallersMistakesDoNotLeak(t *testing.T) {
 	client := startClient(t, "http://127.0.0.1:1", nil)
 	raw := func(text string) func() error {
 		body := secret(t, text)
-		return func() error { _, err := client.Complete(testkit.Within(t, 10*time.Second), body); return err }
+		return func() error {
+			_, err := client.Complete(testkit.Within(t, 10*time.Second), body)
+			return err
+		}
 	}
 	chat := func(change func(*sealedchat.ChatRequest)) func() error {
 		r := ask(leak)
 		change(r)
-		return func() error { _, err := client.Chat(testkit.Within(t, 10*time.Second), r); return err }
+		return func() error {
+			_, err := client.Chat(testkit.Within(t, 10*time.Second), r)
+			return err
+		}
 	}
 	config := func(change func(*sealedchat.Config)) func() error {
 		return func() error {
@@ -302,39 +340,69 @@ func TestCallersMistakesDoNotLeak(t *testing.T) {
 	}
 	badKey := secret(t, "sk-"+leak+"\r\nX-Evil: 1")
 	for name, fail := range map[string]func() error{
-		"no JSON":           raw(leak),
-		"string":            raw(`"` + leak + `"`),
-		"cut":               raw(`{"model":"` + leak),
-		"bad escape":        raw(`{"` + leak + `":"\u` + leak + `"}`),
-		"bad UTF-8":         raw(`{"model":"` + leak + "\xff\"}"),
-		"trailing":          raw(`{"model":"m"}` + leak),
-		"API key inside":    raw(`{"api_key":"` + leak + `"}`),
-		"no role":           chat(func(r *sealedchat.ChatRequest) { r.Messages[0].Role = "" }),
-		"content and parts": chat(func(r *sealedchat.ChatRequest) { r.Messages[0].Parts = []sealedchat.Part{sealedchat.TextPart(leak)} }),
-		"no model":          chat(func(r *sealedchat.ChatRequest) { r.Model = "" }),
-		"channel":           chat(func(r *sealedchat.ChatRequest) { r.Extra = map[string]any{"x": []any{leak, make(chan int)}} }),
-		"marshaler":         chat(func(r *sealedchat.ChatRequest) { r.Extra = map[string]any{"x": leakyMarshaler{}} }),
-		"tool choice":       chat(func(r *sealedchat.ChatRequest) { r.ToolChoice = leakyMarshaler{} }),
-		"raw JSON":          chat(func(r *sealedchat.ChatRequest) { r.Extra = map[string]any{"x": json.RawMessage(leak)} }),
+		"no JSON":        raw(leak),
+		"string":         raw(`"` + leak + `"`),
+		"cut":            raw(`{"model":"` + leak),
+		"bad escape":     raw(`{"` + leak + `":"\u` + leak + `"}`),
+		"bad UTF-8":      raw(`{"model":"` + leak + "\xff\"}"),
+		"trailing":       raw(`{"model":"m"}` + leak),
+		"API key inside": raw(`{"api_key":"` + leak + `"}`),
+		"no role":        chat(func(r *sealedchat.ChatRequest) { r.Messages[0].Role = "" }),
+		"content and parts": chat(func(r *sealedchat.ChatRequest) {
+			r.Messages[0].Parts = []sealedchat.Part{sealedchat.TextPart(leak)}
+		}),
+		"no model": chat(func(r *sealedchat.ChatRequest) { r.Model = "" }),
+		"channel": chat(func(r *sealedchat.ChatRequest) {
+			r.Extra = map[string]any{"x": []any{leak, make(chan int)}}
+		}),
+		"marshaler": chat(func(r *sealedchat.ChatRequest) {
+			r.Extra = map[string]any{"x": leakyMarshaler{}}
+		}),
+		"tool choice": chat(func(r *sealedchat.ChatRequest) { r.ToolChoice = leakyMarshaler{} }),
+		"raw JSON": chat(func(r *sealedchat.ChatRequest) {
+			r.Extra = map[string]any{"x": json.RawMessage(leak)}
+		}),
 		"schema": chat(func(r *sealedchat.ChatRequest) {
-			r.Tools = []sealedchat.Tool{sealedchat.FunctionTool("f", "", json.RawMessage(`{"x":`+leak))}
+			r.Tools = []sealedchat.Tool{sealedchat.FunctionTool("f", "",
+				json.RawMessage(`{"x":`+leak))}
 		}),
 		"message's extra": chat(func(r *sealedchat.ChatRequest) {
 			r.Messages[0].Extra = map[string]json.RawMessage{"x": json.RawMessage(leak)}
 		}),
-		"known name":         chat(func(r *sealedchat.ChatRequest) { r.Extra = map[string]any{"model": leak} }),
-		"API key":            config(func(c *sealedchat.Config) { c.APIKey = badKey }),
-		"password in URL":    config(func(c *sealedchat.Config) { c.BaseURL = "https://user:" + leak + "@example.com" }),
-		"password, no URL":   config(func(c *sealedchat.Config) { c.BaseURL = "https://user:" + leak + "@exa mple.com" }),
-		"password, http":     config(func(c *sealedchat.Config) { c.BaseURL = "http://user:" + leak + "@example.com" }),
-		"token in query":     config(func(c *sealedchat.Config) { c.BaseURL = "https://example.com/?token=" + leak }),
-		"token in fragment":  config(func(c *sealedchat.Config) { c.BaseURL = "https://example.com/#" + leak }),
-		"control in URL":     config(func(c *sealedchat.Config) { c.BaseURL = "https://example.com/\x7f" + leak }),
-		"port":               config(func(c *sealedchat.Config) { c.BaseURL = "https://example.com:" + leak }),
-		"API key for a call": func() error { _, err := client.Chat(t.Context(), ask(leak), sealedchat.WithAPIKey(badKey)); return err },
-		"gateway's list":     func() error { _, err := sealedchat.AuthenticateKeys(badKey); return err },
+		"known name": chat(func(r *sealedchat.ChatRequest) {
+			r.Extra = map[string]any{"model": leak}
+		}),
+		"API key": config(func(c *sealedchat.Config) { c.APIKey = badKey }),
+		"password in URL": config(func(c *sealedchat.Config) {
+			c.BaseURL = "https://user:" + leak + "@example.com"
+		}),
+		"password, no URL": config(func(c *sealedchat.Config) {
+			c.BaseURL = "https://user:" + leak + "@exa mple.com"
+		}),
+		"password, http": config(func(c *sealedchat.Config) {
+			c.BaseURL = "http://user:" + leak + "@example.com"
+		}),
+		"token in query": config(func(c *sealedchat.Config) {
+			c.BaseURL = "https://example.com/?token=" + leak
+		}),
+		"token in fragment": config(func(c *sealedchat.Config) {
+			c.BaseURL = "https://example.com/#" + leak
+		}),
+		"control in URL": config(func(c *sealedchat.Config) {
+			c.BaseURL = "https://example.com/\x7f" + leak
+		}),
+		"port": config(func(c *sealedchat.Config) { c.BaseURL = "https://example.com:" + leak }),
+		"API key for a call": func() error {
+			_, err := client.Chat(t.Context(), ask(leak), sealedchat.WithAPIKey(badKey))
+			return err
+		},
+		"gateway's list": func() error {
+			_, err := sealedchat.AuthenticateKeys(badKey)
+			return err
+		},
 		"upstream's key": func() error {
-			_, err := sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: "https://x.example", AllowUnauthenticated: true, UpstreamKey: badKey})
+			_, err := sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: "https://x.example",
+				AllowUnauthenticated: true, UpstreamKey: badKey})
 			return err
 		},
 		"unreachable": chat(func(*sealedchat.ChatRequest) {}),
@@ -355,13 +423,16 @@ func TestGatewayDoesNotLeak(t *testing.T) {
 	_, log := startLogbook(t)
 	run := func(name string, wantOK bool, upstream string, change func(*sealedchat.GatewayConfig)) {
 		t.Run(name, func(t *testing.T) {
-			c := sealedchat.GatewayConfig{Upstream: upstream, AllowUnauthenticated: true, Keys: keys, Logger: log}
+			c := sealedchat.GatewayConfig{Upstream: upstream, AllowUnauthenticated: true,
+				Keys: keys, Logger: log}
 			if change != nil {
 				change(&c)
 			}
 			srv := httptest.NewServer(newGateway(t, c))
 			t.Cleanup(srv.Close)
-			client := startClient(t, srv.URL, func(c *sealedchat.Config) { c.Keys, c.Logger = keys, log })
+			client := startClient(t, srv.URL, func(c *sealedchat.Config) {
+				c.Keys, c.Logger = keys, log
+			})
 			resp, err := client.Chat(testkit.Within(t, 20*time.Second), ask(leak))
 			if wantOK {
 				if err != nil || !strings.Contains(resp.Text(), leak) {
@@ -376,17 +447,24 @@ func TestGatewayDoesNotLeak(t *testing.T) {
 		run(name, false, rawServer(t, func(*http.Request) []byte { return answer }), nil)
 	}
 	for _, code := range []int{400, 401, 403, 404, 413, 422, 429, 500, 503, 504} {
-		detail := status(fmt.Sprint(code, " Status"), `{"error":{"message":"you said `+leak+`","code":"`+leak+`"},"detail":"`+leak+`"}`)
-		run(fmt.Sprint("status ", code), false, rawServer(t, func(*http.Request) []byte { return detail }), nil)
+		detail := status(fmt.Sprint(code, " Status"),
+			`{"error":{"message":"you said `+leak+`","code":"`+leak+`"},"detail":"`+leak+`"}`)
+		run(fmt.Sprint("status ", code), false, rawServer(t, func(*http.Request) []byte {
+			return detail
+		}), nil)
 	}
 	good := httptest.NewServer(parrot("!"))
 	t.Cleanup(good.Close)
 	run("good", true, good.URL, nil)
-	run("panic", false, good.URL, func(c *sealedchat.GatewayConfig) { c.UpstreamTransport = leakyPanic{} })
+	run("panic", false, good.URL, func(c *sealedchat.GatewayConfig) {
+		c.UpstreamTransport = leakyPanic{}
+	})
 	run("unauthenticated", false, good.URL, func(c *sealedchat.GatewayConfig) {
 		c.Authenticate = func(*http.Request) (string, error) { return leak, errors.New(leak) }
 	})
-	run("replay cache", false, good.URL, func(c *sealedchat.GatewayConfig) { c.Replay = brokenCache{} })
+	run("replay cache", false, good.URL, func(c *sealedchat.GatewayConfig) {
+		c.Replay = brokenCache{}
+	})
 }
 
 type brokenCache struct{}
@@ -407,7 +485,8 @@ func testObjectsDoNotLeak(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := sealedchat.GatewayConfig{Upstream: "https://example.com", Authenticate: authenticate, UpstreamKey: upstreamKey, Keys: keys}
+	c := sealedchat.GatewayConfig{Upstream: "https://example.com", Authenticate: authenticate,
+		UpstreamKey: upstreamKey, Keys: keys}
 	gateway, err := sealedchat.NewGateway(c)
 	if err != nil {
 		t.Fatal(err)
@@ -419,10 +498,13 @@ func testObjectsDoNotLeak(t *testing.T) {
 		config = *c
 	})
 	synctest.Wait() // the key store has done what it does in the background, and no number changes
-	numbers := []string{fmt.Sprint(private.D), fmt.Sprintf("%x", private.D), fmt.Sprint(private.Primes[0]), fmt.Sprintf("%x", private.Primes[0])}
+	numbers := []string{fmt.Sprint(private.D), fmt.Sprintf("%x", private.D),
+		fmt.Sprint(private.Primes[0]), fmt.Sprintf("%x", private.Primes[0])}
 	for name, v := range map[string]any{
-		"client": client, "gateway": gateway, "config": config, "gateway config": c, "key store": keys, "secret": key,
-		"call option": sealedchat.WithAPIKey(key), "public key": publicOf(t, "rsa-2048"), "response": &sealedchat.Response{Body: key},
+		"client": client, "gateway": gateway, "config": config, "gateway config": c,
+		"key store": keys, "secret": key,
+		"call option": sealedchat.WithAPIKey(key), "public key": publicOf(t, "rsa-2048"),
+		"response": &sealedchat.Response{Body: key},
 	} {
 		out := fmt.Sprintf("%v|%+v|%#v|%s|%q|%x|%d", v, v, v, v, v, v, v)
 		if b, err := json.Marshal(v); err == nil {

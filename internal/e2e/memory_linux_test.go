@@ -38,7 +38,8 @@ func TestHardenProcess(t *testing.T) {
 		if err := unix.Getrlimit(unix.RLIMIT_CORE, &limit); err != nil {
 			t.Fatal(err)
 		}
-		if after := sealedchat.MemoryReport(); after.Dumpable || !after.CoreDumpsOff || limit.Cur != 0 {
+		if after := sealedchat.MemoryReport(); after.Dumpable || !after.CoreDumpsOff ||
+			limit.Cur != 0 {
 			t.Errorf("after: %v, %v", after, limit)
 		}
 	})
@@ -49,7 +50,8 @@ func TestHardenProcess(t *testing.T) {
 func TestMemoryRequired(t *testing.T) {
 	testkit.RunInChild(t, "required", func(t *testing.T) {
 		key := testkit.Key(t, "rsa-2048")
-		dir, err := os.MkdirTemp("", "sealedchat") // and not t.TempDir, in a folder that only root may change
+		// and not t.TempDir, in a folder that only root may change
+		dir, err := os.MkdirTemp("", "sealedchat")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -58,31 +60,48 @@ func TestMemoryRequired(t *testing.T) {
 			t.Fatal(err)
 		}
 		if os.Getuid() == 0 {
-			if err := errors.Join(os.Chown(dir, 65534, 65534), unix.Setgroups(nil), unix.Setgid(65534), unix.Setuid(65534)); err != nil {
+			if err := errors.Join(os.Chown(dir, 65534, 65534), unix.Setgroups(nil),
+				unix.Setgid(65534), unix.Setuid(65534)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		passphrase := secret(t, "correct horse battery")
 		required := &sealedchat.KeyStoreOptions{Memory: sealedchat.MemoryRequired}
 		for what, f := range map[string]func() error{
-			"secret":         func() error { _, err := sealedchat.MemoryRequired.NewSecret([]byte("x")); return err },
-			"ephemeral":      func() error { _, err := sealedchat.NewEphemeralKeyStore(required); return err },
-			"new key store":  func() error { _, err := sealedchat.CreateKeyStore(t.Context(), dir, passphrase, required); return err },
-			"open key store": func() error { _, err := sealedchat.OpenKeyStore(t.Context(), dir, passphrase, required); return err },
+			"secret": func() error {
+				_, err := sealedchat.MemoryRequired.NewSecret([]byte("x"))
+				return err
+			},
+			"ephemeral": func() error {
+				_, err := sealedchat.NewEphemeralKeyStore(required)
+				return err
+			},
+			"new key store": func() error {
+				_, err := sealedchat.CreateKeyStore(t.Context(), dir, passphrase, required)
+				return err
+			},
+			"open key store": func() error {
+				_, err := sealedchat.OpenKeyStore(t.Context(), dir, passphrase, required)
+				return err
+			},
 			"client": func() error {
-				_, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{BaseURL: "https://server.test", Trust: sealedchat.TrustHTTPS(), Memory: sealedchat.MemoryRequired})
+				_, err := sealedchat.NewSecureCompletionClient(
+					sealedchat.Config{BaseURL: "https://server.test",
+						Trust: sealedchat.TrustHTTPS(), Memory: sealedchat.MemoryRequired})
 				return err
 			},
 		} {
 			err := f()
 			limit, ok := errors.AsType[*locked.LimitError](err)
-			if !ok || !errors.Is(err, sealedchat.ErrMemoryLimit) || limit.Limit != 0 || limit.InUse != 0 || limit.Needed < int64(os.Getpagesize()) {
+			if !ok || !errors.Is(err, sealedchat.ErrMemoryLimit) || limit.Limit != 0 ||
+				limit.InUse != 0 || limit.Needed < int64(os.Getpagesize()) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
 		store := memoryStore(t, nil)
 		importKey(t, store, key)
-		if passphrase.Locked() || sealedchat.MemoryReport().AllLocked || sealedchat.MemoryReport().Misses == 0 {
+		if passphrase.Locked() || sealedchat.MemoryReport().AllLocked ||
+			sealedchat.MemoryReport().Misses == 0 {
 			t.Errorf("best effort: %v", sealedchat.MemoryReport())
 		}
 		store.Close()
@@ -92,7 +111,8 @@ func TestMemoryRequired(t *testing.T) {
 // A client that insists on locked memory completes, and refuses a body that is not.
 func TestCompleteRequired(t *testing.T) {
 	testkit.NeedLocked(t, 256<<10)
-	store, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Memory: sealedchat.MemoryRequired})
+	store, err := sealedchat.NewEphemeralKeyStore(
+		&sealedchat.KeyStoreOptions{Memory: sealedchat.MemoryRequired})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +120,9 @@ func TestCompleteRequired(t *testing.T) {
 	importKey(t, store, testkit.Key(t, "rsa-2048"))
 	server := httptest.NewServer(startGateway(t, testkit.AnswerText("Paris"), nil))
 	defer server.Close()
-	client := startClient(t, server.URL, func(c *sealedchat.Config) { c.Memory, c.Keys = sealedchat.MemoryRequired, store })
+	client := startClient(t, server.URL, func(c *sealedchat.Config) {
+		c.Memory, c.Keys = sealedchat.MemoryRequired, store
+	})
 	text := `{"model":"m","messages":[{"role":"user","content":"x"}]}`
 	body, err := sealedchat.MemoryRequired.NewSecret([]byte(text))
 	if err != nil {
@@ -144,7 +166,8 @@ func TestAuditorMayStartProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	var told atomic.Bool
-	if err := two.SetAuditor(t.Context(), sealedchat.Auditor(func(_ context.Context, e sealedchat.Event) error {
+	if err := two.SetAuditor(t.Context(), sealedchat.Auditor(func(_ context.Context,
+		e sealedchat.Event) error {
 		if e.Type != sealedchat.EventKeyLoaded {
 			return nil
 		}
@@ -157,14 +180,19 @@ func TestAuditorMayStartProcesses(t *testing.T) {
 	})); err != nil {
 		t.Fatal(err)
 	}
-	e, err := sealTo(publicOf(t, "rsa-2048"), []byte(`{"model":"m","messages":[{"role":"user","content":"x"}]}`))
+	e, err := sealTo(publicOf(t, "rsa-2048"),
+		[]byte(`{"model":"m","messages":[{"role":"user","content":"x"}]}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := startGateway(t, testkit.AnswerText("Paris"), func(c *sealedchat.GatewayConfig) { c.Keys = two })
-	req := httptest.NewRequest(http.MethodPost, hybrid.PathCompletion, bytes.NewReader(envelope.Append(nil, e)))
+	g := startGateway(t, testkit.AnswerText("Paris"), func(c *sealedchat.GatewayConfig) {
+		c.Keys = two
+	})
+	req := httptest.NewRequest(http.MethodPost, hybrid.PathCompletion,
+		bytes.NewReader(envelope.Append(nil, e)))
 	req.Header.Set(hybrid.HeaderPayloadID, testkit.UUID())
-	req.Header.Set(hybrid.HeaderPublicKey, hybrid.PercentEncode(testkit.PublicPEM(t, "client-4096")))
+	req.Header.Set(hybrid.HeaderPublicKey, hybrid.PercentEncode(testkit.PublicPEM(t,
+		"client-4096")))
 	w := httptest.NewRecorder()
 	g.ServeHTTP(w, req)
 	if w.Code != http.StatusOK || !told.Load() {

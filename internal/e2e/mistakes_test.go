@@ -73,36 +73,45 @@ func TestMistakesSayWhatToDo(t *testing.T) {
 		err  func(*testing.T) error
 		says []string
 	}{
-		"BaseURL empty":               {base(""), []string{"Config.BaseURL: required", "https URL"}},
-		"BaseURL with /v1":            {base("https://h.test/v1"), []string{`end before "/v1"`}},
-		"BaseURL with /v1/":           {base("https://h.test/v1/"), []string{`end before "/v1"`}},
-		"BaseURL below /v1":           {base("https://h.test/v1/chat/completions"), []string{`end before "/v1/chat/completions"`}},
-		"BaseURL with completions":    {base("https://h.test/x/chat/completions"), []string{`end before "/chat/completions"`}},
-		"BaseURL http":                {base("http://127.0.0.1:1"), []string{"use https", "InsecureAllowHTTP"}},
-		"BaseURL http, a name":        {base("http://h.test"), []string{"InsecureAllowHTTP"}},
-		"BaseURL host and port":       {base("h.test:8443"), []string{"begins with https://"}},
-		"BaseURL address and port":    {base("127.0.0.1:8443"), []string{"begins with https://"}},
-		"BaseURL a host":              {base("h.test"), []string{"begins with https://"}},
-		"BaseURL with LF":             {base("https://h.test\n"), []string{"line break", "trim"}},
-		"BaseURL with CR LF":          {base("https://h.test\r\n"), []string{"line break", "trim"}},
-		"BaseURL with a space":        {base("https://h.test "), []string{"white space", "trim"}},
-		"API key empty":               {key(""), []string{"is empty", "nil"}},
-		"API key with LF":             {key("sk-MARKER\n"), []string{"line break", "ReadSecret"}},
-		"API key with CR LF":          {key("sk-MARKER\r\n"), []string{"line break", "ReadSecret"}},
-		"API key with a space":        {key(" sk-MARKER"), []string{"white space", "trim"}},
-		"API key with Bearer":         {key("Bearer sk-MARKER"), []string{"give the key alone"}},
-		"API key with bearer":         {key("bearer sk-MARKER"), []string{"give the key alone"}},
-		"API key with BOM":            {key("\xef\xbb\xbfsk-MARKER"), []string{"byte order mark"}},
-		"API key with LF in it":       {key("sk-\nMARKER"), []string{"control character"}},
-		"passphrase empty":            {create(""), []string{"passphrase is empty"}},
-		"passphrase short":            {create("MARKER"), []string{"6 bytes, want 8"}},
-		"passphrase with LF":          {create("a long MARKER\n"), []string{"line break", "ReadSecret"}},
-		"passphrase with CR LF":       {create("a long MARKER\r\n"), []string{"line break", "ReadSecret"}},
-		"Upstream empty":              {upstream(""), []string{"GatewayConfig.Upstream: required", "/v1"}},
-		"Upstream below /v1":          {upstream("http://127.0.0.1:1/v1/chat/completions"), []string{`end before "/chat/completions"`}},
-		"Upstream http to an address": {upstream("http://192.0.2.1/v1"), []string{"not loopback", "InsecureUpstreamHTTP"}},
-		"Upstream http to IPv6":       {upstream("http://[2001:db8::1]/v1"), []string{"not loopback", "InsecureUpstreamHTTP"}},
-		"Upstream without scheme":     {upstream("127.0.0.1:8000/v1"), []string{"begins with https://"}},
+		"BaseURL empty":     {base(""), []string{"Config.BaseURL: required", "https URL"}},
+		"BaseURL with /v1":  {base("https://h.test/v1"), []string{`end before "/v1"`}},
+		"BaseURL with /v1/": {base("https://h.test/v1/"), []string{`end before "/v1"`}},
+		"BaseURL below /v1": {base("https://h.test/v1/chat/completions"),
+			[]string{`end before "/v1/chat/completions"`}},
+		"BaseURL with completions": {base("https://h.test/x/chat/completions"),
+			[]string{`end before "/chat/completions"`}},
+		"BaseURL http": {base("http://127.0.0.1:1"),
+			[]string{"use https", "InsecureAllowHTTP"}},
+		"BaseURL http, a name":     {base("http://h.test"), []string{"InsecureAllowHTTP"}},
+		"BaseURL host and port":    {base("h.test:8443"), []string{"begins with https://"}},
+		"BaseURL address and port": {base("127.0.0.1:8443"), []string{"begins with https://"}},
+		"BaseURL a host":           {base("h.test"), []string{"begins with https://"}},
+		"BaseURL with LF":          {base("https://h.test\n"), []string{"line break", "trim"}},
+		"BaseURL with CR LF":       {base("https://h.test\r\n"), []string{"line break", "trim"}},
+		"BaseURL with a space":     {base("https://h.test "), []string{"white space", "trim"}},
+		"API key empty":            {key(""), []string{"is empty", "nil"}},
+		"API key with LF":          {key("sk-MARKER\n"), []string{"line break", "ReadSecret"}},
+		"API key with CR LF":       {key("sk-MARKER\r\n"), []string{"line break", "ReadSecret"}},
+		"API key with a space":     {key(" sk-MARKER"), []string{"white space", "trim"}},
+		"API key with Bearer":      {key("Bearer sk-MARKER"), []string{"give the key alone"}},
+		"API key with bearer":      {key("bearer sk-MARKER"), []string{"give the key alone"}},
+		"API key with BOM":         {key("\xef\xbb\xbfsk-MARKER"), []string{"byte order mark"}},
+		"API key with LF in it":    {key("sk-\nMARKER"), []string{"control character"}},
+		"passphrase empty":         {create(""), []string{"passphrase is empty"}},
+		"passphrase short":         {create("MARKER"), []string{"6 bytes, want 8"}},
+		"passphrase with LF": {create("a long MARKER\n"),
+			[]string{"line break", "ReadSecret"}},
+		"passphrase with CR LF": {create("a long MARKER\r\n"),
+			[]string{"line break", "ReadSecret"}},
+		"Upstream empty": {upstream(""), []string{"GatewayConfig.Upstream: required", "/v1"}},
+		"Upstream below /v1": {upstream("http://127.0.0.1:1/v1/chat/completions"),
+			[]string{`end before "/chat/completions"`}},
+		"Upstream http to an address": {upstream("http://192.0.2.1/v1"),
+			[]string{"not loopback", "InsecureUpstreamHTTP"}},
+		"Upstream http to IPv6": {upstream("http://[2001:db8::1]/v1"),
+			[]string{"not loopback", "InsecureUpstreamHTTP"}},
+		"Upstream without scheme": {upstream("127.0.0.1:8000/v1"),
+			[]string{"begins with https://"}},
 		"a certificate beside the key": {imported(func(t *testing.T) []byte {
 			return append(testkit.KeyPEM(t, "rsa-2048"), armored("CERTIFICATE")...)
 		}), []string{"CERTIFICATE", "private key alone", "openssl pkey"}},
@@ -123,10 +132,12 @@ func TestMistakesSayWhatToDo(t *testing.T) {
 			return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 		}), []string{"RFC 5958", "openssl pkey"}},
 		"UTF-16": {imported(func(t *testing.T) []byte {
-			return append([]byte("\xff\xfe"), bytes.Join(bytes.Split(testkit.KeyPEM(t, "rsa-2048"), nil), []byte{0})...)
+			return append([]byte("\xff\xfe"), bytes.Join(bytes.Split(testkit.KeyPEM(t, "rsa-2048"),
+				nil), []byte{0})...)
 		}), []string{"UTF-16", "UTF-8"}},
 		"a public key with BOM": {func(t *testing.T) error {
-			_, err := sealedchat.ParsePublicKey(append([]byte("\xef\xbb\xbf"), testkit.PublicPEM(t, "rsa-2048")...))
+			_, err := sealedchat.ParsePublicKey(append([]byte("\xef\xbb\xbf"),
+				testkit.PublicPEM(t, "rsa-2048")...))
 			return err
 		}, []string{"byte order mark", "UTF-8"}},
 		"no secret in a file": {func(t *testing.T) error {
@@ -194,7 +205,8 @@ func TestReadSecret(t *testing.T) {
 		}
 		s, err := sealedchat.ReadSecret(path)
 		if want == "" {
-			if !errors.Is(err, sealedchat.ErrInvalidRequest) && !errors.Is(err, sealedchat.ErrTooLarge) || s != nil {
+			if !errors.Is(err, sealedchat.ErrInvalidRequest) &&
+				!errors.Is(err, sealedchat.ErrTooLarge) || s != nil {
 				t.Errorf("%d bytes: %v", len(content), err)
 			}
 			continue
@@ -216,7 +228,8 @@ func TestReadSecret(t *testing.T) {
 			t.Errorf("%q is read", path)
 		}
 	}
-	if _, err := sealedchat.ReadSecret(filepath.Join(dir, "nothing")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := sealedchat.ReadSecret(filepath.Join(dir, "nothing")); !errors.Is(err,
+		os.ErrNotExist) {
 		t.Error(err)
 	}
 }
@@ -225,14 +238,17 @@ func TestReadSecret(t *testing.T) {
 // which survives rotation, and a pin of the other protocol is named.
 func TestRefusedKeysNameWhatLasts(t *testing.T) {
 	keys := storedKeys(t, "rsa-2048")
-	g := startGateway(t, testkit.AnswerText("hi"), func(c *sealedchat.GatewayConfig) { c.Keys = keys })
+	g := startGateway(t, testkit.AnswerText("hi"), func(c *sealedchat.GatewayConfig) {
+		c.Keys = keys
+	})
 	server := httptest.NewServer(g)
 	defer server.Close()
 	signer, err := keys.Signer(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := keys.Signer(t.Context()); err != nil || again != signer || again != signerOf(t, g) {
+	if again, err := keys.Signer(t.Context()); err != nil || again != signer ||
+		again != signerOf(t, g) {
 		t.Errorf("the signer is %s, then %s, %v", signer, again, err)
 	}
 	rsa := publicOf(t, "rsa-2048").Fingerprint()
@@ -244,11 +260,18 @@ func TestRefusedKeysNameWhatLasts(t *testing.T) {
 		says     []string
 		not      string
 	}{
-		"ohttp, wrong":    {sealedchat.ProtocolOHTTP, wrong, []string{"signed by " + signer, "expected " + wrong, "operator", "AcceptServerKey", "without a key store", "pin it"}, rsa},
-		"ohttp, RSA's":    {sealedchat.ProtocolOHTTP, rsa, []string{"signed by " + signer, "key for version 1", "ProtocolEnvelope"}, both},
-		"v1, wrong":       {sealedchat.ProtocolEnvelope, wrong, []string{"key " + rsa, "expected " + wrong, "operator", "AcceptServerKey", "without a key store"}, signer},
-		"v1, the signer":  {sealedchat.ProtocolEnvelope, signer, []string{"key " + rsa, "key for Oblivious HTTP", "ProtocolOHTTP"}, both},
-		"v1, with sha256": {sealedchat.ProtocolEnvelope, "sha256:" + strings.ToUpper(signer) + "  -", []string{"ProtocolOHTTP"}, both},
+		"ohttp, wrong": {sealedchat.ProtocolOHTTP, wrong,
+			[]string{"signed by " + signer, "expected " + wrong, "operator", "AcceptServerKey",
+				"without a key store", "pin it"}, rsa},
+		"ohttp, RSA's": {sealedchat.ProtocolOHTTP, rsa,
+			[]string{"signed by " + signer, "key for version 1", "ProtocolEnvelope"}, both},
+		"v1, wrong": {sealedchat.ProtocolEnvelope, wrong,
+			[]string{"key " + rsa, "expected " + wrong, "operator", "AcceptServerKey",
+				"without a key store"}, signer},
+		"v1, the signer": {sealedchat.ProtocolEnvelope, signer,
+			[]string{"key " + rsa, "key for Oblivious HTTP", "ProtocolOHTTP"}, both},
+		"v1, with sha256": {sealedchat.ProtocolEnvelope,
+			"sha256:" + strings.ToUpper(signer) + "  -", []string{"ProtocolOHTTP"}, both},
 	} {
 		log := &bytes.Buffer{}
 		client := startClient(t, server.URL, func(config *sealedchat.Config) {
@@ -268,13 +291,17 @@ func TestRefusedKeysNameWhatLasts(t *testing.T) {
 			}
 		}
 		text := err.Error() + log.String()
-		if strings.Contains(text, c.not) || refused.Signer != "" && strings.Contains(text, refused.Got) {
+		if strings.Contains(text, c.not) ||
+			refused.Signer != "" && strings.Contains(text, refused.Got) {
 			t.Errorf("%s: says too much: %s", name, text)
 		}
 	}
 	// A pin that is right in any spelling.
-	for _, pin := range []string{signer, "SHA256:" + signer, colons(strings.ToUpper(signer)), signer + "  signer.key"} {
-		client := ohttpClient(t, server.URL, func(c *sealedchat.Config) { c.Trust = sealedchat.Pin(pin) })
+	for _, pin := range []string{signer, "SHA256:" + signer, colons(strings.ToUpper(signer)),
+		signer + "  signer.key"} {
+		client := ohttpClient(t, server.URL, func(c *sealedchat.Config) {
+			c.Trust = sealedchat.Pin(pin)
+		})
 		if _, err := client.Chat(t.Context(), ask("x")); err != nil {
 			t.Errorf("%s: %v", pin, err)
 		}
@@ -297,11 +324,13 @@ func TestSDKIsToldWhichKeyWasSent(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := startGateway(t, testkit.AnswerText("hi"), func(c *sealedchat.GatewayConfig) {
-		c.Keys, c.AllowUnauthenticated, c.Authenticate = storedKeys(t, "rsa-2048"), false, authenticate
+		c.Keys, c.AllowUnauthenticated, c.Authenticate = storedKeys(t, "rsa-2048"), false,
+			authenticate
 	})
 	server := httptest.NewServer(g)
 	defer server.Close()
-	for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP} {
+	for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope,
+		sealedchat.ProtocolOHTTP} {
 		for name, c := range map[string]struct {
 			base, bearer string
 			own          string
@@ -319,7 +348,8 @@ func TestSDKIsToldWhichKeyWasSent(t *testing.T) {
 				}
 			})
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost,
-				c.base+"/v1/chat/completions", strings.NewReader(`{"model":"m","messages":[{"role":"user"}]}`))
+				c.base+"/v1/chat/completions",
+				strings.NewReader(`{"model":"m","messages":[{"role":"user"}]}`))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -333,7 +363,8 @@ func TestSDKIsToldWhichKeyWasSent(t *testing.T) {
 			body, _ := io.ReadAll(resp.Body)
 			_ = resp.Body.Close()
 			told := strings.Contains(string(body), "no API key was sent") &&
-				strings.Contains(string(body), "Config.APIKey") && strings.Contains(string(body), "origin")
+				strings.Contains(string(body), "Config.APIKey") &&
+				strings.Contains(string(body), "origin")
 			if resp.StatusCode != http.StatusUnauthorized || told != c.told {
 				t.Errorf("%s, %s: %d %s", protocol, name, resp.StatusCode, body)
 			}
@@ -343,7 +374,9 @@ func TestSDKIsToldWhichKeyWasSent(t *testing.T) {
 
 // TestLimitOfAProxyIsNamed: a 413 that is not the gateway's own word names the proxy's limit.
 func TestLimitOfAProxyIsNamed(t *testing.T) {
-	g := startGateway(t, testkit.AnswerText("hi"), func(c *sealedchat.GatewayConfig) { c.Keys = storedKeys(t, "rsa-2048") })
+	g := startGateway(t, testkit.AnswerText("hi"), func(c *sealedchat.GatewayConfig) {
+		c.Keys = storedKeys(t, "rsa-2048")
+	})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPost {
 			w.WriteHeader(http.StatusRequestEntityTooLarge)
@@ -353,7 +386,8 @@ func TestLimitOfAProxyIsNamed(t *testing.T) {
 		g.ServeHTTP(w, r)
 	}))
 	defer server.Close()
-	for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP} {
+	for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope,
+		sealedchat.ProtocolOHTTP} {
 		client := startClient(t, server.URL, func(c *sealedchat.Config) {
 			c.Protocol, c.Keys = protocol, storedKeys(t, "rsa-3072")
 		})
@@ -382,7 +416,8 @@ func TestOneLineForEachCall(t *testing.T) {
 	})
 	server := httptest.NewServer(g)
 	calls := 0
-	for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP} {
+	for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope,
+		sealedchat.ProtocolOHTTP} {
 		log := &bytes.Buffer{}
 		client := startClient(t, server.URL, func(c *sealedchat.Config) {
 			c.Protocol, c.Keys = protocol, storedKeys(t, "rsa-3072")
@@ -402,7 +437,8 @@ func TestOneLineForEachCall(t *testing.T) {
 			fail bool
 			has  []string
 		}{
-			{chat, false, []string{"status=200", "attempts=1", "bytes_in=", "bytes_out=", "duration=", "payload_id=", "protocol=" + string(protocol)}},
+			{chat, false, []string{"status=200", "attempts=1", "bytes_in=", "bytes_out=",
+				"duration=", "payload_id=", "protocol=" + string(protocol)}},
 			{chat, true, []string{"status=400", "attempts=1", "error="}},
 			{stream, true, []string{"status=400", "attempts=1", "error="}},
 			{stream, false, []string{"attempts=1", "bytes_in="}},

@@ -41,13 +41,15 @@ func sealRequest(t testing.TB, g http.Handler, body string) *sealedRequest {
 // post is the request, which may be sent more than once.
 func (s *sealedRequest) post(t testing.TB) *http.Request {
 	t.Helper()
-	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, ohttp.Path, bytes.NewReader(s.body))
+	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, ohttp.Path,
+		bytes.NewReader(s.body))
 	req.Header.Set("Content-Type", ohttp.TypeRequest)
 	return req
 }
 
 // open opens an answer. err is what ended it, if it was not its final chunk.
-func (s *sealedRequest) open(t testing.TB, w *httptest.ResponseRecorder) (status int, body string, err error) {
+func (s *sealedRequest) open(t testing.TB, w *httptest.ResponseRecorder) (status int, body string,
+	err error) {
 	t.Helper()
 	if w.Code != http.StatusOK || w.Header().Get("Content-Type") != ohttp.TypeResponse {
 		t.Fatalf("outside: %d %v %s", w.Code, w.Header(), w.Body)
@@ -88,7 +90,8 @@ func keyConfig(t testing.TB, g http.Handler) *ohttp.Config {
 func innerRequest(t testing.TB, body string) []byte {
 	t.Helper()
 	message, err := bhttp.AppendRequest(nil, &bhttp.Request{
-		Method: http.MethodPost, Scheme: "https", Authority: "gateway.test", Path: "/v1/chat/completions",
+		Method: http.MethodPost, Scheme: "https", Authority: "gateway.test",
+		Path: "/v1/chat/completions",
 		Header: []bhttp.Field{
 			{Name: "date", Value: time.Now().UTC().Format(http.TimeFormat)},
 			{Name: "content-type", Value: "application/json"},

@@ -45,19 +45,24 @@ func newRelayed(b *testing.B, events int) *relayed {
 					return
 				}
 			}
-			_, _ = fmt.Fprintf(w, "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1765250382,\"model\":\"m\","+
-				"\"choices\":[{\"index\":0,\"delta\":{\"content\":\"token%d\"},\"finish_reason\":null}]}\n\n", i)
+			_, _ = fmt.Fprintf(w,
+				"data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1765250382,\"model\":\"m\","+
+					"\"choices\":[{\"index\":0,\"delta\":{\"content\":\"token%d\"},\"finish_reason\":null}]}\n\n", i)
 			w.(http.Flusher).Flush()
 		}
 		_, _ = io.WriteString(w, fakes.Done)
 	}))
 	b.Cleanup(up.Close)
-	gateway := httptest.NewServer(newGateway(b, sealedchat.GatewayConfig{Upstream: up.URL + "/v1", AllowUnauthenticated: true, OHTTP: sealedchat.GatewayOHTTP{StrangerRate: -1}, Keys: storedKeys(b, "server-4096")}))
+	gateway := httptest.NewServer(newGateway(b, sealedchat.GatewayConfig{Upstream: up.URL + "/v1",
+		AllowUnauthenticated: true, OHTTP: sealedchat.GatewayOHTTP{StrangerRate: -1},
+		Keys: storedKeys(b, "server-4096")}))
 	b.Cleanup(gateway.Close)
 	hop := proxyTo(b, up.URL)
 	sealedRelay, plainRelay := proxyTo(b, gateway.URL), proxyTo(b, hop)
-	r.sealed, r.sealedURL = ohttpClient(b, sealedRelay, nil).HTTPClient(), sealedRelay+"/v1/chat/completions"
-	r.plain, r.plainURL = &http.Client{Transport: &http.Transport{}}, plainRelay+"/v1/chat/completions"
+	r.sealed, r.sealedURL = ohttpClient(b, sealedRelay, nil).HTTPClient(),
+		sealedRelay+"/v1/chat/completions"
+	r.plain, r.plainURL = &http.Client{Transport: &http.Transport{}},
+		plainRelay+"/v1/chat/completions"
 	return r
 }
 
@@ -131,6 +136,7 @@ func BenchmarkOHTTPFirstToken(b *testing.B) {
 		first, _ = r.read(b, r.sealed, r.sealedURL)
 		sealed = append(sealed, first)
 	}
-	b.ReportMetric(float64((testkit.Median(sealed)-testkit.Median(plain)).Microseconds())/1000, "ms-later")
+	b.ReportMetric(float64((testkit.Median(sealed)-testkit.Median(plain)).Microseconds())/1000,
+		"ms-later")
 	b.ReportMetric(float64(testkit.Median(plain).Microseconds())/1000, "ms-plain")
 }

@@ -24,9 +24,10 @@ import (
 func TestOHTTPEndToEnd(t *testing.T) {
 	testkit.NoLeaks(t)
 	const (
-		prompt, answer, model = "PROMPT-MARKER-7a10c3", "ANSWER-MARKER-e2d946", "MODEL-MARKER-03bb7f"
-		input                 = "INPUT-MARKER-9c61ee"
-		apiKey                = "sk-KEY-MARKER-48f0d2"
+		prompt, answer, model = "PROMPT-MARKER-7a10c3", "ANSWER-MARKER-e2d946",
+			"MODEL-MARKER-03bb7f"
+		input  = "INPUT-MARKER-9c61ee"
+		apiKey = "sk-KEY-MARKER-48f0d2"
 	)
 	auth, err := sealedchat.AuthenticateKeys(secret(t, apiKey))
 	if err != nil {
@@ -43,9 +44,11 @@ func TestOHTTPEndToEnd(t *testing.T) {
 		t.Fatal(configs)
 	}
 	client := ohttpClient(t, "http://"+witness.Addr(), func(c *sealedchat.Config) {
-		c.Trust, c.APIKey, c.Tier, c.OHTTP.Padding = sealedchat.Pin(configs[0].Fingerprint), secret(t, apiKey), sealedchat.TierHigh, 1024
+		c.Trust, c.APIKey, c.Tier, c.OHTTP.Padding = sealedchat.Pin(configs[0].Fingerprint),
+			secret(t, apiKey), sealedchat.TierHigh, 1024
 	})
-	request := &sealedchat.ChatRequest{Model: model, Messages: []sealedchat.Message{sealedchat.UserMessage(prompt)}}
+	request := &sealedchat.ChatRequest{Model: model,
+		Messages: []sealedchat.Message{sealedchat.UserMessage(prompt)}}
 	whole, err := client.Chat(t.Context(), request)
 	if err != nil || whole.Text() != prompt+" "+answer {
 		t.Fatalf("%v, %v", whole, err)
@@ -66,7 +69,9 @@ func TestOHTTPEndToEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer response.Body.Destroy()
-	if err := response.Body.Use(func(b []byte) error { return json.Unmarshal(b, &whole) }); err != nil || !strings.Contains(whole.Text(), answer) {
+	if err := response.Body.Use(func(b []byte) error {
+		return json.Unmarshal(b, &whole)
+	}); err != nil || !strings.Contains(whole.Text(), answer) {
 		t.Errorf("%v, %v", whole, err)
 	}
 	for _, test := range []struct{ method, path, body, want string }{
@@ -92,15 +97,20 @@ func TestOHTTPEndToEnd(t *testing.T) {
 		t.Fatalf("%v, %v", resp, err)
 	}
 	resp.Body.Close()
-	if _, err := client.Chat(t.Context(), request, sealedchat.WithAPIKey(secret(t, "sk-another-key"))); !errors.Is(err, sealedchat.ErrAuthentication) {
+	if _, err := client.Chat(t.Context(), request,
+		sealedchat.WithAPIKey(secret(t, "sk-another-key"))); !errors.Is(err,
+		sealedchat.ErrAuthentication) {
 		t.Errorf("another key: %v", err)
 	}
-	if _, err := client.Chat(t.Context(), request, sealedchat.WithTier(sealedchat.TierMaximum)); !errors.Is(err, sealedchat.ErrPermission) {
+	if _, err := client.Chat(t.Context(), request,
+		sealedchat.WithTier(sealedchat.TierMaximum)); !errors.Is(err, sealedchat.ErrPermission) {
 		t.Errorf("another tier: %v", err)
 	}
 	witness.MustSee("/.well-known/ohttp-gateway", ohttp.TypeRequest)
-	witness.MustNotSee(prompt, answer, model, input, apiKey, "MODEL-LISTED-55d0", "chat/completions", "/v1/models", "embeddings",
-		"application/json", "event-stream", "authorization", "Authorization", "security-tier", "Security-Tier", "chat.completion")
+	witness.MustNotSee(prompt, answer, model, input, apiKey, "MODEL-LISTED-55d0",
+		"chat/completions", "/v1/models", "embeddings",
+		"application/json", "event-stream", "authorization", "Authorization", "security-tier",
+		"Security-Tier", "chat.completion")
 }
 
 // With padding, the length of a request is that of its multiple, whatever is in it.
@@ -140,5 +150,7 @@ func configsOf(t testing.TB, g *sealedchat.Gateway) []sealedchat.KeyInfo {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return slices.DeleteFunc(keys, func(k sealedchat.KeyInfo) bool { return k.Kind == "RSA" || k.Kind == "Ed25519" })
+	return slices.DeleteFunc(keys, func(k sealedchat.KeyInfo) bool {
+		return k.Kind == "RSA" || k.Kind == "Ed25519"
+	})
 }

@@ -24,7 +24,8 @@ import (
 )
 
 // directClient is a client of g's without a network between them.
-func directClient(t testing.TB, g *fakes.Gateway, change func(*sealedchat.Config)) *sealedchat.SecureCompletionClient {
+func directClient(t testing.TB, g *fakes.Gateway,
+	change func(*sealedchat.Config)) *sealedchat.SecureCompletionClient {
 	t.Helper()
 	return ohttpClient(t, "https://gateway.test", func(c *sealedchat.Config) {
 		c.Transport = fakes.Direct(g)
@@ -35,7 +36,8 @@ func directClient(t testing.TB, g *fakes.Gateway, change func(*sealedchat.Config
 }
 
 func TestOuterAnswersProveNothing(t *testing.T) {
-	for _, status := range []int{200, 201, 204, 301, 307, 400, 401, 403, 404, 408, 409, 413, 422, 425, 429, 500, 502, 503, 504, 599} {
+	for _, status := range []int{200, 201, 204, 301, 307, 400, 401, 403, 404, 408, 409, 413, 422,
+		425, 429, 500, 502, 503, 504, 599} {
 		t.Run(strconv.Itoa(status), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := fakes.NewGateway(t, testkit.AnswerText("never"))
@@ -55,7 +57,8 @@ func TestOuterAnswersProveNothing(t *testing.T) {
 				var log bytes.Buffer
 				client := directClient(t, g, func(c *sealedchat.Config) {
 					c.MaxRetries = 5
-					c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+					c.Logger = slog.New(slog.NewTextHandler(&log,
+						&slog.HandlerOptions{Level: slog.LevelDebug}))
 				})
 				if err := client.Warm(t.Context()); err != nil {
 					t.Fatal(err)
@@ -71,10 +74,14 @@ func TestOuterAnswersProveNothing(t *testing.T) {
 					if !ok || outer.StatusCode != status {
 						t.Fatalf("%s: got %v", name, err)
 					}
-					if _, inner := errors.AsType[*sealedchat.APIError](err); inner || !errors.Is(err, sealedchat.ErrConnection) {
+					if _, inner := errors.AsType[*sealedchat.APIError](err); inner ||
+						!errors.Is(err, sealedchat.ErrConnection) {
 						t.Errorf("%s: taken for the gateway's word: %v", name, err)
 					}
-					for _, sentinel := range []error{sealedchat.ErrInvalidRequest, sealedchat.ErrAuthentication, sealedchat.ErrPermission, sealedchat.ErrNotFound, sealedchat.ErrRateLimited, sealedchat.ErrServer, sealedchat.ErrUnavailable, sealedchat.ErrTruncated} {
+					for _, sentinel := range []error{sealedchat.ErrInvalidRequest,
+						sealedchat.ErrAuthentication, sealedchat.ErrPermission,
+						sealedchat.ErrNotFound, sealedchat.ErrRateLimited, sealedchat.ErrServer,
+						sealedchat.ErrUnavailable, sealedchat.ErrTruncated} {
 						if errors.Is(err, sentinel) {
 							t.Errorf("%s: is %v", name, sentinel)
 						}
@@ -82,7 +89,8 @@ func TestOuterAnswersProveNothing(t *testing.T) {
 					if g.Posts != before+1 {
 						t.Errorf("%s: sent %d times", name, g.Posts-before)
 					}
-					if strings.Contains(err.Error(), "\x1b") || strings.Contains(log.String(), "thing") {
+					if strings.Contains(err.Error(), "\x1b") ||
+						strings.Contains(log.String(), "thing") {
 						t.Errorf("%s: %q, logged as %q", name, err, log.String())
 					}
 				}
@@ -138,14 +146,16 @@ func TestInnerRefusalsAreAuthentic(t *testing.T) {
 						w.Header().Set("Retry-After", test.retryAfter)
 					}
 					w.WriteHeader(test.status)
-					_, _ = io.WriteString(w, `{"type":"about:blank","detail":"words","error":{"message":"words","code":"c"}}`)
+					_, _ = io.WriteString(w,
+						`{"type":"about:blank","detail":"words","error":{"message":"words","code":"c"}}`)
 				})
 				client := directClient(t, g, func(c *sealedchat.Config) { c.MaxRetries = 2 })
 				for name, call := range callsOf(client) {
 					before := g.Posts
 					err := call(t.Context())
 					answer, ok := errors.AsType[*sealedchat.APIError](err)
-					if !ok || answer.StatusCode != test.status || !errors.Is(err, test.want) || answer.Detail != "words" || answer.Code != "c" {
+					if !ok || answer.StatusCode != test.status || !errors.Is(err, test.want) ||
+						answer.Detail != "words" || answer.Code != "c" {
 						t.Errorf("%s: got %v", name, err)
 					}
 					if g.Posts-before != test.posts {
@@ -178,14 +188,16 @@ func TestUnknownKeyIsRefreshedOnce(t *testing.T) {
 					}
 				}
 				_, err := client.Chat(t.Context(), ask("x"))
-				if outer, ok := errors.AsType[*sealedchat.OuterError](err); !ok || outer.StatusCode != 422 || outer.KeyChanged != rotated {
+				if outer, ok := errors.AsType[*sealedchat.OuterError](err); !ok ||
+					outer.StatusCode != 422 || outer.KeyChanged != rotated {
 					t.Fatalf("got %v", err)
 				}
 				if fetches, posts := g.Counts(); fetches != 2 || posts != 1 {
 					t.Errorf("%d fetches, %d posts", fetches, posts)
 				}
 				if rotated { // the caller's next call uses the new key
-					if answer, err := client.Chat(t.Context(), ask("x")); err != nil || answer.Text() != "new" {
+					if answer, err := client.Chat(t.Context(), ask("x")); err != nil ||
+						answer.Text() != "new" {
 						t.Errorf("%v, %v", answer, err)
 					}
 					if fetches, posts := g.Counts(); fetches != 2 || posts != 2 {
@@ -255,7 +267,8 @@ func TestOHTTPFollowsTheGatewaysClock(t *testing.T) {
 				_, _ = io.WriteString(w, `{"type":"`+ohttp.ProblemDate+`"}`)
 			}
 		})
-		if _, err := client.Chat(t.Context(), ask("x")); !errors.Is(err, sealedchat.ErrInvalidRequest) {
+		if _, err := client.Chat(t.Context(), ask("x")); !errors.Is(err,
+			sealedchat.ErrInvalidRequest) {
 			t.Errorf("got %v", err)
 		}
 		if _, posts := g.Counts(); posts != 5 {
@@ -265,7 +278,9 @@ func TestOHTTPFollowsTheGatewaysClock(t *testing.T) {
 }
 
 func TestOHTTPTier(t *testing.T) {
-	for stated, want := range map[string]error{"high": nil, "maximum": nil, "standard": sealedchat.ErrTierDowngrade, "": sealedchat.ErrTierDowngrade, "odd": sealedchat.ErrTierDowngrade} {
+	for stated, want := range map[string]error{"high": nil, "maximum": nil,
+		"standard": sealedchat.ErrTierDowngrade, "": sealedchat.ErrTierDowngrade,
+		"odd": sealedchat.ErrTierDowngrade} {
 		g := fakes.NewGateway(t, func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get(hybrid.HeaderTier) != "high" {
 				t.Errorf("asked for %q", r.Header.Get(hybrid.HeaderTier))
@@ -292,7 +307,8 @@ func TestOHTTPChatTakesOutStream(t *testing.T) {
 	g := fakes.NewGateway(t, testkit.AnswerText("whole"))
 	client := directClient(t, g, nil)
 	r := ask("x")
-	r.Extra = map[string]any{"stream": true, "stream_options": map[string]bool{"include_usage": true}, "top_k": 4}
+	r.Extra = map[string]any{"stream": true,
+		"stream_options": map[string]bool{"include_usage": true}, "top_k": 4}
 	if _, err := client.Chat(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
@@ -303,22 +319,27 @@ func TestOHTTPChatTakesOutStream(t *testing.T) {
 
 func TestOHTTPLimits(t *testing.T) {
 	g := fakes.NewGateway(t, testkit.AnswerText(strings.Repeat("x", 5000)))
-	client := directClient(t, g, func(c *sealedchat.Config) { c.MaxRequestBytes, c.MaxResponseBytes = 500, 4000 })
+	client := directClient(t, g, func(c *sealedchat.Config) {
+		c.MaxRequestBytes, c.MaxResponseBytes = 500, 4000
+	})
 	for name, call := range callsOf(client) {
 		if err := call(t.Context()); !errors.Is(err, sealedchat.ErrTooLarge) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	_, before := g.Counts()
-	if _, err := client.Chat(t.Context(), ask(strings.Repeat("y", 600))); !errors.Is(err, sealedchat.ErrTooLarge) {
+	if _, err := client.Chat(t.Context(), ask(strings.Repeat("y", 600))); !errors.Is(err,
+		sealedchat.ErrTooLarge) {
 		t.Errorf("got %v", err)
 	}
 	if _, after := g.Counts(); after != before {
 		t.Error("too large a request was sent")
 	}
 	for _, bad := range []sealedchat.Config{
-		{Protocol: "7"}, {Protocol: sealedchat.ProtocolOHTTP, OHTTP: sealedchat.OHTTPOptions{Padding: -1}},
-		{Protocol: sealedchat.ProtocolOHTTP, OHTTP: sealedchat.OHTTPOptions{Padding: 1<<20 + 1}}, {OHTTP: sealedchat.OHTTPOptions{Padding: 256}},
+		{Protocol: "7"}, {Protocol: sealedchat.ProtocolOHTTP,
+			OHTTP: sealedchat.OHTTPOptions{Padding: -1}},
+		{Protocol: sealedchat.ProtocolOHTTP, OHTTP: sealedchat.OHTTPOptions{Padding: 1<<20 + 1}},
+		{OHTTP: sealedchat.OHTTPOptions{Padding: 256}},
 	} {
 		bad.BaseURL, bad.Trust = "https://server.test", sealedchat.TrustHTTPS()
 		if _, err := sealedchat.NewSecureCompletionClient(bad); err == nil {
@@ -337,7 +358,8 @@ func TestOHTTPOutside(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"Content-Type": ohttp.TypeRequest, "Accept": ohttp.TypeResponse, "Cache-Control": "no-store", "Incremental": "?1",
+		"Content-Type": ohttp.TypeRequest, "Accept": ohttp.TypeResponse,
+		"Cache-Control": "no-store", "Incremental": "?1",
 		"Accept-Encoding": "identity", "User-Agent": "",
 	}
 	for name, values := range g.Outside {

@@ -40,7 +40,8 @@ func runPlan(t *testing.T, client *sealedchat.SecureCompletionClient, p cutPlan)
 			return ""
 		case err != nil:
 			// An answer that the upstream broke off before it began is the gateway's 502.
-			if _, refused := errors.AsType[*sealedchat.APIError](err); !errors.Is(err, sealedchat.ErrTruncated) && !refused {
+			if _, refused := errors.AsType[*sealedchat.APIError](err); !errors.Is(err,
+				sealedchat.ErrTruncated) && !refused {
 				t.Errorf("%+v: %v", p, err)
 			}
 			return "cut"

@@ -48,9 +48,11 @@ func (f *flaky) RoundTrip(req *http.Request) (*http.Response, error) {
 // withSDK is callsOf with HTTPClient: a chat completion, and one that streams.
 func withSDK(c *sealedchat.SecureCompletionClient) map[string]func(context.Context) error {
 	calls := callsOf(c)
-	for name, body := range map[string]string{"HTTPClient": `{"model":"m"}`, "HTTPClient with a stream": `{"model":"m","stream":true}`} {
+	for name, body := range map[string]string{"HTTPClient": `{"model":"m"}`,
+		"HTTPClient with a stream": `{"model":"m","stream":true}`} {
 		calls[name] = func(ctx context.Context) error {
-			req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "https://gateway.test/v1/chat/completions", strings.NewReader(body))
+			req, _ := http.NewRequestWithContext(ctx, http.MethodPost,
+				"https://gateway.test/v1/chat/completions", strings.NewReader(body))
 			resp, err := c.HTTPClient().Do(req)
 			if err != nil {
 				return err
@@ -83,24 +85,37 @@ func TestOHTTPRepeatsTheKeyFetch(t *testing.T) {
 		want    error
 		trips   int32
 	}{
-		"the first fails":           {first(1), 2, 0, nil, 3},
-		"two fail":                  {first(2), 2, 0, nil, 4},
-		"all fail":                  {first(9), 2, 0, sealedchat.ErrConnection, 3},
-		"no retries":                {first(1), -1, 0, sealedchat.ErrConnection, 1},
-		"no time":                   {first(1 << 20), 1 << 20, 10 * time.Second, sealedchat.ErrConnection, 0},
-		"a certificate":             {func(int) error { return untrusted }, 2, 0, sealedchat.ErrConnection, 1},
-		"http at a distance":        {func(int) error { return httpx.ErrNotLoopback }, 2, 0, sealedchat.ErrInsecureURL, 1},
-		"the attempt's time is out": {func(int) error { time.Sleep(2 * time.Minute); return cut }, 2, 0, fault.ErrAttemptTimeout, 1},
-		"the call's time is out":    {func(int) error { time.Sleep(30 * time.Second); return cut }, 2, 20 * time.Second, context.DeadlineExceeded, 1},
+		"the first fails": {first(1), 2, 0, nil, 3},
+		"two fail":        {first(2), 2, 0, nil, 4},
+		"all fail":        {first(9), 2, 0, sealedchat.ErrConnection, 3},
+		"no retries":      {first(1), -1, 0, sealedchat.ErrConnection, 1},
+		"no time":         {first(1 << 20), 1 << 20, 10 * time.Second, sealedchat.ErrConnection, 0},
+		"a certificate": {func(int) error {
+			return untrusted
+		}, 2, 0, sealedchat.ErrConnection, 1},
+		"http at a distance": {func(int) error {
+			return httpx.ErrNotLoopback
+		}, 2, 0, sealedchat.ErrInsecureURL, 1},
+		"the attempt's time is out": {func(int) error {
+			time.Sleep(2 * time.Minute)
+			return cut
+		}, 2, 0, fault.ErrAttemptTimeout, 1},
+		"the call's time is out": {func(int) error {
+			time.Sleep(30 * time.Second)
+			return cut
+		}, 2, 20 * time.Second, context.DeadlineExceeded, 1},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			for _, name := range []string{"Chat", "Stream", "HTTPClient", "HTTPClient with a stream"} {
+			for _, name := range []string{"Chat", "Stream", "HTTPClient",
+				"HTTPClient with a stream"} {
 				g := fakes.NewGateway(t, testkit.AnswerText("x"))
 				if strings.Contains(strings.ToLower(name), "stream") {
 					g.Inner = fakes.WordByWord(nil, "x")
 				}
 				trips := &flaky{to: fakes.Direct(g), fail: test.fail}
-				client := directClient(t, g, func(c *sealedchat.Config) { c.Transport, c.MaxRetries, c.Timeout = trips, test.retries, time.Minute })
+				client := directClient(t, g, func(c *sealedchat.Config) {
+					c.Transport, c.MaxRetries, c.Timeout = trips, test.retries, time.Minute
+				})
 				ctx, cancel := context.WithCancel(t.Context())
 				if test.timeout > 0 {
 					ctx, cancel = context.WithTimeout(t.Context(), test.timeout)
@@ -109,13 +124,16 @@ func TestOHTTPRepeatsTheKeyFetch(t *testing.T) {
 				err := withSDK(client)[name](ctx)
 				cancel()
 				if what == "no time" { // what would come too late is not waited for
-					if !errors.Is(err, test.want) || trips.trips.Load() < 2 || time.Since(begin) > test.timeout {
-						t.Errorf("%s, %s: %v after %v and %d trips", what, name, err, time.Since(begin), trips.trips.Load())
+					if !errors.Is(err, test.want) || trips.trips.Load() < 2 ||
+						time.Since(begin) > test.timeout {
+						t.Errorf("%s, %s: %v after %v and %d trips", what, name, err,
+							time.Since(begin), trips.trips.Load())
 					}
 					continue
 				}
 				if !errors.Is(err, test.want) || trips.trips.Load() != test.trips {
-					t.Errorf("%s, %s: %v after %d trips, want %v after %d", what, name, err, trips.trips.Load(), test.want, test.trips)
+					t.Errorf("%s, %s: %v after %d trips, want %v after %d", what, name, err,
+						trips.trips.Load(), test.want, test.trips)
 				}
 			}
 		})
@@ -133,7 +151,9 @@ func TestOHTTPKeyFetchFailsForAll(t *testing.T) {
 			}
 			return nil
 		}}
-		client := directClient(t, g, func(c *sealedchat.Config) { c.Transport, c.MaxRetries = trips, 2 })
+		client := directClient(t, g, func(c *sealedchat.Config) {
+			c.Transport, c.MaxRetries = trips, 2
+		})
 		var all sync.WaitGroup
 		for range 8 {
 			all.Go(func() {
@@ -173,21 +193,25 @@ func TestForgedUnknownKeyRunsNothingTwice(t *testing.T) {
 		client := directClient(t, g, func(c *sealedchat.Config) { c.MaxRetries = 5 })
 		calls := callsOf(client)
 		calls["HTTPClient"] = func(ctx context.Context) error {
-			req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "https://gateway.test/v1/embeddings", strings.NewReader(`{}`))
+			req, _ := http.NewRequestWithContext(ctx, http.MethodPost,
+				"https://gateway.test/v1/embeddings", strings.NewReader(`{}`))
 			resp, err := client.HTTPClient().Do(req)
 			if err == nil {
 				defer resp.Body.Close()
-				if resp.StatusCode == http.StatusOK || resp.Header.Get("X-Should-Retry") != "false" {
+				if resp.StatusCode == http.StatusOK ||
+					resp.Header.Get("X-Should-Retry") != "false" {
 					t.Errorf("an SDK gets %d and %v", resp.StatusCode, resp.Header)
 				}
-				return &sealedchat.OuterError{StatusCode: 422, KeyChanged: true} // which an SDK gets as an answer
+				// which an SDK gets as an answer
+				return &sealedchat.OuterError{StatusCode: 422, KeyChanged: true}
 			}
 			return err
 		}
 		for name, call := range calls {
 			ran = 0
 			err := call(t.Context())
-			if outer, ok := errors.AsType[*sealedchat.OuterError](err); !ok || !outer.KeyChanged || !strings.Contains(err.Error(), "try again") {
+			if outer, ok := errors.AsType[*sealedchat.OuterError](err); !ok || !outer.KeyChanged ||
+				!strings.Contains(err.Error(), "try again") {
 				t.Errorf("%s: %v", name, err)
 			}
 			if ran != 1 {
@@ -196,7 +220,10 @@ func TestForgedUnknownKeyRunsNothingTwice(t *testing.T) {
 		}
 
 		// What only reads is sealed again.
-		g.Inner = func(w http.ResponseWriter, _ *http.Request) { ran++; _, _ = io.WriteString(w, "models") }
+		g.Inner = func(w http.ResponseWriter, _ *http.Request) {
+			ran++
+			_, _ = io.WriteString(w, "models")
+		}
 		outer := g.Outer
 		answered := false
 		g.Outer = func(w http.ResponseWriter, r *http.Request) bool {
@@ -222,7 +249,8 @@ func TestHeldBackCopyRunsNothingTwice(t *testing.T) {
 		ran := 0
 		g := fakes.NewGateway(t, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
-			if sent, err := http.ParseTime(r.Header.Get("Date")); err != nil || time.Since(sent).Abs() > 2*time.Minute {
+			if sent, err := http.ParseTime(r.Header.Get("Date")); err != nil ||
+				time.Since(sent).Abs() > 2*time.Minute {
 				w.Header().Set(ohttp.HeaderProcessed, "no")
 				w.WriteHeader(http.StatusBadRequest)
 				_, _ = io.WriteString(w, `{"type":"`+ohttp.ProblemDate+`"}`)

@@ -55,10 +55,14 @@ func TestStreamSurvivesPanics(t *testing.T) {
 		"OnServerKey": func(c *sealedchat.Config) {
 			c.OnServerKey = func(_, _ *sealedchat.PublicKey) error { panic("the callback") }
 		},
-		"Limiter":         func(c *sealedchat.Config) { c.Limiter = panickingLimiter{} },
-		"Transport":       nil,
-		"request_sealed":  func(c *sealedchat.Config) { c.Audit = panickingAuditor(sealedchat.EventRequestSealed) },
-		"response_opened": func(c *sealedchat.Config) { c.Audit = panickingAuditor(sealedchat.EventResponseOpened) },
+		"Limiter":   func(c *sealedchat.Config) { c.Limiter = panickingLimiter{} },
+		"Transport": nil,
+		"request_sealed": func(c *sealedchat.Config) {
+			c.Audit = panickingAuditor(sealedchat.EventRequestSealed)
+		},
+		"response_opened": func(c *sealedchat.Config) {
+			c.Audit = panickingAuditor(sealedchat.EventResponseOpened)
+		},
 	} {
 		ways := map[string]func(*sealedchat.SecureCompletionClient){
 			"Stream": func(c *sealedchat.SecureCompletionClient) {
@@ -72,7 +76,8 @@ func TestStreamSurvivesPanics(t *testing.T) {
 			},
 			"HTTPClient": func(c *sealedchat.SecureCompletionClient) {
 				body := strings.NewReader(`{"model":"m","messages":[],"stream":true}`)
-				resp, err := c.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json", body)
+				resp, err := c.HTTPClient().Post("https://gateway.test/v1/chat/completions",
+					"application/json", body)
 				if err != nil {
 					return
 				}
@@ -118,8 +123,11 @@ func TestStreamSurvivesPanics(t *testing.T) {
 // What the Auditor did not get to record is not whole, for whoever reads on.
 func TestStreamPanicWithholdsTheEnd(t *testing.T) {
 	g := fakes.NewGateway(t, fakes.WordByWord(nil, "a"))
-	client := directClient(t, g, func(c *sealedchat.Config) { c.Audit = panickingAuditor(sealedchat.EventResponseOpened) })
-	resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json",
+	client := directClient(t, g, func(c *sealedchat.Config) {
+		c.Audit = panickingAuditor(sealedchat.EventResponseOpened)
+	})
+	resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions",
+		"application/json",
 		strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
 	if err != nil {
 		t.Fatal(err)
@@ -137,9 +145,11 @@ func TestStreamPanicWithholdsTheEnd(t *testing.T) {
 // The Auditor's error is logged where a loop that was left, or a body that was closed, has nobody
 // to return it to; once.
 func TestStreamLeftEarlyLogsTheAuditor(t *testing.T) {
-	post := func(t *testing.T, c *sealedchat.SecureCompletionClient, ctx context.Context) io.ReadCloser {
+	post := func(t *testing.T, c *sealedchat.SecureCompletionClient,
+		ctx context.Context) io.ReadCloser {
 		t.Helper()
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://gateway.test/v1/chat/completions",
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost,
+			"https://gateway.test/v1/chat/completions",
 			strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
 		if err != nil {
 			t.Fatal(err)
@@ -155,42 +165,48 @@ func TestStreamLeftEarlyLogsTheAuditor(t *testing.T) {
 		leave  func(t *testing.T, c *sealedchat.SecureCompletionClient)
 		logged int
 	}{
-		"a loop": {sealedchat.EventResponseOpened, func(t *testing.T, c *sealedchat.SecureCompletionClient) {
-			for _, err := range c.Stream(t.Context(), ask("x")) {
-				if err != nil {
-					t.Fatal(err)
+		"a loop": {sealedchat.EventResponseOpened,
+			func(t *testing.T, c *sealedchat.SecureCompletionClient) {
+				for _, err := range c.Stream(t.Context(), ask("x")) {
+					if err != nil {
+						t.Fatal(err)
+					}
+					break
 				}
-				break
-			}
-		}, 1},
-		"a body": {sealedchat.EventResponseOpened, func(t *testing.T, c *sealedchat.SecureCompletionClient) {
-			body := post(t, c, t.Context())
-			_, _ = body.Close(), body.Close()
-		}, 1},
-		"a body behind [DONE]": {sealedchat.EventResponseOpened, func(t *testing.T, c *sealedchat.SecureCompletionClient) {
-			body := post(t, c, t.Context())
-			defer body.Close()
-			readEvents(t, body)
-		}, 1},
-		"a context that ended": {sealedchat.EventResponseOpened, func(t *testing.T, c *sealedchat.SecureCompletionClient) {
-			ctx, cancel := context.WithCancel(t.Context())
-			body := post(t, c, ctx)
-			cancel()
-			synctest.Wait()
-			_ = body.Close()
-		}, 1},
-		"read to its end": {sealedchat.EventResponseOpened, func(t *testing.T, c *sealedchat.SecureCompletionClient) {
-			body := post(t, c, t.Context())
-			if _, err := io.ReadAll(body); !errors.Is(err, errNotRecorded) {
-				t.Errorf("read: %v", err)
-			}
-			_ = body.Close()
-		}, 0},
-		"a loop to its end": {sealedchat.EventResponseOpened, func(t *testing.T, c *sealedchat.SecureCompletionClient) {
-			if _, err := collect(t, c, ask("x")); !errors.Is(err, errNotRecorded) {
-				t.Errorf("loop: %v", err)
-			}
-		}, 0},
+			}, 1},
+		"a body": {sealedchat.EventResponseOpened,
+			func(t *testing.T, c *sealedchat.SecureCompletionClient) {
+				body := post(t, c, t.Context())
+				_, _ = body.Close(), body.Close()
+			}, 1},
+		"a body behind [DONE]": {sealedchat.EventResponseOpened,
+			func(t *testing.T, c *sealedchat.SecureCompletionClient) {
+				body := post(t, c, t.Context())
+				defer body.Close()
+				readEvents(t, body)
+			}, 1},
+		"a context that ended": {sealedchat.EventResponseOpened,
+			func(t *testing.T, c *sealedchat.SecureCompletionClient) {
+				ctx, cancel := context.WithCancel(t.Context())
+				body := post(t, c, ctx)
+				cancel()
+				synctest.Wait()
+				_ = body.Close()
+			}, 1},
+		"read to its end": {sealedchat.EventResponseOpened,
+			func(t *testing.T, c *sealedchat.SecureCompletionClient) {
+				body := post(t, c, t.Context())
+				if _, err := io.ReadAll(body); !errors.Is(err, errNotRecorded) {
+					t.Errorf("read: %v", err)
+				}
+				_ = body.Close()
+			}, 0},
+		"a loop to its end": {sealedchat.EventResponseOpened,
+			func(t *testing.T, c *sealedchat.SecureCompletionClient) {
+				if _, err := collect(t, c, ask("x")); !errors.Is(err, errNotRecorded) {
+					t.Errorf("loop: %v", err)
+				}
+			}, 0},
 		"recorded": {"", func(t *testing.T, c *sealedchat.SecureCompletionClient) {
 			for range c.Stream(t.Context(), ask("x")) {
 				break
@@ -200,14 +216,16 @@ func TestStreamLeftEarlyLogsTheAuditor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log bytes.Buffer
-				client := directClient(t, fakes.NewGateway(t, fakes.WordByWord(nil, "a", "b")), func(c *sealedchat.Config) {
-					c.Audit = (&auditRecorder{fail: test.fail}).Record
-					c.Logger = slog.New(slog.NewTextHandler(&log, nil))
-				})
+				client := directClient(t, fakes.NewGateway(t, fakes.WordByWord(nil, "a", "b")),
+					func(c *sealedchat.Config) {
+						c.Audit = (&auditRecorder{fail: test.fail}).Record
+						c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+					})
 				test.leave(t, client)
 				told := ""
 				for line := range strings.Lines(log.String()) {
-					if !strings.Contains(line, "level=INFO msg=request ") { // a call's line has its error
+					// a call's line has its error
+					if !strings.Contains(line, "level=INFO msg=request ") {
 						told += line
 					}
 				}
@@ -250,7 +268,8 @@ func (p piped) RoundTrip(req *http.Request) (*http.Response, error) {
 		_ = w.Close()
 	}()
 	<-answer.begun
-	return &http.Response{StatusCode: answer.status, Header: answer.header.Clone(), Body: r, ContentLength: -1, Request: req}, nil
+	return &http.Response{StatusCode: answer.status, Header: answer.header.Clone(), Body: r,
+		ContentLength: -1, Request: req}, nil
 }
 
 type pipedWriter struct {
@@ -276,7 +295,8 @@ func (w *pipedWriter) Write(b []byte) (int, error) {
 
 func (w *pipedWriter) Flush() {}
 
-func pipedClient(t testing.TB, g *fakes.Gateway, change func(*sealedchat.Config)) *sealedchat.SecureCompletionClient {
+func pipedClient(t testing.TB, g *fakes.Gateway,
+	change func(*sealedchat.Config)) *sealedchat.SecureCompletionClient {
 	t.Helper()
 	return directClient(t, g, func(c *sealedchat.Config) {
 		c.Transport = piped{g}
@@ -325,25 +345,35 @@ func TestStreamsThatAreClosedAreNotCut(t *testing.T) {
 		told     string
 		failures int64
 	}{
-		"closed at [DONE]":            {lateBy(drain / 2), closeAtDone, nil, "", 0},
-		"the final chunk comes late":  {lateBy(time.Second), closeAtDone, nil, " left early", 0},
-		"cut before it was closed":    {cut(one, fakes.Done), closeAtDone, nil, " cut short", 1},
-		"closed while somebody reads": {func(w http.ResponseWriter, r *http.Request) { fakes.AnswerEvents(one)(w, r); <-r.Context().Done() }, closeInRead, http.ErrBodyReadAfterClose, " left early", 0},
-		"closed after it was cut":     {cut(one), closeInRead, sealedchat.ErrTruncated, " cut short", 1},
+		"closed at [DONE]":           {lateBy(drain / 2), closeAtDone, nil, "", 0},
+		"the final chunk comes late": {lateBy(time.Second), closeAtDone, nil, " left early", 0},
+		"cut before it was closed":   {cut(one, fakes.Done), closeAtDone, nil, " cut short", 1},
+		"closed while somebody reads": {func(w http.ResponseWriter, r *http.Request) {
+			fakes.AnswerEvents(one)(w, r)
+			<-r.Context().Done()
+		}, closeInRead, http.ErrBodyReadAfterClose, " left early", 0},
+		"closed after it was cut": {cut(one), closeInRead, sealedchat.ErrTruncated,
+			" cut short", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rec := &auditRecorder{}
-				client := pipedClient(t, fakes.NewGateway(t, test.inner), func(c *sealedchat.Config) { c.Audit = rec.Record })
-				resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json",
+				client := pipedClient(t, fakes.NewGateway(t, test.inner),
+					func(c *sealedchat.Config) {
+						c.Audit = rec.Record
+					})
+				resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions",
+					"application/json",
 					strings.NewReader(`{"model":"m","messages":[],"stream":true}`))
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := test.end(t, resp.Body); !errors.Is(err, test.want) || (test.want == nil) != (err == nil) {
+				if err := test.end(t, resp.Body); !errors.Is(err, test.want) ||
+					(test.want == nil) != (err == nil) {
 					t.Errorf("got %v", err)
 				}
-				if told := rec.take(); told[len(told)-1] != string(sealedchat.EventResponseOpened)+test.told {
+				if told := rec.take(); told[len(told)-1] != string(
+					sealedchat.EventResponseOpened)+test.told {
 					t.Errorf("told %q", told)
 				}
 				if s := client.Stats(); s.Failures != test.failures || s.InFlight != 0 {
@@ -363,26 +393,28 @@ func TestSealedErrorThatStalls(t *testing.T) {
 		took   time.Duration
 		detail string
 	}{
-		"at once":         {[]string{words}, 0, 0, "words"},
-		"late":            {[]string{words}, httpx.MaxErrorWait / 2, httpx.MaxErrorWait / 2, "words"},
+		"at once": {[]string{words}, 0, 0, "words"},
+		"late": {[]string{words}, httpx.MaxErrorWait / 2, httpx.MaxErrorWait / 2,
+			"words"},
 		"stalled":         {[]string{words[:9]}, time.Hour, httpx.MaxErrorWait, ""},
 		"its end stalled": {[]string{words}, time.Hour, httpx.MaxErrorWait, "words"},
 		"without words":   {nil, time.Hour, httpx.MaxErrorWait, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				client := pipedClient(t, fakes.NewGateway(t, func(w http.ResponseWriter, r *http.Request) {
-					w.WriteHeader(http.StatusInternalServerError)
-					w.(http.Flusher).Flush()
-					for _, e := range test.events {
-						_, _ = io.WriteString(w, e)
+				client := pipedClient(t, fakes.NewGateway(t,
+					func(w http.ResponseWriter, r *http.Request) {
+						w.WriteHeader(http.StatusInternalServerError)
 						w.(http.Flusher).Flush()
-					}
-					select {
-					case <-time.After(test.stall):
-					case <-r.Context().Done():
-					}
-				}), nil)
+						for _, e := range test.events {
+							_, _ = io.WriteString(w, e)
+							w.(http.Flusher).Flush()
+						}
+						select {
+						case <-time.After(test.stall):
+						case <-r.Context().Done():
+						}
+					}), nil)
 				start := time.Now()
 				_, err := collect(t, client, ask("x"))
 				refused, ok := errors.AsType[*sealedchat.APIError](err)
@@ -423,16 +455,20 @@ func TestStreamOutOfTime(t *testing.T) {
 		want    []error
 		not     []error
 	}{
-		"Timeout": {time.Minute, time.Hour, []error{sealedchat.ErrConnection, context.DeadlineExceeded}, []error{sealedchat.ErrTruncated}},
-		"ctx":     {time.Hour, time.Minute, []error{context.DeadlineExceeded}, []error{sealedchat.ErrTruncated, sealedchat.ErrConnection}},
+		"Timeout": {time.Minute, time.Hour, []error{sealedchat.ErrConnection,
+			context.DeadlineExceeded}, []error{sealedchat.ErrTruncated}},
+		"ctx": {time.Hour, time.Minute, []error{context.DeadlineExceeded},
+			[]error{sealedchat.ErrTruncated, sealedchat.ErrConnection}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				client := pipedClient(t, fakes.NewGateway(t, func(w http.ResponseWriter, r *http.Request) {
-					fakes.AnswerEvents(`data: {"choices":[]}`+"\n\n")(w, r)
-					<-r.Context().Done()
-					w.(*fakes.Writer).Abandon() // or else its end could come before the client's
-				}), func(c *sealedchat.Config) { c.Timeout, c.IdleTimeout = test.timeout, -1 })
+				client := pipedClient(t, fakes.NewGateway(t,
+					func(w http.ResponseWriter, r *http.Request) {
+						fakes.AnswerEvents(`data: {"choices":[]}`+"\n\n")(w, r)
+						<-r.Context().Done()
+						// or else its end could come before the client's
+						w.(*fakes.Writer).Abandon()
+					}), func(c *sealedchat.Config) { c.Timeout, c.IdleTimeout = test.timeout, -1 })
 				ctx, cancel := context.WithTimeout(t.Context(), test.ctx)
 				defer cancel()
 				start, chunks := time.Now(), 0

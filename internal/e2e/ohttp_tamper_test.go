@@ -22,7 +22,8 @@ import (
 
 // openTampered has a client open what change makes of a fresh exchange's answer, in one piece and
 // as a stream. It returns both errors, and the text that came before the stream's.
-func openTampered(t *testing.T, g *fakes.Gateway, client *sealedchat.SecureCompletionClient, change func([]byte) []byte) (text string, whole, streamed error) {
+func openTampered(t *testing.T, g *fakes.Gateway, client *sealedchat.SecureCompletionClient,
+	change func([]byte) []byte) (text string, whole, streamed error) {
 	t.Helper()
 	g.Set(func() { g.Mangle = change })
 	_, whole = client.Chat(t.Context(), ask("x"))
@@ -51,12 +52,16 @@ func TestEveryTruncationIsRefused(t *testing.T) {
 		t.Fatalf("the answer has only %d bytes", longest)
 	}
 	for n := range longest {
-		text, whole, streamed := openTampered(t, g, client, func(b []byte) []byte { return b[:min(n, len(b)-1)] })
+		text, whole, streamed := openTampered(t, g, client, func(b []byte) []byte {
+			return b[:min(n, len(b)-1)]
+		})
 		for name, err := range map[string]error{"whole": whole, "streamed": streamed} {
-			if !errors.Is(err, sealedchat.ErrTruncated) && !errors.Is(err, sealedchat.ErrDecryption) {
+			if !errors.Is(err, sealedchat.ErrTruncated) &&
+				!errors.Is(err, sealedchat.ErrDecryption) {
 				t.Errorf("cut to %d bytes, %s: %v", n, name, err)
 			}
-			if errors.Is(err, sealedchat.ErrTruncated) && !errors.Is(err, sealedchat.ErrConnection) {
+			if errors.Is(err, sealedchat.ErrTruncated) &&
+				!errors.Is(err, sealedchat.ErrConnection) {
 				t.Errorf("cut to %d bytes, %s: no ErrConnection", n, name)
 			}
 		}
@@ -106,11 +111,21 @@ func TestSwappedAndMovedAnswersAreRefused(t *testing.T) {
 		"with more behind":   func(b []byte) []byte { return append(b, 0) },
 		"empty":              func([]byte) []byte { return nil },
 		"only the nonce":     func(b []byte) []byte { return b[:32] },
-		"chunks exchanged":   func(b []byte) []byte { return rearrange(t, b, func(c [][]byte) { c[0], c[1] = c[1], c[0] }) },
-		"one chunk left out": func(b []byte) []byte { return rearrange(t, b, func(c [][]byte) { c[0] = nil }) },
-		"one chunk twice":    func(b []byte) []byte { return rearrange(t, b, func(c [][]byte) { c[1] = slices.Concat(c[1], c[1]) }) },
-		"an empty chunk":     func(b []byte) []byte { return slices.Concat(b[:32], []byte{16}, make([]byte, 16), b[32:]) },
-		"a huge chunk":       func(b []byte) []byte { return slices.Concat(b[:32], []byte{0xbf, 0xff, 0xff, 0xff}, b[32:]) },
+		"chunks exchanged": func(b []byte) []byte {
+			return rearrange(t, b, func(c [][]byte) { c[0], c[1] = c[1], c[0] })
+		},
+		"one chunk left out": func(b []byte) []byte {
+			return rearrange(t, b, func(c [][]byte) { c[0] = nil })
+		},
+		"one chunk twice": func(b []byte) []byte {
+			return rearrange(t, b, func(c [][]byte) { c[1] = slices.Concat(c[1], c[1]) })
+		},
+		"an empty chunk": func(b []byte) []byte {
+			return slices.Concat(b[:32], []byte{16}, make([]byte, 16), b[32:])
+		},
+		"a huge chunk": func(b []byte) []byte {
+			return slices.Concat(b[:32], []byte{0xbf, 0xff, 0xff, 0xff}, b[32:])
+		},
 	} {
 		if _, whole, streamed := openTampered(t, g, client, keep); whole != nil || streamed != nil {
 			t.Fatal(whole, streamed)
@@ -162,15 +177,16 @@ func TestMalformedMessagesInside(t *testing.T) {
 		message []byte
 		want    error
 	}{
-		"nothing":               {nil, sealedchat.ErrTruncated},
-		"a request":             {[]byte{0, 4, 'P', 'O', 'S', 'T'}, sealedchat.ErrEnvelope},
-		"status 99":             {[]byte{1, 0x40, 99, 0, 0}, sealedchat.ErrEnvelope},
-		"header cut":            {head(json)[:9], sealedchat.ErrTruncated},
-		"content cut":           {append(head(json), 9, '{'), sealedchat.ErrTruncated},
-		"no end of content":     {append(head(json), 2, '{', '}'), sealedchat.ErrTruncated},
-		"padding that is not 0": {append(head(json), 2, '{', '}', 0, 0, 0, 1), sealedchat.ErrEnvelope},
-		"no JSON":               {append(head(json), 2, '[', '1', 0), nil},
-		"no last event":         {append(head(events), 2, ':', '\n', 0), nil},
+		"nothing":           {nil, sealedchat.ErrTruncated},
+		"a request":         {[]byte{0, 4, 'P', 'O', 'S', 'T'}, sealedchat.ErrEnvelope},
+		"status 99":         {[]byte{1, 0x40, 99, 0, 0}, sealedchat.ErrEnvelope},
+		"header cut":        {head(json)[:9], sealedchat.ErrTruncated},
+		"content cut":       {append(head(json), 9, '{'), sealedchat.ErrTruncated},
+		"no end of content": {append(head(json), 2, '{', '}'), sealedchat.ErrTruncated},
+		"padding that is not 0": {append(head(json), 2, '{', '}', 0, 0, 0, 1),
+			sealedchat.ErrEnvelope},
+		"no JSON":       {append(head(json), 2, '[', '1', 0), nil},
+		"no last event": {append(head(events), 2, ':', '\n', 0), nil},
 	} {
 		g := fakes.NewGateway(t, nil)
 		g.Outer = func(w http.ResponseWriter, r *http.Request) bool {
@@ -190,7 +206,8 @@ func TestMalformedMessagesInside(t *testing.T) {
 		}
 		client := directClient(t, g, nil)
 		for way, call := range callsOf(client) {
-			if err := call(t.Context()); err == nil || (test.want != nil && !errors.Is(err, test.want)) {
+			if err := call(t.Context()); err == nil ||
+				(test.want != nil && !errors.Is(err, test.want)) {
 				t.Errorf("%s, %s: %v", name, way, err)
 			}
 		}
@@ -200,9 +217,11 @@ func TestMalformedMessagesInside(t *testing.T) {
 // The content's own end is missing, although the final chunk opened.
 func TestContentThatEndsEarlyIsTruncated(t *testing.T) {
 	for name, test := range map[string]struct{ kind, content, path string }{
-		"events":         {"text/event-stream", "data: {\"choices\":[]}\n\n", "/v1/chat/completions"},
-		"half an event":  {"text/event-stream", "data: {\"choices\":[]}\n\ndata: [DO", "/v1/chat/completions"},
-		"a response":     {"text/event-stream; charset=utf-8", "event: response.created\ndata: {}\n\n", "/v1/responses"},
+		"events": {"text/event-stream", "data: {\"choices\":[]}\n\n", "/v1/chat/completions"},
+		"half an event": {"text/event-stream", "data: {\"choices\":[]}\n\ndata: [DO",
+			"/v1/chat/completions"},
+		"a response": {"text/event-stream; charset=utf-8",
+			"event: response.created\ndata: {}\n\n", "/v1/responses"},
 		"embeddings":     {"application/json", `{"data":[{"embedding":[1,2`, "/v1/embeddings"},
 		"an open string": {"application/json", `{"data":"}`, "/v1/embeddings"},
 		"nothing":        {"application/json", ``, "/v1/models"},
@@ -213,14 +232,17 @@ func TestContentThatEndsEarlyIsTruncated(t *testing.T) {
 		})
 		client := directClient(t, g, nil)
 		sdk := client.HTTPClient()
-		resp, err := sdk.Post("https://gateway.test"+test.path, "application/json", strings.NewReader(`{"model":"m","stream":true}`))
+		resp, err := sdk.Post("https://gateway.test"+test.path, "application/json",
+			strings.NewReader(`{"model":"m","stream":true}`))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
 		content, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
-		if !errors.Is(err, sealedchat.ErrTruncated) || string(content) != strings.TrimSuffix(test.content, "data: [DO") { // whole events
+		// whole events
+		if !errors.Is(err, sealedchat.ErrTruncated) ||
+			string(content) != strings.TrimSuffix(test.content, "data: [DO") {
 			t.Errorf("%s: %v after %q", name, err, content)
 		}
 	}
@@ -247,7 +269,8 @@ func TestInterruptedBodies(t *testing.T) {
 			cancel(why)
 		}
 	}
-	if n != 1 || !errors.Is(last, why) || !errors.Is(last, context.Canceled) || errors.Is(last, sealedchat.ErrTruncated) {
+	if n != 1 || !errors.Is(last, why) || !errors.Is(last, context.Canceled) ||
+		errors.Is(last, sealedchat.ErrTruncated) {
 		t.Errorf("cancelled: %v after %d chunks", last, n)
 	}
 	for chunk, err := range client.Stream(t.Context(), ask("x")) {
@@ -268,7 +291,8 @@ func TestInterruptedBodies(t *testing.T) {
 	for _, err := range timed.Stream(t.Context(), ask("x")) {
 		last = err
 	}
-	if !errors.Is(last, sealedchat.ErrConnection) || !errors.Is(last, context.DeadlineExceeded) || errors.Is(last, sealedchat.ErrTruncated) {
+	if !errors.Is(last, sealedchat.ErrConnection) || !errors.Is(last, context.DeadlineExceeded) ||
+		errors.Is(last, sealedchat.ErrTruncated) {
 		t.Errorf("out of time: %v", last)
 	}
 }

@@ -41,7 +41,8 @@ func TestOHTTPChat(t *testing.T) {
 		t.Errorf("got %q, id %q", answer.Text(), answer.PayloadID)
 	}
 	h := httpx.HeaderOf(g.Last.Header)
-	if g.Last.Method != "POST" || g.Last.Path != "/v1/chat/completions" || h.Get("Authorization") != "Bearer sk-inner-5b1f" {
+	if g.Last.Method != "POST" || g.Last.Path != "/v1/chat/completions" ||
+		h.Get("Authorization") != "Bearer sk-inner-5b1f" {
 		t.Errorf("inside: %+v", g.Last)
 	}
 }
@@ -55,7 +56,9 @@ func TestOHTTPComplete(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Body.Destroy()
-	if err := r.Body.Use(func(b []byte) error { return chatjson.CheckCompletion(b, chatjson.Asked{}) }); err != nil {
+	if err := r.Body.Use(func(b []byte) error {
+		return chatjson.CheckCompletion(b, chatjson.Asked{})
+	}); err != nil {
 		t.Error(err)
 	}
 }
@@ -128,7 +131,8 @@ func TestOHTTPAudit(t *testing.T) {
 	if err := stream(); err != nil {
 		t.Fatal(err)
 	}
-	if got := rec.take(); len(got) != 3 || got[1] != sealed || got[2] != opened { // and the server's key before
+	// and the server's key before
+	if got := rec.take(); len(got) != 3 || got[1] != sealed || got[2] != opened {
 		t.Errorf("a stream: %q", got)
 	}
 	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
@@ -152,7 +156,8 @@ func TestOHTTPAudit(t *testing.T) {
 		}
 	}
 	rec.mu.Lock()
-	if last := rec.events[len(rec.events)-1]; last.Type != sealedchat.EventDecryptionRefused || out == 0 || last.Bytes == 0 || last.PayloadID == "" {
+	if last := rec.events[len(rec.events)-1]; last.Type != sealedchat.EventDecryptionRefused ||
+		out == 0 || last.Bytes == 0 || last.PayloadID == "" {
 		t.Errorf("after %d parts: %+v", out, last)
 	}
 	rec.mu.Unlock()
@@ -161,21 +166,27 @@ func TestOHTTPAudit(t *testing.T) {
 	if err := stream(); err == nil {
 		t.Error("cut")
 	}
-	if got := rec.take(); len(got) != 2 || got[0] != sealed || (got[1] != opened+" cut short" && !strings.HasPrefix(got[1], string(sealedchat.EventDecryptionRefused))) {
+	if got := rec.take(); len(got) != 2 || got[0] != sealed ||
+		(got[1] != opened+" cut short" && !strings.HasPrefix(got[1],
+			string(sealedchat.EventDecryptionRefused))) {
 		t.Errorf("cut: %q", got)
 	}
 	g.Set(func() { g.Mangle = nil; g.Inner = fakes.AnswerEvents("data: []\n\n", fakes.Done) })
 	if err := stream(); !errors.Is(err, sealedchat.ErrResponseSchema) {
 		t.Errorf("got %v", err)
 	}
-	if got := rec.take(); len(got) != 3 || !strings.HasPrefix(got[1], string(sealedchat.EventSchemaRefused)) && !strings.HasPrefix(got[2], string(sealedchat.EventSchemaRefused)) {
+	if got := rec.take(); len(got) != 3 || !strings.HasPrefix(got[1],
+		string(sealedchat.EventSchemaRefused)) && !strings.HasPrefix(got[2],
+		string(sealedchat.EventSchemaRefused)) {
 		t.Errorf("no chunk: %q", got)
 	}
 	g.Set(func() { g.Inner = fakes.ShortAnswer })
-	for _, event := range []sealedchat.EventType{sealedchat.EventRequestSealed, sealedchat.EventResponseOpened} {
+	for _, event := range []sealedchat.EventType{sealedchat.EventRequestSealed,
+		sealedchat.EventResponseOpened} {
 		rec.fail = event
 		_, before := g.Counts()
-		if err := stream(); !errors.Is(err, sealedchat.ErrAudit) || !errors.Is(err, errNotRecorded) {
+		if err := stream(); !errors.Is(err, sealedchat.ErrAudit) ||
+			!errors.Is(err, errNotRecorded) {
 			t.Errorf("%s is not recorded: %v", event, err)
 		}
 		if _, after := g.Counts(); (after == before) != (event == sealedchat.EventRequestSealed) {
@@ -197,7 +208,8 @@ func TestObliviousErrorsHoldNoContent(t *testing.T) {
 			w.Header().Set(ohttp.HeaderProcessed, "no")
 		}
 		w.WriteHeader(http.StatusBadRequest)
-		_, _ = io.WriteString(w, `{"error":{"message":"the prompt `+marker+` is too long","code":"code-`+marker+`"}}`)
+		_, _ = io.WriteString(w,
+			`{"error":{"message":"the prompt `+marker+` is too long","code":"code-`+marker+`"}}`)
 	})
 	var log bytes.Buffer
 	client := directClient(t, g, func(c *sealedchat.Config) {
@@ -214,23 +226,27 @@ func TestObliviousErrorsHoldNoContent(t *testing.T) {
 		if !strings.Contains(detail, marker) || !strings.Contains(code, marker) {
 			t.Errorf("%s: sealed were %q, %q", name, code, detail)
 		}
-		if strings.Contains(err.Error(), marker) || strings.Contains(log.String(), marker) || !errors.Is(err, sealedchat.ErrInvalidRequest) {
+		if strings.Contains(err.Error(), marker) || strings.Contains(log.String(), marker) ||
+			!errors.Is(err, sealedchat.ErrInvalidRequest) {
 			t.Errorf("%s: %v, %s", name, err, log.String())
 		}
 		for form, text := range printed(t, refused) {
 			words := strings.HasSuffix(form, "of the pointer") && !strings.HasPrefix(form, "%#v") &&
 				!strings.HasPrefix(form, "json")
-			if strings.Contains(text, marker) || words && !strings.Contains(text, "400 Bad Request with a sealed error") {
+			if strings.Contains(text, marker) ||
+				words && !strings.Contains(text, "400 Bad Request with a sealed error") {
 				t.Errorf("%s: %s prints %s", name, form, text)
 			}
 		}
 	}
-	resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions", "application/json", strings.NewReader(`{"model":"m","messages":[]}`))
+	resp, err := client.HTTPClient().Post("https://gateway.test/v1/chat/completions",
+		"application/json", strings.NewReader(`{"model":"m","messages":[]}`))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), marker) {
+	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusBadRequest ||
+		!strings.Contains(string(text), marker) {
 		t.Errorf("an SDK gets %d %s, %v", resp.StatusCode, text, err)
 	}
 	own = "yes"

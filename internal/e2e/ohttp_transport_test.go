@@ -45,7 +45,8 @@ func TestOHTTPHTTPClientPaths(t *testing.T) {
 		{"GET", "https://api.openai.com/v1/models?limit=3", "/v1/models?limit=3"},
 		{"GET", "https://gateway.test/prefixed/v1", "/prefixed/v1"},
 		{"GET", "https://gateway.test", "/"},
-		{"GET", "https://gateway.test/openai/chat/completions?limit=2", "/v1/chat/completions?limit=2"},
+		{"GET", "https://gateway.test/openai/chat/completions?limit=2",
+			"/v1/chat/completions?limit=2"},
 		{"DELETE", "https://gateway.test/v1/a%2Fb", "/v1/a%2Fb"},
 		{"POST", "https://gateway.test/v1/embeddings", "/v1/embeddings"},
 		{"POST", "https://gateway.test/prefix/v1/responses", "/v1/responses"},
@@ -72,14 +73,16 @@ func TestOHTTPHTTPClientPaths(t *testing.T) {
 			t.Errorf("%s: %d %q, %v", test.url, resp.StatusCode, content, err)
 		}
 		h := resp.Header
-		if h.Get("X-Should-Retry") != "false" || h.Get("X-Request-Id") != "r1" || h.Get("Set-Cookie") != "" {
+		if h.Get("X-Should-Retry") != "false" || h.Get("X-Request-Id") != "r1" ||
+			h.Get("Set-Cookie") != "" {
 			t.Errorf("%s: %v", test.url, h)
 		}
 		if g.Last.Path != test.want || g.Last.Method != test.method {
 			t.Errorf("%s: inside %s %s", test.url, g.Last.Method, g.Last.Path)
 		}
 		inside := httpx.HeaderOf(g.Last.Header)
-		if inside.Get("X-Stainless-OS") != "" || inside.Get("User-Agent") != "" || inside.Get("OpenAI-Beta") != "assistants=v2" {
+		if inside.Get("X-Stainless-OS") != "" || inside.Get("User-Agent") != "" ||
+			inside.Get("OpenAI-Beta") != "assistants=v2" {
 			t.Errorf("%s: inside %v", test.url, inside)
 		}
 	}
@@ -127,10 +130,14 @@ func TestHTTPClientWithoutAMethod(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK || g.Last.Method != http.MethodGet || g.Last.Path != "/v1/models" || req.Method != "" {
-		t.Errorf("%d, inside %+v; the request has the method %q now", resp.StatusCode, g.Last, req.Method)
+	if resp.StatusCode != http.StatusOK || g.Last.Method != http.MethodGet ||
+		g.Last.Path != "/v1/models" || req.Method != "" {
+		t.Errorf("%d, inside %+v; the request has the method %q now", resp.StatusCode, g.Last,
+			req.Method)
 	}
-	resp, err = startClient(t, "https://server.test", func(c *sealedchat.Config) { c.Transport = testkit.NeverUsed(t) }).HTTPClient().Do(&http.Request{URL: req.URL})
+	resp, err = startClient(t, "https://server.test", func(c *sealedchat.Config) {
+		c.Transport = testkit.NeverUsed(t)
+	}).HTTPClient().Do(&http.Request{URL: req.URL})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +151,8 @@ func TestHTTPClientWithoutAMethod(t *testing.T) {
 func TestOHTTPHTTPClientChatPath(t *testing.T) {
 	g := fakes.NewGateway(t, testkit.AnswerText("x"))
 	client := directClient(t, g, nil)
-	for _, path := range []string{"/v1/chat/completions", "/chat/completions/", "/openai/deployments/m/chat/completions?api-version=1"} {
+	for _, path := range []string{"/v1/chat/completions", "/chat/completions/",
+		"/openai/deployments/m/chat/completions?api-version=1"} {
 		resp, err := client.HTTPClient().Post("https://gateway.test"+path, "application/json",
 			strings.NewReader(`{"model":"m","messages":[{"role":"user","content":"x"}]}`))
 		if err != nil {
@@ -165,17 +173,28 @@ func TestOHTTPHTTPClientRefusals(t *testing.T) {
 		body   string
 		status int
 	}{
-		"an encoding":     {func(r *http.Request) { r.Header.Set("Content-Encoding", "gzip") }, "{}", 415},
-		"too large":       {nil, strings.Repeat(" ", 5000), 413},
-		"no JSON":         {nil, "hello", 400},
-		"an odd tier":     {func(r *http.Request) { r.Header.Set(hybrid.HeaderTier, "odd") }, `{"model":"m"}`, 400},
-		"spoken outside":  {nil, `{"model":"m","stream":true,"api_key":"k"}`, 400},
-		"CONNECT":         {func(r *http.Request) { r.Method = http.MethodConnect }, "", 400},
-		"an odd query":    {func(r *http.Request) { r.URL.Path, r.URL.RawQuery = "/v1/models", "a b" }, "", 400},
-		"a large other":   {func(r *http.Request) { r.URL.Path = "/v1/embeddings" }, strings.Repeat(" ", 500), 413},
-		"an odd protocol": {func(r *http.Request) { r.Header.Set("Accept", "a\x00b") }, `{"model":"m","stream":true}`, 400},
+		"an encoding": {func(r *http.Request) {
+			r.Header.Set("Content-Encoding", "gzip")
+		}, "{}", 415},
+		"too large": {nil, strings.Repeat(" ", 5000), 413},
+		"no JSON":   {nil, "hello", 400},
+		"an odd tier": {func(r *http.Request) {
+			r.Header.Set(hybrid.HeaderTier, "odd")
+		}, `{"model":"m"}`, 400},
+		"spoken outside": {nil, `{"model":"m","stream":true,"api_key":"k"}`, 400},
+		"CONNECT":        {func(r *http.Request) { r.Method = http.MethodConnect }, "", 400},
+		"an odd query": {func(r *http.Request) {
+			r.URL.Path, r.URL.RawQuery = "/v1/models", "a b"
+		}, "", 400},
+		"a large other": {func(r *http.Request) {
+			r.URL.Path = "/v1/embeddings"
+		}, strings.Repeat(" ", 500), 413},
+		"an odd protocol": {func(r *http.Request) {
+			r.Header.Set("Accept", "a\x00b")
+		}, `{"model":"m","stream":true}`, 400},
 	} {
-		req, err := http.NewRequest(http.MethodPost, "https://gateway.test/v1/chat/completions", strings.NewReader(test.body))
+		req, err := http.NewRequest(http.MethodPost, "https://gateway.test/v1/chat/completions",
+			strings.NewReader(test.body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -188,7 +207,8 @@ func TestOHTTPHTTPClientRefusals(t *testing.T) {
 			continue
 		}
 		content, _ := io.ReadAll(resp.Body)
-		if resp.StatusCode != test.status || !strings.Contains(string(content), `{"error":{"`) || resp.Header.Get("X-Should-Retry") != "false" {
+		if resp.StatusCode != test.status || !strings.Contains(string(content), `{"error":{"`) ||
+			resp.Header.Get("X-Should-Retry") != "false" {
 			t.Errorf("%s: %d %s", name, resp.StatusCode, content)
 		}
 	}
@@ -208,12 +228,14 @@ func TestOHTTPHTTPClientErrors(t *testing.T) {
 	client := directClient(t, g, nil)
 	sdk := client.HTTPClient()
 	for _, body := range []string{`{"model":"m","stream":true}`, `{"model":"m"}`} {
-		resp, err := sdk.Post("https://gateway.test/v1/chat/completions", "application/json", strings.NewReader(body))
+		resp, err := sdk.Post("https://gateway.test/v1/chat/completions", "application/json",
+			strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
 		content, _ := io.ReadAll(resp.Body)
-		if resp.StatusCode != 429 || resp.Header.Get("Retry-After") != "120" || !strings.Contains(string(content), `"code":"rate"`) ||
+		if resp.StatusCode != 429 || resp.Header.Get("Retry-After") != "120" ||
+			!strings.Contains(string(content), `"code":"rate"`) ||
 			resp.Header.Get("X-Should-Retry") != "false" {
 			t.Errorf("%d %v %s", resp.StatusCode, resp.Header, content)
 		}
@@ -224,12 +246,14 @@ func TestOHTTPHTTPClientErrors(t *testing.T) {
 	}
 	_, before := g.Counts()
 	for attempt := range 3 {
-		req, _ := http.NewRequest(http.MethodPost, "https://gateway.test/v1/embeddings", strings.NewReader(`{"model":"m"}`))
+		req, _ := http.NewRequest(http.MethodPost, "https://gateway.test/v1/embeddings",
+			strings.NewReader(`{"model":"m"}`))
 		if attempt > 0 {
 			req.Header.Set("X-Stainless-Retry-Count", "1")
 		}
 		_, err := sdk.Do(req)
-		if outer, ok := errors.AsType[*sealedchat.OuterError](err); !ok || outer.StatusCode != 502 || outer.Detail != "relay down" {
+		if outer, ok := errors.AsType[*sealedchat.OuterError](err); !ok ||
+			outer.StatusCode != 502 || outer.Detail != "relay down" {
 			t.Errorf("got %v", err)
 		}
 	}
@@ -269,7 +293,8 @@ func TestOHTTPHTTPClientRemembersWithoutABody(t *testing.T) {
 			}
 			req.Header.Set("X-Stainless-Retry-Count", count)
 			_, err = sdk.Do(req)
-			if outer, ok := errors.AsType[*sealedchat.OuterError](err); !ok || outer.StatusCode != 502 {
+			if outer, ok := errors.AsType[*sealedchat.OuterError](err); !ok ||
+				outer.StatusCode != 502 {
 				t.Errorf("%s %s: %v", test.method, path, err)
 			}
 		}
@@ -308,7 +333,8 @@ func TestOHTTPHTTPClientRemembersWhatItsSDKGaveUp(t *testing.T) {
 			}).HTTPClient()
 			for attempt := range 3 {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-				req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "https://gateway.test/v1/chat/completions", strings.NewReader(body))
+				req, _ := http.NewRequestWithContext(ctx, http.MethodPost,
+					"https://gateway.test/v1/chat/completions", strings.NewReader(body))
 				req.Header.Set("X-Stainless-Retry-Count", strconv.Itoa(attempt))
 				resp, err := sdk.Do(req)
 				cancel()
@@ -339,11 +365,13 @@ func TestOHTTPHTTPClientStreams(t *testing.T) {
 	client := ohttpClient(t, srv.URL, nil)
 	for range 3 {
 		resp, err := client.HTTPClient().Post(srv.URL+"/v1/chat/completions", "application/json",
-			strings.NewReader(`{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true}`))
+			strings.NewReader(
+				`{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true}`))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if kind := resp.Header.Get("Content-Type"); !strings.HasPrefix(kind, "text/event-stream") || resp.ContentLength != -1 {
+		if kind := resp.Header.Get("Content-Type"); !strings.HasPrefix(kind, "text/event-stream") ||
+			resp.ContentLength != -1 {
 			t.Errorf("%s, %d bytes", kind, resp.ContentLength)
 		}
 		events := sse.NewReader(resp.Body, sse.MaxEvent)

@@ -57,7 +57,8 @@ func TestProcessMemoryChild(t *testing.T) {
 
 // newScratch maps memory outside the Go heap.
 func newScratch() []byte {
-	b, err := syscall.Mmap(-1, 0, scratchSize, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
+	b, err := syscall.Mmap(-1, 0, scratchSize, syscall.PROT_READ|syscall.PROT_WRITE,
+		syscall.MAP_PRIVATE|syscall.MAP_ANON)
 	if err != nil {
 		panic(err)
 	}
@@ -173,11 +174,13 @@ func (c *memoryClient) open(args []string) (string, error) {
 		return "", err
 	}
 	o := &sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}}
-	if c.keys, err = sealedchat.OpenKeyStore(context.Background(), args[0], passphrase, o); err != nil {
+	if c.keys, err = sealedchat.OpenKeyStore(context.Background(), args[0], passphrase,
+		o); err != nil {
 		return "", err
 	}
 	cfg := sealedchat.Config{
-		BaseURL: args[1], Trust: sealedchat.Pin(args[2]), Keys: c.keys, APIKey: c.apiKey, InsecureAllowHTTP: true, MaxRetries: -1,
+		BaseURL: args[1], Trust: sealedchat.Pin(args[2]), Keys: c.keys, APIKey: c.apiKey,
+		InsecureAllowHTTP: true, MaxRetries: -1,
 	}
 	memoryProtocols[args[3]](&cfg)
 	c.client, err = sealedchat.NewSecureCompletionClient(cfg)
@@ -340,12 +343,14 @@ var memoryPlants = map[string]func(secret []byte){
 		copy(copied[7:], b) // at an odd address
 		plantedHeap = append(plantedHeap, copied)
 	},
-	"limbs":    func(b []byte) { plantedInts = append(plantedInts, new(big.Int).SetBytes(b)) },
-	"fragment": func(b []byte) { plantedHeap = append(plantedHeap, append([]byte(nil), b[len(b)/2-8:len(b)/2+8]...)) },
-	"stack":    plantOnStack,
-	"data":     func(b []byte) { plantedSize += 1 + copy(plantedData[plantedSize:], b) },
-	"mapped":   func(b []byte) { copy(newScratch(), b) },
-	"locked":   func(b []byte) { copy(lockedPage(), b) },
+	"limbs": func(b []byte) { plantedInts = append(plantedInts, new(big.Int).SetBytes(b)) },
+	"fragment": func(b []byte) {
+		plantedHeap = append(plantedHeap, append([]byte(nil), b[len(b)/2-8:len(b)/2+8]...))
+	},
+	"stack":  plantOnStack,
+	"data":   func(b []byte) { plantedSize += 1 + copy(plantedData[plantedSize:], b) },
+	"mapped": func(b []byte) { copy(newScratch(), b) },
+	"locked": func(b []byte) { copy(lockedPage(), b) },
 	"locked and not dumped": func(b []byte) {
 		page := lockedPage()
 		const dontDump = 16 // MADV_DONTDUMP
@@ -375,7 +380,8 @@ var (
 func plantOnStack(b []byte) {
 	ready := make(chan struct{})
 	go func() {
-		var frame [8 << 10]byte // fixed size, so that it is on the stack, which has grown before the secret comes
+		// fixed size, so that it is on the stack, which has grown before the secret comes
+		var frame [8 << 10]byte
 		n := copy(frame[:], b)
 		ready <- struct{}{}
 		<-ready
@@ -398,7 +404,8 @@ func (c *memoryClient) plant(args []string) (string, error) {
 // allowCores undoes the limit that memguard sets, as far as it may.
 func (c *memoryClient) allowCores([]string) (string, error) {
 	unlimited := ^uint64(0)
-	if syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: unlimited, Max: unlimited}) != nil {
+	if syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: unlimited,
+		Max: unlimited}) != nil {
 		return "refused", nil
 	}
 	return "allowed", nil
@@ -425,7 +432,8 @@ func memoryGateway() {
 	if err != nil {
 		panic(err)
 	}
-	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
+	keys, err := sealedchat.NewEphemeralKeyStore(
+		&sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
 	if err != nil {
 		panic(err)
 	}
@@ -433,7 +441,8 @@ func memoryGateway() {
 		panic(err)
 	}
 	up := httptest.NewServer(http.HandlerFunc(memoryUpstream))
-	g, err := sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: up.URL + "/v1", AllowUnauthenticated: true, Keys: keys})
+	g, err := sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: up.URL + "/v1",
+		AllowUnauthenticated: true, Keys: keys})
 	if err != nil {
 		panic(err)
 	}
@@ -446,7 +455,9 @@ func memoryGateway() {
 	if err != nil {
 		panic(err)
 	}
-	config := known[slices.IndexFunc(known, func(k sealedchat.KeyInfo) bool { return k.Kind == "X-Wing" })]
+	config := known[slices.IndexFunc(known, func(k sealedchat.KeyInfo) bool {
+		return k.Kind == "X-Wing"
+	})]
 	report("ok %s %s %s", listener.Addr(), known[0].Fingerprint, config.Fingerprint)
 	_, _ = readLine()
 }
@@ -461,9 +472,11 @@ func memoryUpstream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var b bytes.Buffer
-	fmt.Fprintf(&b, `{"id":"chatcmpl-1","object":"chat.completion","created":1765250382,"model":"test-model","choices":[{"index":0,`+
-		`"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}],`+
-		`"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}`, memoryAnswer(request.Messages[0].Content))
+	fmt.Fprintf(&b,
+		`{"id":"chatcmpl-1","object":"chat.completion","created":1765250382,"model":"test-model","choices":[{"index":0,`+
+			`"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}],`+
+			`"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}`,
+		memoryAnswer(request.Messages[0].Content))
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(b.Bytes())
 }

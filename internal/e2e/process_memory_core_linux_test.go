@@ -68,7 +68,8 @@ func TestProcessCore(t *testing.T) {
 			listing += fmt.Sprintf("\n\t%s at %#x of the file", m, m.At)
 		}
 	}
-	t.Logf("a core of %d KB from %s; %d pages of locked memory are not in it; of the secrets it holds: %v%s",
+	t.Logf("a core of %d KB from %s; %d pages of locked memory are not in it; of the secrets it "+
+		"holds: %v%s",
 		len(core)>>10, how, lockedPages, counts, listing)
 	if listing != "" {
 		t.Error("secrets are in the core")
@@ -117,7 +118,8 @@ func mapFile(t *testing.T, name string) []byte {
 func (r *memoryRun) core(t *testing.T) (file, how string) {
 	t.Helper()
 	pattern, _ := os.ReadFile("/proc/sys/kernel/core_pattern")
-	if len(pattern) > 0 && pattern[0] != '|' && pattern[0] != '/' && r.tell("allow cores") == "allowed" {
+	if len(pattern) > 0 && pattern[0] != '|' && pattern[0] != '/' &&
+		r.tell("allow cores") == "allowed" {
 		r.send([]byte("abort\n"))
 		_ = r.cmd.Wait()
 		files, err := filepath.Glob(filepath.Join(r.cmd.Dir, "*"))
@@ -128,13 +130,15 @@ func (r *memoryRun) core(t *testing.T) (file, how string) {
 	}
 	gcore, err := exec.LookPath("gcore")
 	if err != nil {
-		t.Skipf("no core to look at: core_pattern is %q, and there is no gcore", bytes.TrimSpace(pattern))
+		t.Skipf("no core to look at: core_pattern is %q, and there is no gcore",
+			bytes.TrimSpace(pattern))
 	}
 	prefix := filepath.Join(t.TempDir(), "core")
 	pid := r.cmd.Process.Pid
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if out, err := exec.CommandContext(ctx, gcore, "-o", prefix, fmt.Sprint(pid)).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, gcore, "-o", prefix,
+		fmt.Sprint(pid)).CombinedOutput(); err != nil {
 		if strings.Contains(string(out), "not permitted") {
 			t.Skipf("gcore may not trace the client: %s", out)
 		}

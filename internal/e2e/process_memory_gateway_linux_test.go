@@ -44,11 +44,13 @@ func (c *memoryClient) serve(args []string) (string, error) {
 	}
 	defer passphrase.Destroy()
 	o := &sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}}
-	if c.keys, err = sealedchat.OpenKeyStore(context.Background(), args[0], passphrase, o); err != nil {
+	if c.keys, err = sealedchat.OpenKeyStore(context.Background(), args[0], passphrase,
+		o); err != nil {
 		return "", err
 	}
 	up := httptest.NewServer(http.HandlerFunc(memoryUpstream))
-	c.gateway, err = sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: up.URL + "/v1", AllowUnauthenticated: true, Keys: c.keys})
+	c.gateway, err = sealedchat.NewGateway(sealedchat.GatewayConfig{Upstream: up.URL + "/v1",
+		AllowUnauthenticated: true, Keys: c.keys})
 	if err != nil {
 		return "", err
 	}
@@ -76,7 +78,9 @@ func configSecrets(t testing.TB, dir string, passphrase []byte) (all []testkit.M
 		t.Fatal(err)
 	}
 	_, _, body := unlockFile(t, text, passphrase)
-	add := func(row string, b []byte) { all = append(all, testkit.MemorySecret{Row: row, Name: row, Bytes: b}) }
+	add := func(row string, b []byte) {
+		all = append(all, testkit.MemorySecret{Row: row, Name: row, Bytes: b})
+	}
 	for _, k := range body.ConfigKeys {
 		if k.KEM == ohttp.X25519 {
 			add(rowX25519, k.Seed)
@@ -111,7 +115,8 @@ func TestProcessMemoryOfGateway(t *testing.T) {
 	writeKeyStore(t, dir, passphrase, testkit.Key(t, "rsa-2048"))
 	p := startMemoryProcess(t, "client")
 	base := "http://" + p.tell("serve "+dir, passphrase)
-	g := &gatewayMemory{memoryRun: &memoryRun{memoryProcess: p}, search: testkit.NewSecretSearch(configSecrets(t, dir, passphrase))}
+	g := &gatewayMemory{memoryRun: &memoryRun{memoryProcess: p},
+		search: testkit.NewSecretSearch(configSecrets(t, dir, passphrase))}
 	collect := "scrub"
 	if runtimeSecret {
 		collect = "gc"
@@ -142,15 +147,19 @@ func TestProcessMemoryOfGateway(t *testing.T) {
 			want.full = 1 // an array inside crypto/hpke's key
 		}
 		if n := collected.unlocked[row]; n != want {
-			t.Errorf("%s: %s of %q, want %s%s", collected.name, n, row, want, collected.listing(row))
+			t.Errorf("%s: %s of %q, want %s%s", collected.name, n, row, want,
+				collected.listing(row))
 		}
 		if n, m := closed.unlocked[row], collected.unlocked[row]; n.total() > m.total() {
-			t.Errorf("%s: %s of %q, before it were %s%s", closed.name, n, row, m, closed.listing(row))
+			t.Errorf("%s: %s of %q, before it were %s%s", closed.name, n, row, m,
+				closed.listing(row))
 		}
 		if n, m := gone.unlocked[row], gone.locked[row]; n.total()+m.total() > 0 {
-			t.Errorf("%s: %s of %q, and %s in locked memory, want none%s", gone.name, n, row, m, gone.listing(row))
+			t.Errorf("%s: %s of %q, and %s in locked memory, want none%s", gone.name, n, row, m,
+				gone.listing(row))
 		}
-		// What loading leaves does not grow with the requests; each list that is signed leaves a copy.
+		// What loading leaves does not grow with the requests; each list that is signed leaves a
+		// copy.
 		most := loaded.unlocked[row].total()
 		if row == rowSigner || row == rowSignature {
 			most += signed
@@ -183,14 +192,16 @@ func (g *gatewayMemory) use(base string) {
 		}
 	}
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
-		BaseURL: base, Trust: sealedchat.TrustHTTPS(), InsecureAllowHTTP: true, Protocol: sealedchat.ProtocolOHTTP,
+		BaseURL: base, Trust: sealedchat.TrustHTTPS(), InsecureAllowHTTP: true,
+		Protocol: sealedchat.ProtocolOHTTP,
 	})
 	if err != nil {
 		g.t.Fatal(err)
 	}
 	defer client.Close()
 	for range memoryRounds {
-		body := sealedchat.NewSecret([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}]}`))
+		body := sealedchat.NewSecret(
+			[]byte(`{"model":"m","messages":[{"role":"user","content":"x"}]}`))
 		answer, err := client.Complete(g.t.Context(), body)
 		if err != nil {
 			g.t.Fatal(err)

@@ -139,7 +139,8 @@ func startMemoryRun(t testing.TB, s memoryScenario) *memoryRun {
 
 	r := &memoryRun{
 		witness: testkit.NewWitness(t, addr), apiKey: randomText(48),
-		client: testkit.Key(t, "client-4096"), server: testkit.Key(t, "server-4096"), protocol: s.protocol,
+		client: testkit.Key(t, "client-4096"), server: testkit.Key(t, "server-4096"),
+		protocol: s.protocol,
 	}
 	dir, passphrase := filepath.Join(t.TempDir(), "store"), randomText(40)
 	stored := r.client
@@ -148,10 +149,12 @@ func startMemoryRun(t testing.TB, s memoryScenario) *memoryRun {
 	}
 	file := writeKeyStore(t, dir, passphrase, stored)
 	r.fixed = append(storeSecrets(t, file, passphrase, stored), keySecrets("the key's", stored)...)
-	r.fixed = append(r.fixed, testkit.MemorySecret{Row: rowAPIKey, Name: "API key", Bytes: r.apiKey})
+	r.fixed = append(r.fixed, testkit.MemorySecret{Row: rowAPIKey, Name: "API key",
+		Bytes: r.apiKey})
 
 	r.memoryProcess = startMemoryProcess(t, "client")
-	r.tell(strings.Join([]string{"open", dir, "http://" + r.witness.Addr(), pin, s.protocol}, " "), passphrase, r.apiKey)
+	r.tell(strings.Join([]string{"open", dir, "http://" + r.witness.Addr(), pin, s.protocol}, " "),
+		passphrase, r.apiKey)
 	if s.pem {
 		r.tell("import", testkit.KeyPEM(t, "client-4096"))
 		if file, err := os.ReadFile(filepath.Join(dir, "keystore.json")); err != nil {
@@ -180,13 +183,15 @@ func writeKeyStore(t testing.TB, dir string, passphrase []byte, key *rsa.Private
 	_, _ = rand.Read(dataKey)
 	file, err = keyfile.Seal(&keyfile.Body{
 		Generation: 1,
-		Keys:       []keyfile.Entry{{State: keyfile.Primary, Created: now, Activated: now, Key: copied}},
-		DataKeys:   []keyfile.DataKey{{Generation: 1, Key: dataKey, Created: now}},
+		Keys: []keyfile.Entry{{State: keyfile.Primary, Created: now, Activated: now,
+			Key: copied}},
+		DataKeys: []keyfile.DataKey{{Generation: 1, Key: dataKey, Created: now}},
 	}, master)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, "keystore.json"), file, 0o600)); err != nil {
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, "keystore.json"),
+		file, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	return file
@@ -196,12 +201,14 @@ func writeKeyStore(t testing.TB, dir string, passphrase []byte, key *rsa.Private
 func (r *memoryRun) round(command string) {
 	prompt := randomText(memoryPromptSize)
 	r.prompts = append(r.prompts, string(prompt))
-	r.tell(command, fmt.Appendf(nil, `{"model":"test-model","messages":[{"role":"user","content":"%s"}]}`, prompt))
+	r.tell(command, fmt.Appendf(nil,
+		`{"model":"test-model","messages":[{"role":"user","content":"%s"}]}`, prompt))
 }
 
 func (r *memoryRun) secrets() []testkit.MemorySecret {
 	all := slices.Clone(r.fixed)
-	if r.protocol == "ohttp" { // its keys are the gateway's and the exchange's own: nobody here can know them
+	// its keys are the gateway's and the exchange's own: nobody here can know them
+	if r.protocol == "ohttp" {
 		for _, prompt := range r.prompts {
 			all = append(all,
 				testkit.MemorySecret{Row: rowContent, Name: "prompt", Bytes: []byte(prompt)},
@@ -280,9 +287,12 @@ func TestProcessMemory(t *testing.T) {
 	}
 	if os.Getenv(memoryVar) == "full" {
 		scenarios = append(scenarios,
-			memoryScenario{name: "collections beside", protocol: "v1", before: "storm", asserted: true},
-			memoryScenario{name: "OHTTP and collections", protocol: "ohttp", before: "storm", asserted: true},
-			memoryScenario{name: "allocations beside", protocol: "v1", before: "churn", asserted: true},
+			memoryScenario{name: "collections beside", protocol: "v1", before: "storm",
+				asserted: true},
+			memoryScenario{name: "OHTTP and collections", protocol: "ohttp", before: "storm",
+				asserted: true},
+			memoryScenario{name: "allocations beside", protocol: "v1", before: "churn",
+				asserted: true},
 			memoryScenario{name: "imported key", protocol: "v1", pem: true, asserted: true},
 			memoryScenario{name: "fragmented heap", protocol: "v1", before: "fragment"},
 		)
@@ -307,7 +317,8 @@ func TestProcessMemoryOfLargeStacks(t *testing.T) {
 		if runtimeSecret {
 			r.tell("gc")
 		}
-		c := r.column(fmt.Sprintf("round %d, %d KiB", n+1, kib), testkit.NewSecretSearch(r.secrets()))
+		c := r.column(fmt.Sprintf("round %d, %d KiB", n+1, kib),
+			testkit.NewSecretSearch(r.secrets()))
 		for _, row := range []string{rowSession, rowContent} {
 			if found := c.unlocked[row]; found.total() > 0 {
 				t.Errorf("%s: %s of %q, want none%s", c.name, found, row, c.listing(row))
@@ -352,7 +363,8 @@ func (s memoryScenario) rounds() int {
 }
 
 // play loads the client and makes the rounds.
-func (s memoryScenario) play(t *testing.T) (r *memoryRun, loaded *memoryCounts, all *testkit.SecretSearch) {
+func (s memoryScenario) play(t *testing.T) (r *memoryRun, loaded *memoryCounts,
+	all *testkit.SecretSearch) {
 	t.Helper()
 	r = startMemoryRun(t, s)
 	r.tell("warm")
@@ -455,7 +467,8 @@ func (r *memoryRun) control(t *testing.T) {
 		if s.Row == rowKey && strings.HasSuffix(s.Name, " q") {
 			q := slices.Clone(s.Bytes)
 			slices.Reverse(q)
-			samples[rowWidened] = testkit.MemorySecret{Row: rowWidened, Name: s.Name, Bytes: append(q, make([]byte, len(q))...)}
+			samples[rowWidened] = testkit.MemorySecret{Row: rowWidened, Name: s.Name,
+				Bytes: append(q, make([]byte, len(q))...)}
 		}
 	}
 	fresh := &memoryRun{memoryProcess: startMemoryProcess(t, "client")}
@@ -473,7 +486,8 @@ func (r *memoryRun) control(t *testing.T) {
 		}
 		after := fresh.column(kind, search)
 		for _, row := range memoryRows {
-			if s := samples[row]; plantable(kind, s) && !after.hasNew(before, row, kind != "fragment", kind == "locked") {
+			if s := samples[row]; plantable(kind, s) &&
+				!after.hasNew(before, row, kind != "fragment", kind == "locked") {
 				t.Errorf("control: %q left lying about (%s) is not found", row, kind)
 			}
 		}

@@ -80,13 +80,15 @@ func (c *naiveClient) complete(prompt string) error {
 		return err
 	}
 	text, err := json.Marshal(naiveEnvelope{
-		"1.0", "hybrid-aes256-rsa4096", naiveEncrypted{sealed[:len(sealed)-16], nonce, sealed[len(sealed)-16:]},
+		"1.0", "hybrid-aes256-rsa4096", naiveEncrypted{sealed[:len(sealed)-16], nonce,
+			sealed[len(sealed)-16:]},
 		wrapped, "RSA-OAEP-SHA256", "AES-256-GCM",
 	})
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequest(http.MethodPost, c.url+"/v1/chat/secure_completion", bytes.NewReader(text))
+	req, err := http.NewRequest(http.MethodPost, c.url+"/v1/chat/secure_completion",
+		bytes.NewReader(text))
 	if err != nil {
 		return err
 	}
@@ -142,7 +144,8 @@ func BenchmarkCompleteAgainstNaive(b *testing.B) {
 	}
 	addr, pin := said[0], said[1]
 
-	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
+	keys, err := sealedchat.NewEphemeralKeyStore(
+		&sealedchat.KeyStoreOptions{Rotation: sealedchat.Rotation{Every: -1}})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -157,18 +160,21 @@ func BenchmarkCompleteAgainstNaive(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer client.Close()
-	block, _ := pem.Decode(testkit.KeyPEM(b, "client-4096")) // a copy of its own: testkit.Key's is shared
+	// a copy of its own: testkit.Key's is shared
+	block, _ := pem.Decode(testkit.KeyPEM(b, "client-4096"))
 	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
 		b.Fatal(err)
 	}
 	naive := &naiveClient{
-		url: "http://" + addr, key: parsed.(*rsa.PrivateKey), server: &testkit.Key(b, "server-4096").PublicKey,
+		url: "http://" + addr, key: parsed.(*rsa.PrivateKey),
+		server: &testkit.Key(b, "server-4096").PublicKey,
 		public: url.PathEscape(string(testkit.PublicPEM(b, "client-4096"))),
 	}
 	prompt := randomText(memoryPromptSize)
 	careful := func() error {
-		body := sealedchat.NewSecret(fmt.Appendf(nil, `{"model":"test-model","messages":[{"role":"user","content":"%s"}]}`, prompt))
+		body := sealedchat.NewSecret(fmt.Appendf(nil,
+			`{"model":"test-model","messages":[{"role":"user","content":"%s"}]}`, prompt))
 		defer body.Destroy()
 		answer, err := client.Complete(context.Background(), body)
 		if err != nil {

@@ -33,7 +33,8 @@ func (c *memoryClient) relay(args []string) (string, error) {
 	if c.keys, err = sealedchat.NewEphemeralKeyStore(o); err != nil {
 		return "", err
 	}
-	config := sealedchat.GatewayConfig{Upstream: args[0] + "/v1", AllowUnauthenticated: true, Keys: c.keys}
+	config := sealedchat.GatewayConfig{Upstream: args[0] + "/v1", AllowUnauthenticated: true,
+		Keys: c.keys}
 	if len(args) > 1 {
 		der, err := base64.StdEncoding.DecodeString(args[1])
 		if err != nil {
@@ -81,7 +82,8 @@ func mirrorUpstream(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
 		for len(answer) > 0 {
 			n := min(len(answer), 5000)
-			_, _ = fmt.Fprintf(w, `data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"%s"}}]}`+"\n\n", answer[:n])
+			_, _ = fmt.Fprintf(w,
+				`data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"%s"}}]}`+"\n\n", answer[:n])
 			answer = answer[n:]
 			_ = http.NewResponseController(w).Flush()
 		}
@@ -89,8 +91,9 @@ func mirrorUpstream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = fmt.Fprintf(w, `{"id":"c","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,`+
-		`"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}]}`, answer)
+	_, _ = fmt.Fprintf(w,
+		`{"id":"c","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,`+
+			`"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}]}`, answer)
 }
 
 // countedUpstream counts the connections of mirrorUpstream.
@@ -142,15 +145,18 @@ func TestPromptsInTheGatewaysMemory(t *testing.T) {
 			base := "http://" + p.tell(command)
 			var all []testkit.MemorySecret
 			requests := 0
-			for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP} {
+			for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope,
+				sealedchat.ProtocolOHTTP} {
 				for _, stream := range []bool{false, true} {
 					for _, s := range promptSizes {
-						all = append(all, askGateway(t, base, protocol, stream, s.size, s.rounds)...)
+						all = append(all, askGateway(t, base, protocol, stream, s.size,
+							s.rounds)...)
 						requests += s.rounds
 					}
 				}
 			}
-			g := &gatewayMemory{memoryRun: &memoryRun{memoryProcess: p}, search: testkit.NewSecretSearch(all)}
+			g := &gatewayMemory{memoryRun: &memoryRun{memoryProcess: p},
+				search: testkit.NewSecretSearch(all)}
 			idle := g.look("idle")
 			saveHits(t, []*memoryCounts{idle})
 			for _, h := range idle.scan.Hits {
@@ -184,15 +190,18 @@ func askGateway(
 	defer client.Close()
 	for range rounds {
 		prompt := string(randomText(size))
-		body := fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":"%s"}],"stream":%v}`, prompt, stream)
-		resp, err := client.HTTPClient().Post(base+"/v1/chat/completions", "application/json", strings.NewReader(body))
+		body := fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":"%s"}],"stream":%v}`,
+			prompt, stream)
+		resp, err := client.HTTPClient().Post(base+"/v1/chat/completions", "application/json",
+			strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
 		got, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
 		answer := mirrorAnswer(prompt)
-		if err != nil || resp.StatusCode != 200 || !strings.Contains(string(got), answer[len(answer)-200:]) {
+		if err != nil || resp.StatusCode != 200 ||
+			!strings.Contains(string(got), answer[len(answer)-200:]) {
 			t.Fatalf("status %d, %d bytes, %v", resp.StatusCode, len(got), err)
 		}
 		row := fmt.Sprintf("%v, %d characters, stream %v", protocol, size, stream)

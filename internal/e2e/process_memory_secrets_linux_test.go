@@ -45,7 +45,8 @@ const (
 	rowAPIKey     = "API key"
 )
 
-var memoryRows = []string{rowPassphrase, rowKeyFile, rowKey, rowSession, rowContent, rowWidened, rowResidue, rowOAEP, rowAPIKey}
+var memoryRows = []string{rowPassphrase, rowKeyFile, rowKey, rowSession, rowContent, rowWidened,
+	rowResidue, rowOAEP, rowAPIKey}
 
 // hmacSecrets are the forms in which HMAC-SHA256 keeps a key: xored with its pads, and as the
 // states of SHA-256 after those, which serve as well as the key.
@@ -67,14 +68,18 @@ func hmacSecrets(row, name string, key []byte) (all []testkit.MemorySecret) {
 			binary.NativeEndian.PutUint32(words[i:], binary.BigEndian.Uint32(state[i:]))
 		}
 		all = append(all,
-			testkit.MemorySecret{Row: row, Name: name + " under HMAC's " + padName + " pad", Bytes: block[:len(key)]},
-			testkit.MemorySecret{Row: row, Name: name + " as HMAC's " + padName + " state", Bytes: state},
-			testkit.MemorySecret{Row: row, Name: name + " as HMAC's " + padName + " state, words", Bytes: words})
+			testkit.MemorySecret{Row: row, Name: name + " under HMAC's " + padName + " pad",
+				Bytes: block[:len(key)]},
+			testkit.MemorySecret{Row: row, Name: name + " as HMAC's " + padName + " state",
+				Bytes: state},
+			testkit.MemorySecret{Row: row, Name: name + " as HMAC's " + padName + " state, words",
+				Bytes: words})
 	}
 	return all
 }
 
-func unlockFile(t testing.TB, file, passphrase []byte) (*keyfile.File, *keyfile.MasterKey, *keyfile.Body) {
+func unlockFile(t testing.TB, file, passphrase []byte) (*keyfile.File, *keyfile.MasterKey,
+	*keyfile.Body) {
 	t.Helper()
 	f, err := keyfile.ParseHeader(file)
 	if err != nil {
@@ -93,7 +98,8 @@ func unlockFile(t testing.TB, file, passphrase []byte) (*keyfile.File, *keyfile.
 
 // storeSecrets are those of a key store's file: what the passphrase becomes, the data keys, the
 // private key, and the file's body that holds them.
-func storeSecrets(t testing.TB, file, passphrase []byte, key *rsa.PrivateKey) []testkit.MemorySecret {
+func storeSecrets(t testing.TB, file, passphrase []byte,
+	key *rsa.PrivateKey) []testkit.MemorySecret {
 	t.Helper()
 	f, master, body := unlockFile(t, file, passphrase)
 	masterKey := make([]byte, 32)
@@ -119,7 +125,8 @@ func storeSecrets(t testing.TB, file, passphrase []byte, key *rsa.PrivateKey) []
 	opened := openBody(t, file, bodyKey)
 	files := keyFileSecrets(t, opened, key)
 	for _, k := range body.DataKeys {
-		all = append(all, testkit.MemorySecret{Row: rowPassphrase, Name: fmt.Sprint("data key ", k.Generation), Bytes: k.Key})
+		all = append(all, testkit.MemorySecret{Row: rowPassphrase,
+			Name: fmt.Sprint("data key ", k.Generation), Bytes: k.Key})
 		at := bytes.Index(opened, k.Key)
 		files[0].Parts = append(files[0].Parts, [2]int{at, at + len(k.Key)})
 	}
@@ -153,7 +160,8 @@ func openBody(t testing.TB, file, key []byte) []byte {
 
 // fileSecret is a file's content. Marked are all that stands before d, which is public, and the
 // integers, which are counted by themselves.
-func fileSecret(t testing.TB, name string, content []byte, key *rsa.PrivateKey) testkit.MemorySecret {
+func fileSecret(t testing.TB, name string, content []byte,
+	key *rsa.PrivateKey) testkit.MemorySecret {
 	t.Helper()
 	s := testkit.MemorySecret{Row: rowKeyFile, Name: name, Bytes: content}
 	pre := &key.Precomputed
@@ -190,7 +198,8 @@ func keyFileSecrets(t testing.TB, body []byte, key *rsa.PrivateKey) []testkit.Me
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 	return []testkit.MemorySecret{
-		fileSecret(t, "the store's body", body, key), fileSecret(t, "DER", der, key), pemSecret(text, der, key),
+		fileSecret(t, "the store's body", body, key), fileSecret(t, "DER", der, key),
+		pemSecret(text, der, key),
 	}
 }
 
@@ -211,8 +220,10 @@ func aesSecrets(row, name string, key []byte) []testkit.MemorySecret {
 		return all // TestMemorySecrets tells
 	}
 	return append(all,
-		testkit.MemorySecret{Row: row, Name: name + " expanded", Bytes: schedule[at+len(key) : at+half-aes.BlockSize]},
-		testkit.MemorySecret{Row: row, Name: name + " expanded to decrypt", Bytes: schedule[at+half+aes.BlockSize : at+2*half-aes.BlockSize]},
+		testkit.MemorySecret{Row: row, Name: name + " expanded",
+			Bytes: schedule[at+len(key) : at+half-aes.BlockSize]},
+		testkit.MemorySecret{Row: row, Name: name + " expanded to decrypt",
+			Bytes: schedule[at+half+aes.BlockSize : at+2*half-aes.BlockSize]},
 	)
 }
 
@@ -229,7 +240,8 @@ func montgomery(n *big.Int) *big.Int {
 func keySecrets(name string, key *rsa.PrivateKey) (all []testkit.MemorySecret) {
 	pre := &key.Precomputed
 	for label, n := range map[string]*big.Int{
-		"d": key.D, "p": key.Primes[0], "q": key.Primes[1], "dP": pre.Dp, "dQ": pre.Dq, "qInv": pre.Qinv,
+		"d": key.D, "p": key.Primes[0], "q": key.Primes[1], "dP": pre.Dp, "dQ": pre.Dq,
+		"qInv": pre.Qinv,
 	} {
 		all = append(all, integer(rowKey, name+" "+label, n))
 	}
@@ -254,7 +266,8 @@ func oaepBlock(key *rsa.PrivateKey, wrapped []byte) *big.Int {
 // session.
 func oaepSecrets(name string, block []byte) []testkit.MemorySecret {
 	seed := bytes.Clone(block[1 : 1+sha256.Size])
-	mask := sha256.Sum256(append(bytes.Clone(block[1+sha256.Size:]), 0, 0, 0, 0)) // MGF1 of one block
+	// MGF1 of one block
+	mask := sha256.Sum256(append(bytes.Clone(block[1+sha256.Size:]), 0, 0, 0, 0))
 	for i := range seed {
 		seed[i] ^= mask[i]
 	}
@@ -266,9 +279,12 @@ func oaepSecrets(name string, block []byte) []testkit.MemorySecret {
 
 // residues are what RSA's Chinese remainders pass through. With the ciphertext, each gives away p
 // or q.
-func residues(name string, key *rsa.PrivateKey, wrapped []byte, m *big.Int) (all []testkit.MemorySecret) {
+func residues(name string, key *rsa.PrivateKey, wrapped []byte,
+	m *big.Int) (all []testkit.MemorySecret) {
 	c := new(big.Int).SetBytes(wrapped)
-	add := func(label string, n *big.Int) { all = append(all, integer(rowResidue, name+" "+label, n)) }
+	add := func(label string, n *big.Int) {
+		all = append(all, integer(rowResidue, name+" "+label, n))
+	}
 	for i, p := range key.Primes {
 		prime := string("pq"[i])
 		cp := new(big.Int).Mod(c, p)
@@ -341,7 +357,8 @@ func exchanges(t testing.TB, w *testkit.Witness) []exchange {
 }
 
 // v1Secrets opens what crossed the wire, with the keys of both ends.
-func v1Secrets(t testing.TB, wire []exchange, client, server *rsa.PrivateKey) (all []testkit.MemorySecret) {
+func v1Secrets(t testing.TB, wire []exchange, client,
+	server *rsa.PrivateKey) (all []testkit.MemorySecret) {
 	t.Helper()
 	open := func(name string, key *rsa.PrivateKey, b []byte) []byte {
 		e, err := envelope.Parse(b, 1<<20)
@@ -383,7 +400,8 @@ func v1Secrets(t testing.TB, wire []exchange, client, server *rsa.PrivateKey) (a
 		if err := json.Unmarshal(open(name, server, x.request), &request); err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, testkit.MemorySecret{Row: rowContent, Name: name, Bytes: []byte(request.Messages[0].Content)})
+		all = append(all, testkit.MemorySecret{Row: rowContent, Name: name,
+			Bytes: []byte(request.Messages[0].Content)})
 		name = fmt.Sprint("response ", n)
 		var response struct {
 			Choices []struct{ Message struct{ Content string } }
@@ -391,7 +409,8 @@ func v1Secrets(t testing.TB, wire []exchange, client, server *rsa.PrivateKey) (a
 		if err := json.Unmarshal(open(name, client, x.response), &response); err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, testkit.MemorySecret{Row: rowContent, Name: name, Bytes: []byte(response.Choices[0].Message.Content)})
+		all = append(all, testkit.MemorySecret{Row: rowContent, Name: name,
+			Bytes: []byte(response.Choices[0].Message.Content)})
 	}
 	return all
 }
@@ -405,7 +424,8 @@ func rowOf(h testkit.MemoryHit) string {
 	switch {
 	case h.Secret.Row == rowSession && h.Offset == 0 && bytes.HasSuffix(h.Before, padding):
 		return rowOAEP
-	case h.Secret.Row == rowKey && strings.HasSuffix(h.Secret.Name, " q") && h.Reversed && bytes.Equal(h.After, zeros):
+	case h.Secret.Row == rowKey && strings.HasSuffix(h.Secret.Name, " q") && h.Reversed &&
+		bytes.Equal(h.After, zeros):
 		return rowWidened
 	}
 	return h.Secret.Row

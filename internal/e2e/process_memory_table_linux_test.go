@@ -25,15 +25,17 @@ func (c memoryCount) total() int { return c.full + c.fragments }
 type memoryCounts struct {
 	name             string
 	unlocked, locked map[string]memoryCount // by row
-	secrets          map[string]int         // hits in memory that is not locked, by the secret's name
-	scan             *testkit.ProcessScan
-	heap             string
+	// hits in memory that is not locked, by the secret's name
+	secrets map[string]int
+	scan    *testkit.ProcessScan
+	heap    string
 }
 
 func countMemory(name string, scan *testkit.ProcessScan) *memoryCounts {
 	c := &memoryCounts{
 		name: name, scan: scan,
-		unlocked: make(map[string]memoryCount), locked: make(map[string]memoryCount), secrets: make(map[string]int),
+		unlocked: make(map[string]memoryCount), locked: make(map[string]memoryCount),
+		secrets: make(map[string]int),
 	}
 	for _, h := range scan.Hits {
 		in := c.locked
@@ -66,7 +68,9 @@ func memoryTable(columns []*memoryCounts) string {
 	line("not locked (locked)", func(c *memoryCounts) string { return c.name })
 	line("---", func(*memoryCounts) string { return "---" })
 	for _, row := range memoryRows {
-		line(row, func(c *memoryCounts) string { return fmt.Sprintf("%s (%s)", c.unlocked[row], c.locked[row]) })
+		line(row, func(c *memoryCounts) string {
+			return fmt.Sprintf("%s (%s)", c.unlocked[row], c.locked[row])
+		})
 	}
 	line("KB searched, of these locked", func(c *memoryCounts) string {
 		return fmt.Sprintf("%d, %d", c.scan.Read>>10, c.scan.Locked>>10)
@@ -79,12 +83,15 @@ func memoryTable(columns []*memoryCounts) string {
 type memoryLimit int
 
 const (
-	_             memoryLimit = iota // a row that nobody has thought of
-	counted                          // any number
-	none                             // nothing
-	oncePerUnlock                    // one copy of each secret: crypto/pbkdf2 and crypto/hkdf leave one whenever the file is opened or sealed
-	stray                            // two copies
-	notMoreSoFar                     // not more than at the moment before: what loading a key leaves does not grow with the rounds
+	_       memoryLimit = iota // a row that nobody has thought of
+	counted                    // any number
+	none                       // nothing
+	// one copy of each secret: crypto/pbkdf2 and crypto/hkdf leave one whenever the file is opened
+	// or sealed
+	oncePerUnlock
+	stray // two copies
+	// not more than at the moment before: what loading a key leaves does not grow with the rounds
+	notMoreSoFar
 )
 
 // memoryTargets is what must hold: in the ordinary build when the client is idle, when the heap was
@@ -103,7 +110,8 @@ var memoryTargets = map[string]struct{ idle, scrubbed, secret memoryLimit }{
 
 // mustMeet fails the test for every row of c that is beyond its limit. before is the column of the
 // moment before, unlocks how often the key store's file was opened or sealed.
-func (c *memoryCounts) mustMeet(t testing.TB, before *memoryCounts, unlocks int, limit func(row string) memoryLimit) {
+func (c *memoryCounts) mustMeet(t testing.TB, before *memoryCounts, unlocks int,
+	limit func(row string) memoryLimit) {
 	t.Helper()
 	for _, row := range memoryRows {
 		n := c.unlocked[row]
@@ -118,7 +126,8 @@ func (c *memoryCounts) mustMeet(t testing.TB, before *memoryCounts, unlocks int,
 			}
 		case notMoreSoFar:
 			if m := before.unlocked[row]; n.total() > m.total() {
-				t.Errorf("%s: %s of %q, %q had %s%s", c.name, n, row, before.name, m, c.listing(row))
+				t.Errorf("%s: %s of %q, %q had %s%s", c.name, n, row, before.name, m,
+					c.listing(row))
 			}
 		case counted:
 		case oncePerUnlock:

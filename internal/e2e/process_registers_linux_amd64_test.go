@@ -48,7 +48,8 @@ func TestNoContentInRegisters(t *testing.T) {
 					prompt := randomText(size)
 					w.lookFor(r.registerSecrets(prompt))
 					r.tell("round", fmt.Appendf(nil,
-						`{"model":"m","messages":[{"role":"user","content":"%s"}]%s}`, prompt, rest))
+						`{"model":"m","messages":[{"role":"user","content":"%s"}]%s}`, prompt,
+						rest))
 					w.mustFindNothing(fmt.Sprintf("a prompt of %d characters%s", size, rest))
 				}
 			}

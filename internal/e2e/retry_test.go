@@ -24,9 +24,11 @@ import (
 
 // bubble runs f with a client of p under the clock of testing/synctest. Keys are made before it
 // begins.
-func bubble(t *testing.T, p *peer, change func(*sealedchat.Config), f func(t *testing.T, c *sealedchat.SecureCompletionClient)) {
+func bubble(t *testing.T, p *peer, change func(*sealedchat.Config),
+	f func(t *testing.T, c *sealedchat.SecureCompletionClient)) {
 	t.Helper()
-	cfg := sealedchat.Config{BaseURL: peerURL, Trust: sealedchat.TrustHTTPS(), Transport: p, Keys: storedKeys(t, "rsa-2048")}
+	cfg := sealedchat.Config{BaseURL: peerURL, Trust: sealedchat.TrustHTTPS(), Transport: p,
+		Keys: storedKeys(t, "rsa-2048")}
 	if change != nil {
 		change(&cfg)
 	}
@@ -66,13 +68,19 @@ func TestRetriedStatuses(t *testing.T) {
 		retryAfter string
 		attempts   int
 	}{
-		{429, "", 3}, {500, "", 3}, {502, "", 3}, {504, "", 3}, {429, "2", 3}, {500, "60", 3}, {502, "soon", 3}, {503, "1", 3},
-		{503, "", 1}, {503, "1800", 1}, {503, "later", 1}, {503, "-5", 1}, {429, "61", 1}, {500, "3600", 1}, {504, "99999999999999999999", 1},
-		{400, "", 1}, {401, "", 1}, {402, "", 1}, {403, "1", 1}, {404, "", 1}, {405, "", 1}, {408, "1", 1}, {409, "", 1}, {413, "", 1},
-		{422, "", 1}, {425, "", 1}, {501, "", 1}, {505, "", 1}, {507, "1", 1}, {529, "1", 1}, {201, "", 1}, {204, "", 1}, {304, "", 1}, {307, "", 1},
+		{429, "", 3}, {500, "", 3}, {502, "", 3}, {504, "", 3}, {429, "2", 3}, {500, "60", 3},
+		{502, "soon", 3}, {503, "1", 3},
+		{503, "", 1}, {503, "1800", 1}, {503, "later", 1}, {503, "-5", 1}, {429, "61", 1},
+		{500, "3600", 1}, {504, "99999999999999999999", 1},
+		{400, "", 1}, {401, "", 1}, {402, "", 1}, {403, "1", 1}, {404, "", 1}, {405, "", 1},
+		{408, "1", 1}, {409, "", 1}, {413, "", 1},
+		{422, "", 1}, {425, "", 1}, {501, "", 1}, {505, "", 1}, {507, "1", 1}, {529, "1", 1},
+		{201, "", 1}, {204, "", 1}, {304, "", 1}, {307, "", 1},
 	} {
 		p := newPeer(t)
-		p.always(func() *http.Response { return testkit.Respond(c.status, "", "Retry-After", c.retryAfter) })
+		p.always(func() *http.Response {
+			return testkit.Respond(c.status, "", "Retry-After", c.retryAfter)
+		})
 		bubble(t, p, nil, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
 			begin := time.Now()
 			_, err := client.Chat(t.Context(), ask(sdkPrompt))
@@ -92,16 +100,24 @@ func TestRetryAfterIsObeyed(t *testing.T) {
 		header func() string
 		least  time.Duration
 	}{
-		"none":        {func() string { return "" }, 0},
-		"zero":        {func() string { return "0" }, 0},
-		"seconds":     {func() string { return "5" }, 5 * time.Second},
-		"the most":    {func() string { return "60" }, time.Minute},
-		"a date":      {func() string { return time.Now().Add(20 * time.Second).UTC().Format(http.TimeFormat) }, 20 * time.Second},
-		"RFC 850":     {func() string { return time.Now().Add(9 * time.Second).UTC().Format("Monday, 02-Jan-06 15:04:05 GMT") }, 9 * time.Second},
-		"in the past": {func() string { return time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat) }, 0},
+		"none":     {func() string { return "" }, 0},
+		"zero":     {func() string { return "0" }, 0},
+		"seconds":  {func() string { return "5" }, 5 * time.Second},
+		"the most": {func() string { return "60" }, time.Minute},
+		"a date": {func() string {
+			return time.Now().Add(20 * time.Second).UTC().Format(http.TimeFormat)
+		}, 20 * time.Second},
+		"RFC 850": {func() string {
+			return time.Now().Add(9 * time.Second).UTC().Format("Monday, 02-Jan-06 15:04:05 GMT")
+		}, 9 * time.Second},
+		"in the past": {func() string {
+			return time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat)
+		}, 0},
 	} {
 		p := newPeer(t)
-		p.always(func() *http.Response { return testkit.Respond(429, "", "Retry-After", c.header()) })
+		p.always(func() *http.Response {
+			return testkit.Respond(429, "", "Retry-After", c.header())
+		})
 		bubble(t, p, nil, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
 			_, err := client.Chat(t.Context(), ask(sdkPrompt))
 			if !errors.Is(err, sealedchat.ErrRateLimited) {
@@ -113,7 +129,8 @@ func TestRetryAfterIsObeyed(t *testing.T) {
 			}
 			for i, wait := range waits {
 				// A date has no fractions of a second.
-				if wait < c.least-time.Second && name != "seconds" || wait > c.least+time.Second<<i {
+				if wait < c.least-time.Second && name != "seconds" ||
+					wait > c.least+time.Second<<i {
 					t.Errorf("%s: wait %d was %v", name, i, wait)
 				}
 				if name == "seconds" && wait < c.least {
@@ -159,17 +176,22 @@ func TestRetryNoSleepThatCannotSucceed(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), deadline)
 			defer cancel()
 			_, err := client.Chat(ctx, ask(sdkPrompt))
-			if answer, ok := errors.AsType[*sealedchat.APIError](err); !ok || answer.RetryAfter != 5*time.Second || time.Since(begin) != 0 || len(p.sent()) != 1 {
-				t.Errorf("deadline %v: %v after %v, %d attempts", deadline, err, time.Since(begin), len(p.sent()))
+			if answer, ok := errors.AsType[*sealedchat.APIError](err); !ok ||
+				answer.RetryAfter != 5*time.Second || time.Since(begin) != 0 || len(p.sent()) != 1 {
+				t.Errorf("deadline %v: %v after %v, %d attempts", deadline, err, time.Since(begin),
+					len(p.sent()))
 			}
 		})
 	}
 	for range 30 { // jitter: some waits fit and some do not
 		p := newPeer(t).failing(500, 500, 500, 500)
-		bubble(t, p, func(c *sealedchat.Config) { c.MaxRetries = 3 }, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
+		bubble(t, p, func(c *sealedchat.Config) {
+			c.MaxRetries = 3
+		}, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
 			ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 			defer cancel()
-			if _, err := client.Chat(ctx, ask(sdkPrompt)); !errors.Is(err, sealedchat.ErrServer) || ctx.Err() != nil {
+			if _, err := client.Chat(ctx, ask(sdkPrompt)); !errors.Is(err, sealedchat.ErrServer) ||
+				ctx.Err() != nil {
 				t.Errorf("%v, context %v", err, ctx.Err())
 			}
 		})
@@ -182,9 +204,15 @@ func TestRetryEndsWhileSleeping(t *testing.T) {
 		end  func(client *sealedchat.SecureCompletionClient, cancel context.CancelCauseFunc)
 		want []error
 	}{
-		"cancel": {func(_ *sealedchat.SecureCompletionClient, cancel context.CancelCauseFunc) { cancel(nil) }, []error{context.Canceled}},
-		"cause":  {func(_ *sealedchat.SecureCompletionClient, cancel context.CancelCauseFunc) { cancel(cause) }, []error{context.Canceled, cause}},
-		"Close":  {func(client *sealedchat.SecureCompletionClient, _ context.CancelCauseFunc) { client.Close() }, []error{sealedchat.ErrClosed}},
+		"cancel": {func(_ *sealedchat.SecureCompletionClient, cancel context.CancelCauseFunc) {
+			cancel(nil)
+		}, []error{context.Canceled}},
+		"cause": {func(_ *sealedchat.SecureCompletionClient, cancel context.CancelCauseFunc) {
+			cancel(cause)
+		}, []error{context.Canceled, cause}},
+		"Close": {func(client *sealedchat.SecureCompletionClient, _ context.CancelCauseFunc) {
+			client.Close()
+		}, []error{sealedchat.ErrClosed}},
 	} {
 		p := newPeer(t)
 		p.always(func() *http.Response { return testkit.Respond(429, "", "Retry-After", "30") })
@@ -213,9 +241,13 @@ func TestMaxRetries(t *testing.T) {
 	for most, attempts := range map[int]int{-1: 1, -100: 1, 0: 3, 1: 2, 5: 6} {
 		p := newPeer(t)
 		p.always(func() *http.Response { return testkit.Respond(502, "") })
-		bubble(t, p, func(c *sealedchat.Config) { c.MaxRetries = most }, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
-			if _, err := client.Chat(t.Context(), ask(sdkPrompt)); !errors.Is(err, sealedchat.ErrServer) || len(p.sent()) != attempts {
-				t.Errorf("MaxRetries %d: %v after %d attempts, want %d", most, err, len(p.sent()), attempts)
+		bubble(t, p, func(c *sealedchat.Config) {
+			c.MaxRetries = most
+		}, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
+			if _, err := client.Chat(t.Context(), ask(sdkPrompt)); !errors.Is(err,
+				sealedchat.ErrServer) || len(p.sent()) != attempts {
+				t.Errorf("MaxRetries %d: %v after %d attempts, want %d", most, err, len(p.sent()),
+					attempts)
 			}
 		})
 	}
@@ -225,7 +257,8 @@ func TestMaxRetries(t *testing.T) {
 func TestEveryAttemptIsSealedAfresh(t *testing.T) {
 	body := sdkBody("")
 	request := secret(t, body)
-	for name, call := range map[string]func(ctx context.Context, c *sealedchat.SecureCompletionClient) error{
+	for name, call := range map[string]func(ctx context.Context,
+		c *sealedchat.SecureCompletionClient) error{
 		"Chat": func(ctx context.Context, c *sealedchat.SecureCompletionClient) error {
 			_, err := c.Chat(ctx, ask(sdkPrompt))
 			return err
@@ -238,7 +271,8 @@ func TestEveryAttemptIsSealedAfresh(t *testing.T) {
 			return err
 		},
 		"HTTPClient": func(ctx context.Context, c *sealedchat.SecureCompletionClient) error {
-			req, _ := http.NewRequestWithContext(ctx, http.MethodPost, sdkURL, strings.NewReader(body))
+			req, _ := http.NewRequestWithContext(ctx, http.MethodPost, sdkURL,
+				strings.NewReader(body))
 			resp, err := c.HTTPClient().Do(req)
 			if err == nil && resp.StatusCode != 200 {
 				err = fmt.Errorf("status %d", resp.StatusCode)
@@ -254,20 +288,24 @@ func TestEveryAttemptIsSealedAfresh(t *testing.T) {
 			}
 			return failing(n, req)
 		}
-		bubble(t, p, func(c *sealedchat.Config) { c.MaxRetries = 5 }, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
+		bubble(t, p, func(c *sealedchat.Config) {
+			c.MaxRetries = 5
+		}, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
 			if err := call(t.Context(), client); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		})
 		posts, seen := p.sent(), make(map[string]bool)
 		for _, post := range posts {
-			for _, once := range []string{post.wrapped, post.nonce, post.header.Get("X-Payload-Id"), post.body} {
+			for _, once := range []string{post.wrapped, post.nonce, post.header.Get("X-Payload-Id"),
+				post.body} {
 				if once == "" || seen[once] {
 					t.Errorf("%s: %.60q was sent before", name, once)
 				}
 				seen[once] = true
 			}
-			if post.plaintext != posts[0].plaintext || !strings.Contains(post.plaintext, sdkPrompt) {
+			if post.plaintext != posts[0].plaintext ||
+				!strings.Contains(post.plaintext, sdkPrompt) {
 				t.Errorf("%s: another request was sealed: %s", name, post.plaintext)
 			}
 			if post.header.Get("X-Public-Key") != posts[0].header.Get("X-Public-Key") {
@@ -305,7 +343,8 @@ func TestRetriedConnectionFailures(t *testing.T) {
 	cut := func(err error) func(*http.Request) (*http.Response, error) {
 		return func(req *http.Request) (*http.Response, error) {
 			resp := testkit.Respond(200, "")
-			resp.ContentLength, resp.Body = 1000, &brokenBody{strings.NewReader(`{"version":`), req, err}
+			resp.ContentLength, resp.Body = 1000, &brokenBody{strings.NewReader(`{"version":`), req,
+				err}
 			return resp, nil
 		}
 	}
@@ -329,9 +368,11 @@ func TestRetriedConnectionFailures(t *testing.T) {
 			return nil, context.Cause(req.Context())
 		}, 1, timeout},
 		"hangs in the body": {cut(nil), 1, timeout},
-		"certificate":       {fails(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}), 1, 0},
-		"host name": {fails(fmt.Errorf("wrapped: %w", &tls.CertificateVerificationError{Err: x509.HostnameError{
-			Certificate: &x509.Certificate{}, Host: "peer.example"}})), 1, 0},
+		"certificate": {
+			fails(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}), 1, 0},
+		"host name": {fails(fmt.Errorf("wrapped: %w",
+			&tls.CertificateVerificationError{Err: x509.HostnameError{
+				Certificate: &x509.Certificate{}, Host: "peer.example"}})), 1, 0},
 	} {
 		for _, keyFetch := range []bool{false, true} {
 			p := newPeer(t)
@@ -340,15 +381,21 @@ func TestRetriedConnectionFailures(t *testing.T) {
 				p.key = func(_ int, req *http.Request) (*http.Response, error) { return c.do(req) }
 				attempts = func() int { return p.fetches }
 			} else {
-				p.answer = func(_ int, req *http.Request) (*http.Response, error) { return c.do(req) }
+				p.answer = func(_ int, req *http.Request) (*http.Response, error) {
+					return c.do(req)
+				}
 			}
-			bubble(t, p, func(c *sealedchat.Config) { c.Timeout = timeout }, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
+			bubble(t, p, func(c *sealedchat.Config) {
+				c.Timeout = timeout
+			}, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
 				begin := time.Now()
 				_, err := client.Chat(t.Context(), ask(sdkPrompt))
 				if !errors.Is(err, sealedchat.ErrConnection) || attempts() != c.attempts {
-					t.Errorf("%s, key fetch %v: %v after %d attempts", name, keyFetch, err, attempts())
+					t.Errorf("%s, key fetch %v: %v after %d attempts", name, keyFetch, err,
+						attempts())
 				}
-				if slept := time.Since(begin); c.attempts == 1 && slept != c.slept || slept > 3*time.Second+c.slept {
+				if slept := time.Since(begin); c.attempts == 1 && slept != c.slept ||
+					slept > 3*time.Second+c.slept {
 					t.Errorf("%s, key fetch %v: %v passed", name, keyFetch, slept)
 				}
 			})
@@ -383,15 +430,19 @@ func TestLimiter(t *testing.T) {
 		posts   int
 		err     error
 	}{
-		"lets all pass":       {&countingLimiter{}, 2, time.Hour, 3, nil},
-		"slow":                {&countingLimiter{slow: time.Minute}, 2, time.Hour, 3, nil},
-		"stops a retry":       {&countingLimiter{most: 1}, 2, time.Hour, 1, errLimiter},
-		"stops the last":      {&countingLimiter{most: 2}, 2, time.Hour, 2, errLimiter},
-		"beyond the deadline": {&countingLimiter{slow: time.Minute}, 0, time.Second, 0, context.DeadlineExceeded},
-		"deadline in a retry": {&countingLimiter{slow: time.Minute}, 2, 90 * time.Second, 1, context.DeadlineExceeded},
+		"lets all pass":  {&countingLimiter{}, 2, time.Hour, 3, nil},
+		"slow":           {&countingLimiter{slow: time.Minute}, 2, time.Hour, 3, nil},
+		"stops a retry":  {&countingLimiter{most: 1}, 2, time.Hour, 1, errLimiter},
+		"stops the last": {&countingLimiter{most: 2}, 2, time.Hour, 2, errLimiter},
+		"beyond the deadline": {&countingLimiter{slow: time.Minute}, 0, time.Second, 0,
+			context.DeadlineExceeded},
+		"deadline in a retry": {&countingLimiter{slow: time.Minute}, 2, 90 * time.Second, 1,
+			context.DeadlineExceeded},
 	} {
 		p := newPeer(t).failing([]int{500, 500, 500}[:c.fail]...)
-		bubble(t, p, func(cfg *sealedchat.Config) { cfg.Limiter = c.limiter }, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
+		bubble(t, p, func(cfg *sealedchat.Config) {
+			cfg.Limiter = c.limiter
+		}, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
 			begin := time.Now()
 			ctx, cancel := context.WithTimeout(t.Context(), c.timeout)
 			defer cancel()
@@ -419,7 +470,8 @@ func TestTheLastErrorCounts(t *testing.T) {
 		p := newPeer(t).failing(statuses...)
 		bubble(t, p, nil, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
 			_, err := client.Chat(t.Context(), ask(sdkPrompt))
-			if last, ok := errors.AsType[*sealedchat.APIError](err); !ok || last.StatusCode != statuses[len(statuses)-1] || len(p.sent()) != len(statuses) {
+			if last, ok := errors.AsType[*sealedchat.APIError](err); !ok ||
+				last.StatusCode != statuses[len(statuses)-1] || len(p.sent()) != len(statuses) {
 				t.Errorf("%v: %v after %d posts", statuses, err, len(p.sent()))
 			}
 		})
@@ -432,7 +484,8 @@ func TestTheLastErrorCounts(t *testing.T) {
 		return nil, io.EOF
 	}
 	bubble(t, p, nil, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
-		if _, err := client.Chat(t.Context(), ask(sdkPrompt)); !errors.Is(err, sealedchat.ErrConnection) || errors.Is(err, sealedchat.ErrServer) {
+		if _, err := client.Chat(t.Context(), ask(sdkPrompt)); !errors.Is(err,
+			sealedchat.ErrConnection) || errors.Is(err, sealedchat.ErrServer) {
 			t.Error(err)
 		}
 	})
@@ -453,8 +506,10 @@ func TestFailuresOfSecurityAreNotRetried(t *testing.T) {
 		}, func(t *testing.T, client *sealedchat.SecureCompletionClient) {
 			begin := time.Now()
 			_, err := client.Chat(t.Context(), ask(sdkPrompt))
-			if !errors.Is(err, c.is) || len(p.sent()) > 1 || p.fetches > 1 || time.Since(begin) != 0 {
-				t.Errorf("%s: %v after %d posts, %d fetches and %v", name, err, len(p.sent()), p.fetches, time.Since(begin))
+			if !errors.Is(err, c.is) || len(p.sent()) > 1 || p.fetches > 1 ||
+				time.Since(begin) != 0 {
+				t.Errorf("%s: %v after %d posts, %d fetches and %v", name, err, len(p.sent()),
+					p.fetches, time.Since(begin))
 			}
 		})
 	}

@@ -30,7 +30,9 @@ func TestStats(t *testing.T) {
 	}
 	keys := memoryStore(t, &sealedchat.KeyStoreOptions{Bits: 2048})
 	importKey(t, keys, storedKey(t, "rsa-2048"))
-	c := startClient(t, peerURL, func(c *sealedchat.Config) { c.Transport, c.Keys, c.MaxRetries = p, keys, 2 })
+	c := startClient(t, peerURL, func(c *sealedchat.Config) {
+		c.Transport, c.Keys, c.MaxRetries = p, keys, 2
+	})
 	if s := c.Stats(); s.Memory == "" || s != (sealedchat.Stats{Memory: s.Memory}) {
 		t.Fatalf("at first: %+v", s)
 	}
@@ -47,7 +49,8 @@ func TestStats(t *testing.T) {
 	if _, err := c.Complete(t.Context(), secret(t, `[]`)); err == nil { // nothing is sealed
 		t.Fatal("no error")
 	}
-	if _, err := c.HTTPClient().Post("https://x.test/v1/chat/completions", "application/json", strings.NewReader(raw)); err != nil {
+	if _, err := c.HTTPClient().Post("https://x.test/v1/chat/completions", "application/json",
+		strings.NewReader(raw)); err != nil {
 		t.Fatal(err)
 	}
 	if err := keys.Rotate(t.Context()); err != nil {
@@ -55,7 +58,8 @@ func TestStats(t *testing.T) {
 	}
 	got := c.Stats()
 	want := sealedchat.Stats{
-		Requests: 4, Failures: 2, Attempts: 4, Retries: 1, BytesSealed: 4 * int64(len(raw)), BytesOpened: 2 * size,
+		Requests: 4, Failures: 2, Attempts: 4, Retries: 1, BytesSealed: 4 * int64(len(raw)),
+		BytesOpened:  2 * size,
 		KeyRotations: 1, Memory: got.Memory,
 	}
 	if got != want {
@@ -79,7 +83,9 @@ func TestStatsInFlight(t *testing.T) {
 		<-leave
 		return p.sealed(testkit.CompletionJSON(sdkAnswer, "")), nil
 	}
-	c := startClient(t, peerURL, func(c *sealedchat.Config) { c.Transport, c.Keys = p, storedKeys(t, "rsa-2048") })
+	c := startClient(t, peerURL, func(c *sealedchat.Config) {
+		c.Transport, c.Keys = p, storedKeys(t, "rsa-2048")
+	})
 	var wg sync.WaitGroup
 	for range calls {
 		wg.Go(func() {

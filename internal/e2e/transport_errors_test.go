@@ -32,12 +32,15 @@ func TestHTTPClientErrorsAreOpenAIs(t *testing.T) {
 		wantAfter  string
 	}{
 		{400, `{"detail":"no model"}`, "", 400, "invalid_request_error", "", "no model", ""},
-		{401, `{"detail":"Invalid API key"}`, "", 401, "authentication_error", "", "Invalid API key", ""},
+		{401, `{"detail":"Invalid API key"}`, "", 401, "authentication_error", "",
+			"Invalid API key", ""},
 		{402, ``, "", 402, "invalid_request_error", "", "402", ""},
-		{403, `{"error":{"message":"not for you","type":"t","code":"tier"}}`, "", 403, "permission_error", "tier", "not for you", ""},
+		{403, `{"error":{"message":"not for you","type":"t","code":"tier"}}`, "", 403,
+			"permission_error", "tier", "not for you", ""},
 		{404, `<html>nothing</html>`, "", 404, "not_found_error", "", "404 Not Found", ""},
 		{409, `{}`, "", 409, "invalid_request_error", "", "409", ""},
-		{422, `{"detail":[{"loc":["body"],"msg":"field required"}]}`, "", 422, "invalid_request_error", "", "field required", ""},
+		{422, `{"detail":[{"loc":["body"],"msg":"field required"}]}`, "", 422,
+			"invalid_request_error", "", "field required", ""},
 		{429, `{"detail":"slow down"}`, "7", 429, "rate_limit_error", "", "slow down", "7"},
 		{429, ``, "Fri, 31 Dec 2099 23:59:59 GMT", 429, "rate_limit_error", "", "429", "31536000"},
 		{429, ``, "soon", 429, "rate_limit_error", "", "429", ""},
@@ -53,7 +56,8 @@ func TestHTTPClientErrorsAreOpenAIs(t *testing.T) {
 		{304, ``, "", 502, "server_error", "", "304", ""},
 	} {
 		p.always(func() *http.Response {
-			return testkit.Respond(c.status, c.body, "Retry-After", c.retryAfter, "X-Should-Retry", "true", "Set-Cookie", "a=b", "Location", "https://evil.example/")
+			return testkit.Respond(c.status, c.body, "Retry-After", c.retryAfter, "X-Should-Retry",
+				"true", "Set-Cookie", "a=b", "Location", "https://evil.example/")
 		})
 		for _, stream := range []string{"", `,"stream":true`} {
 			req, _ := sdkRequest(t, sdkBody(stream))
@@ -62,7 +66,8 @@ func TestHTTPClientErrorsAreOpenAIs(t *testing.T) {
 				t.Fatalf("%d: %v", c.status, err)
 			}
 			message, kind, code := openAIError(t, resp, body)
-			if resp.StatusCode != c.want || kind != c.kind || code != c.code || !strings.Contains(message, c.words) {
+			if resp.StatusCode != c.want || kind != c.kind || code != c.code ||
+				!strings.Contains(message, c.words) {
 				t.Errorf("%d %q became %d %s", c.status, c.body, resp.StatusCode, body)
 			}
 			if got := resp.Header.Get("Retry-After"); got != c.wantAfter {
@@ -132,22 +137,39 @@ func sdkFailures(t *testing.T) map[string]struct {
 		"another modulus": {peer: answering(func(p *peer) *http.Response {
 			return (&peer{t: t, client: other}).sealed(testkit.CompletionJSON(sdkAnswer, ""))
 		}), is: sealedchat.ErrEnvelope},
-		"ErrReplay":         {peer: sealed(testkit.CompletionJSON(sdkAnswer, `,"_metadata":{"payload_id":"00000000-0000-4000-8000-000000000000"}`)), is: sealedchat.ErrReplay},
-		"ErrTierDowngrade":  {peer: sealed(testkit.CompletionJSON(sdkAnswer, `,"_metadata":{"security_tier":"standard"}`)), change: func(c *sealedchat.Config) { c.Tier = sealedchat.TierHigh }, is: sealedchat.ErrTierDowngrade},
-		"ErrEnvelope":       {peer: answering(func(*peer) *http.Response { return testkit.Respond(200, testkit.CompletionJSON(sdkAnswer, "")) }), is: sealedchat.ErrEnvelope},
-		"ErrResponseSchema": {peer: sealed(`{"object":"chat.completion"}`), is: sealedchat.ErrResponseSchema},
-		"ErrTooLarge":       {peer: sealed(testkit.CompletionJSON(sdkAnswer, "")), change: func(c *sealedchat.Config) { c.MaxResponseBytes = 500 }, is: sealedchat.ErrTooLarge},
+		"ErrReplay": {peer: sealed(testkit.CompletionJSON(sdkAnswer,
+			`,"_metadata":{"payload_id":"00000000-0000-4000-8000-000000000000"}`)),
+			is: sealedchat.ErrReplay},
+		"ErrTierDowngrade": {peer: sealed(testkit.CompletionJSON(sdkAnswer,
+			`,"_metadata":{"security_tier":"standard"}`)), change: func(c *sealedchat.Config) {
+			c.Tier = sealedchat.TierHigh
+		}, is: sealedchat.ErrTierDowngrade},
+		"ErrEnvelope": {peer: answering(func(*peer) *http.Response {
+			return testkit.Respond(200, testkit.CompletionJSON(sdkAnswer, ""))
+		}), is: sealedchat.ErrEnvelope},
+		"ErrResponseSchema": {peer: sealed(`{"object":"chat.completion"}`),
+			is: sealedchat.ErrResponseSchema},
+		"ErrTooLarge": {peer: sealed(testkit.CompletionJSON(sdkAnswer, "")),
+			change: func(c *sealedchat.Config) {
+				c.MaxResponseBytes = 500
+			}, is: sealedchat.ErrTooLarge},
 		"ErrPublicKey": {peer: func() *peer {
 			p := newPeer(t)
-			p.key = func(int, *http.Request) (*http.Response, error) { return testkit.Respond(200, "<html>"), nil }
+			p.key = func(int, *http.Request) (*http.Response, error) {
+				return testkit.Respond(200, "<html>"), nil
+			}
 			return p
 		}, is: sealedchat.ErrPublicKey},
 		"ErrConnection": {peer: func() *peer {
 			p := newPeer(t)
-			p.answer = func(int, *http.Request) (*http.Response, error) { return nil, net.ErrClosed }
+			p.answer = func(int, *http.Request) (*http.Response, error) {
+				return nil, net.ErrClosed
+			}
 			return p
 		}, is: sealedchat.ErrConnection},
-		"limiter": {peer: func() *peer { return newPeer(t) }, change: func(c *sealedchat.Config) { c.Limiter = failingLimiter{} }, is: errLimiter},
+		"limiter": {peer: func() *peer {
+			return newPeer(t)
+		}, change: func(c *sealedchat.Config) { c.Limiter = failingLimiter{} }, is: errLimiter},
 	}
 }
 
@@ -180,10 +202,12 @@ func TestHTTPClientFailuresAreErrors(t *testing.T) {
 				return err
 			}
 			first := do("0", sdkBody(stream))
-			if outer, ok := errors.AsType[*url.Error](first); !errors.Is(first, c.is) || !ok || !errors.Is(outer.Err, c.is) {
+			if outer, ok := errors.AsType[*url.Error](first); !errors.Is(first, c.is) || !ok ||
+				!errors.Is(outer.Err, c.is) {
 				t.Errorf("%s: error %v", name, first)
 			}
-			if strings.Contains(first.Error(), sdkAnswer) || strings.Contains(first.Error(), sdkPrompt) {
+			if strings.Contains(first.Error(), sdkAnswer) ||
+				strings.Contains(first.Error(), sdkPrompt) {
 				t.Errorf("%s: content in %q", name, first)
 			}
 			fetches, posts := p.fetches, len(p.sent())
@@ -194,7 +218,8 @@ func TestHTTPClientFailuresAreErrors(t *testing.T) {
 				}
 			}
 			if p.fetches != fetches || len(p.sent()) != posts {
-				t.Errorf("%s: retries of the SDK's went out: %d more fetches, %d more posts", name, p.fetches-fetches, len(p.sent())-posts)
+				t.Errorf("%s: retries of the SDK's went out: %d more fetches, %d more posts", name,
+					p.fetches-fetches, len(p.sent())-posts)
 			}
 			if name == "limiter" { // nothing ever goes out
 				continue
@@ -218,13 +243,16 @@ func TestHTTPClientFailuresAreErrors(t *testing.T) {
 func TestHTTPClientServerKeyError(t *testing.T) {
 	p := newPeer(t)
 	pinned := publicOf(t, "other-4096").Fingerprint()
-	client := peerClient(t, p, func(c *sealedchat.Config) { c.Trust = sealedchat.Pin(pinned) }).HTTPClient()
+	client := peerClient(t, p, func(c *sealedchat.Config) {
+		c.Trust = sealedchat.Pin(pinned)
+	}).HTTPClient()
 	for count := range 3 {
 		req, _ := sdkRequest(t, sdkBody(""))
 		req.Header.Set("X-Stainless-Retry-Count", strconv.Itoa(count))
 		_, err := client.Do(req) //nolint:bodyclose // it fails
 		wrong, ok := errors.AsType[*sealedchat.ServerKeyError](err)
-		if !ok || wrong.Got != p.server.Public().Fingerprint() || len(wrong.Want) != 1 || wrong.Want[0] != pinned {
+		if !ok || wrong.Got != p.server.Public().Fingerprint() || len(wrong.Want) != 1 ||
+			wrong.Want[0] != pinned {
 			t.Fatalf("attempt %d: %v", count, err)
 		}
 	}
@@ -236,17 +264,21 @@ func TestHTTPClientServerKeyError(t *testing.T) {
 // A name that leads out of the machine is found only when it is dialled.
 func TestHTTPClientInsecureURL(t *testing.T) {
 	dials := 0
-	outside := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+	outside := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn,
+		error) {
 		dials++
 		ours, theirs := net.Pipe()
 		_ = theirs.Close()
 		return ours, nil
 	}}
-	client := startClient(t, "http://localhost:9", func(c *sealedchat.Config) { c.Transport, c.MaxRetries = outside, 3 }).HTTPClient()
+	client := startClient(t, "http://localhost:9", func(c *sealedchat.Config) {
+		c.Transport, c.MaxRetries = outside, 3
+	}).HTTPClient()
 	for count := range 3 {
 		req, _ := sdkRequest(t, sdkBody(""))
 		req.Header.Set("X-Stainless-Retry-Count", strconv.Itoa(count))
-		if _, err := client.Do(req); !errors.Is(err, sealedchat.ErrInsecureURL) { //nolint:bodyclose // it fails
+		//nolint:bodyclose // it fails
+		if _, err := client.Do(req); !errors.Is(err, sealedchat.ErrInsecureURL) {
 			t.Errorf("attempt %d: %v", count, err)
 		}
 	}
@@ -262,7 +294,8 @@ func TestHTTPClientRemembersBesideEqualCalls(t *testing.T) {
 	p.always(func() *http.Response { return testkit.Respond(200, "{}") })
 	client := peerClient(t, p, nil).HTTPClient()
 	req, _ := sdkRequest(t, sdkBody(""))
-	if _, err := client.Do(req); !errors.Is(err, sealedchat.ErrEnvelope) { //nolint:bodyclose // it fails
+	//nolint:bodyclose // it fails
+	if _, err := client.Do(req); !errors.Is(err, sealedchat.ErrEnvelope) {
 		t.Fatal(err)
 	}
 	p.answer = nil
@@ -272,7 +305,8 @@ func TestHTTPClientRemembersBesideEqualCalls(t *testing.T) {
 	}
 	again, _ := sdkRequest(t, sdkBody(""))
 	again.Header.Set("X-Stainless-Retry-Count", "1")
-	if _, err := client.Do(again); !errors.Is(err, sealedchat.ErrEnvelope) || len(p.sent()) != 2 { //nolint:bodyclose // it fails
+	//nolint:bodyclose // it fails
+	if _, err := client.Do(again); !errors.Is(err, sealedchat.ErrEnvelope) || len(p.sent()) != 2 {
 		t.Errorf("error %v, %d posts", err, len(p.sent()))
 	}
 }
@@ -286,7 +320,8 @@ func TestHTTPClientDoesNotRememberAnswers(t *testing.T) {
 	for count := range 3 {
 		req, _ := sdkRequest(t, sdkBody(""))
 		req.Header.Set("X-Stainless-Retry-Count", strconv.Itoa(count))
-		if resp, _, err := sdkTrip(t, client.Transport, req); err != nil || resp.StatusCode != 500 || len(p.sent()) != count+1 {
+		if resp, _, err := sdkTrip(t, client.Transport, req); err != nil ||
+			resp.StatusCode != 500 || len(p.sent()) != count+1 {
 			t.Errorf("attempt %d: %v, %v, %d posts", count, resp, err, len(p.sent()))
 		}
 	}

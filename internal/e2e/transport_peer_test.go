@@ -42,7 +42,9 @@ type sealedPost struct {
 	at        time.Time
 }
 
-func (p sealedPost) String() string { return fmt.Sprintf("{%s %q %q}", p.url, p.header, p.plaintext) }
+func (p sealedPost) String() string {
+	return fmt.Sprintf("{%s %q %q}", p.url, p.header, p.plaintext)
+}
 
 // peer is a server without sockets: a RoundTripper that opens what it gets and answers as a test
 // says. The time of testing/synctest runs on behind it.
@@ -87,7 +89,8 @@ func (p *peer) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	post := sealedPost{url: req.URL.String(), header: req.Header.Clone(), body: string(body), at: time.Now()}
+	post := sealedPost{url: req.URL.String(), header: req.Header.Clone(), body: string(body),
+		at: time.Now()}
 	e, err := envelope.Parse(body, 64<<20)
 	if err != nil {
 		p.t.Errorf("not an envelope left: %v", err)
@@ -134,7 +137,8 @@ func (p *peer) always(response func() *http.Response) *peer {
 }
 
 // peerClient is a client whose server is p. change may be nil.
-func peerClient(t testing.TB, p http.RoundTripper, change func(*sealedchat.Config)) *sealedchat.SecureCompletionClient {
+func peerClient(t testing.TB, p http.RoundTripper,
+	change func(*sealedchat.Config)) *sealedchat.SecureCompletionClient {
 	t.Helper()
 	return startClient(t, peerURL, func(c *sealedchat.Config) {
 		c.Transport, c.Keys, c.InsecureAllowHTTP = p, storedKeys(t, "rsa-2048"), false
@@ -146,7 +150,8 @@ func peerClient(t testing.TB, p http.RoundTripper, change func(*sealedchat.Confi
 
 // sdkBody is a request as SDKs write it; more is put behind its members.
 func sdkBody(more string) string {
-	return `{"model":"test-model","messages":[{"role":"user","content":"` + sdkPrompt + `"}]` + more + `}`
+	return `{"model":"test-model","messages":[{"role":"user","content":"` + sdkPrompt + `"}]` +
+		more + `}`
 }
 
 // watchedBody counts how often it was closed, and can be read only until then.
@@ -172,7 +177,8 @@ func (b *watchedBody) closes() int {
 // sdkRequest is a request as an SDK makes it, with a GetBody that hands out the plaintext.
 func sdkRequest(t testing.TB, body string) (*http.Request, *watchedBody) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, sdkURL, strings.NewReader(body))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, sdkURL,
+		strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,14 +191,16 @@ func sdkRequest(t testing.TB, body string) (*http.Request, *watchedBody) {
 // sdkTrip hands req to the client's transport, as http.Client does, and checks what holds for every
 // outcome: the request is as it was, its body is closed, and a response is complete and says that
 // it must not be retried.
-func sdkTrip(t testing.TB, rt http.RoundTripper, req *http.Request) (*http.Response, string, error) {
+func sdkTrip(t testing.TB, rt http.RoundTripper, req *http.Request) (*http.Response, string,
+	error) {
 	t.Helper()
 	before, header, headerMap := *req, req.Header.Clone(), reflect.ValueOf(req.Header).Pointer()
 	target := *req.URL
 	resp, err := rt.RoundTrip(req)
 	after := *req
 	before.GetBody, after.GetBody = nil, nil // functions do not compare
-	if !reflect.DeepEqual(before, after) || !reflect.DeepEqual(header, req.Header) || target != *req.URL ||
+	if !reflect.DeepEqual(before, after) || !reflect.DeepEqual(header, req.Header) ||
+		target != *req.URL ||
 		headerMap != reflect.ValueOf(req.Header).Pointer() {
 		t.Errorf("the caller's request was changed: %+v, was %+v, header %v", after, before, header)
 	}
@@ -218,12 +226,16 @@ func sdkTrip(t testing.TB, rt http.RoundTripper, req *http.Request) (*http.Respo
 	// Events are made while they are read: how long they are is not known before.
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
 		if len(resp.Header.Values("Content-Length")) > 0 || resp.ContentLength != -1 {
-			t.Errorf("Content-Length %q and %d of events", resp.Header.Get("Content-Length"), resp.ContentLength)
+			t.Errorf("Content-Length %q and %d of events", resp.Header.Get("Content-Length"),
+				resp.ContentLength)
 		}
-	} else if n := strconv.Itoa(len(body)); resp.Header.Get("Content-Length") != n || resp.ContentLength != int64(len(body)) {
-		t.Errorf("Content-Length %q and %d of %s bytes", resp.Header.Get("Content-Length"), resp.ContentLength, n)
+	} else if n := strconv.Itoa(len(body)); resp.Header.Get("Content-Length") != n ||
+		resp.ContentLength != int64(len(body)) {
+		t.Errorf("Content-Length %q and %d of %s bytes", resp.Header.Get("Content-Length"),
+			resp.ContentLength, n)
 	}
-	if want := fmt.Sprintf("%d %s", resp.StatusCode, http.StatusText(resp.StatusCode)); resp.Status != want || resp.ProtoMajor != 1 {
+	if want := fmt.Sprintf("%d %s", resp.StatusCode,
+		http.StatusText(resp.StatusCode)); resp.Status != want || resp.ProtoMajor != 1 {
 		t.Errorf("status line %q, protocol %s", resp.Status, resp.Proto)
 	}
 	return resp, string(body), nil
@@ -236,7 +248,8 @@ func openAIError(t testing.TB, resp *http.Response, body string) (message, kind,
 	if err := json.Unmarshal([]byte(body), &doc); err != nil {
 		t.Fatalf("%v in %q", err, body)
 	}
-	if got := slices.Sorted(maps.Keys(doc["error"])); len(doc) != 1 || !slices.Equal(got, []string{"code", "message", "param", "type"}) {
+	if got := slices.Sorted(maps.Keys(doc["error"])); len(doc) != 1 ||
+		!slices.Equal(got, []string{"code", "message", "param", "type"}) {
 		t.Errorf("not OpenAI's error: %s", body)
 	}
 	if resp.Header.Get("Content-Type") != "application/json" {

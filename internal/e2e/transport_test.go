@@ -34,7 +34,8 @@ func TestHTTPClientAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "application/json" || body != completion {
+	if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "application/json" ||
+		body != completion {
 		t.Errorf("status %d, %s, body %s", resp.StatusCode, resp.Header.Get("Content-Type"), body)
 	}
 	if p.fetches != 1 || len(p.sent()) != 1 {
@@ -46,10 +47,12 @@ func TestHTTPClientSealsTheSDKsBytes(t *testing.T) {
 	for sdk, sealed := range map[string]string{
 		sdkBody(""):                sdkBody(""),
 		sdkBody(`,"stream":false`): sdkBody(""),
-		sdkBody(`,"stream":true,"stream_options":{"include_usage":true}`):        sdkBody(""),
-		sdkBody(`,"stre\u0061m":true,"seed":1e3,"Stream":true`):                  sdkBody(`,"seed":1e3,"Stream":true`),
-		" {\n \"stream\" : null , \"model\" : \"m\\/1\" , \"temperature\":0.70}": " {\n  \"model\" : \"m\\/1\" , \"temperature\":0.70}",
-		`{"model":"a","n":1,"n":2,"x":{"stream":true}}`:                          `{"model":"a","n":1,"n":2,"x":{"stream":true}}`,
+		sdkBody(`,"stream":true,"stream_options":{"include_usage":true}`): sdkBody(""),
+		sdkBody(`,"stre\u0061m":true,"seed":1e3,"Stream":true`): sdkBody(
+			`,"seed":1e3,"Stream":true`),
+		" {\n \"stream\" : null , \"model\" : \"m\\/1\" , " +
+			"\"temperature\":0.70}": " {\n  \"model\" : \"m\\/1\" , \"temperature\":0.70}",
+		`{"model":"a","n":1,"n":2,"x":{"stream":true}}`: `{"model":"a","n":1,"n":2,"x":{"stream":true}}`,
 	} {
 		p := newPeer(t)
 		req, _ := sdkRequest(t, sdk)
@@ -58,7 +61,8 @@ func TestHTTPClientSealsTheSDKsBytes(t *testing.T) {
 		}
 		sent := p.sent()
 		// Where a member was taken out, white space may stay or go.
-		if len(sent) != 1 || strings.ReplaceAll(sent[0].plaintext, " ", "") != strings.ReplaceAll(sealed, " ", "") {
+		if len(sent) != 1 || strings.ReplaceAll(sent[0].plaintext, " ",
+			"") != strings.ReplaceAll(sealed, " ", "") {
 			t.Errorf("SDK's %s\nsealed as %+v\nwant      %q", sdk, sent, sealed)
 		}
 	}
@@ -72,8 +76,10 @@ func TestHTTPClientHeaders(t *testing.T) {
 		req, _ := sdkRequest(t, sdkBody(""))
 		req.URL, _ = url.Parse(fromOrigin + "?api-version=" + sdkPrompt)
 		for _, name := range []string{
-			"X-Stainless-Lang", "X-Stainless-Os", "X-Stainless-Retry-Count", "OpenAI-Organization", "OpenAI-Project", "Cookie",
-			"Idempotency-Key", "X-Idempotency-Key", "Referer", "X-Forwarded-For", "Api-Key", "X-Payload-Id", "X-Public-Key", "Accept",
+			"X-Stainless-Lang", "X-Stainless-Os", "X-Stainless-Retry-Count", "OpenAI-Organization",
+			"OpenAI-Project", "Cookie",
+			"Idempotency-Key", "X-Idempotency-Key", "Referer", "X-Forwarded-For", "Api-Key",
+			"X-Payload-Id", "X-Public-Key", "Accept",
 			"Accept-Encoding", "Content-Encoding", "Traceparent", "Proxy-Authorization", "X-Custom",
 		} {
 			req.Header.Set(name, "0")
@@ -87,11 +93,13 @@ func TestHTTPClientHeaders(t *testing.T) {
 		}
 	}
 	sent := p.sent()
-	want := []string{"Accept-Encoding", "Content-Type", "User-Agent", "X-Payload-Id", "X-Public-Key"}
+	want := []string{"Accept-Encoding", "Content-Type", "User-Agent", "X-Payload-Id",
+		"X-Public-Key"}
 	if got := slices.Sorted(maps.Keys(sent[0].header)); !slices.Equal(got, want) {
 		t.Errorf("headers that left: %v, want %v", got, want)
 	}
-	if got := slices.Sorted(maps.Keys(sent[1].header)); !slices.Equal(got, append([]string{"Accept-Encoding", "Authorization"}, want[1:]...)) {
+	if got := slices.Sorted(maps.Keys(sent[1].header)); !slices.Equal(got,
+		append([]string{"Accept-Encoding", "Authorization"}, want[1:]...)) {
 		t.Errorf("headers that left to the SDK's own origin: %v", got)
 	}
 	for _, post := range sent {
@@ -99,7 +107,8 @@ func TestHTTPClientHeaders(t *testing.T) {
 			t.Errorf("went to %s", post.url)
 		}
 		h := post.header
-		if h.Get("User-Agent") != "sealedchat" || h.Get("Content-Type") != hybrid.ContentType || h.Get("Accept-Encoding") != "identity" || !chatjson.IsUUID(h.Get("X-Payload-Id")) {
+		if h.Get("User-Agent") != "sealedchat" || h.Get("Content-Type") != hybrid.ContentType ||
+			h.Get("Accept-Encoding") != "identity" || !chatjson.IsUUID(h.Get("X-Payload-Id")) {
 			t.Errorf("headers %v", h)
 		}
 	}
@@ -113,11 +122,15 @@ func TestHTTPClientBearerToken(t *testing.T) {
 		want      string // "" = none leaves; "400" = refused
 	}{
 		{"https://peer.example", "https://peer.example/v1", false, "Bearer sk-1", "Bearer sk-1"},
-		{"https://peer.example", "https://peer.example:443/v1", false, "Bearer sk-1", "Bearer sk-1"},
-		{"https://peer.example:443", "https://PEER.example/v1", false, "bearer sk-1", "Bearer sk-1"},
-		{"https://peer.example:8443/pre", "https://peer.example:8443/v1", false, "Bearer sk-1", "Bearer sk-1"},
+		{"https://peer.example", "https://peer.example:443/v1", false, "Bearer sk-1",
+			"Bearer sk-1"},
+		{"https://peer.example:443", "https://PEER.example/v1", false, "bearer sk-1",
+			"Bearer sk-1"},
+		{"https://peer.example:8443/pre", "https://peer.example:8443/v1", false, "Bearer sk-1",
+			"Bearer sk-1"},
 		{"https://peer.example", "https://peer.example/v1", true, "Bearer sk-1", "Bearer own-key"},
-		{"https://peer.example", "https://api.openai.com/v1", true, "Bearer sk-1", "Bearer own-key"},
+		{"https://peer.example", "https://api.openai.com/v1", true, "Bearer sk-1",
+			"Bearer own-key"},
 		{"https://peer.example", "https://api.openai.com/v1", false, "Bearer sk-1", ""},
 		{"https://peer.example", "http://peer.example/v1", false, "Bearer sk-1", ""},
 		{"https://peer.example", "http://peer.example:443/v1", false, "Bearer sk-1", ""},
@@ -129,7 +142,8 @@ func TestHTTPClientBearerToken(t *testing.T) {
 		{"https://peer.example", "https://peer.example/v1", false, "Bearer", ""},
 		{"https://peer.example", "https://peer.example/v1", false, "", ""},
 		{"https://peer.example", "https://peer.example/v1", false, "Bearer two words", "400"},
-		{"https://peer.example", "https://peer.example/v1", false, "Bearer " + strings.Repeat("k", 5000), "400"},
+		{"https://peer.example", "https://peer.example/v1", false,
+			"Bearer " + strings.Repeat("k", 5000), "400"},
 	} {
 		p := newPeer(t)
 		client := peerClient(t, p, func(cfg *sealedchat.Config) {
@@ -181,7 +195,8 @@ func TestHTTPClientTier(t *testing.T) {
 		if err != nil || resp.StatusCode != c.status {
 			t.Fatalf("%+v: %v %v", c, resp, err)
 		}
-		if sent := p.sent(); c.status == 200 && sent[0].header.Get("X-Security-Tier") != c.want || c.status != 200 && len(sent) != 0 {
+		if sent := p.sent(); c.status == 200 && sent[0].header.Get("X-Security-Tier") != c.want ||
+			c.status != 200 && len(sent) != 0 {
 			t.Errorf("%+v: sent %v", c, sent)
 		}
 	}
@@ -191,8 +206,10 @@ func TestHTTPClientOtherEndpoints(t *testing.T) {
 	p := newPeer(t)
 	client := peerClient(t, p, nil).HTTPClient()
 	for _, c := range [][2]string{
-		{"GET", "/v1/chat/completions"}, {"DELETE", "/v1/chat/completions"}, {"", "/v1/chat/completions"}, {"post", "/v1/chat/completions"},
-		{"POST", "/v1/responses"}, {"POST", "/v1/embeddings"}, {"POST", "/v1/completions"}, {"GET", "/v1/models"}, {"POST", "/"},
+		{"GET", "/v1/chat/completions"}, {"DELETE", "/v1/chat/completions"},
+		{"", "/v1/chat/completions"}, {"post", "/v1/chat/completions"},
+		{"POST", "/v1/responses"}, {"POST", "/v1/embeddings"}, {"POST", "/v1/completions"},
+		{"GET", "/v1/models"}, {"POST", "/"},
 		{"POST", "/v1/chat/completions/chatcmpl-1"}, {"POST", "/v1/xchat/completion"}, {"POST", ""},
 	} {
 		req, _ := sdkRequest(t, sdkBody(""))
@@ -202,17 +219,20 @@ func TestHTTPClientOtherEndpoints(t *testing.T) {
 			t.Fatal(err)
 		}
 		message, kind, code := openAIError(t, resp, body)
-		if resp.StatusCode != 404 || kind != "not_found_error" || code != "unsupported_endpoint" || !strings.Contains(message, "/chat/completions") {
+		if resp.StatusCode != 404 || kind != "not_found_error" || code != "unsupported_endpoint" ||
+			!strings.Contains(message, "/chat/completions") {
 			t.Errorf("%v: %d %s", c, resp.StatusCode, body)
 		}
 	}
 	if p.fetches != 0 || len(p.sent()) != 0 {
 		t.Errorf("something was sent: %d fetches, %v", p.fetches, p.sent())
 	}
-	for _, path := range []string{"/chat/completions", "/v1/chat/completions/", "/openai/deployments/d/chat/completions"} {
+	for _, path := range []string{"/chat/completions", "/v1/chat/completions/",
+		"/openai/deployments/d/chat/completions"} {
 		req, _ := sdkRequest(t, sdkBody(""))
 		req.URL.Path = path
-		if resp, body, err := sdkTrip(t, client.Transport, req); err != nil || resp.StatusCode != 200 {
+		if resp, body, err := sdkTrip(t, client.Transport, req); err != nil ||
+			resp.StatusCode != 200 {
 			t.Errorf("%s: %v, %v, %s", path, resp, err, body)
 		}
 	}
@@ -225,14 +245,15 @@ func TestHTTPClientRefusals(t *testing.T) {
 		body   string
 		status int
 	}{
-		"empty":          {"", 400},
-		"not JSON":       {"model=x", 400},
-		"array":          {"[" + sdkBody("") + "]", 400},
-		"string":         {`"x"`, 400},
-		"two values":     {sdkBody("") + sdkBody(""), 400},
-		"cut":            {sdkBody("")[:50], 400},
-		"invalid UTF-8":  {sdkBody(",\"x\":\"\xff\""), 400},
-		"too deep":       {sdkBody(`,"x":` + strings.Repeat("[", 200) + strings.Repeat("]", 100)), 400},
+		"empty":         {"", 400},
+		"not JSON":      {"model=x", 400},
+		"array":         {"[" + sdkBody("") + "]", 400},
+		"string":        {`"x"`, 400},
+		"two values":    {sdkBody("") + sdkBody(""), 400},
+		"cut":           {sdkBody("")[:50], 400},
+		"invalid UTF-8": {sdkBody(",\"x\":\"\xff\""), 400},
+		"too deep": {sdkBody(`,"x":` + strings.Repeat("[", 200) + strings.Repeat("]", 100)),
+			400},
 		"api_key inside": {sdkBody(`,"api_key":"sk-1"`), 400},
 		"tier inside":    {sdkBody(`,"security_tier":"high"`), 400},
 		"too large":      {sdkBody(`,"x":"` + strings.Repeat("x", 1000) + `"`), 413},
@@ -247,7 +268,8 @@ func TestHTTPClientRefusals(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			if _, kind, _ := openAIError(t, resp, body); resp.StatusCode != c.status || kind != "invalid_request_error" {
+			if _, kind, _ := openAIError(t, resp, body); resp.StatusCode != c.status ||
+				kind != "invalid_request_error" {
 				t.Errorf("%s: %d %s", name, resp.StatusCode, body)
 			}
 			if strings.Contains(body, sdkPrompt) || strings.Contains(body, "sk-1") {
@@ -271,7 +293,9 @@ func TestHTTPClientRefusals(t *testing.T) {
 func TestHTTPClientLimitIsOnWhatIsSealed(t *testing.T) {
 	p := newPeer(t)
 	limit := int64(len(sdkBody("")))
-	client := peerClient(t, p, func(c *sealedchat.Config) { c.MaxRequestBytes = limit }).HTTPClient()
+	client := peerClient(t, p, func(c *sealedchat.Config) {
+		c.MaxRequestBytes = limit
+	}).HTTPClient()
 	req, _ := sdkRequest(t, sdkBody(`,"stream":true,"stream_options":{"include_usage":true}`))
 	if resp, body, err := sdkTrip(t, client.Transport, req); err != nil || resp.StatusCode != 200 {
 		t.Errorf("%v, %v, %s", resp, err, body)
@@ -333,10 +357,14 @@ func TestHTTPClientContextEndsReadingTheBody(t *testing.T) {
 func TestHTTPClientContextEndsTheCall(t *testing.T) {
 	for name, hang := range map[string]func(p *peer, started chan<- struct{}){
 		"key fetch": func(p *peer, started chan<- struct{}) {
-			p.key = func(_ int, req *http.Request) (*http.Response, error) { return hangUntilDone(req, started) }
+			p.key = func(_ int, req *http.Request) (*http.Response, error) {
+				return hangUntilDone(req, started)
+			}
 		},
 		"answer": func(p *peer, started chan<- struct{}) {
-			p.answer = func(_ int, req *http.Request) (*http.Response, error) { return hangUntilDone(req, started) }
+			p.answer = func(_ int, req *http.Request) (*http.Response, error) {
+				return hangUntilDone(req, started)
+			}
 		},
 	} {
 		for _, deadline := range []bool{false, true} {
@@ -358,7 +386,8 @@ func TestHTTPClientContextEndsTheCall(t *testing.T) {
 			_, err := client.Do(req.WithContext(ctx)) //nolint:bodyclose // it fails
 			cancel()
 			if !errors.Is(err, want) || time.Since(begin) > time.Minute || body.closes() == 0 {
-				t.Errorf("%s: %v after %v, body closed %d times", name, err, time.Since(begin), body.closes())
+				t.Errorf("%s: %v after %v, body closed %d times", name, err, time.Since(begin),
+					body.closes())
 			}
 			// The SDK's own time for an attempt was over, but the work may have been done. The next
 			// call is another one.
@@ -366,12 +395,15 @@ func TestHTTPClientContextEndsTheCall(t *testing.T) {
 			fetches, posts := p.fetches, len(p.sent())
 			again, _ := sdkRequest(t, sdkBody(""))
 			again.Header.Set("X-Stainless-Retry-Count", "1")
-			if resp, _, err := sdkTrip(t, client.Transport, again); !errors.Is(err, want) || p.fetches != fetches || len(p.sent()) != posts {
-				t.Errorf("%s: the SDK's retry: %v, %v, %d more posts", name, resp, err, len(p.sent())-posts)
+			if resp, _, err := sdkTrip(t, client.Transport, again); !errors.Is(err, want) ||
+				p.fetches != fetches || len(p.sent()) != posts {
+				t.Errorf("%s: the SDK's retry: %v, %v, %d more posts", name, resp, err,
+					len(p.sent())-posts)
 			}
 			next, _ := sdkRequest(t, sdkBody(""))
 			next.Header.Set("X-Stainless-Retry-Count", "0")
-			if resp, _, err := sdkTrip(t, client.Transport, next); err != nil || resp.StatusCode != 200 {
+			if resp, _, err := sdkTrip(t, client.Transport, next); err != nil ||
+				resp.StatusCode != 200 {
 				t.Errorf("%s: the next call: %v, %v", name, resp, err)
 			}
 		}
@@ -435,7 +467,8 @@ func TestHTTPClientStreams(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if ct := resp.Header.Get("Content-Type"); resp.StatusCode != 200 || ct != "text/event-stream; charset=utf-8" {
+		if ct := resp.Header.Get("Content-Type"); resp.StatusCode != 200 ||
+			ct != "text/event-stream; charset=utf-8" {
 			t.Errorf("status %d, Content-Type %q", resp.StatusCode, ct)
 		}
 		chunks := testkit.StreamEvents(t, []byte(body))

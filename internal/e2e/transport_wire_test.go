@@ -46,9 +46,12 @@ func (f *forgetful) RoundTrip(req *http.Request) (*http.Response, error) {
 	sealed := envelope.Append(nil, e)
 	out := req.Clone(req.Context())
 	out.URL, _ = out.URL.Parse(f.url + hybrid.PathCompletion)
-	out.Host, out.Body, out.ContentLength = "", io.NopCloser(bytes.NewReader(sealed)), int64(len(sealed))
-	out.GetBody = func() (io.ReadCloser, error) { // as long, or else a check of net/http's saves it over HTTP/1.1
-		padded := append(bytes.Clone(plaintext), bytes.Repeat([]byte(" "), len(sealed)-len(plaintext))...)
+	out.Host, out.Body, out.ContentLength = "", io.NopCloser(bytes.NewReader(sealed)),
+		int64(len(sealed))
+	// as long, or else a check of net/http's saves it over HTTP/1.1
+	out.GetBody = func() (io.ReadCloser, error) {
+		padded := append(bytes.Clone(plaintext), bytes.Repeat([]byte(" "),
+			len(sealed)-len(plaintext))...)
 		return io.NopCloser(bytes.NewReader(padded)), nil
 	}
 	return f.next.RoundTrip(out)
@@ -91,7 +94,8 @@ func TestHTTPClientGetBodyIsCiphertext(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if saw := h.saw.String(); strings.Contains(saw, sdkPrompt) || strings.Contains(saw, sdkAnswer) || !strings.Contains(saw, "X-Payload-Id") {
+	if saw := h.saw.String(); strings.Contains(saw, sdkPrompt) ||
+		strings.Contains(saw, sdkAnswer) || !strings.Contains(saw, "X-Payload-Id") {
 		t.Errorf("a transport can see: %s", saw)
 	}
 	if posts := h.sent(); len(posts) != 2 || strings.Count(h.saw.String(), posts[1].body) != 4 {
@@ -115,7 +119,8 @@ type h2Server struct {
 func newH2Server(t *testing.T) *h2Server {
 	t.Helper()
 	cert := testkit.TLSServer(t, http.NotFoundHandler()) // for its certificate
-	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: cert.TLS.Certificates, NextProtos: []string{"h2"}})
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: cert.TLS.Certificates,
+		NextProtos: []string{"h2"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +165,8 @@ func (s *h2Server) serve(conn net.Conn) {
 	_, _ = conn.Write(h2Frame(h2Settings, 0, 0, nil))
 	posts := make(map[uint32][]byte)
 	respond := func(stream uint32, body []byte) {
-		out := h2Frame(h2Headers, h2EndHeaders, stream, []byte{0x88}) // :status 200, RFC 7541 appendix A
+		// :status 200, RFC 7541 appendix A
+		out := h2Frame(h2Headers, h2EndHeaders, stream, []byte{0x88})
 		_, _ = conn.Write(append(out, h2Frame(h2Data, h2EndStream, stream, body)...))
 	}
 	for {
@@ -189,7 +195,8 @@ func (s *h2Server) serve(conn net.Conn) {
 			s.mu.Unlock()
 			switch s.refuse(n) {
 			case 'r':
-				_, _ = conn.Write(h2Frame(h2ResetStream, 0, stream, []byte{0, 0, 0, h2RefusedStream}))
+				_, _ = conn.Write(h2Frame(h2ResetStream, 0, stream,
+					[]byte{0, 0, 0, h2RefusedStream}))
 			case 'g': // nothing above the stream before was worked on
 				last := binary.BigEndian.AppendUint32(nil, stream-1)
 				_, _ = conn.Write(h2Frame(h2GoAway, 0, 0, append(last, 0, 0, 0, 0)))
@@ -220,9 +227,12 @@ func TestHTTPClientRefusedStream(t *testing.T) {
 				}
 				return 0
 			}
-			client := startClient(t, s.url, func(c *sealedchat.Config) { c.Transport, c.Keys = s.transport, storedKeys(t, "rsa-2048") }).HTTPClient()
+			client := startClient(t, s.url, func(c *sealedchat.Config) {
+				c.Transport, c.Keys = s.transport, storedKeys(t, "rsa-2048")
+			}).HTTPClient()
 			if naive {
-				client.Transport = &forgetful{next: s.transport, url: s.url, server: publicOf(t, "rsa-2048")}
+				client.Transport = &forgetful{next: s.transport, url: s.url,
+					server: publicOf(t, "rsa-2048")}
 			}
 			req, _ := sdkRequest(t, sdkBody(""))
 			resp, err := client.Do(req)
@@ -235,7 +245,8 @@ func TestHTTPClientRefusedStream(t *testing.T) {
 			bodies := s.bodies
 			s.mu.Unlock()
 			if len(bodies) != 2 {
-				t.Fatalf("%s: %d streams with a body: net/http did not send again", name, len(bodies))
+				t.Fatalf("%s: %d streams with a body: net/http did not send again", name,
+					len(bodies))
 			}
 			seen := bytes.Contains(bytes.Join(bodies, nil), []byte(sdkPrompt))
 			if seen != naive {
@@ -261,9 +272,12 @@ func TestHTTPClientRefusedStream(t *testing.T) {
 }
 
 // sdkGateway is a gateway behind plain HTTP and a witness. front, if set, may answer in its stead.
-func sdkGateway(t *testing.T, front func(w http.ResponseWriter, r *http.Request) bool) *testkit.Witness {
+func sdkGateway(t *testing.T, front func(w http.ResponseWriter,
+	r *http.Request) bool) *testkit.Witness {
 	t.Helper()
-	g := startGateway(t, testkit.AnswerText(sdkAnswer), func(c *sealedchat.GatewayConfig) { c.Keys = storedKeys(t, "rsa-2048") })
+	g := startGateway(t, testkit.AnswerText(sdkAnswer), func(c *sealedchat.GatewayConfig) {
+		c.Keys = storedKeys(t, "rsa-2048")
+	})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if front == nil || !front(w, r) {
 			g.ServeHTTP(w, r)
@@ -291,7 +305,8 @@ func TestHTTPClientStaleConnection(t *testing.T) {
 	for _, naive := range []bool{true, false} {
 		w := sdkGateway(t, nil)
 		dials := 0
-		transport := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		transport := &http.Transport{DialContext: func(ctx context.Context, network,
+			addr string) (net.Conn, error) {
 			conn, err := httpx.NewDialer().DialContext(ctx, network, addr)
 			if dials++; dials == 1 && err == nil {
 				return &staleConn{Conn: conn, left: 1}, nil // lives for the key fetch
@@ -300,9 +315,12 @@ func TestHTTPClientStaleConnection(t *testing.T) {
 		}}
 		t.Cleanup(transport.CloseIdleConnections)
 		url := "http://" + w.Addr()
-		client := startClient(t, url, func(c *sealedchat.Config) { c.Transport, c.Keys = transport, storedKeys(t, "rsa-2048") }).HTTPClient()
+		client := startClient(t, url, func(c *sealedchat.Config) {
+			c.Transport, c.Keys = transport, storedKeys(t, "rsa-2048")
+		}).HTTPClient()
 		if naive {
-			client.Transport = &forgetful{next: transport, url: url, server: publicOf(t, "rsa-2048")}
+			client.Transport = &forgetful{next: transport, url: url,
+				server: publicOf(t, "rsa-2048")}
 			resp, err := (&http.Client{Transport: transport}).Get(url + hybrid.PathPublicKey)
 			if err != nil {
 				t.Fatal(err)
@@ -352,7 +370,9 @@ func TestHTTPClientConnectionClosedByTheServer(t *testing.T) {
 		}
 		return true
 	})
-	c := startClient(t, "http://"+w.Addr(), func(c *sealedchat.Config) { c.MaxRetries, c.Keys = 2, storedKeys(t, "rsa-2048") })
+	c := startClient(t, "http://"+w.Addr(), func(c *sealedchat.Config) {
+		c.MaxRetries, c.Keys = 2, storedKeys(t, "rsa-2048")
+	})
 	req, _ := sdkRequest(t, sdkBody(`,"stream":true`))
 	resp, body, err := sdkTrip(t, c.HTTPClient().Transport, req)
 	if err != nil || resp.StatusCode != 200 || !strings.Contains(body, sdkAnswer) {
@@ -381,7 +401,8 @@ func TestHTTPClientRedirects(t *testing.T) {
 			})
 			elsewhere = "http://" + w.Addr() + "/elsewhere/v1/chat/completions"
 			client := startClient(t, "http://"+w.Addr(), func(c *sealedchat.Config) {
-				c.MaxRetries, c.Keys, c.APIKey = 3, storedKeys(t, "rsa-2048"), secret(t, "KEY-MARKER-90aa31")
+				c.MaxRetries, c.Keys, c.APIKey = 3, storedKeys(t, "rsa-2048"),
+					secret(t, "KEY-MARKER-90aa31")
 			}).HTTPClient()
 			req, _ := sdkRequest(t, sdkBody(""))
 			resp, err := client.Do(req)
@@ -404,7 +425,8 @@ func TestHTTPClientRedirects(t *testing.T) {
 
 // sdkLoop is what an SDK does: the same body again from GetBody, counted, unless a response says
 // no.
-func sdkLoop(t *testing.T, client *http.Client, attempts int, obey bool) (resp *http.Response, err error) {
+func sdkLoop(t *testing.T, client *http.Client, attempts int, obey bool) (resp *http.Response,
+	err error) {
 	t.Helper()
 	first, _ := sdkRequest(t, sdkBody(""))
 	for count := range attempts {
@@ -429,19 +451,38 @@ func TestHTTPClientUnderAnSDKsOwnRetries(t *testing.T) {
 		posts int
 		check func(resp *http.Response, err error) bool
 	}{
-		"an obedient SDK and an error": {func(w http.ResponseWriter) bool { w.WriteHeader(500); return true }, true, 1,
-			func(resp *http.Response, err error) bool { return err == nil && resp.StatusCode == 500 }},
-		"a stubborn SDK and an error": {func(w http.ResponseWriter) bool { w.WriteHeader(500); return true }, false, 3,
-			func(resp *http.Response, err error) bool { return err == nil && resp.StatusCode == 500 }},
+		"an obedient SDK and an error": {func(w http.ResponseWriter) bool {
+			w.WriteHeader(500)
+			return true
+		}, true, 1,
+			func(resp *http.Response, err error) bool {
+				return err == nil && resp.StatusCode == 500
+			}},
+		"a stubborn SDK and an error": {func(w http.ResponseWriter) bool {
+			w.WriteHeader(500)
+			return true
+		}, false, 3,
+			func(resp *http.Response, err error) bool {
+				return err == nil && resp.StatusCode == 500
+			}},
 		"an answer that is cut": {func(w http.ResponseWriter) bool {
 			w.Header().Set("Content-Length", "1000")
 			_, _ = io.WriteString(w, `{"version"`)
 			return true
-		}, true, 1, func(_ *http.Response, err error) bool { return errors.Is(err, sealedchat.ErrConnection) }},
-		"an answer in plaintext": {func(w http.ResponseWriter) bool { _, _ = io.WriteString(w, `{"choices":[]}`); return true }, true, 1,
-			func(_ *http.Response, err error) bool { return errors.Is(err, sealedchat.ErrEnvelope) }},
+		}, true, 1, func(_ *http.Response, err error) bool {
+			return errors.Is(err, sealedchat.ErrConnection)
+		}},
+		"an answer in plaintext": {func(w http.ResponseWriter) bool {
+			_, _ = io.WriteString(w, `{"choices":[]}`)
+			return true
+		}, true, 1,
+			func(_ *http.Response, err error) bool {
+				return errors.Is(err, sealedchat.ErrEnvelope)
+			}},
 		"a good answer": {func(http.ResponseWriter) bool { return false }, true, 1,
-			func(resp *http.Response, err error) bool { return err == nil && resp.StatusCode == 200 }},
+			func(resp *http.Response, err error) bool {
+				return err == nil && resp.StatusCode == 200
+			}},
 	} {
 		posts := 0
 		w := sdkGateway(t, func(w http.ResponseWriter, r *http.Request) bool {
@@ -451,7 +492,9 @@ func TestHTTPClientUnderAnSDKsOwnRetries(t *testing.T) {
 			posts++
 			return c.front(w)
 		})
-		client := startClient(t, "http://"+w.Addr(), func(c *sealedchat.Config) { c.Keys = storedKeys(t, "rsa-2048") }).HTTPClient()
+		client := startClient(t, "http://"+w.Addr(), func(c *sealedchat.Config) {
+			c.Keys = storedKeys(t, "rsa-2048")
+		}).HTTPClient()
 		resp, err := sdkLoop(t, client, 3, c.obey)
 		if !c.check(resp, err) || posts != c.posts {
 			t.Errorf("%s: %v, %v, %d posts", name, resp, err, posts)

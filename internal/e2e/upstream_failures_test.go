@@ -46,17 +46,20 @@ func TestUpstreamFailuresCostOnce(t *testing.T) {
 		"403": {status(403), 424, key, "upstream_code=403"},
 		"404": {status(404), 404, "unknown model, or Upstream does not end in /v1",
 			"upstream_code=404"},
-		"405":               {status(405), 405, "Upstream", "upstream_code=405"},
-		"407":               {status(407), 424, key, "upstream_code=407"},
-		"409":               {status(409), 400, "409", "upstream_code=409"},
-		"410":               {status(410), 410, "gone", "upstream_code=410"},
-		"413":               {status(413), 413, "too large", "upstream_code=413"},
-		"415":               {status(415), 415, "415", "upstream_code=415"},
-		"422":               {status(422), 422, "as invalid", "upstream_code=422"},
-		"HTML":              {whole("<html>" + m), 422, none, "the answer: not a JSON object"},
-		"no choices":        {whole(`{"object":"chat.completion","x":"` + m + `"}`), 422, none, "upstream_code=200"},
-		"another object":    {whole(testkit.AnswerWith("object", `"list"`, "x", `"`+m+`"`)), 422, none, "cause=\"the answer is not a chat completion: object:"},
-		"choices is a text": {whole(testkit.AnswerWith("choices", `"`+m+`"`, "x", "1")), 422, none, "completion: choices:"},
+		"405":  {status(405), 405, "Upstream", "upstream_code=405"},
+		"407":  {status(407), 424, key, "upstream_code=407"},
+		"409":  {status(409), 400, "409", "upstream_code=409"},
+		"410":  {status(410), 410, "gone", "upstream_code=410"},
+		"413":  {status(413), 413, "too large", "upstream_code=413"},
+		"415":  {status(415), 415, "415", "upstream_code=415"},
+		"422":  {status(422), 422, "as invalid", "upstream_code=422"},
+		"HTML": {whole("<html>" + m), 422, none, "the answer: not a JSON object"},
+		"no choices": {whole(`{"object":"chat.completion","x":"` + m + `"}`), 422, none,
+			"upstream_code=200"},
+		"another object": {whole(testkit.AnswerWith("object", `"list"`, "x", `"`+m+`"`)), 422,
+			none, "cause=\"the answer is not a chat completion: object:"},
+		"choices is a text": {whole(testkit.AnswerWith("choices", `"`+m+`"`, "x", "1")), 422, none,
+			"completion: choices:"},
 		"an error with 200": {whole(`{"error":{"message":"` + m + `"}}`), 422, none,
 			"an error object in place of an answer"},
 	} {
@@ -100,10 +103,11 @@ func TestSDKGetsTheSealedErrorWhole(t *testing.T) {
 		body   string
 		want   map[string]any // nil: of our own making
 	}{
-		"of llama.cpp": {400, `{"error":{"code":400,"message":"the request\nexceeds \"the\" context",` +
-			`"type":"exceed_context_size_error","n_ctx":512}}`, map[string]any{
-			"code": "400", "message": "the request\nexceeds \"the\" context",
-			"type": "exceed_context_size_error", "param": nil}},
+		"of llama.cpp": {400,
+			`{"error":{"code":400,"message":"the request\nexceeds \"the\" context",` +
+				`"type":"exceed_context_size_error","n_ctx":512}}`, map[string]any{
+				"code": "400", "message": "the request\nexceeds \"the\" context",
+				"type": "exceed_context_size_error", "param": nil}},
 		"of OpenAI": {404, `{"error":{"message":"no model","type":"invalid_request_error",` +
 			`"param":"model","code":"model_not_found"}}`, map[string]any{
 			"code": "model_not_found", "message": "no model", "type": "invalid_request_error",
@@ -127,7 +131,8 @@ func TestSDKGetsTheSealedErrorWhole(t *testing.T) {
 			server := httptest.NewServer(g)
 			sdk := ohttpClient(t, server.URL, nil).HTTPClient()
 			resp, err := sdk.Post(server.URL+"/v1/chat/completions", "application/json",
-				strings.NewReader(`{"model":"m","stream":`+strconv.FormatBool(stream)+`,"messages":[]}`))
+				strings.NewReader(
+					`{"model":"m","stream":`+strconv.FormatBool(stream)+`,"messages":[]}`))
 			if err != nil {
 				t.Fatal(err)
 			}

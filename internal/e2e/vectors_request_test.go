@@ -70,7 +70,8 @@ func TestRequestVectors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if status, pemText := sendRaw(t, addr, c.File("get_head")); status != 200 || !bytes.Equal(pemText, key.PEM()) {
+			if status, pemText := sendRaw(t, addr, c.File("get_head")); status != 200 ||
+				!bytes.Equal(pemText, key.PEM()) {
 				t.Errorf("GET: status %d, %q", status, pemText)
 			}
 			status, sealed := sendRaw(t, addr, append(c.File("post_head"), c.File("post_body")...))
@@ -81,7 +82,8 @@ func TestRequestVectors(t *testing.T) {
 			var e struct {
 				ProcessedAt int64 `json:"processed_at"`
 			}
-			if err := json.Unmarshal(sealed, &e); err != nil || time.Since(time.Unix(e.ProcessedAt, 0)).Abs() > time.Minute {
+			if err := json.Unmarshal(sealed, &e); err != nil ||
+				time.Since(time.Unix(e.ProcessedAt, 0)).Abs() > time.Minute {
 				t.Errorf("processed_at %d, %v", e.ProcessedAt, err)
 			}
 			plaintext, appended := testkit.OpenPlainly(t, clientKeys.of(t, c), sealed)
@@ -89,7 +91,8 @@ func TestRequestVectors(t *testing.T) {
 				t.Errorf("the tag is appended: %v", appended)
 			}
 			checkGatewayAnswer(t, upstream, plaintext, payloadIDOf(t, c))
-			if status, _ := sendRaw(t, addr, append(c.File("post_head"), c.File("post_body")...)); status != http.StatusConflict {
+			if status, _ := sendRaw(t, addr, append(c.File("post_head"),
+				c.File("post_body")...)); status != http.StatusConflict {
 				t.Errorf("sent again: status %d", status)
 			}
 		})
@@ -145,13 +148,17 @@ func payloadIDOf(t *testing.T, c testkit.Case) string {
 func checkForwarded(t *testing.T, c testkit.Case, forwarded []byte) {
 	t.Helper()
 	if !c.Has("plaintext") {
-		if sum := sha256.Sum256(forwarded); hex.EncodeToString(sum[:]) != c.Expected.PlaintextSHA256 || len(forwarded) != c.Expected.PlaintextLen {
-			t.Errorf("%d bytes were forwarded, want the plaintext's %d", len(forwarded), c.Expected.PlaintextLen)
+		if sum := sha256.Sum256(
+			forwarded); hex.EncodeToString(sum[:]) != c.Expected.PlaintextSHA256 ||
+			len(forwarded) != c.Expected.PlaintextLen {
+			t.Errorf("%d bytes were forwarded, want the plaintext's %d", len(forwarded),
+				c.Expected.PlaintextLen)
 		}
 		return
 	}
 	var want, got map[string]json.RawMessage
-	if err := errors.Join(json.Unmarshal(c.File("plaintext"), &want), json.Unmarshal(forwarded, &got)); err != nil {
+	if err := errors.Join(json.Unmarshal(c.File("plaintext"), &want),
+		json.Unmarshal(forwarded, &got)); err != nil {
 		t.Fatal(err)
 	}
 	before := len(want)
@@ -187,7 +194,8 @@ func checkGatewayAnswer(t *testing.T, upstream http.Handler, plaintext []byte, p
 		t.Fatal(err)
 	}
 	m := answer.Metadata
-	if m.PayloadID != payloadID || !m.Encrypted || m.Algorithm != "hybrid-aes256-rsa4096" || m.Tier != "high" || m.At == 0 {
+	if m.PayloadID != payloadID || !m.Encrypted || m.Algorithm != "hybrid-aes256-rsa4096" ||
+		m.Tier != "high" || m.At == 0 {
 		t.Errorf("_metadata %+v, want payload id %s", m, payloadID)
 	}
 }
@@ -210,7 +218,8 @@ func TestRequestVectorsAnswers(t *testing.T) {
 			t.Fatalf("%s: %v", c, err)
 		}
 		var got, want map[string]any
-		if err := errors.Join(json.Unmarshal(plaintext, &got), json.Unmarshal(c.File("returned"), &want)); err != nil {
+		if err := errors.Join(json.Unmarshal(plaintext, &got),
+			json.Unmarshal(c.File("returned"), &want)); err != nil {
 			t.Fatal(err)
 		}
 		_, sealedMetadata := got["_metadata"]
@@ -219,10 +228,13 @@ func TestRequestVectorsAnswers(t *testing.T) {
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: opens to %s", c, plaintext)
 		}
-		if err := chatjson.CheckCompletion(plaintext, chatjson.Asked{PayloadID: payloadIDOf(t, c)}); err != nil {
+		if err := chatjson.CheckCompletion(plaintext,
+			chatjson.Asked{PayloadID: payloadIDOf(t, c)}); err != nil {
 			t.Errorf("%s: %v", c, err)
 		}
-		if err := chatjson.CheckCompletion(plaintext, chatjson.Asked{PayloadID: testkit.UUID()}); sealedMetadata && chatjson.IsUUID(payloadIDOf(t, c)) && !errors.Is(err, sealedchat.ErrReplay) {
+		if err := chatjson.CheckCompletion(plaintext,
+			chatjson.Asked{PayloadID: testkit.UUID()}); sealedMetadata &&
+			chatjson.IsUUID(payloadIDOf(t, c)) && !errors.Is(err, sealedchat.ErrReplay) {
 			t.Errorf("%s: for another request: %v", c, err)
 		}
 	}

@@ -131,7 +131,8 @@ func TestResponseVectors(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
 			keys := shared
-			if strings.HasSuffix(c.Name, "-case-extra-Encrypted_AES_Key") { // has another vector's wrapped key: opened before
+			// has another vector's wrapped key: opened before
+			if strings.HasSuffix(c.Name, "-case-extra-Encrypted_AES_Key") {
 				keys = keysAround(t, parsePKCS8(t, c.File("private_key")))
 			}
 			if !bytes.Equal(c.File("private_key"), cases[0].File("private_key")) {
@@ -142,7 +143,8 @@ func TestResponseVectors(t *testing.T) {
 			client := startClient(t, stub.URL, func(cfg *sealedchat.Config) {
 				cfg.Keys, cfg.Trust = keys, sealedchat.Pin(publicOf(t, "server-4096").Fingerprint())
 			})
-			resp, err := client.Chat(testkit.Within(t, 20*time.Second), ask("What is the capital of France?"))
+			resp, err := client.Chat(testkit.Within(t, 20*time.Second),
+				ask("What is the capital of France?"))
 			checkVerdict(t, c, resp, err, want)
 			for _, r := range stub.Requests() {
 				if strings.HasPrefix(r.Path, "/c/") {
@@ -206,18 +208,36 @@ var responseDetails = map[string]func(*sealedchat.ChatResponse) string{
 	"plain-big-int": func(r *sealedchat.ChatResponse) string {
 		return differs(string(r.Extra["x"]), "12345678901234567890123")
 	},
-	"plain-1e400":          func(r *sealedchat.ChatResponse) string { return differs(string(r.Extra["x"]), "1e400") },
-	"plain-string-created": func(r *sealedchat.ChatResponse) string { return differs(r.Created, int64(0)) },
-	"plain-float-created":  func(r *sealedchat.ChatResponse) string { return differs(r.Created, int64(1765250382)) },
-	"plain-float-tokens":   func(r *sealedchat.ChatResponse) string { return differs(r.Usage.TotalTokens, int64(30)) },
-	"plain-null-usage":     func(r *sealedchat.ChatResponse) string { return differs(r.Usage, (*sealedchat.Usage)(nil)) },
-	"plain-null-id-model":  func(r *sealedchat.ChatResponse) string { return differs(r.ID+r.Model, "") },
-	"plain-content-parts":  func(r *sealedchat.ChatResponse) string { return differs(r.Text(), "hi") },
-	"plain-lone-surrogate": func(r *sealedchat.ChatResponse) string { return differs(r.Choices[0].Message.Role, "assi\uFFFDtant") },
+	"plain-1e400": func(r *sealedchat.ChatResponse) string {
+		return differs(string(r.Extra["x"]), "1e400")
+	},
+	"plain-string-created": func(r *sealedchat.ChatResponse) string {
+		return differs(r.Created, int64(0))
+	},
+	"plain-float-created": func(r *sealedchat.ChatResponse) string {
+		return differs(r.Created, int64(1765250382))
+	},
+	"plain-float-tokens": func(r *sealedchat.ChatResponse) string {
+		return differs(r.Usage.TotalTokens, int64(30))
+	},
+	"plain-null-usage": func(r *sealedchat.ChatResponse) string {
+		return differs(r.Usage, (*sealedchat.Usage)(nil))
+	},
+	"plain-null-id-model": func(r *sealedchat.ChatResponse) string {
+		return differs(r.ID+r.Model, "")
+	},
+	"plain-content-parts": func(r *sealedchat.ChatResponse) string {
+		return differs(r.Text(), "hi")
+	},
+	"plain-lone-surrogate": func(r *sealedchat.ChatResponse) string {
+		return differs(r.Choices[0].Message.Role, "assi\uFFFDtant")
+	},
 	"plain-metadata-object": func(r *sealedchat.ChatResponse) string {
 		return differs(string(r.Metadata["payload_id"]), `"from-server"`)
 	},
-	"plain-metadata-list": func(r *sealedchat.ChatResponse) string { return differs(len(r.Metadata)+len(r.Extra), 0) },
+	"plain-metadata-list": func(r *sealedchat.ChatResponse) string {
+		return differs(len(r.Metadata)+len(r.Extra), 0)
+	},
 }
 
 func differs[T comparable](got, want T) string {
@@ -261,7 +281,9 @@ func TestResponseVectorsWithoutHTTP(t *testing.T) {
 		if !errors.Is(err, want) {
 			t.Errorf("%s: error %v, want %v", c, err, want)
 		}
-		if want == sealedchat.ErrDecryption && (err != sealedchat.ErrDecryption || plaintext != nil) { // the one value, not an error around it
+		// the one value, not an error around it
+		if want == sealedchat.ErrDecryption && (err != sealedchat.ErrDecryption ||
+			plaintext != nil) {
 			t.Errorf("%s: error %#v, %d bytes", c, err, len(plaintext))
 		}
 	}

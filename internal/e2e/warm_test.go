@@ -52,12 +52,15 @@ func TestWarmRequest(t *testing.T) {
 		return countingConn{c, &written}, err
 	}
 	keys := storedKeys(t, "client-4096")
-	client := startClient(t, srv.URL, func(c *sealedchat.Config) { c.Transport, c.Keys = transport, keys })
+	client := startClient(t, srv.URL, func(c *sealedchat.Config) {
+		c.Transport, c.Keys = transport, keys
+	})
 	if err := client.Warm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if connections.Load() != 1 || fetches.Load() != 1 || posts.Load() != 0 {
-		t.Fatalf("Warm: %d connections, %d fetches, %d posts", connections.Load(), fetches.Load(), posts.Load())
+		t.Fatalf("Warm: %d connections, %d fetches, %d posts", connections.Load(), fetches.Load(),
+			posts.Load())
 	}
 	before := keys.Keys()
 	chat := func() int64 {
@@ -72,13 +75,17 @@ func TestWarmRequest(t *testing.T) {
 		chat()
 	}
 	if connections.Load() != 1 || fetches.Load() != 1 || posts.Load() != 5 {
-		t.Errorf("5 chats: %d connections, %d fetches, %d posts", connections.Load(), fetches.Load(), posts.Load())
+		t.Errorf("5 chats: %d connections, %d fetches, %d posts", connections.Load(),
+			fetches.Load(), posts.Load())
 	}
-	if after := keys.Keys(); len(after) != len(before) || after[0].Fingerprint != before[0].Fingerprint {
+	if after := keys.Keys(); len(after) != len(before) ||
+		after[0].Fingerprint != before[0].Fingerprint {
 		t.Errorf("keys were %v and are %v", before, after)
 	}
-	if header := int64(len(headerOf(t, "client-4096"))); first-second < header*2/3 { // Huffman coding takes some
-		t.Errorf("the first request wrote %d bytes, the second %d: the header of %d bytes went again", first, second, header)
+	// Huffman coding takes some
+	if header := int64(len(headerOf(t, "client-4096"))); first-second < header*2/3 {
+		t.Errorf("the first request wrote %d bytes, the second %d: the header of %d bytes "+
+			"went again", first, second, header)
 	}
 }
 

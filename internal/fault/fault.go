@@ -73,11 +73,13 @@ func (e *ConnectionError) Unwrap() []error {
 	return []error{ErrConnection, e.err}
 }
 
-// transportReason gives the reason of a failed exchange. net/http quotes the peer's bytes in its own
-// errors, and an upstream's bytes can be a prompt: only causes that are known to hold none are repeated.
+// transportReason gives the reason of a failed exchange. net/http quotes the peer's bytes in its
+// own errors, and an upstream's bytes can be a prompt: only causes that are known to hold none are
+// repeated.
 func transportReason(err error) string {
 	for _, known := range []error{
-		ErrAttemptTimeout, ErrStalled, http.ErrSchemeMismatch, io.ErrUnexpectedEOF, io.EOF, ErrGzip, ErrContentEncoding,
+		ErrAttemptTimeout, ErrStalled, http.ErrSchemeMismatch, io.ErrUnexpectedEOF, io.EOF, ErrGzip,
+		ErrContentEncoding,
 	} {
 		if errors.Is(err, known) {
 			return Reason(known)
@@ -110,11 +112,13 @@ func kindOf(err error) string {
 	for ; err != nil; err = errors.Unwrap(err) {
 		text, kind := err.Error(), fmt.Sprintf("%T", err)
 		switch {
-		case text == http.StatusText(http.StatusProxyAuthRequired): // of a transport of the caller's
+		// of a transport of the caller's
+		case text == http.StatusText(http.StatusProxyAuthRequired):
 			return (&ProxyError{http.StatusProxyAuthRequired}).Error()
 		case strings.Contains(kind, "http2StreamError"):
 			return "an HTTP/2 error: the other end reset the stream"
-		case strings.Contains(kind, "http2GoAwayError"), strings.HasPrefix(text, "http2: server sent GOAWAY"):
+		case strings.Contains(kind, "http2GoAwayError"),
+			strings.HasPrefix(text, "http2: server sent GOAWAY"):
 			return "an HTTP/2 error: the other end gave up the connection"
 		case strings.Contains(kind, ".http2"), strings.HasPrefix(text, "http2: "):
 			return "an HTTP/2 error"

@@ -49,7 +49,8 @@ func TestGatewayAccount(t *testing.T) {
 			}
 			for _, e := range events {
 				if e.Account != c.named {
-					t.Errorf("%s: %s of account %q, want %q", p.Protocol, e.Type, e.Account, c.named)
+					t.Errorf("%s: %s of account %q, want %q", p.Protocol, e.Type, e.Account,
+						c.named)
 				}
 			}
 			n := strings.Count(r.Logged(), "account=")
@@ -92,7 +93,8 @@ func TestAccountsShareNoConnection(t *testing.T) {
 	var mu sync.Mutex
 	served := map[net.Conn]map[string]bool{} // by connection, whose prompts came over it
 	type connKey struct{}
-	up := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	up := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter,
+		r *http.Request) {
 		var content bytes.Buffer
 		_, _ = content.ReadFrom(r.Body)
 		conn := r.Context().Value(connKey{}).(net.Conn)

@@ -41,8 +41,8 @@ type limits struct {
 	// headTimeout.
 	heads       *limit.Limiter
 	headTimeout time.Duration
-	// deliveries counts, by request, those whose header was judged. Two may be read on at a time: an
-	// attacker may have captured the header of one, and does not send the rest.
+	// deliveries counts, by request, those whose header was judged. Two may be read on at a time:
+	// an attacker may have captured the header of one, and does not send the rest.
 	deliveries *limit.Limiter
 	// bodies counts, by address, the bytes that have come of bodies on the way, until their request
 	// has a place.
@@ -54,7 +54,8 @@ type limits struct {
 
 func newLimits(c *Config) limits {
 	places := int64(c.MaxConcurrent)
-	// A quarter of bodies has room for any request, and for the byte that tells that it is too large.
+	// A quarter of bodies has room for any request, and for the byte that tells that it is too
+	// large.
 	largest := max(envelopeLimit(c.MaxRequestBytes), chunkedLimit(c.MaxRequestBytes)) + 1
 	bodies := max(places*c.MaxRequestBytes, 4*(largest+firstShare))
 	l := limits{

@@ -31,7 +31,8 @@ func TestGatewayStalledBodiesHoldNoPlace(t *testing.T) {
 		var stalled sync.WaitGroup
 		for range 10 {
 			for _, p := range r.Parcels(5000) {
-				body := &fakes.Drip{Ctx: ctx, Rest: p.Body[:4000], First: 3000, Piece: 1, After: time.Hour}
+				body := &fakes.Drip{Ctx: ctx, Rest: p.Body[:4000], First: 3000, Piece: 1,
+					After: time.Hour}
 				stalled.Go(func() { r.SendParcel(p, body, "192.0.2.1") })
 				synctest.Wait()
 			}
@@ -78,8 +79,9 @@ func TestGatewayLeastRate(t *testing.T) {
 			most: 18 * time.Second,
 		},
 		"1 KiB/s": {
-			size: 100 << 10, piece: 1 << 10, after: time.Second, status: 408, least: 10 * time.Second,
-			most: 13 * time.Second,
+			size: 100 << 10, piece: 1 << 10, after: time.Second, status: 408,
+			least: 10 * time.Second,
+			most:  13 * time.Second,
 		},
 		"6 KiB/s": {
 			size: 1 << 20, piece: 6 << 10, after: time.Second, status: 408, least: 38 * time.Second,
@@ -90,16 +92,18 @@ func TestGatewayLeastRate(t *testing.T) {
 			most: 11 * time.Second,
 		},
 		"9 KiB/s": {
-			size: 300 << 10, piece: 9 << 10, after: time.Second, status: 200, least: 30 * time.Second,
-			most: 50 * time.Second,
+			size: 300 << 10, piece: 9 << 10, after: time.Second, status: 200,
+			least: 30 * time.Second,
+			most:  50 * time.Second,
 		},
 		"100 KiB/s, too long": {
 			size: 8 << 20, piece: 100 << 10, after: time.Second, status: 408, least: time.Minute,
 			most: 62 * time.Second,
 		},
 		"100 KiB/s, more time": {
-			size: 7 << 20, piece: 100 << 10, after: time.Second, status: 200, least: 70 * time.Second,
-			most: 100 * time.Second, bodyTimeout: time.Hour,
+			size: 7 << 20, piece: 100 << 10, after: time.Second, status: 200,
+			least: 70 * time.Second,
+			most:  100 * time.Second, bodyTimeout: time.Hour,
 		},
 		"nothing more": {
 			size: 9 << 10, piece: 1, after: time.Hour, status: 408, least: 10 * time.Second,
@@ -114,8 +118,9 @@ func TestGatewayLeastRate(t *testing.T) {
 			most: 10 * time.Second, withDeadlines: true,
 		},
 		"9 KiB/s, on the wire": {
-			size: 300 << 10, piece: 9 << 10, after: time.Second, status: 200, least: 30 * time.Second,
-			most: 50 * time.Second, withDeadlines: true,
+			size: 300 << 10, piece: 9 << 10, after: time.Second, status: 200,
+			least: 30 * time.Second,
+			most:  50 * time.Second, withDeadlines: true,
 		},
 	} {
 		for i := range 2 {
@@ -123,7 +128,8 @@ func TestGatewayLeastRate(t *testing.T) {
 				r := newRig(t, func(g *Config) { g.BodyTimeout = c.bodyTimeout })
 				p := r.Parcels(c.size)[i]
 				ctx, end := context.WithCancel(t.Context())
-				body := &fakes.Drip{Ctx: ctx, Rest: p.Body, First: 4 << 10, Piece: c.piece, After: c.after}
+				body := &fakes.Drip{Ctx: ctx, Rest: p.Body, First: 4 << 10, Piece: c.piece,
+					After: c.after}
 				start := time.Now()
 				var status int
 				if c.withDeadlines {
@@ -163,7 +169,8 @@ func TestGatewayBytesOnTheWay(t *testing.T) {
 			from: []string{"192.0.2.1"}, units: 1, next: "192.0.2.1", others: "192.0.2.2",
 		},
 		"one network": {
-			from: hosts("[2001:db8::%x]", 8), units: 1, next: "[2001:db8::99]", others: "[2001:db8:0:1::1]",
+			from: hosts("[2001:db8::%x]", 8), units: 1, next: "[2001:db8::99]",
+			others: "[2001:db8:0:1::1]",
 		},
 		"a site": {
 			from: hosts("[2001:db8:0:%x::1]", 16), units: 2, next: "[2001:db8:0:99::1]",
@@ -183,7 +190,8 @@ func TestGatewayBytesOnTheWay(t *testing.T) {
 				held.Go(func() {
 					r.SendParcel(
 						p,
-						&fakes.Drip{Ctx: ctx, Rest: p.Body, First: 10 << 10, Piece: 1, After: time.Hour},
+						&fakes.Drip{Ctx: ctx, Rest: p.Body, First: 10 << 10, Piece: 1,
+							After: time.Hour},
 						from,
 					)
 				})
@@ -193,13 +201,15 @@ func TestGatewayBytesOnTheWay(t *testing.T) {
 				t.Errorf("%s: %d bytes are on the way", name, n)
 			}
 			for _, p := range r.Parcels(60 << 10) {
-				if status, again := r.SendParcel(p, bytes.NewReader(p.Body), c.next); status != 503 ||
+				if status, again := r.SendParcel(p, bytes.NewReader(p.Body),
+					c.next); status != 503 ||
 					again != "1" {
 					t.Errorf("%s, %v: more: %d, again after %q", name, p.Protocol, status, again)
 				}
 			}
 			for _, p := range r.Parcels(60 << 10) {
-				if status, _ := r.SendParcel(p, bytes.NewReader(p.Body), c.others); c.others != "" &&
+				if status, _ := r.SendParcel(p, bytes.NewReader(p.Body),
+					c.others); c.others != "" &&
 					status != 200 {
 					t.Errorf("%s, %v: somebody else: %d", name, p.Protocol, status)
 				}
@@ -207,7 +217,8 @@ func TestGatewayBytesOnTheWay(t *testing.T) {
 			for _, p := range r.Parcels(3 * each) { // more than fits, when it has begun
 				status, again := r.SendParcel(p, bytes.NewReader(p.Body), "198.51.100.1")
 				if status != 503 || again != "1" {
-					t.Errorf("%s, %v: too much: %d, again after %q", name, p.Protocol, status, again)
+					t.Errorf("%s, %v: too much: %d, again after %q", name, p.Protocol, status,
+						again)
 				}
 			}
 			end()
@@ -249,7 +260,8 @@ func TestGatewayRefusedBodiesHoldNoRoom(t *testing.T) {
 				t.Errorf("%v: %d bytes are held", p.Protocol, n)
 			}
 			next := r.Parcels(9 << 10)[i]
-			if status, _ := r.SendParcel(next, bytes.NewReader(next.Body), "192.0.2.1"); status != 200 {
+			if status, _ := r.SendParcel(next, bytes.NewReader(next.Body),
+				"192.0.2.1"); status != 200 {
 				t.Errorf("%v: the next one: %d", p.Protocol, status)
 			}
 			end()
@@ -269,13 +281,15 @@ func TestGatewayBytesFit(t *testing.T) {
 			t.Fatal(err)
 		}
 		l := newLimits(&c)
-		largest := firstShare + max(envelopeLimit(c.MaxRequestBytes), chunkedLimit(c.MaxRequestBytes)) + 1
+		largest := firstShare + max(envelopeLimit(c.MaxRequestBytes),
+			chunkedLimit(c.MaxRequestBytes)) + 1
 		each := max(int64(c.MaxConcurrent)*c.MaxRequestBytes/4, largest)
 		if each < largest {
 			t.Errorf("%+v: the largest request does not fit", c)
 		}
 		if _, wait := l.bodies.Take("192.0.2.0", each+1+3); wait == 0 { // the bound is rounded
-			t.Errorf("%d of %d: an address has more than %d", c.MaxConcurrent, c.MaxRequestBytes, each)
+			t.Errorf("%d of %d: an address has more than %d", c.MaxConcurrent, c.MaxRequestBytes,
+				each)
 		}
 		for i := range 4 {
 			if _, wait := l.bodies.Take(fmt.Sprint("192.0.2.", i), each); wait > 0 {
@@ -289,7 +303,8 @@ func TestGatewayBytesFit(t *testing.T) {
 			}
 		}
 		if _, wait := l.bodies.Take("192.0.2.9", 4); wait == 0 {
-			t.Errorf("%d places of %d: more than four times %d", c.MaxConcurrent, c.MaxRequestBytes, each)
+			t.Errorf("%d places of %d: more than four times %d", c.MaxConcurrent, c.MaxRequestBytes,
+				each)
 		}
 	}
 	r := newRig(t, func(c *Config) { c.MaxConcurrent, c.MaxRequestBytes = 1, 4<<10 })
@@ -323,7 +338,8 @@ func TestGatewayWaitsForAPlace(t *testing.T) {
 			p = r.Parcels(100)[i]
 			status, again := r.SendParcel(p, bytes.NewReader(p.Body), "192.0.2.1")
 			if status != 503 || again != "1" || time.Since(start) != placeWait {
-				t.Errorf("%v: %d, again after %q, after %v", p.Protocol, status, again, time.Since(start))
+				t.Errorf("%v: %d, again after %q, after %v", p.Protocol, status, again,
+					time.Since(start))
 			}
 			if n := r.s.limits.bodies.Taken(); n != 0 || len(r.Forwarded()) != 1 {
 				t.Errorf(
@@ -368,9 +384,11 @@ func TestGatewayWaitEnds(t *testing.T) {
 				}
 				if status != want || time.Since(start) != 500*time.Millisecond ||
 					header.Get(ohttp.HeaderProcessed) != "" {
-					t.Errorf("%v, close %v: %d after %v, %v", p.Protocol, close, status, time.Since(start), header)
+					t.Errorf("%v, close %v: %d after %v, %v", p.Protocol, close, status,
+						time.Since(start), header)
 				}
-				if n := r.s.limits.bodies.Taken(); n != 0 || len(r.s.places) != 1 || len(r.Forwarded()) != 0 {
+				if n := r.s.limits.bodies.Taken(); n != 0 || len(r.s.places) != 1 ||
+					len(r.Forwarded()) != 0 {
 					t.Errorf(
 						"%v, close %v: %d bytes, %d places, %d sent",
 						p.Protocol,
@@ -393,11 +411,13 @@ func TestGatewayAddressHeader(t *testing.T) {
 		for _, c := range []struct {
 			from   string
 			status int
-		}{{"192.0.2.1", 503}, {"10.0.0.1, 192.0.2.1", 503}, {"192.0.2.1, 192.0.2.2", 200}, {"", 200}} {
+		}{{"192.0.2.1", 503}, {"10.0.0.1, 192.0.2.1", 503}, {"192.0.2.1, 192.0.2.2", 200},
+			{"", 200}} {
 			taken, _ := r.s.limits.bodies.Take("192.0.2.1", 45<<10)
 			for _, p := range r.Parcels(9 << 10) {
 				p.Header.Set("X-Forwarded-For", c.from)
-				if status, _ := r.SendParcel(p, bytes.NewReader(p.Body), "203.0.113.1"); status != c.status {
+				if status, _ := r.SendParcel(p, bytes.NewReader(p.Body),
+					"203.0.113.1"); status != c.status {
 					t.Errorf("%v from %q: %d, want %d", p.Protocol, c.from, status, c.status)
 				}
 			}
@@ -405,7 +425,8 @@ func TestGatewayAddressHeader(t *testing.T) {
 		}
 	})
 	for _, name := range []string{"X Y", "X:", "é", "X-Forwarded-For,"} {
-		_, err := New(Config{Upstream: "https://a.test", AllowUnauthenticated: true, AddressHeader: name})
+		_, err := New(Config{Upstream: "https://a.test", AllowUnauthenticated: true,
+			AddressHeader: name})
 		if c, ok := errors.AsType[*OptionError](err); !ok || c.Field != "AddressHeader" {
 			t.Errorf("%q: %v", name, err)
 		}
@@ -431,11 +452,14 @@ func TestGatewayWriteTimeout(t *testing.T) {
 					server := r.s.HTTPServer("")
 					server.WriteTimeout = 10 * time.Second
 					if version == 2 {
-						server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: certificates}
+						server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12,
+							Certificates: certificates}
 					}
 					p := r.Parcels(100)[i]
-					if status := fakes.StartPiped(t, server).Post(t, p, bytes.NewReader(p.Body)); status != want {
-						t.Errorf("HTTP/%d, %v, Timeout %v: %d", version, p.Protocol, timeout, status)
+					if status := fakes.StartPiped(t, server).Post(t, p,
+						bytes.NewReader(p.Body)); status != want {
+						t.Errorf("HTTP/%d, %v, Timeout %v: %d", version, p.Protocol, timeout,
+							status)
 					}
 				})
 			}
@@ -491,7 +515,8 @@ func TestGatewayContentTypes(t *testing.T) {
 		"accept":      {{Name: "accept", Value: "text/\xe9"}},
 		"openai-beta": {{Name: "openai-beta", Value: "\xff"}},
 		"two tiers": {
-			{Name: "x-security-tier", Value: "standard"}, {Name: "x-security-tier", Value: "maximum"},
+			{Name: "x-security-tier", Value: "standard"},
+			{Name: "x-security-tier", Value: "maximum"},
 		},
 	} {
 		s := r.Seal(fakes.Inner{Header: fields})

@@ -101,9 +101,11 @@ func TestClientKeysAreBounded(t *testing.T) {
 				t.Fatalf("%d bytes: the key that was used last is gone after %d others", size, n+1)
 			}
 		}
-		if len(c.known) != c.order.Len() || len(c.known) > maxClientKeys || c.bytes > maxClientKeyBytes ||
+		if len(c.known) != c.order.Len() || len(c.known) > maxClientKeys ||
+			c.bytes > maxClientKeyBytes ||
 			len(c.known) < maxClientKeys/2 {
-			t.Errorf("%d bytes: %d keys, %d in order, %d bytes", size, len(c.known), c.order.Len(), c.bytes)
+			t.Errorf("%d bytes: %d keys, %d in order, %d bytes", size, len(c.known), c.order.Len(),
+				c.bytes)
 		}
 		if id, _ := numberedKey(t, 1, size); c.get(id) != nil {
 			t.Errorf("%d bytes: the oldest key is still there", size)

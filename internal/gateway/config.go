@@ -32,7 +32,8 @@ type Config struct {
 	Authenticate         Authenticate
 	AllowUnauthenticated bool
 
-	// Keys is required. It is the caller's, or the server's own, which closes it, if OwnKeys is set.
+	// Keys is required. It is the caller's, or the server's own, which closes it, if OwnKeys is
+	// set.
 	Keys    *keystore.Store
 	OwnKeys bool
 	Tier    hybrid.Tier
@@ -48,7 +49,8 @@ type Config struct {
 	ServeV1, ServeOHTTP bool // the protocols
 	OHTTP               OHTTPConfig
 
-	// Tell is told of each event. Its errors are those of GatewayConfig.Audit. nil = it is not told.
+	// Tell is told of each event. Its errors are those of GatewayConfig.Audit. nil = it is not
+	// told.
 	Tell   func(context.Context, Event) error
 	Logger *slog.Logger
 }

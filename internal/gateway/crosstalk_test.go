@@ -107,11 +107,13 @@ func TestContentStaysWithItsClient(t *testing.T) {
 		"204":              "HTTP/1.1 204 No Content\r\n\r\n",
 	}
 	for name, answer := range answers {
-		for _, target := range []string{"POST /v1/moderations", "PUT /v1/files", "POST /v1/embeddings"} {
+		for _, target := range []string{"POST /v1/moderations", "PUT /v1/files",
+			"POST /v1/embeddings"} {
 			if strings.HasPrefix(name, "2") && strings.HasSuffix(target, "embeddings") {
 				continue // the upstream reads content there before it answers so
 			}
-			// One that is asked to close does not even take the content for a request of who sent it.
+			// One that is asked to close does not even take the content for a request of who sent
+			// it.
 			for _, obeys := range []bool{true, false} {
 				t.Run(
 					fmt.Sprint(target, " ", name, " ", obeys),
@@ -138,7 +140,8 @@ func staysWithItsClient(t *testing.T, target, answer string, obeys bool) {
 				return a.Status == 200 && a.Err == nil
 			},
 		} {
-			s := r.Seal(fakes.Inner{Method: method, Path: path, Body: smuggledRequest + fakes.FineRequest})
+			s := r.Seal(fakes.Inner{Method: method, Path: path,
+				Body: smuggledRequest + fakes.FineRequest})
 			s.Open(r.Send(s))
 			if !victim() {
 				t.Error("a victim got no answer of its own")
@@ -172,7 +175,8 @@ func TestContentWhereItHasNoMeaning(t *testing.T) {
 		for _, body := range []string{"x", smuggledRequest, strings.Repeat("x", 100_000)} {
 			s := r.Seal(fakes.Inner{Method: method, Path: "/v1/models", Body: body})
 			if a := s.Open(r.Send(s)); a.Status != 400 || a.Err != nil || len(r.Forwarded()) != 0 {
-				t.Errorf("%s with %d bytes: %+v, %d upstream", method, len(body), a, len(r.Forwarded()))
+				t.Errorf("%s with %d bytes: %+v, %d upstream", method, len(body), a,
+					len(r.Forwarded()))
 			}
 		}
 		s := r.Seal(fakes.Inner{Method: method, Path: "/v1/models"})

@@ -52,7 +52,8 @@ func TestGatewayEndpoints(t *testing.T) {
 		if c.method == "HEAD" && w.Body.Len() != 0 {
 			t.Errorf("%s has a body", what)
 		}
-		if what == "GET /pki/public_key" && w.Body.String() != string(testkit.PublicPEM(t, "rsa-2048")) {
+		if what == "GET /pki/public_key" && w.Body.String() != string(testkit.PublicPEM(t,
+			"rsa-2048")) {
 			t.Errorf("the key is %q", w.Body)
 		}
 	}
@@ -65,7 +66,8 @@ func TestGatewayEndpoints(t *testing.T) {
 func TestGatewayTellsSDKs(t *testing.T) {
 	r := newRig(t, nil)
 	for _, path := range []string{
-		"/v1/chat/completions", "/chat/completions", "/v1/models", "/v1/embeddings", "/v1/responses",
+		"/v1/chat/completions", "/chat/completions", "/v1/models", "/v1/embeddings",
+		"/v1/responses",
 		"/prefix/v1/completions",
 	} {
 		req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, path,
@@ -118,9 +120,11 @@ func TestGatewayHeaders(t *testing.T) {
 		name, header, value string
 		status              int
 	}{
-		{"no id", "X-Payload-ID", "", 400}, {"long id", "X-Payload-ID", strings.Repeat("a", 129), 400},
+		{"no id", "X-Payload-ID", "", 400}, {"long id", "X-Payload-ID", strings.Repeat("a", 129),
+			400},
 		{"id with a space", "X-Payload-ID", "a b", 400},
-		{"id with a quote", "X-Payload-ID", `a"b`, 400}, {"id with LF", "X-Payload-ID", "a\nb", 400},
+		{"id with a quote", "X-Payload-ID", `a"b`, 400},
+		{"id with LF", "X-Payload-ID", "a\nb", 400},
 		{"id with é", "X-Payload-ID", "é", 400}, {"id with /", "X-Payload-ID", "a/b", 400},
 		{"no key", "X-Public-Key", "", 400},
 		{"huge key", "X-Public-Key", strings.Repeat("A", hybrid.MaxKeyText+1), 400},
@@ -135,7 +139,8 @@ func TestGatewayHeaders(t *testing.T) {
 		{"unknown tier", "X-Security-Tier", "ultra", 400},
 		{"tier in capitals", "X-Security-Tier", "HIGH", 400},
 		{"tier list", "X-Security-Tier", "high, standard", 400},
-		{"higher tier", "X-Security-Tier", "maximum", 403}, {"encoded", "Content-Encoding", "gzip", 415},
+		{"higher tier", "X-Security-Tier", "maximum", 403},
+		{"encoded", "Content-Encoding", "gzip", 415},
 		{"identity", "Content-Encoding", "identity", 415},
 	} {
 		w := r.Do(fakes.PostBody(t, fakes.Untouchable{T: t}, c.header, c.value))
@@ -184,7 +189,8 @@ func lowerEscapes(s string) string {
 
 func FuzzValidPayloadID(f *testing.F) {
 	for _, s := range []string{
-		"", "a", "0e3b1a52-7c5d-4f0e-9a43-00112233aabb", "a b", "\x00", "é", strings.Repeat("x", 129),
+		"", "a", "0e3b1a52-7c5d-4f0e-9a43-00112233aabb", "a b", "\x00", "é",
+		strings.Repeat("x", 129),
 	} {
 		f.Add(s)
 	}

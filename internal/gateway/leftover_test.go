@@ -47,7 +47,8 @@ func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 		for _, line := range lines {
 			for _, extra := range []string{
 				"Content-Length: 10", "Transfer-Encoding: chunked",
-				"Content-Length: 10\r\nConnection: close", "Content-Length: 10\r\nExpect: 100-continue",
+				"Content-Length: 10\r\nConnection: close",
+				"Content-Length: 10\r\nExpect: 100-continue",
 			} {
 				c := testkit.DialRaw(t, srv)
 				fmt.Fprintf(c, "%s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n", line, extra)

@@ -50,8 +50,8 @@ func TestGatewayRequestLimit(t *testing.T) {
 			}
 		}
 	}
-	// A length that is too large is refused without reading, a stream that does not end when the limit
-	// is reached.
+	// A length that is too large is refused without reading, a stream that does not end when the
+	// limit is reached.
 	req := fakes.PostBody(t, fakes.Untouchable{T: t})
 	req.ContentLength = 1 << 40
 	fakes.Refused(t, "announced", r.Do(req), 413)
@@ -62,7 +62,8 @@ func TestGatewayRequestLimit(t *testing.T) {
 	)
 	req.ContentLength = -1
 	fakes.Refused(t, "endless", r.Do(req), 413)
-	if n := read.Load(); n > 17<<20 { // some is thrown away, so that clients come to read the answer
+	// some is thrown away, so that clients come to read the answer
+	if n := read.Load(); n > 17<<20 {
 		t.Errorf("%d bytes were read", n)
 	}
 	cut := fakes.PostBody(
@@ -90,7 +91,8 @@ func slowPost(t *testing.T, server *httptest.Server, header ...string) net.Conn 
 	t.Cleanup(func() { c.Close() })
 	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	head := fakes.PostBody(t, nil, header...).Header
-	fmt.Fprintf(c, "POST /v1/chat/secure_completion HTTP/1.1\r\nHost: h\r\nContent-Length: 5000\r\n")
+	fmt.Fprintf(c,
+		"POST /v1/chat/secure_completion HTTP/1.1\r\nHost: h\r\nContent-Length: 5000\r\n")
 	for name, values := range head {
 		fmt.Fprintf(c, "%s: %s\r\n", name, values[0])
 	}
@@ -174,7 +176,8 @@ func testGatewayConcurrencyCap(t *testing.T) {
 	if w.Header().Get("Retry-After") != "1" {
 		t.Errorf("Retry-After %q", w.Header().Get("Retry-After"))
 	}
-	if w := r.Do(httptest.NewRequestWithContext(t.Context(), "GET", "/healthz", nil)); w.Code != 200 {
+	if w := r.Do(httptest.NewRequestWithContext(t.Context(), "GET", "/healthz",
+		nil)); w.Code != 200 {
 		t.Error("health is not answered under load")
 	}
 	close(goOn)
@@ -222,7 +225,8 @@ func TestGatewayClientLeaves(t *testing.T) {
 		<-ended
 		wg.Wait()
 		r.Answer = nil
-		fakes.OpenedAnswer(t, "the same request again", r.Do(fakes.PostBody(t, bytes.NewReader(body))))
+		fakes.OpenedAnswer(t, "the same request again",
+			r.Do(fakes.PostBody(t, bytes.NewReader(body))))
 	})
 }
 
@@ -232,7 +236,9 @@ func TestGatewayClose(t *testing.T) {
 		arrived, _ := r.hang()
 		var wg sync.WaitGroup
 		wg.Go(
-			func() { fakes.Refused(t, "a running request", r.Do(fakes.Post(t, fakes.FineRequest)), 503) },
+			func() {
+				fakes.Refused(t, "a running request", r.Do(fakes.Post(t, fakes.FineRequest)), 503)
+			},
 		)
 		<-arrived
 		for range 2 {
@@ -294,10 +300,14 @@ func TestGatewaySurvivesPanics(t *testing.T) {
 	const m = "MARKER-panic"
 	for name, change := range map[string]func(*Config, func()){
 		"Authenticate": func(c *Config, boom func()) {
-			c.Authenticate = func(*http.Request) (string, time.Duration, error) { boom(); return "", 0, nil }
+			c.Authenticate = func(*http.Request) (string, time.Duration, error) {
+				boom()
+				return "", 0, nil
+			}
 		},
 		"upstream": func(c *Config, boom func()) {
-			c.UpstreamTransport = testkit.RoundTrip(func(req *http.Request) (*http.Response, error) {
+			c.UpstreamTransport = testkit.RoundTrip(func(req *http.Request) (*http.Response,
+				error) {
 				_ = req.Body.Close()
 				boom()
 				return testkit.Respond(200, testkit.FineAnswer), nil
@@ -308,7 +318,9 @@ func TestGatewaySurvivesPanics(t *testing.T) {
 		},
 	} {
 		for kind, value := range map[string]any{
-			"string": m, "error": fmt.Errorf("%s", m), "struct": struct{ s string }{m}, "run time": nil,
+			"string": m, "error": fmt.Errorf("%s", m), "struct": struct {
+				s string
+			}{m}, "run time": nil,
 		} {
 			armed, body := true, fakes.SealedBody(t, fakes.FineRequest, envelope.Separate)
 			r := newRig(t, func(c *Config) {

@@ -334,7 +334,8 @@ func (q *ohttpRequest) refuse(p *refusal) {
 	case q.writer != nil: // the answer has begun: it stays without an end
 		q.cut = true
 		if q.status == 0 {
-			_ = q.writer.Flush() // sends what there is of it, so that the status is a sealed answer's
+			// sends what there is of it, so that the status is a sealed answer's
+			_ = q.writer.Flush()
 		}
 	case q.opened:
 		q.refuseInner(p)

@@ -38,7 +38,9 @@ func TestObliviousMaybeProcessed(t *testing.T) {
 			t.Errorf("sent again: %+v", a)
 		}
 	}
-	r.Answer = func(*http.Request, []byte) (*http.Response, error) { return nil, errors.New("down") }
+	r.Answer = func(*http.Request, []byte) (*http.Response, error) {
+		return nil, errors.New("down")
+	}
 	s := r.Seal(fakes.Inner{})
 	if a := s.Open(r.Send(s)); a.Status != 502 || a.Header.Get(ohttp.HeaderProcessed) != "" {
 		t.Errorf("no answer: %+v", a)

@@ -190,7 +190,8 @@ func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response) (err erro
 		end := func() { _ = resp.Body.Close() }
 		body = sse.NewIdle(body, q.s.cfg.IdleTimeout, events.Begun, end)
 	}
-	if e.unknownLength() && !encoded { // the client learns the status, and what kind of answer comes
+	// the client learns the status, and what kind of answer comes
+	if e.unknownLength() && !encoded {
 		if err := e.start(); err != nil {
 			return err
 		}

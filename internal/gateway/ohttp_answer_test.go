@@ -26,7 +26,8 @@ const fineEvents = testkit.FineEvents
 // answerOf is an upstream's answer of unknown length.
 func answerOf(kind string, body io.Reader) *http.Response {
 	resp := testkit.Respond(200, "", "Content-Type", kind)
-	resp.ContentLength, resp.TransferEncoding, resp.Body = -1, []string{"chunked"}, io.NopCloser(body)
+	resp.ContentLength, resp.TransferEncoding, resp.Body = -1, []string{"chunked"},
+		io.NopCloser(body)
 	return resp
 }
 
@@ -51,7 +52,8 @@ func (p *pieces) Read(b []byte) (int, error) {
 }
 
 const (
-	openChoice  = `data: {"choices":[{"index":1,"delta":{"content":"a"},"finish_reason":null}]}` + "\n\n"
+	openChoice = `data: {"choices":[{"index":1,"delta":{"content":"a"},"finish_reason":null}]}` +
+		"\n\n"
 	endedChoice = `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"
 )
 
@@ -80,7 +82,8 @@ func TestObliviousCutAnswers(t *testing.T) {
 			kind: "text/event-stream", pieces: []string{"data:[DONE]"}, whole: true,
 		},
 		"events with CRLF": {
-			kind: "text/event-stream", pieces: []string{"data: 1\r\n\r\ndata: [DONE]\r\n\r\n"}, whole: true,
+			kind: "text/event-stream", pieces: []string{"data: 1\r\n\r\ndata: [DONE]\r\n\r\n"},
+			whole: true,
 		},
 		"events without DONE": {
 			kind: "text/event-stream", pieces: []string{"data: {\"a\":1}\n\n"},
@@ -89,7 +92,8 @@ func TestObliviousCutAnswers(t *testing.T) {
 			kind: "text/event-stream", pieces: []string{"data: say data: [DONE]\n\n"},
 		},
 		"DONE after too much": {
-			kind: "text/event-stream", pieces: []string{"data: " + long + "\ndata: [DONE", "x]\n\n"},
+			kind: "text/event-stream", pieces: []string{"data: " + long + "\ndata: [DONE",
+				"x]\n\n"},
 		},
 		"half of DONE": {
 			kind: "text/event-stream", pieces: []string{"data: 1\n\ndata: [DON"},
@@ -189,7 +193,10 @@ func TestObliviousCutAnswers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, pad := range []int{0, 256} {
-				r := newRig(t, func(g *Config) { g.MaxResponseBytes = 64 << 10; g.OHTTP.Padding = pad })
+				r := newRig(t, func(g *Config) {
+					g.MaxResponseBytes = 64 << 10
+					g.OHTTP.Padding = pad
+				})
 				r.Answer = func(*http.Request, []byte) (*http.Response, error) {
 					resp := answerOf(c.kind, &pieces{append([]string(nil), c.pieces...), c.err})
 					if c.length > 0 {
@@ -233,14 +240,18 @@ func TestObliviousUpstreamAnswers(t *testing.T) {
 			), nil
 		}, 400, `{"error":{"message":"too long"}}`},
 		"too many": {
-			func() (*http.Response, error) { return testkit.Respond(429, "{}", "Retry-After", "7"), nil },
+			func() (*http.Response, error) {
+				return testkit.Respond(429, "{}", "Retry-After", "7"), nil
+			},
 			429, "{}",
 		},
 		"a server's error": {
 			func() (*http.Response, error) { return testkit.Respond(500, "{}"), nil }, 500, "{}",
 		},
 		"the gateway's key": {
-			func() (*http.Response, error) { return testkit.Respond(401, "bad key sk-123"), nil }, 502, "",
+			func() (*http.Response, error) {
+				return testkit.Respond(401, "bad key sk-123"), nil
+			}, 502, "",
 		},
 		"not allowed": {
 			func() (*http.Response, error) { return testkit.Respond(403, "secret"), nil }, 502, "",
@@ -268,11 +279,13 @@ func TestObliviousUpstreamAnswers(t *testing.T) {
 			resp.ContentLength = 1 << 40
 			return resp, nil
 		}, 502, ""},
-		"no answer":   {func() (*http.Response, error) { return nil, broken }, 502, ""},
-		"nothing":     {func() (*http.Response, error) { return nil, nil }, 502, ""},
-		"not in time": {func() (*http.Response, error) { return nil, context.DeadlineExceeded }, 504, ""},
-		"a panic":     {func() (*http.Response, error) { panic("prompt") }, 500, ""},
-		"an abort":    {func() (*http.Response, error) { panic(http.ErrAbortHandler) }, 500, ""},
+		"no answer": {func() (*http.Response, error) { return nil, broken }, 502, ""},
+		"nothing":   {func() (*http.Response, error) { return nil, nil }, 502, ""},
+		"not in time": {func() (*http.Response, error) {
+			return nil, context.DeadlineExceeded
+		}, 504, ""},
+		"a panic":  {func() (*http.Response, error) { panic("prompt") }, 500, ""},
+		"an abort": {func() (*http.Response, error) { panic(http.ErrAbortHandler) }, 500, ""},
 		"odd header": {
 			func() (*http.Response, error) {
 				return testkit.Respond(200, "x", "Content-Type", "a\x00b"), nil
@@ -341,15 +354,16 @@ func (p panicking) Read([]byte) (int, error) { panic(p.value) }
 // Only what is on the lists passes, either way; models are asked for without a body.
 func TestObliviousHeaders(t *testing.T) {
 	r := newRig(t, nil)
-	s := r.Seal(fakes.Inner{Method: http.MethodGet, Path: "/v1/models?limit=3", Header: []bhttp.Field{
-		{Name: "content-type"},
-		{Name: "accept", Value: "application/json"},
-		{Name: "cookie", Value: "a=b"},
-		{Name: "openai-beta", Value: "x"},
-		{Name: "x-forwarded-for", Value: "192.0.2.9"},
-		{Name: "user-agent", Value: "sdk/1.0"},
-		{Name: "x-security-tier", Value: "standard"},
-	}})
+	s := r.Seal(fakes.Inner{Method: http.MethodGet, Path: "/v1/models?limit=3",
+		Header: []bhttp.Field{
+			{Name: "content-type"},
+			{Name: "accept", Value: "application/json"},
+			{Name: "cookie", Value: "a=b"},
+			{Name: "openai-beta", Value: "x"},
+			{Name: "x-forwarded-for", Value: "192.0.2.9"},
+			{Name: "user-agent", Value: "sdk/1.0"},
+			{Name: "x-security-tier", Value: "standard"},
+		}})
 	if a := s.Open(r.Send(s)); a.Status != 200 || a.Err != nil {
 		t.Fatalf("%+v", a)
 	}

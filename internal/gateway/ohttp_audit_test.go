@@ -48,7 +48,8 @@ func TestObliviousAudit(t *testing.T) {
 	}
 	s := r.Seal(fakes.Inner{})
 	r.Send(s)
-	if len(events) != 2 || events[0].PayloadID == "" || events[0].PayloadID != events[1].PayloadID ||
+	if len(events) != 2 || events[0].PayloadID == "" ||
+		events[0].PayloadID != events[1].PayloadID ||
 		events[0].Bytes != int64(len(fakes.FineRequest)) ||
 		events[1].Bytes != int64(len(testkit.FineAnswer)) {
 		t.Errorf("%+v", events)
@@ -137,13 +138,15 @@ func TestObliviousAuditOfCutAnswers(t *testing.T) {
 			events = nil
 			before := r.s.Stats()
 			r.Answer = func(*http.Request, []byte) (*http.Response, error) {
-				return answerOf("text/event-stream", io.MultiReader(strings.NewReader(first), c.then)), nil
+				return answerOf("text/event-stream",
+					io.MultiReader(strings.NewReader(first), c.then)), nil
 			}
 			r.s.ServeHTTP(
 				&leaver{httptest.NewRecorder(), c.takes},
 				fakes.OHTTPPost(t, strings.NewReader(string(r.Seal(fakes.Inner{}).Body))),
 			)
-			if len(events) != 1 || events[0].Reason != c.reason || events[0].Bytes < int64(len(first)) ||
+			if len(events) != 1 || events[0].Reason != c.reason ||
+				events[0].Bytes < int64(len(first)) ||
 				events[0].PayloadID == "" {
 				t.Errorf("told %+v", events)
 			}

@@ -52,9 +52,11 @@ func (q *ohttpRequest) authenticateInner(ctx context.Context) *refusal {
 	inner := (&http.Request{
 		Method: q.head.Method,
 		URL: &url.URL{
-			Scheme: q.head.Scheme, Host: q.head.Authority, Path: unescaped, RawPath: path, RawQuery: query,
+			Scheme: q.head.Scheme, Host: q.head.Authority, Path: unescaped, RawPath: path,
+			RawQuery: query,
 		},
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: q.inHeader.Clone(), Body: http.NoBody,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: q.inHeader.Clone(),
+		Body: http.NoBody,
 		Host: q.head.Authority, RemoteAddr: q.r.RemoteAddr, RequestURI: q.head.Path, TLS: q.r.TLS,
 	}).WithContext(ctx)
 	return q.request.authenticate(inner)

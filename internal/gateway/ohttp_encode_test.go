@@ -90,7 +90,8 @@ func TestObliviousPadding(t *testing.T) {
 		} {
 			r := newRig(t, func(c *Config) { c.OHTTP.Padding = pad })
 			r.Answer = func(*http.Request, []byte) (*http.Response, error) {
-				return answerOf("text/event-stream", &pieces{left: append([]string(nil), p...)}), nil
+				return answerOf("text/event-stream", &pieces{left: append([]string(nil), p...)}),
+					nil
 			}
 			s := r.Seal(fakes.Inner{})
 			w := r.Send(s)

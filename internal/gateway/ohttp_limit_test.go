@@ -28,7 +28,8 @@ func TestObliviousStrangers(t *testing.T) {
 	}
 	bad := r.Seal(fakes.Inner{}).Body
 	bad[len(bad)-1] ^= 1
-	wrong := r.Seal(fakes.Inner{Header: []bhttp.Field{{Name: "authorization", Value: "Bearer other"}}})
+	wrong := r.Seal(fakes.Inner{Header: []bhttp.Field{{Name: "authorization",
+		Value: "Bearer other"}}})
 	codes := []int{}
 	for _, b := range [][]byte{bad, wrong.Body, bad, bad} {
 		codes = append(codes, r.Do(fakes.OHTTPPost(t, bytes.NewReader(b))).Code)

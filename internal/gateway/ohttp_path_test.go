@@ -28,7 +28,8 @@ func TestObliviousUpstreamURL(t *testing.T) {
 		"/v1/models?a=b/../?@c": "/models?a=b/../?@c",
 	} {
 		for _, base := range []string{
-			"https://upstream.test", "https://upstream.test:444/", "https://upstream.test/base%2F/v1",
+			"https://upstream.test", "https://upstream.test:444/",
+			"https://upstream.test/base%2F/v1",
 		} {
 			allowed, _, _ := strings.Cut(path, "?")
 			r := newRig(t, func(c *Config) {

@@ -184,7 +184,8 @@ func TestObliviousCopiesAreGivenBackOnce(t *testing.T) {
 	defer srv.Close()
 	defer srv.CloseClientConnections()
 	message := fakes.Inner{
-		Body: `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("x", 20000) + `"}]}`,
+		Body: `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("x", 20000) +
+			`"}]}`,
 	}.Encode(
 		t,
 	)
@@ -206,7 +207,8 @@ func TestObliviousCopiesAreGivenBackOnce(t *testing.T) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatalf("%s: %d copies, %d places", what, r.s.limits.deliveries.Taken(), len(r.s.places))
+				t.Fatalf("%s: %d copies, %d places", what, r.s.limits.deliveries.Taken(),
+					len(r.s.places))
 			}
 		}
 	}
@@ -290,7 +292,9 @@ func TestObliviousHeaderInManyChunks(t *testing.T) {
 // An answer to HEAD has no content, and is whole without.
 func TestObliviousHead(t *testing.T) {
 	for name, chunked := range map[string][]string{"chunks": {"chunked"}, "nothing said": nil} {
-		r := newRig(t, func(c *Config) { c.OHTTP.Allow = []string{"HEAD /v1/models", "GET /v1/models"} })
+		r := newRig(t, func(c *Config) {
+			c.OHTTP.Allow = []string{"HEAD /v1/models", "GET /v1/models"}
+		})
 		r.Answer = func(*http.Request, []byte) (*http.Response, error) {
 			p := testkit.Respond(200, "", "Content-Type", "application/json")
 			p.ContentLength, p.TransferEncoding, p.ProtoMajor = -1, chunked, 1
@@ -324,7 +328,8 @@ func TestObliviousUpstreamsOwnWords(t *testing.T) {
 		if strings.Contains(w.Body.String(), words) {
 			t.Errorf("%d: in the clear", status)
 		}
-		if a := s.Open(w); a.Err != nil || (a.Body == words) != passes || (a.Status == status) != passes {
+		if a := s.Open(w); a.Err != nil || (a.Body == words) != passes ||
+			(a.Status == status) != passes {
 			t.Errorf("%d: %+v", status, a)
 		}
 	}

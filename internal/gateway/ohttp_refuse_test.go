@@ -39,7 +39,8 @@ func TestObliviousInnerRefusals(t *testing.T) {
 	}{
 		"no key": {m: fakes.Inner{Header: []bhttp.Field{{Name: "authorization"}}}, status: 401},
 		"wrong key": {
-			m:      fakes.Inner{Header: []bhttp.Field{{Name: "authorization", Value: "Bearer other"}}},
+			m: fakes.Inner{Header: []bhttp.Field{{Name: "authorization",
+				Value: "Bearer other"}}},
 			status: 401,
 		},
 		"not a bearer": {
@@ -59,7 +60,8 @@ func TestObliviousInnerRefusals(t *testing.T) {
 			}
 		}, status: 429},
 		"no date": {
-			m: fakes.Inner{Header: []bhttp.Field{{Name: "date"}}}, status: 400, kind: ohttp.ProblemDate,
+			m: fakes.Inner{Header: []bhttp.Field{{Name: "date"}}}, status: 400,
+			kind: ohttp.ProblemDate,
 		},
 		"a date of words": {
 			m: fakes.Inner{Header: []bhttp.Field{{Name: "date", Value: "today"}}}, status: 400,
@@ -70,11 +72,13 @@ func TestObliviousInnerRefusals(t *testing.T) {
 			kind: ohttp.ProblemDate,
 		},
 		"an old date": {
-			m:      fakes.Inner{Header: []bhttp.Field{dated(now.Add(-2*time.Minute - 2*time.Second))}},
+			m: fakes.Inner{
+				Header: []bhttp.Field{dated(now.Add(-2*time.Minute - 2*time.Second))}},
 			status: 400, kind: ohttp.ProblemDate,
 		},
 		"a date to come": {
-			m:      fakes.Inner{Header: []bhttp.Field{dated(now.Add(2*time.Minute + 10*time.Second))}},
+			m: fakes.Inner{Header: []bhttp.Field{dated(now.Add(2*time.Minute +
+				10*time.Second))}},
 			status: 400, kind: ohttp.ProblemDate,
 		},
 		"a narrow window": {
@@ -97,13 +101,16 @@ func TestObliviousInnerRefusals(t *testing.T) {
 		},
 		"an empty list": {change: func(c *Config) { c.OHTTP.Allow = []string{} }, status: 404},
 		"a tier too high": {
-			m: fakes.Inner{Header: []bhttp.Field{{Name: "x-security-tier", Value: "maximum"}}}, status: 403,
+			m:      fakes.Inner{Header: []bhttp.Field{{Name: "x-security-tier", Value: "maximum"}}},
+			status: 403,
 		},
 		"a tier that is not": {
-			m: fakes.Inner{Header: []bhttp.Field{{Name: "x-security-tier", Value: "top"}}}, status: 400,
+			m:      fakes.Inner{Header: []bhttp.Field{{Name: "x-security-tier", Value: "top"}}},
+			status: 400,
 		},
 		"content encoding": {
-			m: fakes.Inner{Header: []bhttp.Field{{Name: "content-encoding", Value: "gzip"}}}, status: 400,
+			m:      fakes.Inner{Header: []bhttp.Field{{Name: "content-encoding", Value: "gzip"}}},
+			status: 400,
 		},
 		"a trailer": {
 			m: fakes.Inner{Trailer: []bhttp.Field{{Name: "x-late", Value: "1"}}}, status: 400,
@@ -146,7 +153,8 @@ func TestObliviousInnerRefusals(t *testing.T) {
 			if n := len(r.Forwarded()); n != 0 {
 				t.Errorf("%d requests went upstream", n)
 			}
-			for _, word := range []string{"key-of-the-client", "completions", "content\\\"", "files"} {
+			for _, word := range []string{"key-of-the-client", "completions", "content\\\"",
+				"files"} {
 				if strings.Contains(r.Logged(), word) {
 					t.Errorf("the log says %q: %s", word, r.Logged())
 				}
@@ -255,7 +263,8 @@ func TestObliviousBitFlips(t *testing.T) {
 	if n := len(r.Forwarded()); n != 0 {
 		t.Errorf("%d requests went upstream", n)
 	}
-	if w := r.Do(fakes.OHTTPPost(t, bytes.NewReader(good))); w.Code != 200 || len(r.Forwarded()) != 1 {
+	if w := r.Do(fakes.OHTTPPost(t, bytes.NewReader(good))); w.Code != 200 ||
+		len(r.Forwarded()) != 1 {
 		t.Errorf("as it was: %d", w.Code)
 	}
 }
@@ -267,14 +276,16 @@ func TestObliviousWithoutFinalChunk(t *testing.T) {
 	message := fakes.Inner{}.Encode(t)
 	half := len(message) / 2
 	for name, s := range map[string]*fakes.Sealed{
-		"all of the message":  fakes.SealChunks(t, r.KeyConfig(), false, message),
-		"half of it":          fakes.SealChunks(t, r.KeyConfig(), false, message[:half]),
-		"in two":              fakes.SealChunks(t, r.KeyConfig(), false, message[:half], message[half:]),
+		"all of the message": fakes.SealChunks(t, r.KeyConfig(), false, message),
+		"half of it":         fakes.SealChunks(t, r.KeyConfig(), false, message[:half]),
+		"in two": fakes.SealChunks(t, r.KeyConfig(), false, message[:half],
+			message[half:]),
 		"the end flipped":     fakes.SealChunks(t, r.KeyConfig(), true, message),
 		"bytes after the end": fakes.SealChunks(t, r.KeyConfig(), true, message),
 		"more than a message": fakes.SealChunks(t, r.KeyConfig(), true, message, []byte("x")),
-		"not a message":       fakes.SealChunks(t, r.KeyConfig(), true, []byte("nothing of the kind")),
-		"half a message":      fakes.SealChunks(t, r.KeyConfig(), true, message[:half]),
+		"not a message": fakes.SealChunks(t, r.KeyConfig(), true,
+			[]byte("nothing of the kind")),
+		"half a message": fakes.SealChunks(t, r.KeyConfig(), true, message[:half]),
 		"a response": fakes.SealChunks(
 			t, r.KeyConfig(), true, append([]byte{1}, message[1:]...),
 		),
@@ -312,14 +323,16 @@ func TestObliviousReplay(t *testing.T) {
 	if a := s.Open(first); a.Status != 200 || a.Err != nil {
 		t.Errorf("%+v", a)
 	}
-	// The refusal opens with the keys of the request that was replayed: it is sealed, and nobody else
-	// can read it.
+	// The refusal opens with the keys of the request that was replayed: it is sealed, and nobody
+	// else can read it.
 	if again.Code != 200 || again.Header().Get("Content-Type") != ohttp.TypeResponse ||
 		strings.Contains(again.Body.String(), "sent before") {
 		t.Fatalf("%d %v", again.Code, again.Header())
 	}
 	s2 := r.Seal(fakes.Inner{})
-	r.Answer = func(*http.Request, []byte) (*http.Response, error) { return nil, errors.New("down") }
+	r.Answer = func(*http.Request, []byte) (*http.Response, error) {
+		return nil, errors.New("down")
+	}
 	r.Send(s2) // fails upstream, and stays claimed all the same
 	if a := s2.Open(r.Send(s2)); a.Status != 409 || a.Err != nil {
 		t.Errorf("%+v", a)
@@ -385,7 +398,8 @@ func testObliviousUnavailable(t *testing.T) {
 	if a := s.Open(<-done); a.Status != 200 {
 		t.Errorf("the first: %+v", a)
 	}
-	// What was refused as not served is not served later on: whoever holds the refusal may repeat it.
+	// What was refused as not served is not served later on: whoever holds the refusal may repeat
+	// it.
 	if a := third.Open(r.Send(third)); a.Err != nil || a.Status != 409 ||
 		a.Header.Get(ohttp.HeaderProcessed) != "" {
 		t.Errorf("the refused one again: %+v", a)

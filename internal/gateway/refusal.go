@@ -124,7 +124,8 @@ func (h *request) noEndpoint() {
 	}
 	h.problem = p
 	body, _ := json.Marshal(map[string]any{"error": map[string]any{ // it marshals
-		"message": "this gateway takes sealed requests alone: send them with sealedchat's client, " +
+		"message": "this gateway takes sealed requests alone: send them with sealedchat's " +
+			"client, " +
 			"or give an SDK its HTTPClient()",
 		"type": chatjson.ErrorType(p.status), "param": nil, "code": "sealed_requests_only",
 	}})

@@ -194,7 +194,8 @@ var upstreamDetails = map[int]string{
 	http.StatusPaymentRequired: "the upstream answered 402: it wants to be paid",
 	http.StatusNotFound: "the upstream answered 404: unknown model, or Upstream does not end in " +
 		"/v1",
-	http.StatusMethodNotAllowed: "the upstream answered 405: Upstream is no base URL that ends in " +
+	http.StatusMethodNotAllowed: "the upstream answered 405: Upstream is no base URL that " +
+		"ends in " +
 		"/v1",
 	http.StatusRequestTimeout:        detailUpstreamLate,
 	http.StatusConflict:              "the upstream answered 409: it refused the request",

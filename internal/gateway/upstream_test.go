@@ -114,12 +114,14 @@ func TestGatewayRefusesPlaintext(t *testing.T) {
 		{strings.Replace(fakes.FineRequest, `"hi"`, deep, 1), 400},
 		{strings.Replace(fakes.FineRequest, `"hi"`, "NaN", 1), 400},
 		{`{"messages":[{"role":"u"}]}`, 400}, {`{"model":"","messages":[{"role":"u"}]}`, 400},
-		{`{"model":1,"messages":[{"role":"u"}]}`, 400}, {`{"Model":"m","messages":[{"role":"u"}]}`, 400},
+		{`{"model":1,"messages":[{"role":"u"}]}`, 400},
+		{`{"Model":"m","messages":[{"role":"u"}]}`, 400},
 		{`{"model":"m","model":null,"messages":[{"role":"u"}]}`, 400}, {`{"model":"m"}`, 400},
 		{`{"model":"m","messages":[]}`, 400}, {`{"model":"m","messages":{}}`, 400},
 		{`{"model":"m","messages":null}`, 400}, {`{"model":"m","messages":"x"}`, 400},
 		{`{"model":"m","messages":["x"]}`, 400}, {`{"model":"m","messages":[{}]}`, 400},
-		{`{"model":"m","messages":[{"role":""}]}`, 400}, {`{"model":"m","messages":[{"role":1}]}`, 400},
+		{`{"model":"m","messages":[{"role":""}]}`, 400},
+		{`{"model":"m","messages":[{"role":1}]}`, 400},
 		{`{"model":"m","messages":[{"role":"u"},null]}`, 400},
 		{`{"model":"m","messages":[{"Role":"u"}]}`, 400},
 		{`{"model":"m","messages":[{"role":"u"}],"security_tier":"maximum"}`, 403},
@@ -238,7 +240,8 @@ func TestGatewayUpstreamFailures(t *testing.T) {
 			return testkit.Respond(code, words, header...), nil
 		}
 	}
-	body := func(text string, header ...string) func(*http.Request, []byte) (*http.Response, error) {
+	body := func(text string, header ...string) func(*http.Request, []byte) (*http.Response,
+		error) {
 		return func(*http.Request, []byte) (*http.Response, error) {
 			return testkit.Respond(200, text, header...), nil
 		}
@@ -265,7 +268,8 @@ func TestGatewayUpstreamFailures(t *testing.T) {
 		"bad redirect": {status(302, "Location", "http://["+m), 502, ""},
 		"204":          {status(204), 422, ""}, "201": {status(201), 422, ""},
 		"event stream": {
-			body("data: {\"x\":\""+m+"\"}\n\ndata: [DONE]\n\n", "Content-Type", "text/event-stream"), 422,
+			body("data: {\"x\":\""+m+"\"}\n\ndata: [DONE]\n\n", "Content-Type",
+				"text/event-stream"), 422,
 			"",
 		},
 		"HTML":              {body("<html>" + m), 422, ""},
@@ -280,7 +284,8 @@ func TestGatewayUpstreamFailures(t *testing.T) {
 		"truncated JSON": {body(testkit.FineAnswer[:len(testkit.FineAnswer)-1]), 422, ""},
 		"empty":          {body(""), 422, ""},
 		"too large": {
-			body(strings.Replace(testkit.FineAnswer, `"t"`, `"`+strings.Repeat("x", 5000)+`"`, 1)), 502, "",
+			body(strings.Replace(testkit.FineAnswer, `"t"`, `"`+strings.Repeat("x", 5000)+`"`, 1)),
+			502, "",
 		},
 		"encoding": {body(testkit.FineAnswer, "Content-Encoding", m), 502, ""},
 		"list":     {body(`["` + m + `"]`), 422, ""},
@@ -292,7 +297,9 @@ func TestGatewayUpstreamFailures(t *testing.T) {
 			return r, nil
 		}, 502, ""},
 		"no connection": {
-			func(*http.Request, []byte) (*http.Response, error) { return nil, errors.New(m) }, 502, "",
+			func(*http.Request, []byte) (*http.Response, error) {
+				return nil, errors.New(m)
+			}, 502, "",
 		},
 	} {
 		r := newRig(t, func(c *Config) { c.MaxResponseBytes = 4000 })
@@ -389,11 +396,13 @@ func TestGatewayUpstreamHTTP(t *testing.T) {
 	mu.Unlock()
 	// Where a name leads is known when it is dialled: a warning at start, and a cause in the log.
 	log.Reset()
-	elsewhere := &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+	elsewhere := &http.Transport{DialContext: func(ctx context.Context, network,
+		_ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, network, l.Addr().String())
 	}}
 	s, err := New(Config{
-		Keys: storedKeys(t, "rsa-2048"), Upstream: "http://name.test/v1", UpstreamTransport: elsewhere,
+		Keys: storedKeys(t, "rsa-2048"), Upstream: "http://name.test/v1",
+		UpstreamTransport:    elsewhere,
 		AllowUnauthenticated: true, Logger: slog.New(slog.NewTextHandler(log, nil)), ServeV1: true,
 	})
 	if err != nil {
@@ -413,7 +422,8 @@ func TestGatewayUpstreamHTTP(t *testing.T) {
 		t.Errorf("%d served; the log has %s", served, log)
 	}
 	mu.Unlock()
-	for _, upstream := range []string{"http://localhost:1/v1", "http://127.0.0.1:1", "https://h.test/v1"} {
+	for _, upstream := range []string{"http://localhost:1/v1", "http://127.0.0.1:1",
+		"https://h.test/v1"} {
 		log.Reset()
 		s, err := open(upstream, false)
 		if err != nil || log.Len() != 0 {
@@ -425,7 +435,8 @@ func TestGatewayUpstreamHTTP(t *testing.T) {
 	if _, err := New(
 		Config{
 			Keys: storedKeys(t, "rsa-2048"), Upstream: "http://name/v1",
-			UpstreamTransport: testkit.NeverUsed(t), AllowUnauthenticated: true, InsecureUpstreamHTTP: true,
+			UpstreamTransport: testkit.NeverUsed(t), AllowUnauthenticated: true,
+			InsecureUpstreamHTTP: true,
 		},
 	); err != nil {
 		t.Errorf("a foreign RoundTripper with InsecureUpstreamHTTP: %v", err)
@@ -467,9 +478,12 @@ func TestGatewayLogsNoContent(t *testing.T) {
 		})
 		r := newRig(
 			t,
-			func(c *Config) { c.Upstream, c.UpstreamTransport = "http://"+l.Addr().String()+"/v1", nil },
+			func(c *Config) {
+				c.Upstream, c.UpstreamTransport = "http://"+l.Addr().String()+"/v1", nil
+			},
 		)
-		w := r.Do(fakes.Post(t, request, "Authorization", "Bearer "+m).WithContext(testkit.Within(t, 0)))
+		w := r.Do(fakes.Post(t, request, "Authorization",
+			"Bearer "+m).WithContext(testkit.Within(t, 0)))
 		if (w.Code == 200) != (name == "fine") || strings.Contains(w.Body.String(), m) {
 			t.Errorf("%s: %d %s", name, w.Code, w.Body)
 		}

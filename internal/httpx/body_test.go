@@ -23,7 +23,10 @@ func TestCappedReader(t *testing.T) {
 	const size = 1000
 	data := bytes.Repeat([]byte("x"), size)
 	readers := map[string]func(io.Reader) io.Reader{
-		"plain": func(r io.Reader) io.Reader { return r }, "one byte": iotest.OneByteReader, "half": iotest.HalfReader, "EOF with data": iotest.DataErrReader,
+		"plain": func(r io.Reader) io.Reader {
+			return r
+		}, "one byte": iotest.OneByteReader, "half": iotest.HalfReader,
+		"EOF with data": iotest.DataErrReader,
 	}
 	for name, wrap := range readers {
 		for limit := int64(size - 2); limit <= size+2; limit++ {
@@ -37,7 +40,8 @@ func TestCappedReader(t *testing.T) {
 		}
 	}
 	broken := errors.New("broken")
-	got, err := ReadAll(Capped(io.MultiReader(bytes.NewReader(data), iotest.ErrReader(broken)), size), size)
+	got, err := ReadAll(Capped(io.MultiReader(bytes.NewReader(data), iotest.ErrReader(broken)),
+		size), size)
 	if err != broken || len(got) != size {
 		t.Errorf("an error at the limit: %d bytes, %v", len(got), err)
 	}
@@ -56,7 +60,8 @@ func TestReadAllBelievesNobody(t *testing.T) {
 		t.Errorf("%q, cap %d, %v", got, cap(got), err)
 	}
 	for _, size := range []int64{-1 << 62, -1, 0, 1, 4, 5, 6} {
-		if got, err := ReadAll(strings.NewReader("short"), size); err != nil || string(got) != "short" {
+		if got, err := ReadAll(strings.NewReader("short"), size); err != nil ||
+			string(got) != "short" {
 			t.Errorf("size %d: %q, %v", size, got, err)
 		}
 	}
@@ -81,7 +86,8 @@ func FuzzReadAll(f *testing.F) {
 		if want := data[:min(int64(len(data)), limit)]; !bytes.Equal(got, want) {
 			t.Fatalf("%d bytes of %d, limit %d", len(got), len(data), limit)
 		}
-		if tooLarge := int64(len(data)) > limit; errors.Is(err, fault.ErrTooLarge) != tooLarge || (err == nil) == tooLarge {
+		if tooLarge := int64(len(data)) > limit; errors.Is(err, fault.ErrTooLarge) != tooLarge ||
+			(err == nil) == tooLarge {
 			t.Fatalf("%d bytes, limit %d: %v", len(data), limit, err)
 		}
 	})
@@ -113,18 +119,24 @@ func TestReadBodyEncodings(t *testing.T) {
 		body           []byte
 		ok             bool
 	}{
-		{"none", "", data, true}, {"identity", "identity", data, true}, {"case", " GZip ", packed, true}, {"x-gzip", "x-gzip", packed, true},
-		{"not gzip", "gzip", data, false}, {"empty", "gzip", nil, false}, {"cut in the head", "gzip", packed[:5], false},
-		{"cut in the middle", "gzip", packed[:len(packed)/2], false}, {"cut in the trailer", "gzip", packed[:len(packed)-1], false},
+		{"none", "", data, true}, {"identity", "identity", data, true},
+		{"case", " GZip ", packed, true}, {"x-gzip", "x-gzip", packed, true},
+		{"not gzip", "gzip", data, false}, {"empty", "gzip", nil, false},
+		{"cut in the head", "gzip", packed[:5], false},
+		{"cut in the middle", "gzip", packed[:len(packed)/2], false},
+		{"cut in the trailer", "gzip", packed[:len(packed)-1], false},
 		{"trailing garbage", "gzip", append(bytes.Clone(packed), "garbage"...), false},
 		{"trailing zeros", "gzip", append(bytes.Clone(packed), 0, 0, 0, 0), false},
-		{"bad checksum", "gzip", append(bytes.Clone(packed[:len(packed)-8]), 1, 2, 3, 4, packed[len(packed)-4], packed[len(packed)-3], 0, 0), false},
-		{"br", "br", data, false}, {"deflate", "deflate", data, false}, {"zstd", "zstd", data, false}, {"twice", "gzip, gzip", packed, false},
+		{"bad checksum", "gzip", append(bytes.Clone(packed[:len(packed)-8]), 1, 2, 3, 4,
+			packed[len(packed)-4], packed[len(packed)-3], 0, 0), false},
+		{"br", "br", data, false}, {"deflate", "deflate", data, false},
+		{"zstd", "zstd", data, false}, {"twice", "gzip, gzip", packed, false},
 		{"list", "identity, gzip", packed, false},
 	} {
 		for _, length := range []int64{int64(len(c.body)), -1} {
 			got, err := readBody(answered(200, c.body, c.encoding, length), limit)
-			if c.ok && (err != nil || !bytes.Equal(got, data)) || !c.ok && (err == nil || errors.Is(err, fault.ErrTooLarge)) {
+			if c.ok && (err != nil || !bytes.Equal(got, data)) ||
+				!c.ok && (err == nil || errors.Is(err, fault.ErrTooLarge)) {
 				t.Errorf("%s, length %d: %d bytes, %v", c.name, length, len(got), err)
 			}
 			_, err = Exchange(roundTrip(func(*http.Request) (*http.Response, error) {
@@ -155,7 +167,8 @@ func TestReadBodyLimits(t *testing.T) {
 	for d, want := range map[int64]error{-1: fault.ErrTooLarge, 0: nil, 1: nil} {
 		const size = 100_000
 		r := answered(200, zipped(t, make([]byte, size)), "gzip", -1)
-		if got, err := readBody(r, size+d); !errors.Is(err, want) || want == nil && len(got) != size {
+		if got, err := readBody(r, size+d); !errors.Is(err, want) ||
+			want == nil && len(got) != size {
 			t.Errorf("limit %+d: %d bytes, %v", d, len(got), err)
 		}
 	}

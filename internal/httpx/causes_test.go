@@ -48,22 +48,32 @@ func TestFailedExchangesSayWhy(t *testing.T) {
 		return rt
 	}
 	tooOld := overTLS()
-	tooOld.TLSClientConfig.MinVersion, tooOld.TLSClientConfig.MaxVersion = tls.VersionTLS13, tls.VersionTLS12
-	refusal := func(status string) string { return "HTTP/1.1 " + status + "\r\nContent-Length: 0\r\n\r\n" }
+	tooOld.TLSClientConfig.MinVersion, tooOld.TLSClientConfig.MaxVersion = tls.VersionTLS13,
+		tls.VersionTLS12
+	refusal := func(status string) string {
+		return "HTTP/1.1 " + status + "\r\nContent-Length: 0\r\n\r\n"
+	}
 	for name, c := range map[string]struct {
 		rt   *http.Transport
 		url  string
 		want string
 	}{
-		"407":            {proxied(raw(refusal("407 "+m)), false), "https://h.test", "status 407: it wants a user"},
-		"407, own":       {proxied(raw(refusal("407 Proxy Authentication Required")), true), "https://h.test", "status 407: it wants a user"},
-		"407, own words": {proxied(raw(refusal("407 "+m)), true), "https://h.test", "the HTTP exchange failed"},
-		"403 of a proxy": {proxied(raw(refusal("403 "+m)), false), "https://h.test", "refused the connection with status 403"},
-		"https to http":  {DefaultTransport(), "https" + strings.TrimPrefix(plain.URL, "http"), "the URL says https, the server http"},
-		"https to text":  {DefaultTransport(), "https" + strings.TrimPrefix(raw("220 "+m+"\r\n"), "http"), "does not speak TLS"},
-		"reset":          {overTLS(), http2.URL, "an HTTP/2 error"},
-		"no HTTP":        {DefaultTransport(), raw(m + " " + m + "\r\n\r\n"), "not HTTP/1"},
-		"a header":       {DefaultTransport(), raw("HTTP/1.1 200 OK\r\n" + m + "\r\n\r\n"), "the HTTP exchange failed"},
+		"407": {proxied(raw(refusal("407 "+m)), false), "https://h.test",
+			"status 407: it wants a user"},
+		"407, own": {proxied(raw(refusal("407 Proxy Authentication Required")), true),
+			"https://h.test", "status 407: it wants a user"},
+		"407, own words": {proxied(raw(refusal("407 "+m)), true), "https://h.test",
+			"the HTTP exchange failed"},
+		"403 of a proxy": {proxied(raw(refusal("403 "+m)), false), "https://h.test",
+			"refused the connection with status 403"},
+		"https to http": {DefaultTransport(), "https" + strings.TrimPrefix(plain.URL, "http"),
+			"the URL says https, the server http"},
+		"https to text": {DefaultTransport(), "https" +
+			strings.TrimPrefix(raw("220 "+m+"\r\n"), "http"), "does not speak TLS"},
+		"reset":   {overTLS(), http2.URL, "an HTTP/2 error"},
+		"no HTTP": {DefaultTransport(), raw(m + " " + m + "\r\n\r\n"), "not HTTP/1"},
+		"a header": {DefaultTransport(), raw("HTTP/1.1 200 OK\r\n" + m + "\r\n\r\n"),
+			"the HTTP exchange failed"},
 		"no TLS version": {tooOld, http2.URL, "the TLS handshake failed"},
 		"closed at once": {DefaultTransport(), raw(""), "EOF"},
 		"nobody listens": {DefaultTransport(), "http://127.0.0.1:1", "connection refused"},

@@ -103,7 +103,8 @@ func ValidAPIKey(b []byte) error {
 		return fmt.Errorf("%w: %s", fault.ErrInvalidRequest, hint)
 	}
 	if len(b) > 4096 {
-		return fmt.Errorf("%w: the API key has %d bytes, want 1 to 4096", fault.ErrInvalidRequest, len(b))
+		return fmt.Errorf("%w: the API key has %d bytes, want 1 to 4096", fault.ErrInvalidRequest,
+			len(b))
 	}
 	for _, c := range b {
 		if c <= ' ' || c >= 0x7f {

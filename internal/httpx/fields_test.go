@@ -20,12 +20,16 @@ func TestRetryAfter(t *testing.T) {
 		value string
 		want  time.Duration
 	}{
-		{"", 0}, {" ", 0}, {"0", 0}, {"1", time.Second}, {" 120 ", 2 * time.Minute}, {"007", 7 * time.Second},
-		{"-1", 0}, {"+1", 0}, {"1.5", 0}, {"1e3", 0}, {"0x10", 0}, {"soon", 0}, {"1 2", 0}, {"1, 2", 0}, {"١", 0},
-		{"31536000", MaxRetryAfter}, {"31536001", MaxRetryAfter}, {"9223372036854775807", MaxRetryAfter},
+		{"", 0}, {" ", 0}, {"0", 0}, {"1", time.Second}, {" 120 ", 2 * time.Minute},
+		{"007", 7 * time.Second},
+		{"-1", 0}, {"+1", 0}, {"1.5", 0}, {"1e3", 0}, {"0x10", 0}, {"soon", 0}, {"1 2", 0},
+		{"1, 2", 0}, {"١", 0},
+		{"31536000", MaxRetryAfter}, {"31536001", MaxRetryAfter},
+		{"9223372036854775807", MaxRetryAfter},
 		{"18446744073709551615", MaxRetryAfter}, {"99999999999999999999999999", MaxRetryAfter},
 		{now.Add(90 * time.Second).Format(http.TimeFormat), 90 * time.Second},
-		{now.Add(90 * time.Second).Format("Monday, 02-Jan-06 15:04:05 GMT"), 90 * time.Second}, // RFC 850
+		// RFC 850
+		{now.Add(90 * time.Second).Format("Monday, 02-Jan-06 15:04:05 GMT"), 90 * time.Second},
 		{now.Add(90 * time.Second).Format(time.ANSIC), 90 * time.Second},
 		{now.Format(http.TimeFormat), 0},
 		{now.Add(-time.Hour).Format(http.TimeFormat), 0},
@@ -43,7 +47,8 @@ func TestRetryAfter(t *testing.T) {
 func TestValidAPIKey(t *testing.T) {
 	for c := range 256 {
 		err := ValidAPIKey([]byte{'k', byte(c), 'k'})
-		if good := c > ' ' && c < 0x7f; (err == nil) != good || err != nil && !errors.Is(err, fault.ErrInvalidRequest) {
+		if good := c > ' ' && c < 0x7f; (err == nil) != good ||
+			err != nil && !errors.Is(err, fault.ErrInvalidRequest) {
 			t.Errorf("byte %#x: %v", c, err)
 		}
 		if c != 'k' && err != nil && strings.Contains(err.Error(), "k\\") {

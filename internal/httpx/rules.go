@@ -100,7 +100,8 @@ var ErrPlainHTTP = fmt.Errorf("%w: http is not encrypted, use https", fault.ErrI
 // NewTransport puts rt (nil = a DefaultTransport of its own) under the rules for requests to base.
 // owned reports that nobody else has the transport's connections. The error says why rt is refused;
 // the caller adds which field of a configuration it came from.
-func NewTransport(rt http.RoundTripper, base *url.URL) (_ http.RoundTripper, owned bool, err error) {
+func NewTransport(rt http.RoundTripper, base *url.URL) (_ http.RoundTripper, owned bool,
+	err error) {
 	if rt == nil {
 		own := DefaultTransport()
 		if base.Scheme == "http" {
@@ -120,8 +121,9 @@ func NewTransport(rt http.RoundTripper, base *url.URL) (_ http.RoundTripper, own
 		case !IsLoopbackLiteral(base.Hostname()):
 			// Where a foreign RoundTripper dials cannot be seen: the URL itself must say that it is
 			// loopback.
-			return nil, false, fmt.Errorf("%w: http over a RoundTripper that is not an *http.Transport "+
-				"needs a loopback IP address in the URL", fault.ErrInsecureURL)
+			return nil, false,
+				fmt.Errorf("%w: http over a RoundTripper that is not an *http.Transport "+
+					"needs a loopback IP address in the URL", fault.ErrInsecureURL)
 		}
 	}
 	return rt, owned, nil

@@ -41,7 +41,8 @@ func TestParseBaseURL(t *testing.T) {
 		if err != nil || u.String() != want {
 			t.Errorf("%q: %v, %v; want %q", text, u, err, want)
 		}
-		if u, err := ParseBaseURL(text, false); strings.HasPrefix(want, "http:") && !errors.Is(err, fault.ErrInsecureURL) {
+		if u, err := ParseBaseURL(text, false); strings.HasPrefix(want, "http:") &&
+			!errors.Is(err, fault.ErrInsecureURL) {
 			t.Errorf("%q: %v, %v", text, u, err)
 		}
 	}
@@ -49,15 +50,21 @@ func TestParseBaseURL(t *testing.T) {
 
 func TestParseBaseURLRefuses(t *testing.T) {
 	insecure := []string{
-		"", "h", "h/path", "//h", "/path", "ftp://h", "ws://h", "wss://h", "httpss://h", "file:///etc/passwd", "localhost:8080",
+		"", "h", "h/path", "//h", "/path", "ftp://h", "ws://h", "wss://h", "httpss://h",
+		"file:///etc/passwd", "localhost:8080",
 		"javascript:alert(1)", "data:text/plain,x", "unix:///x",
 	}
 	malformed := []string{
-		"https://", "https:///path", "https:h", "https:/h", "https://:443", "https://?", "https://u@h", "https://u:marker@h", "https://@h",
-		"https://:@h", "https://h?", "https://h/?", "https://h?marker=1", "https://h#", "https://h/#", "https://h/#f", "https://h/p#marker",
-		"https://h:", "https://h:0", "https://h:00", "https://h:65536", "https://h:99999", "https://h:x", "https://h:-1", "https://h:+1",
-		"https://h:1:2", "https://h\n", "https://h/\x00", "https://h/\x7f", "https://h\r\nX: y", " https://h", "https://h h", "https://[::1",
-		"https://[::1]x", "https://[marker]:1", "https://h/%zz", "https://%zz", "127.0.0.1:80", ":", "https://h/%",
+		"https://", "https:///path", "https:h", "https:/h", "https://:443", "https://?",
+		"https://u@h", "https://u:marker@h", "https://@h",
+		"https://:@h", "https://h?", "https://h/?", "https://h?marker=1", "https://h#",
+		"https://h/#", "https://h/#f", "https://h/p#marker",
+		"https://h:", "https://h:0", "https://h:00", "https://h:65536", "https://h:99999",
+		"https://h:x", "https://h:-1", "https://h:+1",
+		"https://h:1:2", "https://h\n", "https://h/\x00", "https://h/\x7f", "https://h\r\nX: y",
+		" https://h", "https://h h", "https://[::1",
+		"https://[::1]x", "https://[marker]:1", "https://h/%zz", "https://%zz", "127.0.0.1:80", ":",
+		"https://h/%",
 	}
 	for _, text := range append(insecure, malformed...) {
 		u, err := ParseBaseURL(text, true)
@@ -77,7 +84,8 @@ func TestParseBaseURLRefuses(t *testing.T) {
 }
 
 func FuzzParseBaseURL(f *testing.F) {
-	for _, s := range []string{"https://h/a/", "http://[::1]:80/../x", "https://u@h?q#f", "https://h/%2F/", "https://h:0", "HTTPS://H"} {
+	for _, s := range []string{"https://h/a/", "http://[::1]:80/../x", "https://u@h?q#f",
+		"https://h/%2F/", "https://h:0", "HTTPS://H"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -85,7 +93,8 @@ func FuzzParseBaseURL(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" ||
+		if u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" ||
+			u.ForceQuery || u.Fragment != "" ||
 			strings.HasSuffix(u.EscapedPath(), "/") {
 			t.Fatalf("%q became %#v", text, u)
 		}
@@ -93,7 +102,8 @@ func FuzzParseBaseURL(f *testing.F) {
 		if err != nil || again.String() != u.String() {
 			t.Fatalf("%q became %q, and that %v, %v", text, u, again, err)
 		}
-		if _, err := http.NewRequest(http.MethodGet, u.String()+"/pki/public_key", nil); err != nil {
+		if _, err := http.NewRequest(http.MethodGet, u.String()+"/pki/public_key",
+			nil); err != nil {
 			t.Fatalf("%q became %q: %v", text, u, err)
 		}
 	})
@@ -104,8 +114,10 @@ func TestDefaultTransport(t *testing.T) {
 	if a == b || a.TLSClientConfig == b.TLSClientConfig {
 		t.Error("transports are shared")
 	}
-	if a.TLSClientConfig.MinVersion != tls.VersionTLS12 || a.TLSClientConfig.InsecureSkipVerify || !a.ForceAttemptHTTP2 || a.Proxy == nil ||
-		!a.DisableCompression || a.MaxIdleConnsPerHost < 100 || a.IdleConnTimeout <= 0 || a.TLSHandshakeTimeout <= 0 || a.HTTP2 == nil ||
+	if a.TLSClientConfig.MinVersion != tls.VersionTLS12 || a.TLSClientConfig.InsecureSkipVerify ||
+		!a.ForceAttemptHTTP2 || a.Proxy == nil ||
+		!a.DisableCompression || a.MaxIdleConnsPerHost < 100 || a.IdleConnTimeout <= 0 ||
+		a.TLSHandshakeTimeout <= 0 || a.HTTP2 == nil ||
 		a.HTTP2.SendPingTimeout <= 0 {
 		t.Errorf("got %+v", a)
 	}
@@ -113,8 +125,10 @@ func TestDefaultTransport(t *testing.T) {
 
 func TestIsLoopbackLiteral(t *testing.T) {
 	for host, want := range map[string]bool{
-		"127.0.0.1": true, "127.255.0.9": true, "::1": true, "::ffff:127.0.0.1": true, "localhost": false, "": false, "0.0.0.0": false, "::": false,
-		"128.0.0.1": false, "192.0.2.1": false, "127.1": false, "0177.0.0.1": false, "2130706433": false, "127.0.0.1.example.com": false, "::1%lo": true,
+		"127.0.0.1": true, "127.255.0.9": true, "::1": true, "::ffff:127.0.0.1": true,
+		"localhost": false, "": false, "0.0.0.0": false, "::": false,
+		"128.0.0.1": false, "192.0.2.1": false, "127.1": false, "0177.0.0.1": false,
+		"2130706433": false, "127.0.0.1.example.com": false, "::1%lo": true,
 	} {
 		if IsLoopbackLiteral(host) != want {
 			t.Errorf("%q: %v", host, !want)
@@ -122,8 +136,8 @@ func TestIsLoopbackLiteral(t *testing.T) {
 	}
 }
 
-// TestOriginsHaveOneSpelling: nothing that FirstUse remembers is forgotten over another spelling of the
-// base URL.
+// TestOriginsHaveOneSpelling: nothing that FirstUse remembers is forgotten over another spelling of
+// the base URL.
 func TestOriginsHaveOneSpelling(t *testing.T) {
 	for spelling, want := range map[string]string{
 		"https://API.example":         "https://api.example",

@@ -24,12 +24,15 @@ func beyond(t *testing.T, what string, base, f func(), mostBytes float64) {
 	t.Helper()
 	baseAllocs, baseBytes := testkit.Allocated(base)
 	allocs, size := testkit.Allocated(f)
-	t.Logf("%s: %.1f allocations and %.0f bytes beyond the %.1f and %.0f of the cryptography", what, allocs-baseAllocs, size-baseBytes, baseAllocs, baseBytes)
+	t.Logf("%s: %.1f allocations and %.0f bytes beyond the %.1f and %.0f of the cryptography", what,
+		allocs-baseAllocs, size-baseBytes, baseAllocs, baseBytes)
 	if allocs-baseAllocs > mostAllocs {
-		t.Errorf("%s: %.1f allocations beyond the cryptography's, want %d at most", what, allocs-baseAllocs, mostAllocs)
+		t.Errorf("%s: %.1f allocations beyond the cryptography's, want %d at most", what,
+			allocs-baseAllocs, mostAllocs)
 	}
 	if size-baseBytes > mostBytes {
-		t.Errorf("%s: %.0f bytes beyond the cryptography's, want %.0f at most", what, size-baseBytes, mostBytes)
+		t.Errorf("%s: %.0f bytes beyond the cryptography's, want %.0f at most", what,
+			size-baseBytes, mostBytes)
 	}
 }
 
@@ -45,9 +48,13 @@ func TestSealAllocations(t *testing.T) {
 			return text
 		}
 		floor := sealFloor(t, "server-4096", plaintext)
-		beyond(t, "Seal/"+size.name, floor, func() { seal(nil) }, 1.4*float64(size.n)+mostSmallBytes)
+		beyond(t, "Seal/"+size.name, floor, func() {
+			seal(nil)
+		}, 1.4*float64(size.n)+mostSmallBytes)
 		reused := seal(nil)[:0]
-		beyond(t, "Seal/"+size.name+" into a buffer", floor, func() { seal(reused) }, mostSmallBytes)
+		beyond(t, "Seal/"+size.name+" into a buffer", floor, func() {
+			seal(reused)
+		}, mostSmallBytes)
 	}
 }
 

@@ -113,7 +113,8 @@ func NormalFingerprint(text string) string {
 // ValidFingerprint says what is wrong with a fingerprint, in either case, or nil.
 func ValidFingerprint(text string) error {
 	if b, err := hex.DecodeString(text); err != nil || len(b) != 32 {
-		return errors.New("a fingerprint is a SHA-256 as PublicKey.Fingerprint gives it, 64 hex digits")
+		return errors.New("a fingerprint is a SHA-256 as PublicKey.Fingerprint gives it, 64 " +
+			"hex digits")
 	}
 	return nil
 }

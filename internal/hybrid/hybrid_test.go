@@ -58,7 +58,8 @@ func rawSPKI(t testing.TB, n, e *big.Int, parameters asn1.RawValue) []byte {
 		Algorithm pkix.AlgorithmIdentifier
 		Key       asn1.BitString
 	}{
-		pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}, Parameters: parameters},
+		pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1},
+			Parameters: parameters},
 		asn1.BitString{Bytes: inner, BitLength: 8 * len(inner)},
 	})
 	if err != nil {
@@ -85,7 +86,8 @@ func paddedSPKI(t testing.TB, n *big.Int) map[string][]byte {
 	}
 	of := func(inner []byte) info {
 		rsaOID := asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
-		return info{pkix.AlgorithmIdentifier{Algorithm: rsaOID, Parameters: asn1.NullRawValue}, asn1.BitString{Bytes: inner, BitLength: 8 * len(inner)}}
+		return info{pkix.AlgorithmIdentifier{Algorithm: rsaOID, Parameters: asn1.NullRawValue},
+			asn1.BitString{Bytes: inner, BitLength: 8 * len(inner)}}
 	}
 	e := big.NewInt(65537)
 	good := marshal(numbers{n, e})
@@ -114,7 +116,8 @@ func TestParsePublicKey(t *testing.T) {
 		"no final newline":   bytes.TrimSpace(good),
 		"white space around": slices.Concat([]byte(" \t\r\n\n"), good, []byte("\n\n \t\r\n")),
 		"CRLF":               bytes.ReplaceAll(good, []byte("\n"), []byte("\r\n")),
-		"at the limit":       append(slices.Clone(good), bytes.Repeat([]byte("\n"), 16<<10-len(good))...),
+		"at the limit": append(slices.Clone(good),
+			bytes.Repeat([]byte("\n"), 16<<10-len(good))...),
 	} {
 		key, err := ParsePublicKey(text)
 		if err != nil {
@@ -131,7 +134,8 @@ func TestParsePublicKey(t *testing.T) {
 	}
 	for _, bits := range []int{2048, 2049, 3072, 4096, 8191, 8192} {
 		for _, e := range []int{65537, 65539, 1<<31 - 1} {
-			key, err := ParsePublicKey(pemBlock("PUBLIC KEY", spki(t, &rsa.PublicKey{N: modulus(bits), E: e})))
+			key, err := ParsePublicKey(pemBlock("PUBLIC KEY",
+				spki(t, &rsa.PublicKey{N: modulus(bits), E: e})))
 			if err != nil || key.Bits() != bits {
 				t.Errorf("%d bits, exponent %d: %v", bits, e, err)
 			}
@@ -166,7 +170,8 @@ func TestParsePublicKeyRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	unusedBits := slices.Clone(der)
-	unusedBits[23] = 1 // BIT STRING: 30 82 len 30 0d oid null 03 82 len, then the count of unused bits
+	// BIT STRING: 30 82 len 30 0d oid null 03 82 len, then the count of unused bits
+	unusedBits[23] = 1
 	even := new(big.Int).Sub(n, big.NewInt(1))
 	broken := "-----BEGIN PUBLIC KEY-----\n!\n-----END PUBLIC KEY-----\n"
 
@@ -188,7 +193,8 @@ func TestParsePublicKeyRefusals(t *testing.T) {
 		"exponent 2^31": {public(rawSPKI(t, n, big.NewInt(1<<31), null)), ""},
 		"exponent 2^31+1": {
 			public(rawSPKI(t, n, big.NewInt(1<<31+1), null)), ""},
-		"exponent 2^64+1":     {public(rawSPKI(t, n, new(big.Int).Add(new(big.Int).Lsh(big.NewInt(1), 64), big.NewInt(1)), null)), ""},
+		"exponent 2^64+1": {public(rawSPKI(t, n,
+			new(big.Int).Add(new(big.Int).Lsh(big.NewInt(1), 64), big.NewInt(1)), null)), ""},
 		"negative exponent":   {public(rawSPKI(t, n, big.NewInt(-65537), null)), ""},
 		"negative modulus":    {public(rawSPKI(t, new(big.Int).Neg(n), e65537, null)), ""},
 		"even modulus":        {public(rawSPKI(t, even, e65537, null)), "even"},
@@ -198,55 +204,64 @@ func TestParsePublicKeyRefusals(t *testing.T) {
 		"certificate":         {pemBlock("CERTIFICATE", certificate), "certificate"},
 		"certificate, label":  {public(certificate), ""},
 		"key under its label": {pemBlock("CERTIFICATE", der), "certificate"},
-		"PKCS#1":              {pemBlock("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&testkit.Key(t, "rsa-2048").PublicKey)), "PKCS#1"},
-		"PKCS#1, label":       {public(x509.MarshalPKCS1PublicKey(&testkit.Key(t, "rsa-2048").PublicKey)), ""},
-		"private":             {testkit.KeyPEM(t, "rsa-2048"), "PRIVATE"},
-		"encrypted private":   {pemBlock("ENCRYPTED PRIVATE KEY", der), "PRIVATE"},
-		"public and private":  {slices.Concat(good, testkit.KeyPEM(t, "rsa-2048")), "PRIVATE"},
-		"other label":         {pemBlock("PUBLIC  KEY", der), ""},
-		"lower-case label":    {pemBlock("public key", der), ""},
-		"two blocks":          {slices.Concat(good, good), "PEM block"},
-		"two keys":            {slices.Concat(good, testkit.PublicPEM(t, "rsa-2048")), "PEM block"},
-		"text behind":         {append(slices.Clone(good), "# key"...), "PEM block"},
-		"text before":         {append([]byte("# key\n"), good...), "begin"},
-		"NUL behind":          {append(slices.Clone(good), 0), ""},
-		"BOM":                 {append([]byte("\xef\xbb\xbf"), good...), "begin"},
+		"PKCS#1": {pemBlock("RSA PUBLIC KEY",
+			x509.MarshalPKCS1PublicKey(&testkit.Key(t, "rsa-2048").PublicKey)), "PKCS#1"},
+		"PKCS#1, label": {public(x509.MarshalPKCS1PublicKey(&testkit.Key(t,
+			"rsa-2048").PublicKey)), ""},
+		"private":            {testkit.KeyPEM(t, "rsa-2048"), "PRIVATE"},
+		"encrypted private":  {pemBlock("ENCRYPTED PRIVATE KEY", der), "PRIVATE"},
+		"public and private": {slices.Concat(good, testkit.KeyPEM(t, "rsa-2048")), "PRIVATE"},
+		"other label":        {pemBlock("PUBLIC  KEY", der), ""},
+		"lower-case label":   {pemBlock("public key", der), ""},
+		"two blocks":         {slices.Concat(good, good), "PEM block"},
+		"two keys":           {slices.Concat(good, testkit.PublicPEM(t, "rsa-2048")), "PEM block"},
+		"text behind":        {append(slices.Clone(good), "# key"...), "PEM block"},
+		"text before":        {append([]byte("# key\n"), good...), "begin"},
+		"NUL behind":         {append(slices.Clone(good), 0), ""},
+		"BOM":                {append([]byte("\xef\xbb\xbf"), good...), "begin"},
 		"a broken block, then a good one": {
 			append([]byte(broken), good...), ""},
 		"a block of another kind without an end, then a good one": {
 			append([]byte("-----BEGIN NOTHING-----\n"), good...), ""},
 		"a good block, then a broken one": {
 			append(slices.Clone(good), broken...), ""},
-		"headers":          {pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Headers: map[string]string{"Comment": "x"}, Bytes: der}), "header"},
-		"cut":              {good[:len(good)/2], ""},
-		"no end line":      {bytes.TrimSuffix(good, []byte("-----END PUBLIC KEY-----\n")), ""},
-		"empty block":      {[]byte("-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n"), ""},
-		"URL-safe base64":  {bytes.ReplaceAll(good, []byte("+"), []byte("-")), ""},
-		"DER":              {der, ""},
-		"JSON string":      {[]byte(`"` + strings.ReplaceAll(string(good), "\n", `\n`) + `"`), "JSON"},
-		"JSON object":      {[]byte(`{"public_key":"-----BEGIN PUBLIC KEY-----"}`), "JSON"},
-		"HTML":             {[]byte("<!doctype html><title>Login</title>"), "HTML"},
-		"no parameters":    {public(rawSPKI(t, n, e65537, asn1.RawValue{})), ""},
-		"other parameters": {public(rawSPKI(t, n, e65537, asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true})), ""},
-		"byte after DER":   {public(append(slices.Clone(der), 0)), ""},
-		"longer length":    {public(slices.Concat([]byte{0x30, 0x83, 0}, der[2:])), ""},
+		"headers": {pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY",
+			Headers: map[string]string{"Comment": "x"}, Bytes: der}), "header"},
+		"cut":             {good[:len(good)/2], ""},
+		"no end line":     {bytes.TrimSuffix(good, []byte("-----END PUBLIC KEY-----\n")), ""},
+		"empty block":     {[]byte("-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n"), ""},
+		"URL-safe base64": {bytes.ReplaceAll(good, []byte("+"), []byte("-")), ""},
+		"DER":             {der, ""},
+		"JSON string": {[]byte(`"` + strings.ReplaceAll(string(good), "\n", `\n`) + `"`),
+			"JSON"},
+		"JSON object":   {[]byte(`{"public_key":"-----BEGIN PUBLIC KEY-----"}`), "JSON"},
+		"HTML":          {[]byte("<!doctype html><title>Login</title>"), "HTML"},
+		"no parameters": {public(rawSPKI(t, n, e65537, asn1.RawValue{})), ""},
+		"other parameters": {public(rawSPKI(t, n, e65537,
+			asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true})), ""},
+		"byte after DER": {public(append(slices.Clone(der), 0)), ""},
+		"longer length":  {public(slices.Concat([]byte{0x30, 0x83, 0}, der[2:])), ""},
 		"indefinite length": {
 			public(slices.Concat([]byte{0x30, 0x80}, der[4:], []byte{0, 0})), ""},
 		"unused bits": {public(unusedBits), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			key, err := ParsePublicKey(c.text)
-			if key != nil || !errors.Is(err, fault.ErrPublicKey) || !strings.Contains(err.Error(), c.want) {
+			if key != nil || !errors.Is(err, fault.ErrPublicKey) ||
+				!strings.Contains(err.Error(), c.want) {
 				t.Errorf("key %v, error %v, want ErrPublicKey with %q", key != nil, err, c.want)
 			}
 		})
 	}
 	for name, der := range paddedSPKI(t, n) {
-		if key, err := ParsePublicKey(public(der)); key != nil || !errors.Is(err, fault.ErrPublicKey) {
+		if key, err := ParsePublicKey(public(der)); key != nil ||
+			!errors.Is(err, fault.ErrPublicKey) {
 			t.Errorf("%s: error %v, want ErrPublicKey", name, err)
 		}
 	}
-	if key, err := ParsePublicKey(append(slices.Clone(good), bytes.Repeat([]byte("\n"), 16<<10+1-len(good))...)); key != nil || !errors.Is(err, fault.ErrTooLarge) {
+	if key, err := ParsePublicKey(append(slices.Clone(good),
+		bytes.Repeat([]byte("\n"), 16<<10+1-len(good))...)); key != nil ||
+		!errors.Is(err, fault.ErrTooLarge) {
 		t.Errorf("one byte above the limit: %v", err)
 	}
 }
@@ -284,7 +299,9 @@ func TestSealOpen(t *testing.T) {
 				e.TagForm = form
 				body := envelope.Append(nil, e)
 				if size == 1000 {
-					if got, appended := testkit.OpenPlainly(t, testkit.Key(t, name), body); !bytes.Equal(got, plaintext) || appended != (form == envelope.Appended) {
+					if got, appended := testkit.OpenPlainly(t, testkit.Key(t, name),
+						body); !bytes.Equal(got, plaintext) ||
+						appended != (form == envelope.Appended) {
 						t.Errorf("%s: the standard library opens something else", name)
 					}
 				}
@@ -304,7 +321,8 @@ func TestSealOpen(t *testing.T) {
 // Two envelopes share nothing: not the data key, not the nonce.
 func TestSealIsFresh(t *testing.T) {
 	key, plaintext := privateOf(t, "rsa-2048"), bytes.Repeat([]byte("a"), 64)
-	nonces, bodies, wrapped, dataKeys := map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}
+	nonces, bodies, wrapped, dataKeys := map[string]bool{}, map[string]bool{}, map[string]bool{},
+		map[string]bool{}
 	for range 50 {
 		e := mustSeal(t, key.public, plaintext)
 		dataKey := make([]byte, DataKeySize)
@@ -317,7 +335,8 @@ func TestSealIsFresh(t *testing.T) {
 		wrapped[string(e.WrappedKey)] = true
 	}
 	if len(nonces) != 50 || len(bodies) != 50 || len(wrapped) != 50 || len(dataKeys) != 50 {
-		t.Errorf("%d nonces, %d ciphertexts, %d wrapped keys, %d data keys in 50", len(nonces), len(bodies), len(wrapped), len(dataKeys))
+		t.Errorf("%d nonces, %d ciphertexts, %d wrapped keys, %d data keys in 50", len(nonces),
+			len(bodies), len(wrapped), len(dataKeys))
 	}
 }
 
@@ -343,34 +362,47 @@ func TestOpenRefusals(t *testing.T) {
 		// Opening works in place: if GCM was tried, what would have been the plaintext is wiped. So
 		// this shows that a key that does not unwrap costs the same work as a tag that does not
 		// fit.
-		if text := e.Sealed[:size-envelope.NonceSize-envelope.TagSize]; !bytes.Equal(text, make([]byte, len(text))) {
+		if text := e.Sealed[:size-envelope.NonceSize-envelope.TagSize]; !bytes.Equal(text,
+			make([]byte, len(text))) {
 			t.Errorf("%s: GCM was not tried", what)
 		}
 	}
 	changed := func(change func(*envelope.Envelope)) *envelope.Envelope {
-		e := &envelope.Envelope{Sealed: slices.Clone(good.Sealed), WrappedKey: slices.Clone(good.WrappedKey)}
+		e := &envelope.Envelope{Sealed: slices.Clone(good.Sealed),
+			WrappedKey: slices.Clone(good.WrappedKey)}
 		change(e)
 		return e
 	}
-	if got, err := key.Open(changed(func(*envelope.Envelope) {}), nil); err != nil || string(got) != "sixteen bytes of" {
+	if got, err := key.Open(changed(func(*envelope.Envelope) {}), nil); err != nil ||
+		string(got) != "sixteen bytes of" {
 		t.Fatalf("the template of the cases below does not open: %v", err)
 	}
 	for i := range good.Sealed { // nonce, ciphertext, tag
-		check("a flipped bit in the payload", changed(func(e *envelope.Envelope) { e.Sealed[i] ^= 1 << (i % 8) }))
+		check("a flipped bit in the payload", changed(func(e *envelope.Envelope) {
+			e.Sealed[i] ^= 1 << (i % 8)
+		}))
 	}
 	for i := range good.WrappedKey {
 		if i < 8 || i%16 == 0 || i > len(good.WrappedKey)-8 {
-			check("a flipped bit in the wrapped key", changed(func(e *envelope.Envelope) { e.WrappedKey[i] ^= 1 << (i % 8) }))
+			check("a flipped bit in the wrapped key", changed(func(e *envelope.Envelope) {
+				e.WrappedKey[i] ^= 1 << (i % 8)
+			}))
 		}
 	}
 	n := key.public.key.N
 	for what, number := range map[string]*big.Int{
-		"the modulus": n, "one above it": new(big.Int).Add(n, big.NewInt(1)), "one below it": new(big.Int).Sub(n, big.NewInt(1)),
-		"nothing but ones": new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 2048), big.NewInt(1)), "zero": new(big.Int), "one": big.NewInt(1),
+		"the modulus": n, "one above it": new(big.Int).Add(n, big.NewInt(1)),
+		"one below it":     new(big.Int).Sub(n, big.NewInt(1)),
+		"nothing but ones": new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 2048), big.NewInt(1)),
+		"zero":             new(big.Int), "one": big.NewInt(1),
 	} {
-		check("wrapped key: "+what, changed(func(e *envelope.Envelope) { number.FillBytes(e.WrappedKey) }))
+		check("wrapped key: "+what, changed(func(e *envelope.Envelope) {
+			number.FillBytes(e.WrappedKey)
+		}))
 	}
-	check("another's key", changed(func(e *envelope.Envelope) { e.WrappedKey = mustSeal(t, key.public, []byte("x")).WrappedKey }))
+	check("another's key", changed(func(e *envelope.Envelope) {
+		e.WrappedKey = mustSeal(t, key.public, []byte("x")).WrappedKey
+	}))
 	for _, size := range []int{0, 1, 16, 24, 31, 33, 64} {
 		dataKey := make([]byte, size)
 		check("a data key of another size", changed(func(e *envelope.Envelope) {
@@ -386,7 +418,8 @@ func TestOpenRefusals(t *testing.T) {
 	}
 	for _, size := range []int{0, 255, 257, 384, 512} {
 		e := changed(func(e *envelope.Envelope) { e.WrappedKey = make([]byte, size) })
-		if plaintext, err := key.Open(e, nil); !errors.Is(err, fault.ErrEnvelope) || plaintext != nil {
+		if plaintext, err := key.Open(e, nil); !errors.Is(err, fault.ErrEnvelope) ||
+			plaintext != nil {
 			t.Errorf("wrapped key of %d bytes: %v", size, err)
 		}
 		if !bytes.Equal(e.Sealed, good.Sealed) {
@@ -405,7 +438,8 @@ func FuzzParsePublicKey(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		key, err := ParsePublicKey(text)
 		if err != nil {
-			if key != nil || !errors.Is(err, fault.ErrPublicKey) && !errors.Is(err, fault.ErrTooLarge) {
+			if key != nil ||
+				!errors.Is(err, fault.ErrPublicKey) && !errors.Is(err, fault.ErrTooLarge) {
 				t.Fatalf("error %v", err)
 			}
 			return
@@ -413,11 +447,13 @@ func FuzzParsePublicKey(f *testing.F) {
 		if key.Bits() < 2048 || key.Bits() > 8192 || key.key.E < 65537 || key.key.E%2 == 0 {
 			t.Fatalf("%d bits, exponent %d", key.Bits(), key.key.E)
 		}
-		if n := bytes.Count(text, []byte("-----BEGIN ")); n != 1 || !bytes.HasPrefix(bytes.TrimSpace(text), []byte("-----BEGIN PUBLIC KEY-----")) {
+		if n := bytes.Count(text, []byte("-----BEGIN ")); n != 1 ||
+			!bytes.HasPrefix(bytes.TrimSpace(text), []byte("-----BEGIN PUBLIC KEY-----")) {
 			t.Fatalf("accepted with %d blocks: %q", n, text)
 		}
 		again, err := ParsePublicKey(key.PEM())
-		if err != nil || !bytes.Equal(again.DER(), key.DER()) || again.Fingerprint() != key.Fingerprint() {
+		if err != nil || !bytes.Equal(again.DER(), key.DER()) ||
+			again.Fingerprint() != key.Fingerprint() {
 			t.Fatalf("its own PEM is another key: %v", err)
 		}
 	})
@@ -441,7 +477,8 @@ func TestPercentEncode(t *testing.T) {
 	for i, c := range all {
 		want := string(c)
 		if !strings.ContainsRune(plain, rune(c)) || c >= 0x80 {
-			want = "%" + strings.ToUpper(string("0123456789abcdef"[i>>4])+string("0123456789abcdef"[i&15]))
+			want = "%" + strings.ToUpper(
+				string("0123456789abcdef"[i>>4])+string("0123456789abcdef"[i&15]))
 		}
 		if !strings.HasPrefix(got, want) {
 			t.Fatalf("byte %#x: %.10q, want %q", i, got, want)

@@ -207,7 +207,8 @@ func (o *opening) confined(keys []*PrivateKey, last bool) bool {
 	defer clear(dataKey)
 	_, _ = rand.Read(dataKey)
 	for _, k := range keys {
-		if k.public.Size() != len(o.e.WrappedKey) || !k.unwrap(dataKey, o.e.WrappedKey) || o.unwrapped {
+		if k.public.Size() != len(o.e.WrappedKey) || !k.unwrap(dataKey, o.e.WrappedKey) ||
+			o.unwrapped {
 			continue
 		}
 		o.unwrapped = true

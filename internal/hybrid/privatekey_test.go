@@ -61,7 +61,8 @@ func TestProtectedKey(t *testing.T) {
 		k := protectedKey(t, name)
 		memory := k.memory.Bytes()
 		n := len(k.key.Primes[0].Bits())
-		if n == 0 || !contains(memory, &k.key.Primes[0].Bits()[0]) || !contains(memory, &k.key.D.Bits()[0]) {
+		if n == 0 || !contains(memory, &k.key.Primes[0].Bits()[0]) ||
+			!contains(memory, &k.key.D.Bits()[0]) {
 			t.Errorf("%s: the numbers lie elsewhere", name)
 		}
 		if contains(memory, &k.public.key.N.Bits()[0]) {
@@ -80,7 +81,8 @@ func TestProtectedKey(t *testing.T) {
 		if k.key != nil || k.memory.Bytes() != nil {
 			t.Errorf("%s: wipe left something", name)
 		}
-		if again, err := ParsePublicKey(k.public.PEM()); err != nil || again.Fingerprint() != fingerprint {
+		if again, err := ParsePublicKey(k.public.PEM()); err != nil ||
+			again.Fingerprint() != fingerprint {
 			t.Errorf("%s: the public key did not outlive the private one: %v", name, err)
 		}
 		sealedFor(t, k.public, "still possible")
@@ -105,7 +107,8 @@ func TestProtectedKeyConcurrently(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 8 {
-				if got, err := k.Open(sealedFor(t, k.public, "x"), nil); err != nil || string(got) != "x" {
+				if got, err := k.Open(sealedFor(t, k.public, "x"), nil); err != nil ||
+					string(got) != "x" {
 					t.Errorf("%q, %v", got, err)
 				}
 			}
@@ -144,7 +147,8 @@ func TestProtectRefusesAnotherKeysPublicHalf(t *testing.T) {
 // Less than all numbers found is no protection, and is said.
 func TestProtectUnknownShape(t *testing.T) {
 	whole := ownKey(t, "rsa-2048")
-	bare := &rsa.PrivateKey{PublicKey: whole.PublicKey, D: whole.D, Primes: whole.Primes} // crypto/rsa's own form is missing
+	// crypto/rsa's own form is missing
+	bare := &rsa.PrivateKey{PublicKey: whole.PublicKey, D: whole.D, Primes: whole.Primes}
 	k, err := NewPrivateKey(bare)
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +185,10 @@ func TestOpenInto(t *testing.T) {
 	const prompt = "a prompt that is long enough to be recognised wherever it lies"
 	e := sealedFor(t, k.public, prompt)
 	var to []byte
-	got, err := Open(e, []*PrivateKey{k}, nil, func(n int) ([]byte, error) { to = make([]byte, n); return to, nil })
+	got, err := Open(e, []*PrivateKey{k}, nil, func(n int) ([]byte, error) {
+		to = make([]byte, n)
+		return to, nil
+	})
 	if err != nil || string(got) != prompt {
 		t.Fatalf("%q, %v", got, err)
 	}
@@ -194,19 +201,27 @@ func TestOpenInto(t *testing.T) {
 
 	full := errors.New("no memory")
 	e = sealedFor(t, k.public, prompt)
-	if _, err := Open(e, []*PrivateKey{k}, nil, func(int) ([]byte, error) { return nil, full }); !errors.Is(err, full) {
+	if _, err := Open(e, []*PrivateKey{k}, nil, func(int) ([]byte, error) {
+		return nil, full
+	}); !errors.Is(err, full) {
 		t.Errorf("without room: %v", err)
 	}
 	e = sealedFor(t, k.public, prompt)
 	e.Sealed[20] ^= 1
-	if _, err := Open(e, []*PrivateKey{k}, nil, func(n int) ([]byte, error) { to = make([]byte, n); return to, nil }); !errors.Is(err, fault.ErrDecryption) {
+	if _, err := Open(e, []*PrivateKey{k}, nil, func(n int) ([]byte, error) {
+		to = make([]byte, n)
+		return to, nil
+	}); !errors.Is(err, fault.ErrDecryption) {
 		t.Errorf("changed: %v", err)
 	}
 	if !bytes.Equal(to, make([]byte, len(to))) {
 		t.Error("a refused plaintext was handed out")
 	}
-	e.Sealed = e.Sealed[:5] // shorter than nonce and tag: the codec lets none pass, and nothing may panic
-	if _, err := Open(e, []*PrivateKey{k}, nil, func(n int) ([]byte, error) { return make([]byte, n), nil }); !errors.Is(err, fault.ErrDecryption) {
+	// shorter than nonce and tag: the codec lets none pass, and nothing may panic
+	e.Sealed = e.Sealed[:5]
+	if _, err := Open(e, []*PrivateKey{k}, nil, func(n int) ([]byte, error) {
+		return make([]byte, n), nil
+	}); !errors.Is(err, fault.ErrDecryption) {
 		t.Errorf("cut: %v", err)
 	}
 }

@@ -135,7 +135,8 @@ func splitBlocks(file []byte) (private *block, public []block, err error) {
 		case "OPENSSH PRIVATE KEY":
 			return nil, nil, &UnsupportedError{"OpenSSH's key format",
 				"ssh-keygen -p -m PKCS8 -f key.pem (a copy: it is changed in place)"}
-		case "CERTIFICATE", "TRUSTED CERTIFICATE", "X509 CERTIFICATE", "CERTIFICATE REQUEST", "X509 CRL":
+		case "CERTIFICATE", "TRUSTED CERTIFICATE", "X509 CERTIFICATE", "CERTIFICATE REQUEST",
+			"X509 CRL":
 			return nil, nil, fmt.Errorf("%w: a %s block: give the private key alone, with: "+
 				"openssl pkey -in old.pem -out new.pem", ErrLabel, b.label)
 		default:

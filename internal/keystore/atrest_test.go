@@ -22,7 +22,8 @@ func TestDataAtRest(t *testing.T) {
 	seed := testkit.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for _, size := range []int{0, 1, 15, 16, 17, 1000, 1 << 20} {
-		for _, label := range []string{"", "l", "a label, with ümlauts\x00\n", strings.Repeat("l", 1024)} {
+		for _, label := range []string{"", "l", "a label, with ümlauts\x00\n",
+			strings.Repeat("l", 1024)} {
 			plain := make([]byte, size)
 			for i := range plain {
 				plain[i] = byte(r.Uint32())
@@ -40,7 +41,8 @@ func TestDataAtRest(t *testing.T) {
 				t.Error("the plaintext is in it")
 			}
 			sealed := bytes.Clone(a)
-			if got, err := s.Open(label, a); err != nil || !bytes.Equal(got, before) || !bytes.Equal(a, sealed) {
+			if got, err := s.Open(label, a); err != nil || !bytes.Equal(got, before) ||
+				!bytes.Equal(a, sealed) {
 				t.Errorf("%d bytes under %q: %d bytes, %v", size, label, len(got), err)
 			}
 		}
@@ -54,7 +56,8 @@ func TestDataAtRestRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, label := range []string{"", "Label", "label ", "labe", "label\x00", strings.Repeat("l", 1025)} {
+	for _, label := range []string{"", "Label", "label ", "labe", "label\x00",
+		strings.Repeat("l", 1025)} {
 		_, err := s.Open(label, sealed)
 		wantError(t, "label "+label, err, fault.ErrDecryption)
 	}
@@ -115,7 +118,8 @@ func TestDataAtRestLimit(t *testing.T) {
 	if keyfile.MaxDataSize != 100<<20 {
 		t.Errorf("limit %d", keyfile.MaxDataSize)
 	}
-	huge := make([]byte, keyfile.MaxDataSize+keyfile.DataOverhead+1) // zeros that nobody touches take no memory
+	// zeros that nobody touches take no memory
+	huge := make([]byte, keyfile.MaxDataSize+keyfile.DataOverhead+1)
 	allocated := testing.AllocsPerRun(1, func() {
 		_, err := s.Seal("l", huge[:keyfile.MaxDataSize+1])
 		wantError(t, "Seal", err, fault.ErrTooLarge)
@@ -129,7 +133,8 @@ func TestDataAtRestLimit(t *testing.T) {
 	wantError(t, "Open of zeros", err, fault.ErrDecryption)
 }
 
-// What was sealed before opens after changes of the passphrase, after rotations, and in other processes.
+// What was sealed before opens after changes of the passphrase, after rotations, and in other
+// processes.
 func TestDataAtRestLasts(t *testing.T) {
 	dir := storeDir(t)
 	s, _ := createWeak(t, dir, nil)
@@ -178,7 +183,8 @@ func TestDataAtRestLasts(t *testing.T) {
 	for _, k := range body.DataKeys {
 		generations = append(generations, k.Generation)
 	}
-	if !slices.Equal(generations, []uint32{1, 2, 3, 4}) || binary.BigEndian.Uint32(sealed[blob{"c", "xx"}][5:]) != 4 {
+	if !slices.Equal(generations, []uint32{1, 2, 3, 4}) ||
+		binary.BigEndian.Uint32(sealed[blob{"c", "xx"}][5:]) != 4 {
 		t.Errorf("generations %v", generations)
 	}
 

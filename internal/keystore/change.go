@@ -51,7 +51,8 @@ func (s *Store) changeBody(ctx context.Context, f func(*keyfile.Body) error) err
 
 // edit opens the file as it is now for f, which nobody else changes meanwhile.
 func (s *Store) edit(ctx context.Context, f func(*fsafe.Lock, *keyfile.Body) error) error {
-	lock, err := s.lock(ctx) // before enter: nobody in this process waits while another process writes
+	// before enter: nobody in this process waits while another process writes
+	lock, err := s.lock(ctx)
 	if err != nil {
 		return err
 	}
@@ -309,7 +310,8 @@ func (s *Store) takeOver(body *keyfile.Body) error {
 		}
 	}()
 	s.mu.Lock()
-	defer s.mu.Unlock() // also when the store is closing: Close has its turn after this, and wipes it
+	// also when the store is closing: Close has its turn after this, and wipes it
+	defer s.mu.Unlock()
 	p := &s.prepared
 	old, before := s.entries, s.primary()
 	entries := make([]*entry, 0, len(keys))

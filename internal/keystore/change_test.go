@@ -26,25 +26,33 @@ func TestChangePassphrase(t *testing.T) {
 	old, _ := s.Seal("l", []byte("old"))
 	_, before := bodyOnDisk(t, dir, passphrase)
 	unchanged(t, "refused", dir, func() {
-		wantError(t, "wrong", s.ChangePassphrase(t.Context(), secret(t, "not this one"), secret(t, passphrase2)), fault.ErrPassphrase)
-		wantError(t, "empty", s.ChangePassphrase(t.Context(), secret(t, ""), secret(t, passphrase2)), fault.ErrPassphrase)
-		wantError(t, "nil old", s.ChangePassphrase(t.Context(), (*testSecret)(nil), secret(t, passphrase2)), fault.ErrClosed)
-		wantError(t, "zero old", s.ChangePassphrase(t.Context(), &testSecret{}, secret(t, passphrase2)), fault.ErrClosed)
+		wantError(t, "wrong", s.ChangePassphrase(t.Context(), secret(t, "not this one"),
+			secret(t, passphrase2)), fault.ErrPassphrase)
+		wantError(t, "empty", s.ChangePassphrase(t.Context(), secret(t, ""),
+			secret(t, passphrase2)), fault.ErrPassphrase)
+		wantError(t, "nil old", s.ChangePassphrase(t.Context(), (*testSecret)(nil),
+			secret(t, passphrase2)), fault.ErrClosed)
+		wantError(t, "zero old", s.ChangePassphrase(t.Context(), &testSecret{},
+			secret(t, passphrase2)), fault.ErrClosed)
 		for _, p := range []*testSecret{nil, {}, secret(t, ""), secret(t, "1234567")} {
-			wantError(t, "short new", s.ChangePassphrase(t.Context(), secret(t, passphrase), p), fault.ErrInvalidRequest)
+			wantError(t, "short new", s.ChangePassphrase(t.Context(), secret(t, passphrase), p),
+				fault.ErrInvalidRequest)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		wantError(t, "ended", s.ChangePassphrase(ctx, secret(t, passphrase), secret(t, passphrase2)), context.Canceled)
+		wantError(t, "ended", s.ChangePassphrase(ctx, secret(t, passphrase),
+			secret(t, passphrase2)), context.Canceled)
 	})
-	if err := s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)); err != nil {
+	if err := s.ChangePassphrase(t.Context(), secret(t, passphrase),
+		secret(t, passphrase2)); err != nil {
 		t.Fatal(err)
 	}
 	body, after := bodyOnDisk(t, dir, passphrase2)
 	if after.KDFSalt == before.KDFSalt || after.BodySalt == before.BodySalt {
 		t.Error("the salt stayed")
 	}
-	if len(body.DataKeys) != 2 || body.DataKeys[1].Generation != 2 || string(body.DataKeys[0].Key) == string(body.DataKeys[1].Key) {
+	if len(body.DataKeys) != 2 || body.DataKeys[1].Generation != 2 ||
+		string(body.DataKeys[0].Key) == string(body.DataKeys[1].Key) {
 		t.Errorf("%d data keys", len(body.DataKeys))
 	}
 	_, err := tryWeak(t, dir, passphrase, nil)
@@ -67,7 +75,8 @@ func TestChangePassphrase(t *testing.T) {
 		t.Errorf("the store that changed it goes on: %v", err)
 	}
 	ephemeral, _ := weakStore(t, nil)
-	wantError(t, "ephemeral", ephemeral.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)), fault.ErrInvalidRequest)
+	wantError(t, "ephemeral", ephemeral.ChangePassphrase(t.Context(), secret(t, passphrase),
+		secret(t, passphrase2)), fault.ErrInvalidRequest)
 }
 
 // Another process goes on with the keys that it knows, and cannot save.
@@ -77,7 +86,8 @@ func TestChangePassphraseElsewhere(t *testing.T) {
 	there := openWeak(t, dir, passphrase, nil)
 	key := primaryOf(t, there)
 	sealed, _ := there.Seal("l", []byte("data"))
-	if err := here.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)); err != nil {
+	if err := here.ChangePassphrase(t.Context(), secret(t, passphrase),
+		secret(t, passphrase2)); err != nil {
 		t.Fatal(err)
 	}
 	if err := here.Rotate(t.Context()); err != nil {
@@ -86,14 +96,21 @@ func TestChangePassphraseElsewhere(t *testing.T) {
 	unchanged(t, "saving", dir, func() {
 		for what, f := range map[string]func() error{
 			"rotate": func() error { return there.Rotate(t.Context()) },
-			"import": func() error { _, err := there.ImportPEM(t.Context(), testkit.KeyPEM(t, "rsa-2048"), nil); return err },
-			"pin":    func() error { return there.AcceptPin(t.Context(), "https://a.test", [32]byte{1}) },
+			"import": func() error {
+				_, err := there.ImportPEM(t.Context(), testkit.KeyPEM(t, "rsa-2048"), nil)
+				return err
+			},
+			"pin": func() error {
+				return there.AcceptPin(t.Context(), "https://a.test", [32]byte{1})
+			},
 			"delete": func() error { return there.Delete(t.Context(), key) },
 			"passwd": func() error {
-				return there.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2))
+				return there.ChangePassphrase(t.Context(), secret(t, passphrase),
+					secret(t, passphrase2))
 			},
 			"passwd with the new one": func() error {
-				return there.ChangePassphrase(t.Context(), secret(t, passphrase2), secret(t, passphrase2))
+				return there.ChangePassphrase(t.Context(), secret(t, passphrase2),
+					secret(t, passphrase2))
 			},
 		} {
 			wantError(t, what, f(), fault.ErrPassphrase)
@@ -103,7 +120,8 @@ func TestChangePassphraseElsewhere(t *testing.T) {
 		t.Error("it lost its key")
 	}
 	e := sealTo(t, there, "to the old key")
-	if plain, err := there.OpenEnvelope(t.Context(), e); err != nil || string(plain) != "to the old key" {
+	if plain, err := there.OpenEnvelope(t.Context(), e); err != nil ||
+		string(plain) != "to the old key" {
 		t.Errorf("%q, %v", plain, err)
 	}
 	if plain, err := there.Open("l", sealed); err != nil || string(plain) != "data" {
@@ -139,7 +157,8 @@ func TestOtherStoresRotationIsSeenAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		text := fmt.Sprint("message ", i)
-		if plain, err := there.OpenEnvelope(t.Context(), sealTo(t, here, text)); err != nil || string(plain) != text {
+		if plain, err := there.OpenEnvelope(t.Context(), sealTo(t, here, text)); err != nil ||
+			string(plain) != text {
 			t.Fatalf("%q, %v", plain, err)
 		}
 		if primaryOf(t, there) != primaryOf(t, here) {
@@ -156,7 +175,8 @@ func TestOtherStoresKeyOfAnotherSize(t *testing.T) {
 	if _, err := here.ImportPEM(t.Context(), testkit.KeyPEM(t, "rsa-3072"), nil); err != nil {
 		t.Fatal(err)
 	}
-	if plain, err := there.OpenEnvelope(t.Context(), sealTo(t, here, "x")); err != nil || string(plain) != "x" {
+	if plain, err := there.OpenEnvelope(t.Context(), sealTo(t, here, "x")); err != nil ||
+		string(plain) != "x" {
 		t.Errorf("%q, %v", plain, err)
 	}
 	if err := there.Rotate(t.Context()); err != nil {
@@ -180,7 +200,8 @@ func TestStoresChangeSideBySide(t *testing.T) {
 	for i, s := range []*Store{a, b} {
 		for n := range each {
 			wg.Go(func() {
-				if err := s.AcceptPin(t.Context(), fmt.Sprintf("https://%d.test:%d", i, n), [32]byte{byte(i), byte(n)}); err != nil {
+				if err := s.AcceptPin(t.Context(), fmt.Sprintf("https://%d.test:%d", i, n),
+					[32]byte{byte(i), byte(n)}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -193,8 +214,10 @@ func TestStoresChangeSideBySide(t *testing.T) {
 	}
 	wg.Wait()
 	body, _ := bodyOnDisk(t, dir, passphrase)
-	if len(body.Pins) != 2*each || len(body.Keys) != 3 || body.Rotations != 2 || body.Generation != 1+2*each+2 {
-		t.Errorf("%d pins, %d keys, %d rotations, generation %d", len(body.Pins), len(body.Keys), body.Rotations, body.Generation)
+	if len(body.Pins) != 2*each || len(body.Keys) != 3 || body.Rotations != 2 ||
+		body.Generation != 1+2*each+2 {
+		t.Errorf("%d pins, %d keys, %d rotations, generation %d", len(body.Pins), len(body.Keys),
+			body.Rotations, body.Generation)
 	}
 }
 
@@ -226,23 +249,32 @@ func TestKeyStoreClose(t *testing.T) {
 		}
 		wg.Wait()
 		for name, f := range map[string]func() error{
-			"Public":    func() error { _, err := s.Public(t.Context()); return err },
-			"Rotate":    func() error { return s.Rotate(t.Context()) },
-			"ImportPEM": func() error { _, err := s.ImportPEM(t.Context(), testkit.KeyPEM(t, "rsa-2048"), nil); return err },
-			"ExportPEM": func() error { _, err := s.ExportPEM(t.Context(), "", secret(t, passphrase)); return err },
+			"Public": func() error { _, err := s.Public(t.Context()); return err },
+			"Rotate": func() error { return s.Rotate(t.Context()) },
+			"ImportPEM": func() error {
+				_, err := s.ImportPEM(t.Context(), testkit.KeyPEM(t, "rsa-2048"), nil)
+				return err
+			},
+			"ExportPEM": func() error {
+				_, err := s.ExportPEM(t.Context(), "", secret(t, passphrase))
+				return err
+			},
 			"ExportPEM of a key": func() error {
 				_, err := s.ExportPEM(t.Context(), key, secret(t, passphrase))
 				return err
 			},
 			"Delete":       func() error { return s.Delete(t.Context(), key) },
 			"openEnvelope": func() error { _, err := s.OpenEnvelope(t.Context(), e); return err },
-			"acceptPin":    func() error { return s.AcceptPin(t.Context(), "https://a.test", [32]byte{}) },
+			"acceptPin": func() error {
+				return s.AcceptPin(t.Context(), "https://a.test", [32]byte{})
+			},
 			"addPin": func() error {
 				_, err := s.AddPin(t.Context(), "https://a.test", [32]byte{2})
 				return err
 			},
 			"ChangePassphrase": func() error {
-				err := s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2))
+				err := s.ChangePassphrase(t.Context(), secret(t, passphrase),
+					secret(t, passphrase2))
 				if what != "file" && errors.Is(err, fault.ErrInvalidRequest) {
 					return fault.ErrClosed // an ephemeral store says what it is
 				}
@@ -312,7 +344,8 @@ func TestKeyStoreConcurrency(t *testing.T) {
 	ephemeral, _ := weakStore(t, &Options{Rotation: Rotation{AfterRequests: 3}})
 	var retired atomic.Value
 	retired.Store("")
-	const first, more = 3, 40               // calls of each method, and calls in all that the file's changing methods go on with
+	// calls of each method, and calls in all that the file's changing methods go on with
+	const first, more = 3, 40
 	ctx := testkit.Within(t, 5*time.Minute) // or the lock would be waited for by the clock
 	var wg, begun sync.WaitGroup
 	var changes atomic.Int64
@@ -387,7 +420,8 @@ func TestKeyStoreConcurrency(t *testing.T) {
 					if err := f(); err != nil && !errors.Is(err, fault.ErrClosed) {
 						t.Errorf("%s %s: %v", what, name, err)
 					}
-					if i >= first && s == file && slices.Contains(changing, name) && changes.Add(1) == more {
+					if i >= first && s == file && slices.Contains(changing, name) &&
+						changes.Add(1) == more {
 						close(middle)
 					}
 				}

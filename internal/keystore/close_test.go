@@ -25,8 +25,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// TestCloseDuringChangePassphrase has Close begin when the new passphrase is about to be written: whatever the error
-// says has to be true of the disk.
+// TestCloseDuringChangePassphrase has Close begin when the new passphrase is about to be written:
+// whatever the error says has to be true of the disk.
 func TestCloseDuringChangePassphrase(t *testing.T) {
 	testkit.NoLeaks(t)
 	dir := storeDir(t)
@@ -132,7 +132,9 @@ func TestClockThatWasAhead(t *testing.T) {
 	for _, c := range []struct {
 		since time.Duration
 		want  bool
-	}{{-time.Hour - time.Second, false}, {-24 * time.Hour, true}, {-25 * time.Hour, true}, {time.Minute, false}, {59 * time.Minute, false}, {2 * time.Hour, true}, {5 * 8760 * time.Hour, true}} {
+	}{{-time.Hour - time.Second, false}, {-24 * time.Hour, true}, {-25 * time.Hour, true},
+		{time.Minute, false}, {59 * time.Minute, false}, {2 * time.Hour, true},
+		{5 * 8760 * time.Hour, true}} {
 		if got := passed(now.Add(c.since), 24*time.Hour, now); got != c.want {
 			t.Errorf("a day after %v from now: over is %v", c.since, got)
 		}
@@ -200,7 +202,8 @@ func TestTooManyKeys(t *testing.T) {
 	}
 }
 
-// TestLostRotationLock has two stores make a key for the same rotation, as when the rotation lock does not hold.
+// TestLostRotationLock has two stores make a key for the same rotation, as when the rotation lock
+// does not hold.
 func TestLostRotationLock(t *testing.T) {
 	dir := storeDir(t)
 	a, _ := createWeak(t, dir, &Options{Rotation: Rotation{Every: -1}})
@@ -220,12 +223,14 @@ func TestLostRotationLock(t *testing.T) {
 	}
 }
 
-// TestDataSealedUnderALaterPassphrase opens data in a process that does not know the newest data key.
+// TestDataSealedUnderALaterPassphrase opens data in a process that does not know the newest data
+// key.
 func TestDataSealedUnderALaterPassphrase(t *testing.T) {
 	dir := storeDir(t)
 	a, _ := createWeak(t, dir, nil)
 	b := openWeak(t, dir, passphrase, nil)
-	if err := a.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, "another passphrase")); err != nil {
+	if err := a.ChangePassphrase(t.Context(), secret(t, passphrase),
+		secret(t, "another passphrase")); err != nil {
 		t.Fatal(err)
 	}
 	sealed, err := a.Seal("note", []byte("text"))
@@ -236,8 +241,8 @@ func TestDataSealedUnderALaterPassphrase(t *testing.T) {
 	wantError(t, "a later data key", err, fault.ErrPassphrase)
 }
 
-// TestUnconfirmedChanges has the disk refuse to confirm that a replaced file lasts: the change is in force all the same,
-// and the error says so.
+// TestUnconfirmedChanges has the disk refuse to confirm that a replaced file lasts: the change is
+// in force all the same, and the error says so.
 func TestUnconfirmedChanges(t *testing.T) {
 	dir := storeDir(t)
 	s, m := createWeak(t, dir, &Options{Rotation: Rotation{Every: -1}})
@@ -259,12 +264,14 @@ func TestUnconfirmedChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report, err := s.ImportPEM(t.Context(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil)
+	report, err := s.ImportPEM(t.Context(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY",
+		Bytes: der}), nil)
 	wantError(t, "ImportPEM", err, fault.ErrUnconfirmed)
 	if report == nil || report.Fingerprint != primaryOf(t, s) {
 		t.Errorf("ImportPEM: %v", report)
 	}
-	wantError(t, "ChangePassphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, "another passphrase")), fault.ErrUnconfirmed)
+	wantError(t, "ChangePassphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase),
+		secret(t, "another passphrase")), fault.ErrUnconfirmed)
 	if _, err := tryWeak(t, dir, passphrase, nil); !errors.Is(err, fault.ErrPassphrase) {
 		t.Errorf("the old passphrase: %v", err)
 	}

@@ -18,8 +18,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// Under locked.Required keys for Oblivious HTTP for which there is too little locked memory are refused before the file is
-// written, however little is missing.
+// Under locked.Required keys for Oblivious HTTP for which there is too little locked memory are
+// refused before the file is written, however little is missing.
 func TestConfigsRequired(t *testing.T) {
 	testkit.NeedLocked(t, 256<<10)
 	testkit.RunInChild(t, "configs", func(t *testing.T) {
@@ -34,7 +34,8 @@ func TestConfigsRequired(t *testing.T) {
 		for pages := range uint64(20) {
 			allow(full)
 			at := filepath.Join(dir, fmt.Sprint(pages))
-			s, _ := createWeak(t, at, &Options{Memory: locked.Required, Rotation: Rotation{Every: -1}})
+			s, _ := createWeak(t, at, &Options{Memory: locked.Required,
+				Rotation: Rotation{Every: -1}})
 			before, err := os.ReadFile(filepath.Join(at, fileName))
 			if err != nil {
 				t.Fatal(err)
@@ -68,11 +69,13 @@ func TestChangePassphraseUnderPolicy(t *testing.T) {
 			s, _ := createWeak(t, filepath.Join(dir, fmt.Sprint(policy)), &Options{Memory: policy})
 			old, next := secret(t, passphrase), secret(t, passphrase2)
 			before := locked.Report()
-			if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: uint64(before.Locked), Max: limit.Max}); err != nil {
+			if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK,
+				&unix.Rlimit{Cur: uint64(before.Locked), Max: limit.Max}); err != nil {
 				t.Fatal(err)
 			}
 			err := s.ChangePassphrase(t.Context(), old, next)
-			if errors.Is(err, fault.ErrMemoryLimit) != (policy == locked.Required) || (err != nil) != (policy == locked.Required) {
+			if errors.Is(err, fault.ErrMemoryLimit) != (policy == locked.Required) ||
+				(err != nil) != (policy == locked.Required) {
 				t.Errorf("%v: %v", policy, err)
 			}
 			if n := locked.Report().Misses - before.Misses; n != 0 {

@@ -36,78 +36,85 @@ func listedIDs(t testing.TB, s *Store) (ids []string) {
 	return ids
 }
 
-// Keys for Oblivious HTTP are replaced with the RSA key: by age, and when asked to. Replaced ones leave the list at once,
-// open requests until their grace is over, and are wiped then.
-// configsOf describes the configurations of a store.
+// Keys for Oblivious HTTP are replaced with the RSA key: by age, and when asked to. Replaced ones
+// leave the list at once, open requests until their grace is over, and are wiped then. configsOf
+// describes the configurations of a store.
 func configsOf(s *Store) []Info {
-	return slices.DeleteFunc(s.Keys(), func(i Info) bool { return i.Kind == "RSA" || i.Kind == "Ed25519" })
-}
-
-func TestConfigRotation(t *testing.T) {
-	bothStores(t, Options{Rotation: Rotation{Every: 10 * time.Hour, Grace: 2 * time.Hour}}, func(t *testing.T, s *Store, _ *testkit.Maker, dir string) {
-		if ids := listedIDs(t, s); !slices.Equal(ids, []string{"X-Wing 0", "X25519 1"}) {
-			t.Fatalf("%v", ids)
-		}
-		signer, err := s.Signer()
-		if err != nil {
-			t.Fatal(err)
-		}
-		first := s.configKey(0, ohttp.XWing)
-		settle(10*time.Hour + time.Second)
-		if ids := listedIDs(t, s); !slices.Equal(ids, []string{"X-Wing 2", "X25519 3"}) {
-			t.Errorf("after a rotation: %v", ids)
-		}
-		if s.configKey(0, ohttp.XWing) != first || s.configKey(0, ohttp.X25519) != nil || s.configKey(4, ohttp.XWing) != nil {
-			t.Error("the key that was replaced does not open, or another one does")
-		}
-		if list := configsOf(s); len(list) != 4 || !list[0].Retired.IsZero() || list[2].Retired.IsZero() || list[0].Kind != "X-Wing" {
-			t.Errorf("%+v", list)
-		}
-		settle(2*time.Hour - 2*time.Second)
-		if s.configKey(0, ohttp.XWing) != first {
-			t.Error("wiped before its grace was over")
-		}
-		settle(3 * time.Second)
-		if s.configKey(0, ohttp.XWing) != nil || first.Seed() != nil || len(configsOf(s)) != 2 {
-			t.Error("not wiped when its grace was over")
-		}
-		if err := s.Rotate(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if ids := listedIDs(t, s); !slices.Equal(ids, []string{"X-Wing 4", "X25519 5"}) {
-			t.Errorf("after Rotate: %v", ids)
-		}
-		if now, err := s.Signer(); err != nil || now != signer {
-			t.Error("the signer changed")
-		}
-		last := s.configKey(4, ohttp.XWing)
-		if dir != "" { // what the file says is the same
-			again := openWeak(t, dir, passphrase, nil)
-			if !slices.Equal(listedIDs(t, again), listedIDs(t, s)) || again.configKey(2, ohttp.XWing) == nil {
-				t.Error("another process has other keys")
-			}
-			if fp, err := again.Signer(); err != nil || fp != signer {
-				t.Error("another process has another signer")
-			}
-			if !bytes.Equal(again.configKey(4, ohttp.XWing).Seed(), last.Seed()) {
-				t.Error("another process has other private keys")
-			}
-			again.Close()
-		}
-		s.Close()
-		if last.Seed() != nil {
-			t.Error("Close wipes nothing")
-		}
-		if _, err := s.Configs(t.Context()); !errors.Is(err, fault.ErrClosed) {
-			t.Errorf("after Close: %v", err)
-		}
-		if err := s.withSigner(func(ed25519.PrivateKey) {}); !errors.Is(err, fault.ErrClosed) {
-			t.Errorf("after Close: %v", err)
-		}
+	return slices.DeleteFunc(s.Keys(), func(i Info) bool {
+		return i.Kind == "RSA" || i.Kind == "Ed25519"
 	})
 }
 
-// A store of which nobody has wanted an RSA key makes none for the sake of the others, and replaces those all the same.
+func TestConfigRotation(t *testing.T) {
+	bothStores(t, Options{Rotation: Rotation{Every: 10 * time.Hour, Grace: 2 * time.Hour}},
+		func(t *testing.T, s *Store, _ *testkit.Maker, dir string) {
+			if ids := listedIDs(t, s); !slices.Equal(ids, []string{"X-Wing 0", "X25519 1"}) {
+				t.Fatalf("%v", ids)
+			}
+			signer, err := s.Signer()
+			if err != nil {
+				t.Fatal(err)
+			}
+			first := s.configKey(0, ohttp.XWing)
+			settle(10*time.Hour + time.Second)
+			if ids := listedIDs(t, s); !slices.Equal(ids, []string{"X-Wing 2", "X25519 3"}) {
+				t.Errorf("after a rotation: %v", ids)
+			}
+			if s.configKey(0, ohttp.XWing) != first || s.configKey(0, ohttp.X25519) != nil ||
+				s.configKey(4, ohttp.XWing) != nil {
+				t.Error("the key that was replaced does not open, or another one does")
+			}
+			if list := configsOf(s); len(list) != 4 || !list[0].Retired.IsZero() ||
+				list[2].Retired.IsZero() || list[0].Kind != "X-Wing" {
+				t.Errorf("%+v", list)
+			}
+			settle(2*time.Hour - 2*time.Second)
+			if s.configKey(0, ohttp.XWing) != first {
+				t.Error("wiped before its grace was over")
+			}
+			settle(3 * time.Second)
+			if s.configKey(0, ohttp.XWing) != nil || first.Seed() != nil || len(configsOf(s)) != 2 {
+				t.Error("not wiped when its grace was over")
+			}
+			if err := s.Rotate(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if ids := listedIDs(t, s); !slices.Equal(ids, []string{"X-Wing 4", "X25519 5"}) {
+				t.Errorf("after Rotate: %v", ids)
+			}
+			if now, err := s.Signer(); err != nil || now != signer {
+				t.Error("the signer changed")
+			}
+			last := s.configKey(4, ohttp.XWing)
+			if dir != "" { // what the file says is the same
+				again := openWeak(t, dir, passphrase, nil)
+				if !slices.Equal(listedIDs(t, again), listedIDs(t, s)) ||
+					again.configKey(2, ohttp.XWing) == nil {
+					t.Error("another process has other keys")
+				}
+				if fp, err := again.Signer(); err != nil || fp != signer {
+					t.Error("another process has another signer")
+				}
+				if !bytes.Equal(again.configKey(4, ohttp.XWing).Seed(), last.Seed()) {
+					t.Error("another process has other private keys")
+				}
+				again.Close()
+			}
+			s.Close()
+			if last.Seed() != nil {
+				t.Error("Close wipes nothing")
+			}
+			if _, err := s.Configs(t.Context()); !errors.Is(err, fault.ErrClosed) {
+				t.Errorf("after Close: %v", err)
+			}
+			if err := s.withSigner(func(ed25519.PrivateKey) {}); !errors.Is(err, fault.ErrClosed) {
+				t.Errorf("after Close: %v", err)
+			}
+		})
+}
+
+// A store of which nobody has wanted an RSA key makes none for the sake of the others, and replaces
+// those all the same.
 func TestConfigRotationAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, m := weakStore(t, &Options{Rotation: Rotation{Every: time.Hour}})
@@ -162,7 +169,8 @@ func TestFreeKeyID(t *testing.T) {
 	for _, c := range []struct {
 		ids  []uint8
 		want uint8
-	}{{nil, 0}, {[]uint8{0}, 1}, {[]uint8{254, 255}, 0}, {[]uint8{0, 1, 255}, 2}, {[]uint8{7, 3}, 4}, {[]uint8{4, 3}, 5}} {
+	}{{nil, 0}, {[]uint8{0}, 1}, {[]uint8{254, 255}, 0}, {[]uint8{0, 1, 255}, 2},
+		{[]uint8{7, 3}, 4}, {[]uint8{4, 3}, 5}} {
 		b.ConfigKeys = nil
 		for _, id := range c.ids {
 			b.ConfigKeys = append(b.ConfigKeys, keyfile.ConfigKey{ID: id})
@@ -204,19 +212,23 @@ func (h *askingHandler) Handle(_ context.Context, r slog.Record) error {
 
 func (h *askingHandler) Enabled(context.Context, slog.Level) bool { return true }
 
-// A key that cannot be moved is used where it is, and the log says so, whose handler may ask the store; or it is refused.
+// A key that cannot be moved is used where it is, and the log says so, whose handler may ask the
+// store; or it is refused.
 func TestConfigInOrdinaryMemory(t *testing.T) {
 	testkit.NeedLocked(t, 256<<10)
-	for policy, want := range map[locked.Policy]error{locked.BestEffort: nil, locked.Required: fault.ErrMemoryLimit} {
+	for policy, want := range map[locked.Policy]error{locked.BestEffort: nil,
+		locked.Required: fault.ErrMemoryLimit} {
 		h := &askingHandler{}
 		s, _ := weakStore(t, &Options{Memory: policy, Logger: slog.New(h)})
 		h.store, s.moveConfig = s, func(*ohttp.PrivateKey, []byte) error { return ohttp.ErrShape }
 		before := locked.Report().Unlocked
 		configs, err := s.Configs(t.Context())
-		if n := locked.Report().Unlocked - before; n < int64(len(configs))*ohttp.SecretSize || len(configs) == 0 && n != 0 {
+		if n := locked.Report().Unlocked - before; n < int64(len(configs))*ohttp.SecretSize ||
+			len(configs) == 0 && n != 0 {
 			t.Errorf("%v: the report has %d bytes more that are not locked", policy, n)
 		}
-		if !errors.Is(err, want) || (want == nil) != (len(configs) == 2) || (want == nil) != (len(h.said) == 2) {
+		if !errors.Is(err, want) || (want == nil) != (len(configs) == 2) ||
+			(want == nil) != (len(h.said) == 2) {
 			t.Errorf("%v: %d configurations, %v, %q", policy, len(configs), err, h.said)
 		}
 		if s.Close(); locked.Report().Unlocked != before {
@@ -231,7 +243,8 @@ func TestUnknownKEMStays(t *testing.T) {
 	s, _ := createWeak(t, dir, nil)
 	_ = listedIDs(t, s)
 	err := s.change(t.Context(), func(b *keyfile.Body) error {
-		b.ConfigKeys = append(b.ConfigKeys, keyfile.ConfigKey{ID: 77, KEM: 0x9999, Seed: make([]byte, 32), Created: time.Now()})
+		b.ConfigKeys = append(b.ConfigKeys, keyfile.ConfigKey{ID: 77, KEM: 0x9999,
+			Seed: make([]byte, 32), Created: time.Now()})
 		return nil
 	})
 	if err != nil {
@@ -244,7 +257,9 @@ func TestUnknownKEMStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = s.change(t.Context(), func(b *keyfile.Body) error {
-		if !slices.ContainsFunc(b.ConfigKeys, func(c keyfile.ConfigKey) bool { return c.ID == 77 && !c.Retired.IsZero() }) {
+		if !slices.ContainsFunc(b.ConfigKeys, func(c keyfile.ConfigKey) bool {
+			return c.ID == 77 && !c.Retired.IsZero()
+		}) {
 			t.Error("it is gone, or was not retired with the others")
 		}
 		return errNoChange
@@ -254,13 +269,15 @@ func TestUnknownKEMStays(t *testing.T) {
 	}
 }
 
-// A store whose keys are all of a KEM that is not known here gets some that are; where none can be made, that is an error.
+// A store whose keys are all of a KEM that is not known here gets some that are; where none can be
+// made, that is an error.
 func TestOnlyUnknownKEMs(t *testing.T) {
 	dir := storeDir(t)
 	s, _ := createWeak(t, dir, nil)
 	_ = listedIDs(t, s)
 	alone := func(b *keyfile.Body) error {
-		b.ConfigKeys = []keyfile.ConfigKey{{ID: 77, KEM: 0x9999, Seed: make([]byte, 32), Created: time.Now()}}
+		b.ConfigKeys = []keyfile.ConfigKey{{ID: 77, KEM: 0x9999, Seed: make([]byte, 32),
+			Created: time.Now()}}
 		return nil
 	}
 	if err := s.change(t.Context(), alone); err != nil {

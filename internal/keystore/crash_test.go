@@ -49,9 +49,9 @@ func childSaver(t *testing.T, dir, arg string) {
 	}
 }
 
-// TestKilledKeyStore kills a process that saves all the time, at random moments: the store opens with the old passphrase
-// or the new one, and every key that was reported is there. The moments are counted in saves, and only their fractions in
-// time: a slow machine has as many saves before each.
+// TestKilledKeyStore kills a process that saves all the time, at random moments: the store opens
+// with the old passphrase or the new one, and every key that was reported is there. The moments are
+// counted in saves, and only their fractions in time: a slow machine has as many saves before each.
 func TestKilledKeyStore(t *testing.T) {
 	seed := testkit.Seed(t)
 	kills, lanes := 40, 4
@@ -130,7 +130,8 @@ func killedStore(t *testing.T, r *rand.Rand, rounds int) (saves int, err error) 
 	return saves, err
 }
 
-// runAndKill runs a saver, and kills it some time after so many saves. It returns all that it reported.
+// runAndKill runs a saver, and kills it some time after so many saves. It returns all that it
+// reported.
 func runAndKill(t *testing.T, r *rand.Rand, dir, pass string, saves int) ([]string, error) {
 	cmd := child(t, "saver", dir, pass)
 	out, err := cmd.StdoutPipe()
@@ -153,7 +154,8 @@ func runAndKill(t *testing.T, r *rand.Rand, dir, pass string, saves int) ([]stri
 			return nil, fmt.Errorf("the child says %q, %w", said.String(), err)
 		}
 	}
-	// Real time, of a save or two: this is about processes, and nothing depends on where in a save the child is.
+	// Real time, of a save or two: this is about processes, and nothing depends on where in a save
+	// the child is.
 	time.Sleep(time.Duration(r.IntN(5_000*testkit.RaceSlowdown)) * time.Microsecond)
 	if err := cmd.Process.Kill(); err != nil {
 		return nil, err
@@ -176,7 +178,8 @@ func runAndKill(t *testing.T, r *rand.Rand, dir, pass string, saves int) ([]stri
 func openEither(t *testing.T, dir string, pass *string) (s *Store, err error) {
 	for _, p := range []string{passphrase, passphrase2} {
 		*pass = p
-		if s, err = tryWeak(t, dir, p, &Options{Rotation: Rotation{Every: -1, Grace: 24 * time.Hour}}); !errors.Is(err, fault.ErrPassphrase) {
+		if s, err = tryWeak(t, dir, p, &Options{Rotation: Rotation{Every: -1,
+			Grace: 24 * time.Hour}}); !errors.Is(err, fault.ErrPassphrase) {
 			return s, err
 		}
 	}

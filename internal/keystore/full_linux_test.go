@@ -15,7 +15,8 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// TestFullDisk has a process fill a file system of 64 KiB, which it mounts where nobody else sees it.
+// TestFullDisk has a process fill a file system of 64 KiB, which it mounts where nobody else sees
+// it.
 func TestFullDisk(t *testing.T) {
 	testkit.RunWithOwnMounts(t, child(t, "full", t.TempDir(), ""))
 }
@@ -42,7 +43,8 @@ func childFullDisk(t *testing.T, dir, _ string) {
 		unchanged(t, what, keys, func() {
 			err := f()
 			wantError(t, what, err, syscall.ENOSPC)
-			if err == nil || !strings.Contains(err.Error(), "no space left") || !strings.Contains(err.Error(), "saving the key store") {
+			if err == nil || !strings.Contains(err.Error(), "no space left") ||
+				!strings.Contains(err.Error(), "saving the key store") {
 				t.Errorf("%s: the error does not say what happened: %v", what, err)
 			}
 		})
@@ -59,13 +61,15 @@ func childFullDisk(t *testing.T, dir, _ string) {
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)); err != nil {
+	if err := s.ChangePassphrase(t.Context(), secret(t, passphrase),
+		secret(t, passphrase2)); err != nil {
 		t.Errorf("with room again: %v", err)
 	}
 	if err := s.Rotate(t.Context()); err != nil {
 		t.Errorf("with room again: %v", err)
 	}
-	if again := openWeak(t, keys, passphrase2, nil); !slices.Equal(fingerprints(again), fingerprints(s)) || len(again.Keys()) != 3 {
+	if again := openWeak(t, keys, passphrase2, nil); !slices.Equal(fingerprints(again),
+		fingerprints(s)) || len(again.Keys()) != 3 {
 		t.Error("other keys on the disk")
 	}
 }

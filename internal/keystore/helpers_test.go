@@ -97,7 +97,8 @@ func snapshot(t testing.TB, dir string) string {
 			t.Fatal(err)
 		}
 		text, _ := os.ReadFile(filepath.Join(dir, e.Name()))
-		fmt.Fprintf(&b, "%s %v %v %x\n", e.Name(), info.Mode(), info.ModTime().UnixNano(), sha256.Sum256(text))
+		fmt.Fprintf(&b, "%s %v %v %x\n", e.Name(), info.Mode(), info.ModTime().UnixNano(),
+			sha256.Sum256(text))
 	}
 	return b.String()
 }
@@ -135,7 +136,8 @@ func wantError(t testing.TB, what string, err, want error) {
 	if !errors.Is(err, want) {
 		t.Errorf("%s: got %v, want %v", what, err, want)
 	}
-	if err != nil && (strings.Contains(err.Error(), passphrase) || strings.Contains(err.Error(), passphrase2)) {
+	if err != nil && (strings.Contains(err.Error(), passphrase) ||
+		strings.Contains(err.Error(), passphrase2)) {
 		t.Errorf("%s: the passphrase is in the error", what)
 	}
 }
@@ -162,7 +164,8 @@ func bodyOnDisk(t testing.TB, dir, pass string) (*keyfile.Body, *keyfile.File) {
 	return body, f
 }
 
-// testSecret is a Secret in ordinary memory. A nil one is like a destroyed one, as in package sealedchat.
+// testSecret is a Secret in ordinary memory. A nil one is like a destroyed one, as in package
+// sealedchat.
 type testSecret struct {
 	mu    sync.Mutex
 	bytes []byte // nil once destroyed
@@ -224,7 +227,9 @@ func (s *Store) adopt(key *rsa.PrivateKey) error {
 	if err != nil {
 		return err
 	}
-	return s.change(context.Background(), func(b *keyfile.Body) error { return s.promote(b, copied) })
+	return s.change(context.Background(), func(b *keyfile.Body) error {
+		return s.promote(b, copied)
+	})
 }
 
 // sealEnvelope seals plaintext for k.

@@ -26,9 +26,9 @@ import (
 //
 // A current RSA key is the primary one, of which there is one at most; current configurations are
 // listed, one of each KEM. A retired key opens requests that were sealed before it was replaced,
-// until its grace is over. Then it is expired: it opens nothing, and the store that finds it takes it out
-// of the file. A key is wiped when it is no longer in the store and the last request that uses it
-// has ended.
+// until its grace is over. Then it is expired: it opens nothing, and the store that finds it takes
+// it out of the file. A key is wiped when it is no longer in the store and the last request that
+// uses it has ended.
 
 // life is a key's life so far.
 type life struct {
@@ -196,12 +196,14 @@ func (e *entry) appendTo(b *keyfile.Body, options []keyfile.Option) error {
 			return storeError(err)
 		}
 		b.Keys = append(b.Keys, keyfile.Entry{
-			State: e.state, Created: e.created, Activated: e.activated, Retired: e.retired, Key: key,
+			State: e.state, Created: e.created, Activated: e.activated, Retired: e.retired,
+			Key: key,
 		})
 		return nil
 	}
 	c := keyfile.ConfigKey{
-		ID: e.OHTTP.Config().ID(), KEM: e.OHTTP.Config().KEM(), Created: e.created, Retired: e.retired,
+		ID: e.OHTTP.Config().ID(), KEM: e.OHTTP.Config().KEM(), Created: e.created,
+		Retired: e.retired,
 	}
 	erase.Do(func() { c.Seed = e.OHTTP.Seed() }) // copies go through registers
 	b.ConfigKeys = append(b.ConfigKeys, c)
@@ -261,7 +263,8 @@ func makeConfigs(b *keyfile.Body, now time.Time) error {
 		if err != nil {
 			continue // X25519, where FIPS 140 rules it out
 		}
-		b.ConfigKeys = append(b.ConfigKeys, keyfile.ConfigKey{ID: id, KEM: kem, Seed: seed, Created: now})
+		b.ConfigKeys = append(b.ConfigKeys, keyfile.ConfigKey{ID: id, KEM: kem, Seed: seed,
+			Created: now})
 	}
 	return nil
 }
@@ -270,7 +273,8 @@ func makeConfigs(b *keyfile.Body, now time.Time) error {
 // does not come back soon.
 func freeID(b *keyfile.Body) (uint8, error) {
 	if len(b.ConfigKeys) >= mostKeys {
-		return 0, fmt.Errorf("%w: %d keys are still in their grace", fault.ErrTooLarge, len(b.ConfigKeys))
+		return 0, fmt.Errorf("%w: %d keys are still in their grace", fault.ErrTooLarge,
+			len(b.ConfigKeys))
 	}
 	var id uint8
 	if n := len(b.ConfigKeys); n > 0 {
@@ -328,7 +332,8 @@ func (s *Store) retain(now time.Time, have ...*Key) []*Key {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var keys []*Key
-	for _, e := range slices.Backward(s.entries) { // the one that was replaced last is the likeliest
+	// the one that was replaced last is the likeliest
+	for _, e := range slices.Backward(s.entries) {
 		if e.RSA != nil && !slices.Contains(have, e.Key) && !s.rotation.isExpired(e.life, now) {
 			e.retain()
 			keys = append(keys, e.Key)

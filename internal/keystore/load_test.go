@@ -14,10 +14,12 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
-// An RSA key that stays in ordinary memory is known to MemoryReport until it is wiped; or it is refused.
+// An RSA key that stays in ordinary memory is known to MemoryReport until it is wiped; or it is
+// refused.
 func TestKeyInOrdinaryMemory(t *testing.T) {
 	testkit.NeedLocked(t, 256<<10)
-	for policy, want := range map[locked.Policy]error{locked.BestEffort: nil, locked.Off: nil, locked.Required: fault.ErrMemoryLimit} {
+	for policy, want := range map[locked.Policy]error{locked.BestEffort: nil, locked.Off: nil,
+		locked.Required: fault.ErrMemoryLimit} {
 		s, _ := weakStore(t, &Options{Memory: policy})
 		whole := storedKey(t, "rsa-2048")
 		bare := &rsa.PrivateKey{PublicKey: whole.PublicKey, D: whole.D, Primes: whole.Primes}
@@ -30,7 +32,8 @@ func TestKeyInOrdinaryMemory(t *testing.T) {
 			t.Errorf("%v: %v, locked %t", policy, err, k.Locked())
 		}
 		now := locked.Report()
-		if more := now.Unlocked - before; (want == nil) != (more >= int64(whole.Size())) || want == nil && now.Level != locked.Wiped {
+		if more := now.Unlocked - before; (want == nil) != (more >= int64(whole.Size())) ||
+			want == nil && now.Level != locked.Wiped {
 			t.Errorf("%v: %v", policy, now)
 		}
 		e, err := sealEnvelope(k.Public(), []byte("x"))

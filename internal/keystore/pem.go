@@ -47,7 +47,8 @@ func (s *Store) ImportPEM(ctx context.Context, text []byte, passphrase Secret) (
 	s.keyInUse()
 	s.describe(result)
 	return result, fault.Join(err, s.tell(ctx, Event{
-		Type: KeyImported, Fingerprint: result.Fingerprint, Bits: result.Bits, Reason: result.Format,
+		Type: KeyImported, Fingerprint: result.Fingerprint, Bits: result.Bits,
+		Reason: result.Format,
 	}))
 }
 
@@ -58,7 +59,8 @@ func (s *Store) describe(i *Info) {
 	for _, e := range s.entries {
 		if e.fingerprint == i.Fingerprint {
 			now := e.info()
-			i.Locked, i.Created, i.Activated, i.Retired = now.Locked, now.Created, now.Activated, now.Retired
+			i.Locked, i.Created, i.Activated, i.Retired = now.Locked, now.Created, now.Activated,
+				now.Retired
 		}
 	}
 }

@@ -21,22 +21,33 @@ import (
 
 // importPolicy decides the vectors that neither of the two clients' behaviour decides: nil loads.
 var importPolicy = map[string]error{
-	"ossl-pbes2-aes256-sha1-absent-prf": nil, "ossl-pbes2-aes128-sha256": nil, "ossl-pbes2-aes192-sha384": nil,
-	"ossl-pbes2-aes256-sha224": nil, "ossl-pbes2-iter1": nil, "ossl-pkcs1-plain": nil, "ossl-4096-pkcs1-plain": nil,
-	"rsa-8192": nil, "pem-leading-text": nil, "pem-leading-blank-lines": nil, "pem-utf8-bom": nil, "pem-trailing-spaces": nil,
-	"pem-one-line": nil, "pem-public-then-private": nil,
+	"ossl-pbes2-aes256-sha1-absent-prf": nil, "ossl-pbes2-aes128-sha256": nil,
+	"ossl-pbes2-aes192-sha384": nil,
+	"ossl-pbes2-aes256-sha224": nil, "ossl-pbes2-iter1": nil, "ossl-pkcs1-plain": nil,
+	"ossl-4096-pkcs1-plain": nil,
+	"rsa-8192":              nil, "pem-leading-text": nil, "pem-leading-blank-lines": nil,
+	"pem-utf8-bom":        nil,
+	"pem-trailing-spaces": nil,
+	"pem-one-line":        nil, "pem-public-then-private": nil,
 
-	"ossl-pbes2-3des": fault.ErrPrivateKey, "ossl-scrypt": fault.ErrPrivateKey, "ossl-scrypt-utf8pw-params": fault.ErrPrivateKey,
-	"ossl-legacy-pem-aes256": fault.ErrPrivateKey, "ossl-legacy-pem-aes128": fault.ErrPrivateKey, "ossl-legacy-pem-3des": fault.ErrPrivateKey,
+	"ossl-pbes2-3des": fault.ErrPrivateKey, "ossl-scrypt": fault.ErrPrivateKey,
+	"ossl-scrypt-utf8pw-params": fault.ErrPrivateKey,
+	"ossl-legacy-pem-aes256":    fault.ErrPrivateKey, "ossl-legacy-pem-aes128": fault.ErrPrivateKey,
+	"ossl-legacy-pem-3des":   fault.ErrPrivateKey,
 	"ossl-legacy-pem-utf8pw": fault.ErrPrivateKey, "ossl-pbes1-3des": fault.ErrPrivateKey,
-	"rsa-pss": fault.ErrPrivateKey, "rsa-2048-e3": fault.ErrPrivateKey, "rsa-3prime": fault.ErrPrivateKey,
-	"pem-two-private": fault.ErrPrivateKey, "pem-trailing-der-garbage": fault.ErrPrivateKey, "pem-wrong-label-rsa": fault.ErrPrivateKey,
-	"pem-label-encrypted-but-plain": fault.ErrPrivateKey, "pem-pkcs1-under-private-key": fault.ErrPrivateKey, "js-pw-label-encrypted": fault.ErrPrivateKey,
+	"rsa-pss": fault.ErrPrivateKey, "rsa-2048-e3": fault.ErrPrivateKey,
+	"rsa-3prime":      fault.ErrPrivateKey,
+	"pem-two-private": fault.ErrPrivateKey, "pem-trailing-der-garbage": fault.ErrPrivateKey,
+	"pem-wrong-label-rsa":           fault.ErrPrivateKey,
+	"pem-label-encrypted-but-plain": fault.ErrPrivateKey,
+	"pem-pkcs1-under-private-key":   fault.ErrPrivateKey,
+	"js-pw-label-encrypted":         fault.ErrPrivateKey,
 }
 
 // damagedCiphertext are vectors whose damage looks like a wrong passphrase.
 var damagedCiphertext = map[string]bool{
-	"js-pw-corrupt-last-block": true, "js-pw-corrupt-salt": true, "js-pw-corrupt-iv": true, "js-pw-truncated-16": true,
+	"js-pw-corrupt-last-block": true, "js-pw-corrupt-salt": true, "js-pw-corrupt-iv": true,
+	"js-pw-truncated-16":       true,
 	"py-pw-corrupt-last-block": true,
 }
 
@@ -95,18 +106,23 @@ func TestImportVectors(t *testing.T) {
 				return
 			}
 			loaded++
-			if report.Fingerprint != c.Expected.SPKISHA256 || c.Expected.Bits != 0 && report.Bits != c.Expected.Bits {
+			if report.Fingerprint != c.Expected.SPKISHA256 ||
+				c.Expected.Bits != 0 && report.Bits != c.Expected.Bits {
 				t.Errorf("%+v, want %s of %d bits", *report, c.Expected.SPKISHA256, c.Expected.Bits)
 			}
-			if encrypted := c.Password != nil && *c.Password != ""; encrypted != (report.KDF != "") || encrypted != (report.Iterations > 0) ||
+			if encrypted := c.Password != nil &&
+				*c.Password != ""; encrypted != (report.KDF != "") ||
+				encrypted != (report.Iterations > 0) ||
 				report.Weak != (encrypted && report.Iterations < 600_000) || report.Format == "" {
 				t.Errorf("%+v", *report)
 			}
-			if keys := s.Keys(); len(keys) != 1 || keys[0].Fingerprint != report.Fingerprint || !keys[0].Retired.IsZero() {
+			if keys := s.Keys(); len(keys) != 1 || keys[0].Fingerprint != report.Fingerprint ||
+				!keys[0].Retired.IsZero() {
 				t.Errorf("%+v", keys)
 			}
 			if !strings.HasPrefix(c.Name, "rsa-8192") { // an operation with it takes a while
-				if plain, err := s.OpenEnvelope(t.Context(), sealTo(t, s, "hello")); err != nil || string(plain) != "hello" {
+				if plain, err := s.OpenEnvelope(t.Context(), sealTo(t, s, "hello")); err != nil ||
+					string(plain) != "hello" {
 					t.Errorf("%q, %v", plain, err)
 				}
 			}
@@ -183,7 +199,8 @@ func TestImportTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys := s.Keys()
-	if len(keys) != 2 || keys[0].Fingerprint != report.Fingerprint || keys[1].Fingerprint != first || keys[1].Retired.IsZero() {
+	if len(keys) != 2 || keys[0].Fingerprint != report.Fingerprint ||
+		keys[1].Fingerprint != first || keys[1].Retired.IsZero() {
 		t.Errorf("%+v", keys)
 	}
 	unchanged(t, "the same again", dir, func() {
@@ -223,13 +240,16 @@ func TestExportPEM(t *testing.T) {
 		wantError(t, fp, err, fault.ErrInvalidRequest)
 	}
 	texts := make(map[string]bool)
-	for _, c := range []struct{ ask, want string }{{"", primary}, {strings.ToUpper(retired), retired}} {
+	for _, c := range []struct {
+		ask, want string
+	}{{"", primary}, {strings.ToUpper(retired), retired}} {
 		text, err := s.ExportPEM(t.Context(), c.ask, pass)
 		if err != nil {
 			t.Errorf("%q: %v", c.ask, err)
 			continue
 		}
-		if block, rest := pem.Decode(text); block == nil || block.Type != "ENCRYPTED PRIVATE KEY" || len(rest) != 0 || texts[string(text)] {
+		if block, rest := pem.Decode(text); block == nil || block.Type != "ENCRYPTED PRIVATE KEY" ||
+			len(rest) != 0 || texts[string(text)] {
 			t.Errorf("%q: %s", c.ask, text)
 		}
 		texts[string(text)] = true
@@ -241,7 +261,8 @@ func TestExportPEM(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := Info{Kind: "RSA", Fingerprint: c.want, Bits: report.Bits, Format: "PBES2", KDF: "PBKDF2-HMAC-SHA256", Iterations: 600_000}
+		want := Info{Kind: "RSA", Fingerprint: c.want, Bits: report.Bits, Format: "PBES2",
+			KDF: "PBKDF2-HMAC-SHA256", Iterations: 600_000}
 		got := *report
 		if got.Created.IsZero() || !got.Activated.Equal(got.Created) || !got.Retired.IsZero() {
 			t.Errorf("%+v", got)
@@ -250,14 +271,16 @@ func TestExportPEM(t *testing.T) {
 		if got != want {
 			t.Errorf("%+v, want %+v", got, want)
 		}
-		if plain, err := other.OpenEnvelope(t.Context(), sealTo(t, other, "x")); err != nil || string(plain) != "x" {
+		if plain, err := other.OpenEnvelope(t.Context(), sealTo(t, other, "x")); err != nil ||
+			string(plain) != "x" {
 			t.Errorf("%q, %v", plain, err)
 		}
 	}
 	if pass.Len() != len(passphrase) {
 		t.Error("the passphrase was the caller's")
 	}
-	if plain, err := s.OpenEnvelope(t.Context(), sealTo(t, s, "x")); err != nil || string(plain) != "x" {
+	if plain, err := s.OpenEnvelope(t.Context(), sealTo(t, s, "x")); err != nil ||
+		string(plain) != "x" {
 		t.Errorf("after the exports: %q, %v", plain, err)
 	}
 }
@@ -280,7 +303,8 @@ func TestOpenSSLReadsExport(t *testing.T) {
 		if err := os.WriteFile(file, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command(openssl, "pkey", "-in", file, "-passin", "env:SEALEDCHAT_TEST_PASS", "-pubout")
+		cmd := exec.Command(openssl, "pkey", "-in", file, "-passin", "env:SEALEDCHAT_TEST_PASS",
+			"-pubout")
 		cmd.Env = append(os.Environ(), "SEALEDCHAT_TEST_PASS="+pass)
 		out, err := cmd.Output()
 		if err != nil || string(out) != string(testkit.PublicPEM(t, "client-4096")) {

@@ -50,7 +50,8 @@ func (s *Store) AcceptPin(ctx context.Context, origin string, fp [32]byte) error
 				return nil
 			}
 		}
-		return appendPin(b, keyfile.Pin{Origin: origin, Fingerprint: fp, FirstSeen: now, Accepted: now})
+		return appendPin(b, keyfile.Pin{Origin: origin, Fingerprint: fp, FirstSeen: now,
+			Accepted: now})
 	})
 }
 

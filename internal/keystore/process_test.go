@@ -58,7 +58,8 @@ func child(t testing.TB, name, dir, arg string) *exec.Cmd {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, exe, "-test.run=^TestKeyStoreChild$", "-test.v=false", "-test.count=1")
+	cmd := exec.CommandContext(ctx, exe, "-test.run=^TestKeyStoreChild$", "-test.v=false",
+		"-test.count=1")
 	cmd.Env = append(os.Environ(), childVar+"="+name, childDirVar+"="+dir, childArgVar+"="+arg)
 	cmd.Stderr = os.Stderr
 	return cmd
@@ -70,8 +71,8 @@ const (
 	generationsLog = "generations"
 )
 
-// TestSharedKeyStore has 8 processes open, rotate and use one store: they seal to the key that they know, and open what
-// the others sealed.
+// TestSharedKeyStore has 8 processes open, rotate and use one store: they seal to the key that they
+// know, and open what the others sealed.
 func TestSharedKeyStore(t *testing.T) {
 	t.Parallel()
 	dir, work := storeDir(t), t.TempDir()
@@ -124,10 +125,13 @@ func TestSharedKeyStore(t *testing.T) {
 			t.Errorf("key %s is lost", fp)
 		}
 	}
-	slices.SortFunc(body.Keys, func(a, b keyfile.Entry) int { return a.Activated.Compare(b.Activated) })
+	slices.SortFunc(body.Keys, func(a, b keyfile.Entry) int {
+		return a.Activated.Compare(b.Activated)
+	})
 	for i := 2; i < len(body.Keys); i++ {
 		if d := body.Keys[i].Activated.Sub(body.Keys[i-1].Activated); d < shareEvery {
-			t.Errorf("keys %d and %d were made within %v: two generations of one rotation", i-1, i, d)
+			t.Errorf("keys %d and %d were made within %v: two generations of one rotation", i-1, i,
+				d)
 		}
 	}
 	t.Logf("%d rotations; opened: %s", len(made), openedBy(said))
@@ -151,7 +155,9 @@ func childSharer(t *testing.T, dir, arg string) {
 	rotations, _ := strconv.Atoi(args[1])
 	work := args[2]
 	s, m := weakStore(t, &Options{Rotation: Rotation{Every: shareEvery, Grace: time.Hour}})
-	m.Use(func(int) (*rsa.PrivateKey, error) { return loggedKey(filepath.Join(work, generationsLog)) })
+	m.Use(func(int) (*rsa.PrivateKey, error) {
+		return loggedKey(filepath.Join(work, generationsLog))
+	})
 	if err := s.open(t.Context(), dir, secret(t, passphrase)); err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +192,8 @@ func childSharer(t *testing.T, dir, arg string) {
 			t.Fatal(err)
 		}
 	}
-	// A store that is closed drops the key that it is making: never used, but in the log. So it is closed while it makes none.
+	// A store that is closed drops the key that it is making: never used, but in the log. So it is
+	// closed while it makes none.
 	lock, err := s.dir.Lock(t.Context(), rotationLock)
 	if err != nil {
 		t.Fatal(err)
@@ -205,7 +212,8 @@ func generations(t *testing.T, work string) int {
 	return bytes.Count(text, []byte("\n"))
 }
 
-// loggedKey makes a key, and adds its fingerprint to a file. Whoever makes keys holds a lock meanwhile.
+// loggedKey makes a key, and adds its fingerprint to a file. Whoever makes keys holds a lock
+// meanwhile.
 func loggedKey(log string) (*rsa.PrivateKey, error) {
 	text, err := os.ReadFile(log)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -21,7 +21,8 @@ import (
 
 // Rotation says when keys are replaced, and how long replaced ones open requests.
 type Rotation struct {
-	Every         time.Duration // age at which a current key is replaced; 0 = 24 h, negative = never
+	// age at which a current key is replaced; 0 = 24 h, negative = never
+	Every         time.Duration
 	AfterRequests int64         // replaces an RSA key after so many requests here; 0 = never
 	Grace         time.Duration // how long a retired key opens requests; 0 = 2 h, negative = 0
 }
@@ -254,7 +255,8 @@ func (s *Store) replacePrimary(ctx context.Context, forced bool) (made bool, err
 	defer key.Wipe()
 	err = s.change(ctx, func(b *keyfile.Body) error {
 		if !forced && before != nil && !hasPrimary(b, before.fingerprint) {
-			return errNoChange // another process was first, although the lock should have kept it out
+			// another process was first, although the lock should have kept it out
+			return errNoChange
 		}
 		made = true
 		return s.promote(b, key)
@@ -384,7 +386,9 @@ func (s *Store) maintain() {
 	now := time.Now()
 	isRSA := func(e *entry) bool { return e.RSA != nil }
 	due := s.isDue(now) && (s.dir != nil || s.any(isRSA)) // a first key is not made here
-	configsDue := func(e *entry) bool { return e.OHTTP != nil && s.rotation.isDue(e.life, time.Now()) }
+	configsDue := func(e *entry) bool {
+		return e.OHTTP != nil && s.rotation.isDue(e.life, time.Now())
+	}
 	expired := func(e *entry) bool { return s.rotation.isExpired(e.life, time.Now()) }
 	if early && (err != nil || due || s.any(configsDue) || s.any(expired)) {
 		return

@@ -26,8 +26,10 @@ func settle(d time.Duration) {
 	synctest.Wait()
 }
 
-// bothStores runs f with an ephemeral store and with one that has a file ("" and its folder), each in a bubble.
-func bothStores(t *testing.T, o Options, f func(t *testing.T, s *Store, m *testkit.Maker, dir string)) {
+// bothStores runs f with an ephemeral store and with one that has a file ("" and its folder), each
+// in a bubble.
+func bothStores(t *testing.T, o Options, f func(t *testing.T, s *Store, m *testkit.Maker,
+	dir string)) {
 	t.Helper()
 	t.Run("ephemeral", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -47,58 +49,63 @@ func bothStores(t *testing.T, o Options, f func(t *testing.T, s *Store, m *testk
 
 func TestRotationByAge(t *testing.T) {
 	for _, c := range []struct{ every, want time.Duration }{
-		{0, 24 * time.Hour}, {time.Hour, time.Hour}, {90 * time.Second, 90 * time.Second}, {100 * time.Hour, 100 * time.Hour},
+		{0, 24 * time.Hour}, {time.Hour, time.Hour}, {90 * time.Second, 90 * time.Second},
+		{100 * time.Hour, 100 * time.Hour},
 	} {
-		bothStores(t, Options{Rotation: Rotation{Every: c.every}}, func(t *testing.T, s *Store, m *testkit.Maker, _ string) {
-			synctest.Wait()
-			for i := range int64(3) {
-				before := primaryOf(t, s)
-				settle(c.want - time.Second)
-				if m.Made.Load() != i+1 || primaryOf(t, s) != before {
-					t.Fatalf("rotated too early, %d keys made", m.Made.Load())
+		bothStores(t, Options{Rotation: Rotation{Every: c.every}},
+			func(t *testing.T, s *Store, m *testkit.Maker, _ string) {
+				synctest.Wait()
+				for i := range int64(3) {
+					before := primaryOf(t, s)
+					settle(c.want - time.Second)
+					if m.Made.Load() != i+1 || primaryOf(t, s) != before {
+						t.Fatalf("rotated too early, %d keys made", m.Made.Load())
+					}
+					settle(time.Second)
+					if m.Made.Load() != i+2 || primaryOf(t, s) == before {
+						t.Fatalf("not rotated, %d keys made", m.Made.Load())
+					}
+					if k := s.Keys()[0]; !k.Activated.Equal(time.Now()) ||
+						!k.Created.Equal(k.Activated) {
+						t.Errorf("%+v at %v", k, time.Now())
+					}
 				}
-				settle(time.Second)
-				if m.Made.Load() != i+2 || primaryOf(t, s) == before {
-					t.Fatalf("not rotated, %d keys made", m.Made.Load())
-				}
-				if k := s.Keys()[0]; !k.Activated.Equal(time.Now()) || !k.Created.Equal(k.Activated) {
-					t.Errorf("%+v at %v", k, time.Now())
-				}
+			})
+	}
+	bothStores(t, Options{Rotation: Rotation{Every: -1}},
+		func(t *testing.T, s *Store, m *testkit.Maker, _ string) {
+			settle(100 * time.Hour)
+			if m.Made.Load() != 1 {
+				t.Errorf("%d keys made, without rotation", m.Made.Load())
 			}
 		})
-	}
-	bothStores(t, Options{Rotation: Rotation{Every: -1}}, func(t *testing.T, s *Store, m *testkit.Maker, _ string) {
-		settle(100 * time.Hour)
-		if m.Made.Load() != 1 {
-			t.Errorf("%d keys made, without rotation", m.Made.Load())
-		}
-	})
 }
 
 func TestRotationByRequests(t *testing.T) {
-	bothStores(t, Options{Rotation: Rotation{Every: -1, AfterRequests: 5}}, func(t *testing.T, s *Store, m *testkit.Maker, dir string) {
-		use := func() string {
-			k, err := s.Acquire(t.Context())
-			if err != nil {
-				t.Fatal(err)
+	bothStores(t, Options{Rotation: Rotation{Every: -1, AfterRequests: 5}},
+		func(t *testing.T, s *Store, m *testkit.Maker, dir string) {
+			use := func() string {
+				k, err := s.Acquire(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer k.Release()
+				synctest.Wait()
+				return k.fingerprint
 			}
-			defer k.Release()
-			synctest.Wait()
-			return k.fingerprint
-		}
-		s.rotator.uses.Store(0) // the helper has used it
-		var last string
-		for i := range 15 {
-			fp := use()
-			if (fp == last) != (i%5 != 0) {
-				t.Errorf("request %d has key %s, the one before %s", i, fp, last)
+			s.rotator.uses.Store(0) // the helper has used it
+			var last string
+			for i := range 15 {
+				fp := use()
+				if (fp == last) != (i%5 != 0) {
+					t.Errorf("request %d has key %s, the one before %s", i, fp, last)
+				}
+				last = fp
 			}
-			last = fp
-		}
-		if m.Made.Load() != 4 {
-			t.Errorf("%d keys made, want 4", m.Made.Load())
-		}
-	})
+			if m.Made.Load() != 4 {
+				t.Errorf("%d keys made, want 4", m.Made.Load())
+			}
+		})
 }
 
 // Two processes that count to the same number at the same time make one key.
@@ -133,52 +140,56 @@ func TestRotationByRequestsInTwoStores(t *testing.T) {
 
 func TestGrace(t *testing.T) {
 	for _, grace := range []time.Duration{30 * time.Minute, time.Second, 0} {
-		bothStores(t, Options{Rotation: Rotation{Every: -1, Grace: grace}}, func(t *testing.T, s *Store, _ *testkit.Maker, dir string) {
-			lasts := grace
-			if grace == 0 {
-				lasts = 2 * time.Hour
-			}
+		bothStores(t, Options{Rotation: Rotation{Every: -1, Grace: grace}},
+			func(t *testing.T, s *Store, _ *testkit.Maker, dir string) {
+				lasts := grace
+				if grace == 0 {
+					lasts = 2 * time.Hour
+				}
+				stale := sealTo(t, s, "stale")
+				old := s.entries[0].Key
+				if err := s.Rotate(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				settle(lasts - time.Millisecond)
+				body := slices.Clone(stale.Sealed)
+				if plain, err := s.OpenEnvelope(t.Context(), stale); err != nil ||
+					string(plain) != "stale" {
+					t.Errorf("within the grace: %q, %v", plain, err)
+				}
+				stale.Sealed = body
+				if dir != "" {
+					if b, _ := bodyOnDisk(t, dir, passphrase); len(b.Keys) != 2 {
+						t.Errorf("%d keys on the disk", len(b.Keys))
+					}
+				}
+				time.Sleep(time.Millisecond)
+				// whether or not the background has been there
+				_, err := s.OpenEnvelope(t.Context(), stale)
+				wantError(t, "after the grace", err, fault.ErrDecryption)
+				synctest.Wait()
+				if keys := s.Keys(); len(keys) != 1 || !wiped(old) {
+					t.Errorf("%d keys, wiped: %v", len(keys), wiped(old))
+				}
+				if dir != "" {
+					if b, _ := bodyOnDisk(t, dir, passphrase); len(b.Keys) != 1 {
+						t.Errorf("%d keys on the disk", len(b.Keys))
+					}
+				}
+			})
+	}
+	bothStores(t, Options{Rotation: Rotation{Every: -1, Grace: -1}},
+		func(t *testing.T, s *Store, _ *testkit.Maker, dir string) {
 			stale := sealTo(t, s, "stale")
-			old := s.entries[0].Key
 			if err := s.Rotate(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			settle(lasts - time.Millisecond)
-			body := slices.Clone(stale.Sealed)
-			if plain, err := s.OpenEnvelope(t.Context(), stale); err != nil || string(plain) != "stale" {
-				t.Errorf("within the grace: %q, %v", plain, err)
-			}
-			stale.Sealed = body
-			if dir != "" {
-				if b, _ := bodyOnDisk(t, dir, passphrase); len(b.Keys) != 2 {
-					t.Errorf("%d keys on the disk", len(b.Keys))
-				}
-			}
-			time.Sleep(time.Millisecond)
-			_, err := s.OpenEnvelope(t.Context(), stale) // whether or not the background has been there
-			wantError(t, "after the grace", err, fault.ErrDecryption)
-			synctest.Wait()
-			if keys := s.Keys(); len(keys) != 1 || !wiped(old) {
-				t.Errorf("%d keys, wiped: %v", len(keys), wiped(old))
-			}
-			if dir != "" {
-				if b, _ := bodyOnDisk(t, dir, passphrase); len(b.Keys) != 1 {
-					t.Errorf("%d keys on the disk", len(b.Keys))
-				}
+			_, err := s.OpenEnvelope(t.Context(), stale)
+			wantError(t, "no grace", err, fault.ErrDecryption)
+			if len(s.Keys()) != 1 {
+				t.Errorf("%d keys", len(s.Keys()))
 			}
 		})
-	}
-	bothStores(t, Options{Rotation: Rotation{Every: -1, Grace: -1}}, func(t *testing.T, s *Store, _ *testkit.Maker, dir string) {
-		stale := sealTo(t, s, "stale")
-		if err := s.Rotate(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		_, err := s.OpenEnvelope(t.Context(), stale)
-		wantError(t, "no grace", err, fault.ErrDecryption)
-		if len(s.Keys()) != 1 {
-			t.Errorf("%d keys", len(s.Keys()))
-		}
-	})
 }
 
 // However many ask, one key is made.
@@ -243,34 +254,36 @@ func TestRotationOutlivesItsCaller(t *testing.T) {
 
 // A rotation that fails is tried again after one minute, two, four, and so on up to an hour.
 func TestFailedGeneration(t *testing.T) {
-	bothStores(t, Options{Rotation: Rotation{Every: 24 * time.Hour}}, func(t *testing.T, s *Store, m *testkit.Maker, dir string) {
-		old := primaryOf(t, s)
-		noLuck := errors.New("no luck")
-		start := time.Now().Add(24 * time.Hour)
-		var at []time.Duration
-		m.Use(func(int) (*rsa.PrivateKey, error) {
-			at = append(at, time.Since(start))
-			return nil, noLuck
+	bothStores(t, Options{Rotation: Rotation{Every: 24 * time.Hour}},
+		func(t *testing.T, s *Store, m *testkit.Maker, dir string) {
+			old := primaryOf(t, s)
+			noLuck := errors.New("no luck")
+			start := time.Now().Add(24 * time.Hour)
+			var at []time.Duration
+			m.Use(func(int) (*rsa.PrivateKey, error) {
+				at = append(at, time.Since(start))
+				return nil, noLuck
+			})
+			settle(24*time.Hour + 5*time.Hour)
+			var want []time.Duration
+			for n, wait := time.Duration(
+				0), time.Minute; n <= 5*time.Hour; n, wait = n+wait, min(2*wait, time.Hour) {
+				want = append(want, n)
+			}
+			if !slices.Equal(at, want) {
+				t.Errorf("tried at %v, want %v", at, want)
+			}
+			wantError(t, "RotationError", s.RotationError(), noLuck)
+			wantError(t, "Rotate", s.Rotate(t.Context()), noLuck)
+			if primaryOf(t, s) != old || len(s.Keys()) != 1 {
+				t.Error("the old key is not in use any more")
+			}
+			m.Use(func(int) (*rsa.PrivateKey, error) { return m.Make() })
+			settle(time.Hour)
+			if err := s.RotationError(); err != nil || primaryOf(t, s) == old {
+				t.Errorf("it did not recover: %v", err)
+			}
 		})
-		settle(24*time.Hour + 5*time.Hour)
-		var want []time.Duration
-		for n, wait := time.Duration(0), time.Minute; n <= 5*time.Hour; n, wait = n+wait, min(2*wait, time.Hour) {
-			want = append(want, n)
-		}
-		if !slices.Equal(at, want) {
-			t.Errorf("tried at %v, want %v", at, want)
-		}
-		wantError(t, "RotationError", s.RotationError(), noLuck)
-		wantError(t, "Rotate", s.Rotate(t.Context()), noLuck)
-		if primaryOf(t, s) != old || len(s.Keys()) != 1 {
-			t.Error("the old key is not in use any more")
-		}
-		m.Use(func(int) (*rsa.PrivateKey, error) { return m.Make() })
-		settle(time.Hour)
-		if err := s.RotationError(); err != nil || primaryOf(t, s) == old {
-			t.Errorf("it did not recover: %v", err)
-		}
-	})
 }
 
 func TestFailedFirstGeneration(t *testing.T) {
@@ -304,9 +317,12 @@ func TestFailedSave(t *testing.T) {
 			settle(time.Hour)
 			wantError(t, "RotationError", s.RotationError(), fault.ErrInsecurePermissions)
 			wantError(t, "Rotate", s.Rotate(t.Context()), fault.ErrInsecurePermissions)
-			wantError(t, "acceptPin", s.AcceptPin(t.Context(), "https://a.test", [32]byte{1}), fault.ErrInsecurePermissions)
-			wantError(t, "ChangePassphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase2)), fault.ErrInsecurePermissions)
-			if _, ok := s.Pin("https://a.test"); ok || primaryOf(t, s) != old || len(s.Keys()) != 2 {
+			wantError(t, "acceptPin", s.AcceptPin(t.Context(), "https://a.test", [32]byte{1}),
+				fault.ErrInsecurePermissions)
+			wantError(t, "ChangePassphrase", s.ChangePassphrase(t.Context(), secret(t, passphrase),
+				secret(t, passphrase2)), fault.ErrInsecurePermissions)
+			if _, ok := s.Pin("https://a.test"); ok || primaryOf(t, s) != old ||
+				len(s.Keys()) != 2 {
 				t.Error("it changed in memory")
 			}
 		})
@@ -319,7 +335,8 @@ func TestFailedSave(t *testing.T) {
 			t.Error("tried again too early")
 		}
 		settle(time.Second)
-		if err := s.RotationError(); err != nil || primaryOf(t, s) == old || m.Made.Load() != made+1 {
+		if err := s.RotationError(); err != nil || primaryOf(t, s) == old ||
+			m.Made.Load() != made+1 {
 			t.Errorf("not tried again: %v", err)
 		}
 		if b, _ := bodyOnDisk(t, dir, passphrase); len(b.Keys) != 3 {
@@ -328,7 +345,8 @@ func TestFailedSave(t *testing.T) {
 	})
 }
 
-// A store notices what another process did: an idle one within 30 seconds, one with requests within a second.
+// A store notices what another process did: an idle one within 30 seconds, one with requests within
+// a second.
 func TestReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := storeDir(t)
@@ -410,7 +428,8 @@ func TestOverdueAtOpen(t *testing.T) {
 			t.Error("opening waited for a rotation")
 		}
 		synctest.Wait()
-		if got := fingerprints(s); len(got) != 2 || slices.Contains(got, old[1]) || got[1] != old[0] {
+		if got := fingerprints(s); len(got) != 2 || slices.Contains(got, old[1]) ||
+			got[1] != old[0] {
 			t.Errorf("keys %v, were %v", got, old)
 		}
 	})

@@ -145,13 +145,16 @@ func New(o *Options) (*Store, error) {
 		o = &Options{}
 	}
 	s := &Store{
-		bits: o.Bits, iterations: o.Iterations, rotation: o.Rotation.withDefaults(), policy: o.Memory,
-		log: o.Logger, newKey: o.NewKey, told: o.Tell,
+		bits: o.Bits, iterations: o.Iterations, rotation: o.Rotation.withDefaults(),
+		policy: o.Memory,
+		log:    o.Logger, newKey: o.NewKey, told: o.Tell,
 		moveConfig: (*ohttp.PrivateKey).MoveTo, turn: make(chan struct{}, 1),
 		pins: make(map[string]keyfile.Pin),
 	}
 	if s.newKey == nil {
-		s.newKey = func(bits int) (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, bits) }
+		s.newKey = func(bits int) (*rsa.PrivateKey, error) {
+			return rsa.GenerateKey(rand.Reader, bits)
+		}
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -345,7 +348,8 @@ const lineBreakHint = "the passphrase ends in a line break: trim it, as ReadSecr
 func endsInLineBreak(p Secret) (ends bool) {
 	_ = p.Use(func(b []byte) error {
 		text := bytes.TrimRight(b, "\r\n")
-		ends = len(text) < len(b) && utf8.Valid(text) && bytes.IndexFunc(text, unicode.IsControl) < 0
+		ends = len(text) < len(b) && utf8.Valid(text) &&
+			bytes.IndexFunc(text, unicode.IsControl) < 0
 		return nil
 	})
 	return ends

@@ -47,7 +47,8 @@ func TestKeyStoreLife(t *testing.T) {
 		t.Errorf("%v, %v", f, err)
 	}
 	info := s.Keys()
-	if len(info) != 1 || !info[0].Retired.IsZero() || info[0].Bits != 2048 || info[0].Fingerprint != fp ||
+	if len(info) != 1 || !info[0].Retired.IsZero() || info[0].Bits != 2048 ||
+		info[0].Fingerprint != fp ||
 		info[0].Created.IsZero() || info[0].Activated.IsZero() || !info[0].Retired.IsZero() {
 		t.Errorf("%+v", info)
 	}
@@ -91,9 +92,13 @@ func TestCreateKeyStoreRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	for what, make := range map[string]func(path string) error{
-		"anything": func(path string) error { return os.WriteFile(path, []byte("something else"), 0o644) },
-		"folder":   func(path string) error { return os.Mkdir(path, 0o700) },
-		"link":     func(path string) error { return os.Symlink(filepath.Join(dir, "nowhere"), path) },
+		"anything": func(path string) error {
+			return os.WriteFile(path, []byte("something else"), 0o644)
+		},
+		"folder": func(path string) error { return os.Mkdir(path, 0o700) },
+		"link": func(path string) error {
+			return os.Symlink(filepath.Join(dir, "nowhere"), path)
+		},
 	} {
 		path := filepath.Join(dir, fileName)
 		if err := make(path); err != nil {
@@ -101,7 +106,8 @@ func TestCreateKeyStoreRefusals(t *testing.T) {
 		}
 		unchanged(t, what, dir, func() {
 			s, _ := weakStore(t, nil)
-			wantError(t, what, s.create(t.Context(), dir, secret(t, passphrase)), fault.ErrKeyStoreExists)
+			wantError(t, what, s.create(t.Context(), dir, secret(t, passphrase)),
+				fault.ErrKeyStoreExists)
 		})
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
@@ -147,7 +153,8 @@ func TestCreateKeyStoreRace(t *testing.T) {
 	if winner == nil {
 		t.Fatal("no winner")
 	}
-	if got := fingerprints(openWeak(t, dir, passphrase, nil)); !slices.Equal(got, fingerprints(winner)) {
+	if got := fingerprints(openWeak(t, dir, passphrase, nil)); !slices.Equal(got,
+		fingerprints(winner)) {
 		t.Errorf("%v is on the disk, the winner has %v", got, fingerprints(winner))
 	}
 }
@@ -159,7 +166,8 @@ func TestOpenKeyStoreRefusals(t *testing.T) {
 	for what, dir := range map[string]string{"no folder": missing, "no file": empty} {
 		_, err := Open(t.Context(), dir, secret(t, passphrase), nil)
 		wantError(t, what, err, fs.ErrNotExist)
-		if err == nil || !strings.Contains(err.Error(), "create") || !strings.Contains(err.Error(), dir) {
+		if err == nil || !strings.Contains(err.Error(), "create") ||
+			!strings.Contains(err.Error(), dir) {
 			t.Errorf("%s: the error does not say how to make one: %v", what, err)
 		}
 		entries, _ := os.ReadDir(dir)
@@ -178,7 +186,8 @@ func TestOpenKeyStoreRefusals(t *testing.T) {
 		_, err := Open(t.Context(), dir, p, nil)
 		wantError(t, what, err, fault.ErrClosed)
 	}
-	for _, p := range []string{passphrase2, "", passphrase + " ", strings.ToUpper(passphrase), passphrase[:8]} {
+	for _, p := range []string{passphrase2, "", passphrase + " ", strings.ToUpper(passphrase),
+		passphrase[:8]} {
 		unchanged(t, p, dir, func() {
 			_, err := tryWeak(t, dir, p, nil)
 			wantError(t, "wrong passphrase", err, fault.ErrPassphrase)
@@ -209,7 +218,8 @@ func TestDamagedKeyStore(t *testing.T) {
 		"twice":         {append(slices.Clone(good), good...), fault.ErrKeyStoreDamaged},
 		"zeros":         {make([]byte, len(good)), fault.ErrKeyStoreDamaged},
 		"too large":     {make([]byte, keyfile.MaxStoreSize+1), fault.ErrKeyStoreDamaged},
-		"costly":        {[]byte(strings.Replace(string(good), `1,`, `10000001,`, 1)), fault.ErrKeyStoreDamaged},
+		"costly": {[]byte(strings.Replace(string(good), `1,`, `10000001,`, 1)),
+			fault.ErrKeyStoreDamaged},
 	} {
 		if err := os.WriteFile(path, c.text, 0o600); err != nil {
 			t.Fatal(err)
@@ -219,7 +229,8 @@ func TestDamagedKeyStore(t *testing.T) {
 			wantError(t, what, err, c.want)
 		})
 		s, _ := weakStore(t, nil)
-		wantError(t, what+": creation", s.create(t.Context(), dir, secret(t, passphrase)), fault.ErrKeyStoreExists)
+		wantError(t, what+": creation", s.create(t.Context(), dir, secret(t, passphrase)),
+			fault.ErrKeyStoreExists)
 	}
 }
 
@@ -328,7 +339,8 @@ func TestKeyStorePermissions(t *testing.T) {
 	refused("another's folder", dir, dir, "chown")
 }
 
-// A file with fewer iterations than it should have is rewritten, with another salt; one with more stays as it is.
+// A file with fewer iterations than it should have is rewritten, with another salt; one with more
+// stays as it is.
 func TestIterationsAreRaised(t *testing.T) {
 	dir := storeDir(t)
 	s, _ := createWeak(t, dir, nil)
@@ -354,7 +366,8 @@ func TestIterationsAreRaised(t *testing.T) {
 	reopen(3)
 	_, raised := bodyOnDisk(t, dir, passphrase)
 	if raised.Iterations != 3 || raised.KDFSalt == before.KDFSalt {
-		t.Errorf("%d iterations, the salt is the same: %v", raised.Iterations, raised.KDFSalt == before.KDFSalt)
+		t.Errorf("%d iterations, the salt is the same: %v", raised.Iterations,
+			raised.KDFSalt == before.KDFSalt)
 	}
 	for _, n := range []int{1, 2, 3} {
 		unchanged(t, "enough iterations", dir, func() { reopen(n) })
@@ -403,7 +416,8 @@ func TestUnlockingCostsOneKDF(t *testing.T) {
 				return err
 			}
 			now := time.Now()
-			b.Keys = append(b.Keys, keyfile.Entry{State: keyfile.Retired, Created: now, Activated: now, Retired: now, Key: key})
+			b.Keys = append(b.Keys, keyfile.Entry{State: keyfile.Retired, Created: now,
+				Activated: now, Retired: now, Key: key})
 		}
 		return nil
 	})
@@ -412,16 +426,18 @@ func TestUnlockingCostsOneKDF(t *testing.T) {
 	}
 	const iterations = 100_000
 	s.iterations = iterations
-	if err := s.ChangePassphrase(t.Context(), secret(t, passphrase), secret(t, passphrase)); err != nil {
+	if err := s.ChangePassphrase(t.Context(), secret(t, passphrase),
+		secret(t, passphrase)); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
-	// Of the process's own time, which other programs take nothing of. The least of some tries has the least of the
-	// garbage collector in it.
+	// Of the process's own time, which other programs take nothing of. The least of some tries has
+	// the least of the garbage collector in it.
 	one, took := time.Hour, time.Hour
 	for range 3 {
 		start := testkit.CPUTime()
-		if _, err := keyfile.NewMasterKey([]byte(passphrase), iterations, keyfile.AllowWeak); err != nil {
+		if _, err := keyfile.NewMasterKey([]byte(passphrase), iterations,
+			keyfile.AllowWeak); err != nil {
 			t.Fatal(err)
 		}
 		one = min(one, testkit.CPUTime()-start)
@@ -485,12 +501,15 @@ func TestKeysOrderAndDelete(t *testing.T) {
 	}
 	unchanged(t, "refused deletions", dir, func() {
 		wantError(t, "primary", s.Delete(t.Context(), made[0]), fault.ErrInvalidRequest)
-		wantError(t, "unknown", s.Delete(t.Context(), strings.Repeat("0", 64)), fault.ErrInvalidRequest)
+		wantError(t, "unknown", s.Delete(t.Context(), strings.Repeat("0", 64)),
+			fault.ErrInvalidRequest)
 		for _, bad := range []string{"", "x", made[1][:63], made[1] + "0", " " + made[1]} {
 			wantError(t, bad, s.Delete(t.Context(), bad), fault.ErrInvalidRequest)
 		}
 	})
-	held := s.entries[slices.IndexFunc(s.entries, func(k *entry) bool { return k.fingerprint == made[2] })].Key
+	held := s.entries[slices.IndexFunc(s.entries, func(k *entry) bool {
+		return k.fingerprint == made[2]
+	})].Key
 	if err := s.Delete(t.Context(), made[2]); err != nil {
 		t.Fatal(err)
 	}

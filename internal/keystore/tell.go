@@ -119,7 +119,8 @@ func (s *Store) failed(ctx context.Context, err error) error {
 	if errors.Is(err, fault.ErrPassphrase) && !errors.Is(err, errChangedElsewhere) {
 		ok = true
 		e = Event{
-			Type: DecryptionRefused, Path: s.path(), Reason: "wrong passphrase or damaged key store",
+			Type: DecryptionRefused, Path: s.path(),
+			Reason: "wrong passphrase or damaged key store",
 		}
 	}
 	if !ok {
@@ -265,7 +266,8 @@ func (s *Store) tellChanges(ctx context.Context, c *keyChanges, err error) error
 	for _, r := range c.after {
 		if r.config != nil && r.isCurrent() && find(c.before, r.fingerprint) == nil {
 			tell(Event{
-				Type: KeyGenerated, Fingerprint: r.fingerprint, Reason: "a configuration of Oblivious HTTP",
+				Type: KeyGenerated, Fingerprint: r.fingerprint,
+				Reason: "a configuration of Oblivious HTTP",
 			})
 		}
 	}

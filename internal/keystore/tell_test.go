@@ -54,10 +54,11 @@ func (h *heard) take() string {
 func TestLostLockIsToldOnce(t *testing.T) {
 	dir, h := storeDir(t), &heard{}
 	var path string
-	s, _ := createWeak(t, dir, &Options{Rotation: Rotation{Every: -1}, Tell: func(ctx context.Context, e Event) error {
-		path = e.Path
-		return h.tell(ctx, e)
-	}})
+	s, _ := createWeak(t, dir, &Options{Rotation: Rotation{Every: -1},
+		Tell: func(ctx context.Context, e Event) error {
+			path = e.Path
+			return h.tell(ctx, e)
+		}})
 	h.take()
 	lost := s.failed(t.Context(), fault.ErrLockLost)
 	if types := h.take(); types != LockLost || !errors.Is(lost, fault.ErrLockLost) || path != dir {

@@ -134,7 +134,8 @@ func childServer(d *fsafe.Dir) error {
 		var ok bool
 		switch op {
 		case "claim":
-			ok, err = f.Claim(context.Background(), [32]byte{id}, [32]byte{client}, time.Unix(0, until))
+			ok, err = f.Claim(context.Background(), [32]byte{id}, [32]byte{client},
+				time.Unix(0, until))
 		case "release":
 			err = f.Release(context.Background(), [32]byte{id})
 		}
@@ -247,7 +248,8 @@ func conform(t *testing.T, seed uint64, c *fakeClock, pick func() cache) {
 		other := pick()
 		switch random.IntN(8) {
 		case 0, 1:
-			if err := errors.Join(memory.Release(t.Context(), id), other.Release(t.Context(), id)); err != nil {
+			if err := errors.Join(memory.Release(t.Context(), id),
+				other.Release(t.Context(), id)); err != nil {
 				t.Fatal(err)
 			}
 			continue
@@ -268,7 +270,8 @@ func conform(t *testing.T, seed uint64, c *fakeClock, pick func() cache) {
 		}
 		want, wantErr := memory.Claim(t.Context(), id, client, until)
 		got, err := other.Claim(t.Context(), id, client, until)
-		if got != want || errors.Is(err, ErrFull) != (wantErr != nil) || err != nil && wantErr == nil {
+		if got != want || errors.Is(err, ErrFull) != (wantErr != nil) ||
+			err != nil && wantErr == nil {
 			t.Fatalf("seed %d, step %d: id %d of client %d: %v, %v; want %v, %v",
 				seed, i, id[0], client[0], got, err, want, wantErr)
 		}

@@ -28,7 +28,8 @@ func wantClosed(t *testing.T, f *File, n uint64, is error) {
 	t.Helper()
 	for _, client := range [][32]byte{client1, {}} {
 		ok, err := f.Claim(t.Context(), replayID(n), client, time.Now().Add(time.Hour))
-		if ok || err == nil || is != nil && !errors.Is(err, is) || !strings.Contains(err.Error(), "set Replay") {
+		if ok || err == nil || is != nil && !errors.Is(err, is) ||
+			!strings.Contains(err.Error(), "set Replay") {
 			t.Errorf("got %v, %v; want %v", ok, err, is)
 		}
 	}
@@ -50,13 +51,15 @@ func TestFileTouchesNothingBeforeTheFirstClaim(t *testing.T) {
 		t.Error(err)
 	}
 	for range 2 {
-		if ok, err := f.Claim(t.Context(), replayID(2), client1, time.Now()); ok || !errors.Is(err, fault.ErrClosed) {
+		if ok, err := f.Claim(t.Context(), replayID(2), client1, time.Now()); ok ||
+			!errors.Is(err, fault.ErrClosed) {
 			t.Errorf("closed: %v, %v", ok, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if ok, err := openFile(t, d, 0, nil).Claim(ctx, replayID(3), client1, time.Now()); ok || !errors.Is(err, context.Canceled) {
+	if ok, err := openFile(t, d, 0, nil).Claim(ctx, replayID(3), client1, time.Now()); ok ||
+		!errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v, %v", ok, err)
 	}
 }
@@ -73,7 +76,8 @@ func TestFileOneWins(t *testing.T) {
 		wg.Go(func() {
 			for n := range won {
 				client := [32]byte{byte(n % 2)}
-				ok, err := files[i%3].Claim(t.Context(), replayID(uint64(n)), client, time.Now().Add(time.Hour))
+				ok, err := files[i%3].Claim(t.Context(), replayID(uint64(n)), client,
+					time.Now().Add(time.Hour))
 				if err != nil {
 					t.Error(err)
 				} else if ok {
@@ -94,8 +98,12 @@ func TestFileOneWins(t *testing.T) {
 func TestFileIsTakenAway(t *testing.T) {
 	for name, take := range map[string]func(t *testing.T, path string, old []byte){
 		"removed": func(t *testing.T, path string, _ []byte) { mustDo(t, os.Remove(path)) },
-		"renamed": func(t *testing.T, path string, _ []byte) { mustDo(t, os.Rename(path, path+".old")) },
-		"cut":     func(t *testing.T, path string, _ []byte) { mustDo(t, os.Truncate(path, 3*recordSize)) },
+		"renamed": func(t *testing.T, path string, _ []byte) {
+			mustDo(t, os.Rename(path, path+".old"))
+		},
+		"cut": func(t *testing.T, path string, _ []byte) {
+			mustDo(t, os.Truncate(path, 3*recordSize))
+		},
 		"emptied": func(t *testing.T, path string, _ []byte) { mustDo(t, os.Truncate(path, 0)) },
 		"an older copy": func(t *testing.T, path string, old []byte) {
 			mustDo(t, os.Remove(path))
@@ -171,11 +179,13 @@ func TestFileThatIsNotOurs(t *testing.T) {
 			mustDo(t, os.Chmod(path, 0o644))
 		},
 		"a later version": func(t *testing.T, path string) {
-			r := record{kind: kindHeader, id: [32]byte([]byte("sealedchat replays, version 2\n\x00\x00"))}
+			r := record{kind: kindHeader,
+				id: [32]byte([]byte("sealedchat replays, version 2\n\x00\x00"))}
 			mustDo(t, os.WriteFile(path, r.appendTo(nil), 0o600))
 		},
 		"a later record": func(t *testing.T, path string) {
-			h, r := record{kind: kindHeader, id: magic, client: [32]byte{1}}, record{kind: kindGone + 1}
+			h, r := record{kind: kindHeader, id: magic, client: [32]byte{1}},
+				record{kind: kindGone + 1}
 			mustDo(t, os.WriteFile(path, r.appendTo(h.appendTo(nil)), 0o600))
 		},
 		"a second header": func(t *testing.T, path string) {
@@ -246,7 +256,8 @@ func TestDamagedFile(t *testing.T) {
 // TestFileClocks: after a restart with a clock that is wrong, and when it is right again, nothing
 // is served twice.
 func TestFileClocks(t *testing.T) {
-	for name, jump := range map[string]time.Duration{"right": 0, "ahead": 48 * time.Hour, "behind": -48 * time.Hour} {
+	for name, jump := range map[string]time.Duration{"right": 0, "ahead": 48 * time.Hour,
+		"behind": -48 * time.Hour} {
 		for _, client := range [][32]byte{client1, {}} {
 			d, c := newFolder(t), newFakeClock()
 			start := c.at
@@ -296,7 +307,8 @@ func TestFileWindowChanges(t *testing.T) {
 			t.Helper()
 			f := openFile(t, d, 0, c)
 			defer f.crash()
-			if ok, err := f.Claim(t.Context(), replayID(n), client, c.at.Add(window)); ok != want || err != nil {
+			if ok, err := f.Claim(t.Context(), replayID(n), client, c.at.Add(window)); ok != want ||
+				err != nil {
 				t.Errorf("%d: %v, %v", n, ok, err)
 			}
 		}
@@ -404,7 +416,8 @@ func TestFileNotDurable(t *testing.T) {
 	grow := func() (err error) {
 		for range 20 {
 			for range 2 {
-				if _, err = f.Claim(t.Context(), replayID(2), client1, c.at.Add(time.Hour)); err != nil {
+				if _, err = f.Claim(t.Context(), replayID(2), client1,
+					c.at.Add(time.Hour)); err != nil {
 					return err
 				}
 				_ = f.Release(t.Context(), replayID(2))
@@ -513,14 +526,16 @@ func TestFileIsBounded(t *testing.T) {
 		info, err := os.Stat(filepath.Join(d.Path(), FileName))
 		mustDo(t, err)
 		if largest > 2*2*20+10+1 || info.Size() != f.end*recordSize || f.changes < 900 {
-			t.Errorf("%s: %d records at most, %d bytes, %d changes", name, largest, info.Size(), f.changes)
+			t.Errorf("%s: %d records at most, %d bytes, %d changes", name, largest, info.Size(),
+				f.changes)
 		}
 	}
 }
 
 // benchmarkFile measures claims, whose file is on the disk that TMPDIR is on.
 func benchmarkFile(b *testing.B, client [32]byte, claim func(f *File, n uint64) error) {
-	f := openFile(b, newFolder(b), 1<<30, nil) // claims of the second protocol are refused when it is full
+	// claims of the second protocol are refused when it is full
+	f := openFile(b, newFolder(b), 1<<30, nil)
 	var n atomic.Uint64
 	if err := claim(f, n.Add(1)); err != nil {
 		b.Fatal(err)
@@ -537,7 +552,8 @@ func BenchmarkFileClaim(b *testing.B) {
 	for name, client := range map[string][32]byte{"v1": client1, "ohttp": {}} {
 		b.Run(name, func(b *testing.B) {
 			benchmarkFile(b, client, func(f *File, n uint64) error {
-				ok, err := f.Claim(context.Background(), replayID(n), client, time.Now().Add(time.Second))
+				ok, err := f.Claim(context.Background(), replayID(n), client,
+					time.Now().Add(time.Second))
 				if err == nil && !ok {
 					err = errors.New("known")
 				}

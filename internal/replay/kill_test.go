@@ -27,7 +27,8 @@ func childClaimer(d *fsafe.Dir) error {
 	until := time.Now().Add(time.Hour)
 	for {
 		for range 2 { // so that the file is written anew often
-			if _, err := f.Claim(context.Background(), replayID(1<<20), [32]byte{1}, until); err != nil {
+			if _, err := f.Claim(context.Background(), replayID(1<<20), [32]byte{1},
+				until); err != nil {
 				return err
 			}
 			if err := f.Release(context.Background(), replayID(1<<20)); err != nil {
@@ -75,7 +76,8 @@ func TestKilledFile(t *testing.T) {
 			}
 		}
 		<-first
-		time.Sleep(time.Duration(rand.IntN(20_000)) * time.Microsecond) // the moment of the kill is what is tried
+		// the moment of the kill is what is tried
+		time.Sleep(time.Duration(rand.IntN(20_000)) * time.Microsecond)
 		for i := range cmds {
 			if err := cmds[i].Process.Kill(); err != nil {
 				t.Fatal(err)
@@ -105,7 +107,8 @@ func TestKilledFile(t *testing.T) {
 		if n%6 == 1 {
 			who = [32]byte{7} // the same client may again, and nobody else
 		}
-		if ok, err := f.Claim(t.Context(), replayID(n), who, time.Now().Add(time.Hour)); ok || err != nil {
+		if ok, err := f.Claim(t.Context(), replayID(n), who, time.Now().Add(time.Hour)); ok ||
+			err != nil {
 			t.Fatalf("%d: %v, %v", n, ok, err)
 		}
 	}
@@ -161,7 +164,8 @@ func TestTornTail(t *testing.T) {
 			f := openFile(t, d, 0, nil)
 			for n := range uint64(4) {
 				want := n >= remembered && round == 0
-				if ok, err := f.Claim(t.Context(), replayID(n), [32]byte{1}, until); ok != want || err != nil {
+				if ok, err := f.Claim(t.Context(), replayID(n), [32]byte{1}, until); ok != want ||
+					err != nil {
 					t.Fatalf("%s, round %d, %d: %v, %v", what, round, n, ok, err)
 				}
 			}

@@ -20,8 +20,9 @@ const (
 	kindHeader  recordKind = 1 // id is magic, client the name of this version of the file
 	kindClaim   recordKind = 2
 	kindRelease recordKind = 3
-	kindKept    recordKind = 4 // a claim of an earlier version of the file; age is when its life ends
-	kindGone    recordKind = 5 // exchanges that ended from until to now are forgotten
+	// a claim of an earlier version of the file; age is when its life ends
+	kindKept recordKind = 4
+	kindGone recordKind = 5 // exchanges that ended from until to now are forgotten
 )
 
 var magic = [32]byte([]byte("sealedchat replays, version 1\n\x00\x00"))

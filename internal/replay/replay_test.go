@@ -22,7 +22,8 @@ func replayID(n uint64) (id [32]byte) {
 // mustClaim demands what Claim says.
 func mustClaim(t *testing.T, c *Memory, n uint64, until time.Time, want bool) {
 	t.Helper()
-	if got, err := c.Claim(t.Context(), replayID(n), [32]byte{1}, until); got != want || err != nil {
+	if got, err := c.Claim(t.Context(), replayID(n), [32]byte{1}, until); got != want ||
+		err != nil {
 		t.Errorf("Claim(%d): %v, %v; want %v", n, got, err, want)
 	}
 }
@@ -55,7 +56,8 @@ func TestReplayCacheRelease(t *testing.T) {
 		mustClaim(t, c, 1, until, true)
 		mustClaim(t, c, 1, until, false)
 		for range 2 { // releasing twice, or what was never claimed, is nothing
-			if c.Release(t.Context(), replayID(1)) != nil || c.Release(t.Context(), replayID(9)) != nil {
+			if c.Release(t.Context(), replayID(1)) != nil ||
+				c.Release(t.Context(), replayID(9)) != nil {
 				t.Error("Release failed")
 			}
 		}
@@ -105,7 +107,9 @@ func TestReplayCacheMemory(t *testing.T) {
 	const most = 1000
 	until := time.Now().Add(time.Hour)
 	for name, storm := range map[string]func(c *Memory, n uint64){
-		"claims": func(c *Memory, n uint64) { _, _ = c.Claim(t.Context(), replayID(n), [32]byte{1}, until) },
+		"claims": func(c *Memory, n uint64) {
+			_, _ = c.Claim(t.Context(), replayID(n), [32]byte{1}, until)
+		},
 		"releases": func(c *Memory, n uint64) {
 			_, _ = c.Claim(t.Context(), replayID(n), [32]byte{1}, until.Add(time.Duration(n)))
 			_ = c.Release(t.Context(), replayID(n))
@@ -121,17 +125,21 @@ func TestReplayCacheMemory(t *testing.T) {
 			_ = c.Release(t.Context(), replayID(1))
 			_, _ = c.Claim(t.Context(), replayID(n), [32]byte{1}, until)
 		},
-		"expired": func(c *Memory, n uint64) { _, _ = c.Claim(t.Context(), replayID(n), [32]byte{1}, time.Time{}) },
+		"expired": func(c *Memory, n uint64) {
+			_, _ = c.Claim(t.Context(), replayID(n), [32]byte{1}, time.Time{})
+		},
 	} {
 		c := NewMemory(most)
-		_, _ = c.Claim(t.Context(), replayID(0), [32]byte{1}, until) // stands at the head of the queue all the time
+		// stands at the head of the queue all the time
+		_, _ = c.Claim(t.Context(), replayID(0), [32]byte{1}, until)
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
 		for n := range uint64(50 * most) {
 			storm(c, n+2)
 			if len(c.envelopes.known) > most || cap(c.envelopes.queue) > 8*most {
-				t.Fatalf("%s: after %d there are %d entries and a queue of %d", name, n, len(c.envelopes.known), cap(c.envelopes.queue))
+				t.Fatalf("%s: after %d there are %d entries and a queue of %d", name, n,
+					len(c.envelopes.known), cap(c.envelopes.queue))
 			}
 		}
 		runtime.GC()
@@ -151,7 +159,8 @@ func TestReplayCacheOneWins(t *testing.T) {
 	for range 16 {
 		wg.Go(func() {
 			for n := range won {
-				if ok, err := c.Claim(t.Context(), replayID(uint64(n)), [32]byte{1}, until); err != nil {
+				if ok, err := c.Claim(t.Context(), replayID(uint64(n)), [32]byte{1},
+					until); err != nil {
 					t.Error(err)
 				} else if ok {
 					won[n].Add(1)
@@ -215,7 +224,9 @@ func TestReplayCacheModel(t *testing.T) {
 					until := now.Add(20 * time.Second) // as a gateway: one window for all
 					got, err := c.Claim(t.Context(), replayID(n), [32]byte{1, client}, until)
 					if err != nil || got != want {
-						t.Fatalf("seed %d, round %d, step %d: Claim(%d) is %v, %v; want %v, at most %d, model %v", seed, round, step, n, got, err, want, most, model)
+						t.Fatalf(
+							"seed %d, round %d, step %d: Claim(%d) is %v, %v; want %v, at most "+
+								"%d, model %v", seed, round, step, n, got, err, want, most, model)
 					}
 					if !known {
 						if len(model) == most {

@@ -39,8 +39,8 @@ func EndingOf(kind, path string, length int64) Ending {
 	return Any{}
 }
 
-// WatchOf is EndingOf for a chat completion whose reader judges the end itself: every end is as good
-// as another, and only [DONE] is looked for.
+// WatchOf is EndingOf for a chat completion whose reader judges the end itself: every end is as
+// good as another, and only [DONE] is looked for.
 func WatchOf(kind string) Ending {
 	switch {
 	case kind == TypeEvents:

@@ -27,9 +27,9 @@ type Event struct {
 // Scanner takes an event stream in, piece by piece, cut anywhere. Comments, ids, retry times and
 // unknown fields are skipped, and so are blocks without data.
 //
-// Invariant: between two calls, line and long describe the line that has begun; name, data, failure,
-// cut and hasData describe the lines before it in the same block. Memory is bounded by three times
-// most.
+// Invariant: between two calls, line and long describe the line that has begun; name, data,
+// failure, cut and hasData describe the lines before it in the same block. Memory is bounded by
+// three times most.
 type Scanner struct {
 	most int // bytes that are kept of a line, and of an event
 

@@ -84,8 +84,8 @@ func StreamEvents(t testing.TB, stream []byte) []map[string]any {
 	return chunks
 }
 
-// StreamChoice is one choice put together again by the rules that SDKs follow. Finish is nil where no
-// finish_reason came.
+// StreamChoice is one choice put together again by the rules that SDKs follow. Finish is nil where
+// no finish_reason came.
 type StreamChoice struct {
 	Message  map[string]any // with content "" where there was none
 	Finish   any

@@ -22,16 +22,22 @@ func TestAnswersInOnePiece(t *testing.T) {
 	told := logged(t)
 	const rest = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
 	for name, test := range map[string]struct{ target, content, answer string }{
-		"length":     {"POST /v1/chat/completions", "prompt", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"},
-		"chunks":     {"POST /v1/chat/completions", "prompt", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"},
-		"trailer":    {"POST /v1/chat/completions", "prompt", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n2\r\nok\r\n0\r\nX: y\r\n\r\n"},
-		"nothing":    {"POST /v1/chat/completions", "prompt", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"},
+		"length": {"POST /v1/chat/completions", "prompt",
+			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"},
+		"chunks": {"POST /v1/chat/completions", "prompt",
+			"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"},
+		"trailer": {"POST /v1/chat/completions", "prompt",
+			"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: " +
+				"X\r\n\r\n2\r\nok\r\n0\r\nX: y\r\n\r\n"},
+		"nothing": {"POST /v1/chat/completions", "prompt",
+			"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"},
 		"204":        {"POST /v1/chat/completions", "prompt", "HTTP/1.1 204 No\r\n\r\n"},
 		"no content": {"GET /v1/models", "", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"},
 		"HEAD":       {"HEAD /v1/models", "", "HTTP/1.1 200 OK\r\nContent-Length: 47\r\n\r\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string, length int) bool {
+			s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string,
+				length int) bool {
 				if strings.HasPrefix(line, "POST /v1/victim") {
 					return obedient(s, c, in, line, length)
 				}
@@ -46,7 +52,8 @@ func TestAnswersInOnePiece(t *testing.T) {
 				if _, _, err := call(t, p.For(""), method, base+path, test.content); err != nil {
 					t.Fatal(err)
 				}
-				status, body, err := call(t, p.For(""), "POST", base+"/v1/victim", "the victim's prompt")
+				status, body, err := call(t, p.For(""), "POST", base+"/v1/victim",
+					"the victim's prompt")
 				if status != 200 || body != "ok" || err != nil {
 					t.Fatalf("the victim: %d %q %v", status, body, err)
 				}
@@ -82,7 +89,8 @@ func TestContentUnderWay(t *testing.T) {
 	p := New(&http.Transport{DialContext: dial}, readsCompletions)
 	defer p.Close()
 	for range 5 {
-		_, body, err := call(t, p.For(""), "POST", "http://upstream/v1/chat/completions", strings.Repeat("x", pieceSize))
+		_, body, err := call(t, p.For(""), "POST", "http://upstream/v1/chat/completions",
+			strings.Repeat("x", pieceSize))
 		if body != "ok" || err != nil || p.living() != 0 {
 			t.Errorf("%q, %v, %d connections are idle", body, err, p.living())
 		}

@@ -28,7 +28,8 @@ const (
 // reads, another one writes.
 type conn struct {
 	net.Conn
-	blind  bool        // TLS is above it: what follows is not known, and nothing is done for buffers
+	// TLS is above it: what follows is not known, and nothing is done for buffers
+	blind  bool
 	unsent atomic.Bool // the last piece of the content was not begun
 	during atomic.Bool // the content was not written to its end
 	early  atomic.Bool // an answer began while unsent

@@ -62,7 +62,9 @@ func (s *scripted) Close() error { return nil }
 func TestConnClearsWhatItReadsInto(t *testing.T) {
 	for size, cleared := range map[int]bool{1: true, readBuffer: true, readBuffer + 1: false} {
 		var dirty bool
-		s := &scripted{in: strings.NewReader("x"), seen: func(p []byte) { dirty = strings.Trim(string(p), "\x00") != "" }}
+		s := &scripted{in: strings.NewReader("x"), seen: func(p []byte) {
+			dirty = strings.Trim(string(p), "\x00") != ""
+		}}
 		c := newConn(s, false)
 		p := bytes.Repeat([]byte("s"), size)
 		if n, err := c.Read(p); n != 1 || err != nil || dirty == cleared {
@@ -137,14 +139,16 @@ func TestConnClearsItsCopies(t *testing.T) {
 				from = &io.LimitedReader{R: source, N: l.N}
 			}
 			n, err := c.ReadFrom(from)
-			if failing != (err == io.ErrClosedPipe) && name != "broken" || name == "broken" && err == nil {
+			if failing != (err == io.ErrClosedPipe) && name != "broken" ||
+				name == "broken" && err == nil {
 				t.Errorf("%s, failing %v: %v", name, failing, err)
 			}
 			if got := inner.out.String(); int64(len(got)) != n || !strings.HasPrefix(content, got) {
 				t.Errorf("%s: %d bytes written, %d told", name, len(got), n)
 			}
 			if want := failing || name == "broken"; c.during.Load() != want {
-				t.Errorf("%s, failing %v: the content counts as whole: %v", name, failing, !c.during.Load())
+				t.Errorf("%s, failing %v: the content counts as whole: %v", name, failing,
+					!c.during.Load())
 			}
 			for _, b := range source.asked {
 				if bytes.Contains(b[:cap(b)], []byte("secret")) {
@@ -159,7 +163,10 @@ func TestConnClearsItsCopies(t *testing.T) {
 func TestRecordsComeAlone(t *testing.T) {
 	stream := "\x16\x03\x03\x00\x02ab\x17\x03\x03\x00\x00\x17\x03\x03\x00\x05hello"
 	for name, wrap := range map[string]func(io.Reader) io.Reader{
-		"at once": func(r io.Reader) io.Reader { return r }, "bytes": iotest.OneByteReader, "half": iotest.HalfReader, "end with data": iotest.DataErrReader,
+		"at once": func(r io.Reader) io.Reader {
+			return r
+		}, "bytes": iotest.OneByteReader, "half": iotest.HalfReader,
+		"end with data": iotest.DataErrReader,
 	} {
 		r := newRecords(&scripted{in: wrap(strings.NewReader(stream))})
 		var pieces []string

@@ -41,7 +41,8 @@ func TestHTTP2(t *testing.T) {
 	p := New(transport, readsCompletions)
 	defer p.Close()
 	for range 10 {
-		if _, body, err := call(t, p.For(""), "POST", srv.URL+"/v1/other", "prompt"); err != nil || body != "HTTP/2.0 prompt" {
+		if _, body, err := call(t, p.For(""), "POST", srv.URL+"/v1/other", "prompt"); err != nil ||
+			body != "HTTP/2.0 prompt" {
 			t.Fatalf("%q, %v", body, err)
 		}
 	}
@@ -80,9 +81,12 @@ func TestHTTP2IsNotKept(t *testing.T) {
 		to.Store(&address)
 		p.CloseIdle()
 		two.CloseClientConnections()
-		_, body, err := call(t, p.For(""), "POST", "https://example.com/v1/chat/completions", "prompt")
-		for try := 0; err != nil && try < 3; try++ { // the end of the other connection may reach this one first
-			_, body, err = call(t, p.For(""), "POST", "https://example.com/v1/chat/completions", "prompt")
+		_, body, err := call(t, p.For(""), "POST", "https://example.com/v1/chat/completions",
+			"prompt")
+		// the end of the other connection may reach this one first
+		for try := 0; err != nil && try < 3; try++ {
+			_, body, err = call(t, p.For(""), "POST", "https://example.com/v1/chat/completions",
+				"prompt")
 		}
 		if err != nil || body != want && i%2 == 1 {
 			t.Fatalf("%d: %q, %v", i, body, err)
@@ -154,7 +158,8 @@ func TestHTTP1OverTLS(t *testing.T) {
 	defer p.Close()
 	for _, size := range []int{1, 300, 1186, 16384, 16385, 100_000, 3 << 20} {
 		want := strings.Repeat("x", size)
-		if _, body, err := call(t, p.For(""), "POST", srv.URL+"/v1/chat/completions", want); err != nil || body != "HTTP/1.1 "+want {
+		if _, body, err := call(t, p.For(""), "POST", srv.URL+"/v1/chat/completions",
+			want); err != nil || body != "HTTP/1.1 "+want {
 			t.Fatalf("%d bytes came back as %d: %v", size, len(body), err)
 		}
 	}
@@ -190,7 +195,8 @@ func (s *pipes) dial(context.Context, string, string) (net.Conn, error) {
 				return
 			}
 			_, _ = io.Copy(io.Discard, req.Body)
-			if _, err := io.WriteString(server, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"); err != nil {
+			if _, err := io.WriteString(server,
+				"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"); err != nil {
 				return
 			}
 		}
@@ -208,9 +214,11 @@ func (s *pipes) counts() (open, conns int) {
 func TestIdleConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &pipes{}
-		p := New(&http.Transport{DialContext: s.dial, IdleConnTimeout: 90 * time.Second}, readsCompletions)
+		p := New(&http.Transport{DialContext: s.dial, IdleConnTimeout: 90 * time.Second},
+			readsCompletions)
 		ask := func() *http.Response {
-			req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://upstream/v1/models", nil)
+			req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://upstream/v1/models",
+				nil)
 			resp, err := p.For("").RoundTrip(req)
 			if err != nil {
 				t.Fatal(err)

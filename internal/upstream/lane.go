@@ -115,7 +115,8 @@ func (l *lane) roundTrip(req *http.Request, content bool) (*http.Response, error
 		closing.Close = true
 		req = &closing
 	}
-	resp, err := l.http.RoundTrip(req.WithContext(httptrace.WithClientTrace(req.Context(), &l.trace)))
+	resp, err := l.http.RoundTrip(req.WithContext(httptrace.WithClientTrace(req.Context(),
+		&l.trace)))
 	if err != nil {
 		l.retire()
 		return nil, err

@@ -67,7 +67,8 @@ type Pool struct {
 // reads reports whether the upstream reads all content of a request before it answers 2xx. The
 // caller closes the pool.
 func New(t *http.Transport, reads func(*http.Request) bool) *Pool {
-	protocols, next := t.Protocols, t.TLSNextProto // as the caller has them: Clone may fill the second
+	// as the caller has them: Clone may fill the second
+	protocols, next := t.Protocols, t.TLSNextProto
 	p := &Pool{settings: t.Clone(), reads: reads}
 	replaceOldDials(p.settings)
 	p.tries2 = speaksHTTP2(p.settings, protocols, next)
@@ -256,7 +257,8 @@ func (p *Pool) dial(ctx context.Context, network, addr string) (net.Conn, error)
 
 // dialTLS makes a connection with TLS, over records of ours unless the settings have a way of their
 // own.
-func (p *Pool) dialTLS(ctx context.Context, network, addr string, alpn ...string) (net.Conn, error) {
+func (p *Pool) dialTLS(ctx context.Context, network, addr string, alpn ...string) (net.Conn,
+	error) {
 	if p.isClosed() {
 		return nil, errClosed
 	}

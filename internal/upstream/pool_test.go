@@ -31,7 +31,8 @@ type rawServer struct {
 }
 
 func newRawServer(
-	t *testing.T, script func(s *rawServer, c net.Conn, in *bufio.Reader, line string, length int) bool,
+	t *testing.T, script func(s *rawServer, c net.Conn, in *bufio.Reader, line string,
+		length int) bool,
 ) *rawServer {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -103,7 +104,8 @@ func newPool(t *testing.T) *Pool {
 	return p
 }
 
-func call(t *testing.T, rt http.RoundTripper, method, url, content string) (status int, body string, err error) {
+func call(t *testing.T, rt http.RoundTripper, method, url, content string) (status int, body string,
+	err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -136,13 +138,15 @@ func TestContentNeverBeginsARequest(t *testing.T) {
 	answers := map[string]string{
 		"404, content":    "HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nno!",
 		"404, no content": "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
-		"404, chunks":     "HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nno!\r\n0\r\n\r\n",
+		"404, chunks": "HTTP/1.1 404 Not Found\r\nTransfer-Encoding: " +
+			"chunked\r\n\r\n3\r\nno!\r\n0\r\n\r\n",
 		"200, content":    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
 		"200, no content": "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
 		"204":             "HTTP/1.1 204 No Content\r\n\r\n",
 		"304":             "HTTP/1.1 304 Not Modified\r\n\r\n",
 		"500":             "HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
-		"informed before": "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+		"informed before": "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: " +
+			"0\r\n\r\n",
 	}
 	targets := []string{
 		"GET /v1/models", "HEAD /v1/models", "DELETE /v1/models", "OPTIONS /v1/models",
@@ -153,14 +157,16 @@ func TestContentNeverBeginsARequest(t *testing.T) {
 		for _, target := range targets {
 			for size, padding := range sizes {
 				method, path, _ := strings.Cut(target, " ")
-				if path == "/v1/chat/completions" && name[0] != '4' && name[0] != '5' && name[0] != '3' && size == "small" {
+				if path == "/v1/chat/completions" && name[0] != '4' && name[0] != '5' &&
+					name[0] != '3' && size == "small" {
 					continue // the upstream reads content there before it answers 2xx
 				}
 				if testing.Short() && size == "large" {
 					continue
 				}
 				t.Run(target+"/"+name+"/"+size, func(t *testing.T) {
-					s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string, length int) bool {
+					s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader,
+						line string, length int) bool {
 						if strings.HasPrefix(line, "POST /v1/victim") {
 							return obedient(s, c, in, line, length)
 						}
@@ -174,7 +180,8 @@ func TestContentNeverBeginsARequest(t *testing.T) {
 					for range 3 {
 						content := smuggled + strings.Repeat("x", padding)
 						_, _, _ = call(t, p.For(""), method, base+path, content)
-						status, body, err := call(t, p.For(""), "POST", base+"/v1/victim", "the victim's prompt")
+						status, body, err := call(t, p.For(""), "POST", base+"/v1/victim",
+							"the victim's prompt")
 						if status != 200 || body != "ok" || err != nil {
 							t.Errorf("the victim: %d %q %v", status, body, err)
 						}
@@ -202,26 +209,34 @@ func TestConnectionsAreReused(t *testing.T) {
 		name, method, path, content, answer string
 		conns                               int
 	}{
-		{"completion", "POST", "/v1/chat/completions", "prompt", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 1},
-		{"large", "POST", "/v1/chat/completions", strings.Repeat("x", 1<<20), "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 1},
-		{"stream", "POST", "/v1/chat/completions", "prompt", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 1},
+		{"completion", "POST", "/v1/chat/completions", "prompt",
+			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 1},
+		{"large", "POST", "/v1/chat/completions", strings.Repeat("x", 1<<20),
+			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 1},
+		{"stream", "POST", "/v1/chat/completions", "prompt",
+			"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 1},
 		{"list", "GET", "/v1/models", "", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 1},
 		{"nothing", "POST", "/v1/chat/completions", "prompt", "HTTP/1.1 204 No Content\r\n\r\n", 1},
 		{"head", "HEAD", "/v1/models", "", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", 1},
-		{"other path", "POST", "/v1/moderations", "prompt", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 20},
-		{"refused", "POST", "/v1/chat/completions", "prompt", "HTTP/1.1 400 No\r\nContent-Length: 2\r\n\r\nno", 20},
+		{"other path", "POST", "/v1/moderations", "prompt",
+			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 20},
+		{"refused", "POST", "/v1/chat/completions", "prompt",
+			"HTTP/1.1 400 No\r\nContent-Length: 2\r\n\r\nno", 20},
 		{"not there", "GET", "/v1/models", "", "HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", 20},
-		{"closing", "POST", "/v1/chat/completions", "prompt", "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", 20},
+		{"closing", "POST", "/v1/chat/completions", "prompt",
+			"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", 20},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string, length int) bool {
+			s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string,
+				length int) bool {
 				_, _ = io.CopyN(io.Discard, in, int64(length))
 				_, err := io.WriteString(c, test.answer)
 				return err == nil && !strings.Contains(test.answer, "close")
 			})
 			p := newPool(t)
 			for range 20 {
-				if _, _, err := call(t, p.For(""), test.method, "http://"+s.Addr().String()+test.path, test.content); err != nil {
+				if _, _, err := call(t, p.For(""), test.method,
+					"http://"+s.Addr().String()+test.path, test.content); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -234,14 +249,17 @@ func TestConnectionsAreReused(t *testing.T) {
 
 // TestUnfinishedAnswers: an answer that is not read to its end ends its connection.
 func TestUnfinishedAnswers(t *testing.T) {
-	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string, length int) bool {
+	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string,
+		length int) bool {
 		_, _ = io.CopyN(io.Discard, in, int64(length))
-		_, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n%s", strings.Repeat("x", 9000))
+		_, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n%s",
+			strings.Repeat("x", 9000))
 		return err == nil
 	})
 	p := newPool(t)
 	for range 50 {
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+s.Addr().String()+"/v1/models", nil)
+		req, _ := http.NewRequestWithContext(t.Context(), "GET",
+			"http://"+s.Addr().String()+"/v1/models", nil)
 		resp, err := p.For("").RoundTrip(req)
 		if err != nil {
 			t.Fatal(err)
@@ -258,7 +276,8 @@ func TestUnfinishedAnswers(t *testing.T) {
 // sent. The server reads no content before the client has the answer's head, and all of it then.
 func TestEarlyAnswers(t *testing.T) {
 	came := make(chan struct{})
-	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string, length int) bool {
+	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string,
+		length int) bool {
 		_, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		<-came
 		_, _ = io.CopyN(io.Discard, in, int64(length))
@@ -267,7 +286,8 @@ func TestEarlyAnswers(t *testing.T) {
 	p := newPool(t)
 	for range 10 {
 		content := strings.NewReader(strings.Repeat("x", 16<<20)) // more than sockets hold
-		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+s.Addr().String()+"/v1/chat/completions", content)
+		req, err := http.NewRequestWithContext(t.Context(), "POST",
+			"http://"+s.Addr().String()+"/v1/chat/completions", content)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -289,13 +309,15 @@ func TestEarlyAnswers(t *testing.T) {
 // TestEndedConnections: a connection that the upstream ended while it was idle fails nobody who
 // comes later.
 func TestEndedConnections(t *testing.T) {
-	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string, length int) bool {
+	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string,
+		length int) bool {
 		obedient(s, c, in, line, length)
 		return false
 	})
 	p := newPool(t)
 	for range 100 {
-		_, body, err := call(t, p.For(""), "POST", "http://"+s.Addr().String()+"/v1/chat/completions", "prompt")
+		_, body, err := call(t, p.For(""), "POST",
+			"http://"+s.Addr().String()+"/v1/chat/completions", "prompt")
 		if err != nil || body != "ok" {
 			t.Fatalf("%q %v", body, err)
 		}
@@ -319,7 +341,8 @@ func (p *Pool) living() (n int) {
 
 // TestUnaskedAnswers: what an upstream sends without a request is nobody's answer.
 func TestUnaskedAnswers(t *testing.T) {
-	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string, length int) bool {
+	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string,
+		length int) bool {
 		obedient(s, c, in, line, length)
 		time.Sleep(time.Millisecond)
 		_, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
@@ -327,7 +350,8 @@ func TestUnaskedAnswers(t *testing.T) {
 	})
 	p := newPool(t)
 	for range 20 {
-		_, body, err := call(t, p.For(""), "POST", "http://"+s.Addr().String()+"/v1/chat/completions", "prompt")
+		_, body, err := call(t, p.For(""), "POST",
+			"http://"+s.Addr().String()+"/v1/chat/completions", "prompt")
 		if err != nil || body != "ok" {
 			t.Fatalf("%q %v", body, err)
 		}
@@ -343,7 +367,8 @@ func TestKeysAreApart(t *testing.T) {
 	p := newPool(t)
 	for range 5 {
 		for _, key := range []string{"", "a", "b"} {
-			if _, _, err := call(t, p.For(key), "POST", "http://"+s.Addr().String()+"/v1/chat/completions", "x"); err != nil {
+			if _, _, err := call(t, p.For(key), "POST",
+				"http://"+s.Addr().String()+"/v1/chat/completions", "x"); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -356,7 +381,8 @@ func TestKeysAreApart(t *testing.T) {
 // TestOneRequestAtATime: a connection that is lent serves nobody else.
 func TestOneRequestAtATime(t *testing.T) {
 	const clients, rounds = 8, 30
-	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string, length int) bool {
+	s := newRawServer(t, func(s *rawServer, c net.Conn, in *bufio.Reader, line string,
+		length int) bool {
 		content := make([]byte, length)
 		_, _ = io.ReadFull(in, content)
 		_, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", length, content)
@@ -368,7 +394,8 @@ func TestOneRequestAtATime(t *testing.T) {
 		wg.Go(func() {
 			for j := range rounds {
 				want := fmt.Sprint("client ", i, " round ", j)
-				_, body, err := call(t, p.For(""), "POST", "http://"+s.Addr().String()+"/v1/chat/completions", want)
+				_, body, err := call(t, p.For(""), "POST",
+					"http://"+s.Addr().String()+"/v1/chat/completions", want)
 				if err != nil || body != want {
 					t.Errorf("%q %v, want %q", body, err, want)
 				}

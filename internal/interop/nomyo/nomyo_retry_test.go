@@ -103,7 +103,8 @@ func TestNomyoFailures(t *testing.T) {
 		{"401 of the upstream", []int{401, 401, 401}, nil, nil, "APIError", 424,
 			"Unexpected status code: 424 the gateway's key is refused upstream", 1, 1},
 		{"404", []int{404}, nil, nil, "APIError", 404,
-			"Endpoint not found: the upstream answered 404: unknown model, or Upstream does not end in /v1", 1, 1},
+			"Endpoint not found: the upstream answered 404: unknown model, or Upstream does not " +
+				"end in /v1", 1, 1},
 		{"413", []int{413}, nil, nil, "APIError", 413,
 			"Unexpected status code: 413 the request is too large for the upstream", 1, 1},
 	}
