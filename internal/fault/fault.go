@@ -114,7 +114,8 @@ func kindOf(err error) string {
 			return (&ProxyError{http.StatusProxyAuthRequired}).Error()
 		case strings.Contains(kind, "http2StreamError"):
 			return "an HTTP/2 error: the other end reset the stream"
-		case strings.Contains(kind, "http2GoAwayError"), strings.HasPrefix(text, "http2: server sent GOAWAY"):
+		case strings.Contains(kind, "http2GoAwayError"),
+			strings.HasPrefix(text, "http2: server sent GOAWAY"):
 			return "an HTTP/2 error: the other end gave up the connection"
 		case strings.Contains(kind, ".http2"), strings.HasPrefix(text, "http2: "):
 			return "an HTTP/2 error"

@@ -501,7 +501,8 @@ func TestNoHardLinks(t *testing.T) {
 		cause error
 		named bool
 	}{
-		{syscall.EPERM, true}, {errors.ErrUnsupported, true}, {&os.LinkError{Op: "link", Err: syscall.EPERM}, true},
+		{syscall.EPERM, true}, {errors.ErrUnsupported, true},
+		{&os.LinkError{Op: "link", Err: syscall.EPERM}, true},
 		{syscall.ENOSPC, false}, {fs.ErrExist, false},
 	} {
 		dir.ops.link = func(string, string) error { return c.cause }
