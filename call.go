@@ -181,30 +181,6 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
 	return resp, failure
 }
 
-// logCall writes the one line that each call has at level INFO, when it has ended. status is that
-// of an answer that opened.
-func (c *SecureCompletionClient) logCall(ctx context.Context, in *plainRequest, o *callOptions,
-	start time.Time, status int, size int64, err error) {
-	attrs := []slog.Attr{
-		slog.String("payload_id", o.sealed), // of the last attempt
-		slog.String("protocol", string(c.cfg.Protocol)), slog.Int("attempts", o.attempts),
-		slog.Int("bytes_out", len(in.content)), slog.Int64("bytes_in", size),
-		slog.String("tier", string(o.tier)), slog.Duration("duration", time.Since(start)),
-	}
-	if answer, ok := errors.AsType[*APIError](err); ok {
-		status = answer.StatusCode
-	} else if err != nil && size == 0 {
-		status = 0
-	}
-	if status != 0 {
-		attrs = append(attrs, slog.Int("status", status))
-	}
-	if err != nil {
-		attrs = append(attrs, slog.String("error", logText(err)))
-	}
-	c.log.LogAttrs(ctx, slog.LevelInfo, "request", attrs...)
-}
-
 // errPanicked is the end of what a callback of the caller's ended by panicking.
 var errPanicked = errors.New("sealedchat: a callback panicked")
 

@@ -23,8 +23,9 @@
 // proxy.
 //
 // Environment: NOMYO_KEY_PASSWORD opens the key store, NOMYO_UPSTREAM_KEY is sent upstream as a
-// bearer token. Interrupt or SIGTERM ends it: running requests get half a minute. Exit status: 0
-// for success, 1 if it could not serve, 2 for wrong flags.
+// bearer token; either may have _FILE behind its name, and name a file. Interrupt or SIGTERM ends
+// it: running requests get half a minute. Exit status: 0 for success, 1 if it could not serve, 2
+// for wrong flags.
 package main
 
 import (
@@ -196,6 +197,9 @@ func (o *options) openKeys(ctx context.Context, log *slog.Logger) (*sealedchat.K
 	passphrase, err := secretOf("NOMYO_KEY_PASSWORD")
 	if err != nil {
 		return nil, err
+	}
+	if passphrase == nil {
+		return nil, usageError("NOMYO_KEY_PASSWORD is not set, nor NOMYO_KEY_PASSWORD_FILE")
 	}
 	defer passphrase.Destroy()
 	return sealedchat.OpenKeyStore(ctx, o.keys, passphrase, &sealedchat.KeyStoreOptions{
