@@ -449,3 +449,22 @@ func ExampleKeyStore_ImportPEM() {
 	}
 	// Output: RSA 2048
 }
+
+// A secret in a file, as Kubernetes and systemd mount them. Editors and echo end it in a line break,
+// which is none of the key's.
+func ExampleReadSecret() {
+	key, err := sealedchat.ReadSecret("/run/secrets/api-key") // without its final line break
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer key.Destroy()
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
+		BaseURL: "https://inference.example.com",
+		APIKey:  key,
+		Trust:   sealedchat.TrustHTTPS(),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+}

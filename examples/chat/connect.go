@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -38,7 +39,12 @@ func (p *program) connect(o *options, to server,
 	if o.showWire {
 		config.Transport = &wire{next: transport, out: p.stderr}
 	}
-	if to.key != "" {
+	switch {
+	case to.keyFile != "":
+		if config.APIKey, err = sealedchat.ReadSecret(to.keyFile); err != nil {
+			return nil, nil, wrongInput("NOMYO_API_KEY_FILE: %w", err)
+		}
+	case to.key != "":
 		config.APIKey = sealedchat.NewSecret([]byte(to.key))
 	}
 	client, err := sealedchat.NewSecureCompletionClient(config)
@@ -57,9 +63,11 @@ func (p *program) connect(o *options, to server,
 func (p *program) tellServerKey(old, key *sealedchat.PublicKey) error {
 	if old != nil {
 		fmt.Fprintf(p.stderr, "warning: the server's key has changed, it was %s\n",
-			old.Fingerprint())
+			cmp.Or(old.Signer(), old.Fingerprint()))
 	}
-	fmt.Fprintf(p.stderr, "trusted server key %s; pin it with: -pin %[1]s\n", key.Fingerprint())
+	// the signer's fingerprint stays when the gateway's keys are replaced
+	fmt.Fprintf(p.stderr, "trusted server key %s; pin it with: -pin %[1]s\n",
+		cmp.Or(key.Signer(), key.Fingerprint()))
 	return nil
 }
 
@@ -85,7 +93,7 @@ func explain(ctx context.Context, err error, o *options) (text string, status in
 	}
 	if wrong, ok := errors.AsType[*sealedchat.ServerKeyError](err); ok {
 		return fmt.Sprintf("the server's key is not the pinned one, so no prompt was sent; if "+
-			"its operator confirms the new key, use: -pin %s", wrong.Got), 1
+			"its operator confirms the new key, use: -pin %s", cmp.Or(wrong.Signer, wrong.Got)), 1
 	}
 	if hint := hint(err, o); hint != "" {
 		text += "; " + hint
@@ -114,6 +122,8 @@ func hint(err error, o *options) string {
 	switch {
 	case outer && unsealed.KeyChanged:
 		return "ask once more: the server's new key is used from now on"
+	case outer && unsealed.StatusCode == http.StatusRequestEntityTooLarge:
+		return "" // the error names the limits
 	case outer:
 		return "does " + o.server.url + " speak -protocol ohttp?"
 	case errors.Is(err, sealedchat.ErrTruncated):

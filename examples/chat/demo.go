@@ -64,12 +64,9 @@ func (p *program) startDemo(ctx context.Context, o *options,
 func (p *program) makeDemoKeys(ctx context.Context, o *options, d *demo,
 	clientKeys *sealedchat.KeyStore) error {
 	if o.protocol == sealedchat.ProtocolOHTTP {
-		keys, err := d.gateway.Keys(ctx)
-		if err != nil {
-			return err
-		}
-		d.pins = []string{keys[0].Fingerprint} // the preferred configuration
-		return nil
+		signer, err := d.keys.Signer(ctx) // it outlives the configurations that it signs
+		d.pins = []string{signer}
+		return err
 	}
 	defer p.while("making two RSA keys, which takes a few seconds at most …")()
 	var client sync.WaitGroup

@@ -18,8 +18,8 @@
 // conversation, which /quit or Ctrl-D ends.
 //
 // Only the answer goes to standard output, all other text goes to standard error. Environment:
-// NOMYO_API_KEY is the API key for the server; NOMYO_SERVER_URL and NOMYO_SERVER_PIN replace -url
-// and -pin. Exit status: 0 for success, 1 if there is no answer, 2 for wrong input.
+// NOMYO_API_KEY is the API key for the server, or NOMYO_API_KEY_FILE names a file with it;
+// NOMYO_SERVER_URL and NOMYO_SERVER_PIN replace -url and -pin. Exit status: 0 for success, 1 if there is no answer, 2 for wrong input.
 package main
 
 import (

@@ -40,9 +40,10 @@ type options struct {
 type server struct {
 	url string
 	// API key; "" = none. It comes from the environment, which cannot be wiped.
-	key   string
-	pins  []string       // nil = any key that arrives over HTTPS
-	roots *x509.CertPool // nil = the system's
+	key     string
+	keyFile string         // in its place
+	pins    []string       // nil = any key that arrives over HTTPS
+	roots   *x509.CertPool // nil = the system's
 }
 
 // usageError is wrong input: exit status 2.
@@ -127,7 +128,7 @@ func (p *program) parse(args []string) (*options, error) {
 	if o.model == "" {
 		return nil, wrongInput("-model is required with %s", o.urlFrom)
 	}
-	o.server.key = p.env("NOMYO_API_KEY")
+	o.server.key, o.server.keyFile = p.env("NOMYO_API_KEY"), p.env("NOMYO_API_KEY_FILE")
 	if pins := p.env("NOMYO_SERVER_PIN"); pins != "" && !given["pin"] {
 		o.server.pins = strings.Split(pins, ",")
 	}

@@ -162,10 +162,10 @@ func run(ctx context.Context, o *options, arguments int) error {
 			return err
 		}
 	}
-	if key := os.Getenv("NOMYO_UPSTREAM_KEY"); key != "" {
-		config.UpstreamKey = sealedchat.NewSecret([]byte(key))
-		defer config.UpstreamKey.Destroy()
+	if config.UpstreamKey, err = secretOf("NOMYO_UPSTREAM_KEY"); err != nil {
+		return err
 	}
+	defer config.UpstreamKey.Destroy()
 	gateway, err := sealedchat.NewGateway(config)
 	if err != nil {
 		return err
@@ -181,8 +181,23 @@ func (l redisLog) Printf(ctx context.Context, format string, v ...any) {
 	l.log.WarnContext(ctx, "redis", "says", fmt.Sprintf(format, v...))
 }
 
+// secretOf is the content of the file that a variable with _FILE names, or else of the variable
+// itself; nil for neither.
+func secretOf(variable string) (*sealedchat.Secret, error) {
+	if file := os.Getenv(variable + "_FILE"); file != "" {
+		return sealedchat.ReadSecret(file)
+	}
+	if text := os.Getenv(variable); text != "" {
+		return sealedchat.NewSecret([]byte(text)), nil
+	}
+	return nil, nil
+}
+
 func (o *options) openKeys(ctx context.Context, log *slog.Logger) (*sealedchat.KeyStore, error) {
-	passphrase := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
+	passphrase, err := secretOf("NOMYO_KEY_PASSWORD")
+	if err != nil {
+		return nil, err
+	}
 	defer passphrase.Destroy()
 	return sealedchat.OpenKeyStore(ctx, o.keys, passphrase, &sealedchat.KeyStoreOptions{
 		Rotation: sealedchat.Rotation{Every: o.rotate}, Logger: log,
@@ -213,10 +228,8 @@ func (o *options) serve(ctx context.Context, gateway *sealedchat.Gateway, log *s
 		case !k.Retired.IsZero():
 		case k.Kind == "RSA":
 			fmt.Printf("pin (envelope): %s\n", k.Fingerprint)
-		case k.Kind == "Ed25519":
-			fmt.Printf("signer (ohttp): %s\n", k.Fingerprint)
-		default:
-			fmt.Printf("pin (ohttp, %s): %s\n", k.Kind, k.Fingerprint)
+		case k.Kind == "Ed25519": // it outlives the configurations that it signs
+			fmt.Printf("pin (ohttp): %s\n", k.Fingerprint)
 		}
 	}
 	fmt.Printf("listening: %s\n", listener.Addr())

@@ -17,9 +17,10 @@
 // (X-Forwarded-For for example). Otherwise all clients of the proxy share the limits of one
 // address.
 //
-// Environment: NOMYO_UPSTREAM_KEY is sent upstream as a bearer token. Interrupt or SIGTERM ends the
-// program: running requests get half a minute; a second signal ends it at once. Exit status: 0 for
-// success, 1 if it could not serve, 2 for wrong input.
+// Environment: NOMYO_UPSTREAM_KEY, or the content of the file NOMYO_UPSTREAM_KEY_FILE, is sent
+// upstream as a bearer token. Interrupt or SIGTERM ends the program: running requests get half a
+// minute; a second signal ends it at once. Exit status: 0 for success, 1 if it could not serve, 2
+// for wrong input.
 package main
 
 import (
@@ -173,9 +174,8 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore,
 			return nil, nil, err
 		}
 	}
-	// The environment keeps its copy, which cannot be wiped.
-	if key := p.env("NOMYO_UPSTREAM_KEY"); key != "" {
-		config.UpstreamKey = sealedchat.NewSecret([]byte(key))
+	if config.UpstreamKey, err = p.upstreamKey(); err != nil {
+		return nil, nil, err
 	}
 	gateway, err := sealedchat.NewGateway(config)
 	if err != nil {
@@ -188,6 +188,22 @@ func (p *program) newGateway(o *options, keys *sealedchat.KeyStore,
 	}, nil
 }
 
+// upstreamKey is the gateway's own key at the upstream, nil for none.
+func (p *program) upstreamKey() (*sealedchat.Secret, error) {
+	if file := p.env("NOMYO_UPSTREAM_KEY_FILE"); file != "" {
+		key, err := sealedchat.ReadSecret(file)
+		if err != nil {
+			return nil, wrongInput("NOMYO_UPSTREAM_KEY_FILE: %w", err)
+		}
+		return key, nil
+	}
+	// The environment keeps its copy, which cannot be wiped.
+	if key := p.env("NOMYO_UPSTREAM_KEY"); key != "" {
+		return sealedchat.NewSecret([]byte(key)), nil
+	}
+	return nil, nil
+}
+
 // newServer returns the HTTP server of the gateway, with the certificate that clients know.
 func newServer(gateway *sealedchat.Gateway, id *identity) *http.Server {
 	server := gateway.Server("")
@@ -198,8 +214,7 @@ func newServer(gateway *sealedchat.Gateway, id *identity) *http.Server {
 // pins are the fingerprints of the keys that clients seal to. The fingerprint of a protocol that is
 // not served is "".
 type pins struct {
-	envelope, ohttp string
-	signer          string // the key that signs new keys of ohttp
+	envelope, ohttp string // of ohttp the signer's, which outlives rotations
 }
 
 func readPins(ctx context.Context, o *options, gateway *sealedchat.Gateway,
@@ -211,14 +226,12 @@ func readPins(ctx context.Context, o *options, gateway *sealedchat.Gateway,
 	if err != nil {
 		return p, err
 	}
-	for _, k := range keys { // those in use come first, and of configurations the preferred one
-		switch {
-		case k.Kind == "RSA":
+	for _, k := range keys { // those in use come first
+		switch k.Kind {
+		case "RSA":
 			p.envelope = cmp.Or(p.envelope, k.Fingerprint)
-		case k.Kind == "Ed25519":
-			p.signer = k.Fingerprint
-		default:
-			p.ohttp = cmp.Or(p.ohttp, k.Fingerprint)
+		case "Ed25519":
+			p.ohttp = k.Fingerprint
 		}
 	}
 	return p, nil
@@ -233,7 +246,6 @@ func (p *program) announce(o *options, id *identity, at net.Addr, keys pins) {
 	}
 	if keys.ohttp != "" {
 		fmt.Fprintf(p.stdout, "pin (ohttp): %s\n", keys.ohttp)
-		fmt.Fprintf(p.stdout, "signer (ohttp): %s\n", keys.signer)
 	}
 	fmt.Fprintf(p.stdout, "certificate: sha256 %s%s\n", id.fingerprint(), id.note)
 	if id.selfSigned && o.writeCert == "" {

@@ -127,12 +127,33 @@ func TestWrongInput(t *testing.T) {
 
 func TestBadUpstreamKey(t *testing.T) {
 	var stdout, stderr bytes.Buffer
-	env := func(string) string { return "two words" }
+	env := func(name string) string {
+		return map[string]string{"NOMYO_UPSTREAM_KEY": "two words"}[name]
+	}
 	status := run(t.Context(), []string{"-upstream", "https://a.invalid", "-allow-unauthenticated"},
 		env, &stdout, &stderr)
 	if status != 2 || !strings.HasPrefix(stderr.String(), "gateway: NOMYO_UPSTREAM_KEY: ") ||
 		strings.Contains(stderr.String(), "two words") {
 		t.Errorf("status %d, stderr %q", status, stderr.String())
+	}
+}
+
+func TestUpstreamKeyFile(t *testing.T) {
+	for content, want := range map[string]string{
+		"":            "NOMYO_UPSTREAM_KEY_FILE: sealedchat: invalid request: there is no secret",
+		"two words\n": "NOMYO_UPSTREAM_KEY: ",
+	} {
+		name := keyFile(t, content, 0o600)
+		var stdout, stderr bytes.Buffer
+		env := func(variable string) string {
+			return map[string]string{"NOMYO_UPSTREAM_KEY_FILE": name}[variable]
+		}
+		status := run(t.Context(), []string{"-upstream", "https://a.invalid",
+			"-allow-unauthenticated"}, env, &stdout, &stderr)
+		if status != 2 || !strings.Contains(stderr.String(), want) ||
+			strings.Contains(stderr.String(), "two words") {
+			t.Errorf("status %d, stderr %q", status, stderr.String())
+		}
 	}
 }
 

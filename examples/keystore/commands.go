@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -80,14 +81,16 @@ func (p *program) list(ctx context.Context, o *options) error {
 		table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(table, "STATE\tBITS\tCREATED\tACTIVATED\tRETIRED\tFINGERPRINT")
 		for _, k := range store.Keys() {
-			if k.Kind != "RSA" {
+			state, bits := "primary", strconv.Itoa(k.Bits)
+			switch {
+			case k.Kind == "Ed25519": // what clients of Oblivious HTTP pin
+				state, bits = "signer", "-"
+			case k.Kind != "RSA": // configurations come and go
 				continue
-			}
-			state := "primary"
-			if !k.Retired.IsZero() {
+			case !k.Retired.IsZero():
 				state = "retired"
 			}
-			fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s\n", state, k.Bits, at(k.Created),
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", state, bits, at(k.Created),
 				at(k.Activated), at(k.Retired), k.Fingerprint)
 		}
 		return table.Flush()

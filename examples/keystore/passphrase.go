@@ -26,10 +26,13 @@ const (
 
 var errNoTerminal = errors.New("no terminal to ask for the passphrase on")
 
-// passphrase reads a passphrase from the environment variable, or asks for it. The caller destroys
-// it.
+// passphrase reads a passphrase from the file that the environment variable with _FILE names, or
+// from the variable itself, or asks for it. The caller destroys it.
 func (p *program) passphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret,
 	error) {
+	if file := p.env(variable + "_FILE"); file != "" {
+		return sealedchat.ReadSecret(file)
+	}
 	text, err := p.readPassphrase(ctx, variable, prompt)
 	if err != nil {
 		return nil, err
@@ -40,6 +43,9 @@ func (p *program) passphrase(ctx context.Context, variable, prompt string) (*sea
 // newPassphrase asks twice: a typing error would lock the owner out.
 func (p *program) newPassphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret,
 	error) {
+	if file := p.env(variable + "_FILE"); file != "" {
+		return sealedchat.ReadSecret(file)
+	}
 	text, err := p.readPassphrase(ctx, variable, prompt)
 	if err != nil {
 		return nil, err

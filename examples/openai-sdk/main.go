@@ -29,6 +29,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -52,7 +53,7 @@ func main() {
 		// found through the SDK's own error
 		if wrong, ok := errors.AsType[*sealedchat.ServerKeyError](err); ok {
 			fmt.Fprintln(os.Stderr, "if the server's key has changed on purpose, use -pin",
-				wrong.Got)
+				cmp.Or(wrong.Signer, wrong.Got))
 		}
 		os.Exit(1)
 	}

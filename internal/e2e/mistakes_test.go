@@ -6,6 +6,9 @@ package e2e_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"io"
@@ -103,6 +106,22 @@ func TestMistakesSayWhatToDo(t *testing.T) {
 		"a certificate beside the key": {imported(func(t *testing.T) []byte {
 			return append(testkit.KeyPEM(t, "rsa-2048"), armored("CERTIFICATE")...)
 		}), []string{"CERTIFICATE", "private key alone", "openssl pkey"}},
+		"a small RSA key": {imported(func(t *testing.T) []byte {
+			small, err := rsa.GenerateKey(rand.Reader, 1024)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY",
+				Bytes: x509.MarshalPKCS1PrivateKey(small)})
+		}), []string{"it has 1024", "2048", "make a new one"}},
+		"PKCS#8 version 1": {imported(func(t *testing.T) []byte {
+			der, err := x509.MarshalPKCS8PrivateKey(storedKey(t, "rsa-2048"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			der[bytes.Index(der, []byte{2, 1, 0})+2] = 1
+			return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+		}), []string{"RFC 5958", "openssl pkey"}},
 		"UTF-16": {imported(func(t *testing.T) []byte {
 			return append([]byte("\xff\xfe"), bytes.Join(bytes.Split(testkit.KeyPEM(t, "rsa-2048"), nil), []byte{0})...)
 		}), []string{"UTF-16", "UTF-8"}},

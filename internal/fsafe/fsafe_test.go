@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -485,5 +486,33 @@ func TestErrorsHoldNoContents(t *testing.T) {
 	err := d.WriteFile("f", []byte("topsecret"))
 	if err == nil || bytes.Contains([]byte(err.Error()), []byte("topsecret")) {
 		t.Fatal(err)
+	}
+}
+
+// Where a file system has no hard links, the error names that, and the way out; other errors of the
+// link stay what they are.
+func TestNoHardLinks(t *testing.T) {
+	dir, err := CreateDir(filepath.Join(t.TempDir(), "d"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	for _, c := range []struct {
+		cause error
+		named bool
+	}{
+		{syscall.EPERM, true}, {errors.ErrUnsupported, true}, {&os.LinkError{Op: "link", Err: syscall.EPERM}, true},
+		{syscall.ENOSPC, false}, {fs.ErrExist, false},
+	} {
+		dir.ops.link = func(string, string) error { return c.cause }
+		err := dir.CreateFile("f", []byte("x"))
+		named := err != nil && strings.Contains(err.Error(), "no hard links") &&
+			strings.Contains(err.Error(), "use a folder on another one")
+		if !errors.Is(err, c.cause) || named != c.named {
+			t.Errorf("%v: %v", c.cause, err)
+		}
+	}
+	if names, err := os.ReadDir(dir.Path()); err != nil || len(names) != 0 {
+		t.Errorf("left behind: %v, %v", names, err)
 	}
 }
