@@ -224,3 +224,55 @@ func TestOwnRefusalsAreToldFromTheUpstreams(t *testing.T) {
 		})
 	}
 }
+
+// TestOneFailureInEachProtocol is the table of docs/troubleshooting.md.
+func TestOneFailureInEachProtocol(t *testing.T) {
+	status := func(code int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+	}
+	schema := sealedchat.ErrResponseSchema
+	for name, c := range map[string]struct {
+		upstream http.HandlerFunc
+		status   int // over version 1
+		v1       error
+		sealed   int // over Oblivious HTTP; 0: no *APIError
+		ohttp    error
+	}{
+		"401": {status(401), 424, sealedchat.ErrInvalidRequest, 502, sealedchat.ErrServer},
+		"403": {status(403), 424, sealedchat.ErrInvalidRequest, 502, sealedchat.ErrServer},
+		"407": {status(407), 424, sealedchat.ErrInvalidRequest, 502, sealedchat.ErrServer},
+		"no completion": {func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{"object":"list","data":[]}`)
+		}, 422, sealedchat.ErrInvalidRequest, 0, schema},
+		"unreachable": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+			502, sealedchat.ErrServer, 502, sealedchat.ErrServer},
+		"redirect": {status(302), 502, sealedchat.ErrServer, 502, sealedchat.ErrServer},
+		"500":      {status(500), 502, sealedchat.ErrServer, 500, sealedchat.ErrServer},
+		"504":      {status(504), 504, sealedchat.ErrServer, 504, sealedchat.ErrServer},
+		"400":      {status(400), 400, sealedchat.ErrInvalidRequest, 400, sealedchat.ErrInvalidRequest},
+		"404":      {status(404), 404, sealedchat.ErrNotFound, 404, sealedchat.ErrNotFound},
+		"429":      {status(429), 429, sealedchat.ErrRateLimited, 429, sealedchat.ErrRateLimited},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := startGateway(t, c.upstream, func(config *sealedchat.GatewayConfig) {
+				config.Keys = storedKeys(t, "rsa-2048")
+			})
+			server := httptest.NewServer(g)
+			defer server.Close()
+			once := func(config *sealedchat.Config) {
+				config.MaxRetries, config.Keys = -1, storedKeys(t, "rsa-3072")
+			}
+			check := func(client *sealedchat.SecureCompletionClient, status int, want error) {
+				_, err := client.Chat(t.Context(), ask("x"))
+				refused, ok := errors.AsType[*sealedchat.APIError](err)
+				if ok != (status != 0) || ok && refused.StatusCode != status || !errors.Is(err, want) {
+					t.Errorf("%v, want %d, %v", err, status, want)
+				}
+			}
+			check(startClient(t, server.URL, once), c.status, c.v1)
+			check(ohttpClient(t, server.URL, func(config *sealedchat.Config) {
+				config.MaxRetries = -1
+			}), c.sealed, c.ohttp)
+		})
+	}
+}
