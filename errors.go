@@ -226,8 +226,9 @@ func (e *OuterError) Unwrap() error { return ErrConnection }
 type APIError struct {
 	StatusCode int // of HTTP; 200 when the error is an object sealed in place of an answer
 	// Code is the server's error code or type, and Detail its words: printable characters only, 100
-	// at most, untrusted, often empty. They are empty when the words came sealed, and are not the
-	// gateway's own: a model's server may quote the prompt. Sealed returns those.
+	// at most, untrusted, often empty. They are empty when the words came sealed, and the gateway
+	// does not say that they are its own: a model's server may quote the prompt. Sealed returns
+	// those.
 	Code, Detail string
 	RetryAfter   time.Duration // from the Retry-After header, a year at most; 0 when there was none
 
@@ -300,7 +301,7 @@ func (e *APIError) Error() string {
 		s += " " + text
 	}
 	if e.sealed != nil {
-		return s + " with a sealed error"
+		return s + " with a sealed error (APIError.Sealed has its words)"
 	}
 	if e.StatusCode >= 300 && e.StatusCode < 400 {
 		s += " (redirects are not followed)"
@@ -369,8 +370,9 @@ func errorDetail(body []byte) (code, detail string) {
 	var doc any
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.UseNumber() // so that a code of 500 is "500"
-	if err := dec.Decode(&doc); err != nil {
-		if body[0] == '{' || body[0] == '[' || body[0] == '"' {
+	err := dec.Decode(&doc)
+	if err != nil || dec.InputOffset() < int64(len(body)) { // a text may begin with a number
+		if body[0] == '{' || body[0] == '[' || body[0] == '"' && err != nil {
 			return "", "" // JSON that was cut or is damaged: not words
 		}
 		return "", fault.Sanitise(string(body), maxDetail)

@@ -5,6 +5,7 @@ package sealedchat_test
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,29 @@ import (
 
 	"github.com/seed-017344ad/sealedchat"
 )
+
+// The server's certificate comes from a private authority, or is self-made.
+func ExampleDefaultTransport() {
+	text, err := os.ReadFile("/etc/myservice/ca.pem")
+	if err != nil {
+		log.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(text) { // of the authority, or of the self-made certificate itself
+		log.Fatal("no certificate")
+	}
+	transport := sealedchat.DefaultTransport()
+	transport.TLSClientConfig.RootCAs = roots
+	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
+		BaseURL:   "https://inference.example.com",
+		Trust:     sealedchat.TrustHTTPS(),
+		Transport: transport,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+}
 
 // A gateway's keys: a new one each week, and the old one opens requests for two hours more. Clients
 // of protocol v1 that pinned the key have to be told before.

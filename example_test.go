@@ -262,7 +262,7 @@ func ExampleOpenKeyStore() {
 	defer client.Close()
 }
 
-// This is the README's audit log: compiled, and not run. What is opened first is closed last.
+// This is the audit log of docs/audit-log.md: compiled, and not run.
 func ExampleOpenAuditLog() {
 	ctx := context.Background()
 	passphrase := sealedchat.NewSecret([]byte(os.Getenv("NOMYO_KEY_PASSWORD")))
@@ -275,6 +275,7 @@ func ExampleOpenAuditLog() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	// Deferred calls run in reverse: clients and gateways first, then the store, then the log.
 	defer audit.Close()
 	defer store.Close()
 	err = store.SetAuditor(ctx, audit.Record) // and Config.Audit, GatewayConfig.Audit

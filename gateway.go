@@ -361,10 +361,11 @@ func (g *Gateway) Stats() GatewayStats {
 // among keys, from 1: "key-1". So it tells nothing of the key, and stays the same for as long as
 // the order does. The function compares all keys, in constant time, and keeps digests; keys stay
 // the caller's and may be destroyed afterwards. AuthenticateKeys' own error is [*ConfigError]:
-// there are no keys, or one is destroyed or not 1 to 4,096 bytes of visible ASCII.
+// there are no keys, or one is nil, destroyed or not 1 to 4,096 bytes of visible ASCII. It counts
+// from 1, too.
 func AuthenticateKeys(keys ...*Secret) (func(*http.Request) (account string, err error), error) {
 	if len(keys) == 0 {
-		return nil, configError("AuthenticateKeys", "no keys")
+		return nil, configError("AuthenticateKeys", "no keys; make them with NewSecret")
 	}
 	salt := make([]byte, 32)
 	_, _ = rand.Read(salt)
@@ -380,7 +381,7 @@ func AuthenticateKeys(keys ...*Secret) (func(*http.Request) (account string, err
 			return httpx.ValidAPIKey(b)
 		})
 		if err != nil {
-			return nil, &ConfigError{Field: "AuthenticateKeys[" + strconv.Itoa(i) + "]", Err: err}
+			return nil, &ConfigError{Field: "AuthenticateKeys, key " + strconv.Itoa(i+1), Err: err}
 		}
 	}
 	return func(r *http.Request) (string, error) {

@@ -53,6 +53,9 @@ func (k *PublicKey) PEM() []byte {
 // openssl pkey -pubin -in key.pem -outform DER | sha256sum
 func (k *PublicKey) Fingerprint() string { return k.fingerprint }
 
+// String is the fingerprint, so that a key prints as what Pin takes.
+func (k *PublicKey) String() string { return k.fingerprint }
+
 // Bits is the size of the RSA modulus; 0 for a key configuration.
 func (k *PublicKey) Bits() int {
 	if k.rsa == nil {

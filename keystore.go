@@ -112,7 +112,7 @@ func CreateKeyStore(
 // keys go on in memory until Close: save them with [KeyStore.ExportPEM].
 //
 // Errors: [fs.ErrNotExist], [ErrPassphrase], [ErrKeyStoreDamaged], [ErrInsecurePermissions] with
-// what fixes it, or for a link, which is refused; [ErrLocked], [ErrClosed] for a destroyed
+// what fixes it, or for a link, which is refused; [ErrLocked], [ErrClosed] for a nil or destroyed
 // passphrase, [*ConfigError] for o, [ErrMemoryLimit], [ErrAudit].
 func OpenKeyStore(
 	ctx context.Context, dir string, passphrase *Secret, o *KeyStoreOptions,

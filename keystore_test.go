@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -396,5 +397,31 @@ func childPurged(t *testing.T, dir, _ string) {
 			}
 		}
 		u.store.Close()
+	}
+}
+
+// A forgotten passphrase is a nil secret, and every method that takes one says how to make it.
+func TestNilPassphraseSaysWhatToDo(t *testing.T) {
+	dir := storeDir(t)
+	s, _ := createWeak(t, dir, nil)
+	some := secret(t, "a long passphrase")
+	for name, call := range map[string]func() error{
+		"create": func() error {
+			_, err := CreateKeyStore(t.Context(), storeDir(t), nil, nil)
+			return err
+		},
+		"open":   func() error { _, err := OpenKeyStore(t.Context(), dir, nil, nil); return err },
+		"export": func() error { _, err := s.ExportPEM(t.Context(), "", nil); return err },
+		"old":    func() error { return s.ChangePassphrase(t.Context(), nil, some) },
+		"new":    func() error { return s.ChangePassphrase(t.Context(), some, nil) },
+		"use":    func() error { return (*Secret)(nil).Use(func([]byte) error { return nil }) },
+	} {
+		err := call()
+		if err == nil || !strings.Contains(err.Error(), "is nil; make it with NewSecret") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !errors.Is(err, ErrClosed) && !errors.Is(err, ErrInvalidRequest) {
+			t.Errorf("%s: %v is neither", name, err)
+		}
 	}
 }

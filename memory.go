@@ -98,7 +98,7 @@ func (s *Secret) keep(n int) { s.buf.Narrow(0, n) }
 // nest.
 func (s *Secret) Use(f func(b []byte) error) error {
 	if s == nil {
-		return fmt.Errorf("%w: no secret", ErrClosed)
+		return fmt.Errorf("%w: the secret is nil; make it with NewSecret", ErrClosed)
 	}
 	s.mu.Lock()
 	if s.dead || s.buf == nil {

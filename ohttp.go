@@ -414,10 +414,11 @@ func (c *ohttpCall) checkAnswer(in *bhttp.Response, content []byte) error {
 		}
 	}
 	err := newAPIError(in.Status, header, content, time.Now())
-	if !unprocessed {
+	// The upstream can set neither header.
+	if !unprocessed && header.Get(ohttp.HeaderRefusedBy) != "gateway" {
 		return newSealedError(err.StatusCode, err.RetryAfter, err.Code, err.Detail).keeping(content)
 	}
-	err.unprocessed = true
+	err.unprocessed = unprocessed
 	return err
 }
 

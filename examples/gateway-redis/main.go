@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command gateway-redis is one of several gateways that work as one: they share a key store, in a
-// folder that all of them see, and a memory of replays, in Redis.
+// folder of their machine, and a memory of replays, in Redis. On several machines each has a copy
+// of the folder, and -rotate is negative: docs/gateway-operations.md says why.
 //
 //	go run -C examples/keystore . create -dir /var/lib/sealedchat/keys
 //	NOMYO_KEY_PASSWORD=… go run . -keys /var/lib/sealedchat/keys -redis redis://127.0.0.1:6379/0 \

@@ -5,6 +5,7 @@ package e2e_test
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -77,12 +78,20 @@ func TestGatewayConfigErrors(t *testing.T) {
 			t.Errorf("%s: got %v, %v", c.field, g, err)
 		}
 	}
-	for name, keys := range map[string][]*sealedchat.Secret{
-		"none": {}, "nil": {nil}, "empty": {secret(t, "")}, "space": {secret(t, "a b")},
-		"destroyed": {secret(t, "k"), destroyed},
+	for name, c := range map[string]struct {
+		keys []*sealedchat.Secret
+		says string
+	}{
+		"none":      {nil, "AuthenticateKeys: no keys; make them with NewSecret"},
+		"nil":       {[]*sealedchat.Secret{nil}, "AuthenticateKeys, key 1: "},
+		"late nil":  {[]*sealedchat.Secret{secret(t, "k"), nil}, "is nil; make it with NewSecret"},
+		"empty":     {[]*sealedchat.Secret{secret(t, "")}, "AuthenticateKeys, key 1: "},
+		"space":     {[]*sealedchat.Secret{secret(t, "a b")}, "AuthenticateKeys, key 1: "},
+		"destroyed": {[]*sealedchat.Secret{secret(t, "k"), destroyed}, "AuthenticateKeys, key 2: "},
 	} {
-		if _, err := sealedchat.AuthenticateKeys(keys...); err == nil {
-			t.Errorf("AuthenticateKeys with %s", name)
+		if _, err := sealedchat.AuthenticateKeys(c.keys...); !strings.Contains(fmt.Sprint(err),
+			c.says) {
+			t.Errorf("AuthenticateKeys with %s: %v", name, err)
 		} else if _, ok := errors.AsType[*sealedchat.ConfigError](err); !ok {
 			t.Errorf("AuthenticateKeys with %s: %v", name, err)
 		}

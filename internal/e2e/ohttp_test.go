@@ -202,11 +202,12 @@ func TestOHTTPAudit(t *testing.T) {
 // texts and logs; a gateway's own words may be read there, and an SDK gets all of them.
 func TestObliviousErrorsHoldNoContent(t *testing.T) {
 	const marker = "MARKER-content-4711"
-	own := ""
+	own, by := "", "upstream" // and no other word than "gateway" counts
 	g := fakes.NewGateway(t, func(w http.ResponseWriter, _ *http.Request) {
 		if own != "" {
-			w.Header().Set(ohttp.HeaderProcessed, "no")
+			w.Header().Set(ohttp.HeaderProcessed, own)
 		}
+		w.Header().Set(ohttp.HeaderRefusedBy, by)
 		w.WriteHeader(http.StatusBadRequest)
 		_, _ = io.WriteString(w,
 			`{"error":{"message":"the prompt `+marker+` is too long","code":"code-`+marker+`"}}`)
@@ -249,10 +250,12 @@ func TestObliviousErrorsHoldNoContent(t *testing.T) {
 		!strings.Contains(string(text), marker) {
 		t.Errorf("an SDK gets %d %s, %v", resp.StatusCode, text, err)
 	}
-	own = "yes"
-	_, err = client.Chat(t.Context(), ask("x"))
-	if !strings.Contains(fmt.Sprint(err), marker) {
-		t.Errorf("the gateway's own words: %v", err)
+	for _, says := range [][2]string{{"no", ""}, {"no", "gateway"}, {"", "gateway"}} {
+		own, by = says[0], says[1]
+		_, err = client.Chat(t.Context(), ask("x"))
+		if !strings.Contains(fmt.Sprint(err), marker) {
+			t.Errorf("the gateway's own words, %q: %v", says, err)
+		}
 	}
 	if refused, ok := errors.AsType[*sealedchat.APIError](err); ok {
 		for form, text := range printed(t, refused) {

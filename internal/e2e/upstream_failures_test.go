@@ -14,8 +14,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -153,5 +155,131 @@ func TestSDKGetsTheSealedErrorWhole(t *testing.T) {
 				t.Errorf("%s: %q", name, got.Error)
 			}
 		}
+	}
+}
+
+// TestOwnRefusalsAreToldFromTheUpstreams: over Oblivious HTTP the gateway's own words are in the
+// error's text, also when the request went upstream, and the upstream's are in Sealed alone.
+func TestOwnRefusalsAreToldFromTheUpstreams(t *testing.T) {
+	const m = "MARKER-of-the-upstream"
+	status := func(code int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Location", "/"+m)
+			w.Header().Set(ohttp.HeaderProcessed, "no")
+			w.Header().Set(ohttp.HeaderRefusedBy, "gateway")
+			w.WriteHeader(code)
+			_, _ = io.WriteString(w, `{"error":{"message":"`+m+`","code":"`+m+`"}}`)
+		}
+	}
+	key := "the gateway's key is refused upstream"
+	for name, c := range map[string]struct {
+		upstream http.HandlerFunc
+		status   int
+		says     string // "": the words are the upstream's
+	}{
+		"401":      {status(401), 502, key},
+		"403":      {status(403), 502, key},
+		"407":      {status(407), 502, key},
+		"redirect": {status(302), 502, "the upstream failed"},
+		"cut off": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 502,
+			"the upstream failed"},
+		"too large": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", strconv.Itoa(2<<10+8)) // in chunks it would begin
+			_, _ = io.WriteString(w, `{"x":"`+strings.Repeat("x", 2<<10)+`"}`)
+		}, 502, "the upstream's answer is too large"},
+		"too slow": {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, 504,
+			"did not answer in time"},
+		"400": {status(400), 400, ""},
+		"404": {status(404), 404, ""},
+		"409": {status(409), 409, ""},
+		"429": {status(429), 429, ""},
+		"500": {status(500), 500, ""},
+		"502": {status(502), 502, ""},
+		"503": {status(503), 503, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := 0
+			g := startGateway(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				asked++
+				_, _ = io.Copy(io.Discard, r.Body) // or else its end is not seen
+				c.upstream(w, r)
+			}), func(config *sealedchat.GatewayConfig) {
+				config.Keys, config.MaxResponseBytes = storedKeys(t, "rsa-2048"), 1<<10
+				if c.status == 504 {
+					config.Timeout = 50 * time.Millisecond
+				}
+			})
+			server := httptest.NewServer(g)
+			defer server.Close()
+			client := ohttpClient(t, server.URL, nil)
+			_, err := client.Chat(t.Context(), ask("x"))
+			refused, ok := errors.AsType[*sealedchat.APIError](err)
+			if !ok || refused.StatusCode != c.status || asked != 1 {
+				t.Fatalf("%v, want %d; asked %d times", err, c.status, asked)
+			}
+			code, detail := refused.Sealed()
+			if own := c.says != ""; own != (refused.Detail != "") || own != (detail == "") ||
+				own != (code == "") {
+				t.Errorf("%+v, sealed were %q, %q", refused, code, detail)
+			}
+			if text := err.Error(); strings.Contains(text, m) || !strings.Contains(text, c.says) ||
+				strings.Contains(text, "APIError.Sealed") != (c.says == "") {
+				t.Errorf("%v, want %q", err, c.says)
+			}
+		})
+	}
+}
+
+// TestOneFailureInEachProtocol is the table of docs/troubleshooting.md.
+func TestOneFailureInEachProtocol(t *testing.T) {
+	status := func(code int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+	}
+	schema := sealedchat.ErrResponseSchema
+	for name, c := range map[string]struct {
+		upstream http.HandlerFunc
+		status   int // over version 1
+		v1       error
+		sealed   int // over Oblivious HTTP; 0: no *APIError
+		ohttp    error
+	}{
+		"401": {status(401), 424, sealedchat.ErrInvalidRequest, 502, sealedchat.ErrServer},
+		"403": {status(403), 424, sealedchat.ErrInvalidRequest, 502, sealedchat.ErrServer},
+		"407": {status(407), 424, sealedchat.ErrInvalidRequest, 502, sealedchat.ErrServer},
+		"no completion": {func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{"object":"list","data":[]}`)
+		}, 422, sealedchat.ErrInvalidRequest, 0, schema},
+		"unreachable": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+			502, sealedchat.ErrServer, 502, sealedchat.ErrServer},
+		"redirect": {status(302), 502, sealedchat.ErrServer, 502, sealedchat.ErrServer},
+		"500":      {status(500), 502, sealedchat.ErrServer, 500, sealedchat.ErrServer},
+		"504":      {status(504), 504, sealedchat.ErrServer, 504, sealedchat.ErrServer},
+		"400": {status(400), 400, sealedchat.ErrInvalidRequest, 400,
+			sealedchat.ErrInvalidRequest},
+		"404": {status(404), 404, sealedchat.ErrNotFound, 404, sealedchat.ErrNotFound},
+		"429": {status(429), 429, sealedchat.ErrRateLimited, 429, sealedchat.ErrRateLimited},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := startGateway(t, c.upstream, func(config *sealedchat.GatewayConfig) {
+				config.Keys = storedKeys(t, "rsa-2048")
+			})
+			server := httptest.NewServer(g)
+			defer server.Close()
+			once := func(config *sealedchat.Config) {
+				config.MaxRetries, config.Keys = -1, storedKeys(t, "rsa-3072")
+			}
+			check := func(client *sealedchat.SecureCompletionClient, status int, want error) {
+				_, err := client.Chat(t.Context(), ask("x"))
+				refused, ok := errors.AsType[*sealedchat.APIError](err)
+				if ok != (status != 0) || ok && refused.StatusCode != status ||
+					!errors.Is(err, want) {
+					t.Errorf("%v, want %d, %v", err, status, want)
+				}
+			}
+			check(startClient(t, server.URL, once), c.status, c.v1)
+			check(ohttpClient(t, server.URL, func(config *sealedchat.Config) {
+				config.MaxRetries = -1
+			}), c.sealed, c.ohttp)
+		})
 	}
 }

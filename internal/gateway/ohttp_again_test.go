@@ -23,18 +23,21 @@ func TestObliviousMaybeProcessed(t *testing.T) {
 		r.Answer = func(*http.Request, []byte) (*http.Response, error) {
 			resp := testkit.Respond(status, `{"error":{}}`)
 			resp.Header.Set(ohttp.HeaderProcessed, "no")
+			resp.Header.Set(ohttp.HeaderRefusedBy, "gateway")
 			resp.Header.Set("Retry-After", "7")
 			return resp, nil
 		}
 		s := r.Seal(fakes.Inner{})
 		a := s.Open(r.Send(s))
 		if a.Status != status || a.Header.Get(ohttp.HeaderProcessed) != "" ||
+			a.Header.Get(ohttp.HeaderRefusedBy) != "" ||
 			(a.Header.Get("Retry-After") != "") != (status == 429) {
 			t.Errorf("the upstream's %d: %+v", status, a)
 		}
 		s = r.Seal(fakes.Inner{})
 		r.Send(s)
-		if a := s.Open(r.Send(s)); a.Status != 409 || a.Header.Get(ohttp.HeaderProcessed) != "" {
+		if a := s.Open(r.Send(s)); a.Status != 409 || a.Header.Get(ohttp.HeaderProcessed) != "" ||
+			a.Header.Get(ohttp.HeaderRefusedBy) != "gateway" {
 			t.Errorf("sent again: %+v", a)
 		}
 	}
@@ -42,7 +45,8 @@ func TestObliviousMaybeProcessed(t *testing.T) {
 		return nil, errors.New("down")
 	}
 	s := r.Seal(fakes.Inner{})
-	if a := s.Open(r.Send(s)); a.Status != 502 || a.Header.Get(ohttp.HeaderProcessed) != "" {
+	if a := s.Open(r.Send(s)); a.Status != 502 || a.Header.Get(ohttp.HeaderProcessed) != "" ||
+		a.Header.Get(ohttp.HeaderRefusedBy) != "gateway" {
 		t.Errorf("no answer: %+v", a)
 	}
 }

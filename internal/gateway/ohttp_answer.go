@@ -59,7 +59,10 @@ func (s chunkSink) Write(chunk []byte) (int, error) {
 
 // refuseInner seals a refusal.
 func (q *ohttpRequest) refuseInner(p *refusal) {
-	header := []bhttp.Field{{Name: "content-type", Value: ohttp.TypeProblem}}
+	header := []bhttp.Field{
+		{Name: "content-type", Value: ohttp.TypeProblem},
+		{Name: ohttp.HeaderRefusedBy, Value: "gateway"},
+	}
 	add := func(name, value string) {
 		header = append(header, bhttp.Field{Name: name, Value: value})
 	}

@@ -147,6 +147,9 @@ func TestObliviousInnerRefusals(t *testing.T) {
 				c.status == 401 && a.Header.Get("Www-Authenticate") != "Bearer" {
 				t.Errorf("header %v", a.Header)
 			}
+			if a.Header.Get(ohttp.HeaderRefusedBy) != "gateway" {
+				t.Errorf("it does not say that it is the gateway's own: %v", a.Header)
+			}
 			if a.Header.Get(ohttp.HeaderProcessed) != "no" {
 				t.Errorf("it does not say that nothing was processed: %v", a.Header)
 			}

@@ -330,6 +330,9 @@ func folder(dir string) (string, error) {
 func validPassphrase(p Secret) error {
 	switch n := p.Len(); {
 	case n == 0:
+		if err := p.Use(func([]byte) error { return nil }); err != nil { // nil, or destroyed
+			return fmt.Errorf("%w: the passphrase: %s", fault.ErrInvalidRequest, fault.Reason(err))
+		}
 		return fmt.Errorf("%w: the passphrase is empty, want %d bytes or more",
 			fault.ErrInvalidRequest, minPassphrase)
 	case n < minPassphrase:

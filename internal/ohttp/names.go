@@ -19,6 +19,9 @@ const (
 	// HeaderProcessed is a header of a sealed refusal. Its value "no" says that the gateway passed
 	// nothing of the request on.
 	HeaderProcessed = "sealedchat-processed"
+	// HeaderRefusedBy is a header of every sealed refusal. Its value "gateway" says that the words
+	// are the gateway's own: nothing of the request, nothing of the upstream.
+	HeaderRefusedBy = "sealedchat-refused-by"
 	// HeaderTier is the security tier that a sealed request asks for and that its answer states.
 	HeaderTier = "x-security-tier"
 )
