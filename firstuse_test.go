@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
@@ -200,5 +201,43 @@ func TestFirstUseRace(t *testing.T) {
 			}
 			wantRefusedKey(t, "the other key", err, prints[winner], prints[1-winner])
 		}
+	}
+}
+
+func TestPanicInOnServerKey(t *testing.T) {
+	s := fakes.NewServer(t)
+	broken := true
+	c := sealedClient(t, s, func(c *Config) {
+		c.OnServerKey = func(_, _ *PublicKey) error {
+			if broken {
+				panic("from OnServerKey")
+			}
+			return nil
+		}
+	})
+	for name, call := range map[string]func(){
+		"Chat":      func() { _, _ = c.Chat(t.Context(), ask("x")) },
+		"ServerKey": func() { _, _ = c.ServerKey(t.Context()) },
+		"Warm":      func() { _ = c.Warm(t.Context()) },
+	} {
+		func() {
+			defer func() {
+				if p := recover(); p != "from OnServerKey" {
+					t.Errorf("%s: the caller recovers %v", name, p)
+				}
+			}()
+			call()
+		}()
+	}
+	broken = false
+	if _, err := c.Chat(t.Context(), ask("x")); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	closed := make(chan struct{})
+	go func() { _ = c.Close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(time.Minute):
+		t.Fatal("Close hangs")
 	}
 }
