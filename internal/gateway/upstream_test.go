@@ -260,7 +260,7 @@ func TestGatewayUpstreamFailures(t *testing.T) {
 		"301":          {status(301, "Location", "https://"+m+".test/"), 502, ""},
 		"307":          {status(307, "Location", "https://"+m+".test/"), 502, ""},
 		"bad redirect": {status(302, "Location", "http://["+m), 502, ""},
-		"204":          {status(204), 502, ""}, "201": {status(201), 502, ""},
+		"204":          {status(204), 422, ""}, "201": {status(201), 422, ""},
 		"event stream": {
 			body("data: {\"x\":\""+m+"\"}\n\ndata: [DONE]\n\n", "Content-Type", "text/event-stream"), 422,
 			"",
