@@ -38,7 +38,8 @@ func NewChunkReader(src io.Reader, most, asked int) *ChunkReader {
 }
 
 // Next returns the next chunk. Its error is io.EOF at the end of a complete answer: at [DONE], which
-// ends it whatever follows, or where every choice that was seen has its finish reason, and all that were asked for were seen.
+// ends it whatever follows, or where every choice that was seen has its finish reason, and all that
+// were asked for were seen.
 // Other ends are fault.ErrTruncated, an error within the stream is *ErrorObject, and what is no
 // chunk and should be one fault.ErrResponseSchema. Errors stay.
 func (r *ChunkReader) Next() (Chunk, error) {

@@ -18,7 +18,8 @@ type Missing struct {
 
 // FillIn is a checked completion with the members that a chat.completion must have, where it lacks
 // them: id, object, created, model, choices[].index and message.role. Null is as good as none,
-// except for id and model, of which all clients take it. FillIn is nil where none is missing. What the answer says, and why it ends, is the server's alone.
+// except for id and model, of which all clients take it. FillIn is nil where none is missing. What
+// the answer says, and why it ends, is the server's alone.
 func FillIn(completion []byte, with Missing) []byte {
 	lacking := []struct {
 		name    string

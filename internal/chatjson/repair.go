@@ -19,8 +19,8 @@ import (
 var null = []byte("null")
 
 // Repaired is a checked completion as SDKs read it, or nil where it is that already: a new text, in
-// which members that have not their type are null, choices are told apart by an index, parts of content are
-// one text, and arguments that came as an object are that object's text. The caller wipes it.
+// which members that have not their type are null, choices are told apart by an index, parts of
+// content are one text, and arguments that came as an object are that object's text. The caller wipes it.
 func Repaired(completion []byte) []byte {
 	return withoutError(completion, editMembers(completion, func(m jsonspan.Member) []byte {
 		if m.Is("choices") {

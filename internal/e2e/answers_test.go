@@ -58,7 +58,9 @@ func (g got) failed(err error) got {
 	return g
 }
 
-func byChat(ctx context.Context, c *sealedchat.SecureCompletionClient, r *sealedchat.ChatRequest) got {
+func byChat(
+	ctx context.Context, c *sealedchat.SecureCompletionClient, r *sealedchat.ChatRequest,
+) got {
 	resp, err := c.Chat(ctx, r)
 	if err != nil {
 		return got{}.failed(err)
@@ -66,7 +68,9 @@ func byChat(ctx context.Context, c *sealedchat.SecureCompletionClient, r *sealed
 	return ofResponse(resp)
 }
 
-func byStream(ctx context.Context, c *sealedchat.SecureCompletionClient, r *sealedchat.ChatRequest) got {
+func byStream(
+	ctx context.Context, c *sealedchat.SecureCompletionClient, r *sealedchat.ChatRequest,
+) got {
 	var a sealedchat.ChatAccumulator
 	for chunk, err := range c.Stream(ctx, r) {
 		if err != nil {
@@ -78,7 +82,9 @@ func byStream(ctx context.Context, c *sealedchat.SecureCompletionClient, r *seal
 }
 
 // byComplete reads the bytes as Chat would.
-func byComplete(ctx context.Context, c *sealedchat.SecureCompletionClient, r *sealedchat.ChatRequest) got {
+func byComplete(
+	ctx context.Context, c *sealedchat.SecureCompletionClient, r *sealedchat.ChatRequest,
+) got {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return got{err: err}
@@ -261,7 +267,9 @@ type answerWorld struct {
 
 func newAnswerWorld(t *testing.T) *answerWorld {
 	w := &answerWorld{}
-	upstream := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { w.now.ServeHTTP(rw, r) })
+	upstream := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w.now.ServeHTTP(rw, r)
+	})
 	gateway := startGateway(t, upstream, nil)
 	server := httptest.NewServer(gateway)
 	t.Cleanup(server.Close)
