@@ -121,6 +121,17 @@ func (c *SecureCompletionClient) do(ctx context.Context, in *plainRequest,
 		return nil, err
 	}
 	defer done()
+	start := time.Now()
+	defer func() {
+		switch {
+		case err != nil:
+			c.logCall(ctx, in, o, start, 0, 0, err)
+		case result == nil:
+			c.logCall(ctx, in, o, start, 0, 0, errPanicked)
+		default:
+			c.logCall(ctx, in, o, start, http.StatusOK, int64(len(result.plaintext)), nil)
+		}
+	}()
 	err = c.withRetries(ctx, o, func() (again bool, err error) {
 		return c.attempt(ctx, in, o, func(ctx context.Context, t *trip) (err error) {
 			result, err = c.receiveWhole(ctx, t)
@@ -145,9 +156,15 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
 		counted(&err)
 		return nil, err
 	}
+	start := time.Now()
 	finish := func(err error) {
 		done()
 		counted(&err)
+		if resp == nil {
+			c.logCall(ctx, in, o, start, 0, 0, err)
+		} else {
+			c.logCall(ctx, in, o, start, resp.status, resp.body.opened, err)
+		}
 	}
 	failure := errPanicked
 	defer func() {
@@ -162,6 +179,30 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
 		})
 	})
 	return resp, failure
+}
+
+// logCall writes the one line that each call has at level INFO, when it has ended. status is that of
+// an answer that opened.
+func (c *SecureCompletionClient) logCall(ctx context.Context, in *plainRequest, o *callOptions,
+	start time.Time, status int, size int64, err error) {
+	attrs := []slog.Attr{
+		slog.String("payload_id", o.sealed), // of the last attempt
+		slog.String("protocol", string(c.cfg.Protocol)), slog.Int("attempts", o.attempts),
+		slog.Int("bytes_out", len(in.content)), slog.Int64("bytes_in", size),
+		slog.String("tier", string(o.tier)), slog.Duration("duration", time.Since(start)),
+	}
+	if answer, ok := errors.AsType[*APIError](err); ok {
+		status = answer.StatusCode
+	} else if err != nil && size == 0 {
+		status = 0
+	}
+	if status != 0 {
+		attrs = append(attrs, slog.Int("status", status))
+	}
+	if err != nil {
+		attrs = append(attrs, slog.String("error", logText(err)))
+	}
+	c.log.LogAttrs(ctx, slog.LevelInfo, "request", attrs...)
 }
 
 // errPanicked is the end of what a callback of the caller's ended by panicking.
@@ -279,6 +320,7 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, in *plainRequest, 
 	if err := c.tellSealed(ctx, r, len(in.content), o); err != nil {
 		return false, err
 	}
+	o.attempts++
 	c.counts.attempts.Add(1)
 	c.counts.sealed.Add(int64(len(in.content)))
 	t.log = c.log.With("payload_id", r.payloadID)

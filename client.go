@@ -165,7 +165,9 @@ type callOptions struct {
 	apiKey *Secret
 	tier   SecurityTier
 	into   hybrid.Alloc // where the answer is opened to; nil: where it came
-	sealed string       // payload id of the last attempt
+
+	sealed   string // payload id of the last attempt
+	attempts int    // that were sealed
 }
 
 // WithAPIKey uses key instead of Config.APIKey for this call; nil sends none. The key stays the
@@ -209,7 +211,21 @@ func (c *SecureCompletionClient) setProtocol() {
 			maxAnswer: c.cfg.MaxResponseBytes, idle: c.cfg.IdleTimeout, base: c.base,
 			takeX25519: c.cfg.OHTTP.AllowX25519,
 		}
+		c.server.otherKeys = func(ctx context.Context) ([]*PublicKey, string) {
+			keys, err := fetchServerKey(ctx, c.http, c.base)
+			if err != nil {
+				return nil, ""
+			}
+			return keys, "version 1: set Config.Protocol to ProtocolEnvelope, or pin the signer"
+		}
 		return
+	}
+	c.server.otherKeys = func(ctx context.Context) ([]*PublicKey, string) {
+		keys, err := fetchConfigs(ctx, c.http, c.base.String()+ohttp.Path, time.Now)
+		if err != nil {
+			return nil, ""
+		}
+		return keys, "Oblivious HTTP: set Config.Protocol to ProtocolOHTTP, or pin the RSA key"
 	}
 	c.wire = &envelopeV1{
 		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server,

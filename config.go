@@ -157,6 +157,9 @@ func parseBaseURL(text string, allowHTTP bool) (*url.URL, error) {
 		return nil, errors.New("required: the https URL of the server, without /v1")
 	}
 	base, err := httpx.ParseBaseURL(text, allowHTTP)
+	if errors.Is(err, httpx.ErrPlainHTTP) {
+		return nil, fmt.Errorf("%w, or set InsecureAllowHTTP for a test server on loopback", err)
+	}
 	if err != nil {
 		return nil, err
 	}

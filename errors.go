@@ -130,8 +130,8 @@ func configError(field, format string, args ...any) error {
 }
 
 // ServerKeyError reports that the server presented a key that is not trusted. Nothing was sealed to
-// it. Ask the operator, by another way than this connection; if the change is legitimate, pass Got
-// to [SecureCompletionClient.AcceptServerKey].
+// it. Ask the operator, by another way than this connection; if the change is legitimate, pass
+// Signer, or Got where that is "", to [SecureCompletionClient.AcceptServerKey].
 type ServerKeyError struct {
 	Want []string // fingerprints: pinned, remembered, or in use until now; nil when there are none
 	Got  string   // fingerprint of the key that the server presented
@@ -140,17 +140,34 @@ type ServerKeyError struct {
 	// it signs.
 	Signer string
 	Err    error // what Config.OnServerKey returned, or nil
+
+	// other names the protocol to which the pin belongs, "" where it is not known to be another's
+	other string
 }
 
+// Error names the signer, where there is one: a configuration's own fingerprint is of no use after
+// the next rotation.
 func (e *ServerKeyError) Error() string {
-	s := "sealedchat: the server's key " + e.Got + " is not trusted"
+	what, which := "key ", e.Got
+	if e.Signer != "" {
+		what, which = "list of keys, signed by ", e.Signer
+	}
+	s := "sealedchat: the server's " + what + which + ", is not trusted"
+	if e.Signer == "" {
+		s = "sealedchat: the server's " + what + which + " is not trusted"
+	}
 	if len(e.Want) > 0 {
 		s += ", expected " + strings.Join(e.Want, " or ")
 	}
 	if e.Err != nil {
-		s += ": " + fault.Reason(e.Err)
+		return s + ": " + fault.Reason(e.Err)
 	}
-	return s
+	if e.other != "" {
+		return s + "; the pin is that of the same server's key for " + e.other
+	}
+	return s + "; nothing was sent: ask the operator what the gateway's Keys list, by another way " +
+		"than this connection; if it is " + which + ", pin it or call AcceptServerKey with it " +
+		"(a gateway without a key store has new keys at each start)"
 }
 
 func (e *ServerKeyError) Unwrap() error { return e.Err }
@@ -184,11 +201,18 @@ func (e *OuterError) Error() string {
 	if e.Detail != "" {
 		s += ", detail " + strconv.Quote(e.Detail)
 	}
+	if e.StatusCode == http.StatusRequestEntityTooLarge {
+		s += bodyLimits
+	}
 	if e.KeyChanged {
 		s += "; the server's key has changed: try again if it may run twice"
 	}
 	return s
 }
+
+// bodyLimits says where a 413 comes from.
+const bodyLimits = "; a body is over a limit: of a proxy in front (nginx: client_max_body_size), " +
+	"or the gateway's MaxRequestBytes"
 
 // Unwrap returns [ErrConnection].
 func (e *OuterError) Unwrap() error { return ErrConnection }
@@ -284,6 +308,9 @@ func (e *APIError) Error() string {
 	}
 	if e.Detail != "" {
 		s += ", detail " + strconv.Quote(e.Detail)
+	}
+	if e.StatusCode == http.StatusRequestEntityTooLarge && e.Detail == "" { // a gateway has words
+		s += bodyLimits
 	}
 	return s
 }

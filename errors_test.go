@@ -247,8 +247,9 @@ func TestConfigErrorAndServerKeyError(t *testing.T) {
 		err  *ServerKeyError
 		want string
 	}{
-		{&ServerKeyError{Got: "aa"}, "sealedchat: the server's key aa is not trusted"},
-		{&ServerKeyError{Got: "aa", Want: []string{"bb", "cc"}}, "sealedchat: the server's key aa is not trusted, expected bb or cc"},
+		{&ServerKeyError{Got: "aa"}, "sealedchat: the server's key aa is not trusted; nothing was sent: ask the operator what the gateway's Keys list, by another way than this connection; if it is aa, pin it or call AcceptServerKey with it (a gateway without a key store has new keys at each start)"},
+		{&ServerKeyError{Got: "aa", Want: []string{"bb", "cc"}}, "sealedchat: the server's key aa is not trusted, expected bb or cc; nothing was sent: ask the operator what the gateway's Keys list, by another way than this connection; if it is aa, pin it or call AcceptServerKey with it (a gateway without a key store has new keys at each start)"},
+		{&ServerKeyError{Got: "aa", Signer: "dd"}, "sealedchat: the server's list of keys, signed by dd, is not trusted; nothing was sent: ask the operator what the gateway's Keys list, by another way than this connection; if it is dd, pin it or call AcceptServerKey with it (a gateway without a key store has new keys at each start)"},
 		{&ServerKeyError{Got: "aa", Err: cause}, "sealedchat: the server's key aa is not trusted: the cause"},
 	} {
 		if e.err.Error() != e.want {

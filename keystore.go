@@ -166,6 +166,17 @@ func (s *KeyStore) Public(ctx context.Context) (*PublicKey, error) {
 	return publicKeyOf(key), nil
 }
 
+// Signer is the fingerprint of the key that signs a gateway's list of configurations for Oblivious
+// HTTP, made now if there is none yet, with configurations. It is what clients pin ([Pin]): it
+// stays the same when configurations are replaced. Errors: [ErrClosed], the end of ctx, and those
+// of saving keys.
+func (s *KeyStore) Signer(ctx context.Context) (string, error) {
+	if _, err := s.store.Configs(ctx); err != nil {
+		return "", err
+	}
+	return s.store.Signer()
+}
+
 // KeyInfo describes a key of a [KeyStore].
 type KeyInfo struct {
 	Fingerprint string // see PublicKey.Fingerprint: what clients pin

@@ -4,9 +4,12 @@
 package sealedchat
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"os"
 	"runtime"
 	"sync"
 
@@ -42,6 +45,39 @@ type Secret struct {
 func NewSecret(b []byte) *Secret {
 	s, _ := MemoryBestEffort.NewSecret(b) // which has no error
 	return s
+}
+
+// maxSecretFile bounds the file of a secret, in bytes.
+const maxSecretFile = 64 << 10
+
+// ReadSecret reads a file that holds a secret and nothing else: an API key, a passphrase. It drops
+// one final line break (LF or CR LF), which editors and echo add; the rest is the secret, byte for
+// byte. The caller destroys it. Who may read the file is not looked at: Kubernetes and systemd
+// mount secrets as they see fit. Errors: those of files; [ErrInvalidRequest] for a file that is
+// empty then, [ErrTooLarge] for one of more than 64 KiB.
+func ReadSecret(path string) (*Secret, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("sealedchat: reading a secret: %w", err)
+	}
+	defer f.Close()
+	content := make([]byte, maxSecretFile+1) // in one piece: growing would leave copies behind
+	defer clear(content)
+	n, err := io.ReadFull(f, content)
+	switch {
+	case err == nil:
+		return nil, fmt.Errorf("%w: %s has more than %d bytes", ErrTooLarge, path, maxSecretFile)
+	case !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, fmt.Errorf("sealedchat: reading a secret: %w", err)
+	}
+	text, cut := bytes.CutSuffix(content[:n], []byte("\n"))
+	if cut {
+		text = bytes.TrimSuffix(text, []byte("\r"))
+	}
+	if len(text) == 0 {
+		return nil, fmt.Errorf("%w: there is no secret in %s", ErrInvalidRequest, path)
+	}
+	return NewSecret(text), nil
 }
 
 // newBuffer makes a Secret of n zero bytes in an arena, and lends them to the caller, who fills

@@ -135,28 +135,9 @@ func (p *ohttpProtocol) seal(ctx context.Context, in *plainRequest,
 		return nil, err
 	}
 	defer p.keys.store.Sweep() // the answer may take long
-	if in.whole && chatjson.HasStreamMember(in.content) {
-		cut, err := p.memory.Alloc(len(in.content))
-		if err != nil {
-			return nil, err
-		}
-		defer cut.Destroy()
-		clean := *in
-		clean.content = chatjson.CutStream(cut.Bytes()[:0], in.content)
-		in = &clean
-	}
-	message, err := p.encode(in, o)
-	if err != nil {
-		return nil, err
-	}
-	defer message.Destroy()
 	var call *ohttp.Request
 	var body []byte
-	erase.Do(func() {
-		if call, err = ohttp.NewRequest(server.config); err == nil {
-			body, err = call.Seal(nil, message.Bytes())
-		}
-	})
+	erase.Do(func() { call, body, err = p.sealMessage(server.config, in, o) })
 	r := &sealedRequest{server: server, keys: p.keys}
 	if call != nil {
 		id := call.ID()
@@ -170,16 +151,44 @@ func (p *ohttpProtocol) seal(ctx context.Context, in *plainRequest,
 	}
 	if err != nil {
 		r.release()
-		return nil, fmt.Errorf("sealedchat: sealing the request: %w", err)
+		return nil, err
 	}
 	return r, nil
+}
+
+// sealMessage makes the binary HTTP message and seals it, within erase.Do: all that reads content or
+// copies it leaves some in registers. The caller closes the request, if there is one.
+func (p *ohttpProtocol) sealMessage(config *ohttp.Config, in *plainRequest,
+	o *callOptions) (call *ohttp.Request, body []byte, err error) {
+	if in.whole && chatjson.HasStreamMember(in.content) {
+		cut, err := p.memory.Alloc(len(in.content))
+		if err != nil {
+			return nil, nil, err
+		}
+		defer cut.Destroy()
+		clean := *in
+		clean.content = chatjson.CutStream(cut.Bytes()[:0], in.content)
+		in = &clean
+	}
+	message, err := p.encode(in, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer message.Destroy()
+	if call, err = ohttp.NewRequest(config); err == nil {
+		body, err = call.Seal(nil, message.Bytes())
+	}
+	if err != nil {
+		err = fmt.Errorf("sealedchat: sealing the request: %w", err)
+	}
+	return call, body, err
 }
 
 // request is what the world outside sees.
 func (p *ohttpProtocol) request(ctx context.Context, body []byte) (*http.Request, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url, bytes.NewReader(body))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("sealedchat: sealing the request: %w", err)
 	}
 	httpx.Count(req) // what is sent again is the same ciphertext, which a gateway serves once
 	req.Header = http.Header{
@@ -321,8 +330,14 @@ func (p *ohttpProtocol) openInto(message []byte, call *ohttpCall, sealed []byte,
 		defer chunk.Destroy()
 		buffer = chunk.Bytes()
 	}
-	erase.Do(func() { message, err = openAll(message[:0], call, sealed, buffer) })
-	if err != nil {
+	erase.Do(func() { content, err = p.openMessage(message, call, sealed, buffer) })
+	return content, err
+}
+
+// openMessage does the work of openInto, within erase.Do.
+func (p *ohttpProtocol) openMessage(message []byte, call *ohttpCall,
+	sealed, buffer []byte) (content []byte, err error) {
+	if message, err = openAll(message[:0], call, sealed, buffer); err != nil {
 		return nil, innerError(err)
 	}
 	in, body, err := bhttp.ReadResponse(bytes.NewReader(message), bhttp.Limits{Content: p.maxAnswer})

@@ -214,10 +214,7 @@ func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *S
 		opts = append(opts, WithTier(SecurityTier(tier)))
 	}
 	// An SDK reads its key from the environment unasked: the key must not travel to another server.
-	scheme, token, _ := strings.Cut(req.Header.Get("Authorization"), " ")
-	token = strings.TrimLeft(token, " ")
-	if t.client.cfg.APIKey == nil && strings.EqualFold(scheme, "Bearer") && token != "" &&
-		httpx.SameOrigin(req.URL, t.client.base) {
+	if token := t.token(req); token != "" {
 		// The SDK's string stays on the heap in any case.
 		if key, err = t.client.cfg.Memory.NewSecret([]byte(token)); err != nil {
 			return nil, nil, err
@@ -225,6 +222,26 @@ func (t *sdkTransport) callOptions(req *http.Request) (opts []CallOption, key *S
 		opts = append(opts, WithAPIKey(key))
 	}
 	return opts, key, nil
+}
+
+// noKeySent says why a server knew no key, and the two ways to send one.
+const noKeySent = "; no API key was sent: set Config.APIKey, or give the SDK its key and a base " +
+	"URL with the origin of Config.BaseURL"
+
+// sendsKey reports whether a request of the SDK's goes with an API key: a key that was meant for
+// another origin stays here.
+func (t *sdkTransport) sendsKey(req *http.Request) bool {
+	return t.client.cfg.APIKey != nil || t.token(req) != ""
+}
+
+// token is the SDK's key, if it may travel.
+func (t *sdkTransport) token(req *http.Request) string {
+	scheme, token, _ := strings.Cut(req.Header.Get("Authorization"), " ")
+	if t.client.cfg.APIKey != nil || !strings.EqualFold(scheme, "Bearer") ||
+		!httpx.SameOrigin(req.URL, t.client.base) {
+		return ""
+	}
+	return strings.TrimLeft(token, " ")
 }
 
 // fail turns an error into what an SDK understands: an OpenAI error where the request was refused,
@@ -239,6 +256,9 @@ func (t *sdkTransport) fail(req *http.Request, body []byte, err error) (*http.Re
 		sealedCode, detail := answer.Sealed()
 		code := cmp.Or(answer.Code, sealedCode)
 		o := &errorObject{message: sdkMessage(answer, detail), code: code}
+		if answer.StatusCode == http.StatusUnauthorized && !t.sendsKey(req) {
+			o.message += noKeySent
+		}
 		if answer.object != nil {
 			o = answer.object()
 		}

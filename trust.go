@@ -14,6 +14,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/flight"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
@@ -52,8 +53,9 @@ func (memoryless) remember(context.Context, string, *PublicKey) error { return n
 func (memoryless) accept(context.Context, string, [32]byte) error     { return nil }
 
 // Pin takes only keys with one of the given fingerprints ([PublicKey.Fingerprint]: 64 hex digits,
-// either case). Several allow for the server's rotation. With a wrong pin the client sends nothing
-// except the request for the key. A text that is no fingerprint, or none at all, is a
+// either case; "sha256:" before them, colons between them, and the file name that sha256sum prints
+// behind them do not matter). Several allow for the server's rotation. With a wrong pin the client
+// sends nothing except requests for keys. A text that is no fingerprint, or none at all, is a
 // [*ConfigError] of [NewSecureCompletionClient].
 //
 // With [ProtocolOHTTP] a fingerprint is that of a key configuration, or of the key that signs the
@@ -176,6 +178,9 @@ type serverKey struct {
 	log    *slog.Logger
 	audit  *auditSink
 	life   context.Context
+	// otherKeys returns the keys of the same server for another protocol, and its name; nil: none.
+	// It tells a pin of the other protocol from a wrong one.
+	otherKeys func(context.Context) ([]*PublicKey, string)
 
 	fetching flight.Group[*PublicKey]
 
@@ -251,10 +256,14 @@ func (s *serverKey) refresh(ctx context.Context, used *PublicKey) (bool, error) 
 
 // update fetches the key and judges it. It runs once at a time.
 func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
+	start := time.Now()
 	offered, err := s.fetch(ctx)
 	if err != nil {
+		s.log.DebugContext(ctx, "no server key", "duration", time.Since(start), "error", logText(err))
 		return nil, err
 	}
+	s.log.DebugContext(ctx, "server keys fetched", "keys", len(offered), "duration",
+		time.Since(start))
 	leave, err := s.enterJudging(ctx)
 	if err != nil {
 		return nil, err
@@ -262,7 +271,7 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 	defer leave()
 	old, key, accepted := s.choose(offered)
 	if err := s.judgeKey(ctx, old, key, accepted); err != nil {
-		return nil, s.tellRefused(ctx, err)
+		return nil, s.tellRefused(ctx, s.nameProtocol(ctx, err))
 	}
 	s.mu.Lock()
 	s.key, s.fetched = key, time.Now()
@@ -274,6 +283,25 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 	}
 	s.mu.Unlock()
 	return key, nil
+}
+
+// nameProtocol completes the error of a wrong pin: it may be the pin of the same server's key for
+// the other protocol. Only that key, which is public, is asked for.
+func (s *serverKey) nameProtocol(ctx context.Context, err error) error {
+	refused, ok := err.(*ServerKeyError)
+	pinned, isPin := s.trust.(pins)
+	if !ok || !isPin || s.otherKeys == nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, httpx.MaxErrorWait)
+	defer cancel()
+	keys, name := s.otherKeys(ctx)
+	for _, k := range keys {
+		if slices.ContainsFunc(pinned.list, k.matches) {
+			refused.other = name
+		}
+	}
+	return refused
 }
 
 // choose takes the first key that is trusted or was accepted, otherwise the first one, and returns
@@ -309,13 +337,14 @@ func (s *serverKey) trustsSigner(key *PublicKey) bool {
 // except that a trust with a memory of its own has the accepted key there, and judges by that.
 func (s *serverKey) judgeKey(ctx context.Context, old, key *PublicKey, accepted bool) error {
 	if err := s.trust.checkKey(s.origin, key); err != nil && !(accepted && !s.trust.remembers()) {
-		s.log.WarnContext(ctx, "server key refused", "fingerprint", key.fingerprint)
+		s.log.WarnContext(ctx, "server key refused", "fingerprint", key.lasting())
 		return err
 	}
 	newKey := !key.Equal(old)
 	if (newKey || key.signer != "" && key.signer != old.signer) && !accepted {
 		if newKey && old != nil {
-			s.log.WarnContext(ctx, "server key changed", "old", old.fingerprint, "new", key.fingerprint)
+			s.log.WarnContext(ctx, "server key changed", "old", old.fingerprint, "new", key.fingerprint,
+				"signer", key.signer)
 		}
 		if err := s.ask(ctx, old, key); err != nil {
 			return err
@@ -336,10 +365,10 @@ func (s *serverKey) ask(ctx context.Context, old, key *PublicKey) error {
 	if err == nil {
 		return nil
 	}
-	s.log.WarnContext(ctx, "server key refused by OnServerKey", "fingerprint", key.fingerprint)
+	s.log.WarnContext(ctx, "server key refused by OnServerKey", "fingerprint", key.lasting())
 	var want []string
 	if old != nil {
-		want = []string{old.fingerprint}
+		want = []string{old.lasting()}
 	}
 	return key.refusal(want, err)
 }

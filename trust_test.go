@@ -26,8 +26,11 @@ func TestPinValidation(t *testing.T) {
 		ok   bool
 	}{
 		{nil, false}, {[]string{""}, false}, {[]string{good[:63]}, false}, {[]string{good + "0"}, false},
-		{[]string{good[:63] + "g"}, false}, {[]string{good, "oops"}, false}, {[]string{"sha256:" + good}, false},
-		{[]string{strings.Repeat("ab:", 31) + "ab"}, false}, {[]string{good[:32] + " " + good[32:]}, false},
+		{[]string{good[:63] + "g"}, false}, {[]string{good, "oops"}, false}, {[]string{"sha256:" + good}, true},
+		{[]string{strings.Repeat("ab:", 31) + "ab"}, true}, {[]string{"SHA256:" + strings.Repeat("AB:", 31) + "AB"}, true},
+		{[]string{good + "  -"}, true}, {[]string{good + " *key.der\n"}, true}, {[]string{"sha256: " + good}, true},
+		{[]string{"sha1:" + good}, false}, {[]string{"sha256:" + good[:62]}, false}, {[]string{strings.Repeat("ab:", 32)}, false},
+		{[]string{strings.Repeat("ab:", 30) + "ab"}, false}, {[]string{"key.der  " + good}, false}, {[]string{good[:62] + "  -"}, false}, {[]string{good[:32] + " " + good[32:]}, false},
 		{[]string{good}, true}, {[]string{strings.ToUpper(good)}, true}, {[]string{" " + good + "\n"}, true}, {[]string{good, good}, true},
 	} {
 		_, err := NewSecureCompletionClient(Config{BaseURL: "https://server.test", Trust: Pin(c.pins...), Transport: neverUsed(t)})

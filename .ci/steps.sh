@@ -12,7 +12,7 @@ about() {
 	places) echo "the tests where users, limits, signals and files are others" ;;
 	python) echo "Python, for the independent program and the real client" ;;
 	long) echo "processes, kills, cuts and faults, for longer" ;;
-	memory) echo "what lies in a client's memory, and in its core file" ;;
+	memory) echo "what lies in a client's and a gateway's memory, in registers, and in a core file" ;;
 	audit) echo "the audit log under load, kills and tampering; what an event costs" ;;
 	race) echo "race detector" ;;
 	platforms) echo "other platforms build, tests included" ;;
@@ -88,13 +88,19 @@ step_memory() {
 		case $(go env GOOS)/$(go env GOARCH)/$experiment in
 		linux/amd64/* | linux/arm64/* | linux/*/)
 			echo "GOEXPERIMENT=$experiment"
-			GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessMemory TestProcessMemoryOfLargeStacks TestPromptsInTheGatewaysMemory
+			GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessMemory TestProcessMemoryOfLargeStacks \
+				TestProcessMemoryOfGateway TestPromptsInTheGatewaysMemory
 			sed -n '/rounds_1/,/KB of heap/p' "$tools/must.out" | grep -F '| ' || true
 			if command -v gcore >/dev/null; then GOEXPERIMENT="$experiment" SEALEDCHAT_MEMORY=full must_run TestProcessCore; fi
 			;;
 		*) skip "process memory with GOEXPERIMENT=$experiment: only on Linux" ;;
 		esac
 	done
+	if [ "$(go env GOOS)/$(go env GOARCH)" = linux/amd64 ]; then
+		SEALEDCHAT_MEMORY=full must_run TestNoContentInRegisters TestNoKeysInRegisters TestNoConfigKeysInRegisters
+	else
+		skip "registers, seen from outside: only on linux/amd64"
+	fi
 }
 
 step_audit() { SEALEDCHAT_LONG=1 must_run TestSharedAuditLog TestKilledAuditLog TestTamperedAuditLog TestAuditEventCost; }

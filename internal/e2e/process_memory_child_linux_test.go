@@ -83,7 +83,7 @@ func (c *memoryClient) run() {
 		"idle": c.idle, "gc": c.gc, "scrub": c.scrub, "close": c.close,
 		"storm": c.storm, "churn": c.churn, "fragment": c.fragment, "calm": c.calm,
 		"deep": c.deep, "plant": c.plant, "allow": c.allowCores, "abort": c.abort,
-		"serve": c.serve, "relay": c.relay, "end": c.endGateway,
+		"serve": c.serve, "relay": c.relay, "end": c.endGateway, "rest": c.rest,
 	}
 	for {
 		line, err := readLine()
@@ -192,6 +192,16 @@ func (c *memoryClient) importPEM([]string) (string, error) {
 	}
 	defer clear(b)
 	_, err = c.keys.ImportPEM(context.Background(), b, nil)
+	return "", err
+}
+
+// rest has the key store seal something for the disk, and open it.
+func (c *memoryClient) rest([]string) (string, error) {
+	sealed, err := c.keys.Seal("label", []byte("content"))
+	if err != nil {
+		return "", err
+	}
+	_, err = c.keys.Open("label", sealed)
 	return "", err
 }
 

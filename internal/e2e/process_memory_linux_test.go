@@ -281,6 +281,7 @@ func TestProcessMemory(t *testing.T) {
 	if os.Getenv(memoryVar) == "full" {
 		scenarios = append(scenarios,
 			memoryScenario{name: "collections beside", protocol: "v1", before: "storm", asserted: true},
+			memoryScenario{name: "OHTTP and collections", protocol: "ohttp", before: "storm", asserted: true},
 			memoryScenario{name: "allocations beside", protocol: "v1", before: "churn", asserted: true},
 			memoryScenario{name: "imported key", protocol: "v1", pem: true, asserted: true},
 			memoryScenario{name: "fragmented heap", protocol: "v1", before: "fragment"},

@@ -20,6 +20,7 @@ import (
 	"github.com/seed-017344ad/sealedchat"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -68,6 +69,9 @@ func newPeer(t testing.TB) *peer {
 }
 
 func (p *peer) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method == http.MethodGet && req.URL.Path == ohttp.Path { // it speaks version 1 alone
+		return testkit.Respond(404, ""), nil
+	}
 	if req.Method == http.MethodGet {
 		p.mu.Lock()
 		n := p.fetches

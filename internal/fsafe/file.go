@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"syscall"
 )
 
 // ReadFile returns the contents of a file of at most limit bytes. The caller owns the slice. It has
@@ -79,12 +80,21 @@ func (d *Dir) WriteFile(name string, data []byte) error {
 func (d *Dir) CreateFile(name string, data []byte) error {
 	return d.put("create", name, data, func(temp, name string) error {
 		if err := d.ops.link(temp, name); err != nil {
-			return err
+			return linkError(err)
 		}
 		// the file is in place; if its second name stays, it is a stale temporary file
 		d.root.Remove(temp)
 		return nil
 	})
+}
+
+// linkError says what a file system without hard links makes of them.
+func linkError(err error) error {
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("the file system has no hard links (FAT and some network file systems): "+
+			"use a folder on another one, or make the file there and move it here: %w", err)
+	}
+	return err
 }
 
 // put writes data to a temporary file, and publish gives that file its name.

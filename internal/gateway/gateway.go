@@ -32,7 +32,6 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
-	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keystore"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
@@ -71,7 +70,7 @@ func New(c Config) (*Server, error) {
 	if c.Keys == nil {
 		return nil, &OptionError{"Keys", errNoKeys}
 	}
-	base, err := httpx.ParseBaseURL(c.Upstream, true)
+	base, err := parseUpstream(&c)
 	if err != nil {
 		return nil, &OptionError{"Upstream", err}
 	}
@@ -211,7 +210,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == ohttp.Path && s.cfg.ServeOHTTP:
 		(&ohttpRequest{request: h}).endpoint()
 	default:
-		h.refuse(refuse(http.StatusNotFound, "no such endpoint"))
+		h.noEndpoint()
 	}
 }
 

@@ -33,7 +33,7 @@ func TestGatewayEndpoints(t *testing.T) {
 		{"GET", "/v1/chat/secure_completion", 405, "POST"},
 		{"OPTIONS", "/v1/chat/secure_completion", 405, "POST"},
 		{"post", "/v1/chat/secure_completion", 405, "POST"},
-		{"GET", "/", 404, ""}, {"POST", "/v1/chat/completions", 404, ""},
+		{"GET", "/", 404, ""}, {"POST", "/v1/chat/completion", 404, ""},
 		{"POST", "/v1/chat/secure_completion/", 404, ""}, {"GET", "/healthz/", 404, ""},
 		{"GET", "/pki/../healthz", 404, ""}, {"GET", "//healthz", 404, ""},
 		{"GET", "/PKI/public_key", 404, ""},
@@ -58,6 +58,31 @@ func TestGatewayEndpoints(t *testing.T) {
 	}
 	if strings.Contains(r.Logged(), "GET status=200 path=/healthz") || len(r.Forwarded()) != 0 {
 		t.Error("something was forwarded")
+	}
+}
+
+// What asks for an endpoint of OpenAI's in the clear is told in OpenAI's form what this server is.
+func TestGatewayTellsSDKs(t *testing.T) {
+	r := newRig(t, nil)
+	for _, path := range []string{
+		"/v1/chat/completions", "/chat/completions", "/v1/models", "/v1/embeddings", "/v1/responses",
+		"/prefix/v1/completions",
+	} {
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, path,
+			strings.NewReader(fakes.FineRequest))
+		w := r.Do(req)
+		var body struct {
+			Error struct{ Message, Type, Code string }
+		}
+		err := json.Unmarshal(w.Body.Bytes(), &body)
+		if err != nil || w.Code != http.StatusNotFound || body.Error.Type != "not_found_error" ||
+			body.Error.Code != "sealed_requests_only" ||
+			!strings.Contains(body.Error.Message, "HTTPClient()") {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+	if len(r.Forwarded()) != 0 || !strings.Contains(r.Logged(), "no such endpoint") {
+		t.Errorf("%d were forwarded; the log has %s", len(r.Forwarded()), r.Logged())
 	}
 }
 

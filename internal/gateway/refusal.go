@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
@@ -105,6 +107,29 @@ func (p *refusal) render(header http.Header) []byte {
 		header.Set("Retry-After", httpx.WholeSeconds(p.retryAfter))
 	}
 	return body
+}
+
+// sdkPaths are the ends of paths that SDKs ask for. Never changed.
+var sdkPaths = append([]string{"/models"}, readPaths...)
+
+// noEndpoint answers what is served nowhere. An SDK that was given the gateway's URL gets OpenAI's
+// error object, which says what is wrong.
+func (h *request) noEndpoint() {
+	p := refuse(http.StatusNotFound, "no such endpoint")
+	if !slices.ContainsFunc(sdkPaths, func(end string) bool {
+		return strings.HasSuffix(h.r.URL.Path, end)
+	}) {
+		h.refuse(p)
+		return
+	}
+	h.problem = p
+	body, _ := json.Marshal(map[string]any{"error": map[string]any{ // it marshals
+		"message": "this gateway takes sealed requests alone: send them with sealedchat's client, " +
+			"or give an SDK its HTTPClient()",
+		"type": chatjson.ErrorType(p.status), "param": nil, "code": "sealed_requests_only",
+	}})
+	h.header("Content-Type", "application/json")
+	_ = h.write(p.status, body) // the client may be gone
 }
 
 // document is the refusal as a problem document (RFC 9457), with OpenAI's error object for SDKs.

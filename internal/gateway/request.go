@@ -44,8 +44,8 @@ type request struct {
 	// the path that was asked for upstream, and the status that came; "" and 0 before
 	upstreamPath   string
 	upstreamStatus int
-	problem   *refusal
-	cut       bool // an answer began that the client did not get to its end
+	problem        *refusal
+	cut            bool // an answer began that the client did not get to its end
 
 	share *limit.Lease // what its body has of the bytes on the way; nil before, and in a place
 
@@ -187,8 +187,11 @@ func (h *request) finish() {
 
 func (h *request) log() {
 	level := slog.LevelInfo
-	if h.outcome() >= 500 {
+	switch {
+	case h.outcome() >= 500:
 		level = slog.LevelWarn
+	case h.outcome() < 400 && (h.r.Method == http.MethodGet || h.r.Method == http.MethodHead):
+		level = slog.LevelDebug // a key was fetched
 	}
 	attrs := []slog.Attr{
 		slog.String("payload_id", h.payloadID),

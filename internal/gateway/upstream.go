@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
@@ -54,6 +56,35 @@ func newUpstreamWay(c *Config, base *url.URL) (*upstreamWay, error) {
 		return req.Method == http.MethodPost && slices.Contains(read, req.URL.EscapedPath())
 	})
 	return w, nil
+}
+
+// parseUpstream checks Config.Upstream. Its errors repeat nothing of it except an ending.
+func parseUpstream(c *Config) (*url.URL, error) {
+	if c.Upstream == "" {
+		return nil, errors.New("required: the base URL of an OpenAI-compatible server, with /v1")
+	}
+	base, err := httpx.ParseBaseURL(c.Upstream, true)
+	if err != nil {
+		return nil, err
+	}
+	if strings.HasSuffix(base.EscapedPath(), "/chat/completions") {
+		return nil, errors.New("it has to end before \"/chat/completions\", with /v1 mostly: the " +
+			"gateway adds the paths itself")
+	}
+	if base.Scheme != "http" || c.InsecureUpstreamHTTP {
+		return base, nil
+	}
+	host := base.Hostname()
+	_, err = netip.ParseAddr(host)
+	switch {
+	case err == nil && !httpx.IsLoopbackLiteral(host):
+		return nil, fmt.Errorf("%w; use https, or set InsecureUpstreamHTTP if everybody on that "+
+			"network may read prompts", httpx.ErrNotLoopback)
+	case err != nil && !strings.EqualFold(host, "localhost"):
+		c.Logger.Warn("Upstream is http to a name: requests fail where it is not loopback, unless "+
+			"InsecureUpstreamHTTP is set", "host", host)
+	}
+	return base, nil
 }
 
 // transport is the way for what belongs to an account; "" is that of no account.
@@ -122,6 +153,8 @@ const theUpstream = "the upstream"
 func upstreamFailure(ctx context.Context, err error) *refusal {
 	p := upstreamFailed(err)
 	switch {
+	case errors.Is(err, fault.ErrInsecureURL):
+		p.cause = fmt.Errorf("%w; see InsecureUpstreamHTTP", err)
 	case errors.Is(err, context.DeadlineExceeded):
 		p.status, p.detail = http.StatusGatewayTimeout, detailUpstreamLate
 	case errors.Is(err, fault.ErrTooLarge):

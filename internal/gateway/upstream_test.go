@@ -5,9 +5,12 @@ package gateway
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -362,21 +365,62 @@ func TestGatewayUpstreamHTTP(t *testing.T) {
 	}
 	go func() { _ = server.Serve(l) }()
 	defer server.Close()
-	for _, insecure := range []bool{false, true} {
-		r := newRig(t, func(c *Config) {
-			c.Upstream, c.UpstreamTransport, c.InsecureUpstreamHTTP = "http://"+l.Addr().
-				String()+
-				"/v1", nil, insecure
+	log := &bytes.Buffer{}
+	open := func(upstream string, insecure bool) (*Server, error) {
+		return New(Config{
+			Keys: storedKeys(t, "rsa-2048"), Upstream: upstream, AllowUnauthenticated: true,
+			InsecureUpstreamHTTP: insecure, Logger: slog.New(slog.NewTextHandler(log, nil)),
+			ServeV1: true,
 		})
-		w := r.Do(fakes.Post(t, fakes.FineRequest).WithContext(testkit.Within(t, 0)))
-		mu.Lock()
-		if (w.Code == 200) != insecure || (served > 0) != insecure {
-			t.Errorf("insecure %v: %d %s, %d served", insecure, w.Code, w.Body, served)
+	}
+	address := "http://" + l.Addr().String() + "/v1"
+	if _, err := open(address, false); err == nil ||
+		!strings.Contains(err.Error(), "InsecureUpstreamHTTP") {
+		t.Errorf("an address that is not loopback, at start: %v", err)
+	}
+	r := newRig(t, func(c *Config) {
+		c.Upstream, c.UpstreamTransport, c.InsecureUpstreamHTTP = address, nil, true
+	})
+	w := r.Do(fakes.Post(t, fakes.FineRequest).WithContext(testkit.Within(t, 0)))
+	mu.Lock()
+	if w.Code != 200 || served != 1 {
+		t.Errorf("InsecureUpstreamHTTP: %d %s, %d served", w.Code, w.Body, served)
+	}
+	mu.Unlock()
+	// Where a name leads is known when it is dialled: a warning at start, and a cause in the log.
+	log.Reset()
+	elsewhere := &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, l.Addr().String())
+	}}
+	s, err := New(Config{
+		Keys: storedKeys(t, "rsa-2048"), Upstream: "http://name.test/v1", UpstreamTransport: elsewhere,
+		AllowUnauthenticated: true, Logger: slog.New(slog.NewTextHandler(log, nil)), ServeV1: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if !strings.Contains(log.String(), "level=WARN") ||
+		!strings.Contains(log.String(), "InsecureUpstreamHTTP") {
+		t.Errorf("no warning at start: %s", log)
+	}
+	log.Reset()
+	answer := httptest.NewRecorder()
+	s.ServeHTTP(answer, fakes.Post(t, fakes.FineRequest).WithContext(testkit.Within(t, 0)))
+	fakes.Refused(t, "http to a name", answer, 502)
+	mu.Lock()
+	if served != 1 || !strings.Contains(log.String(), "InsecureUpstreamHTTP") {
+		t.Errorf("%d served; the log has %s", served, log)
+	}
+	mu.Unlock()
+	for _, upstream := range []string{"http://localhost:1/v1", "http://127.0.0.1:1", "https://h.test/v1"} {
+		log.Reset()
+		s, err := open(upstream, false)
+		if err != nil || log.Len() != 0 {
+			t.Errorf("%s: %v, %s", upstream, err, log)
+			continue
 		}
-		mu.Unlock()
-		if !insecure {
-			fakes.Refused(t, "http to "+l.Addr().String(), w, 502)
-		}
+		_ = s.Close()
 	}
 	if _, err := New(
 		Config{

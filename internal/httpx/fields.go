@@ -4,6 +4,7 @@
 package httpx
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"mime"
@@ -77,9 +78,31 @@ func SetBearer(h http.Header, key Secret) error {
 	})
 }
 
+// apiKeyHint names the usual mistakes.
+func apiKeyHint(b []byte) string {
+	bearer := []byte("bearer")
+	switch {
+	case len(b) == 0:
+		return "the API key is empty; for none leave it nil"
+	case b[len(b)-1] == '\n', b[len(b)-1] == '\r':
+		return "the API key ends in a line break: trim it, as ReadSecret does for a file"
+	case b[0] == ' ', b[0] == '\t', b[len(b)-1] == ' ', b[len(b)-1] == '\t':
+		return "there is white space around the API key: trim it"
+	case len(b) > len(bearer) && bytes.EqualFold(b[:len(bearer)], bearer) &&
+		(b[len(bearer)] == ' ' || b[len(bearer)] == '\t'):
+		return "the API key begins with \"Bearer \": give the key alone"
+	case bytes.HasPrefix(b, []byte("\xef\xbb\xbf")):
+		return "the API key begins with a byte order mark: save its file without one"
+	}
+	return ""
+}
+
 // ValidAPIKey refuses what could end a header line, or could not stand in one.
 func ValidAPIKey(b []byte) error {
-	if len(b) == 0 || len(b) > 4096 {
+	if hint := apiKeyHint(b); hint != "" {
+		return fmt.Errorf("%w: %s", fault.ErrInvalidRequest, hint)
+	}
+	if len(b) > 4096 {
 		return fmt.Errorf("%w: the API key has %d bytes, want 1 to 4096", fault.ErrInvalidRequest, len(b))
 	}
 	for _, c := range b {

@@ -53,15 +53,23 @@ func NewDialer() *net.Dialer {
 // ParseBaseURL checks a base URL and returns it without a trailing slash. Plain http is an error
 // unless allowed. Its errors repeat nothing of the text, which may hold a password.
 func ParseBaseURL(text string, allowHTTP bool) (*url.URL, error) {
+	switch begins := strings.ToLower(text[:min(len(text), len("https://"))]); {
+	case strings.ContainsAny(text, "\r\n"):
+		return nil, errors.New("the URL holds a line break: trim it")
+	case strings.TrimSpace(text) != text:
+		return nil, errors.New("there is white space around the URL: trim it")
+	case !strings.HasPrefix(begins, "https:") && !strings.HasPrefix(begins, "http:"):
+		return nil, fmt.Errorf("%w: a URL begins with https://", fault.ErrInsecureURL)
+	}
 	u, err := url.Parse(text)
 	if err != nil {
 		return nil, errors.New("not a URL") // the parser's error quotes the text
 	}
 	switch {
 	case u.Scheme == "http" && !allowHTTP:
-		return nil, fmt.Errorf("%w: http is not encrypted, use https", fault.ErrInsecureURL)
-	case u.Scheme != "https" && u.Scheme != "http":
-		return nil, fmt.Errorf("%w: the scheme must be https", fault.ErrInsecureURL)
+		return nil, ErrPlainHTTP
+	case u.Scheme != "https" && u.Scheme != "http": // never: see above
+		return nil, fmt.Errorf("%w: a URL begins with https://", fault.ErrInsecureURL)
 	case u.User != nil:
 		return nil, errors.New("user info in the URL is refused")
 	case u.RawQuery != "" || u.ForceQuery:
@@ -85,6 +93,9 @@ func ParseBaseURL(text string, allowHTTP bool) (*url.URL, error) {
 	}
 	return u, nil
 }
+
+// ErrPlainHTTP is the error of a base URL with http where that is not allowed.
+var ErrPlainHTTP = fmt.Errorf("%w: http is not encrypted, use https", fault.ErrInsecureURL)
 
 // NewTransport puts rt (nil = a DefaultTransport of its own) under the rules for requests to base.
 // owned reports that nobody else has the transport's connections. The error says why rt is refused;

@@ -95,7 +95,20 @@ func EnvelopeError(err error) error {
 // A fingerprint is a SHA-256: 32 bytes, or 64 hex digits in text, lower case in its normal form.
 
 // NormalFingerprint is a user's text without white space around it and in lower case.
-func NormalFingerprint(text string) string { return strings.ToLower(strings.TrimSpace(text)) }
+//
+// It takes off what tools print around the digits: "sha256:" before them, colons between them, and
+// the name of a file behind them, as sha256sum has it.
+func NormalFingerprint(text string) string {
+	text = strings.TrimPrefix(strings.ToLower(strings.TrimSpace(text)), "sha256:")
+	text = strings.TrimLeft(text, " ")
+	if digits, file, _ := strings.Cut(text, " "); len(digits) == 64 && file != "" {
+		text = digits
+	}
+	if len(text) == 32*3-1 { // aa:bb:…
+		text = strings.ReplaceAll(text, ":", "")
+	}
+	return text
+}
 
 // ValidFingerprint says what is wrong with a fingerprint, in either case, or nil.
 func ValidFingerprint(text string) error {

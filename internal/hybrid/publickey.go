@@ -89,6 +89,10 @@ func publicKeyHint(text []byte) string {
 	switch {
 	case len(text) == 0:
 		return "empty"
+	case bytes.HasPrefix(text, []byte("\xef\xbb\xbf")):
+		return "it begins with a byte order mark: save it as UTF-8 without one"
+	case bytes.HasPrefix(text, []byte("\xff\xfe")), bytes.HasPrefix(text, []byte("\xfe\xff")):
+		return "it is UTF-16 text: save it as UTF-8"
 	case bytes.HasPrefix(text, []byte("{")), bytes.HasPrefix(text, []byte(`"`)):
 		return "this is JSON; the endpoint must answer with the bare PEM text"
 	case bytes.HasPrefix(text, []byte("<")):

@@ -11,11 +11,13 @@ import (
 // Reasons to refuse a private key file. Callers tell them apart with errors.Is. The messages never
 // hold a byte of the file.
 var (
-	ErrNotPEM                = errors.New("no PEM block in the file")
-	ErrPublicOnly            = errors.New("a public key file, not the private one")
-	ErrMultipleKeys          = errors.New("more than one private key in the file")
-	ErrLabel                 = errors.New("the PEM label does not fit its content")
-	ErrMalformed             = errors.New("damaged key file")
+	ErrNotPEM       = errors.New("no PEM block in the file")
+	ErrPublicOnly   = errors.New("a public key file, not the private one")
+	ErrMultipleKeys = errors.New("more than one private key in the file")
+	ErrLabel        = errors.New("the PEM label does not fit its content")
+	ErrMalformed    = errors.New("damaged key file")
+	ErrPKCS8Version = errors.New("PKCS#8 version 1 (RFC 5958) is not read; convert the " +
+		"file with: openssl pkey -in old.pem -out new.pem")
 	ErrTrailing              = errors.New("bytes after the end of the key")
 	ErrPassphraseNeeded      = errors.New("the key is encrypted: a passphrase is needed")
 	ErrPassphraseSuperfluous = errors.New("the key is not encrypted, but a passphrase was given")

@@ -48,7 +48,7 @@ func FuzzParsePrivateKey(f *testing.F) {
 			}
 			if !errors.As(err, &keyType) && !errors.As(err, &unsupported) &&
 				!isOneOf(err, ErrNotPEM, ErrPublicOnly,
-					ErrMultipleKeys, ErrLabel, ErrMalformed, ErrTrailing, ErrPassphraseNeeded,
+					ErrMultipleKeys, ErrLabel, ErrPKCS8Version, ErrMalformed, ErrTrailing, ErrPassphraseNeeded,
 					ErrPassphraseSuperfluous,
 					ErrKeySize, ErrExponent, ErrMultiPrime, ErrInconsistent, ErrPublicMismatch,
 					ErrPassphrase, ErrKDFCost, ErrTooLarge) {

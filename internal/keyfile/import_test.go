@@ -233,8 +233,9 @@ func TestPKCS8Forms(t *testing.T) {
 		want error
 	}{
 		{"attributes", rawPKCS8(0, 0, good, attributes...), nil},
-		{"version 1", rawPKCS8(1, 0, good), ErrMalformed},
-		{"version 1 with public key", rawPKCS8(1, 0, good, public...), ErrMalformed},
+		{"version 1", rawPKCS8(1, 0, good), ErrPKCS8Version},
+		{"version 1 with public key", rawPKCS8(1, 0, good, public...), ErrPKCS8Version},
+		{"version 2", rawPKCS8(2, 0, good), ErrMalformed},
 		{"public key in version 0", rawPKCS8(0, 0, good, public...), ErrMalformed},
 		{"attributes twice", rawPKCS8(0, 0, good, append(attributes, attributes...)...),
 			ErrMalformed},

@@ -182,7 +182,7 @@ func (k *RSAKey) exponent() int {
 // checkPublic checks only sizes, which bound the cost of the work that follows.
 func (k *RSAKey) checkPublic() error {
 	if n := k.Bits(); n < minKeyBits || n > maxKeyBits {
-		return ErrKeySize
+		return fmt.Errorf("%w: it has %d; make a new one, as CreateKeyStore does", ErrKeySize, n)
 	}
 	if e := k.exponent(); e < 65537 || e%2 == 0 {
 		return ErrExponent

@@ -135,6 +135,9 @@ func splitBlocks(file []byte) (private *block, public []block, err error) {
 		case "OPENSSH PRIVATE KEY":
 			return nil, nil, &UnsupportedError{"OpenSSH's key format",
 				"ssh-keygen -p -m PKCS8 -f key.pem (a copy: it is changed in place)"}
+		case "CERTIFICATE", "TRUSTED CERTIFICATE", "X509 CERTIFICATE", "CERTIFICATE REQUEST", "X509 CRL":
+			return nil, nil, fmt.Errorf("%w: a %s block: give the private key alone, with: "+
+				"openssl pkey -in old.pem -out new.pem", ErrLabel, b.label)
 		default:
 			return nil, nil, fmt.Errorf("%w: neither a private nor a public key block", ErrLabel)
 		}
@@ -173,6 +176,11 @@ func scanPEM(file []byte) ([]block, error) {
 		blocks = append(blocks, block{string(label), body})
 	}
 	if len(blocks) == 0 {
+		for _, mark := range []string{"\xff\xfe", "\xfe\xff"} {
+			if bytes.HasPrefix(file, []byte(mark)) {
+				return nil, fmt.Errorf("%w: it is UTF-16 text: save it as UTF-8", ErrNotPEM)
+			}
+		}
 		return nil, ErrNotPEM
 	}
 	return blocks, nil

@@ -109,8 +109,11 @@ func parsePKCS8(der []byte) (*RSAKey, error) {
 	var info, key cryptobyte.String
 	var version uint64
 	s := cryptobyte.String(der)
-	if !s.ReadASN1(&info, asn1.SEQUENCE) || !info.ReadASN1Integer(&version) || version != 0 {
+	if !s.ReadASN1(&info, asn1.SEQUENCE) || !info.ReadASN1Integer(&version) || version > 1 {
 		return nil, fmt.Errorf("%w: not PKCS#8 version 0", ErrMalformed)
+	}
+	if version == 1 { // OneAsymmetricKey, with the public key in it
+		return nil, ErrPKCS8Version
 	}
 	oid, parameters, ok := readAlgorithm(&info)
 	if !ok || !info.ReadASN1(&key, asn1.OCTET_STRING) ||

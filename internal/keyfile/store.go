@@ -196,7 +196,7 @@ func (k *MasterKey) MoveTo(dst []byte) error {
 	if len(dst) != len(k.key) {
 		return fmt.Errorf("%w: a master key has %d bytes", ErrInvalid, masterKeySize)
 	}
-	copy(dst, k.key)
+	erase.Do(func() { copy(dst, k.key) }) // a copy goes through registers
 	clear(k.key)
 	k.key = dst
 	return nil

@@ -86,7 +86,7 @@ func (s *Store) dataKey(generation uint32) (*locked.Buffer, uint32, error) {
 			if err != nil {
 				return nil, 0, err
 			}
-			copy(key.Bytes(), k.key)
+			erase.Do(func() { copy(key.Bytes(), k.key) }) // a copy goes through registers
 			return key, k.generation, nil
 		}
 	}

@@ -16,6 +16,7 @@
 package keystore
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -26,6 +27,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/seed-017344ad/sealedchat/internal/erase"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
@@ -192,7 +195,9 @@ func Create(ctx context.Context, dir string, passphrase Secret, o *Options) (*St
 
 // Open opens the store in a folder, "" for the user's own.
 func Open(ctx context.Context, dir string, passphrase Secret, o *Options) (*Store, error) {
-	return begin(ctx, o, func(s *Store) error { return s.open(ctx, dir, passphrase) })
+	return begin(ctx, o, func(s *Store) error {
+		return passphraseError(s.open(ctx, dir, passphrase), passphrase)
+	})
 }
 
 func begin(ctx context.Context, o *Options, open func(*Store) error) (*Store, error) {
@@ -317,12 +322,41 @@ func folder(dir string) (string, error) {
 	return dir, nil
 }
 
+// validPassphrase judges a new passphrase. One that is text and ends in a line break is a file that
+// was not trimmed: with what its owner types at a prompt the store would not open.
 func validPassphrase(p Secret) error {
-	if n := p.Len(); n < minPassphrase {
+	switch n := p.Len(); {
+	case n == 0:
+		return fmt.Errorf("%w: the passphrase is empty, want %d bytes or more",
+			fault.ErrInvalidRequest, minPassphrase)
+	case n < minPassphrase:
 		return fmt.Errorf("%w: a passphrase of %d bytes, want %d or more",
 			fault.ErrInvalidRequest, n, minPassphrase)
 	}
+	if endsInLineBreak(p) {
+		return fmt.Errorf("%w: %s", fault.ErrInvalidRequest, lineBreakHint)
+	}
 	return nil
+}
+
+const lineBreakHint = "the passphrase ends in a line break: trim it, as ReadSecret does for a file"
+
+// endsInLineBreak tells text with a line break at its end from random bytes.
+func endsInLineBreak(p Secret) (ends bool) {
+	_ = p.Use(func(b []byte) error {
+		text := bytes.TrimRight(b, "\r\n")
+		ends = len(text) < len(b) && utf8.Valid(text) && bytes.IndexFunc(text, unicode.IsControl) < 0
+		return nil
+	})
+	return ends
+}
+
+// passphraseError adds to an error of opening with p, if p is likely to be an untrimmed one.
+func passphraseError(err error, p Secret) error {
+	if errors.Is(err, fault.ErrPassphrase) && endsInLineBreak(p) {
+		return fmt.Errorf("%w: %s", err, lineBreakHint)
+	}
+	return err
 }
 
 func (s *Store) newMaster(p []byte) (*keyfile.MasterKey, error) {

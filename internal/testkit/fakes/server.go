@@ -22,6 +22,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -90,6 +91,10 @@ func (s *Server) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	s.mu.Lock()
 	key := s.key
+	if req.Method == http.MethodGet && req.URL.Path == ohttp.Path { // it speaks version 1 alone
+		s.mu.Unlock()
+		return testkit.Respond(404, ""), nil
+	}
 	if req.Method == http.MethodGet {
 		s.gets++
 		s.mu.Unlock()
