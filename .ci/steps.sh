@@ -15,6 +15,7 @@ about() {
 	memory) echo "what lies in a client's and a gateway's memory, in registers, and in a core file" ;;
 	audit) echo "the audit log under load, kills and tampering; what an event costs" ;;
 	race) echo "race detector" ;;
+	go127) echo "Go 1.27: the connections upstream, whose rules rest on net/http" ;;
 	platforms) echo "other platforms build, tests included" ;;
 	wine) echo "Windows tests under Wine" ;;
 	demo) echo "the README's demo" ;;
@@ -111,6 +112,16 @@ step_race() {
 	else
 		skip "race detector: no C compiler"
 	fi
+}
+
+step_go127() {
+	export GOTOOLCHAIN=go1.27.4
+	if ! go version; then
+		skip "Go 1.27: the module proxy has no $GOTOOLCHAIN for this machine"
+		return 0
+	fi
+	go test -count=1 ./internal/upstream
+	go test -count=1 -run '^Test(Content|Usual|Foreign|Prompts|EarlyAnswers)' ./internal/e2e ./internal/gateway
 }
 
 step_platforms() {

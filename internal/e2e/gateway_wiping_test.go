@@ -60,7 +60,7 @@ func TestGatewayWipesAnswers(t *testing.T) {
 	} {
 		spy := &spiedBody{Reader: c.body, find: marker}
 		g := startGateway(t, testkit.AnswerText("x"), func(g *sealedchat.GatewayConfig) {
-			g.Upstream = "https://upstream.test/v1"
+			g.Upstream, g.Keys = "https://upstream.test/v1", storedKeys(t, "rsa-2048")
 			g.UpstreamTransport = testkit.RoundTrip(func(req *http.Request) (*http.Response,
 				error) {
 				_, _ = io.Copy(io.Discard, req.Body)

@@ -125,8 +125,8 @@ func countedUpstream(t *testing.T, secure bool) (server *httptest.Server, conns 
 // and nobody clears the frames.
 const registersOnSignal = 128
 
-// promptSizes are in characters, with how many requests are made of each.
-var promptSizes = []struct{ size, rounds int }{{300, memoryRounds}, {100_000, 4}}
+// promptSizes are in characters.
+var promptSizes = []int{300, 100_000}
 
 // TestPromptsInTheGatewaysMemory has a gateway serve requests over real connections, and looks in
 // its memory, when it is idle, for what they said and what was answered.
@@ -148,10 +148,10 @@ func TestPromptsInTheGatewaysMemory(t *testing.T) {
 			for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope,
 				sealedchat.ProtocolOHTTP} {
 				for _, stream := range []bool{false, true} {
-					for _, s := range promptSizes {
-						all = append(all, askGateway(t, base, protocol, stream, s.size,
-							s.rounds)...)
-						requests += s.rounds
+					for _, size := range promptSizes {
+						rounds := max(memoryScenario{}.rounds()*300/size, 2)
+						all = append(all, askGateway(t, base, protocol, stream, size, rounds)...)
+						requests += rounds
 					}
 				}
 			}
