@@ -159,8 +159,8 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
 	start := time.Now()
 	// it may run before this function has returned: the end of ctx ends a body at any time
 	finish := func(of *openedResponse, err error) {
-		done()
-		counted(&err)
+		defer counted(&err)
+		defer done() // after the line: Close waits for it
 		if of == nil {
 			c.logCall(ctx, in, o, start, 0, 0, err)
 		} else {
