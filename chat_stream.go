@@ -27,7 +27,7 @@ type ChatChunk struct {
 	Created int64         `json:"created" read:"lax"`
 	Model   string        `json:"model" read:"lax"`
 	Choices []ChunkChoice `json:"choices"` // empty in the chunk that has Usage
-	// nil in all chunks but one near the end
+	// nil in all chunks except one near the end
 	Usage             *Usage `json:"usage" read:"lax"`
 	SystemFingerprint string `json:"system_fingerprint" read:"lax"`
 	ServiceTier       string `json:"service_tier" read:"lax"`
