@@ -98,11 +98,15 @@ func (u *lazyUpstream) seen() (lines []string, conns int) {
 const smuggledRequest = "POST /v1/evil HTTP/1.1\r\nHost: upstream\r\n" +
 	"Content-Type: application/json\r\nContent-Length: 400\r\n\r\n"
 
+// TestMain silences the standard logger: net/http tells it of bytes that an upstream sends unasked.
+func TestMain(m *testing.M) {
+	log.SetOutput(io.Discard)
+	os.Exit(m.Run())
+}
+
 // TestContentStaysWithItsClient has one client send content that the upstream leaves unread, and
 // looks at what becomes of the next clients' requests, in both protocols.
 func TestContentStaysWithItsClient(t *testing.T) {
-	log.SetOutput(io.Discard) // net/http tells the standard logger of bytes that nobody asked for
-	defer log.SetOutput(os.Stderr)
 	answers := map[string]string{
 		"404 with content": "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}",
 		"404":              "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
