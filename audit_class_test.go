@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
@@ -172,6 +173,7 @@ func unsent(e *fault.ConnectionError) error {
 // Whoever asked for a stream and got a whole answer that is refused, finds that in the audit log as
 // with Chat.
 func TestRefusedStreamsAreTold(t *testing.T) {
+	testkit.NeedLocked(t, 256<<10) // or less is locked than before, which is an event
 	badCalls := strings.Replace(fakes.FineCompletion("x"), `"message":{`,
 		`"message":{"tool_calls":5,`, 1)
 	foreign := func() string {

@@ -81,7 +81,7 @@ func (o *AuditLogOptions) engine() (e auditlog.Options, err error) {
 	return e, nil
 }
 
-// AuditLog keeps events in a file that nobody without the key store can change unnoticed; its
+// AuditLog keeps events in a file that cannot be changed unnoticed without the key store; its
 // Record is an [Auditor]. Each line is a JSON object with an HMAC-SHA256 over itself and the line
 // before, under a key that is derived from the key store's data key; [VerifyAuditLog] checks it.
 // SPEC.md has the format.
@@ -141,9 +141,8 @@ func errNoAuditKeys() error {
 // follows the one that was last, Logger is told, and VerifyAuditLog finds the gap.
 func (l *AuditLog) Record(ctx context.Context, e Event) error {
 	if l == nil {
-		return fmt.Errorf("%w: a nil *AuditLog records nothing; leave the Auditor nil to "+
-			"tell nobody",
-			ErrInvalidRequest)
+		return fmt.Errorf("%w: a nil *AuditLog records nothing; leave the Auditor nil for "+
+			"no events", ErrInvalidRequest)
 	}
 	if !e.Type.valid() {
 		return errEventType(e.Type)
@@ -157,9 +156,9 @@ func (l *AuditLog) Record(ctx context.Context, e Event) error {
 }
 
 // Head is the place of the last line that this process wrote, or found when it wrote or opened the
-// log: its number and its HMAC, as "SEQ-HEX". Keep it where nobody who can write to the log can
-// change it: [VerifyAuditLog] and AuditLogOptions.Head need it to notice that lines were cut off
-// the end. "" means that there is no line. After Close it is the last one.
+// log: its number and its HMAC, as "SEQ-HEX". Keep it where those who can write to the log
+// cannot change it: [VerifyAuditLog] and AuditLogOptions.Head need it to notice that lines were cut
+// off the end. "" means that there is no line. After Close it is the last one.
 func (l *AuditLog) Head() string { return l.log.Head().String() }
 
 // Close waits for events that are being written, and has the disk confirm them. Later events are

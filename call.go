@@ -157,19 +157,20 @@ func (c *SecureCompletionClient) stream(ctx context.Context, in *plainRequest,
 		return nil, err
 	}
 	start := time.Now()
-	finish := func(err error) {
-		done()
-		counted(&err)
-		if resp == nil {
+	// it may run before this function has returned: the end of ctx ends a body at any time
+	finish := func(of *openedResponse, err error) {
+		defer counted(&err)
+		defer done() // after the line: Close waits for it
+		if of == nil {
 			c.logCall(ctx, in, o, start, 0, 0, err)
 		} else {
-			c.logCall(ctx, in, o, start, resp.status, resp.body.opened, err)
+			c.logCall(ctx, in, o, start, of.status, of.body.opened, err)
 		}
 	}
 	failure := errPanicked
 	defer func() {
 		if failure != nil {
-			finish(failure) // or else Close waits for this call for good
+			finish(nil, failure) // or else Close waits for this call for good
 		}
 	}()
 	failure = c.withRetries(ctx, o, func() (again bool, err error) {

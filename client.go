@@ -213,11 +213,12 @@ func (c *SecureCompletionClient) setProtocol() {
 			takeX25519: c.cfg.OHTTP.AllowX25519,
 		}
 		c.server.otherKeys = func(ctx context.Context) ([]*PublicKey, string) {
-			keys, err := fetchServerKey(ctx, c.http, c.base)
+			keys, err := fetchServerKey(ctx, c.http, c.base, "")
 			if err != nil {
 				return nil, ""
 			}
-			return keys, "version 1: set Config.Protocol to ProtocolEnvelope, or pin the signer"
+			return keys, "version 1: set Config.Protocol to ProtocolEnvelope, " +
+				"or pin the signer that the operator names"
 		}
 		return
 	}
@@ -226,7 +227,8 @@ func (c *SecureCompletionClient) setProtocol() {
 		if err != nil {
 			return nil, ""
 		}
-		return keys, "Oblivious HTTP: set Config.Protocol to ProtocolOHTTP, or pin the RSA key"
+		return keys, "Oblivious HTTP: set Config.Protocol to ProtocolOHTTP, " +
+			"or pin the RSA key that the operator names"
 	}
 	c.wire = &envelopeV1{
 		completionURL: c.base.String() + hybrid.PathCompletion, keys: c.cfg.Keys, server: c.server,

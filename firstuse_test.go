@@ -6,12 +6,16 @@ package sealedchat
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
@@ -239,5 +243,73 @@ func TestPanicInOnServerKey(t *testing.T) {
 	case <-closed:
 	case <-time.After(time.Minute):
 		t.Fatal("Close hangs")
+	}
+}
+
+// lookRecorder notes the requests for keys of the other protocol, and lets nothing answer them.
+type lookRecorder struct {
+	http.RoundTripper
+	path   string // of the other protocol's keys
+	agents []string
+}
+
+func (r *lookRecorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Path != r.path || req.Method != http.MethodGet {
+		return r.RoundTripper.RoundTrip(req)
+	}
+	r.agents = append(r.agents, req.Header.Get("User-Agent"))
+	<-req.Context().Done()
+	return nil, req.Context().Err()
+}
+
+// Only after a wrong pin the client looks for a key of the other protocol: once, without a name of
+// its own over Oblivious HTTP, and not for long when there is no answer.
+func TestLookForOtherProtocol(t *testing.T) {
+	wrong := strings.Repeat("ab", 32)
+	refuse := func(_, _ *PublicKey) error { return errors.New("not this one") }
+	for name, c := range map[string]struct {
+		change func(c *Config, right string)
+		looks  int
+	}{
+		"a wrong pin": {func(c *Config, _ string) { c.Trust = Pin(wrong) }, 1},
+		"refused by the user": {func(c *Config, right string) {
+			c.Trust, c.OnServerKey = Pin(right), refuse
+		}, 0},
+		"no pin, refused by the user": {func(c *Config, _ string) { c.OnServerKey = refuse }, 0},
+	} {
+		for _, protocol := range []Protocol{ProtocolEnvelope, ProtocolOHTTP} {
+			synctest.Test(t, func(t *testing.T) {
+				rt := &lookRecorder{}
+				var client *SecureCompletionClient
+				if protocol == ProtocolOHTTP {
+					g := fakes.NewGateway(t, answerText("x"))
+					rt.RoundTripper, rt.path = fakes.Direct(g), hybrid.PathPublicKey
+					client = ohttpClient(t, "https://gateway.test", func(config *Config) {
+						config.Transport = rt
+						c.change(config, g.Key().Fingerprint())
+					})
+				} else {
+					rt.RoundTripper, rt.path = fakes.NewServer(t), ohttp.Path
+					client = sealedClient(t, fakes.NewServer(t), func(config *Config) {
+						config.Transport = rt
+						c.change(config, publicOf(t, "rsa-2048").Fingerprint())
+					})
+				}
+				start := time.Now()
+				_, err := client.Chat(t.Context(), ask("x"))
+				if _, ok := errors.AsType[*ServerKeyError](err); !ok {
+					t.Errorf("%s, %s: %v", name, protocol, err)
+				}
+				if took := time.Since(start); took > otherKeyWait {
+					t.Errorf("%s, %s: it took %v", name, protocol, took)
+				}
+				if len(rt.agents) != c.looks {
+					t.Errorf("%s, %s: looked %d times", name, protocol, len(rt.agents))
+				}
+				if protocol == ProtocolOHTTP && strings.Join(rt.agents, "") != "" {
+					t.Errorf("%s: it says who it is: %q", name, rt.agents)
+				}
+			})
+		}
 	}
 }

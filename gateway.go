@@ -53,8 +53,8 @@ type GatewayConfig struct {
 	// is read. An error is answered 401, or 403 for ErrPermission, 429 for ErrRateLimited, 503 for
 	// ErrUnavailable; the RetryAfter of an *APIError goes along. See AuthenticateKeys.
 	//
-	// account is the program's own name for the client, never a key or a token; "" is nobody in
-	// particular. It is in the line of Logger and in Event.Account, cut to 128 printable
+	// account is the program's own name for the client, never a key or a token; "" is no client
+	// in particular. It is in the line of Logger and in Event.Account, cut to 128 printable
 	// characters. Over HTTP/1, a connection upstream that served one account serves no other. With
 	// an error it is ignored.
 	Authenticate func(*http.Request) (account string, err error)
@@ -120,7 +120,7 @@ type GatewayConfig struct {
 	// answers requests with 503 before they go upstream, and sends no answers; a streamed one stays
 	// without its end. Logger alone is told of refused API keys, and of requests over Oblivious
 	// HTTP that do not open or are malformed: strangers could fill the audit log with them. nil =
-	// nobody is told.
+	// no events.
 	Audit Auditor
 	// Logger gets one line per request: ids, account, sizes, durations and status, no content. nil
 	// = silent.

@@ -28,7 +28,7 @@ type KeyStoreOptions struct {
 	// Memory says what becomes of keys for which there is no locked memory: MemoryBestEffort, the
 	// zero value, MemoryRequired, which makes their store fail with ErrMemoryLimit, or MemoryOff.
 	Memory MemoryPolicy
-	// Audit is told of keys, data at rest, and refused files. nil = nobody, until SetAuditor.
+	// Audit is told of keys, data at rest, and refused files. nil = no events, until SetAuditor.
 	Audit Auditor
 	// Logger gets fingerprints, rotations and failures to save. nil = silent.
 	Logger *slog.Logger
@@ -140,8 +140,8 @@ func newKeyStore(
 }
 
 // SetAuditor tells a from now on, in place of KeyStoreOptions.Audit, and at once what
-// CreateKeyStore or OpenKeyStore did, if nobody was told that yet. It is for an [AuditLog], which
-// needs the open store for its key:
+// CreateKeyStore or OpenKeyStore did, if no Auditor was told that yet. It is for an [AuditLog],
+// which needs the open store for its key:
 //
 //	store, err := OpenKeyStore(ctx, dir, passphrase, nil)
 //	log, err := OpenAuditLog(ctx, path, store, nil)
@@ -150,7 +150,7 @@ func newKeyStore(
 //	store.Close() // after the clients and gateways; rotation in the background tells until here
 //	log.Close()
 //
-// nil tells nobody. The error is [ErrAudit] with a's own for what is told at once; a is set all the
+// nil ends that. The error is [ErrAudit] with a's own for what is told at once; a is set all the
 // same.
 func (s *KeyStore) SetAuditor(ctx context.Context, a Auditor) error {
 	return s.store.SetTell(ctx, tellKeyEvents(a))
@@ -200,7 +200,7 @@ type KeyInfo struct {
 
 // Keys lists the RSA keys, the primary one first, then the retired ones, those that were retired
 // last first; then the key configurations for Oblivious HTTP, those in use first, and the key that
-// signs their list. What nobody has needed yet is not there: see [KeyStore.Public] and
+// signs their list. A key that was not needed yet is not there: see [KeyStore.Public] and
 // [Gateway.Keys]. A closed store has none. The caller owns the slice.
 func (s *KeyStore) Keys() []KeyInfo {
 	var list []KeyInfo

@@ -26,7 +26,7 @@ const redacted = "[REDACTED]"
 // and on Linux left out of core dumps. Printing a *Secret in any way, logging it or marshalling it
 // gives "[REDACTED]".
 //
-// A Secret that nobody destroys is wiped by the garbage collector some time after it became
+// A Secret that is not destroyed is wiped by the garbage collector some time after it became
 // unreachable, and counted in [MemoryStatus].Leaked.
 //
 // All methods may be called from several goroutines, and on a nil *Secret or a zero one, which are
@@ -34,7 +34,7 @@ const redacted = "[REDACTED]"
 type Secret struct {
 	mu    sync.Mutex
 	buf   *locked.Buffer // nil once destroyed
-	watch locked.Watch   // wipes buf should nobody do so
+	watch locked.Watch   // wipes buf if Destroy is not called
 	users int            // running Use calls; the last one wipes when destroyed is set
 	dead  bool
 }
@@ -261,7 +261,7 @@ type MemoryStatus struct {
 	Misses int64 `json:"misses"`
 
 	Secrets int64 `json:"secrets"` // how many there are that are not destroyed yet
-	// Leaked counts those that nobody destroyed: the garbage collector found them and had them
+	// Leaked counts those that were not destroyed: the garbage collector found them and had them
 	// wiped.
 	Leaked int64 `json:"leaked"`
 
@@ -302,7 +302,7 @@ func allLocked() bool { return locked.Report().Level == locked.Locked }
 // On Linux the process becomes undumpable (PR_SET_DUMPABLE), and its core dumps are off
 // (RLIMIT_CORE, which importing this package has set to 0 already: memguard does). After that
 //
-//   - nobody but root can attach a debugger, read /proc/PID/mem, or get a core, and root still can;
+//   - only root can still attach a debugger, read /proc/PID/mem, or get a core;
 //   - the files in /proc/PID belong to root: the program itself can no longer read its own
 //     /proc/self/environ or write /proc/self/oom_score_adj, unless it is root, and ps and perf of
 //     the same user see less;

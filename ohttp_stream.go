@@ -112,14 +112,14 @@ func (r *openedResponse) length() int64 {
 // receiveStream sends t and opens the header of its answer. finish is called when a good answer has
 // been read.
 func (c *SecureCompletionClient) receiveStream(ctx context.Context, t *trip,
-	finish func(error)) (*openedResponse, error) {
+	finish func(*openedResponse, error)) (*openedResponse, error) {
 	resp, err := c.sendForHeader(ctx, t)
 	if err != nil {
 		return nil, c.tellRefused(ctx, t.payloadID, err, t.o.tier)
 	}
 	resp.body.over = func(end error) error {
 		failure := errPanicked
-		defer func() { finish(failure) }()
+		defer func() { finish(resp, failure) }()
 		defer t.release()
 		c.counts.opened.Add(resp.body.opened)
 		end = c.tellStream(context.WithoutCancel(ctx), resp, t.start, end)

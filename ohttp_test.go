@@ -9,11 +9,13 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -77,6 +79,77 @@ func TestOHTTPNothingStaysOpen(t *testing.T) {
 	if s := client.Stats(); s.InFlight != 0 {
 		t.Errorf("%+v", s)
 	}
+}
+
+// The context may end when the header has opened and stream has not returned yet: the call has its
+// line, once, and there is no data race.
+func TestOHTTPContextEndsWithTheHeader(t *testing.T) {
+	g := fakes.NewGateway(t, fakes.WordByWord(nil, "a", "b", "c"))
+	rt := &headerEnds{RoundTripper: fakes.Direct(g)}
+	lines := make(lineChan, 100)
+	client := ohttpClient(t, "https://gateway.test", func(c *Config) {
+		c.Transport, c.Logger = rt, slog.New(slog.NewTextHandler(lines, nil))
+	})
+	if err := client.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	body, _ := ask("x").encode()
+	for range 20 {
+		ctx, cancel := context.WithCancel(t.Context())
+		rt.cancel = cancel
+		resp, err := client.stream(ctx, chatRequest(body, false), nil)
+		rt.cancel = nil
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if line := <-lines; !strings.Contains(line, "context canceled") {
+			t.Errorf("the line is %s", line)
+		}
+		if _, err := io.ReadAll(resp.body); !errors.Is(err, context.Canceled) {
+			t.Errorf("the body ended with %v", err)
+		}
+		_ = resp.body.Close()
+	}
+	if len(lines) != 0 {
+		t.Errorf("another line: %s", <-lines)
+	}
+	if s := client.Stats(); s.InFlight != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// lineChan gets what a log writes, a line at a time.
+type lineChan chan string
+
+func (c lineChan) Write(line []byte) (int, error) {
+	c <- string(line)
+	return len(line), nil
+}
+
+// headerEnds calls cancel when the first bytes of an answer are read.
+type headerEnds struct {
+	http.RoundTripper
+	cancel func()
+}
+
+func (e *headerEnds) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := e.RoundTripper.RoundTrip(req)
+	if err == nil && e.cancel != nil {
+		resp.Body = &endingBody{resp.Body, e.cancel}
+	}
+	return resp, err
+}
+
+type endingBody struct {
+	io.ReadCloser
+	cancel func()
+}
+
+func (b *endingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.cancel()
+	return n, err
 }
 
 // The answer is opened to the beginning of the room that was made for it, and nothing else stays

@@ -14,7 +14,6 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/flight"
-	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 )
 
@@ -161,8 +160,9 @@ func restsOnTLS(t Trust) bool {
 }
 
 const (
-	serverKeyLife   = time.Hour   // how long a fetched key is used before it is asked for again
-	refreshCooldown = time.Minute // after a refused request whose refresh found the same key
+	serverKeyLife   = time.Hour       // how long a fetched key is used before it is asked for again
+	otherKeyWait    = 2 * time.Second // for the other protocol's key, which only completes an error
+	refreshCooldown = time.Minute     // after a refused request whose refresh found the same key
 )
 
 // serverKey fetches the server's public key once for all callers, has it judged, and keeps it for
@@ -287,14 +287,15 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 }
 
 // nameProtocol completes the error of a wrong pin: it may be the pin of the same server's key for
-// the other protocol. Only that key, which is public, is asked for.
+// the other protocol. Only that key, which is public, is asked for, and nothing is trusted by it.
+// Where the user refused a key that the pin let through, the pin is right.
 func (s *serverKey) nameProtocol(ctx context.Context, err error) error {
 	refused, ok := err.(*ServerKeyError)
 	pinned, isPin := s.trust.(pins)
-	if !ok || !isPin || s.otherKeys == nil {
+	if !ok || refused.Err != nil || !isPin || s.otherKeys == nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, httpx.MaxErrorWait)
+	ctx, cancel := context.WithTimeout(ctx, otherKeyWait)
 	defer cancel()
 	keys, name := s.otherKeys(ctx)
 	for _, k := range keys {

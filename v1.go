@@ -31,7 +31,7 @@ type envelopeV1 struct {
 }
 
 func (p *envelopeV1) fetchKeys(ctx context.Context, rt http.RoundTripper) ([]*PublicKey, error) {
-	return fetchServerKey(ctx, rt, p.base)
+	return fetchServerKey(ctx, rt, p.base, httpx.UserAgent)
 }
 
 func (p *envelopeV1) streams() bool { return false }
@@ -142,15 +142,15 @@ func (p *envelopeV1) resealHelps(ctx context.Context, r *sealedRequest, err erro
 	return p.server.refresh(ctx, r.server)
 }
 
-// fetchServerKey asks for the server's public key.
-func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL) ([]*PublicKey,
-	error) {
+// fetchServerKey asks for the server's public key, with a User-Agent unless agent is "".
+func fetchServerKey(ctx context.Context, rt http.RoundTripper, base *url.URL,
+	agent string) ([]*PublicKey, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String()+hybrid.PathPublicKey,
 		nil)
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: %w", err)
 	}
-	req.Header.Set("User-Agent", httpx.UserAgent)
+	req.Header.Set("User-Agent", agent)
 	a, err := httpx.Exchange(rt, req, hybrid.MaxKeyText)
 	if err != nil {
 		return nil, err

@@ -112,6 +112,20 @@ func TestFillIn(t *testing.T) {
 			t.Errorf("%s is filled in again", want)
 		}
 	}
+	// What is filled in may be as long as the nulls that it replaces.
+	nulls := `{"id":"","object":"x","created":null,"model":"","choices":[{"index":null,"message":` +
+		`{"role":"x"}},{"index":null,"message":{"role":"x"}}]}`
+	want := `{"id":"","object":"x","created":1234567890,"model":"","choices":[{"index":0,` +
+		`"message":{"role":"x"}},{"index":1,"message":{"role":"x"}}]}`
+	with.Created = 1234567890
+	if got := string(FillIn([]byte(nulls), with)); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	choice := `{"index":null,"message":{"role":"x"}}`
+	if got := string(filledChoice(1000, []byte(choice))); got !=
+		`{"index":1000,"message":{"role":"x"}}` {
+		t.Errorf("choice 1000 is %s", got)
+	}
 }
 
 func TestErrorsInStreams(t *testing.T) {

@@ -330,7 +330,7 @@ func (c *choiceRepair) delta(delta []byte, ends bool) []byte {
 	return out
 }
 
-// repairedOfDelta is repairedOfMessage but for tool calls.
+// repairedOfDelta is repairedOfMessage, except for tool calls.
 func repairedOfDelta(m jsonspan.Member) []byte {
 	if m.Is("tool_calls") {
 		return nil

@@ -7,8 +7,10 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -95,6 +97,12 @@ func (u *lazyUpstream) seen() (lines []string, conns int) {
 // smuggledRequest swallows the beginning of whatever comes after it.
 const smuggledRequest = "POST /v1/evil HTTP/1.1\r\nHost: upstream\r\n" +
 	"Content-Type: application/json\r\nContent-Length: 400\r\n\r\n"
+
+// TestMain silences the standard logger: net/http tells it of bytes that an upstream sends unasked.
+func TestMain(m *testing.M) {
+	log.SetOutput(io.Discard)
+	os.Exit(m.Run())
+}
 
 // TestContentStaysWithItsClient has one client send content that the upstream leaves unread, and
 // looks at what becomes of the next clients' requests, in both protocols.

@@ -345,7 +345,7 @@ func (q *v1Request) forward(ctx context.Context, request []byte) (answer []byte,
 		ID: "chatcmpl-" + q.payloadID, Created: time.Now().Unix(), Model: model,
 	})
 	if filled != nil {
-		clear(answer)
+		clear(answer[:cap(answer)]) // what was cut out has moved, and left its end behind
 		return filled, nil
 	}
 	return answer, nil

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -40,6 +41,7 @@ func TestFailedExchangesSayWhy(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	}))
 	http2.EnableHTTP2 = true
+	http2.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that are to fail
 	http2.StartTLS()
 	defer http2.Close()
 	overTLS := func() *http.Transport {

@@ -19,6 +19,12 @@ import (
 	"time"
 )
 
+// TestMain silences the standard logger: net/http tells it of bytes that an upstream sends unasked.
+func TestMain(m *testing.M) {
+	log.SetOutput(io.Discard)
+	os.Exit(m.Run())
+}
+
 // rawServer speaks HTTP/1.1 on a socket, and reads a request's content only if its script says so.
 type rawServer struct {
 	net.Listener
