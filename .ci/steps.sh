@@ -161,7 +161,7 @@ step_modules() {
 		skip "gateways that share a Redis server: no redis-server"
 	fi
 	local dir failed=()
-	for dir in internal/interop/consumer internal/interop/wycheproof internal/interop/ohttp examples/openai-sdk examples/keystore examples/gateway-redis bench/peers; do
+	for dir in internal/interop/consumer internal/interop/wycheproof internal/interop/ohttp internal/interop/sdks examples/openai-sdk examples/keystore examples/gateway-redis bench/peers; do
 		echo "$dir"
 		bash -ec 'cd "$1"; go mod tidy -diff; go vet ./...; "$2/staticcheck" ./...; go test -count=1 ./...' - "$dir" "$tools" || failed+=("$dir")
 	done
