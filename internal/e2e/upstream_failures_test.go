@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -198,9 +199,9 @@ func TestOwnRefusalsAreToldFromTheUpstreams(t *testing.T) {
 		"503": {status(503), 503, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			asked := 0
+			var asked atomic.Int32 // a cut connection hands nothing over
 			g := startGateway(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				asked++
+				asked.Add(1)
 				_, _ = io.Copy(io.Discard, r.Body) // or else its end is not seen
 				c.upstream(w, r)
 			}), func(config *sealedchat.GatewayConfig) {
@@ -214,8 +215,8 @@ func TestOwnRefusalsAreToldFromTheUpstreams(t *testing.T) {
 			client := ohttpClient(t, server.URL, nil)
 			_, err := client.Chat(t.Context(), ask("x"))
 			refused, ok := errors.AsType[*sealedchat.APIError](err)
-			if !ok || refused.StatusCode != c.status || asked != 1 {
-				t.Fatalf("%v, want %d; asked %d times", err, c.status, asked)
+			if !ok || refused.StatusCode != c.status || asked.Load() != 1 {
+				t.Fatalf("%v, want %d; asked %d times", err, c.status, asked.Load())
 			}
 			code, detail := refused.Sealed()
 			if own := c.says != ""; own != (refused.Detail != "") || own != (detail == "") ||
