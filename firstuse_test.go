@@ -16,6 +16,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
@@ -135,7 +136,7 @@ func TestFirstUseRefusedByUser(t *testing.T) {
 	c := firstUser(t, server, s, func(c *Config) {
 		c.OnServerKey = func(_, _ *PublicKey) error { asked++; return refusal }
 	})
-	unchanged(t, "refused", dir, func() {
+	testkit.Unchanged(t, "refused", dir, func() {
 		_, err := c.Chat(t.Context(), ask("x"))
 		if e, ok := errors.AsType[*ServerKeyError](err); !ok || e.Err != refusal {
 			t.Error(err)

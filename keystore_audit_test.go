@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/keystore"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 func TestKeyStoreEvents(t *testing.T) {
@@ -167,7 +168,7 @@ func TestAuditStopsTheKeyStore(t *testing.T) {
 	}
 	first := primaryOf(t, s)
 	h.failOn(errDeaf, EventKeyGenerated, EventDataSealed, EventDataOpened, EventKeyExported)
-	unchanged(t, "stopped", dir, func() {
+	testkit.Unchanged(t, "stopped", dir, func() {
 		stopped("rotate", s.Rotate(t.Context()))
 		b, err := s.Seal("l", []byte("x"))
 		stopped("seal", err)

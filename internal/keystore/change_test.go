@@ -25,7 +25,7 @@ func TestChangePassphrase(t *testing.T) {
 	keys := fingerprints(s)
 	old, _ := s.Seal("l", []byte("old"))
 	_, before := bodyOnDisk(t, dir, passphrase)
-	unchanged(t, "refused", dir, func() {
+	testkit.Unchanged(t, "refused", dir, func() {
 		wantError(t, "wrong", s.ChangePassphrase(t.Context(), secret(t, "not this one"),
 			secret(t, passphrase2)), fault.ErrPassphrase)
 		wantError(t, "empty", s.ChangePassphrase(t.Context(), secret(t, ""),
@@ -93,7 +93,7 @@ func TestChangePassphraseElsewhere(t *testing.T) {
 	if err := here.Rotate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	unchanged(t, "saving", dir, func() {
+	testkit.Unchanged(t, "saving", dir, func() {
 		for what, f := range map[string]func() error{
 			"rotate": func() error { return there.Rotate(t.Context()) },
 			"import": func() error {

@@ -40,7 +40,7 @@ func childFullDisk(t *testing.T, dir, _ string) {
 		},
 		"pin": func() error { return s.AcceptPin(t.Context(), "https://a.test", [32]byte{1}) },
 	} {
-		unchanged(t, what, keys, func() {
+		testkit.Unchanged(t, what, keys, func() {
 			err := f()
 			wantError(t, what, err, syscall.ENOSPC)
 			if err == nil || !strings.Contains(err.Error(), "no space left") ||

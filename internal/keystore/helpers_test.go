@@ -7,11 +7,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -82,36 +80,6 @@ func openWeak(t testing.TB, dir, pass string, o *Options) *Store {
 
 // storeDir is the path of a private folder that does not exist yet.
 func storeDir(t testing.TB) string { return filepath.Join(t.TempDir(), "keys") }
-
-// snapshot describes every file in a folder: bytes, mode, and time of the last write.
-func snapshot(t testing.TB, dir string) string {
-	t.Helper()
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var b bytes.Buffer
-	for _, e := range entries {
-		info, err := e.Info()
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, _ := os.ReadFile(filepath.Join(dir, e.Name()))
-		fmt.Fprintf(&b, "%s %v %v %x\n", e.Name(), info.Mode(), info.ModTime().UnixNano(),
-			sha256.Sum256(text))
-	}
-	return b.String()
-}
-
-// unchanged fails the test if f changes anything in dir.
-func unchanged(t testing.TB, what, dir string, f func()) {
-	t.Helper()
-	before := snapshot(t, dir)
-	f()
-	if snapshot(t, dir) != before {
-		t.Errorf("%s: something changed on the disk", what)
-	}
-}
 
 func fingerprints(s *Store) []string {
 	var list []string

@@ -203,7 +203,7 @@ func TestImportTwice(t *testing.T) {
 		keys[1].Fingerprint != first || keys[1].Retired.IsZero() {
 		t.Errorf("%+v", keys)
 	}
-	unchanged(t, "the same again", dir, func() {
+	testkit.Unchanged(t, "the same again", dir, func() {
 		again, err := s.ImportPEM(t.Context(), text, nil)
 		if err != nil || *again != *report {
 			t.Errorf("%+v, %v", again, err)
@@ -212,7 +212,7 @@ func TestImportTwice(t *testing.T) {
 	if err := s.Rotate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	unchanged(t, "a retired one", dir, func() {
+	testkit.Unchanged(t, "a retired one", dir, func() {
 		_, err = s.ImportPEM(t.Context(), text, nil)
 		wantError(t, "retired", err, fault.ErrInvalidRequest)
 	})

@@ -313,7 +313,7 @@ func TestFailedSave(t *testing.T) {
 		if err := os.Chmod(lock, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		unchanged(t, "failed", dir, func() {
+		testkit.Unchanged(t, "failed", dir, func() {
 			settle(time.Hour)
 			wantError(t, "RotationError", s.RotationError(), fault.ErrInsecurePermissions)
 			wantError(t, "Rotate", s.Rotate(t.Context()), fault.ErrInsecurePermissions)

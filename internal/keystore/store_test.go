@@ -63,11 +63,11 @@ func TestKeyStoreLife(t *testing.T) {
 		t.Errorf("%q, %v", plain, err)
 	}
 	again.Close()
-	unchanged(t, "a second creation", dir, func() {
+	testkit.Unchanged(t, "a second creation", dir, func() {
 		_, err := Create(t.Context(), dir, pass, o)
 		wantError(t, "a second creation", err, fault.ErrKeyStoreExists)
 	})
-	unchanged(t, "a wrong passphrase", dir, func() {
+	testkit.Unchanged(t, "a wrong passphrase", dir, func() {
 		_, err := Open(t.Context(), dir, secret(t, passphrase2), o)
 		wantError(t, "a wrong passphrase", err, fault.ErrPassphrase)
 	})
@@ -104,7 +104,7 @@ func TestCreateKeyStoreRefusals(t *testing.T) {
 		if err := make(path); err != nil {
 			t.Skip(err)
 		}
-		unchanged(t, what, dir, func() {
+		testkit.Unchanged(t, what, dir, func() {
 			s, _ := weakStore(t, nil)
 			wantError(t, what, s.create(t.Context(), dir, secret(t, passphrase)),
 				fault.ErrKeyStoreExists)
@@ -188,7 +188,7 @@ func TestOpenKeyStoreRefusals(t *testing.T) {
 	}
 	for _, p := range []string{passphrase2, "", passphrase + " ", strings.ToUpper(passphrase),
 		passphrase[:8]} {
-		unchanged(t, p, dir, func() {
+		testkit.Unchanged(t, p, dir, func() {
 			_, err := tryWeak(t, dir, p, nil)
 			wantError(t, "wrong passphrase", err, fault.ErrPassphrase)
 		})
@@ -224,7 +224,7 @@ func TestDamagedKeyStore(t *testing.T) {
 		if err := os.WriteFile(path, c.text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		unchanged(t, what, dir, func() {
+		testkit.Unchanged(t, what, dir, func() {
 			_, err := tryWeak(t, dir, passphrase, nil)
 			wantError(t, what, err, c.want)
 		})
@@ -256,7 +256,7 @@ func TestKeyStoreBitFlips(t *testing.T) {
 		if err := os.WriteFile(path, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		unchanged(t, "flip", dir, func() {
+		testkit.Unchanged(t, "flip", dir, func() {
 			s, err := tryWeak(t, dir, passphrase, nil)
 			if err == nil {
 				t.Errorf("seed %d: bit %d of byte %d: opened", seed, bit, at)
@@ -370,9 +370,9 @@ func TestIterationsAreRaised(t *testing.T) {
 			raised.KDFSalt == before.KDFSalt)
 	}
 	for _, n := range []int{1, 2, 3} {
-		unchanged(t, "enough iterations", dir, func() { reopen(n) })
+		testkit.Unchanged(t, "enough iterations", dir, func() { reopen(n) })
 	}
-	unchanged(t, "a wrong passphrase", dir, func() {
+	testkit.Unchanged(t, "a wrong passphrase", dir, func() {
 		s, _ := weakStore(t, nil)
 		s.iterations = 9
 		wantError(t, "open", s.open(t.Context(), dir, secret(t, passphrase2)), fault.ErrPassphrase)
@@ -499,7 +499,7 @@ func TestKeysOrderAndDelete(t *testing.T) {
 			}
 		}
 	}
-	unchanged(t, "refused deletions", dir, func() {
+	testkit.Unchanged(t, "refused deletions", dir, func() {
 		wantError(t, "primary", s.Delete(t.Context(), made[0]), fault.ErrInvalidRequest)
 		wantError(t, "unknown", s.Delete(t.Context(), strings.Repeat("0", 64)),
 			fault.ErrInvalidRequest)
