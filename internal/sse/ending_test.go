@@ -88,7 +88,7 @@ func FuzzEventEnding(f *testing.F) {
 		fineEvents, "data: [DONE]", "data:[DONE]\r\rx", "x data: [DONE]", "data: [DONE]x\n", "\n\n",
 		strings.Repeat("data: ", 20) + "[DONE]\n", "data: a\ndata: [DONE]\n\n",
 		"data: [DONE]\ndata: a\n\n",
-		"\xef\xbb\xbfdata: [DONE] ",
+		"\xef\xbb\xbfdata: [DONE] ", "data:  [DONE]", "data:\t[DONE]\t", "data: [DONE]\u00a0",
 	} {
 		f.Add(s, 3)
 	}
@@ -107,7 +107,7 @@ func FuzzEventEnding(f *testing.F) {
 		}
 		want := false
 		for _, data := range plainEvents(stream) {
-			want = want || strings.TrimRight(data, " ") == "[DONE]"
+			want = want || strings.Trim(data, " \t") == "[DONE]"
 		}
 		var first Sniffer // JSON under the type of event streams ends where JSON does
 		if form, at := first.See([]byte(stream)); form == FormJSON {
