@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"slices"
@@ -135,8 +136,11 @@ func (t *attested) checkKey(origin string, key *PublicKey) error {
 	if err := t.checkPins(origin, key); err != nil {
 		return err
 	}
-	if !key.evidence.counts() {
-		return key.refusal(nil, errNoEvidence)
+	switch {
+	case key.evidence == nil:
+		return key.refusal(nil, errOldList)
+	case !key.evidence.counts():
+		return key.refusal(nil, errExpired)
 	}
 	return nil
 }
@@ -163,8 +167,10 @@ const (
 )
 
 var (
-	errNoEvidence = &attestationError{noEvidence,
+	errOldList = &attestationError{noEvidence,
 		errors.New("its list of keys is older than one that was seen before")}
+	errExpired = &attestationError{noEvidence,
+		errors.New("what came is older than MaxAge of Attested by now")}
 	errUnsigned = &attestationError{noEvidence,
 		errors.New("the list of keys is not signed, and evidence vouches for the key that signs")}
 	errOtherKeys = &attestationError{evidenceRefused,
@@ -354,7 +360,8 @@ func (a *attestor) fetch(ctx context.Context, nonce [32]byte) (*attest.Document,
 				"GatewayConfig.Attester is to be set")
 		case http.StatusServiceUnavailable:
 			wait := httpx.RetryAfter(answer.Header.Get("Retry-After"), time.Now())
-			if wait > 0 && pause(ctx, wait) {
+			// clients that were refused together do not come back together
+			if wait > 0 && pause(ctx, wait+rand.N(wait/2+1)) {
 				continue
 			}
 		}

@@ -173,8 +173,9 @@ type GatewayOHTTP struct {
 // Gateway is the server's end: an [http.Handler] that opens sealed requests, has an
 // OpenAI-compatible server answer them, and seals the answers. It serves GET /pki/public_key and
 // POST /v1/chat/secure_completion for protocol v1, GET and POST /.well-known/ohttp-gateway for
-// Oblivious HTTP, GET /.well-known/sealedchat-attestation with an Attester, and GET /healthz. Put it behind TLS: an [http.Server] with a certificate, or a
-// proxy. Its methods may be called from several goroutines.
+// Oblivious HTTP, GET /.well-known/sealedchat-attestation with an Attester, and GET /healthz. Put
+// it behind TLS: an [http.Server] with a certificate, or a proxy. Its methods may be called from
+// several goroutines.
 type Gateway struct{ server *gateway.Server }
 
 // NewGateway checks c and makes a gateway. It touches no network, file or environment, except what
