@@ -186,8 +186,8 @@ func fromTable(evidence, table []byte) ([][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	certs := &abi.CertTable{}
-	if err := certs.Unmarshal(table); err != nil {
+	entries, err := abi.ParseSnpCertTableHeader(table)
+	if err != nil {
 		return nil, fmt.Errorf("the host's table of certificates is malformed: %w", err)
 	}
 	key := abi.VcekGUID
@@ -195,8 +195,12 @@ func fromTable(evidence, table []byte) ([][]byte, error) {
 		key = abi.VlekGUID
 	}
 	found := map[uuid.UUID][]byte{}
-	for _, e := range certs.Entries {
-		found[e.GUID] = e.RawCert
+	for _, e := range entries {
+		end := uint64(e.Offset) + uint64(e.Length)
+		if end > uint64(len(table)) {
+			return nil, errors.New("the host's table of certificates names bytes outside of it")
+		}
+		found[e.GUID] = table[e.Offset:end:end]
 	}
 	list := [][]byte{found[uuid.MustParse(key)]}
 	if len(list[0]) == 0 {
