@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,8 +46,11 @@ func TestFirstPrompt(t *testing.T) {
 		p.Refuses("a client with another measurement",
 			p.Client(c.verifier(t, Policy{Measurements: [][]byte{near}})), "the measurement 4242")
 		p.Restart(c.attester(t, func(r []byte) { r[0x90] ^= 1 }))
-		p.Refuses("another measurement", p.Client(c.verifier(t, Policy{Measurements: [][]byte{good}})),
-			"the measurement 4342")
+		p.Refuses(
+			"another measurement",
+			p.Client(c.verifier(t, Policy{Measurements: [][]byte{good}})),
+			"the measurement 4342",
+		)
 	}
 }
 
@@ -77,8 +81,11 @@ func TestWireRefusals(t *testing.T) {
 	verifier := c.verifier(t, Policy{Measurements: [][]byte{good}})
 	p.Accepts("as it is", p.Client(verifier), "keP")
 	replayed := p.Evidence()
-	endorsements := func(list ...[]byte) func(any) any {
-		return func(any) any { return base64All(list) }
+	withEndorsements := func(list ...[]byte) func([]byte) []byte {
+		return place.Edit(t, "endorsements", func(any) any { return base64All(list) })
+	}
+	withList := func(crl []byte) func([]byte) []byte {
+		return withEndorsements(append(c.endorsements(), crl)...)
 	}
 	crl := func(until time.Time) []byte { return c.crl(t, now.Add(-2*time.Hour), until) }
 	for name, test := range map[string]struct {
@@ -97,19 +104,34 @@ func TestWireRefusals(t *testing.T) {
 			return v
 		}), "other keys"},
 		"a key more": {place.Edit(t, "keys", func(v any) any {
-			return append(v.([]any), map[string]any{"type": 2, "fingerprint": strings.Repeat("ab", 32)})
+			more := map[string]any{"type": 2, "fingerprint": strings.Repeat("ab", 32)}
+			return append(v.([]any), more)
 		}), "other data"},
-		"no endorsements":       {place.Edit(t, "endorsements", endorsements()), "0 endorsements"},
-		"an expired list":       {place.Edit(t, "endorsements", endorsements(append(c.endorsements(), crl(now.Add(-time.Hour)))...)), "expired"},
-		"a revoked signing key": {place.Edit(t, "endorsements", endorsements(append(c.endorsements(), c.crl(t, now.Add(-time.Hour), now.Add(time.Hour), c.Ask))...)), "AMD revoked"},
-		"33 endorsements":       {place.Edit(t, "endorsements", endorsements(bytes.Split(bytes.Repeat([]byte{1, 0}, 33), []byte{0})[:33]...)), ""},
-		"evidence above 64 KiB": {place.Edit(t, "evidence", func(any) any { return strings.Repeat("AAAA", 65536/3+2) }), ""},
+		"no endorsements": {withEndorsements(), "0 endorsements"},
+		"an expired list": {
+			withList(crl(now.Add(-time.Hour))),
+			"expired",
+		},
+		"a revoked signing key": {
+			withList(c.crl(t, now.Add(-time.Hour), now.Add(time.Hour), c.Ask)),
+			"AMD revoked",
+		},
+		"33 endorsements": {
+			withEndorsements(slices.Repeat([][]byte{{1}}, 33)...),
+			"",
+		},
+		"evidence above 64 KiB": {
+			place.Edit(t, "evidence", func(any) any { return strings.Repeat("AAAA", 65536/3+2) }),
+			"",
+		},
 		"a document above 1 MiB": {func(d []byte) []byte {
 			return append(d, bytes.Repeat([]byte(" "), 1<<20)...)
 		}, ""},
-		"no evidence":  {place.Edit(t, "evidence", func(any) any { return "" }), ""},
-		"half of it":   {func(d []byte) []byte { return d[:len(d)/2] }, ""},
-		"another byte": {place.Edit(t, "evidence", func(v any) any { return "AwAA" + v.(string)[4:] }), ""},
+		"no evidence": {place.Edit(t, "evidence", func(any) any { return "" }), ""},
+		"half of it":  {func(d []byte) []byte { return d[:len(d)/2] }, ""},
+		"another byte": {
+			place.Edit(t, "evidence", func(v any) any { return "AwAA" + v.(string)[4:] }), "",
+		},
 	} {
 		p.Replace(test.replace)
 		p.Refuses(name, p.Client(verifier), test.reason)
@@ -124,8 +146,11 @@ func TestWireRefusals(t *testing.T) {
 	}
 	expired := newChain(t, now.AddDate(-8, 0, 0)) // a VCEK lasts 7 years
 	p.Restart(expired.attester(t, nil))
-	p.Refuses("expired certificates", p.Client(expired.verifier(t, Policy{Measurements: [][]byte{good}})),
-		"at this time")
+	p.Refuses(
+		"expired certificates",
+		p.Client(expired.verifier(t, Policy{Measurements: [][]byte{good}})),
+		"at this time",
+	)
 }
 
 func base64All(list [][]byte) []string {

@@ -60,7 +60,10 @@ func parseEndorsements(list [][]byte) (*endorsements, error) {
 func parseCertificate(name string, der []byte) (*x509.Certificate, error) {
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, &refusal{"the endorsement in the place of " + name + " is no certificate in DER", err}
+		return nil, &refusal{
+			"the endorsement in the place of " + name + " is no certificate in DER",
+			err,
+		}
 	}
 	return cert, nil
 }
@@ -92,7 +95,11 @@ func (e *endorsements) checkChain(ask, ark *x509.Certificate) error {
 
 // checkRevocations judges the revocation list, if there is one. ARK signs it, so that it speaks of
 // the keys that ARK signed.
-func (e *endorsements) checkRevocations(ask, ark *x509.Certificate, required bool, now time.Time) error {
+func (e *endorsements) checkRevocations(
+	ask, ark *x509.Certificate,
+	required bool,
+	now time.Time,
+) error {
 	if e.crl == nil {
 		if required {
 			return errors.New("no revocation list came along, and the policy requires AMD's")

@@ -32,16 +32,17 @@ type Policy struct {
 	// RevokedChips are chips that are never trusted. AMD revokes signing keys and not chips, and
 	// every VCEK has the serial number 0: a list of the chips themselves is the only one there is.
 	RevokedChips [][]byte
-	// AllowMigrationAgent trusts guests that a migration agent may move. It then reads their memory.
+	// AllowMigrationAgent trusts guests that a migration agent may move. It then reads their
+	// memory.
 	AllowMigrationAgent bool
 	// AllowVLEK trusts reports signed by a key that AMD gave to a cloud (VLEK), besides those by a
 	// chip's own (VCEK). A VLEK names no chip: Chips has to be empty.
 	AllowVLEK bool
-	// AllowProvisionalFirmware trusts machines whose firmware is newer than what it committed to, so
-	// that their operator can go back to the older one.
+	// AllowProvisionalFirmware trusts machines whose firmware is newer than what it committed to,
+	// so that their operator can go back to the older one.
 	AllowProvisionalFirmware bool
-	// RequireRevocationList refuses evidence that comes without AMD's current list. If false, a list
-	// is obeyed if there is one. The gateway supplies it, so that only true protects against a
+	// RequireRevocationList refuses evidence that comes without AMD's current list. If false, a
+	// list is obeyed if there is one. The gateway supplies it, so that only true protects against a
 	// gateway that leaves it out.
 	RequireRevocationList bool
 }
@@ -59,8 +60,10 @@ func (t TCB) parts() kds.TCBParts {
 // check says what is wrong with a policy.
 func (p Policy) check() error {
 	if len(p.Measurements) == 0 {
-		return errors.New("sevsnp: the policy names no measurement, so that it would trust any guest:" +
-			" set Policy.Measurements")
+		return errors.New(
+			"sevsnp: the policy names no measurement, so that it would trust any guest:" +
+				" set Policy.Measurements",
+		)
 	}
 	for i, m := range p.Measurements {
 		if len(m) != abi.MeasurementSize {
@@ -68,7 +71,10 @@ func (p Policy) check() error {
 				abi.MeasurementSize)
 		}
 		if allZero(m) {
-			return fmt.Errorf("sevsnp: Policy.Measurements[%d] is all zeros, which measures nothing", i)
+			return fmt.Errorf(
+				"sevsnp: Policy.Measurements[%d] is all zeros, which measures nothing",
+				i,
+			)
 		}
 	}
 	for name, chips := range map[string][][]byte{"Chips": p.Chips, "RevokedChips": p.RevokedChips} {

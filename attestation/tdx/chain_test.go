@@ -63,7 +63,7 @@ type chain struct {
 	attestKey                *ecdsa.PrivateKey
 
 	issued, until time.Time             // of everything that has dates, except certificates
-	statuses      []string              // of the platform's only level, the module's and the enclave's
+	statuses      []string              // the platform's, the module's and the enclave's
 	revokedByRoot []*x509.Certificate   // in the root's revocation list
 	revokedByCA   []*x509.Certificate   // in the CA's
 	tcb           func(s string) string // changes TCB info before it is signed
@@ -77,7 +77,11 @@ func newChain(tb testing.TB) *chain {
 
 func chainOf(tb testing.TB, made time.Time) *chain {
 	tb.Helper()
-	c := &chain{issued: made, until: made.AddDate(0, 1, 0), statuses: []string{"UpToDate", "UpToDate", "UpToDate"}}
+	c := &chain{
+		issued:   made,
+		until:    made.AddDate(0, 1, 0),
+		statuses: []string{"UpToDate", "UpToDate", "UpToDate"},
+	}
 	c.root = newSigner(tb, made, "Intel SGX Root CA", nil, nil)
 	c.ca = newSigner(tb, made, "Intel SGX PCK Platform CA", c.root, nil)
 	c.tcbSigner = newSigner(tb, made, "Intel SGX TCB Signing", c.root, nil)
@@ -106,8 +110,10 @@ func newSigner(tb testing.TB, made time.Time, name string, parent *signer, sgx [
 			Locality: []string{"Santa Clara"}, Province: []string{"CA"}, Country: []string{"US"}},
 		NotBefore: made.AddDate(-1, 0, 0), NotAfter: made.AddDate(9, 0, 0),
 		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
-		CRLDistributionPoints: []string{"https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"},
-		SubjectKeyId:          id, SignatureAlgorithm: x509.ECDSAWithSHA256,
+		CRLDistributionPoints: []string{
+			"https://certificates.trustedservices.intel.com/IntelSGXRootCA.der",
+		},
+		SubjectKeyId: id, SignatureAlgorithm: x509.ECDSAWithSHA256,
 	}
 	switch {
 	case strings.HasSuffix(name, " CA"):
@@ -152,9 +158,16 @@ func sgxExtension(tb testing.TB) []byte {
 	}
 	var tcb []asn1.RawValue
 	for i, v := range cpuSVN {
-		tcb = append(tcb, marshal(number{append(append(asn1.ObjectIdentifier{}, pcs.OidTCB...), i+1), int(v)}))
+		tcb = append(
+			tcb,
+			marshal(number{append(append(asn1.ObjectIdentifier{}, pcs.OidTCB...), i+1), int(v)}),
+		)
 	}
-	tcb = append(tcb, marshal(number{pcs.OidPCESvn, testPCESVN}), marshal(octets{pcs.OidCPUSvn, cpuSVN}))
+	tcb = append(
+		tcb,
+		marshal(number{pcs.OidPCESvn, testPCESVN}),
+		marshal(octets{pcs.OidCPUSvn, cpuSVN}),
+	)
 	fmspc, err := hex.DecodeString(testFMSPC)
 	if err != nil {
 		tb.Fatal(err)
@@ -196,15 +209,40 @@ const (
 	atServiceTD                                                = 600
 )
 
-// quote is a quote of version 4 or 5 over data, of the test guest, changed by change, which gets the
-// body.
-func (c *chain) quote(tb testing.TB, version uint16, data [64]byte, change func(body []byte)) []byte {
+// quote is a quote of version 4 or 5 over data, of the test guest, changed by change, which gets
+// the body.
+func (c *chain) quote(
+	tb testing.TB,
+	version uint16,
+	data [64]byte,
+	change func(body []byte),
+) []byte {
 	tb.Helper()
 	head := make([]byte, headerSize)
 	binary.LittleEndian.PutUint16(head, version)
 	binary.LittleEndian.PutUint16(head[2:], 2)
 	binary.LittleEndian.PutUint32(head[4:], 0x81)
-	copy(head[12:], []byte{0x93, 0x9a, 0x72, 0x33, 0xf7, 0x9c, 0x4c, 0xa9, 0x94, 0x0a, 0x0d, 0xb3, 0x95, 0x7f, 0x06, 0x07})
+	copy(
+		head[12:],
+		[]byte{
+			0x93,
+			0x9a,
+			0x72,
+			0x33,
+			0xf7,
+			0x9c,
+			0x4c,
+			0xa9,
+			0x94,
+			0x0a,
+			0x0d,
+			0xb3,
+			0x95,
+			0x7f,
+			0x06,
+			0x07,
+		},
+	)
 	size := bodySize10
 	if version == 5 {
 		size = bodySize15
@@ -265,7 +303,9 @@ func (c *chain) authData(tb testing.TB, signed []byte, change func(qeReport []by
 func toPEM(signers ...*signer) []byte {
 	var text []byte
 	for _, s := range signers {
-		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.cert.Raw})...)
+		text = append(
+			text,
+			pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.cert.Raw})...)
 	}
 	return text
 }
@@ -285,12 +325,24 @@ func (c *chain) endorsements(tb testing.TB) [][]byte {
 // signedJSON is Intel's form of a signed value.
 func (c *chain) signedJSON(tb testing.TB, name, value string) []byte {
 	tb.Helper()
-	return fmt.Appendf(nil, `{"%s":%s,"signature":"%x"}`, name, value, sign(tb, c.tcbSigner.key, []byte(value)))
+	return fmt.Appendf(
+		nil,
+		`{"%s":%s,"signature":"%x"}`,
+		name,
+		value,
+		sign(tb, c.tcbSigner.key, []byte(value)),
+	)
 }
 
 func (c *chain) dates() string {
-	return fmt.Sprintf(`"issueDate":%q,"nextUpdate":%q`, c.issued.Format(time.RFC3339), c.until.Format(time.RFC3339))
+	return fmt.Sprintf(
+		`"issueDate":%q,"nextUpdate":%q`,
+		c.issued.Format(time.RFC3339),
+		c.until.Format(time.RFC3339),
+	)
 }
+
+const tcbDate = `"tcbDate":"2026-01-01T00:00:00Z"`
 
 func (c *chain) tcbInfo(tb testing.TB) []byte {
 	tb.Helper()
@@ -305,13 +357,15 @@ func (c *chain) tcbInfo(tb testing.TB) []byte {
 		}
 		return "[" + strings.Join(parts, ",") + "]"
 	}
-	zeros, seam := strings.Repeat("0", 96), strings.Repeat("0", 16)
-	module := fmt.Sprintf(`"mrsigner":"%s","attributes":"%s","attributesMask":"FFFFFFFFFFFFFFFF"`, zeros, seam)
+	module := fmt.Sprintf(`"mrsigner":"%s","attributes":"%s","attributesMask":"FFFFFFFFFFFFFFFF"`,
+		strings.Repeat("0", 96), strings.Repeat("0", 16))
 	value := fmt.Sprintf(`{"id":"TDX","version":3,%s,"fmspc":"%s","pceId":"0000","tcbType":0,`+
-		`"tcbEvaluationDataNumber":17,"tdxModule":{%s},"tdxModuleIdentities":[{"id":"TDX_01",%s,"tcbLevels":`+
-		`[{"tcb":{"isvsvn":6},"tcbDate":"2026-01-01T00:00:00Z","tcbStatus":"%s"}]}],"tcbLevels":[{"tcb":`+
-		`{"sgxtcbcomponents":%s,"pcesvn":11,"tdxtcbcomponents":%s},"tcbDate":"2026-01-01T00:00:00Z","tcbStatus":"%s"}]}`,
-		c.dates(), testFMSPC, module, module, c.statuses[1], components(5, 5, 2, 2), components(5, 0, 5), c.statuses[0])
+		`"tcbEvaluationDataNumber":17,"tdxModule":{%s},"tdxModuleIdentities":[`+
+		`{"id":"TDX_01",%s,"tcbLevels":[{"tcb":{"isvsvn":6},%s,"tcbStatus":"%s"}]}],`+
+		`"tcbLevels":[{"tcb":{"sgxtcbcomponents":%s,"pcesvn":11,"tdxtcbcomponents":%s},%s,`+
+		`"tcbStatus":"%s"}]}`,
+		c.dates(), testFMSPC, module, module, tcbDate, c.statuses[1], components(5, 5, 2, 2),
+		components(5, 0, 5), tcbDate, c.statuses[0])
 	if c.tcb != nil {
 		value = c.tcb(value)
 	}
@@ -320,10 +374,12 @@ func (c *chain) tcbInfo(tb testing.TB) []byte {
 
 func (c *chain) qeIdentity(tb testing.TB) []byte {
 	tb.Helper()
-	value := fmt.Sprintf(`{"id":"TD_QE","version":2,%s,"tcbEvaluationDataNumber":17,"miscselect":"00000000",`+
-		`"miscselectMask":"FFFFFFFF","attributes":"11000000000000000000000000000000",`+
-		`"attributesMask":"FBFFFFFFFFFFFFFF0000000000000000","mrsigner":"%X","isvprodid":2,"tcbLevels":[{"tcb":`+
-		`{"isvsvn":4},"tcbDate":"2026-01-01T00:00:00Z","tcbStatus":"%s"}]}`, c.dates(), qeSigner, c.statuses[2])
+	value := fmt.Sprintf(`{"id":"TD_QE","version":2,%s,"tcbEvaluationDataNumber":17,`+
+		`"miscselect":"00000000","miscselectMask":"FFFFFFFF",`+
+		`"attributes":"11000000000000000000000000000000",`+
+		`"attributesMask":"FBFFFFFFFFFFFFFF0000000000000000","mrsigner":"%X","isvprodid":2,`+
+		`"tcbLevels":[{"tcb":{"isvsvn":4},%s,"tcbStatus":"%s"}]}`, c.dates(), qeSigner, tcbDate,
+		c.statuses[2])
 	if c.qe != nil {
 		value = c.qe(value)
 	}

@@ -43,34 +43,53 @@ type collateral struct {
 // parseCollateral reads the endorsements.
 func parseCollateral(list [][]byte) (*collateral, error) {
 	if len(list) != places {
-		return nil, fmt.Errorf("%d endorsements, want %d: TCB info, QE identity and PCK revocation list,"+
-			" each with its chain, and the root's revocation list", len(list), places)
+		return nil, fmt.Errorf(
+			"%d endorsements, want %d: TCB info, QE identity and PCK revocation list,"+
+				" each with its chain, and the root's revocation list",
+			len(list),
+			places,
+		)
 	}
 	c := &collateral{list: bytesClone(list)}
 	for _, doc := range []struct {
 		name, member string
 		place        int
 		into         any
-	}{{"TCB info", "tcbInfo", tcbInfo, &c.tcb}, {"QE identity", "enclaveIdentity", qeIdentity, &c.qe}} {
+	}{
+		{"TCB info", "tcbInfo", tcbInfo, &c.tcb},
+		{"QE identity", "enclaveIdentity", qeIdentity, &c.qe},
+	} {
 		body, err := normalise(doc.member, list[doc.place])
 		if err == nil {
 			c.list[doc.place], err = body, json.Unmarshal(body, doc.into)
 		}
 		if err != nil {
-			return nil, &refusal{"the endorsement in the place of the " + doc.name + " is not Intel's JSON", err}
+			return nil, &refusal{
+				"the endorsement in the place of the " + doc.name + " is not Intel's JSON",
+				err,
+			}
 		}
 	}
 	var err error
 	if c.pckCRL, err = x509.ParseRevocationList(list[pckCRL]); err != nil {
-		return nil, &refusal{"the endorsement in the place of the PCK revocation list is none in DER", err}
+		return nil, &refusal{
+			"the endorsement in the place of the PCK revocation list is none in DER",
+			err,
+		}
 	}
 	if c.rootCRL, err = x509.ParseRevocationList(list[rootCRL]); err != nil {
-		return nil, &refusal{"the endorsement in the place of the root's revocation list is none in DER", err}
+		return nil, &refusal{
+			"the endorsement in the place of the root's revocation list is none in DER",
+			err,
+		}
 	}
 	for _, place := range []int{tcbInfoChain, qeIdentityChain, pckCRLChain} {
 		chain, err := parseChain(list[place])
 		if err != nil {
-			return nil, &refusal{fmt.Sprintf("endorsement %d is not two certificates in PEM", place), err}
+			return nil, &refusal{
+				fmt.Sprintf("endorsement %d is not two certificates in PEM", place),
+				err,
+			}
 		}
 		if place == pckCRLChain {
 			c.crlChain = chain
@@ -81,8 +100,8 @@ func parseCollateral(list [][]byte) (*collateral, error) {
 
 func bytesClone(list [][]byte) [][]byte { return append([][]byte(nil), list...) }
 
-// normalise takes {"<member>":…,"signature":"…"} apart and puts it together again. Nothing else is
-// taken: the library checks the signature over the member with exactly this name, and reads the
+// normalise takes {"<member>":…,"signature":"…"} apart and puts it together again. Nothing else
+// is taken: the library checks the signature over the member with exactly this name, and reads the
 // values from members whose names differ in case, or that come again later.
 func normalise(member string, body []byte) ([]byte, error) {
 	dec := json.NewDecoder(bytes.NewReader(body))
@@ -116,7 +135,13 @@ func normalise(member string, body []byte) ([]byte, error) {
 	if found[member] == nil || found["signature"] == nil {
 		return nil, errors.New("a member is missing")
 	}
-	return fmt.Appendf(nil, `{"%s":%s,"signature":%s}`, member, found[member], found["signature"]), nil
+	return fmt.Appendf(
+		nil,
+		`{"%s":%s,"signature":%s}`,
+		member,
+		found[member],
+		found["signature"],
+	), nil
 }
 
 // parseChain reads two certificates in PEM, the signer's and the root, with nothing else.
@@ -142,8 +167,8 @@ func parseChain(text []byte) ([]*x509.Certificate, error) {
 	return chain, nil
 }
 
-// Get gives the library what it would fetch. Every address that is not one of the other three is the
-// root's revocation list: the root's certificate names it.
+// Get gives the library what it would fetch. Every address that is not one of the other three is
+// the root's revocation list: the root's certificate names it.
 func (c *collateral) Get(address string) (map[string][]string, []byte, error) {
 	base, _, _ := strings.Cut(pcs.TcbInfoURL(""), "?")
 	crl, _, _ := strings.Cut(pcs.PckCrlURL(""), "?")
@@ -151,7 +176,10 @@ func (c *collateral) Get(address string) (map[string][]string, []byte, error) {
 	case base:
 		return c.header(pcs.TcbInfoIssuerChainPhrase, tcbInfoChain), c.list[tcbInfo], nil
 	case pcs.QeIdentityURL():
-		return c.header(pcs.SgxQeIdentityIssuerChainPhrase, qeIdentityChain), c.list[qeIdentity], nil
+		return c.header(
+			pcs.SgxQeIdentityIssuerChainPhrase,
+			qeIdentityChain,
+		), c.list[qeIdentity], nil
 	case crl:
 		return c.header(pcs.SgxPckCrlIssuerChainPhrase, pckCRLChain), c.list[pckCRL], nil
 	default:
@@ -161,7 +189,9 @@ func (c *collateral) Get(address string) (map[string][]string, []byte, error) {
 
 // header is the header that Intel's server gives a chain in. The library wants nothing behind it.
 func (c *collateral) header(name string, place int) map[string][]string {
-	return map[string][]string{name: {url.QueryEscape(string(bytes.TrimSpace(c.list[place])) + "\n")}}
+	return map[string][]string{
+		name: {url.QueryEscape(string(bytes.TrimSpace(c.list[place])) + "\n")},
+	}
 }
 
 // checkDates refuses what is not valid yet. The library refuses what has expired.

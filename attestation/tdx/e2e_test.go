@@ -18,7 +18,8 @@ import (
 func (c *chain) attester(t testing.TB, version uint16, change func(body []byte)) place.Attester {
 	return func(_ context.Context, data [64]byte) (sealedchat.AttestationDocument, error) {
 		return sealedchat.AttestationDocument{
-			Format: Format, Evidence: c.quote(t, version, data, change), Endorsements: c.endorsements(t),
+			Format: Format, Evidence: c.quote(t, version, data, change),
+			Endorsements: c.endorsements(t),
 		}, nil
 	}
 }
@@ -31,7 +32,9 @@ func chainOfToday(t testing.TB) *chain {
 // A client with a measurement and without a pin sends its first prompt to a gateway in a guest that
 // was measured so, and refuses the same gateway when one byte of a register differs.
 func TestFirstPrompt(t *testing.T) {
-	for _, protocol := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP} {
+	for _, protocol := range []sealedchat.Protocol{
+		sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP,
+	} {
 		for _, version := range []uint16{4, 5} {
 			c := chainOfToday(t)
 			p := place.New(t, protocol, c.attester(t, version, nil))
@@ -43,9 +46,15 @@ func TestFirstPrompt(t *testing.T) {
 				strings.Count(key.Attestation().Measurement, ",") != 4 {
 				t.Errorf("ServerKey() = %+v, %v", key, err)
 			}
-			for _, at := range []int{atMRTD, atRTMRs, atRTMRs + 48, atRTMRs + 2*48, atRTMRs + 3*48} {
+			for _, at := range []int{
+				atMRTD, atRTMRs, atRTMRs + 48, atRTMRs + 2*48, atRTMRs + 3*48,
+			} {
 				p.Restart(c.attester(t, version, func(b []byte) { b[at] ^= 1 }))
-				p.Refuses("another measurement", p.Client(c.verifier(t, trusting())), "the measurement")
+				p.Refuses(
+					"another measurement",
+					p.Client(c.verifier(t, trusting())),
+					"the measurement",
+				)
 			}
 		}
 	}
@@ -72,11 +81,22 @@ func TestWireRefusals(t *testing.T) {
 		body   func(b []byte)
 		reason string
 	}{
-		"a guest to debug":       {body: func(b []byte) { b[atAttributes] |= 1 }, reason: "debugged"},
-		"a revoked platform":     {chain: func(c *chain) { c.revokedByCA = []*x509.Certificate{c.pck.cert} }, reason: notNow},
-		"expired collateral":     {chain: func(c *chain) { c.until = time.Now().Add(-time.Second) }, reason: notNow},
-		"collateral of tomorrow": {chain: func(c *chain) { c.issued = time.Now().Add(time.Hour) }, reason: "not valid yet"},
-		"an old platform":        {chain: func(c *chain) { c.statuses[0] = "OutOfDate" }, reason: "OutOfDate"},
+		"a guest to debug": {
+			body: func(b []byte) { b[atAttributes] |= 1 }, reason: "debugged",
+		},
+		"a revoked platform": {
+			chain:  func(c *chain) { c.revokedByCA = []*x509.Certificate{c.pck.cert} },
+			reason: notNow,
+		},
+		"expired collateral": {
+			chain: func(c *chain) { c.until = time.Now().Add(-time.Second) }, reason: notNow,
+		},
+		"collateral of tomorrow": {
+			chain: func(c *chain) { c.issued = time.Now().Add(time.Hour) }, reason: "not valid yet",
+		},
+		"an old platform": {
+			chain: func(c *chain) { c.statuses[0] = "OutOfDate" }, reason: "OutOfDate",
+		},
 	} {
 		c := chainOfToday(t)
 		if test.chain != nil {

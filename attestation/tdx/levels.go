@@ -24,7 +24,11 @@ type statuses struct {
 // evaluate finds them in collateral that Intel signed. The library takes a module's status for the
 // platform's if there is one, and so an old platform under a new module for up to date. Here all
 // three count.
-func (c *collateral) evaluate(g *guest, pck *pcs.PckExtensions, qe *pb.EnclaveReport) (statuses, error) {
+func (c *collateral) evaluate(
+	g *guest,
+	pck *pcs.PckExtensions,
+	qe *pb.EnclaveReport,
+) (statuses, error) {
 	var s statuses
 	info := &c.tcb.TcbInfo
 	if len(g.teeTCBSVN) != 16 {
@@ -32,13 +36,17 @@ func (c *collateral) evaluate(g *guest, pck *pcs.PckExtensions, qe *pb.EnclaveRe
 	}
 	level := platformLevel(info.TcbLevels, g.teeTCBSVN, pck)
 	if level == nil {
-		return s, errors.New("Intel's TCB info has no level for this platform")
+		return s, errors.New("no level of Intel's TCB info fits this platform")
 	}
 	s.platform = level.TcbStatus
 	if version := g.teeTCBSVN[1]; version > 0 {
 		module := moduleLevel(info.TdxModuleIdentities, g)
 		if module == nil {
-			return s, fmt.Errorf("Intel's TCB info does not know TDX module %d.%d", version, g.teeTCBSVN[0])
+			return s, fmt.Errorf(
+				"what Intel signed does not know TDX module %d.%d",
+				version,
+				g.teeTCBSVN[0],
+			)
 		}
 		s.module = module.TcbStatus
 	}
@@ -51,7 +59,7 @@ func (c *collateral) evaluate(g *guest, pck *pcs.PckExtensions, qe *pb.EnclaveRe
 			return s, nil
 		}
 	}
-	return s, errors.New("Intel's QE identity has no level for this quoting enclave")
+	return s, errors.New("no level of Intel's QE identity fits this quoting enclave")
 }
 
 // platformLevel is the first level, of a list from new to old, that the platform reaches in all
@@ -63,7 +71,8 @@ func platformLevel(levels []pcs.TcbLevel, svn []byte, pck *pcs.PckExtensions) *p
 	}
 	for i := range levels {
 		tcb := &levels[i].Tcb
-		if pck.TCB.PCESvn >= tcb.Pcesvn && reaches(pck.TCB.CPUSvnComponents, tcb.SgxTcbcomponents, 0) &&
+		if pck.TCB.PCESvn >= tcb.Pcesvn &&
+			reaches(pck.TCB.CPUSvnComponents, tcb.SgxTcbcomponents, 0) &&
 			reaches(svn, tcb.TdxTcbcomponents, first) {
 			return &levels[i]
 		}
@@ -103,7 +112,8 @@ func moduleLevel(identities []pcs.TdxModuleIdentity, g *guest) *pcs.TcbLevel {
 // checkEnclave compares the enclave that signed the quote with Intel's quoting enclave.
 func checkEnclave(id *pcs.EnclaveIdentity, qe *pb.EnclaveReport) error {
 	misc := binary.LittleEndian.AppendUint32(nil, qe.GetMiscSelect())
-	if !bytes.Equal(id.Mrsigner.Bytes, qe.GetMrSigner()) || uint32(id.IsvProdID) != qe.GetIsvProdId() ||
+	if !bytes.Equal(id.Mrsigner.Bytes, qe.GetMrSigner()) ||
+		uint32(id.IsvProdID) != qe.GetIsvProdId() ||
 		!masked(misc, id.MiscselectMask.Bytes, id.Miscselect.Bytes) ||
 		!masked(qe.GetAttributes(), id.AttributesMask.Bytes, id.Attributes.Bytes) {
 		return errors.New("the quote was not signed by Intel's quoting enclave")
@@ -154,7 +164,11 @@ func (s statuses) check(p Policy) error {
 		"platform": s.platform, "TDX module": s.module, "quoting enclave": s.qe,
 	} {
 		if status != "" && !p.allows(status) {
-			return fmt.Errorf("Intel says of the %s %q: Policy.TCBStatuses does not name it", name, status)
+			return fmt.Errorf(
+				"the %s has the status %q, which Policy.TCBStatuses does not name",
+				name,
+				status,
+			)
 		}
 	}
 	return nil

@@ -34,10 +34,10 @@ type Policy struct {
 	// and devices, 3 with what programs do with it. 1 and 2 are always compared, since any kernel
 	// would be trusted otherwise.
 	IgnoreRTMR0, IgnoreRTMR3 bool
-	// TCBStatuses are statuses of Intel's, besides "UpToDate", that the platform, the TDX module and
-	// the quoting enclave may have: "SWHardeningNeeded", "ConfigurationNeeded",
-	// "ConfigurationAndSWHardeningNeeded", "OutOfDate", "OutOfDateConfigurationNeeded". Revoked ones
-	// are never trusted. nil = none.
+	// TCBStatuses are statuses of Intel's, besides "UpToDate", that the platform, the TDX module
+	// and the quoting enclave may have: "SWHardeningNeeded", "ConfigurationNeeded",
+	// "ConfigurationAndSWHardeningNeeded", "OutOfDate", "OutOfDateConfigurationNeeded". Revoked
+	// ones are never trusted. nil = none.
 	TCBStatuses []string
 }
 
@@ -46,27 +46,44 @@ const registerSize = 48
 // check says what is wrong with a policy.
 func (p Policy) check() error {
 	if len(p.Measurements) == 0 {
-		return errors.New("tdx: the policy names no measurement, so that it would trust any guest:" +
-			" set Policy.Measurements")
+		return errors.New(
+			"tdx: the policy names no measurement, so that it would trust any guest:" +
+				" set Policy.Measurements",
+		)
 	}
 	for i, m := range p.Measurements {
 		if len(m.MRTD) != registerSize {
-			return fmt.Errorf("tdx: Policy.Measurements[%d].MRTD has %d bytes, want %d", i, len(m.MRTD),
-				registerSize)
+			return fmt.Errorf(
+				"tdx: Policy.Measurements[%d].MRTD has %d bytes, want %d",
+				i,
+				len(m.MRTD),
+				registerSize,
+			)
 		}
 		if allZero(m.MRTD) {
-			return fmt.Errorf("tdx: Policy.Measurements[%d].MRTD is all zeros, which measures nothing", i)
+			return fmt.Errorf(
+				"tdx: Policy.Measurements[%d].MRTD is all zeros, which measures nothing",
+				i,
+			)
 		}
 		for n, r := range m.RTMRs {
 			if !(p.ignores(n) && len(r) == 0) && len(r) != registerSize {
-				return fmt.Errorf("tdx: Policy.Measurements[%d].RTMRs[%d] has %d bytes, want %d", i, n,
-					len(r), registerSize)
+				return fmt.Errorf(
+					"tdx: Policy.Measurements[%d].RTMRs[%d] has %d bytes, want %d",
+					i,
+					n,
+					len(r),
+					registerSize,
+				)
 			}
 		}
 	}
 	for _, s := range p.TCBStatuses {
 		if !slices.Contains(lesserStatuses, pcs.TcbComponentStatus(s)) {
-			return fmt.Errorf("tdx: Policy.TCBStatuses names %q, which is no status that can be trusted", s)
+			return fmt.Errorf(
+				"tdx: Policy.TCBStatuses names %q, which is no status that can be trusted",
+				s,
+			)
 		}
 	}
 	return nil

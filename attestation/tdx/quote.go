@@ -39,6 +39,25 @@ type guest struct {
 	serviceTD                             []byte // nil before TDX 1.5
 }
 
+// body is what the library's bodies of both versions have.
+type body interface {
+	GetTeeTcbSvn() []byte
+	GetMrSignerSeam() []byte
+	GetSeamAttributes() []byte
+	GetTdAttributes() []byte
+	GetMrTd() []byte
+	GetReportData() []byte
+	GetRtmrs() [][]byte
+}
+
+func guestOf(b body, serviceTD []byte) guest {
+	return guest{
+		teeTCBSVN: b.GetTeeTcbSvn(), seamSigner: b.GetMrSignerSeam(),
+		seamAttributes: b.GetSeamAttributes(), attributes: b.GetTdAttributes(), mrtd: b.GetMrTd(),
+		reportData: b.GetReportData(), rtmrs: b.GetRtmrs(), serviceTD: serviceTD,
+	}
+}
+
 // parseQuote reads a quote. Behind it there may be zeros: hardware pads some.
 func parseQuote(evidence []byte) (*quote, error) {
 	end, err := quoteEnd(evidence)
@@ -65,13 +84,11 @@ func parseQuote(evidence []byte) (*quote, error) {
 	case *pb.QuoteV4:
 		b := p.GetTdQuoteBody()
 		q.signed = p.GetSignedData()
-		q.guest = guest{b.GetTeeTcbSvn(), b.GetMrSignerSeam(), b.GetSeamAttributes(), b.GetTdAttributes(),
-			b.GetMrTd(), b.GetReportData(), b.GetRtmrs(), nil}
+		q.guest = guestOf(b, nil)
 	case *pb.QuoteV5:
 		b := p.GetTdQuoteBodyDescriptor().GetTdQuoteBodyV5()
 		q.signed = p.GetSignedData()
-		q.guest = guest{b.GetTeeTcbSvn(), b.GetMrSignerSeam(), b.GetSeamAttributes(), b.GetTdAttributes(),
-			b.GetMrTd(), b.GetReportData(), b.GetRtmrs(), b.GetMrServiceTd()}
+		q.guest = guestOf(b, b.GetMrServiceTd())
 	default:
 		return nil, errors.New("the quote has a version that is not known")
 	}
@@ -81,7 +98,8 @@ func parseQuote(evidence []byte) (*quote, error) {
 	return q, nil
 }
 
-// quoteEnd says where a quote ends, from the lengths in it. The library takes some of them on trust.
+// quoteEnd says where a quote ends, from the lengths in it. The library takes some of them on
+// trust.
 func quoteEnd(evidence []byte) (int, error) {
 	if len(evidence) < headerSize+descriptorSize+bodySize10+lengthSize {
 		return 0, errors.New("the quote is too short")
@@ -114,7 +132,8 @@ func quoteEnd(evidence []byte) (int, error) {
 }
 
 // The bits of TD attributes that a guest may have: none of them opens it to the host. They are LASS
-// (27), SEPT_VE_DISABLE (28), protection keys (30), key locker (31) and performance monitoring (63).
+// (27), SEPT_VE_DISABLE (28), protection keys (30), key locker (31) and performance monitoring
+// (63).
 const harmlessAttributes = 1<<27 | 1<<28 | 1<<30 | 1<<31 | 1<<63
 
 const (

@@ -1,12 +1,12 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tdx judges quotes of Intel TDX guests, of version 4 and 5, for sealedchat.Attested. It asks
-// nobody: Intel's root is built in, and everything else comes with the quote.
+// Package tdx judges quotes of Intel TDX guests, of version 4 and 5, for sealedchat.Attested. It
+// asks nobody: Intel's root is built in, and everything else comes with the quote.
 //
-// Evidence is the quote, with the chain of the platform's PCK certificate in it. The endorsements are
-// what Intel's provisioning service (api.trustedservices.intel.com, or a cache of it) answers, seven,
-// in this order:
+// Evidence is the quote, with the chain of the platform's PCK certificate in it. The endorsements
+// are what Intel's provisioning service (api.trustedservices.intel.com, or a cache of it) answers,
+// seven, in this order:
 //
 //	0  TCB info of the platform for TDX: the JSON, as it came
 //	1  its issuer chain in PEM: the signer's certificate, and the root
@@ -35,8 +35,8 @@ import (
 // Format is the format of the documents that a [Verifier] judges.
 const Format = "tdx"
 
-// intelRoot is the certificate "Intel SGX Root CA", as Intel publishes it. The library has it too and
-// does not give it out, and writes a warning where it uses its own.
+// intelRoot is the certificate "Intel SGX Root CA", as Intel publishes it. The library has it too
+// and does not give it out, and writes a warning where it uses its own.
 //
 //go:embed intel_root.pem
 var intelRoot []byte
@@ -49,8 +49,8 @@ type Verifier struct {
 
 var _ sealedchat.Verifier = (*Verifier)(nil)
 
-// New makes a verifier. It refuses a policy that names no measurement, or a value of the wrong size.
-// The policy is copied.
+// New makes a verifier. It refuses a policy that names no measurement, or a value of the wrong
+// size. The policy is copied.
 func New(p Policy) (*Verifier, error) {
 	if err := p.check(); err != nil {
 		return nil, err
@@ -70,13 +70,18 @@ func New(p Policy) (*Verifier, error) {
 // reportData, for a guest that the policy trusts, and that everything was valid at now. The error
 // says what was wrong, without text of doc's; errors that it wraps may hold some. It makes no
 // network access.
-func (v *Verifier) Verify(ctx context.Context, doc sealedchat.AttestationDocument, reportData [64]byte,
+func (v *Verifier) Verify(
+	ctx context.Context,
+	doc sealedchat.AttestationDocument,
+	reportData [64]byte,
 	now time.Time,
 ) (result sealedchat.AttestationResult, err error) {
 	// The library reads what the server sent, and its readers index without asking in places.
 	defer func() {
 		if p := recover(); p != nil {
-			result, err = sealedchat.AttestationResult{}, errors.New("tdx: the library failed to read the quote")
+			result, err = sealedchat.AttestationResult{}, errors.New(
+				"tdx: the library failed to read the quote",
+			)
 		}
 	}()
 	q, s, err := v.verify(ctx, doc, reportData, now)
@@ -89,7 +94,10 @@ func (v *Verifier) Verify(ctx context.Context, doc sealedchat.AttestationDocumen
 	}, nil
 }
 
-func (v *Verifier) verify(ctx context.Context, doc sealedchat.AttestationDocument, reportData [64]byte,
+func (v *Verifier) verify(
+	ctx context.Context,
+	doc sealedchat.AttestationDocument,
+	reportData [64]byte,
 	now time.Time,
 ) (*quote, statuses, error) {
 	none := statuses{}
@@ -119,9 +127,9 @@ func (v *Verifier) verify(ctx context.Context, doc sealedchat.AttestationDocumen
 	return q, s, nil
 }
 
-// checkSignatures has the library check the quote's signatures, the chain from the platform to Intel's
-// root, what Intel signed about the platform, and both revocation lists. Then it checks what the
-// library leaves out.
+// checkSignatures has the library check the quote's signatures, the chain from the platform to
+// Intel's root, what Intel signed about the platform, and both revocation lists. Then it checks
+// what the library leaves out.
 func (v *Verifier) checkSignatures(ctx context.Context, q *quote, c *collateral, now time.Time,
 ) (statuses, error) {
 	roots := x509.NewCertPool()
@@ -130,8 +138,14 @@ func (v *Verifier) checkSignatures(ctx context.Context, q *quote, c *collateral,
 		CheckRevocations: true,
 		GetCollateral:    true,
 		Getter:           c,
-		Now:              &verify.TimeSet{PckCertChain: now, TcbInfo: now, QeIdentity: now, PckCrl: now, RootCaCrl: now},
-		TrustedRoots:     roots,
+		Now: &verify.TimeSet{
+			PckCertChain: now,
+			TcbInfo:      now,
+			QeIdentity:   now,
+			PckCrl:       now,
+			RootCaCrl:    now,
+		},
+		TrustedRoots: roots,
 	})
 	chain, err := verify.ExtractChainFromQuote(q.library)
 	if err != nil {
@@ -144,15 +158,20 @@ func (v *Verifier) checkSignatures(ctx context.Context, q *quote, c *collateral,
 	s, err := c.evaluate(&q.guest, pck,
 		q.signed.GetCertificationData().GetQeReportCertificationData().GetQeReport())
 	if libraryErr != nil && (err != nil || libraryErr.Error() != s.libraryText()) {
-		return s, &refusal{"a signature or a certificate, or what Intel says of the platform, does not" +
-			" hold at this time", libraryErr}
+		return s, &refusal{
+			"a signature or a certificate, or what Intel says of the platform, does not" +
+				" hold at this time",
+			libraryErr,
+		}
 	}
 	if err != nil {
 		return s, err
 	}
 	if !sameKey(chain.RootCertificate, v.root) || !sameKey(c.crlChain[1], v.root) ||
 		!sameKey(c.crlChain[0], chain.IntermediateCertificate) {
-		return s, errors.New("a certificate in the quote or beside its revocation list is not Intel's")
+		return s, errors.New(
+			"a certificate in the quote or beside its revocation list is not Intel's",
+		)
 	}
 	return s, c.checkDates(now)
 }
@@ -164,7 +183,9 @@ func sameKey(a, b *x509.Certificate) bool {
 // checkPolicy compares a quote whose signatures hold with the policy.
 func (v *Verifier) checkPolicy(q *quote, s statuses, reportData [64]byte) error {
 	if !bytes.Equal(q.guest.reportData, reportData[:]) {
-		return errors.New("the quote is over other data: another nonce, other keys, or another gateway's")
+		return errors.New(
+			"the quote is over other data: another nonce, other keys, or another gateway's",
+		)
 	}
 	if err := q.guest.check(); err != nil {
 		return err

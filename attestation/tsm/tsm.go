@@ -9,12 +9,12 @@
 // certificates), or from files in a folder:
 //
 //	vcek.der, ask.der, ark.der   SEV-SNP, where the host has no table
-//	crl.der                      SEV-SNP, optional: AMD's revocation list, once there are ASK and ARK
+//	crl.der                      SEV-SNP, optional: AMD's revocation list; needs ASK and ARK
 //	tcb-info.json, tcb-info-chain.pem, qe-identity.json, qe-identity-chain.pem,
 //	pck-crl.der, pck-crl-chain.pem, root-crl.der    TDX, all of them
 //
-// docs/attestation.md says where the files come from. They are read for each report, so that another
-// program may replace them while the gateway runs; it should do so with rename.
+// docs/attestation.md says where the files come from. They are read for each report, so that
+// another program may replace them while the gateway runs; it should do so with rename.
 package tsm
 
 import (
@@ -37,16 +37,16 @@ import (
 
 // Options are the options of [Attester]. Zero values are defaults.
 type Options struct {
-	// Endorsements is the folder with the files that the host does not offer. "" = none. A TDX guest
-	// needs one.
+	// Endorsements is the folder with the files that the host does not offer. "" = none. A TDX
+	// guest needs one.
 	Endorsements string
-	// VMPL is the privilege level of SEV-SNP to ask at, 0 to 3, not more privileged than the guest's
-	// kernel is. 0 = the kernel's default.
+	// VMPL is the privilege level of SEV-SNP to ask at, 0 to 3, not more privileged than the
+	// guest's kernel is. 0 = the kernel's default.
 	VMPL int
 }
 
-// ErrUnavailable is what errors wrap where the machine cannot make reports: it is no confidential VM,
-// its kernel is too old, or configfs is not mounted.
+// ErrUnavailable is what errors wrap where the machine cannot make reports: it is no confidential
+// VM, its kernel is too old, or configfs is not mounted.
 var ErrUnavailable = errors.New("this machine makes no attestation reports")
 
 // maxFile bounds files of the folder. A document has 1 MiB at most.
@@ -63,8 +63,12 @@ func Attester(o Options) (
 	}
 	client, err := linuxtsm.MakeClient()
 	if err != nil {
-		return nil, fmt.Errorf("tsm: %w: it has to be a confidential VM (AMD SEV-SNP, Intel TDX) with"+
-			" Linux 6.7 or newer and configfs mounted: %w", ErrUnavailable, err)
+		return nil, fmt.Errorf(
+			"tsm: %w: it has to be a confidential VM (AMD SEV-SNP, Intel TDX) with"+
+				" Linux 6.7 or newer and configfs mounted: %w",
+			ErrUnavailable,
+			err,
+		)
 	}
 	return (&attester{o, client}).attest, nil
 }
@@ -74,7 +78,10 @@ type attester struct {
 	client configfsi.Client
 }
 
-func (a *attester) attest(ctx context.Context, reportData [64]byte) (sealedchat.AttestationDocument, error) {
+func (a *attester) attest(
+	ctx context.Context,
+	reportData [64]byte,
+) (sealedchat.AttestationDocument, error) {
 	doc, err := a.document(ctx, reportData)
 	if err != nil {
 		return sealedchat.AttestationDocument{}, fmt.Errorf("tsm: %w", err)
@@ -82,7 +89,10 @@ func (a *attester) attest(ctx context.Context, reportData [64]byte) (sealedchat.
 	return doc, nil
 }
 
-func (a *attester) document(ctx context.Context, reportData [64]byte) (sealedchat.AttestationDocument, error) {
+func (a *attester) document(
+	ctx context.Context,
+	reportData [64]byte,
+) (sealedchat.AttestationDocument, error) {
 	none := sealedchat.AttestationDocument{}
 	if ctx.Err() != nil {
 		return none, ctx.Err()
@@ -100,7 +110,11 @@ func (a *attester) document(ctx context.Context, reportData [64]byte) (sealedcha
 		doc.Format = "tdx"
 		doc.Endorsements, err = a.files(tdxFiles...)
 	default:
-		err = fmt.Errorf("%w of a kind that is known: the kernel's provider is %q", ErrUnavailable, provider)
+		err = fmt.Errorf(
+			"%w of a kind that is known: the kernel's provider is %q",
+			ErrUnavailable,
+			provider,
+		)
 	}
 	if err != nil {
 		return none, err
@@ -108,8 +122,8 @@ func (a *attester) document(ctx context.Context, reportData [64]byte) (sealedcha
 	return doc, nil
 }
 
-// report asks the kernel for a report over data. The library's own one-shot call asks every provider
-// for a table of certificates, which only SEV-SNP's has.
+// report asks the kernel for a report over data. The library's own one-shot call asks every
+// provider for a table of certificates, which only SEV-SNP's has.
 func (a *attester) report(data [64]byte) (provider string, evidence, table []byte, err error) {
 	r, err := report.Create(a.client, &report.Request{InBlob: data[:]})
 	if err != nil {
@@ -173,7 +187,8 @@ func (a *attester) sev(evidence, table []byte) ([][]byte, error) {
 	return append(list, crl...), nil
 }
 
-// fromTable takes the certificates out of the host's table: nil if it has none for the report's key.
+// fromTable takes the certificates out of the host's table: nil if it has none for the report's
+// key.
 func fromTable(evidence, table []byte) ([][]byte, error) {
 	if allZero(table) {
 		return nil, nil
@@ -225,7 +240,11 @@ func allZero(b []byte) bool {
 // files reads files of the folder.
 func (a *attester) files(names ...string) ([][]byte, error) {
 	if a.Endorsements == "" {
-		return nil, fmt.Errorf("Options.Endorsements names no folder with %s: %w", names[0], fs.ErrNotExist)
+		return nil, fmt.Errorf(
+			"Options.Endorsements names no folder with %s: %w",
+			names[0],
+			fs.ErrNotExist,
+		)
 	}
 	var list [][]byte
 	for _, name := range names {

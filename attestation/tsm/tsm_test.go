@@ -126,7 +126,8 @@ func table(certs map[string]string) []byte {
 	head, tail := []byte{}, []byte{}
 	for _, g := range guids {
 		entry := make([]byte, abi.CertTableEntrySize)
-		h := abi.CertTableHeaderEntry{GUID: uuid.MustParse(g), Offset: uint32(at + len(tail)), Length: uint32(len(certs[g]))}
+		h := abi.CertTableHeaderEntry{GUID: uuid.MustParse(g), Offset: uint32(at + len(tail)),
+			Length: uint32(len(certs[g]))}
 		if err := h.Write(entry); err != nil {
 			panic(err)
 		}
@@ -147,7 +148,14 @@ func folder(t *testing.T, names ...string) string {
 }
 
 func TestDocuments(t *testing.T) {
-	full := table(map[string]string{abi.VcekGUID: "vcek", abi.AskGUID: "ask", abi.ArkGUID: "ark", abi.VlekGUID: "vlek"})
+	sev := func(table []byte) *kernel {
+		return &kernel{provider: "sev_guest", evidence: reporting(0), table: table}
+	}
+	tdx := &kernel{provider: "tdx_guest", evidence: reporting(0)}
+	all := []string{"vcek", "ask", "ark"}
+	vcek := []string{"vcek.der"}
+	full := table(map[string]string{abi.VcekGUID: "vcek", abi.AskGUID: "ask", abi.ArkGUID: "ark",
+		abi.VlekGUID: "vlek"})
 	for name, test := range map[string]struct {
 		kernel *kernel
 		files  []string
@@ -155,27 +163,50 @@ func TestDocuments(t *testing.T) {
 		want   []string // endorsements
 		err    string
 	}{
-		"the host's table":    {&kernel{provider: "sev_guest", evidence: reporting(0), table: full}, nil, 0, []string{"vcek", "ask", "ark"}, ""},
-		"a cloud's key":       {&kernel{provider: "sev_guest", evidence: reporting(1), table: full}, nil, 0, []string{"vlek", "ask", "ark"}, ""},
-		"at another level":    {&kernel{provider: "sev_guest", evidence: reporting(0), table: full}, nil, 2, []string{"vcek", "ask", "ark"}, ""},
-		"with a list":         {&kernel{provider: "sev_guest", evidence: reporting(0), table: full}, []string{"crl.der"}, 0, []string{"vcek", "ask", "ark", "file crl.der"}, ""},
-		"a table without ASK": {&kernel{provider: "sev_guest", evidence: reporting(0), table: table(map[string]string{abi.VcekGUID: "vcek"})}, []string{"crl.der"}, 0, []string{"vcek"}, ""},
-		"files":               {&kernel{provider: "sev_guest", evidence: reporting(0)}, []string{"vcek.der", "ask.der", "ark.der"}, 0, []string{"file vcek.der", "file ask.der", "file ark.der"}, ""},
-		"one file":            {&kernel{provider: "sev_guest", evidence: reporting(0), table: make([]byte, 4096)}, []string{"vcek.der"}, 0, []string{"file vcek.der"}, ""},
-		"an empty table":      {&kernel{provider: "sev_guest", evidence: reporting(0), table: []byte{}}, []string{"vcek.der"}, 0, []string{"file vcek.der"}, ""},
-		"another key's table": {&kernel{provider: "sev_guest", evidence: reporting(0), table: table(map[string]string{abi.VlekGUID: "vlek"})}, []string{"vcek.der"}, 0, []string{"file vcek.der"}, ""},
-		"TDX":                 {&kernel{provider: "tdx_guest", evidence: reporting(0)}, tdxFiles, 0, prefixed(tdxFiles), ""},
+		"the host's table": {sev(full), nil, 0, all, ""},
+		"a cloud's key": {
+			&kernel{provider: "sev_guest", evidence: reporting(1), table: full}, nil, 0,
+			[]string{"vlek", "ask", "ark"}, "",
+		},
+		"at another level": {sev(full), nil, 2, all, ""},
+		"with a list": {
+			sev(full), []string{"crl.der"}, 0, []string{"vcek", "ask", "ark", "file crl.der"}, "",
+		},
+		"a table without ASK": {
+			sev(table(map[string]string{abi.VcekGUID: "vcek"})), []string{"crl.der"}, 0,
+			[]string{"vcek"}, "",
+		},
+		"files": {
+			sev(nil), []string{"vcek.der", "ask.der", "ark.der"}, 0,
+			[]string{"file vcek.der", "file ask.der", "file ark.der"}, "",
+		},
+		"one file":       {sev(make([]byte, 4096)), vcek, 0, prefixed(vcek), ""},
+		"an empty table": {sev([]byte{}), vcek, 0, prefixed(vcek), ""},
+		"another key's table": {
+			sev(table(map[string]string{abi.VlekGUID: "vlek"})), vcek, 0, prefixed(vcek), "",
+		},
+		"TDX": {tdx, tdxFiles, 0, prefixed(tdxFiles), ""},
 
-		"no certificate":              {&kernel{provider: "sev_guest", evidence: reporting(0)}, nil, 0, nil, "Options.Endorsements"},
-		"no file":                     {&kernel{provider: "sev_guest", evidence: reporting(0)}, []string{"ask.der"}, 0, nil, "vcek.der"},
-		"TDX without a file":          {&kernel{provider: "tdx_guest", evidence: reporting(0)}, tdxFiles[:6], 0, nil, "root-crl.der"},
-		"TDX without folder":          {&kernel{provider: "tdx_guest", evidence: reporting(0)}, nil, 0, nil, "Options.Endorsements"},
-		"TDX at a level":              {&kernel{provider: "tdx_guest", evidence: reporting(0)}, tdxFiles, 1, nil, "privlevel"},
-		"another kernel's":            {&kernel{provider: "arm_cca_guest", evidence: reporting(0)}, nil, 0, nil, `"arm_cca_guest"`},
-		"somebody else writes":        {&kernel{provider: "sev_guest", evidence: reporting(0), table: full, busy: true}, nil, 0, nil, "generation"},
-		"half a table":                {&kernel{provider: "sev_guest", evidence: reporting(0), table: full[:30]}, nil, 0, nil, "table"},
-		"a table with a wrong length": {&kernel{provider: "sev_guest", evidence: reporting(0), table: overflow(full)}, nil, 0, nil, "table"},
-		"short evidence":              {&kernel{provider: "sev_guest", evidence: func([]byte, string) []byte { return []byte{1} }, table: full}, nil, 0, nil, "too small"},
+		"no certificate":     {sev(nil), nil, 0, nil, "Options.Endorsements"},
+		"no file":            {sev(nil), []string{"ask.der"}, 0, nil, "vcek.der"},
+		"TDX without a file": {tdx, tdxFiles[:6], 0, nil, "root-crl.der"},
+		"TDX without folder": {tdx, nil, 0, nil, "Options.Endorsements"},
+		"TDX at a level":     {tdx, tdxFiles, 1, nil, "privlevel"},
+		"another kernel's": {
+			&kernel{provider: "arm_cca_guest", evidence: reporting(0)}, nil, 0, nil,
+			`"arm_cca_guest"`,
+		},
+		"somebody else writes": {
+			&kernel{provider: "sev_guest", evidence: reporting(0), table: full, busy: true}, nil, 0,
+			nil, "generation",
+		},
+		"half a table":                {sev(full[:30]), nil, 0, nil, "table"},
+		"a table with a wrong length": {sev(overflow(full)), nil, 0, nil, "table"},
+		"short evidence": {
+			&kernel{provider: "sev_guest", table: full,
+				evidence: func([]byte, string) []byte { return []byte{1} }},
+			nil, 0, nil, "too small",
+		},
 	} {
 		o := Options{VMPL: test.vmpl}
 		if test.files != nil {
@@ -187,7 +218,8 @@ func TestDocuments(t *testing.T) {
 			t.Errorf("%s: a folder was left", name)
 		}
 		if test.err != "" {
-			if err == nil || !strings.Contains(err.Error(), test.err) || !strings.HasPrefix(err.Error(), "tsm: ") || doc.Evidence != nil {
+			if err == nil || !strings.Contains(err.Error(), test.err) ||
+				!strings.HasPrefix(err.Error(), "tsm: ") || doc.Evidence != nil {
 				t.Errorf("%s: attest() = %v, %v, want an error with %q", name, doc, err, test.err)
 			}
 			continue
@@ -196,10 +228,14 @@ func TestDocuments(t *testing.T) {
 		for _, e := range doc.Endorsements {
 			got = append(got, string(e))
 		}
-		format := map[string]string{"sev_guest": "sev-snp", "tdx_guest": "tdx"}[test.kernel.provider]
+		format := "sev-snp"
+		if test.kernel == tdx {
+			format = "tdx"
+		}
 		if err != nil || doc.Format != format || !slices.Equal(got, test.want) ||
 			!bytes.Equal(doc.Evidence[0x50:0x90], data[:]) || int(doc.Evidence[0x30]) != test.vmpl {
-			t.Errorf("%s: attest() = %q, %q, %v, want %q, %q", name, doc.Format, got, err, format, test.want)
+			t.Errorf("%s: attest() = %q, %q, %v, want %q, %q", name, doc.Format, got, err, format,
+				test.want)
 		}
 	}
 }
@@ -223,7 +259,8 @@ func TestEndedContext(t *testing.T) {
 	ctx, end := context.WithCancel(t.Context())
 	end()
 	k := &kernel{provider: "sev_guest", evidence: reporting(0)}
-	if _, err := (&attester{Options{}, k}).attest(ctx, [64]byte{}); !errors.Is(err, context.Canceled) || k.made != 0 {
+	_, err := (&attester{Options{}, k}).attest(ctx, [64]byte{})
+	if !errors.Is(err, context.Canceled) || k.made != 0 {
 		t.Errorf("attest() = %v after %d folders", err, k.made)
 	}
 }
@@ -245,7 +282,8 @@ func TestFiles(t *testing.T) {
 
 // Many requests at once have a folder each.
 func TestConcurrently(t *testing.T) {
-	k := &kernel{provider: "sev_guest", evidence: reporting(0), table: table(map[string]string{abi.VcekGUID: "vcek"})}
+	k := &kernel{provider: "sev_guest", evidence: reporting(0),
+		table: table(map[string]string{abi.VcekGUID: "vcek"})}
 	a := &attester{Options{}, k}
 	var wg sync.WaitGroup
 	for i := range 50 {

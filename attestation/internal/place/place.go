@@ -24,7 +24,8 @@ import (
 )
 
 // Attester makes evidence, as GatewayConfig.Attester does.
-type Attester = func(ctx context.Context, reportData [64]byte) (sealedchat.AttestationDocument, error)
+type Attester = func(ctx context.Context, reportData [64]byte) (sealedchat.AttestationDocument,
+	error)
 
 // secret is a prompt that nobody on the wire may see.
 const secret = "prompt-7c1e-nobody-sees-this"
@@ -185,7 +186,13 @@ func (p *Place) Accepts(what string, c *sealedchat.SecureCompletionClient, sent 
 		p.t.Errorf("%s: %v", what, err)
 	}
 	if kinds, prompts := p.take(); kinds != sent || prompts != 1 {
-		p.t.Errorf("%s: asked %q, and the upstream got %d prompts, want %q and 1", what, kinds, prompts, sent)
+		p.t.Errorf(
+			"%s: asked %q, and the upstream got %d prompts, want %q and 1",
+			what,
+			kinds,
+			prompts,
+			sent,
+		)
 	}
 }
 
@@ -200,13 +207,18 @@ func (p *Place) Refuses(what string, c *sealedchat.SecureCompletionClient, reaso
 		p.t.Errorf("%s: %v, want a *ServerKeyError with %q", what, err, reason)
 	}
 	if kinds, prompts := p.take(); kinds != "ke" || prompts != 0 {
-		p.t.Errorf("%s: asked %q, and the upstream got %d prompts, want the two fetches", what, kinds, prompts)
+		p.t.Errorf(
+			"%s: asked %q, and the upstream got %d prompts, want the two fetches",
+			what,
+			kinds,
+			prompts,
+		)
 	}
 }
 
 // Moved wants a client that used another gateway before to lose one call to this one, since nothing
-// proves that the call did not run, and to be accepted afterwards. With a reason it wants both calls
-// to end with an error, the second with the reason, and no prompt to arrive.
+// proves that the call did not run, and to be accepted afterwards. With a reason it wants both
+// calls to end with an error, the second with the reason, and no prompt to arrive.
 func (p *Place) Moved(what string, c *sealedchat.SecureCompletionClient, reason string) {
 	p.t.Helper()
 	p.take()
@@ -216,11 +228,18 @@ func (p *Place) Moved(what string, c *sealedchat.SecureCompletionClient, reason 
 	err := Ask(p.t.Context(), c)
 	if reason == "" {
 		if kinds, prompts := p.take(); err != nil || kinds != "PkeP" || prompts != 1 {
-			p.t.Errorf("%s: %v, asked %q, and the upstream got %d prompts", what, err, kinds, prompts)
+			p.t.Errorf(
+				"%s: %v, asked %q, and the upstream got %d prompts",
+				what,
+				err,
+				kinds,
+				prompts,
+			)
 		}
 		return
 	}
-	if _, ok := errors.AsType[*sealedchat.ServerKeyError](err); !ok || !strings.Contains(err.Error(), reason) {
+	if _, ok := errors.AsType[*sealedchat.ServerKeyError](err); !ok ||
+		!strings.Contains(err.Error(), reason) {
 		p.t.Errorf("%s: %v, want a *ServerKeyError with %q", what, err, reason)
 	}
 	// Both prompts were sealed to the key that evidence was there for: it stays the client's.
