@@ -80,9 +80,17 @@ func (e *endorsements) chain(root *trust.AMDRootCerts, vlek bool) *spb.Certifica
 	return c
 }
 
-// checkChain refuses an ASK and an ARK with other keys than the trusted ones: a document has no
-// bytes that nobody looked at.
-func (e *endorsements) checkChain(ask, ark *x509.Certificate) error {
+// checkChain refuses an ASK and an ARK with other keys than the trusted ones, so that a document has
+// no bytes that nobody looked at, and certificates out of date, to say so in these words.
+func (e *endorsements) checkChain(ask, ark *x509.Certificate, now time.Time) error {
+	for _, cert := range []*x509.Certificate{e.key, ask, ark} {
+		if now.After(cert.NotAfter) {
+			return errors.New("a certificate between the report and AMD's root has expired")
+		}
+		if now.Before(cert.NotBefore) {
+			return errors.New("a certificate between the report and AMD's root is not valid yet")
+		}
+	}
 	if e.ask == nil {
 		return nil
 	}
@@ -95,11 +103,8 @@ func (e *endorsements) checkChain(ask, ark *x509.Certificate) error {
 
 // checkRevocations judges the revocation list, if there is one. ARK signs it, so that it speaks of
 // the keys that ARK signed.
-func (e *endorsements) checkRevocations(
-	ask, ark *x509.Certificate,
-	required bool,
-	now time.Time,
-) error {
+func (e *endorsements) checkRevocations(ask, ark *x509.Certificate, required bool,
+	now time.Time) error {
 	if e.crl == nil {
 		if required {
 			return errors.New("no revocation list came along, and the policy requires AMD's")

@@ -69,12 +69,8 @@ func New(p Policy) (*Verifier, error) {
 // reportData, for a guest that the policy trusts, and that everything was valid at now. The error
 // says what was wrong, without text of doc's; errors that it wraps may hold some. It makes no
 // network access.
-func (v *Verifier) Verify(
-	ctx context.Context,
-	doc sealedchat.AttestationDocument,
-	reportData [64]byte,
-	now time.Time,
-) (sealedchat.AttestationResult, error) {
+func (v *Verifier) Verify(ctx context.Context, doc sealedchat.AttestationDocument,
+	reportData [64]byte, now time.Time) (sealedchat.AttestationResult, error) {
 	report, err := v.verify(ctx, doc, reportData, now)
 	if err != nil {
 		return sealedchat.AttestationResult{}, fmt.Errorf("sevsnp: %w", err)
@@ -82,22 +78,13 @@ func (v *Verifier) Verify(
 	tcb := kds.DecomposeTCBVersion(kds.TCBVersion(report.GetReportedTcb()))
 	return sealedchat.AttestationResult{
 		Measurement: hex.EncodeToString(report.GetMeasurement()),
-		TCB: fmt.Sprintf(
-			"bootloader=%d tee=%d snp=%d microcode=%d",
-			tcb.BlSpl,
-			tcb.TeeSpl,
-			tcb.SnpSpl,
-			tcb.UcodeSpl,
-		),
+		TCB: fmt.Sprintf("bootloader=%d tee=%d snp=%d microcode=%d", tcb.BlSpl, tcb.TeeSpl,
+			tcb.SnpSpl, tcb.UcodeSpl),
 	}, nil
 }
 
-func (v *Verifier) verify(
-	ctx context.Context,
-	doc sealedchat.AttestationDocument,
-	reportData [64]byte,
-	now time.Time,
-) (*spb.Report, error) {
+func (v *Verifier) verify(ctx context.Context, doc sealedchat.AttestationDocument,
+	reportData [64]byte, now time.Time) (*spb.Report, error) {
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
@@ -127,12 +114,8 @@ func parseReport(evidence []byte) (*spb.Report, error) {
 		return nil, fmt.Errorf("the report has %d bytes, want %d", len(evidence), abi.ReportSize)
 	}
 	if v := binary.LittleEndian.Uint32(evidence); v < minVersion || v > maxVersion {
-		return nil, fmt.Errorf(
-			"the report has version %d, want %d to %d",
-			v,
-			minVersion,
-			maxVersion,
-		)
+		return nil, fmt.Errorf("the report has version %d, want %d to %d", v, minVersion,
+			maxVersion)
 	}
 	report, err := abi.ReportToProto(evidence)
 	if err != nil {
@@ -175,7 +158,7 @@ func (v *Verifier) checkSignature(ctx context.Context, report *spb.Report, came 
 	if vlek {
 		ask = root.ProductCerts.Asvk
 	}
-	if err := came.checkChain(ask, ark); err != nil {
+	if err := came.checkChain(ask, ark, now); err != nil {
 		return err
 	}
 	attestation := &spb.Attestation{Report: report, CertificateChain: came.chain(root, vlek)}
@@ -186,22 +169,16 @@ func (v *Verifier) checkSignature(ctx context.Context, report *spb.Report, came 
 		TrustedRoots:        v.roots.library(),
 	})
 	if err != nil {
-		return &refusal{
-			"the report's signature, or the chain of certificates to AMD's root, does not" +
-				" hold at this time",
-			err,
-		}
+		return &refusal{"the report's signature, or the chain of certificates to AMD's root," +
+			" does not hold", err}
 	}
 	return came.checkRevocations(ask, ark, v.policy.RequireRevocationList, now)
 }
 
 // productLine is the chip's product. Reports of version 2 do not say it, and their certificate
 // does.
-func productLine(
-	report *spb.Report,
-	key *x509.Certificate,
-	signer abi.ReportSigner,
-) (string, error) {
+func productLine(report *spb.Report, key *x509.Certificate,
+	signer abi.ReportSigner) (string, error) {
 	if fms := report.GetCpuid1EaxFms(); fms != 0 {
 		return kds.ProductLineFromFms(fms), nil
 	}
@@ -217,11 +194,8 @@ func productLine(
 }
 
 // checkPolicy compares a report whose signature holds with the policy, and with its certificate.
-func (v *Verifier) checkPolicy(
-	report *spb.Report,
-	key *x509.Certificate,
-	reportData [64]byte,
-) error {
+func (v *Verifier) checkPolicy(report *spb.Report, key *x509.Certificate,
+	reportData [64]byte) error {
 	signer, err := abi.ParseSignerInfo(report.GetSignerInfo())
 	if err != nil {
 		return &refusal{"the report is malformed", err}
@@ -231,26 +205,20 @@ func (v *Verifier) checkPolicy(
 		return &refusal{notAKeyOfAMDs, err}
 	}
 	if !bytes.Equal(report.GetReportData(), reportData[:]) {
-		return errors.New(
-			"the report is over other data: another nonce, other keys, or another gateway's",
-		)
+		return errors.New("the report is over other data: another nonce, other keys, or another" +
+			" gateway's")
 	}
 	if !contains(v.policy.Measurements, report.GetMeasurement()) {
-		return fmt.Errorf(
-			"the measurement %x is none that the policy trusts",
-			report.GetMeasurement(),
-		)
+		return fmt.Errorf("the measurement %x is none that the policy trusts",
+			report.GetMeasurement())
 	}
 	if err := v.checkChip(report, exts, signer); err != nil {
 		return err
 	}
 	// The library compares levels as parts, and takes a part that is out of range for zero.
 	if report.GetReportedTcb() != uint64(exts.TCBVersion) {
-		return fmt.Errorf(
-			"the firmware's level is %#x and the certificate's %#x",
-			report.GetReportedTcb(),
-			uint64(exts.TCBVersion),
-		)
+		return fmt.Errorf("the firmware's level is %#x and the certificate's %#x",
+			report.GetReportedTcb(), uint64(exts.TCBVersion))
 	}
 	if !v.policy.AllowProvisionalFirmware && report.GetCommittedTcb() != report.GetCurrentTcb() {
 		return errors.New("the machine's firmware is provisional: it can go back to an older one")
@@ -281,21 +249,14 @@ func (v *Verifier) checkGuest(report *spb.Report) error {
 	case guest.Debug && !v.allowDebug:
 		return errors.New("the guest may be debugged: its operator can read its memory")
 	case guest.MigrateMA && !v.policy.AllowMigrationAgent:
-		return errors.New(
-			"a migration agent may move the guest: Policy.AllowMigrationAgent is not set",
-		)
+		return errors.New("a migration agent may move the guest, and Policy.AllowMigrationAgent" +
+			" is not set")
 	case report.GetVmpl() != uint32(v.policy.VMPL):
-		return fmt.Errorf(
-			"the report was asked for at VMPL %d, want %d",
-			report.GetVmpl(),
-			v.policy.VMPL,
-		)
+		return fmt.Errorf("the report was asked for at VMPL %d, want %d", report.GetVmpl(),
+			v.policy.VMPL)
 	case report.GetGuestSvn() < v.policy.MinimumGuestSVN:
-		return fmt.Errorf(
-			"the guest's security version is %d, want %d at least",
-			report.GetGuestSvn(),
-			v.policy.MinimumGuestSVN,
-		)
+		return fmt.Errorf("the guest's security version is %d, want %d at least",
+			report.GetGuestSvn(), v.policy.MinimumGuestSVN)
 	}
 	return nil
 }
@@ -318,20 +279,15 @@ func (v *Verifier) options(reportData [64]byte) *validate.Options {
 
 // checkChip compares the chip with the certificate's, which the library leaves out where the report
 // masks it, and with the policy's lists.
-func (v *Verifier) checkChip(
-	report *spb.Report,
-	exts *kds.Extensions,
-	signer abi.SignerInfo,
-) error {
+func (v *Verifier) checkChip(report *spb.Report, exts *kds.Extensions,
+	signer abi.SignerInfo) error {
 	if signer.SigningKey == abi.VlekReportSigner {
 		return nil
 	}
 	chip := report.GetChipId()
 	switch {
 	case !bytes.Equal(chip, exts.HWID):
-		return errors.New(
-			"the report names another chip than its certificate, or hides the chip's name",
-		)
+		return errors.New("the report names another chip than its certificate, or hides it")
 	case contains(v.policy.RevokedChips, chip):
 		return errors.New("the policy revokes the chip that signed the report")
 	case len(v.policy.Chips) > 0 && !contains(v.policy.Chips, chip):

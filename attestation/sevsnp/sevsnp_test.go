@@ -222,9 +222,9 @@ func TestRefuses(t *testing.T) {
 		"ASK revoked": {
 			came: with(c.crl(t, made, year, c.Ask)), want: `AMD revoked the certificate`,
 		},
-		"certificates expired": {now: made.AddDate(30, 0, 0), want: "at this time"},
-		"the VCEK expired":     {now: made.AddDate(8, 0, 0), want: "at this time"},
-		"not valid yet":        {now: made.Add(-time.Second), want: "at this time"},
+		"certificates expired": {now: made.AddDate(30, 0, 0), want: "has expired"},
+		"the VCEK expired":     {now: made.AddDate(8, 0, 0), want: "has expired"},
+		"not valid yet":        {now: made.Add(-time.Second), want: "not valid yet"},
 	} {
 		p := Policy{Measurements: [][]byte{good}}
 		if test.policy != nil {

@@ -158,16 +158,11 @@ func sgxExtension(tb testing.TB) []byte {
 	}
 	var tcb []asn1.RawValue
 	for i, v := range cpuSVN {
-		tcb = append(
-			tcb,
-			marshal(number{append(append(asn1.ObjectIdentifier{}, pcs.OidTCB...), i+1), int(v)}),
-		)
+		tcb = append(tcb,
+			marshal(number{append(append(asn1.ObjectIdentifier{}, pcs.OidTCB...), i+1), int(v)}))
 	}
-	tcb = append(
-		tcb,
-		marshal(number{pcs.OidPCESvn, testPCESVN}),
-		marshal(octets{pcs.OidCPUSvn, cpuSVN}),
-	)
+	tcb = append(tcb, marshal(number{pcs.OidPCESvn, testPCESVN}),
+		marshal(octets{pcs.OidCPUSvn, cpuSVN}))
 	fmspc, err := hex.DecodeString(testFMSPC)
 	if err != nil {
 		tb.Fatal(err)
@@ -211,12 +206,8 @@ const (
 
 // quote is a quote of version 4 or 5 over data, of the test guest, changed by change, which gets
 // the body.
-func (c *chain) quote(
-	tb testing.TB,
-	version uint16,
-	data [64]byte,
-	change func(body []byte),
-) []byte {
+func (c *chain) quote(tb testing.TB, version uint16, data [64]byte,
+	change func(body []byte)) []byte {
 	tb.Helper()
 	head := make([]byte, headerSize)
 	binary.LittleEndian.PutUint16(head, version)
@@ -325,21 +316,13 @@ func (c *chain) endorsements(tb testing.TB) [][]byte {
 // signedJSON is Intel's form of a signed value.
 func (c *chain) signedJSON(tb testing.TB, name, value string) []byte {
 	tb.Helper()
-	return fmt.Appendf(
-		nil,
-		`{"%s":%s,"signature":"%x"}`,
-		name,
-		value,
-		sign(tb, c.tcbSigner.key, []byte(value)),
-	)
+	return fmt.Appendf(nil, `{"%s":%s,"signature":"%x"}`, name, value,
+		sign(tb, c.tcbSigner.key, []byte(value)))
 }
 
 func (c *chain) dates() string {
-	return fmt.Sprintf(
-		`"issueDate":%q,"nextUpdate":%q`,
-		c.issued.Format(time.RFC3339),
-		c.until.Format(time.RFC3339),
-	)
+	return fmt.Sprintf(`"issueDate":%q,"nextUpdate":%q`, c.issued.Format(time.RFC3339),
+		c.until.Format(time.RFC3339))
 }
 
 const tcbDate = `"tcbDate":"2026-01-01T00:00:00Z"`

@@ -135,13 +135,8 @@ func normalise(member string, body []byte) ([]byte, error) {
 	if found[member] == nil || found["signature"] == nil {
 		return nil, errors.New("a member is missing")
 	}
-	return fmt.Appendf(
-		nil,
-		`{"%s":%s,"signature":%s}`,
-		member,
-		found[member],
-		found["signature"],
-	), nil
+	return fmt.Appendf(nil, `{"%s":%s,"signature":%s}`, member, found[member],
+		found["signature"]), nil
 }
 
 // parseChain reads two certificates in PEM, the signer's and the root, with nothing else.
@@ -176,10 +171,8 @@ func (c *collateral) Get(address string) (map[string][]string, []byte, error) {
 	case base:
 		return c.header(pcs.TcbInfoIssuerChainPhrase, tcbInfoChain), c.list[tcbInfo], nil
 	case pcs.QeIdentityURL():
-		return c.header(
-			pcs.SgxQeIdentityIssuerChainPhrase,
-			qeIdentityChain,
-		), c.list[qeIdentity], nil
+		return c.header(pcs.SgxQeIdentityIssuerChainPhrase,
+			qeIdentityChain), c.list[qeIdentity], nil
 	case crl:
 		return c.header(pcs.SgxPckCrlIssuerChainPhrase, pckCRLChain), c.list[pckCRL], nil
 	default:

@@ -50,11 +50,8 @@ func TestFirstPrompt(t *testing.T) {
 				atMRTD, atRTMRs, atRTMRs + 48, atRTMRs + 2*48, atRTMRs + 3*48,
 			} {
 				p.Restart(c.attester(t, version, func(b []byte) { b[at] ^= 1 }))
-				p.Refuses(
-					"another measurement",
-					p.Client(c.verifier(t, trusting())),
-					"the measurement",
-				)
+				p.Refuses("another measurement", p.Client(c.verifier(t, trusting())),
+					"the measurement")
 			}
 		}
 	}

@@ -24,11 +24,8 @@ type statuses struct {
 // evaluate finds them in collateral that Intel signed. The library takes a module's status for the
 // platform's if there is one, and so an old platform under a new module for up to date. Here all
 // three count.
-func (c *collateral) evaluate(
-	g *guest,
-	pck *pcs.PckExtensions,
-	qe *pb.EnclaveReport,
-) (statuses, error) {
+func (c *collateral) evaluate(g *guest, pck *pcs.PckExtensions,
+	qe *pb.EnclaveReport) (statuses, error) {
 	var s statuses
 	info := &c.tcb.TcbInfo
 	if len(g.teeTCBSVN) != 16 {
@@ -42,11 +39,8 @@ func (c *collateral) evaluate(
 	if version := g.teeTCBSVN[1]; version > 0 {
 		module := moduleLevel(info.TdxModuleIdentities, g)
 		if module == nil {
-			return s, fmt.Errorf(
-				"what Intel signed does not know TDX module %d.%d",
-				version,
-				g.teeTCBSVN[0],
-			)
+			return s, fmt.Errorf("what Intel signed does not know TDX module %d.%d", version,
+				g.teeTCBSVN[0])
 		}
 		s.module = module.TcbStatus
 	}
@@ -164,11 +158,8 @@ func (s statuses) check(p Policy) error {
 		"platform": s.platform, "TDX module": s.module, "quoting enclave": s.qe,
 	} {
 		if status != "" && !p.allows(status) {
-			return fmt.Errorf(
-				"the %s has the status %q, which Policy.TCBStatuses does not name",
-				name,
-				status,
-			)
+			return fmt.Errorf("the %s has the status %q, which Policy.TCBStatuses does not name",
+				name, status)
 		}
 	}
 	return nil

@@ -53,12 +53,8 @@ func (p Policy) check() error {
 	}
 	for i, m := range p.Measurements {
 		if len(m.MRTD) != registerSize {
-			return fmt.Errorf(
-				"tdx: Policy.Measurements[%d].MRTD has %d bytes, want %d",
-				i,
-				len(m.MRTD),
-				registerSize,
-			)
+			return fmt.Errorf("tdx: Policy.Measurements[%d].MRTD has %d bytes, want %d", i,
+				len(m.MRTD), registerSize)
 		}
 		if allZero(m.MRTD) {
 			return fmt.Errorf(
@@ -68,13 +64,8 @@ func (p Policy) check() error {
 		}
 		for n, r := range m.RTMRs {
 			if !(p.ignores(n) && len(r) == 0) && len(r) != registerSize {
-				return fmt.Errorf(
-					"tdx: Policy.Measurements[%d].RTMRs[%d] has %d bytes, want %d",
-					i,
-					n,
-					len(r),
-					registerSize,
-				)
+				return fmt.Errorf("tdx: Policy.Measurements[%d].RTMRs[%d] has %d bytes, want %d", i,
+					n, len(r), registerSize)
 			}
 		}
 	}

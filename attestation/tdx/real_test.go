@@ -99,10 +99,8 @@ func TestRealQuote(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), notNow) {
 			t.Fatalf("on %v: Verify() = %v", test.now, err)
 		}
-		if reason := errors.Unwrap(errors.Unwrap(err)); !strings.Contains(
-			reason.Error(),
-			test.want,
-		) {
+		if reason := errors.Unwrap(errors.Unwrap(err)); !strings.Contains(reason.Error(),
+			test.want) {
 			t.Errorf("on %v: the reason is %q, want %q", test.now, reason, test.want)
 		}
 	}

@@ -70,18 +70,13 @@ func New(p Policy) (*Verifier, error) {
 // reportData, for a guest that the policy trusts, and that everything was valid at now. The error
 // says what was wrong, without text of doc's; errors that it wraps may hold some. It makes no
 // network access.
-func (v *Verifier) Verify(
-	ctx context.Context,
-	doc sealedchat.AttestationDocument,
-	reportData [64]byte,
-	now time.Time,
-) (result sealedchat.AttestationResult, err error) {
+func (v *Verifier) Verify(ctx context.Context, doc sealedchat.AttestationDocument,
+	reportData [64]byte, now time.Time) (result sealedchat.AttestationResult, err error) {
 	// The library reads what the server sent, and its readers index without asking in places.
 	defer func() {
 		if p := recover(); p != nil {
-			result, err = sealedchat.AttestationResult{}, errors.New(
-				"tdx: the library failed to read the quote",
-			)
+			result = sealedchat.AttestationResult{}
+			err = errors.New("tdx: the library failed to read the quote")
 		}
 	}()
 	q, s, err := v.verify(ctx, doc, reportData, now)
@@ -94,12 +89,8 @@ func (v *Verifier) Verify(
 	}, nil
 }
 
-func (v *Verifier) verify(
-	ctx context.Context,
-	doc sealedchat.AttestationDocument,
-	reportData [64]byte,
-	now time.Time,
-) (*quote, statuses, error) {
+func (v *Verifier) verify(ctx context.Context, doc sealedchat.AttestationDocument,
+	reportData [64]byte, now time.Time) (*quote, statuses, error) {
 	none := statuses{}
 	switch {
 	case ctx.Err() != nil:
@@ -158,20 +149,16 @@ func (v *Verifier) checkSignatures(ctx context.Context, q *quote, c *collateral,
 	s, err := c.evaluate(&q.guest, pck,
 		q.signed.GetCertificationData().GetQeReportCertificationData().GetQeReport())
 	if libraryErr != nil && (err != nil || libraryErr.Error() != s.libraryText()) {
-		return s, &refusal{
-			"a signature or a certificate, or what Intel says of the platform, does not" +
-				" hold at this time",
-			libraryErr,
-		}
+		return s, &refusal{"a signature or a certificate, or what Intel says of the platform," +
+			" does not hold at this time", libraryErr}
 	}
 	if err != nil {
 		return s, err
 	}
 	if !sameKey(chain.RootCertificate, v.root) || !sameKey(c.crlChain[1], v.root) ||
 		!sameKey(c.crlChain[0], chain.IntermediateCertificate) {
-		return s, errors.New(
-			"a certificate in the quote or beside its revocation list is not Intel's",
-		)
+		return s, errors.New("a certificate in the quote or beside its revocation list is not" +
+			" Intel's")
 	}
 	return s, c.checkDates(now)
 }
@@ -183,9 +170,8 @@ func sameKey(a, b *x509.Certificate) bool {
 // checkPolicy compares a quote whose signatures hold with the policy.
 func (v *Verifier) checkPolicy(q *quote, s statuses, reportData [64]byte) error {
 	if !bytes.Equal(q.guest.reportData, reportData[:]) {
-		return errors.New(
-			"the quote is over other data: another nonce, other keys, or another gateway's",
-		)
+		return errors.New("the quote is over other data: another nonce, other keys, or another" +
+			" gateway's")
 	}
 	if err := q.guest.check(); err != nil {
 		return err

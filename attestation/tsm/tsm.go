@@ -78,10 +78,8 @@ type attester struct {
 	client configfsi.Client
 }
 
-func (a *attester) attest(
-	ctx context.Context,
-	reportData [64]byte,
-) (sealedchat.AttestationDocument, error) {
+func (a *attester) attest(ctx context.Context,
+	reportData [64]byte) (sealedchat.AttestationDocument, error) {
 	doc, err := a.document(ctx, reportData)
 	if err != nil {
 		return sealedchat.AttestationDocument{}, fmt.Errorf("tsm: %w", err)
@@ -89,10 +87,8 @@ func (a *attester) attest(
 	return doc, nil
 }
 
-func (a *attester) document(
-	ctx context.Context,
-	reportData [64]byte,
-) (sealedchat.AttestationDocument, error) {
+func (a *attester) document(ctx context.Context,
+	reportData [64]byte) (sealedchat.AttestationDocument, error) {
 	none := sealedchat.AttestationDocument{}
 	if ctx.Err() != nil {
 		return none, ctx.Err()
@@ -110,11 +106,8 @@ func (a *attester) document(
 		doc.Format = "tdx"
 		doc.Endorsements, err = a.files(tdxFiles...)
 	default:
-		err = fmt.Errorf(
-			"%w of a kind that is known: the kernel's provider is %q",
-			ErrUnavailable,
-			provider,
-		)
+		err = fmt.Errorf("%w of a kind that is known: the kernel's provider is %q", ErrUnavailable,
+			provider)
 	}
 	if err != nil {
 		return none, err
@@ -240,11 +233,8 @@ func allZero(b []byte) bool {
 // files reads files of the folder.
 func (a *attester) files(names ...string) ([][]byte, error) {
 	if a.Endorsements == "" {
-		return nil, fmt.Errorf(
-			"Options.Endorsements names no folder with %s: %w",
-			names[0],
-			fs.ErrNotExist,
-		)
+		return nil, fmt.Errorf("Options.Endorsements names no folder with %s: %w", names[0],
+			fs.ErrNotExist)
 	}
 	var list [][]byte
 	for _, name := range names {

@@ -186,13 +186,8 @@ func (p *Place) Accepts(what string, c *sealedchat.SecureCompletionClient, sent 
 		p.t.Errorf("%s: %v", what, err)
 	}
 	if kinds, prompts := p.take(); kinds != sent || prompts != 1 {
-		p.t.Errorf(
-			"%s: asked %q, and the upstream got %d prompts, want %q and 1",
-			what,
-			kinds,
-			prompts,
-			sent,
-		)
+		p.t.Errorf("%s: asked %q, and the upstream got %d prompts, want %q and 1", what, kinds,
+			prompts, sent)
 	}
 }
 
@@ -207,12 +202,8 @@ func (p *Place) Refuses(what string, c *sealedchat.SecureCompletionClient, reaso
 		p.t.Errorf("%s: %v, want a *ServerKeyError with %q", what, err, reason)
 	}
 	if kinds, prompts := p.take(); kinds != "ke" || prompts != 0 {
-		p.t.Errorf(
-			"%s: asked %q, and the upstream got %d prompts, want the two fetches",
-			what,
-			kinds,
-			prompts,
-		)
+		p.t.Errorf("%s: asked %q, and the upstream got %d prompts, want the two fetches", what,
+			kinds, prompts)
 	}
 }
 
@@ -228,13 +219,8 @@ func (p *Place) Moved(what string, c *sealedchat.SecureCompletionClient, reason 
 	err := Ask(p.t.Context(), c)
 	if reason == "" {
 		if kinds, prompts := p.take(); err != nil || kinds != "PkeP" || prompts != 1 {
-			p.t.Errorf(
-				"%s: %v, asked %q, and the upstream got %d prompts",
-				what,
-				err,
-				kinds,
-				prompts,
-			)
+			p.t.Errorf("%s: %v, asked %q, and the upstream got %d prompts", what, err, kinds,
+				prompts)
 		}
 		return
 	}
