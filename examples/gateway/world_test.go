@@ -28,9 +28,8 @@ import (
 )
 
 const (
-	apiKey     = "key-of-the-client"
 	passphrase = "the store's passphrase"
-	asChild    = "GATEWAY_REDIS_TEST_CHILD"
+	asChild    = "GATEWAY_TEST_CHILD"
 )
 
 // TestMain runs the program if the test's own binary is started as a replica.
@@ -197,7 +196,7 @@ func startReplica(t *testing.T, args ...string) *replica {
 		name, value, _ := strings.Cut(lines.Text(), ": ")
 		r.pins[name] = value
 		if name == "listening" {
-			r.url = "http://" + value
+			r.url = value
 			return r
 		}
 	}
@@ -245,12 +244,12 @@ func newWorld(t *testing.T) *world {
 	}
 	keys.Close()
 	file := filepath.Join(t.TempDir(), "api-keys")
-	if err := os.WriteFile(file, []byte(apiKey+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("team "+apiKey+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
 		w.replicas = append(w.replicas, startReplica(t, "-upstream", w.model.URL+"/v1", "-keys",
-			w.dir, "-redis", w.redis.url(), "-api-keys", file))
+			w.dir, "-replay", w.redis.url(), "-api-keys", file))
 	}
 	w.proxy = httptest.NewServer(&httputil.ReverseProxy{
 		Rewrite: func(*httputil.ProxyRequest) {}, Transport: w, FlushInterval: -1,
@@ -343,7 +342,7 @@ func (w *world) client(p sealedchat.Protocol) *sealedchat.SecureCompletionClient
 	return c
 }
 
-func chat(t *testing.T, c *sealedchat.SecureCompletionClient) error {
+func ask(t *testing.T, c *sealedchat.SecureCompletionClient) error {
 	t.Helper()
 	answer, err := c.Chat(t.Context(), question())
 	if err == nil && answer.Text() != "fine" {
