@@ -27,7 +27,7 @@ type metrics struct {
 	accounts  *accounts // nil: there are none
 }
 
-// These are labels of every account that is in the file no more, and of both protocols' ends.
+// otherAccount is the label of accounts that are in the file no more; the paths tell the protocol.
 const (
 	otherAccount  = "other"
 	envelopePath  = "/v1/chat/secure_completion"
@@ -60,6 +60,11 @@ func newMetrics(s *service) *metrics {
 		pieces: histogram("sealedchat_piece_gap_seconds",
 			"Between two pieces of an answer.", shortTimes),
 		accounts: s.accounts,
+	}
+	for _, p := range s.o.protocols { // so that they are there before the first request
+		for _, h := range []*prometheus.HistogramVec{m.duration, m.firstByte, m.pieces} {
+			h.WithLabelValues(string(p))
+		}
 	}
 	m.registry.MustRegister(m.requests, m.duration, m.firstByte, m.pieces,
 		&gatewayCollector{s: s}, collectors.NewGoCollector(),

@@ -29,6 +29,11 @@ type sampleKey struct{}
 // sampleHandler hands the gateway's line on a request to its sample, and each line to the log.
 type sampleHandler struct{ slog.Handler }
 
+// Enabled implements slog.Handler: the lines on requests are at INFO and above.
+func (h sampleHandler) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelInfo || h.Handler.Enabled(ctx, level)
+}
+
 // Handle implements slog.Handler.
 func (h sampleHandler) Handle(ctx context.Context, line slog.Record) error {
 	if s, ok := ctx.Value(sampleKey{}).(*sample); ok && line.Message == "request" {
@@ -36,6 +41,9 @@ func (h sampleHandler) Handle(ctx context.Context, line slog.Record) error {
 			s.read(a)
 			return true
 		})
+	}
+	if !h.Handler.Enabled(ctx, line.Level) {
+		return nil
 	}
 	return h.Handler.Handle(ctx, line)
 }

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,9 +35,12 @@ const (
 
 // TestMain runs the program if the test's own binary is started as a replica.
 func TestMain(m *testing.M) {
-	if os.Getenv(asChild) != "" {
-		main()
-		os.Exit(0)
+	switch os.Getenv(asChild) {
+	case "":
+	case "model":
+		serveEchoes()
+	default:
+		main() // it does not return
 	}
 	os.Exit(m.Run())
 }
@@ -151,6 +155,7 @@ func startModel(t *testing.T) *model {
 type replica struct {
 	url  string
 	pins map[string]string // by the text before the colon
+	args []string
 	cmd  *exec.Cmd
 	log  safeBuffer
 }
@@ -181,7 +186,20 @@ func gatewayCommand(args ...string) *exec.Cmd {
 
 func startReplica(t *testing.T, args ...string) *replica {
 	t.Helper()
-	r := &replica{pins: make(map[string]string), cmd: gatewayCommand(args...)}
+	r := &replica{args: args}
+	t.Cleanup(r.kill)
+	r.start(t)
+	return r
+}
+
+// start starts it, at its address if it had one before.
+func (r *replica) start(t *testing.T) {
+	t.Helper()
+	args := r.args
+	if r.url != "" {
+		args = append(slices.Clone(args), "-listen", strings.TrimPrefix(r.url, "http://"))
+	}
+	r.pins, r.cmd = make(map[string]string), gatewayCommand(args...)
 	r.cmd.Stderr = &r.log
 	out, err := r.cmd.StdoutPipe()
 	if err != nil {
@@ -190,22 +208,25 @@ func startReplica(t *testing.T, args ...string) *replica {
 	if err := r.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(r.kill)
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		name, value, _ := strings.Cut(lines.Text(), ": ")
 		r.pins[name] = value
 		if name == "listening" {
-			r.url = value
-			return r
+			if r.url == "" { // it is read meanwhile
+				r.url = value
+			}
+			return
 		}
 	}
 	_ = r.cmd.Wait()
 	t.Fatalf("the gateway did not start: %s", r.log.String())
-	return nil
 }
 
 func (r *replica) kill() {
+	if r.cmd == nil || r.cmd.Process == nil {
+		return
+	}
 	_ = r.cmd.Process.Kill()
 	_ = r.cmd.Wait()
 }
@@ -251,14 +272,19 @@ func newWorld(t *testing.T) *world {
 		w.replicas = append(w.replicas, startReplica(t, "-upstream", w.model.URL+"/v1", "-keys",
 			w.dir, "-replay", w.redis.url(), "-api-keys", file))
 	}
+	w.startProxy()
+	return w
+}
+
+// startProxy starts the proxy in front of the replicas.
+func (w *world) startProxy() {
 	w.proxy = httptest.NewServer(&httputil.ReverseProxy{
 		Rewrite: func(*httputil.ProxyRequest) {}, Transport: w, FlushInterval: -1,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) {
 			w.WriteHeader(http.StatusBadGateway)
 		},
 	})
-	t.Cleanup(w.proxy.Close)
-	return w
+	w.t.Cleanup(w.proxy.Close)
 }
 
 // RoundTrip sends a request to the next replica, or to the one after it if that one does not accept
