@@ -53,7 +53,7 @@ func Parse(f *flag.FlagSet, args []string, u Usage, stdout, stderr io.Writer) er
 		u.Print(stderr, f)
 		return flag.ErrHelp
 	case err != nil:
-		return WrongInput("%w (see -h)", err)
+		return WrongInput("%w (see %s -h)", err, f.Name())
 	case *version:
 		name, _, _ := strings.Cut(f.Name(), " ")
 		if _, err := fmt.Fprintln(stdout, Version(name)); err != nil {
