@@ -41,7 +41,8 @@ import "log/slog"
 //	                                          for new evidence
 //	EventServerKeyAccepted  after   WARN      Fingerprint, Server: AcceptServerKey
 //	EventServerKeyRefused   after   CRITICAL  Fingerprint, OldFingerprint (expected), Server,
-//	                                          Reason
+//	                                          Reason (the trust; of Attested, also whether there
+//	                                          was no evidence, or it was refused)
 //	EventRequestSealed      before  INFO      PayloadID, Fingerprint (the server's), Tier,
 //	                                          Bytes. Before it is sent
 //	EventResponseOpened     before  INFO      PayloadID, Bytes, Duration, Reason (how it ended,
