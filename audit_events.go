@@ -36,6 +36,9 @@ import "log/slog"
 //	                                          is used
 //	EventServerKeyChanged   before  WARN      Fingerprint, OldFingerprint, Server, Reason.
 //	                                          Before it is used
+//	EventServerKeyAttested  before  INFO      Fingerprint (of an RSA key, or of the signer),
+//	                                          Server, Attestation. Before it is used; again
+//	                                          for new evidence
 //	EventServerKeyAccepted  after   WARN      Fingerprint, Server: AcceptServerKey
 //	EventServerKeyRefused   after   CRITICAL  Fingerprint, OldFingerprint (expected), Server,
 //	                                          Reason
@@ -98,6 +101,7 @@ const (
 
 	EventServerKeyFirstSeen EventType = "server_key_first_seen"
 	EventServerKeyChanged   EventType = "server_key_changed"
+	EventServerKeyAttested  EventType = "server_key_attested"
 	EventServerKeyAccepted  EventType = "server_key_accepted"
 	EventServerKeyRefused   EventType = "server_key_refused"
 
@@ -145,6 +149,7 @@ var eventTypes = map[EventType]eventType{
 
 	EventServerKeyFirstSeen: {slog.LevelInfo, false},
 	EventServerKeyChanged:   {slog.LevelWarn, false},
+	EventServerKeyAttested:  {slog.LevelInfo, false},
 	EventServerKeyAccepted:  {slog.LevelWarn, true},
 	EventServerKeyRefused:   {SeverityCritical, true},
 
