@@ -95,8 +95,8 @@ type Config struct {
 	Protocol Protocol
 	// OHTTP is for ProtocolOHTTP alone; it is refused with the other protocol.
 	OHTTP OHTTPOptions
-	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…") or FirstUse(store).
-	// Required.
+	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…"), FirstUse(store) or
+	// Attested(…). Required.
 	Trust Trust
 	// OnServerKey, if set, is called before the client uses a server key that is not the one
 	// before; old is nil at first. An error refuses the key: the call fails with *ServerKeyError,
@@ -205,7 +205,7 @@ func (c *Config) validate() error {
 		return configError("Config.Trust",
 			"choose whose key prompts are sealed to: TrustHTTPS() takes "+
 				"what the server presents over HTTPS, Pin(\"sha256 hex\") takes only that key, "+
-				"FirstUse(store) remembers the first one")
+				"FirstUse(store) remembers the first one, Attested(…) wants evidence of hardware")
 	}
 	if err := c.Trust.validate(); err != nil {
 		return &ConfigError{Field: "Config.Trust", Err: err}

@@ -9,14 +9,17 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/attest"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
+	"github.com/seed-017344ad/sealedchat/internal/keystore"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
@@ -97,7 +100,7 @@ func TestGatewayAttestationRefusals(t *testing.T) {
 		{"GET", "", 400}, {"GET", "nonce=", 400}, {"GET", good[:69], 400},
 		{"GET", good + "0", 400}, {"GET", good + "&a=b", 400}, {"GET", good + "&" + good, 400},
 		{"GET", strings.ToUpper(good), 400}, {"GET", "x" + good, 400},
-		{"POST", good, 405}, {"HEAD", good, 405}, {"PUT", good, 405},
+		{"POST", good, 405}, {"PUT", good, 405},
 	} {
 		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, attest.Path, nil)
 		req.Method, req.URL.RawQuery = c.method, c.query
@@ -203,15 +206,29 @@ func TestGatewayAttestsOneAtATime(t *testing.T) {
 			ask(fmt.Sprintf("198.51.100.%d:1", i))
 		}
 		wg.Wait()
-		if most != 1 || counts["200"] != 16 || counts["503 1"] != 7 || len(counts) != 2 {
+		if most != 1 || counts["200"] != 16 || counts["5031"] != 7 || len(counts) != 2 {
 			t.Errorf("%d at a time, %v", most, counts)
 		}
 		for i := range 9 {
 			ask(fmt.Sprintf("[2001:db8:1:%d::1]:1", i))
 		}
 		wg.Wait()
-		if counts["200"] != 20 || counts["503 1"] != 12 || r.s.limits.attesting.Taken() != 0 {
+		if counts["200"] != 20 || counts["5031"] != 12 || r.s.limits.attesting.Taken() != 0 {
 			t.Errorf("a /48: %v", counts)
+		}
+	})
+}
+
+// hangingRig has an Attester that ends with its context, or when release is closed.
+func hangingRig(t *testing.T, obeys *atomic.Bool, release chan struct{}) *rig {
+	return newRig(t, func(c *Config) {
+		c.Attester = func(ctx context.Context, data [64]byte) (attest.Document, error) {
+			if obeys.Load() {
+				<-ctx.Done()
+				return attest.Document{}, ctx.Err()
+			}
+			<-release
+			return plainEvidence(ctx, data)
 		}
 	})
 }
@@ -220,17 +237,9 @@ func TestGatewayAttestsOneAtATime(t *testing.T) {
 func TestGatewayAttesterHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
-		obeys := true
-		r := newRig(t, func(c *Config) {
-			c.Attester = func(ctx context.Context, data [64]byte) (attest.Document, error) {
-				if obeys {
-					<-ctx.Done()
-					return attest.Document{}, ctx.Err()
-				}
-				<-release
-				return plainEvidence(ctx, data)
-			}
-		})
+		var obeys atomic.Bool
+		obeys.Store(true)
+		r := hangingRig(t, &obeys, release)
 		took := func(ctx context.Context) time.Duration {
 			start := time.Now()
 			w := r.askEvidence(ctx, [32]byte{}, "192.0.2.1:1")
@@ -242,7 +251,8 @@ func TestGatewayAttesterHangs(t *testing.T) {
 		if d := took(t.Context()); d != attestTime {
 			t.Errorf("obeys: %v", d)
 		}
-		obeys = false
+		synctest.Wait()
+		obeys.Store(false)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if d := took(ctx); d != time.Second {
@@ -256,20 +266,34 @@ func TestGatewayAttesterHangs(t *testing.T) {
 		if w := r.askEvidence(t.Context(), [32]byte{}, "192.0.2.1:1"); w.Code != 200 {
 			t.Errorf("when it is back: %d", w.Code)
 		}
-
-		obeys, release = true, nil
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			w := r.askEvidence(t.Context(), [32]byte{}, "")
-			fakes.Refused(t, "closing", w, 503)
-		})
-		synctest.Wait()
-		start := time.Now()
-		if err := r.s.Close(); err != nil || time.Since(start) != 0 {
-			t.Errorf("Close took %v, %v", time.Since(start), err)
-		}
-		wg.Wait()
 	})
+}
+
+// Close ends a call of an Attester that obeys, and waits for one that does not.
+func TestGatewayCloseDuringAttester(t *testing.T) {
+	for _, obedient := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			release := make(chan struct{})
+			var obeys atomic.Bool
+			obeys.Store(obedient)
+			r := hangingRig(t, &obeys, release)
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				w := r.askEvidence(t.Context(), [32]byte{}, "")
+				if obedient {
+					fakes.Refused(t, "closing", w, 503)
+				}
+			})
+			synctest.Wait()
+			time.AfterFunc(time.Minute, func() { close(release) })
+			start := time.Now()
+			if err := r.s.Close(); err != nil || obedient != (time.Since(start) == 0) {
+				t.Errorf("%v: Close took %v, %v", obedient, time.Since(start), err)
+			}
+			wg.Wait()
+			time.Sleep(time.Minute)
+		})
+	}
 }
 
 // Evidence says nothing about keys that somebody outside has.
@@ -295,4 +319,16 @@ func TestGatewayKeysStayInside(t *testing.T) {
 			_ = s.Close()
 		}
 	}
+}
+
+func folderStore(t *testing.T) *keystore.Store {
+	t.Helper()
+	store, err := keystore.Create(t.Context(), filepath.Join(t.TempDir(), "keys"),
+		secret(t, "correct horse battery staple"),
+		&keystore.Options{WeakKDF: true, NewKey: testkit.NewMaker().NewKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(store.Close)
+	return store
 }
