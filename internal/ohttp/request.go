@@ -47,7 +47,8 @@ func (q *Request) Seal(dst, message []byte) ([]byte, error) {
 	if sender == nil {
 		return nil, ErrUsed
 	}
-	defer wipe(sender)
+	seal, done := sealWith(sender)
+	defer done()
 	dst = append(slices.Grow(dst, len(q.head)+len(message)+(len(message)/MaxChunk+1)*(4+tagSize)),
 		q.head...)
 	left := uint64(maxChunks)
@@ -55,7 +56,7 @@ func (q *Request) Seal(dst, message []byte) ([]byte, error) {
 		n := min(len(message), MaxChunk)
 		final := n == len(message)
 		var err error
-		if dst, err = appendChunk(dst, message[:n], final, sealWith(sender), &left); err != nil ||
+		if dst, err = appendChunk(dst, message[:n], final, seal, &left); err != nil ||
 			final {
 			return dst, err
 		}
@@ -70,7 +71,8 @@ func (q *Request) Writer(dst io.Writer) (*Writer, error) {
 	if sender == nil {
 		return nil, ErrUsed
 	}
-	return newWriter(dst, slices.Clone(q.head), sealWith(sender), func() { wipe(sender) }), nil
+	seal, done := sealWith(sender)
+	return newWriter(dst, slices.Clone(q.head), seal, done), nil
 }
 
 // take returns the sender, once.
@@ -80,12 +82,15 @@ func (q *Request) take() *hpke.Sender {
 	return sender
 }
 
-// sealWith returns the function that seals the chunks of a request.
-func sealWith(sender *hpke.Sender) sealFunc {
+// sealWith returns the function that seals the chunks of a request, and one that wipes its keys.
+func sealWith(sender *hpke.Sender) (sealFunc, func()) {
+	if s := contextOf(sender, nil); s != nil {
+		return s.seal, func() { s.wipe(); wipe(sender) }
+	}
 	return func(dst, plain []byte, final bool) ([]byte, error) {
 		sealed, err := sender.Seal(aad(final), plain)
 		return append(dst, sealed...), err
-	}
+	}, func() { wipe(sender) }
 }
 
 // Response returns a Reader that opens the answer in src. A chunk may hold up to maxChunk bytes, or

@@ -175,9 +175,10 @@ func (s *Stream) take(e Event) {
 		return
 	}
 	s.done = s.api.isLast(e)
-	s.failed = s.failed || s.api == apiChoices && e.fails()
 	if s.api == apiChoices {
-		s.finish.See(e.Data)
+		choices, _, failed := e.chunk()
+		s.failed = s.failed || failed
+		s.finish.seeChoices(choices)
 	}
 }
 
@@ -257,26 +258,50 @@ func (j *JSON) See(piece []byte) {
 		j.events.See(piece)
 		return
 	}
-	for _, c := range piece {
-		switch {
-		case j.escape:
-			j.escape = false
-		case j.text:
-			j.text = c != '"'
-			j.escape = c == '\\'
-		case c == '"':
-			j.text = true
-			j.begun = true
-		case c == '{', c == '[':
+	for i := 0; i < len(piece); i++ {
+		if j.text {
+			i += j.inText(piece[i:])
+			continue
+		}
+		switch c := piece[i]; c {
+		case '"':
+			j.text, j.begun = true, true
+		case '{', '[':
 			j.depth++
 			j.begun = true
-		case c == '}', c == ']':
+		case '}', ']':
 			j.depth--
 			j.damaged = j.damaged || j.depth < 0
-		case c != ' ' && c != '\t' && c != '\r' && c != '\n':
+		case ' ', '\t', '\r', '\n':
+		default:
 			j.begun = true
 		}
 	}
+}
+
+// inText goes on to the quotation mark that ends a string, and returns where it stands: at the end
+// of piece, if it has none. Strings are most of an answer.
+func (j *JSON) inText(piece []byte) int {
+	at, quote := 0, -1 // the first mark at or behind at, once it was looked for
+	if j.escape && len(piece) > 0 {
+		j.escape, at = false, 1
+	}
+	for at < len(piece) {
+		if quote < at {
+			quote = len(piece)
+			if i := bytes.IndexByte(piece[at:], '"'); i >= 0 {
+				quote = at + i
+			}
+		}
+		escape := bytes.IndexByte(piece[at:quote], '\\')
+		if escape < 0 {
+			j.text = quote == len(piece)
+			return quote
+		}
+		at += escape + 2
+	}
+	j.escape = at > len(piece)
+	return len(piece)
 }
 
 // beginsField tells whether text can be the beginning of a field of an event stream, and not of
