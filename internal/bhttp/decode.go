@@ -137,6 +137,10 @@ func (d *Body) Read(p []byte) (int, error) {
 	return n, d.err
 }
 
+// Declared returns the content-length of the message's header, or -1. Nobody has checked it before
+// Read has returned io.EOF.
+func (d *Body) Declared() int64 { return d.declared }
+
 // Trailer returns the trailer section. It is complete once Read has returned io.EOF.
 func (d *Body) Trailer() []Field { return d.trailer }
 

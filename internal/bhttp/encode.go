@@ -20,6 +20,30 @@ func AppendRequest(dst []byte, q *Request, content []byte, trailer []Field, pad 
 	return appendBody(dst, start, q.Header, content, trailer, pad, false)
 }
 
+// AppendRequestAround is AppendRequest for a content of so many bytes that lies elsewhere: it
+// appends what stands before the content, and then what stands behind it, without a trailer.
+// dst[:behind] ends before the content.
+func AppendRequestAround(dst []byte, q *Request, length, pad int) (_ []byte, behind int,
+	err error) {
+	if err := q.check(); err != nil {
+		return nil, 0, err
+	}
+	declared, err := declaredLength(q.Header)
+	if err == nil {
+		err = checkLength(declared, int64(length), false)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	start := len(dst)
+	dst = slices.Grow(dst, q.size()+bodySize(nil, nil, pad))
+	dst = q.appendControl(AppendVarint(dst, knownRequest))
+	dst = AppendVarint(appendSection(dst, q.Header), uint64(length))
+	behind = len(dst)
+	dst = appendSection(dst, nil)
+	return appendPadding(dst, len(dst)-start+length, pad), behind, nil
+}
+
 // AppendResponse is AppendRequest for a response.
 func AppendResponse(dst []byte, p *Response, content []byte, trailer []Field, pad int) ([]byte,
 	error) {

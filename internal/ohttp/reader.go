@@ -245,3 +245,39 @@ func (r *Reader) makeRoom(n int) {
 	r.to = copy(into, r.buf[r.from:r.to])
 	r.buf, r.from = into, 0
 }
+
+// readAhead reads as much of the stream as there is room for. It opens nothing. What Read opens
+// next is wiped before.
+func (r *Reader) readAhead() error {
+	if r.err != nil {
+		return r.err
+	}
+	if len(r.rest) > 0 {
+		return nil
+	}
+	clear(r.plain)
+	r.plain, r.rest = nil, nil
+	r.makeRoom(len(r.buf))
+	for r.to < len(r.buf) && r.srcErr == nil {
+		if err := r.more(r.to - r.from + 1); err != nil && err != r.srcErr {
+			return err
+		}
+	}
+	return nil
+}
+
+// isReady reports, after readAhead, whether Read opens what is there without waiting for the stream.
+func (r *Reader) isReady() bool {
+	if len(r.rest) > 0 || r.err != nil || r.srcErr != nil {
+		return true
+	}
+	if r.start != nil || r.from == 0 && r.to == len(r.buf) { // more than this is not read ahead
+		return true
+	}
+	have := r.buf[r.from:r.to]
+	if len(have) == 0 || len(have) < bhttp.VarintSize(have[0]) {
+		return false
+	}
+	size, n := bhttp.Varint(have)
+	return size > 0 && size <= uint64(len(have)-n)
+}
