@@ -219,12 +219,22 @@ func (e *Encoder) Content(dst, piece []byte) []byte {
 	if len(piece) == 0 {
 		return dst
 	}
+	return append(e.Lead(slices.Grow(dst, MaxLead+len(piece)), len(piece)), piece...)
+}
+
+// Lead appends what stands before a piece of the content: its length, in up to MaxLead bytes. The
+// caller puts the piece behind it, where that is better than a copy. A piece has a byte or more.
+func (e *Encoder) Lead(dst []byte, piece int) []byte {
+	e.step(e.state == atContent && piece > 0)
 	start := len(dst)
-	dst = append(AppendVarint(slices.Grow(dst, 8+len(piece)), uint64(len(piece))), piece...)
-	e.length += len(dst) - start
-	e.content += int64(len(piece))
+	dst = AppendVarint(dst, uint64(piece))
+	e.length += len(dst) - start + piece
+	e.content += int64(piece)
 	return dst
 }
+
+// MaxLead is the most bytes that Lead appends.
+const MaxLead = 8
 
 // End appends the end of the content and the trailer. If pad is above 1, zeros follow until the
 // length of the whole message is a multiple of pad bytes. End returns an error if the header

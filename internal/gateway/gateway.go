@@ -14,6 +14,7 @@
 //	ohttp.go      Oblivious HTTP: its states, and what opens of a request when;
 //	              ohttp_check.go judges what opened, ohttp_answer.go passes the answer on,
 //	              ohttp_encode.go encodes and pads it
+//	memory.go     pieces of content, and what becomes of their memory
 //	upstream.go   the one way upstream, for both protocols
 //	refusal.go    what a refused client is told
 //	audit.go      events
@@ -50,6 +51,7 @@ type Server struct {
 	counts     counts
 	clients    clientKeys
 	limits     limits
+	buffers    buffers
 	opened     time.Time
 
 	life context.Context // ends with the server

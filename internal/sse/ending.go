@@ -32,9 +32,9 @@ type Ending interface {
 func EndingOf(kind, path string, length int64) Ending {
 	switch {
 	case kind == TypeEvents:
-		return &Stream{scanner: Scanner{most: MaxEvent}, api: apiOf(path), choices: 1}
+		return &Stream{scanner: Scanner{most: MaxEvent}, api: apiOf(path)}
 	case length < 0 && IsJSON(kind):
-		return &JSON{api: apiOf(path), choices: 1, sniff: true}
+		return &JSON{api: apiOf(path), sniff: true}
 	}
 	return Any{}
 }
@@ -132,7 +132,7 @@ type Stream struct {
 	sniffer Sniffer
 	json    *JSON // what came is JSON
 	api     api
-	choices int // that were asked for
+	choices func() int // that were asked for; nil: one
 	finish  Finish
 
 	done     bool // the last event has come
@@ -141,8 +141,18 @@ type Stream struct {
 	complete int
 }
 
-// Asked says how many choices were asked for. Without it, it is one.
-func (s *Stream) Asked(choices int) { s.choices = choices }
+// Asked says how many choices were asked for. Without it, it is one. choices is called only where
+// the end depends on it, which most streams say.
+func (s *Stream) Asked(choices func() int) { s.choices = choices }
+
+// missing is what the finish reasons lack.
+func (s *Stream) missing(f *Finish) string {
+	lacks := f.Missing(1)
+	if lacks == "" && s.choices != nil {
+		lacks = f.Missing(s.choices())
+	}
+	return lacks
+}
 
 // See takes in the next piece.
 func (s *Stream) See(piece []byte) {
@@ -210,7 +220,7 @@ func (s *Stream) Ended() bool {
 	end := *s
 	end.finish = s.finish.clone()
 	s.scanner.AtEnd(end.take)
-	return end.done || end.failed || s.api == apiChoices && end.finish.Missing(s.choices) == ""
+	return end.done || end.failed || s.api == apiChoices && s.missing(&end.finish) == ""
 }
 
 // EndedUnseen is Ended where HTTP does not tell an end from a cut: only an end that is said counts,
@@ -237,8 +247,8 @@ type JSON struct {
 	sniff   bool // it may be an event stream
 	sniffer Sniffer
 	api     api
-	choices int     // that were asked for
-	events  *Stream // what came is one
+	choices func() int // that were asked for; nil: one
+	events  *Stream    // what came is one
 }
 
 // See takes in the next piece.
@@ -336,8 +346,8 @@ func (j *JSON) EndedUnseen() bool {
 // Known is true.
 func (j *JSON) Known() bool { return j.events == nil || j.events.Known() }
 
-// Asked says how many choices were asked for.
-func (j *JSON) Asked(choices int) { j.choices = choices }
+// Asked is that of the event stream, if it is one.
+func (j *JSON) Asked(choices func() int) { j.choices = choices }
 
 // Wipe clears what was kept of an event stream. Of JSON no content is kept.
 func (j *JSON) Wipe() {
