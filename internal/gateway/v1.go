@@ -299,7 +299,7 @@ func validMessages(data []byte) bool {
 func (q *v1Request) forward(ctx context.Context, request []byte) (answer []byte, p *refusal) {
 	defer q.timeUpstream()()
 	model := bytes.Clone(chatjson.Last(request, "model"))
-	sent := httpx.NewSent(request)
+	sent := httpx.NewSent(nil, request)
 	defer sent.Finish()
 	req, p := q.s.upstream.request(ctx, &upstreamCall{
 		method: http.MethodPost, path: "/chat/completions", content: sent,
