@@ -20,7 +20,8 @@ about() {
 	wine) echo "Windows tests under Wine" ;;
 	demo) echo "the README's demo" ;;
 	modules) echo "modules of their own" ;;
-	gateway) echo "the gateway program: with a real Redis, replicas that are killed under streams" ;;
+	gateway) echo "the gateway program: with a real Redis, replicas that are killed under streams, nginx" ;;
+	deploy) echo "images of the programs, built without a registry; the unit and the compose file" ;;
 	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' ./internal/hybrid and bench/peers/main.go)" ;;
 	fuzz) echo "fuzzing, ${FUZZTIME:-3s} a target" ;;
 	esac
@@ -164,9 +165,15 @@ step_modules() {
 	[ "$(cd internal/interop/consumer && go run .)" = "Paris." ] || { echo "the consumer got no answer"; return 1; }
 }
 
-# Without Redis the rest of the tests run.
+# Without Redis or nginx the rest of the tests run.
 step_gateway() {
 	need_staticcheck
+	command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || install nginx-light
+	if command -v nginx || [ -x /usr/sbin/nginx ]; then
+		export SEALEDCHAT_NGINX=required
+	else
+		skip "the gateway behind nginx: no nginx"
+	fi
 	command -v redis-server >/dev/null || install redis-server
 	if command -v redis-server; then
 		export SEALEDCHAT_REDIS=required SEALEDCHAT_REPLICAS=1
@@ -178,6 +185,21 @@ step_gateway() {
 	go vet ./...
 	"$tools/staticcheck" ./...
 	go test -count=1 ./...
+}
+
+step_deploy() {
+	local need=()
+	command -v buildah >/dev/null || need+=(buildah)
+	command -v busybox >/dev/null || need+=(busybox-static)
+	command -v docker-compose >/dev/null || need+=(docker-compose)
+	command -v systemd-analyze >/dev/null || need+=(systemd)
+	[ "${#need[@]}" = 0 ] || install --no-install-recommends "${need[@]}"
+	mkdir -p "$tools/deploy"
+	local status=0
+	bash .ci/deploy "$tools/deploy" >"$tools/deploy.out" 2>&1 || status=$?
+	cat "$tools/deploy.out"
+	[ "$status" != 3 ] || skip "$(tail -n 1 "$tools/deploy.out")"
+	[ "$status" = 3 ] || return "$status"
 }
 
 step_bench() {
