@@ -15,6 +15,7 @@
 //	              ohttp_check.go judges what opened, ohttp_answer.go passes the answer on,
 //	              ohttp_encode.go encodes and pads it
 //	attest.go     evidence for the keys of both protocols
+//	memory.go     pieces of content, and what becomes of their memory
 //	upstream.go   the one way upstream, for both protocols; trace.go has its traceparent
 //	refusal.go    what a refused client is told
 //	audit.go      events
@@ -53,6 +54,7 @@ type Server struct {
 	clients    clientKeys
 	limits     limits
 	attesting  chan struct{} // has one element while Attester is called
+	buffers    buffers
 	opened     time.Time
 
 	life context.Context // ends with the server
