@@ -60,10 +60,7 @@ func (t TCB) parts() kds.TCBParts {
 // check says what is wrong with a policy.
 func (p Policy) check() error {
 	if len(p.Measurements) == 0 {
-		return errors.New(
-			"sevsnp: the policy names no measurement, so that it would trust any guest:" +
-				" set Policy.Measurements",
-		)
+		return errors.New("sevsnp: Policy.Measurements is empty, so that any guest would be trusted")
 	}
 	for i, m := range p.Measurements {
 		if len(m) != abi.MeasurementSize {

@@ -46,10 +46,7 @@ const registerSize = 48
 // check says what is wrong with a policy.
 func (p Policy) check() error {
 	if len(p.Measurements) == 0 {
-		return errors.New(
-			"tdx: the policy names no measurement, so that it would trust any guest:" +
-				" set Policy.Measurements",
-		)
+		return errors.New("tdx: Policy.Measurements is empty, so that any guest would be trusted")
 	}
 	for i, m := range p.Measurements {
 		if len(m.MRTD) != registerSize {
