@@ -67,7 +67,7 @@ func TestAccepts(t *testing.T) {
 		},
 		"the chip":             {Policy{Chips: [][]byte{other2(64), chip}}, nil, nil},
 		"another revoked chip": {Policy{RevokedChips: [][]byte{other2(64)}}, nil, nil},
-		"the minimum":          {Policy{MinimumTCB: TCB{3, 1, 20, 200}}, nil, nil},
+		"the minimum":          {Policy{MinimumTCB: TCB{3, 1, 20, 200, 9}}, nil, nil},
 		"VMPL 1":               {Policy{VMPL: 1}, func(r []byte) { r[0x30] = 1 }, nil},
 		"a guest's version":    {Policy{MinimumGuestSVN: 2}, func(r []byte) { r[4] = 2 }, nil},
 		"a migration agent": {
@@ -101,7 +101,7 @@ func TestAccepts(t *testing.T) {
 			continue
 		}
 		if result.Measurement != strings.Repeat("42", 48) ||
-			result.TCB != "bootloader=3 tee=1 snp=20 microcode=200" {
+			result.TCB != "bootloader=3 tee=1 snp=20 microcode=200 fmc=0" {
 			t.Errorf("%s: Verify() = %+v", name, result)
 		}
 	}
@@ -148,6 +148,10 @@ func TestRefuses(t *testing.T) {
 		},
 		"old firmware":   {policy: func(p *Policy) { p.MinimumTCB.SNP = 21 }, want: "older"},
 		"old bootloader": {policy: func(p *Policy) { p.MinimumTCB.Bootloader = 4 }, want: "older"},
+		"old microcode after a launch on new": {
+			change: func(r []byte) { r[0x1f7] = 201 },
+			policy: func(p *Policy) { p.MinimumTCB.Microcode = 201 }, want: "older",
+		},
 		"launched on old": {
 			change: func(r []byte) { r[0x1f6] = 19 },
 			policy: func(p *Policy) { p.MinimumTCB.SNP = 20 }, want: "older",
