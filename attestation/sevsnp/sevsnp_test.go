@@ -197,6 +197,9 @@ func TestRefuses(t *testing.T) {
 		"another root's ASK": {
 			came: [][]byte{c.Vcek.Raw, foreign.Ask.Raw, c.Ark.Raw}, want: "not AMD's",
 		},
+		"another root's ARK": {
+			came: [][]byte{c.Vcek.Raw, c.Ask.Raw, foreign.Ark.Raw}, want: "not AMD's",
+		},
 		"ASK and ARK swapped": {
 			came: [][]byte{c.Vcek.Raw, c.Ark.Raw, c.Ask.Raw}, want: "not AMD's",
 		},
