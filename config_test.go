@@ -335,7 +335,7 @@ func TestGatewayConfigArrives(t *testing.T) {
 		},
 		OHTTP: GatewayOHTTP{
 			Allow: []string{"GET /v1/models"}, DateWindow: 1, Padding: 2, StrangerRate: 3,
-			StrangerBurst: 4,
+			StrangerBurst: 4, AES128: true,
 		},
 	}
 	from := reflect.ValueOf(&c).Elem()

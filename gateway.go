@@ -45,6 +45,11 @@ type GatewayConfig struct {
 	// InsecureUpstreamHTTP allows http upstream to any address: opened prompts cross that network
 	// in the clear.
 	InsecureUpstreamHTTP bool
+	// TraceUpstream passes a request's traceparent on to the upstream, so that its spans belong to
+	// the client's trace: over Oblivious HTTP the sealed one, over protocol v1, which seals no
+	// header, that of the request. It is one field of version 00 in W3C Trace Context (section
+	// 3.2.2); anything else is left out, as tracestate always is.
+	TraceUpstream bool
 
 	// Authenticate judges a request by its headers, and says whose it is; it must not read the
 	// body. It is called from several goroutines. In protocol v1 that is before anything of the
@@ -91,6 +96,10 @@ type GatewayConfig struct {
 	// that for one address, half for an IPv6 /48, and at least four of the largest requests. More
 	// is answered 503 as well.
 	MaxConcurrent int
+	// AccountPlaces is how many of these places the requests of one account may have, or wait for.
+	// More are answered 429 with Retry-After: 1. The account "" has no limit of its own. 0 = no
+	// limit.
+	AccountPlaces int
 	// Timeout bounds the work on one request, and BodyTimeout the arrival of its body and the
 	// delivery of its answer. 0 = 10 minutes and 1 minute. In Oblivious HTTP a request's header has
 	// 5 seconds at most. From ten seconds on, a body has to have come at 8 KiB/s. A server's
@@ -135,8 +144,8 @@ type GatewayConfig struct {
 	// HTTP that do not open or are malformed: strangers could fill the audit log with them. nil =
 	// no events.
 	Audit Auditor
-	// Logger gets one line per request: ids, account, sizes, durations and status, no content. nil
-	// = silent.
+	// Logger gets one line per request: ids, account, sizes, durations and status, no content. Its
+	// handler is given the request's context. nil = silent.
 	Logger *slog.Logger
 }
 
@@ -225,6 +234,7 @@ func (c *GatewayConfig) engine() (*gateway.Config, error) {
 		Upstream:             c.Upstream,
 		UpstreamTransport:    c.UpstreamTransport,
 		InsecureUpstreamHTTP: c.InsecureUpstreamHTTP,
+		TraceUpstream:        c.TraceUpstream,
 		AllowUnauthenticated: c.AllowUnauthenticated,
 		Tier:                 hybrid.Tier(c.Tier),
 		Replay:               c.Replay,
@@ -232,6 +242,7 @@ func (c *GatewayConfig) engine() (*gateway.Config, error) {
 		MaxRequestBytes:      c.MaxRequestBytes,
 		MaxResponseBytes:     c.MaxResponseBytes,
 		MaxConcurrent:        c.MaxConcurrent,
+		AccountPlaces:        c.AccountPlaces,
 		Timeout:              c.Timeout,
 		BodyTimeout:          c.BodyTimeout,
 		IdleTimeout:          c.IdleTimeout,
@@ -334,6 +345,13 @@ func (g *Gateway) Keys(ctx context.Context) ([]KeyInfo, error) {
 	return list, err
 }
 
+// Ready reports whether the gateway could serve a request now, for a load balancer's question: nil,
+// or an error that says what is missing. That is [ErrClosed] since Close was called; what
+// [Gateway.Keys] returns; or, behind the words "the replay memory", why Replay does not answer: the
+// gateway's own is locked and read, and another is asked if it has a method Ready(context.Context)
+// error. Nothing is asked of the upstream. It is as quick as the slowest of these, within ctx.
+func (g *Gateway) Ready(ctx context.Context) error { return g.server.Ready(ctx) }
+
 // Server is an [http.Server] on addr that is right for the gateway: it waits 10 seconds for a
 // request's header, which has 8 KiB at most, keeps idle connections for 2 minutes, and writes its
 // complaints to GatewayConfig.Logger at level WARN. 500 connections cost at most 32 MiB, however
@@ -357,7 +375,7 @@ func (g *Gateway) Close() (err error) { return g.server.Close() }
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.server.ServeHTTP(w, r) }
 
 // GatewayStats is what a gateway did since it was made, see [Gateway.Stats]. Its numbers only grow,
-// except InFlight. It marshals to JSON. It holds no content and no ids.
+// except InFlight and Remembered. It marshals to JSON. It holds no content and no ids.
 type GatewayStats struct {
 	// Requests is the number of requests that were dealt with, of either protocol: Answered were
 	// sent a sealed answer, Refused a status from 400 to 499, Failed any other, or an answer that
@@ -373,6 +391,9 @@ type GatewayStats struct {
 	// BytesOpened counts the content of requests, BytesSealed that of answers.
 	BytesOpened int64 `json:"bytes_opened"`
 	BytesSealed int64 `json:"bytes_sealed"`
+	// Remembered is the number of requests that the memory of replays has, of both protocols: 0 for
+	// a GatewayConfig.Replay that has no method Len() int.
+	Remembered int64 `json:"remembered"`
 	// KeyRotations and Memory are as in [Stats].
 	KeyRotations int64  `json:"key_rotations"`
 	Memory       string `json:"memory"`
@@ -385,7 +406,7 @@ func (g *Gateway) Stats() GatewayStats {
 	return GatewayStats{
 		Requests: n.Answered + n.Refused + n.Failed,
 		Answered: n.Answered, Refused: n.Refused, Failed: n.Failed, InFlight: n.InFlight,
-		BytesOpened: n.BytesOpened, BytesSealed: n.BytesSealed,
+		BytesOpened: n.BytesOpened, BytesSealed: n.BytesSealed, Remembered: n.Remembered,
 		KeyRotations: n.KeyRotations, Memory: locked.Report().Level.String(),
 	}
 }

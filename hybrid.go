@@ -113,6 +113,10 @@ func (k *PublicKey) lasting() string {
 	return k.fingerprint
 }
 
+// follows tells a key configuration that the signer of the one before has signed: it was replaced,
+// as happens each hour.
+func (k *PublicKey) follows(old *PublicKey) bool { return k.signer != "" && k.signer == old.signer }
+
 // withoutSigner is k as if its list had no signature.
 func (k *PublicKey) withoutSigner() *PublicKey {
 	plain := *k

@@ -59,8 +59,8 @@ func (memoryless) accept(context.Context, string, [32]byte) error     { return n
 //
 // With [ProtocolOHTTP] a fingerprint is that of a key configuration, or of the key that signs the
 // gateway's list ([PublicKey.Signer], [Gateway.Keys]), which takes every configuration that it
-// signs. One is enough, X-Wing's or the signer's: X25519's is of use with Config.OHTTP.AllowX25519
-// alone.
+// signs. Pin the signer: gateways replace configurations each hour. One is enough, X-Wing's or the
+// signer's: X25519's is of use with Config.OHTTP.AllowX25519 alone.
 func Pin(fingerprints ...string) Trust {
 	p := pins{}
 	for _, f := range fingerprints {
@@ -221,13 +221,21 @@ func (s *serverKey) enterJudging(ctx context.Context) (leave func(), err error) 
 // get returns the key to seal to.
 func (s *serverKey) get(ctx context.Context) (*PublicKey, error) {
 	s.mu.Lock()
-	key, age := s.key, time.Since(s.fetched)
+	key, fetched := s.key, s.fetched
 	s.mu.Unlock()
-	if key != nil && age >= 0 && age < serverKeyLife &&
+	if key != nil && isFresh(fetched, time.Now()) &&
 		(key.evidence == nil || key.evidence.counts()) {
 		return key, nil
 	}
 	return s.fetching.Do(ctx, s.life, s.update)
+}
+
+// isFresh reports whether a key that was fetched at some time is still used. The monotonic clock
+// stands still while the machine sleeps, and the gateway's key is gone by then; the other one can be
+// set back.
+func isFresh(fetched, now time.Time) bool {
+	age, wall := now.Sub(fetched), now.Round(0).Sub(fetched.Round(0))
+	return age >= 0 && age < serverKeyLife && wall < serverKeyLife
 }
 
 // refresh runs when the server refused a request that was sealed to used. It reports whether the
@@ -376,9 +384,12 @@ func (s *serverKey) judgeKey(ctx context.Context, old, key *PublicKey, accepted 
 	newKey := !key.Equal(old)
 	if (newKey || key.signer != "" && key.signer != old.signer) && !accepted {
 		if newKey && old != nil {
-			s.log.WarnContext(ctx, "server key changed", "old", old.fingerprint, "new",
-				key.fingerprint,
-				"signer", key.signer)
+			level := slog.LevelWarn
+			if key.follows(old) {
+				level = slog.LevelInfo
+			}
+			s.log.Log(ctx, level, "server key changed", "old", old.fingerprint, "new",
+				key.fingerprint, "signer", key.signer)
 		}
 		if err := s.ask(ctx, old, key); err != nil {
 			return err
@@ -440,6 +451,9 @@ func (s *serverKey) tellKey(ctx context.Context, old, key *PublicKey) error {
 		Reason: trustName(s.trust)}
 	if old != nil {
 		e.Type, e.OldFingerprint = EventServerKeyChanged, old.fingerprint
+		if key.follows(old) {
+			e.Severity = slog.LevelDebug // "INFO": 0 would be the type's
+		}
 	}
 	return s.audit.tell(ctx, e)
 }

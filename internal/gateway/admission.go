@@ -52,6 +52,8 @@ type limits struct {
 	// refusals counts, for all together, requests that were refused for want of a place and are
 	// remembered.
 	refusals *limit.Limiter
+	// accounts counts, by account, requests that have a place or wait for one. nil sets no limit.
+	accounts *limit.Limiter
 }
 
 func newLimits(c *Config) limits {
@@ -67,6 +69,9 @@ func newLimits(c *Config) limits {
 		bodies:      limit.New(limit.Config{Each: bodies / 4, Wide: wideBodies, All: bodies}),
 		attesting:   limit.New(limit.Config{Each: 1, Wide: wideHeads, All: maxAttesting}),
 		refusals:    limit.New(limit.Config{Each: 4 * places, Rate: float64(places)}),
+	}
+	if c.AccountPlaces > 0 {
+		l.accounts = limit.New(limit.Config{Each: int64(c.AccountPlaces)})
 	}
 	if c.OHTTP.StrangerRate > 0 {
 		l.strangers = limit.New(limit.Config{

@@ -29,6 +29,7 @@ type Config struct {
 	UpstreamKey          httpx.Secret // nil = none
 	UpstreamTransport    http.RoundTripper
 	InsecureUpstreamHTTP bool
+	TraceUpstream        bool
 
 	Authenticate         Authenticate
 	AllowUnauthenticated bool
@@ -43,7 +44,7 @@ type Config struct {
 	ReplayWindow time.Duration
 
 	MaxRequestBytes, MaxResponseBytes int64
-	MaxConcurrent                     int
+	MaxConcurrent, AccountPlaces      int
 	Timeout, BodyTimeout, IdleTimeout time.Duration
 	AddressHeader                     string
 
@@ -153,6 +154,9 @@ func (c *Config) setLimits() error {
 	}
 	if c.MaxConcurrent < 0 {
 		return optionError("MaxConcurrent", "negative")
+	}
+	if c.AccountPlaces < 0 {
+		return optionError("AccountPlaces", "negative")
 	}
 	if c.MaxConcurrent == 0 {
 		c.MaxConcurrent = 64

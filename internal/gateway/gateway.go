@@ -15,7 +15,8 @@
 //	              ohttp_check.go judges what opened, ohttp_answer.go passes the answer on,
 //	              ohttp_encode.go encodes and pads it
 //	attest.go     evidence for the keys of both protocols
-//	upstream.go   the one way upstream, for both protocols
+//	memory.go     pieces of content, and what becomes of their memory
+//	upstream.go   the one way upstream, for both protocols; trace.go has its traceparent
 //	refusal.go    what a refused client is told
 //	audit.go      events
 //
@@ -53,6 +54,7 @@ type Server struct {
 	clients    clientKeys
 	limits     limits
 	attesting  chan struct{} // has one element while Attester is called
+	buffers    buffers
 	opened     time.Time
 
 	life context.Context // ends with the server
@@ -171,6 +173,36 @@ func (s *Server) Keys(ctx context.Context) (list []keystore.Info, err error) {
 	return list, nil
 }
 
+// Ready says why a request could not be served now. Package sealedchat's Gateway.Ready says how.
+func (s *Server) Ready(ctx context.Context) error {
+	if !s.enter() {
+		return fmt.Errorf("%w: gateway", fault.ErrClosed)
+	}
+	defer s.running.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	if _, err := s.Keys(ctx); err != nil {
+		return fmt.Errorf("the keys: %w", err)
+	}
+	memory, ok := s.cfg.Replay.(interface{ Ready(context.Context) error })
+	if !ok {
+		return nil
+	}
+	if err := memory.Ready(ctx); err != nil {
+		return fmt.Errorf("the replay memory: %w", err)
+	}
+	return nil
+}
+
+// remembered is how many requests the memory of replays has, if it can say so.
+func (s *Server) remembered() int64 {
+	if memory, ok := s.cfg.Replay.(interface{ Len() int }); ok {
+		return int64(memory.Len())
+	}
+	return 0
+}
+
 // knows tells of a request that this process has claimed, if its own memory of replays is used.
 func (s *Server) knows(id [32]byte) bool {
 	switch cache := s.cfg.Replay.(type) {
@@ -235,6 +267,7 @@ type Stats struct {
 	InFlight                  int64
 	BytesOpened, BytesSealed  int64
 	KeyRotations              int64
+	Remembered                int64
 }
 
 // Stats returns the counters.
@@ -244,7 +277,7 @@ func (s *Server) Stats() Stats {
 		Answered: n.answered.Load(), Refused: n.refused.Load(), Failed: n.failed.Load(),
 		InFlight:    int64(len(s.places)),
 		BytesOpened: n.opened.Load(), BytesSealed: n.sealed.Load(),
-		KeyRotations: s.cfg.Keys.Rotations(),
+		KeyRotations: s.cfg.Keys.Rotations(), Remembered: s.remembered(),
 	}
 }
 
