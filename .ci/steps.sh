@@ -10,7 +10,7 @@ about() {
 	staticcheck) echo "staticcheck $staticcheck_version" ;;
 	test) echo "the README's test command, and what the tests reach" ;;
 	places) echo "the tests where users, limits, signals and files are others" ;;
-	python) echo "Python, for the independent program and the real client" ;;
+	python) echo "Python, for the independent programs and the real client" ;;
 	long) echo "processes, kills, cuts and faults, for longer" ;;
 	memory) echo "what lies in a client's and a gateway's memory, in registers, and in a core file" ;;
 	audit) echo "the audit log under load, kills and tampering; what an event costs" ;;
@@ -68,6 +68,7 @@ step_python() {
 		skip "Python with cryptography $crypto_version and nomyo $nomyo_version: no venv, or PyPI does not answer"
 		return 0
 	fi
+	"$python" internal/interop/profile/check.py testdata/ohttp-profile
 	need_staticcheck
 	SEALEDCHAT_PYTHON="$python" must_run TestCapturedRequestOpensWithPython TestCapturedRequestOpensWithOpenSSL
 	go vet -tags interop ./internal/interop/nomyo/
