@@ -16,6 +16,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 // replays is a sealedchat.ReplayCache that several gateways share. An id is one key in Redis. Its
@@ -75,6 +76,14 @@ func (r *replays) Claim(ctx context.Context, id, client [32]byte, until time.Tim
 	return n == 1, err
 }
 
+// Ready says why claims would fail now. It writes, as a claim does: a full server can still be read.
+func (r *replays) Ready(ctx context.Context) error {
+	if why := r.unfit.Load(); why != nil {
+		return *why
+	}
+	return r.redis.Set(ctx, r.prefix+"ready", 1, time.Minute).Err()
+}
+
 func (r *replays) Release(ctx context.Context, id [32]byte) error {
 	return releaseScript.Run(ctx, r.redis, r.key(id)).Err()
 }
@@ -82,10 +91,16 @@ func (r *replays) Release(ctx context.Context, id [32]byte) error {
 // connect makes a Redis client that gives up soon and sends nothing twice. A claim that is sent
 // again after a lost answer would find itself, and the gateway would refuse a request that is no
 // replay.
-func connect(url string) (redis.UniversalClient, error) {
+func connect(url string, password *sealedchat.Secret) (redis.UniversalClient, error) {
 	o, err := redis.ParseURL(url)
 	if err != nil {
 		return nil, errors.New("not a Redis URL") // the error would quote it with its password
+	}
+	if password != nil {
+		err := password.Use(func(b []byte) error { o.Password = string(b); return nil })
+		if err != nil {
+			return nil, err
+		}
 	}
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = time.Second, time.Second,
 		time.Second, 2*time.Second
@@ -165,25 +180,77 @@ func (r *replays) fit(ctx context.Context, durable bool, log *slog.Logger) error
 	return err
 }
 
+const (
+	watchFit   = 30 * time.Second
+	watchUnfit = time.Second
+	notAsked   = unfit("the server has not answered yet")
+)
+
 // watch checks the server again and again until ctx ends, because its settings can change and
-// another server can take its place. While the server is unfit, claims fail, and requests are
-// answered with 503. A server that does not answer makes claims fail by itself.
-func (r *replays) watch(ctx context.Context, every time.Duration, durable bool, log *slog.Logger) {
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
+// another server can take its place: every so often while it is fit, and more often while it is
+// not. While the server is unfit, claims fail, and requests are answered with 503. A server that
+// does not answer makes claims fail by itself.
+func (r *replays) watch(ctx context.Context, fit, not time.Duration, durable bool,
+	log *slog.Logger) {
 	for {
+		every := fit
+		if r.unfit.Load() != nil {
+			every = not
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(every):
 		}
 		err := r.fit(ctx, durable, log)
 		if why, ok := errors.AsType[unfit](err); ok {
-			if r.unfit.Swap(&why) == nil {
+			if last := r.unfit.Swap(&why); last == nil || *last != why {
 				log.Error("requests are refused", "cause", err)
 			}
 		} else if err == nil && r.unfit.Swap(nil) != nil {
 			log.Info("requests are served again")
 		}
 	}
+}
+
+// openReplays connects to the Redis server of -replay, and watches it until the service closes. A
+// server that is unfit is an error; one that does not answer yet keeps the gateway from serving.
+func (s *service) openReplays(ctx context.Context) error {
+	password, err := program.Secret(s.env, redisVariable)
+	if err != nil {
+		return err
+	}
+	defer password.Destroy()
+	redis.SetLogger(redisLog{s.log})
+	client, err := connect(s.o.replay, password)
+	if err != nil {
+		return program.WrongInput("-replay: %w", err)
+	}
+	s.onClose(client.Close)
+	r := &replays{redis: client, prefix: s.o.replayPrefix, margin: s.o.clockSkew}
+	if err := r.fit(ctx, s.o.replayDurable, s.log); err != nil {
+		if _, told := errors.AsType[unfit](err); told {
+			return err
+		}
+		why := notAsked
+		r.unfit.Store(&why)
+		s.log.Warn("requests are refused until Redis answers", "cause", err)
+	}
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.watch(watching, watchFit, watchUnfit, s.o.replayDurable, s.log)
+	}()
+	s.onClose(func() error { stop(); <-done; return nil })
+	s.replays = r
+	return nil
+}
+
+// redisLog logs the messages of the Redis client about its connections.
+type redisLog struct{ log *slog.Logger }
+
+// Printf is what the Redis client calls.
+func (l redisLog) Printf(ctx context.Context, format string, v ...any) {
+	l.log.WarnContext(ctx, "redis", "says", fmt.Sprintf(format, v...))
 }

@@ -19,7 +19,7 @@ import (
 // A server that forgets when it restarts is reported or refused, at the start and later.
 func TestDurability(t *testing.T) {
 	server := startRedis(t)
-	client, err := connect(server.url())
+	client, err := connect(server.url(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func TestDurability(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		c.watch(ctx, 10*time.Millisecond, true, log)
+		c.watch(ctx, 10*time.Millisecond, 10*time.Millisecond, true, log)
 	}()
 	id := byte(0)
 	until := func(served bool) {
@@ -83,14 +83,14 @@ func TestDurability(t *testing.T) {
 }
 
 // Each client behind the proxy has limits of its own if -address-header is given.
-func TestAddressHeader(t *testing.T) {
+func TestAddressHeaderOfAReplica(t *testing.T) {
 	w := newWorld(t)
 	for _, r := range w.replicas[:1] {
 		if !strings.Contains(r.log.String(), "without -address-header") {
 			t.Errorf("the log does not tell: %s", r.log.String())
 		}
 	}
-	r := startReplica(t, "-upstream", w.model.URL+"/v1", "-keys", w.dir, "-redis", w.redis.url(),
+	r := startReplica(t, "-upstream", w.model.URL+"/v1", "-keys", w.dir, "-replay", w.redis.url(),
 		"-allow-unauthenticated", "-address-header", "X-Real-IP")
 	send := func(from string) int {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost,

@@ -7,8 +7,6 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,12 +23,12 @@ var protocols = []sealedchat.Protocol{sealedchat.ProtocolEnvelope, sealedchat.Pr
 // The cache behaves like that of the package, and several gateways share it.
 func TestReplays(t *testing.T) {
 	server := startRedis(t)
-	client, err := connect(server.url())
+	client, err := connect(server.url(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	other, err := connect(server.url())
+	other, err := connect(server.url(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +108,7 @@ func TestReplayToAnotherReplica(t *testing.T) {
 	for _, p := range protocols {
 		c := w.client(p)
 		for range 6 {
-			if err := chat(t, c); err != nil {
+			if err := ask(t, c); err != nil {
 				t.Fatalf("%v: %v", p, err)
 			}
 		}
@@ -121,7 +119,7 @@ func TestReplayToAnotherReplica(t *testing.T) {
 	}
 	w.mu.Unlock()
 
-	if err := chat(t, w.client(sealedchat.ProtocolEnvelope)); err != nil {
+	if err := ask(t, w.client(sealedchat.ProtocolEnvelope)); err != nil {
 		t.Fatal(err)
 	}
 	sent, _ := w.captured()
@@ -244,7 +242,7 @@ func TestRotationReachesAll(t *testing.T) {
 	old := make([]*sealedchat.SecureCompletionClient, len(protocols))
 	for i, p := range protocols {
 		old[i] = w.client(p)
-		if err := chat(t, old[i]); err != nil {
+		if err := ask(t, old[i]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -280,10 +278,10 @@ func TestRotationReachesAll(t *testing.T) {
 	for i, p := range protocols {
 		fresh := w.client(p)
 		for range 6 { // two for each replica
-			if err := chat(t, fresh); err != nil {
+			if err := ask(t, fresh); err != nil {
 				t.Errorf("%v, a client with the new key: %v", p, err)
 			}
-			if err := chat(t, old[i]); err != nil {
+			if err := ask(t, old[i]); err != nil {
 				t.Errorf("%v, a client with the old key: %v", p, err)
 			}
 		}
@@ -332,7 +330,7 @@ func TestReplicaKilled(t *testing.T) {
 	for _, p := range protocols {
 		c := w.client(p)
 		for range 6 {
-			if err := chat(t, c); err != nil {
+			if err := ask(t, c); err != nil {
 				t.Errorf("%v: %v", p, err)
 			}
 		}
@@ -346,7 +344,7 @@ func TestRedisDown(t *testing.T) {
 	clients := make([]*sealedchat.SecureCompletionClient, len(protocols))
 	for i, p := range protocols {
 		clients[i] = w.client(p)
-		if err := chat(t, clients[i]); err != nil {
+		if err := ask(t, clients[i]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -366,7 +364,7 @@ func TestRedisDown(t *testing.T) {
 		served := w.model.served.Load()
 		for i, p := range protocols {
 			for range 3 {
-				if err := chat(t, clients[i]); !errors.Is(err, sealedchat.ErrUnavailable) {
+				if err := ask(t, clients[i]); !errors.Is(err, sealedchat.ErrUnavailable) {
 					t.Errorf("%v without Redis: %v", p, err)
 				}
 			}
@@ -385,7 +383,7 @@ func TestRedisDown(t *testing.T) {
 	w.redis.start()
 	for i, p := range protocols {
 		for range 6 {
-			if err := chat(t, clients[i]); err != nil {
+			if err := ask(t, clients[i]); err != nil {
 				t.Errorf("%v, Redis is back: %v", p, err)
 			}
 		}
@@ -395,7 +393,7 @@ func TestRedisDown(t *testing.T) {
 // A server that forgets when it is full is refused at the start.
 func TestEvictionIsRefused(t *testing.T) {
 	server := startRedis(t, "--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru")
-	client, err := connect(server.url())
+	client, err := connect(server.url(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -417,41 +415,5 @@ func TestEvictionIsRefused(t *testing.T) {
 	server.kill()
 	if err := checkEviction(t.Context(), client); err == nil {
 		t.Error("no server is fine")
-	}
-}
-
-func TestWrongFlags(t *testing.T) {
-	missing := filepath.Join(t.TempDir(), "missing")
-	for _, c := range []struct {
-		status int
-		want   string
-		args   []string
-	}{
-		{2, "-upstream and -keys", []string{"-allow-unauthenticated"}},
-		{2, "-upstream and -keys", []string{"-allow-unauthenticated", "-upstream",
-			"https://a.test"}},
-		{2, "either -api-keys", []string{"-upstream", "https://a.test", "-keys", missing}},
-		{2, "either -api-keys", []string{"-upstream", "https://a.test", "-keys", missing,
-			"-allow-unauthenticated", "-api-keys", missing}},
-		{2, "either -tls-cert", []string{"-upstream", "https://a.test", "-keys", missing,
-			"-allow-unauthenticated", "-plain-http=false"}},
-		{2, "either -tls-cert", []string{"-upstream", "https://a.test", "-keys", missing,
-			"-allow-unauthenticated", "-plain-http=false", "-tls-cert", "a"}},
-		{2, "-clock-skew", []string{"-upstream", "https://a.test", "-keys", missing,
-			"-allow-unauthenticated", "-clock-skew", "-1s"}},
-		{2, "only flags", []string{"-upstream", "https://a.test", "-keys", missing,
-			"-allow-unauthenticated", "word"}},
-		{1, "no key store", []string{"-upstream", "https://a.test", "-keys", missing,
-			"-allow-unauthenticated"}},
-	} {
-		out, err := gatewayCommand(c.args...).CombinedOutput()
-		exit, ok := errors.AsType[*exec.ExitError](err)
-		if !ok || exit.ExitCode() != c.status || !strings.Contains(string(out), c.want) {
-			t.Errorf("%q: %v, %s", c.args, err, out)
-		}
-	}
-	if _, err := connect("redis://:secret@host:port/x"); err == nil ||
-		strings.Contains(err.Error(), "secret") {
-		t.Errorf("%v", err)
 	}
 }

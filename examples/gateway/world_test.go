@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,16 +29,18 @@ import (
 )
 
 const (
-	apiKey     = "key-of-the-client"
 	passphrase = "the store's passphrase"
-	asChild    = "GATEWAY_REDIS_TEST_CHILD"
+	asChild    = "GATEWAY_TEST_CHILD"
 )
 
 // TestMain runs the program if the test's own binary is started as a replica.
 func TestMain(m *testing.M) {
-	if os.Getenv(asChild) != "" {
-		main()
-		os.Exit(0)
+	switch os.Getenv(asChild) {
+	case "":
+	case "model":
+		serveEchoes()
+	default:
+		main() // it does not return
 	}
 	os.Exit(m.Run())
 }
@@ -152,6 +155,7 @@ func startModel(t *testing.T) *model {
 type replica struct {
 	url  string
 	pins map[string]string // by the text before the colon
+	args []string
 	cmd  *exec.Cmd
 	log  safeBuffer
 }
@@ -182,7 +186,20 @@ func gatewayCommand(args ...string) *exec.Cmd {
 
 func startReplica(t *testing.T, args ...string) *replica {
 	t.Helper()
-	r := &replica{pins: make(map[string]string), cmd: gatewayCommand(args...)}
+	r := &replica{args: args}
+	t.Cleanup(r.kill)
+	r.start(t)
+	return r
+}
+
+// start starts it, at its address if it had one before.
+func (r *replica) start(t *testing.T) {
+	t.Helper()
+	args := r.args
+	if r.url != "" {
+		args = append(slices.Clone(args), "-listen", strings.TrimPrefix(r.url, "http://"))
+	}
+	r.pins, r.cmd = make(map[string]string), gatewayCommand(args...)
 	r.cmd.Stderr = &r.log
 	out, err := r.cmd.StdoutPipe()
 	if err != nil {
@@ -191,22 +208,25 @@ func startReplica(t *testing.T, args ...string) *replica {
 	if err := r.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(r.kill)
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		name, value, _ := strings.Cut(lines.Text(), ": ")
 		r.pins[name] = value
 		if name == "listening" {
-			r.url = "http://" + value
-			return r
+			if r.url == "" { // it is read meanwhile
+				r.url = value
+			}
+			return
 		}
 	}
 	_ = r.cmd.Wait()
 	t.Fatalf("the gateway did not start: %s", r.log.String())
-	return nil
 }
 
 func (r *replica) kill() {
+	if r.cmd == nil || r.cmd.Process == nil {
+		return
+	}
 	_ = r.cmd.Process.Kill()
 	_ = r.cmd.Wait()
 }
@@ -245,21 +265,26 @@ func newWorld(t *testing.T) *world {
 	}
 	keys.Close()
 	file := filepath.Join(t.TempDir(), "api-keys")
-	if err := os.WriteFile(file, []byte(apiKey+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("team "+apiKey+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
 		w.replicas = append(w.replicas, startReplica(t, "-upstream", w.model.URL+"/v1", "-keys",
-			w.dir, "-redis", w.redis.url(), "-api-keys", file))
+			w.dir, "-replay", w.redis.url(), "-api-keys", file))
 	}
+	w.startProxy()
+	return w
+}
+
+// startProxy starts the proxy in front of the replicas.
+func (w *world) startProxy() {
 	w.proxy = httptest.NewServer(&httputil.ReverseProxy{
 		Rewrite: func(*httputil.ProxyRequest) {}, Transport: w, FlushInterval: -1,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) {
 			w.WriteHeader(http.StatusBadGateway)
 		},
 	})
-	t.Cleanup(w.proxy.Close)
-	return w
+	w.t.Cleanup(w.proxy.Close)
 }
 
 // RoundTrip sends a request to the next replica, or to the one after it if that one does not accept
@@ -343,7 +368,7 @@ func (w *world) client(p sealedchat.Protocol) *sealedchat.SecureCompletionClient
 	return c
 }
 
-func chat(t *testing.T, c *sealedchat.SecureCompletionClient) error {
+func ask(t *testing.T, c *sealedchat.SecureCompletionClient) error {
 	t.Helper()
 	answer, err := c.Chat(t.Context(), question())
 	if err == nil && answer.Text() != "fine" {
