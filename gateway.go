@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/attest"
 	"github.com/seed-017344ad/sealedchat/internal/gateway"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
@@ -120,6 +121,18 @@ type GatewayConfig struct {
 	// request whose RemoteAddr it makes "" has no limit of its own. "" = RemoteAddr.
 	AddressHeader string
 
+	// Attester makes evidence of this machine's hardware that holds exactly reportData, which
+	// vouches for the keys of the protocols that are served ([Attested]; SPEC.md, section 14). The
+	// gateway calls it once for each request for evidence, and not while another call is under
+	// way. A call has 10 seconds: the request is then answered 503, and Close waits for the call,
+	// which should end with ctx. At most 16 requests wait, one of each address; others are answered
+	// 503 with Retry-After. nil = none: they are answered 404.
+	Attester func(ctx context.Context, reportData [64]byte) (AttestationDocument, error)
+	// KeysStayInside says that the folder of Keys is inside the confidential VM, and that no copy
+	// of it gets out. Evidence is worth nothing once somebody outside has the keys, so NewGateway
+	// refuses an Attester with a key store that has a folder without it.
+	KeysStayInside bool
+
 	// Protocols are those that are served, all on the same listener. nil = both.
 	Protocols []Protocol
 	// OHTTP has the options of ProtocolOHTTP.
@@ -164,13 +177,20 @@ type GatewayOHTTP struct {
 	// most 1,000,000; a negative rate sets no limit.
 	StrangerRate  float64
 	StrangerBurst int
+	// AES128 has key configurations offer AES-128-GCM beside AES-256-GCM, for clients that have no
+	// other: the Rust crate ohttp in its default build, for example. A client of this package takes
+	// AES-256-GCM. It holds for configurations that are made from then on, and for as long as they
+	// live. Those that Keys has stay as they are until they are replaced: [KeyStore.Rotate] does
+	// that at once. Gateways that share Keys must have the same.
+	AES128 bool
 }
 
 // Gateway is the server's end: an [http.Handler] that opens sealed requests, has an
 // OpenAI-compatible server answer them, and seals the answers. It serves GET /pki/public_key and
 // POST /v1/chat/secure_completion for protocol v1, GET and POST /.well-known/ohttp-gateway for
-// Oblivious HTTP, and GET /healthz. Put it behind TLS: an [http.Server] with a certificate, or a
-// proxy. Its methods may be called from several goroutines.
+// Oblivious HTTP, GET /.well-known/sealedchat-attestation with an Attester, and GET /healthz. Put
+// it behind TLS: an [http.Server] with a certificate, or a proxy. Its methods may be called from
+// several goroutines.
 type Gateway struct{ server *gateway.Server }
 
 // NewGateway checks c and makes a gateway. It touches no network, file or environment, except what
@@ -230,11 +250,15 @@ func (c *GatewayConfig) engine() (*gateway.Config, error) {
 		ServeV1:              c.Protocols == nil,
 		ServeOHTTP:           c.Protocols == nil,
 		OHTTP:                gateway.OHTTPConfig(c.OHTTP),
+		KeysStayInside:       c.KeysStayInside,
 		Tell:                 tellGatewayEvents(c.Audit),
 		Logger:               c.Logger,
 	}
 	if c.UpstreamKey != nil {
 		config.UpstreamKey = c.UpstreamKey
+	}
+	if c.Attester != nil {
+		config.Attester = documents(c.Attester)
 	}
 	if c.Authenticate != nil {
 		config.Authenticate = authenticator(c.Authenticate)
@@ -259,6 +283,16 @@ func (c *GatewayConfig) engine() (*gateway.Config, error) {
 		}
 	}
 	return config, nil
+}
+
+// documents gives Attester's documents in the terms of package gateway.
+func documents(attester func(context.Context, [64]byte) (AttestationDocument, error),
+) gateway.Attester {
+	return func(ctx context.Context, reportData [64]byte) (attest.Document, error) {
+		d, err := attester(ctx, reportData)
+		return attest.Document{Format: d.Format, Evidence: d.Evidence,
+			Endorsements: d.Endorsements}, err
+	}
 }
 
 // authenticator takes apart what Authenticate can put into an error.

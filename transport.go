@@ -109,7 +109,7 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return t.fail(req, nil, err)
 		}
 		if in.whole = in.whole || !call.Stream; in.whole {
-			in.content = chatjson.CutStream(body[:0], body)
+			in.content, in.clean = chatjson.CutStream(body[:0], body), true
 		}
 	}
 	if err := t.errors.recall(req, in.content); err != nil {
@@ -137,7 +137,7 @@ func (t *sdkTransport) exchange(req *http.Request, in *plainRequest, call *chatj
 		if err != nil || call.Stream {
 			return t.made(req, result, call, err)
 		}
-		return sdkResponse(req, http.StatusOK, mediaJSON, repaired(result.plaintext)), nil
+		return sdkWhole(req, repaired(result.plaintext)), nil
 	}
 	resp, err := t.client.stream(ctx, in, opts)
 	if err != nil {
@@ -198,7 +198,8 @@ func (t *sdkTransport) read(req *http.Request, in *plainRequest) ([]byte, error)
 		return []byte{}, nil // not nil: a POST without one is remembered too
 	}
 	limit := t.client.cfg.MaxRequestBytes + 1024
-	body, err := httpx.ReadAll(httpx.Capped(req.Body, limit), req.ContentLength)
+	// the size is the SDK's own word, in this process
+	body, err := httpx.ReadUpTo(httpx.Capped(req.Body, limit), req.ContentLength, limit)
 	switch {
 	case errors.Is(err, ErrTooLarge):
 		return nil, fmt.Errorf("%w of more than %d bytes", errRequestTooLarge,

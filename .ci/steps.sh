@@ -211,7 +211,7 @@ step_bench() {
 		skip "the benchmark of Python's client: no Python with nomyo"
 	fi
 	(cd bench/peers && go run . "${peers[@]}" >"$tools/peers.out") || { cat "$tools/peers.out"; return 1; }
-	sed -n '/^## Ratios/,/^## Where/p' "$tools/peers.out"
+	sed -n -e '/^## Ratios/,/^## Where/p' -e '/^Ratios of the CPU/,$p' "$tools/peers.out"
 }
 
 step_fuzz() {

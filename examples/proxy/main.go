@@ -55,7 +55,7 @@ func main() {
 func run(ctx context.Context, args []string, env func(string) string, stdout,
 	stderr io.Writer) int {
 	p := &proxy{env: env, stdout: stdout, stderr: stderr, grace: 30 * time.Second,
-		wipeAfter: 2 * time.Second}
+		wipeAfter: 2 * time.Second, wipe: sealedchat.ScrubHeap}
 	return p.run(ctx, args)
 }
 
@@ -67,6 +67,7 @@ type proxy struct {
 	maxRetries     int           // as in sealedchat.Config
 	grace          time.Duration // for running requests when the program is asked to end
 	wipeAfter      time.Duration // from the end of the last request
+	wipe           func()        // overwrites free memory
 }
 
 func (p *proxy) run(ctx context.Context, args []string) int {
@@ -137,7 +138,7 @@ func (p *proxy) newEndpoint(o *options, s *secrets) (_ *endpoint, done func(), e
 	e := &endpoint{server: &o.server, passKey: o.passKey, models: o.models, maxBody: o.maxBody,
 		guard: guard{hosts: o.hosts, token: s.digest()},
 		log:   func(text string) { program.Fail(p.stderr, "proxy", text) },
-		wiper: &wiper{after: p.wipeAfter, wipe: sealedchat.ScrubHeap}, started: time.Now()}
+		wiper: &wiper{after: p.wipeAfter, wipe: p.wipe}, started: time.Now()}
 	tell := config.OnServerKey
 	config.OnServerKey = func(old, key *sealedchat.PublicKey) error {
 		e.key.Store(&seenKey{key, time.Now()})

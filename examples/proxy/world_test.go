@@ -68,7 +68,8 @@ func start(t *testing.T, env map[string]string, args ...string) *running {
 		Transport: &http.Transport{DisableCompression: true}}}
 	out, in := io.Pipe()
 	p := &proxy{env: func(name string) string { return env[name] }, stdout: in, stderr: &r.stderr,
-		keyBits: 2048, maxRetries: -1, grace: 10 * time.Second, wipeAfter: time.Hour}
+		keyBits: 2048, maxRetries: -1, grace: 10 * time.Second,
+		wipeAfter: time.Hour, wipe: func() {}}
 	go func() {
 		r.status <- p.run(ctx, append([]string{"-listen", "127.0.0.1:0"}, args...))
 		_ = in.Close()

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/attest"
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
@@ -50,6 +51,9 @@ type Config struct {
 	ServeV1, ServeOHTTP bool // the protocols
 	OHTTP               OHTTPConfig
 
+	Attester       Attester // nil: none
+	KeysStayInside bool
+
 	// Tell is told of each event. Its errors are those of GatewayConfig.Audit. nil = it is not
 	// told.
 	Tell   func(context.Context, Event) error
@@ -63,11 +67,15 @@ type OHTTPConfig struct {
 	Padding       int
 	StrangerRate  float64
 	StrangerBurst int
+	AES128        bool
 }
 
 // Authenticate judges a request by its headers, and says whose it is. An error's kind decides on
 // the status, and retryAfter goes along with it.
 type Authenticate func(*http.Request) (account string, retryAfter time.Duration, err error)
+
+// Attester makes evidence for a report's data. The document's Keys are the server's business.
+type Attester func(ctx context.Context, reportData [64]byte) (attest.Document, error)
 
 // ReplayCache is ReplayCache of package sealedchat.
 type ReplayCache interface {

@@ -14,6 +14,8 @@
 //	ohttp.go      Oblivious HTTP: its states, and what opens of a request when;
 //	              ohttp_check.go judges what opened, ohttp_answer.go passes the answer on,
 //	              ohttp_encode.go encodes and pads it
+//	attest.go     evidence for the keys of both protocols
+//	memory.go     pieces of content, and what becomes of their memory
 //	upstream.go   the one way upstream, for both protocols; trace.go has its traceparent
 //	refusal.go    what a refused client is told
 //	audit.go      events
@@ -31,6 +33,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/attest"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keystore"
@@ -50,6 +53,8 @@ type Server struct {
 	counts     counts
 	clients    clientKeys
 	limits     limits
+	attesting  chan struct{} // has one element while Attester is called
+	buffers    buffers
 	opened     time.Time
 
 	life context.Context // ends with the server
@@ -70,17 +75,24 @@ func New(c Config) (*Server, error) {
 	if c.Keys == nil {
 		return nil, &OptionError{"Keys", errNoKeys}
 	}
+	if c.Attester != nil && c.Keys.Dir() != nil && !c.KeysStayInside {
+		return nil, &OptionError{"Keys", errKeysOutside}
+	}
 	base, err := parseUpstream(&c)
 	if err != nil {
 		return nil, &OptionError{"Upstream", err}
 	}
-	s := &Server{places: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
+	s := &Server{places: make(chan struct{}, c.MaxConcurrent), opened: time.Now(),
+		attesting: make(chan struct{}, 1)}
 	s.limits = newLimits(&c)
 	if s.upstream, err = newUpstreamWay(&c, base); err != nil {
 		return nil, &OptionError{"UpstreamTransport", err}
 	}
 	if c.Replay == nil {
 		c.Replay, s.ownReplays = ownReplays(c.Keys)
+	}
+	if c.ServeOHTTP && c.OHTTP.AES128 {
+		c.Keys.OfferAES128()
 	}
 	s.cfg = c
 	s.life, s.end = context.WithCancel(context.Background())
@@ -237,6 +249,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.only(v1.publicKey, http.MethodGet, http.MethodHead)
 	case path == hybrid.PathCompletion && s.cfg.ServeV1:
 		h.only(v1.completion, http.MethodPost)
+	case path == attest.Path && s.cfg.Attester != nil:
+		h.only(h.attestation, http.MethodGet)
 	case path == ohttp.Path && s.cfg.ServeOHTTP:
 		(&ohttpRequest{request: h}).endpoint()
 	default:

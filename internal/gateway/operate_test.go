@@ -41,11 +41,12 @@ func TestGatewayReady(t *testing.T) {
 		is    error
 		says  string
 	}{
-		"its own memory":         {ctx: t.Context()},
-		"cannot be asked":        {cache: struct{ ReplayCache }{memory}, ctx: t.Context()},
-		"answers":                {cache: askedReplay{memory, nil}, ctx: t.Context()},
-		"does not answer":        {askedReplay{memory, away}, t.Context(), nil, away, "the replay memory: "},
-		"the caller has no time": {askedReplay{memory, nil}, canceled, nil, context.Canceled, "the replay memory: "},
+		"its own memory":  {ctx: t.Context()},
+		"cannot be asked": {cache: struct{ ReplayCache }{memory}, ctx: t.Context()},
+		"answers":         {cache: askedReplay{memory, nil}, ctx: t.Context()},
+		"does not answer": {askedReplay{memory, away}, t.Context(), nil, away,
+			"the replay memory: "},
+		"the caller has no time": {askedReplay{memory, nil}, canceled, nil, context.Canceled, ""},
 		"closed":                 {nil, t.Context(), func(r *rig) { _ = r.s.Close() }, fault.ErrClosed, "gateway"},
 		"without keys": {nil, t.Context(), func(r *rig) { r.s.cfg.Keys.Close() }, fault.ErrClosed,
 			"the keys: "},

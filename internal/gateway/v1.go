@@ -299,7 +299,7 @@ func validMessages(data []byte) bool {
 func (q *v1Request) forward(ctx context.Context, request []byte) (answer []byte, p *refusal) {
 	defer q.timeUpstream()()
 	model := bytes.Clone(chatjson.Last(request, "model"))
-	sent := httpx.NewSent(request)
+	sent := httpx.NewSent(nil, request)
 	defer sent.Finish()
 	header := http.Header{
 		"Content-Type": {"application/json"}, "Accept": {"application/json"},

@@ -26,6 +26,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -105,6 +106,7 @@ type Store struct {
 	newKey     func(bits int) (*rsa.PrivateKey, error)
 	moveConfig func(*ohttp.PrivateKey, []byte) error // its MoveTo, except in tests
 	kdf        []keyfile.Option
+	aes128     atomic.Bool // see OfferAES128
 
 	dir *fsafe.Dir // nil: in memory alone
 
@@ -165,6 +167,10 @@ func New(o *Options) (*Store, error) {
 	case 2048, 3072, 4096:
 	default:
 		return nil, &OptionError{"Bits", fmt.Errorf("%d is not one of 2048, 3072, 4096", s.bits)}
+	}
+	if every := s.rotation.ConfigEvery; every > 0 && every < leastConfigRotation {
+		return nil, &OptionError{"Rotation.ConfigEvery",
+			fmt.Errorf("%v is too often; want %v or more", every, leastConfigRotation)}
 	}
 	if s.iterations == 0 {
 		s.iterations = keyfile.MinIterations
