@@ -316,6 +316,8 @@ func TestWrongRedis(t *testing.T) {
 		{[]string{forgets.url()}, "", "noeviction"},
 		{[]string{locked.url(), "-replay-durable"}, "the-password", "appendonly is off"},
 		{[]string{forgets.url(), "-replay-durable"}, "", "noeviction"},
+		{[]string{locked.url()}, "another-password", "WRONGPASS"},
+		{[]string{locked.url()}, "", "NOAUTH"},
 	} {
 		var stderr safeBuffer
 		p := &gatewayProgram{keyBits: 2048, stdout: &stderr, stderr: &stderr,
@@ -324,7 +326,8 @@ func TestWrongRedis(t *testing.T) {
 			}}
 		status := p.run(t.Context(), append([]string{"-upstream", "https://a.invalid",
 			"-allow-unauthenticated", "-listen", "127.0.0.1:0", "-replay"}, c.args...))
-		if status != 1 || !strings.Contains(stderr.String(), c.want) {
+		if status != 1 || !strings.Contains(stderr.String(), c.want) ||
+			c.password != "" && strings.Contains(stderr.String(), c.password) {
 			t.Errorf("%q: status %d, %s, want %q", c.args, status, stderr.String(), c.want)
 		}
 	}
