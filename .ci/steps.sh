@@ -24,6 +24,7 @@ about() {
 	wine) echo "Windows tests under Wine" ;;
 	demo) echo "the README's demo" ;;
 	modules) echo "modules of their own" ;;
+	attestation) echo "the attestation module: SEV-SNP and TDX, with real evidence and test chains" ;;
 	gateway) echo "the gateway program: with a real Redis, replicas that are killed under streams, nginx" ;;
 	deploy) echo "images of the programs, built without a registry; the unit and the compose file" ;;
 	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' ./internal/hybrid and bench/peers/main.go)" ;;
@@ -182,6 +183,32 @@ step_modules() {
 	done
 	[ "${#failed[@]}" = 0 ] || { echo "failed: ${failed[*]}"; return 1; }
 	[ "$(cd internal/interop/consumer && go run .)" = "Paris." ] || { echo "the consumer got no answer"; return 1; }
+}
+
+# What the module costs a program is in its README: modules linked, size of the binary, lines of go.sum.
+step_attestation() {
+	need_staticcheck
+	cd attestation
+	go mod tidy -diff
+	go vet ./...
+	"$tools/staticcheck" ./...
+	go test -count=1 ./...
+	if [ "$(go env CGO_ENABLED)" = 1 ]; then
+		go test -race -count=1 -run 'FirstPrompt|Replicas|Concurrently|Wire' ./...
+	else
+		skip "race detector of the attestation module: no C compiler"
+	fi
+	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 go vet ./...
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go vet ./...
+	fuzztime=${FUZZTIME:-3s}
+	local package target
+	for package in sevsnp tdx tsm; do
+		for target in $(go test -list '^Fuzz' "./$package" | grep '^Fuzz'); do
+			printf '%s %s: ' "$package" "$target"
+			fuzz "./$package" "$target" </dev/null || { cat "$tools/fuzz.out"; return 1; }
+			grep -E 'elapsed: ' "$tools/fuzz.out" | tail -n 1 || echo "no line of progress"
+		done
+	done
 }
 
 # Without Redis or nginx the rest of the tests run.
