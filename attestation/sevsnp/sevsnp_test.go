@@ -116,7 +116,7 @@ func vlekReport(r []byte) {
 }
 
 func TestRefuses(t *testing.T) {
-	c, foreign := newChain(t, made), newForeignChain(t)
+	c, foreign := newChain(t, made), newForeignChain(t, made)
 	data := [64]byte{7}
 	year := made.AddDate(1, 0, 0)
 	with := func(more ...[]byte) [][]byte { return append(c.endorsements(), more...) }
@@ -255,12 +255,12 @@ func TestRefuses(t *testing.T) {
 }
 
 // newForeignChain is of other keys with the same names.
-func newForeignChain(t *testing.T) *chain {
+func newForeignChain(t *testing.T, at time.Time) *chain {
 	t.Helper()
-	c := newChain(t, made)
+	c := newChain(t, at)
 	keys := *c.Keys
 	keys.Ark, keys.Ask = keys.Ask, keys.Asvk
-	b := chainBuilder(made)
+	b := chainBuilder(at)
 	b.Keys = &keys
 	signing.Lock()
 	defer signing.Unlock()
@@ -301,8 +301,9 @@ func TestRefusesOtherDocuments(t *testing.T) {
 	} {
 		doc := c.document(t, [64]byte{})
 		test.change(&doc)
-		if _, err := v.Verify(test.ctx, doc, [64]byte{}, test.now); err == nil {
-			t.Errorf("%s: was accepted", name)
+		_, err := v.Verify(test.ctx, doc, [64]byte{}, test.now)
+		if err == nil || test.now.IsZero() && !strings.Contains(err.Error(), "no time") {
+			t.Errorf("%s: Verify() = %v", name, err)
 		}
 	}
 }
