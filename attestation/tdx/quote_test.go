@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -84,6 +85,26 @@ func TestLengthsOfQuotes(t *testing.T) {
 			}
 		}
 	}
+}
+
+// One verifier serves many callers.
+func TestConcurrently(t *testing.T) {
+	c := newChain(t)
+	v := c.verifier(t, trusting())
+	var wg sync.WaitGroup
+	for i := range 8 {
+		data := [64]byte{byte(i)}
+		doc := c.document(t, data)
+		wg.Go(func() {
+			if _, err := v.Verify(t.Context(), doc, data, today); err != nil {
+				t.Error(err)
+			}
+			if _, err := v.Verify(t.Context(), doc, [64]byte{99}, today); err == nil {
+				t.Error("other data were accepted")
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // TestEveryByte flips a bit of each byte of a quote, up to the certificates: those are text, which
