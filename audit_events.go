@@ -38,9 +38,13 @@ import "log/slog"
 //	EventServerKeyChanged   before  WARN      Fingerprint, OldFingerprint, Server, Reason.
 //	                                          Before it is used. INFO, if the same signer
 //	                                          signed the one before
+//	EventServerKeyAttested  before  INFO      Fingerprint (of an RSA key, or of the signer),
+//	                                          Server, Attestation. Before it is used; again
+//	                                          for new evidence
 //	EventServerKeyAccepted  after   WARN      Fingerprint, Server: AcceptServerKey
 //	EventServerKeyRefused   after   CRITICAL  Fingerprint, OldFingerprint (expected), Server,
-//	                                          Reason
+//	                                          Reason (the trust; of Attested, also whether there
+//	                                          was no evidence, or it was refused)
 //	EventRequestSealed      before  INFO      PayloadID, Fingerprint (the server's), Tier,
 //	                                          Bytes, Reason (AES-128-GCM, where the gateway
 //	                                          offers no AES-256-GCM). Before it is sent
@@ -102,6 +106,7 @@ const (
 
 	EventServerKeyFirstSeen EventType = "server_key_first_seen"
 	EventServerKeyChanged   EventType = "server_key_changed"
+	EventServerKeyAttested  EventType = "server_key_attested"
 	EventServerKeyAccepted  EventType = "server_key_accepted"
 	EventServerKeyRefused   EventType = "server_key_refused"
 
@@ -149,6 +154,7 @@ var eventTypes = map[EventType]eventType{
 
 	EventServerKeyFirstSeen: {slog.LevelInfo, false},
 	EventServerKeyChanged:   {slog.LevelWarn, false},
+	EventServerKeyAttested:  {slog.LevelInfo, false},
 	EventServerKeyAccepted:  {slog.LevelWarn, true},
 	EventServerKeyRefused:   {SeverityCritical, true},
 

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/attest"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
@@ -95,8 +96,8 @@ type Config struct {
 	Protocol Protocol
 	// OHTTP is for ProtocolOHTTP alone; it is refused with the other protocol.
 	OHTTP OHTTPOptions
-	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…") or FirstUse(store).
-	// Required.
+	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…"), FirstUse(store) or
+	// Attested(…). Required.
 	Trust Trust
 	// OnServerKey, if set, is called before the client uses a server key that is not the one
 	// before; old is nil at first. An error refuses the key: the call fails with *ServerKeyError,
@@ -165,7 +166,7 @@ func parseBaseURL(text string, allowHTTP bool) (*url.URL, error) {
 	}
 	path := base.EscapedPath()
 	for _, end := range [...]string{"/chat/completions", "/v1/chat", "/v1", hybrid.PathCompletion,
-		hybrid.PathPublicKey, ohttp.Path} {
+		hybrid.PathPublicKey, ohttp.Path, attest.Path} {
 		if rest, found := strings.CutSuffix(path, end); found {
 			rest = strings.TrimSuffix(rest, "/v1")
 			return nil, fmt.Errorf("it has to end before %q: the client adds the paths itself",
@@ -205,7 +206,7 @@ func (c *Config) validate() error {
 		return configError("Config.Trust",
 			"choose whose key prompts are sealed to: TrustHTTPS() takes "+
 				"what the server presents over HTTPS, Pin(\"sha256 hex\") takes only that key, "+
-				"FirstUse(store) remembers the first one")
+				"FirstUse(store) remembers the first one, Attested(…) wants evidence of hardware")
 	}
 	if err := c.Trust.validate(); err != nil {
 		return &ConfigError{Field: "Config.Trust", Err: err}

@@ -23,7 +23,10 @@ about() {
 	platforms) echo "other platforms build, tests included" ;;
 	wine) echo "Windows tests under Wine" ;;
 	demo) echo "the README's demo" ;;
-	modules) echo "modules of their own, with Redis for gateways on several machines" ;;
+	modules) echo "modules of their own" ;;
+	attestation) echo "the attestation module: SEV-SNP and TDX, with real evidence and test chains" ;;
+	gateway) echo "the gateway program: with a real Redis, replicas that are killed under streams, nginx" ;;
+	deploy) echo "images of the programs, built without a registry; the unit and the compose file" ;;
 	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' ./internal/hybrid and bench/peers/main.go)" ;;
 	fuzz) echo "fuzzing, ${FUZZTIME:-3s} a target" ;;
 	esac
@@ -173,12 +176,6 @@ step_demo() {
 
 step_modules() {
 	need_staticcheck
-	command -v redis-server >/dev/null || install redis-server
-	if command -v redis-server; then
-		export SEALEDCHAT_REDIS=required
-	else
-		skip "gateways that share a Redis server: no redis-server"
-	fi
 	local dir failed=()
 	for dir in "${own_modules[@]}"; do
 		echo "$dir"
@@ -186,6 +183,69 @@ step_modules() {
 	done
 	[ "${#failed[@]}" = 0 ] || { echo "failed: ${failed[*]}"; return 1; }
 	[ "$(cd internal/interop/consumer && go run .)" = "Paris." ] || { echo "the consumer got no answer"; return 1; }
+}
+
+# What the module costs a program is in its README: modules linked, size of the binary, lines of go.sum.
+step_attestation() {
+	need_staticcheck
+	cd attestation
+	go mod tidy -diff
+	go vet ./...
+	"$tools/staticcheck" ./...
+	go test -count=1 ./...
+	if [ "$(go env CGO_ENABLED)" = 1 ]; then
+		go test -race -count=1 -run 'FirstPrompt|Replicas|Concurrently|Wire' ./...
+	else
+		skip "race detector of the attestation module: no C compiler"
+	fi
+	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 go vet ./...
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go vet ./...
+	fuzztime=${FUZZTIME:-3s}
+	local package target
+	for package in sevsnp tdx tsm; do
+		for target in $(go test -list '^Fuzz' "./$package" | grep '^Fuzz'); do
+			printf '%s %s: ' "$package" "$target"
+			fuzz "./$package" "$target" </dev/null || { cat "$tools/fuzz.out"; return 1; }
+			grep -E 'elapsed: ' "$tools/fuzz.out" | tail -n 1 || echo "no line of progress"
+		done
+	done
+}
+
+# Without Redis or nginx the rest of the tests run.
+step_gateway() {
+	need_staticcheck
+	command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || install nginx-light
+	if command -v nginx || [ -x /usr/sbin/nginx ]; then
+		export SEALEDCHAT_NGINX=required
+	else
+		skip "the gateway behind nginx: no nginx"
+	fi
+	command -v redis-server >/dev/null || install redis-server
+	if command -v redis-server; then
+		export SEALEDCHAT_REDIS=required SEALEDCHAT_REPLICAS=1
+	else
+		skip "gateways that share a Redis server: no redis-server"
+	fi
+	cd examples/gateway
+	go mod tidy -diff
+	go vet ./...
+	"$tools/staticcheck" ./...
+	go test -count=1 ./...
+}
+
+step_deploy() {
+	local need=()
+	command -v buildah >/dev/null || need+=(buildah)
+	command -v busybox >/dev/null || need+=(busybox-static)
+	command -v docker-compose >/dev/null || need+=(docker-compose)
+	command -v systemd-analyze >/dev/null || need+=(systemd)
+	[ "${#need[@]}" = 0 ] || install --no-install-recommends "${need[@]}"
+	mkdir -p "$tools/deploy"
+	local status=0
+	bash .ci/deploy "$tools/deploy" >"$tools/deploy.out" 2>&1 || status=$?
+	cat "$tools/deploy.out"
+	[ "$status" != 3 ] || skip "$(tail -n 1 "$tools/deploy.out")"
+	[ "$status" = 3 ] || return "$status"
 }
 
 step_bench() {
@@ -197,7 +257,7 @@ step_bench() {
 		skip "the benchmark of Python's client: no Python with nomyo"
 	fi
 	(cd bench/peers && go run . "${peers[@]}" >"$tools/peers.out") || { cat "$tools/peers.out"; return 1; }
-	sed -n '/^## Ratios/,/^## Where/p' "$tools/peers.out"
+	sed -n -e '/^## Ratios/,/^## Where/p' -e '/^Ratios of the CPU/,$p' "$tools/peers.out"
 }
 
 step_fuzz() {
