@@ -3,7 +3,7 @@
 
 # own_modules are the folders of modules of their own.
 own_modules=(internal/interop/consumer internal/interop/wycheproof internal/interop/ohttp internal/interop/sdks
-	examples/openai-sdk examples/keystore examples/gateway-redis bench/peers)
+	examples/openai-sdk examples/keystore bench/peers)
 
 # about says in a line what a step is.
 about() {
@@ -139,7 +139,7 @@ step_go127() {
 	command=$(readme_test)
 	go vet ./...
 	bash -c "$command"
-	for dir in "${own_modules[@]}"; do
+	for dir in "${own_modules[@]}" examples/gateway examples/proxy attestation; do
 		echo "$dir"
 		bash -ec 'cd "$1"; go build -o /dev/null ./...; go vet ./...' - "$dir" || failed+=("$dir")
 	done
