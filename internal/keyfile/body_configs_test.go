@@ -133,6 +133,7 @@ func TestConfigKeysCutAndCountsAES128(t *testing.T) {
 		"aeads 2":              func(b []byte) { b[len(b)-1] = 2 },
 		"aeads 255":            func(b []byte) { b[len(b)-1-(configEntrySize+1)] = 255 },
 		"called version 2":     func(b []byte) { b[0] = 2 },
+		"no key that needs it": func(b []byte) { b[len(b)-1-(configEntrySize+1)] = 0 },
 		"with 2 of its 3 keys": func(b []byte) { b[len(b)-3*(configEntrySize+1)-1]-- },
 	} {
 		bad := bytes.Clone(body)
