@@ -1,4 +1,4 @@
-# The steps of .ci/run, one function each; places has a file of its own. It is sourced.
+# The steps of .ci/run, one function each; places and proxy have files of their own. It is sourced.
 # shellcheck shell=bash
 
 # about says in a line what a step is.
@@ -21,6 +21,7 @@ about() {
 	demo) echo "the README's demo" ;;
 	modules) echo "modules of their own" ;;
 	gateway) echo "the gateway program: with a real Redis, replicas that are killed under streams, nginx" ;;
+	proxy) echo "the local endpoint: curl, SDKs of Python and Node, hostile pages, its memory" ;;
 	deploy) echo "images of the programs, built without a registry; the unit and the compose file" ;;
 	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' ./internal/hybrid and bench/peers/main.go)" ;;
 	fuzz) echo "fuzzing, ${FUZZTIME:-3s} a target" ;;
