@@ -40,6 +40,11 @@ type options struct {
 	rotate     time.Duration // 0 = never
 	audit      string        // a file
 
+	attest      bool
+	attestFiles string // a folder; "" = the host has all
+	attestVMPL  int
+	keysInside  bool
+
 	replay        string // a URL; "" = beside the keys
 	replayPrefix  string
 	replayDurable bool
@@ -72,6 +77,7 @@ var fieldFlags = map[string]string{
 	"GatewayConfig.ReplayWindow":     "-replay-window",
 	"GatewayConfig.Timeout":          "-timeout",
 	"GatewayConfig.BodyTimeout":      "-body-timeout",
+	"GatewayConfig.KeysStayInside":   "-keys-inside",
 	"GatewayConfig.OHTTP.Allow":      "-allow",
 	"GatewayConfig.OHTTP.Padding":    "-pad",
 	"GatewayConfig.OHTTP.DateWindow": "-date-window",
@@ -105,6 +111,7 @@ func (p *gatewayProgram) parse(args []string) (*options, error) {
 	o.flagsOutside(f)
 	o.flagsOfClients(f)
 	o.flagsOfKeys(f)
+	o.flagsOfAttestation(f)
 	o.flagsOfLimits(f)
 	if err := program.Parse(f, args, usage, p.stdout, p.stderr); err != nil {
 		return nil, err
@@ -282,5 +289,5 @@ func (o *options) checkPairs() error {
 	case o.replay == "" && o.replayDurable:
 		return wrong("-replay-durable needs -replay")
 	}
-	return nil
+	return o.checkAttestation()
 }

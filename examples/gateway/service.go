@@ -30,6 +30,8 @@ type service struct {
 	env     func(string) string
 	keyBits int
 
+	attester func(o *options) (attester, error) // for -attest
+
 	keys     *sealedchat.KeyStore
 	replays  *replays // nil: not in Redis
 	accounts *accounts
@@ -67,6 +69,11 @@ func (s *service) open(ctx context.Context) error {
 	}
 	config := s.config()
 	config.Audit = audit
+	if s.o.attest {
+		if config.Attester, err = s.attester(s.o); err != nil {
+			return err
+		}
+	}
 	if s.o.replay != "" {
 		if err := s.openReplays(ctx); err != nil {
 			return err
@@ -112,6 +119,7 @@ func (s *service) config() sealedchat.GatewayConfig {
 		IdleTimeout:          o.idleTimeout,
 		AddressHeader:        o.addressHeader,
 		Protocols:            o.protocols,
+		KeysStayInside:       o.keysInside,
 		OHTTP: sealedchat.GatewayOHTTP{
 			Allow: o.allow, DateWindow: o.dateWindow, Padding: o.pad,
 		},
