@@ -1,4 +1,4 @@
-# The steps of .ci/run, one function each; places has a file of its own. It is sourced.
+# The steps of .ci/run, one function each; places and proxy have files of their own. It is sourced.
 # shellcheck shell=bash
 
 # own_modules are the folders of modules of their own.
@@ -26,6 +26,7 @@ about() {
 	modules) echo "modules of their own" ;;
 	attestation) echo "the attestation module: SEV-SNP and TDX, with real evidence and test chains" ;;
 	gateway) echo "the gateway program: with a real Redis, replicas that are killed under streams, nginx" ;;
+	proxy) echo "the local endpoint: curl, SDKs of Python and Node, hostile pages, its memory" ;;
 	deploy) echo "images of the programs, built without a registry; the unit and the compose file" ;;
 	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' ./internal/hybrid and bench/peers/main.go)" ;;
 	fuzz) echo "fuzzing, ${FUZZTIME:-3s} a target" ;;
