@@ -62,7 +62,7 @@ func TestRotationAndReplicas(t *testing.T) {
 	}
 	p.Restart(c.attester(t, nil))
 	p.Moved("a replica", client, "")
-	p.Restart(newForeignChain(t).attester(t, nil))
+	p.Restart(newForeignChain(t, time.Now().Add(-time.Hour)).attester(t, nil))
 	p.Moved("a replica on a chip below another root", client, "not AMD's")
 	p.Restart(c.attester(t, nil))
 	client = p.Client(c.verifier(t, Policy{Measurements: [][]byte{good}}))

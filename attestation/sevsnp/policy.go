@@ -51,16 +51,31 @@ type Policy struct {
 type TCB struct {
 	// Bootloader, TEE, SNP and Microcode are blSPL, teeSPL, snpSPL and ucodeSPL.
 	Bootloader, TEE, SNP, Microcode uint8
+	// FMC is fmcSPL, which Turin has. For other chips it is not compared.
+	FMC uint8
 }
 
 func (t TCB) parts() kds.TCBParts {
 	return kds.TCBParts{BlSpl: t.Bootloader, TeeSpl: t.TEE, SnpSpl: t.SNP, UcodeSpl: t.Microcode}
 }
 
+// atLeast tells whether no part of t is below that of low.
+func (t TCB) atLeast(low TCB) bool {
+	return t.Bootloader >= low.Bootloader && t.TEE >= low.TEE && t.SNP >= low.SNP &&
+		t.Microcode >= low.Microcode && t.FMC >= low.FMC
+}
+
+// String is the form of AttestationResult.TCB.
+func (t TCB) String() string {
+	return fmt.Sprintf("bootloader=%d tee=%d snp=%d microcode=%d fmc=%d", t.Bootloader, t.TEE,
+		t.SNP, t.Microcode, t.FMC)
+}
+
 // check says what is wrong with a policy.
 func (p Policy) check() error {
 	if len(p.Measurements) == 0 {
-		return errors.New("sevsnp: Policy.Measurements is empty, so that any guest would be trusted")
+		return errors.New("sevsnp: Policy.Measurements is empty, so that any guest would be" +
+			" trusted")
 	}
 	for i, m := range p.Measurements {
 		if len(m) != abi.MeasurementSize {
@@ -89,8 +104,9 @@ func (p Policy) check() error {
 		return errors.New("sevsnp: Policy.AllowVLEK does not go with Chips or RevokedChips:" +
 			" no certificate vouches for the chip of such a report")
 	}
-	// The library compares these as parts of 7 bits.
-	for _, part := range []uint8{p.MinimumTCB.Bootloader, p.MinimumTCB.TEE, p.MinimumTCB.SNP} {
+	// Of no firmware they are more: a mistake, which would refuse every machine.
+	t := p.MinimumTCB
+	for _, part := range []uint8{t.FMC, t.Bootloader, t.TEE, t.SNP} {
 		if part > 127 {
 			return fmt.Errorf("sevsnp: a part of Policy.MinimumTCB is %d, want at most 127", part)
 		}

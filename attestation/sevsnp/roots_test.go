@@ -5,6 +5,7 @@ package sevsnp
 
 import (
 	"crypto/x509"
+	"sync"
 	"testing"
 )
 
@@ -22,4 +23,26 @@ func TestRoots(t *testing.T) {
 			}
 		}
 	}
+}
+
+// One verifier serves many callers.
+func TestConcurrently(t *testing.T) {
+	c := newChain(t, made)
+	v := c.verifier(t, Policy{Measurements: [][]byte{good}})
+	crl := c.crl(t, made, made.AddDate(1, 0, 0))
+	var wg sync.WaitGroup
+	for i := range 8 {
+		data := [64]byte{byte(i)}
+		doc := c.document(t, data)
+		doc.Endorsements = append(doc.Endorsements, crl)
+		wg.Go(func() {
+			if _, err := v.Verify(t.Context(), doc, data, today); err != nil {
+				t.Error(err)
+			}
+			if _, err := v.Verify(t.Context(), doc, [64]byte{99}, today); err == nil {
+				t.Error("other data were accepted")
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -1,9 +1,9 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sevsnp judges attestation reports of AMD SEV-SNP guests (Milan, Genoa; Turin's
-// certificates need a newer library, see the README) for sealedchat.Attested. It asks nobody:
-// AMD's roots are built in, and everything else comes with the report.
+// Package sevsnp judges attestation reports of AMD SEV-SNP guests (Milan, Genoa and Turin) for
+// sealedchat.Attested. It asks nobody: AMD's roots are built in, and everything else comes with the
+// report.
 //
 // Evidence is the report: 1,184 bytes, version 2 to 5, as the guest's firmware made it. The
 // endorsements, each in DER, stand in this order:
@@ -75,11 +75,12 @@ func (v *Verifier) Verify(ctx context.Context, doc sealedchat.AttestationDocumen
 	if err != nil {
 		return sealedchat.AttestationResult{}, fmt.Errorf("sevsnp: %w", err)
 	}
-	tcb := kds.DecomposeTCBVersion(kds.TCBVersion(report.GetReportedTcb()))
+	tcb := tcbOf(report.GetReportedTcb())
+	if isTurin(report) {
+		tcb = turinTCB(report.GetReportedTcb())
+	}
 	return sealedchat.AttestationResult{
-		Measurement: hex.EncodeToString(report.GetMeasurement()),
-		TCB: fmt.Sprintf("bootloader=%d tee=%d snp=%d microcode=%d", tcb.BlSpl, tcb.TeeSpl,
-			tcb.SnpSpl, tcb.UcodeSpl),
+		Measurement: hex.EncodeToString(report.GetMeasurement()), TCB: tcb.String(),
 	}, nil
 }
 
@@ -101,10 +102,21 @@ func (v *Verifier) verify(ctx context.Context, doc sealedchat.AttestationDocumen
 	if err != nil {
 		return nil, err
 	}
-	if err := v.checkSignature(ctx, report, came, now); err != nil {
+	if err := v.checkSignature(ctx, doc.Evidence, report, came, now); err != nil {
 		return nil, err
 	}
 	return report, v.checkPolicy(report, came.key, reportData)
+}
+
+// tcbOf takes a report's level apart, of Milan and Genoa.
+func tcbOf(v uint64) TCB {
+	t := kds.DecomposeTCBVersion(kds.TCBVersion(v))
+	return TCB{Bootloader: t.BlSpl, TEE: t.TeeSpl, SNP: t.SnpSpl, Microcode: t.UcodeSpl}
+}
+
+func isTurin(report *spb.Report) bool {
+	fms := report.GetCpuid1EaxFms()
+	return fms != 0 && kds.ProductLineFromFms(fms) == turin
 }
 
 // parseReport reads a report, and refuses one with a byte that the signature does not cover and
@@ -119,11 +131,11 @@ func parseReport(evidence []byte) (*spb.Report, error) {
 	}
 	report, err := abi.ReportToProto(evidence)
 	if err != nil {
-		return nil, &refusal{"the report is malformed", err}
+		return nil, &refusal{malformed, err}
 	}
 	again, err := abi.ReportToAbiBytes(report)
 	if err != nil {
-		return nil, &refusal{"the report is malformed", err}
+		return nil, &refusal{malformed, err}
 	}
 	if !bytes.Equal(again, evidence) {
 		return nil, errors.New("the report has bytes in places that are reserved")
@@ -132,12 +144,11 @@ func parseReport(evidence []byte) (*spb.Report, error) {
 }
 
 // checkSignature checks the report's signature, and the chain from its key to AMD's roots.
-func (v *Verifier) checkSignature(ctx context.Context, report *spb.Report, came *endorsements,
-	now time.Time,
-) error {
+func (v *Verifier) checkSignature(ctx context.Context, evidence []byte, report *spb.Report,
+	came *endorsements, now time.Time) error {
 	signer, err := abi.ParseSignerInfo(report.GetSignerInfo())
 	if err != nil {
-		return &refusal{"the report is malformed", err}
+		return &refusal{malformed, err}
 	}
 	vlek := signer.SigningKey == abi.VlekReportSigner
 	switch {
@@ -145,6 +156,8 @@ func (v *Verifier) checkSignature(ctx context.Context, report *spb.Report, came 
 		return fmt.Errorf("the report's signer is %v, want a chip's key", signer.SigningKey)
 	case vlek && !v.policy.AllowVLEK:
 		return errors.New("a cloud's key (VLEK) signed the report: Policy.AllowVLEK is not set")
+	case vlek && isTurin(report):
+		return errors.New("a cloud's key (VLEK) for Turin signed the report: it cannot be judged")
 	}
 	line, err := productLine(report, came.key, signer.SigningKey)
 	if err != nil {
@@ -161,6 +174,12 @@ func (v *Verifier) checkSignature(ctx context.Context, report *spb.Report, came 
 	if err := came.checkChain(ask, ark, now); err != nil {
 		return err
 	}
+	if line == turin {
+		if err := checkTurinSignature(evidence, came.key, root, now); err != nil {
+			return err
+		}
+		return came.checkRevocations(ask, ark, v.policy.RequireRevocationList, now)
+	}
 	attestation := &spb.Attestation{Report: report, CertificateChain: came.chain(root, vlek)}
 	err = verify.SnpAttestationContext(ctx, attestation, &verify.Options{
 		DisableCertFetching: true,
@@ -169,8 +188,7 @@ func (v *Verifier) checkSignature(ctx context.Context, report *spb.Report, came 
 		TrustedRoots:        v.roots.library(),
 	})
 	if err != nil {
-		return &refusal{"the report's signature, or the chain of certificates to AMD's root," +
-			" does not hold", err}
+		return &refusal{doesNotHold, err}
 	}
 	return came.checkRevocations(ask, ark, v.policy.RequireRevocationList, now)
 }
@@ -196,14 +214,6 @@ func productLine(report *spb.Report, key *x509.Certificate,
 // checkPolicy compares a report whose signature holds with the policy, and with its certificate.
 func (v *Verifier) checkPolicy(report *spb.Report, key *x509.Certificate,
 	reportData [64]byte) error {
-	signer, err := abi.ParseSignerInfo(report.GetSignerInfo())
-	if err != nil {
-		return &refusal{"the report is malformed", err}
-	}
-	exts, err := kds.CertificateExtensions(key, signer.SigningKey)
-	if err != nil {
-		return &refusal{notAKeyOfAMDs, err}
-	}
 	if !bytes.Equal(report.GetReportData(), reportData[:]) {
 		return errors.New("the report is over other data: another nonce, other keys, or another" +
 			" gateway's")
@@ -212,7 +222,31 @@ func (v *Verifier) checkPolicy(report *spb.Report, key *x509.Certificate,
 		return fmt.Errorf("the measurement %x is none that the policy trusts",
 			report.GetMeasurement())
 	}
-	if err := v.checkChip(report, exts, signer); err != nil {
+	if err := v.checkGuest(report); err != nil {
+		return err
+	}
+	if isTurin(report) {
+		return v.checkTurin(report, key)
+	}
+	return v.checkFirmware(report, key, reportData)
+}
+
+// checkFirmware compares a report of Milan or Genoa with its certificate, and its levels with the
+// policy.
+func (v *Verifier) checkFirmware(report *spb.Report, key *x509.Certificate,
+	reportData [64]byte) error {
+	signer, err := abi.ParseSignerInfo(report.GetSignerInfo())
+	if err != nil {
+		return &refusal{malformed, err}
+	}
+	exts, err := kds.CertificateExtensions(key, signer.SigningKey)
+	if err != nil {
+		return &refusal{notAKeyOfAMDs, err}
+	}
+	chain := &spb.CertificateChain{VcekCert: key.Raw}
+	if signer.SigningKey == abi.VlekReportSigner {
+		chain = &spb.CertificateChain{VlekCert: key.Raw}
+	} else if err := v.checkChip(report, exts.HWID); err != nil {
 		return err
 	}
 	// The library compares levels as parts, and takes a part that is out of range for zero.
@@ -221,20 +255,12 @@ func (v *Verifier) checkPolicy(report *spb.Report, key *x509.Certificate,
 			report.GetReportedTcb(), uint64(exts.TCBVersion))
 	}
 	if !v.policy.AllowProvisionalFirmware && report.GetCommittedTcb() != report.GetCurrentTcb() {
-		return errors.New("the machine's firmware is provisional: it can go back to an older one")
-	}
-	if err := v.checkGuest(report); err != nil {
-		return err
-	}
-	chain := &spb.CertificateChain{VcekCert: key.Raw}
-	if signer.SigningKey == abi.VlekReportSigner {
-		chain = &spb.CertificateChain{VlekCert: key.Raw}
+		return errors.New(provisional)
 	}
 	err = validate.SnpAttestation(&spb.Attestation{Report: report, CertificateChain: chain},
 		v.options(reportData))
 	if err != nil {
-		return &refusal{"the firmware is older than the policy trusts, or its levels contradict" +
-			" each other", err}
+		return &refusal{contradict, err}
 	}
 	return nil
 }
@@ -245,7 +271,7 @@ func (v *Verifier) checkGuest(report *spb.Report) error {
 	guest, err := abi.ParseSnpPolicy(report.GetPolicy())
 	switch {
 	case err != nil:
-		return &refusal{"the report is malformed", err}
+		return &refusal{malformed, err}
 	case guest.Debug && !v.allowDebug:
 		return errors.New("the guest may be debugged: its operator can read its memory")
 	case guest.MigrateMA && !v.policy.AllowMigrationAgent:
@@ -279,14 +305,10 @@ func (v *Verifier) options(reportData [64]byte) *validate.Options {
 
 // checkChip compares the chip with the certificate's, which the library leaves out where the report
 // masks it, and with the policy's lists.
-func (v *Verifier) checkChip(report *spb.Report, exts *kds.Extensions,
-	signer abi.SignerInfo) error {
-	if signer.SigningKey == abi.VlekReportSigner {
-		return nil
-	}
+func (v *Verifier) checkChip(report *spb.Report, certified []byte) error {
 	chip := report.GetChipId()
 	switch {
-	case !bytes.Equal(chip, exts.HWID):
+	case !bytes.Equal(chip, certified):
 		return errors.New("the report names another chip than its certificate, or hides it")
 	case contains(v.policy.RevokedChips, chip):
 		return errors.New("the policy revokes the chip that signed the report")
@@ -296,8 +318,15 @@ func (v *Verifier) checkChip(report *spb.Report, exts *kds.Extensions,
 	return nil
 }
 
-// notAKeyOfAMDs says that the first endorsement is not what AMD's server gives out.
-const notAKeyOfAMDs = "the first endorsement is no certificate of a chip's key as AMD makes them"
+// Refusals that several checks share.
+const (
+	malformed     = "the report is malformed"
+	notAKeyOfAMDs = "the first endorsement is no certificate of a chip's key as AMD makes them"
+	doesNotHold   = "the report's signature, or the chain to AMD's root, does not hold"
+	provisional   = "the machine's firmware is provisional: it can go back to an older one"
+	contradict    = "the firmware is older than the policy trusts, or its levels contradict" +
+		" each other"
+)
 
 // refusal is an error of the library, whose text may hold the server's, behind a text of our own.
 type refusal struct {

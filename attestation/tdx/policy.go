@@ -95,19 +95,36 @@ func (p Policy) ignores(rtmr int) bool {
 	return rtmr == 0 && p.IgnoreRTMR0 || rtmr == 3 && p.IgnoreRTMR3
 }
 
-// trusts tells whether g is one of the policy's guests.
-func (p Policy) trusts(g *guest) bool {
-	return slices.ContainsFunc(p.Measurements, func(m Measurement) bool {
-		if !bytes.Equal(m.MRTD, g.mrtd) {
-			return false
+// checkGuest refuses g unless it is one of the policy's guests. The error names one register that
+// differs, of the measurement that is closest: an error's text is cut when it is long.
+func (p Policy) checkGuest(g *guest) error {
+	closest := -1 // the first register that differs, with MRTD as 0
+	for _, m := range p.Measurements {
+		n := p.differs(m, g)
+		if n == len(g.registers()) {
+			return nil
 		}
-		for n := range m.RTMRs {
-			if !p.ignores(n) && !bytes.Equal(m.RTMRs[n], g.rtmrs[n]) {
-				return false
-			}
+		closest = max(closest, n)
+	}
+	name := "MRTD"
+	if closest > 0 {
+		name = fmt.Sprintf("RTMR %d", closest-1)
+	}
+	return fmt.Errorf("the measurement is none that the policy trusts: %s is %x", name,
+		g.registers()[closest])
+}
+
+// differs returns the first register of g, with MRTD as 0, that is not m's, or their number.
+func (p Policy) differs(m Measurement, g *guest) int {
+	if !bytes.Equal(m.MRTD, g.mrtd) {
+		return 0
+	}
+	for n := range m.RTMRs {
+		if !p.ignores(n) && !bytes.Equal(m.RTMRs[n], g.rtmrs[n]) {
+			return n + 1
 		}
-		return true
-	})
+	}
+	return len(g.registers())
 }
 
 // clone is a copy that nobody else can change.

@@ -155,10 +155,13 @@ func (g *guest) check() error {
 	return nil
 }
 
+// registers are MRTD and the RTMRs.
+func (g *guest) registers() [][]byte { return append([][]byte{g.mrtd}, g.rtmrs...) }
+
 // measurement is MRTD and the RTMRs in hex, with commas between them.
 func (g *guest) measurement() string {
-	parts := []string{hex.EncodeToString(g.mrtd)}
-	for _, r := range g.rtmrs {
+	var parts []string
+	for _, r := range g.registers() {
 		parts = append(parts, hex.EncodeToString(r))
 	}
 	return strings.Join(parts, ",")

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,7 +54,8 @@ func TestRefusesDocuments(t *testing.T) {
 	if _, err := v.Verify(ended, doc, [64]byte{}, today); !errors.Is(err, context.Canceled) {
 		t.Errorf("with an ended context: Verify() = %v", err)
 	}
-	if _, err := v.Verify(t.Context(), doc, [64]byte{}, time.Time{}); err == nil {
+	_, err := v.Verify(t.Context(), doc, [64]byte{}, time.Time{})
+	if err == nil || !strings.Contains(err.Error(), "no time") {
 		t.Error("without a time a document was accepted")
 	}
 }
@@ -83,6 +85,26 @@ func TestLengthsOfQuotes(t *testing.T) {
 			}
 		}
 	}
+}
+
+// One verifier serves many callers.
+func TestConcurrently(t *testing.T) {
+	c := newChain(t)
+	v := c.verifier(t, trusting())
+	var wg sync.WaitGroup
+	for i := range 8 {
+		data := [64]byte{byte(i)}
+		doc := c.document(t, data)
+		wg.Go(func() {
+			if _, err := v.Verify(t.Context(), doc, data, today); err != nil {
+				t.Error(err)
+			}
+			if _, err := v.Verify(t.Context(), doc, [64]byte{99}, today); err == nil {
+				t.Error("other data were accepted")
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // TestEveryByte flips a bit of each byte of a quote, up to the certificates: those are text, which

@@ -176,9 +176,8 @@ func (v *Verifier) checkPolicy(q *quote, s statuses, reportData [64]byte) error 
 	if err := q.guest.check(); err != nil {
 		return err
 	}
-	if !v.policy.trusts(&q.guest) {
-		return fmt.Errorf("the measurement (MRTD, RTMR 0 to 3) %s is none that the policy trusts",
-			q.guest.measurement())
+	if err := v.policy.checkGuest(&q.guest); err != nil {
+		return err
 	}
 	return s.check(v.policy)
 }

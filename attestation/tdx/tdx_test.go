@@ -193,11 +193,11 @@ const notNow = "does not hold at this time"
 func TestRefusesGuests(t *testing.T) {
 	flip := func(at int) func([]byte) { return func(b []byte) { b[at] ^= 1 } }
 	for name, test := range map[string]refusalTest{
-		"one byte of MRTD":   {body: flip(atMRTD + 17), want: "measurement"},
-		"one byte of RTMR 0": {body: flip(atRTMRs), want: "measurement"},
-		"one byte of RTMR 1": {body: flip(atRTMRs + 48), want: "measurement"},
-		"one byte of RTMR 2": {body: flip(atRTMRs + 2*48 + 47), want: "measurement"},
-		"one byte of RTMR 3": {body: flip(atRTMRs + 3*48), want: "measurement"},
+		"one byte of MRTD":   {body: flip(atMRTD + 17), want: "MRTD is 42"},
+		"one byte of RTMR 0": {body: flip(atRTMRs), want: "RTMR 0 is 11"},
+		"one byte of RTMR 1": {body: flip(atRTMRs + 48), want: "RTMR 1 is 10"},
+		"one byte of RTMR 2": {body: flip(atRTMRs + 2*48 + 47), want: "RTMR 2 is 12"},
+		"one byte of RTMR 3": {body: flip(atRTMRs + 3*48), want: "RTMR 3 is 12"},
 		"RTMR 1 when 0 and 3 are ignored": {body: flip(atRTMRs + 48),
 			policy: func(p *Policy) { p.IgnoreRTMR0, p.IgnoreRTMR3 = true, true },
 			want:   "measurement"},

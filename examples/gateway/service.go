@@ -121,7 +121,7 @@ func (s *service) config() sealedchat.GatewayConfig {
 		Protocols:            o.protocols,
 		KeysStayInside:       o.keysInside,
 		OHTTP: sealedchat.GatewayOHTTP{
-			Allow: o.allow, DateWindow: o.dateWindow, Padding: o.pad,
+			Allow: o.allow, DateWindow: o.dateWindow, Padding: o.pad, AES128: o.aes128,
 		},
 		Logger: s.log,
 	}
@@ -131,11 +131,13 @@ func (s *service) config() sealedchat.GatewayConfig {
 // flag says it.
 func (s *service) placesInAll() int { return cmp.Or(s.o.places, 64) }
 
-// openKeys opens the key store. Keys in memory are never replaced: the pins that were printed hold
-// for as long as the program runs.
+// openKeys opens the key store. RSA keys in memory are never replaced, and a signer never is: the
+// pins that were printed hold for as long as the program runs.
 func (s *service) openKeys(ctx context.Context) (err error) {
 	options := &sealedchat.KeyStoreOptions{
-		Bits: s.keyBits, Rotation: sealedchat.Rotation{Every: cmp.Or(s.o.rotate, -1)}, Logger: s.log,
+		Bits: s.keyBits, Logger: s.log, Rotation: sealedchat.Rotation{
+			Every: cmp.Or(s.o.rotate, -1), ConfigEvery: s.configEvery(),
+		},
 	}
 	if s.o.keys == "" {
 		s.keys, err = sealedchat.NewEphemeralKeyStore(options)
@@ -147,6 +149,14 @@ func (s *service) openKeys(ctx context.Context) (err error) {
 	}
 	s.onClose(func() error { s.keys.Close(); return nil })
 	return nil
+}
+
+// configEvery is the age at which key configurations are replaced.
+func (s *service) configEvery() time.Duration {
+	if s.o.rotateConfigs == 0 && s.o.replay != "" {
+		return -1
+	}
+	return cmp.Or(s.o.rotateConfigs, time.Hour)
 }
 
 func (s *service) openStore(ctx context.Context,

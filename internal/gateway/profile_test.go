@@ -19,6 +19,7 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/keystore"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/replay"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/profile"
 )
@@ -27,7 +28,14 @@ import (
 func profileKeys(t testing.TB, v profile.Requests) *keystore.Store {
 	t.Helper()
 	at := time.Unix(v.Now, 0)
-	body := &keyfile.Body{Generation: 1, Signer: make([]byte, 32)}
+	rsa, err := keyfile.NewRSAKey(testkit.Key(t, "rsa-2048"), keyfile.AllowWeak) // or one is made
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rsa.Wipe()
+	body := &keyfile.Body{Generation: 1, Signer: make([]byte, 32), Keys: []keyfile.Entry{{
+		State: keyfile.Primary, Created: at, Activated: at, Key: rsa,
+	}}}
 	for _, k := range v.Keys {
 		body.ConfigKeys = append(body.ConfigKeys, keyfile.ConfigKey{ID: k.ID, KEM: k.KEM,
 			Seed: k.Seed, Created: at, AES128: len(k.AEADs) > 1})
@@ -113,10 +121,13 @@ func inBubble(t *testing.T, v profile.Requests, cases ...profile.RequestCase) {
 		keys := profileKeys(t, v)
 		defer keys.Close()
 		for _, c := range cases {
-			r := newRig(t, func(c *Config) {
-				c.Keys, c.Replay = keys, replay.NewMemory(0)
-				c.OHTTP.DateWindow = time.Duration(v.Window) * time.Second
-			})
+			r := &rig{Rig: &fakes.Rig{T: t}}
+			r.s = newServer(t, Config{
+				Upstream: "https://upstream.test/v1", UpstreamTransport: r.Rig, Keys: keys,
+				Replay: replay.NewMemory(0),
+				OHTTP:  OHTTPConfig{DateWindow: time.Duration(v.Window) * time.Second},
+			}, nil)
+			r.Handler = r.s
 			tryCase(t, r, v, c)
 			_ = r.s.Close()
 		}
