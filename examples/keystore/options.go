@@ -36,6 +36,7 @@ func commands() []command {
 		{"create", "create [-dir DIR] [-bits N] [-iterations N]", "bits iterations", noFile,
 			(*program).create},
 		{"list", "list [-dir DIR]", "", noFile, (*program).list},
+		{"next", "next [-dir DIR] [-bits N]", "bits", noFile, (*program).next},
 		{"rotate", "rotate [-dir DIR] [-bits N]", "bits", noFile, (*program).rotate},
 		{"delete", "delete [-dir DIR] -fingerprint HEX", "fingerprint", noFile,
 			(*program).deleteKey},
