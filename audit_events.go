@@ -40,7 +40,8 @@ import "log/slog"
 //	EventServerKeyRefused   after   CRITICAL  Fingerprint, OldFingerprint (expected), Server,
 //	                                          Reason
 //	EventRequestSealed      before  INFO      PayloadID, Fingerprint (the server's), Tier,
-//	                                          Bytes. Before it is sent
+//	                                          Bytes, Reason (AES-128-GCM, where the gateway
+//	                                          offers no AES-256-GCM). Before it is sent
 //	EventResponseOpened     before  INFO      PayloadID, Bytes, Duration, Reason (how it ended,
 //	                                          if early). Before it is handed out; of a stream,
 //	                                          its end

@@ -155,6 +155,12 @@ type GatewayOHTTP struct {
 	// most 1,000,000; a negative rate sets no limit.
 	StrangerRate  float64
 	StrangerBurst int
+	// AES128 has key configurations offer AES-128-GCM beside AES-256-GCM, for clients that have no
+	// other: the Rust crate ohttp in its default build, for example. A client of this package takes
+	// AES-256-GCM. It holds for configurations that are made from then on, and for as long as they
+	// live. Those that Keys has stay as they are until they are replaced: [KeyStore.Rotate] does
+	// that at once. Gateways that share Keys must have the same.
+	AES128 bool
 }
 
 // Gateway is the server's end: an [http.Handler] that opens sealed requests, has an

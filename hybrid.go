@@ -78,6 +78,9 @@ func newConfigKey(c *ohttp.Config) *PublicKey {
 		fingerprint: hybrid.HexFingerprint(c.Fingerprint())}
 }
 
+// usesAES128 tells a key configuration that does not offer AES-256-GCM.
+func (k *PublicKey) usesAES128() bool { return k.config != nil && k.config.AES128() }
+
 // Signer is the fingerprint of the Ed25519 key that signed a key configuration's list: SHA-256 of
 // its 32 bytes, 64 hex digits. It is "" for a list without a signature, and for an RSA key. [Pin]
 // and [SecureCompletionClient.AcceptServerKey] take it, and then trust every configuration that it

@@ -62,6 +62,7 @@ type OHTTPConfig struct {
 	Padding       int
 	StrangerRate  float64
 	StrangerBurst int
+	AES128        bool
 }
 
 // Authenticate judges a request by its headers, and says whose it is. An error's kind decides on

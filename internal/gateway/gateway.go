@@ -82,6 +82,9 @@ func New(c Config) (*Server, error) {
 	if c.Replay == nil {
 		c.Replay, s.ownReplays = ownReplays(c.Keys)
 	}
+	if c.ServeOHTTP && c.OHTTP.AES128 {
+		c.Keys.OfferAES128()
+	}
 	s.cfg = c
 	s.life, s.end = context.WithCancel(context.Background())
 	if err := s.tell(context.Background(), Event{Type: GatewayOpened}); err != nil {

@@ -23,6 +23,10 @@ var KEMs = []uint16{ohttp.XWing, ohttp.X25519}
 var errNoConfigs = errors.New(
 	"sealedchat: the key store has no key configuration that is supported here")
 
+// OfferAES128 has the configurations that are made from now on offer AES-128-GCM beside
+// AES-256-GCM. Those that there are stay as they are.
+func (s *Store) OfferAES128() { s.aes128.Store(true) }
+
 // ConfigKey is the key of an id and KEM that opens requests now, or nil. It looks into the file for
 // one that is not known here: another process may have made it a moment ago.
 func (s *Store) ConfigKey(ctx context.Context, id uint8, kem uint16) *ohttp.PrivateKey {
@@ -80,7 +84,7 @@ func (s *Store) Configs(ctx context.Context) ([]*ohttp.Config, error) {
 		}) {
 			return errNoChange // another process was first
 		}
-		return makeConfigs(b, wallTime())
+		return s.makeConfigs(b, wallTime())
 	})
 	if err != nil && !isUnconfirmed(err) {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -339,4 +340,52 @@ func TestListIsSignedOnceASecond(t *testing.T) {
 	if header, err := s.SignList([]byte("list"), now); !errors.Is(err, fault.ErrClosed) {
 		t.Errorf("after Close: %q, %v", header, err)
 	}
+}
+
+// OfferAES128 is about configurations that are made after it: those that a store has keep their
+// bytes, also in another process, and through a restart.
+func TestOfferAES128(t *testing.T) {
+	bothStores(t, Options{}, func(t *testing.T, s *Store, _ *testkit.Maker, dir string) {
+		list := func(s *Store) string {
+			configs, err := s.Configs(t.Context())
+			if err != nil || len(configs) != 2 {
+				t.Fatal(configs, err)
+			}
+			return string(ohttp.AppendConfigs(nil, configs...))
+		}
+		const one, both = "\x00\x04\x00\x01\x00\x02", "\x00\x08\x00\x01\x00\x02\x00\x01\x00\x01"
+		before := list(s)
+		first := s.configKey(0, ohttp.XWing)
+		s.OfferAES128()
+		if list(s) != before || !strings.HasSuffix(before, one) || first.OffersAES128() {
+			t.Error("a configuration that there was has changed")
+		}
+		if err := s.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if after := list(s); strings.Count(after, both) != 2 ||
+			!s.configKey(2, ohttp.XWing).OffersAES128() {
+			t.Errorf("%x", after)
+		}
+		if s.configKey(0, ohttp.XWing) != first {
+			t.Error("the one that was replaced is gone, or another one")
+		}
+		if dir == "" {
+			return
+		}
+		again := openWeak(t, dir, passphrase, nil)
+		defer again.Close()
+		if list(again) != list(s) || again.configKey(0, ohttp.XWing).OffersAES128() ||
+			!again.configKey(2, ohttp.XWing).OffersAES128() {
+			t.Error("another process has other configurations")
+		}
+		// That process does not offer it: what it makes is as it always was.
+		if err := again.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if after := list(again); strings.Contains(after, both) ||
+			!again.configKey(2, ohttp.XWing).OffersAES128() {
+			t.Errorf("%x", after)
+		}
+	})
 }

@@ -181,7 +181,11 @@ func records(b *keyfile.Body) ([]record, error) {
 func fingerprintOf(key *keyfile.RSAKey) string { return hybrid.HexFingerprint(key.Fingerprint()) }
 
 func newConfig(c *keyfile.ConfigKey) (key *ohttp.PrivateKey, err error) {
-	erase.Do(func() { key, err = ohttp.NewPrivateKey(c.ID, c.KEM, c.Seed) })
+	make := ohttp.NewPrivateKey
+	if c.AES128 {
+		make = ohttp.NewPrivateKeyAES128
+	}
+	erase.Do(func() { key, err = make(c.ID, c.KEM, c.Seed) })
 	if err != nil && !errors.Is(err, ohttp.ErrNoSuite) {
 		return nil, fmt.Errorf("%w: a configuration key", fault.ErrKeyStoreDamaged)
 	}
@@ -203,7 +207,7 @@ func (e *entry) appendTo(b *keyfile.Body, options []keyfile.Option) error {
 	}
 	c := keyfile.ConfigKey{
 		ID: e.OHTTP.Config().ID(), KEM: e.OHTTP.Config().KEM(), Created: e.created,
-		Retired: e.retired,
+		Retired: e.retired, AES128: e.OHTTP.OffersAES128(),
 	}
 	erase.Do(func() { c.Seed = e.OHTTP.Seed() }) // copies go through registers
 	b.ConfigKeys = append(b.ConfigKeys, c)
@@ -261,12 +265,12 @@ func (s *Store) replaceConfigs(b *keyfile.Body, now time.Time) error {
 		}
 	}
 	s.dropExpired(b, now)
-	return makeConfigs(b, now)
+	return s.makeConfigs(b, now)
 }
 
 // makeConfigs adds one key for each KEM, and the signer if there is none: their seeds, which b
 // owns.
-func makeConfigs(b *keyfile.Body, now time.Time) error {
+func (s *Store) makeConfigs(b *keyfile.Body, now time.Time) error {
 	if b.Signer == nil {
 		b.Signer = make([]byte, seedSize)
 		_, _ = rand.Read(b.Signer)
@@ -281,7 +285,7 @@ func makeConfigs(b *keyfile.Body, now time.Time) error {
 			continue // X25519, where FIPS 140 rules it out
 		}
 		b.ConfigKeys = append(b.ConfigKeys, keyfile.ConfigKey{ID: id, KEM: kem, Seed: seed,
-			Created: now})
+			Created: now, AES128: s.aes128.Load()})
 	}
 	return nil
 }

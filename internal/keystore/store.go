@@ -26,6 +26,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -105,6 +106,7 @@ type Store struct {
 	newKey     func(bits int) (*rsa.PrivateKey, error)
 	moveConfig func(*ohttp.PrivateKey, []byte) error // its MoveTo, except in tests
 	kdf        []keyfile.Option
+	aes128     atomic.Bool // see OfferAES128
 
 	dir *fsafe.Dir // nil: in memory alone
 
