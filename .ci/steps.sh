@@ -20,6 +20,7 @@ about() {
 	wine) echo "Windows tests under Wine" ;;
 	demo) echo "the README's demo" ;;
 	modules) echo "modules of their own, with Redis for gateways on several machines" ;;
+	rust) echo "the Rust crate ohttp, as a client and as a gateway" ;;
 	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' ./internal/hybrid and bench/peers/main.go)" ;;
 	fuzz) echo "fuzzing, ${FUZZTIME:-3s} a target" ;;
 	esac
@@ -167,6 +168,32 @@ step_modules() {
 	done
 	[ "${#failed[@]}" = 0 ] || { echo "failed: ${failed[*]}"; return 1; }
 	[ "$(cd internal/interop/consumer && go run .)" = "Paris." ] || { echo "the consumer got no answer"; return 1; }
+}
+
+step_rust() {
+	local what="the Rust crate ohttp as a peer" dir=internal/interop/ohttp wants=1.86 version
+	command -v cargo >/dev/null || install cargo
+	if ! command -v cargo >/dev/null; then
+		skip "$what: no cargo"
+		return 0
+	fi
+	version=$(cargo --version | cut -d ' ' -f 2)
+	if [ "$(printf '%s\n' "$wants" "$version" | sort -V | head -n 1)" != "$wants" ]; then
+		skip "$what: cargo is $version, the crate wants $wants"
+		return 0
+	fi
+	export CARGO_TARGET_DIR="$tools/rust"
+	if ! cargo fetch -q --locked --manifest-path "$dir/rust/Cargo.toml" >"$tools/cargo.out" 2>&1; then
+		cat "$tools/cargo.out"
+		skip "$what: the registry of crates does not answer"
+		return 0
+	fi
+	! cargo fmt --version >/dev/null 2>&1 || cargo fmt --check --manifest-path "$dir/rust/Cargo.toml"
+	cargo build -q --release --locked --offline --manifest-path "$dir/rust/Cargo.toml"
+	(cd "$dir" && SEALEDCHAT_RUST_PEER="$tools/rust/release/peer" go test -count=1 -v -run Rust .) >"$tools/rust.out" 2>&1 ||
+		{ cat "$tools/rust.out"; return 1; }
+	! grep -e '--- SKIP' "$tools/rust.out" || { echo "a test was skipped"; return 1; }
+	echo "$(grep -c -e '--- PASS: ' "$tools/rust.out") tests and subtests"
 }
 
 step_bench() {
