@@ -38,9 +38,10 @@ type protocol interface {
 	// seal encrypts in, which it leaves as it is, with fresh keys into an HTTP request that is
 	// ready to go.
 	seal(ctx context.Context, in *plainRequest, o *callOptions) (*sealedRequest, error)
-	// openAnswer decrypts a whole answer to r whose status is 200, into the memory that into
-	// returns, or in place when into is nil. It takes the body over.
-	openAnswer(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened, error)
+	// openAnswer reads and decrypts a whole answer to r whose status is 200, into the memory that
+	// into returned last, or ordinary memory when into is nil. The caller closes the body.
+	openAnswer(ctx context.Context, r *sealedRequest, outside *http.Response,
+		into hybrid.Alloc) (*opened, error)
 	// openHeader opens the header of an answer that is read as it comes. Without an error the
 	// response owns the body. It is only called where streams is true.
 	openHeader(ctx context.Context, in *plainRequest, r *sealedRequest,
@@ -59,6 +60,7 @@ type plainRequest struct {
 	content      []byte
 	unchecked    bool // content is a caller's JSON that was not checked yet
 	whole        bool // the answer is wanted whole: whatever asks for a stream is not sealed
+	clean        bool // content asks for no stream
 }
 
 // chatRequest is a chat completion whose answer is wanted whole, or as a stream.
@@ -317,22 +319,32 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, in *plainRequest, 
 
 // receiveWhole sends t, and opens and checks the whole of its answer.
 func (c *SecureCompletionClient) receiveWhole(ctx context.Context, t *trip) (*completion, error) {
-	a, err := httpx.Exchange(c.http, t.http, c.cfg.MaxResponseBytes)
-	if err == nil && a.Status != http.StatusOK {
-		err = c.wire.failure(a)
-	}
-	var result *completion
-	if err == nil {
-		result, err = c.openCompletion(t.sealedRequest, a, t.o)
-		err = c.tellAnswer(ctx, t.payloadID, result, err, t.start, t.o)
-	}
+	outside, err := c.sendForGood(ctx, t)
 	if err != nil {
+		return nil, err
+	}
+	result, err := c.openCompletion(ctx, t.sealedRequest, outside, t.o)
+	if err := c.tellAnswer(ctx, t.payloadID, result, err, t.start, t.o); err != nil {
 		return nil, err
 	}
 	c.counts.opened.Add(int64(len(result.plaintext)))
 	t.log.DebugContext(ctx, "answer opened", "duration", time.Since(t.start), "bytes",
 		len(result.plaintext))
 	return result, nil
+}
+
+// sendForGood sends t, and returns its answer if the status is 200. The caller closes the body.
+func (c *SecureCompletionClient) sendForGood(ctx context.Context, t *trip) (*http.Response, error) {
+	outside, err := httpx.Send(c.http, t.http)
+	if err != nil || outside.StatusCode == http.StatusOK {
+		return outside, err
+	}
+	defer outside.Body.Close()
+	a, err := httpx.ReadFailure(ctx, outside)
+	if err != nil {
+		return nil, err
+	}
+	return nil, c.wire.failure(a)
 }
 
 // sealAgain asks whether sealing afresh can help. A server's new key that is not trusted replaces
@@ -357,11 +369,12 @@ func (c *SecureCompletionClient) sealAgain(ctx context.Context, r *sealedRequest
 	return renewed, err
 }
 
-// openCompletion decrypts and checks an answer. Nothing of it leaves here unless all of it is
-// right.
-func (c *SecureCompletionClient) openCompletion(r *sealedRequest, a *httpx.Answer,
-	o *callOptions) (*completion, error) {
-	plain, err := c.wire.openAnswer(r, a, o.into)
+// openCompletion reads, decrypts and checks an answer, and closes its body. Nothing of it leaves
+// here unless all of it is right.
+func (c *SecureCompletionClient) openCompletion(ctx context.Context, r *sealedRequest,
+	outside *http.Response, o *callOptions) (*completion, error) {
+	defer outside.Body.Close()
+	plain, err := c.wire.openAnswer(ctx, r, outside, o.into)
 	if err != nil {
 		return nil, err
 	}

@@ -147,6 +147,7 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	client.server = &serverKey{
 		fetch: client.fetchServerKey, trust: c.Trust, origin: httpx.OriginOf(base),
 		notify: c.OnServerKey, log: client.log, life: client.life, audit: &client.audit,
+		evidence: newAttestor(c.Trust, client.http, base),
 	}
 	client.setProtocol()
 	if err := client.tellOpened(); err != nil {

@@ -5,6 +5,7 @@ package sealedchat
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -328,9 +329,12 @@ func TestGatewayConfigArrives(t *testing.T) {
 		Audit:             NewSlogAuditor(nil),
 		Logger:            slog.New(slog.DiscardHandler),
 		Protocols:         []Protocol{ProtocolOHTTP},
+		Attester: func(context.Context, [64]byte) (AttestationDocument, error) {
+			return AttestationDocument{Format: "none"}, nil
+		},
 		OHTTP: GatewayOHTTP{
 			Allow: []string{"GET /v1/models"}, DateWindow: 1, Padding: 2, StrangerRate: 3,
-			StrangerBurst: 4,
+			StrangerBurst: 4, AES128: true,
 		},
 	}
 	from := reflect.ValueOf(&c).Elem()
@@ -374,7 +378,7 @@ func TestGatewayConfigArrives(t *testing.T) {
 			if config.ServeV1 || !config.ServeOHTTP {
 				t.Error("other protocols")
 			}
-		case "UpstreamKey", "UpstreamTransport", "Replay", "Logger":
+		case "UpstreamKey", "UpstreamTransport", "Replay", "Logger", "Attester":
 			if got.IsZero() {
 				t.Errorf("%s is lost", name)
 			}

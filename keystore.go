@@ -23,7 +23,8 @@ type KeyStoreOptions struct {
 	// 600,000, about 130 ms. A file with fewer is rewritten when it is opened, and every other
 	// process that has it open has to open it again.
 	Iterations int
-	// Rotation says when keys are replaced. Zero: every 24 h.
+	// Rotation says when keys are replaced. Zero: RSA keys every 24 h, key configurations every
+	// hour.
 	Rotation Rotation
 	// Memory says what becomes of keys for which there is no locked memory: MemoryBestEffort, the
 	// zero value, MemoryRequired, which makes their store fail with ErrMemoryLimit, or MemoryOff.

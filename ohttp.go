@@ -158,26 +158,34 @@ func (p *ohttpProtocol) seal(ctx context.Context, in *plainRequest,
 }
 
 // sealMessage makes the binary HTTP message and seals it, within erase.Do: all that reads content
-// or copies it leaves some in registers. The caller closes the request, if there is one.
+// or copies it leaves some in registers. The content is sealed from where it lies into the body of
+// the request: nothing of it is copied in between, except for up to two chunks. The caller closes
+// the request, if there is one.
 func (p *ohttpProtocol) sealMessage(config *ohttp.Config, in *plainRequest,
 	o *callOptions) (call *ohttp.Request, body []byte, err error) {
-	if in.whole && chatjson.HasStreamMember(in.content) {
-		cut, err := p.memory.Alloc(len(in.content))
+	content := in.content
+	if in.whole && !in.clean && chatjson.HasStreamMember(content) {
+		cut, err := p.memory.Alloc(len(content))
 		if err != nil {
 			return nil, nil, err
 		}
 		defer cut.Destroy()
-		clean := *in
-		clean.content = chatjson.CutStream(cut.Bytes()[:0], in.content)
-		in = &clean
+		content = chatjson.CutStream(cut.Bytes()[:0], content)
 	}
-	message, err := p.encode(in, o)
+	around, behind, err := p.encode(in, len(content), o)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer message.Destroy()
+	defer around.Destroy()
+	message := around.Bytes()
+	// what is at both edges of the content is put together here
+	edges, err := p.memory.Alloc(min(len(message)+len(content), ohttp.MaxChunk))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer edges.Destroy()
 	if call, err = ohttp.NewRequest(config); err == nil {
-		body, err = call.Seal(nil, message.Bytes())
+		body, err = call.SealParts(nil, edges.Bytes(), message[:behind], content, message[behind:])
 	}
 	if err != nil {
 		err = fmt.Errorf("sealedchat: sealing the request: %w", err)
@@ -202,18 +210,20 @@ func (p *ohttpProtocol) request(ctx context.Context, body []byte) (*http.Request
 	return req, nil
 }
 
-// encode makes the binary HTTP message, in protected memory. The API key goes straight from one
-// such memory to the other.
-func (p *ohttpProtocol) encode(in *plainRequest, o *callOptions) (*locked.Buffer, error) {
+// encode makes the binary HTTP message around a content of so many bytes, in protected memory, and
+// says how much of it stands before the content. The API key goes straight from one such memory to
+// the other.
+func (p *ohttpProtocol) encode(in *plainRequest, length int, o *callOptions) (_ *locked.Buffer,
+	behind int, err error) {
 	header := slices.Concat(in.header, []bhttp.Field{{Name: "date", Value: p.date()}})
 	if o.tier != "" {
 		header = append(header, bhttp.Field{Name: ohttp.HeaderTier, Value: string(o.tier)})
 	}
 	if o.apiKey == nil {
-		return p.encodeWith(in, header)
+		return p.encodeWith(in, length, header)
 	}
 	var message *locked.Buffer
-	err := o.apiKey.Use(func(key []byte) error {
+	err = o.apiKey.Use(func(key []byte) error {
 		if err := httpx.ValidAPIKey(key); err != nil {
 			return err
 		}
@@ -225,32 +235,32 @@ func (p *ohttpProtocol) encode(in *plainRequest, o *callOptions) (*locked.Buffer
 		value := append(append(bearer.Bytes()[:0], "Bearer "...), key...)
 		// A string over memory that is about to go: it does not outlive the encoding, which copies
 		// it.
-		message, err = p.encodeWith(in, append(header, bhttp.Field{Name: "authorization",
-			Value: unsafe.String(&value[0], len(value))}))
+		message, behind, err = p.encodeWith(in, length, append(header, bhttp.Field{
+			Name: "authorization", Value: unsafe.String(&value[0], len(value))}))
 		return err
 	})
-	return message, err
+	return message, behind, err
 }
 
-func (p *ohttpProtocol) encodeWith(in *plainRequest, header []bhttp.Field) (*locked.Buffer, error) {
-	most := 256 + len(in.method) + len(p.scheme) + len(p.authority) + len(in.path) +
-		len(in.content) + p.padding
+func (p *ohttpProtocol) encodeWith(in *plainRequest, length int,
+	header []bhttp.Field) (_ *locked.Buffer, behind int, err error) {
+	most := 256 + len(in.method) + len(p.scheme) + len(p.authority) + len(in.path) + p.padding
 	for _, f := range header {
 		most += 16 + len(f.Name) + len(f.Value)
 	}
 	buffer, err := p.memory.Alloc(most)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	message, err := bhttp.AppendRequest(buffer.Bytes()[:0], &bhttp.Request{
+	message, behind, err := bhttp.AppendRequestAround(buffer.Bytes()[:0], &bhttp.Request{
 		Method: in.method, Scheme: p.scheme, Authority: p.authority, Path: in.path, Header: header,
-	}, in.content, nil, p.padding)
+	}, length, p.padding)
 	if err != nil {
 		buffer.Destroy()
-		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
+		return nil, 0, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
 	buffer.Narrow(0, len(message)) // which never outgrows the buffer: most is an upper bound
-	return buffer, nil
+	return buffer, behind, nil
 }
 
 // date is the time by the gateway's clock, as far as that is known.
@@ -299,99 +309,102 @@ func (p *ohttpProtocol) resealHelps(ctx context.Context, r *sealedRequest, err e
 	return (before - r.ohttp.ahead).Abs() > time.Second, nil
 }
 
-// openAnswer decrypts a whole answer, and returns its content if the status inside is 200.
-func (p *ohttpProtocol) openAnswer(r *sealedRequest, a *httpx.Answer,
+// openAnswer reads and decrypts a whole answer, and returns its content if the status inside is
+// 200.
+func (p *ohttpProtocol) openAnswer(ctx context.Context, r *sealedRequest, outside *http.Response,
 	into hybrid.Alloc) (*opened, error) {
-	if !httpx.HasType(a.Header, ohttp.TypeResponse) {
-		return nil, &OuterError{StatusCode: a.Status, Detail: "not a sealed answer"}
+	if !httpx.HasType(outside.Header, ohttp.TypeResponse) {
+		return nil, &OuterError{StatusCode: outside.StatusCode, Detail: "not a sealed answer"}
 	}
-	message := a.Body // in place: what is opened is never ahead of what was read
-	if into != nil {
-		var err error
-		if message, err = into(len(a.Body)); err != nil {
+	what := httpx.Describe(r.http)
+	body, size, err := httpx.Open(outside, p.maxAnswer)
+	if err != nil {
+		if errors.Is(err, ErrTooLarge) {
 			return nil, err
 		}
+		return nil, httpx.ExchangeError(ctx, what, err, true)
 	}
-	content, err := p.openInto(message, r.ohttp, a.Body, into != nil)
-	if err != nil {
-		clear(message)
+	source := &sourceError{Reader: body}
+	content, err := p.openWhole(r.ohttp, source, size, into)
+	switch {
+	case source.err != nil && !errors.Is(source.err, ErrTooLarge):
+		return nil, httpx.ExchangeError(ctx, what, source.err, true)
+	case source.err != nil:
+		return nil, source.err
+	case err != nil:
 		return nil, err
 	}
 	return &opened{plaintext: content}, nil
 }
 
-// openInto opens sealed, and leaves the content at the beginning of message, which is as large, and
-// nothing behind it.
-func (p *ohttpProtocol) openInto(message []byte, call *ohttpCall, sealed []byte,
-	protect bool) (content []byte, err error) {
-	var buffer []byte
-	if protect {
-		chunk, err := p.memory.Alloc(min(len(sealed), maxAnswerChunk+ohttp.Overhead) + 1)
+// sourceError remembers why the stream below ended, other than by its end.
+type sourceError struct {
+	io.Reader
+	err error
+}
+
+func (s *sourceError) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+// openWhole reads and opens a message of so many bytes, or of -1 if that is not known. It leaves
+// the content at the beginning of the memory that into returned last, and nothing behind it.
+func (p *ohttpProtocol) openWhole(call *ohttpCall, sealed io.Reader, size int64,
+	into hybrid.Alloc) (content []byte, err error) {
+	batch := ohttp.BatchSize
+	if size >= 0 {
+		batch = int(min(size+1, ohttp.BatchSize))
+	}
+	whole := &ohttp.Whole{MaxChunk: maxAnswerChunk, Limit: p.maxAnswer, Grow: growHeap}
+	if into == nil {
+		whole.Batch = make([]byte, batch)
+	} else {
+		buffer, err := p.memory.Alloc(batch)
 		if err != nil {
 			return nil, err
 		}
-		defer chunk.Destroy()
-		buffer = chunk.Bytes()
+		defer buffer.Destroy()
+		whole.Batch, whole.Grow = buffer.Bytes(), func(b []byte, size int) ([]byte, error) {
+			return p.growInto(into, b, size)
+		}
 	}
-	erase.Do(func() { content, err = p.openMessage(message, call, sealed, buffer) })
-	return content, err
-}
-
-// openMessage does the work of openInto, within erase.Do.
-func (p *ohttpProtocol) openMessage(message []byte, call *ohttpCall,
-	sealed, buffer []byte) (content []byte, err error) {
-	if message, err = openAll(message[:0], call, sealed, buffer); err != nil {
-		return nil, innerError(err)
-	}
-	in, body, err := bhttp.ReadResponse(bytes.NewReader(message),
-		bhttp.Limits{Content: p.maxAnswer})
+	in, content, err := call.ReadWhole(sealed, whole)
 	if err != nil {
 		return nil, innerError(err)
 	}
-	// Content moves to the front of the message: what is written is never ahead of what was read.
-	for err == nil {
-		var n int
-		n, err = body.Read(message[len(content):])
-		content = message[:len(content)+n]
-	}
-	if err != io.EOF {
-		return nil, innerError(err)
-	}
-	clear(message[len(content):])
-	if err := call.checkAnswer(in, content); err != nil {
+	erase.Do(func() { err = call.checkAnswer(in, content) })
+	if err != nil {
+		clear(content)
 		return nil, err
 	}
 	return content, nil
 }
 
-// openAll appends the whole message to dst.
-func openAll(dst []byte, call *ohttpCall, sealed, buffer []byte) ([]byte, error) {
-	reader, err := call.Response(bytes.NewReader(sealed), maxAnswerChunk)
+func growHeap(content []byte, size int) ([]byte, error) {
+	larger := make([]byte, size)
+	copy(larger, content)
+	clear(content)
+	return larger, nil
+}
+
+// growInto moves content into larger memory that into returns, which wipes what it returned before.
+func (p *ohttpProtocol) growInto(into hybrid.Alloc, content []byte, size int) ([]byte, error) {
+	if content == nil {
+		return into(size)
+	}
+	between, err := p.memory.Alloc(len(content))
 	if err != nil {
-		return dst, err
+		return nil, err
 	}
-	defer reader.Close()
-	if buffer != nil {
-		reader.UseBuffer(buffer)
-	}
-	for {
-		into := dst[len(dst):cap(dst)]
-		var probe [1]byte
-		if len(into) == 0 {
-			into = probe[:] // a message is shorter than what it was sealed to: only the end is left
-		}
-		n, err := reader.Read(into)
-		if len(dst)+n > cap(dst) {
-			return dst, io.ErrShortBuffer
-		}
-		dst = dst[:len(dst)+n]
-		if err == io.EOF {
-			return dst, nil
-		}
-		if err != nil {
-			return dst, err
-		}
-	}
+	defer between.Destroy()
+	copy(between.Bytes(), content)
+	larger, err := into(size)
+	copy(larger, between.Bytes())
+	return larger, err
 }
 
 // checkAnswer is the error of an authentic answer: of its status, or of its tier. Of content it

@@ -168,7 +168,7 @@ func (c *SecureCompletionClient) tellStream(ctx context.Context, resp *openedRes
 // sendForHeader sends t. Statuses inside that are errors are *APIError.
 func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*openedResponse,
 	error) {
-	outside, err := httpx.Send(c.http, t.http)
+	outside, err := c.sendForGood(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -178,13 +178,6 @@ func (c *SecureCompletionClient) sendForHeader(ctx context.Context, t *trip) (*o
 			_ = outside.Body.Close()
 		}
 	}()
-	if outside.StatusCode != http.StatusOK {
-		a, err := httpx.ReadFailure(ctx, outside)
-		if err != nil {
-			return nil, err
-		}
-		return nil, c.wire.failure(a)
-	}
 	resp, err := c.wire.openHeader(ctx, t.in, t.sealedRequest, outside)
 	opened = err == nil
 	return resp, err

@@ -15,7 +15,6 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 	"github.com/seed-017344ad/sealedchat/internal/envelope"
-	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
@@ -398,9 +397,9 @@ func BenchmarkOHTTPClient(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	answers := map[*SecureCompletionClient]func(*sealedRequest) *httpx.Answer{
-		oblivious: func(r *sealedRequest) *httpx.Answer { return answerOHTTP(b, g, r, content) },
-		v1:        func(r *sealedRequest) *httpx.Answer { return answerV1(b, r, content) },
+	answers := map[*SecureCompletionClient]func(*sealedRequest) *http.Response{
+		oblivious: func(r *sealedRequest) *http.Response { return answerOHTTP(b, g, r, content) },
+		v1:        func(r *sealedRequest) *http.Response { return answerV1(b, r, content) },
 	}
 	round := func(c *SecureCompletionClient, into hybrid.Alloc) time.Duration {
 		start := testkit.CPUTime()
@@ -411,7 +410,7 @@ func BenchmarkOHTTPClient(b *testing.B) {
 		}
 		a := answers[c](r)
 		start = testkit.CPUTime()
-		if _, err := c.wire.openAnswer(r, a, into); err != nil {
+		if _, err := c.wire.openAnswer(ctx, r, a, into); err != nil {
 			b.Fatal(err)
 		}
 		r.release()
@@ -440,7 +439,7 @@ func BenchmarkOHTTPClient(b *testing.B) {
 }
 
 // answerOHTTP seals content as the gateway does.
-func answerOHTTP(b *testing.B, g *fakes.Gateway, r *sealedRequest, content []byte) *httpx.Answer {
+func answerOHTTP(b *testing.B, g *fakes.Gateway, r *sealedRequest, content []byte) *http.Response {
 	x, err := ohttp.Open(r.http.Body, g.Ring, 0)
 	if err != nil {
 		b.Fatal(err)
@@ -459,14 +458,18 @@ func answerOHTTP(b *testing.B, g *fakes.Gateway, r *sealedRequest, content []byt
 	}
 	_, _ = w.Write(message)
 	_ = w.Finish()
-	return &httpx.Answer{Status: 200, Header: http.Header{"Content-Type": {ohttp.TypeResponse}},
-		Body: sealed.Bytes()}
+	return goodAnswer(ohttp.TypeResponse, sealed.Bytes())
 }
 
-func answerV1(b *testing.B, r *sealedRequest, content []byte) *httpx.Answer {
+func answerV1(b *testing.B, r *sealedRequest, content []byte) *http.Response {
 	e, err := fakes.Seal(r.key.RSA.Public(), content)
 	if err != nil {
 		b.Fatal(err)
 	}
-	return &httpx.Answer{Status: 200, Body: envelope.Append(nil, e)}
+	return goodAnswer(hybrid.ContentType, envelope.Append(nil, e))
+}
+
+func goodAnswer(kind string, body []byte) *http.Response {
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {kind}},
+		Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body))}
 }

@@ -113,8 +113,12 @@ func (p *envelopeV1) request(ctx context.Context, r *sealedRequest, plaintext []
 	return req, nil
 }
 
-func (p *envelopeV1) openAnswer(r *sealedRequest, a *httpx.Answer, into hybrid.Alloc) (*opened,
-	error) {
+func (p *envelopeV1) openAnswer(ctx context.Context, r *sealedRequest, outside *http.Response,
+	into hybrid.Alloc) (*opened, error) {
+	a, err := httpx.ReadWhole(ctx, httpx.Describe(r.http), outside, p.maxAnswer)
+	if err != nil {
+		return nil, err
+	}
 	e, err := envelope.Parse(a.Body, int(min(p.maxAnswer, maxBytes)))
 	if err != nil {
 		return nil, hybrid.EnvelopeError(err)

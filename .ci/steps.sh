@@ -19,8 +19,10 @@ about() {
 	platforms) echo "other platforms build, tests included" ;;
 	wine) echo "Windows tests under Wine" ;;
 	demo) echo "the README's demo" ;;
-	modules) echo "modules of their own, with Redis for gateways on several machines" ;;
+	modules) echo "modules of their own" ;;
 	rust) echo "the Rust crate ohttp, as a client and as a gateway" ;;
+	gateway) echo "the gateway program: with a real Redis, replicas that are killed under streams, nginx" ;;
+	deploy) echo "images of the programs, built without a registry; the unit and the compose file" ;;
 	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' ./internal/hybrid and bench/peers/main.go)" ;;
 	fuzz) echo "fuzzing, ${FUZZTIME:-3s} a target" ;;
 	esac
@@ -155,14 +157,8 @@ step_demo() {
 
 step_modules() {
 	need_staticcheck
-	command -v redis-server >/dev/null || install redis-server
-	if command -v redis-server; then
-		export SEALEDCHAT_REDIS=required
-	else
-		skip "gateways that share a Redis server: no redis-server"
-	fi
 	local dir failed=()
-	for dir in internal/interop/consumer internal/interop/wycheproof internal/interop/ohttp internal/interop/sdks examples/openai-sdk examples/keystore examples/gateway-redis bench/peers; do
+	for dir in internal/interop/consumer internal/interop/wycheproof internal/interop/ohttp internal/interop/sdks examples/openai-sdk examples/keystore bench/peers; do
 		echo "$dir"
 		bash -ec 'cd "$1"; go mod tidy -diff; go vet ./...; "$2/staticcheck" ./...; go test -count=1 ./...' - "$dir" "$tools" || failed+=("$dir")
 	done
@@ -196,6 +192,43 @@ step_rust() {
 	echo "$(grep -c -e '--- PASS: ' "$tools/rust.out") tests and subtests"
 }
 
+# Without Redis or nginx the rest of the tests run.
+step_gateway() {
+	need_staticcheck
+	command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || install nginx-light
+	if command -v nginx || [ -x /usr/sbin/nginx ]; then
+		export SEALEDCHAT_NGINX=required
+	else
+		skip "the gateway behind nginx: no nginx"
+	fi
+	command -v redis-server >/dev/null || install redis-server
+	if command -v redis-server; then
+		export SEALEDCHAT_REDIS=required SEALEDCHAT_REPLICAS=1
+	else
+		skip "gateways that share a Redis server: no redis-server"
+	fi
+	cd examples/gateway
+	go mod tidy -diff
+	go vet ./...
+	"$tools/staticcheck" ./...
+	go test -count=1 ./...
+}
+
+step_deploy() {
+	local need=()
+	command -v buildah >/dev/null || need+=(buildah)
+	command -v busybox >/dev/null || need+=(busybox-static)
+	command -v docker-compose >/dev/null || need+=(docker-compose)
+	command -v systemd-analyze >/dev/null || need+=(systemd)
+	[ "${#need[@]}" = 0 ] || install --no-install-recommends "${need[@]}"
+	mkdir -p "$tools/deploy"
+	local status=0
+	bash .ci/deploy "$tools/deploy" >"$tools/deploy.out" 2>&1 || status=$?
+	cat "$tools/deploy.out"
+	[ "$status" != 3 ] || skip "$(tail -n 1 "$tools/deploy.out")"
+	[ "$status" = 3 ] || return "$status"
+}
+
 step_bench() {
 	go test -run '^$' -bench 'Seal|Open' -benchtime 3x ./internal/hybrid
 	local peers=("-small" "-out" "$tools/bench")
@@ -205,7 +238,7 @@ step_bench() {
 		skip "the benchmark of Python's client: no Python with nomyo"
 	fi
 	(cd bench/peers && go run . "${peers[@]}" >"$tools/peers.out") || { cat "$tools/peers.out"; return 1; }
-	sed -n '/^## Ratios/,/^## Where/p' "$tools/peers.out"
+	sed -n -e '/^## Ratios/,/^## Where/p' -e '/^Ratios of the CPU/,$p' "$tools/peers.out"
 }
 
 step_fuzz() {

@@ -9,7 +9,12 @@
 //	  /tmp/venv/bin/pip install nomyo==0.2.9 cryptography==48.0.0 httpx==0.28.1
 //	cd bench/peers && go run . -python /tmp/venv/bin/python        # minutes; -small: seconds
 //
-// It writes RESULTS.md and peers.svg into the folder -out ("..").
+// Then it compares both ends of Oblivious HTTP with openpcc/ohttp, and with a proxy that seals
+// nothing, all in one process. This part alone:
+//
+//	cd bench/peers && go run . -ohttp                              # a minute; -small: seconds
+//
+// It writes RESULTS.md and the plots into the folder -out (".."), with -ohttp one section and plot.
 package main
 
 import (
@@ -59,7 +64,12 @@ func run(args []string) error {
 	out := flags.String("out", "..", "folder for RESULTS.md and peers.svg")
 	small := flags.Bool("small", false, "a few requests only, to see that it runs")
 	rounds := flags.Int("rounds", 3, "how often each client has its turn")
+	var beside besideFlags
+	beside.register(flags)
 	_ = flags.Parse(args)
+	if beside.ohttp {
+		return beside.run(*out, *small, *rounds)
+	}
 	b := &bench{python: *python, rounds: *rounds, requests: 48, bigRequests: 16,
 		concurrency: []int{1, 8, 32}, times: [2]string{"500x", "100x"}}
 	if *small {
@@ -77,7 +87,10 @@ func run(args []string) error {
 	if err := b.measure(); err != nil {
 		return err
 	}
-	return b.report(*out)
+	if err := b.report(*out); err != nil {
+		return err
+	}
+	return beside.run(*out, *small, *rounds)
 }
 
 type bench struct {

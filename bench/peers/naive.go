@@ -28,6 +28,7 @@ import (
 type chatRequest struct {
 	Model    string        `json:"model"`
 	Messages []chatMessage `json:"messages"`
+	Stream   bool          `json:"stream,omitempty"`
 }
 
 type chatMessage struct {
@@ -85,7 +86,8 @@ func newNaive(base string, transport http.RoundTripper) (*naiveClient, error) {
 }
 
 func (c *naiveClient) chat(_ context.Context, prompt string) error {
-	plaintext, err := json.Marshal(chatRequest{"model", []chatMessage{{"user", prompt}}})
+	plaintext, err := json.Marshal(chatRequest{Model: "model",
+		Messages: []chatMessage{{"user", prompt}}})
 	if err != nil {
 		return err
 	}

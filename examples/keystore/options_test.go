@@ -19,7 +19,7 @@ func TestUsage(t *testing.T) {
 		"delete -out f":             "not defined: -out",
 		"-dir x list":               `unknown command "-dir"`,
 		"CREATE":                    "unknown command",
-		"create -fast":              "create -help",
+		"create -fast":              "create -h)",
 		"create extra":              `unexpected argument "extra"`,
 		"create -bits":              "-bits",
 		"create -bits many":         "-bits",

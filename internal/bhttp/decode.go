@@ -122,10 +122,8 @@ func (d *Body) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if d.left == 0 {
-		if d.err = d.nextPiece(); d.err != nil {
-			return 0, d.err
-		}
+	if _, err := d.Left(); err != nil {
+		return 0, err
 	}
 	n, err := d.src.Read(p[:min(int64(len(p)), d.left)])
 	d.read += int64(n)
@@ -135,6 +133,19 @@ func (d *Body) Read(p []byte) (int, error) {
 		d.err = cut(err)
 	}
 	return n, d.err
+}
+
+// Declared returns the content-length of the message's header, or -1. Nobody has checked it before
+// Read has returned io.EOF.
+func (d *Body) Declared() int64 { return d.declared }
+
+// Left returns how much content the message says to follow next, 1 at least, so that its reader can
+// make room. At the end it returns what Read does.
+func (d *Body) Left() (int64, error) {
+	if d.err == nil && d.left == 0 {
+		d.err = d.nextPiece()
+	}
+	return d.left, d.err
 }
 
 // Trailer returns the trailer section. It is complete once Read has returned io.EOF.

@@ -20,6 +20,30 @@ func AppendRequest(dst []byte, q *Request, content []byte, trailer []Field, pad 
 	return appendBody(dst, start, q.Header, content, trailer, pad, false)
 }
 
+// AppendRequestAround is AppendRequest for a content of so many bytes that lies elsewhere: it
+// appends what stands before the content, and then what stands behind it, without a trailer.
+// dst[:behind] ends before the content.
+func AppendRequestAround(dst []byte, q *Request, length, pad int) (_ []byte, behind int,
+	err error) {
+	if err := q.check(); err != nil {
+		return nil, 0, err
+	}
+	declared, err := declaredLength(q.Header)
+	if err == nil {
+		err = checkLength(declared, int64(length), false)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	start := len(dst)
+	dst = slices.Grow(dst, q.size()+bodySize(nil, nil, pad))
+	dst = q.appendControl(AppendVarint(dst, knownRequest))
+	dst = AppendVarint(appendSection(dst, q.Header), uint64(length))
+	behind = len(dst)
+	dst = appendSection(dst, nil)
+	return appendPadding(dst, len(dst)-start+length, pad), behind, nil
+}
+
 // AppendResponse is AppendRequest for a response.
 func AppendResponse(dst []byte, p *Response, content []byte, trailer []Field, pad int) ([]byte,
 	error) {
@@ -195,12 +219,22 @@ func (e *Encoder) Content(dst, piece []byte) []byte {
 	if len(piece) == 0 {
 		return dst
 	}
+	return append(e.Lead(slices.Grow(dst, MaxLead+len(piece)), len(piece)), piece...)
+}
+
+// Lead appends what stands before a piece of the content: its length, in up to MaxLead bytes. The
+// caller puts the piece behind it, where that is better than a copy. A piece has a byte or more.
+func (e *Encoder) Lead(dst []byte, piece int) []byte {
+	e.step(e.state == atContent && piece > 0)
 	start := len(dst)
-	dst = append(AppendVarint(slices.Grow(dst, 8+len(piece)), uint64(len(piece))), piece...)
-	e.length += len(dst) - start
-	e.content += int64(len(piece))
+	dst = AppendVarint(dst, uint64(piece))
+	e.length += len(dst) - start + piece
+	e.content += int64(piece)
 	return dst
 }
+
+// MaxLead is the most bytes that Lead appends.
+const MaxLead = 8
 
 // End appends the end of the content and the trailer. If pad is above 1, zeros follow until the
 // length of the whole message is a multiple of pad bytes. End returns an error if the header

@@ -24,6 +24,20 @@ func AppendVarint(dst []byte, v uint64) []byte {
 	panic("bhttp: integer too large")
 }
 
+// VarintSize returns how many bytes the integer has that begins with first: 1, 2, 4 or 8.
+func VarintSize(first byte) int { return 1 << (first >> 6) }
+
+// Varint decodes the integer in any of its forms at the beginning of b, which holds all of it, and
+// returns how many bytes it has.
+func Varint(b []byte) (v uint64, size int) {
+	size = VarintSize(b[0])
+	v = uint64(b[0] & 0x3f)
+	for _, c := range b[1:size] {
+		v = v<<8 | uint64(c)
+	}
+	return v, size
+}
+
 // ReadVarint reads a variable-length integer in any of its forms, and returns how many bytes it
 // has. The error is io.EOF if there was no byte at all, and io.ErrUnexpectedEOF if the integer was
 // cut short.
@@ -32,7 +46,7 @@ func ReadVarint(r io.ByteReader) (v uint64, size int, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	size = 1 << (first >> 6)
+	size = VarintSize(first)
 	v = uint64(first & 0x3f)
 	for range size - 1 {
 		b, err := r.ReadByte()

@@ -27,6 +27,7 @@ type ChunkReader struct {
 	asked  int // choices
 	finish sse.Finish
 	repair chunkRepair
+	alike  alike
 	buf    []byte
 	err    error
 }
@@ -53,6 +54,9 @@ func (r *ChunkReader) Next() (Chunk, error) {
 			r.err = err
 			break
 		}
+		if r.alike.is(e) && !r.repair.holds() {
+			return Chunk{Data: e.Data, Raw: e.Data}, nil
+		}
 		if e.IsDone() {
 			r.err = io.EOF
 			break
@@ -66,7 +70,7 @@ func (r *ChunkReader) Next() (Chunk, error) {
 			break
 		}
 		if chunk {
-			return r.chunk(e.Data), nil
+			return r.chunk(e), nil
 		}
 	}
 	return Chunk{}, r.err
@@ -83,14 +87,17 @@ func (r *ChunkReader) End() error {
 	return r.err
 }
 
-func (r *ChunkReader) chunk(data []byte) Chunk {
-	c := Chunk{Data: bytes.TrimSpace(data), Raw: data}
-	r.finish.See(data)
-	if repaired := r.repair.repaired(c.Data); repaired != nil {
+func (r *ChunkReader) chunk(e sse.Event) Chunk {
+	c := Chunk{Data: bytes.TrimSpace(e.Data), Raw: e.Data}
+	r.finish.See(e.Data)
+	repaired := r.repair.repaired(c.Data)
+	if repaired != nil {
 		c.Data = r.keep(repaired)
 	}
 	if bytes.IndexByte(c.Data, '\n') >= 0 {
 		c.Data = r.keep(AppendLine(make([]byte, 0, len(c.Data)), c.Data))
+	} else if repaired == nil && len(c.Data) == len(c.Raw) {
+		r.alike.learn(e)
 	}
 	return c
 }
@@ -107,6 +114,7 @@ func (r *ChunkReader) Wipe() {
 	r.events.Wipe()
 	clear(r.buf)
 	r.repair = chunkRepair{}
+	r.alike.forget()
 	if r.err == nil {
 		r.err = io.ErrClosedPipe
 	}

@@ -14,12 +14,16 @@ import (
 	"testing/iotest"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
 // readChunks reads a stream to its end.
 func readChunks(src io.Reader) (data, raw []string, err error) {
-	r := NewChunkReader(src, 1<<20, 1)
+	return readChunksOf(NewChunkReader(src, 1<<20, 1))
+}
+
+func readChunksOf(r *ChunkReader) (data, raw []string, err error) {
 	defer r.Wipe()
 	for {
 		c, err := r.Next()
@@ -30,6 +34,74 @@ func readChunks(src io.Reader) (data, raw []string, err error) {
 			return data, raw, err
 		}
 		data, raw = append(data, string(c.Data)), append(raw, string(c.Raw))
+	}
+}
+
+// alikeStream is a stream of chunks that differ in their texts alone.
+func alikeStream(texts ...string) string {
+	var s strings.Builder
+	for _, text := range texts {
+		s.WriteString(`data: {"id":"x","choices":[{"index":0,"delta":{"content":"` + text +
+			`"},"finish_reason":null}]}` + "\n\n")
+	}
+	return s.String() + `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"
+}
+
+// A chunk that differs from the one before in its text alone is taken as fast as it can be, and no
+// other is.
+func TestAlike(t *testing.T) {
+	event := func(text string) string {
+		return `{"choices":[{"index":0,"delta":{"content":"` + text + `"},"finish_reason":null}]}`
+	}
+	var a alike
+	first := sse.Event{Data: []byte(event("first"))}
+	if a.is(first) {
+		t.Error("the first one is like none")
+	}
+	a.learn(first)
+	for _, text := range []string{"", "second", "ü", `a\n`, `\"quoted\"`, `\\`} {
+		if !a.is(sse.Event{Data: []byte(event(text))}) {
+			t.Errorf("%s is not alike", text)
+		}
+	}
+	for _, text := range []string{`"`, `\`, `a\`, `\u0041`, `\x`, "\n", "\x00", "\xff", "\xe2\x82", `\\\`,
+		`","role":"assistant`} {
+		if a.is(sse.Event{Data: []byte(event(text))}) {
+			t.Errorf("%q is alike", text)
+		}
+	}
+	same := []byte(event("x"))
+	for name, e := range map[string]sse.Event{
+		"a name": {Data: same, Name: "error"}, "cut": {Data: same, Cut: true},
+		"a failure": {Data: same, Failure: []byte("x")}, "unended": {Data: same, Unended: true},
+		"shorter": {Data: same[:len(same)-1]}, "longer": {Data: append(same, ' ')}, "none": {},
+		"finished": {Data: bytes.Replace(same, []byte("null"), []byte(`"ok"`), 1)},
+	} {
+		if a.is(e) {
+			t.Errorf("%s: alike", name)
+		}
+	}
+	kept := a.before
+	a.forget()
+	if a.is(first) || len(bytes.Trim(kept, "\x00")) > 0 {
+		t.Error("it is not forgotten")
+	}
+	for _, data := range []string{`{}`, `{"choices":[]}`, `{"choices":[{"delta":{"content":""}}]}`,
+		`{"choices":[{"delta":{"content":7}}]}`, `{"choices":[{"delta":null}]}`,
+		`{"choices":[{"delta":{"content":"\u0041"}}]}`,
+		`{"x":"\n","choices":[{"delta":{"content":"a"}}]}`,
+		`{"choices":[{"delta":{"content":"a","tool_calls":[]}}]}`} {
+		if a.learn(sse.Event{Data: []byte(data)}); len(a.before) > 0 {
+			t.Errorf("%s is learned", data)
+		}
+		a.missed = 0
+	}
+	// a stream whose chunks differ in more
+	for range maxMissed {
+		a.learn(first)
+	}
+	if a.learn(first); a.is(first) {
+		t.Error("it goes on learning")
 	}
 }
 
@@ -164,6 +236,11 @@ func FuzzChunkReader(f *testing.F) {
 			"\n\n",
 		"event: error\ndata: {\ndata: \"a\":1}\n\n",
 		`data: {"choices":[{"delta":{"content":[]}}],"error":""}` + "\n\n",
+		alikeStream("a", "b", `\n\"`, "\xff"), alikeStream("a", "b", `\ud83d`, `\ude00`, "c"),
+		alikeStream("a", `b","role":"x`, "c"), alikeStream(`a`, `b\`), alikeStream("a", "\x01"),
+		alikeStream("a") + strings.Replace(alikeStream("b"), `"stop"`, `"length"`, 1),
+		strings.ReplaceAll(alikeStream("a", "b"), `"content"`, `"tool_calls":[{"id":"x",`+
+			`"function":{"name":"f","arguments":"{}"}}],"content"`),
 	} {
 		f.Add(s)
 	}
@@ -172,6 +249,12 @@ func FuzzChunkReader(f *testing.F) {
 		again, _, errAgain := readChunks(iotest.OneByteReader(strings.NewReader(stream)))
 		if fmt.Sprint(data, err) != fmt.Sprint(again, errAgain) {
 			t.Fatalf("%q, %v\nbyte by byte %q, %v", data, err, again, errAgain)
+		}
+		thorough := NewChunkReader(strings.NewReader(stream), 1<<20, 1)
+		thorough.alike.missed = maxMissed
+		again, _, errAgain = readChunksOf(thorough)
+		if fmt.Sprint(data, err) != fmt.Sprint(again, errAgain) {
+			t.Fatalf("%q, %v\neach chunk by itself %q, %v", data, err, again, errAgain)
 		}
 		_, failed := errors.AsType[*ErrorObject](err)
 		if err != io.EOF && !failed && !errors.Is(err, fault.ErrResponseSchema) &&

@@ -276,6 +276,16 @@ func (r *chunkRepair) repaired(chunk []byte) []byte {
 	}))
 }
 
+// holds reports whether a half of a character waits for the next chunk.
+func (r *chunkRepair) holds() bool {
+	for _, c := range r.choices {
+		if len(c.held) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func endsChoice(finish []byte) bool {
 	return jsonspan.KindOf(finish) == jsonspan.String && len(finish) > len(`""`)
 }

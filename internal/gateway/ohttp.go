@@ -44,8 +44,8 @@ type ohttpRequest struct {
 	body        *bhttp.Body
 	inHeader    http.Header
 	path, query string // as they stood, escaped
-	content     []byte
-	choices     int // that a completion was asked for; 0: it is none, or says nothing of them
+	content     [][]byte
+	size        int // of content
 	date        time.Time
 	stranger    *limit.Lease // what it took as one that may be a stranger's
 	forwarded   bool         // something of the request may have reached the upstream
@@ -169,7 +169,7 @@ func (q *ohttpRequest) turnAway(ctx context.Context, busy *refusal) *refusal {
 }
 
 func (q *ohttpRequest) tellWhole(ctx context.Context) *refusal {
-	return q.tellOpened(ctx, len(q.content))
+	return q.tellOpened(ctx, q.size)
 }
 
 // close wipes what the request leaves. An answer that has not been finished has no end.
@@ -180,7 +180,7 @@ func (q *ohttpRequest) close() {
 	if q.exchange != nil {
 		q.exchange.Close()
 	}
-	clear(q.content)
+	q.s.buffers.wipe(q.content)
 }
 
 // admit looks at what is not sealed.
@@ -249,7 +249,10 @@ func (q *ohttpRequest) open(ctx context.Context) *refusal {
 func (q *ohttpRequest) readContent(ctx context.Context) *refusal {
 	err := q.arriving.charge()
 	if err == nil {
-		q.content, err = q.body.ReadAll()
+		q.content, err = q.s.buffers.readPieces(q.body)
+	}
+	for _, piece := range q.content {
+		q.size += len(piece)
 	}
 	if errors.Is(err, errNoShare) {
 		q.drain()
@@ -259,11 +262,11 @@ func (q *ohttpRequest) readContent(ctx context.Context) *refusal {
 		return q.openRefusal(err)
 	}
 	q.within(unbounded, reading) // from here on Timeout holds
-	q.s.counts.opened.Add(int64(len(q.content)))
+	q.s.counts.opened.Add(int64(q.size))
 	if len(q.body.Trailer()) > 0 {
 		return refuse(http.StatusBadRequest, "a request with trailers")
 	}
-	if len(q.content) > 0 && slices.Contains(withoutContent, q.head.Method) {
+	if q.size > 0 && slices.Contains(withoutContent, q.head.Method) {
 		return refuse(http.StatusBadRequest, "content with "+q.head.Method)
 	}
 	return nil

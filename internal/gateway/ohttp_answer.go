@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
@@ -116,11 +117,8 @@ func (q *ohttpRequest) forward(ctx context.Context) *refusal {
 	defer q.timeUpstream()()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the upstream's work when the client takes no more
-	sent := httpx.NewSent(q.content)
+	sent := httpx.NewSent(q.s.buffers.put, q.content...)
 	defer sent.Finish()
-	if chatjson.ValidObject(q.content) {
-		q.choices = chatjson.CallOf(q.content).Choices
-	}
 	q.content = nil
 	req, p := q.s.upstream.request(ctx, q.upstreamCall(sent))
 	if p != nil {
@@ -135,7 +133,7 @@ func (q *ohttpRequest) forward(ctx context.Context) *refusal {
 	if p := sealable(resp, q.s.cfg.MaxResponseBytes); p != nil {
 		return p
 	}
-	err := q.relay(ctx, resp)
+	err := q.relay(ctx, resp, sent)
 	if err == nil {
 		return nil
 	}
@@ -161,14 +159,28 @@ func (q *ohttpRequest) upstreamCall(content *httpx.Sent) *upstreamCall {
 			header[http.CanonicalHeaderKey(name)] = v
 		}
 	}
+	q.trace(header, q.inHeader) // the outer header is anybody's on the way
 	return &upstreamCall{
 		method: q.head.Method, path: path, query: q.query, header: header, content: content,
 	}
 }
 
-// relay seals the upstream's answer piece by piece as it comes. Its memory is that of a chunk: it
-// reads only what the client takes.
-func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response) (err error) {
+// choicesOf is how many choices a request asks a completion for; 1, if it is none, or says nothing
+// of them.
+func choicesOf(request *httpx.Sent) (choices int) {
+	choices = 1
+	request.Look(func(body []byte) {
+		if chatjson.ValidObject(body) {
+			choices = chatjson.CallOf(body).Choices
+		}
+	})
+	return choices
+}
+
+// relay seals the upstream's answer piece by piece as it comes. Its memory is that of four chunks
+// at most: it reads only what the client takes.
+func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response, request *httpx.Sent) (
+	err error) {
 	limit := q.s.cfg.MaxResponseBytes
 	body, encoded, err := httpx.Decoded(resp.Header, httpx.Capped(resp.Body, limit), limit)
 	if err != nil {
@@ -179,6 +191,9 @@ func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response) (err erro
 	}
 	e := newAnswerEncoder(q, resp)
 	defer e.wipe()
+	if asked, ok := e.ending.(interface{ Asked(choices func() int) }); ok {
+		asked.Asked(sync.OnceValue(func() int { return choicesOf(request) }))
+	}
 	e.unseen = e.unseen && !encoded // gzip has an end of its own
 	if !e.ending.Known() && e.unseen {
 		return &refusalError{upstreamFailed(errNoEnd)}
@@ -193,6 +208,9 @@ func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response) (err erro
 		end := func() { _ = resp.Body.Close() }
 		body = sse.NewIdle(body, q.s.cfg.IdleTimeout, events.Begun, end)
 	}
+	if err := e.encodeHead(); err != nil {
+		return err
+	}
 	// the client learns the status, and what kind of answer comes
 	if e.unknownLength() && !encoded {
 		if err := e.start(); err != nil {
@@ -200,20 +218,20 @@ func (q *ohttpRequest) relay(ctx context.Context, resp *http.Response) (err erro
 		}
 	}
 	for {
-		n, readErr := e.read(body)
-		q.s.counts.sealed.Add(int64(n))
+		readErr := e.read(body)
+		q.s.counts.sealed.Add(int64(len(e.piece)))
 		if readErr == io.EOF {
-			return q.endAnswer(ctx, e, n, &audited)
+			return q.endAnswer(ctx, e, &audited)
 		}
 		if e.ending.Done() && e.unknownLength() {
-			err := q.endAnswer(ctx, e, n, &audited)
+			err := q.endAnswer(ctx, e, &audited)
 			if err == nil && readErr == nil {
 				linger(resp.Body)
 			}
 			return err
 		}
 		if readErr == nil || e.started {
-			if err := e.send(n); err != nil {
+			if err := e.send(); err != nil {
 				return err
 			}
 		}
@@ -234,20 +252,17 @@ func linger(body io.ReadCloser) {
 	_, _ = io.CopyN(io.Discard, body, 1<<10)
 }
 
-// endAnswer sends the n bytes that were read last, and the end. An answer that has not started is
-// checked before it does, while a refusal can still take its place.
-func (q *ohttpRequest) endAnswer(
-	ctx context.Context, e *answerEncoder, n int, audited *bool,
-) error {
-	send := func() error { return e.send(n) }
+// endAnswer sends what was read last, and the end. An answer that has not started is checked before
+// it does, while a refusal can still take its place.
+func (q *ohttpRequest) endAnswer(ctx context.Context, e *answerEncoder, audited *bool) error {
 	check := func() error {
 		err := q.checkEnd(ctx, e)
 		*audited = err == nil
 		return err
 	}
-	steps := []func() error{check, send, e.end}
+	steps := []func() error{check, e.end}
 	if e.started {
-		steps = []func() error{send, check, e.end}
+		steps = []func() error{e.send, check, e.end}
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {

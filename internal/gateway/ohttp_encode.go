@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
@@ -25,6 +26,12 @@ const (
 
 // answerEncoder encodes an upstream's answer as binary HTTP, and says where a chunk ends.
 //
+// Without padding, this package copies no content: it is read from the upstream's connection into
+// buf, behind room for what encodes it, and before room for the message's end. The cipher puts what
+// stands there into the sealed chunks, all of them in one piece of memory, which net/http sends.
+// With padding, where chunks end does not follow from pieces: they are copied into out, for their
+// encoding, and into the writer, which gathers them.
+//
 // Invariant: until started is set, nothing of the answer is with the client, and a refusal can take
 // its place. taken counts what was read of the content, also of what is not sent yet.
 type answerEncoder struct {
@@ -38,28 +45,31 @@ type answerEncoder struct {
 
 	encoder bhttp.Encoder
 	started bool
-	buf     []byte // what was read last
-	out     []byte
-	taken   int // bytes of content that were read
-	written int // bytes of the message
+	buf     []byte // where pieces are read, behind lead bytes
+	lead    int
+	piece   []byte // what was read last, and not sent yet
+	filled  bool   // it came up to the end of buf: there may be more
+	head    []byte // of the message, until it is sent
+	out     []byte // with padding: what is encoded of a piece
+	taken   int    // bytes of content that were read
+	written int    // with padding: bytes of the message
 }
+
+const (
+	smallPiece = 4 << 10 // of a stream; larger ones get pieceSize, when they come
+	// In buf, behind a piece: the end of the message.
+	endRoom = 16
+)
 
 func newAnswerEncoder(q *ohttpRequest, resp *http.Response) *answerEncoder {
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	size := int64(16<<10 - 64) // a chunk's, with what encoding adds
-	if resp.ContentLength >= 0 {
-		size = min(size, resp.ContentLength+1) // and the end of it
-	}
 	ending := sse.EndingOf(kind, q.path, resp.ContentLength)
-	if asked, ok := ending.(interface{ Asked(choices int) }); ok && q.choices > 0 {
-		asked.Asked(q.choices)
-	}
 	if q.head.Method == http.MethodHead {
 		ending = sse.NoContent{}
 	}
 	e := &answerEncoder{
 		q: q, resp: resp, padding: q.s.cfg.OHTTP.Padding, ending: ending,
-		unseen: endsUnseen(resp), buf: make([]byte, size), out: make([]byte, 0, size+1<<10),
+		unseen: endsUnseen(resp),
 	}
 	e.events, _ = ending.(*sse.Stream)
 	switch {
@@ -74,26 +84,61 @@ func newAnswerEncoder(q *ohttpRequest, resp *http.Response) *answerEncoder {
 // unknownLength tells of an answer that may be made while it is sent.
 func (e *answerEncoder) unknownLength() bool { return e.resp.ContentLength < 0 }
 
+// padded tells of an answer whose chunks are gathered in the writer.
+func (e *answerEncoder) padded() bool { return e.padding > 1 }
+
 func (e *answerEncoder) wipe() {
-	clear(e.buf)
+	e.replaceBuffer(nil)
 	clear(e.out[:cap(e.out)])
 	e.ending.Wipe()
 }
 
-// read reads what has come of a body, or, if it has a known length, as much as fits.
-func (e *answerEncoder) read(body io.Reader) (n int, err error) {
-	for n < len(e.buf) && err == nil && (n == 0 || !e.unknownLength()) {
-		var m int
-		m, err = body.Read(e.buf[n:])
-		n += m
-	}
-	e.ending.See(e.buf[:n])
-	e.taken += n
-	return n, err
+// replaceBuffer wipes buf.
+func (e *answerEncoder) replaceBuffer(buf []byte) {
+	clear(e.buf)
+	e.q.s.buffers.put(e.buf)
+	e.buf, e.piece = buf, nil
 }
 
-// start sends the head of the answer.
-func (e *answerEncoder) start() (err error) {
+// makeRoom sees to it that the next piece finds room.
+func (e *answerEncoder) makeRoom() {
+	if e.buf != nil && (!e.filled || len(e.buf) == pieceSize) {
+		return
+	}
+	e.lead = len(e.head) + bhttp.MaxLead
+	size := int64(smallPiece)
+	if !e.unknownLength() {
+		size = e.resp.ContentLength + 1 // and the end of it
+	} else if e.filled {
+		size = pieceSize
+	}
+	if size += int64(e.lead + endRoom); size < pieceSize {
+		e.replaceBuffer(make([]byte, size))
+		return
+	}
+	e.replaceBuffer(e.q.s.buffers.get())
+}
+
+// read reads what has come of a body, or, if it has a known length, as much as fits.
+func (e *answerEncoder) read(body io.Reader) (err error) {
+	e.makeRoom()
+	// With the head, and with the 4 bytes of its length, a full piece fills chunks.
+	room := e.buf[e.lead : len(e.buf)-endRoom]
+	room = room[:min(len(room), max(4*ohttp.PassChunk-4-len(e.head), smallPiece))]
+	n := 0
+	for n < len(room) && err == nil && (n == 0 || !e.unknownLength()) {
+		var m int
+		m, err = body.Read(room[n:])
+		n += m
+	}
+	e.piece, e.filled = room[:n], n == len(room)
+	e.ending.See(e.piece)
+	e.taken += n
+	return err
+}
+
+// encodeHead makes the head of the message.
+func (e *answerEncoder) encodeHead() (err error) {
 	var header []bhttp.Field
 	for _, name := range headersDown {
 		if name == "retry-after" && e.resp.StatusCode == http.StatusServiceUnavailable {
@@ -104,42 +149,71 @@ func (e *answerEncoder) start() (err error) {
 		}
 	}
 	header = e.q.answerHeader(header, int(e.resp.ContentLength))
-	if e.out, err = e.encoder.ResponseHead(e.out[:0], e.resp.StatusCode, header); err != nil {
-		return err
-	}
+	e.head, err = e.encoder.ResponseHead(nil, e.resp.StatusCode, header)
+	return err
+}
+
+// start makes the writer, and sends the head ahead of an answer that may be made while it is sent.
+func (e *answerEncoder) start() error {
 	if err := e.q.startAnswer(e.resp.StatusCode); err != nil {
 		return err
 	}
 	e.started = true
-	if err := e.write(); err != nil || !e.unknownLength() || e.chunking == fullChunks {
-		return err
+	switch {
+	case e.padded():
+		e.out, e.head = append(e.out, e.head...), nil
+		if err := e.write(); err != nil || e.chunking == fullChunks {
+			return err
+		}
+		return e.endChunk(nil)
+	case e.unknownLength() && e.buf == nil: // nothing was read yet
+		head := e.head
+		e.head = nil
+		return e.q.writer.Pass(head)
 	}
-	return e.endChunk(nil)
+	return nil
 }
 
-// send passes on the n bytes that were read last.
-func (e *answerEncoder) send(n int) error {
+// send passes on what was read last.
+func (e *answerEncoder) send() error {
 	if !e.started {
 		if err := e.start(); err != nil {
 			return err
 		}
 	}
-	content := e.buf[:n]
-	if n == 0 {
+	piece := e.piece
+	if len(piece) == 0 {
 		return nil
 	}
+	if !e.padded() {
+		return e.q.writer.Pass(e.message())
+	}
+	e.piece = nil
 	if e.chunking == paddedEvents {
 		if n := e.events.Complete(); n > 0 {
-			if err := e.endChunk(content[:n]); err != nil {
+			if err := e.endChunk(piece[:n]); err != nil {
 				return err
 			}
-			content = content[n:]
+			piece = piece[n:]
 		}
 	}
-	if err := e.content(content); err != nil || e.chunking != pieceChunks {
-		return err
+	return e.content(piece)
+}
+
+// message is what stands in buf, with what encodes it, and with the head, if that is still there.
+func (e *answerEncoder) message() []byte {
+	from := e.lead
+	if len(e.piece) > 0 {
+		var room [bhttp.MaxLead]byte
+		lead := e.encoder.Lead(room[:0], len(e.piece))
+		from -= len(lead)
+		copy(e.buf[from:], lead)
 	}
-	return e.q.writer.Flush()
+	from -= len(e.head)
+	copy(e.buf[from:], e.head)
+	message := e.buf[from : e.lead+len(e.piece)]
+	e.head, e.piece = nil, nil
+	return message
 }
 
 // endChunk ends a chunk after content. With padding, a comment line fills it up.
@@ -179,7 +253,7 @@ func (e *answerEncoder) content(content []byte) error {
 	if len(content) == 0 {
 		return nil
 	}
-	if need := len(content) + 8; cap(e.out) < need { // growing would leave a copy behind
+	if need := len(content) + bhttp.MaxLead; cap(e.out) < need { // growing would leave a copy behind
 		clear(e.out[:cap(e.out)])
 		e.out = make([]byte, 0, need)
 	}
@@ -187,14 +261,32 @@ func (e *answerEncoder) content(content []byte) error {
 	return e.write()
 }
 
+// end sends what was read last, and the end of the message.
 func (e *answerEncoder) end() (err error) {
-	if e.out, err = e.encoder.End(e.out[:0], nil, e.padding); err != nil {
+	if e.padded() {
+		if err := e.send(); err != nil {
+			return err
+		}
+		if e.out, err = e.encoder.End(e.out[:0], nil, e.padding); err != nil {
+			return err
+		}
+		if err := e.write(); err != nil {
+			return err
+		}
+		return e.q.writer.Finish()
+	}
+	if !e.started {
+		if err := e.start(); err != nil {
+			return err
+		}
+	}
+	message := e.message()
+	whole, err := e.encoder.End(message, nil, 0)
+	if err != nil {
+		_ = e.q.writer.Pass(message) // it stays without an end
 		return err
 	}
-	if err := e.write(); err != nil {
-		return err
-	}
-	return e.q.writer.Finish()
+	return e.q.writer.PassLast(whole)
 }
 
 func (e *answerEncoder) write() error {

@@ -24,19 +24,25 @@ func gzipError(err error) error {
 // readBody reads a response's body and undoes gzip. On fault.ErrTooLarge, or a broken stream, it
 // returns what it has, up to limit, together with the error.
 func readBody(resp *http.Response, limit int64) ([]byte, error) {
-	if resp.ContentLength > limit && resp.StatusCode == http.StatusOK {
-		return nil, fmt.Errorf("%w: answer of %d bytes, limit %d",
-			fault.ErrTooLarge, resp.ContentLength, limit)
-	}
-	raw := &CappedReader{r: resp.Body, left: limit, limit: limit}
-	plain, encoded, err := Decoded(resp.Header, raw, limit)
+	plain, size, err := Open(resp, limit)
 	if err != nil {
 		return nil, err
 	}
-	if encoded {
-		return ReadAll(plain, -1)
+	return ReadAll(plain, size)
+}
+
+// Open returns a response's body with gzip undone, of which limit bytes are let through, and its
+// size if that is known, or -1. It reads nothing.
+func Open(resp *http.Response, limit int64) (_ io.Reader, size int64, _ error) {
+	if resp.ContentLength > limit && resp.StatusCode == http.StatusOK {
+		return nil, 0, fmt.Errorf("%w: answer of %d bytes, limit %d",
+			fault.ErrTooLarge, resp.ContentLength, limit)
 	}
-	return ReadAll(plain, resp.ContentLength)
+	plain, encoded, err := Decoded(resp.Header, Capped(resp.Body, limit), limit)
+	if err != nil || encoded {
+		return plain, -1, err
+	}
+	return plain, resp.ContentLength, nil
 }
 
 // Decoded undoes the content encoding that header names, of which it knows gzip. It reads nothing
@@ -72,9 +78,11 @@ func (g *gunzipper) Read(p []byte) (n int, err error) {
 }
 
 // ReadAll is io.ReadAll with the buffer made in one piece when the size is known. Those that it
-// outgrows are cleared.
-func ReadAll(r io.Reader, size int64) ([]byte, error) {
-	const most = 1 << 20 // a promise of more is believed as it arrives
+// outgrows are cleared. A peer's promise of more than a megabyte is believed as it arrives.
+func ReadAll(r io.Reader, size int64) ([]byte, error) { return ReadUpTo(r, size, 1<<20) }
+
+// ReadUpTo is ReadAll for a size that is believed up to most.
+func ReadUpTo(r io.Reader, size, most int64) ([]byte, error) {
 	b := make([]byte, 0, min(max(size, 511), most)+1)
 	for {
 		n, err := r.Read(b[len(b):cap(b)])
@@ -87,7 +95,7 @@ func ReadAll(r io.Reader, size int64) ([]byte, error) {
 		}
 		if len(b) == cap(b) {
 			outgrown := b
-			b = append(b, 0)[:len(b)]
+			b = append(make([]byte, 0, 2*cap(b)), b...)
 			clear(outgrown)
 		}
 	}

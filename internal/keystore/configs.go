@@ -14,8 +14,7 @@ import (
 )
 
 // This file has a store's key configurations for Oblivious HTTP as a gateway uses them. They are
-// made when a gateway first needs them, live in the same file as the RSA keys, and are replaced
-// together with them.
+// made when a gateway first needs them, and live in the same file as the RSA keys.
 
 // KEMs are those for which a store has keys, the preferred one first.
 var KEMs = []uint16{ohttp.XWing, ohttp.X25519}
@@ -105,7 +104,7 @@ func (s *Store) rotateConfigs(ctx context.Context) error {
 	return s.change(ctx, func(b *keyfile.Body) error {
 		now := wallTime()
 		if !slices.ContainsFunc(b.ConfigKeys, func(c keyfile.ConfigKey) bool {
-			return c.Retired.IsZero() && passed(c.Created, s.rotation.Every, now)
+			return s.rotation.isDue(lifeOf(c), now)
 		}) {
 			return errNoChange // another process was first
 		}

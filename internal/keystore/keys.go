@@ -26,14 +26,15 @@ import (
 //	made → current → retired → expired → wiped
 //
 // A current RSA key is the primary one, of which there is one at most; current configurations are
-// listed, one of each KEM. An RSA key that was made ahead of time is the next one, of which there
-// is one at most: it opens nothing before it is current (next.go). A retired key opens requests that were sealed before it was replaced,
-// until its grace is over. Then it is expired: it opens nothing, and the store that finds it takes
-// it out of the file. A key is wiped when it is no longer in the store and the last request that
-// uses it has ended.
+// listed, one of each KEM. An RSA key that was made ahead of time is the next one, of which there is
+// one at most: it opens nothing before it is current (next.go). A retired key opens requests that
+// were sealed before it was replaced, until its grace is over. Then it is expired: it opens nothing,
+// and the store that finds it takes it out of the file. A key is wiped when it is no longer in the store and the last request that
+// uses it has ended. The two kinds differ in how long they are current, and in their grace.
 
 // life is a key's life so far.
 type life struct {
+	config                      bool          // of a key configuration, not of an RSA key
 	state                       keyfile.State // of a configuration never Next
 	created, activated, retired time.Time     // zero: not yet
 }
@@ -42,21 +43,38 @@ func (l life) isCurrent() bool { return l.state == keyfile.Primary }
 
 // isDue reports whether a current key is to be replaced by age.
 func (r Rotation) isDue(l life, now time.Time) bool {
-	return l.isCurrent() && r.Every > 0 && passed(l.activated, r.Every, now)
+	every := r.every(l.config)
+	return l.isCurrent() && every > 0 && passed(l.activated, every, now)
+}
+
+// every is the age at which a current key is replaced; not above 0: never.
+func (r Rotation) every(config bool) time.Duration {
+	if config {
+		return r.ConfigEvery
+	}
+	return r.Every
+}
+
+// grace is how long a retired key opens requests.
+func (r Rotation) grace(config bool) time.Duration {
+	if config {
+		return configGrace
+	}
+	return r.Grace
 }
 
 // isExpired reports whether a retired key's grace is over.
 func (r Rotation) isExpired(l life, now time.Time) bool {
-	return l.state == keyfile.Retired && passed(l.retired, r.Grace, now)
+	return l.state == keyfile.Retired && passed(l.retired, r.grace(l.config), now)
 }
 
 // untilNext is how long it takes until one of the two is true, at most wait.
 func (r Rotation) untilNext(l life, now time.Time, wait time.Duration) time.Duration {
-	switch {
-	case l.state == keyfile.Retired:
-		return min(wait, remaining(l.retired, r.Grace, now))
-	case l.isCurrent() && r.Every > 0:
-		return min(wait, remaining(l.activated, r.Every, now))
+	if l.state == keyfile.Retired {
+		return min(wait, remaining(l.retired, r.grace(l.config), now))
+	}
+	if every := r.every(l.config); l.isCurrent() && every > 0 {
+		return min(wait, remaining(l.activated, every, now))
 	}
 	return wait
 }
@@ -156,7 +174,8 @@ func records(b *keyfile.Body) ([]record, error) {
 	list := make([]record, 0, len(b.Keys)+len(b.ConfigKeys))
 	for _, e := range b.Keys {
 		list = append(list, record{
-			life{e.State, e.Created, e.Activated, e.Retired}, fingerprintOf(e.Key), e.Key, nil,
+			life{false, e.State, e.Created, e.Activated, e.Retired}, fingerprintOf(e.Key), e.Key,
+			nil,
 		})
 	}
 	for i := range b.ConfigKeys {
@@ -169,13 +188,18 @@ func records(b *keyfile.Body) ([]record, error) {
 		}
 		fingerprint := hybrid.HexFingerprint(key.Config().Fingerprint())
 		key.Close()
-		l := life{keyfile.Primary, c.Created, c.Created, c.Retired}
-		if !c.Retired.IsZero() {
-			l.state = keyfile.Retired
-		}
-		list = append(list, record{l, fingerprint, nil, c})
+		list = append(list, record{lifeOf(*c), fingerprint, nil, c})
 	}
 	return list, nil
+}
+
+// lifeOf is the life of a configuration's key.
+func lifeOf(c keyfile.ConfigKey) life {
+	l := life{true, keyfile.Primary, c.Created, c.Created, c.Retired}
+	if !c.Retired.IsZero() {
+		l.state = keyfile.Retired
+	}
+	return l
 }
 
 func fingerprintOf(key *keyfile.RSAKey) string { return hybrid.HexFingerprint(key.Fingerprint()) }
@@ -214,8 +238,7 @@ func (e *entry) appendTo(b *keyfile.Body, options []keyfile.Option) error {
 	return nil
 }
 
-// promote makes key the body's primary key, retires the one before, and replaces the
-// configurations. The body takes key over.
+// promote makes key the body's primary key, and retires the one before. The body takes key over.
 func (s *Store) promote(b *keyfile.Body, key *keyfile.RSAKey) error {
 	now := wallTime()
 	s.retirePrimary(b, now)
@@ -224,7 +247,13 @@ func (s *Store) promote(b *keyfile.Body, key *keyfile.RSAKey) error {
 	}
 	entry := keyfile.Entry{State: keyfile.Primary, Created: now, Activated: now, Key: key}
 	b.Keys = append(b.Keys, entry)
-	return s.rotated(b, now)
+	countRotation(b, now)
+	return nil
+}
+
+func countRotation(b *keyfile.Body, now time.Time) {
+	b.Rotations++
+	b.Rotated = now
 }
 
 func (s *Store) retirePrimary(b *keyfile.Body, now time.Time) {
@@ -234,13 +263,6 @@ func (s *Store) retirePrimary(b *keyfile.Body, now time.Time) {
 		}
 	}
 	s.dropExpired(b, now)
-}
-
-// rotated does the rest once another key is the primary one.
-func (s *Store) rotated(b *keyfile.Body, now time.Time) error {
-	b.Rotations++
-	b.Rotated = now
-	return s.replaceConfigs(b, now)
 }
 
 // hasRoom is an error if there is no room for another RSA key.
@@ -318,7 +340,7 @@ func (s *Store) dropExpired(b *keyfile.Body, now time.Time) bool {
 		return true
 	})
 	b.ConfigKeys = slices.DeleteFunc(b.ConfigKeys, func(c keyfile.ConfigKey) bool {
-		if c.Retired.IsZero() || !passed(c.Retired, s.rotation.Grace, now) {
+		if c.Retired.IsZero() || !passed(c.Retired, configGrace, now) {
 			return false
 		}
 		clear(c.Seed)

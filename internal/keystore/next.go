@@ -98,7 +98,8 @@ func (s *Store) promoteNext(b *keyfile.Body, key *keyfile.RSAKey) error {
 	s.retirePrimary(b, now)
 	e := &b.Keys[slices.IndexFunc(b.Keys, isNext)]
 	e.State, e.Activated = keyfile.Primary, now
-	return s.rotated(b, now)
+	countRotation(b, now)
+	return nil
 }
 
 func isNext(e keyfile.Entry) bool { return e.State == keyfile.Next }

@@ -19,17 +19,27 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
-// Rotation says when keys are replaced, and how long replaced ones open requests.
+// Rotation says when keys are replaced, and how long replaced RSA keys open requests.
 type Rotation struct {
-	// age at which a current key is replaced; 0 = 24 h, negative = never
+	// age at which the primary RSA key is replaced; 0 = 24 h, negative = never
 	Every         time.Duration
 	AfterRequests int64         // replaces an RSA key after so many requests here; 0 = never
-	Grace         time.Duration // how long a retired key opens requests; 0 = 2 h, negative = 0
+	Grace         time.Duration // how long a retired RSA key opens; 0 = 2 h, negative = 0
+	// age at which configurations are replaced; 0 = 1 h, or never if Every is negative; negative =
+	// never
+	ConfigEvery time.Duration
 }
 
 const (
-	defaultRotation = 24 * time.Hour
-	defaultGrace    = 2 * time.Hour
+	defaultRotation       = 24 * time.Hour
+	defaultGrace          = 2 * time.Hour
+	defaultConfigRotation = time.Hour
+
+	// configGrace is how long a configuration that was replaced opens requests: a client keeps a
+	// list for an hour, and the rest is for requests on the way.
+	configGrace = time.Hour + 5*time.Minute
+	// leastConfigRotation keeps those in their grace below mostKeys, with as many KEMs.
+	leastConfigRotation = 2 * time.Minute
 
 	mostKeys     = 128              // of a kind; each RSA key is tried on what does not open
 	clockSkew    = time.Hour        // a time further ahead than this counts as past
@@ -41,6 +51,12 @@ const (
 )
 
 func (r Rotation) withDefaults() Rotation {
+	if r.ConfigEvery == 0 {
+		r.ConfigEvery = defaultConfigRotation
+		if r.Every < 0 {
+			r.ConfigEvery = -1
+		}
+	}
 	if r.Every == 0 {
 		r.Every = defaultRotation
 	}
@@ -195,7 +211,7 @@ func privateKeys(keys []*Key) (list []*hybrid.PrivateKey) {
 	return list
 }
 
-// Rotate replaces the primary key now, and the configurations, and returns when the new one is in
+// Rotate replaces the primary key now, and the configurations, and returns when the new ones are in
 // use and, with a file, on the disk. Callers that come while a rotation is under way share it.
 func (s *Store) Rotate(ctx context.Context) error {
 	for {
@@ -272,9 +288,14 @@ func (s *Store) replacePrimary(ctx context.Context, forced bool) (made bool, err
 			// another process was first, although the lock should have kept it out
 			return errNoChange
 		}
-		err := s.promoteNext(b, key)
-		made = err == nil
-		return err
+		if err := s.promoteNext(b, key); err != nil {
+			return err
+		}
+		made = true
+		if !forced {
+			return nil
+		}
+		return s.replaceConfigs(b, wallTime())
 	})
 	if err != nil && !stands(err) {
 		return false, err

@@ -168,6 +168,10 @@ func New(o *Options) (*Store, error) {
 	default:
 		return nil, &OptionError{"Bits", fmt.Errorf("%d is not one of 2048, 3072, 4096", s.bits)}
 	}
+	if every := s.rotation.ConfigEvery; every > 0 && every < leastConfigRotation {
+		return nil, &OptionError{"Rotation.ConfigEvery",
+			fmt.Errorf("%v is too often; want %v or more", every, leastConfigRotation)}
+	}
 	if s.iterations == 0 {
 		s.iterations = keyfile.MinIterations
 	}

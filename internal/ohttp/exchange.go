@@ -38,8 +38,9 @@ func Open(src io.Reader, keys Keys, maxChunk int) (*Exchange, error) {
 }
 
 func open(src io.Reader, keys Keys, maxChunk int, l labels) (*Exchange, error) {
+	r := newReader(src, maxChunk, nil, nil)
 	head := make([]byte, headerLen, headerLen+kems[0].enc)
-	if _, err := io.ReadFull(src, head); err != nil {
+	if err := r.readFull(head); err != nil {
 		return nil, cut(err)
 	}
 	key := keys.Key(head[0], binary.BigEndian.Uint16(head[1:]))
@@ -51,23 +52,25 @@ func open(src io.Reader, keys Keys, maxChunk int, l labels) (*Exchange, error) {
 		return nil, ErrUnknownKey
 	}
 	head = head[:headerLen+c.kem.enc]
-	if _, err := io.ReadFull(src, head[headerLen:]); err != nil {
+	if err := r.readFull(head[headerLen:]); err != nil {
 		return nil, cut(err)
 	}
 	recipient, secret, err := key.recipient(c.aead, head[headerLen:], head[:headerLen], l)
 	if err != nil {
 		return nil, err
 	}
-	r := newReader(src, maxChunk, nil, func() { wipe(recipient) })
-	r.open = openWith(recipient)
+	r.open, r.done = openWith(recipient)
 	return &Exchange{c, r, head, secret}, nil
 }
 
-// openWith returns the function that opens the chunks of a request.
-func openWith(recipient *hpke.Recipient) func([]byte, bool) ([]byte, error) {
+// openWith returns the function that opens the chunks of a request, and one that wipes its keys.
+func openWith(recipient *hpke.Recipient) (func([]byte, bool) ([]byte, error), func()) {
+	if s := contextOf(nil, recipient); s != nil {
+		return s.open, func() { s.wipe(); wipe(recipient) }
+	}
 	return func(chunk []byte, final bool) ([]byte, error) {
 		return recipient.Open(aad(final), chunk)
-	}
+	}, func() { wipe(recipient) }
 }
 
 // Request returns the Reader of the message. It is the same one at every call.

@@ -4,7 +4,6 @@
 package ohttp
 
 import (
-	"bufio"
 	"io"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
@@ -18,28 +17,40 @@ import (
 // The final chunk ends where the stream ends. A final chunk that was cut does not open: that is
 // ErrDecryption.
 //
-// Invariant: rest is the part of plain that was not read yet, and plain is the content of one
-// opened chunk. Once err is set, the keys and plain are wiped.
+// A Reader reads ahead, and opens chunks where they lie: between the stream and Read, nothing is
+// copied except the beginning of a chunk that came in part.
+//
+// Invariant: buf[from:to] was read from src and not opened yet. plain is the content of one opened
+// chunk, which lies before from if it was opened in place, and rest is the part of it that was not
+// read yet: src is not read into buf before rest is empty and plain is wiped. Once err is set, the
+// keys and plain are wiped.
 type Reader struct {
-	src   *bufio.Reader
+	src   io.Reader
 	start func(*Reader) error // reads what comes before the chunks, and sets open
 	open  func(chunk []byte, final bool) ([]byte, error)
 	done  func() // wipes the keys
 	max   int
 	left  uint64 // chunks that may come
 
-	chunk []byte // the sealed chunk; it may be opened in place
+	buf      []byte
+	from, to int
+	srcErr   error // how src ended
+
 	plain []byte // content of the chunk that was opened last
 	rest  []byte // the part of plain that was not read yet
 	final bool   // the final chunk was opened
 	err   error  // how the message ended
 }
 
+const (
+	firstRead = 4 << 10                      // enough for a small message, and most streams
+	readAhead = 2 * (MaxChunk + tagSize + 4) // a chunk that came, and what came with it
+)
+
 // newReader makes a Reader of chunks of up to maxChunk bytes of plaintext, and always of chunks up
 // to MaxChunk.
 func newReader(src io.Reader, maxChunk int, start func(*Reader) error, done func()) *Reader {
-	maxChunk = max(maxChunk, MaxChunk)
-	return &Reader{src: bufio.NewReader(src), start: start, done: done, max: maxChunk,
+	return &Reader{src: src, start: start, done: done, max: max(maxChunk, MaxChunk),
 		left: maxChunks}
 }
 
@@ -56,11 +67,11 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// UseBuffer gives the Reader memory to read chunks into and open them in: memory that is better
-// protected than the heap. A chunk that does not fit goes to the heap. Every chunk fits if b has
+// UseBuffer gives the Reader memory to read into and open chunks in: memory that is better
+// protected than the heap. From a chunk that does not fit on, the heap is used. Every chunk fits if b has
 // maxChunk and [Overhead] bytes and one more. The caller keeps b, and may reuse it after Close,
 // which clears it. The caller calls UseBuffer before the first Read.
-func (r *Reader) UseBuffer(b []byte) { r.chunk = b[:0] }
+func (r *Reader) UseBuffer(b []byte) { r.buf = b }
 
 // ReadByte makes a Reader a bhttp.Source.
 func (r *Reader) ReadByte() (byte, error) {
@@ -84,8 +95,8 @@ func (r *Reader) Close() {
 // forget wipes the keys and the plaintext.
 func (r *Reader) forget() {
 	clear(r.plain)
-	clear(r.chunk[:cap(r.chunk)])
-	r.plain, r.rest = nil, nil
+	clear(r.buf)
+	r.plain, r.rest, r.buf, r.from, r.to = nil, nil, nil, 0, 0
 	if r.done != nil {
 		r.done()
 		r.done = nil
@@ -121,7 +132,7 @@ func (r *Reader) next() error {
 		return ErrTooMany
 	}
 	r.left--
-	size, _, err := bhttp.ReadVarint(r.src)
+	size, err := r.varint()
 	switch {
 	case err != nil:
 		return cut(err)
@@ -130,20 +141,19 @@ func (r *Reader) next() error {
 		if err := r.readFinal(); err != nil {
 			return err
 		}
+		size = uint64(r.to - r.from)
 	case size > uint64(r.max+tagSize):
 		return ErrTooLarge
 	case size <= tagSize:
 		return ErrEmptyChunk
 	default:
-		if uint64(cap(r.chunk)) < size {
-			r.chunk = make([]byte, size)
-		}
-		r.chunk = r.chunk[:size]
-		if _, err := io.ReadFull(r.src, r.chunk); err != nil {
+		if err := r.need(int(size)); err != nil {
 			return cut(err)
 		}
 	}
-	plain, err := r.open(r.chunk, r.final)
+	chunk := r.buf[r.from : r.from+int(size)]
+	r.from += len(chunk)
+	plain, err := r.open(chunk, r.final)
 	if err != nil {
 		return ErrDecryption
 	}
@@ -153,17 +163,13 @@ func (r *Reader) next() error {
 
 // readFinal reads the final chunk, which ends with the stream.
 func (r *Reader) readFinal() error {
-	r.chunk = r.chunk[:0]
 	for {
-		if len(r.chunk) == cap(r.chunk) {
-			r.chunk = append(r.chunk, 0)[:len(r.chunk)] // ciphertext: nothing to wipe
-		}
-		n, err := r.src.Read(r.chunk[len(r.chunk):cap(r.chunk)])
-		r.chunk = r.chunk[:len(r.chunk)+n]
+		err := r.more(r.to - r.from + 1)
+		have := r.to - r.from
 		switch {
-		case len(r.chunk) > r.max+tagSize:
+		case have > r.max+tagSize:
 			return ErrTooLarge
-		case err == io.EOF && len(r.chunk) < tagSize:
+		case err == io.EOF && have < tagSize:
 			return ErrTruncated
 		case err == io.EOF:
 			return nil
@@ -171,4 +177,107 @@ func (r *Reader) readFinal() error {
 			return cut(err)
 		}
 	}
+}
+
+// readFull reads what comes before the chunks.
+func (r *Reader) readFull(p []byte) error {
+	if err := r.need(len(p)); err != nil {
+		return err
+	}
+	r.from += copy(p, r.buf[r.from:])
+	return nil
+}
+
+// varint reads the length of a chunk.
+func (r *Reader) varint() (uint64, error) {
+	if err := r.need(1); err != nil {
+		return 0, err
+	}
+	if err := r.need(bhttp.VarintSize(r.buf[r.from])); err != nil {
+		return 0, err
+	}
+	v, n := bhttp.Varint(r.buf[r.from:r.to])
+	r.from += n
+	return v, nil
+}
+
+// need reads until n bytes are there that were not opened yet.
+func (r *Reader) need(n int) error {
+	for r.to-r.from < n {
+		if err := r.more(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// more reads once, with room for n bytes that were not opened yet. It returns an error only if
+// nothing came.
+func (r *Reader) more(n int) error {
+	r.makeRoom(n)
+	for range 100 { // as bufio.Reader has it
+		if r.srcErr != nil {
+			return r.srcErr
+		}
+		var got int
+		got, r.srcErr = r.src.Read(r.buf[r.to:])
+		r.to += got
+		if got > 0 {
+			return nil
+		}
+	}
+	return io.ErrNoProgress
+}
+
+// makeRoom sees to it that n bytes from r.from on fit into buf, and that there is room behind r.to.
+// What it moves is ciphertext: nothing has to be wiped.
+func (r *Reader) makeRoom(n int) {
+	into := r.buf
+	if n > len(r.buf) {
+		size := readAhead
+		if r.buf == nil {
+			size = firstRead
+		}
+		into = make([]byte, max(size, n))
+	} else if r.from < r.to && r.from+n <= len(r.buf) {
+		return
+	}
+	r.to = copy(into, r.buf[r.from:r.to])
+	r.buf, r.from = into, 0
+}
+
+// readAhead reads as much of the stream as there is room for. It opens nothing. What Read opens
+// next is wiped before.
+func (r *Reader) readAhead() error {
+	if r.err != nil {
+		return r.err
+	}
+	if len(r.rest) > 0 {
+		return nil
+	}
+	clear(r.plain)
+	r.plain, r.rest = nil, nil
+	r.makeRoom(len(r.buf))
+	for r.to < len(r.buf) && r.srcErr == nil {
+		if err := r.more(r.to - r.from + 1); err != nil && err != r.srcErr {
+			return err
+		}
+	}
+	return nil
+}
+
+// isReady reports, after readAhead, whether Read opens what is there without waiting for the stream.
+func (r *Reader) isReady() bool {
+	if len(r.rest) > 0 || r.err != nil || r.srcErr != nil {
+		return true
+	}
+	if r.start != nil || r.from == 0 && r.to == len(r.buf) { // more than this is not read ahead
+		return true
+	}
+	have := r.buf[r.from:r.to]
+	if len(have) == 0 || len(have) < bhttp.VarintSize(have[0]) {
+		return false
+	}
+	size, n := bhttp.Varint(have)
+	return size > 0 && size <= uint64(len(have)-n)
 }

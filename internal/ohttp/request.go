@@ -42,25 +42,70 @@ func (q *Request) ID() [sha256.Size]byte { return sha256.Sum256(q.head) }
 
 // Seal appends the sealed request with the given message to dst. It works once, and not together
 // with Writer. The caller keeps message.
-func (q *Request) Seal(dst, message []byte) ([]byte, error) {
+func (q *Request) Seal(dst, message []byte) ([]byte, error) { return q.SealParts(dst, nil, message) }
+
+// SealParts is Seal for a message that is in several parts. It seals from where they lie: only a
+// chunk that crosses from one part into the next is put together before, in buffer, which has
+// MaxChunk bytes, or as many as the parts together. The caller keeps and wipes buffer and parts.
+// dst grows at most once.
+func (q *Request) SealParts(dst, buffer []byte, parts ...[]byte) ([]byte, error) {
 	sender := q.take()
 	if sender == nil {
 		return nil, ErrUsed
 	}
-	defer wipe(sender)
-	dst = append(slices.Grow(dst, len(q.head)+len(message)+(len(message)/MaxChunk+1)*(4+tagSize)),
-		q.head...)
+	seal, done := sealWith(sender)
+	defer done()
+	m := &parted{parts: slices.Clone(parts)}
+	for _, p := range parts {
+		m.left += len(p)
+	}
+	dst = append(slices.Grow(dst, len(q.head)+m.left+(m.left/MaxChunk+1)*(4+tagSize)), q.head...)
 	left := uint64(maxChunks)
 	for {
-		n := min(len(message), MaxChunk)
-		final := n == len(message)
+		final := m.left <= MaxChunk
 		var err error
-		if dst, err = appendChunk(dst, message[:n], final, sealWith(sender), &left); err != nil ||
+		if dst, err = appendChunk(dst, m.next(MaxChunk, buffer), final, seal, &left); err != nil ||
 			final {
 			return dst, err
 		}
-		message = message[n:]
 	}
+}
+
+// parted is what is left of a message in parts.
+type parted struct {
+	parts [][]byte
+	left  int // bytes of all parts
+}
+
+// next cuts the next n bytes off, or all that are left. They lie in buffer if they are of several
+// parts.
+func (m *parted) next(n int, buffer []byte) []byte {
+	n = min(n, m.left)
+	m.left -= n
+	for len(m.parts) > 0 && len(m.parts[0]) == 0 {
+		m.parts = m.parts[1:]
+	}
+	if n == 0 || len(m.parts[0]) >= n {
+		return m.cut(n)
+	}
+	together := buffer[:0]
+	for len(together) < n {
+		together = append(together, m.cut(min(n-len(together), len(m.parts[0])))...)
+		if len(m.parts[0]) == 0 {
+			m.parts = m.parts[1:]
+		}
+	}
+	return together
+}
+
+// cut cuts n bytes off the first part.
+func (m *parted) cut(n int) []byte {
+	if n == 0 {
+		return nil
+	}
+	p := m.parts[0]
+	m.parts[0] = p[n:]
+	return p[:n:n]
 }
 
 // Writer returns a Writer that seals the request piece by piece. It works once, and not together
@@ -70,7 +115,8 @@ func (q *Request) Writer(dst io.Writer) (*Writer, error) {
 	if sender == nil {
 		return nil, ErrUsed
 	}
-	return newWriter(dst, slices.Clone(q.head), sealWith(sender), func() { wipe(sender) }), nil
+	seal, done := sealWith(sender)
+	return newWriter(dst, slices.Clone(q.head), seal, done), nil
 }
 
 // take returns the sender, once.
@@ -80,12 +126,15 @@ func (q *Request) take() *hpke.Sender {
 	return sender
 }
 
-// sealWith returns the function that seals the chunks of a request.
-func sealWith(sender *hpke.Sender) sealFunc {
+// sealWith returns the function that seals the chunks of a request, and one that wipes its keys.
+func sealWith(sender *hpke.Sender) (sealFunc, func()) {
+	if s := contextOf(sender, nil); s != nil {
+		return s.seal, func() { s.wipe(); wipe(sender) }
+	}
 	return func(dst, plain []byte, final bool) ([]byte, error) {
 		sealed, err := sender.Seal(aad(final), plain)
 		return append(dst, sealed...), err
-	}
+	}, func() { wipe(sender) }
 }
 
 // Response returns a Reader that opens the answer in src. A chunk may hold up to maxChunk bytes, or

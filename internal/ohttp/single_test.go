@@ -68,7 +68,8 @@ func openSingle(sealed []byte, keys Keys) ([]byte, *Exchange, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	message, err := x.request.open(rest, false)
+	ahead := x.request.buf[x.request.from:x.request.to]
+	message, err := x.request.open(append(bytes.Clone(ahead), rest...), false)
 	if err != nil {
 		return nil, nil, ErrDecryption
 	}

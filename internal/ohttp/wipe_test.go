@@ -176,19 +176,24 @@ func TestWipeContexts(t *testing.T) {
 	}
 	for name, end := range map[string]string{"io.EOF": "", "an error": "x"} {
 		sealed, q := seal(t, key.config, []byte("q"))
-		x, _, err := openRequest(sealed, key)
+		x, err := Open(bytes.NewReader(sealed), key, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if x.request.done != nil || !isZero(x.request.chunk[:cap(x.request.chunk)]) {
+		x.Request().ReadByte()
+		buf := x.request.buf
+		io.ReadAll(x.Request())
+		if x.request.done != nil || len(buf) == 0 || !isZero(buf) {
 			t.Error("a request that was read is not wiped")
 		}
 		r, err := q.Response(bytes.NewReader(append(sealAnswer(t, x, "an", "swer"), end...)), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
+		r.ReadByte()
+		buf = r.buf
 		io.ReadAll(r)
-		if r.done != nil || !isZero(r.chunk[:cap(r.chunk)]) {
+		if r.done != nil || len(buf) == 0 || !isZero(buf) {
 			t.Errorf("after %s the Reader is not wiped", name)
 		}
 	}

@@ -5,25 +5,26 @@ package ohttp
 
 import (
 	"io"
+	"slices"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
 )
 
 // Writer seals a message into chunks of at most MaxChunk bytes. Each Flush makes one chunk of the
-// bytes written since the last one, and hands it to the stream in one Write. Only Finish makes the
-// final chunk: a message that the caller gives up, by Close alone, by a panic or by an error, never
-// looks complete.
+// bytes written since the last one, and hands it to the stream in one Write. Pass seals bytes where
+// they lie, with no copy of them. Only Finish and PassLast make the final chunk: a message that the
+// caller gives up, by Close alone, by a panic or by an error, never looks complete.
 //
 // Invariant: plain holds the bytes that are not sealed yet. Once err is set, plain and the keys are
 // wiped.
 type Writer struct {
-	dst  io.Writer
-	seal sealFunc
-	done func()
-	left uint64 // chunks that may be sealed
+	dst    io.Writer
+	sealer sealFunc
+	done   func()
+	left   uint64 // chunks that may be sealed
 
-	plain []byte // not sealed yet
-	out   []byte // the sealed chunk, and before the first one the head of the message
+	plain []byte // not sealed yet; nil before the first Write
+	out   []byte // the sealed chunks, and before the first one the head of the message
 	err   error
 }
 
@@ -32,7 +33,7 @@ type sealFunc func(dst, plain []byte, final bool) ([]byte, error)
 
 // newWriter makes a Writer that writes prefix together with the first chunk.
 func newWriter(dst io.Writer, prefix []byte, seal sealFunc, done func()) *Writer {
-	return &Writer{dst: dst, seal: seal, done: done, left: maxChunks, out: prefix}
+	return &Writer{dst: dst, sealer: seal, done: done, left: maxChunks, out: prefix}
 }
 
 // Write buffers p. It seals and writes a chunk whenever the buffer is full.
@@ -91,11 +92,65 @@ func (w *Writer) Close() {
 	}
 }
 
+// PassChunk is the plaintext of the chunks that Pass makes. Sealed, such a chunk and the header of
+// a DATA frame (RFC 9113, section 4.1) fill one record of TLS.
+const PassChunk = MaxChunk - 9 - 2 - tagSize // header, length, tag
+
+// Pass seals p in chunks of PassChunk bytes, and hands them to the stream in one Write. What was
+// buffered goes ahead, in a chunk of its own. The caller keeps p.
+func (w *Writer) Pass(p []byte) error {
+	if w.err != nil || len(p) == 0 {
+		return w.err
+	}
+	return w.pass(p, false)
+}
+
+// PassLast is Pass and Finish: the end of p is the final chunk.
+func (w *Writer) PassLast(p []byte) error {
+	if w.err != nil {
+		return w.err
+	}
+	err := w.pass(p, true)
+	w.Close()
+	return err
+}
+
+func (w *Writer) pass(p []byte, last bool) error {
+	chunks := len(p)/PassChunk + 2
+	w.out = slices.Grow(w.out, len(w.plain)+len(p)+chunks*(4+tagSize))
+	if len(w.plain) > 0 {
+		w.seal(w.plain, false)
+		clear(w.plain)
+		w.plain = w.plain[:0]
+	}
+	for w.err == nil {
+		n := min(len(p), PassChunk)
+		final := last && n == len(p)
+		w.seal(p[:n], final)
+		if p = p[n:]; len(p) == 0 {
+			break
+		}
+	}
+	return w.send()
+}
+
 // write seals and writes the buffered bytes as one chunk.
 func (w *Writer) write(final bool) error {
-	w.out, w.err = appendChunk(w.out, w.plain, final, w.seal, &w.left)
+	w.seal(w.plain, final)
 	clear(w.plain)
 	w.plain = w.plain[:0]
+	return w.send()
+}
+
+// seal appends a chunk to out.
+func (w *Writer) seal(plain []byte, final bool) {
+	if w.err == nil {
+		w.out, w.err = appendChunk(w.out, plain, final, w.sealer, &w.left)
+	}
+}
+
+// send hands out to the stream.
+func (w *Writer) send() error {
 	if w.err == nil {
 		_, w.err = w.dst.Write(w.out)
 		w.out = w.out[:0]

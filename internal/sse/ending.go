@@ -32,9 +32,9 @@ type Ending interface {
 func EndingOf(kind, path string, length int64) Ending {
 	switch {
 	case kind == TypeEvents:
-		return &Stream{scanner: Scanner{most: MaxEvent}, api: apiOf(path), choices: 1}
+		return &Stream{scanner: Scanner{most: MaxEvent}, api: apiOf(path)}
 	case length < 0 && IsJSON(kind):
-		return &JSON{api: apiOf(path), choices: 1, sniff: true}
+		return &JSON{api: apiOf(path), sniff: true}
 	}
 	return Any{}
 }
@@ -132,7 +132,7 @@ type Stream struct {
 	sniffer Sniffer
 	json    *JSON // what came is JSON
 	api     api
-	choices int // that were asked for
+	choices func() int // that were asked for; nil: one
 	finish  Finish
 
 	done     bool // the last event has come
@@ -141,8 +141,18 @@ type Stream struct {
 	complete int
 }
 
-// Asked says how many choices were asked for. Without it, it is one.
-func (s *Stream) Asked(choices int) { s.choices = choices }
+// Asked says how many choices were asked for. Without it, it is one. choices is called only where
+// the end depends on it, which most streams say.
+func (s *Stream) Asked(choices func() int) { s.choices = choices }
+
+// missing is what the finish reasons lack.
+func (s *Stream) missing(f *Finish) string {
+	lacks := f.Missing(1)
+	if lacks == "" && s.choices != nil {
+		lacks = f.Missing(s.choices())
+	}
+	return lacks
+}
 
 // See takes in the next piece.
 func (s *Stream) See(piece []byte) {
@@ -175,9 +185,10 @@ func (s *Stream) take(e Event) {
 		return
 	}
 	s.done = s.api.isLast(e)
-	s.failed = s.failed || s.api == apiChoices && e.fails()
 	if s.api == apiChoices {
-		s.finish.See(e.Data)
+		choices, _, failed := e.chunk()
+		s.failed = s.failed || failed
+		s.finish.seeChoices(choices)
 	}
 }
 
@@ -209,7 +220,7 @@ func (s *Stream) Ended() bool {
 	end := *s
 	end.finish = s.finish.clone()
 	s.scanner.AtEnd(end.take)
-	return end.done || end.failed || s.api == apiChoices && end.finish.Missing(s.choices) == ""
+	return end.done || end.failed || s.api == apiChoices && s.missing(&end.finish) == ""
 }
 
 // EndedUnseen is Ended where HTTP does not tell an end from a cut: only an end that is said counts,
@@ -236,8 +247,8 @@ type JSON struct {
 	sniff   bool // it may be an event stream
 	sniffer Sniffer
 	api     api
-	choices int     // that were asked for
-	events  *Stream // what came is one
+	choices func() int // that were asked for; nil: one
+	events  *Stream    // what came is one
 }
 
 // See takes in the next piece.
@@ -257,26 +268,50 @@ func (j *JSON) See(piece []byte) {
 		j.events.See(piece)
 		return
 	}
-	for _, c := range piece {
-		switch {
-		case j.escape:
-			j.escape = false
-		case j.text:
-			j.text = c != '"'
-			j.escape = c == '\\'
-		case c == '"':
-			j.text = true
-			j.begun = true
-		case c == '{', c == '[':
+	for i := 0; i < len(piece); i++ {
+		if j.text {
+			i += j.inText(piece[i:])
+			continue
+		}
+		switch c := piece[i]; c {
+		case '"':
+			j.text, j.begun = true, true
+		case '{', '[':
 			j.depth++
 			j.begun = true
-		case c == '}', c == ']':
+		case '}', ']':
 			j.depth--
 			j.damaged = j.damaged || j.depth < 0
-		case c != ' ' && c != '\t' && c != '\r' && c != '\n':
+		case ' ', '\t', '\r', '\n':
+		default:
 			j.begun = true
 		}
 	}
+}
+
+// inText goes on to the quotation mark that ends a string, and returns where it stands: at the end
+// of piece, if it has none. Strings are most of an answer.
+func (j *JSON) inText(piece []byte) int {
+	at, quote := 0, -1 // the first mark at or behind at, once it was looked for
+	if j.escape && len(piece) > 0 {
+		j.escape, at = false, 1
+	}
+	for at < len(piece) {
+		if quote < at {
+			quote = len(piece)
+			if i := bytes.IndexByte(piece[at:], '"'); i >= 0 {
+				quote = at + i
+			}
+		}
+		escape := bytes.IndexByte(piece[at:quote], '\\')
+		if escape < 0 {
+			j.text = quote == len(piece)
+			return quote
+		}
+		at += escape + 2
+	}
+	j.escape = at > len(piece)
+	return len(piece)
 }
 
 // beginsField tells whether text can be the beginning of a field of an event stream, and not of
@@ -311,8 +346,8 @@ func (j *JSON) EndedUnseen() bool {
 // Known is true.
 func (j *JSON) Known() bool { return j.events == nil || j.events.Known() }
 
-// Asked says how many choices were asked for.
-func (j *JSON) Asked(choices int) { j.choices = choices }
+// Asked is that of the event stream, if it is one.
+func (j *JSON) Asked(choices func() int) { j.choices = choices }
 
 // Wipe clears what was kept of an event stream. Of JSON no content is kept.
 func (j *JSON) Wipe() {

@@ -116,32 +116,42 @@ func IsNothing(value []byte) bool {
 // "error", in an event of that name, or as a member of an object. failed is false when there is
 // none, or nothing in it. The value may be no JSON.
 func (e Event) Error() (value []byte, failed bool) {
-	if v := bytes.TrimSpace(e.Failure); len(v) > 0 && !isNothing(v) {
-		return v, true
-	}
+	_, value, failed = e.chunk()
+	return value, failed
+}
+
+// chunk is [Event.Error], and the member "choices" of the event's JSON, which is nil if there is
+// none. The JSON is checked and walked once for both.
+func (e Event) chunk() (choices, value []byte, failed bool) {
 	data := bytes.TrimSpace(e.Data)
-	if jsonspan.Valid(data, maxDepth) == nil {
-		var inner []byte
+	valid := jsonspan.Valid(data, maxDepth) == nil
+	var inner []byte
+	if valid {
 		for m := range jsonspan.MembersOf(data) {
-			if m.Is("error") {
+			switch {
+			case m.Is("error"):
 				inner = m.Value
+			case m.Is("choices"):
+				choices = m.Value
 			}
 		}
-		if inner != nil {
-			return inner, !IsNothing(inner)
-		}
 	}
-	return data, strings.TrimSpace(e.Name) == "error" && len(data) > 0 && !isNothing(data)
+	if len(bytes.Trim(e.Data, " \t\r\n")) != len(data) { // other white space is not JSON's
+		choices = nil
+	}
+	if v := bytes.TrimSpace(e.Failure); len(v) > 0 && !isNothing(v) {
+		return choices, v, true
+	}
+	if inner != nil {
+		return choices, inner, !IsNothing(inner)
+	}
+	named := strings.TrimSpace(e.Name) == "error"
+	return choices, data, named && len(data) > 0 && !(valid && IsNothing(data))
 }
 
 // isNothing is IsNothing for a value that may be no JSON.
 func isNothing(value []byte) bool {
 	return jsonspan.Valid(value, maxDepth) == nil && IsNothing(value)
-}
-
-func (e Event) fails() bool {
-	_, failed := e.Error()
-	return failed
 }
 
 // maxChoices bounds the choices of a stream that are told apart.
@@ -164,6 +174,11 @@ func (f *Finish) See(data []byte) {
 			choices = m.Value
 		}
 	}
+	f.seeChoices(choices)
+}
+
+// seeChoices takes in the choices of a chunk that was checked before.
+func (f *Finish) seeChoices(choices []byte) {
 	n := int64(0)
 	for choice := range jsonspan.ElementsOf(choices) {
 		f.choice(n, choice)
