@@ -197,7 +197,7 @@ func (c *gatewayCollector) Collect(to chan<- prometheus.Metric) {
 	tell(readyNow, ready)
 	told := make(map[string]bool)
 	for _, k := range c.s.keys.Keys() { // those in use come first
-		if k.Retired.IsZero() && !told[k.Kind] {
+		if k.Retired.IsZero() && !k.Created.IsZero() && !told[k.Kind] { // a signer has no date
 			told[k.Kind] = true
 			tell(keyAge, time.Since(k.Created).Seconds(), k.Kind)
 		}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat"
@@ -30,28 +31,25 @@ type readiness struct {
 	ask func(context.Context) error
 	log *slog.Logger
 
-	mu       sync.Mutex
-	draining bool
-	asked    time.Time // when err was heard; zero: never
-	err      error
+	draining atomic.Bool
+
+	mu    sync.Mutex // held while one asks
+	asked time.Time  // when err was heard; zero: never
+	err   error
 }
 
 var errDraining = errors.New("draining")
 
 // drain has it answer from now on that it is not ready.
-func (r *readiness) drain() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.draining = true
-}
+func (r *readiness) drain() { r.draining.Store(true) }
 
 // check returns what is missing, or nil.
 func (r *readiness) check(ctx context.Context) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.draining {
+	if r.draining.Load() {
 		return errDraining
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if !r.asked.IsZero() && time.Since(r.asked) < readyFor {
 		return r.err
 	}

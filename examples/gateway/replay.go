@@ -229,7 +229,9 @@ func (s *service) openReplays(ctx context.Context) error {
 	s.onClose(client.Close)
 	r := &replays{redis: client, prefix: s.o.replayPrefix, margin: s.o.clockSkew}
 	if err := r.fit(ctx, s.o.replayDurable, s.log); err != nil {
-		if _, told := errors.AsType[unfit](err); told {
+		_, wrong := errors.AsType[unfit](err)
+		_, told := errors.AsType[redis.Error](err) // a wrong password, for example
+		if wrong || told && !redis.IsLoadingError(err) {
 			return err
 		}
 		why := notAsked
