@@ -74,7 +74,8 @@ type Attestation struct {
 	Verifiers []Verifier
 	// MaxAge is how long evidence counts for the key that it vouches for. 0 = 1 hour.
 	MaxAge time.Duration
-	// Timeout bounds getting evidence and judging it. 0 = 10 seconds.
+	// Timeout bounds getting evidence and judging it, as Config.Timeout does together with all else
+	// of an attempt. 0 = 10 seconds.
 	Timeout time.Duration
 	// Pins are fingerprints as [Pin] takes them, of which one must hold as well. nil = none.
 	Pins []string

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/attest"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
@@ -165,7 +166,7 @@ func parseBaseURL(text string, allowHTTP bool) (*url.URL, error) {
 	}
 	path := base.EscapedPath()
 	for _, end := range [...]string{"/chat/completions", "/v1/chat", "/v1", hybrid.PathCompletion,
-		hybrid.PathPublicKey, ohttp.Path} {
+		hybrid.PathPublicKey, ohttp.Path, attest.Path} {
 		if rest, found := strings.CutSuffix(path, end); found {
 			rest = strings.TrimSuffix(rest, "/v1")
 			return nil, fmt.Errorf("it has to end before %q: the client adds the paths itself",

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -329,8 +330,8 @@ func TestGatewayConfigArrives(t *testing.T) {
 		Audit:             NewSlogAuditor(nil),
 		Logger:            slog.New(slog.DiscardHandler),
 		Protocols:         []Protocol{ProtocolOHTTP},
-		Attester: func(context.Context, [64]byte) (AttestationDocument, error) {
-			return AttestationDocument{Format: "none"}, nil
+		Attester: func(_ context.Context, data [64]byte) (AttestationDocument, error) {
+			return AttestationDocument{"test", data[:], [][]byte{{1}}}, io.EOF
 		},
 		OHTTP: GatewayOHTTP{
 			Allow: []string{"GET /v1/models"}, DateWindow: 1, Padding: 2, StrangerRate: 3,
@@ -366,6 +367,12 @@ func TestGatewayConfigArrives(t *testing.T) {
 			if account != "me" || wait != time.Minute || err == nil {
 				t.Errorf("Authenticate: %q, %v, %v", account, wait, err)
 			}
+		case "Attester":
+			d, err := config.Attester(t.Context(), [64]byte{7})
+			if d.Format != "test" || len(d.Evidence) != 64 || d.Evidence[0] != 7 ||
+				len(d.Endorsements) != 1 || d.Keys != nil || err != io.EOF {
+				t.Errorf("Attester: %+v, %v", d, err)
+			}
 		case "Keys":
 			if config.Keys != c.Keys.store || config.OwnKeys {
 				t.Error("other keys, or the gateway's own")
@@ -378,7 +385,7 @@ func TestGatewayConfigArrives(t *testing.T) {
 			if config.ServeV1 || !config.ServeOHTTP {
 				t.Error("other protocols")
 			}
-		case "UpstreamKey", "UpstreamTransport", "Replay", "Logger", "Attester":
+		case "UpstreamKey", "UpstreamTransport", "Replay", "Logger":
 			if got.IsZero() {
 				t.Errorf("%s is lost", name)
 			}

@@ -70,8 +70,8 @@ type GatewayConfig struct {
 	// Keys holds the keys that requests are sealed to, of both protocols. It stays the caller's,
 	// who closes it after the gateway. When it rotates, clients of protocol v1 that pinned the RSA
 	// key or remember it from first use refuse the new one until they are told: set Rotation.Every
-	// to what you can announce, or to never. nil = an ephemeral store of the gateway's own that
-	// does not rotate: new fingerprints after each start.
+	// to what you can announce, or to never, with Rotation.ConfigEvery beside it. nil = an ephemeral
+	// store of the gateway's own, whose RSA key and signer stay: new fingerprints after each start.
 	Keys *KeyStore
 	// Tier is the security tier that this installation provides. Requests for a higher one are
 	// answered 403. "" = TierStandard.
@@ -202,9 +202,10 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 		return nil, err
 	}
 	if c.Keys == nil {
-		// One key for as long as the gateway lives: rotation would turn away clients that pinned
-		// it.
-		o := &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: c.Audit}
+		// One RSA key, and one signer, for as long as the gateway lives: rotation would turn away
+		// clients that pinned it. Configurations come and go under the signer.
+		o := &KeyStoreOptions{Audit: c.Audit,
+			Rotation: Rotation{Every: -1, ConfigEvery: time.Hour}}
 		keys, err := NewEphemeralKeyStore(o)
 		if err != nil {
 			return nil, err

@@ -317,7 +317,7 @@ func (p *ohttpProtocol) openAnswer(ctx context.Context, r *sealedRequest, outsid
 		return nil, &OuterError{StatusCode: outside.StatusCode, Detail: "not a sealed answer"}
 	}
 	what := httpx.Describe(r.http)
-	body, size, err := httpx.Open(outside, p.maxAnswer)
+	body, _, err := httpx.Open(outside, p.maxAnswer)
 	if err != nil {
 		if errors.Is(err, ErrTooLarge) {
 			return nil, err
@@ -325,7 +325,7 @@ func (p *ohttpProtocol) openAnswer(ctx context.Context, r *sealedRequest, outsid
 		return nil, httpx.ExchangeError(ctx, what, err, true)
 	}
 	source := &sourceError{Reader: body}
-	content, err := p.openWhole(r.ohttp, source, size, into)
+	content, err := p.openWhole(r.ohttp, source, into)
 	switch {
 	case source.err != nil && !errors.Is(source.err, ErrTooLarge):
 		return nil, httpx.ExchangeError(ctx, what, source.err, true)
@@ -351,26 +351,28 @@ func (s *sourceError) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// openWhole reads and opens a message of so many bytes, or of -1 if that is not known. It leaves
-// the content at the beginning of the memory that into returned last, and nothing behind it.
-func (p *ohttpProtocol) openWhole(call *ohttpCall, sealed io.Reader, size int64,
+// openWhole reads and opens a whole message. It leaves the content at the beginning of the memory
+// that into returned last, and nothing behind it.
+func (p *ohttpProtocol) openWhole(call *ohttpCall, sealed io.Reader,
 	into hybrid.Alloc) (content []byte, err error) {
-	batch := ohttp.BatchSize
-	if size >= 0 {
-		batch = int(min(size+1, ohttp.BatchSize))
-	}
-	whole := &ohttp.Whole{MaxChunk: maxAnswerChunk, Limit: p.maxAnswer, Grow: growHeap}
-	if into == nil {
-		whole.Batch = make([]byte, batch)
-	} else {
-		buffer, err := p.memory.Alloc(batch)
-		if err != nil {
-			return nil, err
+	var batches []*locked.Buffer
+	defer func() {
+		for _, b := range batches {
+			b.Destroy()
 		}
-		defer buffer.Destroy()
-		whole.Batch, whole.Grow = buffer.Bytes(), func(b []byte, size int) ([]byte, error) {
-			return p.growInto(into, b, size)
+	}()
+	whole := &ohttp.Whole{MaxChunk: maxAnswerChunk, Limit: p.maxAnswer, Grow: growHeap,
+		Batch: func(size int) ([]byte, error) { return make([]byte, size), nil }}
+	if into != nil {
+		whole.Batch = func(size int) ([]byte, error) {
+			b, err := p.memory.Alloc(size)
+			if err != nil {
+				return nil, err
+			}
+			batches = append(batches, b)
+			return b.Bytes(), nil
 		}
+		whole.Grow = func(b []byte, size int) ([]byte, error) { return p.growInto(into, b, size) }
 	}
 	in, content, err := call.ReadWhole(sealed, whole)
 	if err != nil {

@@ -89,6 +89,21 @@ func TestOHTTPHourlyRotation(t *testing.T) {
 	})
 }
 
+// A gateway without a key store has one RSA key and one signer, and replaces its configurations.
+func TestOHTTPRotationOfOwnKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(c *GatewayConfig) {
+			c.Keys, c.Protocols = nil, []Protocol{ProtocolOHTTP}
+		})
+		old, signer := r.KeyConfig(), signerOf(t, r.g)
+		settle(time.Hour + time.Second)
+		if r.KeyConfig().Equal(old) || signerOf(t, r.g) != signer {
+			t.Error("the same configuration, or another signer")
+		}
+		_ = r.g.Close()
+	})
+}
+
 // A key is used for an hour by whichever clock says more: one of them stands still while the
 // machine sleeps, the other one can be set back.
 func TestServerKeyAge(t *testing.T) {

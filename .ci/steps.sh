@@ -1,5 +1,9 @@
-# The steps of .ci/run, one function each; places has a file of its own. It is sourced.
+# The steps of .ci/run, one function each; places and proxy have files of their own. It is sourced.
 # shellcheck shell=bash
+
+# own_modules are the folders of modules of their own.
+own_modules=(internal/interop/consumer internal/interop/wycheproof internal/interop/ohttp internal/interop/sdks
+	examples/openai-sdk examples/keystore bench/peers)
 
 # about says in a line what a step is.
 about() {
@@ -10,17 +14,19 @@ about() {
 	staticcheck) echo "staticcheck $staticcheck_version" ;;
 	test) echo "the README's test command, and what the tests reach" ;;
 	places) echo "the tests where users, limits, signals and files are others" ;;
-	python) echo "Python, for the independent program and the real client" ;;
+	python) echo "Python, for the independent programs and the real client" ;;
 	long) echo "processes, kills, cuts and faults, for longer" ;;
 	memory) echo "what lies in a client's and a gateway's memory, in registers, and in a core file" ;;
 	audit) echo "the audit log under load, kills and tampering; what an event costs" ;;
 	race) echo "race detector" ;;
-	go127) echo "Go 1.27: the connections upstream, whose rules rest on net/http" ;;
+	go127) echo "Go 1.27: go vet, the README's test command, and the modules of their own" ;;
 	platforms) echo "other platforms build, tests included" ;;
 	wine) echo "Windows tests under Wine" ;;
 	demo) echo "the README's demo" ;;
 	modules) echo "modules of their own" ;;
+	attestation) echo "the attestation module: SEV-SNP and TDX, with real evidence and test chains" ;;
 	gateway) echo "the gateway program: with a real Redis, replicas that are killed under streams, nginx" ;;
+	proxy) echo "the local endpoint: curl, SDKs of Python and Node, hostile pages, its memory" ;;
 	deploy) echo "images of the programs, built without a registry; the unit and the compose file" ;;
 	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' ./internal/hybrid and bench/peers/main.go)" ;;
 	fuzz) echo "fuzzing, ${FUZZTIME:-3s} a target" ;;
@@ -42,13 +48,20 @@ step_staticcheck() {
 	"$tools/staticcheck" ./...
 }
 
+# readme_test prints the README's test command.
+readme_test() {
+	local command
+	command=$(sed -n 's/^\$ \(go test .*\)$/\1/p' README.md | head -n 1)
+	[ -n "$command" ] || { echo "README.md has no line '\$ go test …'" >&2; return 1; }
+	printf '%s\n' "$command"
+}
+
 step_test() {
-	local readme_test
-	readme_test=$(sed -n 's/^\$ \(go test .*\)$/\1/p' README.md | head -n 1)
-	[ -n "$readme_test" ] || { echo "README.md has no line '\$ go test …'"; return 1; }
+	local command
+	command=$(readme_test)
 	# The same run counts what the tests reach, in whichever package they are: 85 % of the root's statements, and of
 	# internal/'s.
-	bash -c "$readme_test -coverpkg=./... -coverprofile='$tools/cover.out'"
+	bash -c "$command -coverpkg=./... -coverprofile='$tools/cover.out'"
 	awk 'NR > 1 {
 		split($1, at, ":"); split(at[1], part, "/")
 		group = part[4] == "internal" ? "internal" : part[4] == "examples" ? "examples" : "root"
@@ -70,6 +83,7 @@ step_python() {
 		skip "Python with cryptography $crypto_version and nomyo $nomyo_version: no venv, or PyPI does not answer"
 		return 0
 	fi
+	"$python" internal/interop/profile/check.py testdata/ohttp-profile
 	need_staticcheck
 	SEALEDCHAT_PYTHON="$python" must_run TestCapturedRequestOpensWithPython TestCapturedRequestOpensWithOpenSSL
 	go vet -tags interop ./internal/interop/nomyo/
@@ -122,8 +136,15 @@ step_go127() {
 		skip "Go 1.27: the module proxy has no $GOTOOLCHAIN for this machine"
 		return 0
 	fi
-	go test -count=1 ./internal/upstream
-	go test -count=1 -run '^Test(Content|Usual|Foreign|Prompts|EarlyAnswers)' ./internal/e2e ./internal/gateway
+	local command dir failed=()
+	command=$(readme_test)
+	go vet ./...
+	bash -c "$command"
+	for dir in "${own_modules[@]}" examples/gateway examples/proxy attestation; do
+		echo "$dir"
+		bash -ec 'cd "$1"; go build -o /dev/null ./...; go vet ./...' - "$dir" || failed+=("$dir")
+	done
+	[ "${#failed[@]}" = 0 ] || { echo "failed: ${failed[*]}"; return 1; }
 }
 
 step_platforms() {
@@ -157,12 +178,38 @@ step_demo() {
 step_modules() {
 	need_staticcheck
 	local dir failed=()
-	for dir in internal/interop/consumer internal/interop/wycheproof internal/interop/ohttp internal/interop/sdks examples/openai-sdk examples/keystore bench/peers; do
+	for dir in "${own_modules[@]}"; do
 		echo "$dir"
 		bash -ec 'cd "$1"; go mod tidy -diff; go vet ./...; "$2/staticcheck" ./...; go test -count=1 ./...' - "$dir" "$tools" || failed+=("$dir")
 	done
 	[ "${#failed[@]}" = 0 ] || { echo "failed: ${failed[*]}"; return 1; }
 	[ "$(cd internal/interop/consumer && go run .)" = "Paris." ] || { echo "the consumer got no answer"; return 1; }
+}
+
+# What the module costs a program is in its README: modules linked, size of the binary, lines of go.sum.
+step_attestation() {
+	need_staticcheck
+	cd attestation
+	go mod tidy -diff
+	go vet ./...
+	"$tools/staticcheck" ./...
+	go test -count=1 ./...
+	if [ "$(go env CGO_ENABLED)" = 1 ]; then
+		go test -race -count=1 -run 'FirstPrompt|Replicas|Concurrently|Wire' ./...
+	else
+		skip "race detector of the attestation module: no C compiler"
+	fi
+	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 go vet ./...
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go vet ./...
+	fuzztime=${FUZZTIME:-3s}
+	local package target
+	for package in sevsnp tdx tsm; do
+		for target in $(go test -list '^Fuzz' "./$package" | grep '^Fuzz'); do
+			printf '%s %s: ' "$package" "$target"
+			fuzz "./$package" "$target" </dev/null || { cat "$tools/fuzz.out"; return 1; }
+			grep -E 'elapsed: ' "$tools/fuzz.out" | tail -n 1 || echo "no line of progress"
+		done
+	done
 }
 
 # Without Redis or nginx the rest of the tests run.

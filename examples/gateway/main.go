@@ -26,6 +26,10 @@
 // machines have copies of it, and share their memory of replays with -replay redis://…:
 // docs/gateway-operations.md says how, and how everything here is put into operation.
 //
+// -attest serves evidence of a confidential VM (AMD SEV-SNP, Intel TDX) for its keys, to clients
+// that ask for it: docs/attestation.md. The keys have to stay inside: those in memory do, and of
+// those in a folder -keys-inside says it.
+//
 // -config names a file with the same names: lines like "upstream = http://127.0.0.1:8000/v1". What
 // stands on the command line wins.
 //
@@ -68,6 +72,8 @@ type gatewayProgram struct {
 	hup            <-chan os.Signal // each asks for a reload
 	hardened       error            // of HardenProcess
 	keyBits        int              // of generated RSA keys; 0 = 4096
+	// attester makes what makes evidence, for -attest; nil = newAttester
+	attester func(o *options) (attester, error)
 }
 
 func (p *gatewayProgram) run(ctx context.Context, args []string) int {
@@ -89,7 +95,10 @@ func (p *gatewayProgram) run(ctx context.Context, args []string) int {
 // serve runs the gateway until ctx ends.
 func (p *gatewayProgram) serve(ctx context.Context, o *options) (err error) {
 	log := slog.New(sampleHandler{slog.NewTextHandler(p.stderr, nil)})
-	s := &service{o: o, log: log, env: p.env, keyBits: p.keyBits}
+	s := &service{o: o, log: log, env: p.env, keyBits: p.keyBits, attester: p.attester}
+	if s.attester == nil {
+		s.attester = newAttester
+	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	err = s.open(ctx)
 	if err == nil {

@@ -35,10 +35,17 @@ type options struct {
 	allowAll      bool
 	accountPlaces int
 
-	keys       string // a folder; "" = in memory
-	createKeys bool
-	rotate     time.Duration // 0 = never
-	audit      string        // a file
+	keys          string // a folder; "" = in memory
+	createKeys    bool
+	rotate        time.Duration // 0 = never
+	rotateConfigs time.Duration // 0 = 1 hour, or never with replay; negative = never
+	aes128        bool
+	audit         string // a file
+
+	attest      bool
+	attestFiles string // a folder; "" = the host has all
+	attestVMPL  int
+	keysInside  bool
 
 	replay        string // a URL; "" = beside the keys
 	replayPrefix  string
@@ -72,9 +79,12 @@ var fieldFlags = map[string]string{
 	"GatewayConfig.ReplayWindow":     "-replay-window",
 	"GatewayConfig.Timeout":          "-timeout",
 	"GatewayConfig.BodyTimeout":      "-body-timeout",
+	"GatewayConfig.KeysStayInside":   "-keys-inside",
 	"GatewayConfig.OHTTP.Allow":      "-allow",
 	"GatewayConfig.OHTTP.Padding":    "-pad",
 	"GatewayConfig.OHTTP.DateWindow": "-date-window",
+
+	"KeyStoreOptions.Rotation.ConfigEvery": "-rotate-configs",
 }
 
 var usage = program.Usage{
@@ -105,6 +115,7 @@ func (p *gatewayProgram) parse(args []string) (*options, error) {
 	o.flagsOutside(f)
 	o.flagsOfClients(f)
 	o.flagsOfKeys(f)
+	o.flagsOfAttestation(f)
 	o.flagsOfLimits(f)
 	if err := program.Parse(f, args, usage, p.stdout, p.stderr); err != nil {
 		return nil, err
@@ -178,6 +189,13 @@ func (o *options) flagsOfKeys(f *flag.FlagSet) {
 	f.DurationVar(&o.rotate, "rotate", 0,
 		"age at which the keys of -keys are replaced, 24h for example; 0 = never: clients of "+
 			"envelope that pinned a key refuse the next one")
+	f.DurationVar(&o.rotateConfigs, "rotate-configs", 0,
+		"age at which the key configurations of ohttp are replaced, under the signer that clients "+
+			"pin, 2m or more; negative = never (default 1h; never with -replay, since machines "+
+			"with copies of a key store do not learn of each other's keys)")
+	f.BoolVar(&o.aes128, "aes128", false,
+		"new key configurations of ohttp offer AES-128-GCM beside AES-256-GCM, for clients that "+
+			"have no other")
 	f.StringVar(&o.audit, "audit", "", "`file` of the audit log; needs -keys")
 	f.StringVar(&o.replay, "replay", "",
 		"`URL` of the Redis server in which gateways on several machines remember requests, "+
@@ -251,6 +269,10 @@ func (o *options) check() error {
 		return wrong("-rotate: negative; 0 is never")
 	case o.pad != 0 && !ohttp:
 		return wrong("-pad is for ohttp, which -protocols leaves out")
+	case o.rotateConfigs != 0 && !ohttp:
+		return wrong("-rotate-configs is for ohttp, which -protocols leaves out")
+	case o.aes128 && !ohttp:
+		return wrong("-aes128 is for ohttp, which -protocols leaves out")
 	case o.allow != nil && !ohttp:
 		return wrong("-allow is for ohttp, which -protocols leaves out")
 	}
@@ -282,5 +304,5 @@ func (o *options) checkPairs() error {
 	case o.replay == "" && o.replayDurable:
 		return wrong("-replay-durable needs -replay")
 	}
-	return nil
+	return o.checkAttestation()
 }

@@ -85,6 +85,12 @@ func TestWrongInput(t *testing.T) {
 		{want: "-protocols", args: []string{"-upstream", url, "-api-keys", good, "-protocols", ""}},
 		{want: "-protocols leaves out", args: []string{"-upstream", url, "-api-keys", good,
 			"-protocols", "envelope", "-pad", "64"}},
+		{want: "-aes128 is for ohttp", args: []string{"-upstream", url, "-api-keys", good,
+			"-protocols", "envelope", "-aes128"}},
+		{want: "-rotate-configs is for ohttp", args: []string{"-upstream", url, "-api-keys", good,
+			"-protocols", "envelope", "-rotate-configs", "2h"}},
+		{want: "-rotate-configs: ", args: []string{"-upstream", url, "-api-keys", good,
+			"-rotate-configs", "1m"}},
 		{want: "-pad: want a power of two", args: []string{"-upstream", url, "-api-keys", good,
 			"-pad", "1000"}},
 		{want: "-date-window", args: []string{"-upstream", url, "-api-keys", good, "-date-window",
@@ -186,6 +192,43 @@ func TestKeyIsNotReplaced(t *testing.T) {
 			}
 		}
 	})
+}
+
+// The configurations of Oblivious HTTP are replaced under a signer that stays, unless other machines
+// may have copies of the keys.
+func TestConfigurationsAreReplaced(t *testing.T) {
+	for _, c := range []struct {
+		o    options
+		want int // after an hour, with those that still open requests
+	}{
+		{options{}, 4}, {options{rotate: 24 * time.Hour}, 4}, {options{replay: "redis://x"}, 2},
+		{options{replay: "redis://x", rotateConfigs: time.Hour}, 4},
+		{options{rotateConfigs: -1}, 2}, {options{rotateConfigs: 2 * time.Hour}, 2},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &service{o: &c.o, log: slog.New(slog.DiscardHandler), keyBits: 2048}
+			if err := s.openKeys(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			defer s.close()
+			signer, err := s.keys.Signer(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour + time.Second)
+			synctest.Wait()
+			configs := 0
+			for _, k := range s.keys.Keys() {
+				if k.Kind == "X-Wing" || k.Kind == "X25519" {
+					configs++
+				}
+			}
+			if now, err := s.keys.Signer(t.Context()); err != nil || now != signer ||
+				configs != c.want {
+				t.Errorf("%+v: %d configurations, %v", c.o, configs, err)
+			}
+		})
+	}
 }
 
 func TestSelfSignedNames(t *testing.T) {

@@ -30,6 +30,8 @@ type service struct {
 	env     func(string) string
 	keyBits int
 
+	attester func(o *options) (attester, error) // for -attest
+
 	keys     *sealedchat.KeyStore
 	replays  *replays // nil: not in Redis
 	accounts *accounts
@@ -67,6 +69,11 @@ func (s *service) open(ctx context.Context) error {
 	}
 	config := s.config()
 	config.Audit = audit
+	if s.o.attest {
+		if config.Attester, err = s.attester(s.o); err != nil {
+			return err
+		}
+	}
 	if s.o.replay != "" {
 		if err := s.openReplays(ctx); err != nil {
 			return err
@@ -112,8 +119,9 @@ func (s *service) config() sealedchat.GatewayConfig {
 		IdleTimeout:          o.idleTimeout,
 		AddressHeader:        o.addressHeader,
 		Protocols:            o.protocols,
+		KeysStayInside:       o.keysInside,
 		OHTTP: sealedchat.GatewayOHTTP{
-			Allow: o.allow, DateWindow: o.dateWindow, Padding: o.pad,
+			Allow: o.allow, DateWindow: o.dateWindow, Padding: o.pad, AES128: o.aes128,
 		},
 		Logger: s.log,
 	}
@@ -123,11 +131,13 @@ func (s *service) config() sealedchat.GatewayConfig {
 // flag says it.
 func (s *service) placesInAll() int { return cmp.Or(s.o.places, 64) }
 
-// openKeys opens the key store. Keys in memory are never replaced: the pins that were printed hold
-// for as long as the program runs.
+// openKeys opens the key store. RSA keys in memory are never replaced, and a signer never is: the
+// pins that were printed hold for as long as the program runs.
 func (s *service) openKeys(ctx context.Context) (err error) {
 	options := &sealedchat.KeyStoreOptions{
-		Bits: s.keyBits, Rotation: sealedchat.Rotation{Every: cmp.Or(s.o.rotate, -1)}, Logger: s.log,
+		Bits: s.keyBits, Logger: s.log, Rotation: sealedchat.Rotation{
+			Every: cmp.Or(s.o.rotate, -1), ConfigEvery: s.configEvery(),
+		},
 	}
 	if s.o.keys == "" {
 		s.keys, err = sealedchat.NewEphemeralKeyStore(options)
@@ -139,6 +149,14 @@ func (s *service) openKeys(ctx context.Context) (err error) {
 	}
 	s.onClose(func() error { s.keys.Close(); return nil })
 	return nil
+}
+
+// configEvery is the age at which key configurations are replaced.
+func (s *service) configEvery() time.Duration {
+	if s.o.rotateConfigs == 0 && s.o.replay != "" {
+		return -1
+	}
+	return cmp.Or(s.o.rotateConfigs, time.Hour)
 }
 
 func (s *service) openStore(ctx context.Context,

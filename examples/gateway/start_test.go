@@ -75,6 +75,7 @@ type running struct {
 	hup                        chan os.Signal
 	protocol                   sealedchat.Protocol     // that chat speaks
 	tier                       sealedchat.SecurityTier // that chat asks for
+	trust                      sealedchat.Trust        // of chat, in place of the pin; nil = the pin
 	stop                       context.CancelFunc
 	status                     chan int
 	log                        safeBuffer
@@ -82,10 +83,18 @@ type running struct {
 
 func start(t *testing.T, args ...string) *running {
 	t.Helper()
+	return startWith(t, nil, args...)
+}
+
+// startWith is start on a machine that may make evidence.
+func startWith(t *testing.T, hardware func(o *options) (attester, error),
+	args ...string) *running {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	r := &running{stop: stop, status: make(chan int, 1), hup: make(chan os.Signal, 1)}
 	out, in := io.Pipe()
-	p := &gatewayProgram{env: environment, stdout: in, stderr: &r.log, keyBits: 2048, hup: r.hup}
+	p := &gatewayProgram{env: environment, stdout: in, stderr: &r.log, keyBits: 2048, hup: r.hup,
+		attester: hardware}
 	done := make(chan struct{})
 	go func() {
 		r.status <- p.run(ctx, append([]string{"-listen", "127.0.0.1:0"}, args...))
@@ -179,6 +188,9 @@ func chat(t *testing.T, r *running, certFile, key string) (string, error) {
 	}
 	if r.protocol == sealedchat.ProtocolOHTTP {
 		config.Trust = sealedchat.Pin(r.ohttpPin)
+	}
+	if r.trust != nil {
+		config.Trust = r.trust
 	}
 	if key != "" {
 		config.APIKey = sealedchat.NewSecret([]byte(key))

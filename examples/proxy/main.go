@@ -19,6 +19,10 @@
 // serves, and streams as pieces come. With -protocol envelope it carries chat completions, and
 // lists the models of -models.
 //
+// -attest-sev and -attest-tdx take the key of a gateway in a confidential VM whose hardware vouches
+// for it and for the software there, by measurements: docs/attestation.md. With -pin both have to
+// hold.
+//
 // Programs of this machine may use it. -token wants a token of them, which any other address than
 // loopback needs. Web pages may not use it, not even those of this machine: docs/local-endpoint.md
 // says how they are told apart. GET /sealed says how the proxy is sealed, as JSON or as a page.
@@ -68,6 +72,8 @@ type proxy struct {
 	grace          time.Duration // for running requests when the program is asked to end
 	wipeAfter      time.Duration // from the end of the last request
 	wipe           func()        // overwrites free memory
+	// verifiers are used in place of those that the flags name; nil = those
+	verifiers []sealedchat.Verifier
 }
 
 func (p *proxy) run(ctx context.Context, args []string) int {

@@ -24,6 +24,7 @@ type options struct {
 	tokenFile string   // with the token; "" = the environment
 	passKey   bool     // what clients send as their API key goes to the server
 	maxBody   int64    // bytes
+	attest    attestation
 }
 
 const (
@@ -52,6 +53,7 @@ func (p *proxy) parse(args []string) (*options, error) {
 	o.server.Flags(f, sealedchat.ProtocolOHTTP)
 	f.StringVar(&at, "listen", defaultListen,
 		"`address` to listen on, or unix:PATH; any but loopback and unix needs a token")
+	o.attest.flags(f)
 	f.Var(&hosts, "host", "another `name` by which clients call this address (the header Host); "+
 		"may be repeated, or a list with commas")
 	f.Var(&models, "models", "`names` that /v1/models lists with -protocol envelope, with commas; "+
@@ -72,6 +74,17 @@ func (p *proxy) parse(args []string) (*options, error) {
 	if err := o.server.Check(f, p.env); err != nil {
 		return o, err
 	}
+	if o.attest.given() && o.server.URL == "" {
+		return o, program.WrongInput("-attest-sev and -attest-tdx need -url: the demo has no " +
+			"hardware that vouches for it")
+	}
+	var err error
+	if o.server.Verifiers, err = o.attest.verifiers(); err != nil {
+		return o, err
+	}
+	if o.attest.given() && p.verifiers != nil {
+		o.server.Verifiers = p.verifiers
+	}
 	if o.maxBody < 1 || o.maxBody > math.MaxInt32 {
 		return o, program.WrongInput("-max-body: want 1 to %d", math.MaxInt32)
 	}
@@ -86,7 +99,6 @@ func (p *proxy) parse(args []string) (*options, error) {
 	if o.passKey && o.keyFile != "" {
 		return o, program.WrongInput("-pass-key and -key-file exclude each other")
 	}
-	var err error
 	if o.listen, err = parsePlace(at); err != nil {
 		return o, program.WrongInput("-listen: %w", err)
 	}

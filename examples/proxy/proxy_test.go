@@ -243,9 +243,10 @@ func (s *shortened) Write(b []byte) (int, error) {
 
 // A client that leaves ends the request at the server.
 func TestClientLeaves(t *testing.T) {
-	left := make(chan struct{})
+	begun, left := make(chan struct{}), make(chan struct{})
 	remote := newRemote(t, sealedchat.ProtocolOHTTP, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
+		close(begun)
 		<-r.Context().Done()
 		close(left)
 	})
@@ -253,9 +254,7 @@ func TestClientLeaves(t *testing.T) {
 	ctx, leave := context.WithCancel(t.Context())
 	req := r.request("POST", "/v1/chat/completions", question).WithContext(ctx)
 	go func() {
-		for r.sealed().Running == 0 {
-			time.Sleep(time.Millisecond)
-		}
+		<-begun
 		leave()
 	}()
 	if resp, err := r.client.Do(req); err == nil {

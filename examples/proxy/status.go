@@ -29,13 +29,16 @@ type seenKey struct {
 type status struct {
 	Protocol string `json:"protocol"`
 	Server   string `json:"server"`
-	Trust    string `json:"trust"`  // "pin" or "https"
+	Trust    string `json:"trust"`  // "pin", "attested" or "https"
 	Key      string `json:"key"`    // the fingerprint of the key that is sealed to; "" = none yet
 	Signer   string `json:"signer"` // of the list that the key is from; "" = none
 	// KeyAge is in seconds, from the time when this process began to use the key.
 	KeyAge      int64  `json:"key_age_seconds"`
-	Attestation string `json:"attestation"` // "none": the key is trusted by its pin, or by HTTPS
-	Uptime      int64  `json:"uptime_seconds"`
+	Attestation string `json:"attestation"` // "sev-snp" or "tdx"; "none": no hardware was asked
+	// Attested is what the hardware's evidence proved when this process began to use the key; null
+	// without.
+	Attested *sealedchat.AttestationResult `json:"attested"`
+	Uptime   int64                         `json:"uptime_seconds"`
 
 	Requests int64                   `json:"requests"` // that were carried
 	Running  int64                   `json:"running"`
@@ -56,7 +59,13 @@ func (e *endpoint) status() *status {
 	if e.server.Pins != nil {
 		s.Trust = "pin"
 	}
+	if e.server.Verifiers != nil {
+		s.Trust = "attested"
+	}
 	if seen := e.key.Load(); seen != nil {
+		if s.Attested = seen.key.Attestation(); s.Attested != nil {
+			s.Attestation = s.Attested.Format
+		}
 		s.Key, s.Signer = seen.key.Fingerprint(), seen.key.Signer()
 		s.KeyAge = int64(time.Since(seen.since).Seconds())
 	}
@@ -79,11 +88,13 @@ func (e *endpoint) serveStatus(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	found := cmp.Or(s.Attested, &sealedchat.AttestationResult{Measurement: "none"})
 	_ = page().Execute(w, []row{
 		{"Protocol", s.Protocol}, {"Server", s.Server}, {"Trust", s.Trust},
 		{"Key", cmp.Or(s.Key, "none yet")}, {"Signer", cmp.Or(s.Signer, "none")},
 		{"Key in use for", (time.Duration(s.KeyAge) * time.Second).String()},
-		{"Attestation", s.Attestation}, {"Memory of secrets", s.Client.Memory},
+		{"Attestation", s.Attestation}, {"Measurement", found.Measurement},
+		{"Platform", found.TCB}, {"Memory of secrets", s.Client.Memory},
 		{"Core dumps off", yesNo(s.Memory.CoreDumpsOff)},
 		{"Others of this user may read the memory", yesNo(s.Memory.Dumpable)},
 		{"Requests", s.Requests}, {"Running", s.Running}, {"Failed", s.Failed},

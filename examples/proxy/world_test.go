@@ -63,13 +63,20 @@ type running struct {
 // start starts a proxy on a port of its own, unless args say where.
 func start(t *testing.T, env map[string]string, args ...string) *running {
 	t.Helper()
+	return startWith(t, nil, env, args...)
+}
+
+// startWith is start with other verifiers than those of the flags.
+func startWith(t *testing.T, verifiers []sealedchat.Verifier, env map[string]string,
+	args ...string) *running {
+	t.Helper()
 	ctx, end := context.WithCancel(context.Background())
 	r := &running{t: t, status: make(chan int, 1), end: end, client: &http.Client{
 		Transport: &http.Transport{DisableCompression: true}}}
 	out, in := io.Pipe()
 	p := &proxy{env: func(name string) string { return env[name] }, stdout: in, stderr: &r.stderr,
 		keyBits: 2048, maxRetries: -1, grace: 10 * time.Second,
-		wipeAfter: time.Hour, wipe: func() {}}
+		wipeAfter: time.Hour, wipe: func() {}, verifiers: verifiers}
 	go func() {
 		r.status <- p.run(ctx, append([]string{"-listen", "127.0.0.1:0"}, args...))
 		_ = in.Close()
@@ -184,6 +191,13 @@ type remote struct {
 
 func newRemote(t *testing.T, protocol sealedchat.Protocol, model http.HandlerFunc) *remote {
 	t.Helper()
+	return newRemoteAt(t, protocol, model, nil)
+}
+
+// newRemoteAt is newRemote on hardware that makes evidence, unless attester is nil.
+func newRemoteAt(t *testing.T, protocol sealedchat.Protocol, model http.HandlerFunc,
+	attester attester) *remote {
+	t.Helper()
 	r := &remote{}
 	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048})
 	if err != nil {
@@ -195,7 +209,7 @@ func newRemote(t *testing.T, protocol sealedchat.Protocol, model http.HandlerFun
 	}
 	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
 		Upstream: "https://model.invalid/v1", UpstreamTransport: demo.InMemory(model), Keys: keys,
-		Protocols: []sealedchat.Protocol{protocol},
+		Protocols: []sealedchat.Protocol{protocol}, Attester: attester,
 		Authenticate: func(req *http.Request) (string, error) {
 			r.mu.Lock()
 			defer r.mu.Unlock()

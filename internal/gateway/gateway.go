@@ -311,7 +311,7 @@ func (s *Server) HTTPServer(addr string) *http.Server {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    maxHeaderBytes,
 		// Each connection keeps a buffer for its largest frame.
-		HTTP2:    &http.HTTP2Config{MaxReadFrameSize: 16 << 10},
+		HTTP2:    &http.HTTP2Config{MaxReadFrameSize: 64 << 10},
 		ErrorLog: slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelWarn),
 	}
 }

@@ -49,6 +49,7 @@ type ohttpRequest struct {
 	date        time.Time
 	stranger    *limit.Lease // what it took as one that may be a stranger's
 	forwarded   bool         // something of the request may have reached the upstream
+	inOne       bool         // the whole answer is written at once
 	clientGone  bool         // the client did not take a chunk
 }
 

@@ -43,16 +43,23 @@ func (s chunkSink) Write(chunk []byte) (int, error) {
 	q := s.q
 	q.within(q.s.cfg.BodyTimeout, writing)
 	if q.status == 0 {
+		if q.inOne {
+			q.header("Content-Length", strconv.Itoa(len(chunk)))
+		}
 		q.status = http.StatusOK
 		q.w.WriteHeader(http.StatusOK)
 	}
 	n, err := q.w.Write(chunk)
 	q.bytesOut += n
-	if err == nil {
+	// Over HTTP/2 the end of the stream comes in a frame of its own behind what is flushed. An
+	// answer that is in one piece goes with the end, in one record, when the handler returns.
+	withEnd := q.inOne && q.r.ProtoMajor == 2
+	if err == nil && !withEnd {
 		err = q.flush()
 	}
 	q.clientGone = err != nil
-	if err == nil { // over HTTP/2 a deadline ends the stream also when nothing is being written
+	// Over HTTP/2 a deadline ends the stream also when nothing is being written.
+	if err == nil && !withEnd {
 		q.within(unbounded, writing)
 	}
 	return n, err

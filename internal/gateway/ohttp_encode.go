@@ -280,12 +280,14 @@ func (e *answerEncoder) end() (err error) {
 			return err
 		}
 	}
+	inOne := e.head != nil && !e.unknownLength()
 	message := e.message()
 	whole, err := e.encoder.End(message, nil, 0)
 	if err != nil {
 		_ = e.q.writer.Pass(message) // it stays without an end
 		return err
 	}
+	e.q.inOne = inOne
 	return e.q.writer.PassLast(whole)
 }
 

@@ -302,6 +302,10 @@ func parseBody(memory *locked.Buffer) (*Body, error) {
 		b.Wipe()
 		return nil, fmt.Errorf("%w: the body is cut or too long", ErrDamaged)
 	}
+	if b.version() != version { // a body has one encoding
+		b.Wipe()
+		return nil, fmt.Errorf("%w: body version %d without what it is for", ErrDamaged, version)
+	}
 	if err := b.validate(); err != nil {
 		b.Wipe()
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)

@@ -133,6 +133,7 @@ func TestConfigKeysCutAndCountsAES128(t *testing.T) {
 		"aeads 2":              func(b []byte) { b[len(b)-1] = 2 },
 		"aeads 255":            func(b []byte) { b[len(b)-1-(configEntrySize+1)] = 255 },
 		"called version 2":     func(b []byte) { b[0] = 2 },
+		"no key that needs it": func(b []byte) { b[len(b)-1-(configEntrySize+1)] = 0 },
 		"with 2 of its 3 keys": func(b []byte) { b[len(b)-3*(configEntrySize+1)-1]-- },
 	} {
 		bad := bytes.Clone(body)
@@ -191,7 +192,17 @@ func TestConfigKeysWiped(t *testing.T) {
 
 // A file with these keys as it was once written opens for ever.
 func TestStoredFileWithConfigs(t *testing.T) {
-	file, err := os.ReadFile(filepath.Join("testdata", "keystore-v1-configs.json"))
+	opensAs(t, "keystore-v1-configs.json", testConfigs(t))
+}
+
+// So does one in which a configuration offers AES-128-GCM. Its KDF is weak, which saves time.
+func TestStoredFileWithAES128(t *testing.T) {
+	opensAs(t, "keystore-v1-aes128.json", testAEADs(t), AllowWeak)
+}
+
+func opensAs(t *testing.T, name string, want *Body, options ...Option) {
+	t.Helper()
+	file, err := os.ReadFile(filepath.Join("testdata", name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +210,7 @@ func TestStoredFileWithConfigs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := f.Unlock([]byte(testPassphrase))
+	k, err := f.Unlock([]byte(testPassphrase), options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +218,7 @@ func TestStoredFileWithConfigs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := testConfigs(t); plain(b) != plain(want) || configs(b) != configs(want) {
+	if plain(b) != plain(want) || configs(b) != configs(want) {
 		t.Errorf("got %s %s", plain(b), configs(b))
 	}
 }

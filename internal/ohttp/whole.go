@@ -18,9 +18,9 @@ const BatchSize = 4*(MaxChunk+tagSize+4) + tagSize
 type Whole struct {
 	MaxChunk int
 	Limit    int64 // of the content
-	// Batch is where sealed chunks are read, and opened: BatchSize bytes, or those of the message
-	// and one more. The caller keeps it, wiped.
-	Batch []byte
+	// Batch returns memory of so many bytes, where sealed chunks are read, and opened: first of some
+	// kilobytes, and of BatchSize if the message is longer. The caller keeps all of it, wiped.
+	Batch func(size int) ([]byte, error)
 	// Grow returns larger memory of at least size bytes with content at its beginning, and wipes
 	// content where it was. content is nil the first time.
 	Grow func(content []byte, size int) ([]byte, error)
@@ -41,9 +41,8 @@ func (q *Request) ReadWhole(src io.Reader, w *Whole) (head *bhttp.Response, cont
 		return nil, nil, err
 	}
 	defer erase.Do(r.Close) // wipes keys, and the batch
-	r.UseBuffer(w.Batch)
 	m := &wholeReader{reader: r, Whole: w}
-	for err == nil {
+	for err = m.begin(); err == nil; {
 		if err = r.readAhead(); err == nil {
 			erase.Do(func() { err = m.open() })
 		}
@@ -62,6 +61,24 @@ type wholeReader struct {
 	head    *bhttp.Response
 	body    *bhttp.Body
 	content []byte
+}
+
+// begin reads the beginning of the message into memory that is enough for most.
+func (m *wholeReader) begin() error {
+	first, err := m.Batch(firstRead)
+	if err != nil {
+		return err
+	}
+	m.reader.UseBuffer(first)
+	if err := m.reader.readAhead(); err != nil || m.reader.srcErr != nil {
+		return err
+	}
+	batch, err := m.Batch(BatchSize)
+	if err == nil {
+		copy(batch, first) // ciphertext: nothing was opened
+		m.reader.UseBuffer(batch)
+	}
+	return err
 }
 
 // open opens what was read ahead. It returns io.EOF at the end of the message. If the batch ends

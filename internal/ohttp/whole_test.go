@@ -104,12 +104,18 @@ func (g *grown) grow(content []byte, size int) ([]byte, error) {
 	return larger, nil
 }
 
-func readWhole(q *Request, src io.Reader, batch int, limit int64) (content []byte, made [][]byte,
-	w *Whole, err error) {
+// readWhole reads an answer. made is the memory that was made for the content, batches that for
+// sealed chunks.
+func readWhole(q *Request, src io.Reader, limit int64) (content []byte, made, batches [][]byte,
+	err error) {
 	var g grown
-	w = &Whole{MaxChunk: 64 << 10, Limit: limit, Batch: make([]byte, batch), Grow: g.grow}
+	w := &Whole{MaxChunk: 64 << 10, Limit: limit, Grow: g.grow,
+		Batch: func(size int) ([]byte, error) {
+			batches = append(batches, make([]byte, size))
+			return batches[len(batches)-1], nil
+		}}
 	_, content, err = again(q).ReadWhole(src, w)
-	return content, g.made, w, err
+	return content, g.made, batches, err
 }
 
 func TestReadWhole(t *testing.T) {
@@ -127,27 +133,28 @@ func TestReadWhole(t *testing.T) {
 				answer := wholeAnswer(t, x, text[:size], piece, declared)
 				for _, from := range []func(io.Reader) io.Reader{iotest.HalfReader,
 					iotest.DataErrReader} {
-					for _, batch := range []int{BatchSize, min(len(answer)+1, BatchSize)} {
-						got, made, w, err := readWhole(q, from(bytes.NewReader(answer)), batch,
-							int64(size))
-						if err != nil || !bytes.Equal(got, text[:size]) {
-							t.Fatalf("%s: %d bytes, %v", name, len(got), err)
-						}
-						if declared >= 0 && len(made) != 1 {
-							t.Errorf("%s: the memory grew %d times", name, len(made))
-						}
-						checkWiped(t, name, w, made[:len(made)-1])
+					got, made, batches, err := readWhole(q, from(bytes.NewReader(answer)),
+						int64(size))
+					if err != nil || !bytes.Equal(got, text[:size]) {
+						t.Fatalf("%s: %d bytes, %v", name, len(got), err)
 					}
+					if declared >= 0 && len(made) != 1 {
+						t.Errorf("%s: the memory grew %d times", name, len(made))
+					}
+					if small := len(answer) < firstRead; small != (len(batches) == 1) {
+						t.Errorf("%s: %d batches", name, len(batches))
+					}
+					checkWiped(t, name, append(batches, made[:len(made)-1]...))
 				}
 			}
 		}
 	}
 }
 
-// checkWiped sees that no text is left in the batch, nor in memory that was outgrown.
-func checkWiped(t *testing.T, name string, w *Whole, made [][]byte) {
+// checkWiped sees that no text is left in a batch, nor in memory that was outgrown.
+func checkWiped(t *testing.T, name string, made [][]byte) {
 	t.Helper()
-	for _, b := range append(made, w.Batch) {
+	for _, b := range made {
 		if bytes.Contains(b, []byte("opened")) {
 			t.Errorf("%s: text is left behind", name)
 		}
@@ -166,11 +173,11 @@ func TestReadWholeRefuses(t *testing.T) {
 	answer := wholeAnswer(t, x, text, 16000, -1)
 	refused := func(name string, src io.Reader, limit int64, want error) {
 		t.Helper()
-		got, made, w, err := readWhole(q, src, BatchSize, limit)
+		got, made, batches, err := readWhole(q, src, limit)
 		if !errors.Is(err, want) || got != nil {
 			t.Errorf("%s: %d bytes, %v; want %v", name, len(got), err, want)
 		}
-		checkWiped(t, name, w, made)
+		checkWiped(t, name, append(made, batches...))
 	}
 	limit := int64(len(text))
 	for _, n := range []int{0, 1, 31, 32, 33, 34, 100, 16050, 50000, 70000, len(answer) - 1} {
@@ -183,7 +190,7 @@ func TestReadWholeRefuses(t *testing.T) {
 		refused(fmt.Sprintf("broken after %d", n), broken, limit, errBroken)
 		other := bytes.Clone(answer)
 		other[max(n, 33)] ^= 1
-		_, _, _, err := readWhole(q, bytes.NewReader(other), BatchSize, limit)
+		_, _, _, err := readWhole(q, bytes.NewReader(other), limit)
 		if err == nil {
 			t.Errorf("altered at %d: taken", n)
 		}
@@ -213,7 +220,7 @@ func TestReadWholeDeclared(t *testing.T) {
 			t.Fatal(err)
 		}
 		answer := wholeAnswer(t, x, []byte("hello"), 5, declared)
-		_, made, _, err := readWhole(q, bytes.NewReader(answer), BatchSize, 1<<50)
+		_, made, _, err := readWhole(q, bytes.NewReader(answer), 1<<50)
 		if _, malformed := errors.AsType[*bhttp.FormatError](err); !malformed {
 			t.Errorf("%d declared of 5: %v", declared, err)
 		}
@@ -222,10 +229,18 @@ func TestReadWholeDeclared(t *testing.T) {
 		}
 		q.secret = bytes.Clone(q.secret)
 		none := errors.New("no memory")
-		w := &Whole{Batch: make([]byte, BatchSize), Limit: 100,
-			Grow: func([]byte, int) ([]byte, error) { return nil, none }}
-		if _, _, err := again(q).ReadWhole(bytes.NewReader(answer), w); err != none {
-			t.Errorf("without memory: %v", err)
+		for n := range 2 {
+			w := &Whole{Limit: 100,
+				Grow: func([]byte, int) ([]byte, error) { return nil, none },
+				Batch: func(size int) ([]byte, error) {
+					if n == 0 {
+						return nil, none
+					}
+					return make([]byte, size), nil
+				}}
+			if _, _, err := again(q).ReadWhole(bytes.NewReader(answer), w); err != none {
+				t.Errorf("without memory: %v", err)
+			}
 		}
 	}
 }

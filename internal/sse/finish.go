@@ -136,8 +136,8 @@ func (e Event) chunk() (choices, value []byte, failed bool) {
 			}
 		}
 	}
-	if len(bytes.Trim(e.Data, " \t\r\n")) != len(data) { // other white space is not JSON's
-		choices = nil
+	if len(data) != len(e.Data) && len(bytes.Trim(e.Data, " \t\r\n")) != len(data) {
+		choices = nil // other white space is not JSON's
 	}
 	if v := bytes.TrimSpace(e.Failure); len(v) > 0 && !isNothing(v) {
 		return choices, v, true

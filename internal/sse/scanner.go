@@ -66,7 +66,7 @@ func (s *Scanner) Scan(piece []byte) (n int, end bool) {
 				continue
 			}
 		}
-		i := bytes.IndexAny(piece[n:], "\r\n")
+		i := lineEnd(piece[n:])
 		if i < 0 {
 			s.keep(piece[n:])
 			return len(piece), false
@@ -84,6 +84,27 @@ func (s *Scanner) Scan(piece []byte) (n int, end bool) {
 	}
 	return n, false
 }
+
+// lineEnd is where the first CR or LF stands, or -1. It looks for one after the other in stretches
+// that are longer than most lines, so that neither is looked for far behind the other.
+func lineEnd(piece []byte) int {
+	for from := 0; from < len(piece); from += stretch {
+		part := piece[from:min(len(piece), from+stretch)]
+		lf := bytes.IndexByte(part, '\n')
+		if lf >= 0 {
+			part = part[:lf]
+		}
+		if cr := bytes.IndexByte(part, '\r'); cr >= 0 {
+			return from + cr
+		}
+		if lf >= 0 {
+			return from + lf
+		}
+	}
+	return -1
+}
+
+const stretch = 512
 
 // Event is the event that ended with the last call of Scan or Finish. ok is false for a block
 // without data.

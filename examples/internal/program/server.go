@@ -28,6 +28,9 @@ type Server struct {
 	Protocol sealedchat.Protocol
 	Tier     sealedchat.SecurityTier
 	Timeout  time.Duration // 0 = the package's default
+	// Verifiers, if there are any, have to accept evidence for the key. A program that can verify
+	// sets them after Check.
+	Verifiers []sealedchat.Verifier
 
 	protocol, tier, cacert string
 }
@@ -113,9 +116,20 @@ func (s *Server) Config(w io.Writer) (sealedchat.Config, *http.Transport) {
 		Transport: transport,
 		Timeout:   s.Timeout,
 	}
-	if s.Pins != nil {
+	switch {
+	case s.Verifiers != nil:
+		config.Trust = sealedchat.Attested(sealedchat.Attestation{
+			Verifiers: s.Verifiers, Pins: s.Pins})
+		config.OnServerKey = func(_, key *sealedchat.PublicKey) error {
+			if found := key.Attestation(); found != nil {
+				fmt.Fprintf(w, "server key %s is vouched for by %s, measurement %s\n",
+					cmp.Or(key.Signer(), key.Fingerprint()), found.Format, found.Measurement)
+			}
+			return nil
+		}
+	case s.Pins != nil:
 		config.Trust = sealedchat.Pin(s.Pins...)
-	} else {
+	default:
 		config.OnServerKey = func(old, key *sealedchat.PublicKey) error {
 			tellServerKey(w, old, key)
 			return nil
@@ -147,7 +161,12 @@ func (s *Server) Explain(ctx context.Context, err error) (text string, status in
 	if ctx.Err() != nil {
 		return "interrupted", status
 	}
-	if wrong, ok := errors.AsType[*sealedchat.ServerKeyError](err); ok {
+	wrong, ok := errors.AsType[*sealedchat.ServerKeyError](err)
+	if ok && wrong.Err != nil && s.Verifiers != nil {
+		return "no prompt was sent, since the server's hardware does not vouch for its key: " +
+			OneLine(wrong.Err.Error()), status
+	}
+	if ok {
 		return fmt.Sprintf("the server's key is not the pinned one, so no prompt was sent; if "+
 			"its operator confirms the new key, use: -pin %s",
 			cmp.Or(wrong.Signer, wrong.Got)), status
