@@ -45,6 +45,7 @@ type ohttpProtocol struct {
 	keys              *KeyStore // whose sweeper clears what the work leaves behind
 	server            *serverKey
 	memory            *locked.Arena
+	spare             *httpx.Spare // of the client
 	padding           int
 	maxAnswer         int64
 	idle              time.Duration // between two pieces of an event stream
@@ -355,21 +356,25 @@ func (s *sourceError) Read(p []byte) (int, error) {
 // that into returned last, and nothing behind it.
 func (p *ohttpProtocol) openWhole(call *ohttpCall, sealed io.Reader,
 	into hybrid.Alloc) (content []byte, err error) {
-	var batches []*locked.Buffer
+	var done []func() // gives batches back
 	defer func() {
-		for _, b := range batches {
-			b.Destroy()
+		for _, f := range done {
+			f()
 		}
 	}()
 	whole := &ohttp.Whole{MaxChunk: maxAnswerChunk, Limit: p.maxAnswer, Grow: growHeap,
-		Batch: func(size int) ([]byte, error) { return make([]byte, size), nil }}
+		Batch: func(size int) ([]byte, error) {
+			b := p.spare.Get(size)[:size]
+			done = append(done, func() { p.spare.Put(b) })
+			return b, nil
+		}}
 	if into != nil {
 		whole.Batch = func(size int) ([]byte, error) {
 			b, err := p.memory.Alloc(size)
 			if err != nil {
 				return nil, err
 			}
-			batches = append(batches, b)
+			done = append(done, b.Destroy)
 			return b.Bytes(), nil
 		}
 		whole.Grow = func(b []byte, size int) ([]byte, error) { return p.growInto(into, b, size) }
