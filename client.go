@@ -91,7 +91,7 @@ type SecureCompletionClient struct {
 	server  *serverKey
 	wire    protocol
 	memory  *locked.Arena // for what calls need
-	spare   httpx.Spare   // the same in ordinary memory
+	spare   spareMemory   // the same in ordinary memory
 	retry   retryPolicy
 	log     *slog.Logger
 	ownKeys bool

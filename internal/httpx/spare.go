@@ -24,9 +24,13 @@ func (s *Spare) Get(size int) []byte {
 
 // Put wipes b, which nobody uses any more, and keeps it for Get.
 func (s *Spare) Put(b []byte) {
-	b = b[:cap(b)]
-	clear(b)
-	if len(b) > 0 {
+	clear(b[:cap(b)])
+	s.PutWiped(b)
+}
+
+// PutWiped is Put for memory that is wiped to its capacity.
+func (s *Spare) PutWiped(b []byte) {
+	if cap(b) > 0 {
 		s.pool.Put(&b)
 	}
 }
