@@ -108,7 +108,7 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return t.fail(req, nil, err)
 		}
 		if in.whole = in.whole || !call.Stream; in.whole {
-			in.content, in.clean = chatjson.CutStream(body[:0], body), true
+			in.content, in.clean = call.CutStream(body), true
 		}
 	}
 	if err := t.errors.recall(req, in.content); err != nil {
