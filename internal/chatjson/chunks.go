@@ -27,7 +27,7 @@ type ChunkReader struct {
 	asked  int // choices
 	finish sse.Finish
 	repair chunkRepair
-	alike  alike
+	alike  sse.Alike
 	buf    []byte
 	err    error
 }
@@ -54,7 +54,7 @@ func (r *ChunkReader) Next() (Chunk, error) {
 			r.err = err
 			break
 		}
-		if r.alike.is(e) && !r.repair.holds() {
+		if r.alike.Is(e) && !r.repair.holds() {
 			return Chunk{Data: e.Data, Raw: e.Data}, nil
 		}
 		if e.IsDone() {
@@ -97,7 +97,7 @@ func (r *ChunkReader) chunk(e sse.Event) Chunk {
 	if bytes.IndexByte(c.Data, '\n') >= 0 {
 		c.Data = r.keep(AppendLine(make([]byte, 0, len(c.Data)), c.Data))
 	} else if repaired == nil && len(c.Data) == len(c.Raw) {
-		r.alike.learn(e)
+		r.alike.Learn(e)
 	}
 	return c
 }
@@ -114,7 +114,7 @@ func (r *ChunkReader) Wipe() {
 	r.events.Wipe()
 	clear(r.buf)
 	r.repair = chunkRepair{}
-	r.alike.forget()
+	r.alike.Forget()
 	if r.err == nil {
 		r.err = io.ErrClosedPipe
 	}

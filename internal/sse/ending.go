@@ -134,6 +134,7 @@ type Stream struct {
 	api     api
 	choices func() int // that were asked for; nil: one
 	finish  Finish
+	alike   Alike // chunks whose choices are those that finish has seen
 
 	done     bool // the last event has come
 	failed   bool // an error has come
@@ -181,7 +182,7 @@ func (s *Stream) See(piece []byte) {
 }
 
 func (s *Stream) take(e Event) {
-	if s.done {
+	if s.done || s.alike.Is(e) {
 		return
 	}
 	s.done = s.api.isLast(e)
@@ -189,6 +190,9 @@ func (s *Stream) take(e Event) {
 		choices, _, failed := e.chunk()
 		s.failed = s.failed || failed
 		s.finish.seeChoices(choices)
+		if choices != nil && !failed {
+			s.alike.Learn(e)
+		}
 	}
 }
 
@@ -218,7 +222,7 @@ func (s *Stream) Ended() bool {
 		return true
 	}
 	end := *s
-	end.finish = s.finish.clone()
+	end.finish, end.alike = s.finish.clone(), Alike{}
 	s.scanner.AtEnd(end.take)
 	return end.done || end.failed || s.api == apiChoices && s.missing(&end.finish) == ""
 }
@@ -236,7 +240,10 @@ func (s *Stream) EndedUnseen() bool {
 func (s *Stream) Known() bool { return s.json != nil || s.api != apiOther }
 
 // Wipe clears what was kept of an event.
-func (s *Stream) Wipe() { s.scanner.Wipe() }
+func (s *Stream) Wipe() {
+	s.scanner.Wipe()
+	s.alike.Forget()
+}
 
 // JSON is the ending of a JSON text: it counts brackets outside of strings.
 type JSON struct {

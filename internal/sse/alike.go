@@ -1,26 +1,25 @@
 // Copyright The sealedchat Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package chatjson
+package sse
 
 import (
 	"bytes"
 	"unicode/utf8"
 
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
-	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
-// alike knows chunks that differ from one before them in the text of a delta alone, as nearly all
-// chunks of a stream do. That chunk was checked, SDKs read it as it is, and its choices were
-// counted. All of that holds for any other text in its place: no verdict depends on what the text
-// says, only on its being a string. Nothing but what is left out here depends on what came between
-// the two chunks: halves of characters, which are escapes by number, and calls of tools, which are
-// counted.
+// Alike knows chunks that differ from one before them in the text of a delta alone, as nearly all
+// chunks of a stream do. That chunk was checked, and its choices were counted. All of that holds for
+// any other text in its place: no verdict depends on what the text says, only on its being a
+// string. Nothing but what is left out here depends on what came between the two chunks: halves of
+// characters, which are escapes by number, and calls of tools, which are counted. The zero value is
+// ready.
 //
 // Invariant: before and after are the chunk up to the inside of the text, and from its closing
 // quote on. Both are empty while no chunk is known.
-type alike struct {
+type Alike struct {
 	before, after []byte
 	missed        int // chunks in a row that were not alike
 }
@@ -28,8 +27,8 @@ type alike struct {
 // maxMissed is how many chunks may differ before a stream is taken for one whose chunks do.
 const maxMissed = 8
 
-// is tells a chunk that is alike.
-func (a *alike) is(e sse.Event) bool {
+// Is tells a chunk that is alike.
+func (a *Alike) Is(e Event) bool {
 	n := len(e.Data) - len(a.after)
 	if len(a.before) == 0 || n < len(a.before) || e.Name != "" || e.Failure != nil || e.Cut ||
 		e.Unended || !bytes.Equal(e.Data[:len(a.before)], a.before) ||
@@ -55,11 +54,10 @@ func isPlainText(text []byte) bool {
 	return utf8.Valid(text)
 }
 
-// learn takes the chunk of an event for the one to compare with. It was checked, and SDKs read it
-// as it is.
-func (a *alike) learn(e sse.Event) {
+// Learn takes the chunk of an event for the one to compare with. Its JSON was checked.
+func (a *Alike) Learn(e Event) {
 	if a.missed++; a.missed > maxMissed || e.Name != "" || e.Failure != nil {
-		a.forget()
+		a.Forget()
 		return
 	}
 	from, to := textOf(e.Data)
@@ -67,7 +65,7 @@ func (a *alike) learn(e sse.Event) {
 	if from == to || !isPlainText(e.Data[from:to]) || !isSimple(before) || !isSimple(after) {
 		return
 	}
-	a.forget()
+	a.Forget()
 	a.before, a.after = append(a.before, before...), append(a.after, after...)
 }
 
@@ -93,7 +91,7 @@ func textOf(chunk []byte) (from, to int) {
 	return from, to
 }
 
-// lastOf is [Last], and where in data the value lies.
+// lastOf is the last member of that name, and where in data its value lies.
 func lastOf(data []byte, name string) (value []byte, at int) {
 	for m := range jsonspan.MembersOf(data) {
 		if m.Is(name) {
@@ -103,8 +101,8 @@ func lastOf(data []byte, name string) (value []byte, at int) {
 	return value, at
 }
 
-// forget wipes what is known.
-func (a *alike) forget() {
+// Forget wipes what is known.
+func (a *Alike) Forget() {
 	clear(a.before[:cap(a.before)])
 	clear(a.after[:cap(a.after)])
 	a.before, a.after = a.before[:0], a.after[:0]
