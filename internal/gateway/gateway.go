@@ -51,7 +51,8 @@ type Server struct {
 	counts     counts
 	clients    clientKeys
 	limits     limits
-	buffers    buffers
+	buffers    buffers // of content
+	sealed     buffers // of sealed chunks, which net/http has had
 	opened     time.Time
 
 	life context.Context // ends with the server
