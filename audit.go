@@ -80,6 +80,8 @@ type Event struct {
 	Duration time.Duration `json:"duration_ns,omitempty"`
 	Reason   string        `json:"reason,omitempty"`
 	Memory   *MemoryStatus `json:"memory,omitempty"`
+	// Attestation is what evidence for the key proved.
+	Attestation *AttestationResult `json:"attestation,omitempty"`
 
 	// Details are the program's own. The program sees to it that they hold no content.
 	// When the event is written, the value of every member whose name contains key, password,
@@ -227,6 +229,10 @@ func (e Event) attrs() []slog.Attr {
 	if m := e.Memory; m != nil {
 		attrs = append(attrs, slog.Group("memory", "all_locked", m.AllLocked, "locked", m.Locked,
 			"unlocked", m.Unlocked, "limit", m.Limit))
+	}
+	if a := e.Attestation; a != nil {
+		attrs = append(attrs, slog.Group("attestation", "format", a.Format, "measurement",
+			a.Measurement, "tcb", a.TCB, "verified", a.Verified))
 	}
 	if len(e.Details) > 0 {
 		details, err := redactDetails(e.Details)

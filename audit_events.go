@@ -24,7 +24,8 @@ import "log/slog"
 //	EventKeyLoaded          after   INFO      Fingerprint of the primary key, Bits, Keys, Path.
 //	                                          From a file; also when another process changed it
 //	EventKeyRotated         after   INFO      Fingerprint, OldFingerprint, Keys: another key is
-//	                                          the primary one
+//	                                          the primary one; or, with Reason, a gateway's
+//	                                          key configurations were replaced
 //	EventKeyRetired         after   INFO      Fingerprint
 //	EventKeyDeleted         after   WARN      Fingerprint: by Delete, or its grace was over
 //	EventKeyImported        after   WARN      Fingerprint, Bits, Reason (the format)
@@ -35,12 +36,18 @@ import "log/slog"
 //	EventServerKeyFirstSeen before  INFO      Fingerprint, Server, Reason (the trust). Before it
 //	                                          is used
 //	EventServerKeyChanged   before  WARN      Fingerprint, OldFingerprint, Server, Reason.
-//	                                          Before it is used
+//	                                          Before it is used. INFO, if the same signer
+//	                                          signed the one before
+//	EventServerKeyAttested  before  INFO      Fingerprint (of an RSA key, or of the signer),
+//	                                          Server, Attestation. Before it is used; again
+//	                                          for new evidence
 //	EventServerKeyAccepted  after   WARN      Fingerprint, Server: AcceptServerKey
 //	EventServerKeyRefused   after   CRITICAL  Fingerprint, OldFingerprint (expected), Server,
-//	                                          Reason
+//	                                          Reason (the trust; of Attested, also whether there
+//	                                          was no evidence, or it was refused)
 //	EventRequestSealed      before  INFO      PayloadID, Fingerprint (the server's), Tier,
-//	                                          Bytes. Before it is sent
+//	                                          Bytes, Reason (AES-128-GCM, where the gateway
+//	                                          offers no AES-256-GCM). Before it is sent
 //	EventResponseOpened     before  INFO      PayloadID, Bytes, Duration, Reason (how it ended,
 //	                                          if early). Before it is handed out; of a stream,
 //	                                          its end
@@ -73,8 +80,10 @@ import "log/slog"
 //
 // A gateway does not tell of requests over Oblivious HTTP that do not open or are malformed:
 // anybody could push everything else out of an audit log with them. GatewayConfig.Logger is told.
-// Its keys for Oblivious HTTP are EventKeyGenerated, with Fingerprint and Reason, after they were
-// saved, EventKeyRetired and EventKeyDeleted.
+// Its first keys for Oblivious HTTP are EventKeyGenerated, with Fingerprint and Reason, after they
+// were saved. One EventKeyRotated, with the fingerprint of the first configuration in the list,
+// stands for each rotation after that, and for all that follows from it: retired ones are wiped
+// after one hour and five minutes.
 type EventType string
 
 // The events.
@@ -97,6 +106,7 @@ const (
 
 	EventServerKeyFirstSeen EventType = "server_key_first_seen"
 	EventServerKeyChanged   EventType = "server_key_changed"
+	EventServerKeyAttested  EventType = "server_key_attested"
 	EventServerKeyAccepted  EventType = "server_key_accepted"
 	EventServerKeyRefused   EventType = "server_key_refused"
 
@@ -144,6 +154,7 @@ var eventTypes = map[EventType]eventType{
 
 	EventServerKeyFirstSeen: {slog.LevelInfo, false},
 	EventServerKeyChanged:   {slog.LevelWarn, false},
+	EventServerKeyAttested:  {slog.LevelInfo, false},
 	EventServerKeyAccepted:  {slog.LevelWarn, true},
 	EventServerKeyRefused:   {SeverityCritical, true},
 

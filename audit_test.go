@@ -255,6 +255,8 @@ func TestEventJSON(t *testing.T) {
 		Wait: time.Second, Duration: time.Millisecond, Reason: "r",
 		Memory: &MemoryStatus{AllLocked: true,
 			Locked: 8, Unlocked: 7, Limit: 9},
+		Attestation: &AttestationResult{Format: "f", Measurement: "m", TCB: "t",
+			Verified: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)},
 		Details: map[string]any{"a": "b"},
 	}
 	v := reflect.ValueOf(e)

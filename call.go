@@ -306,6 +306,9 @@ func (c *SecureCompletionClient) attempt(ctx context.Context, in *plainRequest, 
 	}
 	o.attempts++
 	c.counts.attempts.Add(1)
+	if r.server.usesAES128() {
+		c.counts.aes128.Add(1)
+	}
 	c.counts.sealed.Add(int64(len(in.content)))
 	t.log = c.log.With("payload_id", r.payloadID)
 	t.log.DebugContext(ctx, "request sealed", "bytes", len(in.content), "server_key",
@@ -415,10 +418,14 @@ func auditReason(err error) string {
 
 func (c *SecureCompletionClient) tellSealed(ctx context.Context, r *sealedRequest, size int,
 	o *callOptions) error {
-	return c.audit.tell(ctx, Event{
+	e := Event{
 		Type: EventRequestSealed, PayloadID: r.payloadID, Fingerprint: r.server.fingerprint,
 		Tier: o.tier, Bytes: int64(size),
-	})
+	}
+	if r.server.usesAES128() {
+		e.Reason = "AES-128-GCM"
+	}
+	return c.audit.tell(ctx, e)
 }
 
 // tellAnswer tells what became of an answer. When the Auditor fails, the answer is wiped.

@@ -4,6 +4,7 @@
 package sealedchat
 
 import (
+	"bytes"
 	"context"
 	"crypto/rsa"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -414,5 +416,24 @@ func TestHTTPClientTokenUnderPolicy(t *testing.T) {
 			t.Errorf("%v: locked %v, %v", policy, key.Locked(), err)
 		}
 		key.Destroy()
+	}
+}
+
+// A whole answer for an SDK is wiped when the SDK closes it, also where more room was reserved.
+func TestHTTPClientWipesAnswers(t *testing.T) {
+	all := []byte(`{"answer":"a"} and what was there before`)
+	resp := sdkWhole(httptest.NewRequest(http.MethodPost, "/", nil), all[:14])
+	if err := iotest.TestReader(resp.Body, []byte(`{"answer":"a"}`)); err != nil {
+		t.Error(err)
+	}
+	resp.Body.Close()
+	if len(bytes.Trim(all, "\x00")) > 0 {
+		t.Errorf("left: %q", all)
+	}
+	if n, err := resp.Body.Read(make([]byte, 9)); n != 0 || err != http.ErrBodyReadAfterClose {
+		t.Errorf("after Close: %d, %v", n, err)
+	}
+	if err := resp.Body.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -148,6 +148,7 @@ func NewSecureCompletionClient(c Config) (*SecureCompletionClient, error) {
 	client.server = &serverKey{
 		fetch: client.fetchServerKey, trust: c.Trust, origin: httpx.OriginOf(base),
 		notify: c.OnServerKey, log: client.log, life: client.life, audit: &client.audit,
+		evidence: newAttestor(c.Trust, client.http, base),
 	}
 	client.setProtocol()
 	if err := client.tellOpened(); err != nil {
@@ -451,6 +452,9 @@ type Stats struct {
 	// many attempts came after one that failed, those for a new server key among them.
 	Attempts int64 `json:"attempts"`
 	Retries  int64 `json:"retries"`
+	// AttemptsAES128 is how many of the Attempts were sealed with AES-128-GCM, since the gateway's
+	// key configuration does not offer AES-256-GCM ([ProtocolOHTTP]).
+	AttemptsAES128 int64 `json:"attempts_aes128"`
 	// BytesSealed counts the JSON of requests, again for each attempt; BytesOpened the JSON of the
 	// answers that were accepted. On the wire both are some hundred bytes larger, and in protocol
 	// v1 a third (base64).
@@ -473,7 +477,7 @@ func (c *SecureCompletionClient) Stats() Stats {
 	n := &c.counts
 	return Stats{
 		Requests: n.requests.Load(), Failures: n.failures.Load(), InFlight: n.inFlight.Load(),
-		Attempts: n.attempts.Load(), Retries: n.retries.Load(),
+		Attempts: n.attempts.Load(), Retries: n.retries.Load(), AttemptsAES128: n.aes128.Load(),
 		BytesSealed: n.sealed.Load(), BytesOpened: n.opened.Load(),
 		KeyRotations: c.cfg.Keys.store.Rotations(), Memory: locked.Report().Level.String(),
 	}
@@ -481,7 +485,7 @@ func (c *SecureCompletionClient) Stats() Stats {
 
 // clientCounts are a client's counters. The zero value is ready.
 type clientCounts struct {
-	requests, failures, inFlight, attempts, retries, sealed, opened atomic.Int64
+	requests, failures, inFlight, attempts, aes128, retries, sealed, opened atomic.Int64
 }
 
 // call counts a call that begins now. The result is deferred with the address of the call's error.

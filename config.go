@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/attest"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/locked"
@@ -95,16 +96,16 @@ type Config struct {
 	Protocol Protocol
 	// OHTTP is for ProtocolOHTTP alone; it is refused with the other protocol.
 	OHTTP OHTTPOptions
-	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…") or FirstUse(store).
-	// Required.
+	// Trust decides whose key prompts are sealed to: TrustHTTPS(), Pin("…"), FirstUse(store) or
+	// Attested(…). Required.
 	Trust Trust
 	// OnServerKey, if set, is called before the client uses a server key that is not the one
 	// before; old is nil at first. An error refuses the key: the call fails with *ServerKeyError,
 	// whose Err it is. The client does not call it for a key that Trust refuses, nor for one from
-	// AcceptServerKey. It must not call the client. One call at a time. With ProtocolOHTTP it is
-	// also called when another signer signed the list with the same key, and has to judge
-	// new.Signer() as well as the fingerprint: an attacker who ends TLS can pass the genuine list
-	// on with a signature of their own, and FirstUse remembers the signer.
+	// AcceptServerKey. It must not call the client. One call at a time. With ProtocolOHTTP keys
+	// change each hour, under the same signer: judge by new.Signer(). It is also called when
+	// another signer signed the list with the same key: an attacker who ends TLS can pass the
+	// genuine list on with a signature of their own, and FirstUse remembers the signer.
 	OnServerKey func(old, new *PublicKey) error
 	// Tier is asked for where a call does not say otherwise. "" lets the server choose.
 	Tier SecurityTier
@@ -165,7 +166,7 @@ func parseBaseURL(text string, allowHTTP bool) (*url.URL, error) {
 	}
 	path := base.EscapedPath()
 	for _, end := range [...]string{"/chat/completions", "/v1/chat", "/v1", hybrid.PathCompletion,
-		hybrid.PathPublicKey, ohttp.Path} {
+		hybrid.PathPublicKey, ohttp.Path, attest.Path} {
 		if rest, found := strings.CutSuffix(path, end); found {
 			rest = strings.TrimSuffix(rest, "/v1")
 			return nil, fmt.Errorf("it has to end before %q: the client adds the paths itself",
@@ -205,7 +206,7 @@ func (c *Config) validate() error {
 		return configError("Config.Trust",
 			"choose whose key prompts are sealed to: TrustHTTPS() takes "+
 				"what the server presents over HTTPS, Pin(\"sha256 hex\") takes only that key, "+
-				"FirstUse(store) remembers the first one")
+				"FirstUse(store) remembers the first one, Attested(…) wants evidence of hardware")
 	}
 	if err := c.Trust.validate(); err != nil {
 		return &ConfigError{Field: "Config.Trust", Err: err}

@@ -5,9 +5,11 @@ package sealedchat
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -328,9 +330,12 @@ func TestGatewayConfigArrives(t *testing.T) {
 		Audit:             NewSlogAuditor(nil),
 		Logger:            slog.New(slog.DiscardHandler),
 		Protocols:         []Protocol{ProtocolOHTTP},
+		Attester: func(_ context.Context, data [64]byte) (AttestationDocument, error) {
+			return AttestationDocument{"test", data[:], [][]byte{{1}}}, io.EOF
+		},
 		OHTTP: GatewayOHTTP{
 			Allow: []string{"GET /v1/models"}, DateWindow: 1, Padding: 2, StrangerRate: 3,
-			StrangerBurst: 4,
+			StrangerBurst: 4, AES128: true,
 		},
 	}
 	from := reflect.ValueOf(&c).Elem()
@@ -361,6 +366,12 @@ func TestGatewayConfigArrives(t *testing.T) {
 			account, wait, err := config.Authenticate(nil)
 			if account != "me" || wait != time.Minute || err == nil {
 				t.Errorf("Authenticate: %q, %v, %v", account, wait, err)
+			}
+		case "Attester":
+			d, err := config.Attester(t.Context(), [64]byte{7})
+			if d.Format != "test" || len(d.Evidence) != 64 || d.Evidence[0] != 7 ||
+				len(d.Endorsements) != 1 || d.Keys != nil || err != io.EOF {
+				t.Errorf("Attester: %+v, %v", d, err)
 			}
 		case "Keys":
 			if config.Keys != c.Keys.store || config.OwnKeys {

@@ -139,7 +139,9 @@ type ServerKeyError struct {
 	// gateway that signs its list. AcceptServerKey takes it as well, and then trusts every key that
 	// it signs.
 	Signer string
-	Err    error // what Config.OnServerKey returned, or nil
+	// Err is what Config.OnServerKey returned, or why evidence for the key was refused or did not
+	// come ([Attested]), or nil.
+	Err error
 
 	// other names the protocol to which the pin belongs, "" where it is not known to be another's
 	other string

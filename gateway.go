@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/attest"
 	"github.com/seed-017344ad/sealedchat/internal/gateway"
 	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
@@ -44,6 +45,11 @@ type GatewayConfig struct {
 	// InsecureUpstreamHTTP allows http upstream to any address: opened prompts cross that network
 	// in the clear.
 	InsecureUpstreamHTTP bool
+	// TraceUpstream passes a request's traceparent on to the upstream, so that its spans belong to
+	// the client's trace: over Oblivious HTTP the sealed one, over protocol v1, which seals no
+	// header, that of the request. It is one field of version 00 in W3C Trace Context (section
+	// 3.2.2); anything else is left out, as tracestate always is.
+	TraceUpstream bool
 
 	// Authenticate judges a request by its headers, and says whose it is; it must not read the
 	// body. It is called from several goroutines. In protocol v1 that is before anything of the
@@ -64,8 +70,8 @@ type GatewayConfig struct {
 	// Keys holds the keys that requests are sealed to, of both protocols. It stays the caller's,
 	// who closes it after the gateway. When it rotates, clients of protocol v1 that pinned the RSA
 	// key or remember it from first use refuse the new one until they are told: set Rotation.Every
-	// to what you can announce, or to never. nil = an ephemeral store of the gateway's own that
-	// does not rotate: new fingerprints after each start.
+	// to what you can announce, or to never, with Rotation.ConfigEvery beside it. nil = an ephemeral
+	// store of the gateway's own, whose RSA key and signer stay: new fingerprints after each start.
 	Keys *KeyStore
 	// Tier is the security tier that this installation provides. Requests for a higher one are
 	// answered 403. "" = TierStandard.
@@ -90,6 +96,10 @@ type GatewayConfig struct {
 	// that for one address, half for an IPv6 /48, and at least four of the largest requests. More
 	// is answered 503 as well.
 	MaxConcurrent int
+	// AccountPlaces is how many of these places the requests of one account may have, or wait for.
+	// More are answered 429 with Retry-After: 1. The account "" has no limit of its own. 0 = no
+	// limit.
+	AccountPlaces int
 	// Timeout bounds the work on one request, and BodyTimeout the arrival of its body and the
 	// delivery of its answer. 0 = 10 minutes and 1 minute. In Oblivious HTTP a request's header has
 	// 5 seconds at most. From ten seconds on, a body has to have come at 8 KiB/s. A server's
@@ -111,6 +121,18 @@ type GatewayConfig struct {
 	// request whose RemoteAddr it makes "" has no limit of its own. "" = RemoteAddr.
 	AddressHeader string
 
+	// Attester makes evidence of this machine's hardware that holds exactly reportData, which
+	// vouches for the keys of the protocols that are served ([Attested]; SPEC.md, section 14). The
+	// gateway calls it once for each request for evidence, and not while another call is under
+	// way. A call has 10 seconds: the request is then answered 503, and Close waits for the call,
+	// which should end with ctx. At most 16 requests wait, one of each address; others are answered
+	// 503 with Retry-After. nil = none: they are answered 404.
+	Attester func(ctx context.Context, reportData [64]byte) (AttestationDocument, error)
+	// KeysStayInside says that the folder of Keys is inside the confidential VM, and that no copy
+	// of it gets out. Evidence is worth nothing once somebody outside has the keys, so NewGateway
+	// refuses an Attester with a key store that has a folder without it.
+	KeysStayInside bool
+
 	// Protocols are those that are served, all on the same listener. nil = both.
 	Protocols []Protocol
 	// OHTTP has the options of ProtocolOHTTP.
@@ -122,8 +144,8 @@ type GatewayConfig struct {
 	// HTTP that do not open or are malformed: strangers could fill the audit log with them. nil =
 	// no events.
 	Audit Auditor
-	// Logger gets one line per request: ids, account, sizes, durations and status, no content. nil
-	// = silent.
+	// Logger gets one line per request: ids, account, sizes, durations and status, no content. Its
+	// handler is given the request's context. nil = silent.
 	Logger *slog.Logger
 }
 
@@ -155,13 +177,20 @@ type GatewayOHTTP struct {
 	// most 1,000,000; a negative rate sets no limit.
 	StrangerRate  float64
 	StrangerBurst int
+	// AES128 has key configurations offer AES-128-GCM beside AES-256-GCM, for clients that have no
+	// other: the Rust crate ohttp in its default build, for example. A client of this package takes
+	// AES-256-GCM. It holds for configurations that are made from then on, and for as long as they
+	// live. Those that Keys has stay as they are until they are replaced: [KeyStore.Rotate] does
+	// that at once. Gateways that share Keys must have the same.
+	AES128 bool
 }
 
 // Gateway is the server's end: an [http.Handler] that opens sealed requests, has an
 // OpenAI-compatible server answer them, and seals the answers. It serves GET /pki/public_key and
 // POST /v1/chat/secure_completion for protocol v1, GET and POST /.well-known/ohttp-gateway for
-// Oblivious HTTP, and GET /healthz. Put it behind TLS: an [http.Server] with a certificate, or a
-// proxy. Its methods may be called from several goroutines.
+// Oblivious HTTP, GET /.well-known/sealedchat-attestation with an Attester, and GET /healthz. Put
+// it behind TLS: an [http.Server] with a certificate, or a proxy. Its methods may be called from
+// several goroutines.
 type Gateway struct{ server *gateway.Server }
 
 // NewGateway checks c and makes a gateway. It touches no network, file or environment, except what
@@ -173,9 +202,10 @@ func NewGateway(c GatewayConfig) (*Gateway, error) {
 		return nil, err
 	}
 	if c.Keys == nil {
-		// One key for as long as the gateway lives: rotation would turn away clients that pinned
-		// it.
-		o := &KeyStoreOptions{Rotation: Rotation{Every: -1}, Audit: c.Audit}
+		// One RSA key, and one signer, for as long as the gateway lives: rotation would turn away
+		// clients that pinned it. Configurations come and go under the signer.
+		o := &KeyStoreOptions{Audit: c.Audit,
+			Rotation: Rotation{Every: -1, ConfigEvery: time.Hour}}
 		keys, err := NewEphemeralKeyStore(o)
 		if err != nil {
 			return nil, err
@@ -205,6 +235,7 @@ func (c *GatewayConfig) engine() (*gateway.Config, error) {
 		Upstream:             c.Upstream,
 		UpstreamTransport:    c.UpstreamTransport,
 		InsecureUpstreamHTTP: c.InsecureUpstreamHTTP,
+		TraceUpstream:        c.TraceUpstream,
 		AllowUnauthenticated: c.AllowUnauthenticated,
 		Tier:                 hybrid.Tier(c.Tier),
 		Replay:               c.Replay,
@@ -212,6 +243,7 @@ func (c *GatewayConfig) engine() (*gateway.Config, error) {
 		MaxRequestBytes:      c.MaxRequestBytes,
 		MaxResponseBytes:     c.MaxResponseBytes,
 		MaxConcurrent:        c.MaxConcurrent,
+		AccountPlaces:        c.AccountPlaces,
 		Timeout:              c.Timeout,
 		BodyTimeout:          c.BodyTimeout,
 		IdleTimeout:          c.IdleTimeout,
@@ -219,11 +251,15 @@ func (c *GatewayConfig) engine() (*gateway.Config, error) {
 		ServeV1:              c.Protocols == nil,
 		ServeOHTTP:           c.Protocols == nil,
 		OHTTP:                gateway.OHTTPConfig(c.OHTTP),
+		KeysStayInside:       c.KeysStayInside,
 		Tell:                 tellGatewayEvents(c.Audit),
 		Logger:               c.Logger,
 	}
 	if c.UpstreamKey != nil {
 		config.UpstreamKey = c.UpstreamKey
+	}
+	if c.Attester != nil {
+		config.Attester = documents(c.Attester)
 	}
 	if c.Authenticate != nil {
 		config.Authenticate = authenticator(c.Authenticate)
@@ -248,6 +284,16 @@ func (c *GatewayConfig) engine() (*gateway.Config, error) {
 		}
 	}
 	return config, nil
+}
+
+// documents gives Attester's documents in the terms of package gateway.
+func documents(attester func(context.Context, [64]byte) (AttestationDocument, error),
+) gateway.Attester {
+	return func(ctx context.Context, reportData [64]byte) (attest.Document, error) {
+		d, err := attester(ctx, reportData)
+		return attest.Document{Format: d.Format, Evidence: d.Evidence,
+			Endorsements: d.Endorsements}, err
+	}
 }
 
 // authenticator takes apart what Authenticate can put into an error.
@@ -300,6 +346,13 @@ func (g *Gateway) Keys(ctx context.Context) ([]KeyInfo, error) {
 	return list, err
 }
 
+// Ready reports whether the gateway could serve a request now, for a load balancer's question: nil,
+// or an error that says what is missing. That is [ErrClosed] since Close was called; what
+// [Gateway.Keys] returns; or, behind the words "the replay memory", why Replay does not answer: the
+// gateway's own is locked and read, and another is asked if it has a method Ready(context.Context)
+// error. Nothing is asked of the upstream. It is as quick as the slowest of these, within ctx.
+func (g *Gateway) Ready(ctx context.Context) error { return g.server.Ready(ctx) }
+
 // Server is an [http.Server] on addr that is right for the gateway: it waits 10 seconds for a
 // request's header, which has 8 KiB at most, keeps idle connections for 2 minutes, and writes its
 // complaints to GatewayConfig.Logger at level WARN. 500 connections cost at most 32 MiB, however
@@ -323,7 +376,7 @@ func (g *Gateway) Close() (err error) { return g.server.Close() }
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.server.ServeHTTP(w, r) }
 
 // GatewayStats is what a gateway did since it was made, see [Gateway.Stats]. Its numbers only grow,
-// except InFlight. It marshals to JSON. It holds no content and no ids.
+// except InFlight and Remembered. It marshals to JSON. It holds no content and no ids.
 type GatewayStats struct {
 	// Requests is the number of requests that were dealt with, of either protocol: Answered were
 	// sent a sealed answer, Refused a status from 400 to 499, Failed any other, or an answer that
@@ -339,6 +392,9 @@ type GatewayStats struct {
 	// BytesOpened counts the content of requests, BytesSealed that of answers.
 	BytesOpened int64 `json:"bytes_opened"`
 	BytesSealed int64 `json:"bytes_sealed"`
+	// Remembered is the number of requests that the memory of replays has, of both protocols: 0 for
+	// a GatewayConfig.Replay that has no method Len() int.
+	Remembered int64 `json:"remembered"`
 	// KeyRotations and Memory are as in [Stats].
 	KeyRotations int64  `json:"key_rotations"`
 	Memory       string `json:"memory"`
@@ -351,7 +407,7 @@ func (g *Gateway) Stats() GatewayStats {
 	return GatewayStats{
 		Requests: n.Answered + n.Refused + n.Failed,
 		Answered: n.Answered, Refused: n.Refused, Failed: n.Failed, InFlight: n.InFlight,
-		BytesOpened: n.BytesOpened, BytesSealed: n.BytesSealed,
+		BytesOpened: n.BytesOpened, BytesSealed: n.BytesSealed, Remembered: n.Remembered,
 		KeyRotations: n.KeyRotations, Memory: locked.Report().Level.String(),
 	}
 }

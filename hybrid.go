@@ -18,9 +18,10 @@ type PublicKey struct {
 	config      *ohttp.Config     // nil for an RSA key
 	der         []byte            // SubjectPublicKeyInfo, or the encoded key configuration
 	fingerprint string
-	signer      string   // fingerprint of the key that signed config's list, "" if none did
-	signed      int64    // when, in Unix seconds
-	list        [32]byte // SHA-256 of the list that was signed
+	signer      string    // fingerprint of the key that signed config's list, "" if none did
+	signed      int64     // when, in Unix seconds
+	list        [32]byte  // SHA-256 of the list that was signed
+	evidence    *evidence // for the signer, or for an RSA key; nil without Attested
 }
 
 // ParsePublicKey reads the content of a PEM file (RFC 7468) with exactly one "PUBLIC KEY" block (a
@@ -78,12 +79,25 @@ func newConfigKey(c *ohttp.Config) *PublicKey {
 		fingerprint: hybrid.HexFingerprint(c.Fingerprint())}
 }
 
+// usesAES128 tells a key configuration that does not offer AES-256-GCM.
+func (k *PublicKey) usesAES128() bool { return k.config != nil && k.config.AES128() }
+
 // Signer is the fingerprint of the Ed25519 key that signed a key configuration's list: SHA-256 of
 // its 32 bytes, 64 hex digits. It is "" for a list without a signature, and for an RSA key. [Pin]
 // and [SecureCompletionClient.AcceptServerKey] take it, and then trust every configuration that it
 // signs; [FirstUse] remembers it in place of the configuration. It says nothing about where the
 // configuration comes from, since an attacker can sign any list: compare it with [Gateway.Keys].
 func (k *PublicKey) Signer() string { return k.signer }
+
+// Attestation is what evidence of the server's hardware proved about the key, or about its Signer,
+// when the client took it; nil without [Attested]. The caller owns it.
+func (k *PublicKey) Attestation() *AttestationResult {
+	if k.evidence == nil {
+		return nil
+	}
+	result := k.evidence.result
+	return &result
+}
 
 // matches tells whether a fingerprint that is trusted is k's own, or its signer's.
 func (k *PublicKey) matches(fingerprint string) bool {
@@ -99,10 +113,14 @@ func (k *PublicKey) lasting() string {
 	return k.fingerprint
 }
 
+// follows tells a key configuration that the signer of the one before has signed: it was replaced,
+// as happens each hour.
+func (k *PublicKey) follows(old *PublicKey) bool { return k.signer != "" && k.signer == old.signer }
+
 // withoutSigner is k as if its list had no signature.
 func (k *PublicKey) withoutSigner() *PublicKey {
 	plain := *k
-	plain.signer, plain.signed, plain.list = "", 0, [32]byte{}
+	plain.signer, plain.signed, plain.list, plain.evidence = "", 0, [32]byte{}, nil
 	return &plain
 }
 

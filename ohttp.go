@@ -38,6 +38,18 @@ const (
 )
 
 // ohttpProtocol is the client's end of Oblivious HTTP in chunks.
+//
+// A request's body is copied once on its way to net/http, and an answer's twice on its way back:
+//
+//  1. HTTPClient reads the SDK's body into memory, since all of it is checked before anything acts.
+//     Chat makes the JSON there, and Complete seals from the caller's Secret: they copy nothing.
+//  2. Sealing reads the content where it lies and writes ciphertext into the body that net/http
+//     sends. Only what is at the edges of the content, a chunk each, is put together before.
+//  3. Of an answer, net/http writes the ciphertext into a batch of chunks, or into the buffer of an
+//     ohttp.Reader: it has no other way to hand it over. It is opened there, in place.
+//  4. From there it goes to its place in the content, since the binary HTTP message has lengths
+//     between its pieces. Both times it is within the cache. Whoever reads a stream gets it from
+//     there.
 type ohttpProtocol struct {
 	url               string // of the gateway
 	scheme, authority string

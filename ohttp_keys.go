@@ -56,7 +56,7 @@ func fetchConfigs(ctx context.Context, rt http.RoundTripper, url string,
 }
 
 // parseConfigs reads application/ohttp-keys, and refuses it as a whole when it is malformed
-// anywhere. Configurations with X-Wing come first.
+// anywhere. The best come first: X-Wing, and of these AES-256-GCM.
 func parseConfigs(list []byte) ([]*PublicKey, error) {
 	configs, err := ohttp.ParseConfigs(list)
 	if err != nil {
@@ -64,14 +64,14 @@ func parseConfigs(list []byte) ([]*PublicKey, error) {
 	}
 	if len(configs) == 0 {
 		return nil, fmt.Errorf("%w: no key configuration for X-Wing or X25519 with HKDF-SHA256 "+
-			"and AES-256-GCM", ErrPublicKey)
+			"and AES-256-GCM or AES-128-GCM; the list has %s", ErrPublicKey, ohttp.Suites(list))
 	}
 	var keys []*PublicKey
 	for _, c := range configs {
 		keys = append(keys, newConfigKey(c))
 	}
 	slices.SortStableFunc(keys, func(a, b *PublicKey) int {
-		return preference(a.config) - preference(b.config)
+		return ohttp.Compare(a.config, b.config)
 	})
 	return keys, nil
 }
@@ -84,11 +84,4 @@ func onlyXWing(keys []*PublicKey) ([]*PublicKey, error) {
 			"Config.OHTTP.AllowX25519 is not set", ErrPublicKey)
 	}
 	return keys, nil
-}
-
-func preference(c *ohttp.Config) int {
-	if c.KEM() == ohttp.XWing {
-		return 0
-	}
-	return 1
 }

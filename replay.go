@@ -21,7 +21,10 @@ import (
 // and GatewayConfig.Logger says why; set Replay then, or make the folder writable. Where keys are
 // in memory alone, it is [NewReplayCache], which forgets with the process. Gateways on several
 // machines need a cache that all of them reach, also when they see one folder:
-// examples/gateway-redis has one.
+// examples/gateway has one, in Redis.
+//
+// Two methods may stand beside these: Ready(context.Context) error, which [Gateway.Ready] asks, and
+// Len() int, which is GatewayStats.Remembered.
 type ReplayCache interface {
 	// Claim remembers id, with the client key that it came with, until the time until, and reports
 	// whether the request may be served: when id was not known before, or was released and comes

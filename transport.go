@@ -56,9 +56,10 @@ func DefaultTransport() *http.Transport { return httpx.DefaultTransport() }
 // gateway, which serves what it allows ([GatewayOHTTP].Allow): models, embeddings, responses. Path
 // and query are those of the SDK's URL, without the path of Config.BaseURL if they begin with it,
 // so give the SDK a base URL that ends in /v1. Any path that ends in /chat/completions becomes
-// /v1/chat/completions, and a POST to it loses its query. Of the SDK's headers Accept, Content-Type
-// and OpenAI-Beta are sealed with it. The query is sealed too, but net/http puts the SDK's URL into
-// the [*url.Error] of a call that fails, so keep secrets out of it. Streams pass as they come; that
+// /v1/chat/completions, and a POST to it loses its query. Of the SDK's headers Accept,
+// Content-Type, OpenAI-Beta and Traceparent are sealed with it. The query is sealed too, but
+// net/http puts the SDK's URL into the [*url.Error] of a call that fails, so keep secrets out of
+// it. Streams pass as they come; that
 // of a chat completion is what [SecureCompletionClient.Stream] reads, in OpenAI's own form. Read
 // returns [io.EOF] only if the answer was complete, down to the [DONE] of a stream and the closing
 // bracket of JSON, and otherwise an error: [ErrTruncated] if it was cut. A caller that stops
@@ -108,7 +109,7 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return t.fail(req, nil, err)
 		}
 		if in.whole = in.whole || !call.Stream; in.whole {
-			in.content, in.clean = chatjson.CutStream(body[:0], body), true
+			in.content, in.clean = call.CutStream(body), true
 		}
 	}
 	if err := t.errors.recall(req, in.content); err != nil {
@@ -136,7 +137,7 @@ func (t *sdkTransport) exchange(req *http.Request, in *plainRequest, call *chatj
 		if err != nil || call.Stream {
 			return t.made(req, result, call, err)
 		}
-		return sdkResponse(req, http.StatusOK, mediaJSON, repaired(result.plaintext)), nil
+		return sdkWhole(req, repaired(result.plaintext)), nil
 	}
 	resp, err := t.client.stream(ctx, in, opts)
 	if err != nil {
@@ -414,7 +415,7 @@ func (m *rememberedErrors) digest(req *http.Request, body []byte) (id [sha256.Si
 
 // sdkFields are the headers of an SDK's request that are sealed with it. The others stay here: SDKs
 // tell of the machine that they run on.
-var sdkFields = [...]string{"Accept", "OpenAI-Beta", "Content-Type"}
+var sdkFields = [...]string{"Accept", "OpenAI-Beta", "Content-Type", "Traceparent"}
 
 // methodOf is a request's method, of which net/http takes none for GET.
 func methodOf(req *http.Request) string { return cmp.Or(req.Method, http.MethodGet) }

@@ -116,3 +116,40 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	}
 	return b.ReadCloser.Read(p)
 }
+
+// sdkWhole is a whole answer, which Close wipes.
+func sdkWhole(req *http.Request, answer []byte) *http.Response {
+	resp := sdkResponse(req, http.StatusOK, mediaJSON, answer)
+	resp.Body = &wholeBody{answer: answer}
+	return resp
+}
+
+// wholeBody reads an answer that is all there. Close may be called at any time, from any goroutine.
+type wholeBody struct {
+	mu     sync.Mutex
+	answer []byte // nil after Close
+	from   int    // what of answer was read
+}
+
+// Read implements [io.Reader].
+func (b *wholeBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.answer == nil {
+		return 0, errBodyClosed
+	}
+	n := copy(p, b.answer[b.from:])
+	if b.from += n; n == 0 && len(p) > 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// Close wipes the answer.
+func (b *wholeBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.answer[:cap(b.answer)])
+	b.answer = nil
+	return nil
+}

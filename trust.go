@@ -19,7 +19,7 @@ import (
 
 // Trust decides whose public key prompts are sealed to. An attacker who can answer for the server
 // where TLS ends can offer a key of their own and read every prompt, so the choice is the user's:
-// [TrustHTTPS], [Pin] or [FirstUse]. Several clients may share one.
+// [TrustHTTPS], [Pin], [FirstUse] or [Attested]. Several clients may share one.
 type Trust interface {
 	// validate checks the choice itself when a client is made.
 	validate() error
@@ -59,8 +59,8 @@ func (memoryless) accept(context.Context, string, [32]byte) error     { return n
 //
 // With [ProtocolOHTTP] a fingerprint is that of a key configuration, or of the key that signs the
 // gateway's list ([PublicKey.Signer], [Gateway.Keys]), which takes every configuration that it
-// signs. One is enough, X-Wing's or the signer's: X25519's is of use with Config.OHTTP.AllowX25519
-// alone.
+// signs. Pin the signer: gateways replace configurations each hour. One is enough, X-Wing's or the
+// signer's: X25519's is of use with Config.OHTTP.AllowX25519 alone.
 func Pin(fingerprints ...string) Trust {
 	p := pins{}
 	for _, f := range fingerprints {
@@ -182,6 +182,8 @@ type serverKey struct {
 	// It tells a pin of the other protocol from a wrong one.
 	otherKeys func(context.Context) ([]*PublicKey, string)
 
+	evidence *attestor // nil without Attested
+
 	fetching flight.Group[*PublicKey]
 
 	mu         sync.Mutex
@@ -219,12 +221,21 @@ func (s *serverKey) enterJudging(ctx context.Context) (leave func(), err error) 
 // get returns the key to seal to.
 func (s *serverKey) get(ctx context.Context) (*PublicKey, error) {
 	s.mu.Lock()
-	key, age := s.key, time.Since(s.fetched)
+	key, fetched := s.key, s.fetched
 	s.mu.Unlock()
-	if key != nil && age >= 0 && age < serverKeyLife {
+	if key != nil && isFresh(fetched, time.Now()) &&
+		(key.evidence == nil || key.evidence.counts()) {
 		return key, nil
 	}
 	return s.fetching.Do(ctx, s.life, s.update)
+}
+
+// isFresh reports whether a key that was fetched at some time is still used. The monotonic clock
+// stands still while the machine sleeps, and the gateway's key is gone by then; the other one can be
+// set back.
+func isFresh(fetched, now time.Time) bool {
+	age, wall := now.Sub(fetched), now.Round(0).Sub(fetched.Round(0))
+	return age >= 0 && age < serverKeyLife && wall < serverKeyLife
 }
 
 // refresh runs when the server refused a request that was sealed to used. It reports whether the
@@ -265,6 +276,9 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 	}
 	s.log.DebugContext(ctx, "server keys fetched", "keys", len(offered), "duration",
 		time.Since(start))
+	if err := s.attest(ctx, offered); err != nil {
+		return nil, s.tellRefused(ctx, err)
+	}
 	leave, err := s.enterJudging(ctx)
 	if err != nil {
 		return nil, err
@@ -283,7 +297,32 @@ func (s *serverKey) update(ctx context.Context) (*PublicKey, error) {
 		s.signed[key.signer] = signerState{max(key.signed, s.signed[key.signer].created), key.list}
 	}
 	s.mu.Unlock()
+	if key.evidence != nil {
+		s.evidence.remember(key.evidence)
+	}
 	return key, nil
+}
+
+// attest gets evidence for the keys that the server offers, where Attested is the choice. It asks
+// for none where the user accepted one of them: that one is taken without.
+func (s *serverKey) attest(ctx context.Context, offered []*PublicKey) error {
+	if s.evidence == nil {
+		return nil
+	}
+	s.mu.Lock()
+	accepted := slices.Clone(s.accepted)
+	s.mu.Unlock()
+	for _, k := range offered {
+		if slices.ContainsFunc(accepted, k.matches) {
+			return nil
+		}
+	}
+	err := s.evidence.vouch(ctx, s.origin, offered)
+	if refused, ok := err.(*ServerKeyError); ok {
+		s.log.WarnContext(ctx, "server key refused", "fingerprint", offered[0].lasting(),
+			"error", logText(refused))
+	}
+	return err
 }
 
 // nameProtocol completes the error of a wrong pin: it may be the pin of the same server's key for
@@ -331,7 +370,7 @@ func (s *serverKey) trustsSigner(key *PublicKey) bool {
 	if key.signer == "" || s.trust == TrustHTTPS() {
 		return false
 	}
-	return slices.Contains(s.accepted, key.signer) ||
+	return slices.Contains(s.accepted, key.signer) || key.evidence != nil ||
 		s.trust.checkKey(s.origin, &PublicKey{signer: key.signer}) == nil
 }
 
@@ -345,15 +384,21 @@ func (s *serverKey) judgeKey(ctx context.Context, old, key *PublicKey, accepted 
 	newKey := !key.Equal(old)
 	if (newKey || key.signer != "" && key.signer != old.signer) && !accepted {
 		if newKey && old != nil {
-			s.log.WarnContext(ctx, "server key changed", "old", old.fingerprint, "new",
-				key.fingerprint,
-				"signer", key.signer)
+			level := slog.LevelWarn
+			if key.follows(old) {
+				level = slog.LevelInfo
+			}
+			s.log.Log(ctx, level, "server key changed", "old", old.fingerprint, "new",
+				key.fingerprint, "signer", key.signer)
 		}
 		if err := s.ask(ctx, old, key); err != nil {
 			return err
 		}
 	}
 	if err := s.tellKey(ctx, old, key); err != nil {
+		return err
+	}
+	if err := s.tellAttested(ctx, key); err != nil {
 		return err
 	}
 	return s.trust.remember(ctx, s.origin, key)
@@ -406,8 +451,20 @@ func (s *serverKey) tellKey(ctx context.Context, old, key *PublicKey) error {
 		Reason: trustName(s.trust)}
 	if old != nil {
 		e.Type, e.OldFingerprint = EventServerKeyChanged, old.fingerprint
+		if key.follows(old) {
+			e.Severity = slog.LevelDebug // "INFO": 0 would be the type's
+		}
 	}
 	return s.audit.tell(ctx, e)
+}
+
+// tellAttested tells of evidence that is about to count for the first time.
+func (s *serverKey) tellAttested(ctx context.Context, key *PublicKey) error {
+	if key.evidence == nil || s.evidence.recall(key.evidence.of) == key.evidence {
+		return nil
+	}
+	return s.audit.tell(ctx, Event{Type: EventServerKeyAttested, Fingerprint: key.lasting(),
+		Server: s.origin, Attestation: key.Attestation()})
 }
 
 // tellRefused tells of a key that was refused; err comes back.
@@ -419,7 +476,9 @@ func (s *serverKey) tellRefused(ctx context.Context, err error) error {
 	}
 	e := Event{Type: EventServerKeyRefused, Fingerprint: refused.Got, Server: s.origin,
 		Reason: trustName(s.trust)}
-	if refused.Err != nil {
+	if why, ok := refused.Err.(*attestationError); ok {
+		e.Reason += ": " + why.event
+	} else if refused.Err != nil {
 		e.Reason = "OnServerKey"
 	}
 	if len(refused.Want) > 0 {
@@ -436,6 +495,8 @@ func trustName(t Trust) string {
 		return "pin"
 	case firstUse:
 		return "first use"
+	case *attested:
+		return "attested"
 	}
 	return ""
 }

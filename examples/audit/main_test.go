@@ -61,7 +61,7 @@ func (w *world) write(t *testing.T, from, to int, filler string) {
 func (w *world) run(ctx context.Context, pass string, args ...string) (stdout, stderr string,
 	status int) {
 	var out, problems bytes.Buffer
-	p := &program{stdout: &out, stderr: &problems, wait: time.Millisecond,
+	p := &audit{stdout: &out, stderr: &problems, wait: time.Millisecond,
 		env: func(name string) string {
 			return map[string]string{"NOMYO_KEY_DIR": w.dir, "NOMYO_KEY_PASSWORD": pass}[name]
 		}}
@@ -178,7 +178,7 @@ func TestTail(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	shown := &lockedBuffer{}
-	p := &program{stdout: shown, stderr: shown, wait: time.Millisecond,
+	p := &audit{stdout: shown, stderr: shown, wait: time.Millisecond,
 		env: func(string) string { return "" }}
 	ended := make(chan int)
 	go func() { ended <- p.run(ctx, []string{"tail", "-n", "1", "-f", w.path}) }()
@@ -207,7 +207,7 @@ func TestDroppedHead(t *testing.T) {
 	w.write(t, 0, 1, "")
 	head := w.log.Head()
 	shown := &lockedBuffer{}
-	p := &program{stdout: shown, stderr: shown}
+	p := &audit{stdout: shown, stderr: shown}
 	first := lastLine(t, w.path)
 	w.write(t, 1, 17*3, strings.Repeat("x", 25_000)) // 2 fit into a file, 16 files are kept
 	if out, said, status := w.run(t.Context(), passphrase, "verify", "-head", head,

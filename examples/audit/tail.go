@@ -18,12 +18,13 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 const maxLine = 64 << 10 // bytes, as SPEC.md says
 
-func (p *program) tail(ctx context.Context, args []string) error {
-	f := flag.NewFlagSet("tail", flag.ContinueOnError)
+func (p *audit) tail(ctx context.Context, args []string) error {
+	f := flag.NewFlagSet("audit tail", flag.ContinueOnError)
 	n := f.Int("n", 20, "`number` of events to begin with, of the newest file")
 	follow := f.Bool("f", false, "go on as events come, until interrupted")
 	path, err := p.parse(f, args)
@@ -31,7 +32,7 @@ func (p *program) tail(ctx context.Context, args []string) error {
 		return err
 	}
 	if *n < 0 {
-		return wrongInput("tail: -n is negative")
+		return program.WrongInput("tail: -n is negative")
 	}
 	log, err := os.Open(path)
 	if err != nil {
@@ -65,7 +66,7 @@ func (p *program) tail(ctx context.Context, args []string) error {
 }
 
 // follow prints lines that are added to the log, and goes on with the file that takes its place.
-func (p *program) follow(ctx context.Context, path string, log **os.File) error {
+func (p *audit) follow(ctx context.Context, path string, log **os.File) error {
 	var part []byte // of a line
 	buf := make([]byte, maxLine)
 	for {
@@ -123,11 +124,11 @@ func isReplaced(path string, log *os.File) bool {
 }
 
 // print prints one line of the log: time, severity, type, and the other members as they stand.
-func (p *program) print(line string) error {
+func (p *audit) print(line string) error {
 	var e sealedchat.Event
 	var members map[string]json.RawMessage
 	if json.Unmarshal([]byte(line), &e) != nil || json.Unmarshal([]byte(line), &members) != nil {
-		_, err := fmt.Fprintf(p.stdout, "?  %s\n", oneLine(strings.TrimSpace(line)))
+		_, err := fmt.Fprintf(p.stdout, "?  %s\n", program.OneLine(strings.TrimSpace(line)))
 		return err
 	}
 	var seq uint64
@@ -151,6 +152,6 @@ func (p *program) print(line string) error {
 		return err
 	}
 	_, err = fmt.Fprintf(p.stdout, "%s  %-8s  %-21s  %s\n", e.Time.Format(time.RFC3339),
-		oneLine(severity), oneLine(string(e.Type)), oneLine(string(rest)))
+		program.OneLine(severity), program.OneLine(string(e.Type)), program.OneLine(string(rest)))
 	return err
 }

@@ -4,24 +4,21 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"os"
-	"runtime"
 	"strings"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 const keepAll = 100 * 365 * 24 * time.Hour // grace: reading a store must not change it
 
-func (p *program) verify(ctx context.Context, args []string) error {
-	f := flag.NewFlagSet("verify", flag.ContinueOnError)
+func (p *audit) verify(ctx context.Context, args []string) error {
+	f := flag.NewFlagSet("audit verify", flag.ContinueOnError)
 	dir := f.String("dir", p.env("NOMYO_KEY_DIR"), "`folder` of the key store")
 	head := f.String("head", "",
 		"`head` that an earlier verify printed, and that the log must still contain")
@@ -37,7 +34,7 @@ func (p *program) verify(ctx context.Context, args []string) error {
 			strings.TrimSpace(*head) == ""
 	})
 	if empty {
-		return wrongInput("-head is empty")
+		return program.WrongInput("-head is empty")
 	}
 	passphrase, err := p.passphrase(*file)
 	if err != nil {
@@ -56,7 +53,7 @@ func (p *program) verify(ctx context.Context, args []string) error {
 		p.describe(report, *head)
 	}
 	if errors.Is(err, sealedchat.ErrInvalidRequest) && *head != "" { // nothing was checked
-		return wrongInput("-head: %w", err)
+		return program.WrongInput("-head: %w", err)
 	}
 	if err != nil {
 		return err
@@ -73,7 +70,7 @@ var errHeadNotFound = errors.New(
 	"the line of -head was dropped with an older file: nothing can be said of what came between",
 )
 
-func (p *program) describe(r *sealedchat.AuditReport, head string) {
+func (p *audit) describe(r *sealedchat.AuditReport, head string) {
 	fmt.Fprintf(p.stderr, "%d events in %d files are as they were written\n", r.Lines, len(r.Files))
 	if r.First > 1 {
 		fmt.Fprintf(p.stderr, "older files were dropped: the first event is number %d\n", r.First)
@@ -93,37 +90,18 @@ func (p *program) describe(r *sealedchat.AuditReport, head string) {
 const maxPassphrase = 4096
 
 // passphrase reads the passphrase from the file or the environment. The caller destroys it.
-func (p *program) passphrase(file string) (*sealedchat.Secret, error) {
+func (p *audit) passphrase(file string) (*sealedchat.Secret, error) {
 	if file == "" {
-		text := p.env("NOMYO_KEY_PASSWORD") // a string: nothing can wipe that copy
-		if text == "" {
-			return nil, wrongInput(
+		secret, err := program.Secret(p.env, "NOMYO_KEY_PASSWORD")
+		if err == nil && secret == nil {
+			err = program.WrongInput(
 				"the passphrase: set NOMYO_KEY_PASSWORD, or give -passphrase-file")
 		}
-		return sealedchat.NewSecret([]byte(text)), nil
+		return secret, err
 	}
-	f, err := os.Open(file)
+	secret, err := program.PrivateSecret(file, maxPassphrase)
 	if err != nil {
-		return nil, wrongInput("-passphrase-file: %w", err)
+		return nil, program.WrongInput("-passphrase-file: %w", err)
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, wrongInput("-passphrase-file: %w", err)
-	}
-	// on Windows the mode does not say who may read the file
-	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" {
-		return nil, wrongInput("-passphrase-file: others may use %s (mode %04o): chmod 600 it",
-			file,
-			mode)
-	}
-	text := make([]byte, maxPassphrase+1)
-	defer clear(text)
-	n, err := io.ReadFull(f, text)
-	if err == nil || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, wrongInput("-passphrase-file: %s cannot be read, or has more than %d bytes",
-			file,
-			maxPassphrase)
-	}
-	return sealedchat.NewSecret(bytes.TrimRight(text[:n], "\r\n")), nil
+	return secret, nil
 }

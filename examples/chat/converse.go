@@ -11,15 +11,22 @@ import (
 	"strings"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
+
+const conversationHelp = `A line is a prompt; the model sees the conversation before it as well.
+/help  this text
+/quit  ends the program, and so do Ctrl-D and Ctrl-C
+chat -h lists the flags: -stream, -system, -model and others.
+`
 
 const maxLine = 1 << 20 // bytes of one line of a conversation
 
 // converse asks for prompts until /quit, the end of the input, or the end of ctx. It keeps the
 // history.
-func (p *program) converse(ctx context.Context, o *options,
+func (p *chat) converse(ctx context.Context, o *options,
 	client *sealedchat.SecureCompletionClient) error {
-	fmt.Fprintln(p.stderr, "Type a prompt. /quit or Ctrl-D ends.")
+	fmt.Fprintln(p.stderr, "Type a prompt. /quit or Ctrl-D ends, /help says more.")
 	reading, stop := context.WithCancel(ctx)
 	defer stop()
 	lines, readErr := p.lines(reading)
@@ -42,6 +49,9 @@ func (p *program) converse(ctx context.Context, o *options,
 			return nil
 		case line == "/quit":
 			return nil
+		case line == "/help":
+			fmt.Fprint(p.stderr, conversationHelp)
+			continue
 		case line == "":
 			continue
 		}
@@ -54,8 +64,8 @@ func (p *program) converse(ctx context.Context, o *options,
 		case isOutputError(err):
 			return err
 		case err != nil: // the history is as it was: the same prompt can be tried again
-			text, _ := explain(ctx, err, o)
-			fmt.Fprintln(p.stderr, "chat: "+oneLine(text))
+			text, _ := o.server.Explain(ctx, err)
+			program.Fail(p.stderr, "chat", text)
 			continue
 		}
 		history = append(turn, sealedchat.AssistantMessage(answer))
@@ -67,7 +77,7 @@ func isOutputError(err error) bool {
 	return ok
 }
 
-func (p *program) turn(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient,
+func (p *chat) turn(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient,
 	messages []sealedchat.Message) (string, error) {
 	if err := checkPrompt(messages[len(messages)-1].Content); err != nil {
 		return "", err
@@ -76,7 +86,7 @@ func (p *program) turn(ctx context.Context, o *options, client *sealedchat.Secur
 }
 
 // lines reads standard input line by line. After it has closed the channel, err returns the reason.
-func (p *program) lines(ctx context.Context) (lines <-chan string, err func() error) {
+func (p *chat) lines(ctx context.Context) (lines <-chan string, err func() error) {
 	ch := make(chan string)
 	scanner := bufio.NewScanner(p.stdin)
 	scanner.Buffer(nil, maxLine)

@@ -17,7 +17,7 @@ func TestConversation(t *testing.T) {
 	testkit.NoLeaks(t)
 	server := newRemote(t)
 	input := "Hello\n\n  " + failing +
-		"\n\xff\nWhat is the capital of Japan?\nand Italy?\n/quit\nnot sent\n"
+		"\n\xff\n/help\nWhat is the capital of Japan?\nand Italy?\n/quit\nnot sent\n"
 	r := session{stdin: strings.NewReader(input), terminal: true, env: withKey()}.
 		run(t.Context(), server.args("-pin", server.pin, "-system", "be kind")...)
 	const end = " My instructions are: “be kind” (I am a demo that only repeats.)\n"
@@ -29,7 +29,7 @@ func TestConversation(t *testing.T) {
 	if r.status != 0 || r.stdout != want {
 		t.Errorf("status %d, stdout:\n%swant:\n%s\n%s", r.status, r.stdout, want, r.stderr)
 	}
-	for text, n := range map[string]int{"> ": 7, "chat: the server answered 502": 1,
+	for text, n := range map[string]int{"> ": 8, "/help  this text": 1, "chat: the server answered 502": 1,
 		"chat: the prompt is not UTF-8": 1} {
 		if got := strings.Count(r.stderr, text); got != n {
 			t.Errorf("stderr has %q %d times, want %d:\n%s", text, got, n, r.stderr)

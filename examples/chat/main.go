@@ -15,7 +15,7 @@
 // Without -url (and without NOMYO_SERVER_URL) it starts a TLS gateway with a tiny demo model inside
 // its own process, and talks to it like to any other server. It takes the prompt from the
 // arguments, or else from standard input. On a terminal without a prompt it starts a small
-// conversation, which /quit or Ctrl-D ends.
+// conversation, which /quit or Ctrl-D ends; /help says what else there is.
 //
 // Only the answer goes to standard output, all other text goes to standard error. Environment:
 // NOMYO_API_KEY is the API key for the server, or NOMYO_API_KEY_FILE names a file with it;
@@ -31,31 +31,28 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 	"unicode"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
-	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(run(program.Signals(), os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
 }
 
 func run(ctx context.Context, args []string, env func(string) string, stdin io.Reader, stdout,
 	stderr io.Writer) int {
-	p := &program{env: env, stdin: stdin, stdout: stdout, stderr: stderr, isTerminal: isTerminal,
+	p := &chat{env: env, stdin: stdin, stdout: stdout, stderr: stderr, isTerminal: isTerminal,
 		patience: 300 * time.Millisecond}
 	return p.run(ctx, args)
 }
 
-// program has the surroundings of a run, which tests replace.
-type program struct {
+// chat has the surroundings of a run, which tests replace.
+type chat struct {
 	env            func(string) string
 	stdin          io.Reader
 	stdout, stderr io.Writer
@@ -65,7 +62,7 @@ type program struct {
 	patience       time.Duration // before a note says what the program waits for
 }
 
-func (p *program) run(ctx context.Context, args []string) int {
+func (p *chat) run(ctx context.Context, args []string) int {
 	p.stderr = &lockedWriter{w: p.stderr}
 	o, err := p.parse(args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -75,36 +72,40 @@ func (p *program) run(ctx context.Context, args []string) int {
 		err = p.readPrompt(ctx, o)
 	}
 	if err == nil {
-		err = p.chat(ctx, o)
+		err = p.talk(ctx, o)
 	}
 	if err == nil {
 		return 0
 	}
-	text, status := explain(ctx, err, o)
-	fmt.Fprintln(p.stderr, "chat: "+oneLine(text))
+	text, status := o.server.Explain(ctx, err)
+	program.Fail(p.stderr, "chat", text)
 	return status
 }
 
-// chat connects to the server, or to the demo, and asks.
-func (p *program) chat(ctx context.Context, o *options) error {
+// talk connects to the server, or to the demo, and asks.
+func (p *chat) talk(ctx context.Context, o *options) error {
 	// the store makes its key when one is needed
 	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: p.keyBits})
 	if err != nil {
 		return err
 	}
 	defer keys.Close()
-	to := o.server
+	apiKey, err := program.Secret(p.env, "NOMYO_API_KEY")
+	if err != nil {
+		return err
+	}
 	if o.demo {
+		apiKey.Destroy()
 		d, err := p.startDemo(ctx, o, keys)
 		if err != nil {
 			return err
 		}
-		defer d.close()
-		to = d.server
-		fmt.Fprintf(p.stderr, "demo: the gateway is %s, and its key is pinned:\n", to.url)
-		fmt.Fprintf(p.stderr, "demo: %s\n", to.pins[0])
+		defer d.Close()
+		o.server = d.Server(o.server)
+		apiKey = sealedchat.NewSecret([]byte(d.APIKey))
 	}
-	client, done, err := p.connect(o, to, keys)
+	defer apiKey.Destroy()
+	client, done, err := p.connect(o, apiKey, keys)
 	if err != nil {
 		return err
 	}
@@ -126,7 +127,7 @@ func (p *program) chat(ctx context.Context, o *options) error {
 }
 
 // ask sends the messages, prints the text of the answer and returns it.
-func (p *program) ask(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient,
+func (p *chat) ask(ctx context.Context, o *options, client *sealedchat.SecureCompletionClient,
 	messages []sealedchat.Message) (string, error) {
 	request := &sealedchat.ChatRequest{Model: o.model, Messages: messages}
 	var resp *sealedchat.ChatResponse
@@ -146,7 +147,7 @@ func (p *program) ask(ctx context.Context, o *options, client *sealedchat.Secure
 		finish = resp.Choices[0].FinishReason
 	}
 	if resp.Text() == "" {
-		return "", fmt.Errorf("the answer has no text (finish reason %q)", oneLine(finish))
+		return "", fmt.Errorf("the answer has no text (finish reason %q)", program.OneLine(finish))
 	}
 	if finish == "length" {
 		fmt.Fprintln(p.stderr, "chat: the answer was cut off at the token limit")
@@ -158,7 +159,7 @@ func (p *program) ask(ctx context.Context, o *options, client *sealedchat.Secure
 }
 
 // stream prints an answer piece by piece as it arrives.
-func (p *program) stream(ctx context.Context, client *sealedchat.SecureCompletionClient,
+func (p *chat) stream(ctx context.Context, client *sealedchat.SecureCompletionClient,
 	request *sealedchat.ChatRequest) (_ *sealedchat.ChatResponse, err error) {
 	waiting := sync.OnceFunc(p.while("waiting for the answer …"))
 	defer waiting()
@@ -190,7 +191,7 @@ func (p *program) stream(ctx context.Context, client *sealedchat.SecureCompletio
 type outputError struct{ error }
 
 // print writes text to standard output. A terminal gets no control sequences from a server.
-func (p *program) print(text string) error {
+func (p *chat) print(text string) error {
 	if p.isTerminal(p.stdout) {
 		text = strings.Map(func(r rune) rune {
 			if unicode.IsControl(r) && r != '\n' && r != '\t' {
@@ -206,7 +207,7 @@ func (p *program) print(text string) error {
 }
 
 // while prints a note, unless the function that it returns is called soon.
-func (p *program) while(note string) (done func()) {
+func (p *chat) while(note string) (done func()) {
 	end := make(chan struct{})
 	var printer sync.WaitGroup
 	printer.Go(func() {
@@ -234,16 +235,6 @@ func isTerminal(stream any) bool {
 	}
 	null, err := os.Stat(os.DevNull)
 	return err != nil || !os.SameFile(info, null)
-}
-
-// oneLine replaces characters that could end a line or control a terminal.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, s)
 }
 
 // lockedWriter lets several goroutines print: notes, the wire and the program itself.

@@ -181,7 +181,7 @@ func TestScreen(t *testing.T) {
 func TestWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b strings.Builder
-		p := &program{stderr: &b, patience: time.Second}
+		p := &chat{stderr: &b, patience: time.Second}
 		early, late := p.while("early"), p.while("late")
 		time.Sleep(999 * time.Millisecond)
 		early()

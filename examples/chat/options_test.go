@@ -84,7 +84,7 @@ func TestWrongInput(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	p := &program{env: func(string) string {
+	p := &chat{env: func(string) string {
 		return ""
 	}, isTerminal: func(any) bool { return false }, stdin: iotest.ErrReader(errors.New("read"))}
 	for want, args := range map[string][]string{

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/demo"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -45,7 +46,7 @@ func (s session) run(ctx context.Context, args ...string) result {
 	if s.stdin == nil {
 		s.stdin = strings.NewReader("")
 	}
-	p := &program{
+	p := &chat{
 		env: func(name string) string {
 			return s.env[name]
 		}, stdin: s.stdin, stdout: &stdout, stderr: &stderr,
@@ -85,10 +86,10 @@ func newRemote(t *testing.T) *remote {
 			return
 		}
 		req.Body = io.NopCloser(bytes.NewReader(body))
-		demoModel(w, req)
+		demo.Model(w, req)
 	})
 	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
-		Upstream: "https://model.invalid/v1", UpstreamTransport: inMemory{model},
+		Upstream: "https://model.invalid/v1", UpstreamTransport: demo.InMemory(model),
 		Authenticate: authenticate, Keys: keys,
 	})
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/examples/internal/demo"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -49,7 +50,7 @@ func (a *arrivals) Write(b []byte) (int, error) {
 
 func TestWordsAppearAsTheyCome(t *testing.T) {
 	var out arrivals
-	p := &program{
+	p := &chat{
 		env: func(string) string {
 			return ""
 		}, stdin: strings.NewReader(""), stdout: &out, stderr: io.Discard,
@@ -64,7 +65,7 @@ func TestWordsAppearAsTheyCome(t *testing.T) {
 		t.Errorf("%d words in %d pieces", words, len(out.times)-1)
 	}
 	if took, least := out.times[len(out.times)-1].Sub(
-		out.times[0]), time.Duration(words-1)*typing; took < least*9/10 {
+		out.times[0]), time.Duration(words-1)*demo.Typing; took < least*9/10 {
 		t.Errorf("from the first to the last word it took %v, the model types for %v", took, least)
 	}
 }
@@ -109,7 +110,7 @@ func TestOutputThatFailsEndsTheStream(t *testing.T) {
 		}
 		var stderr strings.Builder
 		stdin := strings.NewReader(input)
-		p := &program{
+		p := &chat{
 			env: func(string) string {
 				return ""
 			}, stdin: stdin, stdout: &failingWriter{left: 2}, stderr: &stderr,

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"unicode/utf8"
+
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 const (
@@ -53,7 +55,7 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 // pass.
 func (w *wire) print(direction, first string, header http.Header, body []byte, size int64) {
 	var b strings.Builder
-	line := func(text string) { fmt.Fprintf(&b, "wire %s %s\n", direction, oneLine(text)) }
+	line := func(text string) { fmt.Fprintf(&b, "wire %s %s\n", direction, program.OneLine(text)) }
 	line(first)
 	for _, name := range sortedNames(header) {
 		value := strings.Join(header[name], ", ")

@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-
-	"github.com/seed-017344ad/sealedchat"
 )
 
 type roundTrip func(*http.Request) (*http.Response, error)
@@ -76,62 +74,6 @@ func TestThousands(t *testing.T) {
 		1234567: "1,234,567"} {
 		if got := thousands(n); got != want {
 			t.Errorf("%d: %s, want %s", n, got, want)
-		}
-	}
-}
-
-func TestDemoAnswer(t *testing.T) {
-	const end = " (I am a demo that only repeats.)"
-	user, assistant := sealedchat.UserMessage, sealedchat.AssistantMessage
-	for want, messages := range map[string][]sealedchat.Message{
-		"You said nothing.":              nil,
-		"You said: “x”" + end:            {user("x")},
-		"Hello! You said: “hi”" + end:    {user("hi")},
-		"You said: “I like Spain”" + end: {user("I like Spain")},
-		"The capital of France is Paris. The capital of Italy is Rome. You said: “Capitals of " +
-			"ITALY and france?”" + end: {
-			user("Capitals of ITALY and france?")},
-		"You said: “b” You said one thing before: “a”" +
-			end: {user("a"), assistant("…"), user("b")},
-		"You said: “c” You said 2 things before, the last one: “b” My instructions are: “s”" +
-			end: {
-			sealedchat.SystemMessage("s"), user("a"), assistant("…"), user("b"), assistant("…"),
-			user("c")},
-		"You said: “parts”" + end: {sealedchat.UserParts(sealedchat.TextPart("parts"))},
-	} {
-		if got := demoAnswer(messages); got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	}
-}
-
-func TestDemoModelRefuses(t *testing.T) {
-	transport := inMemory{http.HandlerFunc(demoModel)}
-	for _, c := range []struct {
-		method, path, body string
-		status             int
-	}{
-		{"GET", "/v1/chat/completions", "", 404},
-		{"POST", "/v1/models", "{}", 404},
-		{"POST", "/v1/chat/completions", "[", 400},
-		{"POST", "/v1/chat/completions", "{}", 200},
-	} {
-		var body io.Reader
-		if c.body != "" {
-			body = strings.NewReader(c.body)
-		}
-		req, err := http.NewRequestWithContext(t.Context(), c.method, "https://demo.invalid"+c.path,
-			body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := transport.RoundTrip(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		if resp.StatusCode != c.status {
-			t.Errorf("%s %s: %d, want %d", c.method, c.path, resp.StatusCode, c.status)
 		}
 	}
 }

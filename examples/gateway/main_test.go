@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
 
@@ -27,7 +29,7 @@ func TestServe(t *testing.T) {
 	u := newUpstream(t, nil)
 	cert := filepath.Join(t.TempDir(), "gateway.pem")
 	keys := keyFile(t, "# the keys\n\n"+apiKey+"\n  second-api-key\r\n", 0o600)
-	r := start(t, time.Second, "-upstream", u.URL+"/v1", "-api-keys", keys, "-write-cert", cert,
+	r := start(t, "-grace", "1s", "-upstream", u.URL+"/v1", "-api-keys", keys, "-write-cert", cert,
 		"-tier", "high")
 
 	r.tier = sealedchat.TierMaximum
@@ -83,7 +85,7 @@ func fingerprintOf(t *testing.T, certFile string) string {
 	}
 	block, _ := pem.Decode(text)
 	id := identity{}
-	id.certificate.Certificate = [][]byte{block.Bytes}
+	id.now.Store(&tls.Certificate{Certificate: [][]byte{block.Bytes}})
 	return id.fingerprint()
 }
 
@@ -102,7 +104,7 @@ func TestExampleChat(t *testing.T) {
 	}
 	u := newUpstream(t, nil)
 	cert := filepath.Join(t.TempDir(), "gateway.pem")
-	r := start(t, time.Second, "-upstream", u.URL+"/v1", "-api-keys", keyFile(t, apiKey, 0o600),
+	r := start(t, "-grace", "1s", "-upstream", u.URL+"/v1", "-api-keys", keyFile(t, apiKey, 0o600),
 		"-write-cert", cert)
 
 	cmd := exec.CommandContext(t.Context(), binary, "-url", r.url, "-cacert", cert, "-pin", r.pin,
@@ -116,7 +118,7 @@ func TestExampleChat(t *testing.T) {
 }
 
 func TestOwnCertificate(t *testing.T) {
-	certificate, err := selfSigned("127.0.0.1", time.Hour)
+	certificate, err := program.SelfSigned("x", "127.0.0.1", time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +132,7 @@ func TestOwnCertificate(t *testing.T) {
 		Bytes: certificate.Certificate[0]}))
 	write(t, keyName, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
 	u := newUpstream(t, nil)
-	r := start(t, time.Second, "-upstream", u.URL+"/v1", "-allow-unauthenticated", "-tls-cert",
+	r := start(t, "-grace", "1s", "-upstream", u.URL+"/v1", "-allow-unauthenticated", "-tls-cert",
 		certFile, "-tls-key", keyName)
 	if text, err := chat(t, r, certFile, ""); err != nil || text != "echo of "+prompt {
 		t.Errorf("%q, %v", text, err)
@@ -152,18 +154,18 @@ func write(t *testing.T, name string, content []byte) {
 
 func TestShutdown(t *testing.T) {
 	for name, c := range map[string]struct {
-		grace   time.Duration
+		grace   string
 		release bool // while the gateway is ending
 		fails   bool
 	}{
-		"waits for running requests": {grace: 20 * time.Second, release: true},
-		"cuts off what stays":        {grace: 10 * time.Millisecond, fails: true},
+		"waits for running requests": {grace: "20s", release: true},
+		"cuts off what stays":        {grace: "10ms", fails: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testkit.NoLeaks(t)
 			u := newUpstream(t, make(chan struct{}))
 			cert := filepath.Join(t.TempDir(), "gateway.pem")
-			r := start(t, c.grace, "-upstream", u.URL+"/v1", "-allow-unauthenticated",
+			r := start(t, "-grace", c.grace, "-upstream", u.URL+"/v1", "-allow-unauthenticated",
 				"-write-cert", cert)
 			var text string
 			var err error

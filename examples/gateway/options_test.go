@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -19,7 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 func TestPortInUse(t *testing.T) {
@@ -41,7 +40,7 @@ func TestPortInUse(t *testing.T) {
 func once(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	p := &program{env: environment, stdout: &out, stderr: &errs, keyBits: 2048}
+	p := &gatewayProgram{env: environment, stdout: &out, stderr: &errs, keyBits: 2048}
 	// ends a gateway that should not have started
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -86,6 +85,12 @@ func TestWrongInput(t *testing.T) {
 		{want: "-protocols", args: []string{"-upstream", url, "-api-keys", good, "-protocols", ""}},
 		{want: "-protocols leaves out", args: []string{"-upstream", url, "-api-keys", good,
 			"-protocols", "envelope", "-pad", "64"}},
+		{want: "-aes128 is for ohttp", args: []string{"-upstream", url, "-api-keys", good,
+			"-protocols", "envelope", "-aes128"}},
+		{want: "-rotate-configs is for ohttp", args: []string{"-upstream", url, "-api-keys", good,
+			"-protocols", "envelope", "-rotate-configs", "2h"}},
+		{want: "-rotate-configs: ", args: []string{"-upstream", url, "-api-keys", good,
+			"-rotate-configs", "1m"}},
 		{want: "-pad: want a power of two", args: []string{"-upstream", url, "-api-keys", good,
 			"-pad", "1000"}},
 		{want: "-date-window", args: []string{"-upstream", url, "-api-keys", good, "-date-window",
@@ -97,9 +102,9 @@ func TestWrongInput(t *testing.T) {
 		{want: "no keys in", args: []string{"-upstream", url, "-api-keys",
 			keyFile(t, "# nothing\n\n", 0o600)}},
 		{want: "line 3", args: []string{"-upstream", url, "-api-keys",
-			keyFile(t, "good\n\nwith space\n", 0o600)}},
+			keyFile(t, "good\n\nwith space too\n", 0o600)}},
 		{want: "more than", args: []string{"-upstream", url, "-api-keys",
-			keyFile(t, strings.Repeat("a\n", maxKeyFile/2+1), 0o600)}},
+			keyFile(t, strings.Repeat("a\n", 1<<19+1), 0o600)}},
 		{want: "not a regular file", args: []string{"-upstream", url, "-api-keys", t.TempDir()}},
 		{want: "chmod 600", args: []string{"-upstream", url, "-api-keys",
 			keyFile(t, apiKey, 0o640)}, unix: true},
@@ -117,7 +122,7 @@ func TestWrongInput(t *testing.T) {
 			t.Errorf("%q: status %d, stdout %q, stderr %q, want 2 and one line with %q", c.args,
 				status, stdout, stderr, c.want)
 		}
-		for _, secret := range []string{apiKey, "with space", "secret"} {
+		for _, secret := range []string{apiKey, "with space", "secret", "space too"} {
 			if strings.Contains(stderr, secret) {
 				t.Errorf("%q: stderr holds a secret: %q", c.args, stderr)
 			}
@@ -130,8 +135,9 @@ func TestBadUpstreamKey(t *testing.T) {
 	env := func(name string) string {
 		return map[string]string{"NOMYO_UPSTREAM_KEY": "two words"}[name]
 	}
-	status := run(t.Context(), []string{"-upstream", "https://a.invalid", "-allow-unauthenticated"},
-		env, &stdout, &stderr)
+	p := &gatewayProgram{env: env, stdout: &stdout, stderr: &stderr, keyBits: 2048}
+	status := p.run(t.Context(), []string{"-upstream", "https://a.invalid",
+		"-allow-unauthenticated"})
 	if status != 2 || !strings.HasPrefix(stderr.String(), "gateway: NOMYO_UPSTREAM_KEY: ") ||
 		strings.Contains(stderr.String(), "two words") {
 		t.Errorf("status %d, stderr %q", status, stderr.String())
@@ -140,7 +146,7 @@ func TestBadUpstreamKey(t *testing.T) {
 
 func TestUpstreamKeyFile(t *testing.T) {
 	for content, want := range map[string]string{
-		"":            "NOMYO_UPSTREAM_KEY_FILE: sealedchat: invalid request: there is no secret",
+		"":            "NOMYO_UPSTREAM_KEY_FILE: invalid request: there is no secret",
 		"two words\n": "NOMYO_UPSTREAM_KEY: ",
 	} {
 		name := keyFile(t, content, 0o600)
@@ -148,8 +154,9 @@ func TestUpstreamKeyFile(t *testing.T) {
 		env := func(variable string) string {
 			return map[string]string{"NOMYO_UPSTREAM_KEY_FILE": name}[variable]
 		}
-		status := run(t.Context(), []string{"-upstream", "https://a.invalid",
-			"-allow-unauthenticated"}, env, &stdout, &stderr)
+		p := &gatewayProgram{env: env, stdout: &stdout, stderr: &stderr, keyBits: 2048}
+		status := p.run(t.Context(), []string{"-upstream", "https://a.invalid",
+			"-allow-unauthenticated"})
 		if status != 2 || !strings.Contains(stderr.String(), want) ||
 			strings.Contains(stderr.String(), "two words") {
 			t.Errorf("status %d, stderr %q", status, stderr.String())
@@ -164,34 +171,64 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// The printed pin stays valid for as long as the program runs.
+// The printed pin stays valid for as long as the program runs, unless -rotate says otherwise.
 func TestKeyIsNotReplaced(t *testing.T) {
-	o := (&program{keyBits: 2048}).keyOptions()
-	if o.Bits != 2048 || o.Rotation.Every >= 0 || o.Rotation.AfterRequests != 0 {
-		t.Errorf("%+v", *o)
-	}
-	if o := (&program{}).keyOptions(); o.Bits != 0 {
-		t.Errorf("%d bits, want the package's default", o.Bits)
-	}
 	synctest.Test(t, func(t *testing.T) {
-		keys, err := sealedchat.NewEphemeralKeyStore(o)
-		if err != nil {
+		s := &service{o: &options{}, log: slog.New(slog.DiscardHandler), keyBits: 2048}
+		if err := s.openKeys(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		defer keys.Close()
-		first, err := keys.Public(t.Context())
+		defer s.close()
+		first, err := s.keys.Public(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		for range 3 { // the first look after a key is due still finds the old one
 			time.Sleep(25 * time.Hour)
 			synctest.Wait()
-			if now, err := keys.Public(t.Context()); err != nil ||
+			if now, err := s.keys.Public(t.Context()); err != nil ||
 				now.Fingerprint() != first.Fingerprint() {
 				t.Errorf("another key after a while: %v", err)
 			}
 		}
 	})
+}
+
+// The configurations of Oblivious HTTP are replaced under a signer that stays, unless other machines
+// may have copies of the keys.
+func TestConfigurationsAreReplaced(t *testing.T) {
+	for _, c := range []struct {
+		o    options
+		want int // after an hour, with those that still open requests
+	}{
+		{options{}, 4}, {options{rotate: 24 * time.Hour}, 4}, {options{replay: "redis://x"}, 2},
+		{options{replay: "redis://x", rotateConfigs: time.Hour}, 4},
+		{options{rotateConfigs: -1}, 2}, {options{rotateConfigs: 2 * time.Hour}, 2},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &service{o: &c.o, log: slog.New(slog.DiscardHandler), keyBits: 2048}
+			if err := s.openKeys(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			defer s.close()
+			signer, err := s.keys.Signer(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour + time.Second)
+			synctest.Wait()
+			configs := 0
+			for _, k := range s.keys.Keys() {
+				if k.Kind == "X-Wing" || k.Kind == "X25519" {
+					configs++
+				}
+			}
+			if now, err := s.keys.Signer(t.Context()); err != nil || now != signer ||
+				configs != c.want {
+				t.Errorf("%+v: %d configurations, %v", c.o, configs, err)
+			}
+		})
+	}
 }
 
 func TestSelfSignedNames(t *testing.T) {
@@ -201,7 +238,7 @@ func TestSelfSignedNames(t *testing.T) {
 	}
 	for host, also := range map[string]string{"": hostname, "0.0.0.0": hostname, "::": hostname,
 		"192.0.2.7": "192.0.2.7", "gw.example": "gw.example"} {
-		c, err := selfSigned(host, time.Hour)
+		c, err := program.SelfSigned("x", host, time.Hour)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -214,7 +251,7 @@ func TestSelfSignedNames(t *testing.T) {
 			t.Errorf("listening on %q: good for any name", host)
 		}
 	}
-	a, _ := selfSigned("", time.Hour)
+	a, _ := program.SelfSigned("x", "", time.Hour)
 	if len(a.Leaf.SerialNumber.Bytes()) < 8 {
 		t.Errorf("serial number %s", hex.EncodeToString(a.Leaf.SerialNumber.Bytes()))
 	}
@@ -239,12 +276,7 @@ func TestAddressHeader(t *testing.T) {
 }
 
 func limitsOneAddress(t *testing.T, named bool) {
-	keys, err := sealedchat.NewEphemeralKeyStore(&sealedchat.KeyStoreOptions{Bits: 2048})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer keys.Close()
-	p := &program{env: func(string) string { return "" }, stdout: io.Discard, stderr: io.Discard}
+	p := &gatewayProgram{env: func(string) string { return "" }}
 	args := []string{"-upstream", "https://a.invalid", "-allow-unauthenticated"}
 	if named {
 		args = append(args, "-address-header", "X-Forwarded-For")
@@ -253,11 +285,12 @@ func limitsOneAddress(t *testing.T, named bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gateway, done, err := p.newGateway(o, keys, slog.New(slog.DiscardHandler))
-	if err != nil {
+	service := &service{o: o, log: slog.New(slog.DiscardHandler), env: p.env, keyBits: 2048}
+	if err := service.open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	defer done()
+	defer service.close()
+	gateway := service.gateway
 	send := func(from string) int {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost,
 			"/.well-known/ohttp-gateway", strings.NewReader("nonsense"))

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/seed-017344ad/sealedchat"
 )
@@ -25,7 +24,7 @@ func TestProtocols(t *testing.T) {
 		if served[1] {
 			args = append(args, "-pad", "256", "-date-window", "1m")
 		}
-		r := start(t, time.Second, args...)
+		r := start(t, append(args, "-grace", "1s")...)
 		for i, p := range []sealedchat.Protocol{sealedchat.ProtocolEnvelope,
 			sealedchat.ProtocolOHTTP} {
 			if printed := []string{r.pin, r.ohttpPin}[i] != ""; printed != served[i] {

@@ -5,7 +5,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -15,7 +14,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -73,19 +71,30 @@ func newUpstream(t *testing.T, release chan struct{}) *upstream {
 type running struct {
 	url, pin, certificate, try string
 	ohttpPin, ohttpTry         string
+	metrics                    string
+	hup                        chan os.Signal
 	protocol                   sealedchat.Protocol     // that chat speaks
 	tier                       sealedchat.SecurityTier // that chat asks for
+	trust                      sealedchat.Trust        // of chat, in place of the pin; nil = the pin
 	stop                       context.CancelFunc
 	status                     chan int
-	log                        bytes.Buffer // to be read after status
+	log                        safeBuffer
 }
 
-func start(t *testing.T, grace time.Duration, args ...string) *running {
+func start(t *testing.T, args ...string) *running {
+	t.Helper()
+	return startWith(t, nil, args...)
+}
+
+// startWith is start on a machine that may make evidence.
+func startWith(t *testing.T, hardware func(o *options) (attester, error),
+	args ...string) *running {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
-	r := &running{stop: stop, status: make(chan int, 1)}
+	r := &running{stop: stop, status: make(chan int, 1), hup: make(chan os.Signal, 1)}
 	out, in := io.Pipe()
-	p := &program{env: environment, stdout: in, stderr: &r.log, keyBits: 2048, grace: grace}
+	p := &gatewayProgram{env: environment, stdout: in, stderr: &r.log, keyBits: 2048, hup: r.hup,
+		attester: hardware}
 	done := make(chan struct{})
 	go func() {
 		r.status <- p.run(ctx, append([]string{"-listen", "127.0.0.1:0"}, args...))
@@ -94,24 +103,26 @@ func start(t *testing.T, grace time.Duration, args ...string) *running {
 	}()
 	t.Cleanup(func() { stop(); <-done })
 	lines := bufio.NewScanner(out)
-	for r.try == "" && (r.ohttpTry == "" || !slices.Contains(args, "ohttp")) && lines.Scan() {
+	for r.url == "" && lines.Scan() {
 		name, value, _ := strings.Cut(lines.Text(), ": ")
 		switch name {
 		case "listening":
 			r.url = value
-		case "pin":
+		case "pin (envelope)":
 			r.pin = value
 		case "certificate":
 			r.certificate = value
-		case "try":
+		case "try (envelope)":
 			r.try = value
 		case "pin (ohttp)":
 			r.ohttpPin = value
 		case "try (ohttp)":
 			r.ohttpTry = value
+		case "metrics":
+			r.metrics = value
 		}
 	}
-	if r.try+r.ohttpTry == "" {
+	if r.url == "" {
 		<-done
 		t.Fatalf("the gateway did not start: %s", r.log.String())
 	}
@@ -133,7 +144,9 @@ func (r *running) end(t *testing.T) int {
 }
 
 func environment(name string) string {
-	return map[string]string{"NOMYO_UPSTREAM_KEY": upstreamKey}[name]
+	return map[string]string{
+		"NOMYO_UPSTREAM_KEY": upstreamKey, "NOMYO_KEY_PASSWORD": passphrase,
+	}[name]
 }
 
 // keyFile writes a file of API keys and returns its name.
@@ -175,6 +188,9 @@ func chat(t *testing.T, r *running, certFile, key string) (string, error) {
 	}
 	if r.protocol == sealedchat.ProtocolOHTTP {
 		config.Trust = sealedchat.Pin(r.ohttpPin)
+	}
+	if r.trust != nil {
+		config.Trust = r.trust
 	}
 	if key != "" {
 		config.APIKey = sealedchat.NewSecret([]byte(key))

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 const (
@@ -32,7 +33,7 @@ func (o *options) storeOptions() *sealedchat.KeyStoreOptions {
 }
 
 // withStore opens the store for f.
-func (p *program) withStore(ctx context.Context, o *options,
+func (p *keystore) withStore(ctx context.Context, o *options,
 	f func(*sealedchat.KeyStore, *sealedchat.Secret) error) error {
 	passphrase, err := p.passphrase(ctx, storePassword, "Passphrase of the key store")
 	if err != nil {
@@ -50,7 +51,7 @@ func (p *program) withStore(ctx context.Context, o *options,
 	return f(store, passphrase)
 }
 
-func (p *program) create(ctx context.Context, o *options) error {
+func (p *keystore) create(ctx context.Context, o *options) error {
 	passphrase, err := p.newPassphrase(ctx, storePassword, "Passphrase for the new key store")
 	if err != nil {
 		return err
@@ -62,12 +63,12 @@ func (p *program) create(ctx context.Context, o *options) error {
 	}
 	defer store.Close()
 	fmt.Fprintf(p.stderr, "made a key store in %s; nobody can open it without the passphrase\n",
-		oneLine(o.dir))
+		program.OneLine(o.dir))
 	return p.printPrimary(ctx, store)
 }
 
 // printPrimary prints the fingerprint of the key in use.
-func (p *program) printPrimary(ctx context.Context, store *sealedchat.KeyStore) error {
+func (p *keystore) printPrimary(ctx context.Context, store *sealedchat.KeyStore) error {
 	key, err := store.Public(ctx)
 	if err != nil {
 		return err
@@ -76,7 +77,7 @@ func (p *program) printPrimary(ctx context.Context, store *sealedchat.KeyStore) 
 	return err
 }
 
-func (p *program) list(ctx context.Context, o *options) error {
+func (p *keystore) list(ctx context.Context, o *options) error {
 	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
 		table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(table, "STATE\tBITS\tCREATED\tACTIVATED\tRETIRED\tFINGERPRINT")
@@ -89,6 +90,8 @@ func (p *program) list(ctx context.Context, o *options) error {
 				continue
 			case !k.Retired.IsZero():
 				state = "retired"
+			case k.Activated.IsZero():
+				state = "next"
 			}
 			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", state, bits, at(k.Created),
 				at(k.Activated), at(k.Retired), k.Fingerprint)
@@ -104,7 +107,7 @@ func at(t time.Time) string {
 	return t.UTC().Format(time.RFC3339)
 }
 
-func (p *program) rotate(ctx context.Context, o *options) error {
+func (p *keystore) rotate(ctx context.Context, o *options) error {
 	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
 		if err := store.Rotate(ctx); err != nil {
 			return err
@@ -113,7 +116,21 @@ func (p *program) rotate(ctx context.Context, o *options) error {
 	})
 }
 
-func (p *program) deleteKey(ctx context.Context, o *options) error {
+// next prints the fingerprint that clients are to pin beside that of the primary key.
+func (p *keystore) next(ctx context.Context, o *options) error {
+	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
+		key, err := store.Next(ctx)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(p.stderr, "not in use before the next rotation; have clients pin it as well, "+
+			"beside the primary key, and then rotate")
+		_, err = fmt.Fprintln(p.stdout, key.Fingerprint())
+		return err
+	})
+}
+
+func (p *keystore) deleteKey(ctx context.Context, o *options) error {
 	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
 		if err := store.Delete(ctx, o.fingerprint); err != nil {
 			return err
@@ -123,7 +140,7 @@ func (p *program) deleteKey(ctx context.Context, o *options) error {
 	})
 }
 
-func (p *program) importKey(ctx context.Context, o *options) error {
+func (p *keystore) importKey(ctx context.Context, o *options) error {
 	text, public, err := p.readKey(ctx, o.file)
 	if err != nil {
 		return err
@@ -146,9 +163,9 @@ func (p *program) importKey(ctx context.Context, o *options) error {
 	})
 }
 
-func (p *program) importEncrypted(ctx context.Context, o *options, store *sealedchat.KeyStore,
+func (p *keystore) importEncrypted(ctx context.Context, o *options, store *sealedchat.KeyStore,
 	text []byte) (*sealedchat.KeyInfo, error) {
-	passphrase, err := p.passphrase(ctx, filePassword, "Passphrase of "+oneLine(o.file))
+	passphrase, err := p.passphrase(ctx, filePassword, "Passphrase of "+program.OneLine(o.file))
 	if err != nil {
 		return nil, err
 	}
@@ -160,15 +177,15 @@ func (p *program) importEncrypted(ctx context.Context, o *options, store *sealed
 	return report, err
 }
 
-func (p *program) reportImport(o *options, r *sealedchat.KeyInfo, public string) {
+func (p *keystore) reportImport(o *options, r *sealedchat.KeyInfo, public string) {
 	how := "not encrypted"
 	if r.KDF != "" {
 		how = fmt.Sprintf("encrypted under %s with %d iterations", r.KDF, r.Iterations)
 	}
-	file := oneLine(o.file)
+	file := program.OneLine(o.file)
 	fmt.Fprintf(p.stderr, "imported the %d-bit key of %s: %s, %s\n", r.Bits, file, r.Format, how)
 	if public != "" {
-		fmt.Fprintf(p.stderr, "checked: %s is its public key\n", oneLine(public))
+		fmt.Fprintf(p.stderr, "checked: %s is its public key\n", program.OneLine(public))
 	}
 	p.warnIfOpen(o.file)
 	if r.Weak {
@@ -179,9 +196,9 @@ func (p *program) reportImport(o *options, r *sealedchat.KeyInfo, public string)
 	fmt.Fprintf(p.stderr, "delete %s and its copies now: the key store does not need it\n", file)
 }
 
-func (p *program) exportKey(ctx context.Context, o *options) error {
+func (p *keystore) exportKey(ctx context.Context, o *options) error {
 	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
-		passphrase, err := p.newPassphrase(ctx, filePassword, "Passphrase for "+oneLine(o.out))
+		passphrase, err := p.newPassphrase(ctx, filePassword, "Passphrase for "+program.OneLine(o.out))
 		if err != nil {
 			return err
 		}
@@ -193,12 +210,12 @@ func (p *program) exportKey(ctx context.Context, o *options) error {
 		if err := writeNew(o.out, text); err != nil {
 			return err
 		}
-		fmt.Fprintf(p.stderr, "wrote %s; it is worth as much as its passphrase\n", oneLine(o.out))
+		fmt.Fprintf(p.stderr, "wrote %s; it is worth as much as its passphrase\n", program.OneLine(o.out))
 		return nil
 	})
 }
 
-func (p *program) passwd(ctx context.Context, o *options) error {
+func (p *keystore) passwd(ctx context.Context, o *options) error {
 	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, old *sealedchat.Secret) error {
 		passphrase, err := p.newPassphrase(ctx, newStorePassword, "New passphrase of the key store")
 		if err != nil {
@@ -216,9 +233,9 @@ func (p *program) passwd(ctx context.Context, o *options) error {
 	})
 }
 
-func (p *program) seal(ctx context.Context, o *options) error {
+func (p *keystore) seal(ctx context.Context, o *options) error {
 	if p.isTerminal(p.stdout) {
-		return wrongInput("seal: sealed data is binary: send standard output to a file or a pipe")
+		return program.WrongInput("seal: sealed data is binary: send standard output to a file or a pipe")
 	}
 	plaintext, err := p.read(ctx, o.file, sealedchat.MaxSealedData)
 	if err != nil {
@@ -234,7 +251,7 @@ func (p *program) seal(ctx context.Context, o *options) error {
 	})
 }
 
-func (p *program) open(ctx context.Context, o *options) error {
+func (p *keystore) open(ctx context.Context, o *options) error {
 	sealed, err := p.read(ctx, o.file, maxSealed)
 	if err != nil {
 		return err
@@ -253,7 +270,7 @@ func (p *program) open(ctx context.Context, o *options) error {
 	})
 }
 
-func (p *program) write(content []byte) error {
+func (p *keystore) write(content []byte) error {
 	if _, err := p.stdout.Write(content); err != nil {
 		return fmt.Errorf("writing the result: %w", err)
 	}

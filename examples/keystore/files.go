@@ -15,10 +15,11 @@ import (
 	"slices"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 // read reads a file, or standard input for "", of at most limit bytes. The caller wipes the result.
-func (p *program) read(ctx context.Context, name string, limit int) ([]byte, error) {
+func (p *keystore) read(ctx context.Context, name string, limit int) ([]byte, error) {
 	var from io.Reader = p.stdin
 	if name != "" {
 		f, err := os.Open(name)
@@ -40,7 +41,7 @@ func (p *program) read(ctx context.Context, name string, limit int) ([]byte, err
 // readKey reads a PEM file and appends the public key from the file beside it, so that the package
 // checks that they belong together. public is the name of that file, or "" if there is none. The
 // caller wipes the text.
-func (p *program) readKey(ctx context.Context, name string) (text []byte, public string,
+func (p *keystore) readKey(ctx context.Context, name string) (text []byte, public string,
 	err error) {
 	private, err := p.read(ctx, name, maxKeyFile)
 	if err != nil {
@@ -63,7 +64,7 @@ func (p *program) readKey(ctx context.Context, name string) (text []byte, public
 
 // publicBeside reads the file public_key.pem that the Python and the JavaScript client write beside
 // the private key. The key is nil if there is no such file, or if it is the file name itself.
-func (p *program) publicBeside(ctx context.Context, name string) (*sealedchat.PublicKey, string,
+func (p *keystore) publicBeside(ctx context.Context, name string) (*sealedchat.PublicKey, string,
 	error) {
 	public := filepath.Join(filepath.Dir(name), "public_key.pem")
 	info, err := os.Stat(public)
@@ -119,10 +120,10 @@ func readAll(r io.Reader, limit int) ([]byte, error) {
 
 // warnIfOpen warns if others could read a file that has a key. On Windows the mode does not say who
 // may.
-func (p *program) warnIfOpen(name string) {
+func (p *keystore) warnIfOpen(name string) {
 	info, err := os.Stat(name)
 	if err == nil && info.Mode().Perm()&0o077 != 0 && runtime.GOOS != "windows" {
-		fmt.Fprintf(p.stderr, "warning: others may use %s (mode %04o)\n", oneLine(name),
+		fmt.Fprintf(p.stderr, "warning: others may use %s (mode %04o)\n", program.OneLine(name),
 			info.Mode().Perm())
 	}
 }

@@ -333,7 +333,7 @@ func TestSealAndOpen(t *testing.T) {
 }
 
 func TestFullDisk(t *testing.T) {
-	p := &program{stdout: failingWriter{}}
+	p := &keystore{stdout: failingWriter{}}
 	if err := p.write([]byte("x")); err == nil || !strings.Contains(err.Error(),
 		"writing the result") {
 		t.Errorf("%v", err)

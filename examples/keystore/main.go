@@ -8,8 +8,10 @@
 //
 //	keystore create [-bits N] [-iterations N]       # a new store with a first key
 //	keystore list                                   # its keys, the one in use first
-//	keystore rotate [-bits N]                       # a new key; the old one is kept as retired
-//	keystore delete -fingerprint HEX                # wipe a retired key now
+//	keystore next [-bits N]                         # make the key of the next rotation, to be pinned
+//	keystore rotate [-bits N]                       # the next key, or a new one; the old one is kept
+//	                                                # as retired
+//	keystore delete -fingerprint HEX                # wipe a retired key, or the next one, now
 //	keystore import FILE                            # use the private key in a PEM file from now on
 //	keystore export [-fingerprint HEX] -out FILE    # write a key, encrypted, to a new PEM file
 //	keystore passwd [-iterations N]                 # another passphrase
@@ -50,34 +52,29 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
-	"unicode"
 
 	"golang.org/x/term"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
-	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(run(program.Signals(), os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
 }
 
 func run(ctx context.Context, args []string, env func(string) string, stdin io.Reader, stdout,
 	stderr io.Writer) int {
-	p := &program{env: env, stdin: stdin, stdout: stdout, stderr: stderr, ask: askTerminal,
+	p := &keystore{env: env, stdin: stdin, stdout: stdout, stderr: stderr, ask: askTerminal,
 		isTerminal: isTerminal}
 	return p.run(ctx, args)
 }
 
-// program has the surroundings of a run, which tests replace.
-type program struct {
+// keystore has the surroundings of a run, which tests replace.
+type keystore struct {
 	env            func(string) string
 	stdin          io.Reader
 	stdout, stderr io.Writer
@@ -86,7 +83,7 @@ type program struct {
 	isTerminal func(stream any) bool
 }
 
-func (p *program) run(ctx context.Context, args []string) int {
+func (p *keystore) run(ctx context.Context, args []string) int {
 	o, err := p.parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -98,53 +95,31 @@ func (p *program) run(ctx context.Context, args []string) int {
 		return 0
 	}
 	text, status := explain(ctx, err)
-	fmt.Fprintln(p.stderr, "keystore: "+oneLine(text))
+	program.Fail(p.stderr, "keystore", text)
 	return status
 }
 
 // explain turns an error into one line for the user, and an exit status.
 func explain(ctx context.Context, err error) (text string, status int) {
-	text = strings.ReplaceAll(err.Error(), "sealedchat: ", "")
 	if ctx.Err() != nil {
-		return "interrupted", 1
+		return "interrupted", program.StatusFailed
 	}
-	if _, ok := errors.AsType[usageError](err); ok {
-		return text, 2
-	}
-	if wrong, ok := errors.AsType[*sealedchat.ConfigError](err); ok {
-		name := map[string]string{"KeyStoreOptions.Bits": "-bits",
-			"KeyStoreOptions.Iterations": "-iterations"}[wrong.Field]
-		if name != "" {
-			text = name + ": " + wrong.Err.Error()
-		}
-		return text, 2
+	text, status = program.Explain(err, map[string]string{
+		"KeyStoreOptions.Bits": "-bits", "KeyStoreOptions.Iterations": "-iterations"})
+	if status == program.StatusUsage {
+		return text, status
 	}
 	switch {
 	// a passphrase that is too short, or an invalid fingerprint
 	case errors.Is(err, sealedchat.ErrInvalidRequest):
-		return strings.TrimPrefix(text, "invalid request: "), 2
+		return strings.TrimPrefix(text, "invalid request: "), program.StatusUsage
 	case errors.Is(err, sealedchat.ErrLocked):
-		return text + "; try again when it has finished", 1
+		return text + "; try again when it has finished", status
 	}
-	return text, 1
+	return text, status
 }
-
-// usageError is wrong input: exit status 2.
-type usageError struct{ error }
-
-func wrongInput(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
-}
-
-// oneLine replaces characters that could end a line or control a terminal.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, s)
 }

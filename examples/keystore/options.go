@@ -5,14 +5,14 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 const maxLabel = 1024 // bytes, as in sealedchat.KeyStore.Seal
@@ -22,7 +22,7 @@ type command struct {
 	name, synopsis string
 	flags          string // names of its flags, except -dir
 	file           int    // how many files it has: none, at most one, or exactly one
-	run            func(p *program, ctx context.Context, o *options) error
+	run            func(p *keystore, ctx context.Context, o *options) error
 }
 
 const (
@@ -34,19 +34,31 @@ const (
 func commands() []command {
 	return []command{
 		{"create", "create [-dir DIR] [-bits N] [-iterations N]", "bits iterations", noFile,
-			(*program).create},
-		{"list", "list [-dir DIR]", "", noFile, (*program).list},
-		{"rotate", "rotate [-dir DIR] [-bits N]", "bits", noFile, (*program).rotate},
+			(*keystore).create},
+		{"list", "list [-dir DIR]", "", noFile, (*keystore).list},
+		{"next", "next [-dir DIR] [-bits N]", "bits", noFile, (*keystore).next},
+		{"rotate", "rotate [-dir DIR] [-bits N]", "bits", noFile, (*keystore).rotate},
 		{"delete", "delete [-dir DIR] -fingerprint HEX", "fingerprint", noFile,
-			(*program).deleteKey},
-		{"import", "import [-dir DIR] FILE", "", wantsFile, (*program).importKey},
+			(*keystore).deleteKey},
+		{"import", "import [-dir DIR] FILE", "", wantsFile, (*keystore).importKey},
 		{"export", "export [-dir DIR] [-fingerprint HEX] -out FILE", "fingerprint out", noFile,
-			(*program).exportKey},
-		{"passwd", "passwd [-dir DIR] [-iterations N]", "iterations", noFile, (*program).passwd},
+			(*keystore).exportKey},
+		{"passwd", "passwd [-dir DIR] [-iterations N]", "iterations", noFile, (*keystore).passwd},
 		{"seal", "seal [-dir DIR] -label TEXT [FILE] > OUTPUT", "label", mayHaveFile,
-			(*program).seal},
+			(*keystore).seal},
 		{"open", "open [-dir DIR] -label TEXT [FILE] > OUTPUT", "label", mayHaveFile,
-			(*program).open},
+			(*keystore).open},
+	}
+}
+
+// variables are what the program reads from the environment.
+func variables() []program.Variable {
+	const orFile = "; with _FILE behind its name, a file with it"
+	return []program.Variable{
+		{Name: "NOMYO_KEY_DIR", Text: "replaces -dir"},
+		{Name: storePassword, Text: "the passphrase of the key store" + orFile},
+		{Name: newStorePassword, Text: "the new one, of passwd" + orFile},
+		{Name: filePassword, Text: "the passphrase of the file, of import and export" + orFile},
 	}
 }
 
@@ -62,14 +74,21 @@ type options struct {
 	file        string // "" = standard input
 }
 
-func (p *program) parse(args []string) (*options, error) {
+func (p *keystore) parse(args []string) (*options, error) {
 	if len(args) == 0 {
-		return nil, wrongInput("no command, want %s (see -help)", names())
+		return nil, program.WrongInput("no command, want %s (see -h)", names())
 	}
 	switch args[0] {
 	case "-h", "-help", "--help", "help":
+		usage := program.Usage{Variables: variables()}
 		for _, c := range commands() {
-			fmt.Fprintln(p.stderr, "usage: keystore "+c.synopsis)
+			usage.Lines = append(usage.Lines, "keystore "+c.synopsis)
+		}
+		usage.Print(p.stderr, nil)
+		return nil, flag.ErrHelp
+	case "-version", "--version", "version":
+		if _, err := fmt.Fprintln(p.stdout, program.Version("keystore")); err != nil {
+			return nil, err
 		}
 		return nil, flag.ErrHelp
 	}
@@ -80,23 +99,20 @@ func (p *program) parse(args []string) (*options, error) {
 		}
 	}
 	if o.command.run == nil {
-		return nil, wrongInput("unknown command %q, want %s (see -help)", args[0], names())
+		return nil, program.WrongInput("unknown command %q, want %s (see -h)", args[0], names())
 	}
 	dir := p.env("NOMYO_KEY_DIR")
 	if dir == "" {
 		var err error
 		if dir, err = defaultDir(); err != nil {
-			return nil, wrongInput("give -dir or NOMYO_KEY_DIR: %w", err)
+			return nil, program.WrongInput("give -dir or NOMYO_KEY_DIR: %w", err)
 		}
 	}
 	f := o.flags(dir)
-	if err := f.Parse(args[1:]); errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(p.stderr, "usage: keystore "+o.command.synopsis)
-		f.SetOutput(p.stderr)
-		f.PrintDefaults()
+	usage := program.Usage{Lines: []string{"keystore " + o.command.synopsis},
+		Variables: variables()}
+	if err := program.Parse(f, args[1:], usage, p.stdout, p.stderr); err != nil {
 		return nil, err
-	} else if err != nil {
-		return nil, wrongInput("%s: %w (see %[1]s -help)", o.command.name, err)
 	}
 	o.file = f.Arg(0)
 	return o, o.check(f)
@@ -104,8 +120,7 @@ func (p *program) parse(args []string) (*options, error) {
 
 // flags defines the flags of the command.
 func (o *options) flags(dir string) *flag.FlagSet {
-	f := flag.NewFlagSet(o.command.name, flag.ContinueOnError)
-	f.SetOutput(io.Discard) // errors are printed in one place
+	f := flag.NewFlagSet("keystore "+o.command.name, flag.ContinueOnError)
 	f.StringVar(&o.dir, "dir", dir, "`folder` of the key store")
 	for _, name := range strings.Fields(o.command.flags) {
 		switch name {
@@ -137,20 +152,20 @@ func (o *options) check(f *flag.FlagSet) error {
 	max := min(c.file, 1)
 	switch {
 	case f.NArg() > max:
-		return wrongInput("%s: unexpected argument %q; flags come before the file (see "+
-			"%[1]s -help)", c.name, f.Arg(max))
+		return program.WrongInput("%s: unexpected argument %q; flags come before the file (see "+
+			"%[1]s -h)", c.name, f.Arg(max))
 	case o.dir == "":
-		return wrongInput("%s: -dir is empty", c.name)
+		return program.WrongInput("%s: -dir is empty", c.name)
 	case c.file == wantsFile && o.file == "":
-		return wrongInput("%s: which file? usage: keystore %s", c.name, c.synopsis)
+		return program.WrongInput("%s: which file? usage: keystore %s", c.name, c.synopsis)
 	case c.name == "delete" && o.fingerprint == "":
-		return wrongInput("%s: -fingerprint is required (see %[1]s -help)", c.name)
+		return program.WrongInput("%s: -fingerprint is required (see %[1]s -h)", c.name)
 	case f.Lookup("out") != nil && o.out == "":
-		return wrongInput("%s: -out is required (see %[1]s -help)", c.name)
+		return program.WrongInput("%s: -out is required (see %[1]s -h)", c.name)
 	case f.Lookup("label") != nil && o.label == "":
-		return wrongInput("%s: -label is required (see %[1]s -help)", c.name)
+		return program.WrongInput("%s: -label is required (see %[1]s -h)", c.name)
 	case len(o.label) > maxLabel:
-		return wrongInput("%s: -label has more than %d bytes", c.name, maxLabel)
+		return program.WrongInput("%s: -label has more than %d bytes", c.name, maxLabel)
 	}
 	return nil
 }

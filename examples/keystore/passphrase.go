@@ -15,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 // The variables for passphrases.
@@ -24,14 +25,16 @@ const (
 	filePassword     = "NOMYO_FILE_PASSWORD"
 )
 
+const minPassphrase = 8 // bytes, as the package wants of a new one
+
 var errNoTerminal = errors.New("no terminal to ask for the passphrase on")
 
 // passphrase reads a passphrase from the file that the environment variable with _FILE names, or
 // from the variable itself, or asks for it. The caller destroys it.
-func (p *program) passphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret,
+func (p *keystore) passphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret,
 	error) {
-	if file := p.env(variable + "_FILE"); file != "" {
-		return sealedchat.ReadSecret(file)
+	if p.env(variable+"_FILE") != "" {
+		return program.Secret(p.env, variable)
 	}
 	text, err := p.readPassphrase(ctx, variable, prompt)
 	if err != nil {
@@ -41,21 +44,26 @@ func (p *program) passphrase(ctx context.Context, variable, prompt string) (*sea
 }
 
 // newPassphrase asks twice: a typing error would lock the owner out.
-func (p *program) newPassphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret,
+func (p *keystore) newPassphrase(ctx context.Context, variable, prompt string) (*sealedchat.Secret,
 	error) {
-	if file := p.env(variable + "_FILE"); file != "" {
-		return sealedchat.ReadSecret(file)
+	if p.env(variable+"_FILE") != "" {
+		return program.Secret(p.env, variable)
 	}
 	text, err := p.readPassphrase(ctx, variable, prompt)
 	if err != nil {
 		return nil, err
 	}
 	if p.env(variable) == "" {
+		if len(text) < minPassphrase { // before it is typed a second time
+			clear(text)
+			return nil, program.WrongInput("a passphrase of %d bytes, want %d or more", len(text),
+				minPassphrase)
+		}
 		again, err := p.readPassphrase(ctx, variable, prompt+", again")
 		same := subtle.ConstantTimeCompare(text, again) == 1
 		clear(again)
 		if err == nil && !same {
-			err = wrongInput("the two passphrases differ")
+			err = program.WrongInput("the two passphrases differ")
 		}
 		if err != nil {
 			clear(text)
@@ -65,7 +73,7 @@ func (p *program) newPassphrase(ctx context.Context, variable, prompt string) (*
 	return sealedchat.NewSecret(text), nil
 }
 
-func (p *program) readPassphrase(ctx context.Context, variable, prompt string) ([]byte, error) {
+func (p *keystore) readPassphrase(ctx context.Context, variable, prompt string) ([]byte, error) {
 	// An environment variable is a string, which cannot be wiped.
 	if text := p.env(variable); text != "" {
 		return []byte(text), nil
@@ -73,9 +81,9 @@ func (p *program) readPassphrase(ctx context.Context, variable, prompt string) (
 	text, err := p.ask(ctx, prompt+": ")
 	switch {
 	case errors.Is(err, errNoTerminal):
-		return nil, wrongInput("%w; set %s", err, variable)
+		return nil, program.WrongInput("%w; set %s", err, variable)
 	case errors.Is(err, io.EOF), err == nil && len(text) == 0:
-		return nil, wrongInput("no passphrase was given")
+		return nil, program.WrongInput("no passphrase was given")
 	case err != nil:
 		return nil, fmt.Errorf("reading the passphrase: %w", err)
 	}

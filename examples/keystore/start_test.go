@@ -40,7 +40,7 @@ type result struct {
 
 func (s session) run(ctx context.Context, args ...string) (r result) {
 	var stdout, stderr bytes.Buffer
-	p := &program{
+	p := &keystore{
 		env: func(name string) string {
 			return s.env[name]
 		}, stdin: s.stdin, stdout: &stdout, stderr: &stderr,

@@ -140,6 +140,7 @@ func TestConfigurationIsComplete(t *testing.T) {
 	api := readDocument(t, "testdata/api.txt")
 	for section, of := range map[string]map[string]string{ // prefix of a row to the struct
 		"config":          {"": "Config", "OHTTP.": "OHTTPOptions"},
+		"attestation":     {"": "Attestation"},
 		"keystoreoptions": {"": "KeyStoreOptions", "Rotation.": "Rotation"},
 		"gatewayconfig":   {"": "GatewayConfig"},
 		"gatewayohttp":    {"": "GatewayOHTTP"},

@@ -27,7 +27,8 @@ type document struct {
 	text string
 }
 
-// documents are the files in Markdown of the root, of docs/ and of testdata/.
+// documents are the files in Markdown of the root, of docs/ and of testdata/, and the README of the
+// module attestation.
 func documents(t *testing.T) (docs []document) {
 	t.Helper()
 	for _, pattern := range []string{"*.md", "docs/*.md", "testdata/*/README.md"} {
@@ -43,7 +44,8 @@ func documents(t *testing.T) (docs []document) {
 			docs = append(docs, document{filepath.ToSlash(path), string(text)})
 		}
 	}
-	return docs
+	const module = "attestation/README.md"
+	return append(docs, document{module, readDocument(t, module)})
 }
 
 // readDocument is the text of one document.
@@ -250,7 +252,9 @@ type compiled struct {
 func compiledExamples(t *testing.T) (c compiled) {
 	t.Helper()
 	c.comments = make(map[string]bool)
-	for _, pattern := range []string{"example*_test.go", "examples/*/*.go"} {
+	for _, pattern := range []string{
+		"example*_test.go", "examples/*/*.go", "attestation/*/example_test.go",
+	} {
 		files, err := filepath.Glob(pattern)
 		if err != nil || len(files) == 0 {
 			t.Fatalf("%s: %d files, %v", pattern, len(files), err)

@@ -106,6 +106,9 @@ func TestGatewayServerIdleConnections(t *testing.T) {
 			testkit.NoLeaks(t)
 			addr := serveGateway(t, startGateway(t, testkit.AnswerText("fine"), nil), c.secure)
 			conns, bound := int64(500), most*max(c.times, 1)
+			if !testkit.Long() {
+				conns, bound = conns*2/5, bound*2/5
+			}
 			if c.secure { // handshakes cost CPU
 				conns, bound = conns/4, bound/4
 			}

@@ -130,7 +130,7 @@ func startClient(
 		change(&c)
 	}
 	// making a key would take seconds
-	if c.Keys == nil && c.Protocol == sealedchat.ProtocolEnvelope {
+	if c.Keys == nil && c.Protocol != sealedchat.ProtocolOHTTP {
 		c.Keys = storedKeys(t, "client-4096")
 	}
 	client, err := sealedchat.NewSecureCompletionClient(c)

@@ -61,6 +61,8 @@ func TestOHTTPHTTPClientPaths(t *testing.T) {
 		}
 		req.Header.Set("Content-Type", "application/json")
 		req.Header.Set("OpenAI-Beta", "assistants=v2")
+		req.Header.Set("Traceparent", "00-trace")
+		req.Header.Set("Tracestate", "a=b")
 		req.Header.Set("X-Stainless-OS", "Linux")
 		req.Header.Set("User-Agent", "OpenAI/Go")
 		resp, err := client.HTTPClient().Do(req)
@@ -82,7 +84,8 @@ func TestOHTTPHTTPClientPaths(t *testing.T) {
 		}
 		inside := httpx.HeaderOf(g.Last.Header)
 		if inside.Get("X-Stainless-OS") != "" || inside.Get("User-Agent") != "" ||
-			inside.Get("OpenAI-Beta") != "assistants=v2" {
+			inside.Get("OpenAI-Beta") != "assistants=v2" ||
+			inside.Get("Traceparent") != "00-trace" || inside.Get("Tracestate") != "" {
 			t.Errorf("%s: inside %v", test.url, inside)
 		}
 	}

@@ -181,8 +181,13 @@ func askGateway(
 	t *testing.T, base string, protocol sealedchat.Protocol, stream bool, size, rounds int,
 ) (all []testkit.MemorySecret) {
 	t.Helper()
+	var keys *sealedchat.KeyStore // of protocol v1: without one, each client makes a key
+	if protocol == sealedchat.ProtocolEnvelope {
+		keys = storedKeys(t, "rsa-2048")
+	}
 	client, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
 		BaseURL: base, Trust: sealedchat.TrustHTTPS(), InsecureAllowHTTP: true, Protocol: protocol,
+		Keys: keys,
 	})
 	if err != nil {
 		t.Fatal(err)

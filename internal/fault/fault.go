@@ -110,17 +110,22 @@ func transportReason(err error) string {
 // it contains, and repeats nothing of it.
 func kindOf(err error) string {
 	for ; err != nil; err = errors.Unwrap(err) {
-		text, kind := err.Error(), fmt.Sprintf("%T", err)
+		text := err.Error()
+		// HTTP/2's types are http.http2StreamError and the like until Go 1.26, and http2.StreamError
+		// in Go 1.27 and golang.org/x/net.
+		kind := strings.TrimLeft(fmt.Sprintf("%T", err), "*")
+		kind, isHTTP2 := strings.CutPrefix(strings.Replace(kind, "http.http2", "http2.", 1),
+			"http2.")
 		switch {
 		// of a transport of the caller's
 		case text == http.StatusText(http.StatusProxyAuthRequired):
 			return (&ProxyError{http.StatusProxyAuthRequired}).Error()
-		case strings.Contains(kind, "http2StreamError"):
+		case isHTTP2 && kind == "StreamError":
 			return "an HTTP/2 error: the other end reset the stream"
-		case strings.Contains(kind, "http2GoAwayError"),
+		case isHTTP2 && kind == "GoAwayError",
 			strings.HasPrefix(text, "http2: server sent GOAWAY"):
 			return "an HTTP/2 error: the other end gave up the connection"
-		case strings.Contains(kind, ".http2"), strings.HasPrefix(text, "http2: "):
+		case isHTTP2, strings.HasPrefix(text, "http2: "):
 			return "an HTTP/2 error"
 		case strings.HasPrefix(text, "malformed HTTP "):
 			return "the answer is not HTTP/1: does a server for something else listen there?"

@@ -20,7 +20,7 @@ import (
 
 const (
 	wideStrangers = 16      // times an address's allowance, for an IPv6 /48
-	wideHeads     = 4       // the same for heads
+	wideHeads     = 4       // the same for heads, and for evidence
 	wideBodies    = 2       // and for bodies
 	strangerTable = 1 << 14 // addresses that are counted
 
@@ -47,9 +47,13 @@ type limits struct {
 	// bodies counts, by address, the bytes that have come of bodies on the way, until their request
 	// has a place.
 	bodies *limit.Limiter
+	// attesting counts, by address, requests for evidence.
+	attesting *limit.Limiter
 	// refusals counts, for all together, requests that were refused for want of a place and are
 	// remembered.
 	refusals *limit.Limiter
+	// accounts counts, by account, requests that have a place or wait for one. nil sets no limit.
+	accounts *limit.Limiter
 }
 
 func newLimits(c *Config) limits {
@@ -63,7 +67,11 @@ func newLimits(c *Config) limits {
 		headTimeout: 5 * time.Second,
 		deliveries:  limit.New(limit.Config{Each: 2}),
 		bodies:      limit.New(limit.Config{Each: bodies / 4, Wide: wideBodies, All: bodies}),
+		attesting:   limit.New(limit.Config{Each: 1, Wide: wideHeads, All: maxAttesting}),
 		refusals:    limit.New(limit.Config{Each: 4 * places, Rate: float64(places)}),
+	}
+	if c.AccountPlaces > 0 {
+		l.accounts = limit.New(limit.Config{Each: int64(c.AccountPlaces)})
 	}
 	if c.OHTTP.StrangerRate > 0 {
 		l.strangers = limit.New(limit.Config{

@@ -14,8 +14,9 @@
 //	ohttp.go      Oblivious HTTP: its states, and what opens of a request when;
 //	              ohttp_check.go judges what opened, ohttp_answer.go passes the answer on,
 //	              ohttp_encode.go encodes and pads it
+//	attest.go     evidence for the keys of both protocols
 //	memory.go     pieces of content, and what becomes of their memory
-//	upstream.go   the one way upstream, for both protocols
+//	upstream.go   the one way upstream, for both protocols; trace.go has its traceparent
 //	refusal.go    what a refused client is told
 //	audit.go      events
 //
@@ -32,6 +33,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/attest"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/keystore"
@@ -51,8 +53,9 @@ type Server struct {
 	counts     counts
 	clients    clientKeys
 	limits     limits
-	buffers    buffers // of content
-	sealed     buffers // of sealed chunks, which net/http has had
+	attesting  chan struct{} // has one element while Attester is called
+	buffers    buffers       // of content
+	sealed     buffers       // of sealed chunks, which net/http has had
 	opened     time.Time
 
 	life context.Context // ends with the server
@@ -73,17 +76,24 @@ func New(c Config) (*Server, error) {
 	if c.Keys == nil {
 		return nil, &OptionError{"Keys", errNoKeys}
 	}
+	if c.Attester != nil && c.Keys.Dir() != nil && !c.KeysStayInside {
+		return nil, &OptionError{"Keys", errKeysOutside}
+	}
 	base, err := parseUpstream(&c)
 	if err != nil {
 		return nil, &OptionError{"Upstream", err}
 	}
-	s := &Server{places: make(chan struct{}, c.MaxConcurrent), opened: time.Now()}
+	s := &Server{places: make(chan struct{}, c.MaxConcurrent), opened: time.Now(),
+		attesting: make(chan struct{}, 1)}
 	s.limits = newLimits(&c)
 	if s.upstream, err = newUpstreamWay(&c, base); err != nil {
 		return nil, &OptionError{"UpstreamTransport", err}
 	}
 	if c.Replay == nil {
 		c.Replay, s.ownReplays = ownReplays(c.Keys)
+	}
+	if c.ServeOHTTP && c.OHTTP.AES128 {
+		c.Keys.OfferAES128()
 	}
 	s.cfg = c
 	s.life, s.end = context.WithCancel(context.Background())
@@ -152,7 +162,7 @@ func (s *Server) Keys(ctx context.Context) (list []keystore.Info, err error) {
 	for _, k := range s.cfg.Keys.Keys() {
 		served := s.cfg.ServeOHTTP
 		if k.Kind == "RSA" {
-			served = s.cfg.ServeV1
+			served = s.cfg.ServeV1 && !k.IsNext()
 		}
 		if served {
 			list = append(list, k)
@@ -162,6 +172,36 @@ func (s *Server) Keys(ctx context.Context) (list []keystore.Info, err error) {
 		return nil, fmt.Errorf("%w: key store", fault.ErrClosed) // since just now
 	}
 	return list, nil
+}
+
+// Ready says why a request could not be served now. Package sealedchat's Gateway.Ready says how.
+func (s *Server) Ready(ctx context.Context) error {
+	if !s.enter() {
+		return fmt.Errorf("%w: gateway", fault.ErrClosed)
+	}
+	defer s.running.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	if _, err := s.Keys(ctx); err != nil {
+		return fmt.Errorf("the keys: %w", err)
+	}
+	memory, ok := s.cfg.Replay.(interface{ Ready(context.Context) error })
+	if !ok {
+		return nil
+	}
+	if err := memory.Ready(ctx); err != nil {
+		return fmt.Errorf("the replay memory: %w", err)
+	}
+	return nil
+}
+
+// remembered is how many requests the memory of replays has, if it can say so.
+func (s *Server) remembered() int64 {
+	if memory, ok := s.cfg.Replay.(interface{ Len() int }); ok {
+		return int64(memory.Len())
+	}
+	return 0
 }
 
 // knows tells of a request that this process has claimed, if its own memory of replays is used.
@@ -210,6 +250,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.only(v1.publicKey, http.MethodGet, http.MethodHead)
 	case path == hybrid.PathCompletion && s.cfg.ServeV1:
 		h.only(v1.completion, http.MethodPost)
+	case path == attest.Path && s.cfg.Attester != nil:
+		h.only(h.attestation, http.MethodGet)
 	case path == ohttp.Path && s.cfg.ServeOHTTP:
 		(&ohttpRequest{request: h}).endpoint()
 	default:
@@ -226,6 +268,7 @@ type Stats struct {
 	InFlight                  int64
 	BytesOpened, BytesSealed  int64
 	KeyRotations              int64
+	Remembered                int64
 }
 
 // Stats returns the counters.
@@ -235,7 +278,7 @@ func (s *Server) Stats() Stats {
 		Answered: n.answered.Load(), Refused: n.refused.Load(), Failed: n.failed.Load(),
 		InFlight:    int64(len(s.places)),
 		BytesOpened: n.opened.Load(), BytesSealed: n.sealed.Load(),
-		KeyRotations: s.cfg.Keys.Rotations(),
+		KeyRotations: s.cfg.Keys.Rotations(), Remembered: s.remembered(),
 	}
 }
 

@@ -167,6 +167,7 @@ func (q *ohttpRequest) upstreamCall(content *httpx.Sent) *upstreamCall {
 			header[http.CanonicalHeaderKey(name)] = v
 		}
 	}
+	q.trace(header, q.inHeader) // the outer header is anybody's on the way
 	return &upstreamCall{
 		method: q.head.Method, path: path, query: q.query, header: header, content: content,
 	}

@@ -59,6 +59,11 @@ func tooManyAtOnce() *refusal {
 	return refuse(http.StatusServiceUnavailable, "too many requests at the same time").soon()
 }
 
+func accountBusy() *refusal {
+	return refuse(http.StatusTooManyRequests,
+		"too many requests of this account at the same time").soon()
+}
+
 func tooLarge() *refusal {
 	return refuse(http.StatusRequestEntityTooLarge, "the request is too large")
 }

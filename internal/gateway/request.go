@@ -5,6 +5,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -48,6 +49,7 @@ type request struct {
 	cut            bool // an answer began that the client did not get to its end
 
 	share *limit.Lease // what its body has of the bytes on the way; nil before, and in a place
+	seat  *limit.Lease // what it has of its account's places; nil before it has a place
 
 	deadlines sync.Mutex
 	returned  bool // the handler has returned: w is no longer to be touched
@@ -280,11 +282,36 @@ func (h *request) admitOuter(most int64) *refusal {
 
 // takePlace takes a place among the requests that are worked on, and gives up what the body has
 // among those on the way. It waits for a place for a while, as long as the client does and the
-// server is open. A request that has a place gives it back.
+// server is open. Of its account's places it has to have one first: an account that has all of its
+// own does not wait among the others. A request that has a place gives it back.
 func (h *request) takePlace() *refusal {
+	seat, wait := h.s.limits.accounts.Take(accountKey(h.account), 1)
+	if wait > 0 {
+		return accountBusy()
+	}
+	p := h.waitForPlace()
+	if p != nil {
+		seat.Return()
+		return p
+	}
+	h.seat = seat
+	h.share.Return()
+	return nil
+}
+
+// accountKey is an account's key in a limiter, which keeps the beginning of a key. "" stays what it
+// is: no account.
+func accountKey(account string) string {
+	if account == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(account))
+	return string(sum[:])
+}
+
+func (h *request) waitForPlace() *refusal {
 	select {
 	case h.s.places <- struct{}{}:
-		h.share.Return()
 		return nil
 	default:
 	}
@@ -292,7 +319,6 @@ func (h *request) takePlace() *refusal {
 	defer wait.Stop()
 	select {
 	case h.s.places <- struct{}{}: // the first that waits gets the first that is free
-		h.share.Return()
 		return nil
 	case <-wait.C:
 		return tooManyAtOnce()
@@ -307,7 +333,10 @@ func (h *request) takePlace() *refusal {
 	}
 }
 
-func (h *request) givePlace() { <-h.s.places }
+func (h *request) givePlace() {
+	<-h.s.places
+	h.seat.Return()
+}
 
 // whileServed is ctx for the work on a request: until Timeout is over, or the server is closed.
 func (h *request) whileServed() (context.Context, context.CancelFunc) {

@@ -301,11 +301,12 @@ func (q *v1Request) forward(ctx context.Context, request []byte) (answer []byte,
 	model := bytes.Clone(chatjson.Last(request, "model"))
 	sent := httpx.NewSent(nil, request)
 	defer sent.Finish()
+	header := http.Header{
+		"Content-Type": {"application/json"}, "Accept": {"application/json"},
+	}
+	q.trace(header, q.r.Header) // this protocol seals no header: the outer one is the client's
 	req, p := q.s.upstream.request(ctx, &upstreamCall{
-		method: http.MethodPost, path: "/chat/completions", content: sent,
-		header: http.Header{
-			"Content-Type": {"application/json"}, "Accept": {"application/json"},
-		},
+		method: http.MethodPost, path: "/chat/completions", content: sent, header: header,
 	})
 	if p != nil {
 		return nil, p

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,8 +30,10 @@ const (
 	bodyVersion = 1
 	// a body with a signer and configuration keys; one without stays readable for older programs
 	bodyVersionConfigs = 2
-	dataKeySize        = 32
-	seedSize           = 32 // of a configuration key and of the signer
+	// a body in which a configuration offers AES-128-GCM
+	bodyVersionAEADs = 3
+	dataKeySize      = 32
+	seedSize         = 32 // of a configuration key and of the signer
 )
 
 // State says how a private key is used.
@@ -84,6 +87,7 @@ type ConfigKey struct {
 	KEM              uint16
 	Seed             []byte // 32 bytes
 	Created, Retired time.Time
+	AES128           bool // the configuration offers AES-128-GCM beside AES-256-GCM
 }
 
 // Body is the secret part of a keystore. It is not safe for concurrent use.
@@ -131,9 +135,13 @@ func (b *Body) Wipe() {
 //	keys     uint16 count, each: state uint8, three times, eight integers (uint16 length, bytes)
 //	pins     uint16 count, each: origin (uint16 length, bytes), fingerprint [32], two times
 //	dataKeys uint16 count, each: generation uint32, key [32], time
-//	only in version 2:
+//	only in version 2 and 3:
 //	signer [32]
-//	configs  uint16 count, each: id uint8, kem uint16, seed [32], two times
+//	configs  uint16 count, each: id uint8, kem uint16, seed [32], two times,
+//	         only in version 3: aeads uint8, 0 or 1
+//
+// aeads says whether a configuration offers AES-256-GCM alone (0), as all do in version 2, or
+// AES-128-GCM as well (1).
 //
 // A time is an int64 of nanoseconds since 1970, or 0 for none.
 
@@ -161,7 +169,22 @@ func (b *Body) size() int {
 	if b.Signer != nil {
 		n += seedSize + 2 + len(b.ConfigKeys)*configEntrySize
 	}
+	if b.version() == bodyVersionAEADs {
+		n += len(b.ConfigKeys)
+	}
 	return n
+}
+
+// version is the oldest one that has room for what b holds, so that older programs read as much as
+// they can.
+func (b *Body) version() byte {
+	switch {
+	case b.Signer == nil:
+		return bodyVersion
+	case slices.ContainsFunc(b.ConfigKeys, func(c ConfigKey) bool { return c.AES128 }):
+		return bodyVersionAEADs
+	}
+	return bodyVersionConfigs
 }
 
 // marshal encodes the body. The caller destroys the buffer.
@@ -183,10 +206,7 @@ func (b *Body) marshal(policy locked.Policy) (*locked.Buffer, error) {
 			u64(uint64(t.UnixNano()))
 		}
 	}
-	version := byte(bodyVersion)
-	if b.Signer != nil {
-		version = bodyVersionConfigs
-	}
+	version := b.version()
 	out = append(out, version)
 	u64(b.Generation)
 	u64(b.Rotations)
@@ -227,6 +247,13 @@ func (b *Body) marshal(policy locked.Policy) (*locked.Buffer, error) {
 		out = append(out, c.Seed...)
 		at(c.Created)
 		at(c.Retired)
+		switch {
+		case version != bodyVersionAEADs:
+		case c.AES128:
+			out = append(out, 1)
+		default:
+			out = append(out, 0)
+		}
 	}
 	return memory, nil
 }
@@ -236,7 +263,7 @@ func parseBody(memory *locked.Buffer) (*Body, error) {
 	b := &Body{memory: memory}
 	r := reader{s: memory.Bytes()}
 	version := r.u8()
-	if version != bodyVersion && version != bodyVersionConfigs {
+	if version < bodyVersion || version > bodyVersionAEADs {
 		b.Wipe()
 		return nil, fmt.Errorf("%w: body version %d", ErrVersion, version)
 	}
@@ -260,16 +287,24 @@ func parseBody(memory *locked.Buffer) (*Body, error) {
 	for range r.count(MaxDataKeys, dataKeyEntrySize) {
 		b.DataKeys = append(b.DataKeys, DataKey{r.u32(), r.bytes(dataKeySize), r.time()})
 	}
-	if version == bodyVersionConfigs {
+	if version >= bodyVersionConfigs {
 		b.Signer = r.bytes(seedSize)
 		for range r.count(MaxConfigKeys, configEntrySize) {
-			b.ConfigKeys = append(b.ConfigKeys, ConfigKey{r.u8(), r.u16(), r.bytes(seedSize),
-				r.time(), r.time()})
+			c := ConfigKey{ID: r.u8(), KEM: r.u16(), Seed: r.bytes(seedSize), Created: r.time(),
+				Retired: r.time()}
+			if version == bodyVersionAEADs {
+				c.AES128 = r.bool()
+			}
+			b.ConfigKeys = append(b.ConfigKeys, c)
 		}
 	}
 	if r.failed || !r.s.Empty() {
 		b.Wipe()
 		return nil, fmt.Errorf("%w: the body is cut or too long", ErrDamaged)
+	}
+	if b.version() != version { // a body has one encoding
+		b.Wipe()
+		return nil, fmt.Errorf("%w: body version %d without what it is for", ErrDamaged, version)
 	}
 	if err := b.validate(); err != nil {
 		b.Wipe()
@@ -298,6 +333,13 @@ func (r *reader) u8() uint8   { return r.bytes(1)[0] }
 func (r *reader) u16() uint16 { return binary.BigEndian.Uint16(r.bytes(2)) }
 func (r *reader) u32() uint32 { return binary.BigEndian.Uint32(r.bytes(4)) }
 func (r *reader) u64() uint64 { return binary.BigEndian.Uint64(r.bytes(8)) }
+
+// bool reads a byte that is 0 or 1.
+func (r *reader) bool() bool {
+	b := r.u8()
+	r.failed = r.failed || b > 1
+	return b == 1
+}
 
 // count reads the number of elements, each of which has at least size bytes. A number that is
 // beyond most, or that the rest of the body cannot hold, is a failure.

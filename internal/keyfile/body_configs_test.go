@@ -30,11 +30,19 @@ func testConfigs(t testing.TB) *Body {
 	return b
 }
 
+// testAEADs is testConfigs with a configuration that offers AES-128-GCM.
+func testAEADs(t testing.TB) *Body {
+	b := testConfigs(t)
+	b.ConfigKeys[1].AES128 = true
+	return b
+}
+
 func configs(b *Body) string { return fmt.Sprintf("%x %+v", b.Signer, b.ConfigKeys) }
 
 func TestConfigKeysRoundTrip(t *testing.T) {
 	for name, change := range map[string]func(*Body){
 		"all":         func(*Body) {},
+		"AES-128":     func(b *Body) { b.ConfigKeys[1].AES128 = true },
 		"no keys":     func(b *Body) { b.ConfigKeys = nil },
 		"nothing":     func(b *Body) { b.ConfigKeys, b.Signer = nil, nil },
 		"nothing but": func(b *Body) { *b = Body{Signer: b.Signer, ConfigKeys: b.ConfigKeys} },
@@ -71,9 +79,9 @@ func TestConfigKeysRoundTrip(t *testing.T) {
 }
 
 // A body without these keys is written as before, so that older programs read it; one with them
-// says that it is another.
+// says that it is another, and so does one in which a key offers AES-128-GCM.
 func TestConfigKeysBodyVersion(t *testing.T) {
-	for want, b := range map[byte]*Body{1: testBody(t), 2: testConfigs(t)} {
+	for want, b := range map[byte]*Body{1: testBody(t), 2: testConfigs(t), 3: testAEADs(t)} {
 		memory, err := b.marshal(locked.BestEffort)
 		if err != nil {
 			t.Fatal(err)
@@ -110,7 +118,35 @@ func TestConfigKeysRefused(t *testing.T) {
 }
 
 func TestConfigKeysCutAndCounts(t *testing.T) {
-	memory, err := testConfigs(t).marshal(locked.BestEffort)
+	cutAndCounts(t, testConfigs(t), configEntrySize)
+}
+
+func TestConfigKeysCutAndCountsAES128(t *testing.T) {
+	cutAndCounts(t, testAEADs(t), configEntrySize+1)
+	memory, err := testAEADs(t).marshal(locked.BestEffort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer memory.Destroy()
+	body := memory.Bytes()
+	for name, change := range map[string]func([]byte){
+		"aeads 2":              func(b []byte) { b[len(b)-1] = 2 },
+		"aeads 255":            func(b []byte) { b[len(b)-1-(configEntrySize+1)] = 255 },
+		"called version 2":     func(b []byte) { b[0] = 2 },
+		"no key that needs it": func(b []byte) { b[len(b)-1-(configEntrySize+1)] = 0 },
+		"with 2 of its 3 keys": func(b []byte) { b[len(b)-3*(configEntrySize+1)-1]-- },
+	} {
+		bad := bytes.Clone(body)
+		change(bad)
+		if _, err := parseBody(inLocked(bad)); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// cutAndCounts checks a body with three keys of a size.
+func cutAndCounts(t *testing.T, b *Body, entry int) {
+	memory, err := b.marshal(locked.BestEffort)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,15 +161,18 @@ func TestConfigKeysCutAndCounts(t *testing.T) {
 			t.Fatal("the buffer was not destroyed")
 		}
 	}
-	count := len(body) - 3*configEntrySize - 2
+	count := len(body) - 3*entry - 2
 	for name, change := range map[string]func([]byte) []byte{
-		"a byte more":       func(b []byte) []byte { return append(b, 0) },
-		"one key more":      func(b []byte) []byte { b[count+1]++; return b },
-		"65,535 keys":       func(b []byte) []byte { b[count], b[count+1] = 0xff, 0xff; return b },
-		"one key less":      func(b []byte) []byte { b[count+1]--; return b },
-		"called version 1":  func(b []byte) []byte { b[0] = 1; return b },
-		"an id twice":       func(b []byte) []byte { b[count+2] = 0; return b },
-		"a time below zero": func(b []byte) []byte { b[len(b)-8] = 0x80; return b },
+		"a byte more":      func(b []byte) []byte { return append(b, 0) },
+		"one key more":     func(b []byte) []byte { b[count+1]++; return b },
+		"65,535 keys":      func(b []byte) []byte { b[count], b[count+1] = 0xff, 0xff; return b },
+		"one key less":     func(b []byte) []byte { b[count+1]--; return b },
+		"called version 1": func(b []byte) []byte { b[0] = 1; return b },
+		"an id twice":      func(b []byte) []byte { b[count+2] = 0; return b },
+		"a time below zero": func(b []byte) []byte {
+			b[len(b)-8-(entry-configEntrySize)] = 0x80
+			return b
+		},
 	} {
 		if _, err := parseBody(inLocked(change(bytes.Clone(body)))); !errors.Is(err, ErrDamaged) {
 			t.Errorf("%s: %v", name, err)
@@ -153,7 +192,17 @@ func TestConfigKeysWiped(t *testing.T) {
 
 // A file with these keys as it was once written opens for ever.
 func TestStoredFileWithConfigs(t *testing.T) {
-	file, err := os.ReadFile(filepath.Join("testdata", "keystore-v1-configs.json"))
+	opensAs(t, "keystore-v1-configs.json", testConfigs(t))
+}
+
+// So does one in which a configuration offers AES-128-GCM. Its KDF is weak, which saves time.
+func TestStoredFileWithAES128(t *testing.T) {
+	opensAs(t, "keystore-v1-aes128.json", testAEADs(t), AllowWeak)
+}
+
+func opensAs(t *testing.T, name string, want *Body, options ...Option) {
+	t.Helper()
+	file, err := os.ReadFile(filepath.Join("testdata", name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +210,7 @@ func TestStoredFileWithConfigs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := f.Unlock([]byte(testPassphrase))
+	k, err := f.Unlock([]byte(testPassphrase), options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +218,7 @@ func TestStoredFileWithConfigs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := testConfigs(t); plain(b) != plain(want) || configs(b) != configs(want) {
+	if plain(b) != plain(want) || configs(b) != configs(want) {
 		t.Errorf("got %s %s", plain(b), configs(b))
 	}
 }

@@ -141,7 +141,7 @@ func TestBodyCutAndCounts(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	for _, version := range []byte{0, 3, 255} {
+	for _, version := range []byte{0, 4, 255} {
 		if _, err := parseBody(inLocked(append([]byte{version}, body[1:]...))); !errors.Is(err,
 			ErrVersion) {
 			t.Errorf("version %d: %v", version, err)

@@ -111,7 +111,7 @@ func FuzzParseHeader(f *testing.F) {
 func FuzzBody(f *testing.F) {
 	for _, b := range []*Body{
 		testBody(f), {}, {DataKeys: testBody(f).DataKeys}, {Pins: testBody(f).Pins},
-		testConfigs(f), {Signer: testConfigs(f).Signer},
+		testConfigs(f), testAEADs(f), {Signer: testConfigs(f).Signer},
 		{Signer: testConfigs(f).Signer, ConfigKeys: testConfigs(f).ConfigKeys},
 	} {
 		seed, err := b.marshal(locked.BestEffort)

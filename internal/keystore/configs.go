@@ -14,14 +14,17 @@ import (
 )
 
 // This file has a store's key configurations for Oblivious HTTP as a gateway uses them. They are
-// made when a gateway first needs them, live in the same file as the RSA keys, and are replaced
-// together with them.
+// made when a gateway first needs them, and live in the same file as the RSA keys.
 
 // KEMs are those for which a store has keys, the preferred one first.
 var KEMs = []uint16{ohttp.XWing, ohttp.X25519}
 
 var errNoConfigs = errors.New(
 	"sealedchat: the key store has no key configuration that is supported here")
+
+// OfferAES128 has the configurations that are made from now on offer AES-128-GCM beside
+// AES-256-GCM. Those that there are stay as they are.
+func (s *Store) OfferAES128() { s.aes128.Store(true) }
 
 // ConfigKey is the key of an id and KEM that opens requests now, or nil. It looks into the file for
 // one that is not known here: another process may have made it a moment ago.
@@ -80,7 +83,7 @@ func (s *Store) Configs(ctx context.Context) ([]*ohttp.Config, error) {
 		}) {
 			return errNoChange // another process was first
 		}
-		return makeConfigs(b, wallTime())
+		return s.makeConfigs(b, wallTime())
 	})
 	if err != nil && !isUnconfirmed(err) {
 		return nil, err
@@ -101,7 +104,7 @@ func (s *Store) rotateConfigs(ctx context.Context) error {
 	return s.change(ctx, func(b *keyfile.Body) error {
 		now := wallTime()
 		if !slices.ContainsFunc(b.ConfigKeys, func(c keyfile.ConfigKey) bool {
-			return c.Retired.IsZero() && passed(c.Created, s.rotation.Every, now)
+			return s.rotation.isDue(lifeOf(c), now)
 		}) {
 			return errNoChange // another process was first
 		}

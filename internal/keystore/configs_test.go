@@ -12,6 +12,8 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,17 +38,18 @@ func listedIDs(t testing.TB, s *Store) (ids []string) {
 	return ids
 }
 
-// Keys for Oblivious HTTP are replaced with the RSA key: by age, and when asked to. Replaced ones
-// leave the list at once, open requests until their grace is over, and are wiped then. configsOf
-// describes the configurations of a store.
+// configsOf describes the configurations of a store.
 func configsOf(s *Store) []Info {
 	return slices.DeleteFunc(s.Keys(), func(i Info) bool {
 		return i.Kind == "RSA" || i.Kind == "Ed25519"
 	})
 }
 
+// Keys for Oblivious HTTP are replaced each hour, and when asked to, whatever becomes of RSA keys.
+// Replaced ones leave the list at once, open requests for an hour and five minutes, and are wiped
+// then.
 func TestConfigRotation(t *testing.T) {
-	bothStores(t, Options{Rotation: Rotation{Every: 10 * time.Hour, Grace: 2 * time.Hour}},
+	bothStores(t, Options{Rotation: Rotation{Every: 10 * time.Hour, Grace: -1}},
 		func(t *testing.T, s *Store, _ *testkit.Maker, dir string) {
 			if ids := listedIDs(t, s); !slices.Equal(ids, []string{"X-Wing 0", "X25519 1"}) {
 				t.Fatalf("%v", ids)
@@ -56,7 +59,11 @@ func TestConfigRotation(t *testing.T) {
 				t.Fatal(err)
 			}
 			first := s.configKey(0, ohttp.XWing)
-			settle(10*time.Hour + time.Second)
+			settle(time.Hour - time.Second)
+			if ids := listedIDs(t, s); !slices.Equal(ids, []string{"X-Wing 0", "X25519 1"}) {
+				t.Errorf("before an hour: %v", ids)
+			}
+			settle(2 * time.Second)
 			if ids := listedIDs(t, s); !slices.Equal(ids, []string{"X-Wing 2", "X25519 3"}) {
 				t.Errorf("after a rotation: %v", ids)
 			}
@@ -68,34 +75,37 @@ func TestConfigRotation(t *testing.T) {
 				list[2].Retired.IsZero() || list[0].Kind != "X-Wing" {
 				t.Errorf("%+v", list)
 			}
-			settle(2*time.Hour - 2*time.Second)
-			if s.configKey(0, ohttp.XWing) != first {
+			settle(65*time.Minute - 3*time.Second) // the others are replaced meanwhile
+			if s.configKey(0, ohttp.XWing) != first || len(configsOf(s)) != 6 {
 				t.Error("wiped before its grace was over")
 			}
 			settle(3 * time.Second)
-			if s.configKey(0, ohttp.XWing) != nil || first.Seed() != nil || len(configsOf(s)) != 2 {
+			if s.configKey(0, ohttp.XWing) != nil || first.Seed() != nil || len(configsOf(s)) != 4 {
 				t.Error("not wiped when its grace was over")
+			}
+			if n := s.Rotations(); n != 0 {
+				t.Errorf("%d RSA keys were replaced", n)
 			}
 			if err := s.Rotate(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if ids := listedIDs(t, s); !slices.Equal(ids, []string{"X-Wing 4", "X25519 5"}) {
+			if ids := listedIDs(t, s); !slices.Equal(ids, []string{"X-Wing 6", "X25519 7"}) {
 				t.Errorf("after Rotate: %v", ids)
 			}
 			if now, err := s.Signer(); err != nil || now != signer {
 				t.Error("the signer changed")
 			}
-			last := s.configKey(4, ohttp.XWing)
+			last := s.configKey(6, ohttp.XWing)
 			if dir != "" { // what the file says is the same
 				again := openWeak(t, dir, passphrase, nil)
 				if !slices.Equal(listedIDs(t, again), listedIDs(t, s)) ||
-					again.configKey(2, ohttp.XWing) == nil {
+					again.configKey(4, ohttp.XWing) == nil {
 					t.Error("another process has other keys")
 				}
 				if fp, err := again.Signer(); err != nil || fp != signer {
 					t.Error("another process has another signer")
 				}
-				if !bytes.Equal(again.configKey(4, ohttp.XWing).Seed(), last.Seed()) {
+				if !bytes.Equal(again.configKey(6, ohttp.XWing).Seed(), last.Seed()) {
 					t.Error("another process has other private keys")
 				}
 				again.Close()
@@ -117,7 +127,7 @@ func TestConfigRotation(t *testing.T) {
 // those all the same.
 func TestConfigRotationAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, m := weakStore(t, &Options{Rotation: Rotation{Every: time.Hour}})
+		s, m := weakStore(t, nil)
 		for i := range 4 {
 			if ids := listedIDs(t, s); ids[0] != fmt.Sprintf("X-Wing %d", 2*i) {
 				t.Errorf("after %d hours: %v", i, ids)
@@ -128,12 +138,110 @@ func TestConfigRotationAlone(t *testing.T) {
 			t.Errorf("%d RSA keys were made", n)
 		}
 	})
+}
+
+// ConfigEvery says how often, and is never by default where RSA keys are never replaced.
+func TestConfigEvery(t *testing.T) {
+	for _, c := range []struct {
+		rotation Rotation
+		want     time.Duration // 0: never
+	}{
+		{Rotation{}, time.Hour},
+		{Rotation{Every: time.Minute}, time.Hour},
+		{Rotation{Every: -1}, 0},
+		{Rotation{ConfigEvery: -1}, 0},
+		{Rotation{Every: -1, ConfigEvery: 2 * time.Hour}, 2 * time.Hour},
+		{Rotation{ConfigEvery: 24 * time.Hour}, 24 * time.Hour},
+		{Rotation{ConfigEvery: 2 * time.Minute}, 2 * time.Minute},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s, _ := weakStore(t, &Options{Rotation: c.rotation})
+			before := listedIDs(t, s)
+			if c.want == 0 {
+				settle(1000 * time.Hour)
+			} else {
+				settle(c.want - time.Second)
+			}
+			if now := listedIDs(t, s); !slices.Equal(now, before) {
+				t.Errorf("%+v: replaced early, or at all: %v", c.rotation, now)
+			}
+			settle(2 * time.Second)
+			if now := listedIDs(t, s); (c.want > 0) == slices.Equal(now, before) {
+				t.Errorf("%+v: %v", c.rotation, now)
+			}
+			if err := s.RotationError(); err != nil {
+				t.Errorf("%+v: %v", c.rotation, err)
+			}
+		})
+	}
+	for _, often := range []time.Duration{1, time.Second, 2*time.Minute - 1} {
+		_, err := New(&Options{Rotation: Rotation{ConfigEvery: often}})
+		if wrong, ok := errors.AsType[*OptionError](err); !ok ||
+			wrong.Field != "Rotation.ConfigEvery" {
+			t.Errorf("%v: %v", often, err)
+		}
+	}
+}
+
+// As often as it may be, for longer than the grace: there is always room for the next one.
+func TestConfigEveryTwoMinutes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, _ := weakStore(t, &Options{Rotation: Rotation{Every: -1}})
-		before := listedIDs(t, s)
-		settle(1000 * time.Hour)
-		if now := listedIDs(t, s); !slices.Equal(now, before) {
-			t.Errorf("replaced without rotation: %v", now)
+		s, _ := weakStore(t, &Options{Rotation: Rotation{Every: -1, ConfigEvery: 2 * time.Minute}})
+		_ = listedIDs(t, s)
+		settle(80 * time.Minute)
+		if n := len(configsOf(s)); n < 2*32 || n > 2*35 {
+			t.Errorf("%d configurations", n)
+		}
+		if err := s.RotationError(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// An RSA key that is replaced by age, or imported, leaves the configurations alone.
+func TestConfigsOutliveRSAKeys(t *testing.T) {
+	bothStores(t, Options{Rotation: Rotation{Every: time.Hour, ConfigEvery: -1}},
+		func(t *testing.T, s *Store, _ *testkit.Maker, _ string) {
+			before := listedIDs(t, s)
+			settle(time.Hour + time.Second)
+			if s.Rotations() != 1 || !slices.Equal(listedIDs(t, s), before) {
+				t.Errorf("%d rotations, %v", s.Rotations(), listedIDs(t, s))
+			}
+		})
+}
+
+// One event tells of a rotation, and of all that follows from it.
+func TestConfigRotationIsOneEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var told []Event
+		s, _ := weakStore(t, &Options{Tell: func(_ context.Context, e Event) error {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, e)
+			return nil
+		}})
+		take := func() (events []Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			events, told = told, nil
+			return events
+		}
+		_ = listedIDs(t, s)
+		old := configsOf(s)[0].Fingerprint
+		events := take()
+		if len(events) != 2 || events[0].Type != KeyGenerated || events[1].Type != KeyGenerated ||
+			events[0].Fingerprint != old || events[0].Reason != madeConfig {
+			t.Errorf("%+v", events)
+		}
+		for range 3 {
+			settle(time.Hour) // in which others are wiped
+			now, events := configsOf(s)[0].Fingerprint, take()
+			if len(events) != 1 || events[0].Type != KeyRotated || events[0].Fingerprint != now ||
+				events[0].OldFingerprint != old || events[0].Reason != rotatedConfigs {
+				t.Errorf("%+v", events)
+			}
+			old = now
 		}
 	})
 }
@@ -339,4 +447,52 @@ func TestListIsSignedOnceASecond(t *testing.T) {
 	if header, err := s.SignList([]byte("list"), now); !errors.Is(err, fault.ErrClosed) {
 		t.Errorf("after Close: %q, %v", header, err)
 	}
+}
+
+// OfferAES128 is about configurations that are made after it: those that a store has keep their
+// bytes, also in another process, and through a restart.
+func TestOfferAES128(t *testing.T) {
+	bothStores(t, Options{}, func(t *testing.T, s *Store, _ *testkit.Maker, dir string) {
+		list := func(s *Store) string {
+			configs, err := s.Configs(t.Context())
+			if err != nil || len(configs) != 2 {
+				t.Fatal(configs, err)
+			}
+			return string(ohttp.AppendConfigs(nil, configs...))
+		}
+		const one, both = "\x00\x04\x00\x01\x00\x02", "\x00\x08\x00\x01\x00\x02\x00\x01\x00\x01"
+		before := list(s)
+		first := s.configKey(0, ohttp.XWing)
+		s.OfferAES128()
+		if list(s) != before || !strings.HasSuffix(before, one) || first.OffersAES128() {
+			t.Error("a configuration that there was has changed")
+		}
+		if err := s.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if after := list(s); strings.Count(after, both) != 2 ||
+			!s.configKey(2, ohttp.XWing).OffersAES128() {
+			t.Errorf("%x", after)
+		}
+		if s.configKey(0, ohttp.XWing) != first {
+			t.Error("the one that was replaced is gone, or another one")
+		}
+		if dir == "" {
+			return
+		}
+		again := openWeak(t, dir, passphrase, nil)
+		defer again.Close()
+		if list(again) != list(s) || again.configKey(0, ohttp.XWing).OffersAES128() ||
+			!again.configKey(2, ohttp.XWing).OffersAES128() {
+			t.Error("another process has other configurations")
+		}
+		// That process does not offer it: what it makes is as it always was.
+		if err := again.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if after := list(again); strings.Contains(after, both) ||
+			!again.configKey(2, ohttp.XWing).OffersAES128() {
+			t.Errorf("%x", after)
+		}
+	})
 }

@@ -19,17 +19,27 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/keyfile"
 )
 
-// Rotation says when keys are replaced, and how long replaced ones open requests.
+// Rotation says when keys are replaced, and how long replaced RSA keys open requests.
 type Rotation struct {
-	// age at which a current key is replaced; 0 = 24 h, negative = never
+	// age at which the primary RSA key is replaced; 0 = 24 h, negative = never
 	Every         time.Duration
 	AfterRequests int64         // replaces an RSA key after so many requests here; 0 = never
-	Grace         time.Duration // how long a retired key opens requests; 0 = 2 h, negative = 0
+	Grace         time.Duration // how long a retired RSA key opens; 0 = 2 h, negative = 0
+	// age at which configurations are replaced; 0 = 1 h, or never if Every is negative; negative =
+	// never
+	ConfigEvery time.Duration
 }
 
 const (
-	defaultRotation = 24 * time.Hour
-	defaultGrace    = 2 * time.Hour
+	defaultRotation       = 24 * time.Hour
+	defaultGrace          = 2 * time.Hour
+	defaultConfigRotation = time.Hour
+
+	// configGrace is how long a configuration that was replaced opens requests: a client keeps a
+	// list for an hour, and the rest is for requests on the way.
+	configGrace = time.Hour + 5*time.Minute
+	// leastConfigRotation keeps those in their grace below mostKeys, with as many KEMs.
+	leastConfigRotation = 2 * time.Minute
 
 	mostKeys     = 128              // of a kind; each RSA key is tried on what does not open
 	clockSkew    = time.Hour        // a time further ahead than this counts as past
@@ -41,6 +51,12 @@ const (
 )
 
 func (r Rotation) withDefaults() Rotation {
+	if r.ConfigEvery == 0 {
+		r.ConfigEvery = defaultConfigRotation
+		if r.Every < 0 {
+			r.ConfigEvery = -1
+		}
+	}
 	if r.Every == 0 {
 		r.Every = defaultRotation
 	}
@@ -195,7 +211,7 @@ func privateKeys(keys []*Key) (list []*hybrid.PrivateKey) {
 	return list
 }
 
-// Rotate replaces the primary key now, and the configurations, and returns when the new one is in
+// Rotate replaces the primary key now, and the configurations, and returns when the new ones are in
 // use and, with a file, on the disk. Callers that come while a rotation is under way share it.
 func (s *Store) Rotate(ctx context.Context) error {
 	for {
@@ -223,18 +239,11 @@ func (s *Store) RotationError() error {
 // forced to.
 func (s *Store) makeKey(forced bool) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
-		if s.dir != nil { // one process makes the key, the others find it when their turn comes
-			lockCtx, cancel := context.WithTimeout(ctx, rotationWait)
-			lock, err := s.dir.Lock(lockCtx, rotationLock)
-			cancel()
-			if err != nil {
-				return false, s.failed(ctx, fileError(err))
-			}
-			defer lock.Unlock()
-			if err := s.refresh(ctx); err != nil {
-				return false, err
-			}
+		unlock, err := s.lockRotation(ctx)
+		if err != nil {
+			return false, err
 		}
+		defer unlock()
 		if !forced && !s.isDue(time.Now()) {
 			return false, nil
 		}
@@ -242,24 +251,51 @@ func (s *Store) makeKey(forced bool) func(context.Context) (bool, error) {
 	}
 }
 
-// replacePrimary generates a key and makes it the primary one; unless forced, only in place of the
-// one that is it now.
+// lockRotation makes this process the only one that makes a key. The others find it when their turn
+// comes.
+func (s *Store) lockRotation(ctx context.Context) (unlock func(), err error) {
+	if s.dir == nil {
+		return func() {}, nil
+	}
+	lockCtx, cancel := context.WithTimeout(ctx, rotationWait)
+	defer cancel()
+	lock, err := s.dir.Lock(lockCtx, rotationLock)
+	if err != nil {
+		return nil, s.failed(ctx, fileError(err))
+	}
+	if err := s.refresh(ctx); err != nil {
+		lock.Unlock()
+		return nil, err
+	}
+	return func() { lock.Unlock() }, nil
+}
+
+// replacePrimary makes the next key the primary one, or one that it generates if there is none;
+// unless forced, only in place of the one that is it now.
 func (s *Store) replacePrimary(ctx context.Context, forced bool) (made bool, err error) {
 	s.mu.Lock()
 	before := s.primary()
 	s.mu.Unlock()
-	key, err := s.generate(ctx)
-	if err != nil {
-		return false, err
+	var key *keyfile.RSAKey
+	if s.next() == nil {
+		if key, err = s.generate(ctx, ""); err != nil {
+			return false, err
+		}
+		defer key.Wipe()
 	}
-	defer key.Wipe()
 	err = s.change(ctx, func(b *keyfile.Body) error {
 		if !forced && before != nil && !hasPrimary(b, before.fingerprint) {
 			// another process was first, although the lock should have kept it out
 			return errNoChange
 		}
+		if err := s.promoteNext(b, key); err != nil {
+			return err
+		}
 		made = true
-		return s.promote(b, key)
+		if !forced {
+			return nil
+		}
+		return s.replaceConfigs(b, wallTime())
 	})
 	if err != nil && !stands(err) {
 		return false, err
@@ -285,8 +321,8 @@ func (s *Store) isDue(now time.Time) bool {
 		s.rotation.AfterRequests > 0 && s.rotator.uses.Load() >= s.rotation.AfterRequests
 }
 
-// generate makes a key. That cannot be interrupted.
-func (s *Store) generate(ctx context.Context) (*keyfile.RSAKey, error) {
+// generate makes a key. That cannot be interrupted. The Auditor is told the reason.
+func (s *Store) generate(ctx context.Context, reason string) (*keyfile.RSAKey, error) {
 	if ctx.Err() != nil {
 		return nil, fault.Ended(ctx)
 	}
@@ -307,7 +343,7 @@ func (s *Store) generate(ctx context.Context) (*keyfile.RSAKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.tellGenerated(ctx, copied, start); err != nil {
+	if err := s.tellGenerated(ctx, copied, start, reason); err != nil {
 		copied.Wipe()
 		return nil, err
 	}

@@ -198,7 +198,9 @@ func (s *Store) tellLoaded(ctx context.Context) error {
 	return s.tell(ctx, e)
 }
 
-func (s *Store) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start time.Time) error {
+func (s *Store) tellGenerated(
+	ctx context.Context, key *keyfile.RSAKey, start time.Time, reason string,
+) error {
 	if ctx.Err() != nil {
 		return fault.Ended(ctx) // the key is dropped, and nobody hears of it
 	}
@@ -206,7 +208,7 @@ func (s *Store) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start ti
 	// count as lost.
 	e := Event{
 		Type: KeyGenerated, Fingerprint: fingerprintOf(key), Bits: key.Bits(),
-		Duration: time.Since(start),
+		Duration: time.Since(start), Reason: reason,
 	}
 	return s.tell(context.WithoutCancel(ctx), e)
 }
@@ -263,15 +265,11 @@ func (s *Store) tellChanges(ctx context.Context, c *keyChanges, err error) error
 	if is != was && is != "" {
 		tell(Event{Type: KeyRotated, Fingerprint: is, OldFingerprint: was, Keys: len(c.after)})
 	}
-	for _, r := range c.after {
-		if r.config != nil && r.isCurrent() && find(c.before, r.fingerprint) == nil {
-			tell(Event{
-				Type: KeyGenerated, Fingerprint: r.fingerprint,
-				Reason: "a configuration of Oblivious HTTP",
-			})
-		}
-	}
+	c.tellConfigs(tell)
 	for _, r := range c.before {
+		if r.config != nil {
+			continue
+		}
 		switch now := find(c.after, r.fingerprint); {
 		case now == nil:
 			tell(Event{Type: KeyDeleted, Fingerprint: r.fingerprint})
@@ -281,6 +279,38 @@ func (s *Store) tellChanges(ctx context.Context, c *keyChanges, err error) error
 	}
 	return err
 }
+
+// tellConfigs tells what a change did to the configurations. They are replaced each hour, all at
+// once, and are wiped after a time that never changes: one event stands for all that.
+func (c *keyChanges) tellConfigs(tell func(Event)) {
+	current := func(keys, others []record) (list []record) {
+		for _, r := range keys {
+			if r.config != nil && r.isCurrent() {
+				if other := find(others, r.fingerprint); other == nil || !other.isCurrent() {
+					list = append(list, r)
+				}
+			}
+		}
+		return list
+	}
+	made, replaced := current(c.after, c.before), current(c.before, c.after)
+	if len(made) > 0 && len(replaced) > 0 {
+		tell(Event{
+			Type: KeyRotated, Fingerprint: made[0].fingerprint,
+			OldFingerprint: replaced[0].fingerprint, Keys: len(c.after), Reason: rotatedConfigs,
+		})
+		return
+	}
+	for _, r := range made {
+		tell(Event{Type: KeyGenerated, Fingerprint: r.fingerprint, Reason: madeConfig})
+	}
+}
+
+// Reasons of events about configurations.
+const (
+	madeConfig     = "a configuration of Oblivious HTTP"
+	rotatedConfigs = "the configurations of Oblivious HTTP"
+)
 
 // tellUnopened tells of data at rest that did not open; err comes back.
 func (s *Store) tellUnopened(err error) error {

@@ -5,6 +5,7 @@ package ohttp
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/hpke"
 	"crypto/sha256"
 	"encoding/binary"
@@ -16,7 +17,7 @@ import (
 type Config struct {
 	id      uint8
 	kem     *kem
-	aead    *aead
+	aead    *aead // of requests: the preferred one of those that the configuration offers
 	public  hpke.PublicKey
 	encoded []byte
 }
@@ -26,6 +27,9 @@ func (c *Config) ID() uint8 { return c.id }
 
 // KEM is XWing or X25519.
 func (c *Config) KEM() uint16 { return c.kem.id }
+
+// AES128 reports whether requests for c are sealed with AES-128-GCM: c does not offer AES-256-GCM.
+func (c *Config) AES128() bool { return c.aead == aes128 }
 
 // Encoded returns the configuration as it stood in its list, without the length before it. The
 // caller owns the result.
@@ -55,7 +59,7 @@ func AppendConfigs(dst []byte, configs ...*Config) []byte {
 
 // ParseConfigs decodes application/ohttp-keys. It refuses the whole list with ErrConfig if any part
 // is malformed (RFC 9458, section 3.2). It leaves out configurations of other suites, so the result
-// may be empty. The caller bounds the length of list.
+// may be empty; Suites names them. The caller bounds the length of list.
 func ParseConfigs(list []byte) ([]*Config, error) {
 	var configs []*Config
 	if len(list) == 0 {
@@ -69,7 +73,7 @@ func ParseConfigs(list []byte) ([]*Config, error) {
 		if list = list[2:]; n > len(list) {
 			return nil, ErrConfig
 		}
-		c, err := parseConfig(list[:n], aes256)
+		c, err := parseConfig(list[:n])
 		if err != nil {
 			return nil, err
 		}
@@ -82,13 +86,12 @@ func ParseConfigs(list []byte) ([]*Config, error) {
 }
 
 // parseConfig decodes one configuration. It returns nil for one of another suite.
-func parseConfig(b []byte, want *aead) (*Config, error) {
+func parseConfig(b []byte) (*Config, error) {
 	const least = 3 + 1 + 2 + 4 // id and KEM, a key of any length, one pair of algorithms
 	if len(b) < least {
 		return nil, ErrConfig
 	}
-	c := &Config{id: b[0], kem: kemByID(binary.BigEndian.Uint16(b[1:])), aead: want,
-		encoded: bytes.Clone(b)}
+	c := &Config{id: b[0], kem: kemByID(binary.BigEndian.Uint16(b[1:])), encoded: bytes.Clone(b)}
 	if c.kem == nil {
 		return nil, nil // the length of its key is not known, so nothing more can be checked
 	}
@@ -104,24 +107,30 @@ func parseConfig(b []byte, want *aead) (*Config, error) {
 	if c.public, err = c.kem.new().NewPublicKey(key); err != nil {
 		return nil, ErrConfig
 	}
-	for pair := range slices.Chunk(algorithms[2:], 4) {
-		if binary.BigEndian.Uint16(pair) == kdfHKDFSHA256 &&
-			binary.BigEndian.Uint16(pair[2:]) == want.id {
-			return c, nil
+	for _, a := range aeads {
+		for pair := range slices.Chunk(algorithms[2:], 4) {
+			if binary.BigEndian.Uint16(pair) == kdfHKDFSHA256 &&
+				binary.BigEndian.Uint16(pair[2:]) == a.id {
+				c.aead = a
+				return c, nil
+			}
 		}
 	}
 	return nil, nil
 }
 
-// Choose returns the configuration that a client should use: the first one with X-Wing, or else the
-// first one. The error is ErrNoSuite if there is none.
+// Compare is negative if a client should prefer a to b, and positive if b to a: X-Wing comes before
+// X25519, and of the same KEM AES-256-GCM before AES-128-GCM.
+func Compare(a, b *Config) int {
+	return cmp.Or(slices.Index(kems[:], a.kem)-slices.Index(kems[:], b.kem),
+		slices.Index(aeads[:], a.aead)-slices.Index(aeads[:], b.aead))
+}
+
+// Choose returns the configuration that a client should use: the first one that Compare prefers.
+// The error is ErrNoSuite if there is none.
 func Choose(configs []*Config) (*Config, error) {
-	for _, k := range kems {
-		for _, c := range configs {
-			if c.kem == k {
-				return c, nil
-			}
-		}
+	if len(configs) == 0 {
+		return nil, ErrNoSuite
 	}
-	return nil, ErrNoSuite
+	return slices.MinFunc(configs, Compare), nil
 }

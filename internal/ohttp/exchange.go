@@ -14,7 +14,7 @@ import (
 //
 // Invariant: secret is set until Response gives it to a Writer or Close wipes it.
 type Exchange struct {
-	config  *Config
+	config  *Config // with the request's AEAD
 	request *Reader
 	head    []byte // header and enc
 	secret  []byte // for the keys of the answer; nil once used
@@ -44,15 +44,18 @@ func open(src io.Reader, keys Keys, maxChunk int, l labels) (*Exchange, error) {
 		return nil, cut(err)
 	}
 	key := keys.Key(head[0], binary.BigEndian.Uint16(head[1:]))
-	if key == nil || string(key.config.header()) != string(head) {
+	if key == nil {
 		return nil, ErrUnknownKey
 	}
-	c := key.config
+	c := key.configOf(head)
+	if c == nil {
+		return nil, ErrUnknownKey
+	}
 	head = head[:headerLen+c.kem.enc]
 	if err := r.readFull(head[headerLen:]); err != nil {
 		return nil, cut(err)
 	}
-	recipient, secret, err := key.recipient(head[headerLen:], head[:headerLen], l)
+	recipient, secret, err := key.recipient(c.aead, head[headerLen:], head[:headerLen], l)
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,7 @@ import (
 // FuzzConfigs checks that a list that parses is written again as it was.
 func FuzzConfigs(f *testing.F) {
 	_, v := vectors(f)
-	c, err := parseConfig(v.KeyConfig, aes128)
+	c, err := parseConfig(v.KeyConfig)
 	if err != nil {
 		f.Fatal(err)
 	}

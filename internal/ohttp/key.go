@@ -19,7 +19,8 @@ import (
 // Invariant: key and seed are set until Close, and nil after it. mu is held for reading while the
 // key works, and for writing while it is moved or wiped.
 type PrivateKey struct {
-	config *Config
+	config *Config // with the AEAD that clients prefer
+	also   *Config // the same with AES-128-GCM, if it offers both; otherwise nil
 
 	mu   sync.RWMutex // guards key and seed
 	key  hpke.PrivateKey
@@ -60,10 +61,16 @@ func GenerateKey(id uint8, kemID uint16) (*PrivateKey, error) {
 // NewPrivateKey makes the key of a seed that NewSeed or Seed returned. The caller keeps seed, and
 // wipes it.
 func NewPrivateKey(id uint8, kemID uint16, seed []byte) (*PrivateKey, error) {
-	return privateKey(id, kemID, aes256, seed)
+	return privateKey(id, kemID, seed, aes256)
 }
 
-func privateKey(id uint8, kemID uint16, a *aead, seed []byte) (*PrivateKey, error) {
+// NewPrivateKeyAES128 is NewPrivateKey for a configuration that offers AES-128-GCM beside
+// AES-256-GCM.
+func NewPrivateKeyAES128(id uint8, kemID uint16, seed []byte) (*PrivateKey, error) {
+	return privateKey(id, kemID, seed, aes256, aes128)
+}
+
+func privateKey(id uint8, kemID uint16, seed []byte, offer ...*aead) (*PrivateKey, error) {
 	k := kemByID(kemID)
 	if k == nil {
 		return nil, ErrNoSuite
@@ -72,26 +79,50 @@ func privateKey(id uint8, kemID uint16, a *aead, seed []byte) (*PrivateKey, erro
 	if err != nil {
 		return nil, err
 	}
-	return newPrivateKey(id, k, a, key)
+	return newPrivateKey(id, k, key, offer)
 }
 
-// newPrivateKey wraps a key of crypto/hpke and encodes its configuration.
-func newPrivateKey(id uint8, k *kem, a *aead, key hpke.PrivateKey) (*PrivateKey, error) {
+// newPrivateKey wraps a key of crypto/hpke and encodes its configuration, which offers one AEAD or
+// both, the preferred one first.
+func newPrivateKey(id uint8, k *kem, key hpke.PrivateKey, offer []*aead) (*PrivateKey, error) {
 	seed, err := key.Bytes()
 	if err != nil {
 		return nil, err
 	}
-	c := &Config{id: id, kem: k, aead: a}
+	c := &Config{id: id, kem: k, aead: offer[0]}
 	e := binary.BigEndian.AppendUint16([]byte{id}, k.id)
 	e = append(e, key.PublicKey().Bytes()...)
-	e = binary.BigEndian.AppendUint16(e, 4)
-	e = binary.BigEndian.AppendUint16(e, kdfHKDFSHA256)
-	c.encoded = binary.BigEndian.AppendUint16(e, a.id)
+	e = binary.BigEndian.AppendUint16(e, uint16(4*len(offer)))
+	for _, a := range offer {
+		e = binary.BigEndian.AppendUint16(e, kdfHKDFSHA256)
+		e = binary.BigEndian.AppendUint16(e, a.id)
+	}
+	c.encoded = e
 	// The configuration has a public key of its own, because Close wipes the private key's.
 	if c.public, err = k.new().NewPublicKey(key.PublicKey().Bytes()); err != nil {
 		return nil, err
 	}
-	return &PrivateKey{config: c, key: key, seed: seed}, nil
+	private := &PrivateKey{config: c, key: key, seed: seed}
+	if len(offer) > 1 {
+		also := *c
+		also.aead = offer[1]
+		private.also = &also
+	}
+	return private, nil
+}
+
+// OffersAES128 reports whether the configuration offers AES-128-GCM beside AES-256-GCM.
+func (k *PrivateKey) OffersAES128() bool { return k.also != nil }
+
+// configOf returns the configuration with the AEAD of a request with this header, or nil if it does
+// not offer that.
+func (k *PrivateKey) configOf(header []byte) *Config {
+	for _, c := range []*Config{k.config, k.also} {
+		if c != nil && string(c.header()) == string(header) {
+			return c
+		}
+	}
+	return nil
 }
 
 // Config returns the public configuration of the key. It stays usable after Close.
@@ -116,26 +147,27 @@ func (k *PrivateKey) Close() {
 	k.key, k.seed = nil, nil
 }
 
-// recipient sets up the HPKE context of a request and exports the secret for its answer. The error
-// after Close is ErrUnknownKey.
-func (k *PrivateKey) recipient(enc, header []byte, l labels) (r *hpke.Recipient, secret []byte,
-	err error) {
-	erase.Do(func() { r, secret, err = k.decapsulate(enc, header, l) })
+// recipient sets up the HPKE context of a request and exports the secret for its answer. a is what
+// the header names. The error after Close is ErrUnknownKey.
+func (k *PrivateKey) recipient(a *aead, enc, header []byte, l labels) (r *hpke.Recipient,
+	secret []byte, err error) {
+	erase.Do(func() { r, secret, err = k.decapsulate(a, enc, header, l) })
 	return r, secret, err
 }
 
 // decapsulate does the work of recipient, under the lock.
-func (k *PrivateKey) decapsulate(enc, header []byte, l labels) (*hpke.Recipient, []byte, error) {
+func (k *PrivateKey) decapsulate(a *aead, enc, header []byte, l labels) (*hpke.Recipient, []byte,
+	error) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	if k.key == nil {
 		return nil, nil, ErrUnknownKey
 	}
-	r, err := hpke.NewRecipient(enc, k.key, hpke.HKDFSHA256(), k.config.aead.new(), l.info(header))
+	r, err := hpke.NewRecipient(enc, k.key, hpke.HKDFSHA256(), a.new(), l.info(header))
 	if err != nil {
 		return nil, nil, ErrDecryption
 	}
-	secret, err := r.Export(l.response, k.config.aead.key)
+	secret, err := r.Export(l.response, a.key)
 	if err != nil {
 		wipe(r)
 		return nil, nil, err

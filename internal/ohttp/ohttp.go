@@ -12,7 +12,8 @@
 // [Exchange.Response]. An answer opens only for the request that it answers.
 //
 // The key encapsulation is X-Wing (ML-KEM-768 and X25519) or X25519. The rest of the suite is
-// HKDF-SHA256 and AES-256-GCM. With GODEBUG=fips140=only, X25519 alone counts as unknown.
+// HKDF-SHA256 with AES-256-GCM, or with AES-128-GCM where a configuration offers no other. With
+// GODEBUG=fips140=only, X25519 alone counts as unknown.
 //
 // PrivateKey and Config are safe for concurrent use. Every other type is for one goroutine at a
 // time; a Request and the Reader of its answer may each have a goroutine of their own, and so may
@@ -98,8 +99,11 @@ type aead struct {
 
 var (
 	aes256 = &aead{0x0002, hpke.AES256GCM, 32}
-	aes128 = &aead{0x0001, hpke.AES128GCM, 16} // in the RFCs' examples only
+	aes128 = &aead{0x0001, hpke.AES128GCM, 16}
 )
+
+// aeads lists the AEADs, the preferred one first.
+var aeads = [...]*aead{aes256, aes128}
 
 const (
 	nonceSize = 12

@@ -58,7 +58,7 @@ func (k one) Key(id uint8, kem uint16) *PrivateKey {
 
 func (v vector) key(t testing.TB) one {
 	t.Helper()
-	k, err := privateKey(v.KeyConfig[0], X25519, aes128, v.SKR)
+	k, err := privateKey(v.KeyConfig[0], X25519, v.SKR, aes128)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestVectorConfigs(t *testing.T) {
 		labels
 	}{"RFC 9458": {whole, single}, "chunked": {parts, chunked}} {
 		t.Run(name, func(t *testing.T) {
-			c, err := parseConfig(x.KeyConfig, aes128)
+			c, err := parseConfig(x.KeyConfig)
 			if err != nil || c == nil {
 				t.Fatal(c, err)
 			}
@@ -94,10 +94,10 @@ func TestVectorConfigs(t *testing.T) {
 				t.Fatal(err)
 			}
 			same(t, "enc", ephemeral.PublicKey().Bytes(), x.Enc)
-			// Neither suite of the example's configuration is one that this package publishes or
-			// takes.
-			if got, err := ParseConfigs(AppendConfigs(nil, c)); err != nil || len(got) != 0 {
-				t.Errorf("ParseConfigs: %v, %v; AES-128-GCM is for examples only", got, err)
+			// The example's configuration offers AES-128-GCM, and not AES-256-GCM.
+			got, err := ParseConfigs(AppendConfigs(nil, c))
+			if err != nil || len(got) != 1 || !got[0].Equal(c) || !got[0].AES128() {
+				t.Errorf("ParseConfigs: %v, %v", got, err)
 			}
 		})
 	}

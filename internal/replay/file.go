@@ -87,11 +87,12 @@ func NewFile(dir *fsafe.Dir, entries int) *File {
 	return f
 }
 
-// step is one claim or release. Its results are set by whoever had the turn.
+// step is one claim, release or look. Its results are set by whoever had the turn.
 type step struct {
 	id, client [32]byte
 	until      time.Time
 	release    bool
+	look       bool // neither: it asks whether the file answers
 
 	done  bool
 	fresh bool
@@ -115,6 +116,19 @@ func (f *File) Release(_ context.Context, id [32]byte) error {
 	f.do(s)
 	return s.err
 }
+
+// Ready reports whether the file can be locked and read: its errors are those of [File.Claim].
+func (f *File) Ready(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s := &step{look: true}
+	f.do(s)
+	return s.err
+}
+
+// Len is how many requests are remembered, as far as this process has read.
+func (f *File) Len() int { return f.envelopes.len() + f.exchanges.len() }
 
 // Knows reports whether a request of the second protocol is remembered, as far as this process has
 // read.
@@ -208,6 +222,7 @@ func (f *File) write(steps []*step) error {
 			until: nanoseconds(s.until), now: now.UnixNano(), age: age,
 		}
 		switch {
+		case s.look:
 		case s.release:
 			r.kind, r.until = kindRelease, 0
 			s.wrote = f.envelopes.release(s.id)

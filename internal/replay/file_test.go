@@ -43,6 +43,9 @@ func TestFileTouchesNothingBeforeTheFirstClaim(t *testing.T) {
 		t.Errorf("%v, %v", names, err)
 	}
 	mustClaimFile(t, f, 1, true)
+	if err := f.Ready(t.Context()); err != nil || f.Len() != 1 {
+		t.Errorf("ready: %v, %d requests", err, f.Len())
+	}
 	info, err := os.Stat(filepath.Join(d.Path(), FileName))
 	if err != nil || runtime.GOOS != "windows" && info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
@@ -163,6 +166,9 @@ func TestFolderIsTakenAway(t *testing.T) {
 	wantClosed(t, f, 1, os.ErrNotExist)
 	mustDo(t, os.Mkdir(d.Path(), 0o700)) // another folder of that name is not the one of the keys
 	wantClosed(t, f, 2, os.ErrNotExist)
+	if err := f.Ready(t.Context()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("ready: %v", err)
+	}
 	mustDo(t, d.Close())
 	wantClosed(t, f, 3, nil)
 }
@@ -243,6 +249,9 @@ func TestDamagedFile(t *testing.T) {
 		wantClosed(t, f, 3, nil)
 		c.pass(time.Minute)
 		wantClosed(t, f, 3, nil) // it is read again from its beginning
+		if err := f.Ready(t.Context()); err == nil {
+			t.Error("ready, though damaged")
+		}
 		f.crash()
 		mustDo(t, os.WriteFile(path, whole, 0o600))
 		c.pass(time.Minute)

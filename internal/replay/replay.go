@@ -57,6 +57,9 @@ func (m *Memory) Release(_ context.Context, id [32]byte) error {
 // Knows reports whether a request of the second protocol is remembered.
 func (m *Memory) Knows(id [32]byte) bool { return m.exchanges.knows(id, m.now(), m.age()) }
 
+// Len is how many requests are remembered.
+func (m *Memory) Len() int { return m.envelopes.len() + m.exchanges.len() }
+
 // clock tells the time, which may be set, and the time that has gone by, which no clock changes.
 type clock struct {
 	now func() time.Time

@@ -32,9 +32,23 @@ func (r *KeyRing) Key(id uint8, kem uint16) *ohttp.PrivateKey {
 
 // Add makes a key.
 func (r *KeyRing) Add(kem uint16) (*ohttp.PrivateKey, error) {
+	return r.add(kem, ohttp.NewPrivateKey)
+}
+
+// AddAES128 makes a key whose configuration offers AES-128-GCM beside AES-256-GCM.
+func (r *KeyRing) AddAES128(kem uint16) (*ohttp.PrivateKey, error) {
+	return r.add(kem, ohttp.NewPrivateKeyAES128)
+}
+
+func (r *KeyRing) add(kem uint16, from func(uint8, uint16, []byte) (*ohttp.PrivateKey, error)) (
+	*ohttp.PrivateKey, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	k, err := ohttp.GenerateKey(r.made, kem)
+	seed, err := ohttp.NewSeed(kem)
+	if err != nil {
+		return nil, err
+	}
+	k, err := from(r.made, kem, seed)
 	if err == nil {
 		r.made++
 		r.keys = append(r.keys, k)

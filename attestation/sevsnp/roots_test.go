@@ -1,0 +1,48 @@
+// Copyright The sealedchat Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sevsnp
+
+import (
+	"crypto/x509"
+	"sync"
+	"testing"
+)
+
+// AMD's roots are the library's, and each signs itself and its signing keys.
+func TestRoots(t *testing.T) {
+	r, err := amdRoots()
+	if err != nil || len(r) != 3 {
+		t.Fatalf("amdRoots() = %v, %v", r, err)
+	}
+	for line, root := range r {
+		p := root.ProductCerts
+		for _, cert := range []*x509.Certificate{p.Ark, p.Ask, p.Asvk} {
+			if err := cert.CheckSignatureFrom(p.Ark); err != nil {
+				t.Errorf("%s: %s: %v", line, cert.Subject.CommonName, err)
+			}
+		}
+	}
+}
+
+// One verifier serves many callers.
+func TestConcurrently(t *testing.T) {
+	c := newChain(t, made)
+	v := c.verifier(t, Policy{Measurements: [][]byte{good}})
+	crl := c.crl(t, made, made.AddDate(1, 0, 0))
+	var wg sync.WaitGroup
+	for i := range 8 {
+		data := [64]byte{byte(i)}
+		doc := c.document(t, data)
+		doc.Endorsements = append(doc.Endorsements, crl)
+		wg.Go(func() {
+			if _, err := v.Verify(t.Context(), doc, data, today); err != nil {
+				t.Error(err)
+			}
+			if _, err := v.Verify(t.Context(), doc, [64]byte{99}, today); err == nil {
+				t.Error("other data were accepted")
+			}
+		})
+	}
+	wg.Wait()
+}
