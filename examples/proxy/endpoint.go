@@ -207,10 +207,14 @@ func pass(w http.ResponseWriter, resp *http.Response) error {
 	control := http.NewResponseController(w)
 	piece := make([]byte, pieceSize)
 	defer clear(piece)
+	var until time.Time // for the client to take what comes
 	for {
 		n, err := resp.Body.Read(piece)
 		if n > 0 {
-			_ = control.SetWriteDeadline(time.Now().Add(pieceTime))
+			if now := time.Now(); until.Sub(now) < pieceTime/2 { // not at each piece: it costs
+				until = now.Add(pieceTime)
+				_ = control.SetWriteDeadline(until)
+			}
 			if _, err := w.Write(piece[:n]); err != nil {
 				return err
 			}
