@@ -25,7 +25,8 @@ func configFile(t *testing.T, text string) string {
 func TestConfigFile(t *testing.T) {
 	file := configFile(t, "# a gateway\r\n\nupstream = http://127.0.0.1:1/v1\n"+
 		"  allow-unauthenticated=true\nlisten = \"127.0.0.1:1\"\ndrain = 5s\nplaces = 7\n"+
-		"allow = POST /v1/chat/completions, GET /v1/models\nallow = GET /health\nwrite-cert = a=b\n")
+		"allow = POST /v1/chat/completions, GET /v1/models\nallow = GET /health\n"+
+		"write-cert = a=b\n")
 	p := &gatewayProgram{}
 	o, err := p.parse([]string{"-config", file, "-drain", "7s", "-listen", "127.0.0.1:2"})
 	if err != nil {
