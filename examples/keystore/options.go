@@ -36,6 +36,7 @@ func commands() []command {
 		{"create", "create [-dir DIR] [-bits N] [-iterations N]", "bits iterations", noFile,
 			(*keystore).create},
 		{"list", "list [-dir DIR]", "", noFile, (*keystore).list},
+		{"next", "next [-dir DIR] [-bits N]", "bits", noFile, (*keystore).next},
 		{"rotate", "rotate [-dir DIR] [-bits N]", "bits", noFile, (*keystore).rotate},
 		{"delete", "delete [-dir DIR] -fingerprint HEX", "fingerprint", noFile,
 			(*keystore).deleteKey},

@@ -28,6 +28,8 @@ func TestUsage(t *testing.T) {
 		"list x":                    `unexpected argument "x"`,
 		"list -bits 2048":           "not defined: -bits",
 		"rotate -iterations 1":      "not defined: -iterations",
+		"next x":                    `unexpected argument "x"`,
+		"next -fingerprint 00":      "not defined: -fingerprint",
 		"import":                    "which file?",
 		"import a b":                `unexpected argument "b"`,
 		"import a -dir b":           "flags come before the file",

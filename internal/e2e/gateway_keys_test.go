@@ -8,9 +8,11 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat"
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
@@ -112,4 +115,67 @@ func signerOf(t testing.TB, g *sealedchat.Gateway) string {
 		t.Fatal(keys, err)
 	}
 	return keys[len(keys)-1].Fingerprint
+}
+
+// TestNextKeyUnderPin announces a gateway's next key before it is in use: clients of protocol v1
+// that pin both go on through the rotation. Before it, a message that is sealed to the next key
+// does not open, and the gateway gives that key to nobody.
+func TestNextKeyUnderPin(t *testing.T) {
+	keys := memoryStore(t, &sealedchat.KeyStoreOptions{Bits: 2048})
+	importKey(t, keys, storedKey(t, "rsa-2048"))
+	r := newRig(t, func(c *sealedchat.GatewayConfig) { c.Keys = keys })
+	before, err := keys.Public(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := keys.Next(t.Context())
+	if err != nil || next.Fingerprint() == before.Fingerprint() {
+		t.Fatal(next, err)
+	}
+	list, err := r.g.Keys(t.Context())
+	if err != nil || slices.ContainsFunc(list, func(k sealedchat.KeyInfo) bool {
+		return k.Fingerprint == next.Fingerprint()
+	}) {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if k := keys.Keys()[1]; k.Fingerprint != next.Fingerprint() || !k.Activated.IsZero() {
+		t.Errorf("%+v", k)
+	}
+	with := func(rt http.RoundTripper) *sealedchat.SecureCompletionClient {
+		return startClient(t, "http://127.0.0.1", func(c *sealedchat.Config) {
+			c.Transport = rt
+			c.Trust = sealedchat.Pin(before.Fingerprint(), next.Fingerprint())
+		})
+	}
+	direct := fakes.Direct(r.g)
+	client := with(direct)
+	if _, err := client.Chat(t.Context(), ask("x")); err != nil {
+		t.Fatal(err)
+	}
+	served := r.g.Stats().Answered
+	early := with(testkit.RoundTrip(func(q *http.Request) (*http.Response, error) {
+		if q.Method == http.MethodGet {
+			return testkit.Respond(http.StatusOK, string(next.PEM())), nil
+		}
+		return direct.RoundTrip(q)
+	}))
+	_, err = early.Chat(t.Context(), ask("x"))
+	if refused, ok := errors.AsType[*sealedchat.APIError](err); !ok ||
+		refused.StatusCode != http.StatusBadRequest || r.g.Stats().Answered != served {
+		t.Errorf("sealed to the next key: %v", err)
+	}
+	if err := keys.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]*sealedchat.SecureCompletionClient{
+		"one that has the key before": client, "a new one": with(direct), "the early one": early,
+	} {
+		if _, err := c.Chat(t.Context(), ask("x")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if now, err := keys.Public(t.Context()); err != nil ||
+		now.Fingerprint() != next.Fingerprint() {
+		t.Error(now, err)
+	}
 }

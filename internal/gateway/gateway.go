@@ -161,7 +161,7 @@ func (s *Server) Keys(ctx context.Context) (list []keystore.Info, err error) {
 	for _, k := range s.cfg.Keys.Keys() {
 		served := s.cfg.ServeOHTTP
 		if k.Kind == "RSA" {
-			served = s.cfg.ServeV1
+			served = s.cfg.ServeV1 && !k.IsNext()
 		}
 		if served {
 			list = append(list, k)

@@ -4,6 +4,7 @@
 package keystore
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -25,15 +26,16 @@ import (
 //	made → current → retired → expired → wiped
 //
 // A current RSA key is the primary one, of which there is one at most; current configurations are
-// listed, one of each KEM. A retired key opens requests that were sealed before it was replaced,
-// until its grace is over. Then it is expired: it opens nothing, and the store that finds it takes
-// it out of the file. A key is wiped when it is no longer in the store and the last request that
+// listed, one of each KEM. An RSA key that was made ahead of time is the next one, of which there is
+// one at most: it opens nothing before it is current (next.go). A retired key opens requests that
+// were sealed before it was replaced, until its grace is over. Then it is expired: it opens nothing,
+// and the store that finds it takes it out of the file. A key is wiped when it is no longer in the store and the last request that
 // uses it has ended. The two kinds differ in how long they are current, and in their grace.
 
 // life is a key's life so far.
 type life struct {
 	config                      bool          // of a key configuration, not of an RSA key
-	state                       keyfile.State // Primary or Retired
+	state                       keyfile.State // of a configuration never Next
 	created, activated, retired time.Time     // zero: not yet
 }
 
@@ -63,15 +65,15 @@ func (r Rotation) grace(config bool) time.Duration {
 
 // isExpired reports whether a retired key's grace is over.
 func (r Rotation) isExpired(l life, now time.Time) bool {
-	return !l.isCurrent() && passed(l.retired, r.grace(l.config), now)
+	return l.state == keyfile.Retired && passed(l.retired, r.grace(l.config), now)
 }
 
 // untilNext is how long it takes until one of the two is true, at most wait.
 func (r Rotation) untilNext(l life, now time.Time, wait time.Duration) time.Duration {
-	if !l.isCurrent() {
+	if l.state == keyfile.Retired {
 		return min(wait, remaining(l.retired, r.grace(l.config), now))
 	}
-	if every := r.every(l.config); every > 0 {
+	if every := r.every(l.config); l.isCurrent() && every > 0 {
 		return min(wait, remaining(l.activated, every, now))
 	}
 	return wait
@@ -166,17 +168,15 @@ type record struct {
 	config      *keyfile.ConfigKey
 }
 
-// records lists those keys of a body that can be used here. Keys of states that nothing here makes,
-// and of KEMs that are not known here, or that FIPS 140 rules out, stay in the file.
+// records lists those keys of a body that can be used here. Keys of KEMs that are not known here,
+// or that FIPS 140 rules out, stay in the file.
 func records(b *keyfile.Body) ([]record, error) {
 	list := make([]record, 0, len(b.Keys)+len(b.ConfigKeys))
 	for _, e := range b.Keys {
-		if e.State == keyfile.Primary || e.State == keyfile.Retired {
-			list = append(list, record{
-				life{false, e.State, e.Created, e.Activated, e.Retired}, fingerprintOf(e.Key),
-				e.Key, nil,
-			})
-		}
+		list = append(list, record{
+			life{false, e.State, e.Created, e.Activated, e.Retired}, fingerprintOf(e.Key), e.Key,
+			nil,
+		})
 	}
 	for i := range b.ConfigKeys {
 		c := &b.ConfigKeys[i]
@@ -241,19 +241,35 @@ func (e *entry) appendTo(b *keyfile.Body, options []keyfile.Option) error {
 // promote makes key the body's primary key, and retires the one before. The body takes key over.
 func (s *Store) promote(b *keyfile.Body, key *keyfile.RSAKey) error {
 	now := wallTime()
+	s.retirePrimary(b, now)
+	if err := hasRoom(b); err != nil {
+		return err
+	}
+	entry := keyfile.Entry{State: keyfile.Primary, Created: now, Activated: now, Key: key}
+	b.Keys = append(b.Keys, entry)
+	countRotation(b, now)
+	return nil
+}
+
+func countRotation(b *keyfile.Body, now time.Time) {
+	b.Rotations++
+	b.Rotated = now
+}
+
+func (s *Store) retirePrimary(b *keyfile.Body, now time.Time) {
 	for i := range b.Keys {
 		if b.Keys[i].State == keyfile.Primary {
 			b.Keys[i].State, b.Keys[i].Retired = keyfile.Retired, now
 		}
 	}
 	s.dropExpired(b, now)
+}
+
+// hasRoom is an error if there is no room for another RSA key.
+func hasRoom(b *keyfile.Body) error {
 	if len(b.Keys) >= mostKeys {
 		return fmt.Errorf("%w: %d keys are still in their grace", fault.ErrTooLarge, len(b.Keys))
 	}
-	entry := keyfile.Entry{State: keyfile.Primary, Created: now, Activated: now, Key: key}
-	b.Keys = append(b.Keys, entry)
-	b.Rotations++
-	b.Rotated = now
 	return nil
 }
 
@@ -361,7 +377,8 @@ func (s *Store) retain(now time.Time, have ...*Key) []*Key {
 	var keys []*Key
 	// the one that was replaced last is the likeliest
 	for _, e := range slices.Backward(s.entries) {
-		if e.RSA != nil && !slices.Contains(have, e.Key) && !s.rotation.isExpired(e.life, now) {
+		if e.RSA != nil && e.state != keyfile.Next && !slices.Contains(have, e.Key) &&
+			!s.rotation.isExpired(e.life, now) {
 			e.retain()
 			keys = append(keys, e.Key)
 		}
@@ -394,8 +411,9 @@ type Info struct {
 	Public     bool
 }
 
-// Keys lists the RSA keys, then the configurations, then their signer. Current ones come before
-// retired ones, and of these the one that was retired last comes first. A closed store has none.
+// Keys lists the RSA keys, then the configurations, then their signer. Current ones come before the
+// next one, and that before retired ones, of which the one that was retired last comes first. A
+// closed store has none.
 func (s *Store) Keys() []Info {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -409,7 +427,7 @@ func (s *Store) Keys() []Info {
 		if c := currentFirst(a, b); c != 0 {
 			return c
 		}
-		return b.Retired.Compare(a.Retired)
+		return cmp.Or(nextLast(a, b), b.Retired.Compare(a.Retired))
 	})
 	var configs []Info
 	for _, kem := range KEMs {
@@ -434,6 +452,20 @@ func currentFirst(a, b Info) int {
 	case a.Retired.IsZero() == b.Retired.IsZero():
 		return 0
 	case a.Retired.IsZero():
+		return -1
+	}
+	return 1
+}
+
+// IsNext reports whether i is of a key that was made ahead of time.
+func (i Info) IsNext() bool { return i.Kind == "RSA" && i.Activated.IsZero() }
+
+// nextLast puts the next key behind others of which none is retired.
+func nextLast(a, b Info) int {
+	switch {
+	case a.IsNext() == b.IsNext():
+		return 0
+	case b.IsNext():
 		return -1
 	}
 	return 1

@@ -32,8 +32,11 @@ func (s *Store) ImportPEM(ctx context.Context, text []byte, passphrase Secret) (
 			if e.Key.Fingerprint() != fp {
 				continue
 			}
-			if e.State == keyfile.Primary {
+			switch e.State {
+			case keyfile.Primary:
 				return errNoChange
+			case keyfile.Next:
+				return s.promoteNext(b, nil)
 			}
 			return fmt.Errorf("%w: this key was retired here before; delete it first",
 				fault.ErrInvalidRequest)
@@ -143,7 +146,8 @@ func (s *Store) find(ctx context.Context, fingerprint string) (*Key, error) {
 	return nil, fmt.Errorf("%w: no key with this fingerprint", fault.ErrInvalidRequest)
 }
 
-// Delete wipes a retired RSA key before its grace is over, and takes it out of the file.
+// Delete wipes the next RSA key, or a retired one before its grace is over, and takes it out of the
+// file.
 func (s *Store) Delete(ctx context.Context, fingerprint string) error {
 	fp, err := hybrid.ParseFingerprint(fingerprint)
 	if err != nil {

@@ -239,18 +239,11 @@ func (s *Store) RotationError() error {
 // forced to.
 func (s *Store) makeKey(forced bool) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
-		if s.dir != nil { // one process makes the key, the others find it when their turn comes
-			lockCtx, cancel := context.WithTimeout(ctx, rotationWait)
-			lock, err := s.dir.Lock(lockCtx, rotationLock)
-			cancel()
-			if err != nil {
-				return false, s.failed(ctx, fileError(err))
-			}
-			defer lock.Unlock()
-			if err := s.refresh(ctx); err != nil {
-				return false, err
-			}
+		unlock, err := s.lockRotation(ctx)
+		if err != nil {
+			return false, err
 		}
+		defer unlock()
 		if !forced && !s.isDue(time.Now()) {
 			return false, nil
 		}
@@ -258,25 +251,49 @@ func (s *Store) makeKey(forced bool) func(context.Context) (bool, error) {
 	}
 }
 
-// replacePrimary generates a key and makes it the primary one; unless forced, only in place of the
-// one that is it now.
+// lockRotation makes this process the only one that makes a key. The others find it when their turn
+// comes.
+func (s *Store) lockRotation(ctx context.Context) (unlock func(), err error) {
+	if s.dir == nil {
+		return func() {}, nil
+	}
+	lockCtx, cancel := context.WithTimeout(ctx, rotationWait)
+	defer cancel()
+	lock, err := s.dir.Lock(lockCtx, rotationLock)
+	if err != nil {
+		return nil, s.failed(ctx, fileError(err))
+	}
+	if err := s.refresh(ctx); err != nil {
+		lock.Unlock()
+		return nil, err
+	}
+	return func() { lock.Unlock() }, nil
+}
+
+// replacePrimary makes the next key the primary one, or one that it generates if there is none;
+// unless forced, only in place of the one that is it now.
 func (s *Store) replacePrimary(ctx context.Context, forced bool) (made bool, err error) {
 	s.mu.Lock()
 	before := s.primary()
 	s.mu.Unlock()
-	key, err := s.generate(ctx)
-	if err != nil {
-		return false, err
+	var key *keyfile.RSAKey
+	if s.next() == nil {
+		if key, err = s.generate(ctx, ""); err != nil {
+			return false, err
+		}
+		defer key.Wipe()
 	}
-	defer key.Wipe()
 	err = s.change(ctx, func(b *keyfile.Body) error {
 		if !forced && before != nil && !hasPrimary(b, before.fingerprint) {
 			// another process was first, although the lock should have kept it out
 			return errNoChange
 		}
-		made = true
-		if err := s.promote(b, key); err != nil || !forced {
+		if err := s.promoteNext(b, key); err != nil {
 			return err
+		}
+		made = true
+		if !forced {
+			return nil
 		}
 		return s.replaceConfigs(b, wallTime())
 	})
@@ -304,8 +321,8 @@ func (s *Store) isDue(now time.Time) bool {
 		s.rotation.AfterRequests > 0 && s.rotator.uses.Load() >= s.rotation.AfterRequests
 }
 
-// generate makes a key. That cannot be interrupted.
-func (s *Store) generate(ctx context.Context) (*keyfile.RSAKey, error) {
+// generate makes a key. That cannot be interrupted. The Auditor is told the reason.
+func (s *Store) generate(ctx context.Context, reason string) (*keyfile.RSAKey, error) {
 	if ctx.Err() != nil {
 		return nil, fault.Ended(ctx)
 	}
@@ -326,7 +343,7 @@ func (s *Store) generate(ctx context.Context) (*keyfile.RSAKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.tellGenerated(ctx, copied, start); err != nil {
+	if err := s.tellGenerated(ctx, copied, start, reason); err != nil {
 		copied.Wipe()
 		return nil, err
 	}

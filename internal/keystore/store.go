@@ -9,7 +9,7 @@
 //   - store.go: what a store is; making, opening and closing one
 //   - keys.go: the life of a key; load.go: working keys in locked memory
 //   - change.go: the one way in which a store changes
-//   - rotate.go: keys that are made when they are needed, or due
+//   - rotate.go: keys that are made when they are needed, or due; next.go: one made ahead of time
 //   - configs.go, signer.go: the list of configurations, and its signature
 //   - pem.go, atrest.go, pins.go: key files, data at rest, remembered server keys
 //   - tell.go, errors.go: what an Auditor is told; errors
@@ -87,7 +87,7 @@ func (e *OptionError) Unwrap() error { return e.Err }
 //
 // Locks are taken in this order:
 //
-//  1. the file rotation.lock, by the process that makes the next RSA key;
+//  1. the file rotation.lock, by the process that makes an RSA key;
 //  2. the file keystore.lock, by the process that replaces the file;
 //  3. turn, which holds a token while a goroutine of this process changes the store, or reloads it;
 //  4. signing;
@@ -239,7 +239,7 @@ func (s *Store) create(ctx context.Context, dir string, passphrase Secret) (err 
 	if err := s.derive(passphrase, s.newMaster); err != nil {
 		return err
 	}
-	key, err := s.generate(ctx)
+	key, err := s.generate(ctx, "")
 	if err != nil {
 		return err
 	}

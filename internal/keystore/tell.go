@@ -198,7 +198,9 @@ func (s *Store) tellLoaded(ctx context.Context) error {
 	return s.tell(ctx, e)
 }
 
-func (s *Store) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start time.Time) error {
+func (s *Store) tellGenerated(
+	ctx context.Context, key *keyfile.RSAKey, start time.Time, reason string,
+) error {
 	if ctx.Err() != nil {
 		return fault.Ended(ctx) // the key is dropped, and nobody hears of it
 	}
@@ -206,7 +208,7 @@ func (s *Store) tellGenerated(ctx context.Context, key *keyfile.RSAKey, start ti
 	// count as lost.
 	e := Event{
 		Type: KeyGenerated, Fingerprint: fingerprintOf(key), Bits: key.Bits(),
-		Duration: time.Since(start),
+		Duration: time.Since(start), Reason: reason,
 	}
 	return s.tell(context.WithoutCancel(ctx), e)
 }

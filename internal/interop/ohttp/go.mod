@@ -9,7 +9,11 @@ require (
 )
 
 require (
+	github.com/awnumar/memcall v0.4.0 // indirect
+	github.com/awnumar/memguard v0.23.0 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
+	github.com/emmansun/base64 v0.9.0 // indirect
+	github.com/gofrs/flock v0.13.1 // indirect
 	github.com/quic-go/quic-go v0.57.1 // indirect
 	go.opentelemetry.io/otel v1.39.0 // indirect
 	go.opentelemetry.io/otel/trace v1.39.0 // indirect
