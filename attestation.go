@@ -184,17 +184,18 @@ var (
 type evidence struct {
 	of     attest.Key
 	result AttestationResult
-	at     time.Time // as result.Verified, by the monotonic clock
+	at     time.Time // as result.Verified, by both clocks
 	maxAge time.Duration
 }
 
-// counts tells whether the evidence is not too old.
-func (e *evidence) counts() bool {
-	if e == nil {
-		return false
-	}
-	age := time.Since(e.at)
-	return age >= 0 && age < e.maxAge
+// counts tells whether the evidence is not too old, also after the machine slept.
+func (e *evidence) counts() bool { return e != nil && younger(e.at, time.Now(), e.maxAge) }
+
+// younger tells whether what began at some time is younger than limit by both clocks: the monotonic
+// one stands still while the machine sleeps, and the other one can be set back.
+func younger(began, now time.Time, limit time.Duration) bool {
+	age, wall := now.Sub(began), now.Round(0).Sub(began.Round(0))
+	return age >= 0 && age < limit && wall < limit
 }
 
 // attestor gets the evidence for a client's server key, and remembers which keys had some. mu
