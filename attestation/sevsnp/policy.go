@@ -25,8 +25,6 @@ type Policy struct {
 	// VMPL is the privilege level that has to have asked for the report, 0 to 3: 0 is the guest's
 	// most privileged software. A guest with a paravisor or an SVSM runs its kernel at another.
 	VMPL int
-	// MinimumGuestSVN is the lowest security version of the guest, from its ID block. 0 by default.
-	MinimumGuestSVN uint32
 	// Chips, if there are any, are the only chips that are trusted: CHIP_ID, 64 bytes each.
 	Chips [][]byte
 	// RevokedChips are chips that are never trusted. AMD revokes signing keys and not chips, and

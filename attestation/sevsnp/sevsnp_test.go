@@ -69,7 +69,6 @@ func TestAccepts(t *testing.T) {
 		"another revoked chip": {Policy{RevokedChips: [][]byte{other2(64)}}, nil, nil},
 		"the minimum":          {Policy{MinimumTCB: TCB{3, 1, 20, 200, 9}}, nil, nil},
 		"VMPL 1":               {Policy{VMPL: 1}, func(r []byte) { r[0x30] = 1 }, nil},
-		"a guest's version":    {Policy{MinimumGuestSVN: 2}, func(r []byte) { r[4] = 2 }, nil},
 		"a migration agent": {
 			Policy{AllowMigrationAgent: true}, func(r []byte) { r[10] |= 1 << 2 }, nil,
 		},
@@ -141,8 +140,6 @@ func TestRefuses(t *testing.T) {
 		},
 		"another VMPL": {change: func(r []byte) { r[0x30] = 2 }, want: "VMPL 2"},
 		"no VMPL":      {change: func(r []byte) { r[0x33] = 1 }, want: "VMPL"},
-		"an old guest": {policy: func(p *Policy) { p.MinimumGuestSVN = 1 },
-			want: "security version"},
 		"old microcode": {
 			policy: func(p *Policy) { p.MinimumTCB.Microcode = 201 }, want: "older",
 		},
