@@ -22,6 +22,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/go-sev-guest/abi"
@@ -166,6 +167,9 @@ func (v *Verifier) checkSignature(ctx context.Context, evidence []byte, report *
 	root, ok := v.roots[line]
 	if !ok {
 		return fmt.Errorf("no root of AMD's is known for the product %q", line)
+	}
+	if only := v.policy.Products; len(only) > 0 && !slices.Contains(only, line) {
+		return fmt.Errorf("the chip is a %s, which Policy.Products does not name", line)
 	}
 	ask, ark := root.ProductCerts.Ask, root.ProductCerts.Ark
 	if vlek {

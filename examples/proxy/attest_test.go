@@ -125,6 +125,13 @@ func TestAttestationFlags(t *testing.T) {
 		"with firmware": {
 			append(url, "-attest-sev", sevText, "-attest-sev-tcb", "3.0.23.213"), "",
 		},
+		"with firmware of a kind of chip": {
+			append(url, "-attest-sev", sevText, "-attest-sev-tcb", "Milan:3.0.23.213"), "",
+		},
+		"an unknown kind of chip": {
+			append(url, "-attest-sev", sevText, "-attest-sev-tcb", "Naples:3.0.23.213"),
+			"Milan, Genoa or Turin",
+		},
 		"a level and a cloud's key": {
 			append(url, "-attest-sev", sevText, "-attest-sev-vmpl", "3", "-attest-sev-vlek"), "",
 		},
