@@ -60,7 +60,8 @@ type Verifier interface {
 	// hardware, holds exactly reportData, is of software that the verifier's policy names, and is
 	// valid at now. It returns an error otherwise, which the call returns in a *ServerKeyError:
 	// its text must hold nothing of doc except values that the user has to know, such as a
-	// measurement. doc comes from the network and was checked for its size alone; it is not to be
+	// measurement. It has to end with ctx, which has the limit of Attestation.Timeout: all callers
+	// wait for it. doc comes from the network and was checked for its size alone; it is not to be
 	// changed or kept. The key that the report vouches for is judged by the client, through
 	// reportData.
 	Verify(ctx context.Context, doc AttestationDocument, reportData [64]byte,
