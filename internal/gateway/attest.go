@@ -20,7 +20,7 @@ import (
 
 const (
 	maxAttesting = 16               // requests for evidence at the same time
-	attestTime   = 10 * time.Second // that one of them has
+	attestTime   = 10 * time.Second // that one of them has, and its answer again
 )
 
 var errKeysOutside = errors.New("the key store has a folder: with an Attester its keys must " +
@@ -54,7 +54,8 @@ func (h *request) attestation() {
 	switch {
 	case err == nil:
 		h.header("Content-Type", "application/json")
-		_ = h.write(http.StatusOK, text) // the client may be gone
+		// the client may be gone, or not read
+		_ = h.writeWithin(min(attestTime, h.s.cfg.BodyTimeout), http.StatusOK, text)
 	case ctx.Err() != nil:
 		h.refuse(busyAttesting(err))
 	case h.s.life.Err() != nil:

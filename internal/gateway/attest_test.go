@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -265,6 +266,38 @@ func TestGatewayAttesterHangs(t *testing.T) {
 		synctest.Wait()
 		if w := r.askEvidence(t.Context(), [32]byte{}, "192.0.2.1:1"); w.Code != 200 {
 			t.Errorf("when it is back: %d", w.Code)
+		}
+	})
+}
+
+// slowReader is a connection whose client reads nothing: it takes an answer when its time is over.
+type slowReader struct {
+	*httptest.ResponseRecorder
+	until time.Time
+}
+
+func (w *slowReader) SetWriteDeadline(at time.Time) error {
+	w.until = at
+	return nil
+}
+
+func (w *slowReader) Write([]byte) (int, error) {
+	time.Sleep(time.Until(w.until))
+	return 0, os.ErrDeadlineExceeded
+}
+
+// A client that does not read has its place for as long as an Attester may take, and no longer:
+// sixteen of them keep everybody else from evidence.
+func TestGatewayEvidenceUnread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(c *Config) { c.Attester = plainEvidence })
+		r.askEvidence(t.Context(), [32]byte{}, "") // keys are made
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet,
+			attest.Path+"?"+attest.Query([32]byte{}), nil)
+		start := time.Now()
+		r.s.ServeHTTP(&slowReader{ResponseRecorder: httptest.NewRecorder()}, req)
+		if took := time.Since(start); took != attestTime || r.s.limits.attesting.Taken() != 0 {
+			t.Errorf("a place was held for %v", took)
 		}
 	})
 }
