@@ -91,6 +91,7 @@ type sealedRequest struct {
 	keys      *KeyStore
 	key       *keystore.Key // of keys; opens the answer in version 1
 	ohttp     *ohttpCall
+	sent      *httpx.Sent // the body of http; nil in version 1
 }
 
 func (r *sealedRequest) release() {
@@ -99,6 +100,9 @@ func (r *sealedRequest) release() {
 	}
 	if r.ohttp != nil {
 		r.ohttp.Close()
+	}
+	if r.sent != nil {
+		r.sent.Finish()
 	}
 	r.keys.store.Sweep()
 }
@@ -336,6 +340,9 @@ func (c *SecureCompletionClient) receiveWhole(ctx context.Context, t *trip) (*co
 // sendForGood sends t, and returns its answer if the status is 200. The caller closes the body.
 func (c *SecureCompletionClient) sendForGood(ctx context.Context, t *trip) (*http.Response, error) {
 	outside, err := httpx.Send(c.http, t.http)
+	if t.sent != nil {
+		t.sent.Finish() // nobody sends it again; the transport may be sending it still
+	}
 	if err != nil || outside.StatusCode == http.StatusOK {
 		return outside, err
 	}
@@ -345,28 +352,6 @@ func (c *SecureCompletionClient) sendForGood(ctx context.Context, t *trip) (*htt
 		return nil, err
 	}
 	return nil, c.wire.failure(a)
-}
-
-// sealAgain asks whether sealing afresh can help. A server's new key that is not trusted replaces
-// the error.
-func (c *SecureCompletionClient) sealAgain(ctx context.Context, r *sealedRequest,
-	err error) (again bool, _ error) {
-	if errors.Is(err, ErrAudit) {
-		return false, err // whatever the Auditor returned
-	}
-	_, inner := errors.AsType[*APIError](err)
-	_, outer := errors.AsType[*OuterError](err)
-	if !inner && !outer {
-		return false, err
-	}
-	renewed, refreshErr := c.wire.resealHelps(ctx, r, err)
-	if _, distrust := errors.AsType[*ServerKeyError](refreshErr); distrust {
-		return false, refreshErr
-	}
-	if errors.Is(refreshErr, ErrAudit) { // the Auditor did not take the new key
-		return false, fault.Join(err, refreshErr)
-	}
-	return renewed, err
 }
 
 // openCompletion reads, decrypts and checks an answer, and closes its body. Nothing of it leaves

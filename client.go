@@ -91,6 +91,7 @@ type SecureCompletionClient struct {
 	server  *serverKey
 	wire    protocol
 	memory  *locked.Arena // for what calls need
+	spare   spareMemory   // the same in ordinary memory
 	retry   retryPolicy
 	log     *slog.Logger
 	ownKeys bool
@@ -209,7 +210,8 @@ func (c *SecureCompletionClient) setProtocol() {
 		c.retry.once = true
 		c.wire = &ohttpProtocol{
 			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host,
-			keys: c.cfg.Keys, server: c.server, memory: c.memory, padding: c.cfg.OHTTP.Padding,
+			keys: c.cfg.Keys, server: c.server, memory: c.memory, spare: &c.spare,
+			padding:   c.cfg.OHTTP.Padding,
 			maxAnswer: c.cfg.MaxResponseBytes, idle: c.cfg.IdleTimeout, base: c.base,
 			takeX25519: c.cfg.OHTTP.AllowX25519,
 		}

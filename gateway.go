@@ -350,7 +350,8 @@ func (g *Gateway) Keys(ctx context.Context) ([]KeyInfo, error) {
 // or an error that says what is missing. That is [ErrClosed] since Close was called; what
 // [Gateway.Keys] returns; or, behind the words "the replay memory", why Replay does not answer: the
 // gateway's own is locked and read, and another is asked if it has a method Ready(context.Context)
-// error. Nothing is asked of the upstream. It is as quick as the slowest of these, within ctx.
+// error. Nothing is asked of the upstream. While another process has the file of keys or of replays
+// locked, it takes some seconds, whatever ctx says.
 func (g *Gateway) Ready(ctx context.Context) error { return g.server.Ready(ctx) }
 
 // Server is an [http.Server] on addr that is right for the gateway: it waits 10 seconds for a

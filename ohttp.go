@@ -4,7 +4,6 @@
 package sealedchat
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -39,12 +38,25 @@ const (
 )
 
 // ohttpProtocol is the client's end of Oblivious HTTP in chunks.
+//
+// A request's body is copied once on its way to net/http, and an answer's twice on its way back:
+//
+//  1. HTTPClient reads the SDK's body into memory, since all of it is checked before anything acts.
+//     Chat makes the JSON there, and Complete seals from the caller's Secret: they copy nothing.
+//  2. Sealing reads the content where it lies and writes ciphertext into the body that net/http
+//     sends. Only what is at the edges of the content, a chunk each, is put together before.
+//  3. Of an answer, net/http writes the ciphertext into a batch of chunks, or into the buffer of an
+//     ohttp.Reader: it has no other way to hand it over. It is opened there, in place.
+//  4. From there it goes to its place in the content, since the binary HTTP message has lengths
+//     between its pieces. Both times it is within the cache. Whoever reads a stream gets it from
+//     there.
 type ohttpProtocol struct {
 	url               string // of the gateway
 	scheme, authority string
 	keys              *KeyStore // whose sweeper clears what the work leaves behind
 	server            *serverKey
 	memory            *locked.Arena
+	spare             *spareMemory // of the client
 	padding           int
 	maxAnswer         int64
 	idle              time.Duration // between two pieces of an event stream
@@ -55,6 +67,10 @@ type ohttpProtocol struct {
 	// refused a date.
 	ahead atomic.Int64
 }
+
+// spareMemory is what a client's calls use one after another, by use: the bodies of SDKs' requests,
+// sealed requests, and chunks of answers.
+type spareMemory struct{ bodies, sealed, batches httpx.Spare }
 
 // ohttpCall is the client's half of one exchange.
 type ohttpCall struct {
@@ -148,7 +164,8 @@ func (p *ohttpProtocol) seal(ctx context.Context, in *plainRequest,
 		}
 	}
 	if err == nil {
-		r.http, err = p.request(ctx, body)
+		r.sent = httpx.NewSent(p.spare.sealed.PutWiped, body)
+		r.http, err = p.request(ctx, r.sent)
 	}
 	if err != nil {
 		r.release()
@@ -185,7 +202,8 @@ func (p *ohttpProtocol) sealMessage(config *ohttp.Config, in *plainRequest,
 	}
 	defer edges.Destroy()
 	if call, err = ohttp.NewRequest(config); err == nil {
-		body, err = call.SealParts(nil, edges.Bytes(), message[:behind], content, message[behind:])
+		body, err = call.SealParts(p.spare.sealed.Get(call.SealedSize(len(message)+len(content))),
+			edges.Bytes(), message[:behind], content, message[behind:])
 	}
 	if err != nil {
 		err = fmt.Errorf("sealedchat: sealing the request: %w", err)
@@ -194,11 +212,12 @@ func (p *ohttpProtocol) sealMessage(config *ohttp.Config, in *plainRequest,
 }
 
 // request is what the world outside sees.
-func (p *ohttpProtocol) request(ctx context.Context, body []byte) (*http.Request, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url, bytes.NewReader(body))
+func (p *ohttpProtocol) request(ctx context.Context, body *httpx.Sent) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url, nil)
 	if err != nil {
 		return nil, fmt.Errorf("sealedchat: sealing the request: %w", err)
 	}
+	body.Attach(req)
 	httpx.Count(req) // what is sent again is the same ciphertext, which a gateway serves once
 	req.Header = http.Header{
 		"Content-Type":  {ohttp.TypeRequest},
@@ -355,21 +374,25 @@ func (s *sourceError) Read(p []byte) (int, error) {
 // that into returned last, and nothing behind it.
 func (p *ohttpProtocol) openWhole(call *ohttpCall, sealed io.Reader,
 	into hybrid.Alloc) (content []byte, err error) {
-	var batches []*locked.Buffer
+	var done []func() // gives batches back
 	defer func() {
-		for _, b := range batches {
-			b.Destroy()
+		for _, f := range done {
+			f()
 		}
 	}()
 	whole := &ohttp.Whole{MaxChunk: maxAnswerChunk, Limit: p.maxAnswer, Grow: growHeap,
-		Batch: func(size int) ([]byte, error) { return make([]byte, size), nil }}
+		Batch: func(size int) ([]byte, error) {
+			b := p.spare.batches.Get(size)[:size]
+			done = append(done, func() { p.spare.batches.Put(b) })
+			return b, nil
+		}}
 	if into != nil {
 		whole.Batch = func(size int) ([]byte, error) {
 			b, err := p.memory.Alloc(size)
 			if err != nil {
 				return nil, err
 			}
-			batches = append(batches, b)
+			done = append(done, b.Destroy)
 			return b.Bytes(), nil
 		}
 		whole.Grow = func(b []byte, size int) ([]byte, error) { return p.growInto(into, b, size) }

@@ -110,3 +110,25 @@ func pause(ctx context.Context, wait time.Duration) bool {
 		return false
 	}
 }
+
+// sealAgain asks whether sealing afresh can help. A server's new key that is not trusted replaces
+// the error.
+func (c *SecureCompletionClient) sealAgain(ctx context.Context, r *sealedRequest,
+	err error) (again bool, _ error) {
+	if errors.Is(err, ErrAudit) {
+		return false, err // whatever the Auditor returned
+	}
+	_, inner := errors.AsType[*APIError](err)
+	_, outer := errors.AsType[*OuterError](err)
+	if !inner && !outer {
+		return false, err
+	}
+	renewed, refreshErr := c.wire.resealHelps(ctx, r, err)
+	if _, distrust := errors.AsType[*ServerKeyError](refreshErr); distrust {
+		return false, refreshErr
+	}
+	if errors.Is(refreshErr, ErrAudit) { // the Auditor did not take the new key
+		return false, fault.Join(err, refreshErr)
+	}
+	return renewed, err
+}

@@ -101,7 +101,7 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return t.fail(req, nil, err)
 	}
-	defer clear(body)
+	defer t.client.spare.bodies.Put(body) // wiped; what was sealed of it lies elsewhere
 	in.content = body
 	call := &chatjson.Call{}
 	if in.isChat() {
@@ -109,7 +109,7 @@ func (t *sdkTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return t.fail(req, nil, err)
 		}
 		if in.whole = in.whole || !call.Stream; in.whole {
-			in.content, in.clean = chatjson.CutStream(body[:0], body), true
+			in.content, in.clean = call.CutStream(body), true
 		}
 	}
 	if err := t.errors.recall(req, in.content); err != nil {
@@ -199,7 +199,11 @@ func (t *sdkTransport) read(req *http.Request, in *plainRequest) ([]byte, error)
 	}
 	limit := t.client.cfg.MaxRequestBytes + 1024
 	// the size is the SDK's own word, in this process
-	body, err := httpx.ReadUpTo(httpx.Capped(req.Body, limit), req.ContentLength, limit)
+	room := t.client.spare.bodies.Get(int(httpx.RoomFor(req.ContentLength, limit)))
+	body, err := httpx.ReadInto(room, httpx.Capped(req.Body, limit))
+	if err != nil {
+		defer t.client.spare.bodies.Put(body)
+	}
 	switch {
 	case errors.Is(err, ErrTooLarge):
 		return nil, fmt.Errorf("%w of more than %d bytes", errRequestTooLarge,

@@ -36,8 +36,10 @@ ask_proxy() {
 	else
 		skip "the local endpoint by curl: no curl"
 	fi
-	if need_python && "$python" -m pip install -q --disable-pip-version-check "openai==$openai_python_version"; then
-		"$python" examples/proxy/testdata/sdk.py "$base" "$token" || failed=1
+	# a venv of its own: the other one's packages want other versions
+	if need_python && "$python" -m venv "$tools/openai" &&
+		"$tools/openai/bin/python" -m pip install -q --disable-pip-version-check "openai==$openai_python_version"; then
+		"$tools/openai/bin/python" examples/proxy/testdata/sdk.py "$base" "$token" || failed=1
 	else
 		skip "the local endpoint from Python: no venv with openai $openai_python_version"
 	fi

@@ -227,7 +227,8 @@ step_attestation() {
 	else
 		skip "race detector of the attestation module: no C compiler"
 	fi
-	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 go vet ./...
+	# The library's package for tests does not build for Windows.
+	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 go build ./...
 	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go vet ./...
 	fuzztime=${FUZZTIME:-3s}
 	local package target

@@ -71,7 +71,14 @@ func New(p Policy) (*Verifier, error) {
 // says what was wrong, without text of doc's; errors that it wraps may hold some. It makes no
 // network access.
 func (v *Verifier) Verify(ctx context.Context, doc sealedchat.AttestationDocument,
-	reportData [64]byte, now time.Time) (sealedchat.AttestationResult, error) {
+	reportData [64]byte, now time.Time) (result sealedchat.AttestationResult, err error) {
+	// What the server sent must not end the program, whatever the library makes of it.
+	defer func() {
+		if p := recover(); p != nil {
+			result = sealedchat.AttestationResult{}
+			err = errors.New("sevsnp: the library failed to read the report")
+		}
+	}()
 	report, err := v.verify(ctx, doc, reportData, now)
 	if err != nil {
 		return sealedchat.AttestationResult{}, fmt.Errorf("sevsnp: %w", err)

@@ -128,7 +128,35 @@ func quoteEnd(evidence []byte) (int, error) {
 	if size > uint64(len(evidence)-at-lengthSize) {
 		return 0, errors.New("the quote is too short")
 	}
-	return at + lengthSize + int(size), nil
+	end := at + lengthSize + int(size)
+	if !wellFormed(evidence[at+lengthSize : end]) {
+		return 0, errors.New("the lengths in the quote contradict each other")
+	}
+	return end, nil
+}
+
+// wellFormed tells whether the lengths in what stands behind a quote's body add up. These are the
+// signature, the key that made it, and a block of type, size and content, which is the quoting
+// enclave's report, its signature, data of the enclave's own, and a block with certificates.
+func wellFormed(signed []byte) bool {
+	const signature, key, report = 64, 64, 384
+	inner, ok := block(signed, signature+key)
+	if !ok || len(inner) < report+signature+2 {
+		return false
+	}
+	own := int(binary.LittleEndian.Uint16(inner[report+signature:]))
+	_, ok = block(inner, report+signature+2+own)
+	return ok
+}
+
+// block returns the content of the block that stands at the end of b, from at on.
+func block(b []byte, at int) (content []byte, ok bool) {
+	const head = 2 + lengthSize
+	if len(b) < at+head {
+		return nil, false
+	}
+	size := uint64(binary.LittleEndian.Uint32(b[at+2:]))
+	return b[at+head:], size == uint64(len(b)-at-head)
 }
 
 // The bits of TD attributes that a guest may have: none of them opens it to the host. They are LASS

@@ -78,6 +78,17 @@ func TestLengthsOfQuotes(t *testing.T) {
 				t.Errorf("version %d: a length of %d was accepted", version, size)
 			}
 		}
+		// the enclave's report and what stands behind it, the enclave's own data, the certificates
+		for place, width := range map[int]int{at + 134: 4, at + 586: 2, at + 594: 4} {
+			for _, size := range []uint32{0, 1, 5, 1<<16 - 1, 1<<31 - 1, 1 << 31, 1<<32 - 1} {
+				doc.Evidence = bytes.Clone(good)
+				copy(doc.Evidence[place:], binary.LittleEndian.AppendUint32(nil, size)[:width])
+				_, err := v.Verify(t.Context(), doc, [64]byte{}, today)
+				if err == nil || !strings.Contains(err.Error(), "contradict each other") {
+					t.Errorf("version %d: a length of %d at %d: %v", version, size, place-at, err)
+				}
+			}
+		}
 		for i := range good {
 			doc.Evidence = good[:i]
 			if _, err := v.Verify(t.Context(), doc, [64]byte{}, today); err == nil {

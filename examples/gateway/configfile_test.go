@@ -25,7 +25,8 @@ func configFile(t *testing.T, text string) string {
 func TestConfigFile(t *testing.T) {
 	file := configFile(t, "# a gateway\r\n\nupstream = http://127.0.0.1:1/v1\n"+
 		"  allow-unauthenticated=true\nlisten = \"127.0.0.1:1\"\ndrain = 5s\nplaces = 7\n"+
-		"allow = POST /v1/chat/completions, GET /v1/models\nallow = GET /health\nwrite-cert = a=b\n")
+		"allow = POST /v1/chat/completions, GET /v1/models\nallow = GET /health\n"+
+		"write-cert = a=b\n")
 	p := &gatewayProgram{}
 	o, err := p.parse([]string{"-config", file, "-drain", "7s", "-listen", "127.0.0.1:2"})
 	if err != nil {
@@ -121,5 +122,44 @@ func TestReadAccounts(t *testing.T) {
 			strings.Contains(err.Error(), "MARKER") {
 			t.Errorf("%.40q: %v, want %q", text, err, want)
 		}
+	}
+}
+
+// The files of examples/deploy have flags that there are.
+func TestDeployedFlags(t *testing.T) {
+	p := &gatewayProgram{}
+	unit, err := os.ReadFile("../deploy/sealedchat-gateway@.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, start, _ := strings.Cut(string(unit), "\nExecStart=/usr/local/bin/sealedchat-gateway ")
+	start, _, _ = strings.Cut(start, "\n")
+	args := strings.Fields(strings.ReplaceAll(start, "%i", "1"))
+	i := slices.Index(args, "-config")
+	if i < 0 {
+		t.Fatalf("the unit starts with %q", args)
+	}
+	args[i+1] = "../deploy/gateway.conf"
+	o, err := p.parse(args)
+	if err != nil || o.listen != "127.0.0.1:8441" || o.metrics != "127.0.0.1:9091" ||
+		o.keys == "" || !o.replayDurable || o.addressHeader != "X-Forwarded-For" {
+		t.Errorf("%+v, %v", o, err)
+	}
+	compose, err := os.ReadFile("../deploy/compose.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, gateway, _ := strings.Cut(string(compose), "\n  gateway:\n")
+	gateway, _, _ = strings.Cut(gateway, "\n  proxy:\n")
+	args = nil
+	for line := range strings.Lines(gateway) {
+		if flag, ok := strings.CutPrefix(strings.TrimSpace(line), "- -"); ok {
+			flag = strings.Replace(flag, "${UPSTREAM:-http://ollama:11434/v1}",
+				"http://ollama:11434/v1", 1)
+			args = append(args, "-"+flag)
+		}
+	}
+	if o, err = p.parse(args); err != nil || len(args) < 8 || !o.insecureUpstream {
+		t.Errorf("%q: %v", args, err)
 	}
 }

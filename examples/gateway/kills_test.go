@@ -75,8 +75,8 @@ func (m *echoModel) kill() {
 	}
 }
 
-// Two replicas with a key store and Redis, under 50 streams: kill -9 of either of them, of Redis and
-// of the upstream gives no stream a false end, and nobody somebody else's answer. Once what was
+// Two replicas with a key store and Redis, under 50 streams: kill -9 of either, of Redis and of the
+// upstream gives no stream a false end, and nobody somebody else's answer. Once what was
 // killed runs again, both are ready and all streams succeed, without help.
 func TestReplicasUnderKills(t *testing.T) {
 	if os.Getenv("SEALEDCHAT_REPLICAS") == "" {

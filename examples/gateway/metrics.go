@@ -51,7 +51,7 @@ func newMetrics(s *service) *metrics {
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sealedchat_requests_total",
 			Help: "Requests, by account, protocol, status (the sealed one if there is one), and " +
-				"the gateway's words for a refusal; with status 200 they say why an answer was cut.",
+				"the gateway's words for a refusal; with status 200 they say why it was cut.",
 		}, []string{"account", "protocol", "status", "refusal"}),
 		duration: histogram("sealedchat_request_duration_seconds",
 			"From a request's header to the end of its answer.", longTimes),

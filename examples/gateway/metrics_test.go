@@ -79,9 +79,12 @@ func TestMetrics(t *testing.T) {
 	})
 	got := shown(t, r)
 	for name, want := range map[string]float64{
-		`sealedchat_requests_total{account="team-a",protocol="ohttp",refusal="",status="200"}`:    2,
-		`sealedchat_requests_total{account="team-b",protocol="ohttp",refusal="",status="200"}`:    1,
-		`sealedchat_requests_total{account="team-a",protocol="envelope",refusal="",status="200"}`: 1,
+		`sealedchat_requests_total{account="team-a",protocol="ohttp",refusal="",` +
+			`status="200"}`: 2,
+		`sealedchat_requests_total{account="team-b",protocol="ohttp",refusal="",` +
+			`status="200"}`: 1,
+		`sealedchat_requests_total{account="team-a",protocol="envelope",refusal="",` +
+			`status="200"}`: 1,
 		`sealedchat_requests_total{account="",protocol="ohttp",refusal="invalid API key",` +
 			`status="401"}`: 1,
 		`sealedchat_requests_total{account="",protocol="envelope",refusal="invalid API key",` +

@@ -12,8 +12,8 @@ import (
 )
 
 // sample is what the metrics learn of one request: its times from the writer of the answer, the
-// rest from the gateway's log line, whose handler is given the request's context. Only the request's
-// goroutine uses it.
+// rest from the gateway's log line, whose handler is given the request's context. The goroutine of
+// the request alone uses it.
 type sample struct {
 	protocol string
 	start    time.Time

@@ -117,7 +117,8 @@ func TestReloadAPIKeys(t *testing.T) {
 		until(t, logged, func() bool { return strings.Count(r.log.String(), logged) > before })
 	}
 	go func() { m.words <- "one" }()
-	text, err := stream(t, clientOf(t, r.url, "key-a", sealedchat.ProtocolOHTTP), func(word string) {
+	user := clientOf(t, r.url, "key-a", sealedchat.ProtocolOHTTP)
+	text, err := stream(t, user, func(word string) {
 		if word != "one" {
 			return
 		}

@@ -188,7 +188,8 @@ func (o *options) flagsOfKeys(f *flag.FlagSet) {
 	f.BoolVar(&o.createKeys, "create-keys", false, "make the key store if there is none")
 	f.DurationVar(&o.rotate, "rotate", 0,
 		"age at which the keys of -keys are replaced, 24h for example; 0 = never: clients of "+
-			"envelope that pinned a key refuse the next one")
+			"envelope that pinned a key refuse the next one, unless they pinned that of keystore "+
+			"next as well")
 	f.DurationVar(&o.rotateConfigs, "rotate-configs", 0,
 		"age at which the key configurations of ohttp are replaced, under the signer that clients "+
 			"pin, 2m or more; negative = never (default 1h; never with -replay, since machines "+

@@ -76,7 +76,7 @@ func (r *replays) Claim(ctx context.Context, id, client [32]byte, until time.Tim
 	return n == 1, err
 }
 
-// Ready says why claims would fail now. It writes, as a claim does: a full server can still be read.
+// Ready says why claims would fail now. It writes, as a claim does: a full server can be read.
 func (r *replays) Ready(ctx context.Context) error {
 	if why := r.unfit.Load(); why != nil {
 		return *why

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -386,6 +387,46 @@ func TestRedisDown(t *testing.T) {
 			if err := ask(t, clients[i]); err != nil {
 				t.Errorf("%v, Redis is back: %v", p, err)
 			}
+		}
+	}
+}
+
+// With the settings that -replay-durable wants, what was served before kill -9 of Redis is refused
+// after it, by every replica; without them it would be served once more.
+func TestReplayAfterRedisKill(t *testing.T) {
+	for _, durable := range []bool{true, false} {
+		args, flags := []string(nil), []string{"-upstream", "", "-allow-unauthenticated"}
+		if durable {
+			args = []string{"--appendonly", "yes", "--appendfsync", "always"}
+			flags = append(flags, "-replay-durable")
+		}
+		w := &world{t: t, redis: startRedis(t, args...), model: startModel(t),
+			dir: filepath.Join(t.TempDir(), "keys"), took: make(map[string]int)}
+		flags[1] = w.model.URL + "/v1"
+		for range 2 {
+			w.replicas = append(w.replicas, startReplica(t, append(flags, "-keys", w.dir,
+				"-create-keys", "-replay", w.redis.url())...))
+		}
+		sent, open := w.sealed("nobody's")
+		if _, body := w.replay(sent, w.replicas[0]); open(body) != http.StatusOK {
+			t.Fatal("not served")
+		}
+		w.redis.kill()
+		w.redis.start()
+		for _, r := range w.replicas {
+			until(t, "ready", func() bool {
+				status, _ := get(t, r.url+"/readyz")
+				return status == http.StatusOK
+			})
+		}
+		served := w.model.served.Load()
+		for range 2 {
+			for _, r := range w.replicas {
+				_, _ = w.replay(sent, r)
+			}
+		}
+		if n := w.model.served.Load() - served; durable && n != 0 || !durable && n != 1 {
+			t.Errorf("durable: %v; served %d times after the kill", durable, n)
 		}
 	}
 }

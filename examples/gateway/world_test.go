@@ -50,6 +50,7 @@ type redisServer struct {
 	t    *testing.T
 	path string
 	port string
+	dir  string // what it keeps is there when it starts again
 	args []string
 	cmd  *exec.Cmd
 }
@@ -70,7 +71,7 @@ func startRedis(t *testing.T, args ...string) *redisServer {
 	}
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	_ = l.Close()
-	r := &redisServer{t: t, path: path, port: port, args: args}
+	r := &redisServer{t: t, path: path, port: port, dir: t.TempDir(), args: args}
 	r.start()
 	t.Cleanup(r.kill)
 	return r
@@ -81,7 +82,7 @@ func (r *redisServer) url() string { return "redis://127.0.0.1:" + r.port + "/0"
 func (r *redisServer) start() {
 	r.t.Helper()
 	args := append([]string{"--port", r.port, "--bind", "127.0.0.1", "--save", "", "--appendonly",
-		"no", "--dir", r.t.TempDir()}, r.args...)
+		"no", "--dir", r.dir}, r.args...)
 	r.cmd = exec.Command(r.path, args...)
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)

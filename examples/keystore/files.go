@@ -20,7 +20,7 @@ import (
 
 // read reads a file, or standard input for "", of at most limit bytes. The caller wipes the result.
 func (p *keystore) read(ctx context.Context, name string, limit int) ([]byte, error) {
-	var from io.Reader = p.stdin
+	from := p.stdin
 	if name != "" {
 		f, err := os.Open(name)
 		if err != nil {

@@ -51,7 +51,7 @@ func TestAttested(t *testing.T) {
 			if pin != "" {
 				args = append(args, "-pin", pin)
 			}
-			r := startWith(t, verifiers, nil, args...)
+			r := startWith(t, func(p *proxy) { p.verifiers = verifiers }, nil, args...)
 			a := r.do("POST", "/v1/chat/completions", question)
 			if a.StatusCode != 200 || !strings.Contains(a.text, "Paris") {
 				t.Errorf("%s: %d %s", protocol, a.StatusCode, a.text)

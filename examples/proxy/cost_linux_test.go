@@ -25,7 +25,8 @@ const (
 )
 
 // alone makes requests through HTTPClient, without a proxy, as often as a line of standard input
-// says, and prints the processor's time for them. The line says how the answer comes.
+// says, and prints the processor's time for them, and the median of the time to the first byte. The
+// line says how the answer comes.
 func alone() int {
 	o := &options{}
 	p := &proxy{env: os.Getenv, stdout: os.Stdout, stderr: os.Stderr, wipe: func() {}}
@@ -46,31 +47,48 @@ func alone() int {
 			return 0
 		}
 		before := testkit.CPUTime()
-		for range n {
-			if err := costRequest(e.http, o.server.URL, stream); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-				return 1
-			}
+		first, err := costRequests(n, e.http, o.server.URL, stream)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
 		}
-		fmt.Printf("took: %d\n", testkit.CPUTime()-before)
+		fmt.Printf("took: %d\nfirst: %d\n", testkit.CPUTime()-before, first)
 	}
 }
 
-func costRequest(c *http.Client, url string, stream bool) error {
+// costRequests makes n requests, and returns the median of the time to the first byte.
+func costRequests(n int, c *http.Client, url string, stream bool) (time.Duration, error) {
+	var first []time.Duration
+	for range n {
+		took, err := costRequest(c, url, stream)
+		if err != nil {
+			return 0, err
+		}
+		first = append(first, took)
+	}
+	return testkit.Median(first), nil
+}
+
+func costRequest(c *http.Client, url string, stream bool) (first time.Duration, err error) {
+	begun := time.Now()
 	body := question
 	if stream {
 		body = streamed
 	}
 	resp, err := c.Post(url+"/v1/chat/completions", "application/json", strings.NewReader(body))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer resp.Body.Close()
+	if _, err = io.ReadFull(resp.Body, make([]byte, 1)); err != nil {
+		return 0, err
+	}
+	first = time.Since(begun)
 	_, err = io.Copy(io.Discard, resp.Body)
 	if err == nil && resp.StatusCode != 200 {
 		err = fmt.Errorf("status %d", resp.StatusCode)
 	}
-	return err
+	return first, err
 }
 
 // costModel answers with 1 KB, or with a stream of 100 pieces that come one by one.
@@ -104,27 +122,26 @@ func TestCost(t *testing.T) {
 		direct := startCost(t, aloneURL+"="+args, "ready")
 		through := startCost(t, asChild+"="+args, "listening")
 		for _, stream := range []bool{false, true} {
-			n := 300
+			n := 400
 			if stream {
-				n = 20
+				n = 40
 			}
 			var ratios []float64
-			var aloneTime, proxyTime time.Duration
+			var aloneTime, proxyTime, aloneFirst, proxyFirst time.Duration
 			for range 5 {
-				aloneTime = direct.measure(n, stream)
+				aloneTime, aloneFirst = direct.measure(n, stream)
 				before := through.ticks()
-				for range n {
-					if err := costRequest(through.client, through.said, stream); err != nil {
-						t.Fatal(err)
-					}
+				var err error
+				if proxyFirst, err = costRequests(n, through.client, through.said, stream); err != nil {
+					t.Fatal(err)
 				}
 				proxyTime = through.ticks() - before
 				ratios = append(ratios, float64(proxyTime)/float64(aloneTime))
 			}
 			slices.Sort(ratios)
-			t.Logf("%s, stream %v: HTTPClient alone %v, proxy %v a request; ratio %.2f (%.2f to %.2f)",
-				protocol, stream, aloneTime/time.Duration(n), proxyTime/time.Duration(n),
-				ratios[2], ratios[0], ratios[4])
+			t.Logf("%s, stream %v: HTTPClient alone %v, proxy %v a request; ratio %.2f (%.2f to %.2f); "+
+				"to the first byte %v and %v", protocol, stream, aloneTime/time.Duration(n),
+				proxyTime/time.Duration(n), ratios[2], ratios[0], ratios[4], aloneFirst, proxyFirst)
 		}
 	}
 }
@@ -164,13 +181,16 @@ func startCost(t *testing.T, env, ready string) *costProcess {
 	return p
 }
 
-func (p *costProcess) measure(n int, stream bool) time.Duration {
+func (p *costProcess) measure(n int, stream bool) (took, first time.Duration) {
 	_, _ = fmt.Fprintln(p.in, n, stream)
-	took, err := strconv.ParseInt(p.lines("took"), 10, 64)
-	if err != nil {
-		p.t.Fatal(err)
+	for i, name := range []string{"took", "first"} {
+		n, err := strconv.ParseInt(p.lines(name), 10, 64)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		*[]*time.Duration{&took, &first}[i] = time.Duration(n)
 	}
-	return time.Duration(took)
+	return took, first
 }
 
 // ticks is the processor's time of the process, in steps of 10 ms.

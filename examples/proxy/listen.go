@@ -112,8 +112,7 @@ func (l *unixListener) Close() error {
 
 const (
 	headerTime = 10 * time.Second // for a request's header to come
-	bodyTime   = time.Minute      // for its body
-	pieceTime  = time.Minute      // for a client to take a piece of an answer
+	pieceTime  = time.Minute      // for a client to take a piece of an answer, at most
 	idleTime   = 2 * time.Minute  // of a connection between two requests
 	maxHeader  = 64 << 10         // bytes
 )

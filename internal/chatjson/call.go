@@ -14,6 +14,8 @@ type Call struct {
 	Stream       bool
 	IncludeUsage bool
 	Choices      int // 1 at least
+
+	hasStream bool // there are members that are about streams, whatever they ask for
 }
 
 // IsStreamMember tells the members of a request that are about streams.
@@ -31,22 +33,35 @@ func HasStreamMember(valid []byte) bool {
 
 // LookAtCall checks a request that came from outside, and says what it asks for.
 func LookAtCall(body []byte) (*Call, error) {
-	if err := CheckRequest(body); err != nil {
+	if err := checkRequestObject(body); err != nil {
 		return nil, err
 	}
-	return CallOf(body), nil
+	var err error
+	call := callOf(body, func(m jsonspan.Member) {
+		if err == nil {
+			err = checkMember(m)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return call, nil
 }
 
 // CallOf is LookAtCall for a request that was checked before.
-func CallOf(valid []byte) *Call {
+func CallOf(valid []byte) *Call { return callOf(valid, func(jsonspan.Member) {}) }
+
+// callOf also gives each member to look.
+func callOf(valid []byte, look func(jsonspan.Member)) *Call {
 	call := &Call{Choices: 1}
 	prompts := int64(1) // of the older endpoint, which may have several
 	for m := range jsonspan.MembersOf(valid) {
+		look(m)
 		switch {
 		case m.Is("stream"):
-			call.Stream = string(m.Value) == "true"
+			call.Stream, call.hasStream = string(m.Value) == "true", true
 		case m.Is("stream_options"):
-			call.IncludeUsage = IncludesUsage(m.Value)
+			call.IncludeUsage, call.hasStream = IncludesUsage(m.Value), true
 		case m.Is("n"):
 			if n, err := WholeNumber(m.Value); err == nil && n > 1 && n <= MaxWeight {
 				call.Choices = int(n)
@@ -64,6 +79,14 @@ func IncludesUsage(valid []byte) bool { return string(Last(valid, "include_usage
 
 // CutStream appends body without what asks for a stream to dst, which may be body[:0].
 func CutStream(dst, body []byte) []byte { return jsonspan.CutOf(dst, body, IsStreamMember) }
+
+// CutStream is body without what asks for a stream. It works in place.
+func (c *Call) CutStream(body []byte) []byte {
+	if !c.hasStream {
+		return body
+	}
+	return CutStream(body[:0], body)
+}
 
 // promptsIn counts the texts of a prompt: one, unless it is a list of texts, or of lists of tokens.
 func promptsIn(prompt []byte) (n int64) {

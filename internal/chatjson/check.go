@@ -26,15 +26,29 @@ var SpokenOutside = []string{"api_key", "base_url", "security_tier"}
 
 // CheckRequest demands a JSON object without members that are spoken outside the envelope.
 func CheckRequest(plaintext []byte) error {
+	if err := checkRequestObject(plaintext); err != nil {
+		return err
+	}
+	for m := range jsonspan.MembersOf(plaintext) {
+		if err := checkMember(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkRequestObject(plaintext []byte) error {
 	if !ValidObject(plaintext) {
 		return fmt.Errorf("%w: the request is not a JSON object in valid UTF-8",
 			fault.ErrInvalidRequest)
 	}
-	for m := range jsonspan.MembersOf(plaintext) {
-		for _, name := range SpokenOutside {
-			if m.Is(name) {
-				return CheckName(name)
-			}
+	return nil
+}
+
+func checkMember(m jsonspan.Member) error {
+	for _, name := range SpokenOutside {
+		if m.Is(name) {
+			return CheckName(name)
 		}
 	}
 	return nil
@@ -89,6 +103,19 @@ func Last(data []byte, name string) (value []byte) {
 		}
 	}
 	return value
+}
+
+// lastTwo is Last for two names. Each walk over a message passes all of its text.
+func lastTwo(data []byte, first, second string) (one, other []byte) {
+	for m := range jsonspan.MembersOf(data) {
+		switch {
+		case m.Is(first):
+			one = m.Value
+		case m.Is(second):
+			other = m.Value
+		}
+	}
+	return one, other
 }
 
 // Elements walks an array in JSON that was checked before. ok is false when data is not one.
@@ -201,11 +228,11 @@ func checkChoice(choice []byte) (member, want string) {
 	if jsonspan.KindOf(choice) != jsonspan.Object {
 		return "", "want an object"
 	}
-	message := Last(choice, "message")
+	message, index := lastTwo(choice, "message", "index")
 	if jsonspan.KindOf(message) != jsonspan.Object {
 		return ".message", "want an object"
 	}
-	if want := checkIndex(Last(choice, "index")); want != "" {
+	if want := checkIndex(index); want != "" {
 		return ".index", want
 	}
 	return checkMessage(".message", message, checkCall)
@@ -224,10 +251,10 @@ func checkIndex(index []byte) (want string) {
 // checkMessage looks at a message, or at a piece of one.
 func checkMessage(path string, message []byte,
 	check func(call []byte) (member, want string)) (member, want string) {
-	if want := checkContent(Last(message, "content")); want != "" {
+	content, calls := lastTwo(message, "content", "tool_calls")
+	if want := checkContent(content); want != "" {
 		return path + ".content", want
 	}
-	calls := Last(message, "tool_calls")
 	switch jsonspan.KindOf(calls) {
 	case jsonspan.Null:
 		return "", ""

@@ -23,12 +23,20 @@ var null = []byte("null")
 // content are one text, and arguments that came as an object are that object's text. The caller
 // wipes it.
 func Repaired(completion []byte) []byte {
-	return withoutError(completion, editMembers(completion, func(m jsonspan.Member) []byte {
-		if m.Is("choices") {
+	hasError := false
+	edited := editMembers(completion, func(m jsonspan.Member) []byte {
+		switch {
+		case m.Is("choices"):
 			return repairedChoices(m.Value, repairedIndex)
+		case m.Is("error"):
+			hasError = true
 		}
 		return repairedMember(m)
-	}))
+	})
+	if !hasError {
+		return edited
+	}
+	return withoutError(completion, edited)
 }
 
 // withoutError is object, which edited is after other edits if it is not nil, without an error that

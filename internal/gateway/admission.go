@@ -37,7 +37,7 @@ type limits struct {
 	// turned out to be a client's own. What does turn out so is returned.
 	strangers *limit.Limiter
 	// heads counts, by address, requests of which the sealed header is being read, before anybody
-	// knows whose they are. Each holds the header and a chunk at most, and not for longer than
+	// knows whose they are. Each holds the header and two chunks at most, and not for longer than
 	// headTimeout.
 	heads       *limit.Limiter
 	headTimeout time.Duration

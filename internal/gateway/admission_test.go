@@ -141,6 +141,7 @@ func TestGatewayLeastRate(t *testing.T) {
 					t.Errorf("%s, %v: %d after %v", name, p.Protocol, status, d)
 				}
 				end()
+				time.Sleep(time.Second) // net/http lingers over a connection that it closes
 				synctest.Wait()
 				if n := r.s.limits.bodies.Taken(); n != 0 {
 					t.Errorf("%s, %v: %d bytes stayed behind", name, p.Protocol, n)

@@ -54,7 +54,8 @@ type Server struct {
 	clients    clientKeys
 	limits     limits
 	attesting  chan struct{} // has one element while Attester is called
-	buffers    buffers
+	buffers    buffers       // of content
+	sealed     buffers       // of sealed chunks, which net/http has had
 	opened     time.Time
 
 	life context.Context // ends with the server

@@ -11,6 +11,20 @@ import (
 	"github.com/seed-017344ad/sealedchat/internal/ohttp"
 )
 
+// The copies of a body on its way through the gateway, beside those of the kernel, and of net/http
+// and crypto/tls, which have ciphertext from the client's side and wiped memory towards the
+// upstream:
+//
+//   - A sealed request is read into the buffer of an [ohttp.Reader], and its chunks are opened
+//     there. None.
+//   - What opened is copied into pieces: nothing acts on a request before its final chunk has
+//     opened, and what stands between the chunks is left behind. One.
+//   - On the way upstream a piece of it at a time is copied once more, by the connection: net/http
+//     hides where the body lies, and its own copy would not be wiped. Two.
+//   - An answer is read from the upstream's connection into an answerEncoder's buffer. The cipher
+//     reads it there and writes the sealed chunks, which net/http sends. None; with padding two
+//     (see answerEncoder).
+
 // pieceSize is the capacity of a large piece of content: four chunks of an answer, with what stands
 // around them.
 const pieceSize = 4*ohttp.PassChunk + 1<<10

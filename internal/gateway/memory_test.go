@@ -7,10 +7,15 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/seed-017344ad/sealedchat/internal/bhttp"
+	"github.com/seed-017344ad/sealedchat/internal/testkit"
+	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
 
 // bodyOf is the body of a message with content, of which the source has only so much.
@@ -102,5 +107,84 @@ func TestLeftAtTheEnd(t *testing.T) {
 			t.Errorf("%d left, %v", left, err)
 		}
 		_, _ = body.Read(make([]byte, 1))
+	}
+}
+
+// brokenClient takes some writes and fails then. net/http may go on reading what failed: over
+// HTTP/2 another goroutine does.
+type brokenClient struct {
+	*httptest.ResponseRecorder
+	left int
+}
+
+func (w *brokenClient) Write(p []byte) (int, error) {
+	if w.left--; w.left < 0 {
+		return 0, io.ErrClosedPipe
+	}
+	return w.ResponseRecorder.Write(p)
+}
+
+// Memory of sealed chunks is used again once all of them were taken, and not after a failure.
+func TestSealedMemory(t *testing.T) {
+	long := `{"x":"` + strings.Repeat("y", 5*pieceSize) + `"}`
+	for name, declared := range map[string]bool{"a known length": true, "none": false} {
+		again := 0
+		for left := range 16 {
+			r := newRig(t, nil)
+			r.Answer = func(*http.Request, []byte) (*http.Response, error) {
+				resp := answerOf("application/json", strings.NewReader(long))
+				if declared {
+					resp.ContentLength = int64(len(long))
+				}
+				return resp, nil
+			}
+			s := r.Seal(fakes.Inner{})
+			w := &brokenClient{httptest.NewRecorder(), left}
+			r.s.ServeHTTP(w, fakes.OHTTPPost(t, bytes.NewReader(s.Body)))
+			a := s.Open(w.ResponseRecorder)
+			kept := r.s.sealed.pool.Get() != nil
+			switch whole := a.Err == nil; {
+			case whole && a.Body != long:
+				t.Errorf("%s: %d bytes came", name, len(a.Body))
+			case !whole && kept:
+				t.Errorf("%s: after %d writes memory is taken back that may be in use", name, left)
+			case whole && kept: // the pool may drop it
+				again++
+			}
+		}
+		if again == 0 {
+			t.Errorf("%s: no memory was used again", name)
+		}
+	}
+}
+
+// An answer in one piece states its length; others come as the upstream sends them.
+func TestStatedLengths(t *testing.T) {
+	for name, c := range map[string]struct {
+		kind   string
+		length int
+		stated bool
+	}{
+		"short": {"application/json", len(testkit.FineAnswer), true},
+		"JSON":  {"application/json", -1, false}, "events": {"text/event-stream", -1, false},
+	} {
+		r := newRig(t, nil)
+		r.Answer = func(*http.Request, []byte) (*http.Response, error) {
+			resp := answerOf(c.kind, strings.NewReader(testkit.FineAnswer))
+			resp.ContentLength = int64(c.length)
+			return resp, nil
+		}
+		s := r.Seal(fakes.Inner{})
+		w := r.Send(s)
+		want := ""
+		if c.stated {
+			want = strconv.Itoa(w.Body.Len())
+		}
+		if got := w.Header().Get("Content-Length"); got != want {
+			t.Errorf("%s: length %q, want %q", name, got, want)
+		}
+		if a := s.Open(w); a.Err != nil || a.Body != testkit.FineAnswer {
+			t.Errorf("%s: %q, %v", name, a.Body, a.Err)
+		}
 	}
 }

@@ -38,6 +38,7 @@ type ohttpRequest struct {
 	arriving *arrivingBody
 	exchange *ohttp.Exchange
 	writer   *ohttp.Writer // the answer's; nil before it has begun
+	sealed   []byte        // memory of the writer's; may be nil
 	opened   bool          // a chunk of the request has opened
 
 	head        *bhttp.Request
@@ -50,6 +51,7 @@ type ohttpRequest struct {
 	stranger    *limit.Lease // what it took as one that may be a stranger's
 	forwarded   bool         // something of the request may have reached the upstream
 	inOne       bool         // the whole answer is written at once
+	writing     bool         // a write to the client has not returned, or failed
 	clientGone  bool         // the client did not take a chunk
 }
 
@@ -177,6 +179,9 @@ func (q *ohttpRequest) tellWhole(ctx context.Context) *refusal {
 func (q *ohttpRequest) close() {
 	if q.writer != nil {
 		q.writer.Close()
+	}
+	if q.sealed != nil && !q.writing { // or net/http may read it still
+		q.s.sealed.wipe([][]byte{q.sealed})
 	}
 	if q.exchange != nil {
 		q.exchange.Close()

@@ -49,6 +49,7 @@ func (s chunkSink) Write(chunk []byte) (int, error) {
 		q.status = http.StatusOK
 		q.w.WriteHeader(http.StatusOK)
 	}
+	q.writing = true
 	n, err := q.w.Write(chunk)
 	q.bytesOut += n
 	// Over HTTP/2 the end of the stream comes in a frame of its own behind what is flushed. An
@@ -57,7 +58,7 @@ func (s chunkSink) Write(chunk []byte) (int, error) {
 	if err == nil && !withEnd {
 		err = q.flush()
 	}
-	q.clientGone = err != nil
+	q.clientGone, q.writing = err != nil, err != nil
 	// Over HTTP/2 a deadline ends the stream also when nothing is being written.
 	if err == nil && !withEnd {
 		q.within(unbounded, writing)

@@ -117,6 +117,15 @@ func (e *answerEncoder) makeRoom() {
 		return
 	}
 	e.replaceBuffer(e.q.s.buffers.get())
+	e.useBuffer()
+}
+
+// useBuffer has the chunks of large pieces sealed into memory that is used again.
+func (e *answerEncoder) useBuffer() {
+	if len(e.buf) == pieceSize && e.started && !e.padded() && e.q.sealed == nil {
+		e.q.sealed = e.q.s.sealed.get()
+		e.q.writer.UseBuffer(e.q.sealed)
+	}
 }
 
 // read reads what has come of a body, or, if it has a known length, as much as fits.
@@ -159,6 +168,7 @@ func (e *answerEncoder) start() error {
 		return err
 	}
 	e.started = true
+	e.useBuffer()
 	switch {
 	case e.padded():
 		e.out, e.head = append(e.out, e.head...), nil

@@ -47,7 +47,8 @@ func TestGatewayReady(t *testing.T) {
 		"does not answer": {askedReplay{memory, away}, t.Context(), nil, away,
 			"the replay memory: "},
 		"the caller has no time": {askedReplay{memory, nil}, canceled, nil, context.Canceled, ""},
-		"closed":                 {nil, t.Context(), func(r *rig) { _ = r.s.Close() }, fault.ErrClosed, "gateway"},
+		"closed": {nil, t.Context(), func(r *rig) { _ = r.s.Close() }, fault.ErrClosed,
+			"gateway"},
 		"without keys": {nil, t.Context(), func(r *rig) { r.s.cfg.Keys.Close() }, fault.ErrClosed,
 			"the keys: "},
 	} {

@@ -17,7 +17,7 @@ import (
 )
 
 // refusal is an answer that is not the upstream's. detail is the gateway's own words: nothing of
-// the request, nothing of the upstream.
+// the request, nothing of the upstream. There are a few dozen: programs may count by it.
 type refusal struct {
 	status     int
 	detail     string

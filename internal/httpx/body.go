@@ -78,13 +78,25 @@ func (g *gunzipper) Read(p []byte) (n int, err error) {
 }
 
 // ReadAll is io.ReadAll with the buffer made in one piece when the size is known. Those that it
-// outgrows are cleared. A peer's promise of more than a megabyte is believed as it arrives.
-func ReadAll(r io.Reader, size int64) ([]byte, error) { return ReadUpTo(r, size, 1<<20) }
+// outgrows are cleared.
+func ReadAll(r io.Reader, size int64) ([]byte, error) {
+	const most = 1 << 20 // a promise of more is believed as it arrives
+	return ReadInto(make([]byte, 0, RoomFor(size, most)), r)
+}
 
-// ReadUpTo is ReadAll for a size that is believed up to most.
-func ReadUpTo(r io.Reader, size, most int64) ([]byte, error) {
-	b := make([]byte, 0, min(max(size, 511), most)+1)
+// RoomFor is how much room to make for size bytes, or for -1 if that is not known: with a byte more
+// than will come, the end is found without growing.
+func RoomFor(size, most int64) int64 { return min(max(size, 511), most) + 1 }
+
+// ReadInto reads to the end of r into b, which is empty. If b has too little room, it is cleared,
+// and the result is elsewhere.
+func ReadInto(b []byte, r io.Reader) ([]byte, error) {
 	for {
+		if len(b) == cap(b) {
+			outgrown := b
+			b = append(make([]byte, 0, max(2*cap(b), 512)), b...)
+			clear(outgrown)
+		}
 		n, err := r.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
 		if err == io.EOF {
@@ -92,11 +104,6 @@ func ReadUpTo(r io.Reader, size, most int64) ([]byte, error) {
 		}
 		if err != nil {
 			return b, err
-		}
-		if len(b) == cap(b) {
-			outgrown := b
-			b = append(make([]byte, 0, 2*cap(b)), b...)
-			clear(outgrown)
 		}
 	}
 }

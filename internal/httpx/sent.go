@@ -9,8 +9,8 @@ import (
 	"sync"
 )
 
-// Sent is a request body in the clear that is wiped when nobody reads it any more: a transport may
-// go on reading after it has returned an answer.
+// Sent is a request body that is wiped when nobody reads it any more: a transport may go on reading
+// after it has returned an answer.
 type Sent struct {
 	mu      sync.Mutex
 	pieces  [][]byte // nil once they are wiped

@@ -139,3 +139,37 @@ func TestPassChunk(t *testing.T) {
 			9+length+PassChunk+tagSize)
 	}
 }
+
+// TestWriterUsesBuffer checks that chunks that fit are sealed in the caller's memory, the head of
+// the message among them, and that the Writer lets go of it.
+func TestWriterUsesBuffer(t *testing.T) {
+	key := newKey(t, 1, X25519)
+	for _, size := range []int{0, 10, 200, 1 << 10} {
+		sealed, q := seal(t, key.config, []byte("q"))
+		x, _, err := openRequest(sealed, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b writes
+		w, err := x.Response(&b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		buffer := make([]byte, size)
+		w.UseBuffer(buffer)
+		for _, piece := range []string{"one", "two"} {
+			if err := w.Pass([]byte(piece)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if size >= 200 && !bytes.HasSuffix(b.Bytes(), buffer[:2+3+tagSize-1]) {
+			t.Errorf("%d bytes: sealed elsewhere", size)
+		}
+		if err := w.PassLast(nil); err != nil || w.out != nil {
+			t.Errorf("%d bytes: %v, %d kept", size, err, cap(w.out))
+		}
+		if got, err := readAnswer(q, b.Bytes()); err != nil || string(got) != "onetwo" {
+			t.Errorf("%d bytes: %q, %v", size, got, err)
+		}
+	}
+}

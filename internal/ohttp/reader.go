@@ -33,7 +33,9 @@ type Reader struct {
 	left  uint64 // chunks that may come
 
 	buf      []byte
+	lent     bool // buf is the caller's
 	from, to int
+	come     int   // bytes that have come
 	srcErr   error // how src ended
 
 	plain []byte // content of the chunk that was opened last
@@ -45,6 +47,7 @@ type Reader struct {
 const (
 	firstRead = 4 << 10                      // enough for a small message, and most streams
 	readAhead = 2 * (MaxChunk + tagSize + 4) // a chunk that came, and what came with it
+	farAhead  = 4 * readAhead                // once as much has come: each read has its price
 )
 
 // newReader makes a Reader of chunks of up to maxChunk bytes of plaintext, and always of chunks up
@@ -71,7 +74,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 // protected than the heap. From a chunk that does not fit on, the heap is used. Every chunk fits if b has
 // maxChunk and [Overhead] bytes and one more. The caller keeps b, and may reuse it after Close,
 // which clears it. The caller calls UseBuffer before the first Read.
-func (r *Reader) UseBuffer(b []byte) { r.buf = b }
+func (r *Reader) UseBuffer(b []byte) { r.buf, r.lent = b, true }
 
 // ReadByte makes a Reader a bhttp.Source.
 func (r *Reader) ReadByte() (byte, error) {
@@ -221,7 +224,7 @@ func (r *Reader) more(n int) error {
 		}
 		var got int
 		got, r.srcErr = r.src.Read(r.buf[r.to:])
-		r.to += got
+		r.to, r.come = r.to+got, r.come+got
 		if got > 0 {
 			return nil
 		}
@@ -233,13 +236,16 @@ func (r *Reader) more(n int) error {
 // What it moves is ciphertext: nothing has to be wiped.
 func (r *Reader) makeRoom(n int) {
 	into := r.buf
-	if n > len(r.buf) {
+	switch {
+	case n > len(r.buf):
 		size := readAhead
 		if r.buf == nil {
 			size = firstRead
 		}
 		into = make([]byte, max(size, n))
-	} else if r.from < r.to && r.from+n <= len(r.buf) {
+	case r.come > farAhead && len(r.buf) == readAhead && !r.lent:
+		into = make([]byte, farAhead)
+	case r.from < r.to && r.from+n <= len(r.buf):
 		return
 	}
 	r.to = copy(into, r.buf[r.from:r.to])

@@ -44,6 +44,9 @@ func (q *Request) ID() [sha256.Size]byte { return sha256.Sum256(q.head) }
 // with Writer. The caller keeps message.
 func (q *Request) Seal(dst, message []byte) ([]byte, error) { return q.SealParts(dst, nil, message) }
 
+// SealedSize is how many bytes Seal appends for a message of n bytes, at most.
+func (q *Request) SealedSize(n int) int { return len(q.head) + n + (n/MaxChunk+1)*(4+tagSize) }
+
 // SealParts is Seal for a message that is in several parts. It seals from where they lie: only a
 // chunk that crosses from one part into the next is put together before, in buffer, which has
 // MaxChunk bytes, or as many as the parts together. The caller keeps and wipes buffer and parts.
@@ -59,7 +62,7 @@ func (q *Request) SealParts(dst, buffer []byte, parts ...[]byte) ([]byte, error)
 	for _, p := range parts {
 		m.left += len(p)
 	}
-	dst = append(slices.Grow(dst, len(q.head)+m.left+(m.left/MaxChunk+1)*(4+tagSize)), q.head...)
+	dst = append(slices.Grow(dst, q.SealedSize(m.left)), q.head...)
 	left := uint64(maxChunks)
 	for {
 		final := m.left <= MaxChunk

@@ -85,7 +85,7 @@ func (w *Writer) Close() {
 		w.err = ErrUsed
 	}
 	clear(w.plain)
-	w.plain = nil
+	w.plain, w.out = nil, nil
 	if w.done != nil {
 		w.done()
 		w.done = nil
@@ -95,6 +95,10 @@ func (w *Writer) Close() {
 // PassChunk is the plaintext of the chunks that Pass makes. Sealed, such a chunk and the header of
 // a DATA frame (RFC 9113, section 4.1) fill one record of TLS.
 const PassChunk = MaxChunk - 9 - 2 - tagSize // header, length, tag
+
+// UseBuffer gives the Writer memory for sealed chunks, which it uses as long as they fit. The caller
+// keeps b, and may use it again after Close.
+func (w *Writer) UseBuffer(b []byte) { w.out = append(b[:0], w.out...) }
 
 // Pass seals p in chunks of PassChunk bytes, and hands them to the stream in one Write. What was
 // buffered goes ahead, in a chunk of its own. The caller keeps p.

@@ -42,10 +42,31 @@ type conn struct {
 	gone  bool       // nobody will read any more
 
 	buffer []byte // net/http's, into which it reads answers; its reader's
+	copies *copies
 }
 
-func newConn(inner net.Conn, blind bool) *conn {
-	c := &conn{Conn: inner, blind: blind}
+// copies is memory for pieces of content, which connections use one after another. It holds zeros
+// meanwhile.
+type copies struct{ pool sync.Pool }
+
+// get returns memory that free wipes, and takes back if it is that of a whole piece.
+func (c *copies) get(size int) (buf []byte, free func()) {
+	if size < pieceSize {
+		buf = make([]byte, size)
+		return buf, func() { clear(buf) }
+	}
+	whole, ok := c.pool.Get().(*[pieceSize]byte)
+	if !ok {
+		whole = new([pieceSize]byte)
+	}
+	return whole[:], func() {
+		clear(whole[:])
+		c.pool.Put(whole)
+	}
+}
+
+func newConn(inner net.Conn, blind bool, copies *copies) *conn {
+	c := &conn{Conn: inner, blind: blind, copies: copies}
 	c.cond = sync.NewCond(&c.mu)
 	return c
 }
@@ -131,6 +152,8 @@ func (c *conn) Read(p []byte) (int, error) {
 // The last piece counts as sent when it is begun: a server that waited for it may answer before
 // Write returns. That all of it was written is asked at the answer's end.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	// The one copy of content on its way from the request that opened: net/http hides the body,
+	// which could say where it lies.
 	size := int64(pieceSize)
 	if _, ok := c.Conn.(*tls.Conn); ok {
 		size = recordSize
@@ -139,8 +162,8 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	if ok {
 		size = max(1, min(size, limited.N))
 	}
-	buf := make([]byte, size)
-	defer clear(buf)
+	buf, free := c.copies.get(int(size))
+	defer free()
 	var sent int64
 	for {
 		n, err := io.ReadFull(r, buf)

@@ -65,7 +65,7 @@ func TestConnClearsWhatItReadsInto(t *testing.T) {
 		s := &scripted{in: strings.NewReader("x"), seen: func(p []byte) {
 			dirty = strings.Trim(string(p), "\x00") != ""
 		}}
-		c := newConn(s, false)
+		c := newConn(s, false, new(copies))
 		p := bytes.Repeat([]byte("s"), size)
 		if n, err := c.Read(p); n != 1 || err != nil || dirty == cleared {
 			t.Errorf("%d bytes: %d, %v, left as they were: %v", size, n, err, dirty)
@@ -87,7 +87,7 @@ func TestDrained(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			ours, theirs := net.Pipe()
-			c, drained := newConn(ours, false), make(chan bool, 1)
+			c, drained := newConn(ours, false, new(copies)), make(chan bool, 1)
 			go func() { drained <- c.drained() }()
 			synctest.Wait()
 			if len(drained) > 0 {
@@ -130,7 +130,7 @@ func TestConnClearsItsCopies(t *testing.T) {
 	} {
 		for _, failing := range []bool{false, true} {
 			r, inner := open(), &scripted{failing: failing}
-			c := newConn(inner, false)
+			c := newConn(inner, false, new(copies))
 			c.begin(true)
 			source := &sticky{Reader: r}
 			var from io.Reader = source

@@ -93,7 +93,7 @@ func (l *lane) connect(
 	if err != nil {
 		return nil, err
 	}
-	c := newConn(inner, blind)
+	c := newConn(inner, blind, &l.pool.copies)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.retired {

@@ -55,6 +55,7 @@ type Pool struct {
 	tries2   bool            // HTTP/2 may be offered
 	http2    atomic.Bool     // the upstream speaks it, as far as is known
 	reads    func(*http.Request) bool
+	copies   copies
 
 	mu     sync.Mutex
 	closed bool

@@ -15,7 +15,8 @@
 // its handler flushes. Its client sends chunks only for a body whose length it does not know.
 //
 // The Rust crate has no AES-256-GCM in its default build, so it speaks with gateways that offer
-// AES-128-GCM as well. Of a list of configurations its client takes the last one that it knows,
-// which is the one for X25519 in a list of this package: TestRustList. A program that wants X-Wing
-// gives it that configuration alone.
+// AES-128-GCM as well; at a configuration without a suite of its own its client panics. Of a list
+// of configurations its client takes the last one that it knows, which is the one for X25519 in a
+// list of this package: TestRustList. A program that wants X-Wing gives it that configuration
+// alone.
 package interop

@@ -207,6 +207,9 @@ func (c *rustClient) ask(t testing.TB, method, path string, header http.Header,
 	if c.request != nil {
 		all, err := io.ReadAll(sealed)
 		if err != nil {
+			if said := p.stop(); said != nil {
+				err = said
+			}
 			return nil, err
 		}
 		content = bytes.NewReader(c.request(all))

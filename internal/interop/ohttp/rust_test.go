@@ -5,6 +5,7 @@ package interop
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net/http"
@@ -177,8 +178,8 @@ func TestRustClientRefuses(t *testing.T) {
 				if err == nil {
 					_, err = io.ReadAll(answer.body)
 				}
-				if err == nil {
-					t.Error("the Rust client took the answer")
+				if err == nil || strings.Contains(err.Error(), "panicked") {
+					t.Errorf("the Rust client: %v", err)
 				}
 			})
 		}
@@ -261,7 +262,8 @@ func refused(t *testing.T, g *rustGateway) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if n := u.asked.Load(); n != 0 || len(g.refused) != 1 || g.refused[0] == "" {
+	if n := u.asked.Load(); n != 0 || len(g.refused) != 1 || g.refused[0] == "" ||
+		strings.Contains(g.refused[0], "panicked") {
 		t.Errorf("%d requests went upstream; refused: %q", n, g.refused)
 	}
 }
@@ -287,5 +289,58 @@ func TestRustList(t *testing.T) {
 	}
 	if got, err := io.ReadAll(answer.body); err != nil || string(got) != "TEXT" {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestRustWithoutCommonSuite has each end meet one of whose suites it knows none: the Rust client a
+// gateway that offers AES-256-GCM alone, which makes the crate panic, and our client a Rust gateway
+// with ChaCha20-Poly1305 alone, which it names. Nothing is sent.
+func TestRustWithoutCommonSuite(t *testing.T) {
+	rustPeer(t)
+	for name, kem := range suites {
+		t.Run(name, func(t *testing.T) {
+			u := &upstream{}
+			url, list := newGatewayWith(t, u, kem, false)
+			client := &rustClient{url: url, list: list, mode: "whole",
+				request: func(b []byte) []byte {
+					if len(b) > 0 {
+						t.Error("something was sealed")
+					}
+					return b
+				}}
+			if answer, err := client.ask(t, "POST", "/v1/echo", header(), []byte("x")); err == nil {
+				t.Error(answer)
+			}
+			list = (&rustGateway{t: t, kem: kem, id: "7"}).list()
+			// Length, and then the last of two pairs of algorithms.
+			chacha := append(bytes.Clone(list[2:len(list)-10]), 0, 4, 0, 1, 0, 3)
+			list = append(binary.BigEndian.AppendUint16(nil, uint16(len(chacha))), chacha...)
+			server := httptest.NewServer(http.HandlerFunc(
+				func(w http.ResponseWriter, r *http.Request) {
+					if r.Method != http.MethodGet {
+						u.asked.Add(1)
+					}
+					w.Header().Set("Content-Type", ohttp.TypeKeys)
+					w.Write(list)
+				}))
+			t.Cleanup(server.Close)
+			ours, err := sealedchat.NewSecureCompletionClient(sealedchat.Config{
+				BaseURL: server.URL, InsecureAllowHTTP: true, Protocol: sealedchat.ProtocolOHTTP,
+				Trust: sealedchat.TrustHTTPS(), MaxRetries: -1,
+				OHTTP: sealedchat.OHTTPOptions{AllowX25519: true},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ours.Close()
+			_, err = post(ours, []byte("x"))
+			if !errors.Is(err, sealedchat.ErrPublicKey) ||
+				!strings.Contains(err.Error(), "ChaCha20Poly1305") {
+				t.Error(err)
+			}
+			if n := u.asked.Load(); n != 0 {
+				t.Errorf("%d requests", n)
+			}
+		})
 	}
 }

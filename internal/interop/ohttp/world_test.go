@@ -75,12 +75,19 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // its only configuration for kem.
 func newGateway(t *testing.T, u http.Handler, kem uint16) (url string, list []byte) {
 	t.Helper()
+	return newGatewayWith(t, u, kem, true)
+}
+
+// newGatewayWith is newGateway with or without AES-128-GCM.
+func newGatewayWith(t *testing.T, u http.Handler, kem uint16, aes128 bool) (url string,
+	list []byte) {
+	t.Helper()
 	up := httptest.NewServer(u)
 	t.Cleanup(up.Close)
 	gateway, err := sealedchat.NewGateway(sealedchat.GatewayConfig{
 		Upstream: up.URL + "/v1", AllowUnauthenticated: true,
 		Protocols: []sealedchat.Protocol{sealedchat.ProtocolOHTTP},
-		OHTTP: sealedchat.GatewayOHTTP{AES128: true, StrangerRate: -1,
+		OHTTP: sealedchat.GatewayOHTTP{AES128: aes128, StrangerRate: -1,
 			Allow: []string{"POST /v1/chat/completions", "POST /v1/echo"}},
 	})
 	if err != nil {
