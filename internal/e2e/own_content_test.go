@@ -87,6 +87,7 @@ func letters(wrong func(string)) http.Handler {
 // Memory goes from one request to the next. Clients who ask at the same time, leave early, send
 // more than the upstream reads, and are cut off still get what is theirs, and nothing else.
 func TestEachGetsTheirOwn(t *testing.T) {
+	t.Parallel()
 	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
 			var mu sync.Mutex
@@ -112,7 +113,7 @@ func TestEachGetsTheirOwn(t *testing.T) {
 			for worker := range 8 {
 				wg.Go(func() {
 					random := rand.New(rand.NewPCG(uint64(worker), 1))
-					for range 20 {
+					for range 6 {
 						asksForOwn(t.Context(), client, random, wrong)
 					}
 				})
@@ -162,7 +163,9 @@ func asksForOwn(ctx context.Context, client *sealedchat.SecureCompletionClient, 
 	}
 	got, err := io.ReadAll(resp.Body)
 	if path == "/v1/early" {
-		if resp.StatusCode != http.StatusBadRequest && ctx.Err() == nil {
+		// 502: net/http's server closes on what it did not read, and the reset may overtake its answer
+		if s := resp.StatusCode; s != http.StatusBadRequest && s != http.StatusBadGateway &&
+			ctx.Err() == nil {
 			wrong(fmt.Sprint("early: ", resp.Status))
 		}
 		return
