@@ -9,10 +9,12 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/iotest"
 
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 	"github.com/seed-017344ad/sealedchat/internal/testkit/fakes"
 )
@@ -124,4 +126,27 @@ func answers(length int64, kind string, id int, body io.ReadCloser) http.RoundTr
 			},
 		}, nil
 	})
+}
+
+// goneSecret is a secret that was destroyed.
+type goneSecret struct{}
+
+func (goneSecret) Use(func([]byte) error) error { return errors.New("destroyed") }
+func (goneSecret) Len() int                     { return 3 }
+
+// A request that does not go upstream is wiped as well.
+func TestUnsentRequestIsWiped(t *testing.T) {
+	t.Parallel()
+	content := []byte("the prompt")
+	sent := httpx.NewSent(nil, content)
+	w := &upstreamWay{base: &url.URL{Scheme: "https", Host: "upstream.test"}, key: goneSecret{}}
+	_, p := w.request(t.Context(), &upstreamCall{method: "POST", header: http.Header{},
+		content: sent})
+	if p == nil {
+		t.Fatal("it is sent without its key")
+	}
+	sent.Finish()
+	if len(bytes.Trim(content, "\x00")) > 0 {
+		t.Errorf("%q is left", content)
+	}
 }
