@@ -143,8 +143,8 @@ func (o *options) flagsOutside(f *flag.FlagSet) {
 		"save the self-signed certificate in this `file`, for -cacert of the clients' programs")
 	f.BoolVar(&o.plain, "plain-http", false, "listen without TLS, behind a proxy that has it")
 	f.StringVar(&o.addressHeader, "address-header", "",
-		"`header` in which a proxy before the gateway says a client's address, last: limits for "+
-			"an address go by it")
+		"`header` in which the proxy in front gives the client's address, as the last one in "+
+			"it; limits by address use that")
 	f.StringVar(&o.metrics, "metrics", "",
 		"`address` on which Prometheus gets /metrics, 127.0.0.1:9090 for example; the "+
 			"metrics name the accounts")
