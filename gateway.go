@@ -181,8 +181,8 @@ type GatewayOHTTP struct {
 	// other: the Rust crate ohttp in its default build, for example. A client of this package takes
 	// AES-256-GCM. It holds for configurations that are made from then on, and for as long as they
 	// live. Those that Keys has stay as they are until they are replaced: [KeyStore.Rotate] of Keys
-	// does that at once. Gateways that share Keys must have the same. A process without such a
-	// gateway, examples/keystore for example, makes configurations with AES-256-GCM alone.
+	// does that at once. Gateways that share Keys must have the same. A process without a gateway,
+	// examples/keystore for example, makes configurations that offer what the newest one offers.
 	AES128 bool
 }
 
