@@ -231,6 +231,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.running.Done()
+	h.deadlines.own = ownDeadlines(r)
 	defer h.release()
 	defer context.AfterFunc(s.life, func() { h.within(0, reading|writing) })()
 	defer h.finish()

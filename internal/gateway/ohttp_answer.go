@@ -41,7 +41,14 @@ type chunkSink struct{ q *ohttpRequest }
 
 func (s chunkSink) Write(chunk []byte) (int, error) {
 	q := s.q
-	q.within(q.s.cfg.BodyTimeout, writing)
+	// Over HTTP/2 the end of the stream comes in a frame of its own behind what is flushed. An
+	// answer that is in one piece goes with the end, in one record, when the handler returns.
+	withEnd := q.inOne && q.r.ProtoMajor == 2
+	if withEnd {
+		q.withinAfter(q.s.cfg.BodyTimeout, writing)
+	} else {
+		q.within(q.s.cfg.BodyTimeout, writing)
+	}
 	if q.status == 0 {
 		if q.inOne {
 			q.header("Content-Length", strconv.Itoa(len(chunk)))
@@ -52,9 +59,6 @@ func (s chunkSink) Write(chunk []byte) (int, error) {
 	q.writing = true
 	n, err := q.w.Write(chunk)
 	q.bytesOut += n
-	// Over HTTP/2 the end of the stream comes in a frame of its own behind what is flushed. An
-	// answer that is in one piece goes with the end, in one record, when the handler returns.
-	withEnd := q.inOne && q.r.ProtoMajor == 2
 	if err == nil && !withEnd {
 		err = q.flush()
 	}

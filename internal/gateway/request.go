@@ -14,7 +14,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/seed-017344ad/sealedchat/internal/fault"
@@ -27,7 +26,7 @@ import (
 //
 // Invariant: status is 0 until the header of the answer is written, and the header is written once;
 // what is refused after that can only be cut. The handler's goroutine alone uses the fields, except
-// returned, which the deadlines' lock guards: the server's end sets deadlines from another one.
+// deadlines, which have a lock.
 type request struct {
 	s     *Server
 	w     http.ResponseWriter
@@ -51,54 +50,14 @@ type request struct {
 	share *limit.Lease // what its body has of the bytes on the way; nil before, and in a place
 	seat  *limit.Lease // what it has of its account's places; nil before it has a place
 
-	deadlines sync.Mutex
-	returned  bool // the handler has returned: w is no longer to be touched
+	deadlines deadlines
 }
 
 // release ends what the request has of its server and its connection.
 func (h *request) release() {
 	h.share.Return()
-	h.deadlines.Lock()
-	defer h.deadlines.Unlock()
-	h.returned = true
+	h.deadlines.end()
 }
-
-// within bounds the time for what is still read of the request, or written of the answer. Where a
-// server cannot, its own timeouts hold. The bound on reading stays in force when a request is
-// refused: net/http reads on before it answers.
-func (h *request) within(d time.Duration, what direction) {
-	h.deadlines.Lock()
-	defer h.deadlines.Unlock()
-	if h.returned {
-		return
-	}
-	if d != 0 && h.s.life.Err() != nil { // once the server is closing, nothing takes the bound back
-		return
-	}
-	h.setDeadlines(d, what)
-}
-
-func (h *request) setDeadlines(d time.Duration, what direction) {
-	at := time.Now().Add(d)
-	if d == unbounded {
-		at = time.Time{}
-	}
-	control := http.NewResponseController(h.w)
-	if what&reading != 0 {
-		_ = control.SetReadDeadline(at)
-	}
-	if what&writing != 0 {
-		_ = control.SetWriteDeadline(at)
-	}
-}
-
-type direction int
-
-const (
-	reading direction = 1 << iota
-	writing
-	unbounded time.Duration = -1
-)
 
 func (h *request) header(name, value string) { h.w.Header().Set(name, value) }
 
@@ -130,6 +89,7 @@ func (h *request) writeWithin(limit time.Duration, status int, body []byte) erro
 	h.within(limit, writing)
 	h.w.WriteHeader(status)
 	if h.r.Method == http.MethodHead {
+		h.withinAfter(limit, writing)
 		return nil
 	}
 	_, err := h.w.Write(body)
