@@ -397,12 +397,13 @@ func (p *ohttpProtocol) openWhole(call *ohttpCall, sealed io.Reader,
 		}
 		whole.Grow = func(b []byte, size int) ([]byte, error) { return p.growInto(into, b, size) }
 	}
-	in, content, err := call.ReadWhole(sealed, whole)
+	var checked error
+	whole.Look = func(in *bhttp.Response, content []byte) { checked = call.checkAnswer(in, content) }
+	_, content, err = call.ReadWhole(sealed, whole)
 	if err != nil {
 		return nil, innerError(err)
 	}
-	erase.Do(func() { err = call.checkAnswer(in, content) })
-	if err != nil {
+	if err = checked; err != nil {
 		clear(content)
 		return nil, err
 	}

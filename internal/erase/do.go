@@ -44,18 +44,34 @@ func attempt(f func()) (caught any) {
 	return nil
 }
 
-// burn uses n bytes of the stack and clears them.
+// burnStep is how many bytes one call of burn clears. Two calls of one step need less beside their
+// frames than the margin that is left.
+const burnStep = 4 << 10
+
+// burn uses n bytes of the stack and clears them: in steps, and what is left over in small ones, so
+// that it uses no more than that.
 //
 //go:noinline
-func burn(n int) byte {
-	var frame [1 << 10]byte
-	if n > len(frame) {
-		frame[0] = burn(n - len(frame))
+func burn(n int) {
+	if n < burnStep {
+		burnRest(n)
+		return
 	}
-	for i := range frame {
-		frame[i] = 0
+	var frame [burnStep]byte // zeros
+	runtime.KeepAlive(&frame)
+	burn(n - burnStep)
+	runtime.KeepAlive(&frame)
+}
+
+//go:noinline
+func burnRest(n int) {
+	if n <= 0 {
+		return
 	}
-	return frame[n%len(frame)]
+	var frame [512]byte
+	runtime.KeepAlive(&frame)
+	burnRest(n - len(frame))
+	runtime.KeepAlive(&frame)
 }
 
 // weightStep is how many bytes one call of weigh takes.

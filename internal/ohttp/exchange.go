@@ -17,6 +17,7 @@ type Exchange struct {
 	config  *Config // with the request's AEAD
 	request *Reader
 	head    []byte // header and enc
+	id      [sha256.Size]byte
 	secret  []byte // for the keys of the answer; nil once used
 }
 
@@ -60,13 +61,13 @@ func open(src io.Reader, keys Keys, maxChunk int, l labels) (*Exchange, error) {
 		return nil, err
 	}
 	r.open, r.done = openWith(recipient)
-	return &Exchange{c, r, head, secret}, nil
+	return &Exchange{c, r, head, sha256.Sum256(head), secret}, nil
 }
 
 // openWith returns the function that opens the chunks of a request, and one that wipes its keys.
 func openWith(recipient *hpke.Recipient) (func([]byte, bool) ([]byte, error), func()) {
 	if s := contextOf(nil, recipient); s != nil {
-		return s.open, func() { s.wipe(); wipe(recipient) }
+		return s.open, func() { clear(s.nonce[:]); wipe(recipient) } // and with it the cipher of s
 	}
 	return func(chunk []byte, final bool) ([]byte, error) {
 		return recipient.Open(aad(final), chunk)
@@ -79,7 +80,7 @@ func (x *Exchange) Request() *Reader { return x.request }
 // ID identifies the request: the SHA-256 of its header and encapsulated secret. A request that
 // comes again has the same ID. A gateway remembers the ID against replays once it has read the
 // request to its end.
-func (x *Exchange) ID() [sha256.Size]byte { return sha256.Sum256(x.head) }
+func (x *Exchange) ID() [sha256.Size]byte { return x.id }
 
 // Response returns a Writer that seals the answer. It works once, at any time. The Writer has keys
 // of its own: the caller closes both.

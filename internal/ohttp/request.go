@@ -132,7 +132,7 @@ func (q *Request) take() *hpke.Sender {
 // sealWith returns the function that seals the chunks of a request, and one that wipes its keys.
 func sealWith(sender *hpke.Sender) (sealFunc, func()) {
 	if s := contextOf(sender, nil); s != nil {
-		return s.seal, func() { s.wipe(); wipe(sender) }
+		return s.seal, func() { clear(s.nonce[:]); wipe(sender) } // and with it the cipher of s
 	}
 	return func(dst, plain []byte, final bool) ([]byte, error) {
 		sealed, err := sender.Seal(aad(final), plain)

@@ -24,6 +24,8 @@ type Whole struct {
 	// Grow returns larger memory of at least size bytes with content at its beginning, and wipes
 	// content where it was. content is nil the first time.
 	Grow func(content []byte, size int) ([]byte, error)
+	// Look sees the whole message, within erase.Do. It may be nil.
+	Look func(head *bhttp.Response, content []byte)
 }
 
 // ReadWhole reads the answer in src to its end, and the binary HTTP response in it. It works once,
@@ -40,11 +42,15 @@ func (q *Request) ReadWhole(src io.Reader, w *Whole) (head *bhttp.Response, cont
 	if err != nil {
 		return nil, nil, err
 	}
-	defer erase.Do(r.Close) // wipes keys, and the batch
 	m := &wholeReader{reader: r, Whole: w}
+	defer func() {
+		if !m.over {
+			erase.Do(r.Close)
+		}
+	}()
 	for err = m.begin(); err == nil; {
 		if err = r.readAhead(); err == nil {
-			erase.Do(func() { err = m.open() })
+			erase.Do(func() { err = m.openLast() })
 		}
 	}
 	if err != io.EOF {
@@ -61,6 +67,7 @@ type wholeReader struct {
 	head    *bhttp.Response
 	body    *bhttp.Body
 	content []byte
+	over    bool // reader is closed
 }
 
 // begin reads the beginning of the message into memory that is enough for most.
@@ -77,6 +84,20 @@ func (m *wholeReader) begin() error {
 	if err == nil {
 		copy(batch, first) // ciphertext: nothing was opened
 		m.reader.UseBuffer(batch)
+	}
+	return err
+}
+
+// openLast is open, and what follows the end of the message: a look at it, and wiping keys and the
+// batch.
+func (m *wholeReader) openLast() error {
+	err := m.open()
+	if err == io.EOF && m.Look != nil {
+		m.Look(m.head, m.content)
+	}
+	if err != nil {
+		m.reader.Close()
+		m.over = true
 	}
 	return err
 }
