@@ -54,7 +54,7 @@ func (r *ChunkReader) Next() (Chunk, error) {
 			r.err = err
 			break
 		}
-		if r.alike.Is(e) && !r.repair.holds() {
+		if r.alike.Is(e) && !r.repair.holds {
 			return Chunk{Data: e.Data, Raw: e.Data}, nil
 		}
 		if e.IsDone() {

@@ -256,7 +256,11 @@ func putFirst(object, member []byte) []byte {
 
 // chunkRepair makes of the chunks of one stream what SDKs read: besides what Repaired does, tool
 // calls have numbers that tell them apart, and no character is split over two chunks.
-type chunkRepair struct{ choices map[int64]*choiceRepair }
+type chunkRepair struct {
+	choices map[int64]*choiceRepair
+	// holds is set where a half of a character waits for the next chunk
+	holds bool
+}
 
 type choiceRepair struct {
 	calls ToolCalls
@@ -267,6 +271,7 @@ type choiceRepair struct {
 
 // repaired is a checked chunk as SDKs read it, or nil where it is that already.
 func (r *chunkRepair) repaired(chunk []byte) []byte {
+	defer r.lookForHalves()
 	return withoutError(chunk, editMembers(chunk, func(m jsonspan.Member) []byte {
 		if !m.Is("choices") {
 			return repairedMember(m)
@@ -284,14 +289,11 @@ func (r *chunkRepair) repaired(chunk []byte) []byte {
 	}))
 }
 
-// holds reports whether a half of a character waits for the next chunk.
-func (r *chunkRepair) holds() bool {
+func (r *chunkRepair) lookForHalves() {
+	r.holds = false
 	for _, c := range r.choices {
-		if len(c.held) > 0 {
-			return true
-		}
+		r.holds = r.holds || len(c.held) > 0
 	}
-	return false
 }
 
 func endsChoice(finish []byte) bool {
