@@ -44,12 +44,11 @@ func attempt(f func()) (caught any) {
 	return nil
 }
 
-// burnStep is how many bytes one call of burn clears. Two calls of one step need less beside their
-// frames than the margin that is left.
+// burnStep is how many bytes one call of burn clears.
 const burnStep = 4 << 10
 
-// burn uses n bytes of the stack and clears them: in steps, and what is left over in small ones, so
-// that it uses no more than that.
+// burn uses n bytes of the stack and clears them, in steps, and what is left over in small ones:
+// with what lies between the frames it uses at most a KiB more, which stackMargin has.
 //
 //go:noinline
 func burn(n int) {
@@ -57,8 +56,8 @@ func burn(n int) {
 		burnRest(n)
 		return
 	}
-	var frame [burnStep]byte // zeros
-	runtime.KeepAlive(&frame)
+	var frame [burnStep]byte  // zeros
+	runtime.KeepAlive(&frame) // so that the compiler writes them
 	burn(n - burnStep)
 	runtime.KeepAlive(&frame)
 }
