@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	chunkSize = 16 << 10 // bytes that an arena maps at a time
+	chunkSize = 32 << 10 // bytes that an arena maps at a time: two chunks of a message
 	// sizes are rounded up to a multiple of granule, and every buffer begins at one
 	granule = 64
 )
