@@ -23,6 +23,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 	"github.com/seed-017344ad/sealedchat/internal/hybrid"
 	"github.com/seed-017344ad/sealedchat/internal/testkit"
 )
@@ -419,10 +420,12 @@ func TestHTTPClientTokenUnderPolicy(t *testing.T) {
 	}
 }
 
-// A whole answer for an SDK is wiped when the SDK closes it, also where more room was reserved.
+// A whole answer for an SDK is wiped when the SDK closes it, also where more room was reserved. What
+// is written into its memory after that, it does not show, nor wipe when it is closed again.
 func TestHTTPClientWipesAnswers(t *testing.T) {
 	all := []byte(`{"answer":"a"} and what was there before`)
-	resp := sdkWhole(httptest.NewRequest(http.MethodPost, "/", nil), all[:14])
+	spare := &httpx.Spare{}
+	resp := sdkWhole(httptest.NewRequest(http.MethodPost, "/", nil), all[:14], spare)
 	if err := iotest.TestReader(resp.Body, []byte(`{"answer":"a"}`)); err != nil {
 		t.Error(err)
 	}
@@ -430,6 +433,7 @@ func TestHTTPClientWipesAnswers(t *testing.T) {
 	if len(bytes.Trim(all, "\x00")) > 0 {
 		t.Errorf("left: %q", all)
 	}
+	copy(spare.Get(len(all))[:len(all)], "the next answer, in the same memory")
 	if n, err := resp.Body.Read(make([]byte, 9)); n != 0 || err != http.ErrBodyReadAfterClose {
 		t.Errorf("after Close: %d, %v", n, err)
 	}

@@ -69,8 +69,8 @@ type ohttpProtocol struct {
 }
 
 // spareMemory is what a client's calls use one after another, by use: the bodies of SDKs' requests,
-// sealed requests, and chunks of answers.
-type spareMemory struct{ bodies, sealed, batches httpx.Spare }
+// sealed requests, chunks of answers, and whole answers that an SDK has closed.
+type spareMemory struct{ bodies, sealed, batches, answers httpx.Spare }
 
 // ohttpCall is the client's half of one exchange.
 type ohttpCall struct {
@@ -380,7 +380,7 @@ func (p *ohttpProtocol) openWhole(call *ohttpCall, sealed io.Reader,
 			f()
 		}
 	}()
-	whole := &ohttp.Whole{MaxChunk: maxAnswerChunk, Limit: p.maxAnswer, Grow: growHeap,
+	whole := &ohttp.Whole{MaxChunk: maxAnswerChunk, Limit: p.maxAnswer, Grow: p.growSpare,
 		Batch: func(size int) ([]byte, error) {
 			b := p.spare.batches.Get(size)[:size]
 			done = append(done, func() { p.spare.batches.Put(b) })
@@ -410,8 +410,10 @@ func (p *ohttpProtocol) openWhole(call *ohttpCall, sealed io.Reader,
 	return content, nil
 }
 
-func growHeap(content []byte, size int) ([]byte, error) {
-	larger := make([]byte, size)
+// growSpare moves content into larger memory, that of an answer before if there is one.
+func (p *ohttpProtocol) growSpare(content []byte, size int) ([]byte, error) {
+	larger := p.spare.answers.Get(size)
+	larger = larger[:cap(larger)]
 	copy(larger, content)
 	clear(content)
 	return larger, nil

@@ -137,7 +137,7 @@ func (t *sdkTransport) exchange(req *http.Request, in *plainRequest, call *chatj
 		if err != nil || call.Stream {
 			return t.made(req, result, call, err)
 		}
-		return sdkWhole(req, repaired(result.plaintext)), nil
+		return sdkWhole(req, repaired(result.plaintext), &t.client.spare.answers), nil
 	}
 	resp, err := t.client.stream(ctx, in, opts)
 	if err != nil {

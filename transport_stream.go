@@ -12,6 +12,7 @@ import (
 
 	"github.com/seed-017344ad/sealedchat/internal/chatjson"
 	"github.com/seed-017344ad/sealedchat/internal/fault"
+	"github.com/seed-017344ad/sealedchat/internal/httpx"
 )
 
 // passStream is a chat completion's answer as an event stream for the SDK, which reads what Stream
@@ -117,10 +118,10 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	return b.ReadCloser.Read(p)
 }
 
-// sdkWhole is a whole answer, which Close wipes.
-func sdkWhole(req *http.Request, answer []byte) *http.Response {
+// sdkWhole is a whole answer, which Close wipes and gives to spare.
+func sdkWhole(req *http.Request, answer []byte, spare *httpx.Spare) *http.Response {
 	resp := sdkResponse(req, http.StatusOK, mediaJSON, answer)
-	resp.Body = &wholeBody{answer: answer}
+	resp.Body = &wholeBody{answer: answer, spare: spare}
 	return resp
 }
 
@@ -129,6 +130,7 @@ type wholeBody struct {
 	mu     sync.Mutex
 	answer []byte // nil after Close
 	from   int    // what of answer was read
+	spare  *httpx.Spare
 }
 
 // Read implements [io.Reader].
@@ -149,7 +151,7 @@ func (b *wholeBody) Read(p []byte) (int, error) {
 func (b *wholeBody) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	clear(b.answer[:cap(b.answer)])
+	b.spare.Put(b.answer)
 	b.answer = nil
 	return nil
 }
