@@ -433,11 +433,12 @@ func TestHTTPClientWipesAnswers(t *testing.T) {
 	if len(bytes.Trim(all, "\x00")) > 0 {
 		t.Errorf("left: %q", all)
 	}
-	copy(spare.Get(len(all))[:len(all)], "the next answer, in the same memory")
+	const text = "the next answer, in this memory"
+	next := append(spare.Get(len(text)), text...)
 	if n, err := resp.Body.Read(make([]byte, 9)); n != 0 || err != http.ErrBodyReadAfterClose {
 		t.Errorf("after Close: %d, %v", n, err)
 	}
-	if err := resp.Body.Close(); err != nil {
-		t.Error(err)
+	if err := resp.Body.Close(); err != nil || string(next) != text {
+		t.Errorf("closed again: %v, and the next answer is %q", err, next)
 	}
 }
