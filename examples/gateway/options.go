@@ -5,7 +5,6 @@ package main
 
 import (
 	"flag"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -248,10 +247,10 @@ func (o *options) setNames() error {
 // check refuses options that contradict each other.
 func (o *options) check() error {
 	wrong := program.WrongInput
-	if _, _, err := net.SplitHostPort(o.listen); err != nil {
+	if _, err := program.CheckAddress(o.listen); err != nil {
 		return wrong("-listen: %w", err)
 	}
-	if _, _, err := net.SplitHostPort(o.metrics); o.metrics != "" && err != nil {
+	if _, err := program.CheckAddress(o.metrics); o.metrics != "" && err != nil {
 		return wrong("-metrics: %w", err)
 	}
 	ohttp := o.serves(sealedchat.ProtocolOHTTP)
