@@ -68,20 +68,21 @@ func (o *options) serves(p sealedchat.Protocol) bool { return slices.Contains(o.
 
 // fieldFlags are the flags and variables behind the fields that the package checks. Never changed.
 var fieldFlags = map[string]string{
-	"GatewayConfig.Upstream":         "-upstream",
-	"GatewayConfig.UpstreamKey":      "NOMYO_UPSTREAM_KEY",
-	"GatewayConfig.AddressHeader":    "-address-header",
-	"GatewayConfig.MaxConcurrent":    "-places",
-	"GatewayConfig.AccountPlaces":    "-account-places",
-	"GatewayConfig.MaxRequestBytes":  "-max-request",
-	"GatewayConfig.MaxResponseBytes": "-max-response",
-	"GatewayConfig.ReplayWindow":     "-replay-window",
-	"GatewayConfig.Timeout":          "-timeout",
-	"GatewayConfig.BodyTimeout":      "-body-timeout",
-	"GatewayConfig.KeysStayInside":   "-keys-inside",
-	"GatewayConfig.OHTTP.Allow":      "-allow",
-	"GatewayConfig.OHTTP.Padding":    "-pad",
-	"GatewayConfig.OHTTP.DateWindow": "-date-window",
+	"GatewayConfig.Upstream":             "-upstream",
+	"GatewayConfig.UpstreamKey":          "NOMYO_UPSTREAM_KEY",
+	"GatewayConfig.InsecureUpstreamHTTP": "-insecure-upstream-http",
+	"GatewayConfig.AddressHeader":        "-address-header",
+	"GatewayConfig.MaxConcurrent":        "-places",
+	"GatewayConfig.AccountPlaces":        "-account-places",
+	"GatewayConfig.MaxRequestBytes":      "-max-request",
+	"GatewayConfig.MaxResponseBytes":     "-max-response",
+	"GatewayConfig.ReplayWindow":         "-replay-window",
+	"GatewayConfig.Timeout":              "-timeout",
+	"GatewayConfig.BodyTimeout":          "-body-timeout",
+	"GatewayConfig.KeysStayInside":       "-keys-inside",
+	"GatewayConfig.OHTTP.Allow":          "-allow",
+	"GatewayConfig.OHTTP.Padding":        "-pad",
+	"GatewayConfig.OHTTP.DateWindow":     "-date-window",
 
 	"KeyStoreOptions.Rotation.ConfigEvery": "-rotate-configs",
 }
@@ -94,7 +95,7 @@ var usage = program.Usage{
 	Variables: []program.Variable{
 		{Name: upstreamKeyVariable, Text: "the gateway's own API key at the upstream"},
 		{Name: passphraseVariable, Text: "opens the key store of -keys"},
-		{Name: redisVariable, Text: "the password for -replay"},
+		{Name: redisVariable, Text: "the password for -replay, whose URL has none"},
 		{Name: "…_FILE", Text: "with _FILE behind its name, each of them names a file instead"},
 	},
 }
@@ -233,6 +234,9 @@ func (o *options) setNames() error {
 	for name := range strings.SplitSeq(o.protocolNames, ",") {
 		switch p := sealedchat.Protocol(strings.TrimSpace(name)); p {
 		case sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP:
+			if o.serves(p) {
+				return program.WrongInput("-protocols: %s stands twice", p)
+			}
 			o.protocols = append(o.protocols, p)
 		default:
 			return program.WrongInput("-protocols: %q is not envelope or ohttp", name)

@@ -96,6 +96,14 @@ func connect(url string, password *sealedchat.Secret) (redis.UniversalClient, er
 	if err != nil {
 		return nil, errors.New("not a Redis URL") // the error would quote it with its password
 	}
+	if o.TLSConfig != nil && o.TLSConfig.InsecureSkipVerify {
+		return nil, errors.New("with skip_verify anybody could be that server; SSL_CERT_FILE names " +
+			"a file with the certificate of its authority")
+	}
+	if o.Password != "" {
+		return nil, errors.New("everybody on this machine sees a password in it: give that in " +
+			redisVariable + ", or in the file of " + redisVariable + "_FILE")
+	}
 	if password != nil {
 		err := password.Use(func(b []byte) error { o.Password = string(b); return nil })
 		if err != nil {
