@@ -217,7 +217,7 @@ func (s *service) listen(ctx context.Context) (err error) {
 		}
 		s.metrics = newMetrics(s)
 		served = s.metrics.observe(served)
-		s.watcher = s.metrics.server(s.ready)
+		s.watcher = s.metrics.server(s.o.metrics, s.ready)
 	}
 	s.server = s.gateway.Server("")
 	s.server.Handler = s.ready.before(served)
