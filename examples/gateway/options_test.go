@@ -146,6 +146,20 @@ func TestWrongInput(t *testing.T) {
 	}
 }
 
+// A passphrase that no key store can have is wrong input, and named as such.
+func TestShortPassphrase(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	env := func(name string) string {
+		return map[string]string{passphraseVariable: "short"}[name]
+	}
+	p := &gatewayProgram{env: env, stdout: &stdout, stderr: &stderr, keyBits: 2048}
+	status := p.run(t.Context(), []string{"-upstream", "https://a.invalid",
+		"-allow-unauthenticated", "-keys", filepath.Join(t.TempDir(), "keys"), "-create-keys"})
+	if status != 2 || !strings.Contains(stderr.String(), "gateway: "+passphraseVariable+": ") {
+		t.Errorf("status %d, stderr %q", status, stderr.String())
+	}
+}
+
 func TestBadUpstreamKey(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	env := func(name string) string {

@@ -178,6 +178,9 @@ func (s *service) openStore(ctx context.Context,
 	}
 	s.log.Info("making a key store", "folder", s.o.keys)
 	keys, err = sealedchat.CreateKeyStore(ctx, s.o.keys, passphrase, options)
+	if errors.Is(err, sealedchat.ErrInvalidRequest) { // too short for a new one
+		return nil, program.WrongInput("%s: %w", passphraseVariable, err)
+	}
 	if errors.Is(err, sealedchat.ErrKeyStoreExists) { // another replica was faster
 		return sealedchat.OpenKeyStore(ctx, s.o.keys, passphrase, options)
 	}

@@ -63,6 +63,9 @@ func TestWrongInput(t *testing.T) {
 			env: map[string]string{"NOMYO_API_KEY_FILE": dir}},
 		{want: "NOMYO_API_KEY: ", args: []string{"-url", url},
 			env: map[string]string{"NOMYO_API_KEY": "sesame\r\nX: y"}},
+		{want: "use https\n", args: []string{"-url", "http://127.0.0.1:1"}},
+		{want: "NOMYO_SERVER_PIN: ", args: []string{"-url", url},
+			env: map[string]string{"NOMYO_SERVER_PIN": "abc"}},
 		{want: "-url: insecure URL", args: []string{"-url", "http://192.0.2.1"}},
 		{want: "-pin: ", args: []string{"-url", url, "-pin", "abc"}},
 	} {
