@@ -60,7 +60,8 @@ type Verifier interface {
 	// hardware, holds exactly reportData, is of software that the verifier's policy names, and is
 	// valid at now. It returns an error otherwise, which the call returns in a *ServerKeyError:
 	// its text must hold nothing of doc except values that the user has to know, such as a
-	// measurement. doc comes from the network and was checked for its size alone; it is not to be
+	// measurement. It has to end with ctx, which has the limit of Attestation.Timeout: all callers
+	// wait for it. doc comes from the network and was checked for its size alone; it is not to be
 	// changed or kept. The key that the report vouches for is judged by the client, through
 	// reportData.
 	Verify(ctx context.Context, doc AttestationDocument, reportData [64]byte,
@@ -184,17 +185,18 @@ var (
 type evidence struct {
 	of     attest.Key
 	result AttestationResult
-	at     time.Time // as result.Verified, by the monotonic clock
+	at     time.Time // as result.Verified, by both clocks
 	maxAge time.Duration
 }
 
-// counts tells whether the evidence is not too old.
-func (e *evidence) counts() bool {
-	if e == nil {
-		return false
-	}
-	age := time.Since(e.at)
-	return age >= 0 && age < e.maxAge
+// counts tells whether the evidence is not too old, also after the machine slept.
+func (e *evidence) counts() bool { return e != nil && younger(e.at, time.Now(), e.maxAge) }
+
+// younger tells whether what began at some time is younger than limit by both clocks: the monotonic
+// one stands still while the machine sleeps, and the other one can be set back.
+func younger(began, now time.Time, limit time.Duration) bool {
+	age, wall := now.Sub(began), now.Round(0).Sub(began.Round(0))
+	return age >= 0 && age < limit && wall < limit
 }
 
 // attestor gets the evidence for a client's server key, and remembers which keys had some. mu

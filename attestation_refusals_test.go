@@ -13,6 +13,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/seed-017344ad/sealedchat/internal/attest"
 )
@@ -223,6 +224,30 @@ func TestAttestedMaxAge(t *testing.T) {
 			}
 		}
 	})
+}
+
+// While the machine sleeps the monotonic clock stands still, and evidence gets older all the same.
+func TestAttestedSleep(t *testing.T) {
+	for asleep, want := range map[time.Duration]bool{
+		0: true, time.Minute: true, 2 * time.Hour: false, -2 * time.Minute: true,
+	} {
+		e := &evidence{at: sleptSince(time.Now().Add(-time.Minute), asleep), maxAge: time.Hour}
+		if got := e.counts(); got != want {
+			t.Errorf("asleep for %v: evidence counts: %v", asleep, got)
+		}
+	}
+}
+
+// sleptSince is at as a machine remembers it that slept for so long since then: the time of day
+// went on meanwhile, and the monotonic clock did not.
+func sleptSince(at time.Time, asleep time.Duration) time.Time {
+	at = at.Add(-asleep)
+	monotonic := (*struct {
+		wall uint64
+		ext  int64 // nanoseconds of the monotonic clock, of a Time that has it
+	})(unsafe.Pointer(&at))
+	monotonic.ext += int64(asleep)
+	return at
 }
 
 func TestAttestedConfig(t *testing.T) {

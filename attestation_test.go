@@ -346,6 +346,38 @@ func TestAttestedAccept(t *testing.T) {
 	}
 }
 
+// A configuration that the user accepted does not open the door to the others of its list, nor to
+// whoever signed that.
+func TestAttestedAcceptAlone(t *testing.T) {
+	p, g := obliviousPlace(t)
+	p.change = func(d *attest.Document) { d.Evidence[0] ^= 1 }
+	client := p.client(nil)
+	accepted := g.Key().Fingerprint()
+	if err := client.AcceptServerKey(accepted); err != nil {
+		t.Fatal(err)
+	}
+	g.AddKey(ohttp.XWing) // an attacker's
+	g.Sign()
+	for range 2 {
+		key, err := client.ServerKey(t.Context())
+		if err != nil || key.Fingerprint() != accepted || key.Attestation() != nil {
+			t.Fatalf("took %v, %v", key, err)
+		}
+		again(client)
+	}
+	if got := p.take(); got != "kk" {
+		t.Errorf("asked %s", got)
+	}
+	g.Rotate() // the same signer, without what was accepted
+	again(client)
+	if key, err := client.ServerKey(t.Context()); !isServerKeyError(err) {
+		t.Errorf("took %v, %v", key, err)
+	}
+	if client.server.signed != nil {
+		t.Error("the signer counts as one that is trusted")
+	}
+}
+
 // The Auditor is told once of each evidence, before the key is used, and can refuse it.
 func TestAttestedEvents(t *testing.T) {
 	p, _ := obliviousPlace(t)

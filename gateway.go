@@ -82,8 +82,8 @@ type GatewayConfig struct {
 	Replay ReplayCache
 	// ReplayWindow is how long Replay remembers a request of protocol v1 (for Oblivious HTTP see
 	// GatewayOHTTP.DateWindow). Its requests have no timestamp: after the window, a captured one is
-	// served again. 0 = 24 h, or as long as
-	// the cache has room: with its 131,072 entries, at up to 1.5 requests a second.
+	// served again. 0 = 24 h, or as long as the cache has room: with its 131,072 entries, at up to
+	// 1.5 requests a second.
 	ReplayWindow time.Duration
 
 	// MaxRequestBytes bounds the opened request, MaxResponseBytes the upstream's answer. More is
@@ -180,8 +180,9 @@ type GatewayOHTTP struct {
 	// AES128 has key configurations offer AES-128-GCM beside AES-256-GCM, for clients that have no
 	// other: the Rust crate ohttp in its default build, for example. A client of this package takes
 	// AES-256-GCM. It holds for configurations that are made from then on, and for as long as they
-	// live. Those that Keys has stay as they are until they are replaced: [KeyStore.Rotate] does
-	// that at once. Gateways that share Keys must have the same.
+	// live. Those that Keys has stay as they are until they are replaced: [KeyStore.Rotate] of Keys
+	// does that at once. Gateways that share Keys must have the same. A process without a gateway,
+	// examples/keystore for example, makes configurations that offer what the newest one offers.
 	AES128 bool
 }
 

@@ -230,13 +230,8 @@ func (s *serverKey) get(ctx context.Context) (*PublicKey, error) {
 	return s.fetching.Do(ctx, s.life, s.update)
 }
 
-// isFresh reports whether a key that was fetched at some time is still used. The monotonic clock
-// stands still while the machine sleeps, and the gateway's key is gone by then; the other one can be
-// set back.
-func isFresh(fetched, now time.Time) bool {
-	age, wall := now.Sub(fetched), now.Round(0).Sub(fetched.Round(0))
-	return age >= 0 && age < serverKeyLife && wall < serverKeyLife
-}
+// isFresh reports whether a key that was fetched at some time is still used.
+func isFresh(fetched, now time.Time) bool { return younger(fetched, now, serverKeyLife) }
 
 // refresh runs when the server refused a request that was sealed to used. It reports whether the
 // server has another, trusted key by now. It asks the server only once per refusal, and not again

@@ -47,7 +47,8 @@ func (p *envelopeV1) route(req *http.Request) (*plainRequest, *unrouted) {
 	if req.Method != http.MethodPost || !strings.HasSuffix(strings.TrimRight(req.URL.Path, "/"),
 		"/chat/completions") {
 		return nil, &unrouted{http.StatusNotFound, "unsupported_endpoint",
-			"sealedchat: only POST …/chat/completions travels sealed; nothing was sent"}
+			"sealedchat: version 1 seals POST …/chat/completions alone, ProtocolOHTTP other " +
+				"requests too; nothing was sent"}
 	}
 	return chatRequest(nil, true), nil
 }

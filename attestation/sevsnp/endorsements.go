@@ -80,8 +80,9 @@ func (e *endorsements) chain(root *trust.AMDRootCerts, vlek bool) *spb.Certifica
 	return c
 }
 
-// checkChain refuses an ASK and an ARK with other keys than the trusted ones, so that a document
-// has no bytes that nobody looked at, and certificates out of date, to say so in these words.
+// checkChain refuses an ASK and an ARK with other keys than the trusted ones, or that AMD's root did
+// not sign, so that a document has no bytes that nobody looked at, and certificates out of date, to
+// say so in these words.
 func (e *endorsements) checkChain(ask, ark *x509.Certificate, now time.Time) error {
 	for _, cert := range []*x509.Certificate{e.key, ask, ark} {
 		if now.After(cert.NotAfter) {
@@ -95,7 +96,8 @@ func (e *endorsements) checkChain(ask, ark *x509.Certificate, now time.Time) err
 		return nil
 	}
 	if !bytes.Equal(e.ask.RawSubjectPublicKeyInfo, ask.RawSubjectPublicKeyInfo) ||
-		!bytes.Equal(e.ark.RawSubjectPublicKeyInfo, ark.RawSubjectPublicKeyInfo) {
+		!bytes.Equal(e.ark.RawSubjectPublicKeyInfo, ark.RawSubjectPublicKeyInfo) ||
+		e.ask.CheckSignatureFrom(ark) != nil || e.ark.CheckSignatureFrom(ark) != nil {
 		return errors.New("the ASK or the ARK that came along is not AMD's")
 	}
 	return nil

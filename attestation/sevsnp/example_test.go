@@ -21,6 +21,7 @@ func ExampleNew() {
 	}
 	verifier, err := sevsnp.New(sevsnp.Policy{
 		Measurements: [][]byte{measurement},
+		Products:     []string{"Milan"},
 		MinimumTCB:   sevsnp.TCB{Bootloader: 3, SNP: 23, Microcode: 213},
 	})
 	if err != nil {

@@ -21,12 +21,15 @@ type Policy struct {
 	// guest's firmware and of what the firmware was started with. At least one is needed.
 	Measurements [][]byte
 	// MinimumTCB is the oldest firmware that is trusted, part by part. The zero value trusts all.
+	// Each kind of chip counts its firmware in its own way: name the kind in Products as well, and
+	// give the client a verifier for each.
 	MinimumTCB TCB
+	// Products, if there are any, are the only kinds of chips that are trusted: "Milan", "Genoa",
+	// "Turin".
+	Products []string
 	// VMPL is the privilege level that has to have asked for the report, 0 to 3: 0 is the guest's
 	// most privileged software. A guest with a paravisor or an SVSM runs its kernel at another.
 	VMPL int
-	// MinimumGuestSVN is the lowest security version of the guest, from its ID block. 0 by default.
-	MinimumGuestSVN uint32
 	// Chips, if there are any, are the only chips that are trusted: CHIP_ID, 64 bytes each.
 	Chips [][]byte
 	// RevokedChips are chips that are never trusted. AMD revokes signing keys and not chips, and
@@ -97,6 +100,11 @@ func (p Policy) check() error {
 			}
 		}
 	}
+	for _, line := range p.Products {
+		if !slices.Contains([]string{"Milan", "Genoa", turin}, line) {
+			return fmt.Errorf("sevsnp: Policy.Products names %q, want Milan, Genoa or Turin", line)
+		}
+	}
 	switch {
 	case p.VMPL < 0 || p.VMPL > 3:
 		return fmt.Errorf("sevsnp: Policy.VMPL is %d, want 0 to 3", p.VMPL)
@@ -117,6 +125,7 @@ func (p Policy) check() error {
 // clone is a copy that nobody else can change.
 func (p Policy) clone() Policy {
 	p.Measurements = cloneAll(p.Measurements)
+	p.Products = slices.Clone(p.Products)
 	p.Chips = cloneAll(p.Chips)
 	p.RevokedChips = cloneAll(p.RevokedChips)
 	return p

@@ -4,6 +4,7 @@
 package sevsnp
 
 import (
+	"bytes"
 	"crypto/x509"
 	"sync"
 	"testing"
@@ -45,4 +46,27 @@ func TestConcurrently(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// What nobody signed is no ASK, ARK or revocation list, although the built-in ones count.
+func TestBytesOfEndorsements(t *testing.T) {
+	t.Parallel()
+	c := newChain(t, made)
+	v, doc := c.verifier(t, Policy{Measurements: [][]byte{good}}), c.document(t, [64]byte{})
+	doc.Endorsements = append(doc.Endorsements, c.crl(t, made, made.AddDate(1, 0, 0)))
+	for n, der := range doc.Endorsements {
+		for i := 0; i <= len(der); i += 11 {
+			at := min(i, len(der)-1)
+			changed := bytes.Clone(der)
+			changed[at] ^= 1 << (i % 8)
+			doc.Endorsements[n] = changed
+			if _, err := v.Verify(t.Context(), doc, [64]byte{}, today); err == nil {
+				t.Errorf("endorsement %d: byte %#x was changed and accepted", n, at)
+			}
+		}
+		doc.Endorsements[n] = der
+	}
+	if _, err := v.Verify(t.Context(), doc, [64]byte{}, today); err != nil {
+		t.Error(err)
+	}
 }

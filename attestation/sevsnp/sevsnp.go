@@ -22,6 +22,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/go-sev-guest/abi"
@@ -174,6 +175,9 @@ func (v *Verifier) checkSignature(ctx context.Context, evidence []byte, report *
 	if !ok {
 		return fmt.Errorf("no root of AMD's is known for the product %q", line)
 	}
+	if only := v.policy.Products; len(only) > 0 && !slices.Contains(only, line) {
+		return fmt.Errorf("the chip is a %s, which Policy.Products does not name", line)
+	}
 	ask, ark := root.ProductCerts.Ask, root.ProductCerts.Ark
 	if vlek {
 		ask = root.ProductCerts.Asvk
@@ -273,7 +277,8 @@ func (v *Verifier) checkFirmware(report *spb.Report, key *x509.Certificate,
 }
 
 // checkGuest compares what the guest was started with with the policy. The library does so too, in
-// words that hold the report's values.
+// words that hold the report's values. The guest's security version is not compared: it comes from
+// an ID block, which whoever starts the guest may sign with any key.
 func (v *Verifier) checkGuest(report *spb.Report) error {
 	guest, err := abi.ParseSnpPolicy(report.GetPolicy())
 	switch {
@@ -287,9 +292,6 @@ func (v *Verifier) checkGuest(report *spb.Report) error {
 	case report.GetVmpl() != uint32(v.policy.VMPL):
 		return fmt.Errorf("the report was asked for at VMPL %d, want %d", report.GetVmpl(),
 			v.policy.VMPL)
-	case report.GetGuestSvn() < v.policy.MinimumGuestSVN:
-		return fmt.Errorf("the guest's security version is %d, want %d at least",
-			report.GetGuestSvn(), v.policy.MinimumGuestSVN)
 	}
 	return nil
 }
@@ -303,7 +305,6 @@ func (v *Verifier) options(reportData [64]byte) *validate.Options {
 		},
 		ReportData:                reportData[:],
 		VMPL:                      &vmpl,
-		MinimumGuestSvn:           v.policy.MinimumGuestSVN,
 		MinimumTCB:                v.policy.MinimumTCB.parts(),
 		MinimumLaunchTCB:          v.policy.MinimumTCB.parts(),
 		PermitProvisionalFirmware: v.policy.AllowProvisionalFirmware,

@@ -33,6 +33,7 @@ func TestPolicy(t *testing.T) {
 		"a short revoked chip": {Measurements: [][]byte{other}, RevokedChips: [][]byte{short}},
 		"a cloud's key and a chip": {Measurements: [][]byte{other}, AllowVLEK: true,
 			Chips: [][]byte{chip}},
+		"an unknown kind of chip": {Measurements: [][]byte{other}, Products: []string{"milan"}},
 		"a part that is too high": {Measurements: [][]byte{other}, MinimumTCB: TCB{SNP: 128}},
 	} {
 		if v, err := New(p); err == nil || v != nil || !strings.HasPrefix(err.Error(), "sevsnp: ") {
@@ -65,11 +66,11 @@ func TestAccepts(t *testing.T) {
 		"a revocation list": {
 			Policy{RequireRevocationList: true}, nil, append(c.endorsements(), crl),
 		},
+		"the kind of chip":     {Policy{Products: []string{"Genoa", "Milan"}}, nil, nil},
 		"the chip":             {Policy{Chips: [][]byte{other2(64), chip}}, nil, nil},
 		"another revoked chip": {Policy{RevokedChips: [][]byte{other2(64)}}, nil, nil},
 		"the minimum":          {Policy{MinimumTCB: TCB{3, 1, 20, 200, 9}}, nil, nil},
 		"VMPL 1":               {Policy{VMPL: 1}, func(r []byte) { r[0x30] = 1 }, nil},
-		"a guest's version":    {Policy{MinimumGuestSVN: 2}, func(r []byte) { r[4] = 2 }, nil},
 		"a migration agent": {
 			Policy{AllowMigrationAgent: true}, func(r []byte) { r[10] |= 1 << 2 }, nil,
 		},
@@ -141,8 +142,8 @@ func TestRefuses(t *testing.T) {
 		},
 		"another VMPL": {change: func(r []byte) { r[0x30] = 2 }, want: "VMPL 2"},
 		"no VMPL":      {change: func(r []byte) { r[0x33] = 1 }, want: "VMPL"},
-		"an old guest": {policy: func(p *Policy) { p.MinimumGuestSVN = 1 },
-			want: "security version"},
+		"another kind of chip": {policy: func(p *Policy) { p.Products = []string{"Genoa"} },
+			want: "Policy.Products"},
 		"old microcode": {
 			policy: func(p *Policy) { p.MinimumTCB.Microcode = 201 }, want: "older",
 		},

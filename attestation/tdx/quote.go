@@ -161,7 +161,8 @@ func block(b []byte, at int) (content []byte, ok bool) {
 
 // The bits of TD attributes that a guest may have: none of them opens it to the host. They are LASS
 // (27), SEPT_VE_DISABLE (28), protection keys (30), key locker (31) and performance monitoring
-// (63).
+// (63). SEPT_VE_DISABLE is not required: clouds have guests without it, and what it is for is the
+// business of the guest's kernel, which is measured.
 const harmlessAttributes = 1<<27 | 1<<28 | 1<<30 | 1<<31 | 1<<63
 
 const (

@@ -140,6 +140,44 @@ func TestEveryByte(t *testing.T) {
 	}
 }
 
+// TestEveryByteAllowed flips a bit of each byte of a quote and of its endorsements, under a policy
+// that allows every status, and statuses at which the library gives up early.
+func TestEveryByteAllowed(t *testing.T) {
+	t.Parallel()
+	c, p := newChain(t), trusting()
+	c.statuses = []string{"OutOfDate", "SWHardeningNeeded", "ConfigurationNeeded"}
+	allowing(c.statuses...)(&p)
+	v, doc := c.verifier(t, p), c.document(t, [64]byte{})
+	accepted := func() bool {
+		_, err := v.Verify(t.Context(), doc, [64]byte{}, today)
+		return err == nil
+	}
+	if !accepted() {
+		t.Fatal("as it is: refused")
+	}
+	// of text only what it says counts: of the hex of a signature, and of PEM
+	says := func(part []byte) string {
+		if chain, err := parseChain(part); err == nil {
+			return string(chain[0].Raw) + string(chain[1].Raw)
+		}
+		if part[0] == '{' {
+			return strings.ToLower(string(part))
+		}
+		return string(part)
+	}
+	text := doc.Evidence[:bytes.Index(doc.Evidence, []byte("-----BEGIN"))]
+	for n, part := range append([][]byte{text}, doc.Endorsements...) {
+		said := says(part)
+		for i := range part {
+			part[i] ^= 1 << (i % 8)
+			if accepted() && says(part) != said {
+				t.Errorf("part %d: byte %#x was changed and accepted", n, i)
+			}
+			part[i] ^= 1 << (i % 8)
+		}
+	}
+}
+
 func FuzzVerify(f *testing.F) {
 	c := newChain(f)
 	doc := c.document(f, [64]byte{})

@@ -160,6 +160,12 @@ func (v *Verifier) checkSignatures(ctx context.Context, q *quote, c *collateral,
 		return s, errors.New("a certificate in the quote or beside its revocation list is not" +
 			" Intel's")
 	}
+	// The library takes dates of these two, and does not check who signed them.
+	for _, cert := range c.crlChain {
+		if err := cert.CheckSignatureFrom(v.root); err != nil {
+			return s, &refusal{"a certificate beside the revocation list is not Intel's", err}
+		}
+	}
 	return s, c.checkDates(now)
 }
 

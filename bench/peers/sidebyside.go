@@ -107,20 +107,17 @@ func (s *sideBySide) run(dir string) error {
 		defer one.close()
 		s.sides = append(s.sides, one)
 	}
-	if err := s.streamMemory(); err != nil {
-		return err
-	}
 	stop, err := s.profile()
 	if err != nil {
 		return err
 	}
-	defer stop()
 	for _, sh := range s.shapes {
 		if err := s.measure(sh); err != nil {
 			return fmt.Errorf("%s: %w", sh.name, err)
 		}
 	}
-	return nil
+	stop()
+	return s.streamMemory() // last, since what so many streams leave makes collections rarer
 }
 
 // profile starts the profiles that are wanted. stop writes them.

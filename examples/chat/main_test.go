@@ -93,8 +93,8 @@ func TestURL(t *testing.T) {
 			stderr: trusted},
 		"wrong pin": {args: server.args("-pin", wrong, "two words"), env: withKey(),
 			status: 1,
-			stderr: "…no prompt was sent; if its operator confirms the new key, use: -pin " +
-				server.pin + "\n"},
+			stderr: "…(each -protocol has a pin of its own), so no prompt was sent; if its " +
+				"operator confirms the new key, use: -pin " + server.pin + "\n"},
 		"no API key": {args: server.args("-pin", server.pin, "two words"), status: 1,
 			stderr: "…set NOMYO_API_KEY to a key of this server\n"},
 		"wrong API key": {args: server.args("-pin", server.pin, "two words"),

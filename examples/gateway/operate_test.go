@@ -430,7 +430,7 @@ func TestWrongKeys(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "keys")
 	args := []string{"-upstream", "https://a.invalid", "-allow-unauthenticated", "-keys", missing}
 	if status, _, stderr := once(t, args...); status != 1 || !strings.Contains(stderr,
-		"-create-keys") || strings.Count(stderr, "\n") != 1 {
+		"no key store in "+missing+"; -create-keys makes one\n") || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("status %d, %q", status, stderr)
 	}
 	for env, want := range map[string]string{"": "set NOMYO_KEY_PASSWORD", "short": "8"} {
@@ -446,5 +446,21 @@ func TestWrongKeys(t *testing.T) {
 		if status == 0 || !strings.Contains(stderr.String(), want) {
 			t.Errorf("%q: status %d, %q", env, status, stderr.String())
 		}
+	}
+	store, err := sealedchat.CreateKeyStore(t.Context(), missing,
+		sealedchat.NewSecret([]byte("the right passphrase")),
+		&sealedchat.KeyStoreOptions{Bits: 2048})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.Close()
+	var stderr safeBuffer
+	p := &gatewayProgram{env: func(name string) string {
+		return map[string]string{"NOMYO_KEY_PASSWORD": "the wrong passphrase"}[name]
+	}, stdout: io.Discard, stderr: &stderr, keyBits: 2048}
+	if status := p.run(t.Context(), args); status != 1 ||
+		!strings.HasSuffix(stderr.String(), "; look at NOMYO_KEY_PASSWORD, or "+
+			"NOMYO_KEY_PASSWORD_FILE\n") || strings.Contains(stderr.String(), "the wrong") {
+		t.Errorf("wrong passphrase: status %d, %q", status, stderr.String())
 	}
 }

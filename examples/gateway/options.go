@@ -143,11 +143,11 @@ func (o *options) flagsOutside(f *flag.FlagSet) {
 		"save the self-signed certificate in this `file`, for -cacert of the clients' programs")
 	f.BoolVar(&o.plain, "plain-http", false, "listen without TLS, behind a proxy that has it")
 	f.StringVar(&o.addressHeader, "address-header", "",
-		"`header` in which a proxy before the gateway says a client's address, last: limits for "+
-			"an address go by it")
+		"`header` in which the proxy in front gives the client's address, as the last one in "+
+			"it; limits by address use that")
 	f.StringVar(&o.metrics, "metrics", "",
-		"`address` on which Prometheus gets /metrics, 127.0.0.1:9090 for example; they name the "+
-			"accounts")
+		"`address` on which Prometheus gets /metrics, 127.0.0.1:9090 for example; the "+
+			"metrics name the accounts")
 	f.DurationVar(&o.drain, "drain", 0,
 		"how long to go on serving, and not be ready at /readyz, when asked to end")
 	f.DurationVar(&o.grace, "grace", 30*time.Second,
@@ -167,7 +167,7 @@ func (o *options) flagsOfClients(f *flag.FlagSet) {
 			"before it or without; # begins a comment line")
 	f.BoolVar(&o.allowAll, "allow-unauthenticated", false, "serve all clients, without API keys")
 	f.IntVar(&o.accountPlaces, "account-places", 0,
-		"how `many` requests of one account are worked on at the same time; 0 = no limit")
+		"`number` of requests of one account that are worked on at the same time; 0 = no limit")
 	f.StringVar(&o.tierName, "tier", "standard",
 		"security `tier` that this installation provides: standard, high or maximum")
 	f.StringVar(&o.protocolNames, "protocols", "envelope,ohttp",
@@ -196,8 +196,9 @@ func (o *options) flagsOfKeys(f *flag.FlagSet) {
 			"with copies of a key store do not learn of each other's keys)")
 	f.BoolVar(&o.aes128, "aes128", false,
 		"new key configurations of ohttp offer AES-128-GCM beside AES-256-GCM, for clients that "+
-			"have no other")
-	f.StringVar(&o.audit, "audit", "", "`file` of the audit log; needs -keys")
+			"have no other; those that -keys has stay as they are until -rotate-configs is over")
+	f.StringVar(&o.audit, "audit", "",
+		"`file` of the audit log, in a folder that only this user may enter; needs -keys")
 	f.StringVar(&o.replay, "replay", "",
 		"`URL` of the Redis server in which gateways on several machines remember requests, "+
 			"redis://127.0.0.1:6379/0 for example, rediss:// for TLS")
@@ -214,12 +215,12 @@ func (o *options) flagsOfKeys(f *flag.FlagSet) {
 
 func (o *options) flagsOfLimits(f *flag.FlagSet) {
 	f.IntVar(&o.places, "places", 0,
-		"how `many` requests are worked on at the same time (default 64)")
+		"`number` of requests that are worked on at the same time (default 64)")
 	f.Int64Var(&o.maxRequest, "max-request", 0, "most `bytes` of a request (default 10 MiB)")
 	f.Int64Var(&o.maxResponse, "max-response", 0, "most `bytes` of an answer (default 48 MiB)")
 	f.DurationVar(&o.timeout, "timeout", 0, "longest work on one request (default 10m)")
 	f.DurationVar(&o.bodyTimeout, "body-timeout", 0,
-		"longest arrival of a request's body, and delivery of an answer (default 1m)")
+		"longest time for a request's body to come, and for an answer to go (default 1m)")
 	f.DurationVar(&o.idleTimeout, "idle-timeout", 0,
 		"longest pause in the upstream's stream (default 1m); negative = no limit")
 }

@@ -170,11 +170,14 @@ func (s *service) openStore(ctx context.Context,
 	}
 	defer passphrase.Destroy()
 	keys, err := sealedchat.OpenKeyStore(ctx, s.o.keys, passphrase, options)
+	if errors.Is(err, sealedchat.ErrPassphrase) {
+		return nil, fmt.Errorf("%w; look at %s, or %[2]s_FILE", err, passphraseVariable)
+	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return keys, err
 	}
 	if !s.o.createKeys {
-		return nil, fmt.Errorf("%w; examples/keystore makes one, or -create-keys", err)
+		return nil, fmt.Errorf("-keys: no key store in %s; -create-keys makes one", s.o.keys)
 	}
 	s.log.Info("making a key store", "folder", s.o.keys)
 	keys, err = sealedchat.CreateKeyStore(ctx, s.o.keys, passphrase, options)

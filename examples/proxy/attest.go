@@ -17,16 +17,23 @@ import (
 
 // attestation has the flags that name the software which may hold the server's key.
 type attestation struct {
-	sev    program.List // measurements
-	sevTCB string
-	tdx    repeated // measurements, each a list
+	sev     program.List // measurements
+	sevTCB  string
+	sevVMPL int
+	sevVLEK bool
+	tdx     repeated // measurements, each a list
 }
 
 func (a *attestation) flags(f *flag.FlagSet) {
 	f.Var(&a.sev, "attest-sev", "take only a server in an AMD SEV-SNP guest with this "+
 		"`measurement` (96 hex digits); may be repeated, or a list with commas")
 	f.StringVar(&a.sevTCB, "attest-sev-tcb", "", "with -attest-sev: the oldest firmware to take, "+
-		"as `bootloader.tee.snp.microcode`, 3.0.23.213 for example")
+		"as `chip:bootloader.tee.snp.microcode`, Milan:3.0.23.213 for example, and of other chips "+
+		"none; without a chip of any, though each chip counts in its own way")
+	f.IntVar(&a.sevVMPL, "attest-sev-vmpl", 0, "with -attest-sev: the privilege `level` that has to "+
+		"have asked for the evidence, 0 to 3: what -attest-vmpl of the gateway says")
+	f.BoolVar(&a.sevVLEK, "attest-sev-vlek", false, "with -attest-sev: take evidence signed by a "+
+		"key that AMD gave to a cloud (VLEK) as well")
 	f.Var(&a.tdx, "attest-tdx", "take only a server in an Intel TDX guest with this "+
 		"`measurement`: MRTD and RTMR 0 to 3 (96 hex digits each), with commas; \"any\" may stand "+
 		"for RTMR 0 and 3; may be repeated")
@@ -43,8 +50,9 @@ func (a *attestation) verifiers() ([]sealedchat.Verifier, error) {
 			return nil, err
 		}
 		list = append(list, v)
-	} else if a.sevTCB != "" {
-		return nil, program.WrongInput("-attest-sev-tcb needs -attest-sev")
+	} else if a.sevTCB != "" || a.sevVMPL != 0 || a.sevVLEK {
+		return nil, program.WrongInput("-attest-sev-tcb, -attest-sev-vmpl and -attest-sev-vlek " +
+			"need -attest-sev")
 	}
 	if len(a.tdx) > 0 {
 		v, err := a.tdxVerifier()
@@ -57,7 +65,7 @@ func (a *attestation) verifiers() ([]sealedchat.Verifier, error) {
 }
 
 func (a *attestation) sevVerifier() (sealedchat.Verifier, error) {
-	var policy sevsnp.Policy
+	policy := sevsnp.Policy{VMPL: a.sevVMPL, AllowVLEK: a.sevVLEK}
 	for _, text := range a.sev {
 		m, err := register(text)
 		if err != nil {
@@ -66,10 +74,16 @@ func (a *attestation) sevVerifier() (sealedchat.Verifier, error) {
 		policy.Measurements = append(policy.Measurements, m)
 	}
 	if a.sevTCB != "" {
+		chip, level, ok := strings.Cut(a.sevTCB, ":")
+		if ok {
+			policy.Products = []string{chip}
+		} else {
+			level = a.sevTCB
+		}
 		t := &policy.MinimumTCB
-		n, err := fmt.Sscanf(a.sevTCB, "%d.%d.%d.%d", &t.Bootloader, &t.TEE, &t.SNP, &t.Microcode)
+		n, err := fmt.Sscanf(level, "%d.%d.%d.%d", &t.Bootloader, &t.TEE, &t.SNP, &t.Microcode)
 		text := fmt.Sprintf("%d.%d.%d.%d", t.Bootloader, t.TEE, t.SNP, t.Microcode)
-		if n != 4 || err != nil || text != a.sevTCB {
+		if n != 4 || err != nil || text != level {
 			return nil, program.WrongInput("-attest-sev-tcb: want four numbers below 256 with dots")
 		}
 	}

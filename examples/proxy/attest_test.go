@@ -51,7 +51,7 @@ func TestAttested(t *testing.T) {
 			if pin != "" {
 				args = append(args, "-pin", pin)
 			}
-			r := startWith(t, verifiers, nil, args...)
+			r := startWith(t, func(p *proxy) { p.verifiers = verifiers }, nil, args...)
 			a := r.do("POST", "/v1/chat/completions", question)
 			if a.StatusCode != 200 || !strings.Contains(a.text, "Paris") {
 				t.Errorf("%s: %d %s", protocol, a.StatusCode, a.text)
@@ -125,6 +125,16 @@ func TestAttestationFlags(t *testing.T) {
 		"with firmware": {
 			append(url, "-attest-sev", sevText, "-attest-sev-tcb", "3.0.23.213"), "",
 		},
+		"with firmware of a kind of chip": {
+			append(url, "-attest-sev", sevText, "-attest-sev-tcb", "Milan:3.0.23.213"), "",
+		},
+		"an unknown kind of chip": {
+			append(url, "-attest-sev", sevText, "-attest-sev-tcb", "Naples:3.0.23.213"),
+			"Milan, Genoa or Turin",
+		},
+		"a level and a cloud's key": {
+			append(url, "-attest-sev", sevText, "-attest-sev-vmpl", "3", "-attest-sev-vlek"), "",
+		},
 		"TDX": {append(url, "-attest-tdx", sevText+four), ""},
 		"TDX twice": {
 			append(url, "-attest-tdx", sevText+four, "-attest-tdx", sevText+four), "",
@@ -136,7 +146,14 @@ func TestAttestationFlags(t *testing.T) {
 		"a short one":    {append(url, "-attest-sev", "ab"), "96 hex digits"},
 		"no hex":         {append(url, "-attest-sev", "x"+sevText[1:]), "96 hex digits"},
 		"only zeros":     {append(url, "-attest-sev", strings.Repeat("0", 96)), "zeros"},
-		"firmware alone": {append(url, "-attest-sev-tcb", "3.0.23.213"), "needs -attest-sev"},
+		"firmware alone": {append(url, "-attest-sev-tcb", "3.0.23.213"), "need -attest-sev"},
+		"a level alone":  {append(url, "-attest-sev-vmpl", "1"), "-attest-sev-vmpl"},
+		"a cloud's key beside TDX": {
+			append(url, "-attest-tdx", sevText+four, "-attest-sev-vlek"), "need -attest-sev",
+		},
+		"a fifth level": {
+			append(url, "-attest-sev", sevText, "-attest-sev-vmpl", "4"), "0 to 3",
+		},
 		"three numbers": {
 			append(url, "-attest-sev", sevText, "-attest-sev-tcb", "3.0.23"), "four numbers",
 		},

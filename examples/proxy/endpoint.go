@@ -4,7 +4,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,12 +30,14 @@ type endpoint struct {
 	passKey bool
 	models  []string // over v1
 	maxBody int64
-	guard   guard
-	wiper   *wiper
-	log     func(text string)
-	started time.Time
-	key     atomic.Pointer[seenKey]
-	counts  counts
+	// bodyTime is for a request's body to come. A limit for a whole request would cut streams.
+	bodyTime time.Duration
+	guard    guard
+	wiper    *wiper
+	log      func(text string)
+	started  time.Time
+	key      atomic.Pointer[seenKey]
+	counts   counts
 }
 
 // counts are sums since the start, except running.
@@ -111,7 +112,10 @@ func (e *endpoint) carry(w http.ResponseWriter, r *http.Request) {
 	}
 	resp, err := e.http.Do(out)
 	if err != nil {
-		e.fail(w, r, cmp.Or(body.failed, err))
+		if body.failed.Load() {
+			err = errBody
+		}
+		e.fail(w, r, err)
 		return
 	}
 	defer resp.Body.Close()
@@ -135,7 +139,7 @@ func (e *endpoint) outgoing(r *http.Request, timed *timedBody) (*http.Request, e
 	}
 	var body io.Reader
 	if r.ContentLength != 0 {
-		if err := timed.control.SetReadDeadline(time.Now().Add(bodyTime)); err != nil {
+		if err := timed.control.SetReadDeadline(time.Now().Add(e.bodyTime)); err != nil {
 			return nil, err
 		}
 		body = timed
@@ -159,13 +163,14 @@ func (e *endpoint) outgoing(r *http.Request, timed *timedBody) (*http.Request, e
 	return out, nil
 }
 
-// timedBody takes the deadline for the body away once it is read: net/http watches the connection
-// while the answer is made, and would end the request when the deadline comes.
+// timedBody takes the deadline for the body away once all of it is read: net/http watches the
+// connection while the answer is made, and would end the request when the deadline comes. After a
+// failure the deadline stays: net/http's Close reads what is left of a body, and would wait for it.
 type timedBody struct {
 	io.ReadCloser
 	control *http.ResponseController
 	once    sync.Once
-	failed  error // of Read
+	failed  atomic.Bool // Read did; Close may run at the same time
 }
 
 // errBody is the error of a request that did not arrive as a whole.
@@ -173,18 +178,19 @@ var errBody = errors.New("the request's body did not arrive")
 
 func (b *timedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil {
+	if errors.Is(err, io.EOF) {
 		b.done()
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		b.failed = errBody
+	} else if err != nil {
+		b.failed.Store(true)
 	}
 	return n, err
 }
 
 func (b *timedBody) Close() error {
 	err := b.ReadCloser.Close()
-	b.done()
+	if err == nil && !b.failed.Load() {
+		b.done()
+	}
 	return err
 }
 
@@ -261,7 +267,8 @@ func (e *endpoint) cut(w http.ResponseWriter, resp *http.Response, err error) {
 // fail answers a request for which there is no answer.
 func (e *endpoint) fail(w http.ResponseWriter, r *http.Request, err error) {
 	e.counts.failed.Add(1)
-	if r.Context().Err() != nil { // nobody listens
+	// a body that does not come ends the context as well, and its sender may still listen
+	if r.Context().Err() != nil && !errors.Is(err, errBody) {
 		panic(http.ErrAbortHandler)
 	}
 	if u, ok := errors.AsType[*url.Error](err); ok {

@@ -120,7 +120,6 @@ func (l *unixListener) Close() error {
 
 const (
 	headerTime = 10 * time.Second // for a request's header to come
-	bodyTime   = time.Minute      // for its body
 	leaveTime  = time.Second      // for the body of a request that was refused
 	pieceTime  = time.Minute      // for a client to take a piece of an answer, at most
 	idleTime   = 2 * time.Minute  // of a connection between two requests

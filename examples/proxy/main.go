@@ -59,7 +59,7 @@ func main() {
 func run(ctx context.Context, args []string, env func(string) string, stdout,
 	stderr io.Writer) int {
 	p := &proxy{env: env, stdout: stdout, stderr: stderr, grace: 30 * time.Second,
-		wipeAfter: 2 * time.Second, wipe: sealedchat.ScrubHeap}
+		bodyTime: time.Minute, wipeAfter: 2 * time.Second, wipe: sealedchat.ScrubHeap}
 	return p.run(ctx, args)
 }
 
@@ -70,6 +70,7 @@ type proxy struct {
 	keyBits        int           // of generated RSA keys; 0 = 4096
 	maxRetries     int           // as in sealedchat.Config
 	grace          time.Duration // for running requests when the program is asked to end
+	bodyTime       time.Duration // for a request's body to come
 	wipeAfter      time.Duration // from the end of the last request
 	wipe           func()        // overwrites free memory
 	// verifiers are used in place of those that the flags name; nil = those
@@ -142,9 +143,10 @@ func (p *proxy) newEndpoint(o *options, s *secrets) (_ *endpoint, done func(), e
 	}
 	config.Keys = keys
 	e := &endpoint{server: &o.server, passKey: o.passKey, models: o.models, maxBody: o.maxBody,
-		guard: guard{hosts: o.hosts, token: s.digest()},
-		log:   func(text string) { program.Fail(p.stderr, "proxy", text) },
-		wiper: &wiper{after: p.wipeAfter, wipe: p.wipe}, started: time.Now()}
+		bodyTime: p.bodyTime,
+		guard:    guard{hosts: o.hosts, token: s.digest()},
+		log:      func(text string) { program.Fail(p.stderr, "proxy", text) },
+		wiper:    &wiper{after: p.wipeAfter, wipe: p.wipe}, started: time.Now()}
 	tell := config.OnServerKey
 	config.OnServerKey = func(old, key *sealedchat.PublicKey) error {
 		e.key.Store(&seenKey{key, time.Now()})
@@ -168,11 +170,18 @@ func (p *proxy) newEndpoint(o *options, s *secrets) (_ *endpoint, done func(), e
 	}, nil
 }
 
-// meet asks the server for its key. A server that cannot be reached now may be there later: the
-// proxy asks again with each request. Everything else is an error.
+// meet asks the server for its key. A server that cannot be reached now, or that its own proxy
+// cannot reach, may be there later: the proxy asks again with each request. Everything else is an
+// error.
 func (p *proxy) meet(ctx context.Context, o *options, e *endpoint) error {
 	err := e.client.Warm(ctx)
-	if errors.Is(err, sealedchat.ErrConnection) && ctx.Err() == nil {
+	later := errors.Is(err, sealedchat.ErrConnection)
+	if outer, ok := errors.AsType[*sealedchat.OuterError](err); ok {
+		later = outer.StatusCode >= 500
+	} else if refused, ok := errors.AsType[*sealedchat.APIError](err); ok {
+		later = refused.StatusCode >= 500
+	}
+	if later && ctx.Err() == nil {
 		text, _ := o.server.Explain(ctx, err)
 		program.Fail(p.stderr, "proxy", "warning: "+text+" (asked again with each request)")
 		return nil

@@ -38,6 +38,7 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	p := &proxy{env: os.Getenv, stdout: os.Stdout, stderr: os.Stderr, grace: time.Second,
+		bodyTime:  time.Minute,
 		wipeAfter: 3 * time.Second, wipe: func() {
 			sealedchat.ScrubHeap()
 			fmt.Println("wiped: yes")

@@ -318,6 +318,65 @@ func TestLargeBodies(t *testing.T) {
 	answer{resp, string(text), nil}.wantError(t, "in chunks", 413, "request_too_large")
 }
 
+// A body that does not arrive is given up. The time for it does not bound the answer.
+func TestSlowBodies(t *testing.T) {
+	const bodyTime = 100 * time.Millisecond
+	remote := newRemote(t, sealedchat.ProtocolOHTTP, pieces(func(send func(string)) {
+		for range 4 {
+			send("a")
+			time.Sleep(bodyTime)
+		}
+	}))
+	r := startWith(t, func(p *proxy) { p.bodyTime = bodyTime }, nil, remote.args()...)
+	c, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = io.WriteString(c, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"+
+		"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(resp.Body)
+	answer{resp, string(text), nil}.wantError(t, "half a body", 408, "request_timeout")
+
+	for range 2 { // over one connection
+		a := r.do("POST", "/v1/chat/completions", streamed)
+		if a.err != nil || !strings.HasSuffix(a.text, "data: [DONE]\n\n") {
+			t.Errorf("%v %s", a.err, a.text)
+		}
+	}
+}
+
+// A server whose own proxy cannot reach it yet does not end the program, and one that is none does.
+func TestServerIsNotThere(t *testing.T) {
+	for status, want := range map[int]int{502: -1, 503: -1, 404: 1, 200: 1} {
+		srv := testkit.TLSServer(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+		}))
+		args := []string{"-url", srv.URL, "-cacert", writeCert(t, srv)}
+		if want == -1 {
+			r := start(t, nil, args...)
+			if !strings.Contains(r.stderr.String(), "warning: ") {
+				t.Errorf("%d: %s", status, r.stderr.String())
+			}
+			continue
+		}
+		var stderr safeBuffer
+		p := &proxy{env: func(string) string { return "" }, stdout: io.Discard, stderr: &stderr,
+			maxRetries: -1}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		got := p.run(ctx, append(args, "-listen", "127.0.0.1:0"))
+		cancel()
+		if got != want {
+			t.Errorf("%d: exit status %d, %s", status, got, stderr.String())
+		}
+	}
+}
+
 func TestUnixSocket(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("the mode of a socket says nothing on Windows")

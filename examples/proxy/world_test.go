@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,11 +64,11 @@ type running struct {
 // start starts a proxy on a port of its own, unless args say where.
 func start(t *testing.T, env map[string]string, args ...string) *running {
 	t.Helper()
-	return startWith(t, nil, env, args...)
+	return startWith(t, func(*proxy) {}, env, args...)
 }
 
-// startWith is start with other verifiers than those of the flags.
-func startWith(t *testing.T, verifiers []sealedchat.Verifier, env map[string]string,
+// startWith is start with a program that change has changed.
+func startWith(t *testing.T, change func(*proxy), env map[string]string,
 	args ...string) *running {
 	t.Helper()
 	ctx, end := context.WithCancel(context.Background())
@@ -75,8 +76,9 @@ func startWith(t *testing.T, verifiers []sealedchat.Verifier, env map[string]str
 		Transport: &http.Transport{DisableCompression: true}}}
 	out, in := io.Pipe()
 	p := &proxy{env: func(name string) string { return env[name] }, stdout: in, stderr: &r.stderr,
-		keyBits: 2048, maxRetries: -1, grace: 10 * time.Second,
-		wipeAfter: time.Hour, wipe: func() {}, verifiers: verifiers}
+		keyBits: 2048, maxRetries: -1, grace: 10 * time.Second, bodyTime: time.Minute,
+		wipeAfter: time.Hour, wipe: func() {}}
+	change(p)
 	go func() {
 		r.status <- p.run(ctx, append([]string{"-listen", "127.0.0.1:0"}, args...))
 		_ = in.Close()
@@ -227,12 +229,14 @@ func newRemoteAt(t *testing.T, protocol sealedchat.Protocol, model http.HandlerF
 	}
 	srv := testkit.TLSServer(t, gateway)
 	r.url, r.pin = srv.URL, program.Pins(list)[protocol]
-	r.cacert = filepath.Join(t.TempDir(), "cert.pem")
-	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
-	if err := os.WriteFile(r.cacert, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	r.cacert = writeCert(t, srv)
 	return r
+}
+
+func writeCert(t *testing.T, srv *httptest.Server) string {
+	t.Helper()
+	return writePrivate(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+		Bytes: srv.Certificate().Raw})))
 }
 
 // args is a command line for r, with more behind it.

@@ -179,6 +179,7 @@ func FuzzChunkReader(f *testing.F) {
 		"event: error\ndata: {\ndata: \"a\":1}\n\n",
 		`data: {"choices":[{"delta":{"content":[]}}],"error":""}` + "\n\n",
 		alikeStream("a", "b", `\n\"`, "\xff"), alikeStream("a", "b", `\ud83d`, `\ude00`, "c"),
+		alikeStream("a", "b", `\ud83d`, "c", "d"),
 		alikeStream("a", `b","role":"x`, "c"), alikeStream(`a`, `b\`), alikeStream("a", "\x01"),
 		alikeStream("a") + strings.Replace(alikeStream("b"), `"stop"`, `"length"`, 1),
 		strings.ReplaceAll(alikeStream("a", "b"), `"content"`, `"tool_calls":[{"id":"x",`+

@@ -49,6 +49,8 @@ type limits struct {
 	bodies *limit.Limiter
 	// attesting counts, by address, requests for evidence.
 	attesting *limit.Limiter
+	// unread counts, by address, evidence that is on its way to a client.
+	unread *limit.Limiter
 	// refusals counts, for all together, requests that were refused for want of a place and are
 	// remembered.
 	refusals *limit.Limiter
@@ -68,6 +70,7 @@ func newLimits(c *Config) limits {
 		deliveries:  limit.New(limit.Config{Each: 2}),
 		bodies:      limit.New(limit.Config{Each: bodies / 4, Wide: wideBodies, All: bodies}),
 		attesting:   limit.New(limit.Config{Each: 1, Wide: wideHeads, All: maxAttesting}),
+		unread:      limit.New(limit.Config{Each: maxUnread, Wide: wideHeads, All: allUnread}),
 		refusals:    limit.New(limit.Config{Each: 4 * places, Rate: float64(places)}),
 	}
 	if c.AccountPlaces > 0 {

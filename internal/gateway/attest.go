@@ -20,7 +20,9 @@ import (
 
 const (
 	maxAttesting = 16               // requests for evidence at the same time
-	attestTime   = 10 * time.Second // that one of them has
+	attestTime   = 10 * time.Second // that one of them has, and its answer again
+	maxUnread    = 4                // answers on their way to one address
+	allUnread    = 128              // and to all; one has some 20 KiB, and 1 MiB at most
 )
 
 var errKeysOutside = errors.New("the key store has a folder: with an Attester its keys must " +
@@ -33,10 +35,28 @@ func (h *request) attestation() {
 		h.refuse(refuse(http.StatusBadRequest, "want ?nonce= and 64 lower-case hex digits"))
 		return
 	}
-	lease, wait := h.s.limits.attesting.Take(h.address(), 1)
+	text, p := h.evidence(nonce)
+	if p != nil {
+		h.refuse(p)
+		return
+	}
+	unread, wait := h.s.limits.unread.Take(h.address(), 1)
 	if wait > 0 {
 		h.refuse(busyAttesting(nil))
 		return
+	}
+	defer unread.Return()
+	h.header("Content-Type", "application/json")
+	// the client may be gone, or not read
+	_ = h.writeWithin(min(attestTime, h.s.cfg.BodyTimeout), http.StatusOK, text)
+}
+
+// evidence makes the document for a nonce, or tells why not. Its place is free again before the
+// client has the answer, so that the next client of the same address finds it so.
+func (h *request) evidence(nonce [32]byte) ([]byte, *refusal) {
+	lease, wait := h.s.limits.attesting.Take(h.address(), 1)
+	if wait > 0 {
+		return nil, busyAttesting(nil)
 	}
 	defer lease.Return()
 	ctx, cancel := context.WithTimeout(h.r.Context(), min(attestTime, h.s.cfg.Timeout))
@@ -53,15 +73,14 @@ func (h *request) attestation() {
 	})
 	switch {
 	case err == nil:
-		h.header("Content-Type", "application/json")
-		_ = h.write(http.StatusOK, text) // the client may be gone
+		return text, nil
 	case ctx.Err() != nil:
-		h.refuse(busyAttesting(err))
+		return nil, busyAttesting(err)
 	case h.s.life.Err() != nil:
-		h.refuse(closing())
+		return nil, closing()
 	default:
-		h.refuse(&refusal{status: http.StatusInternalServerError, detail: "no evidence",
-			cause: err})
+		return nil, &refusal{status: http.StatusInternalServerError, detail: "no evidence",
+			cause: err}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -265,6 +266,57 @@ func TestGatewayAttesterHangs(t *testing.T) {
 		synctest.Wait()
 		if w := r.askEvidence(t.Context(), [32]byte{}, "192.0.2.1:1"); w.Code != 200 {
 			t.Errorf("when it is back: %d", w.Code)
+		}
+	})
+}
+
+// slowReader is a connection whose client reads nothing: it takes an answer when its time is over.
+type slowReader struct {
+	*httptest.ResponseRecorder
+	until time.Time
+}
+
+func (w *slowReader) SetWriteDeadline(at time.Time) error {
+	w.until = at
+	return nil
+}
+
+func (w *slowReader) Write([]byte) (int, error) {
+	time.Sleep(time.Until(w.until))
+	return 0, os.ErrDeadlineExceeded
+}
+
+// A client that does not read its answer keeps nobody else from evidence, not even at its own
+// address, where the next client may ask before the server knows that the last one has its answer.
+// It is waited for as long as for an Attester, and some answers of an address wait at a time.
+func TestGatewayEvidenceUnread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(c *Config) { c.Attester = plainEvidence })
+		r.askEvidence(t.Context(), [32]byte{}, "") // keys are made
+		var wg sync.WaitGroup
+		for i := range maxUnread {
+			if w := r.askEvidence(t.Context(), [32]byte{}, "192.0.2.1:1"); w.Code != 200 {
+				t.Errorf("beside %d: %d", i, w.Code)
+			}
+			wg.Go(func() {
+				req := httptest.NewRequestWithContext(t.Context(), http.MethodGet,
+					attest.Path+"?"+attest.Query([32]byte{}), nil)
+				req.RemoteAddr = "192.0.2.1:1"
+				start := time.Now()
+				r.s.ServeHTTP(&slowReader{ResponseRecorder: httptest.NewRecorder()}, req)
+				if took := time.Since(start); took != attestTime {
+					t.Errorf("waited %v for a client that does not read", took)
+				}
+			})
+			synctest.Wait()
+		}
+		fakes.Refused(t, "one more", r.askEvidence(t.Context(), [32]byte{}, "192.0.2.1:1"), 503)
+		if w := r.askEvidence(t.Context(), [32]byte{}, "198.51.100.1:1"); w.Code != 200 {
+			t.Errorf("another address: %d", w.Code)
+		}
+		wg.Wait()
+		if r.s.limits.attesting.Taken()+r.s.limits.unread.Taken() != 0 {
+			t.Error("a place was not returned")
 		}
 	})
 }

@@ -92,8 +92,8 @@ func New(c Config) (*Server, error) {
 	if c.Replay == nil {
 		c.Replay, s.ownReplays = ownReplays(c.Keys)
 	}
-	if c.ServeOHTTP && c.OHTTP.AES128 {
-		c.Keys.OfferAES128()
+	if c.ServeOHTTP {
+		c.Keys.OfferAES128(c.OHTTP.AES128)
 	}
 	s.cfg = c
 	s.life, s.end = context.WithCancel(context.Background())

@@ -31,6 +31,17 @@ const pieceSize = 4*ohttp.PassChunk + 1<<10
 
 // buffers are pieces of memory of pieceSize, which requests use one after another. They hold zeros
 // meanwhile: content of one client is never there when another's comes.
+//
+// A request's content is copied three times between the connections:
+//
+//  1. net/http writes ciphertext into the buffer of an ohttp.Reader: it has no other way to hand it
+//     over. It is opened there, in place.
+//  2. From there it goes into pieces, where all of it waits: nothing acts on a request before its
+//     last chunk has opened, and the binary HTTP message has lengths between its pieces.
+//  3. An httpx.Sent copies it into the memory of net/http's transport, which may read on when the
+//     request is over. It never gets memory that is wiped and used again.
+//
+// For answers, answerEncoder counts.
 type buffers struct{ pool sync.Pool }
 
 // get returns memory of pieceSize bytes.

@@ -5,6 +5,7 @@ package gateway
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"mime"
 	"net/http"
@@ -159,8 +160,15 @@ func (e *answerEncoder) encodeHead() (err error) {
 	}
 	header = e.q.answerHeader(header, int(e.resp.ContentLength))
 	e.head, err = e.encoder.ResponseHead(nil, e.resp.StatusCode, header)
+	if err == nil && len(e.head) > maxInnerHead {
+		err = errLargeHead
+	}
 	return err
 }
+
+// errLargeHead: no client takes so much, and buf has room for it and a piece. The gateway's own
+// transport does not bring it.
+var errLargeHead = errors.New("the upstream's header has more than 64 KiB")
 
 // start makes the writer, and sends the head ahead of an answer that may be made while it is sent.
 func (e *answerEncoder) start() error {

@@ -120,9 +120,14 @@ func (h *request) health() {
 
 // write sends a whole answer, and reports whether the connection took it.
 func (h *request) write(status int, body []byte) error {
+	return h.writeWithin(h.s.cfg.BodyTimeout, status, body)
+}
+
+// writeWithin is write with a time limit: a client that does not read must not hold a place.
+func (h *request) writeWithin(limit time.Duration, status int, body []byte) error {
 	h.status, h.bytesOut = status, len(body)
 	h.header("Content-Length", strconv.Itoa(len(body)))
-	h.within(h.s.cfg.BodyTimeout, writing) // a client that does not read must not hold a place
+	h.within(limit, writing)
 	h.w.WriteHeader(status)
 	if h.r.Method == http.MethodHead {
 		return nil

@@ -122,16 +122,16 @@ func (w *upstreamWay) request(ctx context.Context, c *upstreamCall) (*http.Reque
 		return nil, upstreamFailed(errors.New("not a method"))
 	}
 	req.URL, req.Host, req.Header = &u, u.Host, c.header
-	if c.content.Len() > 0 {
-		c.content.Attach(req)
-		req.Close = w.pool == nil
-	}
 	req.Header.Set("User-Agent", httpx.UserAgent)
 	req.Header.Set("Accept-Encoding", "identity") // what is compressed comes in lumps
 	if w.key != nil {
 		if err := httpx.SetBearer(req.Header, w.key); err != nil {
 			return nil, upstreamFailed(err)
 		}
+	}
+	if c.content.Len() > 0 { // last: whoever gets no request closes no body
+		c.content.Attach(req)
+		req.Close = w.pool == nil
 	}
 	return req, nil
 }

@@ -67,7 +67,14 @@ func ReadWhole(
 // RoundTrip makes an error of a RoundTripper that returns nothing. There is no http.Client around
 // it: redirects and cookies have no business here.
 func RoundTrip(rt http.RoundTripper, req *http.Request) (*http.Response, error) {
+	returned := false
+	defer func() {
+		if !returned && req.Body != nil { // a panic: nobody else closes, and Sent waits for it
+			_ = req.Body.Close()
+		}
+	}()
 	resp, err := rt.RoundTrip(req)
+	returned = true
 	if err == nil && resp == nil {
 		return nil, errors.New("the RoundTripper returned nothing")
 	}

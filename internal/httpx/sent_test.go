@@ -94,3 +94,23 @@ func TestSentWipes(t *testing.T) {
 		t.Errorf("after the end: %q, %v", got, err)
 	}
 }
+
+type panickingTripper struct{}
+
+func (panickingTripper) RoundTrip(*http.Request) (*http.Response, error) { panic("the transport") }
+
+// TestSentWipesInPanic checks that a body is wiped whose transport panics, and closes nothing.
+func TestSentWipesInPanic(t *testing.T) {
+	content := []byte("the prompt")
+	s := NewSent(nil, content)
+	req, _ := http.NewRequestWithContext(t.Context(), "POST", "https://a.example", nil)
+	s.Attach(req)
+	func() {
+		defer func() { _ = recover() }()
+		defer s.Finish()
+		_, _ = RoundTrip(panickingTripper{}, req)
+	}()
+	if len(bytes.Trim(content, "\x00")) > 0 {
+		t.Errorf("%q is left", content)
+	}
+}

@@ -22,9 +22,10 @@ var KEMs = []uint16{ohttp.XWing, ohttp.X25519}
 var errNoConfigs = errors.New(
 	"sealedchat: the key store has no key configuration that is supported here")
 
-// OfferAES128 has the configurations that are made from now on offer AES-128-GCM beside
-// AES-256-GCM. Those that there are stay as they are.
-func (s *Store) OfferAES128() { s.aes128.Store(true) }
+// OfferAES128 says whether the configurations that are made from now on offer AES-128-GCM beside
+// AES-256-GCM. Those that there are stay as they are. In a process that never says it, as one that
+// only manages keys, new configurations offer what the newest one offers.
+func (s *Store) OfferAES128(offer bool) { s.aes128.Store(&offer) }
 
 // ConfigKey is the key of an id and KEM that opens requests now, or nil. It looks into the file for
 // one that is not known here: another process may have made it a moment ago.

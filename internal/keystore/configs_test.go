@@ -463,7 +463,7 @@ func TestOfferAES128(t *testing.T) {
 		const one, both = "\x00\x04\x00\x01\x00\x02", "\x00\x08\x00\x01\x00\x02\x00\x01\x00\x01"
 		before := list(s)
 		first := s.configKey(0, ohttp.XWing)
-		s.OfferAES128()
+		s.OfferAES128(true)
 		if list(s) != before || !strings.HasSuffix(before, one) || first.OffersAES128() {
 			t.Error("a configuration that there was has changed")
 		}
@@ -486,13 +486,21 @@ func TestOfferAES128(t *testing.T) {
 			!again.configKey(2, ohttp.XWing).OffersAES128() {
 			t.Error("another process has other configurations")
 		}
-		// That process does not offer it: what it makes is as it always was.
+		// That process has no gateway: what it makes is as what there is.
+		if err := again.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if after := list(again); strings.Count(after, both) != 2 {
+			t.Errorf("no gateway: %x", after)
+		}
+		// A gateway that does not offer it ends it.
+		again.OfferAES128(false)
 		if err := again.Rotate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if after := list(again); strings.Contains(after, both) ||
 			!again.configKey(2, ohttp.XWing).OffersAES128() {
-			t.Errorf("%x", after)
+			t.Errorf("a gateway without it: %x", after)
 		}
 	})
 }

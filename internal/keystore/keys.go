@@ -297,6 +297,10 @@ func (s *Store) makeConfigs(b *keyfile.Body, now time.Time) error {
 		b.Signer = make([]byte, seedSize)
 		_, _ = rand.Read(b.Signer)
 	}
+	offer := len(b.ConfigKeys) > 0 && b.ConfigKeys[len(b.ConfigKeys)-1].AES128
+	if said := s.aes128.Load(); said != nil {
+		offer = *said
+	}
 	for _, kem := range KEMs {
 		id, err := freeID(b)
 		if err != nil {
@@ -307,7 +311,7 @@ func (s *Store) makeConfigs(b *keyfile.Body, now time.Time) error {
 			continue // X25519, where FIPS 140 rules it out
 		}
 		b.ConfigKeys = append(b.ConfigKeys, keyfile.ConfigKey{ID: id, KEM: kem, Seed: seed,
-			Created: now, AES128: s.aes128.Load()})
+			Created: now, AES128: offer})
 	}
 	return nil
 }

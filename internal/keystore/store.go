@@ -106,7 +106,7 @@ type Store struct {
 	newKey     func(bits int) (*rsa.PrivateKey, error)
 	moveConfig func(*ohttp.PrivateKey, []byte) error // its MoveTo, except in tests
 	kdf        []keyfile.Option
-	aes128     atomic.Bool // see OfferAES128
+	aes128     atomic.Pointer[bool] // see OfferAES128; nil until it is called
 
 	dir *fsafe.Dir // nil: in memory alone
 

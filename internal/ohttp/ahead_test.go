@@ -5,6 +5,7 @@ package ohttp
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"testing"
 )
@@ -61,5 +62,37 @@ func TestReadsFarAhead(t *testing.T) {
 	}
 	if src.most > readAhead {
 		t.Errorf("%d bytes at once, into other memory", src.most)
+	}
+}
+
+// readCounter counts Reads.
+type readCounter struct {
+	io.Reader
+	reads int
+}
+
+func (c *readCounter) Read(p []byte) (int, error) {
+	c.reads++
+	return c.Reader.Read(p)
+}
+
+// TestLargeFinalChunk checks that a final chunk, whose length nobody says ahead, is not read byte by
+// byte, with new memory for each: anybody on the way can send one.
+func TestLargeFinalChunk(t *testing.T) {
+	const most = 64 << 10
+	for size, want := range map[int]error{most + tagSize: ErrDecryption, 2 * most: ErrTooLarge} {
+		_, q := seal(t, newKey(t, 1, X25519).config, nil)
+		src := &readCounter{Reader: bytes.NewReader(make([]byte, 32+1+size))}
+		r, err := q.Response(src, most)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if _, err := r.Read(make([]byte, 1)); !errors.Is(err, want) {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+		if src.reads > 10 {
+			t.Errorf("%d bytes: %d reads", size, src.reads)
+		}
 	}
 }

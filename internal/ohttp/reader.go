@@ -242,7 +242,8 @@ func (r *Reader) makeRoom(n int) {
 		if r.buf == nil {
 			size = firstRead
 		}
-		into = make([]byte, max(size, n))
+		// what is wanted may grow byte by byte: nobody says how long a final chunk is
+		into = make([]byte, max(size, n, 2*len(r.buf)))
 	case r.come > farAhead && len(r.buf) == readAhead && !r.lent:
 		into = make([]byte, farAhead)
 	case r.from < r.to && r.from+n <= len(r.buf):

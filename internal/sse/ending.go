@@ -223,6 +223,7 @@ func (s *Stream) Ended() bool {
 	}
 	end := *s
 	end.finish, end.alike = s.finish.clone(), Alike{}
+	defer end.alike.Forget()
 	s.scanner.AtEnd(end.take)
 	return end.done || end.failed || s.api == apiChoices && s.missing(&end.finish) == ""
 }

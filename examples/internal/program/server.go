@@ -55,7 +55,7 @@ func (s *Server) Flags(f *flag.FlagSet, protocol sealedchat.Protocol) {
 	f.StringVar(&s.cacert, "cacert", "",
 		"trust the certificates in this PEM `file` for TLS, in place of the system's")
 	f.StringVar(&s.protocol, "protocol", string(protocol),
-		"how to seal: envelope (NOMYO's version 1), or ohttp (Oblivious HTTP): `name`")
+		"`name` of the protocol: envelope (NOMYO's version 1), or ohttp (Oblivious HTTP)")
 	f.StringVar(&s.tier, "tier", "", "security `tier` to ask for: standard, high or maximum")
 	f.DurationVar(&s.Timeout, "timeout", 0,
 		"longest wait for one answer, 90s for example (default 10m)")
@@ -169,8 +169,8 @@ func (s *Server) Explain(ctx context.Context, err error) (text string, status in
 			OneLine(wrong.Err.Error()), status
 	}
 	if ok {
-		return fmt.Sprintf("the server's key is not the pinned one, so no prompt was sent; if "+
-			"its operator confirms the new key, use: -pin %s",
+		return fmt.Sprintf("the server's key is not the pinned one (each -protocol has a pin of "+
+			"its own), so no prompt was sent; if its operator confirms the new key, use: -pin %s",
 			cmp.Or(wrong.Signer, wrong.Got)), status
 	}
 	if hint := s.hint(err); hint != "" {
