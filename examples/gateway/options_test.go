@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/hex"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -339,5 +340,18 @@ func limitsOneAddress(t *testing.T, named bool) {
 	}
 	if limited := send("192.0.2.2") == http.StatusTooManyRequests; limited == named {
 		t.Errorf("the header is named: %v; the other address is limited: %v", named, limited)
+	}
+}
+
+// An address that is taken is named with its flag.
+func TestAddressInUse(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	if _, err := new(service).listenOn(t.Context(), "-metrics", taken.Addr().String()); err == nil ||
+		!strings.HasPrefix(err.Error(), "-metrics: ") {
+		t.Error(err)
 	}
 }

@@ -58,7 +58,7 @@ func listen(ctx context.Context, at place) (net.Listener, error) {
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", at.address)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("-listen: %w", err)
 	}
 	// a file of hosts can give localhost any address
 	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() && !at.beyond() {

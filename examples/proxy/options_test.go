@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -114,5 +115,22 @@ func TestBeyondLoopback(t *testing.T) {
 		if p, err := parsePlace(at); err != nil || p.beyond() != beyond {
 			t.Errorf("%s: %v", at, err)
 		}
+	}
+}
+
+// An address that is taken is named with its flag.
+func TestAddressInUse(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	l, err := listen(t.Context(), place{network: "tcp", host: "127.0.0.1",
+		address: taken.Addr().String()})
+	if err == nil {
+		l.Close()
+	}
+	if err == nil || !strings.HasPrefix(err.Error(), "-listen: ") {
+		t.Error(err)
 	}
 }
