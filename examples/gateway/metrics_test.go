@@ -361,7 +361,7 @@ func TestWrongRedis(t *testing.T) {
 		{[]string{forgets.url()}, "", "noeviction"},
 		{[]string{locked.url(), "-replay-durable"}, "the-password", "appendonly is off"},
 		{[]string{forgets.url(), "-replay-durable"}, "", "noeviction"},
-		{[]string{locked.url()}, "another-password", "WRONGPASS"},
+		{[]string{locked.url()}, "another-password", "look at -replay and NOMYO_REDIS_PASSWORD"},
 		{[]string{locked.url()}, "", "NOAUTH"},
 	} {
 		var stderr safeBuffer

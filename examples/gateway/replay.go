@@ -239,7 +239,10 @@ func (s *service) openReplays(ctx context.Context) error {
 	if err := r.fit(ctx, s.o.replayDurable, s.log); err != nil {
 		_, wrong := errors.AsType[unfit](err)
 		_, told := errors.AsType[redis.Error](err) // a wrong password, for example
-		if wrong || told && !redis.IsLoadingError(err) {
+		if told && !redis.IsLoadingError(err) {
+			return fmt.Errorf("%w; look at -replay and %s", err, redisVariable)
+		}
+		if wrong {
 			return err
 		}
 		why := notAsked
