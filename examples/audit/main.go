@@ -4,9 +4,9 @@
 // Command audit reads the audit log that a service keeps with sealedchat.OpenAuditLog.
 //
 //	audit tail [-n N] [-f] LOG                  # the last events, one per line; -f: and new ones
-//	audit verify [-dir DIR] [-head HEAD] LOG    # check the log and its older files; print its head
+//	audit verify [-keys DIR] [-head HEAD] LOG    # check the log and its older files; print its head
 //
-// verify needs the key store with which the log was opened: the folder -dir, or NOMYO_KEY_DIR, or
+// verify needs the key store with which the log was opened: the folder -keys, or NOMYO_KEY_DIR, or
 // else the folder sealedchat in the user's configuration folder. Its passphrase is in
 // NOMYO_KEY_PASSWORD, or in the file that -passphrase-file names, which no other user may read. Run
 // the command as the user of the service.
@@ -62,13 +62,13 @@ type audit struct {
 
 // commands are the commands of the program, with their arguments.
 func commands() []string {
-	return []string{"audit tail [-n N] [-f] LOG", "audit verify [-dir DIR] [-head HEAD] LOG"}
+	return []string{"audit tail [-n N] [-f] LOG", "audit verify [-keys DIR] [-head HEAD] LOG"}
 }
 
 // usage is what -h prints, besides the flags.
 func usage(lines ...string) program.Usage {
 	return program.Usage{Lines: lines, Variables: []program.Variable{
-		{Name: "NOMYO_KEY_DIR", Text: "replaces -dir of verify"},
+		{Name: "NOMYO_KEY_DIR", Text: "replaces -keys of verify"},
 		{Name: "NOMYO_KEY_PASSWORD", Text: "the passphrase of the key store, of verify; with " +
 			"_FILE behind its name, a file with it"},
 	}}

@@ -19,7 +19,7 @@ const keepAll = 100 * 365 * 24 * time.Hour // grace: reading a store must not ch
 
 func (p *audit) verify(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("audit verify", flag.ContinueOnError)
-	dir := f.String("dir", p.env("NOMYO_KEY_DIR"), "`folder` of the key store")
+	dir := f.String("keys", p.env("NOMYO_KEY_DIR"), "`folder` of the key store")
 	head := f.String("head", "",
 		"`head` that an earlier verify printed, and that the log must still contain")
 	file := f.String("passphrase-file", "",

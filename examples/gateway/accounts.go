@@ -5,7 +5,9 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -70,7 +72,8 @@ func (a *accounts) Authenticate(r *http.Request) (string, error) {
 func (a *accounts) has(name string) bool { return slices.Contains(a.now.Load().names, name) }
 
 // readAccounts reads a private file with a key on each line, or a name and a key. A key without a
-// name has its number among the keys: "key-1".
+// name has its number among the keys: "key-1". A key stands once, or it would have two accounts,
+// and no name is both given and made.
 func readAccounts(file string) (*accountList, error) {
 	list := &accountList{}
 	var keys []*sealedchat.Secret
@@ -79,7 +82,8 @@ func readAccounts(file string) (*accountList, error) {
 			k.Destroy()
 		}
 	}()
-	err := program.KeyLines(file, func(_ int, line []byte) error {
+	lines, given := make(map[[sha256.Size]byte]int), make(map[string]bool)
+	err := program.KeyLines(file, func(number int, line []byte) error {
 		words := bytes.Fields(line)
 		name := "key-" + strconv.Itoa(len(keys)+1)
 		if len(words) == 2 {
@@ -90,6 +94,15 @@ func readAccounts(file string) (*accountList, error) {
 		if len(words) > 2 {
 			return errors.New("want a key, or a name and a key")
 		}
+		if was, ok := given[name]; ok && was != (len(words) == 2) {
+			return errors.New(name + " is the name of a key without one, too: give that a name")
+		}
+		given[name] = len(words) == 2
+		digest := sha256.Sum256(words[len(words)-1])
+		if first := lines[digest]; first != 0 {
+			return fmt.Errorf("the key of line %d again: each key has one account", first)
+		}
+		lines[digest] = number
 		key := sealedchat.NewSecret(words[len(words)-1]) // wipes it
 		keys, list.names = append(keys, key), append(list.names, name)
 		if _, err := sealedchat.AuthenticateKeys(key); err != nil {

@@ -116,6 +116,10 @@ func TestReadAccounts(t *testing.T) {
 		strings.Repeat("n", 65) + " M": "line 1: a name has",
 		"name MARKERé\n":               "line 1: want 1 to 4096 visible ASCII",
 		strings.Repeat("MARKER", 700):  "line 1: want 1 to 4096 visible ASCII",
+		"a MARKER\nb MARKER\n":         "line 2: the key of line 1 again",
+		"MARKER\n# x\n\na MARKER\n":    "line 4: the key of line 1 again",
+		"MARKER\nkey-1 M2\n":           "line 2: key-1 is the name of a key without one",
+		"key-2 M2\nMARKER\n":           "line 2: key-2 is the name of a key without one",
 	} {
 		_, err := readAccounts(keyFile(t, text, 0o600))
 		if err == nil || !strings.Contains(err.Error(), want) ||

@@ -6,7 +6,10 @@ package main
 import (
 	"context"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -110,8 +113,8 @@ func (m *metrics) forgetOthers(a *accounts) {
 	}
 }
 
-// server serves /metrics, /healthz and /readyz.
-func (m *metrics) server(ready *readiness) *http.Server {
+// server serves /metrics, /healthz and /readyz on an address.
+func (m *metrics) server(address string, ready *readiness) *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		MaxRequestsInFlight: 4, Timeout: 10 * time.Second,
@@ -121,11 +124,36 @@ func (m *metrics) server(ready *readiness) *http.Server {
 		_, _ = w.Write([]byte(`{"status":"ok"}` + "\n"))
 	})
 	mux.Handle(pathReady, ready)
+	var served http.Handler = mux
+	if onLoopback(address) {
+		served = localNames(mux)
+	}
 	return &http.Server{
-		Handler: mux, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second,
+		Handler: served, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 8 << 10,
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelWarn),
 	}
+}
+
+// onLoopback reports whether only this machine reaches an address.
+func onLoopback(address string) bool {
+	host, _, _ := net.SplitHostPort(address)
+	return host == "localhost" || net.ParseIP(host).IsLoopback()
+}
+
+// localNames refuses requests whose Host is another name than localhost. A browser sends such a one
+// for a page whose name was bound to this address (DNS rebinding), and the page reads the answer.
+// An address is no name that could be bound.
+func localNames(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		u, err := url.Parse("http://" + r.Host)
+		if err != nil || !strings.EqualFold(u.Hostname(), "localhost") &&
+			net.ParseIP(u.Hostname()) == nil {
+			http.Error(w, "the header Host has to be an address or localhost", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // gatewayCollector asks the gateway when Prometheus asks.

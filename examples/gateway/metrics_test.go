@@ -45,6 +45,48 @@ func shown(t *testing.T, r *running) map[string]float64 {
 	return values
 }
 
+// A web page that had its own name changed to loopback's address reads no names of accounts.
+func TestMetricsHost(t *testing.T) {
+	r := start(t, "-upstream", startModel(t).URL+"/v1", "-allow-unauthenticated", "-plain-http",
+		"-metrics", "127.0.0.1:0")
+	for host, want := range map[string]int{
+		"":                    http.StatusOK,
+		"localhost:9":         http.StatusOK,
+		"LOCALHOST":           http.StatusOK,
+		"192.0.2.1:9090":      http.StatusOK, // a port that is passed on
+		"[::1]:9090":          http.StatusOK,
+		"evil.example":        http.StatusForbidden,
+		"evil.example:9090":   http.StatusForbidden,
+		"localhost.evil.test": http.StatusForbidden,
+		"127.0.0.1.evil.test": http.StatusForbidden,
+	} {
+		for _, path := range []string{"/metrics", "/readyz", "/healthz"} {
+			url := strings.TrimSuffix(r.metrics, "/metrics") + path
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Host = host
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != want {
+				t.Errorf("%q, %s: %d, want %d", host, path, resp.StatusCode, want)
+			}
+		}
+	}
+	for address, want := range map[string]bool{
+		"127.0.0.1:9090": true, "[::1]:9090": true, "localhost:9090": true,
+		":9090": false, "192.0.2.1:9090": false, "gateway:9090": false,
+	} {
+		if onLoopback(address) != want {
+			t.Errorf("%s: not %v", address, want)
+		}
+	}
+}
+
 // Prometheus learns who asked how much, what became of it, and in what time; no content, no key.
 func TestMetrics(t *testing.T) {
 	m := startModel(t)
@@ -319,7 +361,7 @@ func TestWrongRedis(t *testing.T) {
 		{[]string{forgets.url()}, "", "noeviction"},
 		{[]string{locked.url(), "-replay-durable"}, "the-password", "appendonly is off"},
 		{[]string{forgets.url(), "-replay-durable"}, "", "noeviction"},
-		{[]string{locked.url()}, "another-password", "WRONGPASS"},
+		{[]string{locked.url()}, "another-password", "look at -replay and NOMYO_REDIS_PASSWORD"},
 		{[]string{locked.url()}, "", "NOAUTH"},
 	} {
 		var stderr safeBuffer

@@ -5,7 +5,6 @@ package main
 
 import (
 	"flag"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -69,20 +68,21 @@ func (o *options) serves(p sealedchat.Protocol) bool { return slices.Contains(o.
 
 // fieldFlags are the flags and variables behind the fields that the package checks. Never changed.
 var fieldFlags = map[string]string{
-	"GatewayConfig.Upstream":         "-upstream",
-	"GatewayConfig.UpstreamKey":      "NOMYO_UPSTREAM_KEY",
-	"GatewayConfig.AddressHeader":    "-address-header",
-	"GatewayConfig.MaxConcurrent":    "-places",
-	"GatewayConfig.AccountPlaces":    "-account-places",
-	"GatewayConfig.MaxRequestBytes":  "-max-request",
-	"GatewayConfig.MaxResponseBytes": "-max-response",
-	"GatewayConfig.ReplayWindow":     "-replay-window",
-	"GatewayConfig.Timeout":          "-timeout",
-	"GatewayConfig.BodyTimeout":      "-body-timeout",
-	"GatewayConfig.KeysStayInside":   "-keys-inside",
-	"GatewayConfig.OHTTP.Allow":      "-allow",
-	"GatewayConfig.OHTTP.Padding":    "-pad",
-	"GatewayConfig.OHTTP.DateWindow": "-date-window",
+	"GatewayConfig.Upstream":             "-upstream",
+	"GatewayConfig.UpstreamKey":          "NOMYO_UPSTREAM_KEY",
+	"GatewayConfig.InsecureUpstreamHTTP": "-insecure-upstream-http",
+	"GatewayConfig.AddressHeader":        "-address-header",
+	"GatewayConfig.MaxConcurrent":        "-places",
+	"GatewayConfig.AccountPlaces":        "-account-places",
+	"GatewayConfig.MaxRequestBytes":      "-max-request",
+	"GatewayConfig.MaxResponseBytes":     "-max-response",
+	"GatewayConfig.ReplayWindow":         "-replay-window",
+	"GatewayConfig.Timeout":              "-timeout",
+	"GatewayConfig.BodyTimeout":          "-body-timeout",
+	"GatewayConfig.KeysStayInside":       "-keys-inside",
+	"GatewayConfig.OHTTP.Allow":          "-allow",
+	"GatewayConfig.OHTTP.Padding":        "-pad",
+	"GatewayConfig.OHTTP.DateWindow":     "-date-window",
 
 	"KeyStoreOptions.Rotation.ConfigEvery": "-rotate-configs",
 }
@@ -95,7 +95,7 @@ var usage = program.Usage{
 	Variables: []program.Variable{
 		{Name: upstreamKeyVariable, Text: "the gateway's own API key at the upstream"},
 		{Name: passphraseVariable, Text: "opens the key store of -keys"},
-		{Name: redisVariable, Text: "the password for -replay"},
+		{Name: redisVariable, Text: "the password for -replay, whose URL has none"},
 		{Name: "…_FILE", Text: "with _FILE behind its name, each of them names a file instead"},
 	},
 }
@@ -235,6 +235,9 @@ func (o *options) setNames() error {
 	for name := range strings.SplitSeq(o.protocolNames, ",") {
 		switch p := sealedchat.Protocol(strings.TrimSpace(name)); p {
 		case sealedchat.ProtocolEnvelope, sealedchat.ProtocolOHTTP:
+			if o.serves(p) {
+				return program.WrongInput("-protocols: %s stands twice", p)
+			}
 			o.protocols = append(o.protocols, p)
 		default:
 			return program.WrongInput("-protocols: %q is not envelope or ohttp", name)
@@ -249,10 +252,10 @@ func (o *options) setNames() error {
 // check refuses options that contradict each other.
 func (o *options) check() error {
 	wrong := program.WrongInput
-	if _, _, err := net.SplitHostPort(o.listen); err != nil {
+	if _, err := program.CheckAddress(o.listen); err != nil {
 		return wrong("-listen: %w", err)
 	}
-	if _, _, err := net.SplitHostPort(o.metrics); o.metrics != "" && err != nil {
+	if _, err := program.CheckAddress(o.metrics); o.metrics != "" && err != nil {
 		return wrong("-metrics: %w", err)
 	}
 	ohttp := o.serves(sealedchat.ProtocolOHTTP)

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/hex"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -91,6 +92,22 @@ func TestWrongInput(t *testing.T) {
 			"-protocols", "envelope", "-rotate-configs", "2h"}},
 		{want: "-rotate-configs: ", args: []string{"-upstream", url, "-api-keys", good,
 			"-rotate-configs", "1m"}},
+		{want: "-protocols: envelope stands twice", args: []string{"-upstream", url, "-api-keys",
+			good, "-protocols", "envelope,ohttp, envelope"}},
+		{want: "or give -insecure-upstream-http", args: []string{"-upstream",
+			"http://192.0.2.1/v1", "-api-keys", good}},
+		{want: "-replay: everybody on this machine", args: []string{"-upstream", url, "-api-keys",
+			good, "-replay", "redis://user:secret@127.0.0.1:1"}},
+		{want: "-replay: everybody on this machine", args: []string{"-upstream", url, "-api-keys",
+			good, "-replay", "redis://:secret@127.0.0.1:1"}},
+		{want: "-replay: with skip_verify", args: []string{"-upstream", url, "-api-keys", good,
+			"-replay", "rediss://127.0.0.1:1?skip_verify=true"}},
+		{want: "-replay: not a Redis URL", args: []string{"-upstream", url, "-api-keys",
+			good, "-replay", "redis://127.0.0.1:1?password=secret"}},
+		{want: "-listen: ", args: []string{"-upstream", url, "-api-keys", good, "-listen",
+			"127.0.0.1:99999"}},
+		{want: "-metrics: ", args: []string{"-upstream", url, "-api-keys", good, "-metrics",
+			"127.0.0.1:x"}},
 		{want: "-pad: want a power of two", args: []string{"-upstream", url, "-api-keys", good,
 			"-pad", "1000"}},
 		{want: "-date-window", args: []string{"-upstream", url, "-api-keys", good, "-date-window",
@@ -127,6 +144,20 @@ func TestWrongInput(t *testing.T) {
 				t.Errorf("%q: stderr holds a secret: %q", c.args, stderr)
 			}
 		}
+	}
+}
+
+// A passphrase that no key store can have is wrong input, and named as such.
+func TestShortPassphrase(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	env := func(name string) string {
+		return map[string]string{passphraseVariable: "short"}[name]
+	}
+	p := &gatewayProgram{env: env, stdout: &stdout, stderr: &stderr, keyBits: 2048}
+	status := p.run(t.Context(), []string{"-upstream", "https://a.invalid",
+		"-allow-unauthenticated", "-keys", filepath.Join(t.TempDir(), "keys"), "-create-keys"})
+	if status != 2 || !strings.Contains(stderr.String(), "gateway: "+passphraseVariable+": ") {
+		t.Errorf("status %d, stderr %q", status, stderr.String())
 	}
 }
 
@@ -309,5 +340,18 @@ func limitsOneAddress(t *testing.T, named bool) {
 	}
 	if limited := send("192.0.2.2") == http.StatusTooManyRequests; limited == named {
 		t.Errorf("the header is named: %v; the other address is limited: %v", named, limited)
+	}
+}
+
+// An address that is taken is named with its flag.
+func TestAddressInUse(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	if _, err := new(service).listenOn(t.Context(), "-metrics", taken.Addr().String()); err == nil ||
+		!strings.HasPrefix(err.Error(), "-metrics: ") {
+		t.Error(err)
 	}
 }

@@ -96,6 +96,14 @@ func connect(url string, password *sealedchat.Secret) (redis.UniversalClient, er
 	if err != nil {
 		return nil, errors.New("not a Redis URL") // the error would quote it with its password
 	}
+	if o.TLSConfig != nil && o.TLSConfig.InsecureSkipVerify {
+		return nil, errors.New("with skip_verify anybody could be that server; SSL_CERT_FILE names " +
+			"a file with the certificate of its authority")
+	}
+	if o.Password != "" {
+		return nil, errors.New("everybody on this machine sees a password in it: give that in " +
+			redisVariable + ", or in the file of " + redisVariable + "_FILE")
+	}
 	if password != nil {
 		err := password.Use(func(b []byte) error { o.Password = string(b); return nil })
 		if err != nil {
@@ -231,7 +239,10 @@ func (s *service) openReplays(ctx context.Context) error {
 	if err := r.fit(ctx, s.o.replayDurable, s.log); err != nil {
 		_, wrong := errors.AsType[unfit](err)
 		_, told := errors.AsType[redis.Error](err) // a wrong password, for example
-		if wrong || told && !redis.IsLoadingError(err) {
+		if told && !redis.IsLoadingError(err) {
+			return fmt.Errorf("%w; look at -replay and %s", err, redisVariable)
+		}
+		if wrong {
 			return err
 		}
 		why := notAsked

@@ -181,6 +181,9 @@ func (s *service) openStore(ctx context.Context,
 	}
 	s.log.Info("making a key store", "folder", s.o.keys)
 	keys, err = sealedchat.CreateKeyStore(ctx, s.o.keys, passphrase, options)
+	if errors.Is(err, sealedchat.ErrInvalidRequest) { // too short for a new one
+		return nil, program.WrongInput("%s: %w", passphraseVariable, err)
+	}
 	if errors.Is(err, sealedchat.ErrKeyStoreExists) { // another replica was faster
 		return sealedchat.OpenKeyStore(ctx, s.o.keys, passphrase, options)
 	}
@@ -203,7 +206,7 @@ func (s *service) openAudit(ctx context.Context) (sealedchat.Auditor, error) {
 
 // listen opens the listeners, and makes the servers for them.
 func (s *service) listen(ctx context.Context) (err error) {
-	if s.listener, err = s.listenOn(ctx, s.o.listen); err != nil {
+	if s.listener, err = s.listenOn(ctx, "-listen", s.o.listen); err != nil {
 		return err
 	}
 	// this comes after listening: -write-cert must not replace the certificate of a gateway that
@@ -215,12 +218,12 @@ func (s *service) listen(ctx context.Context) (err error) {
 	}
 	served := http.Handler(s.gateway)
 	if s.o.metrics != "" {
-		if s.watching, err = s.listenOn(ctx, s.o.metrics); err != nil {
+		if s.watching, err = s.listenOn(ctx, "-metrics", s.o.metrics); err != nil {
 			return err
 		}
 		s.metrics = newMetrics(s)
 		served = s.metrics.observe(served)
-		s.watcher = s.metrics.server(s.ready)
+		s.watcher = s.metrics.server(s.o.metrics, s.ready)
 	}
 	s.server = s.gateway.Server("")
 	s.server.Handler = s.ready.before(served)
@@ -230,12 +233,14 @@ func (s *service) listen(ctx context.Context) (err error) {
 	return nil
 }
 
-func (s *service) listenOn(ctx context.Context, address string) (net.Listener, error) {
+// listenOn opens the address that a flag names.
+func (s *service) listenOn(ctx context.Context, flag, address string) (net.Listener, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if err == nil {
-		s.onClose(func() error { _ = listener.Close(); return nil })
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
-	return listener, err
+	s.onClose(func() error { _ = listener.Close(); return nil })
+	return listener, nil
 }
 
 // warn tells what an operator should know of the options.

@@ -43,13 +43,13 @@ func TestImport(t *testing.T) {
 		check := unchanged(t, dir)
 		s := session{answers: []string{password}}
 		if c.Password != nil {
-			unlocked().fails(t, 2, "set NOMYO_FILE_PASSWORD", "import", "-dir", dir, file)
+			unlocked().fails(t, 2, "set NOMYO_FILE_PASSWORD", "import", "-keys", dir, file)
 			unlocked(filePassword, *c.Password+" ").fails(t, 1, file+": wrong passphrase", "import",
-				"-dir", dir, file)
+				"-keys", dir, file)
 			check()
 			s.answers = []string{password, *c.Password}
 		}
-		r := s.succeeds(t, "import", "-dir", dir, file)
+		r := s.succeeds(t, "import", "-keys", dir, file)
 		if r.stdout != c.Expected.SPKISHA256+"\n" || len(r.prompts) != len(s.answers) {
 			t.Errorf("%s: printed %q, want %s, asked %q", name, r.stdout, c.Expected.SPKISHA256,
 				r.prompts)
@@ -60,7 +60,7 @@ func TestImport(t *testing.T) {
 			t.Errorf("%s: said %q", name, r.stderr)
 		}
 		check = unchanged(t, dir) // importing it again changes nothing
-		s.succeeds(t, "import", "-dir", dir, file)
+		s.succeeds(t, "import", "-keys", dir, file)
 		check()
 	}
 	if rows := keys(t, dir); len(rows) != 5 {
@@ -86,14 +86,14 @@ func TestImportRefuses(t *testing.T) {
 		if c.Password != nil {
 			s.env[filePassword] = *c.Password
 		}
-		s.fails(t, 1, want, "import", "-dir", dir, writeTemp(t, string(c.File("private_key"))))
+		s.fails(t, 1, want, "import", "-keys", dir, writeTemp(t, string(c.File("private_key"))))
 	}
 	for content, want := range map[string]string{"": "no PEM block", "-----": "no PEM block",
 		strings.Repeat("a", maxKeyFile+1): "more than 65536 bytes"} {
-		unlocked().fails(t, 1, want, "import", "-dir", dir, writeTemp(t, content))
+		unlocked().fails(t, 1, want, "import", "-keys", dir, writeTemp(t, content))
 	}
-	unlocked().fails(t, 1, "no such file", "import", "-dir", dir, filepath.Join(dir, "missing"))
-	unlocked().fails(t, 1, "reading", "import", "-dir", dir, dir)
+	unlocked().fails(t, 1, "no such file", "import", "-keys", dir, filepath.Join(dir, "missing"))
+	unlocked().fails(t, 1, "reading", "import", "-keys", dir, dir)
 	check()
 }
 
@@ -120,7 +120,7 @@ func TestImportChecksPublicKey(t *testing.T) {
 		if c.Password != nil {
 			s.env[filePassword] = *c.Password
 		}
-		r := s.succeeds(t, "import", "-dir", dir, private)
+		r := s.succeeds(t, "import", "-keys", dir, private)
 		if r.stdout != c.Expected.SPKISHA256+"\n" ||
 			!strings.Contains(r.stderr, "\nchecked: "+public+" is its public key\n") {
 			t.Errorf("%s: printed %q, said %q", name, r.stdout, r.stderr)
@@ -134,14 +134,14 @@ func TestImportChecksPublicKey(t *testing.T) {
 	}
 	_, both := pair(t, nil, c.File("private_key")) // the name of the file to import itself
 	for _, file := range []string{only, both} {
-		if r := unlocked().succeeds(t, "import", "-dir", newStore(t),
+		if r := unlocked().succeeds(t, "import", "-keys", newStore(t),
 			file); strings.Contains(r.stderr, "checked") {
 			t.Errorf("%s has no companion: said %q", file, r.stderr)
 		}
 	}
 	t.Chdir(filepath.Dir(only))
 	write(t, "public_key.pem", c.File("public_key"))
-	if r := unlocked().succeeds(t, "import", "-dir", newStore(t),
+	if r := unlocked().succeeds(t, "import", "-keys", newStore(t),
 		"private_key.pem"); !strings.Contains(r.stderr, "\nchecked: public_key.pem is") {
 		t.Errorf("with a relative name: said %q", r.stderr)
 	}
@@ -159,7 +159,7 @@ func TestImportRefusesOtherPublicKey(t *testing.T) {
 			s.env[filePassword] = *c.Password
 		}
 		want = strings.NewReplacer("PRIVATE", privateName, "PUBLIC", publicName).Replace(want)
-		s.fails(t, 1, want, "import", "-dir", dir, privateName)
+		s.fails(t, 1, want, "import", "-keys", dir, privateName)
 	}
 	const mismatch = "keystore: PRIVATE, with PUBLIC beside it: unusable private key: the public " +
 		"key does not belong to the private key\n"
@@ -201,7 +201,7 @@ func TestImportRefusesOtherPublicKey(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(filepath.Dir(file), "public_key.pem"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	unlocked().fails(t, 1, "not a regular file", "import", "-dir", dir, file)
+	unlocked().fails(t, 1, "not a regular file", "import", "-keys", dir, file)
 	check()
 }
 
@@ -216,7 +216,7 @@ func TestImportWarnsOfOpenFile(t *testing.T) {
 		if err := os.Chmod(file, mode); err != nil {
 			t.Fatal(err)
 		}
-		r := unlocked().succeeds(t, "import", "-dir", newStore(t), file)
+		r := unlocked().succeeds(t, "import", "-keys", newStore(t), file)
 		if strings.Contains(r.stderr, "warning: others may use "+file) != warn {
 			t.Errorf("mode %04o: %q", mode, r.stderr)
 		}
@@ -226,14 +226,14 @@ func TestImportWarnsOfOpenFile(t *testing.T) {
 func TestExport(t *testing.T) {
 	testkit.NoLeaks(t)
 	dir, elsewhere := newStore(t), newFolder(t)
-	unlocked().succeeds(t, "create", "-dir", elsewhere, "-bits", "2048")
+	unlocked().succeeds(t, "create", "-keys", elsewhere, "-bits", "2048")
 	retired := keys(t, dir)[0][5]
-	primary := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-dir", dir, "-bits",
+	primary := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-keys", dir, "-bits",
 		"2048").stdout)
 	for fingerprint, args := range map[string][]string{primary: nil,
 		retired: {"-fingerprint", retired}} {
 		out := filepath.Join(t.TempDir(), "key.pem")
-		args = append([]string{"export", "-dir", dir, "-out", out}, args...)
+		args = append([]string{"export", "-keys", dir, "-out", out}, args...)
 		r := session{answers: []string{password, newPassword, newPassword}}.succeeds(t, args...)
 		if len(r.prompts) != 3 || r.stdout != "" {
 			t.Errorf("asked %q, printed %q", r.prompts, r.stdout)
@@ -245,7 +245,7 @@ func TestExport(t *testing.T) {
 		if !bytes.HasPrefix(read(t, out), []byte("-----BEGIN ENCRYPTED PRIVATE KEY-----\n")) {
 			t.Error("the file is not encrypted")
 		}
-		r = unlocked(filePassword, newPassword).succeeds(t, "import", "-dir", elsewhere, out)
+		r = unlocked(filePassword, newPassword).succeeds(t, "import", "-keys", elsewhere, out)
 		if r.stdout != fingerprint+"\n" || strings.Contains(r.stderr, "are few") {
 			t.Errorf("what was exported is imported as %q, want %s: %s", r.stdout, fingerprint,
 				r.stderr)
@@ -260,19 +260,19 @@ func TestExportRefuses(t *testing.T) {
 	s := unlocked(filePassword, newPassword)
 	for want, fingerprint := range map[string]string{
 		"no key with this fingerprint": strings.Repeat("0", 64), "fingerprint": "xyz"} {
-		s.fails(t, 2, want, "export", "-dir", dir, "-out", out, "-fingerprint", fingerprint)
+		s.fails(t, 2, want, "export", "-keys", dir, "-out", out, "-fingerprint", fingerprint)
 	}
-	unlocked().fails(t, 2, "set NOMYO_FILE_PASSWORD", "export", "-dir", dir, "-out", out)
-	unlocked(filePassword, "short").fails(t, 2, "want 8 or more", "export", "-dir", dir, "-out",
+	unlocked().fails(t, 2, "set NOMYO_FILE_PASSWORD", "export", "-keys", dir, "-out", out)
+	unlocked(filePassword, "short").fails(t, 2, "want 8 or more", "export", "-keys", dir, "-out",
 		out)
 	session{answers: []string{password, newPassword, notPassword}}.fails(t, 2, "differ", "export",
-		"-dir", dir, "-out", out)
-	s.fails(t, 1, "no such file", "export", "-dir", dir, "-out", filepath.Join(out, "key.pem"))
+		"-keys", dir, "-out", out)
+	s.fails(t, 1, "no such file", "export", "-keys", dir, "-out", filepath.Join(out, "key.pem"))
 	if _, err := os.Lstat(out); err == nil {
 		t.Fatal("a file was made")
 	}
 	write(t, out, []byte("precious"))
-	s.fails(t, 1, out+" exists already", "export", "-dir", dir, "-out", out)
+	s.fails(t, 1, out+" exists already", "export", "-keys", dir, "-out", out)
 	if string(read(t, out)) != "precious" {
 		t.Error("a file was overwritten")
 	}
@@ -281,7 +281,7 @@ func TestExportRefuses(t *testing.T) {
 	if err := os.Symlink(target, link); err != nil {
 		t.Skip(err)
 	}
-	s.fails(t, 1, link+" exists already", "export", "-dir", dir, "-out", link)
+	s.fails(t, 1, link+" exists already", "export", "-keys", dir, "-out", link)
 	if _, err := os.Lstat(target); err == nil {
 		t.Error("a link was followed")
 	}
@@ -294,19 +294,19 @@ func TestSealAndOpen(t *testing.T) {
 	for _, plain := range []string{"", strings.Repeat("\x00binary\xff", 40_000)} {
 		s := unlocked()
 		s.stdin = strings.NewReader(plain)
-		sealed := s.succeeds(t, "seal", "-dir", dir, "-label", "note")
+		sealed := s.succeeds(t, "seal", "-keys", dir, "-label", "note")
 		if len(sealed.stdout) != len(plain)+sealedGrowth || sealed.stderr != "" {
 			t.Errorf("%d bytes were sealed as %d, %s", len(plain), len(sealed.stdout),
 				sealed.stderr)
 		}
 		s.stdin, s.terminal = nil, true // it may be read
-		if r := s.succeeds(t, "open", "-dir", dir, "-label", "note",
+		if r := s.succeeds(t, "open", "-keys", dir, "-label", "note",
 			writeTemp(t, sealed.stdout)); r.stdout != plain {
 			t.Errorf("%d bytes open as %d", len(plain), len(r.stdout))
 		}
 	}
 
-	sealed := unlocked().succeeds(t, "seal", "-dir", dir, "-label", "note",
+	sealed := unlocked().succeeds(t, "seal", "-keys", dir, "-label", "note",
 		writeTemp(t, "a note")).stdout
 	flipped := []byte(sealed)
 	flipped[len(flipped)-1] ^= 1
@@ -317,18 +317,18 @@ func TestSealAndOpen(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := unlocked()
 			s.stdin = strings.NewReader(c[1])
-			s.fails(t, 1, "decryption failed: sealed under another label", "open", "-dir", dir,
+			s.fails(t, 1, "decryption failed: sealed under another label", "open", "-keys", dir,
 				"-label", c[0])
 		})
 	}
 	s := unlocked()
 	s.terminal = true
-	s.fails(t, 2, "binary", "seal", "-dir", dir, "-label", "note")
-	unlocked().fails(t, 1, "no such file", "seal", "-dir", dir, "-label", "note",
+	s.fails(t, 2, "binary", "seal", "-keys", dir, "-label", "note")
+	unlocked().fails(t, 1, "no such file", "seal", "-keys", dir, "-label", "note",
 		filepath.Join(dir, "missing"))
 	s = unlocked()
 	s.stdin = iotest.ErrReader(errors.New("fault"))
-	s.fails(t, 1, "reading standard input: fault", "open", "-dir", dir, "-label", "note")
+	s.fails(t, 1, "reading standard input: fault", "open", "-keys", dir, "-label", "note")
 	check()
 }
 

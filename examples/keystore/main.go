@@ -18,7 +18,7 @@
 //	keystore seal -label TEXT [FILE] > sealed       # encrypt FILE or standard input, up to 100 MiB
 //	keystore open -label TEXT [FILE] > plain        # decrypt it, under the same label
 //
-// Flags come before FILE. All commands accept -dir DIR. Without it they use NOMYO_KEY_DIR, or else
+// Flags come before FILE. All commands accept -keys DIR. Without it they use NOMYO_KEY_DIR, or else
 // the folder sealedchat in the user's configuration folder.
 //
 // The program asks for passphrases on the terminal, without echo, or takes them from the

@@ -31,7 +31,7 @@ func TestCreate(t *testing.T) {
 		"-bits 1024": "-bits: ", "-bits 1": "-bits: ", "-iterations 100000": "-iterations: ",
 		"-iterations 10000001": "-iterations: ",
 	} {
-		user.fails(t, 2, want, append([]string{"create", "-dir", dir}, strings.Fields(args)...)...)
+		user.fails(t, 2, want, append([]string{"create", "-keys", dir}, strings.Fields(args)...)...)
 	}
 	for name, c := range map[string]struct {
 		answers []string
@@ -46,14 +46,14 @@ func TestCreate(t *testing.T) {
 		"too short":    {[]string{"1234567"}, "want 8 or more"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			session{answers: c.answers}.fails(t, 2, c.want, "create", "-dir", dir)
+			session{answers: c.answers}.fails(t, 2, c.want, "create", "-keys", dir)
 		})
 	}
 	if _, err := os.Stat(dir); err == nil {
 		t.Fatal("wrong input made a folder")
 	}
 
-	r := user.succeeds(t, "create", "-dir", dir, "-bits", "2048")
+	r := user.succeeds(t, "create", "-keys", dir, "-bits", "2048")
 	if len(r.prompts) != 2 || !strings.Contains(r.stderr, dir) {
 		t.Errorf("asked %q, said %q", r.prompts, r.stderr)
 	}
@@ -64,7 +64,7 @@ func TestCreate(t *testing.T) {
 	check := unchanged(t, dir)
 	for _, passphrase := range []string{password, newPassword} {
 		unlocked(storePassword, passphrase).fails(t, 1, "there is a key store already", "create",
-			"-dir", dir, "-bits", "2048")
+			"-keys", dir, "-bits", "2048")
 	}
 	check()
 }
@@ -88,14 +88,14 @@ func TestRotate(t *testing.T) {
 			t.Errorf("a time in the list is %q", column)
 		}
 	}
-	unlocked().fails(t, 2, "-bits: ", "rotate", "-dir", dir, "-bits", "1024")
+	unlocked().fails(t, 2, "-bits: ", "rotate", "-keys", dir, "-bits", "1024")
 }
 
 func TestNext(t *testing.T) {
 	testkit.NoLeaks(t)
 	dir := newStore(t)
 	first := keys(t, dir)[0]
-	printed := unlocked().succeeds(t, "next", "-dir", dir, "-bits", "2048")
+	printed := unlocked().succeeds(t, "next", "-keys", dir, "-bits", "2048")
 	again := unlocked("NOMYO_KEY_DIR", dir).succeeds(t, "next")
 	next := strings.TrimSpace(printed.stdout)
 	if again.stdout != printed.stdout || next == first[5] ||
@@ -107,27 +107,27 @@ func TestNext(t *testing.T) {
 		rows[1][2] == "-" || rows[1][3] != "-" || rows[1][4] != "-" {
 		t.Errorf("%q", rows)
 	}
-	if got := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-dir", dir).stdout); got != next {
+	if got := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-keys", dir).stdout); got != next {
 		t.Errorf("rotated to %s, want %s", got, next)
 	}
 	if rows = keys(t, dir); len(rows) != 2 || rows[0][5] != next || rows[1][0] != "retired" {
 		t.Errorf("%q", rows)
 	}
-	gone := strings.TrimSpace(unlocked().succeeds(t, "next", "-dir", dir, "-bits", "2048").stdout)
-	unlocked().succeeds(t, "delete", "-dir", dir, "-fingerprint", gone)
+	gone := strings.TrimSpace(unlocked().succeeds(t, "next", "-keys", dir, "-bits", "2048").stdout)
+	unlocked().succeeds(t, "delete", "-keys", dir, "-fingerprint", gone)
 	if rows = keys(t, dir); len(rows) != 2 {
 		t.Errorf("%q", rows)
 	}
-	unlocked().fails(t, 2, "-bits: ", "next", "-dir", dir, "-bits", "1024")
+	unlocked().fails(t, 2, "-bits: ", "next", "-keys", dir, "-bits", "1024")
 }
 
 func TestDelete(t *testing.T) {
 	testkit.NoLeaks(t)
 	dir := newStore(t)
 	retired := keys(t, dir)[0][5]
-	primary := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-dir", dir, "-bits",
+	primary := strings.TrimSpace(unlocked().succeeds(t, "rotate", "-keys", dir, "-bits",
 		"2048").stdout)
-	sealed := unlocked().succeeds(t, "seal", "-dir", dir, "-label", "note",
+	sealed := unlocked().succeeds(t, "seal", "-keys", dir, "-label", "note",
 		writeTemp(t, "plain")).stdout
 	check := unchanged(t, dir)
 	for fingerprint, want := range map[string]string{
@@ -139,11 +139,11 @@ func TestDelete(t *testing.T) {
 		" ":                      "fingerprint",
 		"xyz":                    "fingerprint",
 	} {
-		unlocked().fails(t, 2, want, "delete", "-dir", dir, "-fingerprint", fingerprint)
+		unlocked().fails(t, 2, want, "delete", "-keys", dir, "-fingerprint", fingerprint)
 	}
 	check()
 
-	r := unlocked().succeeds(t, "delete", "-dir", dir, "-fingerprint", retired)
+	r := unlocked().succeeds(t, "delete", "-keys", dir, "-fingerprint", retired)
 	if r.stdout != "" || !strings.Contains(r.stderr, "deleted; copies") {
 		t.Errorf("printed %q, said %q", r.stdout, r.stderr)
 	}
@@ -152,11 +152,11 @@ func TestDelete(t *testing.T) {
 	}
 	s := unlocked()
 	s.stdin = strings.NewReader(sealed)
-	if r := s.succeeds(t, "open", "-dir", dir, "-label", "note"); r.stdout != "plain" {
+	if r := s.succeeds(t, "open", "-keys", dir, "-label", "note"); r.stdout != "plain" {
 		t.Errorf("what was sealed before opens as %q", r.stdout)
 	}
 	check = unchanged(t, dir)
-	unlocked().fails(t, 2, "no key with this fingerprint", "delete", "-dir", dir, "-fingerprint",
+	unlocked().fails(t, 2, "no key with this fingerprint", "delete", "-keys", dir, "-fingerprint",
 		retired)
 	check()
 }
@@ -167,11 +167,11 @@ func TestDeleteThenImport(t *testing.T) {
 	dir := newStore(t)
 	c := testkit.Vector(t, testkit.PrivateKey, "py-2048-nopw")
 	file := writeTemp(t, string(c.File("private_key")))
-	unlocked().succeeds(t, "import", "-dir", dir, file)
-	unlocked().succeeds(t, "rotate", "-dir", dir, "-bits", "2048")
-	unlocked().fails(t, 2, "delete it first", "import", "-dir", dir, file)
-	unlocked().succeeds(t, "delete", "-dir", dir, "-fingerprint", c.Expected.SPKISHA256)
-	if r := unlocked().succeeds(t, "import", "-dir", dir,
+	unlocked().succeeds(t, "import", "-keys", dir, file)
+	unlocked().succeeds(t, "rotate", "-keys", dir, "-bits", "2048")
+	unlocked().fails(t, 2, "delete it first", "import", "-keys", dir, file)
+	unlocked().succeeds(t, "delete", "-keys", dir, "-fingerprint", c.Expected.SPKISHA256)
+	if r := unlocked().succeeds(t, "import", "-keys", dir,
 		file); r.stdout != c.Expected.SPKISHA256+"\n" {
 		t.Errorf("printed %q", r.stdout)
 	}
@@ -182,15 +182,15 @@ func TestOldKeysStay(t *testing.T) {
 	t.Parallel()
 	dir := newFolder(t)
 	synctest.Test(t, func(t *testing.T) { // where it is the year 2000
-		unlocked().succeeds(t, "create", "-dir", dir, "-bits", "2048")
-		unlocked().succeeds(t, "rotate", "-dir", dir, "-bits", "2048")
+		unlocked().succeeds(t, "create", "-keys", dir, "-bits", "2048")
+		unlocked().succeeds(t, "rotate", "-keys", dir, "-bits", "2048")
 	})
 	check := unchanged(t, dir)
 	if rows := keys(t, dir); len(rows) != 2 || !strings.HasPrefix(rows[1][4], "2000-") {
 		t.Errorf("%q", rows)
 	}
 	check()
-	unlocked().succeeds(t, "rotate", "-dir", dir, "-bits", "2048")
+	unlocked().succeeds(t, "rotate", "-keys", dir, "-bits", "2048")
 	if rows := keys(t, dir); len(rows) != 3 {
 		t.Errorf("after a rotation: %q", rows)
 	}
@@ -199,7 +199,7 @@ func TestOldKeysStay(t *testing.T) {
 func TestPasswd(t *testing.T) {
 	t.Parallel()
 	dir := newStore(t)
-	sealed := unlocked().succeeds(t, "seal", "-dir", dir, "-label", "note",
+	sealed := unlocked().succeeds(t, "seal", "-keys", dir, "-label", "note",
 		writeTemp(t, "plain")).stdout
 	check := unchanged(t, dir)
 	for want, answers := range map[string][]string{
@@ -207,30 +207,30 @@ func TestPasswd(t *testing.T) {
 		"want 8 or more":             {password, "short"},
 		"no passphrase":              {password, newPassword},
 	} {
-		session{answers: answers}.fails(t, 2, want, "passwd", "-dir", dir)
+		session{answers: answers}.fails(t, 2, want, "passwd", "-keys", dir)
 	}
 	session{answers: []string{notPassword, newPassword, newPassword}}.fails(t, 1,
-		"wrong passphrase", "passwd", "-dir", dir)
-	unlocked(newStorePassword, "short").fails(t, 2, "want 8 or more", "passwd", "-dir", dir)
-	unlocked().fails(t, 2, "set NOMYO_KEY_NEW_PASSWORD", "passwd", "-dir", dir)
-	unlocked(newStorePassword, newPassword).fails(t, 2, "-iterations: ", "passwd", "-dir", dir,
+		"wrong passphrase", "passwd", "-keys", dir)
+	unlocked(newStorePassword, "short").fails(t, 2, "want 8 or more", "passwd", "-keys", dir)
+	unlocked().fails(t, 2, "set NOMYO_KEY_NEW_PASSWORD", "passwd", "-keys", dir)
+	unlocked(newStorePassword, newPassword).fails(t, 2, "-iterations: ", "passwd", "-keys", dir,
 		"-iterations", "599999")
 	check()
 
 	before := keys(t, dir)
 	r := session{answers: []string{password, newPassword, newPassword}}.succeeds(t, "passwd",
-		"-dir", dir)
+		"-keys", dir)
 	if len(r.prompts) != 3 || r.stdout != "" {
 		t.Errorf("asked %q, printed %q", r.prompts, r.stdout)
 	}
-	unlocked().fails(t, 1, "wrong passphrase", "list", "-dir", dir)
+	unlocked().fails(t, 1, "wrong passphrase", "list", "-keys", dir)
 	changed := unlocked(storePassword, newPassword)
 	changed.stdin = strings.NewReader(sealed)
-	if r := changed.succeeds(t, "open", "-dir", dir, "-label", "note"); r.stdout != "plain" {
+	if r := changed.succeeds(t, "open", "-keys", dir, "-label", "note"); r.stdout != "plain" {
 		t.Errorf("what was sealed before opens as %q", r.stdout)
 	}
 	changed.env[newStorePassword] = password
-	changed.succeeds(t, "passwd", "-dir", dir, "-iterations", "700000")
+	changed.succeeds(t, "passwd", "-keys", dir, "-iterations", "700000")
 	if !bytes.Contains(read(t, storeFile(dir)), []byte("700000")) {
 		t.Error("-iterations had no effect")
 	}
@@ -250,7 +250,7 @@ func TestWrongPassphrase(t *testing.T) {
 		{"open", "-label", "l"},
 	} {
 		t.Run(args[0], func(t *testing.T) {
-			args = append(args, "-dir", dir)
+			args = append(args, "-keys", dir)
 			if slices.Contains([]string{"import", "seal", "open"}, args[0]) {
 				args = append(args, file)
 			}
@@ -268,7 +268,7 @@ func TestWrongPassphrase(t *testing.T) {
 }
 
 func TestBadStores(t *testing.T) {
-	list := func(dir string) []string { return []string{"list", "-dir", dir} }
+	list := func(dir string) []string { return []string{"list", "-keys", dir} }
 	dir := newFolder(t)
 	for _, missing := range []string{dir, filepath.Join(dir, "missing")} {
 		unlocked().fails(t, 1, "no key store in "+missing+"; make one with: keystore create",
@@ -293,7 +293,7 @@ func TestInsecurePermissions(t *testing.T) {
 		if err := os.Chmod(name, mode); err != nil {
 			t.Fatal(err)
 		}
-		r := unlocked().fails(t, 1, "insecure permissions", "list", "-dir", dir)
+		r := unlocked().fails(t, 1, "insecure permissions", "list", "-keys", dir)
 		fix := regexp.MustCompile(`fix it with: (.*)\n`).FindStringSubmatch(r.stderr)
 		if fix == nil {
 			t.Fatalf("%s: no command that fixes it: %s", name, r.stderr)
@@ -302,7 +302,7 @@ func TestInsecurePermissions(t *testing.T) {
 			fix[1]).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v, %s", fix[1], err, out)
 		}
-		unlocked().succeeds(t, "list", "-dir", dir)
+		unlocked().succeeds(t, "list", "-keys", dir)
 	}
 }
 
@@ -314,9 +314,9 @@ func TestInterrupt(t *testing.T) {
 	for _, args := range [][]string{{"create"}, {"rotate"},
 		{"export", "-out", filepath.Join(t.TempDir(), "key.pem")}} {
 		if args[0] == "create" {
-			args = append(args, "-dir", filepath.Join(t.TempDir(), "keys"))
+			args = append(args, "-keys", filepath.Join(t.TempDir(), "keys"))
 		} else {
-			args = append(args, "-dir", dir)
+			args = append(args, "-keys", dir)
 		}
 		p := &keystore{env: func(string) string {
 			return ""
@@ -332,7 +332,7 @@ func TestInterrupt(t *testing.T) {
 		in, out := io.Pipe()
 		defer out.Close()
 		s.stdin = in
-		if r := s.run(ended, command, "-dir", dir, "-label", "l"); r.status != 1 ||
+		if r := s.run(ended, command, "-keys", dir, "-label", "l"); r.status != 1 ||
 			r.stderr != "keystore: interrupted\n" || r.stdout != "" {
 			t.Errorf("%s: %+v", command, r)
 		}

@@ -20,7 +20,7 @@ const maxLabel = 1024 // bytes, as in sealedchat.KeyStore.Seal
 // command is a command of the program.
 type command struct {
 	name, synopsis string
-	flags          string // names of its flags, except -dir
+	flags          string // names of its flags, except -keys
 	file           int    // how many files it has: none, at most one, or exactly one
 	run            func(p *keystore, ctx context.Context, o *options) error
 }
@@ -33,20 +33,20 @@ const (
 
 func commands() []command {
 	return []command{
-		{"create", "create [-dir DIR] [-bits N] [-iterations N]", "bits iterations", noFile,
+		{"create", "create [-keys DIR] [-bits N] [-iterations N]", "bits iterations", noFile,
 			(*keystore).create},
-		{"list", "list [-dir DIR]", "", noFile, (*keystore).list},
-		{"next", "next [-dir DIR] [-bits N]", "bits", noFile, (*keystore).next},
-		{"rotate", "rotate [-dir DIR] [-bits N]", "bits", noFile, (*keystore).rotate},
-		{"delete", "delete [-dir DIR] -fingerprint HEX", "fingerprint", noFile,
+		{"list", "list [-keys DIR]", "", noFile, (*keystore).list},
+		{"next", "next [-keys DIR] [-bits N]", "bits", noFile, (*keystore).next},
+		{"rotate", "rotate [-keys DIR] [-bits N]", "bits", noFile, (*keystore).rotate},
+		{"delete", "delete [-keys DIR] -fingerprint HEX", "fingerprint", noFile,
 			(*keystore).deleteKey},
-		{"import", "import [-dir DIR] FILE", "", wantsFile, (*keystore).importKey},
-		{"export", "export [-dir DIR] [-fingerprint HEX] -out FILE", "fingerprint out", noFile,
+		{"import", "import [-keys DIR] FILE", "", wantsFile, (*keystore).importKey},
+		{"export", "export [-keys DIR] [-fingerprint HEX] -out FILE", "fingerprint out", noFile,
 			(*keystore).exportKey},
-		{"passwd", "passwd [-dir DIR] [-iterations N]", "iterations", noFile, (*keystore).passwd},
-		{"seal", "seal [-dir DIR] -label TEXT [FILE] > OUTPUT", "label", mayHaveFile,
+		{"passwd", "passwd [-keys DIR] [-iterations N]", "iterations", noFile, (*keystore).passwd},
+		{"seal", "seal [-keys DIR] -label TEXT [FILE] > OUTPUT", "label", mayHaveFile,
 			(*keystore).seal},
-		{"open", "open [-dir DIR] -label TEXT [FILE] > OUTPUT", "label", mayHaveFile,
+		{"open", "open [-keys DIR] -label TEXT [FILE] > OUTPUT", "label", mayHaveFile,
 			(*keystore).open},
 	}
 }
@@ -55,7 +55,7 @@ func commands() []command {
 func variables() []program.Variable {
 	const orFile = "; with _FILE behind its name, a file with it"
 	return []program.Variable{
-		{Name: "NOMYO_KEY_DIR", Text: "replaces -dir"},
+		{Name: "NOMYO_KEY_DIR", Text: "replaces -keys"},
 		{Name: storePassword, Text: "the passphrase of the key store" + orFile},
 		{Name: newStorePassword, Text: "the new one, of passwd" + orFile},
 		{Name: filePassword, Text: "the passphrase of the file, of import and export" + orFile},
@@ -105,7 +105,7 @@ func (p *keystore) parse(args []string) (*options, error) {
 	if dir == "" {
 		var err error
 		if dir, err = defaultDir(); err != nil {
-			return nil, program.WrongInput("give -dir or NOMYO_KEY_DIR: %w", err)
+			return nil, program.WrongInput("give -keys or NOMYO_KEY_DIR: %w", err)
 		}
 	}
 	f := o.flags(dir)
@@ -121,7 +121,7 @@ func (p *keystore) parse(args []string) (*options, error) {
 // flags defines the flags of the command.
 func (o *options) flags(dir string) *flag.FlagSet {
 	f := flag.NewFlagSet("keystore "+o.command.name, flag.ContinueOnError)
-	f.StringVar(&o.dir, "dir", dir, "`folder` of the key store")
+	f.StringVar(&o.dir, "keys", dir, "`folder` of the key store")
 	for _, name := range strings.Fields(o.command.flags) {
 		switch name {
 		case "bits":
@@ -155,7 +155,7 @@ func (o *options) check(f *flag.FlagSet) error {
 		return program.WrongInput("%s: unexpected argument %q; flags come before the file (see "+
 			"%[1]s -h)", c.name, f.Arg(max))
 	case o.dir == "":
-		return program.WrongInput("%s: -dir is empty", c.name)
+		return program.WrongInput("%s: -keys is empty", c.name)
 	case c.file == wantsFile && o.file == "":
 		return program.WrongInput("%s: which file? usage: keystore %s", c.name, c.synopsis)
 	case c.name == "delete" && o.fingerprint == "":

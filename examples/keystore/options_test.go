@@ -17,7 +17,7 @@ func TestUsage(t *testing.T) {
 		"delete":                    "delete: -fingerprint is required",
 		"delete 00":                 `unexpected argument "00"`,
 		"delete -out f":             "not defined: -out",
-		"-dir x list":               `unknown command "-dir"`,
+		"-keys x list":              `unknown command "-keys"`,
 		"CREATE":                    "unknown command",
 		"create -fast":              "create -h)",
 		"create extra":              `unexpected argument "extra"`,
@@ -32,7 +32,7 @@ func TestUsage(t *testing.T) {
 		"next -fingerprint 00":      "not defined: -fingerprint",
 		"import":                    "which file?",
 		"import a b":                `unexpected argument "b"`,
-		"import a -dir b":           "flags come before the file",
+		"import a -keys b":          "flags come before the file",
 		"import -out a b":           "not defined: -out",
 		"export":                    "-out is required",
 		"export a":                  "unexpected argument",
@@ -56,8 +56,8 @@ func TestUsage(t *testing.T) {
 			}
 		})
 	}
-	session{}.fails(t, 2, "-dir is empty", "list", "-dir", "")
-	unlocked().fails(t, 1, "no key store in a b [2J;", "list", "-dir", "a\nb\x1b[2J")
+	session{}.fails(t, 2, "-keys is empty", "list", "-keys", "")
+	unlocked().fails(t, 1, "no key store in a b [2J;", "list", "-keys", "a\nb\x1b[2J")
 }
 
 func long(n int) string { return strings.Repeat("l", n) }
@@ -72,7 +72,7 @@ func TestHelp(t *testing.T) {
 	for _, c := range commands() {
 		r := session{}.run(t.Context(), c.name, "-help")
 		if r.status != 0 || r.stdout != "" || !strings.HasPrefix(r.stderr,
-			"usage: keystore "+c.name) || !strings.Contains(r.stderr, "-dir folder") {
+			"usage: keystore "+c.name) || !strings.Contains(r.stderr, "-keys folder") {
 			t.Errorf("%s: %+v", c.name, r)
 		}
 		for _, name := range strings.Fields(c.flags) {
@@ -95,6 +95,6 @@ func TestFolder(t *testing.T) {
 	}
 	unlocked().fails(t, 1, "no key store in "+want+";", "list")
 	unlocked("NOMYO_KEY_DIR", base+"1").fails(t, 1, "no key store in "+base+"1;", "list")
-	unlocked("NOMYO_KEY_DIR", base+"1").fails(t, 1, "no key store in "+base+"2;", "list", "-dir",
+	unlocked("NOMYO_KEY_DIR", base+"1").fails(t, 1, "no key store in "+base+"2;", "list", "-keys",
 		base+"2")
 }

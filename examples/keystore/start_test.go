@@ -186,7 +186,7 @@ func unchanged(t *testing.T, dir string) func() {
 // keys lists the store's keys: rows of fields, without the head.
 func keys(t *testing.T, dir string) [][]string {
 	t.Helper()
-	r := unlocked().succeeds(t, "list", "-dir", dir)
+	r := unlocked().succeeds(t, "list", "-keys", dir)
 	lines := strings.Split(strings.TrimSuffix(r.stdout, "\n"), "\n")
 	if head := strings.Join(strings.Fields(lines[0]),
 		" "); head != "STATE BITS CREATED ACTIVATED RETIRED FINGERPRINT" {

@@ -24,84 +24,119 @@
 // to -url. Every other endpoint of the SDK is refused, and nothing is sent. Streams are made from
 // the complete answer: they work, and their first word arrives when the last one has arrived.
 //
-// With -ohttp, against a gateway that speaks Oblivious HTTP, every endpoint that the gateway allows
-// is sealed, and streams arrive as the model sends them.
+// With -protocol ohttp, against a gateway that speaks Oblivious HTTP, every endpoint that the gateway allows
+// is sealed, and streams arrive as the model sends them. Exit status: 0 for success, 1 if there was
+// no answer, 2 for wrong input.
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 
 	"github.com/openai/openai-go/v3"
 	"github.com/openai/openai-go/v3/option"
 	goopenai "github.com/sashabaranov/go-openai"
 
 	"github.com/seed-017344ad/sealedchat"
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Getenv("OPENAI_API_KEY"), nil, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "openai-sdk:", err)
-		// found through the SDK's own error
-		if wrong, ok := errors.AsType[*sealedchat.ServerKeyError](err); ok {
-			fmt.Fprintln(os.Stderr, "if the server's key has changed on purpose, use -pin",
-				cmp.Or(wrong.Signer, wrong.Got))
-		}
-		os.Exit(1)
+	p := &openaiSDK{env: os.Getenv, stdout: os.Stdout, stderr: os.Stderr}
+	os.Exit(p.run(program.Signals(), os.Args[1:]))
+}
+
+// openaiSDK has the surroundings of a run, which tests replace.
+type openaiSDK struct {
+	env            func(string) string
+	stdout, stderr io.Writer
+	keys           *sealedchat.KeyStore // for answers; nil = the program makes keys
+
+	server   program.Server
+	model    string
+	sdk      string
+	insecure bool
+	question string
+}
+
+const keyVariable = "OPENAI_API_KEY"
+
+func help() program.Usage {
+	return program.Usage{
+		Lines: []string{"openai-sdk -url URL [flags] question"},
+		Variables: []program.Variable{
+			{Name: "NOMYO_SERVER_URL", Text: "replaces -url"},
+			{Name: "NOMYO_SERVER_PIN", Text: "replaces -pin"},
+			{Name: keyVariable, Text: "the API key for the server"},
+		},
 	}
 }
 
-// run is the program. Answers are sealed to keys; with nil the program makes keys, which takes a
-// moment.
-func run(ctx context.Context, args []string, apiKey string, keys *sealedchat.KeyStore,
-	out io.Writer) error {
-	flags := flag.NewFlagSet("openai-sdk", flag.ContinueOnError)
-	url := flags.String("url", "", "the server's `URL`, without /v1")
-	pin := flags.String("pin", "", "the server key's `fingerprint`; without it HTTPS is trusted")
-	model := flags.String("model", "Qwen/Qwen3-0.6B", "the `model`")
-	sdk := flags.String("sdk", "openai-go", "openai-go or go-openai")
-	ohttp := flags.Bool("ohttp", false, "seal with Oblivious HTTP, in place of NOMYO's version 1")
-	insecure := flags.Bool("insecure-http", false, "allow http to loopback")
-	if err := flags.Parse(args); err != nil {
+// run is the program. It returns its exit status.
+func (p *openaiSDK) run(ctx context.Context, args []string) int {
+	err := p.parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	var answer string
+	if err == nil {
+		answer, err = p.ask(ctx)
+	}
+	if err == nil {
+		_, err = fmt.Fprintln(p.stdout, answer)
+	}
+	if err == nil {
+		return 0
+	}
+	text, status := p.server.Explain(ctx, err) // finds the cause through the SDK's own error
+	program.Fail(p.stderr, "openai-sdk", text)
+	return status
+}
+
+func (p *openaiSDK) parse(args []string) error {
+	f := flag.NewFlagSet("openai-sdk", flag.ContinueOnError)
+	p.server.Flags(f, sealedchat.ProtocolEnvelope)
+	f.Lookup("url").Usage = "the server's `URL`, without /v1 (required)"
+	f.StringVar(&p.model, "model", "Qwen/Qwen3-0.6B", "the `model`")
+	f.StringVar(&p.sdk, "sdk", "openai-go", "the SDK: openai-go or go-openai: `name`")
+	f.BoolVar(&p.insecure, "insecure-http", false, "allow http to loopback")
+	if err := program.Parse(f, args, help(), p.stdout, p.stderr); err != nil {
 		return err
 	}
-	config := sealedchat.Config{BaseURL: *url, Keys: keys, Trust: sealedchat.TrustHTTPS(),
-		InsecureAllowHTTP: *insecure}
-	if *ohttp {
-		config.Protocol = sealedchat.ProtocolOHTTP
+	if err := p.server.Check(f, p.env); err != nil {
+		return err
 	}
-	if *pin != "" {
-		config.Trust = sealedchat.Pin(*pin)
+	p.question = f.Arg(0)
+	switch {
+	case p.server.URL == "":
+		return program.WrongInput("-url is required (see openai-sdk -h)")
+	case p.sdk != "openai-go" && p.sdk != "go-openai":
+		return program.WrongInput("-sdk: %q is not openai-go or go-openai", p.sdk)
+	case f.NArg() != 1:
+		return program.WrongInput("%d arguments, want one question", f.NArg())
 	}
+	return nil
+}
+
+// ask asks the question through the SDK.
+func (p *openaiSDK) ask(ctx context.Context) (string, error) {
+	config, transport := p.server.Config(p.stderr)
+	defer transport.CloseIdleConnections()
+	config.Keys, config.InsecureAllowHTTP = p.keys, p.insecure
 	sealed, err := sealedchat.NewSecureCompletionClient(config)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer sealed.Close()
-
-	var answer string
-	switch *sdk {
-	case "openai-go":
-		answer, err = askOpenAI(ctx, sealedOpenAI(apiKey, sealed), *url+"/v1", *model, flags.Arg(0))
-	case "go-openai":
-		answer, err = askGoOpenAI(ctx, sealedGoOpenAI(apiKey, *url+"/v1", sealed), *model,
-			flags.Arg(0))
-	default:
-		err = fmt.Errorf("there is no SDK %q here", *sdk)
+	key, base := p.env(keyVariable), p.server.URL+"/v1"
+	if p.sdk == "go-openai" {
+		return askGoOpenAI(ctx, sealedGoOpenAI(key, base, sealed), p.model, p.question)
 	}
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(out, answer)
-	return err
+	return askOpenAI(ctx, sealedOpenAI(key, sealed), base, p.model, p.question)
 }
 
 func askOpenAI(ctx context.Context, client openai.Client, baseURL, model, question string) (string,

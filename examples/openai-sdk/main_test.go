@@ -5,45 +5,80 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"os"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/seed-017344ad/sealedchat"
 )
 
-func TestRun(t *testing.T) {
+// once runs the program with an API key.
+func once(t *testing.T, apiKey string, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
 	_, clientKeys := keys()
+	var out, errs bytes.Buffer
+	p := &openaiSDK{env: func(name string) string {
+		return map[string]string{keyVariable: apiKey}[name]
+	}, stdout: &out, stderr: &errs, keys: clientKeys}
+	status = p.run(t.Context(), args)
+	return status, out.String(), errs.String()
+}
+
+func TestRun(t *testing.T) {
 	for _, sdk := range []string{"openai-go", "go-openai"} {
 		w := newWorld(t, false)
 		args := []string{"-url", w.url(), "-insecure-http", "-sdk", sdk, "-pin"}
-		var out bytes.Buffer
-		if err := run(t.Context(), append(args, w.pin(t), prompt), goodKey, clientKeys,
-			&out); err != nil || out.String() != answer+" to "+prompt+"\n" {
-			t.Errorf("%s: %v, %q", sdk, err, &out)
+		if status, out, errs := once(t, goodKey, append(args, w.pin(t), prompt)...); status != 0 ||
+			out != answer+" to "+prompt+"\n" || errs != "" {
+			t.Errorf("%s: %d, %q, %q", sdk, status, out, errs)
 		}
 		w.check(t, true)
-		out.Reset()
-		if err := run(t.Context(), append(args, configOf(t, w.gateway), "-ohttp", prompt), goodKey,
-			clientKeys, &out); err != nil || out.String() != answer+" to "+prompt+"\n" {
-			t.Errorf("%s with -ohttp: %v, %q", sdk, err, &out)
+		if status, out, errs := once(t, goodKey, append(args, configOf(t, w.gateway), "-protocol",
+			"ohttp", prompt)...); status != 0 || out != answer+" to "+prompt+"\n" {
+			t.Errorf("%s over ohttp: %d, %q, %q", sdk, status, out, errs)
 		}
-		out.Reset()
-		err := run(t.Context(), append(args, otherPin(w.pin(t)), prompt), goodKey, clientKeys, &out)
-		if _, ok := errors.AsType[*sealedchat.ServerKeyError](err); !ok || out.Len() != 0 {
-			t.Errorf("%s with a wrong pin: %v, %q", sdk, err, &out)
+		if status, out, errs := once(t, goodKey, append(args, otherPin(w.pin(t)),
+			prompt)...); status != 1 || out != "" || !oneLine(errs) ||
+			!strings.Contains(errs, "-pin "+w.pin(t)) {
+			t.Errorf("%s with a wrong pin: %d, %q, %q", sdk, status, out, errs)
 		}
-		if err := run(t.Context(), append(args, "no fingerprint", prompt), goodKey, clientKeys,
-			&out); err == nil {
-			t.Errorf("%s: a pin that is none passed", sdk)
+		if status, out, errs := once(t, "another-key", append(args, w.pin(t),
+			prompt)...); status != 1 || out != "" || !oneLine(errs) {
+			t.Errorf("%s with a wrong key: %d, %q, %q", sdk, status, out, errs)
 		}
 	}
-	if err := run(t.Context(), []string{"-url", "https://127.0.0.1:1", "-sdk", "other"}, "",
-		clientKeys, &bytes.Buffer{}); err == nil {
-		t.Error("an unknown SDK passed")
+}
+
+func oneLine(s string) bool {
+	return strings.HasPrefix(s, "openai-sdk: ") && strings.Count(s, "\n") == 1
+}
+
+// Wrong input is one line and status 2, as of the other programs.
+func TestWrongInput(t *testing.T) {
+	const url = "https://127.0.0.1:1"
+	for want, args := range map[string][]string{
+		"-nonsense":             {"-nonsense"},
+		"-url is required":      {prompt},
+		"-url: ":                {"-url", "http://192.0.2.1", prompt},
+		"-sdk: ":                {"-url", url, "-sdk", "other", prompt},
+		"-protocol: ":           {"-url", url, "-protocol", "other", prompt},
+		"-pin: ":                {"-url", url, "-pin", "no fingerprint", prompt},
+		"0 arguments, want one": {"-url", url},
+		"2 arguments, want one": {"-url", url, "two", "words"},
+		"-cacert: ":             {"-url", url, "-cacert", "missing", prompt},
+	} {
+		status, out, errs := once(t, "", args...)
+		if status != 2 || out != "" || !oneLine(errs) || !strings.Contains(errs, want) {
+			t.Errorf("%q: %d, %q, %q", args, status, out, errs)
+		}
+	}
+	if status, out, errs := once(t, "", "-h"); status != 0 || out != "" ||
+		!strings.Contains(errs, keyVariable) || strings.Contains(errs, "demo") {
+		t.Errorf("-h: %d, %q, %q", status, out, errs)
+	}
+	if status, out, _ := once(t, "", "-version"); status != 0 ||
+		!strings.HasPrefix(out, "openai-sdk (sealedchat) ") {
+		t.Errorf("-version: %d, %q", status, out)
 	}
 }
 

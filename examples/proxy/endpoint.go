@@ -48,23 +48,35 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setSafe(w.Header())
 	if refused := e.guard.check(r); refused != nil {
 		e.counts.refused.Add(1)
-		// what the client still sends is not read
-		w.Header().Set("Connection", "close")
+		leaveBody(w)
 		refuse(w, refused)
 		return
 	}
+	own := r.URL.Path == "/sealed" || r.URL.Path == "/" || r.URL.Path == "/favicon.ico" ||
+		e.server.Protocol == sealedchat.ProtocolEnvelope && isModels(r)
+	if own && r.ContentLength != 0 {
+		leaveBody(w)
+	}
 	switch {
+	case !own:
+		e.carry(w, r)
 	case r.URL.Path == "/sealed":
 		e.serveStatus(w, r)
 	case r.URL.Path == "/" || r.URL.Path == "/favicon.ico":
 		refuse(w, &refusal{http.StatusNotFound, "not_found",
 			"this is sealedchat's proxy: SDKs take the base URL http://" + r.Host +
 				"/v1, and /sealed says how it is sealed"})
-	case e.server.Protocol == sealedchat.ProtocolEnvelope && isModels(r):
-		e.serveModels(w, r)
 	default:
-		e.carry(w, r)
+		e.serveModels(w, r)
 	}
+}
+
+// leaveBody ends the connection after an answer for which nobody reads the request's body. net/http
+// waits for the rest of it, so that the answer arrives: without a limit for as long as a client
+// likes, be it one that has no token.
+func leaveBody(w http.ResponseWriter) {
+	w.Header().Set("Connection", "close")
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(leaveTime))
 }
 
 // setSafe keeps a browser from doing anything with an answer, whatever its content type.
@@ -80,7 +92,7 @@ func setSafe(h http.Header) {
 func (e *endpoint) carry(w http.ResponseWriter, r *http.Request) {
 	if r.ContentLength > e.maxBody {
 		e.counts.refused.Add(1)
-		w.Header().Set("Connection", "close")
+		leaveBody(w)
 		refuse(w, &refusal{http.StatusRequestEntityTooLarge, "request_too_large",
 			"a request of more than " + strconv.FormatInt(e.maxBody, 10) + " bytes; -max-body " +
 				"allows more, if the server does"})

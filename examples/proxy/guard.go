@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"mime"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -55,16 +54,17 @@ func (g *guard) check(r *http.Request) *refusal {
 	return nil
 }
 
-// knows reports whether a Host is on the list, whatever its port: that one may be forwarded.
+// knows reports whether a Host is on the list, whatever its port: that one may be forwarded. What a
+// browser would not send is not on the list: "localhost:evil.example" is no name with a port.
 func (g *guard) knows(host string) bool {
-	name := host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		name = h
+	u, err := url.Parse("http://" + host)
+	if err != nil || u.Host != host {
+		return false
 	}
-	if len(name) > 1 && name[0] == '[' && name[len(name)-1] == ']' {
-		name = name[1 : len(name)-1]
+	if strings.HasPrefix(host, "[") != strings.Contains(u.Hostname(), ":") { // for IPv6 alone
+		return false
 	}
-	return slices.Contains(g.hosts, strings.ToLower(name))
+	return slices.Contains(g.hosts, strings.ToLower(u.Hostname()))
 }
 
 // fromElsewhere reports whether a browser says that another origin's page sends the request. That
@@ -77,9 +77,8 @@ func fromElsewhere(r *http.Request) bool {
 		}
 	}
 	for _, origin := range r.Header.Values("Origin") {
-		u, err := url.Parse(origin)
-		if err != nil || u.Scheme != "http" || !strings.EqualFold(u.Host, r.Host) {
-			return true // "null" too
+		if !strings.EqualFold(origin, "http://"+r.Host) { // "null" too
+			return true
 		}
 	}
 	return false

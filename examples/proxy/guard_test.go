@@ -4,9 +4,12 @@
 package main
 
 import (
+	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 // refusals are requests as a hostile page would have them sent, and others that are not served.
@@ -29,6 +32,16 @@ var refusals = map[string]struct {
 		[]string{"Host", "localhost.evil.example"}, 403, "host_not_allowed"},
 	"a name that ends alike": {"GET", "/sealed", "",
 		[]string{"Host", "evil-localhost"}, 403, "host_not_allowed"},
+	"a name in place of the port": {"GET", "/sealed", "",
+		[]string{"Host", "localhost:8484.evil.example"}, 403, "host_not_allowed"},
+	"letters in place of the port": {"GET", "/sealed", "",
+		[]string{"Host", "127.0.0.1:evil"}, 403, "host_not_allowed"},
+	"a name in brackets": {"GET", "/sealed", "",
+		[]string{"Host", "[localhost]:8484"}, 403, "host_not_allowed"},
+	"a dot at the end": {"GET", "/sealed", "",
+		[]string{"Host", "localhost."}, 403, "host_not_allowed"},
+	"all addresses of the machine": {"GET", "/sealed", "",
+		[]string{"Host", "0.0.0.0:8484"}, 403, "host_not_allowed"},
 	"that name, as its own origin": {"POST", "/v1/chat/completions", question,
 		[]string{"Host", "evil.example", "Origin", "http://evil.example", "Sec-Fetch-Site",
 			"same-origin"}, 403, "host_not_allowed"},
@@ -53,6 +66,10 @@ var refusals = map[string]struct {
 		[]string{"Origin", "http://127.0.0.1:1"}, 403, "cross_origin"},
 	"https in place of http": {"POST", "/v1/chat/completions", question,
 		[]string{"Origin", "https://HOST"}, 403, "cross_origin"},
+	"an origin with a user": {"POST", "/v1/chat/completions", question,
+		[]string{"Origin", "http://x@HOST"}, 403, "cross_origin"},
+	"an origin with a path": {"POST", "/v1/chat/completions", question,
+		[]string{"Origin", "http://HOST/x"}, 403, "cross_origin"},
 	"an origin that is no URL": {"POST", "/v1/chat/completions", question,
 		[]string{"Origin", "http://%zz"}, 403, "cross_origin"},
 	"an image that reads": {"GET", "/v1/models", "",
@@ -108,6 +125,82 @@ func TestHostilePages(t *testing.T) {
 	}
 }
 
+// raw sends lines as they are, and returns what comes until the proxy closes the connection.
+func (r *running) raw(lines ...string) string {
+	r.t.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, strings.Join(lines, "\r\n")+"\r\n\r\n"); err != nil {
+		r.t.Fatal(err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	text, err := io.ReadAll(c)
+	if err != nil {
+		r.t.Errorf("%s: %v after %q", lines[0], err, text)
+	}
+	return string(text)
+}
+
+// What http.Client does not send is refused, too.
+func TestRawRequests(t *testing.T) {
+	r := start(t, nil)
+	for name, c := range map[string]struct {
+		lines  []string
+		status string
+	}{
+		"OPTIONS *": {[]string{"OPTIONS * HTTP/1.1", "Host: localhost"}, "403"},
+		"OPTIONS * of a bound name": {[]string{"OPTIONS * HTTP/1.1", "Host: evil.example"},
+			"403"},
+		"HTTP/1.0 without a Host": {[]string{"GET /sealed HTTP/1.0"}, "403"},
+		"no Host":                 {[]string{"GET /sealed HTTP/1.1"}, "400"},
+		"two of them": {[]string{"GET /sealed HTTP/1.1", "Host: localhost",
+			"Host: evil.example"}, "400"},
+		"an absolute target": {[]string{"GET http://evil.example/sealed HTTP/1.1",
+			"Host: localhost"}, "403"},
+		"CONNECT":            {[]string{"CONNECT evil.example:443 HTTP/1.1", "Host: localhost"}, "403"},
+		"GET *":              {[]string{"GET * HTTP/1.1", "Host: localhost"}, "400"},
+		"HTTP/2 without TLS": {[]string{"PRI * HTTP/2.0", "", "SM"}, "403"},
+	} {
+		head := c.lines[0]
+		answer := r.raw(append(c.lines, "Connection: close")...)
+		if _, rest, _ := strings.Cut(answer, " "); !strings.HasPrefix(rest, c.status) {
+			t.Errorf("%s: %s: %q, want %s", name, head, answer, c.status)
+		}
+		if strings.Contains(answer, "Access-Control-") {
+			t.Errorf("%s: %q", name, answer)
+		}
+	}
+	if s := r.sealed(); s.Client.Requests != 0 {
+		t.Errorf("%d requests were carried", s.Client.Requests)
+	}
+}
+
+// A body that nobody reads, and that does not come, holds no connection: not of a client that the
+// proxy serves, and not of one without a token.
+func TestUnreadBody(t *testing.T) {
+	const token = "a-token-of-some-length"
+	r := start(t, map[string]string{tokenVariable: token}, "-protocol", "envelope")
+	for name, lines := range map[string][]string{
+		"the state":  {"GET /sealed HTTP/1.1", "Authorization: Bearer " + token},
+		"the root":   {"GET / HTTP/1.1", "Authorization: Bearer " + token},
+		"the models": {"GET /v1/models HTTP/1.1", "Authorization: Bearer " + token},
+		"no token":   {"POST /v1/chat/completions HTTP/1.1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			answer := r.raw(append(lines, "Host: localhost", "Content-Type: application/json",
+				"Content-Length: 10")...)
+			if !strings.HasPrefix(answer, "HTTP/1.1 ") ||
+				!strings.Contains(answer, "Connection: close") {
+				t.Errorf("%q", answer)
+			}
+		})
+	}
+}
+
 // wantNoRights fails the test if an answer gives a browser anything to work with.
 func wantNoRights(t *testing.T, name string, h http.Header) {
 	t.Helper()
@@ -124,7 +217,7 @@ func wantNoRights(t *testing.T, name string, h http.Header) {
 
 // Programs of this machine, and the page of the proxy itself, are served.
 func TestPermitted(t *testing.T) {
-	r := start(t, nil, "-host", "Proxy.Example,fd00::1")
+	r := start(t, nil, "-host", "Proxy.Example,fd00::1,fd00:1:2:3:4:5:6:7")
 	host := strings.TrimPrefix(r.url, "http://")
 	port := host[strings.LastIndex(host, ":"):]
 	for name, headers := range map[string][]string{
@@ -135,6 +228,7 @@ func TestPermitted(t *testing.T) {
 		"no port":             {"Host", "[::1]"},
 		"a name of -host":     {"Host", "proxy.example"},
 		"an address of -host": {"Host", "[fd00::1]:8484"},
+		"a long address":      {"Host", "[fd00:1:2:3:4:5:6:7]"},
 		"typed into the bar":  {"Sec-Fetch-Site", "none"},
 		"its own page":        {"Sec-Fetch-Site", "same-origin", "Origin", r.url},
 	} {

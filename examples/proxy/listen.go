@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/seed-017344ad/sealedchat/examples/internal/program"
 )
 
 // place is where the proxy listens.
@@ -23,14 +25,20 @@ type place struct {
 	host    string // of a TCP address; "" = all of this machine's
 }
 
+const maxSocket = 103 // bytes of a socket's path: what macOS has room for, and Linux a few more
+
 func parsePlace(s string) (place, error) {
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
 		if path == "" {
 			return place{}, errors.New("unix: wants the path of a socket")
 		}
+		if len(path) > maxSocket {
+			return place{}, fmt.Errorf("unix: a path of %d bytes, which systems do not connect to: "+
+				"want %d at most", len(path), maxSocket)
+		}
 		return place{network: "unix", address: path}, nil
 	}
-	host, _, err := net.SplitHostPort(s)
+	host, err := program.CheckAddress(s)
 	return place{network: "tcp", address: s, host: host}, err
 }
 
@@ -50,7 +58,7 @@ func listen(ctx context.Context, at place) (net.Listener, error) {
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", at.address)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("-listen: %w", err)
 	}
 	// a file of hosts can give localhost any address
 	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() && !at.beyond() {
@@ -112,6 +120,7 @@ func (l *unixListener) Close() error {
 
 const (
 	headerTime = 10 * time.Second // for a request's header to come
+	leaveTime  = time.Second      // for the body of a request that was refused
 	pieceTime  = time.Minute      // for a client to take a piece of an answer, at most
 	idleTime   = 2 * time.Minute  // of a connection between two requests
 	maxHeader  = 64 << 10         // bytes
@@ -125,6 +134,7 @@ func newServer(e *endpoint) *http.Server {
 	return &http.Server{
 		Handler: e, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: maxHeader, Protocols: protocols,
-		ErrorLog: discardLog(), // net/http quotes what it got
+		DisableGeneralOptionsHandler: true,         // "OPTIONS *" is refused as the others are
+		ErrorLog:                     discardLog(), // net/http quotes what it got
 	}
 }

@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,6 +32,10 @@ func TestWrongInput(t *testing.T) {
 		{want: "only flags", args: []string{"prompt"}},
 		{want: "-listen: ", args: []string{"-listen", "nowhere"}},
 		{want: "-listen: unix", args: []string{"-listen", "unix:"}},
+		{want: "-listen: unix", args: []string{"-listen", "unix:" + strings.Repeat("a", 104)}},
+		{want: "-listen: ", args: []string{"-listen", "127.0.0.1:99999"}},
+		{want: "-listen: ", args: []string{"-listen", "127.0.0.1:http.x"}},
+		{want: "-listen: ", args: []string{"-listen", "127.0.0.1:"}},
 		{want: "is not loopback", args: []string{"-listen", "0.0.0.0:0"}},
 		{want: "is not loopback", args: []string{"-listen", ":0"}},
 		{want: "is not loopback", args: []string{"-listen", "[::]:0"}},
@@ -59,6 +64,9 @@ func TestWrongInput(t *testing.T) {
 			env: map[string]string{"NOMYO_API_KEY_FILE": dir}},
 		{want: "NOMYO_API_KEY: ", args: []string{"-url", url},
 			env: map[string]string{"NOMYO_API_KEY": "sesame\r\nX: y"}},
+		{want: "use https\n", args: []string{"-url", "http://127.0.0.1:1"}},
+		{want: "NOMYO_SERVER_PIN: ", args: []string{"-url", url},
+			env: map[string]string{"NOMYO_SERVER_PIN": "abc"}},
 		{want: "-url: insecure URL", args: []string{"-url", "http://192.0.2.1"}},
 		{want: "-pin: ", args: []string{"-url", url, "-pin", "abc"}},
 	} {
@@ -107,5 +115,22 @@ func TestBeyondLoopback(t *testing.T) {
 		if p, err := parsePlace(at); err != nil || p.beyond() != beyond {
 			t.Errorf("%s: %v", at, err)
 		}
+	}
+}
+
+// An address that is taken is named with its flag.
+func TestAddressInUse(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	l, err := listen(t.Context(), place{network: "tcp", host: "127.0.0.1",
+		address: taken.Addr().String()})
+	if err == nil {
+		l.Close()
+	}
+	if err == nil || !strings.HasPrefix(err.Error(), "-listen: ") {
+		t.Error(err)
 	}
 }

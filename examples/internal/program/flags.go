@@ -9,8 +9,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 )
 
@@ -101,4 +103,17 @@ func (l *List) String() string { return strings.Join(*l, ",") }
 func (l *List) Set(s string) error {
 	*l = append(*l, strings.Split(s, ",")...)
 	return nil
+}
+
+// CheckAddress refuses an address for a listener that has no port between 0 and 65535, and returns
+// its host.
+func CheckAddress(address string) (host string, err error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", err
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || strconv.FormatUint(n, 10) != port {
+		return "", fmt.Errorf("%q: want a port from 0 to 65535, as in 127.0.0.1:8484", address)
+	}
+	return host, nil
 }

@@ -61,6 +61,10 @@ func Explain(err error, fields map[string]string) (text string, status int) {
 		if name := fields[wrong.Field]; name != "" {
 			text = name + ": " + strings.ReplaceAll(wrong.Err.Error(), "sealedchat: ", "")
 		}
+		for field, name := range fields { // what the text tells to set
+			_, short, _ := strings.Cut(field, ".")
+			text = strings.ReplaceAll(text, "set "+short+" ", "give "+name+" ")
+		}
 		return text, StatusUsage
 	}
 	return text, StatusFailed

@@ -33,6 +33,7 @@ type Server struct {
 	Verifiers []sealedchat.Verifier
 
 	protocol, tier, cacert string
+	pinsFrom               string // "-pin" or "NOMYO_SERVER_PIN"
 }
 
 // ServerVariables are the variables that Server.Check and Secret read for a client.
@@ -64,7 +65,7 @@ func (s *Server) Flags(f *flag.FlagSet, protocol sealedchat.Protocol) {
 // out. Without a server, URL is "" afterwards.
 func (s *Server) Check(f *flag.FlagSet, env func(string) string) error {
 	given := Given(f)
-	s.URLFrom = "-url"
+	s.URLFrom, s.pinsFrom = "-url", "-pin"
 	switch s.Tier = sealedchat.SecurityTier(s.tier); s.Tier {
 	case "", sealedchat.TierStandard, sealedchat.TierHigh, sealedchat.TierMaximum:
 	default:
@@ -94,7 +95,7 @@ func (s *Server) Check(f *flag.FlagSet, env func(string) string) error {
 		return nil
 	}
 	if pins := env("NOMYO_SERVER_PIN"); pins != "" && !given["pin"] {
-		s.Pins = strings.Split(pins, ",")
+		s.Pins, s.pinsFrom = strings.Split(pins, ","), "NOMYO_SERVER_PIN"
 	}
 	var err error
 	if s.Roots, err = Roots(s.cacert); err != nil {
@@ -152,11 +153,12 @@ func tellServerKey(w io.Writer, old, key *sealedchat.PublicKey) {
 // Explain is the function Explain for a client of s, with what the user can do about the error.
 func (s *Server) Explain(ctx context.Context, err error) (text string, status int) {
 	text, status = Explain(err, map[string]string{
-		"Config.BaseURL": s.URLFrom, "Config.Trust": "-pin", "Config.APIKey": "NOMYO_API_KEY",
+		"Config.BaseURL": s.URLFrom, "Config.Trust": s.pinsFrom, "Config.APIKey": "NOMYO_API_KEY",
 		"Config.Timeout": "-timeout",
 	})
-	if status == StatusUsage {
-		return text, status
+	if status == StatusUsage { // without the field, for which these programs have no flag
+		return strings.TrimSuffix(text, ", or set InsecureAllowHTTP for a test server on loopback"),
+			status
 	}
 	if ctx.Err() != nil {
 		return "interrupted", status
