@@ -126,7 +126,8 @@ func FuzzEventEnding(f *testing.F) {
 		if inParts != got {
 			t.Error("the pieces matter")
 		}
-		if m != n {
+		// White space that comes alone is a block without data, even if JSON follows.
+		if form, _ := new(Sniffer).See([]byte(stream)); m != n && form != FormJSON {
 			t.Errorf("events end at %d, in pieces at %d", n, m)
 		}
 	})
