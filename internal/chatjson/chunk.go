@@ -18,7 +18,7 @@ func CheckChunk(e sse.Event) (chunk bool, err error) {
 	if value, failed := e.Error(); failed {
 		return false, errorObject(value)
 	}
-	data := bytes.TrimSpace(e.Data)
+	data := sse.Trim(e.Data)
 	name := string(bytes.TrimSpace([]byte(e.Name)))
 	ours := name == "" || name == "message"
 	switch {

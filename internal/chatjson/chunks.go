@@ -88,7 +88,7 @@ func (r *ChunkReader) End() error {
 }
 
 func (r *ChunkReader) chunk(e sse.Event) Chunk {
-	c := Chunk{Data: bytes.TrimSpace(e.Data), Raw: e.Data}
+	c := Chunk{Data: sse.Trim(e.Data), Raw: e.Data}
 	r.finish.See(e.Data)
 	repaired := r.repair.repaired(c.Data)
 	if repaired != nil {

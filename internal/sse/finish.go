@@ -93,6 +93,9 @@ func (e Event) IsDone() bool {
 	return !e.Cut && string(bytes.Trim(e.Data, " \t")) == "[DONE]"
 }
 
+// Trim is text without the white space of JSON around it. Other white space is no part of JSON.
+func Trim(text []byte) []byte { return bytes.Trim(text, " \t\r\n") }
+
 // IsNothing tells values that stand for no error: null, false, "" and {}, or none at all. The value
 // is part of a text that was checked before.
 func IsNothing(value []byte) bool {
@@ -102,7 +105,7 @@ func IsNothing(value []byte) bool {
 	case jsonspan.Bool:
 		return bytes.HasPrefix(bytes.TrimLeft(value, " \t\r\n"), []byte("false"))
 	case jsonspan.String:
-		return len(bytes.TrimSpace(value)) == len(`""`)
+		return len(Trim(value)) == len(`""`)
 	case jsonspan.Object:
 		for range jsonspan.MembersOf(value) {
 			return false
@@ -123,7 +126,7 @@ func (e Event) Error() (value []byte, failed bool) {
 // chunk is [Event.Error], and the member "choices" of the event's JSON, which is nil if there is
 // none. The JSON is checked and walked once for both.
 func (e Event) chunk() (choices, value []byte, failed bool) {
-	data := bytes.TrimSpace(e.Data)
+	data := Trim(e.Data)
 	valid := jsonspan.Valid(data, maxDepth) == nil
 	var inner []byte
 	if valid {
@@ -136,10 +139,7 @@ func (e Event) chunk() (choices, value []byte, failed bool) {
 			}
 		}
 	}
-	if len(data) != len(e.Data) && len(bytes.Trim(e.Data, " \t\r\n")) != len(data) {
-		choices = nil // other white space is not JSON's
-	}
-	if v := bytes.TrimSpace(e.Failure); len(v) > 0 && !isNothing(v) {
+	if v := Trim(e.Failure); len(v) > 0 && !isNothing(v) {
 		return choices, v, true
 	}
 	if inner != nil {
