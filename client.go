@@ -211,9 +211,8 @@ func (c *SecureCompletionClient) setProtocol() {
 		c.wire = &ohttpProtocol{
 			url: c.base.String() + ohttp.Path, scheme: c.base.Scheme, authority: c.base.Host,
 			keys: c.cfg.Keys, server: c.server, memory: c.memory, spare: &c.spare,
-			padding:   c.cfg.OHTTP.Padding,
-			maxAnswer: c.cfg.MaxResponseBytes, idle: c.cfg.IdleTimeout, base: c.base,
-			takeX25519: c.cfg.OHTTP.AllowX25519,
+			padding: c.cfg.OHTTP.Padding, maxAnswer: c.cfg.MaxResponseBytes,
+			idle: c.cfg.IdleTimeout, base: c.base, takeX25519: c.cfg.OHTTP.AllowX25519,
 		}
 		c.server.otherKeys = func(ctx context.Context) ([]*PublicKey, string) {
 			keys, err := fetchServerKey(ctx, c.http, c.base, "")
