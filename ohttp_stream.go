@@ -50,7 +50,9 @@ func (r *openedResponse) sniff() (form sse.Form, err error) {
 	r.begun = make([]byte, 0, 512)
 	for form == sse.FormUnknown || !r.saysEvents() && len(r.begun)-r.lead < longestField {
 		if len(r.begun) == cap(r.begun) {
-			r.begun = append(make([]byte, 0, 2*cap(r.begun)), r.begun...)
+			outgrown := r.begun
+			r.begun = append(make([]byte, 0, 2*cap(outgrown)), outgrown...)
+			clear(outgrown)
 		}
 		var n, at int
 		n, err = r.body.Read(r.begun[len(r.begun):cap(r.begun)])
@@ -76,9 +78,24 @@ func (r *openedResponse) sniff() (form sse.Form, err error) {
 // longestField is more than the name of any field of an event stream has, with its colon.
 const longestField = 8
 
-// content is all of the content, also after sniff.
+// content is all of the content, also after sniff, whose part is wiped as it is read: content is
+// called once.
 func (r *openedResponse) content() io.Reader {
-	return io.MultiReader(bytes.NewReader(r.begun), r.body)
+	return io.MultiReader((*wipedReader)(&r.begun), r.body)
+}
+
+// wipedReader reads bytes, and wipes what was read.
+type wipedReader []byte
+
+// Read implements [io.Reader].
+func (r *wipedReader) Read(p []byte) (int, error) {
+	if len(*r) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, *r)
+	clear((*r)[:n])
+	*r = (*r)[n:]
+	return n, nil
 }
 
 // saysEvents tells what the media type says.

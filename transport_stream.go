@@ -85,10 +85,7 @@ func (b *sdkStreamBody) fill() {
 	}
 }
 
-func (b *sdkStreamBody) event(data []byte) {
-	b.line = append(b.line, "data: "...)
-	b.line = append(chatjson.AppendLine(b.line, data), "\n\n"...)
-}
+func (b *sdkStreamBody) event(data []byte) { b.line = chatjson.AppendEvent(b.line, data) }
 
 // Close gives the rest of the answer up.
 func (b *sdkStreamBody) Close() error {

@@ -173,8 +173,8 @@ func (e *Events) Next() ([]byte, error) {
 	case e.usage != nil && !e.ended:
 		e.ended = true
 		e.begin(short)
-		e.buf = append(e.buf, `,"choices":[],"usage":`...)
-		e.buf = append(AppendLine(e.buf, e.usage), '}')
+		e.buf = put(e.buf, `,"choices":[],"usage":`)
+		e.buf = put(AppendLine(e.buf, e.usage), `}`)
 	default:
 		return nil, io.EOF
 	}
@@ -185,7 +185,7 @@ func (e *Events) begin(head headKind) {
 	if !e.begun {
 		head, e.begun = all, true
 	}
-	e.buf = append(e.buf[:0], e.heads[head]...)
+	e.buf = put(e.buf[:0], e.heads[head])
 }
 
 // nextOfChoice writes the next event of the present choice, and goes on to the next choice behind
@@ -198,21 +198,21 @@ func (e *Events) nextOfChoice() {
 	}
 	c.said = true
 	e.begin(head)
-	e.buf = append(append(e.buf, `,"choices":[{"index":`...), c.index...)
-	e.buf = append(e.buf, `,"delta":{`...)
+	e.buf = put(put(e.buf, `,"choices":[{"index":`), c.index)
+	e.buf = put(e.buf, `,"delta":{`)
 	empty := len(e.buf)
 	if first {
-		e.buf = append(AppendLine(append(e.buf, `"role":`...), c.role), `,"content":`...)
+		e.buf = put(AppendLine(put(e.buf, `"role":`), c.role), `,"content":`)
 	}
 	alone := first && !c.brief // the role, and nothing else
 	switch {
 	case !alone && c.content != nil:
 		if !first {
-			e.buf = append(e.buf, `"content":`...)
+			e.buf = put(e.buf, `"content":`)
 		}
 		e.piece()
 	case first:
-		e.buf = append(e.buf, `""`...)
+		e.buf = put(e.buf, `""`)
 	}
 	finish := false
 	if !alone && c.content == nil && (c.brief || len(e.buf) == empty) {
@@ -221,21 +221,21 @@ func (e *Events) nextOfChoice() {
 		e.nextOfTail(len(e.buf) > empty)
 		finish = finish && len(c.items) == 0
 	}
-	e.buf = append(e.buf, '}')
+	e.buf = put(e.buf, `}`)
 	if !alone && c.logprobs != nil {
-		e.buf = AppendLine(append(e.buf, `,"logprobs":`...), c.logprobs)
+		e.buf = AppendLine(put(e.buf, `,"logprobs":`), c.logprobs)
 		c.logprobs = nil
 	}
-	e.buf = append(e.buf, `,"finish_reason":`...)
+	e.buf = put(e.buf, `,"finish_reason":`)
 	if finish {
-		e.buf = append(AppendLine(e.buf, c.finish), "}]"...)
+		e.buf = put(AppendLine(e.buf, c.finish), "}]")
 	} else {
-		e.buf = append(e.buf, "null}]"...)
+		e.buf = put(e.buf, "null}]")
 	}
 	if e.usage != nil {
-		e.buf = append(e.buf, `,"usage":null`...)
+		e.buf = put(e.buf, `,"usage":null`)
 	}
-	e.buf = append(e.buf, '}')
+	e.buf = put(e.buf, `}`)
 	e.budget -= len(e.buf) + len("data: \n\n")
 	if finish {
 		e.at++
@@ -252,7 +252,7 @@ func (e *Events) piece() {
 		return
 	}
 	n := cutText(c.content)
-	e.buf = append(append(append(e.buf, '"'), c.content[:n]...), '"')
+	e.buf = put(put(put(e.buf, `"`), c.content[:n]), `"`)
 	if c.content = c.content[n:]; len(c.content) == 0 {
 		c.content = nil
 	}
@@ -301,7 +301,7 @@ func isSurrogate(text []byte, least, most byte) bool {
 }
 
 func (e *Events) member(m jsonspan.Member) {
-	e.buf = append(append(append(e.buf, '"'), m.Name...), `":`...)
+	e.buf = put(put(put(e.buf, `"`), m.Name), `":`)
 	e.buf = AppendLine(e.buf, m.Value)
 }
 
@@ -386,16 +386,32 @@ func (c *choice) parseMessage() error {
 	return nil
 }
 
-// AppendLine appends checked JSON without its line breaks, which stand between tokens alone.
+// put appends to dst, which owns its memory: what dst outgrows is wiped.
+func put[T string | []byte](dst []byte, more T) []byte {
+	if len(more) > cap(dst)-len(dst) {
+		grown := append(make([]byte, 0, 2*cap(dst)+len(more)), dst...)
+		clear(dst[:cap(dst)])
+		dst = grown
+	}
+	return append(dst, more...)
+}
+
+// AppendLine appends checked JSON without its line breaks, which stand between tokens alone. dst
+// owns its memory: what it outgrows is wiped.
 func AppendLine(dst, value []byte) []byte {
 	for {
 		i := bytes.IndexAny(value, "\r\n")
 		if i < 0 {
-			return append(dst, value...)
+			return put(dst, value)
 		}
-		dst = append(dst, value[:i]...)
+		dst = put(dst, value[:i])
 		value = value[i+1:]
 	}
+}
+
+// AppendEvent appends an event with checked JSON, as AppendLine does.
+func AppendEvent(dst, data []byte) []byte {
+	return put(AppendLine(put(dst, "data: "), data), "\n\n")
 }
 
 func orNull(v []byte) []byte {

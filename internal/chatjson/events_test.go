@@ -318,3 +318,28 @@ func TestEventTextOwnsTheAnswer(t *testing.T) {
 		}
 	}
 }
+
+// What an event's memory outgrows is wiped, whatever is appended.
+func TestEventsWipeWhatTheyOutgrow(t *testing.T) {
+	const secret = "0123456789abcdef"
+	for name, grow := range map[string]func(dst []byte) []byte{
+		"text":  func(dst []byte) []byte { return put(dst, strings.Repeat("x", 100)) },
+		"bytes": func(dst []byte) []byte { return put(dst, make([]byte, 100)) },
+		"line":  func(dst []byte) []byte { return AppendLine(dst, []byte("[\n"+strings.Repeat("1", 99))) },
+		"event": func(dst []byte) []byte { return AppendEvent(dst, make([]byte, 64)) },
+	} {
+		dst := append(make([]byte, 0, 20), secret...)
+		got := grow(dst)
+		if !bytes.HasPrefix(got, []byte(secret)) || len(got) < 80 {
+			t.Errorf("%s: %q", name, got)
+		}
+		if left := dst[:cap(dst)]; !bytes.Equal(left, make([]byte, len(left))) {
+			t.Errorf("%s: %q was left", name, left)
+		}
+	}
+	// Room that is there is used.
+	dst := append(make([]byte, 0, 32), secret...)
+	if got := put(dst, "more"); &got[0] != &dst[0] {
+		t.Error("memory that has room was left")
+	}
+}

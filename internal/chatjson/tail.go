@@ -28,7 +28,7 @@ func (e *Events) nextOfTail(more bool) {
 	for calls := false; ; more = true {
 		done := len(c.items) == 0 || len(e.buf)-start >= eventPiece
 		if calls && (done || c.items[0].name != nil) {
-			e.buf, calls = append(e.buf, ']'), false
+			e.buf, calls = put(e.buf, `]`), false
 		}
 		if done {
 			return
@@ -36,12 +36,12 @@ func (e *Events) nextOfTail(more bool) {
 		item := c.items[0]
 		if item.name == nil && !item.text && !calls { // the first call of a list
 			e.comma(more)
-			e.buf, calls, more = append(e.buf, `"tool_calls":[`...), true, false
+			e.buf, calls, more = put(e.buf, `"tool_calls":[`), true, false
 		}
 		if item.text {
 			if len(e.buf) > start { // its pieces are events of their own
 				if calls {
-					e.buf = append(e.buf, ']')
+					e.buf = put(e.buf, `]`)
 				}
 				return
 			}
@@ -61,7 +61,7 @@ func (e *Events) nextOfTail(more bool) {
 
 func (e *Events) comma(more bool) {
 	if more {
-		e.buf = append(e.buf, ',')
+		e.buf = put(e.buf, `,`)
 	}
 }
 
@@ -72,14 +72,13 @@ func (e *Events) textPiece() {
 	n := cutText(item.value)
 	end := `"`
 	if item.name != nil {
-		e.buf = append(append(append(e.buf, '"'), item.name...), `":"`...)
+		e.buf = put(put(put(e.buf, `"`), item.name), `":"`)
 	} else {
-		e.buf = strconv.AppendInt(append(e.buf, `"tool_calls":[{"index":`...), int64(item.number),
-			10)
-		e.buf = append(e.buf, `,"function":{"arguments":"`...)
+		e.buf = put(put(e.buf, `"tool_calls":[{"index":`), strconv.Itoa(item.number))
+		e.buf = put(e.buf, `,"function":{"arguments":"`)
 		end = `"}}]`
 	}
-	e.buf = append(append(e.buf, item.value[:n]...), end...)
+	e.buf = put(put(e.buf, item.value[:n]), end)
 	if item.value = item.value[n:]; len(item.value) == 0 {
 		c.items = c.items[1:]
 	}
@@ -156,24 +155,24 @@ func (e *Events) wholeTail(more bool) {
 		return
 	}
 	e.comma(more)
-	e.buf = append(e.buf, `"tool_calls":[`...)
+	e.buf = put(e.buf, `"tool_calls":[`)
 	n := 0
 	for call := range jsonspan.ElementsOf(c.calls) {
 		e.comma(n > 0)
 		e.call(n, call, false)
 		n++
 	}
-	e.buf = append(e.buf, ']')
+	e.buf = put(e.buf, `]`)
 }
 
 // call writes the n'th tool call, without its arguments where those are split.
 func (e *Events) call(n int, call []byte, split bool) {
-	e.buf = strconv.AppendInt(append(e.buf, `{"index":`...), int64(n), 10)
+	e.buf = put(put(e.buf, `{"index":`), strconv.Itoa(n))
 	for m := range jsonspan.MembersOf(call) {
 		switch {
 		case m.Is("index"): // a server's own is replaced
 		case split && m.Is("function") && isLongText(Last(m.Value, "arguments")):
-			e.buf = append(e.buf, ',')
+			e.buf = put(e.buf, `,`)
 			m.Value = editMembers(m.Value, func(m jsonspan.Member) []byte {
 				if m.Is("arguments") {
 					return []byte(`""`)
@@ -182,9 +181,9 @@ func (e *Events) call(n int, call []byte, split bool) {
 			})
 			e.member(m)
 		default:
-			e.buf = append(e.buf, ',')
+			e.buf = put(e.buf, `,`)
 			e.member(m)
 		}
 	}
-	e.buf = append(e.buf, '}')
+	e.buf = put(e.buf, `}`)
 }

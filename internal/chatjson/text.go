@@ -53,13 +53,12 @@ func (t *EventText) Read(p []byte) (int, error) {
 
 func (t *EventText) next() {
 	text, err := t.events.Next()
-	t.from, t.line = 0, append(t.line[:0], "data: "...)
-	if err != nil {
+	if t.from = 0; err != nil {
 		t.wipe()
-		t.line, t.done = append(t.line[:0], "data: [DONE]\n\n"...), true
+		t.line, t.done = AppendEvent(t.line[:0], []byte("[DONE]")), true
 		return
 	}
-	t.line = append(append(t.line, text...), "\n\n"...)
+	t.line = AppendEvent(t.line[:0], text)
 }
 
 // Close wipes what was not read. Its error is always nil.
