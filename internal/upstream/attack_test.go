@@ -10,7 +10,6 @@ import (
 	"log"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -104,12 +103,13 @@ func TestContentUnderWay(t *testing.T) {
 func logged(t *testing.T) func() string {
 	var mu sync.Mutex
 	var text strings.Builder
+	before := log.Writer()
+	t.Cleanup(func() { log.SetOutput(before) })
 	log.SetOutput(writerFunc(func(b []byte) (int, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		return text.WriteString(strings.ReplaceAll(string(b), `\x00`, ""))
 	}))
-	t.Cleanup(func() { log.SetOutput(os.Stderr) })
 	return func() string {
 		mu.Lock()
 		defer mu.Unlock()
