@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// logCall writes the one line that each call has at level INFO, when it has ended. status is that of
-// an answer that opened.
+// logCall writes the one line that each call has at level INFO, when it has ended. status is that
+// of an answer that opened.
 func (c *SecureCompletionClient) logCall(ctx context.Context, in *plainRequest, o *callOptions,
 	start time.Time, status int, size int64, err error) {
 	attrs := []slog.Attr{

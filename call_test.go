@@ -420,8 +420,8 @@ func TestHTTPClientTokenUnderPolicy(t *testing.T) {
 	}
 }
 
-// A whole answer for an SDK is wiped when the SDK closes it, also where more room was reserved. What
-// is written into its memory after that, it does not show, nor wipe when it is closed again.
+// A whole answer for an SDK is wiped when the SDK closes it, also where more room was reserved.
+// What is written into its memory after that, it does not show, nor wipe when it is closed again.
 func TestHTTPClientWipesAnswers(t *testing.T) {
 	all := []byte(`{"answer":"a"} and what was there before`)
 	spare := &httpx.Spare{}

@@ -199,10 +199,11 @@ type KeyInfo struct {
 	Public     bool   // a public key block stood in the text as well, and belongs to the key
 }
 
-// Keys lists the RSA keys, the primary one first, then that of [KeyStore.Next] if there is one, then
-// the retired ones, those that were retired last first; then the key configurations for Oblivious HTTP, those in use first, and the key that
-// signs their list. A key that was not needed yet is not there: see [KeyStore.Public] and
-// [Gateway.Keys]. A closed store has none. The caller owns the slice.
+// Keys lists the RSA keys, the primary one first, then that of [KeyStore.Next] if there is one,
+// then the retired ones, those that were retired last first; then the key configurations for
+// Oblivious HTTP, those in use first, and the key that signs their list. A key that was not needed
+// yet is not there: see [KeyStore.Public] and [Gateway.Keys]. A closed store has none. The caller
+// owns the slice.
 func (s *KeyStore) Keys() []KeyInfo {
 	var list []KeyInfo
 	for _, i := range s.store.Keys() {
@@ -247,8 +248,8 @@ func (s *KeyStore) ExportPEM(
 }
 
 // Delete wipes a retired RSA key before its grace is over, or the key of [KeyStore.Next], and takes
-// it out of the file. The primary key cannot be deleted: rotate first. Errors: [ErrInvalidRequest] for that key, or a
-// fingerprint that no RSA key has; and those of [KeyStore].
+// it out of the file. The primary key cannot be deleted: rotate first. Errors: [ErrInvalidRequest]
+// for that key, or a fingerprint that no RSA key has; and those of [KeyStore].
 func (s *KeyStore) Delete(ctx context.Context, fingerprint string) error {
 	return s.store.Delete(ctx, fingerprint)
 }

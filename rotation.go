@@ -44,8 +44,8 @@ type Rotation struct {
 // are those of [KeyStore].
 func (s *KeyStore) Rotate(ctx context.Context) error { return s.store.Rotate(ctx) }
 
-// Next is the public half of the RSA key that the next rotation puts in use, whether by Rotate or in
-// the background, in this process or in another one of the same file. Next makes it if there is
+// Next is the public half of the RSA key that the next rotation puts in use, whether by Rotate or
+// in the background, in this process or in another one of the same file. Next makes it if there is
 // none yet, and does not change it afterwards. It is for clients of protocol v1 that pin: tell them
 // its fingerprint, have them pin both ([Pin] takes several), and rotate when they do. It opens
 // nothing before it is in use: a message that is sealed to it earlier is [ErrDecryption], or status

@@ -80,9 +80,9 @@ func (e *endorsements) chain(root *trust.AMDRootCerts, vlek bool) *spb.Certifica
 	return c
 }
 
-// checkChain refuses an ASK and an ARK with other keys than the trusted ones, or that AMD's root did
-// not sign, so that a document has no bytes that nobody looked at, and certificates out of date, to
-// say so in these words.
+// checkChain refuses an ASK and an ARK with other keys than the trusted ones, or that AMD's root
+// did not sign, so that a document has no bytes that nobody looked at, and certificates out of
+// date, to say so in these words.
 func (e *endorsements) checkChain(ask, ark *x509.Certificate, now time.Time) error {
 	for _, cert := range []*x509.Certificate{e.key, ask, ark} {
 		if now.After(cert.NotAfter) {

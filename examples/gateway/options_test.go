@@ -225,8 +225,8 @@ func TestKeyIsNotReplaced(t *testing.T) {
 	})
 }
 
-// The configurations of Oblivious HTTP are replaced under a signer that stays, unless other machines
-// may have copies of the keys.
+// The configurations of Oblivious HTTP are replaced under a signer that stays, unless other
+// machines may have copies of the keys.
 func TestConfigurationsAreReplaced(t *testing.T) {
 	for _, c := range []struct {
 		o    options

@@ -23,9 +23,9 @@
 //
 // The program asks for passphrases on the terminal, without echo, or takes them from the
 // environment: NOMYO_KEY_PASSWORD for the store, NOMYO_KEY_NEW_PASSWORD for the new one of passwd,
-// NOMYO_FILE_PASSWORD for the file of import and export. With _FILE behind its name a variable names
-// a file with the passphrase. Other processes of the same user can read an environment. Nobody can
-// open a store whose passphrase is lost.
+// NOMYO_FILE_PASSWORD for the file of import and export. With _FILE behind its name a variable
+// names a file with the passphrase. Other processes of the same user can read an environment.
+// Nobody can open a store whose passphrase is lost.
 //
 // Retired keys stay until delete, or until a client or a gateway that has the store open finds that
 // their grace is over. This program does not know how long the grace is. After passwd, services

@@ -24,9 +24,9 @@
 // to -url. Every other endpoint of the SDK is refused, and nothing is sent. Streams are made from
 // the complete answer: they work, and their first word arrives when the last one has arrived.
 //
-// With -protocol ohttp, against a gateway that speaks Oblivious HTTP, every endpoint that the gateway allows
-// is sealed, and streams arrive as the model sends them. Exit status: 0 for success, 1 if there was
-// no answer, 2 for wrong input.
+// With -protocol ohttp, against a gateway that speaks Oblivious HTTP, every endpoint that the
+// gateway allows is sealed, and streams arrive as the model sends them. Exit status: 0 for success,
+// 1 if there was no answer, 2 for wrong input.
 package main
 
 import (

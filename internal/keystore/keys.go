@@ -26,11 +26,12 @@ import (
 //	made → current → retired → expired → wiped
 //
 // A current RSA key is the primary one, of which there is one at most; current configurations are
-// listed, one of each KEM. An RSA key that was made ahead of time is the next one, of which there is
-// one at most: it opens nothing before it is current (next.go). A retired key opens requests that
-// were sealed before it was replaced, until its grace is over. Then it is expired: it opens nothing,
-// and the store that finds it takes it out of the file. A key is wiped when it is no longer in the store and the last request that
-// uses it has ended. The two kinds differ in how long they are current, and in their grace.
+// listed, one of each KEM. An RSA key that was made ahead of time is the next one, of which there
+// is one at most: it opens nothing before it is current (next.go). A retired key opens requests
+// that were sealed before it was replaced, until its grace is over. Then it is expired: it opens
+// nothing, and the store that finds it takes it out of the file. A key is wiped when it is no
+// longer in the store and the last request that uses it has ended. The two kinds differ in how long
+// they are current, and in their grace.
 
 // life is a key's life so far.
 type life struct {

@@ -76,8 +76,8 @@ func (c *readCounter) Read(p []byte) (int, error) {
 	return c.Reader.Read(p)
 }
 
-// TestLargeFinalChunk checks that a final chunk, whose length nobody says ahead, is not read byte by
-// byte, with new memory for each: anybody on the way can send one.
+// TestLargeFinalChunk checks that a final chunk, whose length nobody says ahead, is not read byte
+// by byte, with new memory for each: anybody on the way can send one.
 func TestLargeFinalChunk(t *testing.T) {
 	const most = 64 << 10
 	for size, want := range map[int]error{most + tagSize: ErrDecryption, 2 * most: ErrTooLarge} {

@@ -71,9 +71,9 @@ func (r *Reader) Read(p []byte) (int, error) {
 }
 
 // UseBuffer gives the Reader memory to read into and open chunks in: memory that is better
-// protected than the heap. From a chunk that does not fit on, the heap is used. Every chunk fits if b has
-// maxChunk and [Overhead] bytes and one more. The caller keeps b, and may reuse it after Close,
-// which clears it. The caller calls UseBuffer before the first Read.
+// protected than the heap. From a chunk that does not fit on, the heap is used. Every chunk fits if
+// b has maxChunk and [Overhead] bytes and one more. The caller keeps b, and may reuse it after
+// Close, which clears it. The caller calls UseBuffer before the first Read.
 func (r *Reader) UseBuffer(b []byte) { r.buf, r.lent = b, true }
 
 // ReadByte makes a Reader a bhttp.Source.
@@ -273,7 +273,8 @@ func (r *Reader) readAhead() error {
 	return nil
 }
 
-// isReady reports, after readAhead, whether Read opens what is there without waiting for the stream.
+// isReady reports, after readAhead, whether Read opens what is there without waiting for the
+// stream.
 func (r *Reader) isReady() bool {
 	if len(r.rest) > 0 || r.err != nil || r.srcErr != nil {
 		return true

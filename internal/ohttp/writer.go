@@ -96,8 +96,8 @@ func (w *Writer) Close() {
 // a DATA frame (RFC 9113, section 4.1) fill one record of TLS.
 const PassChunk = MaxChunk - 9 - 2 - tagSize // header, length, tag
 
-// UseBuffer gives the Writer memory for sealed chunks, which it uses as long as they fit. The caller
-// keeps b, and may use it again after Close.
+// UseBuffer gives the Writer memory for sealed chunks, which it uses as long as they fit. The
+// caller keeps b, and may use it again after Close.
 func (w *Writer) UseBuffer(b []byte) { w.out = append(b[:0], w.out...) }
 
 // Pass seals p in chunks of PassChunk bytes, and hands them to the stream in one Write. What was

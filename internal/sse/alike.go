@@ -11,8 +11,8 @@ import (
 )
 
 // Alike knows chunks that differ from one before them in the text of a delta alone, as nearly all
-// chunks of a stream do. That chunk was checked, and its choices were counted. All of that holds for
-// any other text in its place: no verdict depends on what the text says, only on its being a
+// chunks of a stream do. That chunk was checked, and its choices were counted. All of that holds
+// for any other text in its place: no verdict depends on what the text says, only on its being a
 // string. Nothing but what is left out here depends on what came between the two chunks: halves of
 // characters, which are escapes by number, and calls of tools, which are counted. The zero value is
 // ready.
