@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/seed-017344ad/sealedchat/internal/jsonspan"
+	"github.com/seed-017344ad/sealedchat/internal/sse"
 )
 
 const (
@@ -386,15 +387,8 @@ func (c *choice) parseMessage() error {
 	return nil
 }
 
-// put appends to dst, which owns its memory: what dst outgrows is wiped.
-func put[T string | []byte](dst []byte, more T) []byte {
-	if len(more) > cap(dst)-len(dst) {
-		grown := append(make([]byte, 0, 2*cap(dst)+len(more)), dst...)
-		clear(dst[:cap(dst)])
-		dst = grown
-	}
-	return append(dst, more...)
-}
+// put appends to dst, which owns its memory.
+func put[T string | []byte](dst []byte, more T) []byte { return sse.AppendWiping(dst, more) }
 
 // AppendLine appends checked JSON without its line breaks, which stand between tokens alone. dst
 // owns its memory: what it outgrows is wiped.

@@ -48,9 +48,6 @@ type Scanner struct {
 	over    bool // a line or an event was longer than most
 }
 
-// NewScanner keeps at most so many bytes of a line, and of an event.
-func NewScanner(most int) *Scanner { return &Scanner{most: most} }
-
 // Scan takes in piece to the end of the next block, which an empty line ends, or all of it. n is
 // how much it took. At the end of a block, [Scanner.Event] is the event, if the block has one.
 func (s *Scanner) Scan(piece []byte) (n int, end bool) {
@@ -161,7 +158,7 @@ func (s *Scanner) keep(part []byte) {
 		part = part[:room]
 		s.long, s.over = true, true
 	}
-	s.line = appendWiping(s.line, part)
+	s.line = AppendWiping(s.line, part)
 }
 
 // endLine ends the present line with rest, and reports whether the block ends with it.
@@ -206,14 +203,14 @@ func (s *Scanner) field(line []byte, long bool) {
 			return
 		}
 		if s.lines++; s.lines > 1 {
-			s.data = appendWiping(s.data, []byte{'\n'})
+			s.data = AppendWiping(s.data, "\n")
 		}
-		s.data, s.hasData = appendWiping(s.data, value), true
+		s.data, s.hasData = AppendWiping(s.data, value), true
 	}
 }
 
-// appendWiping is append that leaves nothing behind when it moves.
-func appendWiping(dst, more []byte) []byte {
+// AppendWiping is append that leaves nothing behind when it moves.
+func AppendWiping[T string | []byte](dst []byte, more T) []byte {
 	need := len(dst) + len(more)
 	if need <= cap(dst) {
 		return append(dst, more...)
