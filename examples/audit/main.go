@@ -92,22 +92,23 @@ func (p *audit) run(ctx context.Context, args []string) int {
 	default:
 		err = program.WrongInput("want: %s (see audit -h)", strings.Join(commands(), ", or: "))
 	}
-	if err == nil || errors.Is(err, flag.ErrHelp) {
-		return 0
-	}
-	text, status := program.Explain(err, nil)
-	program.Fail(p.stderr, "audit", text)
+	return program.Exit(p.stderr, "audit", err, explain)
+}
+
+// explain turns an error into one line for the user, and an exit status.
+func explain(err error) (text string, status int) {
+	text, status = program.Explain(err, nil)
 	switch {
 	case program.IsWrongInput(err):
-		return status
+		return text, status
 	case errors.Is(err, sealedchat.ErrAuditTampered):
-		return 3
+		return text, 3
 	case errors.Is(err, sealedchat.ErrAuditTorn):
-		return 4
+		return text, 4
 	case errors.Is(err, errHeadNotFound):
-		return 5
+		return text, 5
 	}
-	return status
+	return text, status
 }
 
 // parse reads the flags of a command, and the path of the log after them.

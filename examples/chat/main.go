@@ -26,8 +26,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -65,21 +63,15 @@ type chat struct {
 func (p *chat) run(ctx context.Context, args []string) int {
 	p.stderr = &lockedWriter{w: p.stderr}
 	o, err := p.parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		return 0
-	}
 	if err == nil {
 		err = p.readPrompt(ctx, o)
 	}
 	if err == nil {
 		err = p.talk(ctx, o)
 	}
-	if err == nil {
-		return 0
-	}
-	text, status := o.server.Explain(ctx, err)
-	program.Fail(p.stderr, "chat", text)
-	return status
+	return program.Exit(p.stderr, "chat", err, func(err error) (string, int) {
+		return o.server.Explain(ctx, err)
+	})
 }
 
 // talk connects to the server, or to the demo, and asks.

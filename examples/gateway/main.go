@@ -46,7 +46,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"io"
 	"log/slog"
 	"os"
@@ -78,18 +77,12 @@ type gatewayProgram struct {
 
 func (p *gatewayProgram) run(ctx context.Context, args []string) int {
 	o, err := p.parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		return 0
-	}
 	if err == nil {
 		err = p.serve(ctx, o)
 	}
-	if err == nil {
-		return 0
-	}
-	text, status := program.Explain(err, fieldFlags)
-	program.Fail(p.stderr, "gateway", text)
-	return status
+	return program.Exit(p.stderr, "gateway", err, func(err error) (string, int) {
+		return program.Explain(err, fieldFlags)
+	})
 }
 
 // serve runs the gateway until ctx ends.

@@ -51,7 +51,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"io"
 	"os"
 	"strings"
@@ -85,18 +84,12 @@ type keystore struct {
 
 func (p *keystore) run(ctx context.Context, args []string) int {
 	o, err := p.parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		return 0
-	}
 	if err == nil {
 		err = o.command.run(p, ctx, o)
 	}
-	if err == nil {
-		return 0
-	}
-	text, status := explain(ctx, err)
-	program.Fail(p.stderr, "keystore", text)
-	return status
+	return program.Exit(p.stderr, "keystore", err, func(err error) (string, int) {
+		return explain(ctx, err)
+	})
 }
 
 // explain turns an error into one line for the user, and an exit status.

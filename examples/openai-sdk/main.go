@@ -79,9 +79,6 @@ func help() program.Usage {
 // run is the program. It returns its exit status.
 func (p *openaiSDK) run(ctx context.Context, args []string) int {
 	err := p.parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		return 0
-	}
 	var answer string
 	if err == nil {
 		answer, err = p.ask(ctx)
@@ -89,12 +86,9 @@ func (p *openaiSDK) run(ctx context.Context, args []string) int {
 	if err == nil {
 		_, err = fmt.Fprintln(p.stdout, answer)
 	}
-	if err == nil {
-		return 0
-	}
-	text, status := p.server.Explain(ctx, err) // finds the cause through the SDK's own error
-	program.Fail(p.stderr, "openai-sdk", text)
-	return status
+	return program.Exit(p.stderr, "openai-sdk", err, func(err error) (string, int) {
+		return p.server.Explain(ctx, err) // finds the cause through the SDK's own error
+	})
 }
 
 func (p *openaiSDK) parse(args []string) error {

@@ -34,7 +34,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -79,18 +78,12 @@ type proxy struct {
 
 func (p *proxy) run(ctx context.Context, args []string) int {
 	o, err := p.parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		return 0
-	}
 	if err == nil {
 		err = p.serve(ctx, o)
 	}
-	if err == nil {
-		return 0
-	}
-	text, status := o.server.Explain(ctx, err)
-	program.Fail(p.stderr, "proxy", text)
-	return status
+	return program.Exit(p.stderr, "proxy", err, func(err error) (string, int) {
+		return o.server.Explain(ctx, err)
+	})
 }
 
 // serve runs the proxy until ctx ends.

@@ -9,6 +9,7 @@ package program
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -68,6 +69,17 @@ func Explain(err error, fields map[string]string) (text string, status int) {
 		return text, StatusUsage
 	}
 	return text, StatusFailed
+}
+
+// Exit returns the exit status of a program that ended with err: 0 for nil and for flag.ErrHelp.
+// For any other error it prints the line of explain, with the name of the program before it.
+func Exit(w io.Writer, name string, err error, explain func(error) (text string, status int)) int {
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	text, status := explain(err)
+	Fail(w, name, text)
+	return status
 }
 
 // Fail prints the line of Explain, with the name of the program before it.
